@@ -1,0 +1,90 @@
+"""One form for every mistake a person can mend: what was wrong, where, what was expected, the remedy, a code.
+
+The codes, their causes and their exit statuses stand in `catalogue.toml`; `sddit-run explain CODE` prints a page of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing to mend. `where` is a file, a line or a dotted key; `fix` is what to type."""
+
+    code: str
+    what: str
+    where: str = ""
+    got: str = ""
+    expect: str = ""
+    fix: str = ""
+
+    def lines(self) -> list[str]:
+        """The problem as printed: a head line, then only the fields that say something."""
+        fields = {"where": self.where, "got": self.got, "expect": self.expect, "fix": self.fix}
+        head = f"error {self.code}: {printable(self.what)}"
+        body = [f"  {name + ':':<8}{printable(text)}" for name, text in fields.items() if text]
+        return [head, *body, f"  {'more:':<8}sddit-run explain {self.code}"]
+
+
+class SdditError(Exception):
+    """Problems for the person who typed. Carries as many as were found, so that all can be mended at once."""
+
+    def __init__(self, *problems: Problem) -> None:
+        if not problems:
+            raise ValueError("SdditError needs at least one Problem")
+        self.problems = problems
+        super().__init__("\n".join("\n".join(problem.lines()) for problem in problems))
+
+    @property
+    def exit_status(self) -> int:
+        """The documented exit status of the first problem."""
+        return exit_status(self.problems[0].code)
+
+
+def error(code: str, what: str, **fields: str) -> SdditError:
+    """Short for an `SdditError` of one problem."""
+    return SdditError(Problem(code, what, **fields))
+
+
+def raise_all(problems: Iterable[Problem]) -> None:
+    """Raise one `SdditError` with all problems, if there are any."""
+    if found := tuple(problems):
+        raise SdditError(*found)
+
+
+@cache
+def catalogue() -> Mapping[str, Mapping[str, Any]]:
+    """Every documented code: {code: {title, exit, cause, remedy}}."""
+    text = files("sddit").joinpath("catalogue.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def exit_status(code: str) -> int:
+    """The exit status that belongs to `code`; 1 (a bug of ours) for a code that is not in the catalogue."""
+    return int(catalogue().get(code, {}).get("exit", 1))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name closest to a misspelt one, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else ""
+
+
+def one_of(name: str, known: Iterable[str], most: int = 12) -> str:
+    """`one of a, b, c   (did you mean 'b'?)`, for the `expect` of a problem."""
+    names = sorted(known)
+    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    close = nearest(name, names)
+    return f"one of {shown}" + (f"   (did you mean {close!r}?)" if close else "")
+
+
+def printable(text: str) -> str:
+    """`text` safe for a terminal: control, bidi and line-breaking characters are shown escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,1 @@
+"""Recipes: load -> extends -> override -> validate -> resolved recipe. Nothing here imports torch."""

@@ -1,0 +1,136 @@
+"""A resolved recipe: every slot filled, every value known, with its origin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from sddit import interfaces as face
+from sddit.interfaces import Params
+from sddit.recipes.settings import EmaSettings, EvaluateSettings, TeacherSettings, TrainSettings
+from sddit.registry import Component
+from sddit.values import is_zero
+
+P = TypeVar("P", bound=Params)
+Json = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen(Generic[P]):
+    """A component and its settings."""
+
+    component: Component[Any]
+    params: P
+
+    def build(self, **runtime: Any) -> Any:
+        """Build it."""
+        return self.component.build(self.params, **runtime)
+
+    def to_json(self) -> dict[str, Json]:
+        return {"name": self.component.qualified, **self.params.model_dump(mode="json", by_alias=True)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a run is. Two equal ones have one id and one run folder."""
+
+    name: str  # file stem
+    path: Path | None
+    seed: int
+    plugins: tuple[str, ...]
+    backbone: Chosen[face.BackboneParams]
+    noise_schedule: Chosen[face.NoiseScheduleParams]
+    pair_sampler: Chosen[face.PairSamplerParams]
+    losses: Mapping[str, Chosen[face.LossParams]]  # by label; terms of constant weight 0 included
+    attention: Chosen[face.AttentionParams]
+    dataset: Chosen[face.DatasetParams]
+    sampler: Chosen[face.SamplerParams]
+    guidance: Chosen[face.GuidanceParams]
+    optimizer: Chosen[face.OptimizerParams]
+    trackers: Mapping[str, Chosen[face.TrackerParams]]
+    features: Mapping[str, Chosen[face.FeatureParams]]
+    train: TrainSettings
+    teacher: TeacherSettings
+    ema: Mapping[str, EmaSettings]
+    evaluate: EvaluateSettings
+    facts: face.DataFacts
+    origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> where its value came from
+    idle: tuple[str, ...] = ()  # keys that were given and have no effect here
+    plugin_digests: Mapping[str, str] = field(default_factory=dict)  # plugin -> version or file hash
+
+    @property
+    def shapes(self) -> face.Shapes:
+        """What the backbone is built for."""
+        return face.Shapes(self.facts.image, self.facts.num_classes, self.noise_schedule.params.outputs)
+
+    @property
+    def terms(self) -> dict[str, Chosen[face.LossParams]]:
+        """The terms that are built: those whose weight is not 0 for the whole run."""
+        return {label: chosen for label, chosen in self.losses.items() if not is_zero(chosen.params.weight)}
+
+    def views_of(self, term: face.LossParams) -> list[face.ViewSpec]:
+        """The views that `term` reads and has a use for."""
+        needs = term.needs()
+        specs = [v for v in self.pair_sampler.params.views() if not term.views or v.name in term.views]
+        return [v for v in specs if v.network == "student" or needs.teacher is not None]
+
+    def wants(self) -> dict[str, face.Want]:
+        """For each view that some term reads, all that is read from it."""
+        wants: dict[str, face.Want] = {}
+        for chosen in self.terms.values():
+            needs = chosen.params.needs()
+            for view in self.views_of(chosen.params):
+                want = needs.student if view.network == "student" else needs.teacher or face.Want()
+                wants[view.name] = wants.get(view.name, face.Want()) | want
+        return wants
+
+    @property
+    def sampled_weights(self) -> str:
+        """Label of the weights that are sampled."""
+        return self.evaluate.weights or next(iter(self.ema), "student")
+
+    def to_json(self, *, free: bool = True) -> dict[str, Json]:
+        """The resolved recipe. Without `free`, only what decides the numbers: the part that the run id hashes."""
+        tables: dict[str, Json] = {
+            "seed": self.seed,
+            "plugins": list(self.plugins),
+            "backbone": self.backbone.to_json(),
+            "noise_schedule": self.noise_schedule.to_json(),
+            "pair_sampler": self.pair_sampler.to_json(),
+            "loss": {label: chosen.to_json() for label, chosen in self.losses.items()},
+            "attention": self.attention.to_json(),
+            "dataset": self.dataset.to_json(),
+            "sampler": self.sampler.to_json(),
+            "guidance": self.guidance.to_json(),
+            "optimizer": self.optimizer.to_json(),
+            "teacher": _settings(self.teacher, free),
+            "ema": {label: _settings(settings, free) for label, settings in self.ema.items()},
+            "train": _settings(self.train, free),
+            "evaluate": _settings(self.evaluate, free),
+        }
+        if free:
+            tables["tracker"] = {label: chosen.to_json() for label, chosen in self.trackers.items()}
+        return tables
+
+    @property
+    def run_id(self) -> str:
+        """Hash of the resolved recipe, of the data and of the plugins used: a rerun finds its own folder."""
+        identity = {**self.to_json(free=False), "data": self.facts.fingerprint, "code": dict(self.plugin_digests)}
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return sha256(text.encode()).hexdigest()[:12]
+
+
+def _settings(settings: Params, free: bool) -> dict[str, Json]:
+    dumped = settings.model_dump(mode="json", by_alias=True)
+    if free:
+        return dumped
+    marked = type(settings).model_fields
+    return {key: value for key, value in dumped.items() if not _is_free(marked[key].json_schema_extra)}
+
+
+def _is_free(extra: object) -> bool:
+    return isinstance(extra, Mapping) and bool(extra.get("free"))

@@ -1,0 +1,75 @@
+"""The tables of a recipe that belong to the core rather than to a component."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from sddit.interfaces import Params
+from sddit.values import Value, bounded
+
+FREE: dict[str, Any] = {"free": True}
+"""Marks a key that changes no number: it is left out of the run id and may change on resume."""
+
+Precision = Literal["fp32", "bf16", "fp64"]
+
+
+class TrainSettings(Params):
+    """`[train]`: length, batch, precision and saving."""
+
+    steps: int = Field(1000, ge=1, le=10**9, description="Optimizer steps of the whole run.")
+    batch: int = Field(128, ge=1, le=10**6, description="Images of one optimizer step, over all processes.")
+    micro_batch: int | None = Field(
+        None, ge=1, description="Images of one forward pass; gradients accumulate to one batch. Left out: the batch."
+    )
+    precision: Precision = Field("fp32", description="fp32; bf16 (networks under autocast, losses in fp32); fp64.")
+    deterministic: bool | None = Field(
+        None, description="Same bits on every run of one machine type. Left out: true on a CPU, false on CUDA."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Recompute each block in the backward pass instead of keeping its activations."
+    )
+    compile: bool = Field(False, description="torch.compile each block: pays on runs of many minutes.")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads; recorded and reused on resume.", json_schema_extra=FREE
+    )
+    save_every: int = Field(500, ge=1, description="Steps between checkpoints.", json_schema_extra=FREE)
+    keep: int = Field(2, ge=1, description="Verified checkpoints to keep.", json_schema_extra=FREE)
+    log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.", json_schema_extra=FREE)
+
+
+class TeacherSettings(Params):
+    """`[teacher]`: the moving average that a discrimination-like loss compares with."""
+
+    momentum: Annotated[Value, bounded(0, 1)] = Field(
+        default={"start": 0.996, "end": 1.0, "shape": "cosine"},
+        validate_default=True,
+        description="Share of the teacher kept at each step: a value schedule. iBOT's 0.996 -> 1 by default.",
+    )
+
+
+class EmaSettings(Params):
+    """`[ema.LABEL]`: a moving average of the student for sampling. Separate from the teacher."""
+
+    decay: float = Field(0.9999, ge=0, lt=1, description="Share kept at each step.")
+    ramp: bool = Field(False, description="Use min(decay, (1 + step) / (10 + step)): for short runs.")
+
+
+class EvaluateSettings(Params):
+    """`[evaluate]`: previews while training, and the scores at the end."""
+
+    samples: int = Field(1000, ge=2, le=10**6, description="Images generated for the scores.")
+    features: tuple[str, ...] = Field(
+        (), strict=False, description="Feature extractors of the scores; none: no scores, only pictures."
+    )
+    weights: str = Field(
+        "",
+        description="Which weights are sampled: the label of an [ema], or `student`. Empty: the first [ema], else student.",
+    )
+    batch: int = Field(256, ge=1, description="Images sampled at once.", json_schema_extra=FREE)
+    previews: int = Field(6, ge=0, le=1000, description="Sample grids over the run, the last one included.")
+    per_class: int = Field(8, ge=1, le=64, description="Images of each class in a grid.")
+    neighbours: int = Field(3, ge=1, le=100, description="k of precision and recall.")
+    kid_subsets: int = Field(50, ge=1, le=1000, description="Subsets of the kernel distance.")
+    kid_subset_size: int = Field(200, ge=2, description="Images of one such subset.")

@@ -1,0 +1,45 @@
+"""The base class of loss terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sddit.interfaces import Context, Outputs, View
+
+
+class LossTerm(nn.Module):
+    """A labelled term of the objective. Subclass it, write `forward`, and register the subclass.
+
+    Return one value per sample, [B], so that noise windows, micro-batches and the log by noise level work. Declare
+    modules to be averaged by the teacher in `averaged`; change buffers only in `after_step`.
+    """
+
+    averaged: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logged: dict[str, tuple[Tensor, int]] = {}
+
+    def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
+        """One value per sample [B], or a scalar if the params say `couples_samples`."""
+        raise NotImplementedError
+
+    def log(self, name: str, value: Tensor) -> None:
+        """Note a diagnostic. It is averaged over calls and read when the step is logged, without a host sync here."""
+        total, count = self._logged.get(name, (torch.zeros((), dtype=torch.float32, device=value.device), 0))
+        self._logged[name] = (total + value.detach().float().mean(), count + 1)
+
+    def after_step(self, ctx: Context) -> None:
+        """Change buffers here, from what forward staged. Not called for a skipped step."""
+
+    def discard(self) -> None:
+        """Forget what forward staged: the step is not taken."""
+
+    def diagnostics(self) -> dict[str, float]:
+        """Averages of what was logged since the last call."""
+        read = {name: float(total) / count for name, (total, count) in self._logged.items()}
+        self._logged.clear()
+        return read

@@ -1,0 +1,101 @@
+"""Value schedules: one implementation for weights, momenta, temperatures, ratios and learning rates."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Shape = Literal["linear", "cosine", "cosine4", "step"]
+
+
+def _share_or_steps(value: int | float) -> int | float:
+    if isinstance(value, float) and not 0 <= value <= 1:
+        raise ValueError("a number with a point is a share of the run, 0.0 to 1.0; a count of steps is a whole number")
+    if isinstance(value, int) and value < 0:
+        raise ValueError("a count of steps cannot be negative")
+    return value
+
+
+Moment = Annotated[int | float, AfterValidator(_share_or_steps)]
+"""A moment of a run: a whole number counts steps, a number with a point is a share of the planned length."""
+
+
+def step_of(moment: int | float, total: int) -> float:
+    """The step at which `moment` lies in a run of `total` steps."""
+    return float(moment) if isinstance(moment, int) else moment * total
+
+
+class Ramp(BaseModel):
+    """A value that moves from `start` to `end` between two moments, and stays there."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    start: float = Field(description="Value before and at `from`.")
+    end: float = Field(description="Value at and after `until`.")
+    shape: Shape = Field(
+        "linear",
+        description="linear; cosine (half a period); cosine4 (the quarter period to the fourth power); step (jumps at `until`).",
+    )
+    from_: Moment = Field(0, alias="from", description="When the change begins: steps, or a share such as 0.1.")
+    until: Moment = Field(1.0, description="When the change is complete: steps, or a share such as 0.5.")
+
+
+Value = float | Ramp
+"""A number, or `{ start, end, shape, from, until }`."""
+
+
+def value_at(value: Value, step: int, total: int) -> float:
+    """The value of a schedule at `step` of a run planned for `total` steps.
+
+    A ramp reaches `end` exactly at the step that `until` names. With shape cosine from 0 to the run's length it is the
+    momentum schedule of DINO (arXiv:2104.14294): end + (start - end) (1 + cos(pi u)) / 2 with u = step / total.
+    """
+    if not isinstance(value, Ramp):
+        return float(value)
+    begin, finish = step_of(value.from_, total), step_of(value.until, total)
+    u = 1.0 if finish <= begin else (step - begin) / (finish - begin)
+    u = min(max(u, 0.0), 1.0)
+    return value.end + (value.start - value.end) * _left(value.shape, u)
+
+
+def _left(shape: Shape, u: float) -> float:
+    """The share of the way that is still to go at u in [0, 1]."""
+    match shape:
+        case "linear":
+            return 1.0 - u
+        case "cosine":
+            return (1.0 + math.cos(math.pi * u)) / 2
+        case "cosine4":  # the mask-ratio decay of MaskDiT (arXiv:2306.09305)
+            return math.cos(math.pi * u / 2) ** 4
+        case "step":
+            return 1.0 if u < 1.0 else 0.0
+
+
+def extremes(value: Value) -> tuple[float, float]:
+    """The lowest and highest value a schedule takes."""
+    return (min(value.start, value.end), max(value.start, value.end)) if isinstance(value, Ramp) else (value, value)
+
+
+def is_zero(value: Value) -> bool:
+    """Whether a schedule is zero for the whole run: then what it weighs is not built."""
+    return extremes(value) == (0.0, 0.0)
+
+
+class Between:
+    """Validator for `Value`: every value it takes lies in [low, high]."""
+
+    def __init__(self, low: float, high: float = math.inf) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, value: Value) -> Value:
+        lowest, highest = extremes(value)
+        if lowest < self.low or highest > self.high:
+            raise ValueError(f"must stay between {self.low:g} and {self.high:g}")
+        return value
+
+
+def bounded(low: float, high: float = math.inf) -> AfterValidator:
+    """`Annotated[Value, bounded(0, 1)]`: a schedule whose every value lies in the bounds."""
+    return AfterValidator(Between(low, high))
