@@ -1,0 +1,57 @@
+"""Fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+TESTS = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Numbers of a published implementation, by their names without the prefix; see `<name>.json` for meanings."""
+
+    state: dict[str, Tensor]  # parameters under their original names
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def fixture_folders() -> list[Path]:
+    """Where published numbers may lie: a folder of the user's, one beside the checkout, the ones kept here."""
+    own = [Path(folder)] if (folder := os.environ.get("SDDIT_FIXTURES")) else []
+    return [*own, TESTS.parents[1] / "shared" / "fixtures", TESTS / "fixtures" / "published"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Small tensors gain nothing from threads, and tests run beside each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def published() -> Callable[[str], Published]:
+    """`published("dit_a")` reads that file of stored numbers, floats widened to float64, or skips the test."""
+
+    def read(name: str) -> Published:
+        folder = next((f for f in fixture_folders() if (f / f"{name}.safetensors").is_file()), None)
+        if folder is None:
+            pytest.skip(f"the stored numbers {name}.safetensors are not here: set SDDIT_FIXTURES to their folder")
+        parts: dict[str, dict[str, Tensor]] = {"state": {}, "in": {}, "out": {}}
+        for key, tensor in load_file(folder / f"{name}.safetensors").items():
+            part, _, rest = key.partition("/")
+            parts[part][rest] = tensor.double() if tensor.is_floating_point() else tensor
+        meta = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        return Published(parts["state"], parts["in"], parts["out"], meta)
+
+    return read
