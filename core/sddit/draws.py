@@ -1,0 +1,100 @@
+"""Keyed randomness: every draw is a pure function of (seed, purpose, step, sample), never of a hidden state.
+
+Hence exact resume, the same samples at any batch size and number of processes, and ablation arms that see the same noise.
+The generator is Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), whose output is a
+function of a 64-bit key and a 128-bit counter. Here the key is a hash of seed and purpose, and the counter holds
+(block, sample, step, epoch); the epoch tells the visits of one image apart. All draws of a batch are one vectorised call,
+on the device where they are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+WORDS = 4  # 32-bit numbers of one counter
+
+Scope = Literal["sample", "step"]
+
+
+def key_of(seed: int, purpose: str) -> tuple[int, int]:
+    """The Philox key of a purpose: 64 bits of blake2b, as two words."""
+    digest = blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Philox 4x32-10. counter: [4, n] int64 holding 32-bit words; returns [4, n] of the same kind."""
+    factors = torch.tensor(MULTIPLIERS, dtype=torch.int64, device=counter.device)[:, None]
+    even, odd = counter[0::2], counter[1::2]  # words (0, 2) and (1, 3), [2, n]
+    for turn in range(ROUNDS):
+        product = even * factors  # wraps at 64 bits: both halves stay right
+        high, low = (product >> 32) & MASK, product & MASK
+        keys = [(key[i] + turn * WEYL[i]) & MASK for i in range(2)]
+        round_key = torch.tensor(keys, dtype=torch.int64, device=counter.device)[:, None]
+        even, odd = high.flip(0) ^ odd ^ round_key, low.flip(0)
+    return torch.stack([even[0], odd[0], even[1], odd[1]])
+
+
+class Draws:
+    """The draws of one batch at one step.
+
+    Args:
+        seed: the recipe's seed.
+        step: optimizer step, or sampler step when sampling.
+        ids: [B] image index of each sample.
+        epochs: [B] which visit of that image it is; None: the first.
+    """
+
+    def __init__(self, seed: int, step: int, ids: Tensor, epochs: Tensor | None = None) -> None:
+        self.seed = seed
+        self.step = step
+        self._ids = ids.to(torch.int64)
+        self._epochs = torch.zeros_like(self._ids) if epochs is None else epochs.to(torch.int64)
+
+    def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
+        """Standard normal numbers, [B, *shape] float32 ([1, *shape] for scope="step"). Box-Muller in float64."""
+        count = math.prod(shape)
+        u = self._uniform(purpose, 2 * count, scope)
+        radius = (-2 * u[:, :count].log()).sqrt_()
+        return radius.mul_((2 * math.pi * u[:, count:]).cos_()).to(torch.float32).view(-1, *shape)
+
+    def uniform(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
+        """Uniform numbers in the open interval (0, 1), [B, *shape] float64 ([1, *shape] for scope="step")."""
+        return self._uniform(purpose, math.prod(shape), scope).view(-1, *shape)
+
+    def _uniform(self, purpose: str, count: int, scope: Scope) -> Tensor:
+        """[B, count] uniform numbers of 32 bits."""
+        ids, epochs = (self._ids, self._epochs) if scope == "sample" else self._whole_batch()
+        blocks = -(-count // WORDS)
+        shape = (len(ids), blocks)
+        counter = torch.stack(
+            [
+                torch.arange(blocks, device=ids.device).expand(shape),
+                ids[:, None].expand(shape),
+                torch.full(shape, self.step & MASK, device=ids.device),
+                epochs[:, None].expand(shape),
+            ]
+        )
+        words = philox(counter.view(WORDS, -1), key_of(self.seed, f"{purpose}@{scope}"))
+        numbers = words.view(WORDS, *shape).permute(1, 2, 0).reshape(len(ids), blocks * WORDS)
+        return (numbers[:, :count].to(torch.float64) + 0.5) / 2.0**32
+
+    def _whole_batch(self) -> tuple[Tensor, Tensor]:
+        zero = torch.zeros(1, dtype=torch.int64, device=self._ids.device)
+        return zero, zero
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator keyed by purpose, for initial weights: `generator(seed, "init/blocks.0.attn.qkv.weight")`."""
+    low, high = key_of(seed, purpose)
+    return torch.Generator().manual_seed((high << 31) ^ low)
