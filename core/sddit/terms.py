@@ -28,7 +28,7 @@ class LossTerm(nn.Module):
         raise NotImplementedError
 
     def log(self, name: str, value: Tensor) -> None:
-        """Note a diagnostic. It is averaged over calls and read when the step is logged, without a host sync here."""
+        """Note a diagnostic. It is averaged over the micro-batches of a step and the steps of a log line; no host sync."""
         total, count = self._logged.get(name, (torch.zeros((), dtype=torch.float32, device=value.device), 0))
         self._logged[name] = (total + value.detach().float().mean(), count + 1)
 
@@ -38,8 +38,8 @@ class LossTerm(nn.Module):
     def discard(self) -> None:
         """Forget what forward staged: the step is not taken."""
 
-    def diagnostics(self) -> dict[str, float]:
-        """Averages of what was logged since the last call."""
-        read = {name: float(total) / count for name, (total, count) in self._logged.items()}
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Averages of what was logged since the last call, on the device."""
+        read = {name: total / count for name, (total, count) in self._logged.items()}
         self._logged.clear()
         return read

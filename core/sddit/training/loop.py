@@ -1,0 +1,317 @@
+"""The training loop, read top to bottom: pairs, teacher, student, terms, backward, update, averages, log, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sddit.data.loader import batch_ids
+from sddit.draws import Draws
+from sddit.errors import error
+from sddit.interfaces import Batch, Context, Outputs
+from sddit.training.objective import inside, observe, refuse_malformed
+from sddit.training.session import Session
+from sddit.values import step_of, value_at
+
+NOISE_BINS = 4  # each term is also logged by quarter of the training noise density
+GRADIENT_RATIO_EVERY = 100  # steps between measurements of each term's share of the backbone's gradient
+
+
+class Observer(Protocol):
+    """What the world around the loop does: show, log, save, draw previews."""
+
+    def logged(self, session: Session, row: Mapping[str, float]) -> None:
+        """A line of metrics is due."""
+
+    def stepped(self, session: Session) -> None:
+        """A step was taken: save, preview or stop here."""
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What one step measured, still on the device."""
+
+    terms: dict[str, Tensor]  # unweighted mean of each active term
+    binned: dict[str, Tensor]  # its sums by noise quarter, then counts, [2, NOISE_BINS]
+    grad_norm: Tensor
+    ratios: dict[str, float]  # norm of each weighted term's gradient on the backbone, over the first term's
+
+
+def train(session: Session, observer: Observer) -> None:
+    """Take the remaining steps. The observer may raise to stop; the session is then between two steps."""
+    edges = noise_edges(session)
+    with training_mode(session):
+        while session.step < session.total_steps:
+            began = time.monotonic()
+            result = take_step(session, edges)
+            tally(session, result)
+            session.step += 1
+            took = time.monotonic() - began
+            session.seconds += took
+            add(session.tally, "seconds_per_step", torch.tensor(took))
+            if session.step % session.recipe.train.log_every == 0 or session.step == session.total_steps:
+                observer.logged(session, log_row(session))
+            observer.stepped(session)
+
+
+def take_step(session: Session, edges: Tensor) -> StepResult:
+    """One optimizer step. Nothing that lasts changes before the gradient is known to be finite."""
+    weights = session.objective.weights(session.step)
+    result = accumulate(session, weights, edges)
+    parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
+    complete_gradients(parameters)
+    result.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    refuse_non_finite(session, result)
+    if (clip := session.recipe.optimizer.params.clip) is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, result.grad_norm)
+    set_learning_rate(session)
+    session.optimizer.step()
+    session.optimizer.zero_grad(set_to_none=True)
+    for average in session.averages.values():
+        average.update(session.student.backbone, session.step)
+    if session.teacher is not None:
+        momentum = value_at(session.recipe.teacher.momentum, session.step, session.total_steps)
+        session.teacher.update(session.student.backbone, dict(session.student.terms.items()), momentum)
+    finish_terms(session, weights)
+    return result
+
+
+def accumulate(session: Session, weights: Mapping[str, float], edges: Tensor) -> StepResult:
+    """Forward and backward over the micro-batches of one batch; gradients add up to those of the whole."""
+    train_settings = session.recipe.train
+    micro = train_settings.micro_batch or train_settings.batch
+    ids, epochs = batch_ids(session.recipe.seed, session.step, train_settings.batch, len(session.dataset))
+    total = StepResult({}, {}, torch.zeros(()), {})
+    for begin in range(0, train_settings.batch, micro):
+        rows = slice(begin, begin + micro)
+        share = len(ids[rows]) / train_settings.batch
+        measure_ratio = begin == 0 and len(weights) > 1 and session.step % GRADIENT_RATIO_EVERY == 0
+        forward_backward(session, ids[rows], epochs[rows], weights, share, edges, total, measure_ratio)
+    return total
+
+
+def forward_backward(
+    session: Session,
+    ids: Any,
+    epochs: Any,
+    weights: Mapping[str, float],
+    share: float,
+    edges: Tensor,
+    total: StepResult,
+    measure_ratio: bool,
+) -> None:
+    """One micro-batch: views, teacher, student, terms, backward. Adds what it measured to `total`."""
+    objective, labels = session.objective, list(weights)
+    draws = Draws(
+        session.recipe.seed,
+        session.step,
+        torch.as_tensor(ids, device=session.device),
+        torch.as_tensor(epochs, device=session.device),
+    )
+    batch = make_batch(session, ids, draws)
+    ctx = Context(
+        step=session.step,
+        total_steps=session.total_steps,
+        schedule=session.schedule,
+        draws=draws,
+        num_classes=session.recipe.shapes.num_classes,
+    )
+    views = session.pair_sampler(batch, draws, session.schedule, ctx)
+    with session.autocast():
+        seen = teach(session, views, labels)
+        values = session.student(
+            objective.contexts(ctx, labels, session.teacher),
+            views,
+            objective.wants(labels, "student"),
+            seen,
+            {label: objective.read[label] for label in labels},
+        )
+    if session.step == 0:
+        for label, value in values.items():
+            refuse_malformed(label, objective.params[label], value, len(ids))
+    reduced = {
+        label: objective.reduce(label, value, views[objective.student_view(label)], share)
+        for label, value in values.items()
+    }
+    if measure_ratio:
+        total.ratios = gradient_ratios(session, reduced, weights)
+    loss = sum(
+        (weights[label] * value for label, value in reduced.items()), start=torch.zeros((), device=session.device)
+    )
+    if loss.requires_grad:
+        loss.backward()
+    for label, value in values.items():
+        total.terms[label] = total.terms.get(label, 0) + reduced[label].detach()
+        if value.dim():
+            params, t = objective.params[label], views[objective.student_view(label)].t
+            total.binned[label] = total.binned.get(label, 0) + bin_by_noise(
+                inside(params.window, t, value).detach(), t, edges
+            )
+
+
+def make_batch(session: Session, ids: Any, draws: Draws) -> Batch:
+    """Fetch images, mirror some, drop some labels."""
+    settings = session.recipe.dataset.params
+    x0, true_labels = session.dataset.fetch(ids)
+    dtype = next(session.student.parameters()).dtype
+    x0, true_labels = x0.to(session.device, dtype, non_blocking=True), true_labels.to(session.device, non_blocking=True)
+    flipped = torch.zeros(len(ids), dtype=torch.bool, device=session.device)
+    if settings.flip:
+        flipped = draws.uniform("flip") < 0.5
+        x0 = torch.where(flipped[:, None, None, None], x0.flip(-1), x0)
+    null = torch.full_like(true_labels, session.recipe.shapes.num_classes)
+    labels = torch.where(draws.uniform("label") < settings.label_drop, null, true_labels)
+    return Batch(
+        x0=x0, labels=labels, true_labels=true_labels, ids=torch.as_tensor(ids, device=session.device), flipped=flipped
+    )
+
+
+def teach(session: Session, views: Mapping[str, Any], labels: list[str]) -> dict[str, Outputs]:
+    """The teacher's outputs, without gradient, for the views that some active term wants them of."""
+    wants = session.objective.wants(labels, "teacher")
+    if not wants:
+        return {}
+    assert session.teacher is not None, "a teacher is built whenever a term that counts wants one"
+    with torch.no_grad():
+        return {
+            name: observe(session.teacher.backbone, session.schedule, views[name], want) for name, want in wants.items()
+        }
+
+
+def complete_gradients(parameters: list[Tensor]) -> None:
+    """A parameter that this step left without a gradient gets zeros, so that every step and process sees the same set."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
+    """Norm of each weighted term's gradient on the backbone over that of the first term: who leads the network."""
+    parameters = list(session.student.backbone.parameters())
+    norms: dict[str, float] = {}
+    for label, value in reduced.items():
+        gradients = torch.autograd.grad(weights[label] * value, parameters, retain_graph=True, allow_unused=True)
+        norms[label] = float(torch.nn.utils.get_total_norm([g for g in gradients if g is not None]))
+    first, *others = norms
+    return {label: norms[label] / norms[first] for label in others if norms[first] > 0}
+
+
+def refuse_non_finite(session: Session, result: StepResult) -> None:
+    """Stop before any weight, average, teacher or buffer changes. The one host sync of a step."""
+    finite = torch.stack(
+        [torch.isfinite(result.grad_norm), *(torch.isfinite(value) for value in result.terms.values())]
+    )
+    if bool(finite.all()):
+        return
+    for term in session.student.terms.values():
+        term.discard()  # type: ignore[operator]
+    session.optimizer.zero_grad(set_to_none=True)
+    bad = [label for label, value in result.terms.items() if not math.isfinite(float(value))]
+    got = f"loss.{', loss.'.join(bad)} not finite" if bad else f"gradient norm {float(result.grad_norm)}"
+    ids, _ = batch_ids(session.recipe.seed, session.step, session.recipe.train.batch, len(session.dataset))
+    shown = ", ".join(str(int(i)) for i in ids[:8])
+    raise error(
+        "SD-N501",
+        f"a non-finite value at step {session.step}; nothing was changed by it",
+        where=f"samples {shown}, ...",
+        got=got,
+        expect="finite losses and gradients",
+        fix="lower optimizer.lr, set optimizer.clip, or train.precision=fp32; look at these samples",
+    )
+
+
+def set_learning_rate(session: Session) -> None:
+    """lr(step) with its linear warm-up, times each group's factor."""
+    params, step, total = session.recipe.optimizer.params, session.step, session.total_steps
+    warmup = step_of(params.warmup, total)
+    rate = value_at(params.lr, step, total) * min(1.0, (step + 1) / warmup if warmup > 0 else 1.0)
+    for group in session.optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def finish_terms(session: Session, weights: Mapping[str, float]) -> None:
+    """Terms apply what they staged: buffers change here and nowhere else."""
+    ids = torch.zeros(1, dtype=torch.int64, device=session.device)
+    ctx = Context(
+        step=session.step,
+        total_steps=session.total_steps,
+        schedule=session.schedule,
+        draws=Draws(session.recipe.seed, session.step, ids),
+        num_classes=session.recipe.shapes.num_classes,
+    )
+    contexts = session.objective.contexts(ctx, list(weights), session.teacher)
+    with torch.no_grad():
+        for label, context in contexts.items():
+            session.student.terms[label].after_step(context)  # type: ignore[operator]
+
+
+def noise_edges(session: Session) -> Tensor:
+    """The t that split the training noise density into equal parts, [NOISE_BINS - 1]."""
+    u = torch.arange(1, NOISE_BINS, dtype=torch.float64, device=session.device) / NOISE_BINS
+    return session.schedule.t_from_uniform(u)
+
+
+def bin_by_noise(value: Tensor, t: Tensor, edges: Tensor) -> Tensor:
+    """Sums and counts of `value` [B] by noise quarter, [2, NOISE_BINS]."""
+    index = torch.bucketize(t.to(edges.dtype), edges)
+    sums = torch.zeros(2, NOISE_BINS, dtype=torch.float64, device=value.device)
+    sums[0].index_add_(0, index, value.to(torch.float64))
+    sums[1].index_add_(0, index, torch.ones_like(value, dtype=torch.float64))
+    return sums
+
+
+def tally(session: Session, result: StepResult) -> None:
+    """Add a step to the sums of the current log interval, on the device: nothing is read back before the log is due."""
+    add(session.tally, "grad_norm", result.grad_norm)
+    for label, value in result.terms.items():
+        add(session.tally, f"loss/{label}", value)
+        for name, diagnostic in session.student.terms[label].diagnostics().items():  # type: ignore[operator]
+            add(session.tally, f"{label}/{name}", diagnostic)
+    for label, sums in result.binned.items():
+        for quarter in range(NOISE_BINS):
+            add(session.tally, f"loss/{label}@{quarter + 1}", sums[0, quarter], sums[1, quarter])
+    for label, ratio in result.ratios.items():
+        add(session.tally, f"grad_ratio/{label}", torch.tensor(ratio))
+
+
+def add(sums: dict[str, Tensor], name: str, value: Tensor, count: Tensor | None = None) -> None:
+    """Add a value, and how often it was seen, to the pair of sums under `name`: [sum, count] float64."""
+    value = value.detach().to(torch.float64)
+    pair = torch.stack([value, torch.ones_like(value) if count is None else count.to(value)])
+    sums[name] = sums[name] + pair if name in sums else pair
+
+
+def log_row(session: Session) -> dict[str, float]:
+    """The means of the interval that ends here, which then begins anew. One read of the device."""
+    names = list(session.tally)
+    sums = torch.stack([session.tally[name].cpu() for name in names]) if names else torch.zeros(0, 2)
+    means = {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count > 0}
+    session.tally = {}
+    took = means.pop("seconds_per_step")
+    weights = session.objective.weights(session.step - 1)
+    row = {
+        "step": float(session.step),
+        "images": float(session.step * session.recipe.train.batch),
+        "seconds": session.seconds,
+        "images_per_second": session.recipe.train.batch / max(took, 1e-9),
+        "lr": session.optimizer.param_groups[0]["lr"] / session.optimizer.param_groups[0]["lr_scale"],
+        "loss": sum(weight * means.get(f"loss/{label}", 0.0) for label, weight in weights.items()),
+    }
+    return row | {f"weight/{label}": weight for label, weight in weights.items()} | means
+
+
+@contextmanager
+def training_mode(session: Session) -> Iterator[None]:
+    """Student in training mode, the teacher and the averages as they are, in evaluation mode."""
+    session.student.train()
+    try:
+        yield
+    finally:
+        session.student.eval()

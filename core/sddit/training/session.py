@@ -1,0 +1,248 @@
+"""Everything that training depends on, built from a recipe, saved whole and restored whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sddit.draws import generator
+from sddit.errors import error
+from sddit.interfaces import Dataset, NoiseSchedule, PairSampler
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.settings import Precision
+from sddit.training import tensors as safetensors_bridge
+from sddit.training.averages import Teacher, WeightAverage, under
+from sddit.training.checkpoints import Checkpoint
+from sddit.training.objective import Objective, Student
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+"""The dtype of weights. bf16 is an autocast over float32 weights."""
+
+
+@dataclass(slots=True)
+class Session:
+    """The state of a run between two steps."""
+
+    recipe: Recipe
+    device: torch.device
+    dataset: Dataset
+    schedule: NoiseSchedule
+    pair_sampler: PairSampler
+    objective: Objective
+    student: Student
+    teacher: Teacher | None
+    averages: dict[str, WeightAverage]
+    optimizer: torch.optim.Optimizer
+    step: int = 0  # optimizer steps taken
+    seconds: float = 0.0  # spent training, earlier sittings included
+    tally: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # sum and count of what the current log interval saw, [2] float64
+
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.train.steps
+
+    def autocast(self) -> torch.autocast:
+        """bf16 for matrix products where the recipe asks for it."""
+        return autocast(self.recipe, self.device)
+
+    def weights(self, label: str) -> nn.Module:
+        """The backbone to sample with: an EMA by its label, or `student`."""
+        return self.student.backbone if label == "student" else self.averages[label].module
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The precision of matrix products."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.precision == "bf16")
+
+
+def build_session(recipe: Recipe, device: torch.device) -> Session:
+    """A run before its first step."""
+    dtype = DTYPES[recipe.train.precision]
+    with default_dtype(dtype):
+        backbone = build_backbone(recipe, device="cpu")
+        schedule: NoiseSchedule = recipe.noise_schedule.build()
+        terms = build_terms(recipe)
+    student = Student(backbone, terms, schedule).to(device)
+    taps = tuple(
+        dict.fromkeys(tap for chosen in recipe.terms.values() if (t := chosen.params.needs().teacher) for tap in t.taps)
+    )
+    teacher = Teacher(student.backbone, student.terms, taps) if taps else None  # type: ignore[arg-type]
+    backbone.set_checkpointing(recipe.train.activation_checkpointing)
+    grid = recipe.backbone.params.grid(recipe.shapes)
+    return Session(
+        recipe=recipe,
+        device=device,
+        dataset=recipe.dataset.build(split="train"),
+        schedule=schedule,
+        pair_sampler=recipe.pair_sampler.build(grid=grid),
+        objective=Objective(recipe),
+        student=student,
+        teacher=teacher,
+        averages={label: WeightAverage(settings, student.backbone) for label, settings in recipe.ema.items()},
+        optimizer=recipe.optimizer.build()(parameter_groups(recipe, student), device),
+    )
+
+
+def build_backbone(recipe: Recipe, *, device: torch.device | str) -> nn.Module:
+    """The network F with its initial weights, each a function of the seed and its own name alone."""
+    shapes = recipe.shapes
+    with seeded(recipe.seed, "init/backbone"):
+        backbone: nn.Module = recipe.backbone.build(
+            image=shapes.image,
+            num_classes=shapes.num_classes,
+            outputs=shapes.outputs,
+            attention=recipe.attention.build(),
+        )
+    initialise(backbone, recipe.seed, "init")
+    return backbone.to(device)
+
+
+def build_terms(recipe: Recipe) -> dict[str, nn.Module]:
+    """The loss terms that count, with their heads."""
+    backbone = recipe.backbone.params
+    terms: dict[str, nn.Module] = {}
+    for label, chosen in recipe.terms.items():
+        needs = chosen.params.needs()
+        taps = {*needs.student.taps, *(needs.teacher.taps if needs.teacher else ())}
+        with seeded(recipe.seed, f"init/loss/{label}"):
+            terms[label] = chosen.build(
+                widths={tap: backbone.width(tap) for tap in taps},
+                grid=backbone.grid(recipe.shapes),
+                image=recipe.shapes.image,
+                num_classes=recipe.shapes.num_classes,
+            )
+        initialise(terms[label], recipe.seed, f"init/loss/{label}")
+    return terms
+
+
+def initialise(module: nn.Module, seed: int, purpose: str) -> None:
+    """Give each parameter its own random stream, so that a head more or less never shifts another's initial weights."""
+    rule: Callable[[str, Tensor, torch.Generator], None] | None = getattr(module, "init_parameter", None)
+    if rule is None:
+        return
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            rule(name, parameter, generator(seed, f"{purpose}/{name}"))
+
+
+def parameter_groups(recipe: Recipe, student: Student) -> list[dict[str, Any]]:
+    """The backbone, and the terms' own heads at their own rate."""
+    groups = [{"params": list(student.backbone.parameters()), "lr_scale": 1.0}]
+    if heads := list(student.terms.parameters()):
+        groups.append({"params": heads, "lr_scale": recipe.optimizer.params.head_lr})
+    return groups
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Build modules in `dtype`, tables and constants included."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """The global generator keyed for a constructor that draws from it, and put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, purpose).initial_seed())
+        yield
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Saving and restoring
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def files_of(session: Session, extra: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a checkpoint. No random state: every draw is keyed."""
+    optimizer, settings = split_optimizer(session.optimizer)
+    files = {
+        "model.safetensors": safetensors_bridge.pack(session.student.state_dict()),
+        "optimizer.safetensors": safetensors_bridge.pack(optimizer),
+    }
+    if session.averages:
+        named = {
+            f"{label}.{k}": v for label, ema in session.averages.items() for k, v in ema.module.state_dict().items()
+        }
+        files["ema.safetensors"] = safetensors_bridge.pack(named)
+    if session.teacher:
+        files["teacher.safetensors"] = safetensors_bridge.pack(session.teacher.tensors())
+    state = {
+        "step": session.step,
+        "images": session.step * session.recipe.train.batch,
+        "seed": session.recipe.seed,
+        "seconds": session.seconds,
+        "threads": torch.get_num_threads(),
+        "tally": {name: [number.hex() for number in pair.tolist()] for name, pair in session.tally.items()},
+        "optimizer": settings,
+        **extra,
+    }
+    files["state.json"] = json.dumps(state, allow_nan=False, indent=1).encode()
+    return files
+
+
+def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Put a session where the checkpoint was taken; returns its state.json. A missing item is refused, never rebuilt."""
+    state = checkpoint.state
+    read = lambda name: safetensors_bridge.unpack(checkpoint.read(name))  # noqa: E731
+    try:
+        session.student.load_state_dict(read("model.safetensors"))
+        join_optimizer(session.optimizer, read("optimizer.safetensors"), state["optimizer"])
+        averages = read("ema.safetensors") if session.averages else {}
+        for label, average in session.averages.items():
+            average.module.load_state_dict(under(f"{label}.", averages))
+        if session.teacher:
+            session.teacher.restore(read("teacher.safetensors"))
+    except (KeyError, RuntimeError, FileNotFoundError) as mismatch:
+        first = str(mismatch).splitlines()[0]
+        raise error(
+            "SD-C410",
+            "the checkpoint does not fit this recipe",
+            where=str(checkpoint.folder),
+            got=first,
+            expect="a checkpoint of the same recipe",
+            fix="start afresh with --fresh, or use the recipe it was made with",
+        ) from mismatch
+    session.step = int(state["step"])
+    session.seconds = float(state["seconds"])
+    session.tally = {
+        name: torch.tensor([float.fromhex(number) for number in pair], dtype=torch.float64, device=session.device)
+        for name, pair in state["tally"].items()
+    }
+    return state
+
+
+def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors and as plain numbers."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, entries in optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                numbers.setdefault(str(index), {})[name] = value
+    return tensors, numbers
+
+
+def join_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """The inverse of `split_optimizer`. Settings come from the recipe, so only the state is restored."""
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
