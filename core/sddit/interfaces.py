@@ -143,6 +143,11 @@ class NoiseScheduleParams(Params):
         """The lowest and highest t at which the network may be asked."""
         raise NotImplementedError
 
+    @property
+    def level_range(self) -> tuple[float, float]:
+        """The same two in variance-exploding coordinates; as it stands, for schedules whose t is sigma."""
+        return self.t_range
+
 
 class PairSamplerParams(Params):
     """Face of a pair sampler."""
@@ -150,6 +155,18 @@ class PairSamplerParams(Params):
     def views(self) -> tuple[ViewSpec, ...]:
         """The views it makes, students first."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """How to read one diagnostic of a loss term: what a report prints beside its curve."""
+
+    name: str  # as the term logs it
+    title: str
+    healthy: str  # what a good run looks like
+    low: float | None = None  # an alarm below
+    high: float | None = None  # an alarm above
+    reference: float | None = None  # a value to draw as a line, such as ln K
 
 
 class LossParams(Params):
@@ -172,6 +189,10 @@ class LossParams(Params):
     def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, kept: int) -> Cost | None:
         """Training heads and other work on one view of one image; the same head is counted once by the core."""
         return Cost()
+
+    def monitors(self) -> tuple[Monitor, ...]:
+        """The diagnostics it logs that tell health from trouble."""
+        return ()
 
     @property
     def couples_samples(self) -> bool:
@@ -221,6 +242,7 @@ class DataFacts:
     std: tuple[float, ...]  # per channel, of the training split
     source: str  # where it came from, for the first lines of a run
     decoder: str = ""  # name of a latent decoder; empty: these are pixels or there is none
+    domain: str = ""  # what the images show, by name, so that a classifier of it is found; empty: unknown
 
     @property
     def num_classes(self) -> int:
@@ -498,8 +520,12 @@ class Loss(Protocol):
         """Called once after each optimizer step that was taken."""
         ...
 
-    def diagnostics(self) -> dict[str, float]:
-        """Numbers for the log since the last call."""
+    def discard(self) -> None:
+        """Forget what forward staged: the step is not taken."""
+        ...
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Scalars for the log since the last call, on the device."""
         ...
 
 
