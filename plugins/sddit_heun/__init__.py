@@ -1,1 +1,118 @@
-"""A built-in plugin."""
+"""Samplers of the probability-flow ODE with EDM's churn (arXiv:2206.00364), and classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sddit import Registry, hookimpl
+from sddit.errors import Problem
+from sddit.interfaces import Guidance, GuidanceParams, Sampler, SamplerParams
+
+if TYPE_CHECKING:
+    from sddit.recipes.recipe import Recipe
+
+
+class EulerParams(SamplerParams):
+    """Settings of the `euler` sampler."""
+
+    churn: float = Field(0.0, ge=0, description="S_churn: how much fresh noise the whole run adds; 0: none, an ODE.")
+    churn_min: float = Field(0.0, ge=0, description="S_min: lowest level at which noise is added.")
+    churn_max: float | None = Field(None, gt=0, description="S_max: highest such level; left out: no limit.")
+    churn_noise: float = Field(1.0, gt=0, description="S_noise: standard deviation of the added noise.")
+
+    @model_validator(mode="after")
+    def _rises(self) -> EulerParams:
+        for low, high in (("sigma_min", "sigma_max"), ("churn_min", "churn_max")):
+            lower, upper = getattr(self, low), getattr(self, high)
+            if lower is not None and upper is not None and lower >= upper:
+                raise ValueError(f"{low} must be below {high}")
+        return self
+
+
+class HeunParams(EulerParams):
+    """Settings of the `heun` sampler."""
+
+    @property
+    def evaluations(self) -> int:
+        return 2 * self.steps - 1  # two a step, and one for the last, which goes to 0
+
+
+class NoGuidanceParams(GuidanceParams):
+    """The `none` rule has no settings."""
+
+
+class CFGParams(GuidanceParams):
+    """Settings of classifier-free guidance."""
+
+    scale: float = Field(1.5, ge=0, description="0: unconditional, 1: conditional, above: away from unconditional.")
+    interval: tuple[float, float] | None = Field(
+        None,
+        strict=False,
+        description="Levels [low, high] of sigma between which it acts; elsewhere conditional (arXiv:2404.07724).",
+    )
+    channels: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        "all", description="How many channels, from the first, are guided; the others stay conditional. DiT: 3 of 4."
+    )
+
+    @property
+    def evaluations(self) -> int:
+        return 1 if self.scale == 1 or (self.scale == 0 and self.channels == "all") else 2
+
+    @property
+    def needs_null_label(self) -> bool:
+        return self.scale != 1
+
+    def check(self, recipe: Recipe) -> Iterable[Problem]:
+        has = recipe.facts.image[0]
+        if self.channels != "all" and self.channels > has:
+            yield Problem(
+                "SD-R108",
+                "guidance of more channels than there are",
+                where="guidance.channels",
+                got=str(self.channels),
+                expect=f'"all", or 1 to {has}',
+            )
+
+    @model_validator(mode="after")
+    def _rises(self) -> CFGParams:
+        if self.interval and not 0 <= self.interval[0] < self.interval[1]:
+            raise ValueError("interval must be [low, high] with 0 <= low < high")
+        return self
+
+
+@hookimpl
+def register_samplers(registry: Registry[Sampler]) -> None:
+    registry.add(
+        "heun",
+        "sddit_heun.samplers:Heun",
+        params=HeunParams,
+        summary="Second-order steps along the probability-flow ODE, with optional churn: EDM's sampler.",
+        paper="arXiv:2206.00364",
+    )
+    registry.add(
+        "euler",
+        "sddit_heun.samplers:Euler",
+        params=EulerParams,
+        summary="First-order steps along the probability-flow ODE, with optional churn.",
+        paper="arXiv:2206.00364",
+    )
+
+
+@hookimpl
+def register_guidances(registry: Registry[Guidance]) -> None:
+    registry.add(
+        "none",
+        "sddit_heun.guidance:NoGuidance",
+        params=NoGuidanceParams,
+        summary="The conditional network as it is.",
+    )
+    registry.add(
+        "cfg",
+        "sddit_heun.guidance:ClassifierFree",
+        params=CFGParams,
+        summary="Classifier-free guidance, on an interval of levels and a choice of channels.",
+        paper="arXiv:2207.12598",
+    )

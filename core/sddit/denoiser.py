@@ -1,0 +1,151 @@
+"""Preconditioning, once for training and sampling: a network F and a noise schedule are a denoiser D.
+
+D(x) = c_skip x + c_out F(c_in x, c_noise): EDM (arXiv:2206.00364), eq. 7. Every schedule has this form, and its scalings
+say what the network's output means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from sddit.interfaces import Backbone, NoiseSchedule, Outputs, Prediction, Tap, View
+
+
+def precondition(
+    backbone: Backbone,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    t: Tensor,
+    labels: Tensor,
+    *,
+    taps: Sequence[Tap] = (),
+    output: bool = True,
+    visible: Tensor | None = None,
+    groups: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    autocast: torch.dtype | None = None,
+) -> Outputs:
+    """F and D at x [B, C, H, W], each sample at its own time t [B], in the schedule's own coordinates.
+
+    Args:
+        backbone: F.
+        schedule: what its input and output mean.
+        x: the noisy images.
+        t: their noise levels.
+        labels: [B].
+        taps: where tokens are read.
+        output: whether F's own output is wanted; if not, it stops after the deepest tap.
+        visible: [B, K] tokens that are not hidden; None: all.
+        groups: [B, N] tokens of different groups do not attend to each other.
+        dtype: of the numbers that F is given; None: that of x.
+        autocast: precision in which F alone is run; None: as the caller has set it.
+
+    Returns:
+        raw, x0 and extra in float32 or wider, and the taps as F gave them.
+    """
+    c = schedule.scalings(t.double())
+    c_in, c_skip, c_out = (_over_image(each, x) for each in (c.c_in, c.c_skip, c.c_out))
+    given = dtype or x.dtype
+    with torch.autocast(x.device.type, autocast) if autocast else nullcontext():
+        raw, heads, tokens = backbone(
+            (c_in * x).to(given), c.c_noise.to(given), labels, taps=taps, output=output, visible=visible, groups=groups
+        )
+    if raw is None:
+        return Outputs(taps=tokens)
+    channels = x.shape[1]
+    own, extra = _widened(raw[:, :channels]), _widened(raw[:, channels:])
+    further = {name: _widened(head) for name, head in heads.items()}
+    return Outputs(
+        raw=own,
+        x0=c_skip * x + c_out * own,
+        extra=extra if schedule.outputs > 1 else None,
+        heads={name: (head, c_skip * x + c_out * head) for name, head in further.items()},
+        taps=tokens,
+    )
+
+
+def denoise_view(
+    backbone: Backbone,
+    schedule: NoiseSchedule,
+    view: View,
+    taps: Sequence[Tap] = (),
+    output: bool = True,
+    *,
+    autocast: torch.dtype | None = None,
+) -> Outputs:
+    """`precondition` for one view of a batch."""
+    return precondition(
+        backbone,
+        schedule,
+        view.x,
+        view.t,
+        view.labels,
+        taps=taps,
+        output=output,
+        visible=view.visible,
+        groups=view.groups,
+        autocast=autocast,
+    )
+
+
+class ModelDenoiser:
+    """A trained network as D(x; sigma, labels) in variance-exploding coordinates, whatever its schedule.
+
+    x is x_t / alpha(t) and sigma is sigma(t) / alpha(t); a level is snapped to one that was trained. The network runs in
+    evaluation mode and in the dtype of its weights; all else is done in the dtype of x, float64 in a sampler.
+
+    Args:
+        backbone: a `Backbone` that is an nn.Module.
+        schedule: the noise schedule it was trained with.
+        num_classes: of its training data; this number is the null label.
+        autocast: precision in which the network is run, such as torch.bfloat16; None: that of its weights.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, schedule: NoiseSchedule, num_classes: int, *, autocast: torch.dtype | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.schedule = schedule
+        self.num_classes = num_classes
+        self.autocast = autocast
+        self.dtype = next((weight.dtype for weight in backbone.parameters()), torch.float64)
+
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
+        """x [B, C, H, W] at one noise level, labels [B] -> x0 and what else the network gives."""
+        level = torch.full((len(x),), sigma, dtype=torch.float64, device=x.device)
+        t = self.schedule.t_from_sigma(self.schedule.snap(level))
+        native = _over_image(self.schedule.alpha(t), x) * x
+        network = cast(Backbone, self.backbone)
+        with _evaluating(self.backbone):
+            out = precondition(network, self.schedule, native, t, labels, dtype=self.dtype, autocast=self.autocast)
+        if out.x0 is None:
+            raise ValueError("the network gave no output: it was truncated")
+        return Prediction(out.x0, out.extra, {name: x0 for name, (_, x0) in out.heads.items()})
+
+
+def _over_image(coefficient: Tensor, x: Tensor) -> Tensor:
+    """[B] -> [B, 1, 1, 1] in the dtype of x, float32 at least."""
+    return coefficient.to(torch.promote_types(x.dtype, torch.float32))[:, None, None, None]
+
+
+def _widened(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the mode it was in afterwards."""
+    was = model.training
+    if was:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was:
+            model.train()

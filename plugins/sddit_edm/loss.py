@@ -1,0 +1,79 @@
+"""The denoising loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sddit.interfaces import Context, NoiseSchedule, Outputs, View
+from sddit.terms import LossTerm
+from sddit_edm import DenoisingParams
+
+
+class Denoising(LossTerm):
+    """Mean squared error per sample [B] of every student view it reads, averaged over those views.
+
+    The network regresses to R* = (x0 - c_skip x) / c_out, and the other spaces are weights on that error: x0 is
+    c_out R and more, so its error is c_out times that of R; the noise is (x - alpha x0) / sigma, so its error is
+    alpha / sigma times that of x0. EDM's weight lambda(sigma) = 1 / c_out^2 on the error of x0
+    (arXiv:2206.00364, eq. 8) is therefore `native`.
+    """
+
+    def __init__(self, params: DenoisingParams, *, grid: tuple[int, int], **_: object) -> None:
+        super().__init__()
+        self.params = params
+        self.grid = grid
+
+    def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
+        wanted = self.params.views or tuple(views)
+        read = [name for name in wanted if views[name].network == "student"]
+        return torch.stack([self._error(ctx.schedule, views[name], outputs[name]) for name in read]).mean(0)
+
+    def _error(self, schedule: NoiseSchedule, view: View, outputs: Outputs) -> Tensor:
+        """The error of one view, [B]."""
+        if outputs.raw is None:
+            raise ValueError("the denoising loss reads the network's output, and this view has none")
+        squared = (outputs.raw - native_target(schedule, view, outputs.raw.dtype)) ** 2  # [B, C, H, W]
+        if self.params.tokens == "visible" and view.visible is not None:
+            error = per_token(squared, self.grid).gather(1, view.visible).mean(1)
+        else:
+            error = squared.mean((1, 2, 3))
+        return error * self._weight(schedule, view.t).to(error.dtype)
+
+    def _weight(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
+        """What turns the error of R into that of `space`, [B]."""
+        t = t.double()
+        match self.params.space:
+            case "native":
+                return torch.ones_like(t)
+            case "x0":
+                return schedule.scalings(t).c_out ** 2
+            case "eps":
+                return (schedule.scalings(t).c_out * schedule.alpha(t) / schedule.sigma(t)) ** 2
+
+
+def native_target(schedule: NoiseSchedule, view: View, dtype: torch.dtype) -> Tensor:
+    """R* = (x0 - c_skip x) / c_out, what the network should give, [B, C, H, W].
+
+    With x = alpha x0 + sigma eps put in, the two almost equal images do not cancel where sigma is small; the one
+    difference left, 1 - c_skip alpha, is a number per sample and is taken in float64.
+    """
+    t = view.t.double()
+    c = schedule.scalings(t)
+    of_x0 = (1 - c.c_skip * schedule.alpha(t)) / c.c_out  # [B]
+    of_noise = c.c_skip * schedule.sigma(t) / c.c_out
+    return _spread(of_x0, dtype) * view.x0 - _spread(of_noise, dtype) * view.noise
+
+
+def per_token(image: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The mean of each patch over its pixels and channels: [B, C, H, W] -> [B, N], row by row."""
+    (rows, columns), (batch, channels, height, width) = grid, image.shape
+    patches = image.reshape(batch, channels, rows, height // rows, columns, width // columns)
+    return patches.mean((1, 3, 5)).flatten(1)
+
+
+def _spread(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B] -> [B, 1, 1, 1]."""
+    return x.to(dtype)[:, None, None, None]

@@ -1,0 +1,67 @@
+"""The noise schedule of EDM (arXiv:2206.00364), table 1, last column."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sddit.interfaces import Scalings
+from sddit.sampling import spaced
+from sddit_edm import EDMParams
+
+
+class EDM:
+    """sigma(t) = t and alpha(t) = 1: the time is the noise level, in the units of the data.
+
+    Tensors keep the dtype of t; what depends on it delicately is written without differences of near numbers.
+    """
+
+    outputs = 1
+
+    def __init__(self, params: EDMParams) -> None:
+        if params.sigma_data == "measured":
+            raise ValueError("sigma_data = 'measured' stands for a number that only a data set knows: give the number")
+        self.p_mean = params.p_mean
+        self.p_std = params.p_std
+        self.sigma_data = params.sigma_data
+        self.sigma_range = (params.sigma_min, params.sigma_max)
+
+    def t_from_uniform(self, u: Tensor) -> Tensor:
+        """ln sigma ~ N(p_mean, p_std^2): [B] in (0, 1) -> [B], made in float64 and given in the dtype of u."""
+        return torch.exp(self.p_mean + self.p_std * torch.special.ndtri(u.double())).to(u.dtype)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """t."""
+        return t
+
+    def perturb(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x0 + sigma noise, [B, C, H, W] in the dtype of x0; t is [B]."""
+        return x0 + t.to(x0.dtype)[:, None, None, None] * noise
+
+    def t_from_sigma(self, sigma: Tensor) -> Tensor:
+        """sigma."""
+        return sigma
+
+    def snap(self, sigma: Tensor) -> Tensor:
+        """Every level is trained."""
+        return sigma
+
+    def scalings(self, t: Tensor) -> Scalings:
+        """Table 1, "network and preconditioning", at t = sigma [B]."""
+        variance = t**2 + self.sigma_data**2
+        return Scalings(
+            c_skip=self.sigma_data**2 / variance,
+            c_out=t * self.sigma_data / variance.sqrt(),
+            c_in=1 / variance.sqrt(),
+            c_noise=t.log() / 4,
+        )
+
+    def grid(self, steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+        """`steps` levels from sigma_max to sigma_min, both exact, then 0. `native` is even in sigma."""
+        if kind == "native":
+            kind, rho = "edm", 1.0
+        return spaced(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
