@@ -7,27 +7,36 @@ plugin is imported only when a recipe gives its path.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.abc
 import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from hashlib import sha256
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import pluggy
 
 from sddit import hookspecs
-from sddit.errors import Problem, SdditError, error, one_of
+from sddit.errors import Problem, error, nearest, one_of, raise_all
 from sddit.hookspecs import Registries
 from sddit.registry import Registry
+from sddit.shared_state import unchanged_shared_state
 
 GROUP = "sddit"
 OURS = "sddit"
+FILE = "(file)"
+PATIENCE = 30.0
+"""Seconds after which a person is told which plugin is still being imported."""
 
 
 @dataclass(slots=True)
@@ -37,135 +46,149 @@ class Row:
     name: str
     distribution: str
     version: str
-    state: str = "not loaded"  # not loaded | loaded | failed
+    state: Literal["not loaded", "loaded", "failed", "not allowed"] = "not loaded"
     error: str = ""
+    where: str = ""  # the line of the plugin at which it failed
     registers: dict[str, list[str]] = field(default_factory=dict)  # kind -> component names
+    seconds: float = 0.0  # spent importing it
     file: str = ""  # path of a one-file plugin
     digest: str = ""  # sha256 of a one-file plugin
+    failure: BaseException | None = field(default=None, repr=False)
 
     @property
     def builtin(self) -> bool:
         return self.distribution == OURS
 
+    @property
+    def identity(self) -> str:
+        """What a run id hashes of this plugin: the file's bytes, or distribution and version."""
+        return self.digest or f"{self.distribution} {self.version}"
+
 
 class Host:
-    """The registries and the plugins that fill them."""
+    """The registries and the plugins that fill them.
 
-    def __init__(self) -> None:
+    Args:
+        builtins: which of our own plugins to load; None means all of them.
+    """
+
+    def __init__(self, builtins: Collection[str] | None = None) -> None:
         self.registries = Registries()
         self.rows: dict[str, Row] = {}
+        self.announce: Callable[[str], None] = lambda text: None
+        """Told the path and hash of a one-file plugin before it is imported, and of one that is slow to import."""
         self._entries: dict[str, EntryPoint] = {}
         self._manager = pluggy.PluginManager("sddit")
         self._manager.add_hookspecs(hookspecs)
         self._find()
         for name, row in self.rows.items():
-            if row.builtin:
+            if row.builtin and (builtins is None or name in builtins):
                 self._load_entry(name)
 
-    def _find(self) -> None:
-        """A row for every entry point, ours first. Twins of one name are listed as `distribution:name`."""
-        found = [(entry.dist.name if entry.dist else "?", entry) for entry in entry_points(group=GROUP)]
-        found = list({(dist, entry.name): (dist, entry) for dist, entry in found}.values())
-        found.sort(key=lambda item: (item[0] != OURS, item[1].name, item[0]))
-        names = [entry.name for _, entry in found]
-        for dist, entry in found:
-            name = entry.name if dist == OURS or names.count(entry.name) == 1 else f"{dist}:{entry.name}"
-            self.rows[name] = Row(name, dist, entry.dist.version if entry.dist else "?")
-            self._entries[name] = entry
+    def use(self, names: Iterable[str], folder: Path | None = None, *, where: str = "plugins") -> None:
+        """Load the plugins a recipe names: an entry point's name, or `./file.py` beside the recipe.
 
-    def use(self, names: Iterable[str], folder: Path | None = None) -> None:
-        """Load the third-party plugins a recipe names: an entry point's name, or `./file.py` beside the recipe.
-
-        Raises SdditError for an unknown, forbidden or broken one.
+        Raises SdditError with every unknown, forbidden or broken one.
         """
+        problems: list[Problem] = []
+        causes: list[BaseException] = []
         for name in names:
-            if name.endswith(".py"):
-                self._use_file(name, folder)
-            else:
-                self._use_entry(name)
+            row = self._row_of_file(name, folder, where) if name.endswith(".py") else self._row_of_entry(name, where)
+            if isinstance(row, Problem):
+                problems.append(row)
+            elif row.state == "failed":
+                problems.append(_load_problem(row, where))
+                causes += [row.failure] if row.failure else []
+        try:
+            raise_all(problems)
+        except Exception as failed:
+            raise failed from (causes[0] if causes else None)
 
     def load_everything(self) -> None:
         """Import every installed plugin under guard, for `plugins --load`."""
-        for name in self._entries:
-            self._load_entry(name)
+        for name, row in self.rows.items():
+            if _allowed(row):
+                self._load_entry(name)
+            else:
+                row.state = "not allowed"
 
-    def _use_entry(self, name: str) -> None:
+    def add(self, name: str, plugin: object) -> None:
+        """Register a plugin that is already imported, as tests and notebooks do. What is wrong with it is raised."""
+        row = self.rows[name] = Row(name, "(added)", "")
+        self._guarded(row, lambda: plugin)
+        if row.failure is not None:
+            del self.rows[name]
+            raise row.failure
+
+    def remove(self, name: str) -> None:
+        """Take back a plugin that was added, or loaded from a file, and all it registered."""
+        self._forget(self.rows.pop(name))
+
+    def raise_for_builtins(self) -> None:
+        """Raise if one of our own plugins did not load: an installation fault."""
+        raise_all(_load_problem(row, "") for row in self.rows.values() if row.builtin and row.state == "failed")
+
+    def _find(self) -> None:
+        """A row for every entry point, ours first. Twins of one name are listed as `distribution:name`."""
+        found = {(entry.dist.name if entry.dist else "?", entry.name): entry for entry in entry_points(group=GROUP)}
+        names = [name for _, name in found]
+        for (dist, short), entry in sorted(
+            found.items(), key=lambda item: (item[0][0] != OURS, item[0][1], item[0][0])
+        ):
+            name = short if dist == OURS or names.count(short) == 1 else f"{dist}:{short}"
+            self.rows[name] = Row(name, dist, entry.dist.version if entry.dist else "?")
+            self._entries[name] = entry
+
+    def _row_of_entry(self, name: str, where: str) -> Row | Problem:
         if name not in self.rows:
-            twins = [other for other in self.rows if other.endswith(f":{name}")]
-            if twins:
-                raise error(
-                    "SD-P203", f"two distributions offer a plugin named {name!r}", got=name, expect=one_of(name, twins)
-                )
-            raise error(
-                "SD-P205",
-                f"no plugin named {name!r} is installed",
-                where="plugins",
+            return self._unknown(name, where)
+        row = self.rows[name]
+        return self._load_entry(name) if _allowed(row) else _not_allowed(name)
+
+    def _unknown(self, name: str, where: str) -> Problem:
+        if twins := [other for other in self.rows if other.endswith(f":{name}")]:
+            return Problem(
+                "SD-P203",
+                f"two distributions offer a plugin named {name!r}",
+                where=where,
                 got=name,
-                expect=one_of(name, self.rows),
-                fix=f"pip install the package that brings {name!r}, or mend the name",
+                expect=one_of(name, twins),
+                fix="write the distribution before the name",
             )
-        self._refuse_unlisted(name)
-        row = self._load_entry(name)
-        if row.state == "failed":
-            what = f"plugin {name!r} ({row.distribution} {row.version}) failed to load"
-            raise error("SD-P201", what, where="plugins", got=row.error, fix="mend or update the plugin")
+        return Problem(
+            "SD-P205",
+            f"no plugin named {name!r} is installed",
+            where=where,
+            got=name,
+            expect=one_of(name, self.rows),
+            fix=f"pip install the package that brings {name!r}, or mend the name; a file is written './{name}.py'",
+        )
 
-    def _refuse_unlisted(self, name: str) -> None:
-        """SDDIT_PLUGINS=a,b limits third-party and one-file plugins; empty means none."""
-        allowed = os.environ.get("SDDIT_PLUGINS")
-        if allowed is None or self.rows.get(name, Row(name, "", "")).builtin:
-            return
-        names = [part.strip() for part in allowed.split(",") if part.strip()]
-        if name not in names:
-            raise error(
-                "SD-P206",
-                f"plugin {name!r} is not allowed here",
-                where="environment SDDIT_PLUGINS",
-                got=allowed or "(empty)",
-                expect=f"a list with {name}",
-                fix=f"SDDIT_PLUGINS={','.join([*names, name])}",
-            )
-
-    def _use_file(self, name: str, folder: Path | None) -> None:
-        self._refuse_unlisted(name)
+    def _row_of_file(self, name: str, folder: Path | None, where: str) -> Row | Problem:
         root = (folder or Path.cwd()).resolve()
         path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            raise error(
-                "SD-R130",
-                "a one-file plugin lies inside the recipe's folder",
-                where="plugins",
-                got=name,
-                expect=f"a file in {root}",
+        row = Row(plugin_name(path), FILE, "", file=str(path))
+        if not _allowed(row):
+            return _not_allowed(name)
+        if problem := _misplaced(name, path, root, where):
+            return problem
+        source = path.read_bytes()
+        row.digest = sha256(source).hexdigest()
+        row.version = row.digest[:12]
+        known = self.rows.get(row.name)
+        if known is not None and known.file != row.file:
+            return Problem(
+                "SD-P203", f"two plugins are named {row.name!r}", where=where, got=name, fix="rename the file"
             )
-        if not path.is_file():
-            nearby = [f"./{p.name}" for p in root.glob("*.py")]
-            raise error(
-                "SD-P207",
-                f"no plugin file {name!r}",
-                where="plugins",
-                got=str(path),
-                expect=one_of(name, nearby) if nearby else "a file beside the recipe",
-            )
-        digest = sha256(path.read_bytes()).hexdigest()
-        plugin = plugin_name(path)
-        if plugin in self.rows and self.rows[plugin].digest == digest:
-            return
-        if plugin in self.rows:
-            raise error(
-                "SD-P203", f"two plugins are named {plugin!r}", where="plugins", got=name, fix="rename the file"
-            )
-        row = self.rows[plugin] = Row(plugin, "(file)", digest[:12], file=str(path), digest=digest)
-        self._guarded(row, lambda: _import_file(path, plugin))
-        if row.state == "failed":
-            del self.rows[plugin]
-            raise error(
-                "SD-P201",
-                f"plugin {name} failed to load",
-                where=str(path),
-                got=row.error,
-                fix="mend the plugin; --debug shows the traceback",
-            )
+        if known is not None and known.digest == row.digest:
+            return known
+        if known is not None:  # the same file, edited since: a notebook's second try
+            self.remove(row.name)
+        self.announce(f"plugin {name}: {path}  sha256 {row.version}")
+        self._guarded(row, lambda: _import_file(path, row.name, source))
+        if row.state == "loaded":
+            self.rows[row.name] = row
+        return row
 
     def _load_entry(self, name: str) -> Row:
         row = self.rows[name]
@@ -173,47 +196,72 @@ class Host:
             self._guarded(row, self._entries[name].load)
         return row
 
-    def _guarded(self, row: Row, load: object) -> None:
+    def _guarded(self, row: Row, load: Callable[[], object]) -> None:
         """Import a plugin and let it register. A failure, `sys.exit` included, stays in its row."""
+        start = time.perf_counter()
         try:
-            plugin = load()  # type: ignore[operator]
-            self._manager.register(plugin, name=row.name)
-            self._manager.check_pending()  # a misspelt hook is an error, not silence
+            plugin = self._imported(row, load)
             refuse_misspelt_hooks(plugin)
+            self._manager.register(plugin, name=row.name)
+            self._manager.check_pending()
             self._register(plugin, row)
+            row.state = "loaded"
         except (Exception, SystemExit) as failure:
-            row.state, row.error = "failed", f"{type(failure).__name__}: {failure}"
-            row.registers = {}
-            if self._manager.has_plugin(row.name):
-                self._manager.unregister(name=row.name)
-            for registry in self.registries.all().values():
-                registry.drop(row.name)
-            return
-        row.state = "loaded"
+            row.state, row.failure = "failed", failure
+            row.error = " ".join(f"{type(failure).__name__}: {failure}".split())
+            row.where = _last_line(failure)
+            self._forget(row)
+        row.seconds = time.perf_counter() - start
+
+    def _imported(self, row: Row, load: Callable[[], object]) -> object:
+        """Import a plugin. A third party's may not print into our output, nor change what all code shares."""
+        if row.builtin:
+            return load()
+        slow = threading.Timer(PATIENCE, self.announce, [f"plugin {row.name}: still being imported"])
+        slow.daemon = True
+        slow.start()
+        try:
+            with contextlib.redirect_stdout(sys.stderr), unchanged_shared_state():
+                return load()
+        finally:
+            slow.cancel()
 
     def _register(self, plugin: object, row: Row) -> None:
         others = [p for p in self._manager.get_plugins() if p is not plugin]
         for kind, registry in self.registries.all().items():
-            before = len(list(registry))
             caller = self._manager.subset_hook_caller(f"register_{kind}", others)
             caller(registry=registry.speaking(row.name))
-            if len(list(registry)) > before:
-                row.registers[kind] = [c.name for c in registry if c.origin == row.name]
+            if names := [c.name for c in registry if c.origin == row.name]:
+                row.registers[kind] = names
         if not row.registers:
             raise TypeError(
                 "it registers nothing; a plugin has at least one @hookimpl function such as register_losses"
             )
 
+    def _forget(self, row: Row) -> None:
+        """Leave nothing of a plugin behind."""
+        row.registers = {}
+        if self._manager.has_plugin(row.name):
+            self._manager.unregister(name=row.name)
+        for registry in self.registries.all().values():
+            registry.drop(row.name)
+
 
 def refuse_misspelt_hooks(plugin: object) -> None:
     """A function that looks like a hook but carries no `@hookimpl`, or an unknown name, is a mistake: say which."""
     known = [name for name in vars(hookspecs) if name.startswith("register_")]
-    for name, value in vars(plugin).items():
-        if not (name.startswith("register_") and callable(value)):
+    for name in dir(plugin):
+        value = getattr(plugin, name, None)
+        marked = callable(value) and hasattr(value, "sddit_impl")
+        if not marked and not (name.startswith("register_") and callable(value)):
             continue
         if name not in known:
-            raise TypeError(f"unknown hook {name!r}; expected {one_of(name, known)}")
-        if not hasattr(value, "sddit_impl"):
+            close = nearest(name, known)
+            raise TypeError(
+                f"unknown hook {name!r}; "
+                + (f"did you mean {close!r}?" if close else f"expected {one_of(name, known)}")
+            )
+        if not marked:
             raise TypeError(f"{name} lacks the @hookimpl decorator (from sddit import hookimpl)")
 
 
@@ -222,25 +270,29 @@ def plugin_name(path: Path) -> str:
     return re.sub(r"\W", "_", path.stem)
 
 
-def _import_file(path: Path, name: str) -> ModuleType:
-    module_name = f"sddit_file_{name}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot import {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[module_name]
-        raise
-    return module
+def plugins_named_by(names: Iterable[str]) -> tuple[str, ...]:
+    """The plugins that qualified component names ask for: `acme/masked` asks for `acme`."""
+    return tuple(dict.fromkeys(name.rpartition("/")[0] for name in names if "/" in name))
 
 
-@cache
+_current: list[Host] = []
+
+
 def host() -> Host:
     """The process's host, with the built-in plugins loaded."""
-    return Host()
+    if not _current:
+        _current.append(Host())
+    return _current[-1]
+
+
+@contextlib.contextmanager
+def using_host(other: Host) -> Iterator[Host]:
+    """Let `host()` be another one for a while: tests, and tools that compare installations."""
+    _current.append(other)
+    try:
+        yield other
+    finally:
+        _current.remove(other)
 
 
 def registry(kind: str) -> Registry[object]:
@@ -251,16 +303,97 @@ def registry(kind: str) -> Registry[object]:
     return registries[kind]
 
 
-def failed_builtins(rows: Sequence[Row]) -> list[Problem]:
-    """Built-in plugins that did not load: an installation fault."""
-    return [
-        Problem("SD-P201", f"built-in plugin {row.name!r} failed to load", got=row.error)
-        for row in rows
-        if row.builtin and row.state == "failed"
-    ]
+def _allowed(row: Row) -> bool:
+    """SDDIT_PLUGINS=a,b limits third-party and one-file plugins; empty means none."""
+    limit = os.environ.get("SDDIT_PLUGINS")
+    if limit is None or row.builtin:
+        return True
+    names = {part.strip() for part in limit.split(",")}
+    return bool(names & {row.name, Path(row.file).name if row.file else row.name})
 
 
-def refuse_broken_installation() -> None:
-    """Raise if a built-in plugin did not load."""
-    if problems := failed_builtins(list(host().rows.values())):
-        raise SdditError(*problems)
+def _not_allowed(name: str) -> Problem:
+    limit = os.environ.get("SDDIT_PLUGINS", "")
+    short = Path(name).name
+    return Problem(
+        "SD-P206",
+        f"plugin {name!r} is not allowed here",
+        where="environment SDDIT_PLUGINS",
+        got=limit or "(empty)",
+        expect=f"a list with {short}",
+        fix=f"SDDIT_PLUGINS={','.join([*filter(None, [limit]), short])}",
+    )
+
+
+def _misplaced(name: str, path: Path, root: Path, where: str) -> Problem | None:
+    """What is wrong with the place of a one-file plugin: code comes only from the recipe's own folder."""
+    if not path.is_relative_to(root):
+        return Problem(
+            "SD-R130",
+            "a one-file plugin lies inside the recipe's folder",
+            where=where,
+            got=name,
+            expect=f"a file in {root}",
+            fix="copy the file beside the recipe",
+        )
+    if not path.is_file():
+        nearby = [f"./{found.name}" for found in root.glob("*.py")]
+        return Problem(
+            "SD-P207",
+            f"no plugin file {name!r}",
+            where=where,
+            got=str(path),
+            expect=one_of(name, nearby) if nearby else "a file beside the recipe",
+        )
+    return None
+
+
+def _load_problem(row: Row, where: str) -> Problem:
+    kind = "built-in plugin" if row.builtin else "plugin"
+    source = row.file or f"{row.distribution} {row.version}"
+    fix = "install sddit again" if row.builtin else "mend the plugin; --debug shows the traceback"
+    return Problem(
+        "SD-P201",
+        f"{kind} {row.name!r} failed to load",
+        where=row.where or row.file or where,
+        got=row.error,
+        expect="" if row.file else f"{source} to load",
+        fix=fix,
+    )
+
+
+def _last_line(failure: BaseException) -> str:
+    """`file:line` of the innermost frame that is the plugin's own rather than ours or the import system's."""
+    frames = traceback.extract_tb(failure.__traceback__)
+    ours = str(Path(__file__).parent)
+    own = [f for f in frames if not f.filename.startswith(("<frozen", ours)) and "importlib" not in f.filename]
+    plain = [f for f in own if "pluggy" not in f.filename]
+    return f"{plain[-1].filename}:{plain[-1].lineno}" if plain else ""
+
+
+class _Bytes(importlib.abc.ExecutionLoader):
+    """Imports exactly the bytes that were hashed; a stale cache beside the file plays no part."""
+
+    def __init__(self, path: Path, source: bytes) -> None:
+        self.path, self.source = path, source
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self.path)
+
+    def get_source(self, fullname: str) -> str:
+        return importlib.util.decode_source(self.source)
+
+
+def _import_file(path: Path, name: str, source: bytes) -> ModuleType:
+    module_name = f"sddit_file_{name}"
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=_Bytes(path, source))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot import {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module

@@ -1,0 +1,99 @@
+"""State that all code of a process shares, and that importing a plugin must leave alone. Imports none of what it watches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+TORCH_SEED = 67280421310721
+"""The seed of torch's global generator in a process that never set one (c10, default_rng_seed_val)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """One piece of shared state: its name for a message, how to read it, and how to put it back."""
+
+    name: str
+    read: Callable[[], Any]
+    restore: Callable[[Any], None]
+    module: str = "sys"  # watched only where this module is imported
+    fresh: Callable[[], Any] | None = None  # what it is right after that import, where that is known
+
+
+def _torch() -> Any:
+    return sys.modules["torch"]
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    kind, keys, *rest = sys.modules["numpy.random"].get_state()
+    return kind, tuple(keys.tolist()), *rest
+
+
+def _torch_state(seed: int | None = None) -> tuple[int, ...]:
+    generator = _torch().default_generator if seed is None else _torch().Generator().manual_seed(seed)
+    return tuple(generator.get_state().tolist())
+
+
+SHARED = (
+    Shared("the working directory", os.getcwd, os.chdir),
+    Shared("Python's global random state", random.getstate, random.setstate),
+    Shared(
+        "NumPy's global random state",
+        _numpy_state,
+        lambda state: sys.modules["numpy.random"].set_state(state),
+        "numpy.random",
+    ),
+    Shared(
+        "torch's global random state",
+        _torch_state,
+        lambda state: _torch().set_rng_state(_torch().tensor(state, dtype=_torch().uint8)),
+        "torch",
+        lambda: _torch_state(TORCH_SEED),
+    ),
+    Shared(
+        "torch's default dtype",
+        lambda: _torch().get_default_dtype(),
+        lambda dtype: _torch().set_default_dtype(dtype),
+        "torch",
+        lambda: _torch().float32,
+    ),
+    Shared(
+        "the number of torch's threads",
+        lambda: _torch().get_num_threads(),
+        lambda count: _torch().set_num_threads(count),
+        "torch",
+    ),
+)
+
+
+@contextlib.contextmanager
+def unchanged_shared_state() -> Iterator[None]:
+    """Run a block and put back the shared state it changed; if it raised nothing itself, RuntimeError names what.
+
+    A module that the block is the first to import is compared with its fresh state, where that is known.
+    """
+    before = {item.name: item.read() for item in SHARED if item.module in sys.modules}
+    try:
+        yield
+    finally:
+        changed = [item.name for item in SHARED if _put_back(item, before)]
+    if changed:
+        raise RuntimeError(
+            f"importing it changed {', '.join(changed)}; do that when a component is built, not on import"
+        )
+
+
+def _put_back(item: Shared, before: dict[str, Any]) -> bool:
+    """Whether `item` had changed and was restored."""
+    if item.module not in sys.modules or (item.name not in before and item.fresh is None):
+        return False
+    was = before[item.name] if item.name in before else item.fresh() if item.fresh else None
+    changed = bool(item.read() != was)
+    if changed:
+        item.restore(was)
+    return changed
