@@ -494,6 +494,14 @@ class Backbone(Protocol):
         """Drop everything that is not needed to reach `taps`: a teacher carries no decoder."""
         ...
 
+    def set_checkpointing(self, on: bool) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        ...
+
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """Give one parameter its initial values, from a generator keyed by the seed and this name. Terms may have it too."""
+        ...
+
 
 class PairSampler(Protocol):
     """Which views of a batch exist."""

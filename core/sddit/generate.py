@@ -1,0 +1,90 @@
+"""Images from a trained network, as a run, a command or a notebook asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sddit.denoiser import ModelDenoiser
+from sddit.errors import error
+from sddit.interfaces import NoiseSchedule
+from sddit.recipes.recipe import Chosen, Recipe
+from sddit.sampling import noise_levels, sample
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which images: image number i is a function of the seed, i and its label, whatever else is asked for beside it."""
+
+    labels: tuple[int, ...]  # one per image; num_classes is the null label
+    ids: tuple[int, ...]  # image numbers
+    seed: int
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.ids):
+            raise ValueError("one label per image number")
+
+
+def balanced(num_classes: int, count: int, seed: int) -> Request:
+    """`count` images, class after class in turn: image i is of class i mod num_classes."""
+    classes = max(num_classes, 1)
+    return Request(tuple(i % classes for i in range(count)), tuple(range(count)), seed)
+
+
+def of_classes(classes: Sequence[int], per_class: int, num_classes: int, seed: int) -> Request:
+    """`per_class` images of each class, class by class, with the numbers that `balanced` gives them."""
+    turn = max(num_classes, 1)
+    pairs = [(label, label % turn + column * turn) for label in classes for column in range(per_class)]
+    return Request(tuple(label for label, _ in pairs), tuple(number for _, number in pairs), seed)
+
+
+def generate(
+    backbone: nn.Module,
+    schedule: NoiseSchedule,
+    recipe: Recipe,
+    request: Request,
+    *,
+    device: torch.device,
+    batch: int | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Sample with the recipe's sampler, guidance and precision: [n, C, H, W] float64 on the CPU, as the network sees images."""
+    refuse_guidance_without_classes(recipe)
+    denoiser = ModelDenoiser(
+        backbone,
+        schedule,
+        recipe.shapes.num_classes,
+        autocast=torch.bfloat16 if recipe.train.precision == "bf16" else None,
+    )
+    sampler: Chosen = recipe.sampler  # type: ignore[type-arg]
+    images = sample(
+        denoiser,
+        labels=torch.tensor(request.labels, dtype=torch.int64, device=device),
+        image_ids=request.ids,
+        seed=request.seed,
+        sampler=sampler.build(),
+        guidance=recipe.guidance.build(),
+        sigmas=noise_levels(sampler.params, schedule),
+        image=recipe.shapes.image,
+        batch=batch or recipe.evaluate.batch,
+        callback=callback,
+    )
+    return images.cpu()
+
+
+def refuse_guidance_without_classes(recipe: Recipe) -> None:
+    """Guidance contrasts a class with no class: it needs a model that knows both."""
+    if not recipe.guidance.params.needs_null_label:
+        return
+    if recipe.shapes.num_classes == 0 or recipe.dataset.params.label_drop == 0:
+        raise error(
+            "SD-T903",
+            "guidance needs a model trained with classes and with dropped labels",
+            where="guidance.name",
+            got=f"{recipe.shapes.num_classes} classes, label_drop {recipe.dataset.params.label_drop:g}",
+            expect="classes, and dataset.label_drop above 0",
+            fix="guidance.name=none",
+        )
