@@ -2,60 +2,126 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Literal
 
 from pydantic import Field
 
 from sddit.hookspecs import hookimpl
-from sddit.interfaces import Optimizer, OptimizerParams, Tracker, TrackerParams
+from sddit.interfaces import DataFacts, Dataset, DatasetParams, FeatureExtractor, FeatureParams
 from sddit.registry import Registry
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
+# ---------------------------------------------------------------------------------------------------------- data sets
 
 
-class AdamWParams(OptimizerParams):
-    """Settings of `adamw`. The defaults are DiT's (arXiv:2212.09748): no decay."""
+class ImageParams(DatasetParams):
+    """The key that every data set of images here has."""
 
-    betas: tuple[Beta, Beta] = Field(
-        (0.9, 0.999), strict=False, description="Decay of the averages of the gradient and of its square."
+    labels: bool = Field(True, description="Learn the classes; false: unconditional, with no class at all.")
+
+
+class DigitsParams(ImageParams):
+    """Handwritten digits, 8x8 grey: seconds are enough to learn something."""
+
+    def facts(self) -> DataFacts:
+        from sddit.data.embedded import embedded_facts, without_labels
+
+        facts = embedded_facts("digits")
+        return facts if self.labels else without_labels(facts)
+
+
+class FashionParams(ImageParams):
+    """Fashion-MNIST, 28x28 grey: ten kinds of clothing."""
+
+    source: str = Field(
+        "embedded",
+        min_length=1,
+        description="embedded: the 12,000 images of the wheel; system: Debian's package dataset-fashion-mnist; else the "
+        "folder with its four .gz files. Only this one is tried.",
     )
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the second average.")
-    weight_decay: float = Field(0.0, ge=0, description="Share of a weight taken away at each step, times lr.")
-    decay_all: bool = Field(False, description="Decay biases, norms and other one-dimensional weights too.")
+
+    def facts(self) -> DataFacts:
+        from sddit.data.embedded import without_labels
+        from sddit.data.fashion import fashion_facts
+        from sddit.data.scaling import refuse_constant
+
+        facts = fashion_facts(self.source)
+        refuse_constant(self, facts)
+        return facts if self.labels else without_labels(facts)
+
+
+class FolderParams(ImageParams):
+    """Your own images: one folder with a sub-folder for each class."""
+
+    path: str = Field(min_length=1, description="The folder. Its sub-folders, sorted by name, are the classes.")
+    size: int = Field(32, ge=4, le=1024, description="Height and width in pixels; images are scaled and cut to it.")
+    channels: Literal[1, 3] = Field(3, description="3: colour; 1: grey.")
+    holdout: float = Field(
+        0.1, ge=0, le=0.9, description="Share of images in the test split, chosen by each one's name: it never moves."
+    )
+
+    def facts(self) -> DataFacts:
+        from sddit.data.folder import folder_facts
+        from sddit.data.scaling import refuse_constant
+
+        facts = folder_facts(self)
+        refuse_constant(self, facts)
+        return facts
+
+
+@hookimpl
+def register_datasets(registry: Registry[Dataset]) -> None:
+    registry.add(
+        "digits",
+        "sddit.data.splits:digits",
+        params=DigitsParams,
+        summary="Handwritten digits, 8x8 grey, 1437 + 360 images, in the wheel.",
+    )
+    registry.add(
+        "fashion",
+        "sddit.data.splits:fashion",
+        params=FashionParams,
+        summary="Fashion-MNIST, 28x28 grey: 10,000 + 2,000 images in the wheel, or all 70,000 of your own copy.",
+        paper="arXiv:1708.07747",
+    )
+    registry.add(
+        "folder",
+        "sddit.data.splits:folder",
+        params=FolderParams,
+        summary="Your own images, a sub-folder for each class.",
+    )
+
+
+# ------------------------------------------------------------------------------------------------- feature extractors
+
+
+class MobilenetParams(FeatureParams):
+    """MobileNetV2 with its ImageNet weights, cut after its fourteenth stage. Images are resized to 64x64."""
 
     @property
-    def state_per_parameter(self) -> int:
-        return 2
+    def dimensions(self) -> int:
+        return 96
 
 
-class CsvParams(TrackerParams):
-    """`csv` has no settings."""
+class ClassifierParams(FeatureParams):
+    """A small network trained to name the classes of an embedded data set: `digits` or `fashion`."""
 
-
-class TensorboardParams(TrackerParams):
-    """`tensorboard` has no settings."""
-
-
-@hookimpl
-def register_optimizers(registry: Registry[Optimizer]) -> None:
-    registry.add(
-        "adamw",
-        "sddit.optimizers:AdamW",
-        params=AdamWParams,
-        summary="Adam with decoupled weight decay.",
-        paper="arXiv:1711.05101",
-    )
+    @property
+    def dimensions(self) -> int:
+        return 64
 
 
 @hookimpl
-def register_trackers(registry: Registry[Tracker]) -> None:
+def register_features(registry: Registry[FeatureExtractor]) -> None:
     registry.add(
-        "csv", "sddit.trackers:Csv", params=CsvParams, summary="metrics.csv in the run folder, one line a logged step."
+        "mobilenet",
+        "sddit.evaluation.features:mobilenet",
+        params=MobilenetParams,
+        summary="MobileNetV2 on ImageNet, 96 pooled features. Its distance is not FID, whose network is another.",
+        paper="arXiv:1801.04381",
     )
     registry.add(
-        "tensorboard",
-        "sddit.trackers:Tensorboard",
-        params=TensorboardParams,
-        summary="TensorBoard event files in the run folder.",
-        requires=("tensorboard",),
+        "classifier",
+        "sddit.evaluation.features:classifier",
+        params=ClassifierParams,
+        summary="A small CNN that knows the classes of digits or fashion: 64 features, and class accuracy.",
     )
