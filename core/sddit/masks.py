@@ -1,0 +1,112 @@
+"""Which tokens a view hides: one implementation for every pair sampler. Importing it needs no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from sddit.errors import error
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sddit.interfaces import Draws
+
+MaskShape = Literal["random", "block", "grid"]
+
+ASPECTS = (0.3, 1 / 0.3)
+"""Height over width of a hidden block, as iBOT and BEiT draw it (arXiv:2106.08254, algorithm 1)."""
+
+BAYER = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
+"""Bayer's ordered dither: its first 4, 8 or 12 places form regular lattices."""
+
+
+def keep_count(tokens: int, ratio: float) -> int:
+    """K, the visible ones of `tokens` when a share `ratio` is hidden: floor(L (1 - r) + 1e-9).
+
+    The small term undoes rounding: 10 (1 - 0.9) is 0.9999999999999998, and one token must stay. A ratio above 0 hides at
+    least one token, except below 1e-9 of one, where a decaying schedule passes on its way to 0.
+
+    Raises SdditError (SD-R108) for a ratio outside [0, 1) and for one that leaves no token.
+    """
+    if 0 <= ratio < 1 and (kept := math.floor(tokens * (1 - ratio) + 1e-9)):
+        return kept
+    raise error(
+        "SD-R108",
+        "a mask leaves no token",
+        where="mask_ratio",
+        got=f"{ratio:g} of {tokens} tokens",
+        expect=f"0 to {1 - 1 / tokens:g}, so that one token stays",
+        fix="lower mask_ratio, or use a smaller patch",
+    )
+
+
+def draw(
+    draws: Draws,
+    purpose: str,
+    *,
+    grid: tuple[int, int],
+    ratio: float,
+    shape: MaskShape = "random",
+    device: torch.device | str | None = None,
+) -> Tensor | None:
+    """The visible tokens of each sample, [B, K] int64 rising, or None where nothing is hidden.
+
+    Every sample hides the same number of tokens, so that a masked batch is a shorter dense sequence.
+
+    Args:
+        draws: keyed randomness; the same purpose gives the same masks in every arm of a seed.
+        purpose: the name of the draw, `mask` where the student is masked.
+        grid: tokens along H and W.
+        ratio: share of tokens to hide; K is `keep_count` of it.
+        shape: random: any tokens, each equally likely (MAE, arXiv:2111.06377); block: the hidden ones form one connected
+            region of a random place and aspect, near a rectangle; grid: the hidden ones lie as evenly as a shifted 4 x 4
+            Bayer pattern allows (at 1/2 a checkerboard, at 3/4 one of each 2 x 2 stays).
+        device: where the indices are wanted; None: where the draws are made.
+    """
+    tokens = math.prod(grid)
+    kept = keep_count(tokens, ratio)
+    if kept == tokens:
+        return None
+    scores = {"random": _random, "block": _block, "grid": _lattice}[shape](draws, purpose, grid)  # [B, N]
+    return scores.argsort(dim=1)[:, :kept].sort(dim=1).values.to(device)
+
+
+# Each of these gives a score per token, [B, N]; the tokens of the lowest scores stay visible.
+
+
+def _random(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:
+    return draws.uniform(purpose, (math.prod(grid),))
+
+
+def _block(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:
+    """Minus a distance from a random centre that grows with |dy| and with |dx|.
+
+    From any token of such a ball one walks to the centre without leaving it, first along x and then along y: whatever the
+    number hidden, they are connected.
+    """
+    import torch
+
+    height, width = grid
+    u = draws.uniform(purpose, (3,))
+    low, high = (math.log(bound) for bound in ASPECTS)
+    stretch = torch.exp((low + (high - low) * u[:, 2:]) / 2)  # [B, 1]: square root of height over width
+    rows, columns = (torch.arange(count, device=u.device) + 0.5 for count in grid)
+    dy = (rows - height * u[:, :1]).abs() / stretch  # [B, H]
+    dx = (columns - width * u[:, 1:2]).abs() * stretch  # [B, W]
+    dy, dx = dy[:, :, None], dx[:, None, :]
+    return -(torch.maximum(dy, dx) + 1e-3 * (dy + dx)).flatten(1)  # a rectangle's distance, made strictly rising
+
+
+def _lattice(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:
+    """A Bayer pattern shifted at random; tokens of one rank are told apart by the draw's remaining numbers."""
+    import torch
+
+    u = draws.uniform(purpose, (2 + math.prod(grid),))
+    pattern = torch.tensor(BAYER, device=u.device)
+    period = len(BAYER)
+    shift = (period * u[:, :2]).long()  # [B, 2]
+    rows = (torch.arange(grid[0], device=u.device) + shift[:, :1]) % period  # [B, H]
+    columns = (torch.arange(grid[1], device=u.device) + shift[:, 1:]) % period  # [B, W]
+    return pattern[rows[:, :, None], columns[:, None, :]].flatten(1) + u[:, 2:]
