@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sddit.builtins import CsvParams, TensorboardParams
+from sddit.registry import load_attribute
 
 
 class Csv:
@@ -53,17 +55,16 @@ class Tensorboard:
     """Event files in `tensorboard/` of the run folder. A continued run hides what it logs again."""
 
     def __init__(self, params: TensorboardParams, *, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._open = lambda step: SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-        self._writer: SummaryWriter | None = None
+        self._writer_class = load_attribute("torch.utils.tensorboard:SummaryWriter")
+        self.folder = folder / "tensorboard"
+        self.writer: Any = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        if self._writer is None:
-            self._writer = self._open(step)
+        if self.writer is None:
+            self.writer = self._writer_class(str(self.folder), purge_step=step)
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self.writer is not None:
+            self.writer.close()
