@@ -14,46 +14,65 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from sddit.errors import printable
+
 Clock = Callable[[], float]
 LINE_EVERY = 10.0  # seconds between plain lines of a short stage
 LINE_SHARE = 0.02  # of the whole stage between plain lines of a long one
+NAME_WIDTH = 9  # of the longest stage name, so that lines stand in columns
 
 
 class Progress:
-    """The silent one, for notebooks and tests; subclasses override `show` and what prints.
+    """The silent one, for notebooks and tests; subclasses override `note`, `show` and `close`.
 
-    A run calls `stage` when a part of it begins, `update` as it goes on, `say` for a line that stays, and sets `folder` as
-    soon as there is one, so that a crash log has a place.
+    A run calls `stage` when a part of it begins, `advance` or `tick` as it goes on, `note` and `warn` for lines that stay,
+    and sets `folder` as soon as there is one, so that a crash log has a place.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.folder: Path | None = None
+        self.name = ""  # the stage that runs; empty: none
+        self.total: int | None = None
+        self.done = 0
+        self.values: dict[str, float] = {}
         self._clock = clock
-        self._name, self._unit, self._total = "", "", 0
-        self._begun = self._first = self._done = 0.0
-        self._values: dict[str, float] = {}
+        self._begun, self._first = 0.0, 0
 
-    def stage(self, name: str, total: int, done: int = 0, *, unit: str = "step") -> None:
-        """Begin a part of the run, `training` or `sampling` say: `total` units, of which `done` were there already."""
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
+        """Begin a part of the run: `training`, `sampling`, `scoring`, `report`.
+
+        Args:
+            name: what is shown.
+            total: units of the whole stage; None where nobody can tell.
+            done: units that were there already.
+        """
         self.end_stage()
-        self._name, self._unit, self._total, self._values = name, unit, total, {}
-        self._begun, self._first, self._done = self._clock(), done, done
+        self.name, self.total, self.done, self.values = name, total, done, {}
+        self._begun, self._first = self._clock(), done
         self.show()
 
-    def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
-        """`done` units are done; `values` are the newest numbers: `loss/<label>`, `images_per_second`, others are ignored."""
-        self._done = done
-        self._values.update(values or {})
+    def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
+        """`done` units are done. Of `values`, `loss/<label>` and `images_per_second` are shown."""
+        self.done = done
+        self.values.update(values or {})
         self.show()
+
+    def tick(self) -> None:
+        """One unit more is done."""
+        self.advance(self.done + 1)
 
     def end_stage(self) -> None:
         """The part that runs is over."""
-        if self._name:
-            self.say(self.summary())
-            self._name = ""
+        if self.name:
+            self.note(self.summary())
+            self.name = ""
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """A line that stays."""
+
+    def warn(self, text: str) -> None:
+        """A warning that stays."""
+        self.note(f"warning: {text}")
 
     def show(self) -> None:
         """Bring what is seen up to date."""
@@ -78,54 +97,44 @@ class Progress:
 
     def remaining(self) -> float | None:
         """Seconds that the rest of the stage takes at the pace so far; None before there is a pace."""
-        if self._done <= self._first:
+        if self.total is None or self.done <= self._first:
             return None
-        return self.elapsed / (self._done - self._first) * (self._total - self._done)
+        return self.elapsed / (self.done - self._first) * (self.total - self.done)
 
     def detail(self) -> str:
-        """`denoise 0.182   discrimination 6.10   1,240 images/s`."""
-        parts = [
-            f"{name.removeprefix('loss/')} {value:.4g}"
-            for name, value in self._values.items()
-            if name.startswith("loss/") and name.count("/") == 1
-        ]
-        if "images_per_second" in self._values:
-            parts.append(f"{self._values['images_per_second']:,.0f} images/s")
-        elif self._unit == "image" and self._done > self._first and self.elapsed > 0:
-            parts.append(f"{(self._done - self._first) / self.elapsed:,.0f} images/s")
+        """`denoise 0.182   discrimination 6.1   1,240 images/s`."""
+        terms = {name: value for name, value in self.values.items() if name.startswith("loss/")}
+        parts = [f"{name.removeprefix('loss/')} {value:.4g}" for name, value in terms.items() if name.count("/") == 1]
+        if "images_per_second" in self.values:
+            parts.append(f"{self.values['images_per_second']:,.0f} images/s")
         return "   ".join(parts)
 
     def summary(self) -> str:
         """The line that a finished stage leaves."""
-        done, plural = int(self._done - self._first), "" if self._total == 1 else "s"
-        count = f"{done:,} {self._unit}{plural}" if self._unit else ""
-        return "   ".join(part for part in (f"{self._name:<9}", count, duration(self.elapsed), self.detail()) if part)
+        return columns(self.name, f"done in {duration(self.elapsed)}", self.detail())
 
 
 class PlainProgress(Progress):
-    """Lines of text, the first at once and then one every ten seconds, or every fiftieth of a long stage."""
+    """Lines of text: the first at the first news, then one every ten seconds, or every fiftieth of a long stage."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         super().__init__(clock)
         self._console = console
         self._next = 0.0
 
-    def stage(self, name: str, total: int, done: int = 0, *, unit: str = "step") -> None:
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
         self._next = 0.0
-        super().stage(name, total, done, unit=unit)
+        super().stage(name, total, done)
 
-    def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def note(self, text: str) -> None:
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def show(self) -> None:
         left = self.remaining()
         if left is None or self.elapsed < self._next:
             return
         self._next = self.elapsed + max(LINE_EVERY, LINE_SHARE * (self.elapsed + left))
-        count = f"{self._unit} {int(self._done):,}/{self._total:,}"
-        self.say(
-            "   ".join(part for part in (f"{self._name:<9}", count, self.detail(), f"{duration(left)} left") if part)
-        )
+        self.note(columns(self.name, f"{self.done:,}/{self.total:,}", self.detail(), f"{duration(left)} left"))
 
 
 class LiveProgress(Progress):
@@ -136,7 +145,7 @@ class LiveProgress(Progress):
         self._console = console
         self._live: Live | None = None
         self._bar = Bar(
-            TextColumn("[bold]{task.description:<9}"),
+            TextColumn(f"[bold]{{task.description:<{NAME_WIDTH}}}"),
             BarColumn(bar_width=None, complete_style="cyan", finished_style="cyan"),
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}", style="dim"),
@@ -145,13 +154,13 @@ class LiveProgress(Progress):
         )
         self._task: TaskID | None = None
 
-    def stage(self, name: str, total: int, done: int = 0, *, unit: str = "step") -> None:
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
         self.end_stage()
         self._task = self._bar.add_task(name, total=total, completed=done, left="")
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=8, transient=True)
             self._live.start()
-        super().stage(name, total, done, unit=unit)
+        super().stage(name, total, done)
 
     def end_stage(self) -> None:
         if self._task is not None:
@@ -159,15 +168,21 @@ class LiveProgress(Progress):
             self._task = None
         super().end_stage()
 
-    def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def note(self, text: str) -> None:
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self._console.print(
+            f"warning: {printable(text)}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
 
     def show(self) -> None:
         if self._live is None or self._task is None:
             return
         left = self.remaining()
-        self._bar.update(self._task, completed=self._done, left="" if left is None else f"{duration(left)} left")
-        self._live.update(Group(self._bar, Text(f"          {self.detail()}", style="dim", no_wrap=True)))
+        self._bar.update(self._task, completed=self.done, left="" if left is None else f"{duration(left)} left")
+        below = Text(f"{'':<{NAME_WIDTH}} {self.detail()}", style="dim", no_wrap=True)
+        self._live.update(Group(self._bar, below))
 
     def close(self) -> None:
         if self._live is not None:
@@ -178,6 +193,11 @@ class LiveProgress(Progress):
 def progress_on(console: Console) -> Progress:
     """The display that suits where it is shown."""
     return LiveProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(console)
+
+
+def columns(name: str, *parts: str) -> str:
+    """`training    120/1,000   denoise 0.182`; empty parts are left out."""
+    return "   ".join([f"{name:<{NAME_WIDTH}}", *filter(None, parts)])
 
 
 def duration(seconds: float) -> str:
