@@ -1,0 +1,158 @@
+"""MaskDiT's pair sampler and reconstruction loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sddit.draws import Draws
+from sddit.interfaces import Batch, Context, Outputs, View
+from sddit.values import Ramp, value_at
+from sddit_dit.pairs import student_view
+from sddit_edm import EDMParams
+from sddit_edm.schedule import EDM
+from sddit_masking import MaskedParams, ReconstructionParams
+from sddit_masking.loss import Reconstruction, normalised, patchify
+from sddit_masking.pairs import Masked
+
+GRID = (4, 4)
+SCHEDULE = EDM(EDMParams())
+
+
+def context(step: int = 0, total_steps: int = 100) -> Context:
+    return Context(
+        step=step, total_steps=total_steps, schedule=SCHEDULE, draws=Draws(0, step, torch.arange(4)), num_classes=10
+    )
+
+
+def batch(count: int = 4) -> Batch:
+    labels = torch.arange(count)
+    return Batch(
+        x0=torch.randn(count, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+        labels=labels,
+        true_labels=labels,
+        ids=labels,
+        flipped=torch.zeros(count, dtype=torch.bool),
+    )
+
+
+def reconstruct(view: View, x0: Tensor, **keys: object) -> Tensor:
+    term = Reconstruction(ReconstructionParams.model_validate(keys), grid=GRID)
+    return term(context(), {"student": view}, {"student": Outputs(x0=x0)})
+
+
+def stored_view(numbers) -> tuple[View, Tensor]:
+    """The loss case of maskdit_a, and its prediction."""
+    inputs, outputs = numbers.inputs, numbers.outputs
+    t, x0, noise = outputs["loss/sigma"], inputs["images"], inputs["noise_unit"]
+    visible = outputs["mask/ids_keep"].sort(dim=1).values
+    labels = torch.zeros(4, dtype=torch.int64)
+    view = View(
+        network="student", x=SCHEDULE.perturb(x0, noise, t), t=t, labels=labels, x0=x0, noise=noise, visible=visible
+    )
+    return view, outputs["loss/denoised"]
+
+
+@pytest.mark.parametrize(("name", "normalize"), [("loss/mae", True), ("loss/mae_no_norm", False)])
+def test_loss_is_that_of_maskdit(published, name: str, normalize: bool) -> None:
+    numbers = published("maskdit_a")
+    view, denoised = stored_view(numbers)
+    ours, theirs = reconstruct(view, denoised, normalize=normalize), numbers.outputs[name]
+    assert theirs.min() > 0.01
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("keys", [{"target": "clean"}, {"normalize": False}])
+def test_another_target_would_be_noticed(published, keys: dict[str, object]) -> None:
+    numbers = published("maskdit_a")
+    view, denoised = stored_view(numbers)
+    assert (reconstruct(view, denoised, **keys) - numbers.outputs["loss/mae"]).abs().min() > 1e-3
+
+
+def test_total_is_denoising_plus_a_tenth(published) -> None:
+    numbers = published("maskdit_a")
+    view, denoised = stored_view(numbers)
+    total = numbers.outputs["loss/dsm_masked"] + ReconstructionParams().weight * reconstruct(view, denoised)
+    torch.testing.assert_close(total, numbers.outputs["loss/total_masked"], rtol=1e-9, atol=0)
+
+
+def test_gradient_is_that_of_the_formula() -> None:
+    """d/dx0 of sum_i m_i |x0_i - y_i|^2 / (P sum m) is 2 m (x0 - y) / (P sum m), so visible pixels get none."""
+    view = Masked(MaskedParams(), grid=GRID)(batch(), context().draws, SCHEDULE, context())["student"]
+    assert view.visible is not None
+    x0 = torch.randn(4, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(reconstruct(view, x0).sum(), x0)
+    hidden = torch.ones(4, 16, 1, dtype=torch.float64).scatter(1, view.visible[:, :, None], 0)
+    expected = 2 * hidden * (patchify(x0, GRID) - normalised(patchify(view.x, GRID))) / (16 * 8)
+    torch.testing.assert_close(patchify(gradient, GRID), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_patches_are_in_row_order() -> None:
+    image = torch.arange(2 * 4 * 6, dtype=torch.float64).view(1, 2, 4, 6)
+    patches = patchify(image, (2, 3))
+    assert patches.shape == (1, 6, 8)
+    assert torch.equal(patches[0, 4], image[0, :, 2:4, 2:4].flatten())
+
+
+def test_targets_have_mean_0_and_unbiased_variance_1() -> None:
+    patches = normalised(5 + 3 * torch.randn(2, 3, 16, dtype=torch.float64))
+    assert patches.mean(-1).abs().max() < 1e-12
+    torch.testing.assert_close(patches.var(-1), torch.ones(2, 3, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_nothing_hidden_gives_0_that_keeps_the_graph() -> None:
+    """No masked token is 0/0 in the formula; the term must be absent then."""
+    view = student_view(batch(), context().draws, SCHEDULE)
+    x0 = torch.randn(4, 4, 8, 8, requires_grad=True)
+    value = reconstruct(view, x0)
+    assert torch.equal(value, torch.zeros(4))
+    (gradient,) = torch.autograd.grad(value.sum(), x0)
+    assert torch.equal(gradient, torch.zeros_like(x0))
+
+
+def test_views_that_hide_nothing_do_not_dilute() -> None:
+    views = {
+        "masked": Masked(MaskedParams(), grid=GRID)(batch(), context().draws, SCHEDULE, context())["student"],
+        "full": student_view(batch(), context().draws, SCHEDULE),
+    }
+    outputs = {name: Outputs(x0=torch.ones(4, 4, 8, 8, dtype=torch.float64)) for name in views}
+    both = Reconstruction(ReconstructionParams(), grid=GRID)(context(), views, outputs)
+    assert torch.equal(both, reconstruct(views["masked"], outputs["masked"].x0))
+
+
+def test_the_masked_view_is_the_plain_one_with_tokens_hidden() -> None:
+    """Same noise and level as in every other method of the seed."""
+    masked = Masked(MaskedParams(mask_ratio=0.25), grid=GRID)(batch(), context().draws, SCHEDULE, context())["student"]
+    plain = student_view(batch(), context().draws, SCHEDULE)
+    assert torch.equal(masked.x, plain.x) and torch.equal(masked.t, plain.t)
+    assert masked.visible is not None and masked.visible.shape == (4, 12)
+    assert plain.visible is None
+    assert torch.equal(masked.x, masked.x0 + masked.t[:, None, None, None] * masked.noise)
+
+
+def test_the_ratio_follows_its_schedule() -> None:
+    """Unmasking, as in the second stage of MaskDiT: 0.5 cos(pi u / 2)^4."""
+    pairs = Masked(MaskedParams(mask_ratio=Ramp(start=0.5, end=0.0, shape="cosine4")), grid=GRID)
+    kept = []
+    for step in (0, 50, 100):
+        visible = pairs(batch(), context().draws, SCHEDULE, context(step))["student"].visible
+        kept.append(16 if visible is None else visible.shape[1])
+    assert kept == [8, 14, 16]
+
+
+def test_ratio_schedule_is_that_of_maskdit(published) -> None:
+    outputs = published("maskdit_a").outputs
+    for name, ramp in {
+        "cosine4": Ramp(start=0.5, end=0.05, shape="cosine4"),
+        "cosine2": Ramp(start=0.5, end=0.05, shape="cosine"),
+        "linear": Ramp(start=0.05, end=0.5),
+    }.items():
+        ours = torch.tensor([value_at(ramp, step, 10) for step in range(11)], dtype=torch.float64)
+        torch.testing.assert_close(ours, outputs[f"mask_ratio_schedule/{name}"], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("ratio", [1.0, -0.1, {"start": 0.5, "end": 1.0}])
+def test_a_ratio_out_of_bounds_is_refused(ratio: object) -> None:
+    with pytest.raises(ValueError, match=r"must stay between 0 and 0\.99"):
+        MaskedParams.model_validate({"mask_ratio": ratio})
