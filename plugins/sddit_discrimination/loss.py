@@ -1,0 +1,162 @@
+"""The discrimination loss of SD-DiT, in the form of DINO and iBOT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sddit.interfaces import Context, Outputs, Tap, Tokens, View
+from sddit.terms import LossTerm
+from sddit.values import step_of, value_at
+from sddit_discrimination import DiscriminationParams, collapse, head
+from sddit_discrimination.head import Head, Kind
+
+
+def log_assignments(logits: Tensor, temperature: float, center: Tensor | None = None) -> Tensor:
+    """log softmax((l - c) / tau) over prototypes, [..., K], in float32 or wider."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if center is not None:
+        logits = logits - center
+    return torch.log_softmax(logits / temperature, dim=-1)
+
+
+def cross_entropy(p: Tensor, log_q: Tensor) -> Tensor:
+    """- sum_k p_k log q_k of the teacher's p and the student's q, [..., K] -> [...]."""
+    return -(p * log_q).sum(dim=-1)
+
+
+class Discrimination(LossTerm):
+    """L_D = w_cls CE(class tokens) + w_patch mean over the student's visible tokens CE(patch tokens), per sample [B].
+
+    p = softmax((P_t(g) - C) / tau_t) assigns the teacher's token g to K prototypes, q = softmax(P_s(h) / tau_s) the
+    student's token h (arXiv:2104.14294, eq. 1 and section 3.1; arXiv:2111.07832, eq. 2 and 3). Unlike iBOT's patch term
+    it runs over visible tokens: the student's encoder gives no others. Each student view meets each teacher view.
+
+    The centres C are moving averages of the teacher's logits over all its tokens, and over the batch of all processes.
+    They move after the step, from sums staged here. `DiscriminationParams.monitors` says how to read the diagnostics.
+    """
+
+    averaged = ("head",)
+
+    def __init__(self, params: DiscriminationParams, *, widths: Mapping[Tap, int], **_: Any) -> None:
+        super().__init__()
+        self.params = params
+        weights: dict[Kind, float] = {"cls": params.cls_weight, "patch": params.patch_weight}
+        self.weights = {kind: weight for kind, weight in weights.items() if weight > 0}
+        self.head = Head(params, widths[params.tap])
+        if params.centering:
+            for kind in self.weights:
+                self.register_buffer(f"center_{kind}", torch.zeros(params.prototypes))
+        self._staged: dict[Kind, tuple[Tensor, int]] = {}  # sum over samples [K], number of samples
+        for name, parameter in self.named_parameters():
+            self.init_parameter(name, parameter)
+
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator | None = None) -> None:
+        """Give one parameter its initial values."""
+        head.init_parameter(name, parameter, generator)
+
+    def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
+        students = {name: view for name, view in views.items() if view.network == "student"}
+        teachers = {name: view for name, view in views.items() if view.network == "teacher"}
+        student_tap, teacher_tap = self.params.taps
+        frozen = ctx.step < step_of(self.params.freeze_last, ctx.total_steps)
+        logits: dict[str, dict[Kind, Tensor]] = {}
+        with torch.autocast(next(iter(views.values())).x.device.type, enabled=False):
+            for name, view in teachers.items():
+                with torch.no_grad():
+                    tokens = self.tokens(view, outputs[name].taps[teacher_tap])
+                    logits[name] = self.logits(ctx.averaged["head"], tokens)
+                    self.stage(logits[name])
+            for name, view in students.items():
+                tokens = self.tokens(view, outputs[name].taps[student_tap])
+                logits[name] = self.logits(self.head, tokens, frozen=frozen)
+                self.log_features(tokens)
+            pairs = [
+                self.compare(ctx, views[s], logits[s], views[t], logits[t]) for s in students for t in teachers
+            ]  # of [B]
+        return torch.stack(pairs).mean(dim=0)
+
+    def tokens(self, view: View, tokens: Tokens) -> dict[Kind, Tensor]:
+        """What a network sees, in the dtype of the head: one token for the image [B, 1, D], its patches [B, n, D]."""
+        dtype = self.head.last.weight_v.dtype
+        patch = tokens.at(view.visible).to(dtype)
+        if "cls" not in self.weights:
+            return {"patch": patch}
+        if self.params.cls_source == "mean":
+            return {"cls": patch.mean(dim=1, keepdim=True), "patch": patch}
+        assert tokens.cls is not None, "the term asks for the class token"
+        return {"cls": tokens.cls[:, None].to(dtype), "patch": patch}
+
+    def logits(self, head: nn.Module, tokens: Mapping[Kind, Tensor], *, frozen: bool = False) -> dict[Kind, Tensor]:
+        """The tokens of each weighted kind through a head, [B, n, K]."""
+        return {kind: head(tokens[kind], kind, frozen=frozen) for kind in self.weights}
+
+    def compare(
+        self,
+        ctx: Context,
+        view: View,
+        student: Mapping[Kind, Tensor],
+        teacher_view: View,
+        teacher: Mapping[Kind, Tensor],
+    ) -> Tensor:
+        """The logits of one student view with those of one teacher view, [B]."""
+        terms = []
+        for kind, weight in self.weights.items():
+            targets = teacher[kind]
+            if kind == "patch":
+                targets = Tokens(targets, teacher_view.visible).at(view.visible)
+            terms.append(weight * self.term(ctx, kind, student[kind], targets, view.labels).mean(dim=1))
+        return torch.stack(terms).sum(dim=0)
+
+    def term(self, ctx: Context, kind: Kind, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropies [B, n] of logits [B, n, K], and what they tell of collapse."""
+        center = self.get_buffer(f"center_{kind}") if self.params.centering else None
+        with torch.no_grad():
+            temperature = value_at(self.params.teacher_temp, ctx.step, ctx.total_steps)
+            log_p = log_assignments(teacher, temperature, center)
+            p = log_p.exp()
+        entropies = cross_entropy(p, log_assignments(student, self.params.student_temp))
+        with torch.no_grad():
+            self.log(f"{kind}_loss", entropies)
+            self.log(f"{kind}_entropy", cross_entropy(p, log_p))
+            self.log(f"{kind}_kl_uniform", collapse.kl_to_uniform(p))
+            self.log(f"{kind}_used_teacher", collapse.in_use(p))
+            self.log(f"{kind}_used_student", collapse.in_use(student))
+            self.log(f"{kind}_logit_std", teacher.std(dim=-1))
+            if center is not None:
+                self.log(f"{kind}_center_norm", center.norm())
+            if kind == "cls" and ctx.num_classes > 1:
+                within, between = collapse.label_divergence(log_p[:, 0], labels, ctx.num_classes)
+                self.log("kl_within", within)
+                self.log("kl_between", between)
+        return entropies
+
+    @torch.no_grad()
+    def log_features(self, tokens: Mapping[Kind, Tensor]) -> None:
+        """How far the student's patch tokens differ from each other."""
+        features = tokens["patch"].flatten(0, 1)
+        self.log("feature_std", features.std(dim=0, correction=0))
+        self.log("effective_rank", collapse.effective_rank(features))
+
+    def stage(self, teacher: Mapping[Kind, Tensor]) -> None:
+        """Add the teacher's logits to the sums that move the centres: mean over its tokens, sum over samples."""
+        if not self.params.centering:
+            return
+        for kind, logits in teacher.items():
+            total, count = self._staged.get(kind, (torch.zeros_like(logits[0, 0]), 0))
+            self._staged[kind] = (total + logits.mean(dim=1).sum(dim=0), count + len(logits))
+
+    @torch.no_grad()
+    def after_step(self, ctx: Context) -> None:
+        """C <- m C + (1 - m) mean of the logits, over all ranks (arXiv:2104.14294, eq. 4)."""
+        for kind, (total, count) in self._staged.items():
+            center = self.get_buffer(f"center_{kind}")
+            mean = ctx.mean(total) / ctx.mean(total.new_full((), count))
+            center.lerp_(mean.to(center), 1 - self.params.center_momentum)
+        self.discard()
+
+    def discard(self) -> None:
+        self._staged.clear()

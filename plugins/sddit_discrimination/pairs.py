@@ -1,0 +1,74 @@
+"""The pair sampler of SD-DiT."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sddit import masks
+from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
+from sddit.values import value_at
+from sddit_discrimination import PfOdeParams
+from sddit_dit.pairs import student_view
+
+OWN = "discrimination/pf_ode"  # prefix of this component's own draws
+
+
+class PfOde:
+    """x_S = x0 + sigma_S eps for the student and x_T = x0 + sigma_T eps for the teacher (arXiv:2403.17004).
+
+    With the score of one image, (x0 - x) / sigma^2, the probability-flow ODE is dx/dsigma = (x - x0) / sigma: a straight
+    ray, so x_T - x0 = (sigma_T / sigma_S) (x_S - x0) lies on the student's trajectory. Consistency training builds its
+    pairs in this way (arXiv:2303.01469, section 5).
+    """
+
+    def __init__(self, params: PfOdeParams, *, grid: tuple[int, int]) -> None:
+        self.params = params
+        self.grid = grid
+
+    def __call__(self, batch: Batch, draws: Draws, schedule: NoiseSchedule, ctx: Context) -> dict[str, View]:
+        visible = masks.draw(
+            draws,
+            "mask",
+            grid=self.grid,
+            ratio=value_at(self.params.mask_ratio, ctx.step, ctx.total_steps),
+            shape=self.params.mask_shape,
+            device=batch.x0.device,
+        )
+        student = student_view(batch, draws, schedule, visible=visible)
+        return {"student": student, "teacher": self.teacher_view(student, draws, schedule, ctx)}
+
+    def teacher_view(self, student: View, draws: Draws, schedule: NoiseSchedule, ctx: Context) -> View:
+        """The same images at the teacher's level."""
+        params, t = self.params, student.t
+        if params.teacher_noise != "same":
+            level = self.teacher_level(schedule.sigma(t) / schedule.alpha(t), draws)
+            t = schedule.t_from_sigma(schedule.snap(level))
+        noise = student.noise
+        if not params.shared_noise:
+            noise = draws.normal(f"{OWN}/noise", noise.shape[1:]).to(noise)
+        labels = student.labels
+        if params.teacher_label == "null":
+            labels = torch.full_like(labels, ctx.num_classes)
+        return View(
+            network="teacher",
+            x=schedule.perturb(student.x0, noise, t),
+            t=t,
+            labels=labels,
+            x0=student.x0,
+            noise=noise,
+            visible=student.visible if params.teacher_mask == "visible" else None,
+        )
+
+    def teacher_level(self, sigma: Tensor, draws: Draws) -> Tensor:
+        """sigma_T [B] for the student's levels sigma [B]; the drawn ones are never above the student's."""
+        floor = self.params.teacher_sigma
+        if self.params.teacher_noise == "fixed":
+            return torch.full_like(sigma, floor)
+        u = draws.uniform(f"{OWN}/level").to(sigma)
+        if self.params.teacher_noise == "below":
+            level = floor + u * (sigma - floor)
+        else:  # offset: along tau of the linear path x = (1 - tau) x0 + tau eps
+            tau = (sigma / (1 + sigma) - self.params.teacher_offset * u).clamp(min=0)
+            level = tau / (1 - tau)
+        return level.clamp(min=floor).minimum(sigma)
