@@ -1,0 +1,219 @@
+"""sddit from Python: `build` a component, `load` a run or published weights, `sample` from it.
+
+import sddit
+
+model = sddit.load("runs/quickstart-1a2b3c")
+images = sddit.sample(model, classes=[3, 7], per_class=4)             # uint8 [8, 3, H, W]
+x0 = model.denoise(x, sigma, labels)                                  # [B, C, H, W]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sddit.denoiser import ModelDenoiser
+from sddit.errors import error
+from sddit.generate import generate, of_classes
+from sddit.interfaces import Dataset, NoiseSchedule, Shapes
+from sddit.plugins import registry
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
+from sddit.recipes.translate import validated
+from sddit.training.averages import under
+from sddit.training.checkpoints import Store
+from sddit.training.session import build_backbone, default_dtype
+from sddit.training.tensors import unpack
+
+
+def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runtime: Any) -> Any:
+    """Build one component: `sddit.build("losses", "discrimination", {"prototypes": 512}, widths={"encoder": 64}, ...)`.
+
+    Args:
+        kind: the registry, such as `losses`.
+        name: the component, `name` or `plugin/name`.
+        params: its settings as a recipe would write them; what is left out takes its default.
+        runtime: what it is built with; `sddit.interfaces` says what each kind takes.
+
+    Raises:
+        SdditError: for an unknown name or a wrong setting, all problems at once.
+    """
+    component = registry(kind).usable(name)
+    settings = validated(component.params, dict(params or {}), table=component.kind, where="")
+    return component.build(settings, **runtime)
+
+
+@dataclass(slots=True)
+class Model:
+    """A trained network F, with the noise schedule that says what its output means."""
+
+    backbone: nn.Module
+    schedule: NoiseSchedule | None
+    shapes: Shapes
+    recipe: Recipe | None = None  # of the run it came from
+
+    @property
+    def num_classes(self) -> int:
+        """Classes; the same number is the null label."""
+        return self.shapes.num_classes
+
+    @torch.no_grad()
+    def raw(self, x: Tensor, t: Tensor, labels: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The network's own output at its own time: x [B, C, H, W] as it enters, t [B] integer steps or c_noise."""
+        output, _, _ = self.backbone(x, t.to(x.dtype), labels, visible=visible)
+        return torch.as_tensor(output)
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, sigma: float | Tensor, labels: Tensor) -> Tensor:
+        """The estimate of x0 [B, C, H, W] for x of noise level sigma, variance-exploding: a number, or one for each image [B]."""
+        if self.schedule is None:
+            raise error(
+                "SD-C442",
+                "these weights came without a noise schedule",
+                fix="use model.raw, or load the layout of a method that has one",
+            )
+        denoiser = ModelDenoiser(self.backbone, self.schedule, self.num_classes)
+        if isinstance(sigma, Tensor) and sigma.dim():
+            return torch.cat([denoiser(x[i : i + 1], float(s), labels[i : i + 1]).x0 for i, s in enumerate(sigma)])
+        return denoiser(x, float(sigma), labels).x0
+
+    def dataset(self, split: str = "test") -> Dataset:
+        """The data set of the run it came from."""
+        dataset: Dataset = self.require_recipe().dataset.build(split=split)
+        return dataset
+
+    def require_recipe(self) -> Recipe:
+        """The recipe of the run it came from; weights from elsewhere have none."""
+        if self.recipe is None:
+            raise error("SD-C443", "these weights came without a recipe", fix="load a run folder")
+        return self.recipe
+
+
+def load(
+    source: str | Path,
+    *,
+    layout: str = "",
+    config: Mapping[str, Any] | None = None,
+    weights: str = "",
+    step: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Load a run folder, or a safetensors file in a published layout.
+
+    Args:
+        source: a run folder, or a `.safetensors` file.
+        layout: for a file, the published layout: `dit`, `maskdit`.
+        config: for a file, the constructor's arguments under their published names.
+        weights: for a run, `student` or the label of an [ema]; empty: the one the run samples with.
+        step: for a run, which checkpoint; None: the newest good one.
+        dtype: of the weights; None: as they are.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return load_run(path, weights=weights, step=step, dtype=dtype)
+    if not path.is_file():
+        raise error("SD-C444", "nothing to load", got=str(path), expect="a run folder or a .safetensors file")
+    return load_published(path, layout, config or {}, dtype)
+
+
+def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype: torch.dtype | None = None) -> Model:
+    """The network of a run at its newest good checkpoint, or at `step`."""
+    resolved = folder / "recipe.resolved.json"
+    if not resolved.is_file():
+        raise error("SD-C445", "not a run folder", got=str(folder), expect="a folder that holds recipe.resolved.json")
+    recipe = resolve(resolved)
+    label = weights or recipe.sampled_weights
+    if label != "student" and label not in recipe.ema:
+        raise error(
+            "SD-C446",
+            f"this run has no weights {label!r}",
+            where=str(folder),
+            expect=f"one of {', '.join(['student', *recipe.ema])}",
+        )
+    store = Store(folder / "checkpoints", keep=recipe.train.keep)
+    checkpoint = store.open(step) if step is not None else store.latest(move_broken=False)
+    if checkpoint is None:
+        raise error(
+            "SD-C447", "this run has no checkpoint yet", where=str(folder), fix="run its recipe until the first save"
+        )
+    with default_dtype(dtype or torch.get_default_dtype()):
+        backbone = build_backbone(recipe, device="cpu")
+        schedule: NoiseSchedule = recipe.noise_schedule.build()
+    if label == "student":
+        state = under("backbone.", unpack(checkpoint.read("model.safetensors")))
+    else:
+        state = under(f"{label}.", unpack(checkpoint.read("ema.safetensors")))
+    backbone.load_state_dict(state)
+    return Model(backbone.eval(), schedule, recipe.shapes, recipe)
+
+
+def load_published(path: Path, layout: str, config: Mapping[str, Any], dtype: torch.dtype | None) -> Model:
+    """The network of a safetensors file whose tensors have the names of a published implementation."""
+    component = next((c for c in registry("backbones") if layout in dict(c.formats)), None)
+    if component is None:
+        known = sorted(layout for c in registry("backbones") for layout in dict(c.formats))
+        raise error(
+            "SD-C441",
+            f"no weight layout {layout!r}",
+            got=layout or "(none given)",
+            expect=f"one of {', '.join(known)}",
+            fix='sddit.load(file, layout="dit", config={...})',
+        )
+    form = component.format(layout)
+    description = form.describe(config)
+    with default_dtype(dtype or torch.float32):
+        attention = registry("attention").usable("sdpa")
+        backbone = component.build(
+            validated(component.params, description.backbone, table="backbone", where=str(path)),
+            image=description.shapes.image,
+            num_classes=description.shapes.num_classes,
+            outputs=description.shapes.outputs,
+            attention=attention.build(attention.params()),
+        )
+        schedule = build("noise_schedules", *description.noise_schedule) if description.noise_schedule else None
+    tensors = unpack(path.read_bytes())
+    backbone.load_state_dict({name: value.to(dtype or value.dtype) for name, value in form.to_ours(tensors).items()})
+    return Model(backbone.eval(), schedule, description.shapes)
+
+
+def sample(
+    model: Model,
+    *,
+    classes: Sequence[int] | None = None,
+    per_class: int = 8,
+    seed: int | None = None,
+    steps: int | None = None,
+    device: str = "cpu",
+    overrides: Sequence[str] = (),
+) -> Tensor:
+    """Images of a loaded run, uint8 [n, 3, H, W], class by class.
+
+    Args:
+        model: from `load` of a run folder.
+        classes: which; None: all of them.
+        per_class: images of each.
+        seed: None: the run's own, so that the pictures are those of its grids.
+        steps: sampler steps; None: the recipe's.
+        device: `cpu` or `cuda`.
+        overrides: of the recipe's sampler and guidance, such as `["guidance.name=cfg", "guidance.scale=1.5"]`.
+    """
+    recipe = model.require_recipe()
+    changes = [*overrides, *([f"sampler.steps={steps}"] if steps is not None else [])]
+    if changes:
+        recipe = with_changes(recipe, changes)
+    wanted = list(range(model.num_classes)) if classes is None else list(classes)
+    request = of_classes(wanted or [0], per_class, model.num_classes, recipe.seed if seed is None else seed)
+    assert model.schedule is not None, "a run always has a noise schedule"
+    backbone = model.backbone.to(device)
+    return model.dataset().to_images(generate(backbone, model.schedule, recipe, request, device=torch.device(device)))
+
+
+def with_changes(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The same recipe with another sampler or guidance; what was trained stays as it is."""
+    return resolve(json.loads(json.dumps(recipe.to_json())), overrides)

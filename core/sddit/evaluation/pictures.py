@@ -1,0 +1,69 @@
+"""The pictures of a run folder: grids while training, the final grid, and all samples as numbers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sddit.evaluation.grids import grid, png
+from sddit.generate import Request, balanced, generate, of_classes
+from sddit.recipes.recipe import Recipe
+from sddit.training.run_folder import RunFolder
+from sddit.training.session import Session
+
+UNCONDITIONAL = 64  # images of a grid without classes
+MOST_CLASSES = 16  # rows of a grid; with more classes, the first ones are shown
+
+
+def grid_request(recipe: Recipe, classes: Sequence[int] = ()) -> tuple[Request, int, list[str]]:
+    """Which images a grid shows, its columns and its row names: a row for each class, or a square without classes."""
+    names = recipe.facts.class_names
+    if not names:
+        return balanced(0, UNCONDITIONAL, recipe.seed), 8, []
+    shown = list(classes) or list(range(min(len(names), MOST_CLASSES)))
+    columns = recipe.evaluate.per_class
+    return of_classes(shown, columns, len(names), recipe.seed), columns, [names[label] for label in shown]
+
+
+def write_preview(session: Session, folder: RunFolder) -> None:
+    """`samples/step-000123.png`: the same seeds at every preview, with the weights that the final samples use."""
+    recipe = session.recipe
+    request, columns, names = grid_request(recipe)
+    x = generate(session.weights(recipe.sampled_weights), session.schedule, recipe, request, device=session.device)
+    picture = png(grid(session.dataset.to_images(x), columns, names))
+    folder.write_bytes(preview_name(session.step), picture)
+
+
+def preview_name(step: int) -> str:
+    return f"samples/step-{step:06d}.png"
+
+
+def previews(folder: Path) -> list[tuple[int, bytes]]:
+    """The grids drawn while training, (step, PNG), in order."""
+    found = sorted((folder / "samples").glob("step-*.png"))
+    return [(int(path.stem.removeprefix("step-")), path.read_bytes()) for path in found]
+
+
+def write_samples(folder: RunFolder, name: str, images: Tensor, labels: Tensor, request: Request) -> None:
+    """All samples: `arr_0` uint8 [n, H, W, 3] as the ADM evaluator reads them, `arr_1` labels, `ids`, `seed`."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        arr_0=images.permute(0, 2, 3, 1).contiguous().numpy(),
+        arr_1=labels.numpy(),
+        ids=np.asarray(request.ids),
+        seed=np.asarray(request.seed),
+    )
+    folder.write_bytes(name, buffer.getvalue())
+
+
+def read_samples(path: Path) -> tuple[Tensor, Tensor]:
+    """Images uint8 [n, 3, H, W] and labels [n] of an npz that `write_samples` made."""
+    with np.load(path, allow_pickle=False) as saved:
+        images = torch.from_numpy(saved["arr_0"]).permute(0, 3, 1, 2).contiguous()
+        return images, torch.from_numpy(saved["arr_1"])

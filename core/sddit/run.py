@@ -1,0 +1,312 @@
+"""One run, from a recipe to a report: train, sample, score, write. Running it again continues where it stopped.
+
+What is done is read from the folder, never remembered elsewhere: a checkpoint of the last step means trained,
+`report.html` means finished. Each file is put in place whole, so a kill at any moment loses at most the steps since the
+last save.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sddit import environment as surroundings
+from sddit.errors import Problem, SdditError, raise_all
+from sddit.evaluation import pictures
+from sddit.evaluation.scores import Scores, evaluate_samples
+from sddit.generate import balanced, generate
+from sddit.interfaces import FeatureExtractor, Tracker
+from sddit.progress import Progress
+from sddit.recipes.differences import differences
+from sddit.recipes.recipe import Recipe
+from sddit.reporting import write_run_report
+from sddit.training.checkpoints import Store
+from sddit.training.loop import train
+from sddit.training.run_folder import MetricsLog, RunFolder
+from sddit.training.session import Session, build_session, files_of, restore
+from sddit.training.signals import StopSignals
+
+RECIPE, ENVIRONMENT, CHANGES = "recipe.resolved.json", "environment.json", "changes.json"
+METRICS, SAMPLES, SCORES, REPORT = "metrics.jsonl", "samples/samples.npz", "scores.json", "report.html"
+ASIDE = "aside-"  # where --fresh moves what a run folder held
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where a run stands when its command ends."""
+
+    folder: Path
+    report: Path
+    scores: dict[str, Scores]
+    already_finished: bool
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path,
+    device: str,
+    progress: Progress,
+    fresh: bool = False,
+    allow: Sequence[str] = (),
+    resume: Path | None = None,
+) -> RunResult:
+    """Train, sample, score and report, as far as it is not done yet.
+
+    Args:
+        recipe: what to run.
+        out: the folder of run folders; the run's own is `<recipe>-<id>` in it.
+        device: `cpu` or `cuda`.
+        progress: where to show how it goes.
+        fresh: set what the folder holds aside and begin anew.
+        allow: keys that may differ from the recipe of the folder given by `resume`.
+        resume: continue this run folder instead.
+
+    Raises:
+        SdditError: a problem for the person who typed.
+        SystemExit: a signal asked to stop; everything is saved, and the status is the documented one.
+    """
+    chosen = surroundings.choose_device(device)
+    with RunFolder(resume or out / f"{recipe.name}-{recipe.run_id}") as folder, StopSignals() as stop:
+        progress.folder = folder.path
+        announce(recipe, folder, chosen, progress)
+        if fresh:
+            set_aside(folder.path)
+        changed = accept_changes(folder, recipe, allow)
+        if (folder.path / REPORT).is_file() and not changed:
+            return RunResult(folder.path, folder.path / REPORT, read_scores(folder.path), already_finished=True)
+        store = Store(folder.path / "checkpoints", keep=recipe.train.keep)
+        session, cursor = prepare(recipe, folder, store, chosen, progress)
+        with Watcher(session, folder, store, cursor, stop, progress) as watcher:
+            progress.stage("training", total=recipe.train.steps, done=session.step)
+            train(session, watcher)
+        scores = finish(session, folder, stop, progress)
+        return RunResult(folder.path, folder.path / REPORT, scores, already_finished=False)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Before the first step
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: Progress) -> None:
+    """The first lines of a run: what, on which data, where, with which kernel, and what was noticed."""
+    facts = recipe.facts
+    classes = f"{facts.num_classes} classes" if facts.num_classes else "no classes"
+    kernel = f"attention {recipe.attention.component.name}, {recipe.train.precision}"
+    progress.note(f"{recipe.name}: {facts.source}, {facts.train_size:,} training images, {classes}")
+    progress.note(f"run folder {folder.path}, {surroundings.device_name(device)}, {kernel}")
+    if folder.killed:
+        progress.note(f"the last process here, {folder.killed}, ended without a word: killed, or out of memory")
+    for warning in recipe.warnings:
+        progress.warn(warning)
+    if (sibling := newest_sibling(folder.path, recipe.name)) and not (folder.path / RECIPE).is_file():
+        for key, old, new, _ in differences(read_json(sibling / RECIPE), recipe.to_json()):
+            progress.note(f"other than {sibling.name}: {key} {old} -> {new}")
+
+
+def newest_sibling(folder: Path, name: str) -> Path | None:
+    """The newest other run of a recipe of this name."""
+    others = [path for path in folder.parent.glob(f"{name}-*") if path != folder and (path / RECIPE).is_file()]
+    return max(others, key=lambda path: (path / RECIPE).stat().st_mtime, default=None)
+
+
+def set_aside(folder: Path) -> None:
+    """Move what a run folder holds into `aside-N` within it; nothing is deleted."""
+    held = [path for path in folder.iterdir() if path.name != "run.lock" and not path.name.startswith(ASIDE)]
+    if not held:
+        return
+    aside = folder / f"{ASIDE}{1 + len(list(folder.glob(f'{ASIDE}*')))}"
+    aside.mkdir()
+    for path in held:
+        path.rename(aside / path.name)
+
+
+def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str]) -> bool:
+    """Whether this recipe changes the numbers of the run in the folder. Raises unless each such key is allowed."""
+    if not (folder.path / RECIPE).is_file():
+        return False
+    found = [change for change in differences(read_json(folder.path / RECIPE), recipe.to_json()) if change[3] != "free"]
+    raise_all(refused(folder.path, found, allow))
+    if not found:
+        return False
+    earlier = read_json(folder.path / CHANGES) if (folder.path / CHANGES).is_file() else []
+    folder.write_json(CHANGES, earlier + [{"key": key, "from": old, "to": new} for key, old, new, _ in found])
+    for stale in (REPORT, SCORES):
+        (folder.path / stale).unlink(missing_ok=True)
+    return True
+
+
+def refused(folder: Path, changes: Sequence[tuple[str, Any, Any, str]], allow: Sequence[str]) -> list[Problem]:
+    """A problem for every change that needs permission, and for every one that no permission makes possible."""
+    problems = []
+    for key, old, new, kind in changes:
+        got = f"{old} -> {new}"
+        if kind == "structural":
+            problems.append(
+                Problem(
+                    "SD-C410",
+                    f"the checkpoint is of another model: {key}",
+                    where=str(folder),
+                    got=got,
+                    fix="run without --resume: it gets its own folder",
+                )
+            )
+        elif key not in allow:
+            problems.append(
+                Problem(
+                    "SD-C420",
+                    f"the recipe differs from the run's: {key}",
+                    where=str(folder),
+                    got=got,
+                    fix=f"--allow-change {key}, or run without --resume",
+                )
+            )
+    return problems
+
+
+def prepare(
+    recipe: Recipe, folder: RunFolder, store: Store, device: torch.device, progress: Progress
+) -> tuple[Session, int]:
+    """A session at the newest good checkpoint of the folder, or before its first step; and where its log was then."""
+    store.clean()
+    checkpoint = store.latest()
+    for notice in store.notices:
+        progress.warn(notice)
+    surroundings.configure(recipe, device, threads=checkpoint.state["threads"] if checkpoint else None)
+    folder.write_json(RECIPE, recipe.to_json())
+    folder.write_json(ENVIRONMENT, surroundings.environment(recipe, device))
+    session = build_session(recipe, device)
+    if checkpoint is None:
+        return session, 0
+    state = restore(session, checkpoint)
+    progress.note(f"continuing after step {session.step} of {session.total_steps}")
+    return session, int(state["log_cursor"])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Around the steps
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Watcher:
+    """What happens between steps: metrics, previews, checkpoints, stopping."""
+
+    def __init__(
+        self, session: Session, folder: RunFolder, store: Store, cursor: int, stop: StopSignals, progress: Progress
+    ) -> None:
+        recipe = session.recipe
+        self.folder, self.store, self.stop, self.progress = folder, store, stop, progress
+        self.save_every = recipe.train.save_every
+        self.preview_steps = preview_steps(recipe)
+        self.log = MetricsLog(folder.path / METRICS, cursor)
+        self.trackers: list[Tracker] = [chosen.build(folder=folder.path) for chosen in recipe.trackers.values()]
+        if self.log.shortened:
+            progress.warn(f"{METRICS} lacks rows that the checkpoint knows of; it goes on from what is left")
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for tracker in self.trackers:
+            tracker.close()
+        self.log.close()
+
+    def logged(self, session: Session, row: Mapping[str, float]) -> None:
+        """A line of metrics: to the log, the trackers and the screen."""
+        self.log.append(row)
+        for tracker in self.trackers:
+            tracker.log(session.step, row)
+        self.progress.advance(session.step, row)
+
+    def stepped(self, session: Session) -> None:
+        """Preview, save, stop: in this order, so that a stop loses nothing."""
+        done = session.step == session.total_steps
+        if session.step in self.preview_steps:
+            pictures.write_preview(session, self.folder)
+        if done or self.stop.requested or session.step % self.save_every == 0:
+            self.store.save(session.step, files_of(session, {"log_cursor": self.log.sync()}))
+        stop_if_asked(self.stop, self.progress, f"after step {session.step} of {session.total_steps}")
+
+
+def preview_steps(recipe: Recipe) -> set[int]:
+    """Evenly over the run, the last step included."""
+    count = recipe.evaluate.previews
+    return {round(recipe.train.steps * (k + 1) / count) for k in range(count)} - {0}
+
+
+def stop_if_asked(stop: StopSignals, progress: Progress, when: str) -> None:
+    """End the process with the documented status if a signal asked for it; all that was done is saved by now."""
+    if stop.signal is not None:
+        progress.note(f"stopped by {stop.signal.name} {when}; the same command continues")
+        raise SystemExit(stop.exit_status)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# After the last step
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def finish(session: Session, folder: RunFolder, stop: StopSignals, progress: Progress) -> dict[str, Scores]:
+    """The pictures, the scores, the report."""
+    scores = score(session, folder, stop, progress)
+    folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
+    progress.stage("report")
+    folder.write_text(REPORT, write_run_report(session.recipe, folder.path, scores))
+    progress.end_stage()
+    return scores
+
+
+def score(session: Session, folder: RunFolder, stop: StopSignals, progress: Progress) -> dict[str, Scores]:
+    """Sample as many images as the recipe says, keep them, and compare them with real ones."""
+    recipe = session.recipe
+    request = balanced(recipe.shapes.num_classes, recipe.evaluate.samples, recipe.seed)
+    batches = -(-len(request.ids) // recipe.evaluate.batch)
+    progress.stage("sampling", total=batches * recipe.sampler.params.steps)
+
+    def tick(step: int, x: torch.Tensor) -> None:
+        progress.tick()
+        stop_if_asked(stop, progress, "while sampling")
+
+    weights = session.weights(recipe.sampled_weights)
+    x = generate(weights, session.schedule, recipe, request, device=session.device, callback=tick)
+    images, labels = session.dataset.to_images(x), torch.tensor(request.labels)
+    pictures.write_samples(folder, SAMPLES, images, labels, request)
+    if not recipe.features:
+        return {}
+    progress.stage("scoring")
+    test_set = recipe.dataset.build(split="test")
+    return evaluate_samples(
+        images, labels, session.dataset, test_set, extractors(recipe, session.device), recipe.evaluate, recipe.seed
+    )
+
+
+def extractors(recipe: Recipe, device: torch.device) -> dict[str, FeatureExtractor]:
+    """The feature extractors of the scores, by name."""
+    return {name: chosen.build(facts=recipe.facts, device=device) for name, chosen in recipe.features.items()}
+
+
+def read_scores(folder: Path) -> dict[str, Scores]:
+    """The scores of a finished run."""
+    return {label: Scores(**one) for label, one in read_json(folder / SCORES).items()}
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a run folder. Raises SD-F704 where it is not what this program wrote."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise SdditError(
+            Problem(
+                "SD-F704",
+                "a file of the run folder cannot be read",
+                where=str(path),
+                got=str(fault),
+                fix="put a copy back, or start afresh with --fresh",
+            )
+        ) from fault
