@@ -1,0 +1,56 @@
+"""From grey levels to what the network sees, and what is known of that. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import fmean, pvariance
+
+from sddit.errors import error
+from sddit.interfaces import DataFacts, DatasetParams
+
+STANDARD_STD = 0.5
+"""The standard deviation that `normalize = "standard"` gives every channel: EDM's sigma_data (arXiv:2206.00364, table 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What the network sees is scale * v + shift, per channel, of an image v in [-1, 1]."""
+
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+
+
+def scaling(params: DatasetParams, facts: DataFacts) -> Scaling:
+    """The scaling that the key `normalize` asks for."""
+    if params.normalize == "range":
+        return Scaling((1.0,) * len(facts.mean), (0.0,) * len(facts.mean))
+    scale = tuple(STANDARD_STD / std for std in facts.std)
+    shift = tuple(-s * mean for s, mean in zip(scale, facts.mean, strict=True))
+    return Scaling(scale, shift)
+
+
+def seen_std(params: DatasetParams, facts: DataFacts) -> float:
+    """Standard deviation of all numbers the network sees in the training split, its channels pooled.
+
+    This is EDM's sigma_data (arXiv:2206.00364): a deviation from the mean, not the root mean square about zero. `facts`
+    describe images in [-1, 1] whatever `normalize` says; this is where the two meet.
+    """
+    seen = scaling(params, facts)
+    means = [s * m + b for s, m, b in zip(seen.scale, facts.mean, seen.shift, strict=True)]
+    variances = [(s * std) ** 2 for s, std in zip(seen.scale, facts.std, strict=True)]
+    return math.sqrt(fmean(variances) + pvariance(means))
+
+
+def refuse_constant(params: DatasetParams, facts: DataFacts) -> None:
+    """Raise SD-D309 if the training images have no spread, or one channel has none and would be divided by it."""
+    flat = [channel for channel, std in enumerate(facts.std) if std == 0]
+    if flat and (params.normalize == "standard" or len(flat) == len(facts.std)):
+        raise error(
+            "SD-D309",
+            "the training images do not vary",
+            where=facts.source,
+            got=f"standard deviation 0 in channel {', '.join(map(str, flat))}",
+            expect="images that differ from one flat colour",
+            fix="check the files" + ('; normalize = "range" divides by nothing' if len(flat) < len(facts.std) else ""),
+        )
