@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -41,7 +41,7 @@ class Recipe:
     name: str  # file stem
     path: Path | None
     seed: int
-    plugins: tuple[str, ...]
+    plugins: tuple[str, ...]  # as `plugins` names them; a one-file plugin as "./file.py"
     backbone: Chosen[face.BackboneParams]
     noise_schedule: Chosen[face.NoiseScheduleParams]
     pair_sampler: Chosen[face.PairSamplerParams]
@@ -60,7 +60,9 @@ class Recipe:
     facts: face.DataFacts
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> where its value came from
     idle: tuple[str, ...] = ()  # keys that were given and have no effect here
+    warnings: tuple[str, ...] = ()  # what is allowed and probably not meant
     plugin_digests: Mapping[str, str] = field(default_factory=dict)  # plugin -> version or file hash
+    plugin_files: Mapping[str, Path] = field(default_factory=dict)  # "./file.py" -> where that plugin lies
 
     @property
     def shapes(self) -> face.Shapes:
@@ -78,10 +80,12 @@ class Recipe:
         specs = [v for v in self.pair_sampler.params.views() if not term.views or v.name in term.views]
         return [v for v in specs if v.network == "student" or needs.teacher is not None]
 
-    def wants(self) -> dict[str, face.Want]:
-        """For each view that some term reads, all that is read from it."""
+    def wants(self, labels: Collection[str] | None = None) -> dict[str, face.Want]:
+        """For each view that some term reads (of those named, if any are), all that is read from it."""
         wants: dict[str, face.Want] = {}
-        for chosen in self.terms.values():
+        for label, chosen in self.terms.items():
+            if labels is not None and label not in labels:
+                continue
             needs = chosen.params.needs()
             for view in self.views_of(chosen.params):
                 want = needs.student if view.network == "student" else needs.teacher or face.Want()
@@ -94,7 +98,10 @@ class Recipe:
         return self.evaluate.weights or next(iter(self.ema), "student")
 
     def to_json(self, *, free: bool = True) -> dict[str, Json]:
-        """The resolved recipe. Without `free`, only what decides the numbers: the part that the run id hashes."""
+        """The resolved recipe. Without `free`, only what decides the numbers: the part that the run id hashes.
+
+        With it, this is what `recipe.resolved.json` holds and `resolve` reads again; one-file plugins then lie beside it.
+        """
         tables: dict[str, Json] = {
             "seed": self.seed,
             "plugins": list(self.plugins),
@@ -114,6 +121,13 @@ class Recipe:
         }
         if free:
             tables["tracker"] = {label: chosen.to_json() for label, chosen in self.trackers.items()}
+            tables["name"] = self.name
+            tables["data"] = {
+                "image": list(self.facts.image),
+                "classes": self.facts.num_classes,
+                "fingerprint": self.facts.fingerprint,
+            }
+            tables["code"] = dict(self.plugin_digests)
         return tables
 
     @property
@@ -126,11 +140,10 @@ class Recipe:
 
 def _settings(settings: Params, free: bool) -> dict[str, Json]:
     dumped = settings.model_dump(mode="json", by_alias=True)
-    if free:
-        return dumped
-    marked = type(settings).model_fields
-    return {key: value for key, value in dumped.items() if not _is_free(marked[key].json_schema_extra)}
+    return {key: value for key, value in dumped.items() if free or not is_free(type(settings), key)}
 
 
-def _is_free(extra: object) -> bool:
-    return isinstance(extra, Mapping) and bool(extra.get("free"))
+def is_free(settings: type[Params], key: str) -> bool:
+    """Whether a key of one of the core's tables changes no number."""
+    info = settings.model_fields.get(key)
+    return info is not None and isinstance(info.json_schema_extra, Mapping) and bool(info.json_schema_extra.get("free"))

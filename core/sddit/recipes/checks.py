@@ -1,0 +1,327 @@
+"""Rules between the slots of a recipe. They ask the components' faces and name no method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel
+
+from sddit.errors import Problem, SdditError, one_of
+from sddit.interfaces import Params
+from sddit.masks import keep_count
+from sddit.recipes.recipe import Chosen, Recipe
+from sddit.values import Ramp, extremes, is_zero, step_of
+
+
+def check(recipe: Recipe) -> list[Problem]:
+    """Everything that cannot work together, each problem once. Imports no torch."""
+    if unanswered := list(_faces_answer(recipe)):
+        return unanswered
+    rules = (_terms, _views, _taps, _masks, _moments, _windows, _batch, _attention, _evaluation, _guidance, _own_checks)
+    return list(dict.fromkeys(problem for rule in rules for problem in rule(recipe)))
+
+
+def check_device(recipe: Recipe, device: str) -> list[Problem]:
+    """What stops this recipe from being trained on a device type (`cpu`, `cuda`): its attention kernel."""
+    kernel = recipe.attention
+    devices = [d for d in kernel.params.devices if d in kernel.params.backward_devices]
+    if device in devices:
+        return []
+    only = "" if device not in kernel.params.devices else ", forward only"
+    return [
+        Problem(
+            "SD-R108",
+            f"attention kernel {kernel.component.name!r} does not train on {device}{only}",
+            where="attention.name",
+            got=f"--device {device}",
+            expect=f"--device {' or '.join(devices)}" if devices else "",
+            fix="choose another kernel: sddit-run show attention",
+        )
+    ]
+
+
+def components(recipe: Recipe) -> dict[str, Chosen[Any]]:
+    """Every chosen component by the dotted key of its table; a term of weight 0 is not among them."""
+    slots = ("backbone", "noise_schedule", "pair_sampler", "attention", "dataset", "sampler", "guidance", "optimizer")
+    return {
+        **{slot: getattr(recipe, slot) for slot in slots},
+        **{f"loss.{label}": chosen for label, chosen in recipe.terms.items()},
+        **{f"tracker.{label}": chosen for label, chosen in recipe.trackers.items()},
+        **{f"evaluate.features.{label}": chosen for label, chosen in recipe.features.items()},
+    }
+
+
+def _faces_answer(recipe: Recipe) -> Iterator[Problem]:
+    """What every check and the plan build on must be answered; a plugin's author hears which method is at fault."""
+    questions: list[tuple[str, str, Callable[[], object]]] = [
+        ("backbone", "grid", lambda: recipe.backbone.params.grid(recipe.shapes)),
+        ("noise_schedule", "t_range", lambda: recipe.noise_schedule.params.t_range),
+        ("pair_sampler", "views", recipe.pair_sampler.params.views),
+        *((f"loss.{label}", "needs", chosen.params.needs) for label, chosen in recipe.terms.items()),
+    ]
+    for key, method, ask in questions:
+        try:
+            ask()
+        except SdditError as known:
+            yield from known.problems
+        except ValueError as refused:
+            yield Problem("SD-R108", str(refused), where=key)
+        except Exception as failure:
+            yield _broken(key, components(recipe)[key], method, failure)
+
+
+def _own_checks(recipe: Recipe) -> Iterator[Problem]:
+    """The rules that the chosen components declare themselves."""
+    for key, chosen in components(recipe).items():
+        try:
+            yield from chosen.params.check(recipe)
+        except Exception as failure:
+            yield _broken(key, chosen, "check", failure)
+
+
+def _broken(key: str, chosen: Chosen[Any], method: str, failure: Exception) -> Problem:
+    return Problem(
+        "SD-P220",
+        f"{chosen.component.qualified} cannot answer {type(chosen.params).__name__}.{method}",
+        where=key,
+        got=f"{type(failure).__name__}: {failure}".rstrip(": "),
+        expect="what sddit.interfaces says",
+        fix="mend the plugin; sddit.testing.check shows all that it must answer",
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Terms and views
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _terms(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.terms:
+        labels = ", ".join(recipe.losses) or "none"
+        yield Problem("SD-R108", "no loss term has a weight above 0", "loss", labels, "at least one term")
+
+
+def _views(recipe: Recipe) -> Iterator[Problem]:
+    """Each term finds the views it reads, and a teacher if it needs one."""
+    made = {view.name: view.network for view in recipe.pair_sampler.params.views()}
+    sampler = recipe.pair_sampler.component.name
+    for label, chosen in recipe.terms.items():
+        key = f"loss.{label}"
+        for name in chosen.params.views:
+            if name not in made:
+                what = f"pair sampler {sampler!r} makes no view {name!r}"
+                yield Problem("SD-R112", what, f"{key}.views", name, one_of(name, made))
+        networks = {view.network for view in recipe.views_of(chosen.params)}
+        if "student" not in networks and set(chosen.params.views) <= made.keys():
+            yield Problem(
+                "SD-R108", f"term {label!r} reads no student view", f"{key}.views", expect=_views_of(made, "student")
+            )
+        if chosen.params.needs().teacher is not None and "teacher" not in networks:
+            yield Problem(
+                "SD-R108",
+                f"term {label!r} needs a teacher view",
+                where=key,
+                got=f"pair sampler {sampler!r} with the views {', '.join(made)}",
+                expect=_views_of(made, "teacher") if "teacher" in made.values() else "a pair sampler that makes one",
+                fix=f"choose one (sddit-run show pair_samplers), or loss.{label}.weight = 0",
+            )  # fmt: skip
+
+
+def _views_of(made: Mapping[str, str], network: str) -> str:
+    return f"one of {', '.join(name for name, of in made.items() if of == network)}"
+
+
+def _taps(recipe: Recipe) -> Iterator[Problem]:
+    """The backbone has the taps that terms read, and a class token where one is read."""
+    backbone = recipe.backbone
+    for label, chosen in recipe.terms.items():
+        needs = chosen.params.needs()
+        for want in filter(None, (needs.student, needs.teacher)):
+            for tap in want.taps:
+                try:
+                    backbone.params.width(tap)
+                except ValueError as refused:
+                    what = f"backbone {backbone.component.name!r} has no tap {tap!r} for term {label!r}"
+                    yield Problem("SD-R113", what, f"loss.{label}", expect=str(refused))
+            if want.cls and not backbone.params.has_cls:
+                yield Problem(
+                    "SD-R108",
+                    f"term {label!r} reads a class token, and backbone {backbone.component.name!r} has none",
+                    where=f"loss.{label}",
+                    fix=f"give the backbone one (sddit-run show backbones {backbone.component.name}), "
+                    "or leave that part of the term out",
+                )
+
+
+def _masks(recipe: Recipe) -> Iterator[Problem]:
+    """A view hides tokens only where the backbone can run without them, and never all of them."""
+    rows, columns = recipe.backbone.params.grid(recipe.shapes)
+    for view in recipe.pair_sampler.params.views():
+        if is_zero(view.mask_ratio):
+            continue
+        if not recipe.backbone.params.maskable:
+            name = recipe.backbone.component.name
+            yield Problem(
+                "SD-R108",
+                f"view {view.name!r} hides tokens, and backbone {name!r} as set cannot run without them",
+                where="pair_sampler",
+                got=f"a mask ratio up to {extremes(view.mask_ratio)[1]:g}",
+                fix=f"a mask ratio of 0, or a backbone that can (sddit-run show backbones {name})",
+            )
+        try:
+            keep_count(rows * columns, extremes(view.mask_ratio)[1])
+        except SdditError as refused:
+            yield from (replace(problem, where="pair_sampler") for problem in refused.problems)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Moments and sizes
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _moments(recipe: Recipe) -> Iterator[Problem]:
+    """What counts steps fits into the run, and every ramp takes time."""
+    total = recipe.train.steps
+    for key, chosen in components(recipe).items():
+        yield from _ramps(chosen.params, key, total)
+    yield from _ramps(recipe.teacher, "teacher", total)
+    for label, chosen in recipe.terms.items():
+        if step_of(chosen.params.until, total) < 1:
+            key = f"loss.{label}.until"
+            yield Problem("SD-R108", f"term {label!r} ends before the first step", key, fix=f"loss.{label}.weight = 0")
+        yield from _beyond(f"loss.{label}.until", chosen.params.until, total)
+    yield from _beyond("optimizer.warmup", recipe.optimizer.params.warmup, total)
+
+
+def _ramps(settings: BaseModel, key: str, total: int) -> Iterator[Problem]:
+    for name, info in type(settings).model_fields.items():
+        value, dotted = getattr(settings, name), f"{key}.{info.alias or name}"
+        if isinstance(value, Ramp):
+            yield from _beyond(f"{dotted}.until", value.until, total)
+            if step_of(value.from_, total) >= step_of(value.until, total):
+                got = f"from = {value.from_}, until = {value.until}"
+                yield Problem("SD-R108", f"{dotted!r} ends before it begins", dotted, got, "from before until")
+        elif isinstance(value, Params):
+            yield from _ramps(value, dotted, total)
+
+
+def _beyond(key: str, moment: float, total: int) -> Iterator[Problem]:
+    if isinstance(moment, int) and moment > total:
+        yield Problem(
+            "SD-R108",
+            f"{key!r} lies beyond the end of the run",
+            where=key,
+            got=f"{moment} of {total} steps",
+            expect=f"at most {total}",
+            fix=f"{key} = {total}, or a share of the run such as 0.1",
+        )
+
+
+def _windows(recipe: Recipe) -> Iterator[Problem]:
+    """A noise window holds some of the levels that the schedule trains."""
+    lowest, highest = recipe.noise_schedule.params.t_range
+    for label, chosen in recipe.terms.items():
+        if chosen.params.window is None:
+            continue
+        low, high = chosen.params.window
+        if low >= high or low >= highest or high <= lowest:
+            yield Problem(
+                "SD-R108",
+                f"no noise level lies in the window of term {label!r}",
+                where=f"loss.{label}.window",
+                got=f"[{low:g}, {high:g}]",
+                expect=f"[low, high] within {lowest:g} to {highest:g}",
+            )
+
+
+def _batch(recipe: Recipe) -> Iterator[Problem]:
+    """The batch is made of micro-batches, and of images that exist."""
+    batch, micro = recipe.train.batch, recipe.train.micro_batch or recipe.train.batch
+    if batch % micro:
+        got, fits = f"batch = {batch}, micro_batch = {micro}", max(n for n in range(1, micro + 1) if batch % n == 0)
+        what = "the micro-batch does not divide the batch"
+        yield Problem("SD-R108", what, "train.micro_batch", got, fix=f"train.micro_batch = {fits}")
+    for label, chosen in recipe.terms.items():
+        if micro < batch and chosen.params.couples_samples:
+            yield Problem(
+                "SD-R108",
+                f"term {label!r} compares the images of a batch, which micro-batches would tear apart",
+                where="train.micro_batch",
+                got=f"batch = {batch}, micro_batch = {micro}",
+                fix=f"train.micro_batch = {batch}, or a smaller batch",
+            )
+    if batch > recipe.facts.train_size:
+        yield Problem(
+            "SD-D305",
+            "the training split is smaller than one batch",
+            where="train.batch",
+            got=f"batch = {batch}, images = {recipe.facts.train_size}",
+            fix=f"train.batch = {recipe.facts.train_size} or less",
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The other slots
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _attention(recipe: Recipe) -> Iterator[Problem]:
+    kernel, precision = recipe.attention, recipe.train.precision
+    if precision not in kernel.params.dtypes:
+        yield Problem(
+            "SD-R108",
+            f"attention kernel {kernel.component.name!r} does not compute in {precision}",
+            where="train.precision",
+            got=precision,
+            expect=one_of(precision, kernel.params.dtypes),
+            fix="another precision, or another kernel: sddit-run show attention",
+        )
+
+
+def _evaluation(recipe: Recipe) -> Iterator[Problem]:
+    weights = recipe.evaluate.weights
+    known = ["student", *recipe.ema]
+    if weights and weights not in known:
+        yield Problem(
+            "SD-R114", f"no weights {weights!r} to sample", "evaluate.weights", weights, one_of(weights, known)
+        )
+
+
+def _guidance(recipe: Recipe) -> Iterator[Problem]:
+    rule = recipe.guidance
+    if not rule.params.needs_null_label:
+        return
+    if recipe.facts.num_classes == 0:
+        what = f"guidance {rule.component.name!r} needs classes, and the data has none"
+        yield Problem("SD-R108", what, "guidance.name", rule.component.name, fix='guidance.name = "none"')
+    elif recipe.dataset.params.label_drop == 0:
+        yield Problem(
+            "SD-R108",
+            f"guidance {rule.component.name!r} needs a model that was trained with dropped labels",
+            where="dataset.label_drop",
+            got="label_drop = 0",
+            fix='dataset.label_drop = 0.1, or guidance.name = "none"',
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What has no effect
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
+    """Those of the given dotted keys that change nothing in this recipe."""
+    prefixes = [f"loss.{label}." for label in recipe.losses if label not in recipe.terms]
+    if all(chosen.params.needs().teacher is None for chosen in recipe.terms.values()):
+        prefixes.append("teacher.")
+    keys = {f"loss.{label}.{key}" for label in recipe.losses for key in ("name", "weight")}
+    silent = set()
+    if recipe.sampler.params.grid != "edm":
+        silent.add("sampler.rho")
+    if recipe.facts.num_classes == 0:
+        silent.add("dataset.label_drop")
+    if not recipe.features:
+        silent |= {f"evaluate.{key}" for key in ("samples", "neighbours", "kid_subsets", "kid_subset_size")}
+    return [key for key in given if key in silent or (key.startswith(tuple(prefixes)) and key not in keys)]

@@ -1,0 +1,206 @@
+"""Find the components that a recipe chooses, and check their tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+from sddit.errors import Problem, SdditError, error, one_of
+from sddit.interfaces import Params
+from sddit.plugins import Host, plugin_name, plugins_named_by
+from sddit.recipes.merge import Merged
+from sddit.recipes.recipe import Chosen
+from sddit.recipes.source import quoted
+from sddit.recipes.translate import validated
+from sddit.registry import Component, Registry
+
+P = TypeVar("P", bound=Params)
+
+
+class Slot(NamedTuple):
+    """A table of a recipe that chooses one component."""
+
+    kind: str  # the registry it chooses from
+    default: str = ""  # only for what is neutral: it prefers no method
+
+
+SLOTS = {
+    "backbone": Slot("backbones"),
+    "noise_schedule": Slot("noise_schedules"),
+    "pair_sampler": Slot("pair_samplers"),
+    "dataset": Slot("datasets"),
+    "sampler": Slot("samplers"),
+    "attention": Slot("attention", "sdpa"),
+    "guidance": Slot("guidances", "none"),
+    "optimizer": Slot("optimizers", "adamw"),
+}
+LABELLED = {"loss": "losses", "tracker": "trackers"}  # tables of labelled tables, and the registry these choose from
+FEATURES = "evaluate.features"
+
+LABEL = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+class Finder:
+    """Looks up components for one recipe. What is wrong is gathered in `problems`."""
+
+    def __init__(self, merged: Merged, host: Host) -> None:
+        self.merged = merged
+        self.host = host
+        self.problems: list[Problem] = []
+        self.used: dict[str, str] = {}  # plugin -> its version, or the hash of its file
+        self._broken: set[str] = set()
+        self._use_plugins()
+
+    def slots(self) -> dict[str, Chosen[Any]]:
+        """The one component of each slot, without those that have problems."""
+        return self._found({slot: self._slot(slot) for slot in SLOTS})
+
+    def labelled(self, table: str) -> dict[str, Chosen[Any]]:
+        """The components of `[loss.LABEL]` or `[tracker.LABEL]`, without those that have problems."""
+        kind = LABELLED[table]
+        return self._found({label: self.choose(f"{table}.{label}", t, kind) for label, t in self.labels(table).items()})
+
+    def features(self, names: tuple[str, ...]) -> dict[str, Chosen[Any]]:
+        """The extractors that `[evaluate]` names, by name, and by qualified name where two share one."""
+        chosen = [self.choose(FEATURES, {"name": name}, "features") for name in dict.fromkeys(names)]
+        short = [c.component.name for c in chosen if c]
+        keys = [c.component.name if short.count(c.component.name) == 1 else c.component.qualified for c in chosen if c]
+        return dict(zip(keys, filter(None, chosen), strict=True))
+
+    def labels(self, table: str) -> dict[str, Any]:
+        """The labelled tables of `table` whose labels can stand."""
+        tables = self.merged.tables.get(table, {})
+        if not isinstance(tables, dict):
+            got = f"{table} = {quoted(tables)}"
+            self.problem("SD-R103", f"{table!r} must be a table of labelled tables", table, got, f"[{table}.LABEL]")
+            return {}
+        return {label: value for label, value in tables.items() if self._can_stand(table, label, value, tables)}
+
+    def choose(self, key: str, table: Any, kind: str, default: str = "") -> Chosen[Any] | None:
+        """The component that a table names, with its settings; None after a problem."""
+        registry: Registry[Any] = self.host.registries.all()[kind]
+        if not isinstance(table, dict):
+            got = f"{key.rpartition('.')[2]} = {quoted(table)}"
+            self.problem("SD-R103", f"{key!r} must be a table", key, got, f'[{key}] with name = "..."')
+            return None
+        name = table.get("name", default)
+        if not isinstance(name, str) or not name:
+            self._unnamed(key, table, registry)
+            return None
+        if name.rpartition("/")[0] in self._broken:
+            return None
+        component = self._component(registry, name, key if key == FEATURES else f"{key}.name")
+        if component is None:
+            return None
+        settings = {name: value for name, value in table.items() if name != "name"}
+        params = self.settings(component.params, settings, key, f"sddit-run show {kind} {component.name}")
+        return None if params is None else Chosen(component, params)
+
+    def settings(self, model: type[P], table: Any, key: str, fix: str = "") -> P | None:
+        """A table as settings; None after problems."""
+        if not isinstance(table, dict):
+            got = f"{key} = {quoted(table)}"
+            self.problem("SD-R103", f"{key!r} must be a table", key, got, f"[{key}]")
+            return None
+        with self.gathering():
+            return validated(model, table, table=key, where=self.merged.place, fix=fix)
+        return None
+
+    def problem(self, code: str, what: str, key: str, got: str = "", expect: str = "", fix: str = "") -> None:
+        """Note a problem of the value or table at a dotted key."""
+        self.problems.append(Problem(code, what, self.merged.place(key), got, expect, fix))
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Note what is raised inside, and go on after it."""
+        try:
+            yield
+        except SdditError as failure:
+            self.problems += failure.problems
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _use_plugins(self) -> None:
+        """Load what `plugins` names and, before any name is looked up, the plugins of qualified ones (`acme/masked`)."""
+        for plugin in self.merged.plugins:
+            with self.gathering():
+                self.host.use([plugin.name], plugin.folder, where=plugin.where)
+                row = plugin_name(plugin.path) if plugin.is_file else plugin.name
+                self.used[row] = self.host.rows[row].identity
+        for key, name in self._names():
+            for asked in plugins_named_by([name]):
+                before = len(self.problems)
+                with self.gathering():
+                    self.host.use([asked], where=self.merged.place(key))
+                if len(self.problems) > before:
+                    self._broken.add(asked)
+
+    def _names(self) -> Iterator[tuple[str, str]]:
+        """(dotted key, name) of every component the recipe names, as far as its tables are well formed."""
+        tables = self.merged.tables
+        labelled = [(f"{t}.{label}", inner) for t in LABELLED for label, inner in _table(tables.get(t)).items()]
+        for key, table in [*((slot, tables.get(slot)) for slot in SLOTS), *labelled]:
+            if isinstance(name := _table(table).get("name"), str) and not _is_code(name):
+                yield f"{key}.name", name
+        features = _table(tables.get("evaluate")).get("features")
+        for name in features if isinstance(features, list) else []:
+            if isinstance(name, str) and not _is_code(name):
+                yield FEATURES, name
+
+    def _slot(self, slot: str) -> Chosen[Any] | None:
+        kind, default = SLOTS[slot]
+        if slot not in self.merged.tables and not default:
+            names = ", ".join(self.host.registries.all()[kind].names())
+            self.problem("SD-R101", f"no [{slot}] in the recipe", "", "", f"one of {names}", f"sddit-run show {kind}")
+            return None
+        return self.choose(slot, self.merged.tables.get(slot, {}), kind, default)
+
+    def _can_stand(self, table: str, label: str, value: Any, others: Mapping[str, Any]) -> bool:
+        key = f"{table}.{label}"
+        if value is False:
+            known = [name for name, other in others.items() if isinstance(other, dict)]
+            self.problem("SD-R134", f"no {key!r} to remove", key, f"{key} = false", one_of(label, known))
+        elif not isinstance(value, dict):
+            got, fix = f"{label} = {quoted(value)}", f"write [{table}.LABEL] and under it {label} = {quoted(value)}"
+            self.problem("SD-R103", f"{table!r} must be a table of labelled tables", key, got, f"[{table}.LABEL]", fix)
+        elif not LABEL.fullmatch(label) or key == "ema.student":
+            expect = "a-z, then a-z, 0-9, _ and -" + ("; not student" if table == "ema" else "")
+            self.problem("SD-R103", f"{label!r} cannot be a label", key, f"[{key}]", expect)
+        else:
+            return True
+        return False
+
+    def _unnamed(self, key: str, table: Mapping[str, Any], registry: Registry[Any]) -> None:
+        expect, fix = f"one of {', '.join(registry.names())}", f"sddit-run show {registry.kind}"
+        if "name" in table:
+            got = f"name = {quoted(table['name'])}"
+            self.problem("SD-R103", f"'{key}.name' is of the wrong kind", f"{key}.name", got, expect, fix)
+        else:
+            self.problem("SD-R109", f"'{key}.name' is missing", key, "nothing", expect, fix)
+
+    def _component(self, registry: Registry[Any], name: str, key: str) -> Component[Any] | None:
+        where = self.merged.place(key)
+        with self.gathering():
+            if _is_code(name):
+                fix = 'plugins = ["./file.py"], and here the name under which the file registers it'
+                what = f"{key!r} names code; only `plugins` does that"
+                raise error("SD-R130", what, where=where, got=quoted(name), expect="the name of a component", fix=fix)
+            component = registry.usable(name, where=where)
+            self.used[component.origin] = self.host.rows[component.origin].identity
+            return component
+        return None
+
+    @staticmethod
+    def _found(chosen: Mapping[str, Chosen[Any] | None]) -> dict[str, Chosen[Any]]:
+        return {key: value for key, value in chosen.items() if value is not None}
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_code(name: str) -> bool:
+    """Whether a name looks like a file or an import path rather than `component` or `plugin/component`."""
+    return name.startswith((".", "/", "~")) or name.endswith(".py") or ":" in name.rpartition("/")[2]

@@ -1,0 +1,298 @@
+"""Lay the layers of a recipe on each other: parents, the file, the command line. Each value keeps its origin."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sddit.errors import Problem, error, raise_all
+from sddit.recipes.lookup import find, nearby
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.source import Source, odd_values, parse_value, quoted, read, shown
+
+MAX_CHAIN = 16
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value came from."""
+
+    place: str
+    inherited: bool = False  # from a parent, or from a resolved recipe, which states every key
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A plugin as a recipe names it. A one-file plugin lies in the folder of the file that names it."""
+
+    name: str
+    folder: Path
+    where: str
+
+    @property
+    def is_file(self) -> bool:
+        return self.name.endswith(".py")
+
+    @property
+    def path(self) -> Path:
+        """Where a one-file plugin lies."""
+        return self.folder / self.name
+
+    @property
+    def beside(self) -> str:
+        """The name in a resolved recipe, beside which a one-file plugin lies, whatever folder it came from."""
+        return f"./{self.path.name}" if self.is_file else self.name
+
+
+@dataclass(slots=True)
+class Merged:
+    """A recipe as one table, unchecked but for its text."""
+
+    path: Path | None
+    resolved: bool = False  # whether this is the resolved form, which states every key
+    tables: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)  # of every table and value, by dotted key
+    plugins: list[Plugin] = field(default_factory=list)
+
+    def place(self, key: str) -> str:
+        """Where `key` was given, or the nearest table around it."""
+        while key and key not in self.origins:
+            key = key.rpartition(".")[0]
+        return self.origins[key].place if key else shown(self.path) if self.path else ""
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Merged:
+    """Read a recipe with its parents and apply `key=value` overrides. Raises SdditError for what is wrong with either."""
+    path = find(source)
+    layers = chain(path)
+    merged = Merged(path, resolved=path.suffix == ".json")
+    for layer in layers:
+        _take_plugins(merged, layer, path.parent)
+        lay(merged, layer.tables, _origins_in(layer, inherited=layer.path != path or merged.resolved))
+    override(merged, overrides)
+    return merged
+
+
+def of_recipe(recipe: Recipe) -> Merged:
+    """A resolved recipe as layers again, to be changed."""
+    merged = Merged(recipe.path, resolved=True)
+    tables = recipe.to_json()
+    for name in tables.pop("plugins"):
+        file = recipe.plugin_files.get(name)
+        merged.plugins.append(Plugin(file.name if file else name, file.parent if file else Path.cwd(), "plugins"))
+    lay(merged, tables, lambda key: Origin(recipe.origins.get(key, ""), inherited=True))
+    return merged
+
+
+def _origins_in(layer: Source, inherited: bool) -> Callable[[str], Origin]:
+    return lambda key: Origin(layer.place(key), inherited)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Parents
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def chain(path: Path) -> list[Source]:
+    """The file and all it extends, the oldest first. Raises SdditError (SD-R120, SD-R121) for a cycle or a missing one."""
+    sources: list[Source] = []
+    where = ""
+    while True:
+        if not path.is_file():
+            what = f"no recipe {path.name!r} to extend"
+            raise error("SD-R121", what, where=where, got=shown(path), expect=nearby(path))
+        files = [source.path.resolve() for source in sources]
+        if path.resolve() in files:
+            names = [p.name for p in (*files[files.index(path.resolve()) :], path)]
+            raise error("SD-R120", f"inheritance cycle: {' -> '.join(names)}", where=where, fix="remove one `extends`")
+        if len(sources) == MAX_CHAIN:
+            raise error("SD-R120", f"more than {MAX_CHAIN} recipes extend each other", where=where)
+        source = read(path)
+        sources.append(source)
+        parent = source.tables.pop("extends", None)
+        if parent is None:
+            return sources[::-1]
+        where = source.place("extends")
+        path = _parent(path, parent, where)
+
+
+def _parent(path: Path, parent: Any, where: str) -> Path:
+    if not isinstance(parent, str) or not parent.endswith(".toml") or Path(parent).is_absolute():
+        raise error(
+            "SD-R103",
+            "'extends' is of the wrong kind",
+            where=where,
+            got=f"extends = {quoted(parent)}",
+            expect="the path of one .toml file, relative to this one",
+        )
+    return path.parent / parent
+
+
+def _take_plugins(merged: Merged, layer: Source, home: Path) -> None:
+    """Add the plugins a layer names; a child cannot take away what its parent needs."""
+    where = layer.place("plugins")
+    for plugin in _plugins(layer.tables.pop("plugins", []), layer.path.parent, where):
+        if plugin.is_file and not _related(plugin.folder, home):
+            raise error(
+                "SD-R130",
+                "code is reached through `extends` from elsewhere",
+                where=where,
+                got=plugin.name,
+                expect=f"a file that is named by a recipe in {shown(home)}",
+                fix=f"copy {plugin.name} beside your recipe and name it there",
+            )
+        if plugin not in merged.plugins:
+            merged.plugins.append(plugin)
+
+
+def _related(folder: Path, home: Path) -> bool:
+    """Whether one folder lies in the other: `recipes/` and `recipes/ablations/` belong together."""
+    a, b = folder.resolve(), home.resolve()
+    return a.is_relative_to(b) or b.is_relative_to(a)
+
+
+def _plugins(value: Any, folder: Path, where: str) -> list[Plugin]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise error(
+            "SD-R103",
+            "'plugins' is of the wrong kind",
+            where=where,
+            got=f"plugins = {quoted(value)}",
+            expect="list of text",
+            fix='plugins = ["acme", "./my_loss.py"]',
+        )
+    return [Plugin(name, folder, where) for name in value]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Merging
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def lay(merged: Merged, over: Mapping[str, Any], origin: Callable[[str], Origin]) -> None:
+    """Lay a table over what is there.
+
+    Tables are merged key by key. Replaced whole are: lists, a table whose `name` changes (its other keys belong to another
+    component), and a value schedule that is given with start and end. `false` in place of a table removes it.
+    """
+    _lay(merged, merged.tables, over, origin, ())
+
+
+def _lay(
+    merged: Merged, base: dict[str, Any], over: Mapping[str, Any], origin: Callable[[str], Origin], at: tuple[str, ...]
+) -> None:
+    for key, new in over.items():
+        path = (*at, key)
+        dotted = ".".join(path)
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(new, Mapping) and not _replaces(new, old):
+            merged.origins[dotted] = origin(dotted)
+            _lay(merged, old, new, origin, path)
+            continue
+        for gone in [k for k in merged.origins if k == dotted or k.startswith(f"{dotted}.")]:
+            del merged.origins[gone]
+        if isinstance(old, dict) and new is False:
+            del base[key]
+            continue
+        base[key] = copy.deepcopy(new)
+        merged.origins.update({node: origin(node) for node in nodes(new, path)})
+
+
+def _replaces(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    renamed = "name" in new and "name" in old and new["name"] != old["name"]
+    return renamed or {"start", "end"} <= new.keys()
+
+
+def nodes(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The dotted keys of a value and, if it is a table, of all in it."""
+    if path:
+        yield ".".join(path)
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from nodes(inner, (*path, key))
+
+
+def leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a table that is no table itself; an empty table counts as a value."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from leaves(inner, (*path, key))
+        else:
+            yield ".".join((*path, key)), inner
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The command line
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Override:
+    """One `key=value`."""
+
+    text: str
+    path: tuple[str, ...]
+    value: Any
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The override as a table to lay over the recipe."""
+        table = self.value
+        for key in reversed(self.path):
+            table = {key: table}
+        return dict(table)
+
+
+def parse_override(text: str) -> Override:
+    """`loss.denoise.weight=0.5`. The value is read as TOML, else it is text. Raises SdditError (SD-R133 and others)."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,15}", key):
+        raise error(
+            "SD-R133", "an override is key=value", where=COMMAND_LINE, got=text, expect="such as train.steps=200"
+        )
+    if key == "extends":
+        raise error("SD-R133", "`extends` stands in a file", where=COMMAND_LINE, got=text, fix="write a small recipe")
+    override = Override(text, tuple(key.split(".")), parse_value(value.strip(), COMMAND_LINE))
+    raise_all(odd_values(override.table, lambda key: COMMAND_LINE))
+    return override
+
+
+def override(merged: Merged, texts: Sequence[str]) -> None:
+    """Apply overrides from left to right, but each `name` first: its order cannot drop another override.
+
+    Raises SdditError with every override that cannot be read (SD-R133) and every one without effect (SD-R134).
+    """
+    overrides = [parse_override(text) for text in texts]
+    for plugins in [o for o in overrides if o.path == ("plugins",)]:
+        overrides.remove(plugins)
+        merged.plugins += _plugins(plugins.value, Path.cwd(), COMMAND_LINE)
+    origins = {o: Origin(COMMAND_LINE) for o in overrides}
+    removals = []
+    for o in sorted(overrides, key=lambda o: (0, len(o.path)) if o.path[-1] == "name" else (1, 0)):
+        if o.value is False and isinstance(_at(merged.tables, o.path), dict):
+            removals.append(o)
+        lay(merged, o.table, _always(origins[o]))
+    found = {id(origin) for origin in merged.origins.values()}
+    raise_all(
+        Problem("SD-R134", "an override has no effect", COMMAND_LINE, o.text, "one override of a key", "leave it out")
+        for o in overrides
+        if (_at(merged.tables, o.path) is not None if o in removals else id(origins[o]) not in found)
+    )
+
+
+def _always(origin: Origin) -> Callable[[str], Origin]:
+    return lambda key: origin
+
+
+def _at(tables: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """What stands at a path of keys, or None."""
+    found: Any = tables
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found

@@ -1,0 +1,229 @@
+"""From a recipe as written to a recipe as run: components found, settings checked, defaults filled in, slots fitted.
+
+All problems are collected and raised together, before anything runs. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from sddit.data import seen_std
+from sddit.errors import Problem, raise_all
+from sddit.interfaces import DataFacts
+from sddit.plugins import Host
+from sddit.plugins import host as the_host
+from sddit.recipes import checks
+from sddit.recipes.components import LABELLED, SLOTS, Finder
+from sddit.recipes.differences import SETTINGS, differences
+from sddit.recipes.merge import Merged, leaves, load, of_recipe, override
+from sddit.recipes.recipe import Chosen, Recipe
+from sddit.recipes.settings import EmaSettings
+from sddit.recipes.source import MAX_INTEGER, quoted
+from sddit.recipes.translate import unknown_key
+
+TABLES = ("seed", "plugins", "extends", *SLOTS, *LABELLED, *SETTINGS)
+STATED = ("name", "data", "code")
+"""What only a resolved recipe holds: its name, and what the data and the plugins were."""
+
+MEASURED = "measured"
+TOLERANCE = 0.1
+"""How far a given sigma_data may be from the measured one before the recipe is warned of."""
+
+
+def resolve(source: str | Path, overrides: Sequence[str] = (), *, host: Host | None = None) -> Recipe:
+    """A recipe by path or name, with `key=value` overrides, checked and complete.
+
+    Args:
+        source: a `.toml` file, a `recipe.resolved.json`, or the name of a recipe in `recipes/` or among the shipped ones.
+        overrides: such as "train.steps=200".
+        host: the plugins to choose from; the process's own by default.
+
+    Raises:
+        SdditError: with every problem found, each with its key, file and line, what was got and what is allowed.
+    """
+    return resolve_merged(load(source, overrides), host=host)
+
+
+def changed(recipe: Recipe, overrides: Sequence[str], *, host: Host | None = None) -> Recipe:
+    """A resolved recipe with further overrides, checked again; the rest stays as it is."""
+    merged = of_recipe(recipe)
+    override(merged, overrides)
+    return resolve_merged(merged, host=host)
+
+
+def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
+    """`resolve` for a recipe whose layers are merged already."""
+    finder = Finder(merged, host or the_host())
+    finder.problems += _unknown_tables(finder)
+    chosen = finder.slots()
+    labelled = {table: finder.labelled(table) for table in LABELLED}
+    averages = {label: finder.settings(EmaSettings, t, f"ema.{label}") for label, t in finder.labels("ema").items()}
+    tables: dict[str, Any] = {
+        key: finder.settings(model, merged.tables.get(key, {}), key) for key, model in SETTINGS.items() if key != "ema"
+    }
+    features = finder.features(tables["evaluate"].features) if tables["evaluate"] else {}
+    seed, name = _seed(finder), _name(finder)
+    facts = _facts(finder, chosen)
+    raise_all(finder.problems)
+    assert facts is not None  # what is missing has left a problem
+
+    std = round_to(seen_std(chosen["dataset"].params, facts), digits=6)
+    measured = [key for key, value in _measurable(chosen["noise_schedule"]) if value == MEASURED]
+    warnings = _far_from_measured(chosen["noise_schedule"], std, merged)
+    chosen["noise_schedule"] = _with_measured(finder, chosen["noise_schedule"], measured, std)
+    qualified = tuple(feature.component.qualified for feature in features.values())
+    recipe = Recipe(
+        name=name,
+        path=merged.path,
+        seed=seed,
+        plugins=tuple(dict.fromkeys(plugin.beside for plugin in merged.plugins)),
+        backbone=chosen["backbone"],
+        noise_schedule=chosen["noise_schedule"],
+        pair_sampler=chosen["pair_sampler"],
+        losses=labelled["loss"],
+        attention=chosen["attention"],
+        dataset=chosen["dataset"],
+        sampler=chosen["sampler"],
+        guidance=chosen["guidance"],
+        optimizer=chosen["optimizer"],
+        trackers=labelled["tracker"],
+        features=features,
+        train=tables["train"],
+        teacher=tables["teacher"],
+        ema={label: average for label, average in averages.items() if average},
+        evaluate=tables["evaluate"].model_copy(update={"features": qualified}),
+        facts=facts,
+        plugin_digests=finder.used,
+        plugin_files={plugin.beside: plugin.path for plugin in merged.plugins if plugin.is_file},
+    )
+    raise_all(_placed(problem, merged) for problem in checks.check(recipe))
+    return _with_notes(recipe, merged, measured, warnings)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The top of the file
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _unknown_tables(finder: Finder) -> Iterator[Problem]:
+    merged, registries = finder.merged, finder.host.registries.all()
+    faces = {**SETTINGS, **{slot: registries[kind].params for slot, (kind, _) in SLOTS.items()}}
+    for key, value in merged.tables.items():
+        if key in TABLES or (merged.resolved and key in STATED):
+            continue
+        problem = unknown_key(key, f"{key} = {quoted(value)}", TABLES, merged.place(key), "")
+        homes = [f"{table}.{key}" for table, face in faces.items() if key in face.model_fields]
+        yield replace(problem, fix=f"write {' or '.join(homes)}") if homes else problem
+
+
+def _seed(finder: Finder) -> int:
+    seed = finder.merged.tables.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        finder.problem("SD-R103", "'seed' is of the wrong kind", "seed", f"seed = {quoted(seed)}", "whole number")
+    elif not 0 <= seed <= MAX_INTEGER:
+        finder.problem("SD-R107", "the seed is out of range", "seed", f"seed = {seed}", "0 to 2^63 - 1")
+    else:
+        return seed
+    return 0
+
+
+def _name(finder: Finder) -> str:
+    """What the run's folder is called: the file's name, which its resolved form carries on."""
+    merged = finder.merged
+    stem = merged.path.stem if merged.path else "recipe"
+    name = merged.tables.get("name", stem) if merged.resolved else stem
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w. -]*", name):
+        expect = "letters, digits, _, - and . in the name of a recipe"
+        finder.problem("SD-R103", "the name cannot be that of a run folder", "name", quoted(name), expect)
+    return str(name)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The data's own numbers
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _facts(finder: Finder, chosen: Mapping[str, Chosen[Any]]) -> DataFacts | None:
+    if "dataset" not in chosen:
+        return None
+    with finder.gathering():
+        facts: DataFacts = chosen["dataset"].params.facts()
+        return facts
+    return None
+
+
+def _measurable(schedule: Chosen[Any]) -> Iterator[tuple[str, Any]]:
+    """(key, value) of the settings that may be the word `measured`."""
+    for name, info in type(schedule.params).model_fields.items():
+        if _mentions_measured(info.annotation):
+            yield info.alias or name, getattr(schedule.params, name)
+
+
+def _mentions_measured(annotation: Any) -> bool:
+    return MEASURED in get_args(annotation) or any(map(_mentions_measured, get_args(annotation)))
+
+
+def _with_measured(finder: Finder, schedule: Chosen[Any], keys: Sequence[str], std: float) -> Chosen[Any]:
+    """The schedule with the data's standard deviation where the recipe says `measured`."""
+    table = {**schedule.params.model_dump(mode="json", by_alias=True), **dict.fromkeys(keys, std)}
+    params = finder.settings(type(schedule.params), table, "noise_schedule")
+    raise_all(finder.problems)
+    return replace(schedule, params=params)
+
+
+def _far_from_measured(schedule: Chosen[Any], std: float, merged: Merged) -> list[str]:
+    return [
+        f"noise_schedule.{key} = {value:g} is not what the data has: {std:.4g} ({merged.place(f'noise_schedule.{key}')}); "
+        f'write {key} = "{MEASURED}"'
+        for key, value in _measurable(schedule)
+        if isinstance(value, float) and abs(value - std) > TOLERANCE * std
+    ]
+
+
+def round_to(value: float, digits: int) -> float:
+    """`value` to so many digits: the last bits of a long sum shall not decide a run's id."""
+    return float(f"{value:.{digits}g}")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Notes
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _placed(problem: Problem, merged: Merged) -> Problem:
+    """A problem that names a dotted key, with file and line before it."""
+    known = problem.where.partition(".")[0] in TABLES and " " not in problem.where
+    return replace(problem, where=f"{merged.place(problem.where)} ({problem.where})") if known else problem
+
+
+def _with_notes(recipe: Recipe, merged: Merged, measured: Sequence[str], warnings: list[str]) -> Recipe:
+    """The recipe with the origin of each value, the idle keys and the warnings."""
+    origins = {key: _origin(key, merged) for key, _ in leaves(recipe.to_json()) if key.partition(".")[0] not in STATED}
+    for key in measured:
+        origins[f"noise_schedule.{key}"] += ", measured"
+    given = [key for key, _ in leaves(merged.tables)]
+    idle = () if merged.resolved else tuple(checks.idle_keys(recipe, given))
+    written = [key for key in idle if not merged.origins[key].inherited]
+    warnings += [f"{key} has no effect here ({merged.place(key)})" for key in written]
+    warnings += _changed_since(recipe, merged)
+    return replace(recipe, origins=origins, idle=idle, warnings=tuple(warnings))
+
+
+def _origin(key: str, merged: Merged) -> str:
+    return merged.origins[key].place if key in merged.origins else "default"
+
+
+def _changed_since(recipe: Recipe, merged: Merged) -> list[str]:
+    """What a resolved recipe says of the data and the plugins, where that is no longer so."""
+    stated: dict[str, Any] = {
+        key: merged.tables[key] for key in ("data", "code") if merged.resolved and key in merged.tables
+    }
+    now: dict[str, Any] = {key: value for key, value in recipe.to_json().items() if key in stated}
+    return [
+        f"{key} was {before} when this recipe was resolved, and is {after}"
+        for key, before, after, _ in differences(stated, now)
+    ]
