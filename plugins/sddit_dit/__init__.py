@@ -1,9 +1,15 @@
-"""A built-in plugin."""
+"""DiT: the backbone, plain or with a decoder and tokens that skip the encoder, and the plain pair sampler.
+
+Other plugins may build on `sddit_dit.blocks` and on `sddit_dit.pairs.student_view`.
+"""
 
 from __future__ import annotations
 
 from sddit import Registry, hookimpl
-from sddit.interfaces import PairSampler, PairSamplerParams, ViewSpec
+from sddit.interfaces import Backbone, PairSampler, PairSamplerParams, ViewSpec
+from sddit_dit.params import DecoderParams, DiTParams
+
+__all__ = ["DecoderParams", "DiTParams", "SingleParams", "register_backbones", "register_pair_samplers"]
 
 
 class SingleParams(PairSamplerParams):
@@ -11,6 +17,18 @@ class SingleParams(PairSamplerParams):
 
     def views(self) -> tuple[ViewSpec, ...]:
         return (ViewSpec("student"),)
+
+
+@hookimpl
+def register_backbones(registry: Registry[Backbone]) -> None:
+    registry.add(
+        "dit",
+        "sddit_dit.backbone:DiT",
+        params=DiTParams,
+        summary="Diffusion transformer with adaLN-Zero; optional decoder, class token and masked encoder.",
+        paper="arXiv:2212.09748",
+        formats={"dit": "sddit_dit.formats:DiTFormat", "maskdit": "sddit_dit.formats:MaskDiTFormat"},
+    )
 
 
 @hookimpl

@@ -1,1 +1,98 @@
-"""A built-in plugin."""
+"""Attention kernels: softmax(q k^T / sqrt(d) + bias) v in four ways.
+
+`eager` is the reference and the fastest on a CPU up to some hundred tokens; `sdpa` is the one for a GPU. A recipe names
+its kernel, and one that cannot serve a run is refused: none is ever put in another's place.
+"""
+
+from __future__ import annotations
+
+from sddit import Registry, hookimpl
+from sddit.interfaces import Attention, AttentionParams
+
+
+class EagerParams(AttentionParams):
+    """Explicit softmax: every device, precision and option; keeps the N x N weights for the backward pass."""
+
+    @property
+    def takes_bias(self) -> bool:
+        return True
+
+    @property
+    def takes_groups(self) -> bool:
+        return True
+
+
+class SdpaParams(AttentionParams):
+    """PyTorch's fused kernels, chosen by PyTorch for the device at hand."""
+
+    @property
+    def takes_bias(self) -> bool:
+        return True
+
+    @property
+    def takes_groups(self) -> bool:
+        return True
+
+
+class FlexParams(AttentionParams):
+    """FlexAttention, compiled at the first call. On a CPU it has no backward pass."""
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return ("fp32", "bf16")
+
+    @property
+    def takes_bias(self) -> bool:
+        return True
+
+    @property
+    def takes_groups(self) -> bool:
+        return True
+
+    @property
+    def backward_devices(self) -> tuple[str, ...]:
+        return ("cuda",)
+
+
+class XformersParams(AttentionParams):
+    """xformers' memory-efficient attention: CUDA alone, plain attention alone."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return ("cuda",)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return ("fp32", "bf16")
+
+
+@hookimpl
+def register_attention(registry: Registry[Attention]) -> None:
+    registry.add(
+        "eager",
+        "sddit_flash.kernels:Eager",
+        params=EagerParams,
+        summary="Explicit softmax, the reference; fastest on a CPU up to some hundred tokens.",
+    )
+    registry.add(
+        "sdpa",
+        "sddit_flash.kernels:Sdpa",
+        params=SdpaParams,
+        summary="PyTorch's fused scaled-dot-product attention; the one for a GPU.",
+        paper="arXiv:2205.14135",
+    )
+    registry.add(
+        "flex",
+        "sddit_flash.kernels:Flex",
+        params=FlexParams,
+        summary="PyTorch's FlexAttention, compiled; bias and groups without an N x N mask.",
+        paper="arXiv:2412.05496",
+    )
+    registry.add(
+        "xformers",
+        "sddit_flash.kernels:Xformers",
+        params=XformersParams,
+        summary="xformers' memory-efficient attention; CUDA only.",
+        paper="arXiv:2112.05682",
+        requires=("xformers",),
+    )

@@ -1,0 +1,183 @@
+"""The parts of a diffusion transformer (DiT, arXiv:2212.09748), for any plugin to build on.
+
+Nothing here draws random numbers of its own accord beyond torch's defaults: a backbone fills its parameters by name, see
+`sddit_dit.backbone.DiT.init_parameter`. `act` is everywhere silu(c), [B, C], with c the condition: noise level plus label.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sddit.interfaces import Attention
+from sddit_dit.cost import SINUSOID
+
+PERIOD = 10_000.0  # longest period of both sinusoids
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """[B, C, H, W] -> [B, N, C p p]: rows of patches first, and in a patch the order of a convolution's kernel."""
+    b, c, height, width = x.shape
+    h, w = height // patch, width // patch
+    return x.reshape(b, c, h, patch, w, patch).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, c * patch * patch)
+
+
+def unpatchify(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """[B, N, p p C] -> [B, C, H, W]. Channels come last in a token here, as in the published weights of the final layer."""
+    h, w = grid
+    split = tokens.reshape(tokens.shape[0], h, w, patch, patch, -1)
+    return split.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], -1, h * patch, w * patch)
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """The tokens [B, N, D] at positions `index` [B, K], [B, K, D]."""
+    return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]))
+
+
+def put(tokens: Tensor, index: Tensor, into: Tensor) -> Tensor:
+    """A copy of `into` [B, N, D] with `tokens` [B, K, D] at positions `index` [B, K]: undoes `take`."""
+    return into.scatter(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]), tokens.to(into.dtype))
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """The fixed 2-D table [N, D], float64: half the features for the column, then half for the row; sine before cosine."""
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    rate = PERIOD ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))  # [D / 4]
+    angles = [place.reshape(-1, 1) * rate for place in (columns, rows)]  # two of [N, D / 4]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
+class Positions(nn.Module):
+    """The fixed table [N, D]. It is in no state dict; one in loaded weights, under the name `table`, replaces ours."""
+
+    table: Tensor
+
+    def __init__(self, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        table = sincos_positions(grid, width).to(torch.get_default_dtype())
+        self.register_buffer("table", table, persistent=False)
+        self.register_load_state_dict_pre_hook(self._take_table)  # type: ignore[no-untyped-call]  # untyped in torch
+
+    @staticmethod
+    def _take_table(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        *_, errors = rest
+        if (loaded := state.pop(prefix + "table", None)) is None:
+            return
+        table = module.get_buffer("table")
+        if loaded.shape == table.shape:
+            table.copy_(loaded)
+        else:
+            errors.append(f"{prefix}table: {tuple(loaded.shape)} in the weights, {tuple(table.shape)} in the model")
+
+
+def sinusoid(level: Tensor) -> Tensor:
+    """Noise levels [B] -> [B, 256] in their own dtype, cosines before sines."""
+    half = SINUSOID // 2
+    rate = torch.exp(torch.arange(half, dtype=level.dtype, device=level.device) * (-math.log(PERIOD) / half))
+    angle = level[:, None] * rate
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift for x [B, n, D] and one shift and scale [B, D] per image."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def normalize(x: Tensor) -> Tensor:
+    """LayerNorm over the last axis, without parameters."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class TimestepEmbedding(nn.Module):
+    """Noise level [B] -> [B, D]: sinusoid, Linear, SiLU, Linear."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(SINUSOID, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, level: Tensor) -> Tensor:
+        dtype = self.hidden.weight.dtype
+        features = sinusoid(level.to(torch.promote_types(dtype, torch.float32))).to(dtype)
+        embedded: Tensor = self.out(F.silu(self.hidden(features)))
+        return embedded
+
+
+class LabelEmbedding(nn.Module):
+    """Label [B] -> [B, D]. The null label is the last row of the table, or the zero vector and no row at all (MaskDiT)."""
+
+    def __init__(self, num_classes: int, width: int, *, zero_null: bool) -> None:
+        super().__init__()
+        self.zero_null = zero_null
+        self.weight = nn.Parameter(torch.empty(num_classes + (not zero_null), width))
+
+    def forward(self, labels: Tensor) -> Tensor:
+        table = F.pad(self.weight, (0, 0, 0, 1)) if self.zero_null else self.weight
+        return F.embedding(labels, table)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention of [B, n, D] with a pluggable kernel."""
+
+    def __init__(self, width: int, heads: int, attention: Attention) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention = attention
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, groups: Tensor | None = None) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed: Tensor = self.proj(self.attention(q, k, v, groups=groups).transpose(1, 2).reshape(b, n, width))
+        return mixed
+
+
+class Mlp(nn.Module):
+    """Linear, tanh-GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        return out
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-Zero (arXiv:2212.09748, section 3.2): it starts as the identity.
+
+    One Linear of silu(c) gives shift, scale and gate of the attention, then of the MLP. `condition` is the width of c.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, condition: int, attention: Attention) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(condition, 6 * width)
+        self.attention = SelfAttention(width, heads, attention)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, act: Tensor, groups: Tensor | None = None) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(act).chunk(6, dim=-1)  # each [B, D]
+        x = x + gate_a[:, None] * self.attention(modulate(normalize(x), shift_a, scale_a), groups)
+        out: Tensor = x + gate_m[:, None] * self.mlp(modulate(normalize(x), shift_m, scale_m))
+        return out
+
+
+class AdaptiveLinear(nn.Module):
+    """LayerNorm, shift and scale from c, Linear: DiT's final layer, and MaskDiT's bridge from encoder to decoder."""
+
+    def __init__(self, width: int, out: int, condition: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(condition, 2 * width)
+        self.linear = nn.Linear(width, out)
+
+    def forward(self, x: Tensor, act: Tensor) -> Tensor:
+        shift, scale = self.modulation(act).chunk(2, dim=-1)
+        out: Tensor = self.linear(modulate(normalize(x), shift, scale))
+        return out

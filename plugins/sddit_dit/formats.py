@@ -1,0 +1,159 @@
+"""Published weights of DiT and MaskDiT, to and from our names. Facts of their files only: names, orders, shapes.
+
+Each format has `params(config)`, from the constructor's arguments to our settings and shapes; `to_ours(state)`, whose
+result loads strictly, fixed position tables included; and `to_theirs(state, params, shapes)`, the way back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sddit.interfaces import Shapes
+from sddit_dit.blocks import sincos_positions
+from sddit_dit.params import DiTParams
+
+State = dict[str, Tensor]
+Rules = tuple[tuple[str, str], ...]
+
+BLOCK: Rules = (
+    ("adaLN_modulation.1.", "modulation."),
+    ("attn.qkv.", "attention.qkv."),
+    ("attn.proj.", "attention.proj."),
+    ("mlp.fc1.", "mlp.up."),
+    ("mlp.fc2.", "mlp.down."),
+)
+OUTER: Rules = (
+    ("x_embedder.proj.", "patch."),
+    ("t_embedder.mlp.0.", "timestep.hidden."),
+    ("t_embedder.mlp.2.", "timestep.out."),
+    ("final_layer.adaLN_modulation.1.", "final.modulation."),
+    ("final_layer.linear.", "final.linear."),
+)
+BRIDGE: Rules = (
+    ("decoder_layer.adaLN_modulation.1.", "decoder_input.bridge.modulation."),
+    ("decoder_layer.linear.", "decoder_input.bridge.linear."),
+)
+LABEL = ("y_embedder.embedding_table.weight", "label.weight")
+TABLES = (("pos_embed", "positions.table"), ("decoder_pos_embed", "decoder_input.positions.table"))
+MASK_TOKEN = ("mask_token", "decoder_input.mask_token")
+
+
+def _renamed(name: str, rules: Rules, *, back: bool = False) -> str:
+    """`name` with its prefix replaced by the rule that fits. Raises KeyError if none does."""
+    for theirs, ours in rules:
+        old, new = (ours, theirs) if back else (theirs, ours)
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    raise KeyError(f"no such parameter in this format: {name}")
+
+
+def _sized(name: str) -> dict[str, Any]:
+    """Size and patch of a registered class: DiT_S_2, DiT-S/2."""
+    if not (match := re.fullmatch(r"DiT[-_](S|B|L|XL)[-_/](\d+)", name)):
+        raise ValueError(f"unknown model {name!r}; known are DiT-S/2, DiT-B/4, DiT-XL/2 and their like")
+    return {"size": match[1], "patch": int(match[2])}
+
+
+def _numbered(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"width": "hidden_size", "depth": "depth", "heads": "num_heads", "patch": "patch_size"}
+    return {ours: config[theirs] for ours, theirs in names.items()} | {"mlp_ratio": float(config.get("mlp_ratio", 4.0))}
+
+
+class DiTFormat:
+    """The files of facebookresearch/DiT."""
+
+    @staticmethod
+    def params(config: Mapping[str, Any]) -> tuple[dict[str, Any], Shapes]:
+        """Of `input_size`, `num_classes` and either `class` (DiT-S/2) or the numbers `hidden_size`, `depth`, ..."""
+        settings = _numbered(config) if "hidden_size" in config else _sized(config["class"])
+        side = config["input_size"]
+        shapes = Shapes(
+            image=(config.get("in_channels", 4), side, side),
+            num_classes=config["num_classes"],
+            outputs=2 if config.get("learn_sigma", True) else 1,
+        )
+        return settings, shapes
+
+    @staticmethod
+    def to_ours(state: Mapping[str, Tensor]) -> State:
+        encoder = _encoder_depth(state)
+        return dict(_ours(name, tensor, encoder, linear_labels=False) for name, tensor in state.items())
+
+    @staticmethod
+    def to_theirs(state: Mapping[str, Tensor], params: DiTParams, shapes: Shapes) -> State:
+        return _theirs(state, params, shapes, linear_labels=False)
+
+
+class MaskDiTFormat:
+    """The files of Anima-Lab/MaskDiT. Their names carry the prefix `model.` of the preconditioning around the network."""
+
+    @staticmethod
+    def params(config: Mapping[str, Any]) -> tuple[dict[str, Any], Shapes]:
+        """Of `img_resolution`, `num_classes`, `use_decoder`, `mae_loss_coef` and either `class` or the table `model`."""
+        settings = _numbered(config["model"]) if "model" in config else _sized(config["class"])
+        settings["null_label"] = "zero"
+        if config.get("use_decoder", True):
+            sizes = {"depth": "decoder_depth", "width": "decoder_hidden_size", "heads": "decoder_num_heads"}
+            given = config.get("decoder", {})
+            settings["decoder"] = {ours: given[theirs] for ours, theirs in sizes.items() if theirs in given}
+            settings["fill"] = "learned" if config.get("mae_loss_coef", 0) > 0 else "zero"
+        side = config["img_resolution"]
+        return settings, Shapes((config.get("img_channels", 4), side, side), config["num_classes"])
+
+    @staticmethod
+    def to_ours(state: Mapping[str, Tensor]) -> State:
+        bare = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+        encoder = _encoder_depth(bare)
+        return dict(_ours(name, tensor, encoder, linear_labels=True) for name, tensor in bare.items())
+
+    @staticmethod
+    def to_theirs(state: Mapping[str, Tensor], params: DiTParams, shapes: Shapes) -> State:
+        bare = _theirs(state, params, shapes, linear_labels=True)
+        return {f"model.{name}": tensor for name, tensor in bare.items()}
+
+
+def _encoder_depth(state: Mapping[str, Tensor]) -> int:
+    return 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+
+
+def _ours(name: str, tensor: Tensor, encoder: int, *, linear_labels: bool) -> tuple[str, Tensor]:
+    """One entry of theirs as one of ours. Their encoder and decoder blocks are one list here."""
+    if match := re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.+)", name):
+        number = int(match[2]) + (encoder if match[1] else 0)
+        return f"blocks.{number}.{_renamed(match[3], BLOCK)}", tensor
+    if name == LABEL[0]:
+        return LABEL[1], tensor.T.contiguous() if linear_labels else tensor
+    if name in dict(TABLES):
+        return dict(TABLES)[name], tensor.squeeze(0)
+    if name == MASK_TOKEN[0]:
+        return MASK_TOKEN[1], tensor.flatten()
+    return _renamed(name, OUTER + BRIDGE), tensor.flatten(1) if name == "x_embedder.proj.weight" else tensor
+
+
+def _theirs(state: Mapping[str, Tensor], params: DiTParams, shapes: Shapes, *, linear_labels: bool) -> State:
+    """All entries of ours as theirs, with the fixed tables that their files hold."""
+    found = {}
+    for name, tensor in state.items():
+        if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
+            number = int(match[1])
+            inside = number < params.encoder_depth
+            place = f"blocks.{number}" if inside else f"decoder_blocks.{number - params.encoder_depth}"
+            found[f"{place}.{_renamed(match[2], BLOCK, back=True)}"] = tensor
+        elif name == LABEL[1]:
+            found[LABEL[0]] = tensor.T.contiguous() if linear_labels else tensor
+        elif name == MASK_TOKEN[1]:
+            found[MASK_TOKEN[0]] = tensor[None, None]
+        elif name == "patch.weight":
+            kernel = (-1, shapes.image[0], params.patch, params.patch)
+            found["x_embedder.proj.weight"] = tensor.reshape(kernel)
+        else:
+            found[_renamed(name, OUTER + BRIDGE, back=True)] = tensor
+    widths = (params.block_sizes[0][0], params.block_sizes[-1][0])
+    for (name, _), width in zip(TABLES[: 1 + (params.decoder is not None)], widths, strict=False):
+        found[name] = sincos_positions(params.grid(shapes), width)[None].to(torch.float32)
+    return found

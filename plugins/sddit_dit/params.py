@@ -1,0 +1,214 @@
+"""Settings of the DiT backbone, and what they imply: sizes, taps, cost. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sddit.errors import Problem, SdditError
+from sddit.interfaces import BackboneParams, Cost, Params, Shapes, Tap
+from sddit_dit.cost import network_cost
+
+if TYPE_CHECKING:
+    from sddit.recipes.recipe import Recipe
+
+SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+"""Depth, width and heads of the published sizes (arXiv:2212.09748, table 1)."""
+
+SEPARATE = {"width": 512, "heads": 16, "bridge": "shared", "bridge_init": "zero"}
+"""What a separate decoder is unless told otherwise: MaskDiT's (arXiv:2306.09305)."""
+
+
+def _refuse_bad_width(name: str, width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"{name} {width} cannot be divided among {heads} heads")
+    if width % 4:
+        raise ValueError(f"{name} {width} must be divisible by 4: positions have two axes, each with sine and cosine")
+
+
+class DecoderParams(Params):
+    """`[backbone.decoder]`: what turns encoder tokens into the output."""
+
+    style: Literal["separate", "split"] = Field(
+        "separate",
+        description="separate: further blocks of their own width; split: the last `depth` blocks of the DiT itself.",
+    )
+    depth: int = Field(8, ge=1, le=1000, description="Blocks of the decoder.")
+    width: int | None = Field(None, ge=4, le=65536, description="Token width; left out: 512. Only with style separate.")
+    heads: int | None = Field(
+        None, ge=1, le=1024, description="Attention heads; left out: 16. Only with style separate."
+    )
+    bridge: Literal["shared", "own"] | None = Field(
+        None,
+        description="How noisy tokens at hidden positions reach the decoder's width: through the bridge of the encoder's "
+        "tokens (shared, the default), or a second one of their own. Only with style separate.",
+    )
+    bridge_init: Literal["zero", "xavier"] | None = Field(
+        None, description="Start of the bridge's Linear; left out: zero, as MaskDiT. Only with style separate."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """State the sizes of a separate decoder, so that a resolved recipe shows them."""
+        if not isinstance(given, dict) or given.get("style", "separate") != "separate":
+            return given
+        return {**given, **{key: value for key, value in SEPARATE.items() if given.get(key) is None}}
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        if self.style == "split":
+            if idle := [key for key in SEPARATE if getattr(self, key) is not None]:
+                raise ValueError(f'{", ".join(idle)}: no effect with style "split", whose blocks are the DiT\'s own')
+        elif self.width is not None and self.heads is not None:
+            _refuse_bad_width("width", self.width, self.heads)
+        return self
+
+
+class DiTParams(BackboneParams):
+    """A diffusion transformer, with an optional decoder and a sparse span that hidden tokens skip."""
+
+    size: Literal["", "S", "B", "L", "XL"] = Field(
+        "", description="A published size. Left out: S, or the numbers depth, width and heads."
+    )
+    depth: int | None = Field(
+        None, ge=1, le=1000, description="Blocks (of the encoder, if the decoder is separate). Only without `size`."
+    )
+    width_: int | None = Field(None, alias="width", ge=4, le=65536, description="Token width. Only without `size`.")
+    heads: int | None = Field(None, ge=1, le=1024, description="Attention heads. Only without `size`.")
+    patch: int = Field(2, ge=1, le=256, description="Pixels along each side of a patch.")
+    mlp_ratio: float = Field(4.0, gt=0, le=64, description="Width of a block's MLP over its token width.")
+    cls_token: bool = Field(
+        False, description="A learned class token runs with the encoder; it is dropped before the decoder."
+    )
+    null_label: Literal["row", "zero"] = Field(
+        "row", description="Embedding of a dropped label: a learned row (DiT) or the zero vector (MaskDiT)."
+    )
+    decoder: DecoderParams | None = Field(
+        None, description="The decoder. Left out: a plain DiT, from which no token can be hidden."
+    )
+    fill: Literal["input", "learned", "zero"] | None = Field(
+        None,
+        description="What the decoder finds at hidden positions: the embedded noisy token (input, SD-DiT, the default), a "
+        "learned mask token (MaskDiT), or nothing but the position (zero). Only with a decoder.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """State the size and the fill where they were left to us, so that a resolved recipe shows them."""
+        if not isinstance(given, dict):
+            return given
+        filled = dict(given)
+        if not filled.get("size") and all(filled.get(key) is None for key in ("depth", "width", "heads")):
+            filled["size"] = "S"
+        if filled.get("decoder") is not None and filled.get("fill") is None:
+            filled["fill"] = "input"
+        return filled
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        numbers = {"depth": self.depth, "width": self.width_, "heads": self.heads}
+        given = [key for key, value in numbers.items() if value is not None]
+        if self.size and given:
+            raise ValueError(f'size "{self.size}" already says {", ".join(given)}; give a size or numbers, not both')
+        if not self.size and len(given) < len(numbers):
+            missing = [key for key in numbers if key not in given]
+            raise ValueError(f"without a size, depth, width and heads are all needed; missing: {', '.join(missing)}")
+        depth, width, heads = self.encoder_size
+        _refuse_bad_width("width", width, heads)
+        if self.decoder is None:
+            if self.fill is not None:
+                raise ValueError("fill: no effect without a decoder, since no token is ever hidden")
+            return self
+        if self.decoder.bridge == "own" and self.fill != "input":
+            raise ValueError(
+                f'decoder.bridge "own": no effect with fill "{self.fill}", which sends no noisy token across'
+            )
+        if self.decoder.style == "split" and self.decoder.depth >= depth:
+            raise ValueError(f"a split decoder of {self.decoder.depth} blocks leaves no encoder in a DiT of {depth}")
+        return self
+
+    @property
+    def encoder_size(self) -> tuple[int, int, int]:
+        """Depth, width and heads, by name or by numbers. A split decoder's blocks are among this depth."""
+        if self.size:
+            return SIZES[self.size]
+        assert self.depth is not None and self.width_ is not None and self.heads is not None
+        return self.depth, self.width_, self.heads
+
+    @property
+    def block_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and heads of every block, in depth order: encoder, then decoder."""
+        depth, width, heads = self.encoder_size
+        own = ((width, heads),) * depth
+        if self.decoder is None or self.decoder.style == "split":
+            return own
+        assert self.decoder.width is not None and self.decoder.heads is not None
+        return own + ((self.decoder.width, self.decoder.heads),) * self.decoder.depth
+
+    @property
+    def encoder_depth(self) -> int:
+        """Blocks of the sparse span, which hidden tokens skip; all of them if there is no decoder."""
+        return len(self.block_sizes) - (self.decoder.depth if self.decoder else 0)
+
+    def block_of(self, tap: Tap) -> int:
+        """The number, from 1, of the block after which `tap` reads. A depth share 0.3 of D blocks, decoder included,
+        is block max(1, round(0.3 D)). Raises ValueError for a tap that does not exist."""
+        total = len(self.block_sizes)
+        if tap == "encoder":
+            return self.encoder_depth
+        if tap == "decoder" and self.decoder:
+            return total
+        if isinstance(tap, float) and 0 < tap <= 1:
+            return max(1, round(tap * total))
+        if isinstance(tap, int) and 1 <= tap <= total:
+            return tap
+        names = "encoder, decoder" if self.decoder else "encoder"
+        raise ValueError(f"no tap {tap!r}; there are {names}, a depth share such as 0.3, and blocks 1 to {total}")
+
+    def last_block(self, taps: Sequence[Tap], output: bool) -> int:
+        """How many blocks must run for `taps` and, if wanted, the output."""
+        return len(self.block_sizes) if output else max(map(self.block_of, taps), default=0)
+
+    # What the core asks every backbone --------------------------------------------------------------------------
+
+    def check(self, recipe: Recipe) -> Iterable[Problem]:
+        return self._patch_problems(recipe.shapes.image)
+
+    def grid(self, shapes: Shapes) -> tuple[int, int]:
+        """Tokens along H and W. Raises SdditError if the image cannot be cut into patches."""
+        if problems := self._patch_problems(shapes.image):
+            raise SdditError(*problems)
+        return shapes.image[1] // self.patch, shapes.image[2] // self.patch
+
+    def _patch_problems(self, image: tuple[int, int, int]) -> list[Problem]:
+        _, height, width = image
+        if height % self.patch == 0 and width % self.patch == 0:
+            return []
+        fitting = [str(p) for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
+        return [
+            Problem(
+                "SD-R108",
+                f"an image of {height} x {width} cannot be cut into patches of {self.patch} x {self.patch}",
+                where="backbone.patch",
+                got=str(self.patch),
+                expect=f"one of {', '.join(fitting)}",
+            )
+        ]
+
+    def width(self, tap: Tap) -> int:
+        return self.block_sizes[self.block_of(tap) - 1][0]
+
+    @property
+    def has_cls(self) -> bool:
+        return self.cls_token
+
+    @property
+    def maskable(self) -> bool:
+        return self.decoder is not None
+
+    def cost(self, shapes: Shapes, *, kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost:
+        return network_cost(self, shapes, kept=kept, blocks=self.last_block(taps, output), output=output)
