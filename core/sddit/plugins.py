@@ -52,6 +52,7 @@ class Row:
     registers: dict[str, list[str]] = field(default_factory=dict)  # kind -> component names
     seconds: float = 0.0  # spent importing it
     file: str = ""  # path of a one-file plugin
+    code: str = ""  # the file or folder that holds its code, once loaded
     digest: str = ""  # sha256 of a one-file plugin
     failure: BaseException | None = field(default=None, repr=False)
 
@@ -127,6 +128,11 @@ class Host:
     def raise_for_builtins(self) -> None:
         """Raise if one of our own plugins did not load: an installation fault."""
         raise_all(_load_problem(row, "") for row in self.rows.values() if row.builtin and row.state == "failed")
+
+    def owner_of(self, file: str) -> Row | None:
+        """The third-party plugin whose code a source file is."""
+        owners = (row for row in self.rows.values() if row.code and not row.builtin)
+        return next((row for row in owners if Path(file).is_relative_to(row.code)), None)
 
     def _find(self) -> None:
         """A row for every entry point, ours first. Twins of one name are listed as `distribution:name`."""
@@ -205,6 +211,7 @@ class Host:
             self._manager.register(plugin, name=row.name)
             self._manager.check_pending()
             self._register(plugin, row)
+            row.code = row.file or _folder_of(plugin)
             row.state = "loaded"
         except (Exception, SystemExit) as failure:
             row.state, row.failure = "failed", failure
@@ -360,6 +367,12 @@ def _load_problem(row: Row, where: str) -> Problem:
         expect="" if row.file else f"{source} to load",
         fix=fix,
     )
+
+
+def _folder_of(plugin: object) -> str:
+    """Where a package's code lies; of a single module, its file."""
+    file = Path(getattr(plugin, "__file__", None) or "")
+    return str(file.parent if file.name == "__init__.py" else file) if file.name else ""
 
 
 def _last_line(failure: BaseException) -> str:

@@ -1,0 +1,95 @@
+"""The command itself: a recipe or a verb comes first, and one place turns every failure into a short message."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from sddit import __version__
+from sddit.cli import failures
+from sddit.cli.bench import bench
+from sddit.cli.evaluate import evaluate
+from sddit.cli.explain import explain
+from sddit.cli.frame import State, debug_option, write_block
+from sddit.cli.new_plugin import new_plugin
+from sddit.cli.plugins import plugins
+from sddit.cli.run import run
+from sddit.cli.sample import sample
+from sddit.cli.show import show
+from sddit.cli.table import table
+from sddit.errors import SdditError
+
+VERBS = (plugins, show, sample, evaluate, table, bench, new_plugin, explain)
+ABOUT = "Train, sample and score what a recipe describes, and write a report. The same command again continues."
+
+
+class Commands(click.Group):
+    """Verbs, and a recipe in the place of one: whatever is no verb is handed to `run`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        return run.name, run, args
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("sddit-run", "RECIPE [KEY=VALUE ...] [OPTIONS]")
+        formatter.write_usage("sddit-run", "VERB ...", prefix="       ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_block(formatter, "Examples", run.examples)
+        options = [option for option in [*run.params, *self.params] if isinstance(option, click.Option)]
+        records = {option.name: record for option in options if (record := option.get_help_record(ctx))}
+        with formatter.section("Options"):
+            formatter.write_dl(list(records.values()))
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb.name or "", verb.get_short_help_str(limit=60)) for verb in VERBS])
+        formatter.write_paragraph()
+        formatter.write_text("`sddit-run VERB --help` shows examples of a verb.")
+
+
+cli = Commands(
+    "sddit-run",
+    commands={verb.name: verb for verb in VERBS if verb.name},
+    help=ABOUT,
+    params=[debug_option()],
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True},
+)
+click.version_option(__version__, prog_name="sddit-run")(cli)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script. Ends the process with a documented exit status."""
+    status = call(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        failures.leave_quietly()
+    sys.exit(status)
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit status. Every failure ends here."""
+    state = State()
+    try:
+        with cli.make_context("sddit-run", list(arguments), obj=state) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as usage:
+        usage.show()
+        return usage.exit_code
+    except SdditError as failure:
+        return failures.of_the_user(failure, state)
+    except BrokenPipeError:
+        return failures.leave_quietly()
+    except (KeyboardInterrupt, click.Abort):
+        return failures.interrupted()
+    except Exception as bug:
+        return failures.of_code(bug, state)
+    return 0

@@ -1,0 +1,83 @@
+"""`sddit-run bench`: training speed of recipes, side by side, and beside the machine's own matrix product."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from sddit.cli.frame import Verb, console, error_console, notice, print_json, table
+from sddit.plugins import host
+from sddit.progress import progress_on
+
+if TYPE_CHECKING:
+    from sddit.bench import Bench
+    from sddit.recipes.recipe import Recipe
+
+EXAMPLES = """
+sddit-run bench                          the shipped recipes on one data set
+sddit-run bench dit quickstart --rounds 9
+"""
+
+
+@click.command("bench", cls=Verb, examples=EXAMPLES)
+@click.argument("recipes", nargs=-1, metavar="[RECIPE ...]")
+@click.option(
+    "--rounds", metavar="N", type=click.IntRange(1), default=5, show_default=True, help="Turns of each recipe."
+)
+@click.option(
+    "--seconds",
+    metavar="N",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Length of a turn.",
+)
+@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where to compute.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+def bench(recipes: tuple[str, ...], rounds: int, seconds: float, device: str, as_json: bool) -> None:
+    """Measure training speed, in turns, against a matrix product."""
+    from sddit.bench import bench as measure
+    from sddit.environment import choose_device
+    from sddit.recipes.resolve import resolve
+
+    host().announce = notice
+    chosen = [resolve(name) for name in recipes] if recipes else shipped()
+    with progress_on(error_console() if as_json else console()) as progress:
+        found = measure(chosen, choose_device(device), rounds, seconds, progress)
+    if as_json:
+        print_json(as_record(found))
+    else:
+        print_bench(found)
+
+
+def shipped() -> list[Recipe]:
+    """The shipped recipes that train on the same images as the first of them."""
+    from sddit.recipes import lookup
+    from sddit.recipes.resolve import resolve
+
+    every = [resolve(path) for path in sorted(lookup.shipped().glob("*.toml"))]
+    return [recipe for recipe in every if recipe.facts.fingerprint == every[0].facts.fingerprint]
+
+
+def as_record(found: Bench) -> dict[str, object]:
+    """The benchmark as JSON."""
+    from dataclasses import asdict
+
+    return asdict(found)
+
+
+def print_bench(found: Bench) -> None:
+    """A line a recipe, and under it what they are measured against."""
+    out = console()
+    shown = table("recipe", "images/s", f"of {found.figures[0].name}", "FLOPs an image", "of peak")
+    for figure in found.figures:
+        flops = "not stated" if figure.flops_per_image is None else f"{figure.flops_per_image:.3g}"
+        share = "" if figure.peak_share is None else f"{figure.peak_share:.0%}"
+        shown.add_row(figure.name, f"{figure.images_per_second:,.0f}", f"{figure.relative:.2f}", flops, share)
+    out.print(shown)
+    for precision, peak in found.peaks.items():
+        out.print(
+            f"peak: {peak / 1e9:,.0f} GFLOP/s of a {precision} matrix product, {found.threads} threads", style="dim"
+        )
+    out.print(f"median of {found.rounds} rounds, in which the recipes took turns", style="dim")

@@ -1,0 +1,90 @@
+"""How a command ends when it cannot go on: the message, the crash log, the exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import click
+
+from sddit.cli.frame import State, error_console
+from sddit.errors import Problem, SdditError, exit_status, printable
+from sddit.plugins import host
+
+BUG = 1
+INTERRUPTED = 130
+
+
+def of_the_user(failure: SdditError, state: State) -> int:
+    """Something that the person who typed can mend: every problem on stderr."""
+    for problem in failure.problems:
+        print_problem(problem)
+    keep(failure, state)
+    return failure.exit_status
+
+
+def of_code(failure: Exception, state: State) -> int:
+    """A mistake in code: in a plugin's, if one of its lines was the last of anybody's but a library's; else in ours."""
+    what = f"{type(failure).__name__}: {failure}".rstrip(": ")
+    frames = traceback.extract_tb(failure.__traceback__)
+    for frame in reversed(frames):
+        if row := host().owner_of(frame.filename):
+            fix = "mend the plugin; --debug shows the traceback"
+            problem = Problem(
+                "SD-P221",
+                f"plugin {row.name!r} raised an error",
+                where=f"{frame.filename}:{frame.lineno}",
+                got=what,
+                fix=fix,
+            )
+            print_problem(problem)
+            keep(failure, state)
+            return exit_status(problem.code)
+    out = error_console()
+    out.print(f"error: a bug in the toolkit: {printable(what)}", style="bold red", soft_wrap=True)
+    out.print(f"  at:     {frames[-1].filename}:{frames[-1].lineno}", soft_wrap=True)
+    if not keep(failure, state) and not state.debug:
+        out.print(
+            "  fix:    none known; please report it with what the same command prints with --debug", soft_wrap=True
+        )
+    return BUG
+
+
+def interrupted() -> int:
+    """Ctrl-C where there is nothing to save."""
+    click.echo("interrupted", err=True)
+    return INTERRUPTED
+
+
+def leave_quietly() -> int:
+    """The reader of our output went away, as `head` does: that is no failure."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def print_problem(problem: Problem) -> None:
+    """One problem on stderr, its head in red on a terminal."""
+    head, *body = problem.lines()
+    out = error_console()
+    out.print(head, style="bold red", soft_wrap=True)
+    for line in body:
+        out.print(line, soft_wrap=True)
+
+
+def keep(failure: BaseException, state: State) -> bool:
+    """Show the traceback with --debug, and write it to the run's crash log if a run had begun. True if it was written."""
+    text = "".join(traceback.format_exception(failure))
+    if state.debug:
+        click.echo(text, err=True, nl=False)
+    if state.progress.folder is None:
+        return False
+    log = Path(state.progress.folder) / "crash.log"
+    with contextlib.suppress(OSError):
+        log.write_text(text, encoding="utf-8")
+        click.echo(f"  {'log:':<8}{log}", err=True)
+        return True
+    return False

@@ -1,0 +1,91 @@
+"""What every verb shares: the state of one call, consoles, JSON, and help with examples."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from sddit.errors import printable
+from sddit.progress import Progress
+
+UNLIMITED = 240
+"""Columns of output that is no terminal: files and pipes are not folded at 80."""
+
+
+@dataclass(slots=True)
+class State:
+    """One call of the command: what the error guard needs to know of it."""
+
+    debug: bool = False
+    progress: Progress = field(default_factory=Progress)  # its folder takes the crash log
+
+
+class Verb(click.Command):
+    """A command with `--debug`, and with examples at the end of its help."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+        self.params.append(debug_option())
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            write_block(formatter, "Examples", self.examples)
+
+
+def debug_option() -> click.Option:
+    """`--debug`, which only tells the guard to show tracebacks."""
+
+    def note(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        state_of(ctx).debug |= value
+
+    return click.Option(
+        ["--debug"], is_flag=True, expose_value=False, callback=note, help="Show full tracebacks of errors."
+    )
+
+
+def write_block(formatter: click.HelpFormatter, title: str, text: str) -> None:
+    """A section whose lines are kept as they are."""
+    with formatter.section(title):
+        formatter.write("".join(f"{' ' * formatter.current_indent}{line}\n" for line in text.strip().splitlines()))
+
+
+def state_of(ctx: click.Context) -> State:
+    """The state of the call that runs."""
+    return ctx.ensure_object(State)
+
+
+def console(file: TextIO | None = None) -> Console:
+    """Where a verb prints: colours and the terminal's width on a terminal, plain long lines elsewhere."""
+    stream = file or sys.stdout
+    width = None if stream.isatty() else UNLIMITED
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def error_console() -> Console:
+    """The same for messages, on stderr."""
+    return console(sys.stderr)
+
+
+def table(*headings: str) -> Table:
+    """A table without lines, whose columns fold rather than cut."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    for heading in headings:
+        made.add_column(heading, overflow="fold")
+    return made
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def notice(text: str) -> None:
+    """A line on stderr."""
+    click.echo(printable(text), err=True)

@@ -1,0 +1,153 @@
+"""`sddit-run RECIPE`: train, sample, score, report; or with -n only say what that would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sddit.cli.frame import Verb, console, error_console, notice, print_json, state_of
+from sddit.errors import SdditError, error, one_of, raise_all
+from sddit.plugins import host
+from sddit.progress import progress_on
+
+if TYPE_CHECKING:
+    from sddit.recipes.recipe import Recipe
+    from sddit.run import RunResult
+
+EXAMPLES = """
+sddit-run recipes/quickstart.toml
+sddit-run recipes/quickstart.toml train.steps=200 seed=1
+sddit-run -n recipes/quickstart.toml      what it would do, and cost
+sddit-run runs/quickstart-4f2c91d07a55/recipe.resolved.json
+"""
+
+
+class RunCommand(Verb):
+    """Its help is that of the whole command."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        return ctx.parent.get_help() if ctx.parent else super().get_help(ctx)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("sddit-run", "RECIPE [KEY=VALUE ...] [OPTIONS]")
+
+
+@click.command("RECIPE", cls=RunCommand, examples=EXAMPLES)
+@click.argument("source", metavar="RECIPE")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE ...]")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the plan and its cost; run nothing.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder of run folders."
+)
+@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where to compute.")
+@click.option("--fresh", is_flag=True, help="Set aside what the run folder holds, and begin anew.")
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Continue the run of this folder instead."
+)
+@click.option(
+    "--allow-change", "allow", multiple=True, metavar="KEY", help="With --resume: a key that may differ. Repeatable."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON; progress goes to stderr.")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    source: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    out: Path,
+    device: str,
+    fresh: bool,
+    resume: Path | None,
+    allow: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train, sample and score what a recipe describes."""
+    refuse_contradictions(fresh=fresh, resume=resume, allow=allow)
+    recipe = resolved(source, overrides, device)
+    if dry_run:
+        show_plan(recipe, as_json=as_json)
+        return
+    result = train(ctx, recipe, as_json=as_json, out=out, device=device, fresh=fresh, resume=resume, allow=allow)
+    show_result(result, as_json=as_json)
+
+
+def refuse_contradictions(*, fresh: bool, resume: Path | None, allow: tuple[str, ...]) -> None:
+    """Flags that say opposite things, or nothing."""
+    if fresh and resume:
+        raise click.UsageError("--fresh begins anew and --resume continues: give one of them")
+    if allow and not resume:
+        raise click.UsageError("--allow-change is for --resume: without it a changed recipe gets its own run folder")
+
+
+def resolved(source: str, overrides: tuple[str, ...], device: str) -> Recipe:
+    """The recipe, whole and checked."""
+    from sddit.recipes.checks import check_device
+    from sddit.recipes.resolve import resolve
+
+    refuse_unknown_word(source)
+    host().announce = notice
+    host().raise_for_builtins()
+    recipe = resolve(source, overrides)
+    raise_all(check_device(recipe, device))
+    return recipe
+
+
+def refuse_unknown_word(word: str) -> None:
+    """A first word that is neither a recipe nor a verb: name the nearest of both."""
+    from sddit.recipes import lookup
+
+    if "/" in word or word.endswith((".toml", ".json")):
+        return  # meant as a path: the search for the recipe says what is wrong
+    try:
+        lookup.find(word)
+    except SdditError:
+        verbs = click.get_current_context().find_root().command
+        known = [*lookup.names(), *(verbs.commands if isinstance(verbs, click.Group) else ())]
+        raise error(
+            "SD-R170",
+            f"{word!r} is neither a recipe nor a verb",
+            where="command line",
+            got=word,
+            expect=one_of(word, known, most=20),
+            fix="sddit-run --help   lists the verbs",
+        ) from None
+
+
+def show_plan(recipe: Recipe, *, as_json: bool) -> None:
+    """What would be run."""
+    from sddit.cli.plan import print_plan
+    from sddit.recipes.plan import plan
+
+    planned = plan(recipe)
+    if as_json:
+        print_json(planned.to_json())
+    else:
+        print_plan(planned, recipe, console())
+
+
+def train(ctx: click.Context, recipe: Recipe, *, as_json: bool, **settings: Any) -> RunResult:
+    """Run it, and show how it goes."""
+    from sddit.run import run as start
+
+    with progress_on(error_console() if as_json else console()) as progress:
+        state_of(ctx).progress = progress
+        return start(recipe, progress=progress, **settings)
+
+
+def show_result(result: RunResult, *, as_json: bool) -> None:
+    """Where to look."""
+    if as_json:
+        print_json(
+            {
+                "folder": str(result.folder),
+                "report": str(result.report),
+                "already_finished": result.already_finished,
+                "scores": {label: scores.to_json() for label, scores in result.scores.items()},
+            }
+        )
+        return
+    if result.already_finished:
+        click.echo("finished before; --fresh begins anew")
+    click.echo(f"report: {result.report}")
