@@ -1,0 +1,251 @@
+"""Distances and shares between two sets of feature vectors, in float64. Rows are images, columns are features.
+
+None of these is FID: that name belongs to one Inception network. A figure made here carries its extractor's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sddit.errors import error
+
+Array = NDArray[np.float64]
+
+CHUNK = 256  # rows of a matrix of pairs that are in memory at once
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Frechet distance
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean and scatter of a set of vectors. Two of them add up to those of the union."""
+
+    count: int
+    mean: Array  # [d]
+    scatter: Array  # [d, d], sum over rows of (x - mean)(x - mean)^T
+
+    def __add__(self, other: Moments) -> Moments:
+        """Merge centred moments (Chan et al. 1979), which keeps the digits that sum(x x^T) - n m m^T loses."""
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        mean = self.mean + shift * (other.count / count)
+        between = np.outer(shift, shift) * (self.count * other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + between)
+
+    @property
+    def covariance(self) -> Array:
+        """[d, d], with n - 1 in the denominator. Raises SD-T906 for one vector."""
+        _refuse_fewer(2, self.count)
+        return self.scatter / (self.count - 1)
+
+
+def moments(features: ArrayLike) -> Moments:
+    """Moments of [n, d] vectors. Raises SD-T907 for a non-finite one."""
+    x = _vectors(features, least=1)
+    mean = x.mean(axis=0)
+    centred = x - mean
+    return Moments(len(x), mean, centred.T @ centred)
+
+
+def frechet(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
+    """Squared Frechet distance of two Gaussians: |mu1 - mu2|^2 + tr(S1 + S2) - 2 tr (S1^(1/2) S2 S1^(1/2))^(1/2).
+
+    Dowson and Landau 1982, used for images by Heusel et al. (arXiv:1706.08500). The root of the symmetric product has
+    the trace of (S1 S2)^(1/2) and is always real: no square root of an unsymmetric matrix, no imaginary part.
+    """
+    root1 = _root(sigma1)
+    product = root1 @ sigma2 @ root1
+    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
+    overlap = np.sqrt(eigenvalues.clip(min=0)).sum()
+    shift = mu1 - mu2
+    return max(0.0, float(shift @ shift + np.trace(sigma1) + np.trace(sigma2) - 2 * overlap))
+
+
+def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
+    """Squared Frechet distance of the Gaussians fitted to [n, d] and [m, d] vectors.
+
+    Biased upward by about 1/n: compare only at equal n, and against the same distance between real images.
+    """
+    a, b = _pair(a, b)
+    first, second = moments(a), moments(b)
+    return frechet(first.mean, first.covariance, second.mean, second.covariance)
+
+
+def _root(sigma: Array) -> Array:
+    """The symmetric square root of a covariance; rounding below zero is cut off."""
+    eigenvalues, vectors = np.linalg.eigh(sigma)
+    return np.asarray((vectors * np.sqrt(eigenvalues.clip(min=0))) @ vectors.T)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Kernel distance
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def mmd2(a: ArrayLike, b: ArrayLike) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (arXiv:1801.01401). May be negative."""
+    a, b = _pair(a, b)
+    n, m = len(a), len(b)
+    within_a = (_kernel_sum(a, a) - _kernel_diagonal(a)) / (n * (n - 1))
+    within_b = (_kernel_sum(b, b) - _kernel_diagonal(b)) / (m * (m - 1))
+    return within_a + within_b - 2 * _kernel_sum(a, b) / (n * m)
+
+
+def kid(a: ArrayLike, b: ArrayLike, *, subsets: int, size: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Mean and standard deviation of `mmd2` over random subsets of `size` vectors from each set (arXiv:1801.01401)."""
+    a, b = _pair(a, b)
+    smallest = min(len(a), len(b))
+    if size > smallest:
+        raise error(
+            "SD-T906",
+            "a subset of the kernel distance is larger than a set of images",
+            where="evaluate.kid_subset_size",
+            got=f"subsets of {size}, {smallest} images",
+            expect=f"at most {smallest}",
+            fix=f"evaluate.kid_subset_size={smallest}, or more images",
+        )
+    values = [mmd2(_subset(a, size, rng), _subset(b, size, rng)) for _ in range(subsets)]
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _subset(x: Array, size: int, rng: np.random.Generator) -> Array:
+    return x[rng.choice(len(x), size, replace=False)]
+
+
+def _kernel_sum(a: Array, b: Array) -> float:
+    """Sum of (x.y / d + 1)^3 over all pairs."""
+    d = a.shape[1]
+    return float(sum((((rows @ b.T) / d + 1) ** 3).sum() for _, rows in _chunks(a)))
+
+
+def _kernel_diagonal(a: Array) -> float:
+    """Sum of (x.x / d + 1)^3."""
+    return float((((a * a).sum(axis=1) / a.shape[1] + 1) ** 3).sum())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Nearest neighbours
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def precision_recall(real: ArrayLike, fake: ArrayLike, k: int) -> tuple[float, float]:
+    """Improved precision and recall (arXiv:1904.06991): shares in [0, 1].
+
+    Precision: fakes inside at least one ball around a real sample, reaching to its k-th nearest other real sample.
+    Recall: the same with the roles exchanged. Both depend on the sizes of the sets: compare at equal sizes only.
+    """
+    real, fake = _pair(real, fake)
+    fake_hits, _ = _balls(real, fake, k)
+    real_hits, _ = _balls(fake, real, k)
+    return float((fake_hits > 0).mean()), float((real_hits > 0).mean())
+
+
+def density_coverage(real: ArrayLike, fake: ArrayLike, k: int) -> tuple[float, float]:
+    """Density and coverage (arXiv:2002.09797).
+
+    Density: real balls that hold a fake, on average, over k; 1 is expected of equal distributions, more is possible.
+    Coverage: share of real balls that hold at least one fake.
+    """
+    real, fake = _pair(real, fake)
+    hits, held = _balls(real, fake, k)
+    return float(hits.mean() / k), float(held.mean())
+
+
+def _balls(centres: Array, points: Array, k: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Balls around each centre, reaching to its k-th nearest other centre.
+
+    Returns how many balls hold each point [points], and whether each ball holds any point [centres].
+    """
+    if len(centres) <= k:
+        raise error(
+            "SD-T906",
+            "too few images for their nearest neighbours",
+            where="evaluate.neighbours",
+            got=f"{len(centres)} images",
+            expect=f"at least {k + 1} for k = {k}",
+            fix="raise evaluate.samples, or lower evaluate.neighbours",
+        )
+    origin = centres.mean(axis=0)  # small norms round less
+    centres, points = centres - origin, points - origin
+    tie = 1e-13 * max(_squared_norms(centres).max(), _squared_norms(points).max())  # rounding must not part equal ones
+    hits = np.zeros(len(points), dtype=np.int64)
+    held = np.zeros(len(centres), dtype=np.bool_)
+    for start, rows in _chunks(centres):
+        to_centres = _squared_distances(rows, centres)
+        to_centres[np.arange(len(rows)), np.arange(start, start + len(rows))] = np.inf  # a centre is not its neighbour
+        radii = np.partition(to_centres, k - 1, axis=1)[:, k - 1]  # [rows], squared
+        inside = _squared_distances(rows, points) <= radii[:, None] + tie  # [rows, points]
+        hits += inside.sum(axis=0)
+        held[start : start + len(rows)] = inside.any(axis=1)
+    return hits, held
+
+
+def _squared_norms(x: Array) -> Array:
+    return np.asarray((x * x).sum(axis=1))
+
+
+def _squared_distances(a: Array, b: Array) -> Array:
+    return _squared_norms(a)[:, None] + _squared_norms(b)[None, :] - 2 * (a @ b.T)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def class_accuracy(seen: ArrayLike, asked: ArrayLike) -> float:
+    """Share of images in which a classifier sees the class that was asked for. Both are [n] integers."""
+    seen, asked = np.asarray(seen), np.asarray(asked)
+    if seen.shape != asked.shape or seen.ndim != 1 or not len(seen):
+        raise ValueError(f"expected two lists of equal length, got shapes {seen.shape} and {asked.shape}")
+    return float((seen == asked).mean())
+
+
+def _chunks(x: Array) -> Iterator[tuple[int, Array]]:
+    """(index of the first row, rows)."""
+    for start in range(0, len(x), CHUNK):
+        yield start, x[start : start + CHUNK]
+
+
+def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
+    first, second = _vectors(a), _vectors(b)
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(f"features of different widths: {first.shape[1]} and {second.shape[1]}")
+    return first, second
+
+
+def _vectors(features: ArrayLike, least: int = 2) -> Array:
+    """[n, d] float64, at least `least` rows, all finite."""
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2:
+        raise ValueError(f"expected features [n, d], got shape {x.shape}")
+    _refuse_fewer(least, len(x))
+    finite = np.isfinite(x).all(axis=1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        raise error(
+            "SD-T907",
+            "features of an image are not finite",
+            where=f"image {bad[0]}",
+            got=f"{len(bad)} of {len(x)} images with NaN or infinity",
+            expect="finite features",
+            fix="look at these images; a broken extractor gives this for all of them",
+        )
+    return x
+
+
+def _refuse_fewer(least: int, count: int) -> None:
+    if count < least:
+        raise error(
+            "SD-T906",
+            "too few images for a statistic",
+            where="evaluate.samples",
+            got=str(count),
+            expect=f"at least {least}",
+            fix="raise evaluate.samples; held-out images count as well",
+        )

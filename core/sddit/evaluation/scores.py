@@ -1,0 +1,242 @@
+"""How far generated images are from real ones, each figure beside what unseen real images get in the same place.
+
+The reference is the training split. The floor is the held-out split measured against it in the samples' place, at the
+same n: a distance falls with n even between equal distributions, so figures at different n do not compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sized
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sddit.draws import key_of
+from sddit.errors import Problem, raise_all
+from sddit.evaluation.metrics import class_accuracy, frechet_distance, kid, precision_recall
+from sddit.interfaces import Dataset, FeatureExtractor
+from sddit.recipes.settings import EvaluateSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Floats = NDArray[np.floating[Any]]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Figures of one extractor, ready for JSON: `Scores(**scores.to_json()) == scores`.
+
+    `*_floor` is what held-out real images get in the samples' place, at the same n.
+    """
+
+    title: str  # of the extractor, such as "MobileNetV2"
+    dimensions: int
+    training: int  # images of the reference
+    n: int  # images of every figure that has a floor
+    samples: int  # images of `fd_all` and of `class_accuracy`
+    fd: float
+    fd_floor: float
+    fd_all: float  # of all samples: compares only with other runs at the same number
+    kid: float  # mean over subsets
+    kid_spread: float  # standard deviation over subsets
+    kid_floor: float
+    kid_floor_spread: float
+    kid_subsets: int
+    kid_subset_size: int
+    neighbours: int  # k of precision and recall
+    precision: float
+    precision_floor: float
+    recall: float
+    recall_floor: float
+    class_accuracy: float | None = None  # share of samples in which the extractor sees the asked class
+    class_accuracy_floor: float | None = None  # the same of held-out real images and their labels
+
+    @property
+    def fd_name(self) -> str:
+        """What the distance is called. Never FID."""
+        return f"FD-{self.title}"
+
+    @property
+    def kid_name(self) -> str:
+        return f"KID-{self.title}"
+
+    @property
+    def times_floor(self) -> float:
+        """The distance as a multiple of its floor."""
+        return self.fd / self.fd_floor if self.fd_floor > 0 else float("inf")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one extractor made of a set of images."""
+
+    features: Floats  # [n, d]
+    classes: Integers | None  # [n] the classes it sees, if it is a classifier
+    labels: Integers  # [n] the classes they have, or were asked to have
+
+
+def evaluate_samples(
+    samples: Tensor,
+    labels: Tensor,
+    train_set: Dataset,
+    test_set: Dataset,
+    extractors: Mapping[str, FeatureExtractor],
+    settings: EvaluateSettings,
+    seed: int,
+) -> dict[str, Scores]:
+    """Score samples by every extractor; each real image is read once.
+
+    Args:
+        samples: [n, 3, H, W] uint8, in the order of their seeds.
+        labels: [n] int64, the class each was asked to show.
+        train_set, test_set: the training split (the reference) and the held-out split (the floor).
+        extractors: by label of the recipe.
+        settings: neighbours, kernel subsets and batch are read.
+        seed: of the recipe; chooses subsets.
+
+    Raises:
+        SdditError: SD-T906 for a set too small for the statistics, SD-T907 for a non-finite feature.
+    """
+    _refuse_few({"samples": samples, "training images": train_set, "held-out images": test_set}, settings.neighbours)
+    training = _see_split(train_set, extractors, settings.batch)
+    heldout = _see_split(test_set, extractors, settings.batch)
+    generated = _see(_batches(samples, labels, settings.batch), extractors)
+    return {
+        label: scores(
+            generated[label],
+            reference=training[label].features,
+            heldout=heldout[label],
+            title=extractor.title,
+            settings=settings,
+            seed=seed,
+            num_classes=train_set.facts.num_classes,
+        )
+        for label, extractor in extractors.items()
+    }
+
+
+def scores(
+    generated: Seen,
+    *,
+    reference: Floats,
+    heldout: Seen,
+    title: str,
+    settings: EvaluateSettings,
+    seed: int,
+    num_classes: int,
+) -> Scores:
+    """Compare what one extractor made of samples, of the training split and of held-out images."""
+    n = min(len(generated.features), len(heldout.features))
+    fake = generated.features[:n]
+    real = heldout.features[_choose(n, len(heldout.features), seed, "heldout")]
+    peers = reference[_choose(n, len(reference), seed, "training")]  # neighbours compare sets of one size only
+    size = min(settings.kid_subset_size, n, len(reference))
+    kernel = {"subsets": settings.kid_subsets, "size": size}
+    kid_mean, kid_spread = kid(reference, fake, **kernel, rng=_rng(seed, "kid"))
+    floor_mean, floor_spread = kid(reference, real, **kernel, rng=_rng(seed, "kid"))
+    precision, recall = precision_recall(peers, fake, settings.neighbours)
+    precision_floor, recall_floor = precision_recall(peers, real, settings.neighbours)
+    return Scores(
+        title=title,
+        dimensions=reference.shape[1],
+        training=len(reference),
+        n=n,
+        samples=len(generated.features),
+        fd=frechet_distance(reference, fake),
+        fd_floor=frechet_distance(reference, real),
+        fd_all=frechet_distance(reference, generated.features),
+        kid=kid_mean,
+        kid_spread=kid_spread,
+        kid_floor=floor_mean,
+        kid_floor_spread=floor_spread,
+        kid_subsets=settings.kid_subsets,
+        kid_subset_size=size,
+        neighbours=settings.neighbours,
+        precision=precision,
+        precision_floor=precision_floor,
+        recall=recall,
+        recall_floor=recall_floor,
+        class_accuracy=_accuracy(generated, num_classes),
+        class_accuracy_floor=_accuracy(heldout, num_classes),
+    )
+
+
+def _refuse_few(sets: Mapping[str, Sized], neighbours: int) -> None:
+    """Every set needs more images than a ball has neighbours, or there is nothing to measure."""
+    least = max(2, neighbours + 1)
+    raise_all(
+        Problem(
+            "SD-T906",
+            f"too few {what} to score",
+            where="evaluate.samples" if what == "samples" else "dataset",
+            got=str(len(images)),
+            expect=f"at least {least} for evaluate.neighbours = {neighbours}",
+            fix="give more images, or turn the scores off with evaluate.features=[]",
+        )
+        for what, images in sets.items()
+        if len(images) < least
+    )
+
+
+def _accuracy(seen: Seen, num_classes: int) -> float | None:
+    """Class accuracy over the images that were asked to show a class, or None where that says nothing."""
+    asked = seen.labels < num_classes  # the null label asks for none
+    if seen.classes is None or num_classes < 2 or not asked.any():
+        return None
+    return class_accuracy(seen.classes[asked], seen.labels[asked])
+
+
+def _see_split(dataset: Dataset, extractors: Mapping[str, FeatureExtractor], batch: int) -> dict[str, Seen]:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(dataset), batch):
+            x, labels = dataset.fetch(range(start, min(start + batch, len(dataset))))
+            yield dataset.to_images(x), labels
+
+    return _see(batches(), extractors)
+
+
+def _batches(samples: Tensor, labels: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(samples), batch):
+        yield samples[start : start + batch], labels[start : start + batch]
+
+
+def _see(batches: Iterator[tuple[Tensor, Tensor]], extractors: Mapping[str, FeatureExtractor]) -> dict[str, Seen]:
+    """One pass over (images uint8 [b, 3, H, W], labels [b]), each extractor looking at every batch."""
+    features: dict[str, list[Floats]] = {label: [] for label in extractors}
+    classes: dict[str, list[Integers]] = {label: [] for label in extractors}
+    labels: list[Integers] = []
+    for images, batch_labels in batches:
+        labels.append(_numpy(batch_labels))
+        for label, extractor in extractors.items():
+            features[label].append(_numpy(extractor.features(images)))
+            if (seen := extractor.classes(images)) is not None:
+                classes[label].append(_numpy(seen))
+    asked = np.concatenate(labels)
+    return {
+        label: Seen(np.concatenate(features[label]), np.concatenate(classes[label]) if classes[label] else None, asked)
+        for label in extractors
+    }
+
+
+def _numpy(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().numpy()
+
+
+def _choose(n: int, total: int, seed: int, purpose: str) -> Integers:
+    """Indices of `n` of `total` images (all of them if there are no more), rising, keyed by seed and purpose."""
+    if n >= total:
+        return np.arange(total)
+    return np.sort(_rng(seed, purpose).choice(total, n, replace=False))
+
+
+def _rng(seed: int, purpose: str) -> np.random.Generator:
+    """A generator that is a function of seed and purpose alone."""
+    low, high = key_of(seed, f"evaluate/{purpose}")
+    return np.random.Generator(np.random.Philox(key=low | high << 32))

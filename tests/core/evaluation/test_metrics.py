@@ -1,0 +1,222 @@
+"""Metrics against published numbers, closed forms and invariances."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import add
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sddit.errors import SdditError
+from sddit.evaluation import metrics
+from sddit.evaluation.metrics import (
+    class_accuracy,
+    density_coverage,
+    frechet,
+    frechet_distance,
+    kid,
+    mmd2,
+    moments,
+    precision_recall,
+)
+
+Array = NDArray[np.float64]
+seeds = st.integers(0, 2**32 - 1)
+
+
+def gaussian(seed: int, n: int, d: int, *, mean: float = 0.0, scale: float = 1.0) -> Array:
+    """[n, d] correlated normal vectors."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(d, d)) / np.sqrt(d)
+    return mean + scale * (rng.normal(size=(n, d)) @ mixing)
+
+
+def rotation(seed: int, d: int) -> Array:
+    return np.asarray(np.linalg.qr(np.random.default_rng(seed).normal(size=(d, d)))[0])
+
+
+# Published numbers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pair", ["p64", "p16"])
+def test_published_distances(published, pair):
+    stored = published("metrics_a")
+    real, fake = (stored.inputs[f"{pair}/{name}"].numpy() for name in ("real", "fake"))
+    expected = {name: float(stored.outputs[f"{pair}/{name}"]) for name in ("frechet", "frechet_eigen", "kid")}
+    assert frechet_distance(real, fake) == pytest.approx(expected["frechet"], rel=1e-9)
+    assert frechet_distance(real, fake) == pytest.approx(expected["frechet_eigen"], rel=1e-9)
+    assert mmd2(real, fake) == pytest.approx(expected["kid"], rel=1e-9)
+    assert moments(real).mean == pytest.approx(stored.outputs[f"{pair}/mu_real"].numpy(), abs=1e-12)
+    assert moments(real).covariance.diagonal() == pytest.approx(
+        stored.outputs[f"{pair}/sigma_real_diag"].numpy(), abs=1e-12
+    )
+    halved = fake.copy()
+    halved[0] *= 0.5  # the control: one changed row out of hundreds must show
+    assert frechet_distance(real, halved) != pytest.approx(expected["frechet"], rel=1e-9)
+    assert mmd2(real, halved) != pytest.approx(expected["kid"], rel=1e-9)
+
+
+@pytest.mark.parametrize("pair", ["p64", "p16"])
+@pytest.mark.parametrize("k", [3, 5])
+def test_published_counts(published, pair, k):
+    stored = published("metrics_a")
+    real, fake = (stored.inputs[f"{pair}/{name}"].numpy() for name in ("real", "fake"))
+    names = ("precision", "recall", "density", "coverage")
+    expected = [float(stored.outputs[f"{pair}/k{k}/{name}"]) for name in names]
+    found = [*precision_recall(real, fake, k), *density_coverage(real, fake, k)]
+    sizes = [len(fake), len(real), len(fake) * k, len(real)]  # each is a count over one of these
+    assert [round(f * n) for f, n in zip(found, sizes, strict=True)] == [
+        round(e * n) for e, n in zip(expected, sizes, strict=True)
+    ]
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert [*precision_recall(real, fake, k + 1), *density_coverage(real, fake, k + 1)] != pytest.approx(expected)
+
+
+# Frechet distance ----------------------------------------------------------------------------------------------------
+
+
+def test_frechet_of_diagonal_gaussians():
+    rng = np.random.default_rng(0)
+    a, b, shift = rng.uniform(0.1, 3, 20), rng.uniform(0.1, 3, 20), rng.normal(size=20)
+    expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum() + (shift**2).sum()
+    assert frechet(np.zeros(20), np.diag(a), shift, np.diag(b)) == pytest.approx(expected, rel=1e-13)
+
+
+@given(seed=seeds, d=st.integers(1, 8), n=st.integers(4, 30))
+def test_frechet_properties(seed, d, n):
+    a, b = gaussian(seed, n, d), gaussian(seed + 1, n + 3, d, mean=0.5)
+    distance = frechet_distance(a, b)
+    turn = rotation(seed, d)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(distance, abs=1e-6)
+    assert frechet_distance(a @ turn, b @ turn) == pytest.approx(distance, abs=1e-6)
+    assert frechet_distance(3 * a, 3 * b) == pytest.approx(9 * distance, abs=1e-5)
+    shift = np.arange(1.0, d + 1)
+    assert frechet_distance(a, a + shift) == pytest.approx((shift**2).sum(), abs=1e-6)
+
+
+def test_frechet_of_rank_deficient_sets_is_real():
+    a, b = gaussian(0, 20, 64), gaussian(1, 20, 64)
+    assert np.linalg.matrix_rank(moments(a).covariance) == 19
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(a, b) > 1
+
+
+def test_moments_merge_without_losing_digits():
+    x = gaussian(2, 1000, 5, mean=1e4)
+    whole = np.cov(x, rowvar=False)
+    merged = reduce(add, (moments(x[i : i + 37]) for i in range(0, len(x), 37)))
+    assert merged.count == len(x)
+    assert merged.mean == pytest.approx(x.mean(axis=0), rel=1e-12)
+    assert merged.covariance == pytest.approx(whole, abs=1e-10)
+    naive = (x.T @ x - len(x) * np.outer(x.mean(axis=0), x.mean(axis=0))) / (len(x) - 1)
+    assert naive != pytest.approx(whole, abs=1e-10)  # the control: the textbook formula fails this gate
+
+
+# Kernel distance -----------------------------------------------------------------------------------------------------
+
+
+def test_mmd2_is_the_double_sum(monkeypatch):
+    a, b = gaussian(3, 7, 4), gaussian(4, 9, 4, mean=1.0)
+
+    def k(x: Array, y: Array) -> float:
+        return float((x @ y / 4 + 1) ** 3)
+
+    within = [sum(k(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j) for x in (a, b)]
+    between = sum(k(x, y) for x in a for y in b)
+    expected = within[0] / 42 + within[1] / 72 - 2 * between / 63
+    assert mmd2(a, b) == pytest.approx(expected, rel=1e-12)
+    monkeypatch.setattr(metrics, "CHUNK", 3)
+    assert mmd2(a, b) == pytest.approx(expected, rel=1e-12)
+
+
+def test_kid_is_unbiased_keyed_and_sees_a_shift():
+    a, b = gaussian(5, 400, 8), gaussian(5, 800, 8)[400:]  # one distribution, other draws
+
+    def measure(x: Array, seed: int) -> tuple[float, float]:
+        return kid(a, x, subsets=40, size=50, rng=np.random.default_rng(seed))
+
+    mean, spread = measure(b, 0)
+    assert abs(mean) < 5 * spread / np.sqrt(40) + 0.01
+    assert measure(b, 0) == (mean, spread)
+    assert measure(b, 1) != (mean, spread)
+    shifted, shifted_spread = measure(b + 0.5, 0)
+    assert shifted > mean + 5 * shifted_spread / np.sqrt(40)
+
+
+def test_kid_of_whole_sets_is_mmd2():
+    a, b = gaussian(6, 60, 4), gaussian(7, 60, 4)
+    mean, spread = kid(a, b, subsets=3, size=60, rng=np.random.default_rng(0))
+    assert mean == pytest.approx(mmd2(a, b), rel=1e-12)
+    assert spread == pytest.approx(0, abs=1e-12)
+
+
+# Neighbours ----------------------------------------------------------------------------------------------------------
+
+
+def test_shares_of_equal_and_of_distant_sets():
+    real = gaussian(8, 80, 6)
+    assert precision_recall(real, real, 3) == (1.0, 1.0)
+    assert density_coverage(real, real, 3) == (pytest.approx(4 / 3), 1.0)  # each point's own ball is the k + 1st
+    assert precision_recall(real, real + 100, 3) == (0.0, 0.0)
+    assert density_coverage(real, real + 100, 3) == (0.0, 0.0)
+
+
+def test_collapse_keeps_precision_and_loses_recall():
+    real = gaussian(9, 200, 4)
+    rng = np.random.default_rng(0)
+    fake = real[:1] + 1e-3 * rng.normal(size=(200, 4))  # one real image over and over
+    precision, recall = precision_recall(real, fake, 3)
+    assert precision == 1.0
+    assert recall < 0.02
+
+
+def test_counts_do_not_depend_on_chunks_or_on_a_far_origin(monkeypatch):
+    real, fake = gaussian(10, 90, 5), gaussian(11, 70, 5)
+    whole = [*precision_recall(real, fake, 3), *density_coverage(real, fake, 3)]
+    assert whole == [*precision_recall(real + 1e3, fake + 1e3, 3), *density_coverage(real + 1e3, fake + 1e3, 3)]
+    monkeypatch.setattr(metrics, "CHUNK", 7)
+    assert whole == [*precision_recall(real, fake, 3), *density_coverage(real, fake, 3)]
+
+
+def test_points_on_the_rim_are_inside():
+    line = np.arange(10.0)[:, None] @ np.ones((1, 3)) * 0.1  # all neighbours at equal distances
+    assert density_coverage(line, line, 1) == (pytest.approx((10 + 18) / 10), 1.0)
+
+
+def test_class_accuracy():
+    assert class_accuracy([1, 2, 3, 4], [1, 2, 0, 4]) == 0.75
+    with pytest.raises(ValueError, match="equal length"):
+        class_accuracy([1, 2], [1])
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def code_of(call) -> str:
+    with pytest.raises(SdditError) as caught:
+        call()
+    return caught.value.problems[0].code
+
+
+def test_refusals():
+    good, one = gaussian(12, 5, 3), gaussian(12, 1, 3)
+    broken = good.copy()
+    broken[2, 1] = np.nan
+    endless = good.copy()
+    endless[0, 0] = np.inf
+    rng = np.random.default_rng(0)
+    assert code_of(lambda: frechet_distance(good, one)) == "SD-T906"
+    assert code_of(lambda: mmd2(one, good)) == "SD-T906"
+    assert code_of(lambda: moments(one).covariance) == "SD-T906"
+    assert code_of(lambda: precision_recall(good, good, 5)) == "SD-T906"
+    assert code_of(lambda: kid(good, good, subsets=2, size=6, rng=rng)) == "SD-T906"
+    assert code_of(lambda: frechet_distance(broken, good)) == "SD-T907"
+    assert code_of(lambda: mmd2(good, endless)) == "SD-T907"
+    assert code_of(lambda: density_coverage(good, broken, 2)) == "SD-T907"
+    with pytest.raises(ValueError, match="different widths"):
+        frechet_distance(good, good[:, :2])
