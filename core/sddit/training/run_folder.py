@@ -1,0 +1,206 @@
+"""The run folder: one writer at a time, every file whole, and a metrics log that loses and repeats no row."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sddit.errors import SdditError, error
+from sddit.training.durable import NOT_NUMBERS, remove_leftovers, replace_file, storage_errors, to_json
+
+LOCK = "run.lock"
+
+_held: set[int] = set()  # descriptors of the locks of this process
+
+
+class RunFolder:
+    """The folder of one run, `runs/<recipe>-<id>`, held by one process while it is entered.
+
+    Entering makes the folder, takes its lock, tries whether it can be written to, and removes what a killed process
+    left unfinished. Raises SD-F701 if another process holds it, SD-F703 if it cannot be written to, SD-F705 if the path
+    is no folder. `path` is then the real folder: a link in the way is followed once, here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.killed = ""  # the last holder, if it ended without letting go: it was killed
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        self.path = made(self.path)
+        with storage_errors(self.path):
+            self._lock, self.killed = take_lock(self.path / LOCK)
+        try:
+            self.write_text("probe", "written, synced, renamed")
+            with storage_errors(self.path):
+                (self.path / "probe").unlink()
+                remove_leftovers(self.path)
+        except BaseException:
+            release_lock(self._lock)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, cause: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        release_lock(self._lock)
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Write a file whole or not at all. `name` may lead into a subfolder, which is made. Returns the file's path."""
+        path = self.path / name
+        if not path.is_relative_to(self.path) or ".." in path.parts:
+            raise ValueError(f"{name!r} leads out of the run folder")
+        if path.parent != self.path and self.path.is_dir():  # a run folder that has gone is not made anew
+            path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, data)
+        return path
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write text as UTF-8, whole or not at all."""
+        return self.write_bytes(name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write JSON, whole or not at all. A NaN or an infinity is written as text."""
+        return self.write_text(name, to_json(value, indent=1) + "\n")
+
+
+def made(path: Path) -> Path:
+    """The real folder at `path`, made if there is none. SD-F705 for a file or a link to nothing, there or on the way."""
+    try:
+        with storage_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            return path.resolve(strict=True)
+    except SdditError as refused:
+        if isinstance(refused.__cause__, (FileExistsError, NotADirectoryError)):
+            raise error(
+                "SD-F705",
+                "the run folder cannot be made here",
+                where=str(path),
+                got="a file, or a link to nothing, is in the way",
+                expect="a folder, or a free name",
+                fix="move it away, or choose another place",
+            ) from refused
+        raise
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The lock. It belongs to the open file, so the system lets it go when its process ends, however it ends.
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def take_lock(path: Path) -> tuple[int, str]:
+    """A descriptor that holds the lock while it is open, and the last holder if that one did not let it go itself.
+
+    Raises SD-F701 if another process holds it.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = owner_in(lock) or "a process that is just starting"
+        os.close(lock)
+        fix = "wait for it, stop it, or choose another run"
+        raise error("SD-F701", f"the run folder is in use by {holder}", where=str(path.parent), fix=fix) from None
+    last = owner_in(lock)
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, to_json(owner).encode(), 0)
+    _held.add(lock)
+    return lock, last
+
+
+def release_lock(lock: int) -> None:
+    """Let a lock of this process go, and say so in its file."""
+    if lock in _held:
+        _held.remove(lock)
+        os.ftruncate(lock, 0)
+        os.close(lock)
+
+
+def owner_in(lock: int) -> str:
+    """`pid 123 on host h since ...` from a lock file; empty if it names nobody."""
+    try:
+        owner = json.loads(os.pread(lock, 4096, 0))
+        return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _forget_locks() -> None:
+    """A forked child, such as a loader worker, must not keep its parent's folder locked after the parent's death."""
+    for lock in _held:
+        os.close(lock)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Metrics
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line, in the file as soon as it is appended.
+
+    A checkpoint keeps the log's cursor, its length in bytes. A resumed run hands it back, and what was logged after the
+    checkpoint is cut off, to be logged again: no row is lost or doubled. With `cursor=None` all whole lines stay.
+    A torn last line goes either way.
+    """
+
+    def __init__(self, path: Path, cursor: int | None = None) -> None:
+        self.path = path
+        with storage_errors(path):
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            size = os.fstat(self._file).st_size
+            self.shortened = cursor is not None and size < cursor
+            """Whether rows that the checkpoint knows of are missing from the file."""
+            self.cursor = whole_lines(path.read_bytes()[:cursor])
+            os.ftruncate(self._file, self.cursor)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row. If the storage refuses, SdditError, and the log is as it was."""
+        line = to_json(dict(row)).encode() + b"\n"
+        with storage_errors(self.path):
+            try:
+                write_all(self._file, line)
+            except BaseException:
+                os.ftruncate(self._file, self.cursor)
+                raise
+        self.cursor += len(line)
+
+    def sync(self) -> int:
+        """Make all rows durable. Returns the cursor, for the checkpoint."""
+        with storage_errors(self.path):
+            os.fsync(self._file)
+        return self.cursor
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics log, also of one that is being written; NaN and infinities are floats again."""
+    data = path.read_bytes()
+    rows = [json.loads(line) for line in data[: whole_lines(data)].splitlines()]
+    return [{key: float(value) if value in NOT_NUMBERS else value for key, value in row.items()} for row in rows]
+
+
+def whole_lines(data: bytes) -> int:
+    """The length of `data` up to its last line end."""
+    return data.rfind(b"\n") + 1
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`, also where the system takes it in parts."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

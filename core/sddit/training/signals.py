@@ -1,0 +1,60 @@
+"""Stopping on request: the first signal lets the step finish and be saved, the second one stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopSignals:
+    """Notes SIGTERM, SIGINT and SIGUSR1 while it is entered.
+
+        with StopSignals() as stop:
+            for step in steps:
+                take(step)
+                if stop.requested:
+                    save()
+                    raise SystemExit(stop.exit_status)
+
+    A second signal raises SystemExit(128 + its number) wherever the program is. SIGHUP, a lost terminal, counts as
+    SIGTERM unless the process was started to outlive it (nohup). Outside the main thread nothing is noted: Python
+    delivers signals to the main thread only.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None  # the first one received
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether to save and stop after this step."""
+        return self.signal is not None
+
+    @property
+    def exit_status(self) -> int:
+        """143 after SIGTERM, 130 after SIGINT, 138 after SIGUSR1; 0 when none came."""
+        return 0 if self.signal is None else 128 + self.signal
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            for number in (*REQUESTS, *(() if outlives_terminal else (signal.SIGHUP,))):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, cause: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        received = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
+        if self.requested:
+            raise SystemExit(128 + received)
+        self.signal = received
