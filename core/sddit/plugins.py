@@ -22,7 +22,7 @@ from hashlib import sha256
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import pluggy
 
@@ -302,7 +302,7 @@ def using_host(other: Host) -> Iterator[Host]:
         _current.remove(other)
 
 
-def registry(kind: str) -> Registry[object]:
+def registry(kind: str) -> Registry[Any]:
     """The registry of one kind: `losses`, `backbones`, ... Raises SdditError for an unknown kind."""
     registries = host().registries.all()
     if kind not in registries:

@@ -146,7 +146,7 @@ def forward_backward(
         (weights[label] * value for label, value in reduced.items()), start=torch.zeros((), device=session.device)
     )
     if loss.requires_grad:
-        loss.backward()
+        torch.autograd.backward(loss)
     for label, value in values.items():
         total.terms[label] = total.terms.get(label, 0) + reduced[label].detach()
         if value.dim():

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sddit.draws import generator
 from sddit.errors import error
-from sddit.interfaces import Dataset, NoiseSchedule, PairSampler
+from sddit.interfaces import Backbone, Dataset, NoiseSchedule, PairSampler
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.settings import Precision
 from sddit.training import tensors as safetensors_bridge
@@ -75,7 +75,7 @@ def build_session(recipe: Recipe, device: torch.device) -> Session:
         dict.fromkeys(tap for chosen in recipe.terms.values() if (t := chosen.params.needs().teacher) for tap in t.taps)
     )
     teacher = Teacher(student.backbone, student.terms, taps) if taps else None  # type: ignore[arg-type]
-    backbone.set_checkpointing(recipe.train.activation_checkpointing)
+    cast(Backbone, backbone).set_checkpointing(recipe.train.activation_checkpointing)
     grid = recipe.backbone.params.grid(recipe.shapes)
     return Session(
         recipe=recipe,
@@ -196,7 +196,10 @@ def files_of(session: Session, extra: Mapping[str, Any]) -> dict[str, bytes]:
 def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
     """Put a session where the checkpoint was taken; returns its state.json. A missing item is refused, never rebuilt."""
     state = checkpoint.state
-    read = lambda name: safetensors_bridge.unpack(checkpoint.read(name))  # noqa: E731
+
+    def read(name: str) -> dict[str, Tensor]:
+        return safetensors_bridge.unpack(checkpoint.read(name))
+
     try:
         session.student.load_state_dict(read("model.safetensors"))
         join_optimizer(session.optimizer, read("optimizer.safetensors"), state["optimizer"])
@@ -245,4 +248,7 @@ def join_optimizer(
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
+    parameters = sum(len(group["params"]) for group in optimizer.param_groups)
+    if missing := sorted(set(range(parameters)) - state.keys()):
+        raise KeyError(f"optimizer state of parameter {missing[0]} is missing")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
