@@ -161,7 +161,7 @@ def test_maskdit_keeps_the_same_tokens(published) -> None:
         def uniform(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
             return numbers.inputs["mask_noise"]
 
-    visible = draw(Stored(), "mask", grid=(4, 4), ratio=0.5)  # type: ignore[arg-type]
+    visible = draw(Stored(), "mask", grid=(4, 4), ratio=0.5)
     assert visible is not None
     assert torch.equal(visible, numbers.outputs["mask/ids_keep"].sort(dim=1).values)
     assert torch.equal(hidden(visible, (4, 4)).flatten(1).double(), numbers.outputs["mask/mask"])

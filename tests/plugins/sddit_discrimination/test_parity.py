@@ -129,7 +129,7 @@ def centre_of(kind: str, start: Tensor) -> Discrimination:
 
 
 def context() -> Context:
-    return Context(step=0, total_steps=100, schedule=None, draws=None, num_classes=10)  # type: ignore[arg-type]
+    return Context(step=0, total_steps=100, schedule=None, draws=None, num_classes=10)
 
 
 def test_dino_loss_by_epoch_and_gradient(published) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from sddit.draws import Draws
+from sddit.errors import SdditError
 from sddit.interfaces import Batch, Context, Outputs, View
+from sddit.recipes.resolve import resolve
 from sddit.values import Ramp, value_at
 from sddit_dit.pairs import student_view
 from sddit_edm import EDMParams
@@ -17,6 +21,32 @@ from sddit_masking.loss import Reconstruction, normalised, patchify
 from sddit_masking.pairs import Masked
 
 GRID = (4, 4)
+RECIPE = """
+[backbone]
+name = "dit"
+depth = 2
+width = 16
+heads = 2
+[backbone.decoder]
+depth = 1
+width = 12
+heads = 1
+[noise_schedule]
+name = "edm"
+sigma_data = "measured"
+[pair_sampler]
+name = "masked"
+[loss.denoise]
+name = "denoising"
+[loss.reconstruction]
+name = "reconstruction"
+[dataset]
+name = "digits"
+[sampler]
+name = "heun"
+[optimizer]
+name = "adamw"
+"""
 SCHEDULE = EDM(EDMParams())
 
 
@@ -156,3 +186,13 @@ def test_ratio_schedule_is_that_of_maskdit(published) -> None:
 def test_a_ratio_out_of_bounds_is_refused(ratio: object) -> None:
     with pytest.raises(ValueError, match=r"must stay between 0 and 0\.99"):
         MaskedParams.model_validate({"mask_ratio": ratio})
+
+
+def test_reconstruction_of_nothing_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    resolve(path, ["pair_sampler.mask_ratio={start = 0.5, end = 0.0}"])
+    for overrides in (["pair_sampler.mask_ratio=0.0"], ["pair_sampler.name='single'"]):
+        with pytest.raises(SdditError, match="nothing is hidden") as refused:
+            resolve(path, overrides)
+        assert [problem.code for problem in refused.value.problems] == ["SD-R108"]
