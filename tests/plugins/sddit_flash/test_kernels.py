@@ -1,0 +1,169 @@
+"""Every kernel against the formula."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sddit.hookspecs import Registries
+from sddit_flash import EagerParams, FlexParams, SdpaParams, XformersParams, register_attention
+from sddit_flash.kernels import Eager, Flex, Sdpa, Xformers, softmax
+
+B, HEADS, WIDTH = 2, 3, 8
+
+
+def qkv(n: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Tensor]:
+    """Three [B, heads, n, d] cut from one projection, strided as the backbone's are."""
+    g = torch.Generator().manual_seed(5)
+    packed = torch.randn(B, n, 3, HEADS, WIDTH, generator=g, dtype=torch.float64).to(device, dtype)
+    return [part.detach().requires_grad_() for part in packed.permute(2, 0, 3, 1, 4).unbind(0)]
+
+
+def options(kind: str, n: int) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(6)
+    groups = torch.arange(n).expand(B, -1) % 3
+    shared, each = torch.randn(HEADS, n, n, generator=g).double(), torch.randn(B, HEADS, n, n, generator=g).double()
+    return {
+        "plain": {},
+        "groups": {"groups": groups},
+        "shared bias": {"bias": shared},
+        "bias": {"bias": each},
+        "bias and groups": {"bias": each, "groups": groups},
+    }[kind]
+
+
+KINDS = ["plain", "groups", "shared bias", "bias", "bias and groups"]
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, groups: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v over the tokens of one's own group, sample by sample and token by token."""
+    rows = []
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            for i in range(q.shape[2]):
+                scores = (k[b, h] * q[b, h, i]).sum(dim=1) / q.shape[3] ** 0.5
+                if bias is not None:
+                    scores = scores + (bias[h, i] if bias.ndim == 3 else bias[b, h, i])
+                seen = torch.ones_like(scores, dtype=torch.bool) if groups is None else groups[b] == groups[b, i]
+                weights = (scores[seen] - scores[seen].max()).exp()
+                rows.append((weights / weights.sum()) @ v[b, h][seen])
+    return torch.stack(rows).reshape(q.shape)
+
+
+def with_gradients(kernel: Any, inputs: list[Tensor], **given: Tensor) -> list[Tensor]:
+    out = kernel(*inputs, **given)
+    leaves = [*inputs, *(t for t in given.values() if t.requires_grad)]
+    return [
+        out,
+        *torch.autograd.grad((out * torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(out)).sum(), leaves),
+    ]
+
+
+@pytest.mark.parametrize("n", [7, 17])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kernel", [Eager(EagerParams()), Sdpa(SdpaParams())], ids=["eager", "sdpa"])
+def test_forward_and_backward_follow_the_formula(kernel: Any, kind: str, n: int) -> None:
+    """Rows shorter and longer than 16, which `eager` treats apart."""
+    given = {key: t.requires_grad_(t.is_floating_point()) for key, t in options(kind, n).items()}
+    for ours, exact in zip(
+        with_gradients(kernel, qkv(n), **given), with_gradients(formula, qkv(n), **given), strict=True
+    ):
+        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_each_option_has_an_effect(kind: str) -> None:
+    plain, other = (Sdpa(SdpaParams())(*qkv(7), **options(k, 7)) for k in ("plain", kind))
+    assert (plain - other).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sdpa_agrees_with_eager_in_float32(kind: str) -> None:
+    given = {key: t.float() if t.is_floating_point() else t for key, t in options(kind, 17).items()}
+    both = [with_gradients(k, qkv(17, torch.float32), **given) for k in (Eager(EagerParams()), Sdpa(SdpaParams()))]
+    for one, two in zip(*both, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [7, 40])
+def test_softmax_is_taken_in_float32_or_wider(n: int) -> None:
+    scores = torch.randn(2, 3, n, n)
+    assert softmax(scores.bfloat16()).dtype == torch.float32
+    assert torch.equal(softmax(scores.bfloat16()).sum(-1).round(decimals=5), torch.ones(2, 3, n))
+    assert softmax(scores.double()).dtype == torch.float64
+    torch.testing.assert_close(softmax(scores), torch.softmax(scores, dim=-1))
+
+
+@pytest.mark.parametrize("kernel", [Eager(EagerParams()), Sdpa(SdpaParams())], ids=["eager", "sdpa"])
+def test_bf16_in_and_out(kernel: Any) -> None:
+    out = kernel(*qkv(17, torch.bfloat16), bias=options("bias", 17)["bias"].bfloat16())
+    assert out.dtype == torch.bfloat16
+    exact = formula(*qkv(17), bias=options("bias", 17)["bias"])
+    assert (out.double() - exact).norm() / exact.norm() < 2e-2
+
+
+# torch's compiler imports a module of torch that uses its own deprecated script_method
+compiles = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+
+@pytest.mark.slow
+@compiles
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
+def test_flex_forward_agrees_with_eager_on_a_cpu() -> None:
+    flex, eager = Flex(FlexParams()), Eager(EagerParams())
+    for kind in ("plain", "bias and groups"):
+        given = {key: t.float() if t.is_floating_point() else t for key, t in options(kind, 17).items()}
+        inputs = [t.detach() for t in qkv(17, torch.float32)]
+        one, two = (kernel(*inputs, **given) for kernel in (flex, eager))
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@compiles
+@pytest.mark.parametrize("name", ["eager", "sdpa", "flex", "xformers"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda(name: str, dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    registries = Registries()
+    register_attention(registries.attention)
+    component = registries.attention.get(name)
+    if component.missing():
+        pytest.skip(f"{', '.join(component.missing())} is not installed")
+    kernel = component.build(component.params())
+    g = torch.Generator().manual_seed(1)
+    leaves = [torch.randn(2, 4, 64, 16, generator=g).to("cuda", dtype).requires_grad_() for _ in range(3)]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    tolerance = 3e-2 if dtype == torch.bfloat16 else 1e-2  # tf32 may be in use
+    for one, two in zip(with_gradients(kernel, leaves), with_gradients(Eager(EagerParams()), exact), strict=True):
+        assert (one.double() - two).norm() / two.norm() < tolerance
+
+
+def test_what_each_kernel_declares() -> None:
+    assert EagerParams().dtypes == SdpaParams().dtypes == ("fp32", "bf16", "fp64")
+    assert FlexParams().backward_devices == XformersParams().devices == ("cuda",)
+    serves = [(p.takes_bias, p.takes_groups) for p in (EagerParams(), SdpaParams(), FlexParams(), XformersParams())]
+    assert serves == [(True, True), (True, True), (True, True), (False, False)]
+
+
+def test_xformers_is_offered_with_its_dependency_and_imported_only_when_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    registries = Registries()
+    register_attention(registries.attention)
+    component = registries.attention.get("xformers")
+    assert component.requires == ("xformers",)
+    assert component.load() is Xformers
+
+    class Ops:
+        @staticmethod
+        def memory_efficient_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return Eager(EagerParams())(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+    monkeypatch.setattr("sddit_flash.kernels.import_module", lambda name: {"xformers.ops": Ops}[name])
+    kernel = component.build(XformersParams())
+    torch.testing.assert_close(kernel(*qkv(7)), formula(*qkv(7)), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="neither a bias nor groups"):
+        kernel(*qkv(7), groups=options("groups", 7)["groups"])
