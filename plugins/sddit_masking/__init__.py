@@ -52,8 +52,8 @@ class ReconstructionParams(LossParams):
             yield Problem(
                 "SD-R108",
                 "nothing is hidden, so there is nothing to reconstruct",
-                where=f"pair_sampler {recipe.pair_sampler.component.name!r} with loss 'reconstruction'",
-                got="a mask ratio of 0 for the whole run",
+                where="pair_sampler",
+                got=f"{recipe.pair_sampler.component.name!r} with a mask ratio of 0 for the whole run",
                 expect="a student view with a mask ratio above 0",
                 fix='pair_sampler.name = "masked", or pair_sampler.mask_ratio = 0.5, or drop the loss',
             )

@@ -8,14 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from sddit.denoiser import denoise_view
 from sddit.draws import Draws
 from sddit.errors import SdditError
 from sddit.interfaces import Batch, Context, Outputs, View
 from sddit.recipes.resolve import resolve
 from sddit.values import Ramp, value_at
+from sddit_dit import DiTParams
+from sddit_dit.backbone import DiT
+from sddit_dit.formats import MaskDiTFormat
 from sddit_dit.pairs import student_view
-from sddit_edm import EDMParams
+from sddit_edm import DenoisingParams, EDMParams
+from sddit_edm.loss import Denoising
 from sddit_edm.schedule import EDM
+from sddit_flash import EagerParams
+from sddit_flash.kernels import Eager
 from sddit_masking import MaskedParams, ReconstructionParams
 from sddit_masking.loss import Reconstruction, normalised, patchify
 from sddit_masking.pairs import Masked
@@ -105,6 +112,30 @@ def test_total_is_denoising_plus_a_tenth(published) -> None:
     view, denoised = stored_view(numbers)
     total = numbers.outputs["loss/dsm_masked"] + ReconstructionParams().weight * reconstruct(view, denoised)
     torch.testing.assert_close(total, numbers.outputs["loss/total_masked"], rtol=1e-9, atol=0)
+
+
+def test_both_terms_have_the_gradients_of_maskdit(published) -> None:
+    """Network, schedule and the two loss terms together, as a run puts them together: [sum, norm] of every gradient."""
+    numbers = published("maskdit_a")
+    settings, shapes = MaskDiTFormat.params(numbers.meta["constructor"])
+    params = DiTParams.model_validate(settings)
+    model = DiT(params, image=shapes.image, num_classes=10, outputs=1, attention=Eager(EagerParams())).double()
+    model.load_state_dict(MaskDiTFormat.to_ours(numbers.state))
+    view, _ = stored_view(numbers)
+    one_hot = numbers.inputs["y"]
+    view.labels = torch.where(one_hot.sum(1) > 0, one_hot.argmax(1), 10)
+
+    views, outputs = {"student": view}, {"student": denoise_view(model, SCHEDULE, view)}
+    denoise = Denoising(DenoisingParams(tokens="visible"), grid=GRID)(context(), views, outputs)
+    rebuild = Reconstruction(ReconstructionParams(), grid=GRID)(context(), views, outputs)
+    torch.testing.assert_close(denoise, numbers.outputs["loss/dsm_masked"], rtol=1e-9, atol=0)
+    total = denoise + 0.1 * rebuild
+    torch.testing.assert_close(total, numbers.outputs["loss/total_masked"], rtol=1e-9, atol=0)
+    total.mean().backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    theirs = MaskDiTFormat.to_theirs(grads, params, shapes)
+    ours = torch.stack([torch.stack([theirs[n].sum(), theirs[n].norm()]) for n in numbers.meta["grad_names"]])
+    torch.testing.assert_close(ours, numbers.outputs["loss/grad_stats"], rtol=1e-9, atol=1e-9)
 
 
 def test_gradient_is_that_of_the_formula() -> None:
