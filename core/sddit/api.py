@@ -72,13 +72,7 @@ class Model:
     @torch.no_grad()
     def denoise(self, x: Tensor, sigma: float | Tensor, labels: Tensor) -> Tensor:
         """The estimate of x0 [B, C, H, W] for x of noise level sigma, variance-exploding: a number, or one for each image [B]."""
-        if self.schedule is None:
-            raise error(
-                "SD-C442",
-                "these weights came without a noise schedule",
-                fix="use model.raw, or load the layout of a method that has one",
-            )
-        denoiser = ModelDenoiser(self.backbone, self.schedule, self.num_classes)
+        denoiser = ModelDenoiser(self.backbone, self.require_schedule(), self.num_classes)
         if isinstance(sigma, Tensor) and sigma.dim():
             return torch.cat([denoiser(x[i : i + 1], float(s), labels[i : i + 1]).x0 for i, s in enumerate(sigma)])
         return denoiser(x, float(sigma), labels).x0
@@ -87,6 +81,12 @@ class Model:
         """The data set of the run it came from."""
         dataset: Dataset = self.require_recipe().dataset.build(split=split)
         return dataset
+
+    def require_schedule(self) -> NoiseSchedule:
+        """The noise schedule; weights of some published layouts come without one."""
+        if self.schedule is None:
+            raise error("SD-C442", "these weights came without a noise schedule", fix="use model.raw")
+        return self.schedule
 
     def require_recipe(self) -> Recipe:
         """The recipe of the run it came from; weights from elsewhere have none."""
@@ -209,9 +209,8 @@ def sample(
         recipe = with_changes(recipe, changes)
     wanted = list(range(model.num_classes)) if classes is None else list(classes)
     request = of_classes(wanted or [0], per_class, model.num_classes, recipe.seed if seed is None else seed)
-    assert model.schedule is not None, "a run always has a noise schedule"
-    backbone = model.backbone.to(device)
-    return model.dataset().to_images(generate(backbone, model.schedule, recipe, request, device=torch.device(device)))
+    x = generate(model.backbone.to(device), model.require_schedule(), recipe, request, device=torch.device(device))
+    return model.dataset().to_images(x)
 
 
 def with_changes(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from sddit import environment as surroundings
+from sddit.api import load_run
 from sddit.errors import Problem, SdditError, raise_all
 from sddit.evaluation import pictures
 from sddit.evaluation.scores import Scores, evaluate_samples
-from sddit.generate import balanced, generate
-from sddit.interfaces import FeatureExtractor, Tracker
+from sddit.generate import Request, balanced, generate
+from sddit.interfaces import Dataset, FeatureExtractor, NoiseSchedule, Tracker
 from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
@@ -265,25 +267,58 @@ def finish(session: Session, folder: RunFolder, stop: StopSignals, progress: Pro
 def score(session: Session, folder: RunFolder, stop: StopSignals, progress: Progress) -> dict[str, Scores]:
     """Sample as many images as the recipe says, keep them, and compare them with real ones."""
     recipe = session.recipe
+    weights = session.weights(recipe.sampled_weights)
+    request, images = draw(weights, session.schedule, recipe, session.dataset, session.device, progress, stop)
+    pictures.write_samples(folder, SAMPLES, images, request)
+    return compare(recipe, request, images, session.dataset, session.device, progress)
+
+
+def draw(
+    backbone: nn.Module,
+    schedule: NoiseSchedule,
+    recipe: Recipe,
+    dataset: Dataset,
+    device: torch.device,
+    progress: Progress,
+    stop: StopSignals | None = None,
+) -> tuple[Request, Tensor]:
+    """The images that are scored, class after class in turn, uint8 [n, 3, H, W]."""
     request = balanced(recipe.shapes.num_classes, recipe.evaluate.samples, recipe.seed)
     batches = -(-len(request.ids) // recipe.evaluate.batch)
     progress.stage("sampling", total=batches * recipe.sampler.params.steps)
 
-    def tick(step: int, x: torch.Tensor) -> None:
+    def tick(step: int, x: Tensor) -> None:
         progress.tick()
-        stop_if_asked(stop, progress, "while sampling")
+        if stop is not None:
+            stop_if_asked(stop, progress, "while sampling")
 
-    weights = session.weights(recipe.sampled_weights)
-    x = generate(weights, session.schedule, recipe, request, device=session.device, callback=tick)
-    images, labels = session.dataset.to_images(x), torch.tensor(request.labels)
-    pictures.write_samples(folder, SAMPLES, images, labels, request)
+    x = generate(backbone, schedule, recipe, request, device=device, callback=tick)
+    return request, dataset.to_images(x)
+
+
+def compare(
+    recipe: Recipe, request: Request, images: Tensor, train_set: Dataset, device: torch.device, progress: Progress
+) -> dict[str, Scores]:
+    """The scores of images by every extractor of the recipe; none, no scores."""
     if not recipe.features:
         return {}
     progress.stage("scoring")
     test_set = recipe.dataset.build(split="test")
+    labels = torch.tensor(request.labels)
     return evaluate_samples(
-        images, labels, session.dataset, test_set, extractors(recipe, session.device), recipe.evaluate, recipe.seed
+        images, labels, train_set, test_set, extractors(recipe, device), recipe.evaluate, recipe.seed
     )
+
+
+def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
+    """Sample and score a run at its newest good checkpoint, finished or not. Changes nothing in its folder."""
+    chosen = surroundings.choose_device(device)
+    model = load_run(folder)
+    recipe = model.require_recipe()
+    train_set: Dataset = recipe.dataset.build(split="train")
+    schedule = model.require_schedule()
+    request, images = draw(model.backbone.to(chosen), schedule, recipe, train_set, chosen, progress)
+    return compare(recipe, request, images, train_set, chosen, progress)
 
 
 def extractors(recipe: Recipe, device: torch.device) -> dict[str, FeatureExtractor]:

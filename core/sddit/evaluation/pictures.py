@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sddit.evaluation.grids import grid, png
@@ -49,21 +48,14 @@ def previews(folder: Path) -> list[tuple[int, bytes]]:
     return [(int(path.stem.removeprefix("step-")), path.read_bytes()) for path in found]
 
 
-def write_samples(folder: RunFolder, name: str, images: Tensor, labels: Tensor, request: Request) -> None:
+def write_samples(folder: RunFolder, name: str, images: Tensor, request: Request) -> None:
     """All samples: `arr_0` uint8 [n, H, W, 3] as the ADM evaluator reads them, `arr_1` labels, `ids`, `seed`."""
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         arr_0=images.permute(0, 2, 3, 1).contiguous().numpy(),
-        arr_1=labels.numpy(),
+        arr_1=np.asarray(request.labels),
         ids=np.asarray(request.ids),
         seed=np.asarray(request.seed),
     )
     folder.write_bytes(name, buffer.getvalue())
-
-
-def read_samples(path: Path) -> tuple[Tensor, Tensor]:
-    """Images uint8 [n, 3, H, W] and labels [n] of an npz that `write_samples` made."""
-    with np.load(path, allow_pickle=False) as saved:
-        images = torch.from_numpy(saved["arr_0"]).permute(0, 3, 1, 2).contiguous()
-        return images, torch.from_numpy(saved["arr_1"])

@@ -15,7 +15,7 @@ from sddit.draws import generator
 from sddit.errors import error
 from sddit.interfaces import Backbone, Dataset, NoiseSchedule, PairSampler
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.settings import Precision
+from sddit.recipes.settings import Precision, TrainSettings
 from sddit.training import tensors as safetensors_bridge
 from sddit.training.averages import Teacher, WeightAverage, under
 from sddit.training.checkpoints import Checkpoint
@@ -75,7 +75,8 @@ def build_session(recipe: Recipe, device: torch.device) -> Session:
         dict.fromkeys(tap for chosen in recipe.terms.values() if (t := chosen.params.needs().teacher) for tap in t.taps)
     )
     teacher = Teacher(student.backbone, student.terms, taps) if taps else None  # type: ignore[arg-type]
-    cast(Backbone, backbone).set_checkpointing(recipe.train.activation_checkpointing)
+    averages = {label: WeightAverage(settings, student.backbone) for label, settings in recipe.ema.items()}
+    speed_up(cast(Backbone, backbone), recipe.train)
     grid = recipe.backbone.params.grid(recipe.shapes)
     return Session(
         recipe=recipe,
@@ -86,9 +87,17 @@ def build_session(recipe: Recipe, device: torch.device) -> Session:
         objective=Objective(recipe),
         student=student,
         teacher=teacher,
-        averages={label: WeightAverage(settings, student.backbone) for label, settings in recipe.ema.items()},
+        averages=averages,
         optimizer=recipe.optimizer.build()(parameter_groups(recipe, student), device),
     )
+
+
+def speed_up(backbone: Backbone, settings: TrainSettings) -> None:
+    """Trade memory for time, or a slow start for fast steps, as the recipe says. The copies made before stay as they are."""
+    backbone.set_checkpointing(settings.activation_checkpointing)
+    if settings.compile:
+        for block in backbone.blocks:
+            block.compile()
 
 
 def build_backbone(recipe: Recipe, *, device: torch.device | str) -> nn.Module:
