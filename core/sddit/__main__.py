@@ -1,0 +1,5 @@
+"""`python -m sddit` is `sddit-run`."""
+
+from sddit.cli import main
+
+main()
