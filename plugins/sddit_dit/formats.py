@@ -1,6 +1,6 @@
 """Published weights of DiT and MaskDiT, to and from our names. Facts of their files only: names, orders, shapes.
 
-Each format has `params(config)`, from the constructor's arguments to our settings and shapes; `to_ours(state)`, whose
+Each format has `describe(config)`, from the arguments of their constructor to our settings; `to_ours(state)`, whose
 result loads strictly, fixed position tables included; and `to_theirs(state, params, shapes)`, the way back.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,16 @@ from torch import Tensor
 from sddit.interfaces import Shapes
 from sddit_dit.blocks import sincos_positions
 from sddit_dit.params import DiTParams
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A published network in our terms."""
+
+    backbone: dict[str, Any]  # settings of the backbone `dit`
+    shapes: Shapes
+    noise_schedule: tuple[str, dict[str, Any]] | None = None  # name and settings; None: not one of ours
+
 
 State = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
@@ -68,7 +79,7 @@ class DiTFormat:
     """The files of facebookresearch/DiT."""
 
     @staticmethod
-    def params(config: Mapping[str, Any]) -> tuple[dict[str, Any], Shapes]:
+    def describe(config: Mapping[str, Any]) -> Description:
         """Of `input_size`, `num_classes` and either `class` (DiT-S/2) or the numbers `hidden_size`, `depth`, ..."""
         settings = _numbered(config) if "hidden_size" in config else _sized(config["class"])
         side = config["input_size"]
@@ -77,7 +88,7 @@ class DiTFormat:
             num_classes=config["num_classes"],
             outputs=2 if config.get("learn_sigma", True) else 1,
         )
-        return settings, shapes
+        return Description(settings, shapes)
 
     @staticmethod
     def to_ours(state: Mapping[str, Tensor]) -> State:
@@ -93,7 +104,7 @@ class MaskDiTFormat:
     """The files of Anima-Lab/MaskDiT. Their names carry the prefix `model.` of the preconditioning around the network."""
 
     @staticmethod
-    def params(config: Mapping[str, Any]) -> tuple[dict[str, Any], Shapes]:
+    def describe(config: Mapping[str, Any]) -> Description:
         """Of `img_resolution`, `num_classes`, `use_decoder`, `mae_loss_coef` and either `class` or the table `model`."""
         settings = _numbered(config["model"]) if "model" in config else _sized(config["class"])
         settings["null_label"] = "zero"
@@ -103,7 +114,8 @@ class MaskDiTFormat:
             settings["decoder"] = {ours: given[theirs] for ours, theirs in sizes.items() if theirs in given}
             settings["fill"] = "learned" if config.get("mae_loss_coef", 0) > 0 else "zero"
         side = config["img_resolution"]
-        return settings, Shapes((config.get("img_channels", 4), side, side), config["num_classes"])
+        shapes = Shapes((config.get("img_channels", 4), side, side), config["num_classes"])
+        return Description(settings, shapes, ("edm", {"sigma_data": config.get("sigma_data", 0.5)}))
 
     @staticmethod
     def to_ours(state: Mapping[str, Tensor]) -> State:

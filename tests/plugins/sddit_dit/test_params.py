@@ -127,4 +127,4 @@ def test_it_is_registered_with_converters_that_exist() -> None:
     component = registries.backbones.get("dit")
     assert component.load().__name__ == "DiT"
     for layout, _ in component.formats:
-        assert {"params", "to_ours", "to_theirs"} <= set(dir(component.format(layout)))
+        assert {"describe", "to_ours", "to_theirs"} <= set(dir(component.format(layout)))

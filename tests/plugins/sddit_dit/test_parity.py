@@ -34,8 +34,8 @@ def load(
     layout: Format, config: Mapping[str, Any], state: Mapping[str, Tensor], kernel: Any = None
 ) -> tuple[DiT, DiTParams, Shapes]:
     """Our network with their weights, float64."""
-    settings, shapes = layout.params(config)
-    params = DiTParams(**settings)
+    description = layout.describe(config)
+    params, shapes = DiTParams(**description.backbone), description.shapes
     attention = kernel or Eager(EagerParams())
     model = DiT(params, image=shapes.image, num_classes=shapes.num_classes, outputs=shapes.outputs, attention=attention)
     ours_before = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -175,8 +175,8 @@ def formula_weights(scales: Mapping[str, float], shapes: Mapping[str, torch.Size
 
 def full_size(layout: Format, stored: Any) -> DiT:
     """A registered class of theirs with the formula's weights."""
-    settings, shapes = layout.params(stored.meta["constructor"])
-    params = DiTParams(**settings)
+    description = layout.describe(stored.meta["constructor"])
+    params, shapes = DiTParams(**description.backbone), description.shapes
     model = DiT(
         params,
         image=shapes.image,
