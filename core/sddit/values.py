@@ -57,6 +57,8 @@ def value_at(value: Value, step: int, total: int) -> float:
     begin, finish = step_of(value.from_, total), step_of(value.until, total)
     u = 1.0 if finish <= begin else (step - begin) / (finish - begin)
     u = min(max(u, 0.0), 1.0)
+    if u == 1.0:
+        return value.end  # exactly, which the cosine of a rounded pi / 2 is not
     return value.end + (value.start - value.end) * _left(value.shape, u)
 
 

@@ -76,6 +76,8 @@ class Finder:
             got = f"{table} = {quoted(tables)}"
             self.problem("SD-R103", f"{table!r} must be a table of labelled tables", table, got, f"[{table}.LABEL]")
             return {}
+        if table == "loss" and not tables:
+            self.problem("SD-R101", "no [loss.LABEL] in the recipe", "", fix="sddit-run show losses")
         return {label: value for label, value in tables.items() if self._can_stand(table, label, value, tables)}
 
     def choose(self, key: str, table: Any, kind: str, default: str = "") -> Chosen[Any] | None:

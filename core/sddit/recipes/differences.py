@@ -38,7 +38,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
             if (label in before) != (label in after)
         ]
     one_sided = tuple(f"{key}." for key, *_ in found)
-    before, after = dict(leaves(old)), dict(leaves(new))
+    before, after = ({key: value for key, value in leaves(tables) if value != {}} for tables in (old, new))
     for key in [*before, *(key for key in after if key not in before)]:
         if before.get(key) != after.get(key) and not key.startswith(one_sided):
             found.append((key, before.get(key), after.get(key), _class(key)))

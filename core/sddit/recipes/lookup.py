@@ -43,7 +43,7 @@ def shipped() -> Path:
 
 def _candidates(given: Path) -> list[Path]:
     """Where a recipe may lie, the nearest first. The README's `recipes/quickstart.toml` works in any folder."""
-    if given.is_absolute() or ".." in given.parts:
+    if given.is_absolute() or ".." in given.parts or not given.name:
         return [given]
     name = PurePath(*given.parts[1:]) if len(given.parts) > 1 and given.parts[0] == FOLDER else given
     places = [given, Path(FOLDER) / name, shipped() / name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
 import re
 import tomllib
 import unicodedata
@@ -38,7 +39,7 @@ class Source:
 
 def shown(path: Path) -> str:
     """A path as messages write it: short where it lies in the current folder."""
-    here, full = Path.cwd(), path.absolute()
+    here, full = Path.cwd(), Path(os.path.normpath(path.absolute()))
     return str(full.relative_to(here)) if full.is_relative_to(here) else str(path)
 
 
@@ -59,9 +60,7 @@ def read(path: Path) -> Source:
     entries = list(scan(text))
     source = Source(path, _parse_toml(path, text, entries), {entry.key: entry.line for entry in reversed(entries)})
     if not source.tables:
-        raise error(
-            "SD-R101", "the recipe is empty", where=shown(path), fix="start from: sddit-run new-plugin, or a copy"
-        )
+        raise error("SD-R101", "the recipe is empty", where=shown(path), fix="start from a copy of a shipped recipe")
     raise_all(odd_values(source.tables, source.place))
     return source
 
@@ -238,9 +237,11 @@ def scan(text: str) -> Iterator[Entry]:
                 table = _dotted(header[2])
                 yield Entry(table, number, "array" if header[1] == "[[" else "table")
                 continue
-            if key := _KEY.match(line):
-                yield Entry(f"{table}.{_dotted(key[1])}".lstrip("."), number, "value")
-                rest = line[key.end() :]
+            key = _KEY.match(line)
+            if key is None:
+                continue
+            yield Entry(f"{table}.{_dotted(key[1])}".lstrip("."), number, "value")
+            rest = line[key.end() :]
         quotes, depth = _still_open(rest, quotes, depth)
 
 
@@ -296,7 +297,9 @@ def _syntax_problem(file: str, text: str, message: str, entries: list[Entry]) ->
             got,
             fix="use one line without it, or a [table]",
         )
-    if fix := meant(_token(line, column)) or meant(line.partition("=")[2].partition("#")[0].strip()):
+    value = line.partition("=")[2].partition("#")[0].strip()
+    wrong_value = position and re.match(r"Invalid value|Expected newline|Unescaped", message)
+    if wrong_value and (fix := meant(value) or meant(_token(line, column))):
         return Problem("SD-R105", "a value that is not what it looks like", where, got, fix=fix)
     return Problem("SD-R100", re.sub(r" \(at .*\)", "", message), where, got, "TOML 1.0")
 
@@ -343,6 +346,6 @@ def meant(word: str) -> str:
         return "write single quotes around a text with backslashes"
     if any(mark in word for mark in "“”‘’„«»"):
         return "write straight quotes"
-    if re.fullmatch(r"[\w./~:-]+", word):
+    if re.fullmatch(r"[\w./~:-]+", word) and not word.isdecimal():
         return f'put the text in quotes: "{word}"'
     return ""

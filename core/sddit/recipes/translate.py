@@ -74,11 +74,11 @@ def _problem(
         return Problem("SD-R108", f"{dotted!r} contradicts itself", where, expect=_said(detail), fix=fix)
     last, value, field = path[-1], detail["input"], field_at(model, path)
     expect = expectation(field) if field else ""
-    got = f"{last} = {quoted(value)}"
+    got = f"{f'{path[-2]}[{last}]' if isinstance(last, int) else last} = {quoted(value)}"
     match detail["type"]:
         case "extra_forbidden":
             return unknown_key(dotted, got, _keys_around(model, path), where, fix)
-        case "missing":
+        case "missing" if isinstance(detail["loc"][-1], str):
             return Problem(
                 "SD-R109", f"{dotted!r} is missing", where, "nothing", expect, f"{dotted} = ..., {fix}".rstrip(", ")
             )
@@ -91,7 +91,7 @@ def _problem(
             return Problem("SD-R108", f"{dotted!r} has no such choice", where, got, one_of(value, choices))
         case "value_error" | "assertion_error":
             return Problem("SD-R108", f"{dotted!r} is not allowed", where, got, _said(detail))
-        case kind if kind.endswith("_type") or len(errors) > 1:
+        case kind if kind.endswith("_type") or kind == "missing" or len(errors) > 1:
             return Problem("SD-R103", f"{dotted!r} is of the wrong kind", where, got, expect, _meant(value, expect))
     return Problem("SD-R108", f"{dotted!r} is out of range", where, got, expect or _said(detail))
 

@@ -1,0 +1,391 @@
+"""From a recipe as written to a recipe as run."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sddit.errors import Problem, SdditError
+from sddit.plugins import Host
+from sddit.recipes.merge import leaves
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import changed, resolve
+from sddit.testing.toys import toy_host
+from sddit.values import Ramp
+
+Write = Callable[[str, str], Path]
+Resolve = Callable[..., Recipe]
+Problems = Callable[..., list[Problem]]
+
+ROUND = {"train.steps": (1, 10**9), "train.batch": (1, 24), "sampler.steps": (2, 10_000), "backbone.depth": (1, 64)}
+
+
+# What comes out -----------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_filled_in_with_their_origin(resolved: Resolve, base: str) -> None:
+    recipe = resolved(base, "sampler.steps=6")
+    assert (recipe.name, recipe.seed, recipe.train.steps, recipe.sampler.params.steps) == ("recipe", 3, 10, 6)
+    assert [recipe.attention.component.name, recipe.guidance.component.name] == ["sdpa", "none"]
+    assert recipe.optimizer.component.qualified == "sddit/adamw"
+    assert (recipe.trackers, recipe.ema, recipe.features) == ({}, {}, {})
+    assert recipe.teacher.momentum == Ramp(start=0.996, end=1.0, shape="cosine")
+    assert {key: recipe.origins[key] for key in ("seed", "backbone.hidden", "sampler.steps", "train.keep")} == {
+        "seed": "recipe.toml:1",
+        "backbone.hidden": "recipe.toml:5",
+        "sampler.steps": "command line",
+        "train.keep": "default",
+    }
+    stated = {key for key, _ in leaves(recipe.to_json()) if key.partition(".")[0] not in {"name", "data", "code"}}
+    assert set(recipe.origins) == stated
+
+
+def test_what_was_used_is_recorded(resolved: Resolve) -> None:
+    assert resolved().plugin_digests.keys() >= {"toy", "sddit"}
+
+
+def test_a_neutral_slot_takes_settings_without_a_name(resolved: Resolve, base: str) -> None:
+    optimizer = resolved(base + "[optimizer]\nlr = { start = 1e-3, end = 0.0 }\n").optimizer
+    assert (optimizer.component.name, optimizer.params.lr) == ("adamw", Ramp(start=1e-3, end=0.0))
+
+
+def test_labelled_tables(resolved: Resolve, base: str) -> None:
+    text = (
+        base
+        + '[loss.b]\nname = "toy"\nweight = 0\n[ema.long]\ndecay = 0.5\n[tracker.t]\nname = "toy"\n[evaluate]\nfeatures = ["toy"]'
+    )
+    recipe = resolved(text)
+    assert (list(recipe.losses), list(recipe.terms), list(recipe.ema)) == (["denoise", "b"], ["denoise"], ["long"])
+    assert (list(recipe.trackers), list(recipe.features)) == (["t"], ["toy"])
+    assert recipe.evaluate.features == ("toy/toy",)
+    assert resolved(text, "loss.b=false", "ema.long=false").to_json()["loss"].keys() == {"denoise"}
+
+
+# Resolved once, and again -------------------------------------------------------------------------------------------
+
+
+def rerun(recipe: Recipe, write: Write, host: Host, *overrides: str) -> Recipe:
+    return resolve(write("runs/x/recipe.resolved.json", json.dumps(recipe.to_json(), indent=2)), overrides, host=host)
+
+
+@given(
+    st.fixed_dictionaries({key: st.integers(*bounds) for key, bounds in ROUND.items()}),
+    st.floats(0, 1),
+    st.floats(0, 0.75),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+def test_a_resolved_recipe_resolves_to_itself(
+    resolved: Resolve, write: Write, host: Host, base: str, numbers: dict[str, int], end: float, ratio: float
+) -> None:
+    overrides = [f"{key}={value}" for key, value in numbers.items()]
+    recipe = resolved(
+        base, *overrides, f"teacher.momentum={{ start = 0.5, end = {end!r} }}", f"pair_sampler.mask_ratio={ratio!r}"
+    )
+    again = rerun(recipe, write, host)
+    assert again.to_json() == recipe.to_json()
+    assert (again.run_id, again.name, again.warnings) == (recipe.run_id, recipe.name, ())
+
+
+def test_a_rerun_may_be_changed(resolved: Resolve, write: Write, host: Host) -> None:
+    recipe = resolved()
+    again = rerun(recipe, write, host, "train.steps=11")
+    assert (again.train.steps, again.train.batch) == (11, recipe.train.batch)
+    assert again.run_id != recipe.run_id
+
+
+def test_a_recipe_in_memory_may_be_changed(resolved: Resolve, host: Host) -> None:
+    recipe = resolved()
+    assert changed(recipe, [], host=host).run_id == recipe.run_id
+    other = changed(recipe, ["sampler.steps=9"], host=host)
+    assert (other.sampler.params.steps, other.name, other.origins["seed"]) == (9, recipe.name, recipe.origins["seed"])
+    with pytest.raises(SdditError, match=r"unknown key 'sampler\.step'"):
+        changed(recipe, ["sampler.step=9"], host=host)
+
+
+def test_a_rerun_says_what_has_changed_since(resolved: Resolve, write: Write, host: Host) -> None:
+    tables = resolved().to_json()
+    tables["data"]["fingerprint"] = "other"
+    path = write("r.json", json.dumps(tables))
+    assert [w for w in resolve(path, host=host).warnings if "data.fingerprint was other" in w]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", 3])
+def test_a_resolved_name_stays_within_the_runs(resolved: Resolve, write: Write, host: Host, name: Any) -> None:
+    with pytest.raises(SdditError, match="SD-R103"):
+        resolve(write("r.json", json.dumps({**resolved().to_json(), "name": name})), host=host)
+
+
+def test_the_run_id_ignores_what_changes_no_number(resolved: Resolve, base: str) -> None:
+    first = resolved().run_id
+    assert resolved(base, "train.log_every=3", "evaluate.batch=4", "train.threads=1").run_id == first
+    assert resolved(base.replace('name = "toy"\nsteps', 'name = "toy/toy"\nsteps')).run_id == first
+    assert resolved(base, "backbone.depth=2").run_id == first  # the default, written
+    for override in (
+        "seed=4",
+        "train.steps=9",
+        "backbone.depth=3",
+        "optimizer.lr=1",
+        "ema.main.decay=0.5",
+        "dataset.images=25",
+    ):
+        assert resolved(base, override).run_id != first, override
+
+
+TWIN = "from sddit.testing.toys import register_samplers\n"
+
+
+def test_one_file_plugins_are_found_by_path_and_named_by_file(write: Write, host: Host, base: str) -> None:
+    write("recipes/base/twin.py", TWIN)
+    write("recipes/base/a.toml", 'plugins = ["./twin.py"]\n' + base.replace('"toy"\nsteps', '"twin/toy"\nsteps'))
+    try:
+        recipe = resolve(write("recipes/b.toml", 'extends = "base/a.toml"\n'), host=host)
+        assert recipe.plugins == ("./twin.py",)
+        assert recipe.plugin_files == {"./twin.py": Path("recipes/base/twin.py")}
+        assert recipe.plugin_digests["twin"] == host.rows["twin"].digest
+        assert changed(recipe, ["seed=9"], host=host).plugin_files == recipe.plugin_files
+        assert str(Path.cwd()) not in json.dumps(recipe.to_json())  # a run id is the same on every machine
+    finally:
+        host.remove("twin")
+
+
+# sigma_data ---------------------------------------------------------------------------------------------------------
+
+MEASURABLE = '[noise_schedule]\nname = "measurable"\n'
+
+
+def with_schedule(base: str, lines: str) -> str:
+    return base.replace('[noise_schedule]\nname = "toy"\n', MEASURABLE + lines)
+
+
+def test_measured_becomes_the_number_of_the_data(resolved: Resolve, base: str) -> None:
+    recipe = resolved(with_schedule(base, 'sigma_data = "measured"\n'))
+    assert math.isclose(recipe.noise_schedule.params.sigma_data, 0.5)
+    assert recipe.to_json()["noise_schedule"]["sigma_data"] == 0.5
+    assert recipe.origins["noise_schedule.sigma_data"] == "recipe.toml:9, measured"
+    assert recipe.warnings == ()
+    assert recipe.run_id == resolved(with_schedule(base, "sigma_data = 0.5\n")).run_id
+
+
+@pytest.mark.parametrize(("value", "warned"), [(0.46, False), (0.54, False), (0.44, True), (0.56, True)])
+def test_a_number_far_from_the_data_is_warned_of(resolved: Resolve, base: str, value: float, warned: bool) -> None:
+    warnings = resolved(with_schedule(base, f"sigma_data = {value}\n")).warnings
+    assert [f"noise_schedule.sigma_data = {value:g}" in w and "recipe.toml:9" in w for w in warnings] == [True] * warned
+
+
+# Problems -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_problems_are_reported_at_once(problems: Problems) -> None:
+    text = """
+seed = -1
+plugins = ["nobody"]
+steps = 100
+[backbone]
+name = "toi"
+[noise_schedule]
+name = "toy"
+t_min = "low"
+[pair_sampler]
+name = "toy"
+mask_ratio = 2.0
+[loss.denoise]
+weight = 1
+[loss.Other]
+name = "toy"
+[dataset]
+name = "toy"
+flipp = true
+[train]
+batch = 8.0
+precision = "fp16"
+[tracker.x]
+name = "nobody/x"
+"""
+    found = [(p.code, p.where, p.what) for p in problems(text)]
+    assert sorted(found) == [
+        ("SD-P205", "recipe.toml:24", "no plugin named 'nobody' is installed"),
+        ("SD-P205", "recipe.toml:3", "no plugin named 'nobody' is installed"),
+        ("SD-R101", "recipe.toml", "no [sampler] in the recipe"),
+        ("SD-R102", "recipe.toml:19", "unknown key 'dataset.flipp'"),
+        ("SD-R102", "recipe.toml:4", "unknown key 'steps'"),
+        ("SD-R103", "recipe.toml:15", "'Other' cannot be a label"),
+        ("SD-R103", "recipe.toml:9", "'noise_schedule.t_min' is of the wrong kind"),
+        ("SD-R105", "recipe.toml:21", "'train.batch' is a whole number"),
+        ("SD-R107", "recipe.toml:2", "the seed is out of range"),
+        ("SD-R108", "recipe.toml:12", "'pair_sampler.mask_ratio' is not allowed"),
+        ("SD-R108", "recipe.toml:22", "'train.precision' has no such choice"),
+        ("SD-R109", "recipe.toml:13", "'loss.denoise.name' is missing"),
+        ("SD-R110", "recipe.toml:6", "no backbone named 'toi'"),
+    ]
+
+
+SOLID = '[backbone]\nname = "solid"\npatch = 4\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "got", "expect", "fix"),
+    [
+        ("ptch = 4", "SD-R102", "ptch = 4", "did you mean 'patch'?", "sddit-run show backbones solid"),
+        ("size = 'XL'", "SD-R108", 'size = "XL"', "one of B, S", ""),
+        ("patch = true", "SD-R103", "patch = true", "whole number, 1 to 64", ""),
+        ("patch = '4'", "SD-R103", 'patch = "4"', "whole number, 1 to 64", ""),
+        ("patch = 4.0", "SD-R105", "patch = 4.0", "whole number, 1 to 64", "write 4"),
+        ("patch = 4.5", "SD-R103", "patch = 4.5", "whole number, 1 to 64", ""),
+        ("patch = 0", "SD-R108", "patch = 0", "whole number, 1 to 64", ""),
+        ("inner = 3", "SD-R103", "inner = 3", "table of depth, shape", ""),
+        ("inner.dpth = 3", "SD-R102", "dpth = 3", "one of depth, shape   (did you mean 'depth'?)", ""),
+        ("inner.shape = [1]", "SD-R103", "shape = [1]", "[whole number, whole number]", ""),
+        ("inner.shape = [1, 2.5]", "SD-R103", "shape[1] = 2.5", "[whole number, whole number]", ""),
+        ("seed = 1", "SD-R102", "seed = 1", "", "move 'seed' to the top of the file"),
+        ("", "SD-R109", "nothing", "whole number, 1 to 64", "patch = ..."),
+    ],
+)
+def test_a_wrong_setting_says_what_is_allowed(
+    problems: Problems, base: str, lines: str, code: str, got: str, expect: str, fix: str
+) -> None:
+    table = '[backbone]\nname = "solid"\n' + ("" if lines.startswith("patch") or not lines else "patch = 4\n") + lines
+    (found,) = problems(base.replace('[backbone]\nname = "toy"\nhidden = 8\n', table + "\n"))
+    assert (found.code, found.got) == (code, got)
+    assert expect in found.expect and fix in found.fix, found
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "what", "expect"),
+    [
+        ("weight = -1", "SD-R108", "'loss.denoise.weight' is not allowed", "must stay between 0 and inf"),
+        ("weight = 'a'", "SD-R103", "'loss.denoise.weight' is of the wrong kind", "number or { start, end,"),
+        ("weight = { start = 1.0 }", "SD-R109", "'loss.denoise.weight.end' is missing", "number"),
+        (
+            "weight = { start = 1, end = 0, shap = 1 }",
+            "SD-R102",
+            "unknown key 'loss.denoise.weight.shap'",
+            "did you mean 'shape'",
+        ),
+        (
+            "weight = { start = 1, end = 0, from = 1.5 }",
+            "SD-R108",
+            "'loss.denoise.weight.from' is not allowed",
+            "share of the run",
+        ),
+        ("weight = { start = 1, end = 'x' }", "SD-R103", "'loss.denoise.weight.end' is of the wrong kind", "number"),
+        ("until = 1.5", "SD-R108", "'loss.denoise.until' is not allowed", "share of the run"),
+        ("until = 'x'", "SD-R103", "'loss.denoise.until' is of the wrong kind", "steps (a whole number) or a share"),
+        ("views = 'student'", "SD-R103", "'loss.denoise.views' is of the wrong kind", "list of text"),
+        ("window = [1.0]", "SD-R103", "'loss.denoise.window' is of the wrong kind", "[number, number]"),
+    ],
+)
+def test_value_schedules_and_moments_are_explained(
+    problems: Problems, base: str, lines: str, code: str, what: str, expect: str
+) -> None:
+    (found,) = problems(base.replace("[loss.denoise]\n", f"[loss.denoise]\n{lines}\n"))
+    assert (found.code, found.what, found.where) == (code, what, "recipe.toml:14")
+    assert expect in found.expect
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "fix"),
+    [
+        ("dataset.flip=True", "SD-R103", "write true"),
+        ("train.steps=010", "SD-R103", "write 10"),
+        ("train.steps=nan", "SD-R106", ""),
+        ("seed=true", "SD-R103", ""),
+        ("seed=9223372036854775807", "", ""),
+        ("seed=9223372036854775808", "SD-R106", ""),
+        ("evaluate.weights=3", "SD-R103", "put the text in quotes"),
+        ("loss.nothing=false", "SD-R134", ""),
+        ("ema.student.decay=0.5", "SD-R103", ""),
+        ("loss=1", "SD-R103", ""),
+        ("loss.weight=0", "SD-R103", "under it weight = 0"),
+        ("train=1", "SD-R103", ""),
+        ("backbone=toy", "SD-R103", ""),
+        ("sampler.name=3", "SD-R103", ""),
+        ("loss=false", "SD-R101", ""),
+        ("loss.denoise.name=absent", "SD-P210", "pip install no-such-package"),
+        ("loss.denoise.name=./x.py", "SD-R130", "plugins"),
+        ("backbone.name=pkg.mod:Net", "SD-R130", "plugins"),
+        ("evaluate.features=['nope']", "SD-R110", ""),
+        ("lr=1e-3", "SD-R102", "write optimizer.lr"),
+        ("tarin.steps=3", "SD-R102", ""),
+        ("ablation.seeds=[1]", "SD-R102", ""),
+    ],
+)
+def test_what_is_typed_is_answered(
+    resolved: Resolve, problems: Problems, base: str, override: str, code: str, fix: str
+) -> None:
+    if not code:
+        resolved(base, override)
+        return
+    (found,) = problems(base, override)
+    assert (found.code, fix in found.fix) == (code, True), found
+
+
+def test_a_component_that_is_offered_twice_is_chosen_by_its_plugin(write: Write, base: str) -> None:
+    host = toy_host()
+    host.use(["./extras.py"], Path(__file__).parent)
+    write("twin.py", TWIN)
+    path = write("r.toml", 'plugins = ["./twin.py"]\n' + base)
+    assert resolve(path, ["sampler.name=toy/toy"], host=host).sampler.component.qualified == "toy/toy"
+    with pytest.raises(SdditError, match="offered more than once") as caught:
+        resolve(path, host=host)
+    assert [(p.code, p.expect) for p in caught.value.problems] == [("SD-P202", "one of toy/toy or twin/toy")]
+
+
+def test_one_list_of_array_tables_is_no_table_of_terms(problems: Problems, base: str) -> None:
+    found = problems(base.replace("[loss.denoise]", "[[loss]]"))
+    assert [p.code for p in found] == ["SD-R103"]
+    assert "[loss.LABEL]" in found[0].expect
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+def test_every_key_with_one_edit_is_refused_by_name(problems: Problems, base: str, data: st.DataObject) -> None:
+    lines = base.splitlines()
+    numbers = [n for n, line in enumerate(lines) if "=" in line]
+    number = data.draw(st.sampled_from(numbers))
+    key, equals, value = lines[number].partition(" =")
+    at = data.draw(st.integers(0, len(key) - 1))
+    letter = data.draw(st.sampled_from("qzx_7"))
+    edit = data.draw(st.sampled_from(["drop", "swap", "add"]))
+    typo = {
+        "drop": key[:at] + key[at + 1 :],
+        "swap": key[:at] + letter + key[at + 1 :],
+        "add": key[:at] + letter + key[at:],
+    }[edit]
+    lines[number] = typo + equals + value
+    table = next((line.strip("[]") for line in reversed(lines[:number]) if line.startswith("[")), "")
+    full = f"{table}.{typo}".lstrip(".")
+    found = problems("\n".join(lines))
+    unknown = [p for p in found if p.code == "SD-R102"] or [p for p in found if f"'{table}.name' is missing" == p.what]
+    assert any(p.what in (f"unknown key {full!r}", f"'{table}.name' is missing") for p in unknown), (typo, found)
+    assert all(p.where.startswith("recipe.toml:") for p in unknown)
+
+
+def test_messages_are_short_and_clean(problems: Problems, base: str) -> None:
+    for problem in problems(base, "backbone.hiddn=\x1b[31mred", "train.stps=1"):
+        assert len(problem.lines()) <= 12
+        assert "\x1b" not in "\n".join(problem.lines())
+
+
+# No torch -----------------------------------------------------------------------------------------------------------
+
+
+def test_resolving_and_planning_import_no_torch(tmp_path: Path, base: str) -> None:
+    (tmp_path / "r.toml").write_text(base, encoding="utf-8")
+    script = (
+        "import sys; from pathlib import Path; from sddit.recipes.plan import plan; from sddit.recipes.resolve import resolve\n"
+        "from sddit.testing.toys import toy_host\n"
+        f"host = toy_host(); host.use(['./extras.py'], Path({str(Path(__file__).parent)!r}))\n"
+        f"print(plan(resolve({str(tmp_path / 'r.toml')!r}, host=host)).flops_per_image, 'torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert float(out[0]) > 0
+    assert out[1] == "False"
