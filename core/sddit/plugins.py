@@ -215,7 +215,7 @@ class Host:
             row.state = "loaded"
         except (Exception, SystemExit) as failure:
             row.state, row.failure = "failed", failure
-            row.error = " ".join(f"{type(failure).__name__}: {failure}".split())
+            row.error = said(failure)
             row.where = _last_line(failure)
             self._forget(row)
         row.seconds = time.perf_counter() - start
@@ -270,6 +270,12 @@ def refuse_misspelt_hooks(plugin: object) -> None:
             )
         if not marked:
             raise TypeError(f"{name} lacks the @hookimpl decorator (from sddit import hookimpl)")
+
+
+def said(failure: BaseException, most: int = 240) -> str:
+    """What an exception says, on one line of bounded length."""
+    text = " ".join(f"{type(failure).__name__}: {failure}".split()).rstrip(": ")
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def plugin_name(path: Path) -> str:

@@ -12,7 +12,7 @@ import click
 
 from sddit.cli.frame import State, error_console
 from sddit.errors import Problem, SdditError, exit_status, printable
-from sddit.plugins import host
+from sddit.plugins import host, said
 
 BUG = 1
 INTERRUPTED = 130
@@ -28,7 +28,7 @@ def of_the_user(failure: SdditError, state: State) -> int:
 
 def of_code(failure: Exception, state: State) -> int:
     """A mistake in code: in a plugin's, if one of its lines was the last of anybody's but a library's; else in ours."""
-    what = f"{type(failure).__name__}: {failure}".rstrip(": ")
+    what = said(failure)
     frames = traceback.extract_tb(failure.__traceback__)
     for frame in reversed(frames):
         if row := host().owner_of(frame.filename):

@@ -99,7 +99,7 @@ def class_numbers(text: str | None, names: Sequence[str]) -> list[int]:
     if text is None or not names:
         if text is not None:
             raise error(
-                "SD-T910", "this run has no classes to choose from", where="--classes", got=text, fix="leave it out"
+                "SD-T920", "this run has no classes to choose from", where="--classes", got=text, fix="leave it out"
             )
         return list(range(len(names)))
     by_name = {name.casefold(): number for number, name in enumerate(names)}
@@ -123,7 +123,7 @@ def numbers(text: str | None, flag: str, names: Sequence[str] = ()) -> list[int]
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
         if match is None:
             expect = "numbers such as 0,3,7-9" + (f", or {one_of(part, names)}" if names else "")
-            raise error("SD-T911", f"{part.strip()!r} is not in the list", where=flag, got=text or "", expect=expect)
+            raise error("SD-T921", f"{part.strip()!r} is not in the list", where=flag, got=text or "", expect=expect)
         first, last = int(match[1]), int(match[2] or match[1])
         found += range(first, last + 1)
     return found

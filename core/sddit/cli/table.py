@@ -62,7 +62,7 @@ def runs_in(folder: Path) -> list[Path]:
     found = sorted(path.parent for path in folder.glob(f"*/{RECIPE}"))
     if not found:
         raise error(
-            "SD-T912",
+            "SD-T922",
             "no run to show",
             where=str(folder),
             got="no folder" if not folder.is_dir() else f"no {RECIPE} in it or below",

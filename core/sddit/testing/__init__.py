@@ -1,7 +1,15 @@
-"""For authors of plugins: the conformance kit `check`, and toy components that need no other plugin.
+"""For authors of plugins: the conformance kit, and toy components that need no other plugin.
 
-from sddit.testing import check
+    from sddit.testing import check_plugin
 
-def test_my_loss() -> None:
-    check("./my_loss.py", "my_loss")
+    def test_my_loss() -> None:
+        check_plugin("my_loss.py")
+
+`check_plugin` tries every component of a plugin with its default settings; `check` tries one, with settings of your choice.
+Both raise `ConformanceError` with everything they found, in plain words.
 """
+
+from sddit.testing.kit import ConformanceError, check, check_plugin
+from sddit.testing.toys import TOY_PAIR_RECIPE, TOY_RECIPE, toy_host
+
+__all__ = ["TOY_PAIR_RECIPE", "TOY_RECIPE", "ConformanceError", "check", "check_plugin", "toy_host"]

@@ -17,6 +17,7 @@ from sddit.interfaces import (
     Attention,
     Batch,
     Context,
+    DataFacts,
     Denoise,
     Denoiser,
     Draws,
@@ -29,6 +30,7 @@ from sddit.interfaces import (
     Tokens,
     View,
 )
+from sddit.sampling import spaced
 from sddit.terms import LossTerm
 from sddit.testing.toys import (
     ToyAgreementParams,
@@ -196,14 +198,10 @@ class ToySchedule:
         return Scalings(torch.zeros_like(t), torch.ones_like(t), (1 + t**2).rsqrt(), t.log() / 4)
 
     def grid(self, steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-        shares = [step / (steps - 1) for step in range(steps)]
-        if kind == "log":
-            levels = [sigma_max * (sigma_min / sigma_max) ** share for share in shares]
-        else:
-            root = rho if kind == "edm" else 1.0
-            high, low = sigma_max ** (1 / root), sigma_min ** (1 / root)
-            levels = [(high + share * (low - high)) ** root for share in shares]
-        return [*levels, 0.0]
+        if kind != "native":
+            return spaced(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+        fall = (sigma_max - sigma_min) / (steps - 1)
+        return [*(sigma_max - step * fall for step in range(steps - 1)), sigma_min, 0.0]
 
 
 class ToyPairs:
@@ -369,7 +367,7 @@ class ToyFeatures:
     title = "channel moments"
     dimensions = 6
 
-    def __init__(self, params: ToyFeatureParams) -> None:
+    def __init__(self, params: ToyFeatureParams, *, facts: DataFacts, device: torch.device) -> None:
         self.params = params
 
     def features(self, images: Tensor) -> Tensor:

@@ -119,7 +119,10 @@ class ToyBackboneParams(face.BackboneParams):
             + output * (width + 1) * head
         )
         flops = 2 * (
-            tokens * patch * width + width + depth * row * 4 * width**2 + (tokens * width * head if output else 0)
+            tokens * patch * width
+            + width
+            + depth * row * (4 * width**2 + row * width)
+            + (tokens * width * head if output else 0)
         )
         return face.Cost(parameters, flops, depth * row * 4 * width)
 
@@ -199,6 +202,7 @@ class ToyDatasetParams(face.DatasetParams):
     images: int = Field(24, ge=1, le=10_000, description="Training images; the test split has a third of that.")
 
     def facts(self) -> face.DataFacts:
+        shades = (1 - 1 / max(1, self.classes) ** 2) / 3  # variance of the classes' shades, evenly in (-1, 1)
         return face.DataFacts(
             image=(self.channels, self.size, self.size),
             class_names=tuple(f"class {index}" for index in range(self.classes)),
@@ -206,7 +210,7 @@ class ToyDatasetParams(face.DatasetParams):
             test_size=max(1, self.images // 3),
             fingerprint=f"toy-{self.size}-{self.channels}-{self.classes}-{self.images}",
             mean=(0.0,) * self.channels,
-            std=(0.5,) * self.channels,
+            std=(math.sqrt(0.64 * shades + 0.02),) * self.channels,
             source="made of formulas",
         )
 
