@@ -42,7 +42,7 @@ class Training:
 
 SETS = {
     "digits": Training(epochs=60),
-    "fashion": Training(epochs=16, lr=3e-3, rotation=0.03, zoom=0.03, shift=0.04, noise=0.05, mirror=True),
+    "fashion": Training(epochs=16, lr=3e-3, rotation=0.03, zoom=0.03, shift=0.04, mirror=True),
 }
 
 
