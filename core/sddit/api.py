@@ -9,7 +9,6 @@ x0 = model.denoise(x, sigma, labels)                                  # [B, C, H
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from sddit.generate import generate, of_classes
 from sddit.interfaces import Dataset, NoiseSchedule, Shapes
 from sddit.plugins import registry
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.resolve import resolve
+from sddit.recipes.resolve import changed, resolve
 from sddit.recipes.translate import validated
 from sddit.training.averages import under
 from sddit.training.checkpoints import Store
@@ -206,13 +205,8 @@ def sample(
     recipe = model.require_recipe()
     changes = [*overrides, *([f"sampler.steps={steps}"] if steps is not None else [])]
     if changes:
-        recipe = with_changes(recipe, changes)
+        recipe = changed(recipe, changes)
     wanted = list(range(model.num_classes)) if classes is None else list(classes)
     request = of_classes(wanted or [0], per_class, model.num_classes, recipe.seed if seed is None else seed)
     x = generate(model.backbone.to(device), model.require_schedule(), recipe, request, device=torch.device(device))
     return model.dataset().to_images(x)
-
-
-def with_changes(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """The same recipe with another sampler or guidance; what was trained stays as it is."""
-    return resolve(json.loads(json.dumps(recipe.to_json())), overrides)

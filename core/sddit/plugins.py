@@ -182,12 +182,12 @@ class Host:
         row.digest = sha256(source).hexdigest()
         row.version = row.digest[:12]
         known = self.rows.get(row.name)
+        if known is not None and known.digest == row.digest:
+            return known  # the same code, perhaps as the copy in a run folder
         if known is not None and known.file != row.file:
             return Problem(
                 "SD-P203", f"two plugins are named {row.name!r}", where=where, got=name, fix="rename the file"
             )
-        if known is not None and known.digest == row.digest:
-            return known
         if known is not None:  # the same file, edited since: a notebook's second try
             self.remove(row.name)
         self.announce(f"plugin {name}: {path}  sha256 {row.version}")

@@ -182,6 +182,8 @@ def prepare(
         progress.warn(notice)
     surroundings.configure(recipe, device, threads=checkpoint.state["threads"] if checkpoint else None)
     folder.write_json(RECIPE, recipe.to_json())
+    for name, file in recipe.plugin_files.items():  # beside the recipe, so that the folder says all that it needs
+        folder.write_bytes(Path(name).name, file.read_bytes())
     folder.write_json(ENVIRONMENT, surroundings.environment(recipe, device))
     session = build_session(recipe, device)
     if checkpoint is None:
