@@ -66,11 +66,16 @@ class Flex:
     def __init__(self, params: AttentionParams) -> None:
         from torch.nn.attention.flex_attention import flex_attention
 
-        self._attend = torch.compile(flex_attention)
+        self._any_shape = torch.compile(flex_attention)
+        self._one_shape = torch.compile(
+            flex_attention, dynamic=False
+        )  # torch 2.13 emits broken C++ for the other in bf16
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, groups: Tensor | None = None
     ) -> Tensor:
+        bias = None if bias is None else bias.float()  # scores are float32, and a bias in float64 gives nan on a CPU
+
         def with_bias(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return score if bias is None else score + (bias[h, i, j] if bias.ndim == 3 else bias[b, h, i, j])
 
@@ -79,7 +84,8 @@ class Flex:
             return score if groups is None else torch.where(groups[b, i] == groups[b, j], score, -torch.inf)
 
         plain = bias is None and groups is None
-        return self._attend(q, k, v, score_mod=None if plain else score_mod)
+        attend = self._one_shape if q.device.type == "cpu" else self._any_shape
+        return attend(q, k, v, score_mod=None if plain else score_mod)
 
 
 class Xformers:
