@@ -13,6 +13,7 @@ import importlib.util
 import os
 import re
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -382,12 +383,13 @@ def _folder_of(plugin: object) -> str:
 
 
 def _last_line(failure: BaseException) -> str:
-    """`file:line` of the innermost frame that is the plugin's own rather than ours or the import system's."""
+    """`file:line` of the innermost frame that is the plugin's own rather than ours or a library's."""
     frames = traceback.extract_tb(failure.__traceback__)
-    ours = str(Path(__file__).parent)
-    own = [f for f in frames if not f.filename.startswith(("<frozen", ours)) and "importlib" not in f.filename]
-    plain = [f for f in own if "pluggy" not in f.filename]
-    return f"{plain[-1].filename}:{plain[-1].lineno}" if plain else ""
+    ours, python = str(Path(__file__).parent), sysconfig.get_path("stdlib")
+    own = [
+        f for f in frames if not f.filename.startswith(("<frozen", ours, python)) and "site-packages" not in f.filename
+    ]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
 class _Bytes(importlib.abc.ExecutionLoader):

@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-TORCH_SEED = 67280421310721
-"""The seed of torch's global generator in a process that never set one (c10, default_rng_seed_val)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -34,9 +31,8 @@ def _numpy_state() -> tuple[Any, ...]:
     return kind, tuple(keys.tolist()), *rest
 
 
-def _torch_state(seed: int | None = None) -> tuple[int, ...]:
-    generator = _torch().default_generator if seed is None else _torch().Generator().manual_seed(seed)
-    return tuple(generator.get_state().tolist())
+def _torch_state() -> tuple[int, ...]:
+    return tuple(_torch().get_rng_state().tolist())
 
 
 SHARED = (
@@ -53,7 +49,6 @@ SHARED = (
         _torch_state,
         lambda state: _torch().set_rng_state(_torch().tensor(state, dtype=_torch().uint8)),
         "torch",
-        lambda: _torch_state(TORCH_SEED),
     ),
     Shared(
         "torch's default dtype",

@@ -108,5 +108,5 @@ def examine_draws(sampler: Any, views: dict[str, View], findings: Findings) -> N
             partly = getattr(part[name], key)
             close = partly is not None and partly.shape == value[2:4].shape and torch.allclose(partly, value[2:4])
             findings.expect(close, f"{key} of view {name!r} depends on the other samples of the batch", fix=fix)
-    changed = any(not torch.equal(view.noise, later[name].noise) for name, view in views.items())
-    findings.expect(changed, "every step has the same noise", fix=fix)
+        changed = not torch.equal(view.noise, later[name].noise)
+        findings.expect(changed, f"every step has the same noise in view {name!r}", fix=fix)
