@@ -67,9 +67,8 @@ class Flex:
         from torch.nn.attention.flex_attention import flex_attention
 
         self._any_shape = torch.compile(flex_attention)
-        self._one_shape = torch.compile(
-            flex_attention, dynamic=False
-        )  # torch 2.13 emits broken C++ for the other in bf16
+        # in bf16 on a CPU, torch 2.13 emits C++ that does not compile for the kernel of any shape
+        self._one_shape = torch.compile(flex_attention, dynamic=False)
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, groups: Tensor | None = None

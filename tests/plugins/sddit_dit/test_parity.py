@@ -92,7 +92,7 @@ def test_dit_embeddings(published: Read) -> None:
 
 
 def test_parity_has_teeth(published: Read) -> None:
-    """The gate refuses a LayerNorm epsilon, a GELU or a position order that is slightly another one."""
+    """The gate refuses one bias moved by 1e-5, and positions with the row first."""
     stored = published("dit_a")
     model, _, _ = load(DiTFormat, stored.meta["constructor"], stored.state)
     inputs = stored.inputs["x"], stored.inputs["t"], stored.inputs["y"]
