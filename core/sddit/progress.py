@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -103,8 +104,8 @@ class Progress:
 
     def detail(self) -> str:
         """`denoise 0.182   discrimination 6.1   1,240 images/s`."""
-        terms = {name: value for name, value in self.values.items() if name.startswith("loss/")}
-        parts = [f"{name.removeprefix('loss/')} {value:.4g}" for name, value in terms.items() if name.count("/") == 1]
+        terms = [(name, value) for name, value in self.values.items() if re.fullmatch(r"loss/[\w-]+", name)]
+        parts = [f"{name.removeprefix('loss/')} {value:.4g}" for name, value in terms]
         if "images_per_second" in self.values:
             parts.append(f"{self.values['images_per_second']:,.0f} images/s")
         return "   ".join(parts)

@@ -81,7 +81,9 @@ def call(arguments: Sequence[str]) -> int:
             cli.invoke(context)
     except click.exceptions.Exit as done:
         return done.exit_code
-    except click.ClickException as usage:
+    except click.UsageError as usage:
+        if usage.ctx is not None and usage.ctx.command is run:
+            usage.ctx = usage.ctx.parent  # whose usage names both a recipe and the verbs
         usage.show()
         return usage.exit_code
     except SdditError as failure:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sddit.cli.frame import Verb, console, error_console, notice, print_json, table
+from sddit.cli.plan import big
 from sddit.plugins import host
 from sddit.progress import progress_on
 
@@ -72,12 +73,15 @@ def print_bench(found: Bench) -> None:
     out = console()
     shown = table("recipe", "images/s", f"of {found.figures[0].name}", "FLOPs an image", "of peak")
     for figure in found.figures:
-        flops = "not stated" if figure.flops_per_image is None else f"{figure.flops_per_image:.3g}"
         share = "" if figure.peak_share is None else f"{figure.peak_share:.0%}"
-        shown.add_row(figure.name, f"{figure.images_per_second:,.0f}", f"{figure.relative:.2f}", flops, share)
+        shown.add_row(
+            figure.name,
+            f"{figure.images_per_second:,.0f}",
+            f"{figure.relative:.2f}",
+            big(figure.flops_per_image),
+            share,
+        )
     out.print(shown)
     for precision, peak in found.peaks.items():
-        out.print(
-            f"peak: {peak / 1e9:,.0f} GFLOP/s of a {precision} matrix product, {found.threads} threads", style="dim"
-        )
+        out.print(f"peak: {big(peak, 'FLOP/s')} of a {precision} matrix product, {found.threads} threads", style="dim")
     out.print(f"median of {found.rounds} rounds, in which the recipes took turns", style="dim")

@@ -61,11 +61,18 @@ def state_of(ctx: click.Context) -> State:
     return ctx.ensure_object(State)
 
 
+class Output(Console):
+    """A console whose reader may go away: the guard of the command ends it quietly."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(file: TextIO | None = None) -> Console:
     """Where a verb prints: colours and the terminal's width on a terminal, plain long lines elsewhere."""
     stream = file or sys.stdout
     width = None if stream.isatty() else UNLIMITED
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return Output(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def error_console() -> Console:

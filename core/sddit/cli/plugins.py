@@ -12,8 +12,8 @@ from sddit.errors import printable
 from sddit.plugins import Host, Row, host
 
 EXAMPLES = """
-sddit-run plugins              our own, and third-party ones from their metadata
-sddit-run plugins --load       import every one, and say what it registers
+sddit-run plugins           third-party ones from their metadata
+sddit-run plugins --load    import every one, and say what it registers
 sddit-run plugins --json
 """
 STYLES = {"loaded": "green", "failed": "bold red", "not loaded": "dim", "not allowed": "yellow"}

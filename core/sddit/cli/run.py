@@ -104,7 +104,8 @@ def refuse_unknown_word(word: str) -> None:
         lookup.find(word)
     except SdditError:
         verbs = click.get_current_context().find_root().command
-        known = [*lookup.names(), *(verbs.commands if isinstance(verbs, click.Group) else ())]
+        beside = [path.name for path in Path().glob("*.toml")]
+        known = [*beside, *lookup.names(), *(verbs.commands if isinstance(verbs, click.Group) else ())]
         raise error(
             "SD-R170",
             f"{word!r} is neither a recipe nor a verb",

@@ -1,0 +1,160 @@
+"""The command itself: what comes first, help, and how every failure ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+import sddit.run
+from sddit.cli.app import VERBS, cli
+from sddit.errors import error
+
+
+@pytest.mark.parametrize("words", [[], *[[verb.name] for verb in VERBS]])
+def test_every_help_fits_eighty_columns_and_has_examples(sddit_run, words):
+    said = sddit_run(*words, "--help")
+    assert said.status == 0
+    assert "Examples:" in said.out
+    assert max(map(len, said.out.splitlines())) <= 80
+    assert len(said.out.splitlines()) <= 50
+
+
+def test_the_help_of_a_recipe_is_that_of_the_command(sddit_run):
+    assert sddit_run("any.toml", "--help").out == sddit_run("--help").out
+
+
+def test_every_verb_is_listed_and_none_other(sddit_run):
+    listed = sddit_run("--help").out.partition("Verbs:")[2]
+    assert set(cli.commands) == {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
+
+
+def test_nothing_at_all_is_answered_with_the_usage(sddit_run):
+    said = sddit_run()
+    assert said.status == 2
+    assert "sddit-run RECIPE" in said.out + said.err
+
+
+def test_a_verb_wins_over_a_recipe_of_its_name(sddit_run, toy_recipe, tmp_path):
+    (tmp_path / "plugins").write_text(toy_recipe.read_text(encoding="utf-8"), encoding="utf-8")
+    assert "registers" in sddit_run("plugins").out
+    said = sddit_run("-n", "./plugins")
+    assert "registers" not in said.out
+
+
+@pytest.mark.parametrize(("word", "nearest"), [("plugin", "plugins"), ("exlpain", "explain"), ("toy.tml", "toy.toml")])
+def test_an_unknown_first_word_brings_the_nearest_verb_or_recipe(sddit_run, toys, tmp_path, word, nearest):
+    (tmp_path / "toy.toml").touch()
+    said = sddit_run(word)
+    assert said.status == 2
+    assert "SD-R170" in said.err
+    assert f"did you mean {nearest!r}?" in said.err
+    assert said.out == ""
+
+
+def test_a_missing_path_is_a_missing_recipe(sddit_run):
+    said = sddit_run("recipes/none_of_that_name.toml")
+    assert (said.status, "SD-R121" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["x.toml", "--frsh"], "Did you mean '--fresh'?"),
+        (["x.toml", "--fresh", "--resume", "runs/x"], "--fresh begins anew and --resume continues"),
+        (["x.toml", "--allow-change", "seed"], "--allow-change is for --resume"),
+        (["plugins", "much"], "unexpected extra argument"),
+    ],
+)
+def test_a_wrong_flag_is_answered_with_the_usage(sddit_run, words, said):
+    answer = sddit_run(*words)
+    assert answer.status == 2
+    assert said in answer.err
+    assert "Try 'sddit-run" in answer.err
+
+
+# ------------------------------------------------------------------------------------------------------------ failures
+
+
+@pytest.fixture
+def failing(monkeypatch, toy_recipe, tmp_path):
+    """`failing(exception)` makes the run raise it after its folder is known; returns the recipe's path."""
+
+    def make(failure: BaseException) -> str:
+        def run(recipe, *, progress, **_):
+            progress.folder = tmp_path
+            raise failure
+
+        monkeypatch.setattr(sddit.run, "run", run)
+        return str(toy_recipe)
+
+    return make
+
+
+def test_a_problem_of_the_user_is_told_without_a_traceback(sddit_run, failing, tmp_path):
+    said = sddit_run(failing(error("SD-P230", "no CUDA device", where="--device", fix="--device cpu")))
+    assert said.status == 3
+    assert "error SD-P230: no CUDA device" in said.err
+    assert "Traceback" not in said.err
+    assert f"log:    {tmp_path / 'crash.log'}" in said.err
+    assert "Traceback" in (tmp_path / "crash.log").read_text(encoding="utf-8")
+
+
+def test_a_bug_of_ours_is_short_and_has_a_log(sddit_run, failing, tmp_path):
+    said = sddit_run(failing(ZeroDivisionError("division by zero")))
+    assert said.status == 1
+    assert "error: a bug in the toolkit: ZeroDivisionError: division by zero" in said.err
+    assert str(tmp_path / "crash.log") in said.err
+    assert len(said.err.splitlines()) <= 12
+    assert "ZeroDivisionError" in (tmp_path / "crash.log").read_text(encoding="utf-8")
+
+
+def test_debug_shows_the_traceback(sddit_run, failing):
+    for words in (["--debug", failing(ValueError("x"))], [failing(ValueError("x")), "--debug"]):
+        assert "Traceback (most recent call last)" in sddit_run(*words).err
+
+
+def test_control_characters_of_a_message_are_escaped(sddit_run, failing):
+    assert "\x1b" not in sddit_run(failing(ValueError("a\x1b[31mb"))).err
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [(KeyboardInterrupt(), 130), (click.Abort(), 130), (BrokenPipeError(), 0), (SystemExit(143), 143)],
+)
+def test_an_end_from_outside_is_quiet(sddit_run, failing, failure, status, monkeypatch):
+    monkeypatch.setattr("sddit.cli.failures.os.dup2", lambda *_: None)
+    if isinstance(failure, SystemExit):
+        with pytest.raises(SystemExit, match="143"):
+            sddit_run(failing(failure))
+    else:
+        said = sddit_run(failing(failure))
+        assert said.status == status
+        assert "Traceback" not in said.err
+
+
+def test_a_reader_that_goes_away_is_no_failure(sddit_process):
+    """As `sddit-run explain | head -1`."""
+    code = "from sddit.cli import main; main(['explain'])"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_an_error_inside_a_plugin_is_the_plugins(sddit_run, toy_recipe, loss_source):
+    folder = toy_recipe.parent
+    (folder / "mine.py").write_text(loss_source.replace("self.scale *", "self.scales *"), encoding="utf-8")
+    text = 'plugins = ["./mine.py"]\n' + toy_recipe.read_text(encoding="utf-8") + '[loss.mine]\nname = "mine"\n'
+    toy_recipe.write_text(text, encoding="utf-8")
+    said = sddit_run(toy_recipe)
+    assert said.status == 3
+    assert "error SD-P221: plugin 'mine' raised an error" in said.err
+    line = 1 + loss_source.splitlines().index(next(x for x in loss_source.splitlines() if "self.scale *" in x))
+    assert f"{folder / 'mine.py'}:{line}" in said.err
+    assert "has no attribute 'scales'" in said.err
+    assert "sha256" in said.err, "path and hash of the file are told"

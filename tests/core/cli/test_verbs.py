@@ -1,0 +1,276 @@
+"""The verbs, on toys."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sddit.cli.explain import EXITS
+from sddit.cli.show import shown
+from sddit.errors import catalogue
+from sddit.testing import TOY_PAIR_RECIPE
+
+# ------------------------------------------------------------------------------------------------------------- plugins
+
+
+def test_plugins_are_listed_with_origin_and_what_they_add(sddit_run, toys, distribution, loss_source):
+    said = sddit_run("plugins")
+    assert said.status == 0
+    assert re.search(r"^sddit +sddit +optimizers: adamw +loaded", said.out, re.MULTILINE)
+    assert "tensorboard" in said.out
+
+
+def test_third_party_plugins_show_what_they_add_after_load(sddit_process, distribution, loss_source, tmp_path):
+    distribution("acme-dist", "acme", f"print('imported!')\n{loss_source}", "2.5")
+    distribution("bad-dist", "bad", "1 / 0")
+    path = f"import sys; sys.path[:0] = [{str(tmp_path / 'site_acme-dist')!r}, {str(tmp_path / 'site_bad-dist')!r}]"
+    said = sddit_process("plugins", before=path)
+    assert re.search(r"^acme +acme-dist 2.5 +not loaded", said.out, re.MULTILINE)
+    assert "imported!" not in said.out + said.err
+    loaded = sddit_process("plugins", "--load", before=path)
+    assert re.search(r"^acme +acme-dist 2.5 +losses: mine +loaded", loaded.out, re.MULTILINE)
+    assert "bad: ZeroDivisionError: division by zero" in loaded.err
+    assert loaded.status == 0
+    records = {row["name"]: row for row in json.loads(sddit_process("plugins", "--load", "--json", before=path).out)}
+    assert records["acme"]["registers"] == {"losses": ["mine"]}
+    assert (records["bad"]["state"], records["bad"]["error"]) == ("failed", "ZeroDivisionError: division by zero")
+    assert records["sddit"]["builtin"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- show
+
+
+def test_show_lists_kinds_with_the_words_of_their_hooks(sddit_run, toys):
+    said = sddit_run("show")
+    assert "Add loss terms; a recipe uses one as `[loss.<label>]" in said.out
+    assert "toy, toy_agreement" in said.out
+    assert json.loads(sddit_run("show", "--json").out)["losses"]["hook"] == "register_losses"
+
+
+def test_show_lists_components_by_kind_and_by_table(sddit_run, toys):
+    assert sddit_run("show", "losses").out == sddit_run("show", "loss").out
+    assert "Student tokens against the teacher's." in sddit_run("show", "losses").out
+
+
+def test_show_prints_type_default_bounds_and_meaning(sddit_run, toys):
+    said = sddit_run("show", "optimizers", "adamw")
+    assert "arXiv:1711.05101" in said.out
+    assert re.search(
+        r"^betas +\[number, 0 and below 1, number, 0 and below 1\] +\(default \[0.9, 0.999\]\)", said.out, re.MULTILINE
+    )
+    assert "    Added to the root of the second average." in said.out
+    entries = {
+        entry["key"]: entry for entry in json.loads(sddit_run("show", "optimizers", "adamw", "--json").out)["settings"]
+    }
+    assert entries["eps"] == {
+        "key": "eps", "type": "number, above 0", "required": False, "default": 1e-8,
+        "description": "Added to the root of the second average.",
+    }  # fmt: skip
+    schema = json.loads(sddit_run("show", "optimizers", "adamw", "--schema").out)
+    assert schema["additionalProperties"] is False
+
+
+def test_show_prints_the_core_tables(sddit_run, toys):
+    assert re.search(r"^save_every +whole number, at least 1", sddit_run("show", "train").out, re.MULTILINE)
+
+
+def test_show_loads_a_plugin_that_is_named(sddit_run, toys, tmp_path, loss_source):
+    (tmp_path / "mine.py").write_text(loss_source, encoding="utf-8")
+    said = sddit_run("show", "losses", "mine", "--plugin", "./mine.py")
+    assert said.status == 0
+    assert "scale   number, above 0   (default 1.0)" in said.out
+    assert "A factor." in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "nearest"),
+    [
+        (["loses"], "SD-R111", "'losses'"),
+        (["losses", "toi"], "SD-R110", "'toy'"),
+        (["losses", "acme/x"], "SD-P205", ""),
+    ],
+)
+def test_show_refuses_what_is_not_there(sddit_run, toys, words, code, nearest):
+    said = sddit_run("show", *words)
+    assert code in said.err
+    assert nearest in said.err
+
+
+def test_a_component_shown_without_its_kind_is_found(sddit_run, toys):
+    assert "sddit-run show losses toy_agreement" in sddit_run("show", "toy_agreement").err
+
+
+def test_defaults_are_shown_as_a_recipe_writes_them():
+    assert [shown(value) for value in (None, True, "a", 1.0, 1, [0.5, 2], {"start": 0.1}, {})] == [
+        "left out", "true", '"a"', "1.0", "1", "[0.5, 2]", "{ start = 0.1 }", "{}",
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- explain
+
+
+def test_every_code_has_a_page(sddit_run):
+    for code, page in catalogue().items():
+        said = sddit_run("explain", code)
+        assert page["title"] in said.out
+        assert f"Exit status {page['exit']}: {EXITS[page['exit']]}." in said.out
+
+
+def test_a_code_may_be_written_short(sddit_run):
+    assert sddit_run("explain", "p201").out == sddit_run("explain", "SD-P201").out
+    assert "SD-P201" in sddit_run("explain").out
+    assert list(json.loads(sddit_run("explain", "p201", "--json").out)) == ["SD-P201"]
+    assert "SD-R171" in sddit_run("explain", "SD-Z999").err
+
+
+# ---------------------------------------------------------------------------------------------------------- new-plugin
+
+
+def test_new_plugins_pass_their_own_tests(sddit_run, tmp_path):
+    assert sddit_run("new-plugin", "my_loss").status == 0
+    assert sddit_run("new-plugin", "my_steps", "--kind", "sampler").status == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "test_my_loss.py", "test_my_steps.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_new_loss_trains(sddit_run, toy_recipe):
+    sddit_run("new-plugin", "my_loss", "--in", toy_recipe.parent)
+    toy_recipe.write_text('plugins = ["./my_loss.py"]\n' + toy_recipe.read_text(encoding="utf-8"), encoding="utf-8")
+    said = sddit_run(toy_recipe, "loss.mine.name=my_loss", "loss.mine.bend=0.5", "--json")
+    assert said.status == 0, said.err
+    log = Path(json.loads(said.out)["folder"], "metrics.jsonl").read_text(encoding="utf-8")
+    assert "loss/mine" in json.loads(log.splitlines()[-1])
+
+
+def test_a_new_package_is_a_plugin_once_installed(sddit_run, tmp_path):
+    said = sddit_run("new-plugin", "my_loss", "--package")
+    assert [line.split()[1] for line in said.out.splitlines()[:4]] == [
+        "my_loss/pyproject.toml", "my_loss/README.md", "my_loss/src/my_loss/__init__.py", "my_loss/tests/test_my_loss.py",
+    ]  # fmt: skip
+    project = (tmp_path / "my_loss" / "pyproject.toml").read_text(encoding="utf-8")
+    assert '[project.entry-points.sddit]\nmy_loss = "my_loss"' in project
+    assert "./my_loss.py" not in (tmp_path / "my_loss" / "src" / "my_loss" / "__init__.py").read_text(encoding="utf-8")
+
+
+def test_nothing_is_overwritten(sddit_run, tmp_path):
+    (tmp_path / "test_my_loss.py").write_text("mine", encoding="utf-8")
+    said = sddit_run("new-plugin", "my_loss")
+    assert (said.status, "SD-R173" in said.err) == (2, True)
+    assert not (tmp_path / "my_loss.py").exists(), "all files or none"
+    assert (tmp_path / "test_my_loss.py").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("name", ["My-Loss", "2fast", "class", "../x", ""])
+def test_a_name_that_no_module_can_have_is_refused(sddit_run, name):
+    assert "SD-R172" in sddit_run("new-plugin", name).err
+
+
+# -------------------------------------------------------------------------------------------- a run and what follows it
+
+
+@pytest.fixture
+def trained(sddit_run, toy_recipe):
+    """The folder of a run of toys with a teacher, by the command."""
+    toy_recipe.write_text(TOY_PAIR_RECIPE, encoding="utf-8")
+    said = sddit_run(toy_recipe, "--json")
+    assert said.status == 0, said.err
+    return json.loads(said.out)["folder"]
+
+
+def test_a_run_reports_and_a_second_one_has_nothing_to_do(sddit_run, trained, toy_recipe):
+    said = sddit_run(toy_recipe)
+    assert said.status == 0
+    assert "finished before" in said.out
+    assert f"report: {trained}" in said.out.replace("report: runs", f"report: {trained.rpartition('/')[0]}")
+
+
+def test_the_plan_names_every_value_its_origin_and_the_cost(sddit_run, toy_recipe, tmp_path):
+    said = sddit_run("-n", toy_recipe, "train.steps=7")
+    assert said.status == 0
+    assert re.search(r"^steps +7 +command line", said.out, re.MULTILINE)
+    assert re.search(r"^lr +0.001 +\S*toy.toml:\d+", said.out, re.MULTILINE)
+    assert re.search(r"^hidden +16 +default", said.out, re.MULTILINE)
+    assert re.search(r"^parameters +2.93 k", said.out, re.MULTILINE)
+    assert "7 steps of" in said.out
+    assert not (tmp_path / "runs").exists()
+    planned = json.loads(sddit_run("-n", toy_recipe, "--json").out)
+    assert planned["backbone_parameters"] == 2928
+
+
+def test_sample_draws_the_same_pictures_again(sddit_run, trained):
+    words = ["sample", trained, "--classes", "0,class 2", "--count", "2", "--seeds", "3-4", "--steps", "3"]
+    first, second = sddit_run(*words), sddit_run(*words)
+    assert first.status == 0, first.err
+    files = [re.findall(r"\S+\.npz", said.out)[0] for said in (first, second)]
+    assert files[0] != files[1], "nothing is overwritten"
+    one, two = (np.load(file) for file in files)
+    assert one["arr_0"].shape == (8, 8, 8, 3)
+    assert one["arr_1"].tolist() == [0] * 4 + [2] * 4
+    assert np.array_equal(one["arr_0"], two["arr_0"])
+    other = np.load(re.findall(r"\S+\.npz", sddit_run(*words[:-4], "--seeds", "5-6").out)[0])
+    assert not np.array_equal(one["arr_0"], other["arr_0"])
+    with Image.open(files[0].replace(".npz", ".png")) as picture:
+        assert picture.width > picture.height / 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--classes", "7"], "SD-T904"), (["--classes", "dog"], "SD-T921"), (["--seeds", "1;2"], "SD-T921"),
+        (["--sampler", "toi"], "SD-R110"), (["--weights", "ema"], "SD-C446"),
+    ],
+)  # fmt: skip
+def test_sample_refuses_what_is_not_there(sddit_run, trained, words, code):
+    said = sddit_run("sample", trained, *words)
+    assert said.status > 1
+    assert code in said.err
+
+
+def test_evaluate_prints_scores(sddit_run, toy_recipe):
+    run = json.loads(sddit_run(toy_recipe, 'evaluate.features=["toy"]', "evaluate.samples=24", "--json").out)["folder"]
+    said = sddit_run("evaluate", run)
+    assert said.status == 0, said.err
+    assert re.search(r"^Frechet distance +[\d.e+-]+ +[\d.e+-]+", said.out, re.MULTILINE)
+    scores = json.loads(sddit_run("evaluate", run, "--json").out)
+    [one] = scores.values()
+    assert one["title"] == "channel moments"
+
+
+def test_table_puts_runs_side_by_side(sddit_run, toy_recipe, tmp_path):
+    for seed in (0, 1):
+        sddit_run(toy_recipe, f"seed={seed}", 'evaluate.features=["toy"]', "evaluate.samples=24")
+    said = sddit_run("table")
+    assert said.status == 0, said.err
+    assert len(re.findall(r"^toy-\w{12}  4 ", said.out, re.MULTILINE)) == 2
+    assert "toy FD" in said.out
+    assert "(floor " in said.out
+    markdown = sddit_run("table", "--markdown").out.splitlines()
+    assert markdown[1].startswith("| --- |")
+    rows = list(csv.DictReader(io.StringIO(sddit_run("table", "--csv").out)))
+    assert len(rows) == 2
+    assert float(rows[0]["images_per_second"]) > 0
+    assert any(column.endswith(".fd") for column in rows[0])
+    (next((tmp_path / "runs").iterdir()) / "scores.json").write_text("{", encoding="utf-8")
+    assert "SD-F704" in sddit_run("table").err
+    assert "SD-T922" in sddit_run("table", tmp_path / "nothing").err
+
+
+def test_bench_compares_recipes(sddit_run, toy_recipe):
+    said = sddit_run("bench", toy_recipe, toy_recipe, "--rounds", "1", "--seconds", "0.02", "--json")
+    assert said.status == 0, said.err
+    found = json.loads(said.out)
+    assert [figure["name"] for figure in found["figures"]] == ["toy", "toy"]
+    assert found["figures"][0]["relative"] == 1
+    assert found["peaks"]["fp32"] > 0
