@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sddit.api import Model
+    from sddit.recipes.recipe import Recipe
 
 EXAMPLES = """
 sddit-run sample runs/quickstart-4f2c91d07a55
@@ -39,7 +40,7 @@ NAME = "samples"
 )
 @click.option("--seeds", metavar="LIST", help="Such as 0-3; left out: the run's own.")
 @click.option("--steps", metavar="N", type=click.IntRange(2), help="Sampler steps; left out: the recipe's.")
-@click.option("--guidance", type=float, metavar="SCALE", help="Classifier-free guidance of this scale; 1: none.")
+@click.option("--guidance", type=float, metavar="SCALE", help="Guidance of this scale; left out: the recipe's.")
 @click.option("--sampler", metavar="NAME", help="Another sampler: sddit-run show samplers.")
 @click.option("--weights", default="", metavar="LABEL", help="The label of an [ema], or student.")
 @click.option("--step", metavar="N", type=click.IntRange(0), help="The checkpoint of this step; left out: the newest.")
@@ -67,6 +68,7 @@ def sample(
     host().announce = notice
     choose_device(device)
     model = api.load(run, weights=weights, step=step)
+    changes = overrides(model.require_recipe(), steps, sampler, guidance)
     wanted = class_numbers(classes, model.require_recipe().facts.class_names)
     drawn = [
         api.sample(
@@ -75,7 +77,7 @@ def sample(
             per_class=count,
             seed=seed,
             device=device,
-            overrides=overrides(steps, sampler, guidance),
+            overrides=changes,
         )
         for seed in numbers(seeds, "--seeds") or [model.require_recipe().seed]
     ]  # for each seed [classes * count, 3, H, W]
@@ -85,13 +87,27 @@ def sample(
         click.echo(path)
 
 
-def overrides(steps: int | None, sampler: str | None, guidance: float | None) -> list[str]:
+def overrides(recipe: Recipe, steps: int | None, sampler: str | None, guidance: float | None) -> list[str]:
     """The flags as changes of the recipe."""
     changes = [] if sampler is None else [f"sampler.name={sampler}"]
     changes += [] if steps is None else [f"sampler.steps={steps}"]
-    if guidance is not None:
-        changes += ["guidance.name=none"] if guidance == 1 else ["guidance.name=cfg", f"guidance.scale={guidance}"]
-    return changes
+    return changes + ([] if guidance is None else guided(recipe, guidance))
+
+
+def guided(recipe: Recipe, scale: float) -> list[str]:
+    """A scale for the recipe's own guidance rule or, if that has none, for the one rule that has."""
+    if "scale" in type(recipe.guidance.params).model_fields:
+        return [f"guidance.scale={scale}"]
+    scaled = [c.qualified for c in host().registries.guidances if "scale" in c.params.model_fields]
+    if len(scaled) != 1:
+        raise error(
+            "SD-T923",
+            "no guidance rule to give a scale to" if not scaled else "several guidance rules have a scale",
+            where="--guidance",
+            got=str(scale),
+            expect=f"a recipe whose [guidance] is one of {', '.join(scaled)}" if scaled else "a plugin that brings one",
+        )
+    return [f"guidance.name={scaled[0]}", f"guidance.scale={scale}"]
 
 
 def class_numbers(text: str | None, names: Sequence[str]) -> list[int]:

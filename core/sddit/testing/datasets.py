@@ -38,6 +38,8 @@ def examine_split(dataset: Dataset, split: str, size: int, facts: DataFacts, fin
         expect=str(size),
     )
     findings.expect(dataset.facts == facts, "the data set has other facts than its params")
+    if not findings.expect(len(dataset) > 0, f"the {split} split is empty"):
+        return
     ids = [0, len(dataset) - 1, len(dataset) // 2]
     images, labels = dataset.fetch(ids)
     if not things.is_shaped(findings, images, (3, *facts.image), "fetch gives images that"):

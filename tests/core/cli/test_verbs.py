@@ -229,7 +229,7 @@ def test_sample_draws_the_same_pictures_again(sddit_run, trained):
     ("words", "code"),
     [
         (["--classes", "7"], "SD-T904"), (["--classes", "dog"], "SD-T921"), (["--seeds", "1;2"], "SD-T921"),
-        (["--sampler", "toi"], "SD-R110"), (["--weights", "ema"], "SD-C446"),
+        (["--sampler", "toi"], "SD-R110"), (["--weights", "ema"], "SD-C446"), (["--guidance", "2"], "SD-T923"),
     ],
 )  # fmt: skip
 def test_sample_refuses_what_is_not_there(sddit_run, trained, words, code):

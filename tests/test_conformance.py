@@ -1,0 +1,69 @@
+"""Every component of our own plugins passes the kit that plugin authors run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sddit.plugins import Host
+from sddit.registry import Component
+from sddit.testing import check
+
+SMALL: dict[str, dict[str, Any]] = {
+    "dit/dit": {"depth": 4, "width": 24, "heads": 3, "patch": 2},
+    "discrimination/discrimination": {"prototypes": 16, "hidden": 12, "bottleneck": 8},
+}
+"""Settings by which a component is tried where its defaults are large."""
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "dit/dit": [
+        {"cls_token": True},
+        {"cls_token": True, "fill": "input", "decoder": {"depth": 1, "width": 12, "heads": 2}},
+    ],
+    "discrimination/pf_ode": [{"mask_ratio": 0.5}, {"teacher_noise": "same"}],
+    "masking/masked": [{"mask_ratio": 0.5}],
+    "heun/cfg": [{"scale": 2.0}, {"scale": 3.0, "interval": (0.1, 5.0)}],
+    "heun/heun": [{"churn": 10.0}],
+    "discrimination/discrimination": [{"cls_source": "mean"}, {"shared_head": False}, {"cls_weight": 0.0}],
+}
+HOST = Host()
+
+
+def components() -> list[Component[Any]]:
+    return [component for registry in HOST.registries.all().values() for component in registry]
+
+
+def cases() -> list[Any]:
+    """Each component as it is, and in its variants."""
+    return [
+        pytest.param(c, settings, id=f"{c.kind}-{c.qualified}-{number}")
+        for c in components()
+        for number, settings in enumerate([{}, *VARIANTS.get(c.qualified, [])])
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own, by flex
+@pytest.mark.parametrize(("component", "settings"), cases())
+def test_a_component_conforms(component: Component[Any], settings: dict[str, Any], tmp_path: Path) -> None:
+    if component.missing():
+        pytest.skip(f"needs {', '.join(component.missing())}")
+    given = {**SMALL.get(component.qualified, {}), **settings}
+    if component.qualified == "sddit/folder":
+        given["path"] = str(pictures(tmp_path))
+    runtime = {"facts": facts_of("digits")} if component.qualified == "sddit/classifier" else {}
+    check(component, runtime=runtime, **given)
+
+
+def facts_of(dataset: str) -> Any:
+    return HOST.registries.datasets.get(dataset).params().facts()  # type: ignore[attr-defined]
+
+
+def pictures(folder: Path) -> Path:
+    """Two classes of twenty small pictures."""
+    for label in ("cat", "dog"):
+        (folder / label).mkdir()
+        for number in range(20):
+            Image.new("RGB", (8, 8), (12 * number, 200, 90 * (label == "dog"))).save(folder / label / f"{number}.png")
+    return folder
