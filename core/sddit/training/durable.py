@@ -121,5 +121,5 @@ def storage_error(cause: OSError, path: Path) -> SdditError:
     if cause.errno in FORBIDDEN:
         return error("SD-F703", "the run folder cannot be used", where=where, got=got, fix="mend its permissions")
     if cause.errno in GONE:
-        return error("SD-F704", "the run folder has gone", where=where, got=got, fix="put it back, then run again")
+        return error("SD-F706", "the run folder has gone", where=where, got=got, fix="put it back, then run again")
     return error("SD-M611", "the storage failed", where=where, got=got, fix="look at the disk or mount, then run again")

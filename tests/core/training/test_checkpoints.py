@@ -180,6 +180,7 @@ def test_a_cut_file_is_found(two: Store, name: str, share: float) -> None:
     os.truncate(two.place(2) / name, int((two.place(2) / name).stat().st_size * share))
     assert code(lambda: two.open(2)) == "SD-C401"
     assert (newest := two.latest()) is not None and newest.step == 1
+    assert name in two.notices[0] and ("bytes, not" in two.notices[0] or name == "manifest.json")
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,7 @@ def test_a_run_folder_that_has_gone_is_told(store: Store) -> None:
     def removes_the_folder(writer: Writer) -> None:
         shutil.rmtree(store.folder)
 
-    assert code(lambda: store.save(2, {"a": b"a", "b": removes_the_folder, "c": b"c"})) == "SD-F704"
+    assert code(lambda: store.save(2, {"a": b"a", "b": removes_the_folder, "c": b"c"})) == "SD-F706"
 
 
 # -- tensors ---------------------------------------------------------------------------------------------------------

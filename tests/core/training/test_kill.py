@@ -32,6 +32,16 @@ def content(step: int) -> dict[str, bytes]:
     }
 
 
+PRELUDE = """
+from __future__ import annotations
+import hashlib, os, shutil, sys
+from pathlib import Path
+
+def say(text):
+    os.write(1, f"{text}\\n".encode())  # one write: lines of two processes do not mix, and none is cut by a kill
+
+"""
+
 CAREFUL = """
 from sddit.training.checkpoints import Store
 
@@ -41,7 +51,7 @@ def write(until):
     newest = store.latest()
     for step in range(newest.step + 1 if newest else 1, until + 1):
         store.save(step, content(step))
-        print(step, flush=True)
+        say(step)
 """
 
 NAIVE = """
@@ -53,7 +63,8 @@ def write(until):
         for name, data in content(step).items():
             with open(place / name, "wb") as file:
                 file.write(data)
-        print(step, flush=True)
+        shutil.rmtree(folder / f"step-{step - 3:06d}", ignore_errors=True)
+        say(step)
 """
 
 NURSERY = """
@@ -61,23 +72,24 @@ for request in sys.stdin:
     child = os.fork()
     if child == 0:
         write(until=10**9)
-    print("born", child, flush=True)
+    say(f"born {child}")
     os.waitpid(child, 0)
-    print("dead", flush=True)
+    say("dead")
 """
 
 
 def start(program: str, folder: Path, fault: str = "") -> subprocess.Popen[str]:
     """A Python process with `folder` and `content`, without torch."""
-    setting = f"import hashlib, os, sys\nfrom pathlib import Path\nSIZES = {SIZES!r}\nfolder = Path({str(folder)!r})\n"
+    setting = f"SIZES = {SIZES!r}\nfolder = Path({str(folder)!r})\n" + inspect.getsource(content)
     env = {name: value for name, value in os.environ.items() if name != "SDDIT_FAULT"}
     return subprocess.Popen(
-        [sys.executable, "-c", "from __future__ import annotations\n" + setting + inspect.getsource(content) + program],
+        [sys.executable, "-c", PRELUDE + setting + program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=env | ({"SDDIT_FAULT": fault} if fault else {}),
+        start_new_session=True,
     )
 
 
@@ -88,6 +100,7 @@ def nursery(writer: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
+        os.killpg(process.pid, signal.SIGKILL)  # its writer too, which would go on for ever
         process.communicate()
 
 
@@ -166,7 +179,7 @@ def test_a_kill_at_each_point_leaves_a_run_that_goes_on(tmp_path: Path, point: s
 
 
 def test_the_writer_imports_no_torch(tmp_path: Path) -> None:
-    program = "\nimport json, sddit.training.run_folder, sddit.training.signals\nprint(json.dumps(list(sys.modules)))"
+    program = "\nimport json, sddit.training.run_folder, sddit.training.signals\nsay(json.dumps(list(sys.modules)))"
     stdout, _ = start(CAREFUL + program, tmp_path).communicate()
     assert {"sddit.training.checkpoints", "sddit.training.run_folder"} <= set(json.loads(stdout))
     assert not {"torch", "numpy", "safetensors"} & set(json.loads(stdout))

@@ -75,11 +75,11 @@ def test_two_writers_in_one_process(tmp_path: Path) -> None:
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path) -> None:
-    fork = "child = os.fork()\n    if child == 0: time.sleep(60)\n    print(child, file=sys.stderr, flush=True)"
+    fork = "if os.fork() == 0: print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
     command = [sys.executable, "-c", HOLD.format(while_held=fork), str(tmp_path)]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert parent.stdout is not None and parent.stderr is not None
-    worker = int(parent.stderr.readline())
+    worker = int(parent.stderr.readline())  # it runs, so it has let go of the lock
     try:
         assert parent.stdout.readline() == "held\n"
         parent.kill()
@@ -183,8 +183,8 @@ def test_names_stay_inside(tmp_path: Path) -> None:
 def test_a_folder_that_has_gone_is_not_made_anew(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run") as run:
         run.path.rename(tmp_path / "elsewhere")
-        assert code(lambda: run.write_text("a.txt", "a")) == "SD-F704"
-        assert code(lambda: run.write_text("samples/a.txt", "a")) == "SD-F704"
+        assert code(lambda: run.write_text("a.txt", "a")) == "SD-F706"
+        assert code(lambda: run.write_text("samples/a.txt", "a")) == "SD-F706"
     assert not (tmp_path / "run").exists()
 
 
