@@ -24,7 +24,7 @@ NAME_WIDTH = 9  # of the longest stage name, so that lines stand in columns
 
 
 class Progress:
-    """The silent one, for notebooks and tests; subclasses override `note`, `show` and `close`.
+    """The silent one, for notebooks and tests; subclasses override `note`, `begin`, `show` and `close`.
 
     A run calls `stage` when a part of it begins, `advance` or `tick` as it goes on, `note` and `warn` for lines that stay,
     and sets `folder` as soon as there is one, so that a crash log has a place.
@@ -50,6 +50,7 @@ class Progress:
         self.end_stage()
         self.name, self.total, self.done, self.values = name, total, done, {}
         self._begun, self._first = self._clock(), done
+        self.begin()
         self.show()
 
     def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
@@ -74,6 +75,9 @@ class Progress:
     def warn(self, text: str) -> None:
         """A warning that stays."""
         self.note(f"warning: {text}")
+
+    def begin(self) -> None:
+        """A stage begins."""
 
     def show(self) -> None:
         """Bring what is seen up to date."""
@@ -123,9 +127,8 @@ class PlainProgress(Progress):
         self._console = console
         self._next = 0.0
 
-    def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
+    def begin(self) -> None:
         self._next = 0.0
-        super().stage(name, total, done)
 
     def note(self, text: str) -> None:
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
@@ -155,13 +158,11 @@ class LiveProgress(Progress):
         )
         self._task: TaskID | None = None
 
-    def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
-        self.end_stage()
-        self._task = self._bar.add_task(name, total=total, completed=done, left="")
+    def begin(self) -> None:
+        self._task = self._bar.add_task(self.name, total=self.total, completed=self.done, left="")
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=8, transient=True)
             self._live.start()
-        super().stage(name, total, done)
 
     def end_stage(self) -> None:
         if self._task is not None:
