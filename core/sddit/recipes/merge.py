@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sddit.errors import Problem, error, raise_all
-from sddit.recipes.lookup import find, nearby
+from sddit.recipes.lookup import find, nearby, shipped
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.source import Source, odd_values, parse_value, quoted, read, shown
 
@@ -122,13 +122,16 @@ def chain(path: Path) -> list[Source]:
 
 
 def _parent(path: Path, parent: Any, where: str) -> Path:
+    """The file that `extends` means: `base/x.toml` beside this one, or `quickstart`, a shipped recipe by its name."""
+    if isinstance(parent, str) and re.fullmatch(r"[\w-]+(/[\w-]+)*", parent):
+        return shipped() / f"{parent}.toml"
     if not isinstance(parent, str) or not parent.endswith(".toml") or Path(parent).is_absolute():
         raise error(
             "SD-R103",
             "'extends' is of the wrong kind",
             where=where,
             got=f"extends = {quoted(parent)}",
-            expect="the path of one .toml file, relative to this one",
+            expect="the path of one .toml file, relative to this one, or the name of a shipped recipe",
         )
     return path.parent / parent
 

@@ -36,8 +36,7 @@ def examine(case: Case, findings: Findings) -> None:
             term = built(case)
             if not is_a_term(term, findings):
                 return
-            shaped = [examine_value(case, term, findings, masked) for masked in (False, True)]
-            if all(shaped):
+            if all(examine_value(case, term, findings, masked) for masked in (False, True)):
                 examine_gradient(case, term, findings)
                 examine_memory(case, findings)
                 examine_precision(case, findings)

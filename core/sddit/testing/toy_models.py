@@ -33,6 +33,7 @@ from sddit.interfaces import (
 from sddit.sampling import spaced
 from sddit.terms import LossTerm
 from sddit.testing.toys import (
+    SHADE,
     ToyAgreementParams,
     ToyAttentionParams,
     ToyBackboneParams,
@@ -338,7 +339,7 @@ class ToyDataset:
     """One split: the class gives the shade, the index a fixed texture."""
 
     def __init__(self, params: ToyDatasetParams, *, split: Literal["train", "test"]) -> None:
-        self.facts = params.facts()
+        self.facts, self.texture = params.facts(), params.texture
         self.first, self.count = (
             (0, self.facts.train_size) if split == "train" else (self.facts.train_size, self.facts.test_size)
         )
@@ -353,8 +354,8 @@ class ToyDataset:
         labels = index % classes
         shade = (2 * labels + 1) / classes - 1  # [n] in (-1, 1)
         place = torch.arange(channels * height * width).reshape(1, channels, height, width)
-        texture = 0.2 * torch.sin((index[:, None, None, None] + 1) * (place + 1.0))
-        return (0.8 * shade[:, None, None, None] + texture).float(), labels
+        texture = self.texture * torch.sin((index[:, None, None, None] + 1) * (place + 1.0))
+        return (SHADE * shade[:, None, None, None] + texture).float(), labels
 
     def to_images(self, x: Tensor) -> Tensor:
         grey = x[:, :1].expand(-1, 3, -1, -1)

@@ -20,6 +20,9 @@ from sddit.plugins import Host
 from sddit.registry import Registry
 from sddit.values import Value, bounded
 
+SHADE = 0.7
+"""How far apart the classes of the toy data set are."""
+
 TOY_RECIPE = """
 [backbone]
 name = "toy"
@@ -202,7 +205,6 @@ class ToyDatasetParams(face.DatasetParams):
     images: int = Field(24, ge=1, le=10_000, description="Training images; the test split has a third of that.")
 
     def facts(self) -> face.DataFacts:
-        shades = (1 - 1 / max(1, self.classes) ** 2) / 3  # variance of the classes' shades, evenly in (-1, 1)
         return face.DataFacts(
             image=(self.channels, self.size, self.size),
             class_names=tuple(f"class {index}" for index in range(self.classes)),
@@ -210,9 +212,15 @@ class ToyDatasetParams(face.DatasetParams):
             test_size=max(1, self.images // 3),
             fingerprint=f"toy-{self.size}-{self.channels}-{self.classes}-{self.images}",
             mean=(0.0,) * self.channels,
-            std=(math.sqrt(0.64 * shades + 0.02),) * self.channels,
+            std=(0.5,) * self.channels,
             source="made of formulas",
         )
+
+    @property
+    def texture(self) -> float:
+        """Amplitude of a sine that makes the deviation of the images 0.5, whatever the number of classes."""
+        shades = (1 - 1 / max(1, self.classes) ** 2) / 3  # variance of the classes' shades, evenly in (-1, 1)
+        return math.sqrt(2 * (0.5**2 - SHADE**2 * shades))
 
 
 class ToyFeatureParams(face.FeatureParams):

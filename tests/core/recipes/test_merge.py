@@ -86,6 +86,16 @@ def test_a_parent_is_one_relative_toml_file(write: Write, value: str) -> None:
     assert refused(write("a.toml", f"extends = {value}")).code == "SD-R103"
 
 
+def test_a_shipped_recipe_is_extended_by_its_name(write: Write) -> None:
+    from sddit.recipes.lookup import names
+
+    name = next(name for name in names() if name.startswith("base/"))
+    assert load(write("mine/a.toml", f'extends = "{name}"\na = 1')).tables.keys() > {"a", "train"}
+    found = refused(write("b.toml", 'extends = "base/digit"'))
+    assert (found.code, found.where) == ("SD-R121", "b.toml:1")
+    assert "did you mean 'digits.toml'?" in found.expect
+
+
 def test_plugins_are_united_and_remember_their_folder(write: Write) -> None:
     write("base/a.toml", 'plugins = ["acme", "./p.py"]')
     merged = load(write("b.toml", 'extends = "base/a.toml"\nplugins = ["other", "acme"]'), ['plugins=["third"]'])
