@@ -52,7 +52,6 @@ def train(session: Session, observer: Observer) -> None:
             began = time.monotonic()
             result = take_step(session, edges)
             tally(session, result)
-            session.step += 1
             took = time.monotonic() - began
             session.seconds += took
             add(session.tally, "seconds_per_step", torch.tensor(took))
@@ -80,6 +79,7 @@ def take_step(session: Session, edges: Tensor) -> StepResult:
         momentum = value_at(session.recipe.teacher.momentum, session.step, session.total_steps)
         session.teacher.update(session.student.backbone, dict(session.student.terms.items()), momentum)
     finish_terms(session, weights)
+    session.step += 1
     return result
 
 
