@@ -385,9 +385,9 @@ class Tokens:
 
     def at(self, index: Tensor | None) -> Tensor:
         """The patch tokens at positions `index` [B, K] (None: all), [B, K, D]. They must be among the tokens read."""
-        if index is None or index is self.index:
+        if index is self.index:
             return self.patch
-        if self.index is not None:
+        if index is None or self.index is not None:
             raise ValueError("tokens were read at other positions than the ones asked for")
         return self.patch.gather(1, index[:, :, None].expand(-1, -1, self.patch.shape[-1]))
 

@@ -207,7 +207,9 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
     state = checkpoint.state
 
     def read(name: str) -> dict[str, Tensor]:
-        return safetensors_bridge.unpack(checkpoint.read(name))
+        tensors = safetensors_bridge.unpack(checkpoint.read(name))
+        safetensors_bridge.require_finite(tensors, f"{checkpoint.folder.name}/{name}")
+        return tensors
 
     try:
         session.student.load_state_dict(read("model.safetensors"))
