@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import click
 import pytest
 
 import sddit.run
-from sddit.cli.app import VERBS, cli
+from sddit.cli.app import VERBS, cli, wait_politely
 from sddit.errors import error
 
 
@@ -73,6 +74,20 @@ def test_a_wrong_flag_is_answered_with_the_usage(sddit_run, words, said):
     assert answer.status == 2
     assert said in answer.err
     assert "Try 'sddit-run" in answer.err
+
+
+def test_threads_wait_politely_unless_told_otherwise(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    wait_politely()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    wait_politely()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    wait_politely()
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 # ------------------------------------------------------------------------------------------------------------ failures
