@@ -78,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def wait_politely() -> None:
     """Let CPU threads that wait for each other spin briefly, then sleep. Must come before torch is imported.
 
-    libgomp's own default spins for milliseconds: with two trainings on two cores, each burns the time that the other one
-    waits for. Measured, a quickstart step on two cores, alone and with a second training beside it: by default 0.09 s and
-    5 to 9 s, with this count 0.09 s and 0.2 s, with OMP_WAIT_POLICY=PASSIVE 0.14 s and 0.2 s.
+    libgomp's own default spins for milliseconds: with several trainings on the same cores, each burns the time that another
+    one waits for. A quickstart step on two cores, alone and beside two other trainings: by default 0.09 s and 5 to 9 s,
+    with this count 0.09 s and 0.2 s. (OMP_WAIT_POLICY=PASSIVE is as polite, and takes 0.14 s alone.)
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
