@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -67,6 +68,7 @@ click.version_option(__version__, prog_name="sddit-run")(cli)
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Ends the process with a documented exit status."""
     wait_politely()
+    open_outputs()
     status = call(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.stdout.flush()
@@ -84,6 +86,14 @@ def wait_politely() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def open_outputs() -> None:
+    """Print to nowhere where an output is closed, and escape what an output cannot encode."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (open until the process ends)
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def call(arguments: Sequence[str]) -> int:

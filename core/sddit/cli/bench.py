@@ -34,7 +34,9 @@ sddit-run bench dit quickstart --rounds 9
     show_default=True,
     help="Length of a turn.",
 )
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where to compute.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 def bench(recipes: tuple[str, ...], rounds: int, seconds: float, device: str, as_json: bool) -> None:
     """Measure training speed, in turns, against a matrix product."""

@@ -27,7 +27,9 @@ ROWS = {
 
 @click.command("evaluate", cls=Verb, examples=EXAMPLES)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where to compute.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 @click.pass_context
 def evaluate(ctx: click.Context, run: Path, device: str, as_json: bool) -> None:

@@ -41,7 +41,9 @@ class RunCommand(Verb):
 @click.option(
     "--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder of run folders."
 )
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where to compute.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
+)
 @click.option("--fresh", is_flag=True, help="Set aside what the run folder holds, and begin anew.")
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Continue the run of this folder instead."

@@ -44,7 +44,9 @@ NAME = "samples"
 @click.option("--sampler", metavar="NAME", help="Another sampler: sddit-run show samplers.")
 @click.option("--weights", default="", metavar="LABEL", help="The label of an [ema], or student.")
 @click.option("--step", metavar="N", type=click.IntRange(0), help="The checkpoint of this step; left out: the newest.")
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where to compute.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the pictures; left out: RUN/samples.")
 def sample(
     run: Path,

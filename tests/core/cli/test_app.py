@@ -55,7 +55,7 @@ def test_an_unknown_first_word_brings_the_nearest_verb_or_recipe(sddit_run, toys
     assert said.out == ""
 
 
-def test_a_missing_path_is_a_missing_recipe(sddit_run):
+def test_a_missing_path_is_a_missing_recipe(sddit_run, toys):
     said = sddit_run("recipes/none_of_that_name.toml")
     assert (said.status, "SD-R121" in said.err) == (2, True)
 
@@ -159,6 +159,23 @@ def test_a_reader_that_goes_away_is_no_failure(sddit_process):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">/dev/null"])
+def test_a_closed_output_is_no_failure(closed):
+    code = "from sddit.cli import main; main(['explain', 'SD-P201'])"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("settings", [{"LC_ALL": "C", "TERM": "dumb", "HOME": ""}, {"PYTHONIOENCODING": "ascii"}])
+def test_a_poor_environment_is_no_failure(settings, tmp_path):
+    code = "import sys; from sddit.cli.app import open_outputs, call; open_outputs(); print(chr(963)); sys.exit(call(['explain']))"
+    environment = {"PATH": os.environ["PATH"], **settings}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_an_error_inside_a_plugin_is_the_plugins(sddit_run, toy_recipe, loss_source):
