@@ -54,10 +54,8 @@ def summary(recipe: Recipe) -> str:
     _, height, width = facts.image
     classes = f"{facts.num_classes} classes" if facts.num_classes else "no classes"
     terms = " ".join(chosen.component.summary for chosen in recipe.terms.values())
-    return (
-        f"{recipe.backbone.component.name} on {facts.source}: {facts.train_size:,} training images of {height}x{width}, {classes}. "
-        f"Views: {recipe.pair_sampler.component.summary} Losses: {terms}"
-    )
+    data = f"Data: {facts.source}, {height}x{width}, {classes}."
+    return f"{data} Views: {recipe.pair_sampler.component.summary} Losses: {terms}"
 
 
 def command(recipe: Recipe) -> str:

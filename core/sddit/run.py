@@ -101,7 +101,7 @@ def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: 
     facts = recipe.facts
     classes = f"{facts.num_classes} classes" if facts.num_classes else "no classes"
     kernel = f"attention {recipe.attention.component.name}, {recipe.train.precision}"
-    progress.note(f"{recipe.name}: {facts.source}, {facts.train_size:,} training images, {classes}")
+    progress.note(f"{recipe.name}: {facts.source}, {classes}")
     progress.note(f"run folder {folder.path}, {surroundings.device_name(device)}, {kernel}")
     if folder.killed:
         progress.note(f"the last process here, {folder.killed}, ended without a word: killed, or out of memory")
