@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from sddit.denoiser import denoise_view
 from sddit.errors import error
 from sddit.interfaces import Backbone, Context, LossParams, NoiseSchedule, Outputs, View, Want
 from sddit.recipes.recipe import Recipe
-from sddit.denoiser import denoise_view
 from sddit.training.averages import Teacher
 from sddit.values import step_of, value_at
 

@@ -117,8 +117,8 @@ def test_total_is_denoising_plus_a_tenth(published) -> None:
 def test_both_terms_have_the_gradients_of_maskdit(published) -> None:
     """Network, schedule and the two loss terms together, as a run puts them together: [sum, norm] of every gradient."""
     numbers = published("maskdit_a")
-    settings, shapes = MaskDiTFormat.params(numbers.meta["constructor"])
-    params = DiTParams.model_validate(settings)
+    described = MaskDiTFormat.describe(numbers.meta["constructor"])
+    params, shapes = DiTParams.model_validate(described.backbone), described.shapes
     model = DiT(params, image=shapes.image, num_classes=10, outputs=1, attention=Eager(EagerParams())).double()
     model.load_state_dict(MaskDiTFormat.to_ours(numbers.state))
     view, _ = stored_view(numbers)
