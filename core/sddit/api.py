@@ -27,7 +27,7 @@ from sddit.recipes.resolve import changed, resolve
 from sddit.recipes.translate import validated
 from sddit.training.averages import under
 from sddit.training.checkpoints import Store
-from sddit.training.session import build_backbone, default_dtype
+from sddit.training.session import DTYPES, build_backbone, default_dtype
 from sddit.training.tensors import unpack
 
 
@@ -141,7 +141,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
         raise error(
             "SD-C447", "this run has no checkpoint yet", where=str(folder), fix="run its recipe until the first save"
         )
-    with default_dtype(dtype or torch.get_default_dtype()):
+    with default_dtype(dtype or DTYPES[recipe.train.precision]):
         backbone = build_backbone(recipe, device="cpu")
         schedule: NoiseSchedule = recipe.noise_schedule.build()
     if label == "student":
@@ -166,7 +166,9 @@ def load_published(path: Path, layout: str, config: Mapping[str, Any], dtype: to
         )
     form = component.format(layout)
     description = form.describe(config)
-    with default_dtype(dtype or torch.float32):
+    weights = form.to_ours(unpack(path.read_bytes()))
+    wanted = dtype or next(value.dtype for value in weights.values() if value.is_floating_point())
+    with default_dtype(wanted):
         attention = registry("attention").usable("sdpa")
         backbone = component.build(
             validated(component.params, description.backbone, table="backbone", where=str(path)),
@@ -176,8 +178,7 @@ def load_published(path: Path, layout: str, config: Mapping[str, Any], dtype: to
             attention=attention.build(attention.params()),
         )
         schedule = build("noise_schedules", *description.noise_schedule) if description.noise_schedule else None
-    tensors = unpack(path.read_bytes())
-    backbone.load_state_dict({name: value.to(dtype or value.dtype) for name, value in form.to_ours(tensors).items()})
+    backbone.load_state_dict({name: value.to(wanted) for name, value in weights.items()})
     return Model(backbone.eval(), schedule, description.shapes)
 
 

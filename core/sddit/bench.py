@@ -55,8 +55,6 @@ def bench(recipes: Sequence[Recipe], device: torch.device, rounds: int, seconds:
         seconds: about how long one turn lasts.
         progress: where to show how it goes.
     """
-    for recipe in recipes:
-        configure(recipe, device)
     sessions = [build_session(recipe, device) for recipe in recipes]
     progress.stage("bench", total=rounds * (len(sessions) + 1))
     for session in sessions:
@@ -92,8 +90,15 @@ def figure(recipe: Recipe, seen: Sequence[float], first: Sequence[float], peak: 
 def steps_per_second(session: Session, steps: int) -> float:
     """Take real training steps, data and update included."""
     edges = noise_edges(session)
+    configure(session.recipe, session.device)
     session.student.train()
-    return 1 / timed(lambda: take_step(session, edges), steps, session.device)
+
+    def step() -> None:
+        if session.step == session.total_steps:  # beyond its end a run has nothing to compute
+            session.step = 0
+        take_step(session, edges)
+
+    return 1 / timed(step, steps, session.device)
 
 
 def matrix_product(precision: str, device: torch.device, seconds: float) -> float:

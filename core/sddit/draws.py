@@ -34,15 +34,13 @@ def key_of(seed: int, purpose: str) -> tuple[int, int]:
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     """Philox 4x32-10. counter: [4, n] int64 holding 32-bit words; returns [4, n] of the same kind."""
-    factors = torch.tensor(MULTIPLIERS, dtype=torch.int64, device=counter.device)[:, None]
-    even, odd = counter[0::2], counter[1::2]  # words (0, 2) and (1, 3), [2, n]
+    a, b, c, d = counter
     for turn in range(ROUNDS):
-        product = even * factors  # wraps at 64 bits: both halves stay right
-        high, low = (product >> 32) & MASK, product & MASK
-        keys = [(key[i] + turn * WEYL[i]) & MASK for i in range(2)]
-        round_key = torch.tensor(keys, dtype=torch.int64, device=counter.device)[:, None]
-        even, odd = high.flip(0) ^ odd ^ round_key, low.flip(0)
-    return torch.stack([even[0], odd[0], even[1], odd[1]])
+        left, right = a * MULTIPLIERS[0], c * MULTIPLIERS[1]  # they wrap at 64 bits: both halves stay right
+        k0, k1 = ((key[i] + turn * WEYL[i]) & MASK for i in range(2))
+        a, b = ((right >> 32) & MASK) ^ b ^ k0, right & MASK
+        c, d = ((left >> 32) & MASK) ^ d ^ k1, left & MASK
+    return torch.stack([a, b, c, d])
 
 
 class Draws:

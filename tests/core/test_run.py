@@ -232,3 +232,21 @@ def test_loading_what_is_not_there_says_so(
     folder = go(recipe_of(), tmp_path / "runs").folder
     with pytest.raises(SdditError, match=code):
         ask(folder)
+
+
+def test_a_run_in_double_precision_is_loaded_in_it(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    folder = go(recipe_of("train.precision=fp64"), tmp_path / "runs").folder
+    assert {p.dtype for p in load_run(folder).backbone.parameters()} == {torch.float64}
+    assert {p.dtype for p in load_run(folder, dtype=torch.float32).backbone.parameters()} == {torch.float32}
+
+
+def test_which_average_is_sampled_is_part_of_what_a_run_is(tmp_path: Path, host: Host) -> None:
+    averages = ["[ema.a]\ndecay = 0.9\n", "[ema.b]\ndecay = 0.8\n"]
+    ids = set()
+    for order in (averages, averages[::-1]):
+        path = tmp_path / "toy.toml"
+        path.write_text(TOY_PAIR_RECIPE + "".join(order))
+        recipe = resolve(path, host=host)
+        assert recipe.evaluate.weights == order[0][5]
+        ids.add(recipe.run_id)
+    assert len(ids) == 2

@@ -76,6 +76,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     warnings = _far_from_measured(chosen["noise_schedule"], std, merged)
     chosen["noise_schedule"] = _with_measured(finder, chosen["noise_schedule"], measured, std)
     qualified = tuple(feature.component.qualified for feature in features.values())
+    sampled = tables["evaluate"].weights or next((label for label, average in averages.items() if average), "student")
     recipe = Recipe(
         name=name,
         path=merged.path,
@@ -95,7 +96,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         train=tables["train"],
         teacher=tables["teacher"],
         ema={label: average for label, average in averages.items() if average},
-        evaluate=tables["evaluate"].model_copy(update={"features": qualified}),
+        evaluate=tables["evaluate"].model_copy(update={"features": qualified, "weights": sampled}),
         facts=facts,
         plugin_digests=finder.used,
         plugin_files={plugin.beside: plugin.path for plugin in merged.plugins if plugin.is_file},

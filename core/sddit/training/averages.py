@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import Tap
+from sddit.interfaces import Backbone, Tap
 from sddit.recipes.settings import EmaSettings
 
 
@@ -55,9 +56,10 @@ class Teacher:
     It is no submodule of what is trained: it has no gradient, no optimizer state and no decoder.
     """
 
-    def __init__(self, backbone: nn.Module, terms: Mapping[str, nn.Module], taps: Sequence[Tap]) -> None:
+    def __init__(self, backbone: nn.Module, terms: Mapping[str, nn.Module], taps: Sequence[Tap] | None) -> None:
         self.backbone = frozen_copy(backbone)
-        self.backbone.truncate(taps)  # type: ignore[operator]
+        if taps is not None:  # None: a term reads its output
+            cast(Backbone, self.backbone).truncate(taps)
         self.modules: dict[str, dict[str, nn.Module]] = {
             label: {name: frozen_copy(term.get_submodule(name)) for name in term.averaged}  # type: ignore[union-attr]
             for label, term in terms.items()
@@ -80,6 +82,8 @@ class Teacher:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `tensors`; a missing or surplus name raises."""
+        if tensors.keys() != self.tensors().keys():
+            raise KeyError("the teacher's tensors are not those of this recipe")
         self.backbone.load_state_dict(under("backbone.", tensors))
         for label, modules in self.modules.items():
             for name, module in modules.items():

@@ -65,7 +65,7 @@ def take_step(session: Session, edges: Tensor) -> StepResult:
     weights = session.objective.weights(session.step)
     result = accumulate(session, weights, edges)
     parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
-    complete_gradients(parameters)
+    complete_gradients(session.optimizer, parameters)
     result.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     refuse_non_finite(session, result)
     if (clip := session.recipe.optimizer.params.clip) is not None:
@@ -124,18 +124,18 @@ def forward_backward(
         num_classes=session.recipe.shapes.num_classes,
     )
     views = session.pair_sampler(batch, draws, session.schedule, ctx)
-    with session.autocast():
-        seen = teach(session, views, labels)
-        values = session.student(
-            objective.contexts(ctx, labels, session.teacher),
-            views,
-            objective.wants(labels, "student"),
-            seen,
-            {label: objective.read[label] for label in labels},
-        )
-    if session.step == 0:
-        for label, value in values.items():
-            refuse_malformed(label, objective.params[label], value, len(ids))
+    seen = teach(session, views, labels)
+    values = session.student(
+        objective.contexts(ctx, labels, session.teacher),
+        views,
+        objective.wants(labels, "student"),
+        seen,
+        {label: objective.read[label] for label in labels},
+    )
+    for label in labels:
+        if label not in objective.examined:
+            refuse_malformed(label, objective.params[label], values[label], len(ids))
+            objective.examined.add(label)
     reduced = {
         label: objective.reduce(label, value, views[objective.student_view(label)], share)
         for label, value in values.items()
@@ -181,14 +181,18 @@ def teach(session: Session, views: Mapping[str, Any], labels: list[str]) -> dict
     assert session.teacher is not None, "a teacher is built whenever a term that counts wants one"
     with torch.no_grad():
         return {
-            name: observe(session.teacher.backbone, session.schedule, views[name], want) for name, want in wants.items()
+            name: observe(session.teacher.backbone, session.schedule, views[name], want, session.student.precision)
+            for name, want in wants.items()
         }
 
 
-def complete_gradients(parameters: list[Tensor]) -> None:
-    """A parameter that this step left without a gradient gets zeros, so that every step and process sees the same set."""
+def complete_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
+    """A parameter that learned before and that this step left without a gradient gets zeros, so that its moments go on.
+
+    One that never had a gradient is left alone: its moments begin when it begins to learn, as for frozen prototypes.
+    """
     for parameter in parameters:
-        if parameter.grad is None:
+        if parameter.grad is None and parameter in optimizer.state:
             parameter.grad = torch.zeros_like(parameter)
 
 
@@ -204,7 +208,7 @@ def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Ma
 
 
 def refuse_non_finite(session: Session, result: StepResult) -> None:
-    """Stop before any weight, average, teacher or buffer changes. The one host sync of a step."""
+    """Stop before any weight, average, teacher or buffer changes. The one read of the device in a step."""
     finite = torch.stack(
         [torch.isfinite(result.grad_norm), *(torch.isfinite(value) for value in result.terms.values())]
     )
@@ -291,7 +295,7 @@ def add(sums: dict[str, Tensor], name: str, value: Tensor, count: Tensor | None 
 def log_row(session: Session) -> dict[str, float]:
     """The means of the interval that ends here, which then begins anew. One read of the device."""
     names = list(session.tally)
-    sums = torch.stack([session.tally[name].cpu() for name in names]) if names else torch.zeros(0, 2)
+    sums = torch.stack([session.tally[name].to(session.device) for name in names]).cpu()
     means = {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count > 0}
     session.tally = {}
     took = means.pop("seconds_per_step")

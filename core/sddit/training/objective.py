@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from sddit.denoiser import denoise_view
 from sddit.errors import error
 from sddit.interfaces import Backbone, Context, LossParams, NoiseSchedule, Outputs, View, Want
-from sddit.recipes.recipe import Recipe
+from sddit.recipes.recipe import Chosen, Recipe
 from sddit.training.averages import Teacher
 from sddit.values import step_of, value_at
 
@@ -19,11 +20,18 @@ from sddit.values import step_of, value_at
 class Student(nn.Module):
     """Backbone and loss terms: the one root module that is trained."""
 
-    def __init__(self, backbone: nn.Module, terms: Mapping[str, nn.Module], schedule: NoiseSchedule) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        terms: Mapping[str, nn.Module],
+        schedule: NoiseSchedule,
+        precision: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.terms = nn.ModuleDict(terms)
         self.schedule = schedule
+        self.precision = precision  # of the backbone's matrix products; the terms keep the dtype of the weights
 
     def forward(
         self,
@@ -47,17 +55,24 @@ class Student(nn.Module):
         """
         outputs = dict(seen)
         for name, want in wants.items():
-            outputs[name] = observe(self.backbone, self.schedule, views[name], want)
+            outputs[name] = observe(self.backbone, self.schedule, views[name], want, self.precision)
         return {
             label: self.terms[label](ctx, {v: views[v] for v in read[label]}, {v: outputs[v] for v in read[label]})
             for label, ctx in contexts.items()
         }
 
 
-def observe(backbone: nn.Module, schedule: NoiseSchedule, view: View, want: Want) -> Outputs:
-    """One network on one view: its output and the wanted taps."""
-    network: Backbone = backbone  # type: ignore[assignment]
-    return denoise_view(network, schedule, view, taps=want.taps, output=want.output)
+def observe(
+    backbone: nn.Module, schedule: NoiseSchedule, view: View, want: Want, precision: torch.dtype | None
+) -> Outputs:
+    """One network on one view: its output and the wanted taps, in the dtype of the view whatever the network ran in."""
+    outputs = denoise_view(
+        cast(Backbone, backbone), schedule, view, taps=want.taps, output=want.output, autocast=precision
+    )
+    for tokens in outputs.taps.values():
+        tokens.patch = tokens.patch.to(view.x.dtype)
+        tokens.cls = None if tokens.cls is None else tokens.cls.to(view.x.dtype)
+    return outputs
 
 
 class Objective:
@@ -65,7 +80,8 @@ class Objective:
 
     def __init__(self, recipe: Recipe) -> None:
         self.total_steps = recipe.train.steps
-        self.params: dict[str, LossParams] = {label: chosen.params for label, chosen in recipe.terms.items()}
+        self.params: dict[str, LossParams] = {label: chosen.params for label, chosen in in_order(recipe.terms)}
+        self.examined: set[str] = set()  # terms whose first value was looked at
         self.read = {label: [v.name for v in recipe.views_of(params)] for label, params in self.params.items()}
         self.networks = {view.name: view.network for view in recipe.pair_sampler.params.views()}
 
@@ -109,6 +125,11 @@ class Objective:
         return next(view for view in self.read[label] if self.networks[view] == "student")
 
 
+def in_order(terms: Mapping[str, Chosen[LossParams]]) -> list[tuple[str, Chosen[LossParams]]]:
+    """Terms of the network's own output first, then by label: what leads does not depend on the order in a file."""
+    return sorted(terms.items(), key=lambda item: (not item[1].params.needs().student.output, item[0]))
+
+
 def inside(window: tuple[float, float] | None, t: Tensor, value: Tensor) -> Tensor:
     """`value` [B] where t [B] lies in the window, 0 elsewhere."""
     if window is None:
@@ -118,7 +139,7 @@ def inside(window: tuple[float, float] | None, t: Tensor, value: Tensor) -> Tens
 
 
 def refuse_malformed(label: str, params: LossParams, value: Tensor, batch: int) -> None:
-    """What a term returns is checked once, at the first step: shape, finiteness of type, gradient."""
+    """What a term returns is checked the first time it counts: shape, type, gradient."""
     expected = () if params.couples_samples else (batch,)
     where = f"loss.{label}"
     if not isinstance(value, Tensor):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 
 from sddit.draws import generator
 from sddit.errors import error
@@ -49,18 +52,9 @@ class Session:
     def total_steps(self) -> int:
         return self.recipe.train.steps
 
-    def autocast(self) -> torch.autocast:
-        """bf16 for matrix products where the recipe asks for it."""
-        return autocast(self.recipe, self.device)
-
     def weights(self, label: str) -> nn.Module:
         """The backbone to sample with: an EMA by its label, or `student`."""
         return self.student.backbone if label == "student" else self.averages[label].module
-
-
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """The precision of matrix products."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.precision == "bf16")
 
 
 def build_session(recipe: Recipe, device: torch.device) -> Session:
@@ -70,11 +64,9 @@ def build_session(recipe: Recipe, device: torch.device) -> Session:
         backbone = build_backbone(recipe, device="cpu")
         schedule: NoiseSchedule = recipe.noise_schedule.build()
         terms = build_terms(recipe)
-    student = Student(backbone, terms, schedule).to(device)
-    taps = tuple(
-        dict.fromkeys(tap for chosen in recipe.terms.values() if (t := chosen.params.needs().teacher) for tap in t.taps)
-    )
-    teacher = Teacher(student.backbone, student.terms, taps) if taps else None  # type: ignore[arg-type]
+    precision = torch.bfloat16 if recipe.train.precision == "bf16" else None
+    student = Student(backbone, terms, schedule, precision).to(device)
+    teacher = build_teacher(recipe, student)
     averages = {label: WeightAverage(settings, student.backbone) for label, settings in recipe.ema.items()}
     speed_up(cast(Backbone, backbone), recipe.train)
     grid = recipe.backbone.params.grid(recipe.shapes)
@@ -92,10 +84,20 @@ def build_session(recipe: Recipe, device: torch.device) -> Session:
     )
 
 
+def build_teacher(recipe: Recipe, student: Student) -> Teacher | None:
+    """The teacher, if a term that counts reads one, without what none of them reads."""
+    wants = [needs.teacher for chosen in recipe.terms.values() if (needs := chosen.params.needs()).teacher is not None]
+    if not wants:
+        return None
+    want = reduce(or_, wants)
+    return Teacher(student.backbone, dict(student.terms.items()), None if want.output else want.taps)
+
+
 def speed_up(backbone: Backbone, settings: TrainSettings) -> None:
     """Trade memory for time, or a slow start for fast steps, as the recipe says. The copies made before stay as they are."""
     backbone.set_checkpointing(settings.activation_checkpointing)
     if settings.compile:
+        functorch_config.donated_buffer = False  # the gradient ratio goes backward twice through one forward
         for block in backbone.blocks:
             block.compile()
 
@@ -144,9 +146,9 @@ def initialise(module: nn.Module, seed: int, purpose: str) -> None:
 
 def parameter_groups(recipe: Recipe, student: Student) -> list[dict[str, Any]]:
     """The backbone, and the terms' own heads at their own rate."""
-    groups = [{"params": list(student.backbone.parameters()), "lr_scale": 1.0}]
+    groups = [{"params": list(student.backbone.parameters()), "lr_scale": 1.0, "head": False}]
     if heads := list(student.terms.parameters()):
-        groups.append({"params": heads, "lr_scale": recipe.optimizer.params.head_lr})
+        groups.append({"params": heads, "lr_scale": recipe.optimizer.params.head_lr, "head": True})
     return groups
 
 
@@ -176,7 +178,7 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 
 def files_of(session: Session, extra: Mapping[str, Any]) -> dict[str, bytes]:
     """The files of a checkpoint. No random state: every draw is keyed."""
-    optimizer, settings = split_optimizer(session.optimizer)
+    optimizer, numbers = split_optimizer(session.optimizer)
     files = {
         "model.safetensors": safetensors_bridge.pack(session.student.state_dict()),
         "optimizer.safetensors": safetensors_bridge.pack(optimizer),
@@ -195,7 +197,8 @@ def files_of(session: Session, extra: Mapping[str, Any]) -> dict[str, bytes]:
         "seconds": session.seconds,
         "threads": torch.get_num_threads(),
         "tally": {name: [number.hex() for number in pair.tolist()] for name, pair in session.tally.items()},
-        "optimizer": settings,
+        "optimizer": numbers,
+        "optimized": sorted(session.optimizer.state_dict()["state"]),
         **extra,
     }
     files["state.json"] = json.dumps(state, allow_nan=False, indent=1).encode()
@@ -213,7 +216,7 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
 
     try:
         session.student.load_state_dict(read("model.safetensors"))
-        join_optimizer(session.optimizer, read("optimizer.safetensors"), state["optimizer"])
+        join_optimizer(session.optimizer, read("optimizer.safetensors"), state["optimizer"], state["optimized"])
         averages = read("ema.safetensors") if session.averages else {}
         for label, average in session.averages.items():
             average.module.load_state_dict(under(f"{label}.", averages))
@@ -252,14 +255,19 @@ def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 
 
 def join_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, Any]]
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, Mapping[str, Any]],
+    optimized: Sequence[int],
 ) -> None:
-    """The inverse of `split_optimizer`. Settings come from the recipe, so only the state is restored."""
+    """The inverse of `split_optimizer`. Settings come from the recipe, so only the state is restored.
+
+    `optimized` are the parameters that have a state: all but those that were never given a gradient.
+    """
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
-    parameters = sum(len(group["params"]) for group in optimizer.param_groups)
-    if missing := sorted(set(range(parameters)) - state.keys()):
+    if missing := sorted(set(optimized) - state.keys()):
         raise KeyError(f"optimizer state of parameter {missing[0]} is missing")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from sddit.errors import SdditError
+from sddit.interfaces import Needs, Want
 from sddit.recipes.resolve import resolve
 from sddit.testing.toys import TOY_PAIR_RECIPE, toy_host
 from sddit.training.checkpoints import Store
-from sddit.training.loop import take_step, train
+from sddit.training.loop import train
 from sddit.training.session import Session, build_session, files_of, restore
+from sddit.training.tensors import pack, unpack
 
 STEPS = 6
 EMA = "\n[ema.main]\ndecay = 0.9\nramp = true\n"
@@ -136,18 +138,55 @@ def test_a_missing_tensor_is_refused_not_rebuilt(new_session: Callable[..., Sess
             restore(new_session(), found)
 
 
-def test_an_optimizer_without_a_parameter_of_the_recipe_is_refused(
+def test_an_optimizer_without_a_parameter_of_the_run_is_refused(
     new_session: Callable[..., Session], tmp_path: Path
 ) -> None:
     session = new_session()
     run_to(session, 2)
-    session.optimizer.state.popitem()
+    files = files_of(session, {})
+    kept = {name: value for name, value in unpack(files["optimizer.safetensors"]).items() if not name.startswith("0.")}
     store = Store(tmp_path / "c", keep=1)
-    store.save(2, files_of(session, {}))
+    store.save(2, {**files, "optimizer.safetensors": pack(kept)})
     found = store.latest()
     assert found is not None
     with pytest.raises(SdditError, match="optimizer"):
         restore(new_session(), found)
+
+
+def test_weights_that_are_not_finite_are_refused(new_session: Callable[..., Session], tmp_path: Path) -> None:
+    session = new_session()
+    run_to(session, 2)
+    next(iter(session.averages["main"].module.parameters())).data.fill_(float("nan"))
+    store = Store(tmp_path / "c", keep=1)
+    store.save(2, files_of(session, {}))
+    found = store.latest()
+    assert found is not None
+    with pytest.raises(SdditError, match="SD-C450"):
+        restore(new_session(), found)
+
+
+def test_a_parameter_that_never_had_a_gradient_has_no_moments(new_session: Callable[..., Session]) -> None:
+    """Else its bias correction would be spent before it begins to learn, and its first steps be several times too long."""
+    session = new_session("loss.agree.weight={start=0.0, end=1.0, shape='step', until=3}")
+    run_to(session, 3)
+    assert not any(p in session.optimizer.state for p in session.student.terms["agree"].parameters())
+    run_to(session, 4)
+    moments = [session.optimizer.state[p] for p in session.student.terms["agree"].parameters()]
+    assert all(int(state["step"]) == 1 for state in moments)
+
+
+def test_what_leads_does_not_depend_on_the_order_of_the_tables(
+    new_session: Callable[..., Session], tmp_path: Path
+) -> None:
+    toy = (tmp_path / "toy.toml").read_text()
+    label = toy.index("[loss.agree]")
+    turned = toy[label : toy.index("[ema.main]")] + toy[:label] + toy[toy.index("[ema.main]") :]
+    (tmp_path / "turned.toml").write_text(turned)
+    rows = run_to(new_session(), 2)
+    host = toy_host()
+    other = build_session(resolve(tmp_path / "turned.toml", host=host), torch.device("cpu"))
+    assert without_clock(run_to(other, 2)) == without_clock(rows)
+    assert "grad_ratio/agree" in rows[0]
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
@@ -307,7 +346,11 @@ def test_a_malformed_term_is_named_at_the_first_step(
     forward = term.forward
     monkeypatch.setattr(term, "forward", lambda *a: broken(forward(*a)))
     with pytest.raises(SdditError, match=said):
-        take_step(session, torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
+        run_to(session, 1)
+    later = new_session("loss.agree.weight={start=0.0, end=1.0, shape='step', until=2}")
+    run_to(later, 2)
+    with pytest.raises(SdditError, match=said):
+        run_to(later, 3)
 
 
 def test_state_is_json_without_nan(new_session: Callable[..., Session]) -> None:
@@ -315,3 +358,19 @@ def test_state_is_json_without_nan(new_session: Callable[..., Session]) -> None:
     run_to(session, 1)
     state = json.loads(files_of(session, {"log_cursor": 7})["state.json"])
     assert (state["step"], state["images"], state["log_cursor"]) == (1, 8, 7)
+
+
+def test_a_teacher_whose_output_is_read_keeps_its_output(
+    new_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = new_session()
+    assert session.teacher is not None
+    params = type(session.objective.params["agree"])
+    reads_output = Needs(Want(taps=("encoder",)), Want(output=True, taps=("encoder",)))
+    monkeypatch.setattr(params, "needs", lambda self: reads_output)
+    whole = new_session()
+    assert whole.teacher is not None
+    names = set(dict(whole.teacher.backbone.named_parameters()))
+    assert names == set(dict(whole.student.backbone.named_parameters()))
+    assert names > set(dict(session.teacher.backbone.named_parameters()))
+    run_to(whole, 1)
