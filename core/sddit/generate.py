@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit.denoiser import ModelDenoiser
+from sddit.draws import Draws
 from sddit.errors import error
 from sddit.interfaces import NoiseSchedule
 from sddit.recipes.recipe import Chosen, Recipe
@@ -32,6 +33,17 @@ def balanced(num_classes: int, count: int, seed: int) -> Request:
     """`count` images, class after class in turn: image i is of class i mod num_classes."""
     classes = max(num_classes, 1)
     return Request(tuple(i % classes for i in range(count)), tuple(range(count)), seed)
+
+
+def random_labels(num_classes: int, count: int, seed: int) -> Request:
+    """`count` images, each of a class drawn for it: the label of image i is a function of the seed and i alone."""
+    ids = torch.arange(count)
+    drawn = Draws(seed, 0, ids).uniform("sample/label") * max(num_classes, 1)
+    return Request(tuple(drawn.long().tolist()), tuple(ids.tolist()), seed)
+
+
+LABELS = {"balanced": balanced, "random": random_labels}
+"""What `evaluate.labels` may say, and the request it stands for."""
 
 
 def of_classes(classes: Sequence[int], per_class: int, num_classes: int, seed: int) -> Request:

@@ -44,6 +44,10 @@ class Params(BaseModel):
         """Rules between this component and the other slots of the recipe. None by default."""
         return ()
 
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        """Names of own keys that have no effect in this recipe: a person who sets one of them is told. None by default."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -632,6 +636,6 @@ class Tracker(Protocol):
 
 
 class Optimizer(Protocol):
-    """Builds a torch optimizer. `groups` are dicts with `params` and `lr_scale`."""
+    """Builds a torch optimizer. `groups` are dicts with `params`, `lr_scale` and `head`: whether a loss owns them."""
 
     def __call__(self, groups: Sequence[Mapping[str, Any]], device: torch.device) -> torch.optim.Optimizer: ...

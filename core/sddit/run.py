@@ -21,7 +21,7 @@ from sddit.api import load_run
 from sddit.errors import Problem, SdditError, raise_all
 from sddit.evaluation import pictures
 from sddit.evaluation.scores import Scores, evaluate_samples
-from sddit.generate import Request, balanced, generate
+from sddit.generate import LABELS, Request, generate
 from sddit.interfaces import Dataset, FeatureExtractor, NoiseSchedule, Tracker
 from sddit.progress import Progress
 from sddit.recipes.differences import differences
@@ -284,8 +284,8 @@ def draw(
     progress: Progress,
     stop: StopSignals | None = None,
 ) -> tuple[Request, Tensor]:
-    """The images that are scored, class after class in turn, uint8 [n, 3, H, W]."""
-    request = balanced(recipe.shapes.num_classes, recipe.evaluate.samples, recipe.seed)
+    """The images that are scored, of the classes that the recipe asks for, uint8 [n, 3, H, W]."""
+    request = LABELS[recipe.evaluate.labels](recipe.shapes.num_classes, recipe.evaluate.samples, recipe.seed)
     batches = -(-len(request.ids) // recipe.evaluate.batch)
     progress.stage("sampling", total=batches * recipe.sampler.params.steps)
 

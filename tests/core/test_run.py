@@ -15,6 +15,7 @@ import torch
 import sddit
 from sddit.api import load_run
 from sddit.errors import SdditError
+from sddit.generate import LABELS
 from sddit.plugins import Host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
@@ -114,6 +115,15 @@ def test_a_stopped_run_continues_to_the_same_bits_and_log(
     assert (ended.folder / "samples/samples.npz").read_bytes() == (whole.folder / "samples/samples.npz").read_bytes()
     steps = [row["step"] for row in read_metrics(ended.folder / "metrics.jsonl")]
     assert steps == [1, 2, 3, 4]
+
+
+def test_the_classes_of_the_samples_are_those_that_the_recipe_asks_for(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    for labels, ask in LABELS.items():
+        recipe = recipe_of(f"evaluate.labels={labels}", "evaluate.features=[]")
+        with np.load(go(recipe, tmp_path / "runs").folder / "samples/samples.npz") as held:
+            assert tuple(held["arr_1"]) == ask(recipe.shapes.num_classes, 12, recipe.seed).labels
 
 
 def test_a_run_killed_before_its_scores_only_scores(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:

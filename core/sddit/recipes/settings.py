@@ -59,7 +59,11 @@ class EmaSettings(Params):
 class EvaluateSettings(Params):
     """`[evaluate]`: previews while training, and the scores at the end."""
 
-    samples: int = Field(1000, ge=2, le=10**6, description="Images generated for the scores.")
+    samples: int = Field(1000, ge=2, le=10**6, description="Images generated at the end: for the scores, and kept.")
+    labels: Literal["balanced", "random"] = Field(
+        "balanced",
+        description="balanced: class after class in turn; random: drawn for each image from the seed.",
+    )
     features: tuple[str, ...] = Field(
         (), strict=False, description="Feature extractors of the scores; none: no scores, only pictures."
     )
