@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from sddit.errors import Problem
 from sddit.hookspecs import hookimpl
 from sddit.interfaces import (
     DataFacts,
@@ -18,6 +21,8 @@ from sddit.interfaces import (
     Tracker,
     TrackerParams,
 )
+from sddit.recipes.checks import has_heads
+from sddit.recipes.recipe import Recipe
 from sddit.registry import Registry
 
 # ---------------------------------------------------------------------------------------------------------- data sets
@@ -119,6 +124,28 @@ class ClassifierParams(FeatureParams):
     def dimensions(self) -> int:
         return 64
 
+    def check(self, recipe: Recipe) -> Iterable[Problem]:
+        """The data must be of a kind that a shipped classifier knows."""
+        return no_classifier(recipe.facts)
+
+
+def no_classifier(facts: DataFacts) -> list[Problem]:
+    """The problem that no classifier was shipped for this data; none if one was."""
+    assets = Path(__file__).parent / "evaluation" / "assets"
+    shipped = sorted(path.stem.removeprefix("classifier_") for path in assets.glob("classifier_*.json"))
+    if facts.domain in shipped:
+        return []
+    return [
+        Problem(
+            "SD-T910",
+            "no classifier was trained for this data set",
+            where="evaluate.features",
+            got=facts.domain or facts.source,
+            expect=f"the data set {' or '.join(shipped)}",
+            fix='evaluate.features=["mobilenet"], or a plugin with a classifier of your own',
+        )
+    ]
+
 
 @hookimpl
 def register_features(registry: Registry[FeatureExtractor]) -> None:
@@ -150,11 +177,25 @@ class AdamWParams(OptimizerParams):
     )
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second average.")
     weight_decay: float = Field(0.0, ge=0, description="Share of a weight taken away at each step, times lr.")
+    head_weight_decay: float | None = Field(
+        None, ge=0, description="Weight decay of the losses' own heads; left out: weight_decay."
+    )
     decay_all: bool = Field(False, description="Decay biases, norms and other one-dimensional weights too.")
 
     @property
     def state_per_parameter(self) -> int:
         return 2
+
+    def decay(self, head: bool) -> float:
+        """The weight decay of the losses' own heads, or of all else."""
+        return self.weight_decay if self.head_weight_decay is None or not head else self.head_weight_decay
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        heads = has_heads(recipe)
+        if not heads:
+            yield "head_weight_decay"
+        if not self.weight_decay and not (heads and self.decay(head=True)):
+            yield "decay_all"
 
 
 class CsvParams(TrackerParams):

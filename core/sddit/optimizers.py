@@ -21,7 +21,7 @@ class AdamW:
         self.params = params
 
     def __call__(self, groups: Sequence[Mapping[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-        """groups: dicts with `params` and `lr_scale`; each keeps its `lr_scale` for the loop to set `lr` by."""
+        """groups: dicts with `params`, `lr_scale` and `head`; each keeps its `lr_scale` for the loop to set `lr` by."""
         return torch.optim.AdamW(
             [part for group in groups for part in self._split(group)],
             lr=value_at(self.params.lr, 0, 1),
@@ -35,6 +35,6 @@ class AdamW:
         params = list(group["params"])
         decayed = [p for p in params if p.ndim > 1 or self.params.decay_all]
         spared = [p for p in params if p.ndim <= 1 and not self.params.decay_all]
-        for members, decay in ((decayed, self.params.weight_decay), (spared, 0.0)):
+        for members, decay in ((decayed, self.params.decay(group.get("head", False))), (spared, 0.0)):
             if members:
                 yield {**group, "params": members, "weight_decay": decay}

@@ -26,7 +26,7 @@ from sddit.interfaces import (
 )
 from sddit.masks import MaskShape
 from sddit.recipes.recipe import Recipe
-from sddit.values import Moment, Value, bounded
+from sddit.values import Moment, Value, bounded, is_zero
 
 USES = {"teacher_sigma": ("fixed", "below", "offset"), "teacher_offset": ("offset",)}
 """The modes of `teacher_noise` in which a key has an effect."""
@@ -78,6 +78,9 @@ class PfOdeParams(PairSamplerParams):
     def views(self) -> tuple[ViewSpec, ...]:
         hidden = self.mask_ratio if self.teacher_mask == "visible" else 0.0
         return ViewSpec("student", mask_ratio=self.mask_ratio), ViewSpec("teacher", "teacher", mask_ratio=hidden)
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        return ("mask_shape", "teacher_mask") if is_zero(self.mask_ratio) else ()
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         low, high = recipe.noise_schedule.params.level_range
@@ -170,6 +173,12 @@ class DiscriminationParams(LossParams):
         cls = self.cls_weight > 0 and self.cls_source == "token"
         student, teacher = self.taps
         return Needs(student=Want(taps=(student,), cls=cls), teacher=Want(taps=(teacher,), cls=cls))
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        if not self.centering:
+            yield "center_momentum"
+        if self.cls_weight == 0:
+            yield "cls_source"
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         try:

@@ -31,6 +31,9 @@ class EulerParams(SamplerParams):
                 raise ValueError(f"{low} must be below {high}")
         return self
 
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        return () if self.churn else ("churn_min", "churn_max", "churn_noise")
+
 
 class HeunParams(EulerParams):
     """Settings of the `heun` sampler."""
@@ -64,6 +67,9 @@ class CFGParams(GuidanceParams):
     @property
     def needs_null_label(self) -> bool:
         return self.scale != 1
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        return ("interval", "channels") if self.scale == 1 else ()
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         has = recipe.facts.image[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -30,6 +31,9 @@ class MaskedParams(PairSamplerParams):
     def views(self) -> tuple[ViewSpec, ...]:
         return (ViewSpec("student", mask_ratio=self.mask_ratio),)
 
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        return ("mask_shape",) if is_zero(self.mask_ratio) else ()
+
 
 class ReconstructionParams(LossParams):
     """Settings of the `reconstruction` loss."""
@@ -46,7 +50,7 @@ class ReconstructionParams(LossParams):
         return Needs(student=Want(output=True))
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
-        """There must be something hidden to reconstruct."""
+        """There must be something hidden to reconstruct, and more than one value in what is normalised."""
         students = [view for view in recipe.views_of(self) if view.network == "student"]
         if all(is_zero(view.mask_ratio) for view in students):
             yield Problem(
@@ -56,6 +60,17 @@ class ReconstructionParams(LossParams):
                 got=f"{recipe.pair_sampler.component.name!r} with a mask ratio of 0 for the whole run",
                 expect="a student view with a mask ratio above 0",
                 fix='pair_sampler.name = "masked", or pair_sampler.mask_ratio = 0.5, or drop the loss',
+            )
+        tokens = math.prod(recipe.backbone.params.grid(recipe.shapes))
+        if self.normalize and math.prod(recipe.facts.image) == tokens:
+            where = f"loss.{next(label for label, chosen in recipe.losses.items() if chosen.params is self)}.normalize"
+            yield Problem(
+                "SD-R108",
+                "a patch of one value has no variance to normalise",
+                where=where,
+                got="true with one value a patch",
+                expect="larger patches, or false",
+                fix=f"{where} = false",
             )
 
 

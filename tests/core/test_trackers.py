@@ -60,6 +60,8 @@ def test_tensorboard_conforms_where_it_is_installed(toys, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------- AdamW
 
+KINDS = ({"head": False}, {"head": True}, {})
+
 
 def test_one_step_of_adamw_is_the_papers_formula():
     """arXiv:1711.05101, algorithm 2: m / (sqrt(v) + eps) with bias correction, and decay times the rate."""
@@ -87,6 +89,22 @@ def test_vectors_are_spared_from_decay_unless_told(everything):
     assert matrix.max() < 1
     assert (vector.max() < 1) == everything
     assert {group["lr_scale"] for group in optimizer.param_groups} == {0.5}
+
+
+def test_heads_decay_by_their_own_weight_decay_where_it_is_given():
+    def left(**settings: float) -> list[float]:
+        """What one step without a gradient leaves of a weight of 1: of the backbone, of a head, of a group that says neither."""
+        weights = [torch.ones(2, 2, requires_grad=True) for _ in range(3)]
+        groups = [{"params": [w], "lr_scale": 1.0, **kind} for w, kind in zip(weights, KINDS, strict=True)]
+        optimizer = AdamW(AdamWParams(lr=0.1, **settings))(groups, CPU)
+        for weight in weights:
+            weight.grad = torch.zeros(2, 2)
+        optimizer.step()
+        return [weight.max().item() for weight in weights]
+
+    assert left(weight_decay=0.5) == pytest.approx([0.95, 0.95, 0.95])
+    assert left(weight_decay=0.5, head_weight_decay=0.2) == pytest.approx([0.95, 0.98, 0.95])
+    assert left(weight_decay=0.5, head_weight_decay=0.0) == pytest.approx([0.95, 1.0, 0.95])
 
 
 def test_the_bits_of_a_step_do_not_depend_on_the_threads():

@@ -18,6 +18,7 @@ sddit-run evaluate RUN --json
 """
 ROWS = {
     "fd": "Frechet distance",
+    "fd_all": "Frechet distance, all {samples} samples",
     "kid": "kernel distance",
     "precision": "precision",
     "recall": "recall",
@@ -55,7 +56,7 @@ def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
         block = table("", "samples", "held-out images")
         for key, title in ROWS.items():
             if one.get(key) is not None:
-                block.add_row(title, figure(one[key]), figure(one.get(f"{key}_floor")))
+                block.add_row(title.format_map(one), figure(one[key]), figure(one.get(f"{key}_floor")))
         out.print(block)
     if not scores:
         out.print("no scores: the recipe's evaluate.features names no extractor")

@@ -85,9 +85,8 @@ def print_totals(plan: Plan, out: Console) -> None:
         big(plan.training_flops),
         f"{plan.steps:,} steps of {big(plan.flops_per_step)} ({plan.batch} images each)",
     )
-    if plan.sampled:
-        each = f"{plan.sampled:,} images for the scores, {big(plan.sampling_flops_per_image)} each"
-        totals.add_row("", big(plan.sampling_flops), each)
+    each = f"{plan.sampled:,} images sampled at the end, {big(plan.sampling_flops_per_image)} each"
+    totals.add_row("", big(plan.sampling_flops), each)
     memory = {name: getattr(plan.memory, name) for name in plan.memory.__slots__}
     parts = ", ".join(f"{big(size, 'B')} {name}" for name, size in memory.items() if size != 0)
     totals.add_row("memory", big(plan.memory.total, "B"), parts)

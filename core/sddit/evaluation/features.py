@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sddit.errors import error
+from sddit.builtins import no_classifier
+from sddit.errors import raise_all
 from sddit.evaluation.classifier import FEATURES, ClassCNN
 from sddit.evaluation.mobilenet import WIDTHS, MobileNetV2
 from sddit.interfaces import DataFacts
@@ -37,16 +38,7 @@ def mobilenet(params: MobilenetParams, *, facts: DataFacts, device: torch.device
 
 def classifier(params: ClassifierParams, *, facts: DataFacts, device: torch.device) -> ClassifierFeatures:
     """The class CNN of the data set at hand. Raises SD-T910 if none was shipped for it."""
-    shipped = sorted(path.stem.removeprefix("classifier_") for path in ASSETS.glob("classifier_*.json"))
-    if facts.domain not in shipped:
-        raise error(
-            "SD-T910",
-            "no classifier was trained for this data set",
-            where="evaluate.features",
-            got=facts.domain or facts.source,
-            expect=f"the data set {' or '.join(shipped)}",
-            fix='evaluate.features=["mobilenet"], or a plugin with a classifier of your own',
-        )
+    raise_all(no_classifier(facts))
     return ClassifierFeatures(facts.domain, device)
 
 

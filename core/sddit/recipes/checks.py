@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,8 @@ def check(recipe: Recipe) -> list[Problem]:
     """Everything that cannot work together, each problem once. Imports no torch."""
     if unanswered := list(_faces_answer(recipe)):
         return unanswered
-    rules = (_terms, _views, _taps, _masks, _moments, _windows, _batch, _attention, _evaluation, _guidance, _own_checks)
+    between_terms = (_terms, _views, _taps, _masks, _moments, _windows, _batch)
+    rules = (*between_terms, _attention, _sampling, _evaluation, _guidance, _own_checks)
     return list(dict.fromkeys(problem for rule in rules for problem in rule(recipe)))
 
 
@@ -58,6 +60,7 @@ def _faces_answer(recipe: Recipe) -> Iterator[Problem]:
     questions: list[tuple[str, str, Callable[[], object]]] = [
         ("backbone", "grid", lambda: recipe.backbone.params.grid(recipe.shapes)),
         ("noise_schedule", "t_range", lambda: recipe.noise_schedule.params.t_range),
+        ("noise_schedule", "level_range", lambda: recipe.noise_schedule.params.level_range),
         ("pair_sampler", "views", recipe.pair_sampler.params.views),
         *((f"loss.{label}", "needs", chosen.params.needs) for label, chosen in recipe.terms.items()),
     ]
@@ -220,10 +223,18 @@ def _beyond(key: str, moment: float, total: int) -> Iterator[Problem]:
 
 
 def _windows(recipe: Recipe) -> Iterator[Problem]:
-    """A noise window holds some of the levels that the schedule trains."""
+    """A noise window holds some of the levels that the schedule trains, and belongs to a term that counts by sample."""
     lowest, highest = recipe.noise_schedule.params.t_range
     for label, chosen in recipe.terms.items():
         if chosen.params.window is None:
+            continue
+        if chosen.params.couples_samples:
+            yield Problem(
+                "SD-R108",
+                f"term {label!r} is one number for the whole batch: no sample of it can count 0",
+                where=f"loss.{label}.window",
+                fix=f"leave loss.{label}.window out",
+            )
             continue
         low, high = chosen.params.window
         if low >= high or low >= highest or high <= lowest:
@@ -280,13 +291,54 @@ def _attention(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _sampling(recipe: Recipe) -> Iterator[Problem]:
+    """Sampling begins above the level at which it ends."""
+    given = recipe.sampler.params
+    lowest, highest = recipe.noise_schedule.params.level_range
+    low = lowest if given.sigma_min is None else given.sigma_min
+    high = highest if given.sigma_max is None else given.sigma_max
+    if low >= high:
+        keys = [f"sampler.{key}" for key in ("sigma_min", "sigma_max") if getattr(given, key) is not None]
+        yield Problem(
+            "SD-T902",
+            "sampling has no noise to remove: the lowest level is not below the highest",
+            where=keys[0] if keys else "noise_schedule",
+            got=f"sigma_min = {low:g}, sigma_max = {high:g}",
+            expect=f"sigma_min < sigma_max; the schedule's own are {lowest:g} and {highest:g}",
+            fix=f"leave {' and '.join(keys)} out" if keys else "",
+        )
+
+
 def _evaluation(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.features:
+        yield from _few_images(recipe)
     weights = recipe.evaluate.weights
     known = ["student", *recipe.ema]
     if weights and weights not in known:
         yield Problem(
             "SD-R114", f"no weights {weights!r} to sample", "evaluate.weights", weights, one_of(weights, known)
         )
+
+
+def _few_images(recipe: Recipe) -> Iterator[Problem]:
+    """Every set that is scored needs more images than one of them has neighbours, and two to have a spread."""
+    least = max(2, recipe.evaluate.neighbours + 1)
+    splits = "dataset.holdout" if "holdout" in type(recipe.dataset.params).model_fields else "dataset"
+    sets = (
+        ("samples", recipe.evaluate.samples, "evaluate.samples", f"evaluate.samples = {least}"),
+        ("held-out images", recipe.facts.test_size, splits, f"a higher {splits}"),
+        ("training images", recipe.facts.train_size, splits, f"a lower {splits}"),
+    )
+    for what, count, key, remedy in sets:
+        if count < least:
+            yield Problem(
+                "SD-T906",
+                f"too few {what} to score",
+                where=key,
+                got=str(count),
+                expect=f"at least {least} for evaluate.neighbours = {recipe.evaluate.neighbours}",
+                fix=f"{'more images' if key == 'dataset' else remedy}, or evaluate.features=[]",
+            )
 
 
 def _guidance(recipe: Recipe) -> Iterator[Problem]:
@@ -321,7 +373,39 @@ def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
     if recipe.sampler.params.grid != "edm":
         silent.add("sampler.rho")
     if recipe.facts.num_classes == 0:
-        silent.add("dataset.label_drop")
+        silent |= {"dataset.label_drop", "evaluate.labels", "evaluate.per_class"}
+    if recipe.evaluate.previews == 0:
+        silent.add("evaluate.per_class")
     if not recipe.features:
-        silent |= {f"evaluate.{key}" for key in ("samples", "neighbours", "kid_subsets", "kid_subset_size")}
+        silent |= {f"evaluate.{key}" for key in ("neighbours", "kid_subsets", "kid_subset_size")}
+    if not has_heads(recipe):
+        silent.add("optimizer.head_lr")
+    silent |= set(_named_idle(recipe))
+    prefixes += [f"{key}." for key in silent]  # where it is a table, such as a ramp
     return [key for key in given if key in silent or (key.startswith(tuple(prefixes)) and key not in keys)]
+
+
+def has_heads(recipe: Recipe) -> bool:
+    """Whether some term trains modules of its own; one that states no cost may."""
+    backbone, shapes = recipe.backbone.params, recipe.shapes
+    tokens = math.prod(backbone.grid(shapes))
+    for label, chosen in recipe.terms.items():
+        try:
+            costs = [chosen.params.cost(backbone, shapes, view, tokens) for view in recipe.views_of(chosen.params)]
+        except Exception as failure:
+            raise SdditError(_broken(f"loss.{label}", chosen, "cost", failure)) from failure
+        if any(cost is None or cost.parameters > 0 for cost in costs):
+            return True
+    return False
+
+
+def _named_idle(recipe: Recipe) -> Iterator[str]:
+    """The dotted keys that components call idle themselves, as far as they are set to other than their defaults."""
+    for key, chosen in components(recipe).items():
+        defaults = type(chosen.params).model_fields
+        try:
+            for name in chosen.params.idle(recipe):
+                if getattr(chosen.params, name) != defaults[name].default:
+                    yield f"{key}.{name}"
+        except Exception as failure:
+            raise SdditError(_broken(key, chosen, "idle", failure)) from failure

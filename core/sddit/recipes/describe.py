@@ -78,13 +78,11 @@ def _bounds(metadata: Iterable[Any]) -> str:
                 low = f"{value} of them"
             case MaxLen(max_length=value):
                 high = f"{value} of them"
-    if low and high:
-        return f", {low} {'and' if 'above' in low or 'below' in high else 'to'} {high}"
-    if low:
-        return f", {low}" if "above" in low else f", at least {low}"
-    if high:
-        return f", {high}" if "below" in high else f", at most {high}"
-    return ""
+    if low and high and "above" not in low and "below" not in high:
+        return f", {low} to {high}"
+    lower = low if not low or "above" in low else f"at least {low}"
+    upper = high if not high or "below" in high else f"at most {high}"
+    return "".join(f", {bound}" for bound in (lower, upper) if bound)
 
 
 def keys(model: type[BaseModel]) -> list[str]:

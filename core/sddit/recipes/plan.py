@@ -71,7 +71,7 @@ class Plan:
     teacher_parameters: int | None  # 0: no term needs a teacher
     passes: tuple[Pass, ...]  # the views that some term reads
     sampling_flops_per_image: float | None
-    sampled: int  # images generated for the scores
+    sampled: int  # images generated at the end
     memory: Memory
     not_stated: tuple[str, ...]
     notes: tuple[str, ...]
@@ -92,7 +92,7 @@ class Plan:
 
     @property
     def sampling_flops(self) -> float | None:
-        """Of the images for the scores; previews are left out."""
+        """Of the images at the end of the run; previews are left out."""
         return _times(self.sampling_flops_per_image, self.sampled)
 
     def to_json(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def plan(recipe: Recipe) -> Plan:
         teacher_parameters=teacher,
         passes=prices.passes(),
         sampling_flops_per_image=full.flops * evaluations if full else None,
-        sampled=recipe.evaluate.samples if recipe.features else 0,
+        sampled=recipe.evaluate.samples,
         memory=_memory(recipe, prices, full, heads, teacher),
         not_stated=tuple(prices.silent),
         notes=(checkpointing,) if recipe.train.activation_checkpointing else (),

@@ -65,7 +65,7 @@ def test_show_prints_type_default_bounds_and_meaning(sddit_run, toys):
     said = sddit_run("show", "optimizers", "adamw")
     assert "arXiv:1711.05101" in said.out
     assert re.search(
-        r"^betas +\[number, 0 and below 1, number, 0 and below 1\] +\(default \[0.9, 0.999\]\)", said.out, re.MULTILINE
+        r"^betas +\[number, at least 0, below 1, number, at least 0, below 1\] +\(default \[0.9, 0.999\]\)", said.out, re.MULTILINE
     )
     assert "    Added to the root of the second average." in said.out
     entries = {
@@ -245,6 +245,8 @@ def test_evaluate_prints_scores(sddit_run, toy_recipe):
     assert re.search(r"^Frechet distance +[\d.e+-]+ +[\d.e+-]+", said.out, re.MULTILINE)
     scores = json.loads(sddit_run("evaluate", run, "--json").out)
     [one] = scores.values()
+    assert one["n"] < one["samples"] == 24
+    assert re.search(rf"^Frechet distance, all 24 samples +{one['fd_all']:.4g} *$", said.out, re.MULTILINE)
     assert one["title"] == "channel moments"
 
 

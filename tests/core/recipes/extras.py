@@ -12,6 +12,7 @@ from sddit import interfaces as face
 from sddit.errors import Problem
 from sddit.recipes.recipe import Recipe
 from sddit.registry import Registry
+from sddit.values import Value
 
 NEVER = "nowhere:Built"  # these tests build nothing
 
@@ -79,8 +80,11 @@ class UnpricedParams(face.LossParams):
     def needs(self) -> face.Needs:
         return face.Needs(face.Want(output=True))
 
+    puzzled: bool = Field(False, description="Fail to state it.")
+
     def cost(self, backbone: face.BackboneParams, shapes: face.Shapes, view: face.ViewSpec, kept: int) -> None:
-        return None
+        if self.puzzled:
+            raise RuntimeError("puzzled")
 
 
 class NarrowParams(face.AttentionParams):
@@ -95,6 +99,7 @@ class NarrowParams(face.AttentionParams):
 
 class GuidedParams(face.GuidanceParams):
     scale: float = Field(2.0, ge=0, description="Strength.")
+    shape: Value = Field(1.0, description="Of no effect at strength 1.")
 
     @property
     def evaluations(self) -> int:
@@ -103,6 +108,11 @@ class GuidedParams(face.GuidanceParams):
     @property
     def needs_null_label(self) -> bool:
         return True
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        if self.scale == 13:
+            raise RuntimeError("thirteen")
+        return ("shape",) if self.scale == 1 else ()
 
 
 class ThreeViewsParams(face.PairSamplerParams):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sddit.errors import Problem
 from sddit.recipes.checks import check_device
@@ -16,6 +18,8 @@ Problems = Callable[..., list[Problem]]
 SOLID = ["backbone.name=solid", "backbone.patch=4"]
 WANTING = "loss.extra.name=wanting"
 TEACHER = "pair_sampler.teacher=true"
+TOY_SCORES = "evaluate.features=['toy']"
+HEADS = ["loss.extra.name=unpriced", "optimizer.weight_decay=0"]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +56,18 @@ TEACHER = "pair_sampler.teacher=true"
         (["optimizer.lr={start=1,end=0,from=0.6,until=5}"], "SD-R108", "ends before it begins", "optimizer.lr"),
         (["loss.denoise.window=[1.0, 0.5]"], "SD-R108", "no noise level", "loss.denoise.window"),
         (["loss.denoise.window=[20.0, 30.0]"], "SD-R108", "no noise level", "loss.denoise.window"),
+        (
+            [WANTING, "loss.extra.coupled=true", "loss.extra.window=[0.1, 1.0]"],
+            "SD-R108",
+            "whole batch",
+            "loss.extra.window",
+        ),
+        (["sampler.sigma_min=5.0", "sampler.sigma_max=5.0"], "SD-T902", "no noise to remove", "sampler.sigma_min"),
+        (["sampler.sigma_min=20.0"], "SD-T902", "no noise to remove", "sampler.sigma_min"),
+        (["sampler.sigma_max=0.01"], "SD-T902", "no noise to remove", "sampler.sigma_max"),
+        (["evaluate.features=['classifier']"], "SD-T910", "no classifier", "evaluate.features"),
+        ([TOY_SCORES, "evaluate.samples=3"], "SD-T906", "too few samples", "evaluate.samples"),
+        ([TOY_SCORES, "evaluate.neighbours=8"], "SD-T906", "too few held-out images", "dataset"),
         ([WANTING, "loss.extra.told=13"], "SD-R108", "thirteen", "backbone"),
         ([WANTING, "loss.extra.told=14"], "SD-P220", "extras/wanting cannot answer WantingParams.check", "loss.extra"),
         (["loss.extra.name=silent"], "SD-P220", "extras/silent cannot answer SilentParams.needs", "loss.extra"),
@@ -86,6 +102,12 @@ def test_what_cannot_work_together_is_refused(
         ["loss.denoise.until=10"],
         ["optimizer.warmup=1.0"],
         ["loss.denoise.window=[0.0, 0.5]"],
+        ["sampler.sigma_min=0.01", "sampler.sigma_max=30.0"],  # a wider range than the schedule's is a choice
+        ["sampler.sigma_min=19.0"],
+        ["dataset.name=digits", "evaluate.features=['classifier']"],
+        [TOY_SCORES, "evaluate.samples=4"],
+        [TOY_SCORES, "evaluate.neighbours=7"],
+        ["evaluate.samples=3", "evaluate.neighbours=12"],  # nothing is scored
     ],
 )
 def test_what_can_is_not(resolved: Resolve, base: str, overrides: list[str]) -> None:
@@ -129,8 +151,28 @@ IDLE_TERM = '[loss.extra]\nname = "wanting"\nweight = 0.0\ntap = 1\n'
         ([WANTING, "loss.extra.weight=0", "loss.extra.tap=1"], {"loss.extra.tap"}),
         (["sampler.grid=log", "sampler.rho=3"], {"sampler.rho"}),
         (["dataset.classes=0", "dataset.label_drop=0.5"], {"dataset.label_drop"}),
-        (["evaluate.samples=10"], {"evaluate.samples"}),
-        (["evaluate.samples=10", "evaluate.features=['toy']"], set()),
+        (["evaluate.samples=10", "evaluate.neighbours=2"], {"evaluate.neighbours"}),
+        (["evaluate.samples=10", "evaluate.neighbours=2", TOY_SCORES], set()),
+        (["evaluate.previews=0", "evaluate.per_class=4"], {"evaluate.per_class"}),
+        (["evaluate.previews=1", "evaluate.per_class=4", "evaluate.labels=random"], set()),
+        (
+            ["dataset.classes=0", "evaluate.per_class=4", "evaluate.labels=random"],
+            {"evaluate.per_class", "evaluate.labels"},
+        ),
+        (["guidance.name=guided", "guidance.scale=1", "guidance.shape=2.0"], {"guidance.shape"}),
+        (["guidance.name=guided", "guidance.scale=1", "guidance.shape=1.0"], set()),  # the default, written out
+        (["guidance.name=guided", "guidance.scale=2", "guidance.shape=2.0"], set()),
+        (
+            ["guidance.name=guided", "guidance.scale=1", "guidance.shape={start=1,end=0}"],
+            {"guidance.shape.start", "guidance.shape.end"},
+        ),
+        (["optimizer.head_lr=0.5"], {"optimizer.head_lr"}),
+        (["optimizer.head_lr=0.5", "loss.extra.name=toy_agreement", TEACHER], set()),
+        (["optimizer.head_lr=0.5", "loss.extra.name=unpriced"], set()),  # it may have heads
+        (["optimizer.weight_decay=0.1", "optimizer.head_weight_decay=0.2"], {"optimizer.head_weight_decay"}),
+        ([*HEADS, "optimizer.decay_all=true"], {"optimizer.decay_all"}),
+        ([*HEADS, "optimizer.decay_all=true", "optimizer.head_weight_decay=0.2"], set()),
+        (["optimizer.weight_decay=0.1", "optimizer.decay_all=true"], set()),
         ([WANTING, TEACHER, "loss.extra.teacher=true", "teacher.momentum=0.5"], set()),
         (["sampler.grid=edm", "sampler.rho=3"], set()),
     ],
@@ -150,3 +192,41 @@ def test_an_inherited_key_without_effect_is_listed_only(
     recipe = resolved('extends = "parent.toml"\n[loss.extra]\ntap = 2\n')
     assert set(recipe.idle) == {"teacher.momentum", "loss.extra.tap"}
     assert recipe.warnings == ("loss.extra.tap has no effect here (recipe.toml:3)",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "who", "method"),
+    [
+        (["guidance.name=guided", "guidance.scale=13"], "extras/guided", "idle"),
+        (["loss.extra.name=unpriced", "loss.extra.puzzled=true"], "extras/unpriced", "cost"),
+    ],
+)
+def test_a_component_that_cannot_say_what_is_idle_is_named(
+    problems: Problems, base: str, overrides: list[str], who: str, method: str
+) -> None:
+    (found,) = problems(base, *overrides)
+    assert found.code == "SD-P220"
+    assert found.what.startswith(who) and found.what.endswith(f".{method}")
+
+
+def test_the_remedies_of_too_few_images_can_be_typed(resolved: Resolve, problems: Problems, base: str) -> None:
+    (found,) = problems(base, TOY_SCORES, "evaluate.samples=3")
+    assert found.fix == "evaluate.samples = 4, or evaluate.features=[]"
+    resolved(base, TOY_SCORES, "evaluate.samples=4")
+    resolved(base, "evaluate.features=[]", "evaluate.samples=3")
+
+
+def test_the_remedy_of_a_small_folder_is_its_share_of_held_out_images(
+    problems: Problems, base: str, tmp_path: Path
+) -> None:
+    for number in range(20):
+        path = tmp_path / "images" / "one" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.linear_gradient("L").resize((8, 8)).rotate(90 * number).save(path)
+    folder = base.replace(
+        '[dataset]\nname = "toy"', f'[dataset]\nname = "folder"\npath = "{tmp_path}/images"\nsize = 8'
+    )
+    for holdout, remedy in ((0.0, "a higher dataset.holdout"), (0.9, "a lower dataset.holdout")):
+        found = problems(folder, TOY_SCORES, f"dataset.holdout={holdout}", "train.batch=1", "evaluate.neighbours=9")
+        assert [(p.code, p.fix) for p in found] == [("SD-T906", f"{remedy}, or evaluate.features=[]")]
+        assert found[0].where.endswith("(dataset.holdout)")

@@ -35,7 +35,7 @@ def test_a_plain_recipe_costs_three_forwards(resolved: Resolve) -> None:
     assert made.training_flops == 3 * forward * 8 * 10
     assert made.sampling_flops_per_image == forward * 4
     assert (made.heads_parameters, made.teacher_parameters) == ({"denoise": 0}, 0)
-    assert (made.sampled, made.sampling_flops) == (0, 0)  # without features nothing is sampled for scores
+    assert (made.sampled, made.sampling_flops) == (1000, forward * 4 * 1000)  # kept, with scores or without
 
 
 def test_a_teacher_is_cut_seen_once_and_has_its_heads(resolved: Resolve, base: str) -> None:
