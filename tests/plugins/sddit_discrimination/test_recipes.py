@@ -104,6 +104,29 @@ def test_what_works_together_trains(tmp_path: Path, overrides: list[str]) -> Non
     assert all(parameter.isfinite().all() for parameter in session.student.parameters())
 
 
+@pytest.mark.parametrize(
+    ("without", "key", "effect"),
+    [
+        ("pair_sampler.mask_ratio=0.0", "pair_sampler.mask_shape=block", "pair_sampler.mask_ratio=0.5"),
+        ("pair_sampler.mask_ratio=0.0", "pair_sampler.teacher_mask=visible", "pair_sampler.mask_ratio=0.5"),
+        (
+            "loss.discrimination.centering=false",
+            "loss.discrimination.center_momentum=0.5",
+            "loss.discrimination.centering=true",
+        ),
+        (
+            "loss.discrimination.cls_weight=0.0",
+            "loss.discrimination.cls_source=mean",
+            "loss.discrimination.cls_weight=0.5",
+        ),
+    ],
+)
+def test_a_key_without_effect_is_warned_of(tmp_path: Path, without: str, key: str, effect: str) -> None:
+    assert recipe(tmp_path, without, key).idle == (key.partition("=")[0],)
+    assert recipe(tmp_path, effect, key).idle == ()
+    assert recipe(tmp_path, without).idle == ()
+
+
 @pytest.mark.parametrize("ratio", ["0.0", "0.2"])
 def test_weight_0_is_as_if_the_term_were_not_there(tmp_path: Path, ratio: str) -> None:
     """The teacher and the term consume no draw that another part shares; with a weight they change the backbone."""

@@ -227,3 +227,27 @@ def test_reconstruction_of_nothing_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SdditError, match="nothing is hidden") as refused:
             resolve(path, overrides)
         assert [problem.code for problem in refused.value.problems] == ["SD-R108"]
+
+
+def test_a_patch_of_one_value_cannot_be_normalised(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    with pytest.raises(SdditError, match="a patch of one value") as refused:
+        resolve(path, ["backbone.patch=1"])
+    (problem,) = refused.value.problems
+    assert problem.code == "SD-R108"
+    assert problem.where.endswith("(loss.reconstruction.normalize)")
+    resolve(path, ["backbone.patch=1", problem.fix.replace(" ", "")])
+    with pytest.warns(UserWarning, match="degrees of freedom"):
+        assert normalised(torch.ones(1, 4, 1)).isnan().all()  # why
+    assert not normalised(torch.ones(1, 4, 2)).isnan().any()
+
+
+def test_a_shape_of_the_mask_is_idle_where_nothing_is_hidden(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    block = "pair_sampler.mask_shape=block"
+    recipe = resolve(path, ["pair_sampler.mask_ratio=0.0", block, "loss.reconstruction.weight=0"])
+    assert "pair_sampler.mask_shape" in recipe.idle
+    assert "pair_sampler.mask_shape" not in resolve(path, [block]).idle
+    assert "pair_sampler.mask_shape" not in resolve(path, ["pair_sampler.mask_ratio={start=0.5,end=0.0}", block]).idle

@@ -1,0 +1,46 @@
+"""Samplers and guidance within a recipe: settings without effect, and levels that leave nothing to sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sddit.errors import SdditError
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
+
+CHURN = ["sampler.churn_min=0.1", "sampler.churn_max=1.0", "sampler.churn_noise=1.1"]
+GUIDED = ["guidance.name=cfg", "guidance.interval=[0.1, 2.0]", "guidance.channels=1"]
+
+
+def recipe(folder: Path, *overrides: str) -> Recipe:
+    path = folder / "tiny.toml"
+    path.write_text('extends = "dit"\n', encoding="utf-8")
+    return resolve(path, overrides)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler"])
+def test_the_settings_of_churn_are_idle_without_it(tmp_path: Path, sampler: str) -> None:
+    name = f"sampler.name={sampler}"
+    idle = {"sampler.churn_min", "sampler.churn_max", "sampler.churn_noise"}
+    assert idle <= set(recipe(tmp_path, name, *CHURN).idle)
+    assert not idle & set(recipe(tmp_path, name, *CHURN, "sampler.churn=10").idle)
+
+
+def test_the_settings_of_guidance_are_idle_at_scale_1(tmp_path: Path) -> None:
+    idle = {"guidance.interval", "guidance.channels"}
+    assert set(recipe(tmp_path, *GUIDED, "guidance.scale=1").idle) == idle
+    assert not idle & set(recipe(tmp_path, *GUIDED, "guidance.scale=2").idle)
+
+
+def test_edm_leaves_noise_to_remove_or_is_refused(tmp_path: Path) -> None:
+    recipe(tmp_path, "sampler.sigma_min=79.0")
+    for override, key in (
+        ("sampler.sigma_min=80.0", "sampler.sigma_min"),
+        ("sampler.sigma_max=0.002", "sampler.sigma_max"),
+    ):
+        with pytest.raises(SdditError, match="no noise to remove") as refused:
+            recipe(tmp_path, override)
+        assert [problem.code for problem in refused.value.problems] == ["SD-T902"]
+        assert refused.value.problems[0].where.endswith(f"({key})")
