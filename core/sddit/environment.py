@@ -51,7 +51,7 @@ def choose_device(name: str) -> torch.device:
             "SD-P230", "no CUDA device is usable here", where="--device", got="cuda", expect="cpu", fix="--device cpu"
         )
     if name not in ("cpu", "cuda"):
-        raise error("SD-R160", f"no device {name!r}", where="--device", got=name, expect="one of cpu, cuda")
+        raise error("SD-R162", f"no device {name!r}", where="--device", got=name, expect="one of cpu, cuda")
     return torch.device(name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -47,7 +48,8 @@ class Component(Generic[T]):
 
     def build(self, params: face.Params, **runtime: Any) -> T:
         """Build it from settings (what) and run-time objects (with what)."""
-        return self.load()(params, **runtime)
+        with blaming(self.qualified):
+            return self.load()(params, **runtime)
 
     def format(self, layout: str) -> Any:
         """The converter for published weights in `layout`."""
@@ -55,6 +57,16 @@ class Component(Generic[T]):
         if layout not in layouts:
             raise error("SD-C441", f"no weight layout {layout!r} for {self.qualified}", expect=one_of(layout, layouts))
         return load_attribute(layouts[layout])
+
+
+@contextmanager
+def blaming(component: str) -> Iterator[None]:
+    """Note on an exception at whose boundary it was raised: a call that does not fit has no frame of the component's own."""
+    try:
+        yield
+    except Exception as failure:
+        failure.component = component  # type: ignore[attr-defined]
+        raise
 
 
 def load_attribute(path: str) -> Any:

@@ -8,7 +8,7 @@ last save.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sddit import environment as surroundings
 from sddit.api import load_run
-from sddit.errors import Problem, SdditError, raise_all
+from sddit.errors import Problem, SdditError, error, one_of, raise_all
 from sddit.evaluation import pictures
 from sddit.evaluation.scores import Scores, evaluate_samples
 from sddit.generate import LABELS, Request, generate
@@ -74,12 +74,16 @@ def run(
         SystemExit: a signal asked to stop; everything is saved, and the status is the documented one.
     """
     chosen = surroundings.choose_device(device)
+    if resume is not None and not (resume / RECIPE).is_file():
+        raise error(
+            "SD-C445", "not a run folder", where="--resume", got=str(resume), expect=f"a folder that holds {RECIPE}"
+        )
     with RunFolder(resume or out / f"{recipe.name}-{recipe.run_id}") as folder, StopSignals() as stop:
-        progress.folder = folder.path
         announce(recipe, folder, chosen, progress)
         if fresh:
             set_aside(folder.path)
-        changed = accept_changes(folder, recipe, allow)
+        changed = accept_changes(folder, recipe, allow, resumed=resume is not None)
+        progress.folder = folder.path  # from here on a crash log has its place in it
         if (folder.path / REPORT).is_file() and not changed:
             return RunResult(folder.path, folder.path / REPORT, read_scores(folder.path), already_finished=True)
         store = Store(folder.path / "checkpoints", keep=recipe.train.keep)
@@ -123,18 +127,19 @@ def set_aside(folder: Path) -> None:
     held = [path for path in folder.iterdir() if path.name != "run.lock" and not path.name.startswith(ASIDE)]
     if not held:
         return
-    aside = folder / f"{ASIDE}{1 + len(list(folder.glob(f'{ASIDE}*')))}"
+    numbers = [int(rest) for path in folder.glob(f"{ASIDE}*") if (rest := path.name.removeprefix(ASIDE)).isdecimal()]
+    aside = folder / f"{ASIDE}{1 + max(numbers, default=0)}"
     aside.mkdir()
     for path in held:
         path.rename(aside / path.name)
 
 
-def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str]) -> bool:
+def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str], *, resumed: bool) -> bool:
     """Whether this recipe changes the numbers of the run in the folder. Raises unless each such key is allowed."""
     if not (folder.path / RECIPE).is_file():
         return False
     found = [change for change in differences(read_json(folder.path / RECIPE), recipe.to_json()) if change[3] != "free"]
-    raise_all(refused(folder.path, found, allow))
+    raise_all(refused(folder.path, found, allow, resumed=resumed))
     if not found:
         return False
     earlier = read_json(folder.path / CHANGES) if (folder.path / CHANGES).is_file() else []
@@ -144,32 +149,44 @@ def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str]) -> b
     return True
 
 
-def refused(folder: Path, changes: Sequence[tuple[str, Any, Any, str]], allow: Sequence[str]) -> list[Problem]:
+def refused(
+    folder: Path, changes: Sequence[tuple[str, Any, Any, str]], allow: Sequence[str], *, resumed: bool
+) -> Iterator[Problem]:
     """A problem for every change that needs permission, and for every one that no permission makes possible."""
-    problems = []
+    elsewhere = "run without --resume: it gets its own folder" if resumed else "begin anew with --fresh"
+    known = [key for key, *_ in changes]
+    for key in allow:
+        if not any(covers(key, changed) for changed in known):
+            yield Problem(
+                "SD-R161",
+                f"nothing to allow: {key!r} does not differ",
+                where="--allow-change",
+                got=key,
+                expect=one_of(key, known) if known else "no key: nothing differs",
+            )
     for key, old, new, kind in changes:
         got = f"{old} -> {new}"
         if kind == "structural":
-            problems.append(
-                Problem(
-                    "SD-C410",
-                    f"the checkpoint is of another model: {key}",
-                    where=str(folder),
-                    got=got,
-                    fix="run without --resume: it gets its own folder",
-                )
+            yield Problem(
+                "SD-C410", f"the checkpoint is of another model: {key}", where=str(folder), got=got, fix=elsewhere
             )
-        elif key not in allow:
-            problems.append(
-                Problem(
-                    "SD-C420",
-                    f"the recipe differs from the run's: {key}",
-                    where=str(folder),
-                    got=got,
-                    fix=f"--allow-change {key}, or run without --resume",
-                )
+        elif key == "train.steps" and new < old:
+            yield Problem(
+                "SD-C422",
+                "a run cannot be made shorter",
+                where=str(folder),
+                got=got,
+                expect=f"at least {old}",
+                fix=elsewhere,
             )
-    return problems
+        elif not any(covers(given, key) for given in allow):
+            fix = f"--allow-change {key}, or {elsewhere}" if resumed else elsewhere
+            yield Problem("SD-C420", f"the recipe differs from the run's: {key}", where=str(folder), got=got, fix=fix)
+
+
+def covers(given: str, key: str) -> bool:
+    """Whether permission for `given` is permission for `key`: the same key, or a table around it."""
+    return key == given or key.startswith(f"{given}.")
 
 
 def prepare(

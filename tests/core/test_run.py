@@ -260,3 +260,38 @@ def test_which_average_is_sampled_is_part_of_what_a_run_is(tmp_path: Path, host:
         assert recipe.evaluate.weights == order[0][5]
         ids.add(recipe.run_id)
     assert len(ids) == 2
+
+
+def test_resuming_what_is_no_run_folder_touches_nothing(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "metrics.jsonl").write_text("mine")
+    for folder in (other, tmp_path / "nowhere"):
+        with pytest.raises(SdditError, match="SD-C445"):
+            go(recipe_of(), tmp_path / "runs", resume=folder)
+    assert [path.name for path in other.iterdir()] == ["metrics.jsonl"]
+    assert (other / "metrics.jsonl").read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_table_allows_its_keys_and_a_useless_permission_is_named(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    first = go(recipe_of(), tmp_path / "runs")
+    ramp = recipe_of("optimizer.lr={start=1e-3, end=1e-4}", "train.steps=6")
+    with pytest.raises(SdditError, match=r"'optimizer.rl' does not differ"):
+        go(ramp, tmp_path / "runs", resume=first.folder, allow=["optimizer.rl"])
+    go(ramp, tmp_path / "runs", resume=first.folder, allow=["optimizer.lr", "train.steps"])
+    with pytest.raises(SdditError, match="SD-C422"):
+        go(recipe_of("train.steps=3"), tmp_path / "runs", resume=first.folder, allow=["train.steps", "optimizer"])
+    with pytest.raises(SdditError, match="--fresh"):
+        go(recipe_of(), tmp_path / "runs")
+
+
+def test_a_second_fresh_start_finds_a_free_name(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    folder = go(recipe_of(), tmp_path / "runs").folder
+    for _ in range(2):
+        go(recipe_of(), tmp_path / "runs", fresh=True)
+    (folder / "aside-1").rename(tmp_path / "moved away")
+    go(recipe_of(), tmp_path / "runs", fresh=True)
+    assert sorted(path.name for path in folder.glob("aside-*")) == ["aside-2", "aside-3"]

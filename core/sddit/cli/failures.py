@@ -43,6 +43,10 @@ def of_code(failure: Exception, state: State) -> int:
             print_problem(problem)
             keep(failure, state)
             return exit_status(problem.code)
+    if unfit := misfit(failure):
+        print_problem(unfit)
+        keep(failure, state)
+        return exit_status(unfit.code)
     out = error_console()
     out.print(f"error: a bug in the toolkit: {printable(what)}", style="bold red", soft_wrap=True)
     out.print(f"  at:     {frames[-1].filename}:{frames[-1].lineno}", soft_wrap=True)
@@ -51,6 +55,22 @@ def of_code(failure: Exception, state: State) -> int:
             "  fix:    none known; please report it with what the same command prints with --debug", soft_wrap=True
         )
     return BUG
+
+
+def misfit(failure: Exception) -> Problem | None:
+    """A third party's component that cannot be called as its contract says: the error has no line of the component's."""
+    name = getattr(failure, "component", "")
+    row = host().rows.get(name.rpartition("/")[0])
+    if row is None or row.builtin:
+        return None
+    return Problem(
+        "SD-P220",
+        f"component {name!r} cannot be used as its contract says",
+        where=row.where or row.name,
+        got=said(failure),
+        expect="the arguments that sddit.interfaces states for its kind; further ones are taken by **_",
+        fix=f"sddit.testing.check_plugin({str(row.where or row.name)!r}) tries each part of the contract",
+    )
 
 
 def interrupted() -> int:

@@ -13,6 +13,7 @@ from sddit.denoiser import denoise_view
 from sddit.errors import error
 from sddit.interfaces import Backbone, Context, LossParams, NoiseSchedule, Outputs, View, Want
 from sddit.recipes.recipe import Chosen, Recipe
+from sddit.registry import blaming
 from sddit.training.averages import Teacher
 from sddit.values import step_of, value_at
 
@@ -26,8 +27,10 @@ class Student(nn.Module):
         terms: Mapping[str, nn.Module],
         schedule: NoiseSchedule,
         precision: torch.dtype | None = None,
+        offered: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.offered = dict(offered or {})  # term -> qualified name of its component
         self.backbone = backbone
         self.terms = nn.ModuleDict(terms)
         self.schedule = schedule
@@ -56,10 +59,12 @@ class Student(nn.Module):
         outputs = dict(seen)
         for name, want in wants.items():
             outputs[name] = observe(self.backbone, self.schedule, views[name], want, self.precision)
-        return {
-            label: self.terms[label](ctx, {v: views[v] for v in read[label]}, {v: outputs[v] for v in read[label]})
-            for label, ctx in contexts.items()
-        }
+        values = {}
+        for label, ctx in contexts.items():
+            with blaming(self.offered.get(label, "")):
+                term_outputs = {name: outputs[name] for name in read[label]}
+                values[label] = self.terms[label](ctx, {name: views[name] for name in read[label]}, term_outputs)
+        return values
 
 
 def observe(

@@ -65,7 +65,8 @@ def build_session(recipe: Recipe, device: torch.device) -> Session:
         schedule: NoiseSchedule = recipe.noise_schedule.build()
         terms = build_terms(recipe)
     precision = torch.bfloat16 if recipe.train.precision == "bf16" else None
-    student = Student(backbone, terms, schedule, precision).to(device)
+    offered = {label: chosen.component.qualified for label, chosen in recipe.terms.items()}
+    student = Student(backbone, terms, schedule, precision, offered).to(device)
     teacher = build_teacher(recipe, student)
     averages = {label: WeightAverage(settings, student.backbone) for label, settings in recipe.ema.items()}
     speed_up(cast(Backbone, backbone), recipe.train)

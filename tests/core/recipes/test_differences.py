@@ -40,7 +40,7 @@ def test_every_difference_has_its_class(
     ("override", "keys"),
     [
         ("loss.other.name=toy", {"loss.other": "structural"}),
-        ("ema.main.decay=0.5", {"ema.main": "structural"}),
+        ("ema.main.decay=0.5", {"ema.main": "structural", "evaluate.weights": "numeric"}),
         ("tracker.t.name=toy", {"tracker.t.name": "free"}),
         ("dataset.channels=3", {"dataset.channels": "numeric", "data.image": "structural"}),
         ("dataset.classes=4", {"dataset.classes": "numeric", "data.classes": "structural"}),
