@@ -66,10 +66,10 @@ def misfit(failure: Exception) -> Problem | None:
     return Problem(
         "SD-P220",
         f"component {name!r} cannot be used as its contract says",
-        where=row.where or row.name,
+        where=row.file or row.name,
         got=said(failure),
         expect="the arguments that sddit.interfaces states for its kind; further ones are taken by **_",
-        fix=f"sddit.testing.check_plugin({str(row.where or row.name)!r}) tries each part of the contract",
+        fix=f"sddit.testing.check_plugin({(row.file or row.name)!r}) tries each part of the contract",
     )
 
 
