@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -144,11 +145,18 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     with default_dtype(dtype or DTYPES[recipe.train.precision]):
         backbone = build_backbone(recipe, device="cpu")
         schedule: NoiseSchedule = recipe.noise_schedule.build()
-    if label == "student":
-        state = under("backbone.", unpack(checkpoint.read("model.safetensors")))
-    else:
-        state = under(f"{label}.", unpack(checkpoint.read("ema.safetensors")))
-    backbone.load_state_dict(state)
+    name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
+    try:
+        backbone.load_state_dict(under(prefix, unpack(checkpoint.read(f"{name}.safetensors"))))
+    except (KeyError, RuntimeError, FileNotFoundError) as mismatch:
+        raise error(
+            "SD-C410",
+            "the checkpoint does not fit this recipe",
+            where=str(checkpoint.folder),
+            got=shorten(f"{label}: {mismatch}", 160),
+            expect="a checkpoint of the same recipe",
+            fix="put the recipe.resolved.json of this run back",
+        ) from mismatch
     return Model(backbone.eval(), schedule, recipe.shapes, recipe)
 
 

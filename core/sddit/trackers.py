@@ -22,7 +22,8 @@ class Csv:
         self.columns: list[str] = []  # none: nothing was logged yet in this sitting
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        row = {"step": str(step), **{name: repr(float(value)) for name, value in values.items()}}
+        numbers = {name: repr(float(value)) for name, value in values.items() if name != "step"}
+        row = {"step": str(step), **numbers}
         if self.columns and row.keys() <= set(self.columns):
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
@@ -38,7 +39,7 @@ class Csv:
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         rows = csv.DictReader(line for line in lines if line.endswith("\n"))
-        return [row for row in rows if int(row["step"]) < step]
+        return [row for row in rows if int(float(row["step"])) < step]
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         """Write the file anew, with a column for every number there is, and swap it in whole."""

@@ -43,6 +43,14 @@ def test_a_continued_run_takes_up_its_file_without_repeats(tmp_path):
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [("10", "10.0"), ("20", "21.0"), ("30", "31.0")]
 
 
+def test_steps_are_whole_numbers_whatever_the_values_say(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n10.0,1.0\n20.0,2.0\n", encoding="utf-8")
+    tracker = Csv(CsvParams(), folder=tmp_path)
+    tracker.log(20, {"step": 20.0, "loss": 2.5})
+    tracker.log(30, {"step": 30.0, "loss": 3.0, "new": 1.0})  # a new column reads the file again
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [("10.0", "1.0"), ("20", "2.5"), ("30", "3.0")]
+
+
 def test_a_line_cut_by_a_crash_is_left_out(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss\n10,1.0\n20,0.", encoding="utf-8")
     Csv(CsvParams(), folder=tmp_path).log(30, {"loss": 3.0})

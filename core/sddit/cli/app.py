@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
     except BrokenPipeError:
         failures.leave_quietly()
+    except OSError as full:
+        status = failures.of_the_system(full, State())
     sys.exit(status)
 
 

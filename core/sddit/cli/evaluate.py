@@ -35,9 +35,14 @@ ROWS = {
 @click.pass_context
 def evaluate(ctx: click.Context, run: Path, device: str, as_json: bool) -> None:
     """Sample a run and score the pictures."""
-    from sddit.run import evaluate_run
-
     host().announce = notice
+    if not is_scored(run):
+        notice("no scores: the recipe's evaluate.features names no extractor")
+        if as_json:
+            print_json({})
+        return
+    from sddit.run import evaluate_run  # torch, which the answer above does not need
+
     with progress_on(error_console() if as_json else console()) as progress:
         state_of(ctx).progress = progress
         found = evaluate_run(run, device=device, progress=progress)
@@ -46,6 +51,14 @@ def evaluate(ctx: click.Context, run: Path, device: str, as_json: bool) -> None:
         print_json(scores)
     else:
         print_scores(scores)
+
+
+def is_scored(run: Path) -> bool:
+    """Whether the run's recipe names an extractor; what is no run folder is refused where it is loaded."""
+    from sddit.recipes.resolve import resolve
+
+    recipe = run / "recipe.resolved.json"
+    return not recipe.is_file() or bool(resolve(recipe).features)
 
 
 def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
@@ -58,8 +71,6 @@ def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
             if one.get(key) is not None:
                 block.add_row(title.format_map(one), figure(one[key]), figure(one.get(f"{key}_floor")))
         out.print(block)
-    if not scores:
-        out.print("no scores: the recipe's evaluate.features names no extractor")
 
 
 def figure(value: float | None) -> str:

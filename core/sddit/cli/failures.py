@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ import click
 from sddit.cli.frame import State, error_console
 from sddit.errors import Problem, SdditError, exit_status, printable
 from sddit.plugins import host, said
+from sddit.training.durable import storage_error
 
 BUG = 1
 INTERRUPTED = 130
@@ -47,6 +49,8 @@ def of_code(failure: Exception, state: State) -> int:
         print_problem(unfit)
         keep(failure, state)
         return exit_status(unfit.code)
+    if isinstance(failure, OSError) and state.progress.folder is None:
+        return of_the_system(failure, state)
     out = error_console()
     out.print(f"error: a bug in the toolkit: {printable(what)}", style="bold red", soft_wrap=True)
     out.print(f"  at:     {frames[-1].filename}:{frames[-1].lineno}", soft_wrap=True)
@@ -55,6 +59,23 @@ def of_code(failure: Exception, state: State) -> int:
             "  fix:    none known; please report it with what the same command prints with --debug", soft_wrap=True
         )
     return BUG
+
+
+def of_the_system(failure: OSError, state: State) -> int:
+    """What the operating system refused outside of a run: a file, a folder, or the output itself."""
+    if failure.filename is None:
+        leave_quietly()  # the output: what is still to be written to it would fail again at the end
+    problem = storage_error(failure, Path(failure.filename or "output")).problems[0]
+    if problem.code.startswith("SD-F"):
+        problem = replace(
+            problem,
+            code="SD-F707",
+            what="a file or folder cannot be used",
+            fix="mend its permissions or choose another path",
+        )
+    print_problem(problem)
+    keep(failure, state)
+    return exit_status(problem.code)
 
 
 def misfit(failure: Exception) -> Problem | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import keyword
 import re
+import sys
 from collections.abc import Mapping
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
@@ -14,6 +16,9 @@ import click
 from sddit import __version__
 from sddit.cli.frame import Verb
 from sddit.errors import Problem, error, raise_all
+from sddit.plugins import host
+from sddit.training.durable import storage_errors
+from sddit.training.run_folder import made
 
 EXAMPLES = """
 sddit-run new-plugin my_loss                    my_loss.py and test_my_loss.py
@@ -36,26 +41,46 @@ USAGE = {
 )
 def new_plugin(name: str, kind: str, package: bool, folder: Path) -> None:
     """Write a working plugin and its test."""
-    refuse_bad_name(name)
+    refuse_bad_name(name, kind)
     written = package_of(name, kind) if package else one_file(name, kind)
     write(folder, written)
     for path in written:
         click.echo(f"wrote {folder / path}")
-    click.echo(f"next:  pytest {folder / next(path for path in written if 'test_' in path)}")
+    steps = [f"pip install -e {folder / name}"] if package else []  # its test finds it by its entry point
+    steps += [f"pytest {folder / path}" for path in written if Path(path).name == f"test_{name}.py"]
+    for lead, step in zip(("next:", ""), steps, strict=False):
+        click.echo(f"{lead:<7}{step}")
 
 
-def refuse_bad_name(name: str) -> None:
+def refuse_bad_name(name: str, kind: str) -> None:
     """It becomes a module, a class and a component."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        guess = re.sub(r"\W+", "_", name.casefold()).strip("_0123456789")
-        raise error(
-            "SD-R172",
-            f"{name!r} cannot name a plugin",
-            where="command line",
-            got=name,
-            expect="a-z first, then a-z, 0-9 and _",
-            fix=f"sddit-run new-plugin {guess}" if guess else "",
-        )
+    fitting = re.fullmatch(r"[a-z][a-z0-9_]*", name)
+    holder = holder_of(name) if fitting else ""
+    if fitting and not holder:
+        return
+    guess = f"{name}_{kind}" if fitting else re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_0123456789")
+    raise error(
+        "SD-R172",
+        f"{name!r} is {holder}" if holder else f"{name!r} cannot name a plugin",
+        where="command line",
+        got=name,
+        expect="a name that nothing else has" if holder else "a-z first, then a-z, 0-9 and _",
+        fix=f"sddit-run new-plugin {guess}" if guess else "",
+    )
+
+
+def holder_of(name: str) -> str:
+    """What has the name already, so that a plugin of that name would not be found or would hide it; empty: nothing."""
+    if keyword.iskeyword(name):
+        return "a reserved word of Python"
+    if name == "sddit" or ((row := host().rows.get(name)) and row.builtin):
+        return "the name of a built-in plugin"
+    if name in sys.stdlib_module_names:
+        return "a module of Python's standard library"
+    spec = find_spec(name)
+    if spec is None or spec.origin is None or Path(spec.origin).resolve().parent == Path.cwd():
+        return ""  # a file beside us hides nothing: SD-R173 refuses to overwrite it
+    return "a module that is installed here"
 
 
 def one_file(name: str, kind: str) -> dict[str, str]:
@@ -100,5 +125,6 @@ def write(folder: Path, texts: Mapping[str, str]) -> None:
         if (folder / path).exists()
     )
     for path, text in texts.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text, encoding="utf-8")
+        made((folder / path).parent)
+        with storage_errors(folder / path):
+            (folder / path).write_text(text, encoding="utf-8")

@@ -67,7 +67,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Train, sample and score what a recipe describes."""
-    refuse_contradictions(fresh=fresh, resume=resume, allow=allow)
+    refuse_contradictions(dry_run=dry_run, fresh=fresh, resume=resume, allow=allow)
     recipe = resolved(source, overrides, device)
     if dry_run:
         show_plan(recipe, as_json=as_json)
@@ -76,8 +76,10 @@ def run(
     show_result(result, as_json=as_json)
 
 
-def refuse_contradictions(*, fresh: bool, resume: Path | None, allow: tuple[str, ...]) -> None:
+def refuse_contradictions(*, dry_run: bool, fresh: bool, resume: Path | None, allow: tuple[str, ...]) -> None:
     """Flags that say opposite things, or nothing."""
+    if dry_run and (fresh or resume):
+        raise click.UsageError(f"-n runs nothing: leave out {'--fresh' if fresh else '--resume'}")
     if fresh and resume:
         raise click.UsageError("--fresh begins anew and --resume continues: give one of them")
     if allow and not resume:
@@ -126,9 +128,19 @@ def show_plan(recipe: Recipe, *, as_json: bool) -> None:
 
     planned = plan(recipe)
     if as_json:
-        print_json(planned.to_json())
+        print_json({**planned.to_json(), **about(recipe)})
     else:
         print_plan(planned, recipe, console())
+
+
+def about(recipe: Recipe) -> dict[str, Any]:
+    """What the plan says of the recipe itself: every value, where each came from, and what was noticed."""
+    return {
+        "recipe": recipe.to_json(),
+        "origins": dict(recipe.origins),
+        "warnings": list(recipe.warnings),
+        "idle": list(recipe.idle),
+    }
 
 
 def train(ctx: click.Context, recipe: Recipe, *, as_json: bool, **settings: Any) -> RunResult:

@@ -25,6 +25,7 @@ sddit-run sample RUN --classes 3,7 --count 4 --seeds 0-3
 sddit-run sample RUN --steps 40 --sampler euler --guidance 1.5
 """
 NAME = "samples"
+MOST = 10_000  # numbers of one list
 
 
 @click.command("sample", cls=Verb, examples=EXAMPLES)
@@ -66,12 +67,15 @@ def sample(
 
     from sddit import api
     from sddit.environment import choose_device
+    from sddit.training.run_folder import made
 
     host().announce = notice
     choose_device(device)
     model = api.load(run, weights=weights, step=step)
     changes = overrides(model.require_recipe(), steps, sampler, guidance)
     wanted = class_numbers(classes, model.require_recipe().facts.class_names)
+    chosen = [model.require_recipe().seed] if seeds is None else numbers(seeds, "--seeds")
+    folder = made(out or run / NAME)
     drawn = [
         api.sample(
             model,
@@ -81,11 +85,11 @@ def sample(
             device=device,
             overrides=changes,
         )
-        for seed in numbers(seeds, "--seeds") or [model.require_recipe().seed]
+        for seed in chosen
     ]  # for each seed [classes * count, 3, H, W]
     shape = (len(wanted) or 1, count, *drawn[0].shape[1:])
     by_class = torch.cat([images.reshape(shape) for images in drawn], dim=1)  # [classes, seeds * count, 3, H, W]
-    for path in write(by_class, model, wanted, out or run / NAME):
+    for path in write(by_class, model, wanted, folder):
         click.echo(path)
 
 
@@ -125,24 +129,31 @@ def class_numbers(text: str | None, names: Sequence[str]) -> list[int]:
     for part in text.split(","):
         word = part.strip().casefold()
         chosen += [by_name[word]] if word in by_name else numbers(word, "--classes", names)
-    if outside := [number for number in chosen if number >= len(names)]:
-        raise error(
-            "SD-T904", f"no class {outside[0]}", where="--classes", got=text, expect=f"0 to {len(names) - 1}, or a name"
-        )
     return chosen
 
 
-def numbers(text: str | None, flag: str, names: Sequence[str] = ()) -> list[int]:
-    """`0,3,7-9` as [0, 3, 7, 8, 9]."""
+def numbers(text: str, flag: str, names: Sequence[str] = ()) -> list[int]:
+    """`0,3,7-9` as [0, 3, 7, 8, 9]; with `names`, each is the number of one of them."""
     found: list[int] = []
-    for part in (text or "").split(","):
-        if not part.strip() and text is None:
-            return []
+    for part in text.split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
         if match is None:
             expect = "numbers such as 0,3,7-9" + (f", or {one_of(part, names)}" if names else "")
-            raise error("SD-T921", f"{part.strip()!r} is not in the list", where=flag, got=text or "", expect=expect)
+            raise error("SD-T921", f"{part.strip()!r} is not in the list", where=flag, got=text, expect=expect)
         first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise error(
+                "SD-T911",
+                f"the range {part.strip()} runs backwards",
+                where=flag,
+                got=text,
+                expect="the lower number first",
+                fix=f"{flag} {last}-{first}",
+            )
+        if names and last >= len(names):
+            raise error("SD-T904", f"no class {last}", where=flag, got=text, expect=f"0 to {len(names) - 1}, or a name")
+        if len(found) + last - first >= MOST:
+            raise error("SD-T911", "the list is too long", where=flag, got=text, expect=f"at most {MOST:,} numbers")
         found += range(first, last + 1)
     return found
 
@@ -152,20 +163,16 @@ def write(images: Tensor, model: Model, classes: Sequence[int], folder: Path) ->
     import numpy as np
 
     from sddit.evaluation.grids import grid, png
+    from sddit.training.durable import storage_errors
 
-    folder.mkdir(parents=True, exist_ok=True)
     taken = [int(match[1]) for p in folder.glob("drawn-*") if (match := re.fullmatch(r"drawn-(\d+)", p.stem))]
     name = f"drawn-{max(taken, default=0) + 1}"
     columns = images.shape[1]
     class_names = model.require_recipe().facts.class_names
     picture = png(grid(images.flatten(0, 1), columns, [class_names[number] for number in classes]))
-    (folder / f"{name}.png").write_bytes(picture)
-    np.savez_compressed(
-        folder / f"{name}.npz",
-        arr_0=images.flatten(0, 1)
-        .permute(0, 2, 3, 1)
-        .contiguous()
-        .numpy(),  # [n, H, W, 3] as the ADM evaluator reads it
-        arr_1=np.repeat(np.asarray(classes or [0]), columns),
-    )
+    pixels = images.flatten(0, 1).permute(0, 2, 3, 1).contiguous().numpy()  # [n, H, W, 3] as the ADM evaluator reads it
+    labels = np.repeat(np.asarray(classes or [0]), columns)
+    with storage_errors(folder):
+        (folder / f"{name}.png").write_bytes(picture)
+        np.savez_compressed(folder / f"{name}.npz", arr_0=pixels, arr_1=labels)
     return [folder / f"{name}.png", folder / f"{name}.npz"]

@@ -45,11 +45,15 @@ TABLES: dict[str, type[BaseModel]] = {
 @click.option("--schema", is_flag=True, help="Print the JSON schema of the settings.")
 def show(kind: str | None, name: str | None, extra: tuple[str, ...], as_json: bool, schema: bool) -> None:
     """Show kinds, components, and their settings."""
+    if name is not None and kind in TABLES:
+        raise click.UsageError(f"[{kind}] is a table of the recipe, with settings and no components: show {kind}")
+    if schema and name is None and kind not in TABLES:
+        raise click.UsageError("--schema prints the settings of one component or table: show KIND NAME --schema")
     host().announce = notice
     host().use([*extra, *plugins_named_by([name or ""])], Path.cwd(), where="command line")
     if kind is None:
         show_kinds(as_json)
-    elif kind in TABLES and name is None:
+    elif kind in TABLES:
         show_settings(inspect.getdoc(TABLES[kind]) or "", TABLES[kind], as_json, schema)
     elif name is None:
         show_components(registry_of(kind), as_json)
@@ -139,7 +143,7 @@ def record(component: Component[Any]) -> dict[str, Any]:
 
 def show_component(component: Component[Any], as_json: bool, schema: bool) -> None:
     """One component: what it is, and its settings."""
-    if as_json:
+    if as_json and not schema:
         print_json(record(component))
         return
     if not schema:

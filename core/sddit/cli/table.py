@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from sddit.cli import frame
-from sddit.errors import error, printable
+from sddit.errors import SdditError, error, printable
 from sddit.progress import duration
 
 EXAMPLES = """
@@ -36,18 +36,21 @@ class Line:
     seconds: float
     images_per_second: float
     scores: dict[str, dict[str, Any]]
+    unreadable: bool = False  # its folder is damaged: only the name is known
 
 
 @click.command("table", cls=frame.Verb, examples=EXAMPLES)
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN ...]")
-@click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
-@click.option("--csv", "form", flag_value="csv", help="Print CSV with every figure.")
-def table(folders: tuple[Path, ...], form: str | None) -> None:
+@click.option("--markdown", is_flag=True, help="Print a Markdown table.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV with every figure.")
+def table(folders: tuple[Path, ...], markdown: bool, as_csv: bool) -> None:
     """Put the scores of runs side by side."""
-    lines = [read(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
-    if form == "csv":
+    if markdown and as_csv:
+        raise click.UsageError("--csv and --markdown are two forms: give one of them")
+    lines = [line_of(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
+    if as_csv:
         print_csv(lines)
-    elif form == "markdown":
+    elif markdown:
         headings, rows = cells(lines)
         for row in (headings, ["---"] * len(headings), *rows):
             click.echo(f"| {' | '.join(row)} |")
@@ -72,12 +75,31 @@ def runs_in(folder: Path) -> list[Path]:
     return found
 
 
+def line_of(folder: Path) -> Line:
+    """A run's line; that of a damaged folder says so, and what is wrong goes to stderr."""
+    try:
+        line = read(folder)
+        cells([line])  # what cannot be shown is damaged too
+    except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
+        frame.notice(f"warning: {folder} is unreadable: {reason(fault)}")
+        return Line(folder.resolve().name, 0, 0, 0.0, 0.0, {}, unreadable=True)
+    return line
+
+
+def reason(fault: Exception) -> str:
+    """What is wrong with a folder, on one line."""
+    if isinstance(fault, SdditError):
+        problem = fault.problems[0]
+        return f"{problem.code}: {problem.what}: {Path(problem.where).name}: {problem.got}"
+    return f"{type(fault).__name__}: {fault}"
+
+
 def read(folder: Path) -> Line:
     """What a run folder says of itself, finished or not."""
     recipe, last = read_json(folder / RECIPE), last_metrics(folder / METRICS)
     scores = read_json(folder / SCORES) if (folder / SCORES).is_file() else {}
     return Line(
-        name=folder.name,
+        name=folder.resolve().name,
         steps=int(last.get("step", 0)),
         planned=int(recipe["train"]["steps"]),
         seconds=last.get("seconds", 0.0),
@@ -121,6 +143,8 @@ def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
 
 def about(line: Line) -> list[str]:
     """Name, steps (of how many, if unfinished) and training time."""
+    if line.unreadable:
+        return [printable(line.name), "unreadable", ""]
     steps = f"{line.steps:,}" if line.steps >= line.planned else f"{line.steps:,} of {line.planned:,}"
     return [printable(line.name), steps, duration(line.seconds)]
 
@@ -145,18 +169,22 @@ def print_table(lines: Sequence[Line]) -> None:
 
 def print_csv(lines: Sequence[Line]) -> None:
     """For a program: every figure of every extractor."""
-    records = [
-        {
-            "run": line.name,
-            "steps": line.steps,
-            "planned": line.planned,
-            "seconds": line.seconds,
-            "images_per_second": line.images_per_second,
-            **{f"{label}.{key}": value for label, scores in line.scores.items() for key, value in scores.items()},
-        }
-        for line in lines
-    ]
+    records = [record(line) for line in lines]
     columns = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
+
+
+def record(line: Line) -> dict[str, Any]:
+    """One run by column; of a damaged one only the name, and `unreadable` for its steps."""
+    if line.unreadable:
+        return {"run": line.name, "steps": "unreadable"}
+    return {
+        "run": line.name,
+        "steps": line.steps,
+        "planned": line.planned,
+        "seconds": line.seconds,
+        "images_per_second": line.images_per_second,
+        **{f"{label}.{key}": value for label, scores in line.scores.items() for key, value in scores.items()},
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -67,6 +68,12 @@ def test_a_missing_path_is_a_missing_recipe(sddit_run, toys):
         (["x.toml", "--fresh", "--resume", "runs/x"], "--fresh begins anew and --resume continues"),
         (["x.toml", "--allow-change", "seed"], "--allow-change is for --resume"),
         (["plugins", "much"], "unexpected extra argument"),
+        (["-n", "x.toml", "--fresh"], "-n runs nothing: leave out --fresh"),
+        (["-n", "x.toml", "--resume", "runs/x"], "-n runs nothing: leave out --resume"),
+        (["table", "--csv", "--markdown"], "--csv and --markdown are two forms"),
+        (["show", "train", "foo"], "[train] is a table of the recipe"),
+        (["show", "--schema"], "--schema prints the settings of one component"),
+        (["show", "losses", "--schema"], "--schema prints the settings of one component"),
     ],
 )
 def test_a_wrong_flag_is_answered_with_the_usage(sddit_run, words, said):
@@ -176,6 +183,28 @@ def test_a_poor_environment_is_no_failure(settings, tmp_path):
     environment = {"PATH": os.environ["PATH"], **settings}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("words", [["plugins"], ["explain", "--json"]])
+def test_a_full_output_is_told_in_short(words):
+    code = f"from sddit.cli import main; main({words!r})"
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 7
+    assert "error SD-M610: no space left to write to" in done.stderr
+    assert "bug" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_path_that_cannot_be_used_is_no_bug_outside_of_a_run(sddit_run, monkeypatch, toy_recipe):
+    def run(*_, **__):
+        raise PermissionError(13, "Permission denied", "/locked/file")
+
+    monkeypatch.setattr(sddit.run, "run", run)
+    said = sddit_run(toy_recipe)
+    assert said.status == 8
+    assert "error SD-F707" in said.err
+    assert "/locked/file" in said.err
 
 
 def test_an_error_inside_a_plugin_is_the_plugins(sddit_run, toy_recipe, loss_source):

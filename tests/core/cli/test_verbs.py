@@ -65,7 +65,9 @@ def test_show_prints_type_default_bounds_and_meaning(sddit_run, toys):
     said = sddit_run("show", "optimizers", "adamw")
     assert "arXiv:1711.05101" in said.out
     assert re.search(
-        r"^betas +\[number, at least 0, below 1, number, at least 0, below 1\] +\(default \[0.9, 0.999\]\)", said.out, re.MULTILINE
+        r"^betas +\[number, at least 0, below 1, number, at least 0, below 1\] +\(default \[0.9, 0.999\]\)",
+        said.out,
+        re.MULTILINE,
     )
     assert "    Added to the root of the second average." in said.out
     entries = {
@@ -164,6 +166,28 @@ def test_a_new_package_is_a_plugin_once_installed(sddit_run, tmp_path):
     assert "./my_loss.py" not in (tmp_path / "my_loss" / "src" / "my_loss" / "__init__.py").read_text(encoding="utf-8")
 
 
+def test_the_next_step_is_the_test_of_the_plugin(sddit_run):
+    assert sddit_run("new-plugin", "my_test_loss").out.splitlines()[-1] == "next:  pytest test_my_test_loss.py"
+    assert sddit_run("new-plugin", "my_loss", "--package").out.splitlines()[-2:] == [
+        "next:  pip install -e my_loss", "       pytest my_loss/tests/test_my_loss.py",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("lambda", "a reserved word of Python"),
+        ("json", "standard library"),
+        ("numpy", "installed here"),
+        ("sddit", "built-in"),
+    ],
+)
+def test_a_name_that_something_else_has_is_refused(sddit_run, name, why):
+    said = sddit_run("new-plugin", name)
+    assert (said.status, "SD-R172" in said.err, why in said.err) == (2, True, True)
+    assert f"sddit-run new-plugin {name}_loss" in said.err
+
+
 def test_nothing_is_overwritten(sddit_run, tmp_path):
     (tmp_path / "test_my_loss.py").write_text("mine", encoding="utf-8")
     said = sddit_run("new-plugin", "my_loss")
@@ -207,6 +231,9 @@ def test_the_plan_names_every_value_its_origin_and_the_cost(sddit_run, toy_recip
     assert not (tmp_path / "runs").exists()
     planned = json.loads(sddit_run("-n", toy_recipe, "--json").out)
     assert planned["backbone_parameters"] == 2928
+    assert planned["recipe"]["optimizer"]["lr"] == 0.001
+    assert planned["origins"]["train.steps"] != "default"
+    assert planned["warnings"] == []
 
 
 def test_sample_draws_the_same_pictures_again(sddit_run, trained):
@@ -229,6 +256,8 @@ def test_sample_draws_the_same_pictures_again(sddit_run, trained):
     ("words", "code"),
     [
         (["--classes", "7"], "SD-T904"), (["--classes", "dog"], "SD-T921"), (["--seeds", "1;2"], "SD-T921"),
+        (["--classes", "2-0"], "SD-T911"), (["--seeds", "7-3"], "SD-T911"), (["--seeds", "0-999999999"], "SD-T911"),
+        (["--classes", "0-999999999"], "SD-T904"), (["--seeds", ""], "SD-T921"),
         (["--sampler", "toi"], "SD-R110"), (["--weights", "ema"], "SD-C446"), (["--guidance", "2"], "SD-T923"),
     ],
 )  # fmt: skip
@@ -236,6 +265,40 @@ def test_sample_refuses_what_is_not_there(sddit_run, trained, words, code):
     said = sddit_run("sample", trained, *words)
     assert said.status > 1
     assert code in said.err
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_before_anything_is_drawn(sddit_run, trained, tmp_path):
+    (tmp_path / "file").touch()
+    for out in ("file", "file/below"):
+        said = sddit_run("sample", trained, "--out", out)
+        assert (said.status, "SD-F705" in said.err) == (8, True)
+    for words in (["--in", "file"], ["--in", "file/below", "--package"]):
+        said = sddit_run("new-plugin", "my_loss", *words)
+        assert (said.status, "SD-F705" in said.err) == (8, True)
+
+
+@pytest.mark.parametrize("damage", ["model", "label"])
+def test_weights_of_another_model_are_refused(sddit_run, toy_recipe, damage):
+    recipe = toy_recipe.read_text(encoding="utf-8")
+    folder = Path(json.loads(sddit_run(toy_recipe, "--json").out)["folder"])
+    assert sddit_run("sample", folder).status == 0, recipe
+    resolved = json.loads((folder / "recipe.resolved.json").read_text(encoding="utf-8"))
+    if damage == "model":
+        resolved["backbone"]["hidden"] *= 2
+    else:
+        resolved["ema"]["other"] = {"decay": 0.9}
+    (folder / "recipe.resolved.json").write_text(json.dumps(resolved), encoding="utf-8")
+    said = sddit_run("sample", folder, *(["--weights", "other"] if damage == "label" else []))
+    assert said.status == 5
+    assert f"SD-C410: the checkpoint does not fit this recipe\n  where:  {folder / 'checkpoints'}" in said.err
+    assert len(said.err.splitlines()) <= 8
+
+
+def test_evaluate_says_before_it_samples_that_there_is_nothing_to_score(sddit_run, trained, monkeypatch):
+    monkeypatch.setattr("sddit.run.evaluate_run", lambda *_, **__: pytest.fail("sampled"))
+    said = sddit_run("evaluate", trained, "--json")
+    assert (said.status, json.loads(said.out)) == (0, {})
+    assert "names no extractor" in said.err
 
 
 def test_evaluate_prints_scores(sddit_run, toy_recipe):
@@ -250,7 +313,8 @@ def test_evaluate_prints_scores(sddit_run, toy_recipe):
     assert one["title"] == "channel moments"
 
 
-def test_table_puts_runs_side_by_side(sddit_run, toy_recipe, tmp_path):
+def test_table_puts_runs_side_by_side(sddit_run, toy_recipe, tmp_path, monkeypatch):
+    damages = {"recipe.resolved.json": b'{"train": {}}', "scores.json": b"[1]", "metrics.jsonl": b"\xff\xfe\n"}
     for seed in (0, 1):
         sddit_run(toy_recipe, f"seed={seed}", 'evaluate.features=["toy"]', "evaluate.samples=24")
     said = sddit_run("table")
@@ -264,8 +328,20 @@ def test_table_puts_runs_side_by_side(sddit_run, toy_recipe, tmp_path):
     assert len(rows) == 2
     assert float(rows[0]["images_per_second"]) > 0
     assert any(column.endswith(".fd") for column in rows[0])
-    (next((tmp_path / "runs").iterdir()) / "scores.json").write_text("{", encoding="utf-8")
-    assert "SD-F704" in sddit_run("table").err
+    run = sorted((tmp_path / "runs").iterdir())[0]
+    monkeypatch.chdir(run)
+    assert re.search(rf"^{run.name} ", sddit_run("table", ".").out, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    for name, text in damages.items():
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(text)
+        said = sddit_run("table")
+        assert said.status == 0
+        assert re.search(rf"^{run.name} +unreadable", said.out, re.MULTILINE), name
+        assert len(re.findall(r"^toy-\w{12}  4 ", said.out, re.MULTILINE)) == 1, "the other run is shown"
+        assert f"{run.name} is unreadable" in said.err
+        assert f"{run.name},unreadable," in sddit_run("table", "--csv").out
+        (run / name).write_bytes(whole)
     assert "SD-T922" in sddit_run("table", tmp_path / "nothing").err
 
 
