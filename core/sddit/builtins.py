@@ -52,6 +52,7 @@ class FashionParams(ImageParams):
         min_length=1,
         description="embedded: the 12,000 images of the wheel; system: Debian's package dataset-fashion-mnist; else the "
         "folder with its four .gz files. Only this one is tried.",
+        json_schema_extra={"path": True, "words": ["embedded", "system"]},
     )
 
     def facts(self) -> DataFacts:
@@ -67,7 +68,11 @@ class FashionParams(ImageParams):
 class FolderParams(ImageParams):
     """Your own images: one folder with a sub-folder for each class."""
 
-    path: str = Field(min_length=1, description="The folder. Its sub-folders, sorted by name, are the classes.")
+    path: str = Field(
+        min_length=1,
+        description="The folder, relative to the recipe. Its sub-folders, sorted by name, are the classes.",
+        json_schema_extra={"path": True},
+    )
     size: int = Field(32, ge=4, le=1024, description="Height and width in pixels; images are scaled and cut to it.")
     channels: Literal[1, 3] = Field(3, description="3: colour; 1: grey.")
     holdout: float = Field(

@@ -162,13 +162,16 @@ class Host:
                 expect=one_of(name, twins),
                 fix="write the distribution before the name",
             )
+        fix = f"pip install the package that brings {name!r}, or mend the name; a file is written './{name}.py'"
+        if "/" in name or name.startswith("."):
+            fix = f"a plugin's file ends in .py: './{Path(name).stem}.py'"
         return Problem(
             "SD-P205",
             f"no plugin named {name!r} is installed",
             where=where,
             got=name,
             expect=one_of(name, self.rows),
-            fix=f"pip install the package that brings {name!r}, or mend the name; a file is written './{name}.py'",
+            fix=fix,
         )
 
     def _row_of_file(self, name: str, folder: Path | None, where: str) -> Row | Problem:
@@ -351,12 +354,12 @@ def _misplaced(name: str, path: Path, root: Path, where: str) -> Problem | None:
             fix="copy the file beside the recipe",
         )
     if not path.is_file():
-        nearby = [f"./{found.name}" for found in root.glob("*.py")]
+        nearby = [f"./{found.name}" for found in root.glob("*.py") if found.is_file()]
         return Problem(
             "SD-P207",
             f"no plugin file {name!r}",
             where=where,
-            got=str(path),
+            got=f"{path} (a folder)" if path.is_dir() else str(path),
             expect=one_of(name, nearby) if nearby else "a file beside the recipe",
         )
     return None

@@ -94,7 +94,10 @@ class Between:
     def __call__(self, value: Value) -> Value:
         lowest, highest = extremes(value)
         if lowest < self.low or highest > self.high:
-            raise ValueError(f"must stay between {self.low:g} and {self.high:g}")
+            above = math.isinf(self.high)
+            raise ValueError(
+                f"must be at least {self.low:g}" if above else f"must stay between {self.low:g} and {self.high:g}"
+            )
         return value
 
 

@@ -302,6 +302,20 @@ def test_a_missing_file_brings_the_nearest_one(core_host, folder):
     assert "./mine.py" in message
 
 
+def test_a_path_that_is_no_python_file_says_how_a_plugin_ends(core_host, folder):
+    message = refusal(core_host(), "./edges.toml", folder=folder)
+    assert "a plugin's file ends in .py: './edges.py'" in message
+    assert "././" not in message
+
+
+def test_a_folder_named_like_a_file_is_not_offered_as_one(core_host, folder):
+    (folder / "dir.py").mkdir()
+    message = refusal(core_host(), "./dir.py", folder=folder)
+    assert "dir.py (a folder)" in message
+    assert "one of ./mine.py" in message
+    assert "did you mean './dir.py'" not in message
+
+
 def test_two_files_of_one_name_are_refused(core_host, folder):
     (folder / "sub").mkdir()
     (folder / "sub" / "mine.py").write_bytes((folder / "mine.py").read_bytes())

@@ -111,3 +111,9 @@ def test_a_ramp_is_strict(given: dict[str, object]) -> None:
 def test_a_ramp_is_written_as_it_is_read() -> None:
     given = {"start": 1.0, "end": 0.0, "shape": "step", "from": 3, "until": 0.5}
     assert Ramp.model_validate(given).model_dump(by_alias=True) == given
+
+
+def test_a_bound_on_one_side_names_that_side() -> None:
+    positive: TypeAdapter[Value] = TypeAdapter(Annotated[Value, bounded(0)])
+    with pytest.raises(ValidationError, match="must be at least 0"):
+        positive.validate_python(-1.0)

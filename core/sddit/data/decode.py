@@ -14,6 +14,7 @@ Anything else (32-bit and floating-point grey, LAB, a strip more than 20 times a
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +49,17 @@ def decode(data: bytes, *, name: str, size: int, channels: int) -> NDArray[np.ui
             "SD-D301",
             f"cannot decode {name}",
             where=name,
-            got=f"{type(broken).__name__}: {broken}"[:200],
+            got=_said(broken)[:200],
             expect="a whole image file: " + ", ".join(FORMATS),
             fix="replace the file or take it out",
         ) from None
     levels = np.asarray(square, dtype=np.uint8)
     return levels[None] if channels == 1 else np.ascontiguousarray(levels.transpose(2, 0, 1))
+
+
+def _said(broken: Exception) -> str:
+    """What Pillow says, without the address of the bytes it read."""
+    return re.sub(r"\s*<_io\.BytesIO object at \w+>", "", f"{type(broken).__name__}: {broken}")
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:

@@ -21,7 +21,7 @@ def check(recipe: Recipe) -> list[Problem]:
     if unanswered := list(_faces_answer(recipe)):
         return unanswered
     between_terms = (_terms, _views, _taps, _masks, _moments, _windows, _batch)
-    rules = (*between_terms, _attention, _sampling, _evaluation, _guidance, _own_checks)
+    rules = (*between_terms, _attention, _sampling, _evaluation, _guidance, _trackers, _own_checks)
     return list(dict.fromkeys(problem for rule in rules for problem in rule(recipe)))
 
 
@@ -195,7 +195,24 @@ def _moments(recipe: Recipe) -> Iterator[Problem]:
             key = f"loss.{label}.until"
             yield Problem("SD-R108", f"term {label!r} ends before the first step", key, fix=f"loss.{label}.weight = 0")
         yield from _beyond(f"loss.{label}.until", chosen.params.until, total)
+    yield from _untrained_end(recipe)
     yield from _beyond("optimizer.warmup", recipe.optimizer.params.warmup, total)
+
+
+def _untrained_end(recipe: Recipe) -> Iterator[Problem]:
+    """Some term lasts until the end of the run."""
+    total = recipe.train.steps
+    ends = {label: step_of(chosen.params.until, total) for label, chosen in recipe.terms.items()}
+    last = max(ends, key=lambda label: ends[label], default="")
+    if last and 1 <= ends[last] <= total - 1:  # the last step is total - 1, and a term acts before `until`
+        yield Problem(
+            "SD-R108",
+            "no loss term is left before the run ends",
+            where=f"loss.{last}.until",
+            got=f"the last one ends at step {ends[last]:g} of {total}",
+            expect="one term that lasts until the end",
+            fix=f"leave loss.{last}.until out",
+        )
 
 
 def _ramps(settings: BaseModel, key: str, total: int) -> Iterator[Problem]:
@@ -356,6 +373,22 @@ def _guidance(recipe: Recipe) -> Iterator[Problem]:
             got="label_drop = 0",
             fix='dataset.label_drop = 0.1, or guidance.name = "none"',
         )
+
+
+def _trackers(recipe: Recipe) -> Iterator[Problem]:
+    """Two trackers of one component would write the same files."""
+    first: dict[str, str] = {}
+    for label, chosen in recipe.trackers.items():
+        name = chosen.component.qualified
+        if first.setdefault(name, label) != label:
+            yield Problem(
+                "SD-R108",
+                f"the trackers {first[name]!r} and {label!r} are the same component",
+                where=f"tracker.{label}",
+                got=f"name = {name}",
+                expect="each tracker once",
+                fix=f"remove [tracker.{label}]",
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------------

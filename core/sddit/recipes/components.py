@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sddit.errors import Problem, SdditError, error, one_of
@@ -50,7 +51,7 @@ class Finder:
         self.host = host
         self.problems: list[Problem] = []
         self.used: dict[str, str] = {}  # plugin -> its version, or the hash of its file
-        self._broken: set[str] = set()
+        self._broken: set[str] = set()  # the plugins that did not load
         self._use_plugins()
 
     def slots(self) -> dict[str, Chosen[Any]]:
@@ -97,17 +98,19 @@ class Finder:
         if component is None:
             return None
         settings = {name: value for name, value in table.items() if name != "name"}
-        params = self.settings(component.params, settings, key, f"sddit-run show {kind} {component.name}")
+        fix = f"sddit-run show {kind} {component.name}"
+        params = self.settings(component.params, settings, key, fix, also=("name",))
         return None if params is None else Chosen(component, params)
 
-    def settings(self, model: type[P], table: Any, key: str, fix: str = "") -> P | None:
-        """A table as settings; None after problems."""
+    def settings(self, model: type[P], table: Any, key: str, fix: str = "", also: Sequence[str] = ()) -> P | None:
+        """A table as settings, with its paths made absolute; None after problems. `also`: keys that it has besides."""
         if not isinstance(table, dict):
             got = f"{key} = {quoted(table)}"
             self.problem("SD-R103", f"{key!r} must be a table", key, got, f"[{key}]")
             return None
         with self.gathering():
-            return validated(model, table, table=key, where=self.merged.place, fix=fix)
+            settings = {**table, **self._absolute(model, table, key)}
+            return validated(model, settings, table=key, where=self.merged.place, fix=fix, also=also)
         return None
 
     def problem(self, code: str, what: str, key: str, got: str = "", expect: str = "", fix: str = "") -> None:
@@ -127,17 +130,37 @@ class Finder:
     def _use_plugins(self) -> None:
         """Load what `plugins` names and, before any name is looked up, the plugins of qualified ones (`acme/masked`)."""
         for plugin in self.merged.plugins:
-            with self.gathering():
-                self.host.use([plugin.name], plugin.folder, where=plugin.where)
-                row = plugin_name(plugin.path) if plugin.is_file else plugin.name
+            row = plugin_name(plugin.path) if plugin.is_file else plugin.name
+            if self._use(plugin.name, row, plugin.folder, plugin.where):
                 self.used[row] = self.host.rows[row].identity
         for key, name in self._names():
             for asked in plugins_named_by([name]):
-                before = len(self.problems)
-                with self.gathering():
-                    self.host.use([asked], where=self.merged.place(key))
-                if len(self.problems) > before:
-                    self._broken.add(asked)
+                self._use(asked, asked, None, self.merged.place(key))
+
+    def _use(self, name: str, row: str, folder: Path | None, where: str) -> bool:
+        """Load a plugin and say whether it is there. One that failed before is not complained of again."""
+        if row in self._broken:
+            return False
+        try:
+            self.host.use([name], folder, where=where)
+        except SdditError as failure:
+            self.problems += failure.problems
+            self._broken.add(row)
+            return False
+        return True
+
+    def _absolute(self, model: type[Params], table: Mapping[str, Any], key: str) -> dict[str, str]:
+        """The paths in a table: of the fields that declare `json_schema_extra={"path": True}`, those that are no word.
+
+        A field lists the words that stand for something else than a path: `{"path": True, "words": ["embedded"]}`.
+        """
+        found = {}
+        for name, field in model.model_fields.items():
+            says: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            value = table.get(name := field.alias or name)
+            if says.get("path") and isinstance(value, str) and value not in ("", *says.get("words", ())):
+                found[name] = self.merged.absolute(f"{key}.{name}", value)
+        return found
 
     def _names(self) -> Iterator[tuple[str, str]]:
         """(dotted key, name) of every component the recipe names, as far as its tables are well formed."""
@@ -189,7 +212,12 @@ class Finder:
                 fix = 'plugins = ["./file.py"], and here the name under which the file registers it'
                 what = f"{key!r} names code; only `plugins` does that"
                 raise error("SD-R130", what, where=where, got=quoted(name), expect="the name of a component", fix=fix)
-            component = registry.usable(name, where=where)
+            try:
+                component = registry.usable(name, where=where)
+            except SdditError as failure:
+                if self._broken and failure.problems[0].code == "SD-R110":
+                    return None  # a plugin that did not load may well have brought it
+                raise
             self.used[component.origin] = self.host.rows[component.origin].identity
             return component
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ class Origin:
 
     place: str
     inherited: bool = False  # from a parent, or from a resolved recipe, which states every key
+    folder: Path = Path()  # what a path is relative to: the folder of the file, or the current one for the command line
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,12 @@ class Merged:
             key = key.rpartition(".")[0]
         return self.origins[key].place if key else shown(self.path) if self.path else ""
 
+    def absolute(self, key: str, path: str) -> str:
+        """The path that was given for `key`, which is relative to the file that says so."""
+        origin = self.origins.get(key)
+        folder = origin.folder if origin else Path()
+        return os.path.normpath((folder / Path(path).expanduser()).absolute())
+
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Merged:
     """Read a recipe with its parents and apply `key=value` overrides. Raises SdditError for what is wrong with either."""
@@ -90,7 +98,7 @@ def of_recipe(recipe: Recipe) -> Merged:
 
 
 def _origins_in(layer: Source, inherited: bool) -> Callable[[str], Origin]:
-    return lambda key: Origin(layer.place(key), inherited)
+    return lambda key: Origin(layer.place(key), inherited, layer.path.parent)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -207,8 +215,16 @@ def _lay(
 
 
 def _replaces(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
-    renamed = "name" in new and "name" in old and new["name"] != old["name"]
+    renamed = "name" in new and "name" in old and not _same_component(new["name"], old["name"])
     return renamed or {"start", "end"} <= new.keys()
+
+
+def _same_component(one: Any, other: Any) -> bool:
+    """Whether two names mean the same: `masked` is `acme/masked`, and `acme/masked` is not `other/masked`."""
+    if not (isinstance(one, str) and isinstance(other, str)):
+        return bool(one == other)
+    bare = "/" not in one or "/" not in other
+    return one == other or (bare and one.rpartition("/")[2] == other.rpartition("/")[2])
 
 
 def nodes(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sddit.data import seen_std
-from sddit.errors import Problem, raise_all
+from sddit.errors import Problem, SdditError, raise_all
 from sddit.interfaces import DataFacts
 from sddit.plugins import Host
 from sddit.plugins import host as the_host
@@ -68,7 +68,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     features = finder.features(tables["evaluate"].features) if tables["evaluate"] else {}
     seed, name = _seed(finder), _name(finder)
     facts = _facts(finder, chosen)
-    raise_all(finder.problems)
+    raise_all(dict.fromkeys(finder.problems))
     assert facts is not None  # what is missing has left a problem
 
     std = round_to(seen_std(chosen["dataset"].params, facts), digits=6)
@@ -151,9 +151,11 @@ def _name(finder: Finder) -> str:
 def _facts(finder: Finder, chosen: Mapping[str, Chosen[Any]]) -> DataFacts | None:
     if "dataset" not in chosen:
         return None
-    with finder.gathering():
+    try:
         facts: DataFacts = chosen["dataset"].params.facts()
         return facts
+    except SdditError as failure:
+        finder.problems += [_placed(problem, finder.merged, around="dataset") for problem in failure.problems]
     return None
 
 
@@ -195,10 +197,11 @@ def round_to(value: float, digits: int) -> float:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _placed(problem: Problem, merged: Merged) -> Problem:
-    """A problem that names a dotted key, with file and line before it."""
+def _placed(problem: Problem, merged: Merged, around: str = "") -> Problem:
+    """A problem that names a dotted key, with file and line before it; one that names something else, with `around`'s."""
     known = problem.where.partition(".")[0] in TABLES and " " not in problem.where
-    return replace(problem, where=f"{merged.place(problem.where)} ({problem.where})") if known else problem
+    key = problem.where if known else around
+    return replace(problem, where=f"{merged.place(key)} ({problem.where})") if key else problem
 
 
 def _with_notes(recipe: Recipe, merged: Merged, measured: Sequence[str], warnings: list[str]) -> Recipe:

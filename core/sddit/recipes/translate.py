@@ -20,7 +20,13 @@ TOP_KEYS = ("seed", "plugins", "extends")
 
 
 def validated(
-    model: type[M], given: Mapping[str, Any], *, table: str, where: str | Callable[[str], str] = "", fix: str = ""
+    model: type[M],
+    given: Mapping[str, Any],
+    *,
+    table: str,
+    where: str | Callable[[str], str] = "",
+    fix: str = "",
+    also: Sequence[str] = (),
 ) -> M:
     """Settings from the keys of one table. Raises SdditError with all that is wrong with them.
 
@@ -28,13 +34,14 @@ def validated(
         table: the dotted key of the table, such as `loss.denoise`.
         where: a place, or a function from a dotted key to the place where it was given.
         fix: what lists the keys of this table.
+        also: keys that the table may have besides, and that are not in `given`: the `name` of a component.
     """
     try:
         # As JSON, a list is a tuple, and nothing else is taken for what it is not.
         return model.model_validate_json(json.dumps(given, allow_nan=False))
     except ValidationError as failure:
         place = where if callable(where) else lambda key: where
-        found = (_problem(model, table, path, errors, place, fix) for path, errors in _grouped(failure, given))
+        found = (_problem(model, table, path, errors, place, fix, also) for path, errors in _grouped(failure, given))
         raise SdditError(*found) from None
 
 
@@ -67,17 +74,19 @@ def _problem(
     errors: Sequence[ErrorDetails],
     place: Callable[[str], str],
     fix: str,
+    also: Sequence[str],
 ) -> Problem:
     dotted = ".".join(str(step) for step in (table, *path) if step != "")
     where, detail = place(dotted), errors[0]
     if not path:
-        return Problem("SD-R108", f"{dotted!r} contradicts itself", where, expect=_said(detail), fix=fix)
+        return Problem("SD-R108", f"{dotted!r} contradicts itself: {_said(detail)}", where, fix=fix)
     last, value, field = path[-1], detail["input"], field_at(model, path)
     expect = expectation(field) if field else ""
     got = f"{f'{path[-2]}[{last}]' if isinstance(last, int) else last} = {quoted(value)}"
     match detail["type"]:
         case "extra_forbidden":
-            return unknown_key(dotted, got, _keys_around(model, path), where, fix)
+            known = [*(also if len(path) == 1 else ()), *_keys_around(model, path)]
+            return unknown_key(dotted, got, known, where, fix)
         case "missing" if isinstance(detail["loc"][-1], str):
             return Problem(
                 "SD-R109", f"{dotted!r} is missing", where, "nothing", expect, f"{dotted} = ..., {fix}".rstrip(", ")
@@ -88,9 +97,11 @@ def _problem(
             return Problem("SD-R105", f"{dotted!r} is a whole number", where, got, expect, f"write {int(value)}")
         case "literal_error" if isinstance(value, str) and len(errors) == 1:
             choices = [part.strip("'") for part in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-            return Problem("SD-R108", f"{dotted!r} has no such choice", where, got, one_of(value, choices))
+            return Problem(
+                "SD-R108", f"{dotted!r} has no such choice", where, got, one_of(value, filter(None, choices))
+            )
         case "value_error" | "assertion_error":
-            return Problem("SD-R108", f"{dotted!r} is not allowed", where, got, _said(detail))
+            return Problem("SD-R108", f"{dotted!r} is not allowed: {_said(detail)}", where, got)
         case kind if kind.endswith("_type") or kind == "missing" or len(errors) > 1:
             return Problem("SD-R103", f"{dotted!r} is of the wrong kind", where, got, expect, _meant(value, expect))
     return Problem("SD-R108", f"{dotted!r} is out of range", where, got, expect or _said(detail))
@@ -123,5 +134,16 @@ def _said(detail: ErrorDetails) -> str:
 def _meant(value: Any, expect: str) -> str:
     """A remedy for a text where something else is expected, as an override's `True` or `010` becomes, or the reverse."""
     if isinstance(value, str):
-        return "" if "text" in expect else meant(value).replace("put the text in quotes", "give a value")
+        if "text" in expect:
+            return ""
+        fix = meant(value)
+        return _plain(expect) if fix.startswith("put the text in quotes") else fix
     return "put the text in quotes" if expect.startswith("text") else ""
+
+
+def _plain(expect: str) -> str:
+    """A remedy for a word where a number or a truth value is expected, and nothing else."""
+    if expect == "true or false":
+        return "write true or false"
+    kind = expect.partition(",")[0]
+    return f"write a {kind}" if kind in {"whole number", "number"} and " or " not in expect else ""

@@ -133,6 +133,12 @@ def test_text_and_unknown_formats_are_refused() -> None:
     assert code_of(stored(Image.new("L", (8, 8)), "ICO")) == "SD-D301"
 
 
+def test_the_message_names_no_object_in_memory() -> None:
+    with pytest.raises(SdditError) as refused:
+        decode(b"hello", name="x", size=8, channels=3)
+    assert refused.value.problems[0].got == "UnidentifiedImageError: cannot identify image file"
+
+
 def test_odd_kinds_of_pixel_are_refused() -> None:
     assert code_of(stored(Image.fromarray(np.zeros((8, 8), dtype=np.float32)), "TIFF")) == "SD-D306"
     assert code_of(stored(Image.fromarray(np.full((8, 8), 70_000, dtype=np.int32)), "TIFF")) == "SD-D306"

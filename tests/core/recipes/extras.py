@@ -27,6 +27,7 @@ class SolidParams(face.BackboneParams):
 
     patch: int = Field(description="Side of a patch: has no default.", ge=1, le=64)
     size: Literal["S", "B"] = Field("S", description="A name.")
+    kind: Literal["", "A", "B"] = Field("", description="A name, or none.")
     inner: InnerParams | None = Field(None, description="A table in a table.")
 
     def grid(self, shapes: face.Shapes) -> tuple[int, int]:

@@ -50,6 +50,14 @@ HEADS = ["loss.extra.name=unpriced", "optimizer.weight_decay=0"]
         (["guidance.name=guided", "dataset.label_drop=0.0"], "SD-R108", "dropped labels", "dataset.label_drop"),
         (["guidance.name=guided", "dataset.classes=0"], "SD-R108", "needs classes", "guidance.name"),
         (["loss.denoise.until=0"], "SD-R108", "ends before the first step", "loss.denoise.until"),
+        (["loss.denoise.until=9"], "SD-R108", "no loss term is left before the run ends", "loss.denoise.until"),
+        (
+            ["loss.denoise.until=0.5", "loss.b.name=toy", "loss.b.until=8"],
+            "SD-R108",
+            "no loss term is left",
+            "loss.b.until",
+        ),
+        (["tracker.a.name=toy", "tracker.b.name=toy/toy"], "SD-R108", "are the same component", "tracker.b"),
         (["loss.denoise.until=11"], "SD-R108", "lies beyond the end of the run", "loss.denoise.until"),
         (["optimizer.warmup=11"], "SD-R108", "lies beyond the end of the run", "optimizer.warmup"),
         (["optimizer.lr={start=1,end=0,until=11}"], "SD-R108", "lies beyond", "optimizer.lr.until"),
@@ -100,6 +108,8 @@ def test_what_cannot_work_together_is_refused(
         ["evaluate.weights=main", "ema.main.decay=0.5"],
         ["guidance.name=guided"],
         ["loss.denoise.until=10"],
+        ["loss.denoise.until=5", "loss.b.name=toy"],
+        ["tracker.a.name=toy", "tracker.b.name=csv"],
         ["optimizer.warmup=1.0"],
         ["loss.denoise.window=[0.0, 0.5]"],
         ["sampler.sigma_min=0.01", "sampler.sigma_max=30.0"],  # a wider range than the schedule's is a choice

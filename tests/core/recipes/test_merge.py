@@ -258,3 +258,19 @@ def test_odd_values_are_refused_on_the_command_line_too(text: str, code: str) ->
 
 def test_only_the_first_sign_of_equality_parts_key_and_value() -> None:
     assert parse_override("a.b=x=y").table == {"a": {"b": "x=y"}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kept"),
+    [
+        ("masked", "acme/masked", True),
+        ("acme/masked", "masked", True),
+        ("acme/masked", "acme/masked", True),
+        ("acme/masked", "other/masked", False),
+        ("masked", "acme/other", False),
+        ("masked", "other", False),
+    ],
+)
+def test_settings_stay_where_the_name_means_the_same_component(old: str, new: str, kept: bool) -> None:
+    tables = laid({"loss": {"a": {"name": old, "x": 1}}}, {"loss": {"a": {"name": new}}})
+    assert tables == {"loss": {"a": {"name": new, **({"x": 1} if kept else {})}}}
