@@ -24,7 +24,7 @@ class Origin:
     """Where a value came from."""
 
     place: str
-    inherited: bool = False  # from a parent, or from a resolved recipe, which states every key
+    inherited: bool = False  # from a parent, from a file under a command line, or from a resolved recipe
     folder: Path = Path()  # what a path is relative to: the folder of the file, or the current one for the command line
 
 
@@ -81,7 +81,8 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Merged:
     merged = Merged(path, resolved=path.suffix == ".json")
     for layer in layers:
         _take_plugins(merged, layer, path.parent)
-        lay(merged, layer.tables, _origins_in(layer, inherited=layer.path != path or merged.resolved))
+        inherited = layer.path != path or merged.resolved or bool(overrides)  # a command line makes a file its parent
+        lay(merged, layer.tables, _origins_in(layer, inherited=inherited))
     override(merged, overrides)
     return merged
 
