@@ -60,12 +60,17 @@ class Sdpa:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
+SHAPES = 256  # that FlexAttention may be compiled for in one process
+
+
 class Flex:
     """`torch.nn.attention.flex_attention`: bias and groups are read score by score inside the compiled kernel."""
 
     def __init__(self, params: AttentionParams) -> None:
+        from torch._dynamo import config as dynamo_config
         from torch.nn.attention.flex_attention import flex_attention
 
+        self._compiler = dynamo_config
         self._any_shape = torch.compile(flex_attention)
         # in bf16 on a CPU, torch 2.13 emits C++ that does not compile for the kernel of any shape
         self._one_shape = torch.compile(flex_attention, dynamic=False)
@@ -84,7 +89,9 @@ class Flex:
 
         plain = bias is None and groups is None
         attend = self._one_shape if q.device.type == "cpu" else self._any_shape
-        return attend(q, k, v, score_mod=None if plain else score_mod)
+        # past its limit of shapes the compiler would run an unfused kernel with no more than a warning
+        with self._compiler.patch(recompile_limit=SHAPES, fail_on_recompile_limit_hit=True):
+            return attend(q, k, v, score_mod=None if plain else score_mod)
 
 
 class Xformers:

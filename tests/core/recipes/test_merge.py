@@ -47,9 +47,10 @@ def test_a_child_changes_its_parent_key_by_key(write: Write) -> None:
     }
     assert {key: merged.origins[key].inherited for key in ("t.x", "t.y", "t.z")} == {
         "t.x": True,
-        "t.y": False,
+        "t.y": True,  # under a command line a file is a parent as well
         "t.z": False,
     }
+    assert not load(child).origins["t.y"].inherited
 
 
 def test_the_path_of_a_parent_is_relative_to_its_child(write: Write) -> None:

@@ -464,7 +464,7 @@ def test_head_of_the_paper_has_the_size_of_the_table() -> None:
     [
         ({"cls_weight": 0.0, "patch_weight": 0.0}, "nothing is left"),
         ({"shared_head": False, "cls_weight": 0.0}, "has no effect"),
-        ({"teacher_temp": 0.0}, "must stay between"),
+        ({"teacher_temp": 0.0}, "must be at least"),
         ({"prototype": 8}, "Extra inputs"),
     ],
 )
