@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -64,8 +63,3 @@ def configure(recipe: Recipe, device: torch.device, threads: int | None = None) 
         torch.set_num_threads(count)
     wanted = recipe.train.deterministic
     torch.use_deterministic_algorithms(device.type == "cpu" if wanted is None else wanted)
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What changed between two environments, for the first lines of a resumed run."""
-    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in now if before.get(key) != now.get(key)]

@@ -157,6 +157,9 @@ def refuse_malformed(label: str, params: LossParams, value: Tensor, batch: int) 
             where=where,
             got=str(tuple(value.shape)),
             expect=f"{expected}: {what}",
+            fix="return value.mean()"
+            if not expected
+            else "average over all but the first dimension: value.flatten(1).mean(1)",
         )
     if not value.is_floating_point():
         raise error(

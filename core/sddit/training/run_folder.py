@@ -81,7 +81,7 @@ def made(path: Path) -> Path:
         if isinstance(refused.__cause__, (FileExistsError, NotADirectoryError)):
             raise error(
                 "SD-F705",
-                "the run folder cannot be made here",
+                "the folder cannot be made here",
                 where=str(path),
                 got="a file, or a link to nothing, is in the way",
                 expect="a folder, or a free name",
