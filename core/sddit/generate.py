@@ -12,7 +12,7 @@ from sddit.denoiser import ModelDenoiser
 from sddit.draws import Draws
 from sddit.errors import error
 from sddit.interfaces import NoiseSchedule
-from sddit.recipes.recipe import Chosen, Recipe
+from sddit.recipes.recipe import Recipe
 from sddit.sampling import noise_levels, sample
 
 
@@ -71,15 +71,14 @@ def generate(
         recipe.shapes.num_classes,
         autocast=torch.bfloat16 if recipe.train.precision == "bf16" else None,
     )
-    sampler: Chosen = recipe.sampler  # type: ignore[type-arg]
     images = sample(
         denoiser,
         labels=torch.tensor(request.labels, dtype=torch.int64, device=device),
         image_ids=request.ids,
         seed=request.seed,
-        sampler=sampler.build(),
+        sampler=recipe.sampler.build(),
         guidance=recipe.guidance.build(),
-        sigmas=noise_levels(sampler.params, schedule),
+        sigmas=noise_levels(recipe.sampler.params, schedule),
         image=recipe.shapes.image,
         batch=batch or recipe.evaluate.batch,
         callback=callback,
