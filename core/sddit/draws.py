@@ -60,14 +60,14 @@ class Draws:
         self._epochs = torch.zeros_like(self._ids) if epochs is None else epochs.to(torch.int64)
 
     def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
-        """Standard normal numbers, [B, *shape] float32 ([1, *shape] for scope="step"). Box-Muller in float64."""
+        """Standard normal numbers, [B, *shape] float32 ([1, *shape] on the CPU for scope="step"). Box-Muller in float64."""
         count = math.prod(shape)
         u = self._uniform(purpose, 2 * count, scope)
         radius = (-2 * u[:, :count].log()).sqrt_()
         return radius.mul_((2 * math.pi * u[:, count:]).cos_()).to(torch.float32).view(-1, *shape)
 
     def uniform(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
-        """Uniform numbers in the open interval (0, 1), [B, *shape] float64 ([1, *shape] for scope="step")."""
+        """Uniform numbers in the open interval (0, 1), [B, *shape] float64 ([1, *shape] on the CPU for scope="step")."""
         return self._uniform(purpose, math.prod(shape), scope).view(-1, *shape)
 
     def _uniform(self, purpose: str, count: int, scope: Scope) -> Tensor:
@@ -88,7 +88,7 @@ class Draws:
         return (numbers[:, :count].to(torch.float64) + 0.5) / 2.0**32
 
     def _whole_batch(self) -> tuple[Tensor, Tensor]:
-        zero = torch.zeros(1, dtype=torch.int64, device=self._ids.device)
+        zero = torch.zeros(1, dtype=torch.int64)
         return zero, zero
 
 

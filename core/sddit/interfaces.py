@@ -85,6 +85,7 @@ class ViewSpec:
     name: str
     network: Network = "student"
     mask_ratio: Value = 0.0  # share of tokens hidden from the sparse span
+    mask_spread: float = 0.0  # a further share, of which each step hides a random part
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,11 @@ class BackboneParams(Params):
         """Whether a view may hide tokens from this backbone."""
         return False
 
+    @property
+    def needs_bias(self) -> bool:
+        """Whether its attention adds a bias, which not every kernel serves."""
+        return False
+
     def cost(self, shapes: Shapes, *, kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost | None:
         """One image forward with `kept` visible tokens, cut after the deepest tap if `output` is False."""
         return None
@@ -151,6 +157,11 @@ class NoiseScheduleParams(Params):
     def level_range(self) -> tuple[float, float]:
         """The same two in variance-exploding coordinates; as it stands, for schedules whose t is sigma."""
         return self.t_range
+
+    @property
+    def grids(self) -> tuple[str, ...]:
+        """What `sampler.grid` may say: `edm` and `log` are the same for every schedule, the others its own."""
+        return ("edm", "log", "native")
 
 
 class PairSamplerParams(Params):
@@ -275,8 +286,10 @@ class SamplerParams(Params):
     steps: int = Field(18, ge=2, le=10_000, description="Noise levels on the way from the highest to zero.")
     sigma_min: float | None = Field(None, gt=0, description="Lowest level; left out: the schedule's own.")
     sigma_max: float | None = Field(None, gt=0, description="Highest level; left out: the schedule's own.")
-    grid: Literal["edm", "log", "native"] = Field(
-        "edm", description="Spacing of the levels: edm (arXiv:2206.00364, eq. 5), log, or even in the schedule's own t."
+    grid: str = Field(
+        "edm",
+        description="Spacing of the levels: edm (arXiv:2206.00364, eq. 5), log, native (even in the schedule's own t), or "
+        "a further one that the schedule has.",
     )
     rho: float = Field(7.0, gt=0, description="Exponent of the edm grid.")
 
@@ -284,6 +297,11 @@ class SamplerParams(Params):
     def evaluations(self) -> int:
         """Network evaluations of one image."""
         return self.steps
+
+    @property
+    def needs_variance(self) -> bool:
+        """Whether the model must have learned a variance: a schedule of two outputs."""
+        return False
 
 
 class GuidanceParams(Params):
@@ -350,7 +368,7 @@ class Draws(Protocol):
     """Keyed randomness: a pure function of (seed, purpose, step, sample). The order of calls means nothing.
 
     A component's own purposes are named `<plugin>/<component>/<purpose>`. With scope="step" one value is drawn for the
-    whole batch, equal on every rank; the result then has shape [1, *shape].
+    whole batch, equal on every rank; the result then has shape [1, *shape] and lies on the CPU, where it may decide shapes.
     """
 
     def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Literal["sample", "step"] = "sample") -> Tensor:
@@ -563,13 +581,16 @@ class Denoiser(Protocol):
 
 
 class Guidance(Protocol):
-    """Turns a denoiser and labels into one `Denoise`."""
+    """Turns a denoiser and labels into one `Denoise`. Built with `schedule`, that of the model."""
 
     def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise: ...
 
 
 class Sampler(Protocol):
-    """From x_T at sigmas[0] to x_0. `sigmas` falls strictly and ends with 0; the state is float64."""
+    """From x_T at sigmas[0] to x_0. `sigmas` falls strictly and ends with 0; the state is float64.
+
+    Built with `schedule`, that of the model: a sampler that works in the schedule's own coordinates asks it for them.
+    """
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ from sddit_heun import CFGParams, NoGuidanceParams
 class NoGuidance:
     """The conditional prediction."""
 
-    def __init__(self, params: NoGuidanceParams) -> None:
+    def __init__(self, params: NoGuidanceParams, **_: object) -> None:
         pass
 
     def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise:
@@ -27,7 +27,7 @@ class ClassifierFree:
     What stands beside x0 (extra channels, further heads) is that of the labels.
     """
 
-    def __init__(self, params: CFGParams) -> None:
+    def __init__(self, params: CFGParams, **_: object) -> None:
         self.params = params
 
     def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise:

@@ -18,7 +18,7 @@ Noise = Callable[[int], Tensor]
 class Euler:
     """First order: one evaluation per step."""
 
-    def __init__(self, params: EulerParams) -> None:
+    def __init__(self, params: EulerParams, **_: object) -> None:
         self.params = params
 
     def __call__(
@@ -57,7 +57,7 @@ class Euler:
 class Heun(Euler):
     """Second order: the slope is averaged with the one at the end of the Euler step, except in the step to 0."""
 
-    def __init__(self, params: HeunParams) -> None:
+    def __init__(self, params: HeunParams, **_: object) -> None:
         super().__init__(params)
 
     def _step(self, denoise: Denoise, x: Tensor, sigma: float, following: float) -> Tensor:

@@ -24,8 +24,9 @@ from sddit.testing.toys import ToyGuidanceParams, ToySamplerParams, ToyScheduleP
 IMAGE = (2, 4, 4)
 CLASSES = 3
 SIGMAS = spaced(8, kind="edm", sigma_min=0.02, sigma_max=20.0, rho=7.0)
-EULER = ToySampler(ToySamplerParams())
-PLAIN = ToyGuidance(ToyGuidanceParams())
+SCHEDULE = ToySchedule(ToyScheduleParams())
+EULER = ToySampler(ToySamplerParams(), schedule=SCHEDULE)
+PLAIN = ToyGuidance(ToyGuidanceParams(), schedule=SCHEDULE)
 
 
 class Small(nn.Module):

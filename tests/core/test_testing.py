@@ -433,7 +433,7 @@ def test_a_mistake_in_a_guidance_rule_is_said():
     for part in ("more often than `evaluations` says", "null label without needs_null_label", "changed x in place"):
         assert part in said
     assert "no Prediction" in findings(
-        "guidances", lambda params: lambda *_: lambda x, sigma: x, faces.ToyGuidanceParams
+        "guidances", lambda params, **_: lambda *_: lambda x, sigma: x, faces.ToyGuidanceParams
     )
 
 

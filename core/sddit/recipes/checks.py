@@ -162,19 +162,20 @@ def _masks(recipe: Recipe) -> Iterator[Problem]:
     """A view hides tokens only where the backbone can run without them, and never all of them."""
     rows, columns = recipe.backbone.params.grid(recipe.shapes)
     for view in recipe.pair_sampler.params.views():
-        if is_zero(view.mask_ratio):
+        if is_zero(view.mask_ratio) and view.mask_spread == 0:
             continue
+        highest = extremes(view.mask_ratio)[1] + view.mask_spread
         if not recipe.backbone.params.maskable:
             name = recipe.backbone.component.name
             yield Problem(
                 "SD-R108",
                 f"view {view.name!r} hides tokens, and backbone {name!r} as set cannot run without them",
                 where="pair_sampler",
-                got=f"a mask ratio up to {extremes(view.mask_ratio)[1]:g}",
+                got=f"a mask ratio up to {highest:g}",
                 fix=f"a mask ratio of 0, or a backbone that can (sddit-run show backbones {name})",
             )
         try:
-            keep_count(rows * columns, extremes(view.mask_ratio)[1])
+            keep_count(rows * columns, highest)
         except SdditError as refused:
             yield from (replace(problem, where="pair_sampler") for problem in refused.problems)
 
@@ -306,11 +307,37 @@ def _attention(recipe: Recipe) -> Iterator[Problem]:
             expect=one_of(precision, kernel.params.dtypes),
             fix="another precision, or another kernel: sddit-run show attention",
         )
+    backbone = recipe.backbone
+    if backbone.params.needs_bias and not kernel.params.takes_bias:
+        yield Problem(
+            "SD-R108",
+            f"backbone {backbone.component.name!r} adds a bias to its attention, which kernel {kernel.component.name!r} cannot",
+            where="attention.name",
+            got=kernel.component.name,
+            expect="a kernel that serves a bias (sddit-run show attention)",
+            fix='attention.name = "sdpa"',
+        )
 
 
 def _sampling(recipe: Recipe) -> Iterator[Problem]:
-    """Sampling begins above the level at which it ends."""
-    given = recipe.sampler.params
+    """Sampling begins above the level at which it ends, on a grid and with outputs that the model has."""
+    given, schedule = recipe.sampler.params, recipe.noise_schedule
+    if given.grid not in schedule.params.grids:
+        yield Problem(
+            "SD-R108",
+            f"noise schedule {schedule.component.name!r} has no grid {given.grid!r}",
+            where="sampler.grid",
+            got=given.grid,
+            expect=one_of(given.grid, schedule.params.grids),
+        )
+    if given.needs_variance and schedule.params.outputs < 2:
+        yield Problem(
+            "SD-R108",
+            f"sampler {recipe.sampler.component.name!r} needs a learned variance, and this model has none",
+            where="sampler.name",
+            got=f"noise schedule {schedule.component.name!r} with one output",
+            fix="a schedule that learns one, or another sampler: sddit-run show samplers",
+        )
     lowest, highest = recipe.noise_schedule.params.level_range
     low = lowest if given.sigma_min is None else given.sigma_min
     high = highest if given.sigma_max is None else given.sigma_max

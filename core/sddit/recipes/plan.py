@@ -171,8 +171,9 @@ class _Prices:
         return None if cut is None else _sum([cut.parameters, *heads])
 
     def kept(self, view: ViewSpec, step: int) -> int:
-        """Visible tokens of a view at a step."""
-        return keep_count(self.tokens, value_at(view.mask_ratio, step, self.recipe.train.steps))
+        """Visible tokens of a view at a step; where their number is drawn, in the middle of its range."""
+        ratio = value_at(view.mask_ratio, step, self.recipe.train.steps)
+        return keep_count(self.tokens, ratio + view.mask_spread / 2)
 
     def passes(self) -> tuple[Pass, ...]:
         """The views that are run, each averaged over the run."""

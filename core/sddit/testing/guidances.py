@@ -30,7 +30,7 @@ class ClassDenoiser:
 def examine(case: Case, findings: Findings) -> None:
     """Try a rule at several levels."""
     with findings.trying("it was built"):
-        guidance = case.build()
+        guidance = case.build(schedule=things.schedule())
         for sigma in (0.01, 1.0, 50.0):
             with findings.trying(f"it guided at sigma = {sigma:g}"):
                 examine_level(case, guidance, sigma, findings)

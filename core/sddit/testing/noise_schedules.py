@@ -34,7 +34,7 @@ def examine(case: Case, findings: Findings) -> None:
             examine_perturb(schedule, t, findings)
             examine_scalings(schedule, t, findings)
             examine_levels(schedule, t, findings)
-        for kind in ("edm", "log", "native"):
+        for kind in case.params.grids:
             with findings.trying(f"it made a grid of kind {kind!r}"):
                 examine_grid(schedule, kind, findings)
 

@@ -31,7 +31,7 @@ class Ideal:
 def examine(case: Case, findings: Findings) -> None:
     """Try a sampler where the answer is known."""
     with findings.trying("it was built"):
-        sampler = case.build()
+        sampler = case.build(schedule=things.schedule())
         sigmas = noise_levels(case.params, things.schedule())
         with findings.trying("it sampled"):
             examine_result(case, sampler, sigmas, findings)

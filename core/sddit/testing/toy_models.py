@@ -286,7 +286,7 @@ class ToyAgreement(LossTerm):
 class ToySampler:
     """Euler's method on dx/dsigma = (x - D(x, sigma)) / sigma."""
 
-    def __init__(self, params: ToySamplerParams) -> None:
+    def __init__(self, params: ToySamplerParams, *, schedule: NoiseSchedule) -> None:
         self.params = params
 
     def __call__(
@@ -308,7 +308,7 @@ class ToySampler:
 class ToyGuidance:
     """The denoiser as it is."""
 
-    def __init__(self, params: ToyGuidanceParams) -> None:
+    def __init__(self, params: ToyGuidanceParams, *, schedule: NoiseSchedule) -> None:
         self.params = params
 
     def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise:
