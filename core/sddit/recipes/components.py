@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sddit.errors import Problem, SdditError, error, one_of
+from sddit.errors import Problem, SdditError, error, nearest, one_of
 from sddit.interfaces import Params
 from sddit.plugins import Host, plugin_name, plugins_named_by
+from sddit.recipes.describe import keys
 from sddit.recipes.merge import Merged
 from sddit.recipes.recipe import Chosen
 from sddit.recipes.source import quoted
@@ -44,12 +45,17 @@ LABEL = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 class Finder:
-    """Looks up components for one recipe. What is wrong is gathered in `problems`."""
+    """Looks up components for one recipe.
+
+    What is wrong is gathered: in `problems` where something cannot be built because of it, in `misspelt` where a key means
+    nothing and the rest of its table stands, so that the rules between slots can be asked as well.
+    """
 
     def __init__(self, merged: Merged, host: Host) -> None:
         self.merged = merged
         self.host = host
         self.problems: list[Problem] = []
+        self.misspelt: list[Problem] = []
         self.used: dict[str, str] = {}  # plugin -> its version, or the hash of its file
         self._broken: set[str] = set()  # the plugins that did not load
         self._use_plugins()
@@ -108,10 +114,13 @@ class Finder:
             got = f"{key} = {quoted(table)}"
             self.problem("SD-R103", f"{key!r} must be a table", key, got, f"[{key}]")
             return None
-        with self.gathering():
-            settings = {**table, **self._absolute(model, table, key)}
+        settings = {**table, **self._absolute(model, table, key)}
+        try:
             return validated(model, settings, table=key, where=self.merged.place, fix=fix, also=also)
-        return None
+        except SdditError as failure:
+            meant = as_meant(model, settings)
+            (self.problems if meant is None else self.misspelt).extend(failure.problems)
+            return meant
 
     def problem(self, code: str, what: str, key: str, got: str = "", expect: str = "", fix: str = "") -> None:
         """Note a problem of the value or table at a dotted key."""
@@ -225,6 +234,19 @@ class Finder:
     @staticmethod
     def _found(chosen: Mapping[str, Chosen[Any] | None]) -> dict[str, Chosen[Any]]:
         return {key: value for key, value in chosen.items() if value is not None}
+
+
+def as_meant(model: type[P], settings: Mapping[str, Any]) -> P | None:
+    """The settings with each unknown key read as the nearest known one, or left out; None if more than that is wrong."""
+    known = keys(model)
+    meant = {key: value for key, value in settings.items() if key in known}
+    for key, value in settings.items():
+        if key not in known and (near := nearest(key, known)):
+            meant.setdefault(near, value)
+    try:
+        return validated(model, meant, table="")
+    except SdditError:
+        return None
 
 
 def _table(value: Any) -> dict[str, Any]:

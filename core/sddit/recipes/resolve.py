@@ -58,7 +58,7 @@ def changed(recipe: Recipe, overrides: Sequence[str], *, host: Host | None = Non
 def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     """`resolve` for a recipe whose layers are merged already."""
     finder = Finder(merged, host or the_host())
-    finder.problems += _unknown_tables(finder)
+    finder.misspelt += _unknown_tables(finder)
     chosen = finder.slots()
     labelled = {table: finder.labelled(table) for table in LABELLED}
     averages = {label: finder.settings(EmaSettings, t, f"ema.{label}") for label, t in finder.labels("ema").items()}
@@ -68,7 +68,8 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     features = finder.features(tables["evaluate"].features) if tables["evaluate"] else {}
     seed, name = _seed(finder), _name(finder)
     facts = _facts(finder, chosen)
-    raise_all(dict.fromkeys(finder.problems))
+    if finder.problems:
+        raise_all(dict.fromkeys([*finder.misspelt, *finder.problems]))
     assert facts is not None  # what is missing has left a problem
 
     std = round_to(seen_std(chosen["dataset"].params, facts), digits=6)
@@ -101,7 +102,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         plugin_digests=finder.used,
         plugin_files={plugin.beside: plugin.path for plugin in merged.plugins if plugin.is_file},
     )
-    raise_all(_placed(problem, merged) for problem in checks.check(recipe))
+    raise_all([*finder.misspelt, *(_placed(problem, merged) for problem in checks.check(recipe))])
     return _with_notes(recipe, merged, measured, warnings)
 
 

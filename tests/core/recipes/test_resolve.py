@@ -185,6 +185,14 @@ def test_a_number_far_from_the_data_is_warned_of(resolved: Resolve, base: str, v
 # Problems -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_misspelt_key_does_not_hide_what_cannot_work_together(problems: Problems, base: str) -> None:
+    """Read as the nearest key it stands for, it lets the rules between slots be asked; a wrong value does not."""
+    found = [p.code for p in problems(base, "train.micro_bach=3", "sampler.sigma_min=1e9", "lss=1")]
+    assert sorted(found) == ["SD-R102", "SD-R102", "SD-R108", "SD-T902"]
+    alone = [p.code for p in problems(base, 'train.micro_batch="many"', "sampler.sigma_min=1e9")]
+    assert alone == ["SD-R103"]
+
+
 def test_all_problems_are_reported_at_once(problems: Problems) -> None:
     text = """
 seed = -1
