@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sddit.denoiser import ModelDenoiser
 from sddit.draws import Draws
-from sddit.errors import error
 from sddit.interfaces import NoiseSchedule
 from sddit.recipes.recipe import Recipe
 from sddit.sampling import noise_levels, sample
@@ -64,7 +63,6 @@ def generate(
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Sample with the recipe's sampler, guidance and precision: [n, C, H, W] float64 on the CPU, as the network sees images."""
-    refuse_guidance_without_classes(recipe)
     denoiser = ModelDenoiser(
         backbone,
         schedule,
@@ -84,18 +82,3 @@ def generate(
         callback=callback,
     )
     return images.cpu()
-
-
-def refuse_guidance_without_classes(recipe: Recipe) -> None:
-    """Guidance contrasts a class with no class: it needs a model that knows both."""
-    if not recipe.guidance.params.needs_null_label:
-        return
-    if recipe.shapes.num_classes == 0 or recipe.dataset.params.label_drop == 0:
-        raise error(
-            "SD-T903",
-            "guidance needs a model trained with classes and with dropped labels",
-            where="guidance.name",
-            got=f"{recipe.shapes.num_classes} classes, label_drop {recipe.dataset.params.label_drop:g}",
-            expect="classes, and dataset.label_drop above 0",
-            fix="guidance.name=none",
-        )

@@ -35,13 +35,6 @@ def grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> Image.I
     return _sheet(rows, row_names=row_names)
 
 
-def over_time(frames: Sequence[tuple[str, Tensor]], row_names: Sequence[str] = ()) -> Image.Image:
-    """The same seeds as training went on: a row for each seed, a column for each (title, images [n, 3, H, W])."""
-    moments = [_cells(images) for _, images in frames]
-    rows = [list(row) for row in zip(*moments, strict=True)]
-    return _sheet(rows, row_names=row_names, column_names=[title for title, _ in frames])
-
-
 def png(image: Image.Image) -> bytes:
     """The bytes of a PNG file, the same for the same picture."""
     buffer = BytesIO()
@@ -59,30 +52,24 @@ def _cells(images: Tensor) -> list[NDArray[np.uint8]]:
     return list(large)
 
 
-def _sheet(
-    rows: Sequence[Sequence[NDArray[np.uint8]]], row_names: Sequence[str] = (), column_names: Sequence[str] = ()
-) -> Image.Image:
-    """Cells on white paper, with names at the left of rows and on top of columns."""
+def _sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], row_names: Sequence[str] = ()) -> Image.Image:
+    """Cells on white paper, with names at the left of the rows."""
     if row_names and len(row_names) != len(rows):
         raise ValueError(f"{len(rows)} rows but {len(row_names)} names")
     height, width = rows[0][0].shape[:2]
-    columns = max(len(row) for row in rows)
     font = ImageFont.load_default(size=13)
-    row_texts, column_texts = [_short(name) for name in row_names], [_short(name) for name in column_names]
-    left = MARGIN + max((_width(text, font) + MARGIN for text in row_texts), default=0)
-    top = MARGIN + (22 if column_texts else 0)
-    step_x = max(width, *(_width(text, font) + GAP for text in column_texts), 0) + GAP
-    step_y = height + GAP
-    sheet = Image.new("RGB", (left + columns * step_x - GAP + MARGIN, top + len(rows) * step_y - GAP + MARGIN), PAPER)
+    texts = [_short(name) for name in row_names]
+    left = MARGIN + max((_width(text, font) + MARGIN for text in texts), default=0)
+    step_x, step_y = width + GAP, height + GAP
+    columns = max(len(row) for row in rows)
+    size = (left + columns * step_x - GAP + MARGIN, len(rows) * step_y - GAP + 2 * MARGIN)
+    sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
         for j, cell in enumerate(row):
-            sheet.paste(Image.fromarray(cell), (left + j * step_x + (step_x - GAP - width) // 2, top + i * step_y))
-    for i, text in enumerate(row_texts):
-        pen.text((left - MARGIN, top + i * step_y + height // 2), text, fill=INK, font=font, anchor="rm")
-    for j, text in enumerate(column_texts):
-        middle = left + j * step_x + (step_x - GAP) // 2
-        pen.text((middle, top - 6), text, fill=INK, font=font, anchor="ms")
+            sheet.paste(Image.fromarray(cell), (left + j * step_x, MARGIN + i * step_y))
+    for i, text in enumerate(texts):
+        pen.text((left - MARGIN, MARGIN + i * step_y + height // 2), text, fill=INK, font=font, anchor="rm")
     return sheet
 
 

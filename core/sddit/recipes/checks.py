@@ -391,10 +391,10 @@ def _guidance(recipe: Recipe) -> Iterator[Problem]:
         return
     if recipe.facts.num_classes == 0:
         what = f"guidance {rule.component.name!r} needs classes, and the data has none"
-        yield Problem("SD-R108", what, "guidance.name", rule.component.name, fix='guidance.name = "none"')
+        yield Problem("SD-T903", what, "guidance.name", rule.component.name, fix='guidance.name = "none"')
     elif recipe.dataset.params.label_drop == 0:
         yield Problem(
-            "SD-R108",
+            "SD-T903",
             f"guidance {rule.component.name!r} needs a model that was trained with dropped labels",
             where="dataset.label_drop",
             got="label_drop = 0",

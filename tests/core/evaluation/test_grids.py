@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sddit.evaluation.grids import LEGIBLE, grid, over_time, png
+from sddit.evaluation.grids import LEGIBLE, grid, png
 
 
 def flat(n: int, size: int = 8) -> Tensor:
@@ -64,18 +64,6 @@ def test_odd_names_are_drawn_somehow(name):
 def test_a_short_last_row():
     picture = grid(flat(5), columns=3)
     assert picture.size == grid(flat(6), columns=3).size
-
-
-def test_over_time_has_a_column_for_each_moment():
-    early, late = flat(4)[:2], flat(4)[2:]
-    picture = over_time([("step 10", early), ("step 20", late)])
-    first, second = where(picture, early[0, :, 0, 0]), where(picture, early[1, :, 0, 0])
-    later = where(picture, late[0, :, 0, 0])
-    assert first[0] == second[0] < later[0]
-    assert first[1] == later[1] < second[1]
-    assert (np.asarray(picture)[: first[1]] != 255).any()  # the titles
-    with pytest.raises(ValueError):
-        over_time([("step 10", early), ("step 20", late[:1])])
 
 
 def test_png_is_lossless_and_reproducible():

@@ -47,8 +47,8 @@ HEADS = ["loss.extra.name=unpriced", "optimizer.weight_decay=0"]
         (["train.batch=25"], "SD-D305", "smaller than one batch", "train.batch"),
         (["attention.name=narrow"], "SD-R108", "does not compute in fp32", "train.precision"),
         (["evaluate.weights=main"], "SD-R114", "no weights 'main'", "evaluate.weights"),
-        (["guidance.name=guided", "dataset.label_drop=0.0"], "SD-R108", "dropped labels", "dataset.label_drop"),
-        (["guidance.name=guided", "dataset.classes=0"], "SD-R108", "needs classes", "guidance.name"),
+        (["guidance.name=guided", "dataset.label_drop=0.0"], "SD-T903", "dropped labels", "dataset.label_drop"),
+        (["guidance.name=guided", "dataset.classes=0"], "SD-T903", "needs classes", "guidance.name"),
         (["loss.denoise.until=0"], "SD-R108", "ends before the first step", "loss.denoise.until"),
         (["loss.denoise.until=9"], "SD-R108", "no loss term is left before the run ends", "loss.denoise.until"),
         (
