@@ -484,6 +484,10 @@ class NoiseSchedule(Protocol):
         """The nearest level that was trained; the identity for a continuous schedule."""
         ...
 
+    def share(self, t: Tensor) -> Tensor:
+        """Where t lies between no noise, 0, and the most, 1: t / T of rules that speak of it. Same shape as t."""
+        ...
+
     def scalings(self, t: Tensor) -> Scalings:
         """The preconditioning at t [B]."""
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,11 @@ class EDM:
     def snap(self, sigma: Tensor) -> Tensor:
         """Every level is trained."""
         return sigma
+
+    def share(self, t: Tensor) -> Tensor:
+        """Even in ln sigma between sigma_min and sigma_max, as the network sees noise; the same shape as t."""
+        low, high = self.sigma_range
+        return ((t / low).log() / math.log(high / low)).clamp(0, 1)
 
     def scalings(self, t: Tensor) -> Scalings:
         """Table 1, "network and preconditioning", at t = sigma [B]."""

@@ -332,6 +332,8 @@ def test_a_backbone_that_has_every_tap_is_said():
         ({"perturb": lambda self, x0, noise, t: x0 + noise}, "perturb is not alpha(t) x0 + sigma(t) noise"),
         ({"t_from_sigma": lambda self, sigma: 2 * sigma}, "t_from_sigma does not undo"),
         ({"snap": lambda self, sigma: sigma * 1.1}, "snap moves a level that was trained"),
+        ({"share": lambda self, t: t}, "share(t) is not within 0 to 1"),
+        ({"share": lambda self, t: 1 / (1 + t)}, "share(t) does not grow with t"),
         ({"scalings": lambda self, t: models.Scalings(t, 0 * t, t, t)}, "c_out is 0 somewhere"),
         ({"scalings": lambda self, t: models.Scalings(t, t, t, 0 * t)}, "c_noise does not tell noise levels apart"),
         ({"grid": lambda self, steps, **_: [80.0 - i for i in range(steps)]}, "has a wrong length"),

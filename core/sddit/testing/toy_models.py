@@ -195,6 +195,10 @@ class ToySchedule:
     def snap(self, sigma: Tensor) -> Tensor:
         return sigma
 
+    def share(self, t: Tensor) -> Tensor:
+        low, high = self.sigma_range
+        return ((t / low).log() / math.log(high / low)).clamp(0, 1)
+
     def scalings(self, t: Tensor) -> Scalings:
         return Scalings(torch.zeros_like(t), torch.ones_like(t), (1 + t**2).rsqrt(), t.log() / 4)
 
