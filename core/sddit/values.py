@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Shape = Literal["linear", "cosine", "cosine4", "step"]
+Shape = Literal["linear", "cosine", "step"]
 
 
 def _share_or_steps(value: int | float) -> int | float:
@@ -36,10 +36,19 @@ class Ramp(BaseModel):
     end: float = Field(description="Value at and after `until`.")
     shape: Shape = Field(
         "linear",
-        description="linear; cosine (half a period); cosine4 (the quarter period to the fourth power); step (jumps at `until`).",
+        description="linear; cosine (half a period); step (jumps at `until`).",
+    )
+    power: float = Field(
+        1.0, gt=0, le=100, description="Exponent on the share of the way still to go: above 1, most of it comes early."
     )
     from_: Moment = Field(0, alias="from", description="When the change begins: steps, or a share such as 0.1.")
     until: Moment = Field(1.0, description="When the change is complete: steps, or a share such as 0.5.")
+
+    @model_validator(mode="after")
+    def _refuse_idle_power(self) -> Ramp:
+        if self.shape == "step" and self.power != 1:
+            raise ValueError("power: no effect with shape step, which has no way to go")
+        return self
 
 
 Value = float | Ramp
@@ -50,7 +59,8 @@ def value_at(value: Value, step: int, total: int) -> float:
     """The value of a schedule at `step` of a run planned for `total` steps.
 
     A ramp reaches `end` exactly at the step that `until` names. With shape cosine from 0 to the run's length it is the
-    momentum schedule of DINO (arXiv:2104.14294): end + (start - end) (1 + cos(pi u)) / 2 with u = step / total.
+    momentum schedule of DINO (arXiv:2104.14294): end + (start - end) (1 + cos(pi u)) / 2 with u = step / total. With power
+    2 it is cos(pi u / 2)^4.
     """
     if not isinstance(value, Ramp):
         return float(value)
@@ -59,7 +69,7 @@ def value_at(value: Value, step: int, total: int) -> float:
     u = min(max(u, 0.0), 1.0)
     if u == 1.0:
         return value.end  # exactly, which the cosine of a rounded pi / 2 is not
-    return value.end + (value.start - value.end) * _left(value.shape, u)
+    return value.end + (value.start - value.end) * math.pow(_left(value.shape, u), value.power)
 
 
 def _left(shape: Shape, u: float) -> float:
@@ -69,8 +79,6 @@ def _left(shape: Shape, u: float) -> float:
             return 1.0 - u
         case "cosine":
             return (1.0 + math.cos(math.pi * u)) / 2
-        case "cosine4":  # the mask-ratio decay of MaskDiT (arXiv:2306.09305)
-            return math.cos(math.pi * u / 2) ** 4
         case "step":
             return 1.0 if u < 1.0 else 0.0
 

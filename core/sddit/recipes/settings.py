@@ -45,7 +45,7 @@ class TeacherSettings(Params):
     momentum: Annotated[Value, bounded(0, 1)] = Field(
         default={"start": 0.996, "end": 1.0, "shape": "cosine"},
         validate_default=True,
-        description="Share of the teacher kept at each step: a value schedule. iBOT's 0.996 -> 1 by default.",
+        description="Share of the teacher kept at each step: a value schedule. By default that of BYOL, which DINO and iBOT keep.",
     )
 
 

@@ -99,7 +99,7 @@ def test_what_cannot_work_together_is_refused(
         [WANTING, "loss.extra.coupled=true", "train.micro_batch=8"],
         ["pair_sampler.name=three", "loss.denoise.views=['two']"],
         ["pair_sampler.mask_ratio=0.75"],
-        ["pair_sampler.mask_ratio={start=0.5,end=0.0,shape='cosine4'}"],
+        ["pair_sampler.mask_ratio={start=0.5,end=0.0,shape='cosine',power=2.0}"],
         [*SOLID, "pair_sampler.mask_ratio=0"],
         ["train.micro_batch=4"],
         ["train.batch=24"],

@@ -194,7 +194,7 @@ def test_the_masked_view_is_the_plain_one_with_tokens_hidden() -> None:
 
 def test_the_ratio_follows_its_schedule() -> None:
     """Unmasking, as in the second stage of MaskDiT: 0.5 cos(pi u / 2)^4."""
-    pairs = Masked(MaskedParams(mask_ratio=Ramp(start=0.5, end=0.0, shape="cosine4")), grid=GRID)
+    pairs = Masked(MaskedParams(mask_ratio=Ramp(start=0.5, end=0.0, shape="cosine", power=2.0)), grid=GRID)
     kept = []
     for step in (0, 50, 100):
         visible = pairs(batch(), context().draws, SCHEDULE, context(step))["student"].visible
@@ -205,7 +205,7 @@ def test_the_ratio_follows_its_schedule() -> None:
 def test_ratio_schedule_is_that_of_maskdit(published) -> None:
     outputs = published("maskdit_a").outputs
     for name, ramp in {
-        "cosine4": Ramp(start=0.5, end=0.05, shape="cosine4"),
+        "cosine4": Ramp(start=0.5, end=0.05, shape="cosine", power=2.0),
         "cosine2": Ramp(start=0.5, end=0.05, shape="cosine"),
         "linear": Ramp(start=0.05, end=0.5),
     }.items():
