@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sddit.recipes.recipe import Recipe
+    from sddit.registry import Component
 
 Tap = str | float | int
 """Where tokens are read: `encoder`, `decoder`, a depth share such as 0.3, or a block number counted from 1."""
@@ -664,3 +666,41 @@ class Optimizer(Protocol):
     """Builds a torch optimizer. `groups` are dicts with `params`, `lr_scale` and `head`: whether a loss owns them."""
 
     def __call__(self, groups: Sequence[Mapping[str, Any]], device: torch.device) -> torch.optim.Optimizer: ...
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Checks: what `sddit-run verify` measures on the machine it runs on
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One number, beside the bound it must keep. A NaN keeps none."""
+
+    what: str  # what was measured: "order of convergence, distance from 2"
+    value: float
+    tolerance: float
+    relation: Literal["<=", ">="] = "<="
+
+    @property
+    def holds(self) -> bool:
+        """Whether the number keeps its bound."""
+        return self.value >= self.tolerance if self.relation == ">=" else self.value <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckContext:
+    """What a check may know of the machine and of the call."""
+
+    component: Component[Any] | None = None  # the one whose check it is; None for a check of the core
+    device: Literal["cpu", "cuda"] = "cpu"
+    full: bool = False  # take the time it needs
+    fixtures: tuple[Path, ...] = ()  # folders in which numbers of published implementations may lie
+
+
+class NotHereError(Exception):
+    """Raised by a check for want of something: a file, a device, a compiler. It is then listed as skipped, not as passed."""
+
+
+Check = Callable[[CheckContext], Iterable[Measurement]]
+"""A numerical check, registered as `checks={"what it shows": "module:function"}`. It may yield as it goes."""

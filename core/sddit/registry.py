@@ -29,6 +29,7 @@ class Component(Generic[T]):
     paper: str = ""  # "arXiv:2303.14389"
     requires: tuple[str, ...] = ()  # distributions that must be installed to choose it
     formats: tuple[tuple[str, str], ...] = ()  # (layout, "module:attribute") of converters of published weights
+    checks: tuple[tuple[str, str], ...] = ()  # (what it shows, "module:function") for `sddit-run verify`
     origin: str = ""  # the plugin that registered it; filled in by the loader
 
     @property
@@ -113,6 +114,7 @@ class Registry(Generic[T]):
         paper: str = "",
         requires: tuple[str, ...] = (),
         formats: dict[str, str] | None = None,
+        checks: dict[str, str] | None = None,
     ) -> None:
         """Offer a component.
 
@@ -124,6 +126,7 @@ class Registry(Generic[T]):
             paper: where it comes from, such as "arXiv:2403.17004".
             requires: names of distributions that must be installed.
             formats: {layout: "module:attribute"} of converters of published weights.
+            checks: {what it shows: "module:function"} of numerical checks, each a `sddit.interfaces.Check`.
         """
         if not (isinstance(params, type) and issubclass(params, self.params)):
             raise TypeError(
@@ -141,6 +144,7 @@ class Registry(Generic[T]):
             paper=paper,
             requires=requires,
             formats=tuple((formats or {}).items()),
+            checks=tuple((checks or {}).items()),
             origin=self._speaker,
         )
         self._offers.setdefault(name, []).append(component)
