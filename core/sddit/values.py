@@ -52,7 +52,7 @@ class Ramp(BaseModel):
 
 
 Value = float | Ramp
-"""A number, or `{ start, end, shape, from, until }`."""
+"""A number, or `{ start, end, shape, power, from, until }`."""
 
 
 def value_at(value: Value, step: int, total: int) -> float:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from sddit.recipes.source import quoted
 from sddit.values import Between, Moment, Ramp
 
-SCHEDULE = "{ start, end, shape, from, until }"
+SCHEDULE = "{ start, end, shape, power, from, until }"
 
 
 def expectation(field: FieldInfo) -> str:

@@ -31,12 +31,12 @@ class Everything(Params):
     text: str = Field("", description="text")
     choice: Literal["a", "b"] = Field("a", description='one of "a", "b"')
     data: Annotated[float, Field(gt=0)] | Literal["measured"] = Field(1.0, description='number, above 0 or "measured"')
-    ramp: Value = Field(1.0, description="number or { start, end, shape, from, until }")
+    ramp: Value = Field(1.0, description="number or { start, end, shape, power, from, until }")
     weight: Annotated[Value, bounded(0)] = Field(
-        1.0, description="number or { start, end, shape, from, until }, at least 0"
+        1.0, description="number or { start, end, shape, power, from, until }, at least 0"
     )
     momentum: Annotated[Value, bounded(0, 1)] = Field(
-        1.0, description="number or { start, end, shape, from, until }, 0 to 1"
+        1.0, description="number or { start, end, shape, power, from, until }, 0 to 1"
     )
     until: Moment = Field(1.0, description="steps (a whole number) or a share of the run (0.0 to 1.0)")
     names: tuple[str, ...] = Field((), description="list of text")
