@@ -24,8 +24,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "discrimination/pf_ode": [{"mask_ratio": 0.5}, {"teacher_noise": "same"}],
     "masking/masked": [{"mask_ratio": 0.5}],
-    "heun/cfg": [{"scale": 2.0}, {"scale": 3.0, "interval": (0.1, 5.0)}],
-    "heun/heun": [{"churn": 10.0}],
+    "edm/flow": [{"t_sampling": "logit_normal"}, {"direction": "data", "time_scale": 1000.0}],
+    "edm/denoising": [{"space": "v"}, {"weighting": "min_snr"}, {"tokens": "visible"}],
+    "heun/cfg": [
+        {"scale": 2.0},
+        {"scale": 3.0, "interval": (0.1, 5.0)},
+        {"scale": 0.0, "shape": "power_cosine", "power": 2.0},
+    ],
+    "heun/heun": [{"churn": 10.0}, {"coordinates": "native"}],
     "discrimination/discrimination": [{"cls_source": "mean"}, {"shared_head": False}, {"cls_weight": 0.0}],
 }
 HOST = Host()

@@ -1,13 +1,17 @@
-"""EDM (arXiv:2206.00364): its noise levels, its preconditioning, and the denoising loss."""
+"""The noise schedules of EDM (arXiv:2206.00364) and of flow matching (arXiv:2401.08740), and the denoising loss."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from sddit import Registry, hookimpl
 from sddit.interfaces import Loss, LossParams, Needs, NoiseSchedule, NoiseScheduleParams, Want
+
+if TYPE_CHECKING:
+    from sddit.recipes.recipe import Recipe
 
 
 class EDMParams(NoiseScheduleParams):
@@ -32,20 +36,68 @@ class EDMParams(NoiseScheduleParams):
         return self
 
 
+class FlowParams(NoiseScheduleParams):
+    """Settings of the `flow` schedule, x = (1 - t) x0 + t eps."""
+
+    t_sampling: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="Training times: uniform in (0, 1), or ln(t / (1 - t)) normal (arXiv:2403.03206)."
+    )
+    logit_mean: float = Field(0.0, description="Mean of ln(t / (1 - t)) in training.")
+    logit_std: float = Field(1.0, gt=0, description="Standard deviation of ln(t / (1 - t)) in training.")
+    t_min: float = Field(0.001, gt=0, lt=1, description="Lowest time that is sampled.")
+    t_max: float = Field(
+        0.999, gt=0, lt=1, description="Highest time that is sampled; at 1 nothing of the image is left."
+    )
+    direction: Literal["noise", "data"] = Field(
+        "noise",
+        description="The network's own time and sign. noise: it is given t and gives eps - x0, as in REPA; data: it is given "
+        "1 - t and gives x0 - eps, as in SiT.",
+    )
+    time_scale: float = Field(
+        1.0, gt=0, description="Factor on the time that the network is given; SiT and REPA give it as it is, in [0, 1]."
+    )
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return (self.t_min, self.t_max)
+
+    @property
+    def level_range(self) -> tuple[float, float]:
+        return (self.t_min / (1 - self.t_min), self.t_max / (1 - self.t_max))
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        return ("logit_mean", "logit_std") if self.t_sampling == "uniform" else ()
+
+    @model_validator(mode="after")
+    def _rises(self) -> FlowParams:
+        if self.t_min >= self.t_max:
+            raise ValueError("t_min must be below t_max")
+        return self
+
+
 class DenoisingParams(LossParams):
     """Settings of the `denoising` loss."""
 
-    space: Literal["native", "x0", "eps"] = Field(
+    space: Literal["native", "x0", "eps", "v"] = Field(
         "native",
-        description="What the squared error is taken of: the network's own output (for EDM this is lambda(sigma) times "
-        "the error of x0), the clean image, or the noise.",
+        description="What the squared error is taken of: the network's own output (EDM: lambda(sigma) times the error of "
+        "x0; flow: the velocity eps - x0), the clean image, the noise, or v of arXiv:2202.00512.",
     )
+    weighting: Literal["none", "min_snr"] = Field(
+        "none",
+        description="none: the plain mean. min_snr (arXiv:2303.09556): the error of x0 times min(SNR, snr_gamma), whatever "
+        "the space; on the noise that is min(SNR, snr_gamma) / SNR, on v min(SNR, snr_gamma) / (SNR + 1).",
+    )
+    snr_gamma: float = Field(5.0, gt=0, description="Highest weight that min_snr gives the error of x0.")
     tokens: Literal["all", "visible"] = Field(
         "all", description="all: every token; visible: only those that the view does not hide."
     )
 
     def needs(self) -> Needs:
         return Needs(student=Want(output=True))
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        return ("snr_gamma",) if self.weighting == "none" else ("space",)
 
 
 @hookimpl
@@ -57,6 +109,13 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         summary="x = x0 + sigma eps with ln sigma normal in training, and EDM's preconditioning.",
         paper="arXiv:2206.00364",
     )
+    registry.add(
+        "flow",
+        "sddit_edm.flow:Flow",
+        params=FlowParams,
+        summary="x = (1 - t) x0 + t eps, and a network that gives the velocity eps - x0: SiT's linear path.",
+        paper="arXiv:2401.08740",
+    )
 
 
 @hookimpl
@@ -65,6 +124,6 @@ def register_losses(registry: Registry[Loss]) -> None:
         "denoising",
         "sddit_edm.loss:Denoising",
         params=DenoisingParams,
-        summary="Mean squared error of the network's output, or of the clean image or noise it stands for.",
+        summary="Mean squared error of the network's output, or of the clean image, noise or v it stands for.",
         paper="arXiv:2206.00364",
     )

@@ -13,12 +13,18 @@ from sddit_edm import DenoisingParams
 
 
 class Denoising(LossTerm):
-    """Mean squared error per sample [B] of every student view it reads, averaged over those views.
+    """Mean squared error per sample [B] of every view it reads, averaged over those views.
 
-    The network regresses to R* = (x0 - c_skip x) / c_out, and the other spaces are weights on that error: x0 is
-    c_out R and more, so its error is c_out times that of R; the noise is (x - alpha x0) / sigma, so its error is
-    alpha / sigma times that of x0. EDM's weight lambda(sigma) = 1 / c_out^2 on the error of x0
-    (arXiv:2206.00364, eq. 8) is therefore `native`.
+    The network regresses to R* = (x0 - c_skip x) / c_out. At a given x everything else is linear in its error, so that the
+    spaces and the weighting are factors on the squared error of R, with SNR = alpha^2 / sigma^2:
+
+        x0       c_out^2                    x0 = c_skip x + c_out R
+        eps      c_out^2 SNR                eps = (x - alpha x0) / sigma
+        v        c_out^2 (SNR + 1)          v = (alpha eps - sigma x0) / sqrt(alpha^2 + sigma^2), arXiv:2202.00512
+        min_snr  c_out^2 min(SNR, gamma)    arXiv:2303.09556, one objective for all spaces
+
+    EDM's weight lambda(sigma) = 1 / c_out^2 on the error of x0 (arXiv:2206.00364, eq. 8) is therefore `native`. The
+    velocity eps - x0 of the flow schedule is `native` too; its error is v's times t^2 + (1 - t)^2.
     """
 
     def __init__(self, params: DenoisingParams, *, grid: tuple[int, int], **_: object) -> None:
@@ -27,9 +33,7 @@ class Denoising(LossTerm):
         self.grid = grid
 
     def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
-        wanted = self.params.views or tuple(views)
-        read = [name for name in wanted if views[name].network == "student"]
-        return torch.stack([self._error(ctx.schedule, views[name], outputs[name]) for name in read]).mean(0)
+        return torch.stack([self._error(ctx.schedule, view, outputs[name]) for name, view in views.items()]).mean(0)
 
     def _error(self, schedule: NoiseSchedule, view: View, outputs: Outputs) -> Tensor:
         """The error of one view, [B]."""
@@ -43,15 +47,21 @@ class Denoising(LossTerm):
         return error * self._weight(schedule, view.t).to(error.dtype)
 
     def _weight(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-        """What turns the error of R into that of `space`, [B]."""
+        """The factor on the squared error of R, [B]."""
         t = t.double()
+        of_x0 = schedule.scalings(t).c_out ** 2
+        snr = (schedule.alpha(t) / schedule.sigma(t)) ** 2
+        if self.params.weighting == "min_snr":
+            return of_x0 * snr.clamp(max=self.params.snr_gamma)
         match self.params.space:
             case "native":
                 return torch.ones_like(t)
             case "x0":
-                return schedule.scalings(t).c_out ** 2
+                return of_x0
             case "eps":
-                return (schedule.scalings(t).c_out * schedule.alpha(t) / schedule.sigma(t)) ** 2
+                return of_x0 * snr
+            case "v":
+                return of_x0 * (snr + 1)
 
 
 def native_target(schedule: NoiseSchedule, view: View, dtype: torch.dtype) -> Tensor:

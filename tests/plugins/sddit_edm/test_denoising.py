@@ -100,15 +100,70 @@ def test_each_space_is_the_error_it_names(schedule: Any) -> None:
     view, out = random_case(schedule)
     alpha, sigma = (f(view.t)[:, None, None, None] for f in (schedule.alpha, schedule.sigma))
     noise = (view.x - alpha * out.x0) / sigma
+    size = (alpha**2 + sigma**2).sqrt()
     errors = {
         "native": out.raw - native_target(schedule, view, torch.float64),
         "x0": out.x0 - view.x0,
         "eps": noise - view.noise,
+        "v": (alpha * noise - sigma * out.x0) / size - (alpha * view.noise - sigma * view.x0) / size,
     }
     found = {space: loss(schedule, {"a": view}, {"a": out}, space=space) for space in errors}
     for space, error in errors.items():
         torch.testing.assert_close(found[space], (error**2).mean((1, 2, 3)), rtol=1e-11, atol=0)
     assert not torch.allclose(found["x0"], found["eps"], rtol=1e-2)
+    assert not torch.allclose(found["v"], found["x0"], rtol=1e-2)
+    assert torch.allclose(found["v"], found["native"], rtol=1e-9) is isinstance(schedule, VPredicting)
+
+
+class EpsPredicting:
+    """DDPM's thousand times with beta from 1e-4 to 0.02 (arXiv:2006.11239), and the network gives the noise."""
+
+    def __init__(self) -> None:
+        self.kept = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.kept[t.long()].sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (1 - self.kept[t.long()]).sqrt()
+
+    def perturb(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return self.alpha(t)[:, None, None, None] * x0 + self.sigma(t)[:, None, None, None] * noise
+
+    def scalings(self, t: Tensor) -> Scalings:
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return Scalings(1 / alpha, -sigma / alpha, torch.ones_like(alpha), t)
+
+
+def test_min_snr_of_the_published_implementation(published: Callable[[str], Any]) -> None:
+    stored, schedule = published("mdtv2_a"), EpsPredicting()
+    inputs = stored.inputs
+    view = look(schedule, inputs["loss_x0"], inputs["loss_noise"], inputs["loss_t"])
+    out = Outputs(raw=inputs["loss_output"][:, :4])
+    plain = loss(schedule, {"a": view}, {"a": out})
+    expected = stored.outputs["train/mse_weight"]
+    weight = loss(schedule, {"a": view}, {"a": out}, weighting="min_snr") / plain
+    torch.testing.assert_close(weight, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(weight * plain, stored.outputs["train/mse"], rtol=1e-9, atol=0)
+    other = loss(schedule, {"a": view}, {"a": out}, weighting="min_snr", snr_gamma=5.01) / plain
+    assert not torch.allclose(other, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", [EDM(EDMParams()), VPredicting()])
+def test_min_snr_is_one_objective_for_every_space(schedule: Any) -> None:
+    """min(SNR, gamma) on x0, over SNR on the noise, over SNR + 1 on v: section 3.4 of arXiv:2303.09556."""
+    view, out = random_case(schedule)
+    snr = (schedule.alpha(view.t) / schedule.sigma(view.t)) ** 2
+    capped = snr.clamp(max=2.0)
+    assert (snr > 2.0).any()
+    assert (snr < 2.0).any()
+    found = loss(schedule, {"a": view}, {"a": out}, weighting="min_snr", snr_gamma=2.0)
+    for space, weight in (("x0", capped), ("eps", capped / snr), ("v", capped / (snr + 1))):
+        of_space = weight * loss(schedule, {"a": view}, {"a": out}, space=space)
+        torch.testing.assert_close(found, of_space, rtol=1e-11, atol=0)
+        again = loss(schedule, {"a": view}, {"a": out}, space=space, weighting="min_snr", snr_gamma=2.0)
+        assert torch.equal(found, again)
+    assert not torch.allclose(found, loss(schedule, {"a": view}, {"a": out}), rtol=1e-2)
 
 
 def test_edm_weighs_the_error_of_x0_by_lambda() -> None:
@@ -176,14 +231,12 @@ def test_tokens_are_counted_row_by_row() -> None:
     assert per_token(image, (2, 3)).tolist() == [[0.5, 2.5, 4.5, 6.5, 8.5, 10.5]]
 
 
-def test_student_views_are_averaged_and_others_left_out() -> None:
+def test_views_are_averaged() -> None:
     schedule = EDM(EDMParams())
     view, out = random_case(schedule)
     other, other_out = random_case(EDM(EDMParams(sigma_data=0.9)))
-    teacher, _ = random_case(schedule, network="teacher")
-    views = {"a": view, "b": other, "c": teacher}
-    outputs = {"a": out, "b": other_out, "c": Outputs()}
-    alone = [loss(schedule, views, outputs, views=(name,)) for name in ("a", "b")]
+    views, outputs = {"a": view, "b": other}, {"a": out, "b": other_out}
+    alone = [loss(schedule, {name: views[name]}, {name: outputs[name]}) for name in views]
     torch.testing.assert_close(loss(schedule, views, outputs), (alone[0] + alone[1]) / 2)
     assert not torch.allclose(alone[0], alone[1], rtol=1e-3)
 
@@ -196,7 +249,7 @@ def test_a_learned_variance_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("space", ["native", "x0", "eps"])
+@pytest.mark.parametrize("space", ["native", "x0", "eps", "v"])
 def test_one_value_per_sample_with_a_gradient(dtype: torch.dtype, space: str) -> None:
     schedule = EDM(EDMParams())
     view, out = random_case(schedule, dtype=dtype)
@@ -221,6 +274,6 @@ def test_its_face() -> None:
     nothing: Any = None
     assert params.cost(nothing, nothing, ViewSpec("a"), 4) == Cost()
     assert not params.couples_samples
-    for wrong in ({"space": "v"}, {"tokens": "hidden"}):
+    for wrong in ({"space": "score"}, {"tokens": "hidden"}, {"weighting": "snr"}, {"snr_gamma": 0.0}):
         with pytest.raises(ValidationError):
             DenoisingParams(**wrong)
