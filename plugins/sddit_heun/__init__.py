@@ -38,9 +38,20 @@ class EulerParams(SamplerParams):
 class HeunParams(EulerParams):
     """Settings of the `heun` sampler."""
 
+    coordinates: Literal["ve", "native"] = Field(
+        "ve",
+        description="What its steps are straight in. ve: x / alpha over sigma / alpha, as EDM; native: the schedule's own x, "
+        "alpha and sigma, which for the flow schedule is Heun's method in t, as SiT. Euler is the same in both.",
+    )
+
     @property
     def evaluations(self) -> int:
         return 2 * self.steps - 1  # two a step, and one for the last, which goes to 0
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        schedule = recipe.noise_schedule.params
+        time_is_level = schedule.t_range == schedule.level_range  # alpha = 1: its own coordinates are these
+        return (*super().idle(recipe), *(("coordinates",) if time_is_level else ()))
 
 
 class NoGuidanceParams(GuidanceParams):
@@ -51,6 +62,12 @@ class CFGParams(GuidanceParams):
     """Settings of classifier-free guidance."""
 
     scale: float = Field(1.5, ge=0, description="0: unconditional, 1: conditional, above: away from unconditional.")
+    shape: Literal["constant", "power_cosine"] = Field(
+        "constant",
+        description="constant: the scale at every level; power_cosine: 1 + (scale - 1) (1 - cos(pi (1 - t / T)^power)) / 2, "
+        "which grows from 1 to the scale as noise falls (MDT, arXiv:2303.14389).",
+    )
+    power: float = Field(4.0, gt=0, description="Exponent of power_cosine: the higher, the later it acts. MDT: 4.")
     interval: tuple[float, float] | None = Field(
         None,
         strict=False,
@@ -62,14 +79,17 @@ class CFGParams(GuidanceParams):
 
     @property
     def evaluations(self) -> int:
-        return 1 if self.scale == 1 or (self.scale == 0 and self.channels == "all") else 2
+        one_label = self.scale == 0 and self.shape == "constant" and self.channels == "all"
+        return 1 if self.scale == 1 or one_label else 2
 
     @property
     def needs_null_label(self) -> bool:
         return self.scale != 1
 
     def idle(self, recipe: Recipe) -> Iterable[str]:
-        return ("interval", "channels") if self.scale == 1 else ()
+        if self.scale == 1:
+            return ("shape", "power", "interval", "channels")
+        return ("power",) if self.shape == "constant" else ()
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         has = recipe.facts.image[0]
@@ -119,6 +139,6 @@ def register_guidances(registry: Registry[Guidance]) -> None:
         "cfg",
         "sddit_heun.guidance:ClassifierFree",
         params=CFGParams,
-        summary="Classifier-free guidance, on an interval of levels and a choice of channels.",
+        summary="Classifier-free guidance: constant or power-cosine, on an interval of levels and a choice of channels.",
         paper="arXiv:2207.12598",
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from sddit.interfaces import Denoise, Denoiser, Prediction
+from sddit.interfaces import Denoise, Denoiser, NoiseSchedule, Prediction
 from sddit_heun import CFGParams, NoGuidanceParams
 
 
@@ -27,30 +29,43 @@ class ClassifierFree:
     What stands beside x0 (extra channels, further heads) is that of the labels.
     """
 
-    def __init__(self, params: CFGParams, **_: object) -> None:
+    def __init__(self, params: CFGParams, *, schedule: NoiseSchedule) -> None:
         self.params = params
+        self.schedule = schedule
 
     def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise:
         null = torch.full_like(labels, denoiser.num_classes)
 
         def denoise(x: Tensor, sigma: float) -> Prediction:
-            if self.params.scale == 1 or not self._acts(sigma):
+            scale = self.scale_at(sigma)
+            if scale == 1:
                 return denoiser(x, sigma, labels)
-            if self.params.scale == 0 and self.params.channels == "all":
+            if scale == 0 and self.params.channels == "all":
                 return denoiser(x, sigma, null)
             both = denoiser(torch.cat([x, x]), sigma, torch.cat([labels, null]))
-            return self._combine(both, len(x))
+            return self._combine(both, len(x), scale)
 
         return denoise
 
-    def _acts(self, sigma: float) -> bool:
-        interval = self.params.interval
-        return interval is None or interval[0] <= sigma <= interval[1]
+    def scale_at(self, sigma: float) -> float:
+        """The scale at one level: 1, which is conditional, outside the interval."""
+        scale, interval = self.params.scale, self.params.interval
+        if interval is not None and not interval[0] <= sigma <= interval[1]:
+            return 1.0
+        if scale == 1 or self.params.shape == "constant":
+            return scale
+        return 1 + (scale - 1) * (1 - math.cos(math.pi * (1 - self._share(sigma)) ** self.params.power)) / 2
 
-    def _combine(self, both: Prediction, batch: int) -> Prediction:
+    def _share(self, sigma: float) -> float:
+        """t / T of the level that the network is asked at."""
+        level = torch.tensor([sigma], dtype=torch.float64)
+        t = self.schedule.t_from_sigma(self.schedule.snap(level))
+        return self.schedule.share(t).item()
+
+    def _combine(self, both: Prediction, batch: int, scale: float) -> Prediction:
         """One prediction for a batch from the one for the doubled batch."""
         c, u = both.x0[:batch], both.x0[batch:]
-        guided = u + self.params.scale * (c - u)
+        guided = u + scale * (c - u)
         if self.params.channels != "all":
             n = self.params.channels
             guided = torch.cat([guided[:, :n], c[:, n:]], dim=1)

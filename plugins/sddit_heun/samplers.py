@@ -1,4 +1,7 @@
-"""Algorithm 2 of EDM (arXiv:2206.00364), with and without its second-order correction."""
+"""Algorithm 2 of EDM (arXiv:2206.00364), with and without its second-order correction.
+
+x = x0 + sigma eps throughout: where the network sees x0 in x, it sees the noise eps = (x - x0) / sigma.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
-from sddit.interfaces import Denoise
+from sddit.interfaces import Denoise, NoiseSchedule
 from sddit_heun import EulerParams, HeunParams
 
 Noise = Callable[[int], Tensor]
@@ -51,23 +55,44 @@ class Euler:
         return x + added * noise(step).to(x), sigma_hat
 
     def _step(self, denoise: Denoise, x: Tensor, sigma: float, following: float) -> Tensor:
-        return x + (following - sigma) * slope(denoise, x, sigma)
+        x0, eps = parts(denoise, x, sigma)
+        return x0 + following * eps
 
 
 class Heun(Euler):
-    """Second order: the slope is averaged with the one at the end of the Euler step, except in the step to 0."""
+    """Second order: the slope is averaged with the one at the end of the Euler step, except in the step to 0.
 
-    def __init__(self, params: HeunParams, **_: object) -> None:
+    Along the flow d(alpha x) = x0 d(alpha) + eps d(alpha sigma), whatever alpha is as a function of the level. An Euler
+    step keeps x0 and eps, so that it comes to x0 + sigma' eps for every alpha. Heun's step takes the mean of both over its
+    two ends, and there alpha counts: 1 in variance-exploding coordinates, that of the schedule in its native ones. Where
+    alpha(t) and sigma(t) are straight, as in flow matching, the latter is Heun's method in t.
+    """
+
+    def __init__(self, params: HeunParams, *, schedule: NoiseSchedule) -> None:
         super().__init__(params)
+        self.native = params.coordinates == "native"
+        self.schedule = schedule
 
     def _step(self, denoise: Denoise, x: Tensor, sigma: float, following: float) -> Tensor:
-        d = slope(denoise, x, sigma)
-        end = x + (following - sigma) * d
+        x0, eps = parts(denoise, x, sigma)
+        end = x0 + following * eps
         if following == 0:
             return end
-        return x + (following - sigma) * (d + slope(denoise, end, following)) / 2
+        x0_end, eps_end = parts(denoise, end, following)
+        alpha, alpha_end = self._alpha(sigma), self._alpha(following)
+        of_x0 = (alpha_end - alpha) * (x0 + x0_end) / 2
+        of_eps = (alpha_end * following - alpha * sigma) * (eps + eps_end) / 2
+        return (alpha * x + of_x0 + of_eps) / alpha_end
+
+    def _alpha(self, sigma: float) -> float:
+        """Signal scale at a level, in the coordinates of the steps."""
+        if not self.native:
+            return 1.0
+        t = self.schedule.t_from_sigma(torch.tensor([sigma], dtype=torch.float64))
+        return self.schedule.alpha(t).item()
 
 
-def slope(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
-    """dx/dsigma = (x - D(x; sigma)) / sigma of the probability-flow ODE: eq. 3 with eq. 4."""
-    return (x - denoise(x, sigma).x0) / sigma
+def parts(denoise: Denoise, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """x0 and eps of x. The latter is dx/dsigma of the probability-flow ODE: eq. 3 with eq. 4."""
+    x0 = denoise(x, sigma).x0
+    return x0, (x - x0) / sigma

@@ -1,7 +1,9 @@
-"""No guidance, and classifier-free guidance with its interval and channels."""
+"""No guidance, and classifier-free guidance with its shape, interval and channels."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sddit.interfaces import Prediction
+from sddit.testing import things
 from sddit_heun import CFGParams, NoGuidanceParams
 from sddit_heun.guidance import ClassifierFree, NoGuidance
 
@@ -36,8 +39,25 @@ class Labelled:
         return Prediction(x0, x0 + 10, {"side": x0 + 20}) if self.extras else Prediction(x0)
 
 
+class ThousandSteps:
+    """Of a thousand times t, which are levels as well; asked at a level, the network is asked at half of it."""
+
+    def t_from_sigma(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def snap(self, sigma: Tensor) -> Tensor:
+        return sigma / 2
+
+    def share(self, t: Tensor) -> Tensor:
+        return t / 1000
+
+
+def cfg(schedule: Any = None, **settings: Any) -> ClassifierFree:
+    return ClassifierFree(CFGParams(**settings), schedule=schedule or things.schedule())
+
+
 def guided(denoiser: Labelled | None = None, *, sigma: float = SIGMA, **settings: Any) -> Prediction:
-    return ClassifierFree(CFGParams(**settings))(denoiser or Labelled(), LABELS)(X, sigma)
+    return cfg(**settings)(denoiser or Labelled(), LABELS)(X, sigma)
 
 
 conditional = Labelled()(X, SIGMA, LABELS).x0
@@ -101,6 +121,74 @@ def test_what_stands_beside_x0_is_that_of_the_labels() -> None:
     assert guided(scale=2.0).extra is None
 
 
+# --- a scale that grows as noise falls -------------------------------------------------------------------------------
+
+MDT = [("cfg_4.0_pow_4.0", 4.0, 4.0), ("cfg_3.8_pow_0.01", 3.8, 0.01)]
+
+
+@pytest.mark.parametrize("name", ["mdtv1_a", "mdtv2_a"])
+@pytest.mark.parametrize(("stored", "scale", "power"), MDT)
+def test_the_scales_of_the_published_implementation(
+    published: Callable[[str], Any], name: str, stored: str, scale: float, power: float
+) -> None:
+    numbers = published(name)
+    t = numbers.inputs["cfg_t"][:3].tolist()
+    expected = numbers.outputs[f"{stored}_effective_scale"].tolist()
+
+    def found(**settings: float) -> list[float]:
+        rule = cfg(ThousandSteps(), shape="power_cosine", **settings)
+        return [rule.scale_at(2.0 * each) for each in t]
+
+    assert found(scale=scale, power=power) == pytest.approx(expected, rel=1e-9)
+    assert found(scale=scale + 1e-4, power=power) != pytest.approx(expected, rel=1e-9)
+    assert found(scale=scale, power=power * 1.001) != pytest.approx(expected, rel=1e-9)
+
+
+def power_cosine(share: float, scale: float, power: float) -> float:
+    return 1 + (scale - 1) * (1 - math.cos(math.pi * (1 - share) ** power)) / 2
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+@pytest.mark.parametrize("sigma", [0.002, 0.05, 0.7, 5.0])
+def test_the_scale_follows_the_share_of_noise(sigma: float, scale: float) -> None:
+    """The toy schedule shares evenly in ln sigma between 0.002 and 80."""
+    expected = power_cosine(math.log(sigma / 0.002) / math.log(80 / 0.002), scale, 2.0)
+    found = guided(sigma=sigma, scale=scale, shape="power_cosine", power=2.0).x0
+    c, u = Labelled()(X, sigma, LABELS).x0, Labelled()(X, sigma, NULL).x0
+    torch.testing.assert_close(found, u + expected * (c - u), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(found, u + (expected + 0.01) * (c - u), rtol=1e-6)
+
+
+def test_power_cosine_goes_from_conditional_to_the_whole_scale() -> None:
+    denoiser = Labelled()
+    assert torch.equal(guided(denoiser, sigma=80.0, scale=3.0, shape="power_cosine").x0, Labelled()(X, 80.0, LABELS).x0)
+    assert denoiser.calls == [LABELS.tolist()]
+    scales = [cfg(scale=3.0, shape="power_cosine").scale_at(sigma) for sigma in (80.0, 5.0, 0.3, 0.002)]
+    assert (scales[0], scales[-1]) == (1.0, 3.0)
+    assert scales == sorted(scales)
+    assert cfg(scale=3.0).scale_at(80.0) == 3.0
+
+
+def test_the_interval_and_the_channels_hold_for_every_shape() -> None:
+    settings: dict[str, Any] = {"scale": 3.0, "shape": "power_cosine", "power": 0.5}
+    outside = guided(sigma=SIGMA, interval=[1.0, 2.0], **settings).x0
+    assert torch.equal(outside, conditional)
+    some, every = guided(channels=3, **settings).x0, guided(**settings).x0
+    assert torch.equal(some[:, :3], every[:, :3])
+    assert torch.equal(some[:, 3:], conditional[:, 3:])
+    assert not torch.allclose(every[:, 3:], conditional[:, 3:], rtol=1e-4)
+
+
+def test_evaluations_of_every_shape() -> None:
+    assert CFGParams(scale=0.0, shape="power_cosine").evaluations == 2  # conditional at the highest noise
+    assert CFGParams(scale=1.0, shape="power_cosine").evaluations == 1
+    assert CFGParams(scale=2.0, shape="power_cosine").evaluations == 2
+    assert not CFGParams(scale=1.0, shape="power_cosine").needs_null_label
+
+
+# --- manners --------------------------------------------------------------------------------------------------------
+
+
 def test_only_guidance_needs_the_null_label() -> None:
     assert CFGParams().needs_null_label
     assert CFGParams(scale=0.0).needs_null_label
@@ -120,6 +208,8 @@ def test_more_channels_than_there_are_is_a_problem_of_the_recipe() -> None:
         {"scale": float("nan")},
         {"channels": 0},
         {"channels": "some"},
+        {"shape": "cosine"},
+        {"power": 0.0},
         {"interval": [2.0, 1.0]},
         {"interval": [-1.0, 1.0]},
     ],

@@ -29,9 +29,20 @@ def test_the_settings_of_churn_are_idle_without_it(tmp_path: Path, sampler: str)
 
 
 def test_the_settings_of_guidance_are_idle_at_scale_1(tmp_path: Path) -> None:
-    idle = {"guidance.interval", "guidance.channels"}
-    assert set(recipe(tmp_path, *GUIDED, "guidance.scale=1").idle) == idle
-    assert not idle & set(recipe(tmp_path, *GUIDED, "guidance.scale=2").idle)
+    idle = {"guidance.interval", "guidance.channels", "guidance.shape", "guidance.power"}
+    shaped = [*GUIDED, "guidance.shape=power_cosine", "guidance.power=0.01"]
+    assert set(recipe(tmp_path, *shaped, "guidance.scale=1").idle) == idle
+    assert not idle & set(recipe(tmp_path, *shaped, "guidance.scale=2").idle)
+
+
+def test_the_power_is_idle_without_a_shape_that_has_one(tmp_path: Path) -> None:
+    assert set(recipe(tmp_path, *GUIDED, "guidance.power=0.01").idle) == {"guidance.power"}
+
+
+def test_coordinates_are_idle_where_the_time_is_the_level(tmp_path: Path) -> None:
+    native = ["sampler.name=heun", "sampler.coordinates=native"]
+    assert "sampler.coordinates" in recipe(tmp_path, *native).idle
+    assert recipe(tmp_path, *native, "noise_schedule.name=flow").idle == ()
 
 
 def test_edm_leaves_noise_to_remove_or_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sddit.interfaces import Denoise, Prediction
 from sddit.sampling import spaced
+from sddit.testing import things
 from sddit_heun import EulerParams, HeunParams
-from sddit_heun.samplers import Euler, Heun, slope
+from sddit_heun.samplers import Euler, Heun, parts
 
 
 class Mixture:
@@ -74,7 +75,7 @@ def start(count: int) -> Tensor:
 
 
 def heun(**settings: Any) -> Heun:
-    return Heun(HeunParams(**settings))
+    return Heun(HeunParams(**settings), schedule=things.schedule())
 
 
 def euler(**settings: Any) -> Euler:
@@ -152,8 +153,9 @@ def test_the_slope_is_minus_sigma_times_the_score(sigma: float) -> None:
     mixture = two_gaussians()
     x = torch.linspace(-2, 2, 41, dtype=torch.float64).mul(1 + sigma).view(-1, 1, 1, 1).requires_grad_()
     (score,) = torch.autograd.grad(mixture.log_parts(x, sigma).logsumexp(1).sum(), x)
-    torch.testing.assert_close(slope(mixture, x, sigma), -sigma * score, rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(slope(mixture, x, sigma), -1.001 * sigma * score, rtol=1e-5, atol=0)
+    _, slope = parts(mixture, x, sigma)
+    torch.testing.assert_close(slope, -sigma * score, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(slope, -1.001 * sigma * score, rtol=1e-5, atol=0)
 
 
 def errors(
@@ -172,9 +174,9 @@ class WrongCorrector(Heun):
     """Takes the second slope at the level the step came from."""
 
     def _step(self, denoise: Denoise, x: Tensor, sigma: float, following: float) -> Tensor:
-        d = slope(denoise, x, sigma)
-        end = x + (following - sigma) * d
-        return x + (following - sigma) * (d + slope(denoise, end, sigma)) / 2
+        x0, eps = parts(denoise, x, sigma)
+        _, eps_end = parts(denoise, x0 + following * eps, sigma)
+        return x + (following - sigma) * (eps + eps_end) / 2
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +197,10 @@ def test_orders_of_convergence(data: str, mixture_flow: Tensor) -> None:
     assert all(1.95 < order < 2.05 for order in orders(second))
     assert second[1] < 2.5e-4
 
-    wrong = errors(lambda **settings: WrongCorrector(HeunParams(**settings)), **case)
+    def wrong_corrector(**settings: Any) -> Heun:
+        return WrongCorrector(HeunParams(**settings), schedule=things.schedule())
+
+    wrong = errors(wrong_corrector, **case)
     assert all(order < 1.5 for order in orders(wrong))
     assert wrong[1] > 2.5e-4
 
