@@ -14,6 +14,7 @@ from sddit.testing import check
 
 SMALL: dict[str, dict[str, Any]] = {
     "dit/dit": {"depth": 4, "width": 24, "heads": 3, "patch": 2},
+    "masking/mdt": {"depth": 6, "width": 24, "heads": 3, "decoder_depth": 2},
     "discrimination/discrimination": {"prototypes": 16, "hidden": 12, "bottleneck": 8},
 }
 """Settings by which a component is tried where its defaults are large."""
@@ -23,7 +24,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"cls_token": True, "fill": "input", "decoder": {"depth": 1, "width": 12, "heads": 2}},
     ],
     "discrimination/pf_ode": [{"mask_ratio": 0.5}, {"teacher_noise": "same"}],
-    "masking/masked": [{"mask_ratio": 0.5}],
+    "masking/masked": [{"mask_ratio": 0.5}, {"mask_ratio": 0.3, "mask_spread": 0.2}],
+    "masking/masked_and_full": [{"mask_spread": 0.2, "label_drop": 0.5}, {"shared_noise": True}],
+    "masking/mdt": [{"version": "v1"}],
     "edm/flow": [{"t_sampling": "logit_normal"}, {"direction": "data", "time_scale": 1000.0}],
     "edm/denoising": [{"space": "v"}, {"weighting": "min_snr"}, {"tokens": "visible"}],
     "heun/cfg": [

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from sddit.errors import Problem
-from sddit.values import Moment, Value, bounded
+from sddit.values import Moment, Value, bounded, is_zero
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +88,11 @@ class ViewSpec:
     network: Network = "student"
     mask_ratio: Value = 0.0  # share of tokens hidden from the sparse span
     mask_spread: float = 0.0  # a further share, of which each step hides a random part
+
+    @property
+    def hides(self) -> bool:
+        """Whether any token is hidden at any time."""
+        return self.mask_spread > 0 or not is_zero(self.mask_ratio)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,31 +18,23 @@ from sddit.interfaces import (
     Monitor,
     Needs,
     PairSampler,
-    PairSamplerParams,
     Shapes,
     Tap,
     ViewSpec,
     Want,
 )
-from sddit.masks import MaskShape
 from sddit.recipes.recipe import Recipe
-from sddit.values import Moment, Value, bounded, is_zero
+from sddit.values import Moment, Value, bounded
+from sddit_dit.view_params import MaskedViewParams, MaskRatio
 
 USES = {"teacher_sigma": ("fixed", "below", "offset"), "teacher_offset": ("offset",)}
 """The modes of `teacher_noise` in which a key has an effect."""
 
 
-class PfOdeParams(PairSamplerParams):
+class PfOdeParams(MaskedViewParams):
     """Settings of the `pf_ode` pair sampler. Levels are in variance-exploding coordinates, sigma / alpha."""
 
-    mask_ratio: Annotated[Value, bounded(0, 0.99)] = Field(
-        0.2, description="Share of tokens hidden from the student's sparse span: a value schedule."
-    )
-    mask_shape: MaskShape = Field(
-        "random",
-        description="random: any tokens; block: one connected region; grid: as even as a 4 x 4 pattern allows. "
-        "No effect at ratio 0.",
-    )
+    mask_ratio: MaskRatio = 0.2
     teacher_noise: Literal["fixed", "same", "below", "offset"] = Field(
         "fixed",
         description="The teacher's level. fixed: teacher_sigma; same: the student's; below: uniform between teacher_sigma "
@@ -76,11 +68,12 @@ class PfOdeParams(PairSamplerParams):
         return self
 
     def views(self) -> tuple[ViewSpec, ...]:
-        hidden = self.mask_ratio if self.teacher_mask == "visible" else 0.0
-        return ViewSpec("student", mask_ratio=self.mask_ratio), ViewSpec("teacher", "teacher", mask_ratio=hidden)
+        sees_all = self.teacher_mask == "none"
+        teacher = ViewSpec("teacher", "teacher") if sees_all else self.masked("teacher", "teacher")
+        return self.masked("student"), teacher
 
     def idle(self, recipe: Recipe) -> Iterable[str]:
-        return ("mask_shape", "teacher_mask") if is_zero(self.mask_ratio) else ()
+        return () if any(view.hides for view in self.views()) else ("mask_shape", "teacher_mask")
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         low, high = recipe.noise_schedule.params.level_range

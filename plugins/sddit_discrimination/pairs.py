@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sddit import masks
 from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
-from sddit.values import value_at
 from sddit_discrimination import PfOdeParams
-from sddit_dit.pairs import student_view
+from sddit_dit.pairs import student_view, visible_tokens
 
 OWN = "discrimination/pf_ode"  # prefix of this component's own draws
 
@@ -27,14 +25,7 @@ class PfOde:
         self.grid = grid
 
     def __call__(self, batch: Batch, draws: Draws, schedule: NoiseSchedule, ctx: Context) -> dict[str, View]:
-        visible = masks.draw(
-            draws,
-            "mask",
-            grid=self.grid,
-            ratio=value_at(self.params.mask_ratio, ctx.step, ctx.total_steps),
-            shape=self.params.mask_shape,
-            device=batch.x0.device,
-        )
+        visible = visible_tokens(self.params, batch, draws, self.grid, ctx)
         student = student_view(batch, draws, schedule, visible=visible)
         return {"student": student, "teacher": self.teacher_view(student, draws, schedule, ctx)}
 

@@ -1,22 +1,17 @@
 """DiT: the backbone, plain or with a decoder and tokens that skip the encoder, and the plain pair sampler.
 
-Other plugins may build on `sddit_dit.blocks` and on `sddit_dit.pairs.student_view`.
+Other plugins may build on what a transformer of these blocks shares (`blocks`, `frame`, `formats`, `cost`, and
+`params.TransformerParams`) and on what pair samplers share (`pairs`, `view_params`).
 """
 
 from __future__ import annotations
 
 from sddit import Registry, hookimpl
-from sddit.interfaces import Backbone, PairSampler, PairSamplerParams, ViewSpec
+from sddit.interfaces import Backbone, PairSampler
 from sddit_dit.params import DecoderParams, DiTParams
+from sddit_dit.view_params import SingleParams
 
 __all__ = ["DecoderParams", "DiTParams", "SingleParams", "register_backbones", "register_pair_samplers"]
-
-
-class SingleParams(PairSamplerParams):
-    """The `single` pair sampler has nothing to set."""
-
-    def views(self) -> tuple[ViewSpec, ...]:
-        return (ViewSpec("student"),)
 
 
 @hookimpl

@@ -6,25 +6,15 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from sddit.interfaces import Attention, Shapes, Tap, Tokens
-from sddit_dit.blocks import (
-    AdaptiveLinear,
-    Block,
-    LabelEmbedding,
-    Positions,
-    TimestepEmbedding,
-    patchify,
-    take,
-    unpatchify,
-)
+from sddit_dit.blocks import AdaptiveLinear, Block, Positions, take
 from sddit_dit.decoder_input import BridgedInput, SplitInput
+from sddit_dit.frame import Frame, start
 from sddit_dit.params import DiTParams
 
 
-class DiT(nn.Module):
+class DiT(Frame):
     """A diffusion transformer (arXiv:2212.09748) whose encoder may see fewer tokens than its decoder.
 
     Every token is embedded, e_i = patch_i + position_i. The encoder runs on the class token, if there is one, and on the
@@ -32,57 +22,36 @@ class DiT(nn.Module):
     `fill` elsewhere. Without a decoder this is the plain DiT. With nothing hidden both spans see all tokens, bit for bit
     the same whether `visible` names them all or is None.
 
-    `blocks` holds encoder and decoder blocks in depth order. While `checkpointing` is True each block is computed again
-    in the backward pass instead of keeping its activations; `set_checkpointing` turns it on and off.
+    `blocks` holds encoder and decoder blocks in depth order.
     """
 
     def __init__(
         self, params: DiTParams, *, image: tuple[int, int, int], num_classes: int, outputs: int, attention: Attention
     ) -> None:
-        super().__init__()
+        shapes = Shapes(image, num_classes, outputs)
+        super().__init__(params, shapes, zero_null=params.null_label == "zero")
         self.params = params
-        self.grid = params.grid(Shapes(image, num_classes, outputs))
-        self.checkpointing = False
         sizes = params.block_sizes
-        width, values = sizes[0][0], params.patch**2 * image[0]
+        width = sizes[0][0]
 
-        self.patch = nn.Linear(values, width)
         self.positions = Positions(self.grid, width)
-        self.timestep = TimestepEmbedding(width)
-        zero_null = params.null_label == "zero"
-        labelled = (
-            num_classes > 0 or not zero_null
-        )  # an unconditional model with a zero null label has nothing to learn
-        self.label = LabelEmbedding(num_classes, width, zero_null=zero_null) if labelled else None
         self.cls_token = nn.Parameter(torch.empty(width)) if params.cls_token else None
         self.blocks = nn.ModuleList(Block(own, heads, params.mlp_ratio, width, attention) for own, heads in sizes)
         self.decoder_input: SplitInput | BridgedInput | None = None
         if params.decoder is not None:
             self.decoder_input = (SplitInput if params.decoder.style == "split" else BridgedInput)(params, self.grid)
-        self.final: AdaptiveLinear | None = AdaptiveLinear(sizes[-1][0], values * outputs, width)
+        self.final = AdaptiveLinear(sizes[-1][0], params.patch**2 * image[0] * outputs, width)
 
         for name, parameter in self.named_parameters():
             self.init_parameter(name, parameter, torch.default_generator)
 
     def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """Fill one parameter with its starting values, drawn from `generator`: a function of its name alone.
-
-        The start of DiT (arXiv:2212.09748) and MaskDiT (arXiv:2306.09305): every block the identity, every output zero.
-        """
-        parts = name.split(".")
-        crossing = "bridge" in parts or "noisy_bridge" in parts
-        bridge_is_zero = self.params.decoder is not None and self.params.decoder.bridge_init == "zero"
-        with torch.no_grad():
-            if "bias" in parts or "modulation" in parts or "final" in parts or (crossing and bridge_is_zero):
-                parameter.zero_()
-            elif parts[0] in ("timestep", "label", "cls_token") or parts[-1] == "mask_token":
-                parameter.normal_(std=0.02, generator=generator)
-            else:
-                nn.init.xavier_uniform_(parameter, generator=generator)
-
-    def set_checkpointing(self, on: bool) -> None:
-        """Whether to recompute each block in the backward pass."""
-        self.checkpointing = on
+        """Fill one parameter with its starting values, drawn from `generator`: see `sddit_dit.frame.start`."""
+        crossing = {"bridge", "noisy_bridge"} & set(name.split("."))
+        if crossing and self.params.decoder is not None and self.params.decoder.bridge_init == "zero":
+            nn.init.zeros_(parameter)
+        else:
+            start(name, parameter, generator)
 
     def truncate(self, taps: Sequence[Tap]) -> None:
         """Drop every block behind the deepest of `taps`, the way into the decoder if none is in it, and the output."""
@@ -109,33 +78,26 @@ class DiT(nn.Module):
         give all N and no class token, which has ended before.
         """
         stop = self.params.last_block(taps, output)
-        self._refuse(stop, output, visible, groups)
+        self.refuse_beyond(stop, output)
+        self._refuse(visible, groups)
         reads = {tap: self.params.block_of(tap) for tap in taps}
-        act = self._condition(c_noise, labels)  # [B, D]
-        e = self.patch(patchify(x, self.params.patch)) + self.positions.table  # [B, N, D]
+        act = self.condition(c_noise, labels)  # [B, D]
+        e = self.embed(x) + self.positions.table  # [B, N, D]
 
         h, found = self._encode(e, act, visible, groups, stop, reads.values())
         if self.decoder_input is not None and stop > self.params.encoder_depth:
             u = self.decoder_input(h, e, visible, act)  # [B, N, D of the decoder]
             h, passed = self._run(u, act, groups, self.params.encoder_depth, stop, reads.values())
             found |= {number: Tokens(tokens) for number, tokens in passed.items()}
-        raw = self._finish(h, act) if output else None
+        raw = self.finish(h, act) if output else None
         return raw, {}, {tap: found[number] for tap, number in reads.items()}
 
-    def _refuse(self, stop: int, output: bool, visible: Tensor | None, groups: Tensor | None) -> None:
+    def _refuse(self, visible: Tensor | None, groups: Tensor | None) -> None:
         """Raise ValueError for what this backbone cannot do."""
-        if stop > len(self.blocks) or (output and self.final is None):
-            raise ValueError(f"this backbone was cut after block {len(self.blocks)} and cannot go further")
         if visible is not None and not self.params.maskable:
             raise ValueError("a DiT without a decoder cannot hide tokens: give it [backbone.decoder]")
         if groups is not None and self.cls_token is not None:
             raise ValueError("groups of tokens and a class token exclude each other: it would see every group")
-
-    def _condition(self, c_noise: Tensor, labels: Tensor) -> Tensor:
-        """silu(c), [B, D], never in less than the parameters' own precision: it is small and steers every block."""
-        with torch.autocast(c_noise.device.type, enabled=False):
-            c = self.timestep(c_noise)
-            return F.silu(c if self.label is None else c + self.label(labels))
 
     def _encode(
         self,
@@ -164,16 +126,7 @@ class DiT(nn.Module):
         """x after blocks first + 1 to last, and after each of the `wanted` among them."""
         passed: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks[first:last], start=first + 1):
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, act, groups, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, act, groups)
+            x = self.run(block, x, act, groups)
             if number in wanted:
                 passed[number] = x
         return x, passed
-
-    def _finish(self, x: Tensor, act: Tensor) -> Tensor:
-        """The output [B, outputs * C, H, W], outside autocast: a cheap layer, and the loss is as exact as it is."""
-        assert self.final is not None
-        with torch.autocast(x.device.type, enabled=False):
-            return unpatchify(self.final(x.to(act.dtype), act), self.grid, self.params.patch)

@@ -19,11 +19,10 @@ from sddit_dit.cost import SINUSOID
 PERIOD = 10_000.0  # longest period of both sinusoids
 
 
-def patchify(x: Tensor, patch: int) -> Tensor:
-    """[B, C, H, W] -> [B, N, C p p]: rows of patches first, and in a patch the order of a convolution's kernel."""
-    b, c, height, width = x.shape
-    h, w = height // patch, width // patch
-    return x.reshape(b, c, h, patch, w, patch).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, c * patch * patch)
+def patchify(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[B, C, H, W] -> [B, N, C p q]: rows of patches first, and in a patch the order of a convolution's kernel."""
+    (b, c, height, width), (h, w) = x.shape, grid
+    return x.reshape(b, c, h, height // h, w, width // w).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, -1)
 
 
 def unpatchify(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
@@ -121,7 +120,7 @@ class LabelEmbedding(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention of [B, n, D] with a pluggable kernel."""
+    """Multi-head self-attention of [B, n, D] with a pluggable kernel. A bias is [heads, n, n] or [B, heads, n, n]."""
 
     def __init__(self, width: int, heads: int, attention: Attention) -> None:
         super().__init__()
@@ -130,11 +129,12 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, groups: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, groups: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         b, n, width = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed: Tensor = self.proj(self.attention(q, k, v, groups=groups).transpose(1, 2).reshape(b, n, width))
-        return mixed
+        mixed = self.attention(q, k, v, bias=bias, groups=groups)  # [B, heads, n, d]
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, width))
+        return out
 
 
 class Mlp(nn.Module):
@@ -162,9 +162,9 @@ class Block(nn.Module):
         self.attention = SelfAttention(width, heads, attention)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor, act: Tensor, groups: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, act: Tensor, groups: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(act).chunk(6, dim=-1)  # each [B, D]
-        x = x + gate_a[:, None] * self.attention(modulate(normalize(x), shift_a, scale_a), groups)
+        x = x + gate_a[:, None] * self.attention(modulate(normalize(x), shift_a, scale_a), groups, bias)
         out: Tensor = x + gate_m[:, None] * self.mlp(modulate(normalize(x), shift_m, scale_m))
         return out
 

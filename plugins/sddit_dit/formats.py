@@ -1,7 +1,8 @@
 """Published weights of DiT and MaskDiT, to and from our names. Facts of their files only: names, orders, shapes.
 
 Each format has `describe(config)`, from the arguments of their constructor to our settings; `to_ours(state)`, whose
-result loads strictly, fixed position tables included; and `to_theirs(state, params, shapes)`, the way back.
+result loads strictly, fixed position tables included; and `to_theirs(state, params, shapes)`, the way back. What the
+relatives of DiT have in common is public, for the formats of other plugins.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from torch import Tensor
 
 from sddit.interfaces import Shapes
 from sddit_dit.blocks import sincos_positions
-from sddit_dit.params import DiTParams
+from sddit_dit.params import DiTParams, TransformerParams
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
     """A published network in our terms."""
 
-    backbone: dict[str, Any]  # settings of the backbone `dit`
+    backbone: dict[str, Any]  # settings of the backbone
     shapes: Shapes
-    noise_schedule: tuple[str, dict[str, Any]] | None = None  # name and settings; None: not one of ours
+    noise_schedule: tuple[str, dict[str, Any]]  # name and settings
 
 
 State = dict[str, Tensor]
@@ -54,7 +55,7 @@ TABLES = (("pos_embed", "positions.table"), ("decoder_pos_embed", "decoder_input
 MASK_TOKEN = ("mask_token", "decoder_input.mask_token")
 
 
-def _renamed(name: str, rules: Rules, *, back: bool = False) -> str:
+def renamed(name: str, rules: Rules, *, back: bool = False) -> str:
     """`name` with its prefix replaced by the rule that fits. Raises KeyError if none does."""
     for theirs, ours in rules:
         old, new = (ours, theirs) if back else (theirs, ours)
@@ -63,16 +64,34 @@ def _renamed(name: str, rules: Rules, *, back: bool = False) -> str:
     raise KeyError(f"no such parameter in this format: {name}")
 
 
-def _sized(name: str) -> dict[str, Any]:
+def kernel(weight: Tensor, params: TransformerParams, shapes: Shapes) -> Tensor:
+    """The weight of our patch embedding [D, C p p] as that of their convolution, [D, C, p, p]."""
+    return weight.reshape(-1, shapes.image[0], params.patch, params.patch)
+
+
+def sized(name: str, family: str = "DiT") -> dict[str, Any]:
     """Size and patch of a registered class: DiT_S_2, DiT-S/2."""
-    if not (match := re.fullmatch(r"DiT[-_](S|B|L|XL)[-_/](\d+)", name)):
-        raise ValueError(f"unknown model {name!r}; known are DiT-S/2, DiT-B/4, DiT-XL/2 and their like")
+    if not (match := re.fullmatch(rf"{family}[-_](S|B|L|XL)[-_/](\d+)", name)):
+        raise ValueError(f"unknown model {name!r}; known are {family}-S/2, {family}-B/4, {family}-XL/2 and their like")
     return {"size": match[1], "patch": int(match[2])}
 
 
-def _numbered(config: Mapping[str, Any]) -> dict[str, Any]:
+def numbered(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Size and patch of a class built with numbers."""
     names = {"width": "hidden_size", "depth": "depth", "heads": "num_heads", "patch": "patch_size"}
     return {ours: config[theirs] for ours, theirs in names.items()} | {"mlp_ratio": float(config.get("mlp_ratio", 4.0))}
+
+
+def describe_dit(config: Mapping[str, Any], family: str = "DiT") -> Description:
+    """Of `input_size`, `num_classes` and either `class` (DiT-S/2) or the numbers `hidden_size`, `depth`, ..."""
+    settings = numbered(config) if "hidden_size" in config else sized(config["class"], family)
+    side, learned = config["input_size"], config.get("learn_sigma", True)
+    shapes = Shapes(
+        image=(config.get("in_channels", 4), side, side),
+        num_classes=config["num_classes"],
+        outputs=2 if learned else 1,
+    )
+    return Description(settings, shapes, ("ddpm", {"learned_variance": learned}))
 
 
 class DiTFormat:
@@ -80,15 +99,8 @@ class DiTFormat:
 
     @staticmethod
     def describe(config: Mapping[str, Any]) -> Description:
-        """Of `input_size`, `num_classes` and either `class` (DiT-S/2) or the numbers `hidden_size`, `depth`, ..."""
-        settings = _numbered(config) if "hidden_size" in config else _sized(config["class"])
-        side = config["input_size"]
-        shapes = Shapes(
-            image=(config.get("in_channels", 4), side, side),
-            num_classes=config["num_classes"],
-            outputs=2 if config.get("learn_sigma", True) else 1,
-        )
-        return Description(settings, shapes)
+        """See `describe_dit`."""
+        return describe_dit(config)
 
     @staticmethod
     def to_ours(state: Mapping[str, Tensor]) -> State:
@@ -106,7 +118,7 @@ class MaskDiTFormat:
     @staticmethod
     def describe(config: Mapping[str, Any]) -> Description:
         """Of `img_resolution`, `num_classes`, `use_decoder`, `mae_loss_coef` and either `class` or the table `model`."""
-        settings = _numbered(config["model"]) if "model" in config else _sized(config["class"])
+        settings = numbered(config["model"]) if "model" in config else sized(config["class"])
         settings["null_label"] = "zero"
         if config.get("use_decoder", True):
             sizes = {"depth": "decoder_depth", "width": "decoder_hidden_size", "heads": "decoder_num_heads"}
@@ -137,14 +149,14 @@ def _ours(name: str, tensor: Tensor, encoder: int, *, linear_labels: bool) -> tu
     """One entry of theirs as one of ours. Their encoder and decoder blocks are one list here."""
     if match := re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.+)", name):
         number = int(match[2]) + (encoder if match[1] else 0)
-        return f"blocks.{number}.{_renamed(match[3], BLOCK)}", tensor
+        return f"blocks.{number}.{renamed(match[3], BLOCK)}", tensor
     if name == LABEL[0]:
         return LABEL[1], tensor.T.contiguous() if linear_labels else tensor
     if name in dict(TABLES):
         return dict(TABLES)[name], tensor.squeeze(0)
     if name == MASK_TOKEN[0]:
         return MASK_TOKEN[1], tensor.flatten()
-    return _renamed(name, OUTER + BRIDGE), tensor.flatten(1) if name == "x_embedder.proj.weight" else tensor
+    return renamed(name, OUTER + BRIDGE), tensor.flatten(1) if name == "x_embedder.proj.weight" else tensor
 
 
 def _theirs(state: Mapping[str, Tensor], params: DiTParams, shapes: Shapes, *, linear_labels: bool) -> State:
@@ -155,16 +167,15 @@ def _theirs(state: Mapping[str, Tensor], params: DiTParams, shapes: Shapes, *, l
             number = int(match[1])
             inside = number < params.encoder_depth
             place = f"blocks.{number}" if inside else f"decoder_blocks.{number - params.encoder_depth}"
-            found[f"{place}.{_renamed(match[2], BLOCK, back=True)}"] = tensor
+            found[f"{place}.{renamed(match[2], BLOCK, back=True)}"] = tensor
         elif name == LABEL[1]:
             found[LABEL[0]] = tensor.T.contiguous() if linear_labels else tensor
         elif name == MASK_TOKEN[1]:
             found[MASK_TOKEN[0]] = tensor[None, None]
         elif name == "patch.weight":
-            kernel = (-1, shapes.image[0], params.patch, params.patch)
-            found["x_embedder.proj.weight"] = tensor.reshape(kernel)
+            found["x_embedder.proj.weight"] = kernel(tensor, params, shapes)
         else:
-            found[_renamed(name, OUTER + BRIDGE, back=True)] = tensor
+            found[renamed(name, OUTER + BRIDGE, back=True)] = tensor
     widths = (params.block_sizes[0][0], params.block_sizes[-1][0])
     for (name, _), width in zip(TABLES[: 1 + (params.decoder is not None)], widths, strict=False):
         found[name] = sincos_positions(params.grid(shapes), width)[None].to(torch.float32)

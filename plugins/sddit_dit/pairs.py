@@ -1,11 +1,13 @@
-"""The plain pair sampler, and the student view that every pair sampler shares."""
+"""The plain pair sampler, and what every pair sampler shares: the student's view and the drawing of its mask."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from sddit import masks
 from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
-from sddit_dit import SingleParams
+from sddit.values import value_at
+from sddit_dit.view_params import MaskedViewParams, SingleParams
 
 
 def student_view(batch: Batch, draws: Draws, schedule: NoiseSchedule, *, visible: Tensor | None = None) -> View:
@@ -18,6 +20,21 @@ def student_view(batch: Batch, draws: Draws, schedule: NoiseSchedule, *, visible
     noise = draws.normal("noise", batch.x0.shape[1:]).to(batch.x0)  # [B, C, H, W]
     x = schedule.perturb(batch.x0, noise, t)
     return View(network="student", x=x, t=t, labels=batch.labels, x0=batch.x0, noise=noise, visible=visible)
+
+
+def visible_tokens(
+    params: MaskedViewParams, batch: Batch, draws: Draws, grid: tuple[int, int], ctx: Context
+) -> Tensor | None:
+    """The tokens [B, K] that the student sees at this step, or None where nothing is hidden. Every method draws `mask`."""
+    ratio = value_at(params.mask_ratio, ctx.step, ctx.total_steps)
+    return masks.draw(
+        draws,
+        "mask",
+        grid=grid,
+        ratio=masks.drawn_ratio(draws, ratio, params.mask_spread),
+        shape=params.mask_shape,
+        device=batch.x0.device,
+    )
 
 
 class Single:

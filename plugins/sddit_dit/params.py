@@ -28,6 +28,119 @@ def _refuse_bad_width(name: str, width: int, heads: int) -> None:
         raise ValueError(f"{name} {width} must be divisible by 4: positions have two axes, each with sine and cosine")
 
 
+class TransformerParams(BackboneParams):
+    """Sizes, patches and taps of a transformer whose first `encoder_depth` blocks hidden tokens may skip.
+
+    For other plugins' backbones too, with `sddit_dit.frame.Frame`.
+    """
+
+    size: Literal["", "S", "B", "L", "XL"] = Field(
+        "", description="A published size. Left out: S, or the numbers depth, width and heads."
+    )
+    depth: int | None = Field(
+        None, ge=1, le=1000, description="Blocks; a separate decoder's are not among them. Only without `size`."
+    )
+    width_: int | None = Field(None, alias="width", ge=4, le=65536, description="Token width. Only without `size`.")
+    heads: int | None = Field(None, ge=1, le=1024, description="Attention heads. Only without `size`.")
+    patch: int = Field(2, ge=1, le=256, description="Pixels along each side of a patch.")
+    mlp_ratio: float = Field(4.0, gt=0, le=64, description="Width of a block's MLP over its token width.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_a_size(cls, given: Any) -> Any:
+        """State the size where it was left to us, so that a resolved recipe shows it."""
+        if not isinstance(given, dict) or given.get("size"):
+            return given
+        numbers = any(given.get(key) is not None for key in ("depth", "width", "heads"))
+        return given if numbers else {**given, "size": "S"}
+
+    @model_validator(mode="after")
+    def _refuse_two_sizes(self) -> Self:
+        numbers = {"depth": self.depth, "width": self.width_, "heads": self.heads}
+        given = [key for key, value in numbers.items() if value is not None]
+        if self.size and given:
+            raise ValueError(f'size "{self.size}" already says {", ".join(given)}; give a size or numbers, not both')
+        if not self.size and len(given) < len(numbers):
+            missing = [key for key in numbers if key not in given]
+            raise ValueError(f"without a size, depth, width and heads are all needed; missing: {', '.join(missing)}")
+        _, width, heads = self.named_size
+        _refuse_bad_width("width", width, heads)
+        return self
+
+    @property
+    def named_size(self) -> tuple[int, int, int]:
+        """Depth, width and heads, by name or by numbers."""
+        if self.size:
+            return SIZES[self.size]
+        assert self.depth is not None and self.width_ is not None and self.heads is not None
+        return self.depth, self.width_, self.heads
+
+    @property
+    def block_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and heads of every block, in depth order: encoder, then decoder."""
+        depth, width, heads = self.named_size
+        return ((width, heads),) * depth
+
+    @property
+    def encoder_depth(self) -> int:
+        """Blocks of the sparse span, which hidden tokens skip; all of them if there is no decoder."""
+        return len(self.block_sizes)
+
+    def block_of(self, tap: Tap) -> int:
+        """The number, from 1, of the block after which `tap` reads. A depth share 0.3 of D blocks, decoder included,
+        is block max(1, round(0.3 D)). Raises ValueError for a tap that does not exist."""
+        total = len(self.block_sizes)
+        has_decoder = self.encoder_depth < total
+        if tap == "encoder":
+            return self.encoder_depth
+        if tap == "decoder" and has_decoder:
+            return total
+        if isinstance(tap, float) and 0 < tap <= 1:
+            return max(1, round(tap * total))
+        if isinstance(tap, int) and 1 <= tap <= total:
+            return tap
+        names = "encoder, decoder" if has_decoder else "encoder"
+        raise ValueError(f"no tap {tap!r}; there are {names}, a depth share such as 0.3, and blocks 1 to {total}")
+
+    def last_block(self, taps: Sequence[Tap], output: bool) -> int:
+        """How many blocks must run for `taps` and, if wanted, the output."""
+        return len(self.block_sizes) if output else max(map(self.block_of, taps), default=0)
+
+    # What the core asks every backbone --------------------------------------------------------------------------
+
+    def check(self, recipe: Recipe) -> Iterable[Problem]:
+        return self._patch_problems(recipe.shapes.image)
+
+    def grid(self, shapes: Shapes) -> tuple[int, int]:
+        """Tokens along H and W. Raises SdditError if the image cannot be cut into patches."""
+        if problems := self._patch_problems(shapes.image):
+            raise SdditError(*problems)
+        return shapes.image[1] // self.patch, shapes.image[2] // self.patch
+
+    def width(self, tap: Tap) -> int:
+        return self.block_sizes[self.block_of(tap) - 1][0]
+
+    @property
+    def maskable(self) -> bool:
+        """Whether there is a decoder, in which hidden tokens come back."""
+        return self.encoder_depth < len(self.block_sizes)
+
+    def _patch_problems(self, image: tuple[int, int, int]) -> list[Problem]:
+        _, height, width = image
+        if height % self.patch == 0 and width % self.patch == 0:
+            return []
+        fitting = [str(p) for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
+        return [
+            Problem(
+                "SD-R108",
+                f"an image of {height} x {width} cannot be cut into patches of {self.patch} x {self.patch}",
+                where="backbone.patch",
+                got=str(self.patch),
+                expect=f"one of {', '.join(fitting)}",
+            )
+        ]
+
+
 class DecoderParams(Params):
     """`[backbone.decoder]`: what turns encoder tokens into the output."""
 
@@ -67,19 +180,9 @@ class DecoderParams(Params):
         return self
 
 
-class DiTParams(BackboneParams):
+class DiTParams(TransformerParams):
     """A diffusion transformer, with an optional decoder and a sparse span that hidden tokens skip."""
 
-    size: Literal["", "S", "B", "L", "XL"] = Field(
-        "", description="A published size. Left out: S, or the numbers depth, width and heads."
-    )
-    depth: int | None = Field(
-        None, ge=1, le=1000, description="Blocks (of the encoder, if the decoder is separate). Only without `size`."
-    )
-    width_: int | None = Field(None, alias="width", ge=4, le=65536, description="Token width. Only without `size`.")
-    heads: int | None = Field(None, ge=1, le=1024, description="Attention heads. Only without `size`.")
-    patch: int = Field(2, ge=1, le=256, description="Pixels along each side of a patch.")
-    mlp_ratio: float = Field(4.0, gt=0, le=64, description="Width of a block's MLP over its token width.")
     cls_token: bool = Field(
         False, description="A learned class token runs with the encoder; it is dropped before the decoder."
     )
@@ -97,28 +200,14 @@ class DiTParams(BackboneParams):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, given: Any) -> Any:
-        """State the size and the fill where they were left to us, so that a resolved recipe shows them."""
-        if not isinstance(given, dict):
-            return given
-        filled = dict(given)
-        if not filled.get("size") and all(filled.get(key) is None for key in ("depth", "width", "heads")):
-            filled["size"] = "S"
-        if filled.get("decoder") is not None and filled.get("fill") is None:
-            filled["fill"] = "input"
-        return filled
+    def _name_a_fill(cls, given: Any) -> Any:
+        """State the fill where it was left to us, so that a resolved recipe shows it."""
+        if isinstance(given, dict) and given.get("decoder") is not None and given.get("fill") is None:
+            return {**given, "fill": "input"}
+        return given
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
-        numbers = {"depth": self.depth, "width": self.width_, "heads": self.heads}
-        given = [key for key, value in numbers.items() if value is not None]
-        if self.size and given:
-            raise ValueError(f'size "{self.size}" already says {", ".join(given)}; give a size or numbers, not both')
-        if not self.size and len(given) < len(numbers):
-            missing = [key for key in numbers if key not in given]
-            raise ValueError(f"without a size, depth, width and heads are all needed; missing: {', '.join(missing)}")
-        depth, width, heads = self.encoder_size
-        _refuse_bad_width("width", width, heads)
         if self.decoder is None:
             if self.fill is not None:
                 raise ValueError("fill: no effect without a decoder, since no token is ever hidden")
@@ -127,88 +216,26 @@ class DiTParams(BackboneParams):
             raise ValueError(
                 f'decoder.bridge "own": no effect with fill "{self.fill}", which sends no noisy token across'
             )
+        depth = self.named_size[0]
         if self.decoder.style == "split" and self.decoder.depth >= depth:
             raise ValueError(f"a split decoder of {self.decoder.depth} blocks leaves no encoder in a DiT of {depth}")
         return self
 
     @property
-    def encoder_size(self) -> tuple[int, int, int]:
-        """Depth, width and heads, by name or by numbers. A split decoder's blocks are among this depth."""
-        if self.size:
-            return SIZES[self.size]
-        assert self.depth is not None and self.width_ is not None and self.heads is not None
-        return self.depth, self.width_, self.heads
-
-    @property
     def block_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Width and heads of every block, in depth order: encoder, then decoder."""
-        depth, width, heads = self.encoder_size
-        own = ((width, heads),) * depth
+        """As in the base. A split decoder's blocks are among the depth, a separate one's follow."""
         if self.decoder is None or self.decoder.style == "split":
-            return own
+            return super().block_sizes
         assert self.decoder.width is not None and self.decoder.heads is not None
-        return own + ((self.decoder.width, self.decoder.heads),) * self.decoder.depth
+        return super().block_sizes + ((self.decoder.width, self.decoder.heads),) * self.decoder.depth
 
     @property
     def encoder_depth(self) -> int:
-        """Blocks of the sparse span, which hidden tokens skip; all of them if there is no decoder."""
         return len(self.block_sizes) - (self.decoder.depth if self.decoder else 0)
-
-    def block_of(self, tap: Tap) -> int:
-        """The number, from 1, of the block after which `tap` reads. A depth share 0.3 of D blocks, decoder included,
-        is block max(1, round(0.3 D)). Raises ValueError for a tap that does not exist."""
-        total = len(self.block_sizes)
-        if tap == "encoder":
-            return self.encoder_depth
-        if tap == "decoder" and self.decoder:
-            return total
-        if isinstance(tap, float) and 0 < tap <= 1:
-            return max(1, round(tap * total))
-        if isinstance(tap, int) and 1 <= tap <= total:
-            return tap
-        names = "encoder, decoder" if self.decoder else "encoder"
-        raise ValueError(f"no tap {tap!r}; there are {names}, a depth share such as 0.3, and blocks 1 to {total}")
-
-    def last_block(self, taps: Sequence[Tap], output: bool) -> int:
-        """How many blocks must run for `taps` and, if wanted, the output."""
-        return len(self.block_sizes) if output else max(map(self.block_of, taps), default=0)
-
-    # What the core asks every backbone --------------------------------------------------------------------------
-
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
-        return self._patch_problems(recipe.shapes.image)
-
-    def grid(self, shapes: Shapes) -> tuple[int, int]:
-        """Tokens along H and W. Raises SdditError if the image cannot be cut into patches."""
-        if problems := self._patch_problems(shapes.image):
-            raise SdditError(*problems)
-        return shapes.image[1] // self.patch, shapes.image[2] // self.patch
-
-    def _patch_problems(self, image: tuple[int, int, int]) -> list[Problem]:
-        _, height, width = image
-        if height % self.patch == 0 and width % self.patch == 0:
-            return []
-        fitting = [str(p) for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
-        return [
-            Problem(
-                "SD-R108",
-                f"an image of {height} x {width} cannot be cut into patches of {self.patch} x {self.patch}",
-                where="backbone.patch",
-                got=str(self.patch),
-                expect=f"one of {', '.join(fitting)}",
-            )
-        ]
-
-    def width(self, tap: Tap) -> int:
-        return self.block_sizes[self.block_of(tap) - 1][0]
 
     @property
     def has_cls(self) -> bool:
         return self.cls_token
-
-    @property
-    def maskable(self) -> bool:
-        return self.decoder is not None
 
     def cost(self, shapes: Shapes, *, kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost:
         return network_cost(self, shapes, kept=kept, blocks=self.last_block(taps, output), output=output)

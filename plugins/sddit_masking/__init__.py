@@ -1,4 +1,4 @@
-"""MaskDiT (arXiv:2306.09305): a masked student view, and the reconstruction of what it hides."""
+"""Masked training: MaskDiT's view and reconstruction (arXiv:2306.09305), MDT's backbone and views (arXiv:2303.14389)."""
 
 from __future__ import annotations
 
@@ -10,29 +10,39 @@ from pydantic import Field
 
 from sddit import Registry, hookimpl
 from sddit.errors import Problem
-from sddit.interfaces import Loss, LossParams, Needs, PairSampler, PairSamplerParams, ViewSpec, Want
-from sddit.masks import MaskShape
+from sddit.interfaces import Backbone, Loss, LossParams, Needs, PairSampler, ViewSpec, Want
 from sddit.recipes.recipe import Recipe
-from sddit.values import Value, bounded, is_zero
+from sddit.values import Value, bounded
+from sddit_dit.view_params import MaskedViewParams, MaskRatio
+from sddit_masking.params import MDTParams
 
 
-class MaskedParams(PairSamplerParams):
+class MaskedParams(MaskedViewParams):
     """Settings of the `masked` pair sampler."""
 
-    mask_ratio: Annotated[Value, bounded(0, 0.99)] = Field(
-        0.5, description="Share of tokens hidden from the sparse span of the backbone: a value schedule."
-    )
-    mask_shape: MaskShape = Field(
-        "random",
-        description="random: any tokens; block: one connected region; grid: as even as a 4 x 4 pattern allows. "
-        "No effect at ratio 0.",
+    def views(self) -> tuple[ViewSpec, ...]:
+        return (self.masked("student"),)
+
+
+class MaskedAndFullParams(MaskedViewParams):
+    """Settings of the `masked_and_full` pair sampler. MDT v2 has `mask_spread` 0.2."""
+
+    mask_ratio: MaskRatio = 0.3
+    shared_noise: bool = Field(False, description="Both views share one noise, as those of other methods do.")
+    label_drop: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Chance that the masked view drops its label, whatever the full view does: in MDT that of the data set. "
+        "Left out: both views have the same label.",
     )
 
     def views(self) -> tuple[ViewSpec, ...]:
-        return (ViewSpec("student", mask_ratio=self.mask_ratio),)
+        return ViewSpec("full"), self.masked("masked")
 
     def idle(self, recipe: Recipe) -> Iterable[str]:
-        return ("mask_shape",) if is_zero(self.mask_ratio) else ()
+        unlabelled = recipe.facts.num_classes == 0
+        return (*super().idle(recipe), *(("label_drop",) if unlabelled else ()))
 
 
 class ReconstructionParams(LossParams):
@@ -52,7 +62,7 @@ class ReconstructionParams(LossParams):
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         """There must be something hidden to reconstruct, and more than one value in what is normalised."""
         students = [view for view in recipe.views_of(self) if view.network == "student"]
-        if all(is_zero(view.mask_ratio) for view in students):
+        if not any(view.hides for view in students):
             yield Problem(
                 "SD-R108",
                 "nothing is hidden, so there is nothing to reconstruct",
@@ -75,6 +85,18 @@ class ReconstructionParams(LossParams):
 
 
 @hookimpl
+def register_backbones(registry: Registry[Backbone]) -> None:
+    registry.add(
+        "mdt",
+        "sddit_masking.mdt:MDT",
+        params=MDTParams,
+        summary="Masked diffusion transformer: relative positions, and a block that interpolates hidden tokens.",
+        paper="arXiv:2303.14389",
+        formats={"mdtv1": "sddit_masking.formats:MDTv1Format", "mdtv2": "sddit_masking.formats:MDTv2Format"},
+    )
+
+
+@hookimpl
 def register_pair_samplers(registry: Registry[PairSampler]) -> None:
     registry.add(
         "masked",
@@ -82,6 +104,13 @@ def register_pair_samplers(registry: Registry[PairSampler]) -> None:
         params=MaskedParams,
         summary="One noisy view of each image with a share of its tokens hidden.",
         paper="arXiv:2306.09305",
+    )
+    registry.add(
+        "masked_and_full",
+        "sddit_masking.pairs:MaskedAndFull",
+        params=MaskedAndFullParams,
+        summary="Two noisy views of each image at one level: every token seen, and a share of them hidden.",
+        paper="arXiv:2303.14389",
     )
 
 

@@ -6,18 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sddit.interfaces import Context, Outputs, View
 from sddit.terms import LossTerm
+from sddit_dit.blocks import patchify
 from sddit_masking import ReconstructionParams
-
-
-def patchify(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[B, C, H, W] -> [B, N, C p q], the patches in row order."""
-    side = (x.shape[2] // grid[0], x.shape[3] // grid[1])
-    return F.unfold(x, side, stride=side).transpose(1, 2)
 
 
 def normalised(patches: Tensor) -> Tensor:

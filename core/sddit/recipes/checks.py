@@ -13,7 +13,7 @@ from sddit.errors import Problem, SdditError, one_of
 from sddit.interfaces import Params
 from sddit.masks import keep_count
 from sddit.recipes.recipe import Chosen, Recipe
-from sddit.values import Ramp, extremes, is_zero, step_of
+from sddit.values import Ramp, extremes, step_of
 
 
 def check(recipe: Recipe) -> list[Problem]:
@@ -162,7 +162,7 @@ def _masks(recipe: Recipe) -> Iterator[Problem]:
     """A view hides tokens only where the backbone can run without them, and never all of them."""
     rows, columns = recipe.backbone.params.grid(recipe.shapes)
     for view in recipe.pair_sampler.params.views():
-        if is_zero(view.mask_ratio) and view.mask_spread == 0:
+        if not view.hides:
             continue
         highest = extremes(view.mask_ratio)[1] + view.mask_spread
         if not recipe.backbone.params.maskable:

@@ -76,12 +76,14 @@ def examine_view(spec: ViewSpec, view: View, findings: Findings) -> None:
 
 def examine_mask(spec: ViewSpec, view: View, findings: Findings) -> None:
     """As many visible tokens as the stated ratio leaves, each once, in rising order."""
-    kept = keep_count(TOKENS, value_at(spec.mask_ratio, things.STEP, things.STEPS))
+    ratio = value_at(spec.mask_ratio, things.STEP, things.STEPS)
+    most, least = keep_count(TOKENS, ratio), keep_count(TOKENS, ratio + spec.mask_spread)
     if view.visible is None:
         findings.expect(
-            kept == TOKENS, f"view {spec.name!r} hides nothing", expect=f"{kept} of {TOKENS} visible tokens"
+            most == TOKENS, f"view {spec.name!r} hides nothing", expect=f"{most} of {TOKENS} visible tokens"
         )
         return
+    kept = min(max(view.visible.shape[-1], least), most)
     what = f"visible of view {spec.name!r}"
     if things.is_shaped(findings, view.visible, (things.BATCH, kept), what, "sddit.masks draws masks"):
         inside = bool(((view.visible >= 0) & (view.visible < TOKENS)).all())

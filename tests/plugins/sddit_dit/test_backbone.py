@@ -14,6 +14,7 @@ from sddit_dit.backbone import DiT
 from sddit_dit.blocks import patchify, take
 
 B, N = 3, 16
+GRID = (4, 4)
 VISIBLE = torch.tensor([[0, 3, 4, 7, 8, 9, 12, 14, 15], [1, 2, 3, 4, 5, 6, 10, 11, 13], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
 HIDDEN = torch.tensor([[n for n in range(N) if n not in row] for row in VISIBLE.tolist()])
 ALL = torch.arange(N).expand(B, -1)
@@ -84,7 +85,7 @@ def test_what_hidden_pixels_can_tell_the_output(make: Any, given: dict[str, Tens
     model = make(decoder={"depth": 1, "width": 12, "heads": 3}, fill=fill)
     x = given["x"].requires_grad_()
     model(**{**given, "x": x}, visible=VISIBLE)[0].square().sum().backward()
-    per_token = patchify(x.grad, 2).abs().sum(dim=2)
+    per_token = patchify(x.grad, GRID).abs().sum(dim=2)
     assert bool((per_token.gather(1, HIDDEN) > 0).all()) is reaches
     assert (per_token.gather(1, VISIBLE) > 0).all()
 
@@ -108,7 +109,7 @@ def test_the_decoder_sees_encoder_output_where_visible_and_the_noisy_embedding_e
     model = make(depth=3, decoder={"style": style, "depth": 1, **sizes})
     entry = model.decoder_input.bridge if style == "separate" else model.blocks[2]
     u = input_of(entry, lambda: model(**given, visible=VISIBLE))
-    e = model.patch(patchify(given["x"], 2)) + model.positions.table
+    e = model.patch(patchify(given["x"], GRID)) + model.positions.table
     h = model(**given, taps=("encoder",), output=False, visible=VISIBLE)[2]["encoder"].patch
     assert torch.equal(take(u, HIDDEN), take(e, HIDDEN))
     assert torch.equal(take(u, VISIBLE), h)
@@ -166,10 +167,10 @@ def test_groups_do_not_see_each_other(make: Any, masked_settings: dict[str, Any]
     groups = torch.arange(N).expand(B, -1) % 2
     changed = {**given, "x": with_changed(given["x"], torch.arange(0, N, 2).expand(B, -1))}
     for visible in (None, VISIBLE):
-        both = [patchify(model(**g, visible=visible, groups=groups)[0], 2) for g in (given, changed)]
+        both = [patchify(model(**g, visible=visible, groups=groups)[0], GRID) for g in (given, changed)]
         torch.testing.assert_close(both[0][:, 1::2], both[1][:, 1::2], rtol=1e-12, atol=1e-12)
         assert (both[0][:, ::2] - both[1][:, ::2]).abs().max() > 1e-3
-    ungrouped = [patchify(model(**g)[0], 2) for g in (given, changed)]
+    ungrouped = [patchify(model(**g)[0], GRID) for g in (given, changed)]
     assert (ungrouped[0][:, 1::2] - ungrouped[1][:, 1::2]).abs().max() > 1e-3
 
 
@@ -302,7 +303,7 @@ def test_it_starts_as_the_identity_with_output_zero(make: Any, given: dict[str, 
     model = make(raw_start=True, cls_token=True, decoder={"depth": 2, "width": 12, "heads": 3}, fill="learned")
     raw, _, taps = model(**given, taps=("encoder", "decoder"))
     assert raw.abs().max() == 0
-    assert torch.equal(taps["encoder"].patch, model.patch(patchify(given["x"], 2)) + model.positions.table)
+    assert torch.equal(taps["encoder"].patch, model.patch(patchify(given["x"], GRID)) + model.positions.table)
     assert torch.equal(taps["decoder"].patch, model.decoder_input.positions.table.expand(B, -1, -1))
 
 

@@ -25,16 +25,16 @@ from sddit_flash.kernels import Eager
 
 def test_patches_hold_their_pixels() -> None:
     x = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
-    tokens = patchify(x, 2)
+    tokens = patchify(x, (2, 3))
     assert tokens.shape == (2, 6, 12)
     assert torch.equal(tokens[1, 4], x[1, :, 2:4, 2:4].flatten())  # second row of patches, second column
 
 
 def test_unpatchify_undoes_patchify() -> None:
     x = torch.randn(2, 3, 4, 6)
-    channels_last = patchify(x, 2).reshape(2, 6, 3, 4).transpose(2, 3).reshape(2, 6, 12)
+    channels_last = patchify(x, (2, 3)).reshape(2, 6, 3, 4).transpose(2, 3).reshape(2, 6, 12)
     assert torch.equal(unpatchify(channels_last, (2, 3), 2), x)
-    assert not torch.equal(unpatchify(patchify(x, 2), (2, 3), 2), x)
+    assert not torch.equal(unpatchify(patchify(x, (2, 3)), (2, 3), 2), x)
 
 
 def test_put_undoes_take() -> None:

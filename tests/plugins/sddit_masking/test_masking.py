@@ -16,6 +16,7 @@ from sddit.recipes.resolve import resolve
 from sddit.values import Ramp, value_at
 from sddit_dit import DiTParams
 from sddit_dit.backbone import DiT
+from sddit_dit.blocks import patchify
 from sddit_dit.formats import MaskDiTFormat
 from sddit_dit.pairs import student_view
 from sddit_edm import DenoisingParams, EDMParams
@@ -24,7 +25,7 @@ from sddit_edm.schedule import EDM
 from sddit_flash import EagerParams
 from sddit_flash.kernels import Eager
 from sddit_masking import MaskedParams, ReconstructionParams
-from sddit_masking.loss import Reconstruction, normalised, patchify
+from sddit_masking.loss import Reconstruction, normalised
 from sddit_masking.pairs import Masked
 
 GRID = (4, 4)
@@ -147,13 +148,6 @@ def test_gradient_is_that_of_the_formula() -> None:
     hidden = torch.ones(4, 16, 1, dtype=torch.float64).scatter(1, view.visible[:, :, None], 0)
     expected = 2 * hidden * (patchify(x0, GRID) - normalised(patchify(view.x, GRID))) / (16 * 8)
     torch.testing.assert_close(patchify(gradient, GRID), expected, rtol=1e-12, atol=1e-15)
-
-
-def test_patches_are_in_row_order() -> None:
-    image = torch.arange(2 * 4 * 6, dtype=torch.float64).view(1, 2, 4, 6)
-    patches = patchify(image, (2, 3))
-    assert patches.shape == (1, 6, 8)
-    assert torch.equal(patches[0, 4], image[0, :, 2:4, 2:4].flatten())
 
 
 def test_targets_have_mean_0_and_unbiased_variance_1() -> None:

@@ -1,0 +1,110 @@
+"""Published weights of MDT, to and from our names. Facts of their files only: names, orders, shapes.
+
+The methods are those of `sddit_dit.formats`. Their files also hold the numbers of relative positions, which we make anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from sddit.interfaces import Shapes
+from sddit_dit.formats import BLOCK, LABEL, OUTER, Description, Rules, State, describe_dit, kernel, renamed
+from sddit_masking.mdt import relative_places
+from sddit_masking.params import VERSIONS, MDTParams
+
+TABLE = "attn.rel_pos_bias.relative_position_bias_table"
+PLACES = "attn.rel_pos_bias.relative_position_index"
+IN_BLOCK: Rules = ((TABLE, "table"), ("skip_linear.", "skip."), *((theirs, f"block.{ours}") for theirs, ours in BLOCK))
+TOKENS: Rules = (
+    ("pos_embed", "positions"),
+    ("decoder_pos_embed", "interpolater.positions"),
+    ("mask_token", "interpolater.mask_token"),
+)
+SIDE = ("sideblocks.0", "interpolater.block")
+
+
+class MDTv1Format:
+    """The files of sail-sg/MDT, branch mdtv1."""
+
+    version = "v1"
+    family = "MDT"
+    lists: tuple[str, ...] = ("blocks",)  # of blocks, in depth order
+
+    @classmethod
+    def describe(cls, config: Mapping[str, Any]) -> Description:
+        """Of `input_size`, `num_classes`, perhaps `decode_layer`, and either `class` (MDT_S_2) or the numbers."""
+        described = describe_dit(config, cls.family)
+        decoder = config.get("decode_layer", VERSIONS[cls.version]["decoder_depth"])
+        settings = {**described.backbone, "version": cls.version, "decoder_depth": decoder}
+        return replace(described, backbone=settings)
+
+    @classmethod
+    def to_ours(cls, state: Mapping[str, Tensor]) -> State:
+        sizes = [len({name.split(".")[1] for name in state if name.startswith(f"{part}.")}) for part in cls.lists]
+        rules = cls._rules(sizes)
+        return {renamed(name, rules): _as_ours(name, tensor) for name, tensor in state.items() if PLACES not in name}
+
+    @classmethod
+    def to_theirs(cls, state: Mapping[str, Tensor], params: MDTParams, shapes: Shapes) -> State:
+        rules = cls._rules(cls._sizes(params))
+        found = {}
+        for ours, tensor in state.items():
+            name = renamed(ours, rules, back=True)
+            found[name] = kernel(tensor, params, shapes) if ours == "patch.weight" else _as_theirs(name, tensor)
+            if name.endswith(TABLE):
+                found[name.replace(TABLE, PLACES)] = relative_places(params.grid(shapes))
+        return found
+
+    @classmethod
+    def _sizes(cls, params: MDTParams) -> list[int]:
+        """How many blocks each of their lists has."""
+        return [params.named_size[0]]
+
+    @classmethod
+    def _rules(cls, sizes: list[int]) -> Rules:
+        """Every prefix of theirs beside ours."""
+        theirs = [f"{part}.{number}" for part, size in zip(cls.lists, sizes, strict=True) for number in range(size)]
+        blocks = [SIDE, *((name, f"blocks.{number}") for number, name in enumerate(theirs))]
+        inside = ((f"{block}.{part}", f"{ours}.{own}") for block, ours in blocks for part, own in IN_BLOCK)
+        return (*inside, *TOKENS, LABEL, *OUTER)
+
+
+class MDTv2Format(MDTv1Format):
+    """The files of sail-sg/MDT, main branch."""
+
+    version = "v2"
+    family = "MDTv2"
+    lists = ("en_inblocks", "en_outblocks", "de_blocks")
+
+    @classmethod
+    def describe(cls, config: Mapping[str, Any]) -> Description:
+        """As for v1, of MDTv2_S_2. Where depth less `decode_layer` is odd, their network lacks one block, and so does ours."""
+        described = super().describe(config)
+        whole = MDTParams(**described.backbone, long_skips=False)
+        if whole.encoder_depth % 2:
+            depth, width, heads = whole.named_size
+            described.backbone.update(size="", depth=depth - 1, width=width, heads=heads)
+        return described
+
+    @classmethod
+    def _sizes(cls, params: MDTParams) -> list[int]:
+        half = params.encoder_depth // 2
+        return [half, half, params.named_size[0] - 2 * half]
+
+
+def _as_ours(name: str, tensor: Tensor) -> Tensor:
+    if name in dict(TOKENS):
+        return tensor.squeeze(0).squeeze(0)  # [1, N, D] -> [N, D], [1, 1, D] -> [D]
+    if name.endswith(TABLE):
+        return tensor.T.contiguous()
+    return tensor.flatten(1) if name == "x_embedder.proj.weight" else tensor
+
+
+def _as_theirs(name: str, tensor: Tensor) -> Tensor:
+    if name in dict(TOKENS):
+        return tensor[None] if tensor.dim() == 2 else tensor[None, None]
+    return tensor.T.contiguous() if name.endswith(TABLE) else tensor

@@ -1,0 +1,211 @@
+"""The MDT backbone: a DiT with relative positions, whose decoder starts from interpolated tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sddit.interfaces import Attention, Shapes, Tap, Tokens
+from sddit_dit.blocks import AdaptiveLinear, Block, put, sincos_positions, take
+from sddit_dit.frame import Frame, start
+from sddit_masking.params import MDTParams, table_rows
+
+
+def relative_places(grid: tuple[int, int]) -> Tensor:
+    """The row of a relative position table for each pair of tokens, int64 [N, N].
+
+    Tokens i and j lie (y_i - y_j, x_i - x_j) apart, and the offsets are numbered row by row, the most negative first
+    (BEiT, arXiv:2106.08254).
+    """
+    h, w = grid
+    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))  # [N]
+    return (y[:, None] - y + h - 1) * (2 * w - 1) + (x[:, None] - x + w - 1)
+
+
+class RelativeBlock(nn.Module):
+    """A DiT block whose attention adds a learned bias by relative position and head.
+
+    With `takes_skip` its input is [x, skip] through a Linear, as in U-ViT (arXiv:2209.12152).
+    """
+
+    def __init__(self, params: MDTParams, grid: tuple[int, int], attention: Attention, *, takes_skip: bool) -> None:
+        super().__init__()
+        _, width, heads = params.named_size
+        self.table = nn.Parameter(torch.empty(heads, table_rows(grid)))
+        self.skip = nn.Linear(2 * width, width) if takes_skip else None
+        self.block = Block(width, heads, params.mlp_ratio, width, attention)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, n, D]
+        act: Tensor,  # [B, D]
+        places: Tensor,  # [n, n] or [B, n, n]
+        groups: Tensor | None = None,  # [B, n]
+        skip: Tensor | None = None,  # [B, n, D]
+    ) -> Tensor:
+        if self.skip is not None and skip is not None:
+            x = self.skip(torch.cat([x, skip.to(x.dtype)], dim=-1))
+        out: Tensor = self.block(x, act, groups, self.bias(places))
+        return out
+
+    def bias(self, places: Tensor) -> Tensor:
+        """What each head adds to the scores, [heads, n, n] or [B, heads, n, n]."""
+        return self.table.index_select(1, places.flatten()).view(-1, *places.shape).movedim(0, -3)
+
+
+class Interpolater(nn.Module):
+    """From the encoder's visible tokens to a token at every position (MDT, arXiv:2303.14389, section 3.2).
+
+    Hidden positions start as a mask token; one block lets them look at the others and keeps its output for them alone.
+    All positions receive the decoder's position, also where nothing is hidden.
+    """
+
+    def __init__(self, params: MDTParams, grid: tuple[int, int], attention: Attention) -> None:
+        super().__init__()
+        width = params.named_size[1]
+        self.positions = nn.Parameter(torch.empty(grid[0] * grid[1], width))
+        self.mask_token = nn.Parameter(torch.empty(width))
+        self.block = RelativeBlock(params, grid, attention, takes_skip=False)
+
+    def forward(
+        self,
+        h: Tensor,  # [B, K, D]
+        act: Tensor,  # [B, D]
+        visible: Tensor | None,  # [B, K]; None: all
+        places: Tensor,  # [N, N]
+        groups: Tensor | None,  # [B, N]
+    ) -> Tensor:
+        if visible is None:
+            return h + self.positions
+        everywhere = self.mask_token.expand(h.shape[0], *self.positions.shape)
+        u = put(h, visible, into=everywhere) + self.positions  # [B, N, D]
+        return put(take(u, visible), visible, into=self.block(u, act, places, groups))
+
+
+class MDT(Frame):
+    """A masked diffusion transformer (arXiv:2303.14389).
+
+    Every token is embedded, e_i = patch_i + position_i. The encoder runs on the visible tokens alone, the interpolater
+    fills in the others, and the decoder runs on all N. With nothing hidden, whether `visible` names every token or is
+    None, the interpolater's block has nothing to do and is not run.
+
+    With `long_skips` the encoder's second half takes the tokens that left the first, mirrored; with `input_skips` every
+    decoder block takes e, in which hidden positions hold their noisy token.
+    """
+
+    def __init__(
+        self, params: MDTParams, *, image: tuple[int, int, int], num_classes: int, outputs: int, attention: Attention
+    ) -> None:
+        super().__init__(params, Shapes(image, num_classes, outputs))
+        self.params = params
+        depth, width, _ = params.named_size
+        rows, columns = self.grid
+        self.positions = nn.Parameter(torch.empty(rows * columns, width))
+        self.blocks = nn.ModuleList(
+            RelativeBlock(params, self.grid, attention, takes_skip=params.takes_skip(number))
+            for number in range(1, depth + 1)
+        )
+        self.interpolater: Interpolater | None = Interpolater(params, self.grid, attention)
+        self.final = AdaptiveLinear(width, params.patch**2 * image[0] * outputs, width)
+        self.register_buffer("places", relative_places(self.grid), persistent=False)  # [N, N]
+
+        for name, parameter in self.named_parameters():
+            self.init_parameter(name, parameter, torch.default_generator)
+
+    places: Tensor
+
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """Fill one parameter with its starting values: sine and cosine for positions, else as `sddit_dit.frame.start`."""
+        kind = name.rpartition(".")[2]
+        if kind == "positions":
+            with torch.no_grad():
+                parameter.copy_(sincos_positions(self.grid, parameter.shape[1]))
+        elif kind == "table":
+            nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+        else:
+            start(name, parameter, generator)
+
+    def truncate(self, taps: Sequence[Tap]) -> None:
+        """Drop every block behind the deepest of `taps`, the interpolater if none is in the decoder, and the output."""
+        last = self.params.last_block(taps, output=False)
+        del self.blocks[last:]
+        self.final = None
+        if last <= self.params.encoder_depth:
+            self.interpolater = None
+
+    def forward(
+        self,
+        x: Tensor,  # [B, C, H, W]
+        c_noise: Tensor,  # [B]
+        labels: Tensor,  # [B]
+        *,
+        taps: Sequence[Tap] = (),
+        output: bool = True,
+        visible: Tensor | None = None,  # [B, K], rising
+        groups: Tensor | None = None,  # [B, N]
+    ) -> tuple[Tensor | None, dict[str, Tensor], dict[Tap, Tokens]]:
+        """(raw [B, outputs * C, H, W] or None, no further heads, taps). Stops after the deepest block that is needed.
+
+        Taps of the encoder give the K visible tokens with their index, those of the decoder all N.
+        """
+        stop = self.params.last_block(taps, output)
+        self.refuse_beyond(stop, output)
+        reads = {tap: self.params.block_of(tap) for tap in taps}
+        if visible is not None and visible.shape[1] == len(self.places):
+            visible = None  # nothing is hidden
+        act = self.condition(c_noise, labels)  # [B, D]
+        e = self.embed(x) + self.positions  # [B, N, D]
+
+        h, found = self._encode(e, act, visible, groups, stop, reads.values())
+        if self.interpolater is not None and stop > self.params.encoder_depth:
+            u = self.run(self.interpolater, h, act, visible, self.places, groups)  # [B, N, D]
+            h, passed = self._decode(u, e, act, groups, stop, reads.values())
+            found |= passed
+        raw = self.finish(h, act) if output else None
+        return raw, {}, {tap: found[number] for tap, number in reads.items()}
+
+    def _encode(
+        self,
+        e: Tensor,  # [B, N, D]
+        act: Tensor,
+        visible: Tensor | None,
+        groups: Tensor | None,
+        stop: int,
+        wanted: Collection[int],
+    ) -> tuple[Tensor, dict[int, Tokens]]:
+        """Visible tokens [B, K, D] after the encoder, or where `stop` cuts it, and the tokens read on the way."""
+        h, places = e, self.places
+        if visible is not None:
+            h, places = take(e, visible), places[visible[:, :, None], visible[:, None, :]]  # [B, K, D], [B, K, K]
+            groups = None if groups is None else groups.gather(1, visible)
+        half = self.params.encoder_depth // 2 if self.params.long_skips else 0
+        left: list[Tensor] = []  # what left the blocks of the first half
+        found = {}
+        for number, block in enumerate(self.blocks[: min(stop, self.params.encoder_depth)], start=1):
+            skip = left.pop() if self.params.takes_skip(number) else None
+            h = self.run(block, h, act, places, groups, skip)
+            if number <= half:
+                left.append(h)
+            if number in wanted:
+                found[number] = Tokens(h, visible)
+        return h, found
+
+    def _decode(
+        self,
+        u: Tensor,  # [B, N, D]
+        e: Tensor,  # [B, N, D]
+        act: Tensor,
+        groups: Tensor | None,
+        stop: int,
+        wanted: Collection[int],
+    ) -> tuple[Tensor, dict[int, Tokens]]:
+        """All tokens [B, N, D] after the decoder, or where `stop` cuts it, and the tokens read on the way."""
+        first = self.params.encoder_depth
+        found = {}
+        for number, block in enumerate(self.blocks[first:stop], start=first + 1):
+            u = self.run(block, u, act, self.places, groups, e if self.params.input_skips else None)
+            if number in wanted:
+                found[number] = Tokens(u)
+        return u, found

@@ -1,0 +1,103 @@
+"""Settings of the MDT backbone, and what they imply: halves, cost. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sddit.interfaces import Cost, Shapes, Tap
+from sddit_dit.cost import SINUSOID, adaptive_linear_cost, block_cost, linear
+from sddit_dit.params import TransformerParams
+
+VERSIONS: dict[str, dict[str, Any]] = {
+    "v1": {"decoder_depth": 2, "long_skips": False, "input_skips": False},
+    "v2": {"decoder_depth": 4, "long_skips": True, "input_skips": True},
+}
+"""What the two published networks are (arXiv:2303.14389, its first version and its last)."""
+
+
+def table_rows(grid: tuple[int, int]) -> int:
+    """Rows of a table of relative positions: one for each offset, and three for a class token that MDT does not have."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
+
+
+class MDTParams(TransformerParams):
+    """A masked diffusion transformer. All blocks have one width; the last `decoder_depth` of them see every token."""
+
+    version: Literal["v1", "v2"] = Field(
+        "v2", description="What stands for the keys below where they are left out: v1 has a decoder of 2 and no skips."
+    )
+    decoder_depth: int | None = Field(
+        None, ge=1, le=999, description="Blocks of the decoder, the last of the depth; left out: 4, in v1 2."
+    )
+    long_skips: bool | None = Field(
+        None,
+        description="Each block of the encoder's second half also takes the tokens that left its mirror in the first; left "
+        "out: true, in v1 false.",
+    )
+    input_skips: bool | None = Field(
+        None,
+        description="Each block of the decoder also takes the embedded noisy tokens, hidden ones included; left out: true, "
+        "in v1 false.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_structure(cls, given: Any) -> Any:
+        """State what the version says, so that a resolved recipe shows it."""
+        if not isinstance(given, dict):
+            return given
+        version = VERSIONS.get(str(given.get("version", "v2")), {})
+        return {**given, **{key: value for key, value in version.items() if given.get(key) is None}}
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be_halved(self) -> Self:
+        depth = self.named_size[0]
+        if self.encoder_depth < 1:
+            raise ValueError(f"decoder_depth {self.decoder_depth} leaves no encoder in an MDT of {depth} blocks")
+        if self.long_skips and self.encoder_depth % 2:
+            raise ValueError(
+                f"long_skips: an encoder of {self.encoder_depth} blocks, {depth} less {self.decoder_depth}, has no two "
+                "halves; make decoder_depth one more or less"
+            )
+        return self
+
+    @property
+    def encoder_depth(self) -> int:
+        assert self.decoder_depth is not None
+        return self.named_size[0] - self.decoder_depth
+
+    def takes_skip(self, number: int) -> bool:
+        """Whether block `number`, from 1, takes a skip beside the tokens before it."""
+        if number > self.encoder_depth:
+            return bool(self.input_skips)
+        return bool(self.long_skips) and number > self.encoder_depth // 2
+
+    @property
+    def needs_bias(self) -> bool:
+        return True
+
+    def cost(self, shapes: Shapes, *, kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost:
+        """By formula, as `sddit_dit.cost`; a bias of its own for each image, where tokens are hidden, is kept too."""
+        grid, blocks = self.grid(shapes), self.last_block(taps, output)
+        tokens, (_, width, heads) = math.prod(grid), self.named_size
+        total = Cost(parameters=(shapes.num_classes + 1 + tokens) * width)  # labels, positions
+        total += linear(tokens, shapes.image[0] * self.patch**2, width)
+        total += linear(1, SINUSOID, width) + linear(1, width, width)
+        for number in range(1, blocks + 1):
+            n = kept if number <= self.encoder_depth else tokens
+            total += self._block_cost(n, grid) + Cost(activations=heads * n * n if n < tokens else 0)
+            total += linear(n, 2 * width, width) if self.takes_skip(number) else Cost()
+        if blocks > self.encoder_depth:
+            total += Cost(parameters=(tokens + 1) * width)  # the decoder's positions, mask token
+            total += self._block_cost(tokens, grid).times(1 if kept < tokens else 0)  # the interpolater
+        if output:
+            total += adaptive_linear_cost(tokens, width, self.patch**2 * shapes.outputs * shapes.image[0], width)
+        return total
+
+    def _block_cost(self, n: int, grid: tuple[int, int]) -> Cost:
+        _, width, heads = self.named_size
+        return block_cost(n, width, int(width * self.mlp_ratio), width) + Cost(parameters=table_rows(grid) * heads)
