@@ -40,27 +40,27 @@ def disturb(command: Sequence[str], kills: int, folder: Path, seed: int) -> Outc
 
     Args:
         command: a whole `sddit-run` command without --out.
-        kills: SIGKILLs; each start of the program is killed once, at a random moment of what is left to do.
+        kills: SIGKILLs; each start of the program is killed once, at random moments that spread over all there is to do.
         folder: an empty folder for both.
         seed: of the moments.
     """
     chance = random.Random(seed)
-    began = time.monotonic()
-    subprocess.run([*command, "--out", str(folder / "whole")], check=True, stdout=subprocess.DEVNULL)
-    took = time.monotonic() - began
+    took = seconds_of([*command, "--out", str(folder / "whole")])
     disturbed = [*command, "--out", str(folder / "killed")]
-    done = 0
+    latest, done = 2 * took / kills, 0  # on the average, the last kill comes near the end
     while done < kills:
         process = subprocess.Popen(disturbed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.0, took))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            done += 1
-        elif process.returncode != 0:
-            break  # it failed by itself: the last run shows why
-        else:
+        try:
+            if process.wait(chance.uniform(0.0, latest)) != 0:
+                break  # it failed by itself: the last run shows why
             set_back(folder / "killed")
-        process.wait()
+            latest = seconds_of(disturbed)  # what is left to do: sampling, scores and report
+            set_back(folder / "killed")
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            done += 1
+            print(f"kill {done} of {kills}: {state_of(folder / 'killed')}", flush=True)
     subprocess.run(disturbed, check=True, stdout=subprocess.DEVNULL)
     whole, killed = only_run(folder / "whole"), only_run(folder / "killed")
     return Outcome(
@@ -69,6 +69,22 @@ def disturb(command: Sequence[str], kills: int, folder: Path, seed: int) -> Outc
         same_weights=weights(whole) == weights(killed),
         same_samples=digest(whole / "samples/samples.npz") == digest(killed / "samples/samples.npz"),
     )
+
+
+def seconds_of(command: Sequence[str]) -> float:
+    """How long a command takes."""
+    began = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - began
+
+
+def state_of(folder: Path) -> str:
+    """What a kill left behind, in a few words."""
+    run = next((path for path in folder.glob("*") if path.is_dir()), None)
+    if run is None:
+        return "no run folder yet"
+    steps = [path.name for path in sorted((run / "checkpoints").glob("*-*"))]
+    return f"{', '.join(steps) or 'no checkpoint'}; {'samples' if (run / 'samples/samples.npz').is_file() else 'no samples'}"
 
 
 def set_back(folder: Path) -> None:
