@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+import sddit
 from sddit.plugins import Host
 from sddit.registry import Component
 from sddit.testing import check
@@ -34,6 +36,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"scale": 3.0, "interval": (0.1, 5.0)},
         {"scale": 0.0, "shape": "power_cosine", "power": 2.0},
     ],
+    "ddpm/ddpm": [{"betas": "cosine"}, {"respacing": "100,50", "learned_variance": False}],
+    "ddpm/hybrid": [{"weighting": "min_snr", "over_views": "sum"}, {"mse_weight": 0.0, "vb_trains": "all"}],
+    "ddpm/ancestral": [{"clip": 9.0}],
+    "ddpm/ddim": [{"eta": 1.0}],
     "heun/heun": [{"churn": 10.0}, {"coordinates": "native"}],
     "discrimination/discrimination": [{"cls_source": "mean"}, {"shared_head": False}, {"cls_weight": 0.0}],
 }
@@ -61,12 +67,19 @@ def test_a_component_conforms(component: Component[Any], settings: dict[str, Any
     given = {**SMALL.get(component.qualified, {}), **settings}
     if component.qualified == "sddit/folder":
         given["path"] = str(pictures(tmp_path))
-    runtime = {"facts": facts_of("digits")} if component.qualified == "sddit/classifier" else {}
+    runtime = RUNTIME.get(component.qualified, dict)()
     check(component, runtime=runtime, **given)
 
 
 def facts_of(dataset: str) -> Any:
     return HOST.registries.datasets.get(dataset).params().facts()  # type: ignore[attr-defined]
+
+
+RUNTIME: dict[str, Callable[[], dict[str, Any]]] = {
+    "sddit/classifier": lambda: {"facts": facts_of("digits")},
+    "ddpm/hybrid": lambda: {"schedule": sddit.build("noise_schedules", "ddpm")},
+}
+"""What a component is built with where the kit's own tiny things are of another kind."""
 
 
 def pictures(folder: Path) -> Path:

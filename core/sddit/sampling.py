@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from sddit.draws import Draws
 from sddit.errors import error
 from sddit.interfaces import Denoiser, Guidance, NoiseSchedule, Sampler, SamplerParams
+from sddit.spacing import spaced as spaced  # schedules find it here
 
 
 def noise_levels(params: SamplerParams, schedule: NoiseSchedule) -> list[float]:
@@ -27,23 +27,6 @@ def noise_levels(params: SamplerParams, schedule: NoiseSchedule) -> list[float]:
             expect=f"sigma_min < sigma_max; the schedule's own are {lowest:g} and {highest:g}",
         )
     return schedule.grid(params.steps, kind=params.grid, sigma_min=low, sigma_max=high, rho=params.rho)
-
-
-def spaced(steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-    """The grids that are the same for every schedule: `steps` levels from sigma_max to sigma_min, both exact, then 0.
-
-    kind "edm" is eq. 5 of EDM (arXiv:2206.00364), even in sigma^(1/rho); "log" is even in ln sigma, its limit for large
-    rho. Eq. 5 is written relative to sigma_max, with expm1 and log1p, so that no rho overflows or rounds levels together.
-    """
-    fall = math.log(sigma_min / sigma_max)
-    shares = [i / (steps - 1) for i in range(1, steps - 1)]
-    if kind == "edm":
-        between = [rho * math.log1p(share * math.expm1(fall / rho)) for share in shares]
-    elif kind == "log":
-        between = [share * fall for share in shares]
-    else:
-        raise ValueError(f"no grid {kind!r} that is the same for every schedule; there are 'edm' and 'log'")
-    return [sigma_max, *(sigma_max * math.exp(level) for level in between), sigma_min, 0.0]
 
 
 @torch.no_grad()

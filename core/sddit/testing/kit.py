@@ -88,7 +88,8 @@ def check(
     Args:
         component: the component, or its name: `discrimination`, `acme/masked`.
         kind: its registry, such as `losses`, where the name alone is not enough.
-        runtime: what to build it with, in place of the kit's own tiny things.
+        runtime: what to build it with, in place of the kit's own tiny things; for a loss also the noise `schedule` of
+            its views, where one of its own kind is needed.
         params: its settings as a recipe would write them; what is left out takes its default.
 
     Raises:

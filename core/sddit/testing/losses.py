@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import Cost, LossParams, Outputs, Tokens, View, ViewSpec, Want
+from sddit.interfaces import Cost, LossParams, NoiseSchedule, Outputs, Tokens, View, ViewSpec, Want
 from sddit.testing import things
 from sddit.testing.kit import Case, Findings
 from sddit.testing.toys import ToyBackboneParams
@@ -24,6 +24,7 @@ class Scene:
 
     views: dict[str, View]
     outputs: dict[str, Outputs]
+    schedule: NoiseSchedule
     student: dict[str, Tensor]
     teacher: dict[str, Tensor]
 
@@ -77,26 +78,27 @@ def is_a_term(term: Any, findings: Findings) -> bool:
 
 
 def scene(
-    params: LossParams, *, masked: bool, dtype: torch.dtype = torch.float32, taps_dtype: torch.dtype | None = None
+    case: Case, *, masked: bool, dtype: torch.dtype = torch.float32, taps_dtype: torch.dtype | None = None
 ) -> Scene:
     """Student views, and teacher views if it needs them, with outputs that hold exactly what it asks for."""
-    made = Scene({}, {}, {}, {})
+    made = Scene({}, {}, case.runtime.get("schedule") or things.schedule(), {}, {})
+    params: LossParams = case.params
     needs = params.needs()
     for name in params.views or (("student", "teacher") if needs.teacher else ("student",)):
         network = "teacher" if "teacher" in name and needs.teacher else "student"
-        view = view_of(len(made.views), network, masked, dtype)
+        view = view_of(made.schedule, len(made.views), network, masked, dtype)
         want = needs.student if network == "student" else needs.teacher or Want()
         leaves = made.student if network == "student" else made.teacher
         made.views[name] = view
-        made.outputs[name] = outputs_of(name, view, want, leaves, taps_dtype or dtype)
+        made.outputs[name] = outputs_of(made.schedule, name, view, want, leaves, taps_dtype or dtype)
     return made
 
 
-def view_of(number: int, network: Any, masked: bool, dtype: torch.dtype) -> View:
-    """A noisy view of the batch."""
-    schedule, batch = things.schedule(), things.batch(dtype)
+def view_of(schedule: NoiseSchedule, number: int, network: Any, masked: bool, dtype: torch.dtype) -> View:
+    """A noisy view of the batch, the second less noisy than the first."""
+    batch = things.batch(dtype)
     noise = things.numbers(*batch.x0.shape, key=2, dtype=dtype)
-    t = torch.linspace(0.1, 5.0, things.BATCH, dtype=torch.float64).to(dtype) / (1 + number)
+    t = schedule.t_from_uniform(torch.linspace(0.4, 0.7, things.BATCH, dtype=torch.float64) / (1 + number)).to(dtype)
     visible = None
     if masked and network == "student":
         order = things.numbers(things.BATCH, 16, key=3).argsort(dim=1)
@@ -105,7 +107,9 @@ def view_of(number: int, network: Any, masked: bool, dtype: torch.dtype) -> View
     return View(network=network, x=x, t=t, labels=batch.labels, x0=batch.x0, noise=noise, visible=visible)
 
 
-def outputs_of(name: str, view: View, want: Want, leaves: dict[str, Tensor], taps_dtype: torch.dtype) -> Outputs:
+def outputs_of(
+    schedule: NoiseSchedule, name: str, view: View, want: Want, leaves: dict[str, Tensor], taps_dtype: torch.dtype
+) -> Outputs:
     """Outputs that hold exactly what was asked for, each a leaf of the graph."""
 
     def leaf(what: str, *shape: int, dtype: torch.dtype = view.x.dtype) -> Tensor:
@@ -116,10 +120,12 @@ def outputs_of(name: str, view: View, want: Want, leaves: dict[str, Tensor], tap
     made = Outputs()
     batch = len(view.x)
     if want.output:
-        scalings = things.schedule().scalings(view.t)
+        scalings = schedule.scalings(view.t)
         made.raw = leaf("raw", *view.x.shape)
         c_skip, c_out = (c[:, None, None, None] for c in (scalings.c_skip, scalings.c_out))
         made.x0 = c_skip * view.x + c_out * made.raw
+        if schedule.outputs > 1:
+            made.extra = leaf("extra", *view.x.shape)
     count = 16 if view.visible is None else view.visible.shape[1]
     for tap in want.taps:
         cls = leaf(f"taps[{tap!r}].cls", batch, WIDTH, dtype=taps_dtype) if want.cls else None
@@ -131,7 +137,8 @@ def outputs_of(name: str, view: View, want: Want, leaves: dict[str, Tensor], tap
 def called(term: Any, scene: Scene, step: int = things.STEP) -> Any:
     """The term's value in a scene."""
     averaged = {name: things.copy_of(term.get_submodule(name)) for name in term.averaged}
-    return term(things.context(step, averaged=averaged), scene.views, scene.outputs)
+    context = replace(things.context(step, averaged=averaged), schedule=scene.schedule)
+    return term(context, scene.views, scene.outputs)
 
 
 def examine_value(case: Case, term: Any, findings: Findings, masked: bool) -> bool:
@@ -144,7 +151,7 @@ def examine_value(case: Case, term: Any, findings: Findings, masked: bool) -> bo
         else "mean over every dimension but the first; a scalar needs couples_samples"
     )
     with findings.trying(f"forward saw {shown}", fix="does needs() declare all that forward reads?"):
-        given = scene(case.params, masked=masked)
+        given = scene(case, masked=masked)
         before = things.copied(tensors_of(given))
         with things.no_global_randomness(findings, "forward"):
             value = called(term, given)
@@ -172,7 +179,7 @@ def tensors_of(given: Scene) -> dict[str, Tensor]:
 
 def examine_gradient(case: Case, term: nn.Module, findings: Findings) -> None:
     """A gradient to the student and to every weight of its own; none to the teacher; none across samples."""
-    given = scene(case.params, masked=True)
+    given = scene(case, masked=True)
     value = called(term, given)
     if not findings.expect(
         value.requires_grad, "the loss has no gradient", got="a value cut off from the student's outputs",
@@ -204,7 +211,7 @@ def examine_gradient(case: Case, term: nn.Module, findings: Findings) -> None:
 
 def examine_independence(case: Case, term: nn.Module, findings: Findings) -> None:
     """The value of the first sample has no gradient to the others."""
-    given = scene(case.params, masked=True)
+    given = scene(case, masked=True)
     called(term, given)[0].backward()
     mixed = [name for name, leaf in given.student.items() if leaf.grad is not None and bool(leaf.grad[1:].any())]
     findings.expect(
@@ -218,7 +225,7 @@ def examine_memory(case: Case, findings: Findings) -> None:
     fix = "stage statistics in forward, and change buffers in after_step"
     term = built(case)
     before = things.copied(dict(term.named_buffers()))
-    called(term, scene(case.params, masked=False))
+    called(term, scene(case, masked=False))
     things.unchanged(findings, before, dict(term.named_buffers()), "a buffer changed in forward", fix)
     with findings.trying("a step was discarded, and the next one finished"):
         term.discard()
@@ -231,7 +238,7 @@ def examine_memory(case: Case, findings: Findings) -> None:
             "clear it in discard()",
         )
     with findings.trying("a step was finished"):
-        called(term, scene(case.params, masked=False))
+        called(term, scene(case, masked=False))
         term.after_step(things.context())
         finite = all(bool(value.isfinite().all()) for value in term.buffers() if value.is_floating_point())
         findings.expect(finite, "a buffer is not finite after after_step")
@@ -249,9 +256,9 @@ def examine_diagnostics(read: Any, findings: Findings) -> None:
 
 def examine_precision(case: Case, findings: Findings) -> None:
     """float64 in, float64 out and the same value; bf16 tokens under autocast, still a float32 value."""
-    single = called(built(case), scene(case.params, masked=True))
+    single = called(built(case), scene(case, masked=True))
     with findings.trying("it computed in float64", fix="never name a dtype: take that of the input"):
-        value = called(built(case, torch.float64), scene(case.params, masked=True, dtype=torch.float64))
+        value = called(built(case, torch.float64), scene(case, masked=True, dtype=torch.float64))
         findings.expect(value.dtype == torch.float64, "float64 outputs give another dtype", got=things.shape_of(value))
         findings.expect(
             torch.allclose(value.float(), single.float(), rtol=1e-2, atol=1e-4), "float64 and float32 disagree",
@@ -259,7 +266,7 @@ def examine_precision(case: Case, findings: Findings) -> None:
         )  # fmt: skip
     with findings.trying("it computed under bf16 autocast", fix="compute softmax, logarithms and norms in float32"):
         with torch.autocast("cpu", torch.bfloat16):
-            value = called(built(case), scene(case.params, masked=True, taps_dtype=torch.bfloat16))
+            value = called(built(case), scene(case, masked=True, taps_dtype=torch.bfloat16))
         findings.expect(
             value.dtype == torch.float32,
             "under bf16 the loss is not float32",
