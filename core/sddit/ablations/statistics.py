@@ -1,0 +1,238 @@
+"""What seeds can tell: means, paired differences, Student-t intervals, and a verdict in plain words. numpy, no torch.
+
+An ablation repeats every arm over the same seeds. Arms of one seed share batches, noise and initial weights, so arm and
+baseline are compared seed by seed: what a seed does to both cancels. Seeds are few, hence Student's t. The percentile
+bootstrap is no substitute: its nominal 95 % intervals hold the truth in 75 % of cases at 3 seeds and in 84 % at 5. Its
+place is inside one run, where images are many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Verdict = Literal["better", "worse", "within noise", "no verdict under 3 seeds"]
+Direction = Literal["lower", "higher"]
+
+LEVEL = 0.95  # of the intervals; 1 - LEVEL is the share of false verdicts that a family of arms may have
+LEAST_SEEDS = 3
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Arms and their baseline
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One figure of one arm over its seeds. The interval is of the mean; with one seed there is neither spread nor interval."""
+
+    seeds: int
+    mean: float
+    spread: float | None  # standard deviation over seeds, n - 1 in the denominator
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One figure of an arm minus that of the baseline, over the seeds that both have."""
+
+    seeds: int
+    difference: float | None  # mean over seeds of arm - baseline; None without a common seed
+    spread: float | None  # standard deviation of the differences
+    low: float | None  # Student-t interval of this arm alone
+    high: float | None
+    p: float | None  # two-sided, of this arm alone; None under 3 seeds
+    p_holm: float | None  # corrected for all arms of the family: what the verdict rests on
+    family: int  # how many arms were tested together
+    verdict: Verdict
+
+    @property
+    def words(self) -> str:
+        """`better: -0.12, 95% interval -0.2 to -0.04 over 5 seeds, p = 0.013 corrected for 4 arms`."""
+        if self.difference is None or self.low is None or self.high is None:
+            measured = "" if self.difference is None else f": {self.difference:+.3g}"
+            return f"{self.verdict}{measured} ({_count(self.seeds, 'seed')})"
+        interval = f"{LEVEL:.0%} interval {self.low:.3g} to {self.high:.3g} over {_count(self.seeds, 'seed')}"
+        if self.p is None or self.p_holm is None:
+            return f"{self.verdict}: {self.difference:+.3g}, {interval}"
+        corrected = f" corrected for {self.family} arms" if self.family > 1 else ""
+        alone = f" (alone {_p(self.p)})" if self.p < 1 - LEVEL <= self.p_holm else ""
+        return f"{self.verdict}: {self.difference:+.3g}, {interval}, {_p(self.p_holm)}{corrected}{alone}"
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean and spread of a figure over seeds. Raises ValueError for none, or for one that is not finite."""
+    x = _finite(values)
+    if not len(x):
+        raise ValueError("no seed to summarise")
+    if len(x) == 1:
+        return Summary(1, float(x[0]), None, None, None)
+    mean, low, high = (float(v) for v in student_interval(x))
+    return Summary(len(x), mean, float(x.std(ddof=1)), low, high)
+
+
+def compare(
+    baseline: Mapping[int, float], arms: Mapping[str, Mapping[int, float]], *, better: Direction
+) -> dict[str, Comparison]:
+    """Every arm against the baseline, on one figure.
+
+    Args:
+        baseline: the figure by seed.
+        arms: by name, the same of each other arm. A seed that failed is left out; it then counts for neither side.
+        better: which way the figure should go.
+
+    Returns:
+        By name; the verdicts of all of them together are false in at most 1 - LEVEL of ablations in which no arm differs.
+        That guarantee is for one figure: who looks at many figures sees more.
+    """
+    differences = {name: _paired(baseline, arm) for name, arm in arms.items()}
+    tested = {name: float(student_p(d)) for name, d in differences.items() if len(d) >= LEAST_SEEDS}
+    corrected = dict(zip(tested, holm(list(tested.values())).tolist(), strict=True))
+    return {
+        name: _comparison(d, tested.get(name), corrected.get(name), len(tested), better)
+        for name, d in differences.items()
+    }
+
+
+def _comparison(d: Array, p: float | None, p_holm: float | None, family: int, better: Direction) -> Comparison:
+    if not len(d):
+        return Comparison(0, None, None, None, None, None, None, family, "no verdict under 3 seeds")
+    one = summarize(d.tolist())
+    verdict: Verdict = "no verdict under 3 seeds"
+    if p_holm is not None:
+        good = one.mean < 0 if better == "lower" else one.mean > 0
+        verdict = "within noise" if p_holm >= 1 - LEVEL else "better" if good else "worse"
+    return Comparison(one.seeds, one.mean, one.spread, one.low, one.high, p, p_holm, family, verdict)
+
+
+def _paired(baseline: Mapping[int, float], arm: Mapping[int, float]) -> Array:
+    """arm - baseline over the seeds of both, in order."""
+    seeds = sorted(baseline.keys() & arm.keys())
+    return _finite([arm[seed] for seed in seeds]) - _finite([baseline[seed] for seed in seeds])
+
+
+def _finite(values: Sequence[float]) -> Array:
+    x = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(x).all():
+        raise ValueError("a figure that is not finite is no measurement: its run has failed, leave the seed out")
+    return x
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Intervals and tests over the last axis
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def student_interval(values: ArrayLike, level: float = LEVEL) -> tuple[Array, Array, Array]:
+    """Mean, low and high of the Student-t interval of the mean, over the last axis of [..., n], n >= 2.
+
+    Exact for normal values. Nominal 95 % was measured on made-up noise at 3, 5 and 10 seeds: differences of paired runs whose
+    noise is exponential, 95.5, 95.2 and 94.9 %, as most of a skew cancels between the two sides; with heavy lognormal tails
+    97.2, 97.6 and 97.0 %, wider than need be. A single arm with exponential noise, 88, 88 and 90 %: its own interval
+    promises too much, the one of its difference to a baseline does not.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    n = x.shape[-1]
+    mean, error = x.mean(axis=-1), x.std(axis=-1, ddof=1) / math.sqrt(n)
+    reach = student_quantile((1 + level) / 2, n - 1) * error
+    return mean, mean - reach, mean + reach
+
+
+def student_p(differences: ArrayLike) -> Array:
+    """Two-sided p-value that the mean of [..., n] is 0. Differences that are 0 for every seed have p = 1."""
+    d = np.asarray(differences, dtype=np.float64)
+    n = d.shape[-1]
+    mean, error = np.abs(d.mean(axis=-1)), d.std(axis=-1, ddof=1) / math.sqrt(n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(mean > 0, mean / error, 0.0)
+    return np.asarray(2 * student_tail(t, n - 1))
+
+
+def holm(p: ArrayLike) -> Array:
+    """Holm's correction (1979) over the last axis of [..., m]: the p-values of m tests made together.
+
+    Rejecting where the result is below 5 % makes any false rejection at all a 5 % event, whatever ties the tests.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p, axis=-1)
+    factors = np.arange(p.shape[-1], 0, -1)  # m for the smallest, 1 for the largest
+    rising = np.maximum.accumulate(np.take_along_axis(p, order, axis=-1) * factors, axis=-1)
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, np.minimum(rising, 1.0), axis=-1)
+    return corrected
+
+
+def bootstrap_interval(
+    values: ArrayLike, rng: np.random.Generator, *, resamples: int = 1000, level: float = LEVEL
+) -> tuple[Array, Array]:
+    """Percentile bootstrap of a mean over the last axis of [..., n]: for the many images of one run, never for few seeds."""
+    x = np.asarray(values, dtype=np.float64)
+    n = x.shape[-1]
+    means = x[..., rng.integers(n, size=(resamples, n))].mean(axis=-1)  # [..., resamples]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    return low, high
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Student's t
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def student_quantile(p: float, dof: float) -> float:
+    """The t below which Student's distribution with `dof` > 0 degrees of freedom has the share p, 0 < p < 1.
+
+    Newton's method on the upper tail. That falls and is convex, so from 0 the steps rise to the root and do not pass it.
+    """
+    if not 0 < p < 1 or dof <= 0:
+        raise ValueError(f"no quantile for p = {p}, {dof} degrees of freedom")
+    above = min(p, 1 - p)
+    peak = math.exp(-_log_beta(dof / 2, 0.5)) / math.sqrt(dof)
+    t = 0.0
+    while True:
+        density = peak * (1 + t * t / dof) ** (-(dof + 1) / 2)
+        step = (float(student_tail(t, dof)) - above) / density
+        if step <= 1e-15 * t:
+            return math.copysign(t, p - 0.5)
+        t += step
+
+
+def student_tail(t: ArrayLike, dof: float) -> Array:
+    """The share of Student's distribution above t >= 0: I_x(dof/2, 1/2) / 2 with x = dof / (dof + t^2)."""
+    square = np.minimum(np.asarray(t, dtype=np.float64) ** 2, 1e300)
+    x, y = dof / (dof + square), square / (dof + square)  # x + y = 1, each without the other's rounding
+    edge = 1.5 / (dof / 2 + 2.5)  # where both fractions are quick: y < (b + 1) / (a + b + 2)
+    tail = _beta_share(dof / 2, 0.5, np.minimum(x, 1 - edge))
+    body = 1 - _beta_share(0.5, dof / 2, np.minimum(y, edge))
+    return np.asarray(np.where(y < edge, body, tail) / 2)
+
+
+def _beta_share(a: float, b: float, x: Array) -> Array:
+    """The incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22), for x < (a + 1) / (a + b + 2)."""
+    fraction = np.ones_like(x)
+    for m in range(30 + int(2 * math.sqrt(max(a, b))), 0, -1):  # from the inside out
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
+        fraction = 1 + odd / (1 + even / fraction)
+    with np.errstate(divide="ignore"):
+        power = np.exp(a * np.log(x) + b * np.log1p(-x) - _log_beta(a, b))
+    return np.asarray(power / (a * fraction))
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
