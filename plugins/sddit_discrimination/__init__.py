@@ -138,10 +138,15 @@ class DiscriminationParams(LossParams):
         validate_default=True,
         description="tau_t, temperature of the teacher: a value schedule. 0.04 to 0.07 over 30 of 480 epochs by default.",
     )
-    centering: bool = Field(True, description="Subtract a running mean from the teacher's logits.")
-    center_momentum: float = Field(
-        0.9, ge=0, lt=1, description="Share of the centre kept at each step. No effect without centering."
+    centering: Literal["mean", "sinkhorn", "none"] = Field(
+        "mean",
+        description="What keeps one prototype from taking all. mean: a running mean is subtracted from the teacher's logits "
+        "(DINO); sinkhorn: its assignments are balanced over the batch (SwAV, arXiv:2006.09882); none: nothing.",
     )
+    center_momentum: float = Field(
+        0.9, ge=0, lt=1, description="Share of the centre kept at each step. Only with centering mean."
+    )
+    sinkhorn_iterations: int = Field(3, ge=1, le=100, description="Rounds of balancing. Only with centering sinkhorn.")
     freeze_last: Moment = Field(
         0.002,
         description="Until when the prototypes do not learn: steps, or a share of the run. 1 of 480 epochs by default.",
@@ -162,14 +167,20 @@ class DiscriminationParams(LossParams):
         """Where the student's and the teacher's tokens are read."""
         return self.tap, self.tap if self.teacher_tap is None else self.teacher_tap
 
+    @property
+    def couples_samples(self) -> bool:
+        return self.centering == "sinkhorn"
+
     def needs(self) -> Needs:
         cls = self.cls_weight > 0 and self.cls_source == "token"
         student, teacher = self.taps
         return Needs(student=Want(taps=(student,), cls=cls), teacher=Want(taps=(teacher,), cls=cls))
 
     def idle(self, recipe: Recipe) -> Iterable[str]:
-        if not self.centering:
+        if self.centering != "mean":
             yield "center_momentum"
+        if self.centering != "sinkhorn":
+            yield "sinkhorn_iterations"
         if self.cls_weight == 0:
             yield "cls_source"
 
@@ -252,7 +263,7 @@ class DiscriminationParams(LossParams):
                 low=handful,
             )
         yield Monitor(f"{kind}_logit_std", f"Deviation of the teacher's logits, {term}", "bounded, no drift", low=1e-4)
-        if self.centering:
+        if self.centering == "mean":
             yield Monitor(f"{kind}_center_norm", f"Norm of the centre, {term}", "bounded, no drift")
 
 

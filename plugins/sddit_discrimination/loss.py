@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,20 @@ def log_assignments(logits: Tensor, temperature: float, center: Tensor | None = 
     return torch.log_softmax(logits / temperature, dim=-1)
 
 
+def log_balanced(logits: Tensor, temperature: float, rounds: int, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    """Logits [..., K] to log assignments in which all prototypes weigh alike over the rows of all ranks.
+
+    Sinkhorn's alternation on exp(l / tau): columns scaled to one sum, then rows to 1 (arXiv:2006.09882, section 3.1). It is
+    done on logarithms in float64, so that no temperature overflows; `mean` averages over the ranks.
+    """
+    log_p = (logits.double() / temperature).flatten(0, -2)  # [R, K]
+    for _ in range(rounds):
+        columns = log_p.logsumexp(dim=0)  # [K]
+        level = mean(columns)  # the same on every rank, and near its own, so that exp stays in range
+        log_p = (log_p - level - mean((columns - level).exp()).log()).log_softmax(dim=-1)
+    return log_p.view(logits.shape).to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def cross_entropy(p: Tensor, log_q: Tensor) -> Tensor:
     """- sum_k p_k log q_k of the teacher's p and the student's q, [..., K] -> [...]."""
     return -(p * log_q).sum(dim=-1)
@@ -37,6 +51,7 @@ class Discrimination(LossTerm):
 
     The centres C are moving averages of the teacher's logits over all its tokens, and over the batch of all processes.
     They move after the step, from sums staged here. `DiscriminationParams.monitors` says how to read the diagnostics.
+    With centering "sinkhorn" the samples of a batch depend on each other, so the loss is one number.
     """
 
     averaged = ("head",)
@@ -47,7 +62,7 @@ class Discrimination(LossTerm):
         weights: dict[Kind, float] = {"cls": params.cls_weight, "patch": params.patch_weight}
         self.weights = {kind: weight for kind, weight in weights.items() if weight > 0}
         self.head = Head(params, widths[params.tap])
-        if params.centering:
+        if params.centering == "mean":
             for kind in self.weights:
                 self.register_buffer(f"center_{kind}", torch.zeros(params.prototypes))
         self._staged: dict[Kind, tuple[Tensor, int]] = {}  # sum over samples [K], number of samples
@@ -77,7 +92,8 @@ class Discrimination(LossTerm):
             pairs = [
                 self.compare(ctx, views[s], logits[s], views[t], logits[t]) for s in students for t in teachers
             ]  # of [B]
-        return torch.stack(pairs).mean(dim=0)
+        each = torch.stack(pairs).mean(dim=0)
+        return each.mean() if self.params.couples_samples else each
 
     def tokens(self, view: View, tokens: Tokens) -> dict[Kind, Tensor]:
         """What a network sees, in the dtype of the head: one token for the image [B, 1, D], its patches [B, n, D]."""
@@ -113,10 +129,8 @@ class Discrimination(LossTerm):
 
     def term(self, ctx: Context, kind: Kind, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropies [B, n] of logits [B, n, K], and what they tell of collapse."""
-        center = self.get_buffer(f"center_{kind}") if self.params.centering else None
         with torch.no_grad():
-            temperature = value_at(self.params.teacher_temp, ctx.step, ctx.total_steps)
-            log_p = log_assignments(teacher, temperature, center)
+            log_p = self.targets(ctx, kind, teacher)
             p = log_p.exp()
         entropies = cross_entropy(p, log_assignments(student, self.params.student_temp))
         with torch.no_grad():
@@ -126,13 +140,21 @@ class Discrimination(LossTerm):
             self.log(f"{kind}_used_teacher", collapse.in_use(p))
             self.log(f"{kind}_used_student", collapse.in_use(student))
             self.log(f"{kind}_logit_std", teacher.std(dim=-1))
-            if center is not None:
-                self.log(f"{kind}_center_norm", center.norm())
+            if self.params.centering == "mean":
+                self.log(f"{kind}_center_norm", self.get_buffer(f"center_{kind}").norm())
             if kind == "cls" and ctx.num_classes > 1:
                 within, between = collapse.label_divergence(log_p[:, 0], labels, ctx.num_classes)
                 self.log("kl_within", within)
                 self.log("kl_between", between)
         return entropies
+
+    def targets(self, ctx: Context, kind: Kind, teacher: Tensor) -> Tensor:
+        """The teacher's log assignments of its logits [B, n, K]."""
+        temperature = value_at(self.params.teacher_temp, ctx.step, ctx.total_steps)
+        if self.params.centering == "sinkhorn":
+            return log_balanced(teacher, temperature, self.params.sinkhorn_iterations, ctx.mean)
+        center = self.get_buffer(f"center_{kind}") if self.params.centering == "mean" else None
+        return log_assignments(teacher, temperature, center)
 
     @torch.no_grad()
     def log_features(self, tokens: Mapping[Kind, Tensor]) -> None:
@@ -143,7 +165,7 @@ class Discrimination(LossTerm):
 
     def stage(self, teacher: Mapping[Kind, Tensor]) -> None:
         """Add the teacher's logits to the sums that move the centres: mean over its tokens, sum over samples."""
-        if not self.params.centering:
+        if self.params.centering != "mean":
             return
         for kind, logits in teacher.items():
             total, count = self._staged.get(kind, (torch.zeros_like(logits[0, 0]), 0))

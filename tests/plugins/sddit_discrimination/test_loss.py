@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sddit.interfaces import BackboneParams, Context, Outputs, Shapes, Tokens, View, ViewSpec
 from sddit_discrimination import DiscriminationParams, collapse
-from sddit_discrimination.loss import Discrimination, log_assignments
+from sddit_discrimination.loss import Discrimination, log_assignments, log_balanced
 
 B, N, D, K = 6, 16, 8, 12
 VISIBLE = torch.stack(
@@ -96,7 +98,7 @@ def test_equal_networks_give_the_entropy_of_p() -> None:
     same, other = tokens(1), tokens(2)
     for kind in ("cls", "patch"):
         weights = {"cls_weight": 0.0, "patch_weight": 0.0, f"{kind}_weight": 1.0}
-        term = term_of(centering=False, teacher_temp=0.1, **weights)
+        term = term_of(centering="none", teacher_temp=0.1, **weights)
         value = term(context(term), *observe(same, same))
         logits = term.head(same.cls[:, None] if kind == "cls" else same.patch, kind)
         log_p = log_assignments(logits, 0.1)
@@ -235,11 +237,67 @@ def test_a_discarded_step_leaves_no_trace() -> None:
 
 
 def test_without_centering_there_is_no_centre() -> None:
-    term = term_of(centering=False)
+    term = term_of(centering="none")
     assert not list(term.buffers())
     term(context(term), *observe(tokens(1), tokens(2)))
     term.after_step(context(term))
     assert "cls_center_norm" not in term.diagnostics()
+
+
+def test_balanced_assignments_by_hand() -> None:
+    """Three rounds on exp(l / tau) as SwAV writes them: columns to one sum, rows to 1 (arXiv:2006.09882)."""
+    logits = 0.3 * torch.randn(B, N, K, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    q = (logits / 0.1).exp().flatten(0, 1)  # [B N, K]
+    for _ in range(3):
+        q = q / q.sum(0, keepdim=True)
+        q = q / q.sum(1, keepdim=True)
+    found = log_balanced(logits, 0.1, 3, lambda x: x).exp().flatten(0, 1)
+    torch.testing.assert_close(found, q, rtol=1e-12, atol=0)
+    assert not torch.allclose(found, (logits / 0.1).softmax(-1).flatten(0, 1), rtol=1e-2)
+
+
+def test_many_rounds_use_every_prototype_alike_at_any_temperature() -> None:
+    logits = torch.randn(B, N, K, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) + torch.arange(K)
+    balanced = log_balanced(logits, 1.0, 2000, lambda x: x).exp().flatten(0, 1)
+    torch.testing.assert_close(balanced.mean(0), torch.full((K,), 1 / K, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert logits.softmax(-1).flatten(0, 1).mean(0).max() > 2 / K
+    assert log_balanced(logits, 1e-4, 3, lambda x: x).exp().sum(-1).allclose(torch.ones(B, N, dtype=torch.float64))
+
+
+def test_balancing_over_ranks_is_balancing_the_whole_batch() -> None:
+    """`mean` hands each rank the average of what both bring: here the other rank's columns are computed beside it."""
+    logits = torch.randn(2 * B, N, K, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    whole = log_balanced(logits, 0.2, 3, lambda x: x)
+    with ThreadPoolExecutor(2) as pool:
+        mean = mean_over(2)
+        halves = pool.map(lambda half: log_balanced(half, 0.2, 3, mean), logits.chunk(2))
+        torch.testing.assert_close(torch.cat(list(halves)), whole, rtol=1e-12, atol=1e-12)
+    alone = torch.cat([log_balanced(half, 0.2, 3, lambda x: x) for half in logits.chunk(2)])
+    assert not torch.allclose(alone, whole, rtol=1e-3)
+
+
+def mean_over(ranks: int) -> Callable[[Tensor], Tensor]:
+    """An average over threads that stand for ranks."""
+    brought: list[Tensor] = []
+    gate = Barrier(ranks)
+
+    def mean(x: Tensor) -> Tensor:
+        brought.append(x)
+        gate.wait()
+        total = torch.stack(brought).mean(0)
+        if gate.wait() == 0:
+            brought.clear()
+        gate.wait()
+        return total
+
+    return mean
+
+
+def test_balancing_couples_the_samples() -> None:
+    term = term_of(centering="sinkhorn")
+    assert term(context(term), *observe(tokens(1), tokens(2))).ndim == 0
+    assert term.params.couples_samples
+    assert not params().couples_samples
 
 
 def test_temperature_follows_its_schedule() -> None:
@@ -343,7 +401,7 @@ def test_initial_weights_follow_their_own_generator() -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keys", [{}, {"cls_weight": 0.0}, {"centering": False}])
+@pytest.mark.parametrize("keys", [{}, {"cls_weight": 0.0}, {"centering": "none"}, {"centering": "sinkhorn"}])
 def test_every_monitor_is_logged(keys: dict[str, object]) -> None:
     term = term_of(**keys)
     term(context(term), *observe(tokens(1), tokens(2)))
@@ -357,7 +415,7 @@ def test_collapse_to_one_prototype_and_to_uniform_raise_the_alarms() -> None:
     monitors = {monitor.name: monitor for monitor in params().monitors()}
 
     def alarms(teacher: Tensor) -> set[str]:
-        term = term_of(centering=False)
+        term = term_of(centering="none")
         noise = torch.randn(B, N, K, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         term.term(context(term), "patch", noise, teacher, torch.arange(B) % 3)
         read = {name: float(value) for name, value in term.diagnostics().items()}
@@ -477,5 +535,5 @@ def test_defaults_are_those_of_the_table() -> None:
     default = DiscriminationParams()
     assert (default.weight, default.prototypes, default.hidden, default.bottleneck) == (0.1, 8192, 2048, 256)
     assert (default.layers, default.student_temp, default.center_momentum) == (3, 0.1, 0.9)
-    assert default.shared_head and default.centering and not default.norm_last_layer
+    assert default.shared_head and default.centering == "mean" and not default.norm_last_layer
     assert DiscriminationParams.model_validate(default.model_dump(mode="json", by_alias=True)) == default

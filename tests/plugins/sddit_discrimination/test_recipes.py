@@ -110,9 +110,9 @@ def test_what_works_together_trains(tmp_path: Path, overrides: list[str]) -> Non
         ("pair_sampler.mask_ratio=0.0", "pair_sampler.mask_shape=block", "pair_sampler.mask_ratio=0.5"),
         ("pair_sampler.mask_ratio=0.0", "pair_sampler.teacher_mask=visible", "pair_sampler.mask_ratio=0.5"),
         (
-            "loss.discrimination.centering=false",
+            "loss.discrimination.centering=none",
             "loss.discrimination.center_momentum=0.5",
-            "loss.discrimination.centering=true",
+            "loss.discrimination.centering=mean",
         ),
         (
             "loss.discrimination.cls_weight=0.0",
