@@ -22,9 +22,10 @@ from sddit.cli.run import run
 from sddit.cli.sample import sample
 from sddit.cli.show import show
 from sddit.cli.table import table
+from sddit.cli.verify import verify
 from sddit.errors import SdditError
 
-VERBS = (plugins, show, sample, evaluate, table, bench, new_plugin, explain)
+VERBS = (plugins, show, sample, evaluate, table, bench, verify, new_plugin, explain)
 ABOUT = "Train, sample and score what a recipe describes, and write a report. The same command again continues."
 
 

@@ -1,0 +1,248 @@
+"""The checks of the core: what holds whatever the method. Trained things are the toys of `sddit.testing`."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from sddit import masks as mask
+from sddit.draws import Draws, philox
+from sddit.errors import SdditError
+from sddit.interfaces import CheckContext, Measurement, NotHereError
+from sddit.recipes import lookup
+from sddit.recipes.plan import plan
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
+from sddit.testing import TOY_PAIR_RECIPE, toy_host
+from sddit.training.checkpoints import Store
+from sddit.training.loop import accumulate, noise_edges, take_step, training_mode
+from sddit.training.sealed import Broken
+from sddit.training.sealed import verify as verify_sealed
+from sddit.training.session import Session, build_session, files_of, restore
+from sddit.verify.leaks import leak
+
+FIVE_ERRORS = 5.0
+"""Statistical bounds are five standard errors."""
+
+KNOWN_ANSWERS = (  # of Philox 4x32-10, published with the Random123 library: counter, key, output
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+)
+
+
+def differing(one: Tensor, two: Tensor) -> float:
+    """How many numbers are not the same bits."""
+    return float((one != two).sum()) if one.shape == two.shape else math.inf
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Randomness
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def draws(context: CheckContext) -> Iterator[Measurement]:
+    """The generator's published answers; the same numbers in any batch and on any device; the right distribution."""
+    wrong = 0.0
+    for counter, key, answer in KNOWN_ANSWERS:
+        made = philox(torch.tensor(counter, device=context.device)[:, None], key)[:, 0].cpu()
+        wrong += differing(made, torch.tensor(answer))
+    yield Measurement("words that are not Philox's published answers", wrong, 0)
+
+    ids = torch.arange(100, 116, device=context.device)
+    whole = Draws(7, 3, ids).normal("noise", (3, 5))
+    parts = torch.cat([Draws(7, 3, part).normal("noise", (3, 5)) for part in torch.split(ids, 3)])
+    yield Measurement("numbers that depend on the batch around them", differing(whole, parts), 0)
+
+    if context.device != "cpu":
+        on_cpu = Draws(7, 3, ids.cpu()).uniform("noise", (64,))
+        there = Draws(7, 3, ids).uniform("noise", (64,)).cpu()
+        yield Measurement(f"uniform numbers that differ between cpu and {context.device}", differing(on_cpu, there), 0)
+
+    many = Draws(1, 0, torch.arange(256, device=context.device)).normal("noise", (256,)).double().flatten()
+    n = many.numel()
+    yield Measurement("normal numbers: mean, in standard errors", abs(float(many.mean())) * math.sqrt(n), FIVE_ERRORS)
+    spread = abs(float(many.var()) - 1) * math.sqrt(n / 2)
+    yield Measurement("normal numbers: variance, in standard errors", spread, FIVE_ERRORS)
+
+
+def masks(context: CheckContext) -> Iterator[Measurement]:
+    """As many visible tokens as the ratio leaves, in rising order, each token as often as any other."""
+    wrong = sum(
+        mask.keep_count(tokens, percent / 100) != math.floor(tokens * (1 - Fraction(percent, 100)))
+        for tokens in range(1, 257)
+        for percent in range(100)
+        if math.floor(tokens * (1 - Fraction(percent, 100)))
+    )
+    yield Measurement("token counts that are not floor(L (1 - r)), L to 256, r in hundredths", wrong, 0)
+
+    rows, kept = 4096, 24
+    drawn = Draws(5, 0, torch.arange(rows, device=context.device))
+    for shape in get_args(mask.MaskShape):
+        visible = mask.draw(drawn, "mask", grid=(6, 8), ratio=0.5, shape=shape)
+        assert visible is not None
+        unsorted = float((visible.diff(dim=1) <= 0).sum()) + rows * abs(visible.shape[1] - kept)
+        yield Measurement(f"{shape}: places that are not {kept} rising token numbers", unsorted, 0)
+        if shape == "random":  # a block reaches the border tokens less often, by its nature
+            often = torch.bincount(visible.flatten(), minlength=48).double() / rows
+            error = math.sqrt(0.25 / rows)
+            yield Measurement(
+                "random: share of each token, in standard errors",
+                float((often - 0.5).abs().max()) / error,
+                FIVE_ERRORS,
+            )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Training
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def toy(*overrides: str) -> Recipe:
+    """The toy recipe with a masked student, a teacher and two terms."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "toy.toml"
+        file.write_text(TOY_PAIR_RECIPE, encoding="utf-8")
+        return resolve(file, ["ema.main.decay=0.9", *overrides], host=toy_host())
+
+
+def gradients(context: CheckContext) -> Iterator[Measurement]:
+    """Gradients in one piece and in micro-batches, and in float64, float32 and bfloat16."""
+    whole = {precision: gradient(context, precision) for precision in ("fp64", "fp32", "bf16")}
+    for precision, bound in (("fp64", 1e-12), ("fp32", 1e-5)):
+        for micro in (1, 2, 4):
+            parts = gradient(context, precision, f"train.micro_batch={micro}")
+            shown = f"{precision}: 8 images at once and {micro} at a time"
+            yield Measurement(shown, apart(parts, whole[precision]), bound)
+    yield Measurement("fp32 beside fp64", apart(whole["fp32"], whole["fp64"]), 1e-5)
+    yield Measurement("bf16 beside fp32", apart(whole["bf16"], whole["fp32"]), 3e-2)
+
+
+def gradient(context: CheckContext, precision: str, *overrides: str) -> Tensor:
+    """The gradient of the toy's first step, all parameters in a row, float64. Its weights are float32 numbers."""
+    session = build_session(toy(f"train.precision={precision}", *overrides), torch.device(context.device))
+    assert session.teacher is not None
+    session.student.load_state_dict(build_session(toy(), torch.device(context.device)).student.state_dict())
+    session.teacher.update(session.student.backbone, dict(session.student.terms.items()), momentum=0.0)
+    with training_mode(session):
+        accumulate(session, session.objective.weights(0), noise_edges(session))
+    found = [p.grad.double().flatten() for p in session.student.parameters() if p.grad is not None]
+    return torch.cat(found).cpu()
+
+
+def apart(one: Tensor, two: Tensor) -> float:
+    """The difference of two vectors, relative to the second."""
+    return float((one - two).norm() / two.norm())
+
+
+def checkpoints(context: CheckContext) -> Iterator[Measurement]:
+    """Four steps, and two, a checkpoint, a new process's worth of objects, and two more: the same bits. On the CPU."""
+    straight = session_after(4)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "checkpoints", keep=2)
+        place = store.save(2, files_of(session_after(2), {}))
+        resumed = session_after(0)
+        found = store.latest()
+        assert found is not None
+        restore(resumed, found)
+        yield Measurement("tensors of the restored run that differ", changed(resumed, session_after(2)), 0)
+        advance(resumed, 2)
+        yield Measurement("tensors that differ two steps later", changed(resumed, straight), 0)
+        forgetful = session_after(0)
+        restore(forgetful, found)
+        forgetful.optimizer.state.clear()
+        advance(forgetful, 2)
+        yield Measurement("control: they differ without the optimizer's state", changed(forgetful, straight), 1, ">=")
+        yield Measurement("share of flipped bits that are noticed", noticed(place), 1, ">=")
+
+
+def session_after(steps: int) -> Session:
+    """The toy run after some steps."""
+    session = build_session(toy(), torch.device("cpu"))
+    advance(session, steps)
+    return session
+
+
+def advance(session: Session, steps: int) -> None:
+    edges = noise_edges(session)
+    with training_mode(session):
+        for _ in range(steps):
+            take_step(session, edges)
+
+
+def state_of(session: Session) -> dict[str, Tensor]:
+    """Every tensor on which the next step depends, by name."""
+    parts: dict[str, Mapping[str, Tensor]] = {"student": session.student.state_dict()}
+    parts |= {f"ema.{label}": average.module.state_dict() for label, average in session.averages.items()}
+    if session.teacher is not None:
+        parts["teacher"] = session.teacher.tensors()
+    moments = session.optimizer.state_dict()["state"]
+    parts |= {f"optimizer.{i}": {k: torch.as_tensor(v) for k, v in entry.items()} for i, entry in moments.items()}
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def changed(one: Session, two: Session) -> float:
+    """How many tensors of two runs differ."""
+    mine, theirs = state_of(one), state_of(two)
+    common = mine.keys() & theirs.keys()
+    return len(mine.keys() ^ theirs.keys()) + sum(differing(mine[name], theirs[name]) > 0 for name in common)
+
+
+def noticed(place: Path) -> float:
+    """The share of flipped bits, three in every file of a checkpoint, for which it is refused."""
+    outcomes = []
+    for file in sorted(place.iterdir()):
+        size = file.stat().st_size
+        for offset in (0, size // 2, size - 1):
+            copy = place.with_name("flipped")
+            shutil.copytree(place, copy)
+            content = bytearray(file.read_bytes())
+            content[offset] ^= 1
+            (copy / file.name).write_bytes(content)
+            outcomes.append(refused(copy))
+            shutil.rmtree(copy)
+    return sum(outcomes) / len(outcomes)
+
+
+def refused(place: Path) -> bool:
+    """Whether a checkpoint is found broken."""
+    try:
+        verify_sealed(place)
+    except Broken:
+        return True
+    return False
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Recipes
+# --------------------------------------------------------------------------------------------------------------------
+
+SMALL = 5_000_000
+"""Parameters of the largest network that a quick look takes."""
+
+
+def leaks(context: CheckContext) -> Iterator[Measurement]:
+    """The leak detector on every shipped recipe whose data are here: those of small networks, or with `full` all."""
+    absent = {}
+    for path in sorted(lookup.shipped().glob("*.toml")):
+        try:
+            recipe = resolve(path)
+        except SdditError as refusal:
+            absent[path.stem] = refusal.problems[0].what
+            continue
+        if context.full or (plan(recipe).backbone_parameters or math.inf) < SMALL:
+            yield from leak(recipe, context)
+    if context.full and absent:
+        raise NotHereError("; ".join(f"{name}: {why}" for name, why in absent.items()))

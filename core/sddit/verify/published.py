@@ -1,0 +1,65 @@
+"""Stored numbers of published implementations, where a person has them: `<name>.safetensors` beside `<name>.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sddit.interfaces import CheckContext, Measurement, NotHereError
+from sddit.training.tensors import unpack
+
+TOLERANCE = 1e-9
+"""How far a float64 implementation may be from float64 numbers of another, relative to max(1, |theirs|)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One stored set, by names without their prefix; floats are widened to float64."""
+
+    state: Mapping[str, Tensor]  # parameters under their original names
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    meta: Mapping[str, Any]  # the json: `constructor` has their arguments
+
+
+def folders(named: Path | None) -> tuple[Path, ...]:
+    """Where stored numbers may lie: a folder that was named, that of SDDIT_FIXTURES, those of a checkout."""
+    beside = Path(__file__).parents[3] / "tests" / "fixtures" / "published"
+    own = os.environ.get("SDDIT_FIXTURES")
+    places = [named, Path(own) if own else None, beside]
+    return tuple(place for place in places if place is not None and place.is_dir())
+
+
+def published(context: CheckContext, name: str) -> Published:
+    """The stored set of this name. Raises NotHereError where no folder has it."""
+    folder = next((place for place in context.fixtures if (place / f"{name}.safetensors").is_file()), None)
+    if folder is None:
+        raise NotHereError(f"{name}.safetensors is not here: --fixtures FOLDER, or SDDIT_FIXTURES")
+    parts: dict[str, dict[str, Tensor]] = {"state": {}, "in": {}, "out": {}}
+    for key, tensor in unpack((folder / f"{name}.safetensors").read_bytes()).items():
+        part, _, rest = key.partition("/")
+        parts[part][rest] = tensor.double() if tensor.is_floating_point() else tensor
+    meta = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return Published(parts["state"], parts["in"], parts["out"], meta)
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference relative to max(1, |theirs|); NaN, which passes no bound, for another shape or for zeros."""
+    if ours.shape != theirs.shape or theirs.abs().max() < 1e-3:
+        return math.nan
+    return float(((ours.detach() - theirs).abs() / theirs.abs().clamp(min=1)).max())
+
+
+def parity(name: str, ours: Mapping[str, Tensor], stored: Published) -> Iterator[Measurement]:
+    """Our numbers beside the stored ones: {name of the output: ours}."""
+    for key, tensor in ours.items():
+        assert tensor.dtype == torch.float64, f"{key} must be compared in float64"
+        yield Measurement(f"{name}: {key}", difference(tensor, stored.outputs[key]), TOLERANCE)

@@ -1,0 +1,88 @@
+"""Which checks there are, and what came of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from sddit.errors import SdditError
+from sddit.interfaces import Check, CheckContext, Measurement, NotHereError
+from sddit.plugins import Host, host, said
+from sddit.progress import Progress
+from sddit.registry import Component, load_attribute
+
+CORE = "sddit"
+"""Whose check it is where no component has it."""
+
+CORE_CHECKS = {
+    "draws are functions of their keys": "sddit.verify.core:draws",
+    "masks hide what they say": "sddit.verify.core:masks",
+    "gradients in parts and in three precisions": "sddit.verify.core:gradients",
+    "a run from a checkpoint is the run itself": "sddit.verify.core:checkpoints",
+    "no recipe sees its target": "sddit.verify.core:leaks",
+}
+"""The checks that hold whatever the method: {what it shows: path}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. Without a measurement it says why there is none."""
+
+    of: str  # the component, such as `losses edm/denoising`, or `sddit`
+    check: str
+    verdict: Literal["pass", "FAIL", "skipped"]
+    measurement: Measurement | None = None
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, which has no NaN: that becomes a word."""
+        measured: dict[str, Any] = {"what": None, "value": None, "tolerance": None, "relation": None}
+        if self.measurement is not None:
+            measured = asdict(self.measurement)
+            measured["value"] = value if math.isfinite(value := self.measurement.value) else str(value)
+        return {"of": self.of, "check": self.check, **measured, "verdict": self.verdict, "reason": self.reason}
+
+
+def verify(context: CheckContext | None = None, progress: Progress | None = None) -> Iterator[Row]:
+    """Run every check of the core and of the components that are loaded, one row after the other.
+
+    Args:
+        context: the device, the thoroughness, and where stored numbers lie; None: a quick look on the CPU.
+        progress: where to show how it goes.
+    """
+    context, progress = context or CheckContext(), progress or Progress()
+    checks = list(every_check(host()))
+    progress.stage("verify", total=len(checks))
+    for of, name, path, component in checks:
+        yield from rows_of(of, name, path, replace(context, component=component))
+        progress.tick()
+    progress.end_stage()
+
+
+def every_check(found: Host) -> Iterator[tuple[str, str, str, Component[Any] | None]]:
+    """(of, check, path, component): the core's first, then by kind and name."""
+    for name, path in CORE_CHECKS.items():
+        yield CORE, name, path, None
+    for kind, registry in found.registries.all().items():
+        for component in registry:
+            for name, path in component.checks:
+                yield f"{kind} {component.qualified}", name, path, component
+
+
+def rows_of(of: str, name: str, path: str, context: CheckContext) -> Iterator[Row]:
+    """One check: its measurements, or why there are none. What it raises is a failure of its own."""
+    if context.component is not None and (missing := context.component.missing()):
+        yield Row(of, name, "skipped", reason=f"{', '.join(missing)} is not installed")
+        return
+    try:
+        check: Check = load_attribute(path)
+        for found in check(context):
+            yield Row(of, name, "pass" if found.holds else "FAIL", found)
+    except NotHereError as absent:
+        yield Row(of, name, "skipped", reason=str(absent))
+    except SdditError as refusal:
+        yield Row(of, name, "FAIL", reason=refusal.problems[0].what)
+    except Exception as failure:
+        yield Row(of, name, "FAIL", reason=said(failure))

@@ -1,0 +1,86 @@
+"""The core's checks hold here, and each fails when what it watches is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sddit.draws import Draws
+from sddit.interfaces import CheckContext, Measurement
+from sddit.training import session
+from sddit.training.objective import Objective
+from sddit.verify import core
+
+
+def run(check: Callable[[CheckContext], Any]) -> list[Measurement]:
+    return list(check(CheckContext()))
+
+
+def failing(check: Callable[[CheckContext], Any]) -> list[str]:
+    return [found.what for found in run(check) if not found.holds]
+
+
+@pytest.mark.parametrize("check", [core.draws, core.masks, core.gradients, core.checkpoints])
+def test_it_holds_here(check: Callable[[CheckContext], Any]) -> None:
+    assert run(check)
+    assert failing(check) == []
+
+
+def test_a_wrong_generator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sddit.draws.ROUNDS", 9)
+    assert failing(core.draws) == ["words that are not Philox's published answers"]
+
+
+def test_draws_of_a_whole_batch_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_the_batch(self: Draws, purpose: str, shape: tuple[int, ...] = (), **_: Any) -> torch.Tensor:
+        return torch.randn(len(self._ids), *shape, generator=torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr(Draws, "normal", of_the_batch)
+    assert failing(core.draws) == ["numbers that depend on the batch around them"]
+
+
+def test_numbers_of_another_spread_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    normal = Draws.normal
+    monkeypatch.setattr(Draws, "normal", lambda self, *a, **k: 1.05 * normal(self, *a, **k))
+    assert failing(core.draws) == ["normal numbers: variance, in standard errors"]
+
+
+def test_truncated_token_counts_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sddit.masks.keep_count", lambda tokens, ratio: int(tokens * (1 - ratio)))
+    assert "token counts that are not floor(L (1 - r)), L to 256, r in hundredths" in failing(core.masks)
+
+
+def test_masks_that_favour_a_token_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def favouring(draws: Any, purpose: str, grid: tuple[int, int]) -> torch.Tensor:
+        scores: torch.Tensor = draws.uniform(purpose, (grid[0] * grid[1],))
+        scores[:, 7] *= 0.8
+        return scores
+
+    monkeypatch.setattr("sddit.masks._random", favouring)
+    assert failing(core.masks) == ["random: share of each token, in standard errors"]
+
+
+def test_a_sum_in_place_of_a_mean_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Objective.reduce
+    monkeypatch.setattr(
+        Objective, "reduce", lambda self, label, value, view, share: honest(self, label, value, view, 1.0)
+    )
+    assert [what for what in failing(core.gradients) if what.startswith("fp64")] == [
+        f"fp64: 8 images at once and {micro} at a time" for micro in (1, 2, 4)
+    ]
+
+
+def test_a_forgotten_teacher_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.Teacher, "restore", lambda self, tensors: None)
+    assert failing(core.checkpoints) == [
+        "tensors of the restored run that differ",
+        "tensors that differ two steps later",
+    ]
+
+
+def test_an_unchecked_manifest_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "verify_sealed", lambda place: None)
+    assert failing(core.checkpoints) == ["share of flipped bits that are noticed"]
