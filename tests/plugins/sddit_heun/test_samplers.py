@@ -15,6 +15,8 @@ from torch import Tensor
 from sddit.interfaces import Denoise, Prediction
 from sddit.sampling import spaced
 from sddit.testing import things
+from sddit_edm import FlowParams
+from sddit_edm.flow import Flow
 from sddit_heun import EulerParams, HeunParams
 from sddit_heun.samplers import Euler, Heun, parts
 
@@ -271,6 +273,45 @@ def test_churn_forgets_where_it_began() -> None:
     assert torch.corrcoef(both)[0, 1].abs() < 0.5
 
 
+# --- coordinates ----------------------------------------------------------------------------------------------------
+
+
+def in_time(data: Mixture, x: Tensor, times: list[float], *, corrected: bool) -> Tensor:
+    """Euler's or Heun's method on dx/dt = v(x, t) = eps - x0, x = (1 - t) x0 + t eps: what SiT (arXiv:2401.08740) runs."""
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        x0 = data(x / (1 - t), t / (1 - t)).x0
+        return (x - x0) / t
+
+    for t, following in pairwise(times):
+        v = velocity(x, t)
+        end = x + (following - t) * v
+        x = x + (following - t) * (v + velocity(end, following)) / 2 if corrected and following > 0 else end
+    return x
+
+
+def test_in_the_coordinates_of_a_flow_heun_is_heun_in_its_time() -> None:
+    times = [*torch.linspace(0.98, 0.02, 12, dtype=torch.float64).tolist(), 0.0]
+    sigmas = [t / (1 - t) for t in times]
+    unit = start(16) / 80
+    schedule: Any = Flow(FlowParams())
+
+    def ours(method: type[Euler], params: EulerParams) -> Tensor:
+        return method(params, schedule=schedule)(two_gaussians(), sigmas[0] * unit, sigmas, noise=silent)
+
+    heun_in_t = in_time(two_gaussians(), 0.98 * unit, times, corrected=True)
+    euler_in_t = in_time(two_gaussians(), 0.98 * unit, times, corrected=False)
+    assert close(ours(Heun, HeunParams(coordinates="native")), heun_in_t)
+    assert not torch.allclose(ours(Heun, HeunParams()), heun_in_t, rtol=1e-3)
+    assert close(ours(Euler, EulerParams()), euler_in_t)
+
+
+def test_where_nothing_is_scaled_the_coordinates_are_the_same() -> None:
+    x, sigmas = start(16), levels(12)
+    native = heun(coordinates="native")(two_gaussians(), x, sigmas, noise=silent)
+    assert torch.equal(native, heun()(two_gaussians(), x, sigmas, noise=silent))
+
+
 # --- manners --------------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +353,7 @@ def test_evaluations_are_counted() -> None:
         {"churn_min": 2.0, "churn_max": 1.0},
         {"sigma_min": 2.0, "sigma_max": 1.0},
         {"churn_max": math.inf},
+        {"coordinates": "polar"},
     ],
 )
 @pytest.mark.parametrize("params", [HeunParams, EulerParams])
