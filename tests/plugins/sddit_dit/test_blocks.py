@@ -28,6 +28,7 @@ def test_patches_hold_their_pixels() -> None:
     tokens = patchify(x, (2, 3))
     assert tokens.shape == (2, 6, 12)
     assert torch.equal(tokens[1, 4], x[1, :, 2:4, 2:4].flatten())  # second row of patches, second column
+    assert torch.equal(patchify(x, (2, 2))[1, 3], x[1, :, 2:4, 3:6].flatten())  # patches need not be square
 
 
 def test_unpatchify_undoes_patchify() -> None:
@@ -108,3 +109,16 @@ def test_a_block_follows_the_formula() -> None:
     y = y + gate_m * block.mlp.down(gelu)
     torch.testing.assert_close(block(x, act), y, rtol=1e-12, atol=1e-12)
     assert (block(x, act) - x).abs().max() > 0.01
+
+
+def test_a_bias_of_minus_infinity_hides_a_token_from_a_block() -> None:
+    torch.manual_seed(0)
+    block = Block(8, 2, 2.0, 6, Eager(EagerParams())).double()
+    x, act = torch.randn(2, 5, 8).double(), torch.randn(2, 6).double()
+    other = x.clone()
+    other[:, 3] += 1
+    blind = torch.zeros(2, 5, 5).double()
+    blind[:, :3, 3] = -torch.inf
+    assert torch.equal(block(x, act, bias=blind)[:, :3], block(other, act, bias=blind)[:, :3])
+    assert not torch.equal(block(x, act)[:, :3], block(other, act)[:, :3])
+    torch.testing.assert_close(block(x, act, bias=torch.zeros_like(blind)), block(x, act), rtol=1e-12, atol=1e-12)

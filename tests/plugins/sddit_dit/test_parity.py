@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -157,23 +155,7 @@ def test_maskdit_gradients_of_its_loss(published: Read) -> None:
 # Registered sizes, formula weights ---------------------------------------------------------------------------------
 
 
-def formula_weights(scales: Mapping[str, float], shapes: Mapping[str, torch.Size], seed: int) -> dict[str, Tensor]:
-    """The made-up weights that the stored json describes: splitmix64 of (seed, name, element)."""
-    made = {}
-    for name, scale in scales.items():
-        count = shapes[name].numel()
-        z = np.uint64((seed << 32) + zlib.crc32(name.encode())) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-        u = (z >> np.uint64(40)).astype(np.float32) / np.float32(2**23) - np.float32(1)
-        made[name] = torch.from_numpy(u * np.float32(scale)).reshape(shapes[name])
-    return made
-
-
-def full_size(layout: Format, stored: Any) -> DiT:
+def full_size(layout: Format, stored: Any, formula_weights: Any) -> DiT:
     """A registered class of theirs with the formula's weights."""
     description = layout.describe(stored.meta["constructor"])
     params, shapes = DiTParams(**description.backbone), description.shapes
@@ -184,26 +166,23 @@ def full_size(layout: Format, stored: Any) -> DiT:
         outputs=shapes.outputs,
         attention=Sdpa(SdpaParams()),
     )
-    theirs = {name: tensor.shape for name, tensor in layout.to_theirs(model.state_dict(), params, shapes).items()}
-    weights = formula_weights(stored.meta["scales"], theirs, stored.meta["generator_seed"])
-    sums = torch.stack([torch.stack([w.double().sum(), w.double().abs().sum()]) for w in weights.values()])
-    torch.testing.assert_close(sums, stored.outputs["check/sum_and_abs_sum"], rtol=1e-9, atol=1e-9)
-    model.load_state_dict(layout.to_ours(weights))
+    sizes = {name: tensor.shape for name, tensor in layout.to_theirs(model.state_dict(), params, shapes).items()}
+    model.load_state_dict(layout.to_ours(formula_weights(stored, sizes)))
     return model.double()
 
 
 @pytest.mark.slow
-def test_dit_s2_as_registered(published: Read) -> None:
+def test_dit_s2_as_registered(published: Read, formula_weights: Any) -> None:
     stored = published("full_dit_s2")
-    model = full_size(DiTFormat, stored)
+    model = full_size(DiTFormat, stored, formula_weights)
     with torch.no_grad():
         close(model(stored.inputs["x"], stored.inputs["t"], stored.inputs["y"])[0], stored.outputs["forward"])
 
 
 @pytest.mark.slow
-def test_maskdit_s2_as_registered(published: Read) -> None:
+def test_maskdit_s2_as_registered(published: Read, formula_weights: Any) -> None:
     stored = published("full_maskdit_s2")
-    model = full_size(MaskDiTFormat, stored)
+    model = full_size(MaskDiTFormat, stored, formula_weights)
     inputs = stored.inputs["x"], stored.inputs["sigma"], labels_of(stored.inputs["y"])
     with torch.no_grad():
         close(denoised(model, *inputs), stored.outputs["eval_unmasked"])

@@ -1,0 +1,156 @@
+"""MDT's two views, and the ratio that a step draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sddit.draws import Draws
+from sddit.interfaces import Batch, Context, View
+from sddit.recipes.resolve import resolve
+from sddit.values import Ramp
+from sddit_dit.pairs import student_view
+from sddit_edm import EDMParams
+from sddit_edm.schedule import EDM
+from sddit_masking import MaskedAndFullParams, MaskedParams
+from sddit_masking.pairs import Masked, MaskedAndFull
+
+GRID = (4, 4)
+COUNT, CLASSES = 512, 10
+SCHEDULE = EDM(EDMParams())
+
+
+def batch(dropped: bool = False) -> Batch:
+    labels = torch.arange(COUNT) % CLASSES
+    x0 = torch.randn(COUNT, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen = torch.full_like(labels, CLASSES) if dropped else labels
+    return Batch(x0=x0, labels=seen, true_labels=labels, ids=torch.arange(COUNT), flipped=labels > CLASSES)
+
+
+def context(step: int = 0) -> Context:
+    draws = Draws(0, step, torch.arange(COUNT))
+    return Context(step=step, total_steps=100, schedule=SCHEDULE, draws=draws, num_classes=CLASSES)
+
+
+def two(step: int = 0, given: Batch | None = None, **keys: Any) -> tuple[View, View]:
+    """The full and the masked view."""
+    ctx = context(step)
+    views = MaskedAndFull(MaskedAndFullParams(**keys), grid=GRID)(given or batch(), ctx.draws, SCHEDULE, ctx)
+    assert list(views) == [spec.name for spec in MaskedAndFullParams(**keys).views()] == ["full", "masked"]
+    return views["full"], views["masked"]
+
+
+def test_the_full_view_is_that_of_every_other_method() -> None:
+    full, _ = two()
+    plain = student_view(batch(), context().draws, SCHEDULE)
+    assert torch.equal(full.x, plain.x)
+    assert torch.equal(full.t, plain.t)
+    assert full.labels is not None
+    assert full.visible is None
+
+
+def test_the_masked_view_has_the_level_and_image_of_the_full_one_and_noise_of_its_own() -> None:
+    full, masked = two()
+    assert masked.t is full.t
+    assert masked.x0 is full.x0
+    assert masked.network == full.network == "student"
+    assert masked.visible is not None
+    assert masked.visible.shape == (COUNT, 11)
+    torch.testing.assert_close(masked.x, SCHEDULE.perturb(masked.x0, masked.noise, masked.t))
+    both = torch.stack([full.noise.flatten(), masked.noise.flatten()])
+    assert abs(both.corrcoef()[0, 1]) < 4 / both.shape[1] ** 0.5
+    full, masked = two(shared_noise=True)
+    assert torch.equal(masked.noise, full.noise)
+    assert torch.equal(masked.x, full.x)
+
+
+def test_both_methods_hide_the_same_tokens_of_a_seed() -> None:
+    ctx = context()
+    alone = Masked(MaskedParams(mask_ratio=0.3), grid=GRID)(batch(), ctx.draws, SCHEDULE, ctx)["student"]
+    assert alone.visible is not None
+    assert torch.equal(two()[1].visible, alone.visible)
+
+
+def test_labels_are_shared_or_dropped_apart() -> None:
+    full, masked = two()
+    assert masked.labels is full.labels
+    full, masked = two(label_drop=0.3)
+    dropped = masked.labels == CLASSES
+    assert abs(dropped.double().mean() - 0.3) < 4 * (0.21 / COUNT) ** 0.5
+    assert torch.equal(masked.labels[~dropped], full.labels[~dropped])
+    assert not (full.labels == CLASSES).any()
+    _, masked = two(given=batch(dropped=True), label_drop=0.0)
+    assert torch.equal(masked.labels, batch().true_labels)  # whatever the full view lost
+
+
+def test_a_spread_ratio_is_one_number_a_step() -> None:
+    """v2: r = 0.3 + 0.2 U(0, 1); 16 (1 - r) tokens stay, 11 down to 8."""
+    kept = [two(step, mask_spread=0.2)[1].visible.shape for step in range(40)]
+    assert {shape[0] for shape in kept} == {COUNT}
+    assert {shape[1] for shape in kept} == {8, 9, 10, 11}
+    assert [two(step, mask_spread=0.2)[1].visible.shape for step in range(3)] == kept[:3]
+    assert {two(step)[1].visible.shape[1] for step in range(5)} == {11}
+
+
+def test_the_spread_rides_on_the_schedule() -> None:
+    pairs = Masked(MaskedParams(mask_ratio=Ramp(start=0.5, end=0.0), mask_spread=0.1), grid=GRID)
+    kept = []
+    for step in (0, 100):
+        visible = pairs(batch(), context(step).draws, SCHEDULE, context(step))["student"].visible
+        kept.append(16 if visible is None else visible.shape[1])
+    assert kept[0] in (6, 7, 8)
+    assert kept[1] in (14, 15, 16)
+
+
+def test_views_say_what_they_hide() -> None:
+    full, masked = MaskedAndFullParams(mask_spread=0.2).views()
+    assert not full.hides
+    assert (masked.mask_ratio, masked.mask_spread) == (0.3, 0.2)
+    assert masked.hides
+    assert MaskedParams(mask_ratio=0.0, mask_spread=0.1).views()[0].hides
+    assert not MaskedParams(mask_ratio=0.0).views()[0].hides
+
+
+RECIPE = """
+[backbone]
+name = "dit"
+depth = 3
+width = 16
+heads = 2
+[backbone.decoder]
+style = "split"
+depth = 1
+[noise_schedule]
+name = "edm"
+[pair_sampler]
+name = "masked_and_full"
+[loss.denoise]
+name = "denoising"
+[dataset]
+name = "digits"
+[sampler]
+name = "heun"
+[optimizer]
+name = "adamw"
+"""
+
+
+def test_the_two_views_serve_other_backbones_and_know_their_idle_keys(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    shape, spread = "pair_sampler.mask_shape=block", "pair_sampler.mask_spread=0.1"
+    assert "pair_sampler.mask_shape" in resolve(path, ["pair_sampler.mask_ratio=0.0", shape]).idle
+    assert "pair_sampler.mask_shape" not in resolve(path, ["pair_sampler.mask_ratio=0.0", spread, shape]).idle
+    assert "pair_sampler.label_drop" not in resolve(path, ["pair_sampler.label_drop=0.1"]).idle
+    unlabelled: Any = SimpleNamespace(facts=SimpleNamespace(num_classes=0))
+    assert list(MaskedAndFullParams().idle(unlabelled)) == ["label_drop"]
+
+
+@pytest.mark.parametrize("keys", [{"mask_spread": -0.1}, {"mask_spread": 1.0}, {"label_drop": 1.5}])
+def test_values_out_of_bounds_are_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="should be"):
+        MaskedAndFullParams(**keys)
