@@ -55,7 +55,7 @@ class FlexParams(AttentionParams):
 
 
 class XformersParams(AttentionParams):
-    """xformers' memory-efficient attention: CUDA alone, plain attention alone."""
+    """xformers' memory-efficient attention: CUDA alone, no groups."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -65,6 +65,13 @@ class XformersParams(AttentionParams):
     def dtypes(self) -> tuple[str, ...]:
         return ("fp32", "bf16")
 
+    @property
+    def takes_bias(self) -> bool:
+        return True
+
+
+AGREEMENT = {"it agrees with the formula": "sddit_flash.checks:agreement"}
+
 
 @hookimpl
 def register_attention(registry: Registry[Attention]) -> None:
@@ -73,6 +80,7 @@ def register_attention(registry: Registry[Attention]) -> None:
         "sddit_flash.kernels:Eager",
         params=EagerParams,
         summary="Explicit softmax, the reference; fastest on a CPU up to some hundred tokens.",
+        checks=AGREEMENT,
     )
     registry.add(
         "sdpa",
@@ -80,6 +88,7 @@ def register_attention(registry: Registry[Attention]) -> None:
         params=SdpaParams,
         summary="PyTorch's fused scaled-dot-product attention; the one for a GPU.",
         paper="arXiv:2205.14135",
+        checks=AGREEMENT,
     )
     registry.add(
         "flex",
@@ -87,6 +96,7 @@ def register_attention(registry: Registry[Attention]) -> None:
         params=FlexParams,
         summary="PyTorch's FlexAttention, compiled; bias and groups without an N x N mask.",
         paper="arXiv:2412.05496",
+        checks=AGREEMENT,
     )
     registry.add(
         "xformers",
@@ -95,4 +105,5 @@ def register_attention(registry: Registry[Attention]) -> None:
         summary="xformers' memory-efficient attention; CUDA only.",
         paper="arXiv:2112.05682",
         requires=("xformers",),
+        checks=AGREEMENT,
     )

@@ -7,6 +7,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sddit.interfaces import AttentionParams
 
@@ -45,8 +46,17 @@ class Eager:
         return out
 
 
+FUSED_WITH_MASK = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""All but cuDNN's, whose backward pass gives NaN to q for a mask and N = 64, 192, ... (pytorch/pytorch#196678)."""
+
+
 class Sdpa:
-    """`torch.nn.functional.scaled_dot_product_attention`; a mask or bias leaves the fastest of its kernels unused."""
+    """`torch.nn.functional.scaled_dot_product_attention`, in the fused kernel that torch chooses.
+
+    With a mask or a bias that is FlashAttention's on a CPU, which has no gradient to a bias, and the memory-efficient one
+    on CUDA, which has; torch pads the rows of a bias to the multiple of 8 numbers that this one wants, if the bias is
+    dense. Where no fused kernel serves, as in float64 on CUDA, torch writes the formula out.
+    """
 
     def __init__(self, params: AttentionParams) -> None:
         pass
@@ -54,10 +64,14 @@ class Sdpa:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, groups: Tensor | None = None
     ) -> Tensor:
-        mask = None if groups is None else same_group(groups)
+        if bias is None and groups is None:
+            return F.scaled_dot_product_attention(q, k, v)
+        mask = None if groups is None else same_group(groups)  # [B, 1, N, N]
         if bias is not None:
-            mask = bias.to(q.dtype) if mask is None else bias.to(q.dtype).masked_fill(~mask, -torch.inf)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            dense = (bias[None] if bias.ndim == 3 else bias).to(q.dtype).contiguous()  # [B or 1, heads, N, N]
+            mask = dense if mask is None else dense.masked_fill(~mask, -torch.inf)
+        with sdpa_kernel(FUSED_WITH_MASK):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 SHAPES = 256  # that FlexAttention may be compiled for in one process
@@ -94,6 +108,15 @@ class Flex:
             return attend(q, k, v, score_mod=None if plain else score_mod)
 
 
+ROW = 8  # numbers: the kernel wants rows of 16 bytes, 8 numbers of bf16
+
+
+def aligned(bias: Tensor) -> Tensor:
+    """The same numbers [..., N, N], in rows whose storage is a multiple of 8 numbers long."""
+    n = bias.shape[-1]
+    return F.pad(bias.contiguous(), (0, -n % ROW))[..., :n]
+
+
 class Xformers:
     """`xformers.ops.memory_efficient_attention`. Imported here and not before: it warns loudly without a GPU."""
 
@@ -103,7 +126,10 @@ class Xformers:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, groups: Tensor | None = None
     ) -> Tensor:
-        if bias is not None or groups is not None:
-            raise ValueError("the xformers kernel serves neither a bias nor groups; use sdpa")
-        out: Tensor = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # [B, N, heads, d]
-        return out.transpose(1, 2)
+        if groups is not None:
+            raise ValueError("the xformers kernel serves no groups; use sdpa")
+        batch, heads, n, _ = q.shape
+        if bias is not None:  # it has a gradient to a bias only if none of its axes is left to broadcast
+            bias = aligned(bias.to(q.dtype)).expand(batch, heads, n, n)
+        out: Tensor = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias=bias)
+        return out.transpose(1, 2)  # from [B, N, heads, d]

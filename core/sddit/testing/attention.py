@@ -50,11 +50,14 @@ def compare(case: Case, kernel: Any, precision: str, extra: str, device: str, fi
     shown = f"in {precision}" + (f" with {extra}" if extra else "")
     qkv, more = inputs(extra, device)
     trains = device in case.params.backward_devices
-    exact = [x.clone().requires_grad_(trains) for x in qkv]
-    low = [x.to(DTYPES[precision]).detach().requires_grad_(trains) for x in qkv]
-    expected = ToyAttention(ToyAttentionParams())(exact[0], exact[1], exact[2], **more)
-    more = {name: value if name == "groups" else value.to(DTYPES[precision]) for name, value in more.items()}
-    out = kernel(*low, **more)
+    given = {**dict(zip("qkv", qkv, strict=True)), **more}
+    learned = [name for name in given if name != "groups"]
+    exact = {name: x.clone().requires_grad_(trains) if name in learned else x for name, x in given.items()}
+    low = {
+        name: x.to(DTYPES[precision]).detach().requires_grad_(trains) for name, x in given.items() if name in learned
+    }
+    expected = called(ToyAttention(ToyAttentionParams()), exact)
+    out = called(kernel, {**exact, **low})
     if not things.is_shaped(findings, out, tuple(expected.shape), f"what it returns {shown}"):
         return
     findings.expect(out.dtype == DTYPES[precision], f"it returns another dtype {shown}", got=things.shape_of(out))
@@ -62,9 +65,17 @@ def compare(case: Case, kernel: Any, precision: str, extra: str, device: str, fi
     if trains:
         weight = things.numbers(*out.shape, key=10, dtype=torch.float64).to(device)
         torch.autograd.backward([(out.double() * weight).sum(), (expected * weight).sum()])
-        for name, mine, theirs in zip("qkv", low, exact, strict=True):
-            if findings.expect(mine.grad is not None, f"it has no gradient to {name} {shown}"):
-                near(mine.grad, theirs.grad, precision, f"its gradient to {name} is wrong {shown}", findings)
+        for name in learned:
+            if findings.expect(low[name].grad is not None, f"it has no gradient to {name} {shown}"):
+                what = f"its gradient to {name} is wrong {shown}"
+                near(low[name].grad, exact[name].grad, precision, what, findings)
+
+
+def called(kernel: Any, given: dict[str, Tensor]) -> Tensor:
+    """A kernel's value for q, k, v and what else there is."""
+    more = {name: value for name, value in given.items() if name not in "qkv"}
+    out: Tensor = kernel(given["q"], given["k"], given["v"], **more)
+    return out
 
 
 def near(found: Tensor | None, expected: Tensor | None, precision: str, what: str, findings: Findings) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sddit.hookspecs import Registries
 from sddit_flash import EagerParams, FlexParams, SdpaParams, XformersParams, register_attention
@@ -81,12 +82,52 @@ def test_each_option_has_an_effect(kind: str) -> None:
     assert (plain - other).abs().max() > 0.01
 
 
+def relative_biases(kind: str, n: int) -> dict[str, Tensor]:
+    """The options with biases as a table of relative positions gives them: [N, N, heads] seen as [heads, N, N]."""
+    given = options(kind, n)
+    if "bias" in given:
+        given["bias"] = given["bias"].movedim(-3, -1).contiguous().movedim(-1, -3)
+        assert not given["bias"].is_contiguous()
+    return given
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_sdpa_agrees_with_eager_in_float32(kind: str) -> None:
-    given = {key: t.float() if t.is_floating_point() else t for key, t in options(kind, 17).items()}
-    both = [with_gradients(k, qkv(17, torch.float32), **given) for k in (Eager(EagerParams()), Sdpa(SdpaParams()))]
-    for one, two in zip(*both, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("n", [7, 17, 24])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+)
+def test_sdpa_agrees_with_eager_in_values_and_all_gradients(
+    dtype: torch.dtype, tolerance: float, n: int, kind: str
+) -> None:
+    """Of strided q, k, v, of shared and own biases that are strided too, of lengths that are no multiple of 8."""
+    exact = {k: t.requires_grad_(t.is_floating_point()) for k, t in relative_biases(kind, n).items()}
+    low = {k: t.detach().to(dtype).requires_grad_() if k == "bias" else t for k, t in relative_biases(kind, n).items()}
+    reference = with_gradients(Eager(EagerParams()), qkv(n), **exact)
+    found = with_gradients(Sdpa(SdpaParams()), qkv(n, dtype), **low)
+    assert len(found) == len(reference) == (5 if "bias" in low else 4)
+    for ours, theirs in zip(found, reference, strict=True):
+        assert ours.dtype == dtype
+        assert (ours.double() - theirs).norm() / theirs.norm() < tolerance
+
+
+def test_a_bias_without_a_gradient_is_served_by_the_fused_kernel_of_the_cpu() -> None:
+    """It refuses three axes, in which a shared bias comes."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kernel, inputs = Sdpa(SdpaParams()), [t.detach() for t in qkv(17, torch.float32)]
+    with sdpa_kernel(SDPBackend.MATH):
+        plain = F.scaled_dot_product_attention(*inputs, attn_mask=options("shared bias", 17)["bias"].float())
+    served: list[str] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            served.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        fused = kernel(*inputs, **options("shared bias", 17))
+    assert any("flash_attention_for_cpu" in name for name in served)
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [7, 40])
@@ -125,48 +166,49 @@ def test_flex_forward_agrees_with_eager_on_a_cpu() -> None:
         torch.testing.assert_close(one.float(), two.float(), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.gpu
-@compiles
-@pytest.mark.parametrize("name", ["eager", "sdpa", "flex", "xformers"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_cuda(name: str, dtype: torch.dtype) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    registries = Registries()
-    register_attention(registries.attention)
-    component = registries.attention.get(name)
-    if component.missing():
-        pytest.skip(f"{', '.join(component.missing())} is not installed")
-    kernel = component.build(component.params())
-    g = torch.Generator().manual_seed(1)
-    leaves = [torch.randn(2, 4, 64, 16, generator=g).to("cuda", dtype).requires_grad_() for _ in range(3)]
-    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    tolerance = 3e-2 if dtype == torch.bfloat16 else 1e-2  # tf32 may be in use
-    for one, two in zip(with_gradients(kernel, leaves), with_gradients(Eager(EagerParams()), exact), strict=True):
-        assert (one.double() - two).norm() / two.norm() < tolerance
-
-
 def test_what_each_kernel_declares() -> None:
     assert EagerParams().dtypes == SdpaParams().dtypes == ("fp32", "bf16", "fp64")
     assert FlexParams().backward_devices == XformersParams().devices == ("cuda",)
     serves = [(p.takes_bias, p.takes_groups) for p in (EagerParams(), SdpaParams(), FlexParams(), XformersParams())]
-    assert serves == [(True, True), (True, True), (True, True), (False, False)]
+    assert serves == [(True, True), (True, True), (True, True), (True, False)]
 
 
-def test_xformers_is_offered_with_its_dependency_and_imported_only_when_built(monkeypatch: pytest.MonkeyPatch) -> None:
+class Ops:
+    """What xformers' function promises and demands, computed by the formula: [B, N, heads, d], rows of a bias in 16 bytes."""
+
+    @staticmethod
+    def memory_efficient_attention(q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None) -> Tensor:
+        if attn_bias is not None:
+            assert attn_bias.dtype == q.dtype
+            assert attn_bias.shape == (q.shape[0], q.shape[2], q.shape[1], k.shape[1])  # or it has no gradient
+            assert attn_bias.stride(-1) == 1
+            assert all(stride % 8 == 0 for stride in attn_bias.stride()[:-1])
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return Eager(EagerParams())(q, k, v, bias=attn_bias).transpose(1, 2)
+
+
+@pytest.fixture
+def xformers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The kernel on a stand-in for the package."""
+    monkeypatch.setattr("sddit_flash.kernels.import_module", lambda name: {"xformers.ops": Ops}[name])
     registries = Registries()
     register_attention(registries.attention)
     component = registries.attention.get("xformers")
     assert component.requires == ("xformers",)
     assert component.load() is Xformers
+    return component.build(XformersParams())
 
-    class Ops:
-        @staticmethod
-        def memory_efficient_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return Eager(EagerParams())(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
-    monkeypatch.setattr("sddit_flash.kernels.import_module", lambda name: {"xformers.ops": Ops}[name])
-    kernel = component.build(XformersParams())
-    torch.testing.assert_close(kernel(*qkv(7)), formula(*qkv(7)), rtol=1e-12, atol=1e-12)
-    with pytest.raises(ValueError, match="neither a bias nor groups"):
-        kernel(*qkv(7), groups=options("groups", 7)["groups"])
+@pytest.mark.parametrize("n", [7, 16, 17])
+@pytest.mark.parametrize("kind", ["plain", "shared bias", "bias"])
+def test_xformers_is_given_a_bias_as_it_demands_and_takes_it_back(xformers: Any, kind: str, n: int) -> None:
+    given = {key: t.requires_grad_() for key, t in relative_biases(kind, n).items()}
+    for ours, exact in zip(
+        with_gradients(xformers, qkv(n), **given), with_gradients(formula, qkv(n), **given), strict=True
+    ):
+        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+
+
+def test_xformers_serves_no_groups(xformers: Any) -> None:
+    with pytest.raises(ValueError, match="serves no groups"):
+        xformers(*qkv(7), groups=options("groups", 7)["groups"])

@@ -1,0 +1,115 @@
+"""The check that `sddit-run verify` runs on every kernel: it holds here, and notices kernels that are a little wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sddit.hookspecs import Registries
+from sddit.interfaces import CheckContext, Measurement, NotHereError
+from sddit.registry import Component
+from sddit_flash import AttentionParams, EagerParams, register_attention
+from sddit_flash.checks import agreement
+from sddit_flash.kernels import Eager, same_group
+
+
+def component(name: str) -> Component[Any]:
+    registries = Registries()
+    register_attention(registries.attention)
+    return registries.attention.get(name)
+
+
+def measured(found: Component[Any]) -> list[Measurement]:
+    return list(agreement(CheckContext(component=found)))
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_it_holds_here(name: str) -> None:
+    rows = measured(component(name))
+    assert [row.what.partition(",")[0] for row in rows] == [
+        f"{precision}: {what}" for precision in ("fp32", "bf16", "fp64") for what in ("values", "gradients")
+    ]
+    assert all(row.holds for row in rows)
+
+
+class OneBias(Eager):
+    """Gives every image the first one's bias."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, **more: Any) -> Tensor:
+        return super().__call__(q, k, v, bias=bias[:1] if bias is not None and bias.ndim == 4 else bias, **more)
+
+
+class StuckBias(Eager):
+    """Has no gradient to a bias."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, **more: Any) -> Tensor:
+        return super().__call__(q, k, v, bias=None if bias is None else 0 * bias + bias.detach(), **more)
+
+
+class NoScale(Eager):
+    def __call__(self, q: Tensor, *rest: Tensor, **more: Any) -> Tensor:
+        return super().__call__(q * math.sqrt(q.shape[-1] + 1e-3) / math.sqrt(q.shape[-1]), *rest, **more)
+
+
+class Soft(Eager):
+    """Groups see a little of each other."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, groups: Tensor | None = None, bias: Any = None) -> Tensor:
+        if groups is not None:
+            wall = torch.where(same_group(groups), 0.0, -12.0).to(q)
+            bias = wall if bias is None else bias + wall
+        return super().__call__(q, k, v, bias=bias)
+
+
+class NotANumber(Eager):
+    """NaN in the gradient to q at N = 64, as cuDNN's kernel had."""
+
+    def __call__(self, q: Tensor, *rest: Tensor, **more: Any) -> Tensor:
+        if q.shape[2] == 64 and q.requires_grad:
+            q = q * 1.0
+            q.register_hook(lambda gradient: gradient * math.nan)
+        return super().__call__(q, *rest, **more)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "what"),
+    [
+        (OneBias, "fp64: values, worst at N = 49, bias of each image"),
+        (StuckBias, "fp64: gradients, worst at N = 16, bias of the heads"),
+        (NoScale, "fp64: values"),
+        (Soft, "fp64: values"),
+        (NotANumber, "fp64: gradients, worst at N = 64, nothing else"),
+    ],
+)
+def test_a_wrong_kernel_is_noticed(kernel: Callable[..., Any], what: str) -> None:
+    failing = [row.what for row in measured(replace(component("eager"), factory=kernel)) if not row.holds]
+    assert any(found.startswith(what) for found in failing), failing
+
+
+def test_what_a_kernel_cannot_is_not_asked_of_it() -> None:
+    class Plain(AttentionParams):
+        """Neither bias nor groups, and no gradient."""
+
+        @property
+        def backward_devices(self) -> tuple[str, ...]:
+            return ()
+
+    def plain(params: AttentionParams) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        return lambda q, k, v: Eager(EagerParams())(q, k, v)
+
+    rows = measured(replace(component("eager"), params=Plain, factory=plain))
+    assert len(rows) == 3
+    assert all(row.holds and "values, worst at" in row.what and "nothing else" in row.what for row in rows)
+
+
+def test_what_cannot_run_here_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotHereError, match="runs on cuda alone: --device cuda"):
+        measured(component("xformers"))
+    with pytest.raises(NotHereError, match="--full"):
+        measured(component("flex"))
