@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import random
 import signal
 import subprocess
@@ -47,14 +48,14 @@ def disturb(command: Sequence[str], kills: int, folder: Path, seed: int) -> Outc
     chance = random.Random(seed)
     took = seconds_of([*command, "--out", str(folder / "whole")])
     disturbed = [*command, "--out", str(folder / "killed")]
-    latest, done = 2 * took / kills, 0  # on the average, the last kill comes near the end
+    moments = sorted(chance.uniform(0.0, took) for _ in range(kills))
+    done = 0
     while done < kills:
+        wait = max(moments[done] - took * share_done(folder / "killed"), chance.uniform(0.0, took / kills))
         process = subprocess.Popen(disturbed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            if process.wait(chance.uniform(0.0, latest)) != 0:
+            if process.wait(wait) != 0:
                 break  # it failed by itself: the last run shows why
-            set_back(folder / "killed")
-            latest = seconds_of(disturbed)  # what is left to do: sampling, scores and report
             set_back(folder / "killed")
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
@@ -76,6 +77,15 @@ def seconds_of(command: Sequence[str]) -> float:
     began = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - began
+
+
+def share_done(folder: Path) -> float:
+    """The share of its steps that the run need not take again."""
+    steps = [int(path.name.removeprefix("step-")) for path in folder.glob("*/checkpoints/step-*")]
+    if not steps:
+        return 0.0
+    recipe = json.loads((only_run(folder) / "recipe.resolved.json").read_text(encoding="utf-8"))
+    return max(steps) / int(recipe["train"]["steps"])
 
 
 def state_of(folder: Path) -> str:
