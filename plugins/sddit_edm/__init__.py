@@ -108,6 +108,11 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         params=EDMParams,
         summary="x = x0 + sigma eps with ln sigma normal in training, and EDM's preconditioning.",
         paper="arXiv:2206.00364",
+        checks={
+            "its preconditioning has unit variance": "sddit_edm.checks:identities",
+            "noise grows with t, and back": "sddit_edm.checks:levels",
+            "the published implementation": "sddit_edm.checks:published_schedule",
+        },
     )
     registry.add(
         "flow",
@@ -115,6 +120,7 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         params=FlowParams,
         summary="x = (1 - t) x0 + t eps, and a network that gives the velocity eps - x0: SiT's linear path.",
         paper="arXiv:2401.08740",
+        checks={"noise grows with t, and back": "sddit_edm.checks:levels"},
     )
 
 
@@ -126,4 +132,8 @@ def register_losses(registry: Registry[Loss]) -> None:
         params=DenoisingParams,
         summary="Mean squared error of the network's output, or of the clean image, noise or v it stands for.",
         paper="arXiv:2206.00364",
+        checks={
+            "nothing learned is a loss of 1": "sddit_edm.checks:zero_network",
+            "the published implementations": "sddit_edm.checks:published_loss",
+        },
     )

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sddit.interfaces import CheckContext, Measurement, NotHereError
+from sddit.registry import Component
+from sddit.testing.toy_models import ToyAttention
+from sddit.testing.toys import ToyAttentionParams
+from sddit.training.session import default_dtype
 from sddit.training.tensors import unpack
 
 TOLERANCE = 1e-9
@@ -63,3 +67,20 @@ def parity(name: str, ours: Mapping[str, Tensor], stored: Published) -> Iterator
     for key, tensor in ours.items():
         assert tensor.dtype == torch.float64, f"{key} must be compared in float64"
         yield Measurement(f"{name}: {key}", difference(tensor, stored.outputs[key]), TOLERANCE)
+
+
+def network(component: Component[Any], layout: str, stored: Published) -> nn.Module:
+    """Our backbone with their weights, float64, on the softmax written out."""
+    form = component.format(layout)
+    described = form.describe(stored.meta["constructor"])
+    shapes = described.shapes
+    with default_dtype(torch.float64):
+        backbone: nn.Module = component.build(
+            component.params(**described.backbone),
+            image=shapes.image,
+            num_classes=shapes.num_classes,
+            outputs=shapes.outputs,
+            attention=ToyAttention(ToyAttentionParams()),
+        )
+    backbone.load_state_dict(form.to_ours(stored.state))
+    return backbone.double()
