@@ -117,6 +117,12 @@ def register_samplers(registry: Registry[Sampler]) -> None:
         params=HeunParams,
         summary="Second-order steps along the probability-flow ODE, with optional churn: EDM's sampler.",
         paper="arXiv:2206.00364",
+        checks={
+            "order of convergence": "sddit_heun.checks:convergence",
+            "the flow of known images": "sddit_heun.checks:trajectory",
+            "fresh noise keeps the spread of known images": "sddit_heun.checks:churned",
+            "the published implementation": "sddit_heun.checks:published_runs",
+        },
     )
     registry.add(
         "euler",
@@ -124,6 +130,10 @@ def register_samplers(registry: Registry[Sampler]) -> None:
         params=EulerParams,
         summary="First-order steps along the probability-flow ODE, with optional churn.",
         paper="arXiv:2206.00364",
+        checks={
+            "order of convergence": "sddit_heun.checks:convergence",
+            "the flow of known images": "sddit_heun.checks:trajectory",
+        },
     )
 
 
@@ -141,4 +151,5 @@ def register_guidances(registry: Registry[Guidance]) -> None:
         params=CFGParams,
         summary="Classifier-free guidance: constant or power-cosine, on an interval of levels and a choice of channels.",
         paper="arXiv:2207.12598",
+        checks={"linear in the scale": "sddit_heun.checks:linear"},
     )
