@@ -23,6 +23,12 @@ def register_backbones(registry: Registry[Backbone]) -> None:
         summary="Diffusion transformer with adaLN-Zero; optional decoder, class token and masked encoder.",
         paper="arXiv:2212.09748",
         formats={"dit": "sddit_dit.formats:DiTFormat", "maskdit": "sddit_dit.formats:MaskDiTFormat"},
+        checks={
+            "what hidden tokens reach": "sddit_dit.checks:spans",
+            "what stands at hidden places": "sddit_dit.checks:fill",
+            "the published DiT": "sddit_dit.checks:published_dit",
+            "the published MaskDiT": "sddit_dit.checks:published_maskdit",
+        },
     )
 
 
