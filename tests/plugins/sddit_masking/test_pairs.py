@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from sddit import masks
 from sddit.draws import Draws
 from sddit.interfaces import Batch, Context, View
 from sddit.recipes.resolve import resolve
+from sddit.testing import ConformanceError, check
 from sddit.values import Ramp
 from sddit_dit.pairs import student_view
 from sddit_edm import EDMParams
@@ -154,3 +156,10 @@ def test_the_two_views_serve_other_backbones_and_know_their_idle_keys(tmp_path: 
 def test_values_out_of_bounds_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="should be"):
         MaskedAndFullParams(**keys)
+
+
+def test_the_kit_refuses_more_hidden_tokens_than_the_spread_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    check("masked_and_full", mask_spread=0.2)
+    monkeypatch.setattr(masks, "drawn_ratio", lambda draws, ratio, spread: ratio + 2 * spread)
+    with pytest.raises(ConformanceError, match="visible of view 'masked' has a wrong shape"):
+        check("masked_and_full", mask_spread=0.2)
