@@ -105,7 +105,8 @@ class HybridParams(LossParams):
     vb_weight: float = Field(
         1.0,
         ge=0,
-        description="Weight of the variational bound, in bits per dimension: 1 in DiT, 0.001 in arXiv:2102.09672.",
+        description="Weight of the variational bound's term at t, in bits per dimension. 1 in DiT: that is the 0.001 of "
+        "arXiv:2102.09672, which weighs the sum over 1000 timesteps.",
     )
     vb_trains: Literal["variance", "all"] = Field(
         "variance",
