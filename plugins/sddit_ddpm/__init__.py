@@ -208,6 +208,10 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         params=DDPMParams,
         summary="A chain of timesteps with given betas, and a network that gives the noise and the variance: DiT's.",
         paper="arXiv:2006.11239",
+        checks={
+            "trained levels are kept": "sddit_ddpm.checks:levels",
+            "the published implementation": "sddit_ddpm.checks:published_tables",
+        },
     )
 
 
@@ -219,6 +223,10 @@ def register_losses(registry: Registry[Loss]) -> None:
         params=HybridParams,
         summary="Mean squared error of the noise, plus the variational bound that trains the variance: DiT's and MDT's loss.",
         paper="arXiv:2102.09672",
+        checks={
+            "the likelihood of all values is 1": "sddit_ddpm.checks:likelihood",
+            "the published implementations": "sddit_ddpm.checks:published_losses",
+        },
     )
 
 
@@ -230,6 +238,10 @@ def register_samplers(registry: Registry[Sampler]) -> None:
         params=AncestralParams,
         summary="The reverse chain with its learned variance: DiT's sampler.",
         paper="arXiv:2102.09672",
+        checks={
+            "the spread of known images": "sddit_ddpm.checks:spread",
+            "the published implementation": "sddit_ddpm.checks:published_ancestral",
+        },
     )
     registry.add(
         "ddim",
@@ -237,4 +249,8 @@ def register_samplers(registry: Registry[Sampler]) -> None:
         params=DDIMParams,
         summary="First-order steps with as much fresh noise as wanted, none by default.",
         paper="arXiv:2010.02502",
+        checks={
+            "order of convergence": "sddit_ddpm.checks:convergence",
+            "the published implementation": "sddit_ddpm.checks:published_ddim",
+        },
     )

@@ -1,0 +1,203 @@
+"""What `sddit-run verify` measures of DDPM: its chain, its likelihood, known images, published numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from sddit.interfaces import CheckContext, Denoise, Measurement, Outputs, Prediction, Sampler, SamplerParams, View
+from sddit.sampling import noise_levels
+from sddit.testing import things
+from sddit.verify.published import difference, parity, published
+from sddit_ddpm import DDPMParams, HybridParams
+from sddit_ddpm.chain import Chain
+from sddit_ddpm.loss import Hybrid, log_likelihood
+from sddit_ddpm.schedule import DDPM
+
+RESPACINGS = {"full": "", "250": "250", "25": "25", "ddim25": "ddim25", "10,15,20": "10,15,20"}
+MEAN, STD = 0.3, 0.5
+"""Of the Gaussian images whose reverse chain is known."""
+MANY = 16_384
+FIVE_ERRORS = 5.0
+
+
+# --- the schedule ---------------------------------------------------------------------------------------------------
+
+
+def levels(context: CheckContext) -> Iterator[Measurement]:
+    """A trained level is found again, and every grid visits as many of them as it has steps."""
+    schedule = DDPM(DDPMParams())
+    trained = schedule.chain.levels
+    t = torch.arange(len(trained), dtype=torch.float64)
+    level = torch.tensor(trained, dtype=torch.float64)
+    yield Measurement("t, its level, and t again", float((schedule.t_from_sigma(level) - t).abs().max()), 0)
+    yield Measurement("trained levels that snapping moves", float((schedule.snap(level) != level).sum()), 0)
+    low, high = schedule.sigma_range
+    wrong = 0
+    for kind in ("edm", "log", "native", "stride"):
+        for steps in (2, 25, 250):
+            grid = schedule.grid(steps, kind=kind, sigma_min=low, sigma_max=high, rho=7.0)
+            falls = all(above > below for above, below in pairwise(grid)) and grid[-1] == 0
+            wrong += not (falls and len(grid) == steps + 1 and set(grid[:-1]) <= set(trained))
+    yield Measurement("grids that are no falling trained levels", wrong, 0)
+
+
+def published_tables(context: CheckContext) -> Iterator[Measurement]:
+    """Betas, their product and the posterior's variance of the whole chain and of its respacings."""
+    stored = published(context, "ddpm_a")
+    for name, respacing in RESPACINGS.items():
+        schedule = DDPM(DDPMParams(respacing=respacing))
+        kept = stored.outputs[f"tables/{name}/timestep_map"].tolist()
+        yield Measurement(f"ddpm_a: tables/{name}: timesteps that differ", float(schedule.timesteps != kept), 0)
+        t = torch.arange(len(kept), dtype=torch.float64)
+        ours = {
+            "betas": torch.tensor(schedule.chain.betas, dtype=torch.float64),
+            "alphas_cumprod": schedule.alpha(t) ** 2,
+            "posterior_log_variance_clipped": schedule.reverse(t).log_low,
+        }
+        yield from parity("ddpm_a", {f"tables/{name}/{key}": tensor for key, tensor in ours.items()}, stored)
+
+
+# --- the loss -------------------------------------------------------------------------------------------------------
+
+
+def likelihood(context: CheckContext) -> Iterator[Measurement]:
+    """What the first step's likelihood gives to the 256 values of a pixel adds up to 1, wherever its mean is."""
+    values = torch.linspace(-1, 1, 256, dtype=torch.float64)[:, None, None, None].expand(-1, 8, 1, 5)
+    mean = torch.linspace(-1.1, 1.1, 8, dtype=torch.float64)[:, None, None]
+    fraction = torch.linspace(-3, 3, 5, dtype=torch.float64)
+    first = DDPM(DDPMParams()).reverse(torch.zeros(256, dtype=torch.float64))
+    total = log_likelihood(values, values - mean, first, fraction).exp().sum(0)
+    yield Measurement("sum of the likelihoods of all values, from 1", float((total - 1).abs().max()), 1e-9)
+
+
+def published_losses(context: CheckContext) -> Iterator[Measurement]:
+    """The losses of DiT, of its options, and of MDTv2; and how far float32 is from float64."""
+    stored, schedule = published(context, "ddpm_a"), DDPM(DDPMParams())
+    given = [stored.inputs[name] for name in ("x_start", "noise", "t", "model_output")]
+    bound: dict[str, Any] = {"mse_weight": 0.0, "vb_weight": 1000.0, "vb_trains": "all"}
+    ours = {
+        "train/loss": value_of(schedule, *given),
+        "train/mse": value_of(schedule, *given, vb_weight=0.0),
+        "train_kl/loss": value_of(schedule, *given, **bound),
+    }
+    yield from parity("ddpm_a", ours, stored)
+    single = value_of(schedule, *(tensor.float() if tensor.is_floating_point() else tensor for tensor in given))
+    off = difference(single.double(), stored.outputs["train/loss"])
+    yield Measurement("ddpm_a: train/loss in float32", off, 1e-5)
+    stored = published(context, "mdtv2_a")
+    given = [stored.inputs[f"loss_{name}"] for name in ("x0", "noise", "t", "output")]
+    yield from parity("mdtv2_a", {"train/loss": value_of(schedule, *given, weighting="min_snr")}, stored)
+
+
+def value_of(schedule: DDPM, x0: Tensor, noise: Tensor, t: Tensor, output: Tensor, **settings: Any) -> Tensor:
+    """The hybrid loss of a network's output [B, 2 C, H, W] at timesteps t [B], [B]."""
+    channels, t = x0.shape[1], t.to(x0.dtype)
+    view = View(network="student", x=schedule.perturb(x0, noise, t), t=t, labels=t.long(), x0=x0, noise=noise)
+    context = things.context()
+    context.schedule = schedule
+    outputs = Outputs(raw=output[:, :channels], extra=output[:, channels:])
+    value: Tensor = Hybrid(HybridParams(**settings))(context, {"student": view}, {"student": outputs})
+    return value
+
+
+# --- the samplers ---------------------------------------------------------------------------------------------------
+
+
+def sampler(context: CheckContext, **settings: Any) -> tuple[Sampler, list[float]]:
+    """The sampler whose check this is, with these settings, and its levels."""
+    assert context.component is not None
+    schedule, params = DDPM(DDPMParams()), cast(SamplerParams, context.component.params(**settings))
+    made: Sampler = context.component.build(params, schedule=schedule)
+    return made, noise_levels(params, schedule)
+
+
+def ideal(x: Tensor, sigma: float) -> Tensor:
+    """E[x0 | x] of images N(MEAN, STD^2)."""
+    return MEAN + STD**2 / (STD**2 + sigma**2) * (x - MEAN)
+
+
+def known_chain(sigmas: list[float]) -> Denoise:
+    """The ideal denoiser, with the variance fraction that makes each reverse step exact.
+
+    x_{t-1} given x_t spreads by the posterior's variance times 1 + gain m, m = STD^2 / (STD^2 + sigma^2).
+    """
+    chain = Chain(tuple(reversed(sigmas[:-1])))
+
+    def denoise(x: Tensor, sigma: float) -> Prediction:
+        t = chain.levels.index(sigma)
+        m, span = STD**2 / (STD**2 + sigma**2), math.log(chain.betas[t] / chain.posterior_variances[t])
+        return Prediction(ideal(x, sigma), torch.full_like(x, 2 * math.log1p(chain.gains[t] * m) / span - 1))
+
+    return denoise
+
+
+def spread(context: CheckContext) -> Iterator[Measurement]:
+    """With the right variance every reverse step is exact, however long: twelve of them give the data's mean and variance."""
+    walk, sigmas = sampler(context, steps=12)
+    drawn = walk(known_chain(sigmas), sigmas[0] * unit(0), sigmas, noise=lambda step: unit(1 + step))
+    mean = abs(float(drawn.mean()) - MEAN) / (STD / math.sqrt(MANY))
+    yield Measurement("mean of the samples, from the data's in standard errors", mean, FIVE_ERRORS)
+    variance = abs(float(drawn.var()) / STD**2 - 1) * math.sqrt(MANY / 2)
+    yield Measurement("variance of the samples, from the data's in standard errors", variance, FIVE_ERRORS)
+
+
+def unit(key: int) -> Tensor:
+    """Unit noise, [MANY, 1, 1, 1]."""
+    return things.numbers(MANY, 1, 1, 1, key=key, dtype=torch.float64)
+
+
+def convergence(context: CheckContext) -> Iterator[Measurement]:
+    """How fast the error to the exact flow of Gaussian images falls with the steps, without noise."""
+    walk, sigmas = sampler(context)
+    high, low = sigmas[0], sigmas[-2]
+    u = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+    x = (high * torch.special.ndtri(u)).view(-1, 1, 1, 1)
+    exact = MEAN + (x - MEAN) * math.sqrt((STD**2 + low**2) / (STD**2 + high**2))
+    errors = []
+    for steps in (128, 256, 512):
+        even = [high * (low / high) ** (i / steps) for i in range(steps + 1)]
+        end = walk(lambda x, sigma: Prediction(ideal(x, sigma)), x, even, noise=lambda step: x)
+        errors.append(float((end - exact).square().mean().sqrt()))
+    for (coarse, fine), (error, smaller) in zip(pairwise((128, 256, 512)), pairwise(errors), strict=True):
+        order = math.log2(error / smaller)
+        yield Measurement(f"order of convergence, {coarse} to {fine} steps, from 1", abs(order - 1), 0.05)
+
+
+def published_ancestral(context: CheckContext) -> Iterator[Measurement]:
+    """The published implementation's 25 steps of a network in closed form, with its x0 free and bounded."""
+    yield from _published(context, {"ddpm25/final": {}, "ddpm25_clip/final": {"clip": 1.0}})
+
+
+def published_ddim(context: CheckContext) -> Iterator[Measurement]:
+    """The same for DDIM, on both respacings and with noise."""
+    runs: dict[str, dict[str, Any]] = {
+        "ddim_map_25_eta0/final": {},
+        "ddim_map_25_eta0.5/final": {"eta": 0.5},
+        "ddim_map_ddim25_eta0/final": {"grid": "stride"},
+    }
+    yield from _published(context, runs)
+
+
+def _published(context: CheckContext, runs: dict[str, dict[str, Any]]) -> Iterator[Measurement]:
+    """25 steps with each of the settings."""
+    stored, schedule = published(context, "ddpm_a"), DDPM(DDPMParams())
+    noises: Callable[[int], Tensor] = stored.inputs["loop_noises"].__getitem__
+    for name, settings in runs.items():
+        walk, sigmas = sampler(context, steps=25, **settings)
+        x = math.sqrt(1 + sigmas[0] ** 2) * stored.inputs["loop_xT"]
+        final = walk(lambda x, sigma: closed_form(schedule, x, sigma), x, sigmas, noise=noises)
+        yield from parity("ddpm_a", {name: final}, stored)
+
+
+def closed_form(schedule: DDPM, x: Tensor, sigma: float) -> Prediction:
+    """The stored network at x / alpha: eps = (0.2 + 0.8 u) x_t + 0.1 sin 3 x_t, v = sin(2 x_t + 5 u), u = t / 1000."""
+    u = float(schedule.t_from_sigma(torch.tensor([sigma], dtype=torch.float64))) / 1000
+    native = x / math.sqrt(1 + sigma**2)
+    eps = native * (0.2 + 0.8 * u) + 0.1 * torch.sin(3 * native)
+    return Prediction(x - sigma * eps, torch.sin(2 * native + 5 * u))
