@@ -229,20 +229,26 @@ def refused(place: Path) -> bool:
 # Recipes
 # --------------------------------------------------------------------------------------------------------------------
 
+GROUND = "base"
+"""The folder of what recipes extend."""
+OUTSIDE = ("SD-D", "SD-C")
+"""Codes of what a recipe needs beside itself: data, and weights to begin with."""
 SMALL = 5_000_000
 """Parameters of the largest network that a quick look takes."""
 
 
 def leaks(context: CheckContext) -> Iterator[Measurement]:
     """The leak detector on every shipped recipe whose data are here: those of small networks, or with `full` all."""
-    absent = {}
-    for path in sorted(lookup.shipped().glob("*.toml")):
+    folder, absent = lookup.shipped(), []
+    for path in sorted(path for path in folder.rglob("*.toml") if path.parent.name != GROUND):
         try:
             recipe = resolve(path)
         except SdditError as refusal:
-            absent[path.stem] = refusal.problems[0].what
+            if not any(problem.code.startswith(OUTSIDE) for problem in refusal.problems):
+                raise
+            absent.append(path.relative_to(folder).with_suffix("").as_posix())
             continue
         if context.full or (plan(recipe).backbone_parameters or math.inf) < SMALL:
             yield from leak(recipe, context)
-    if context.full and absent:
-        raise NotHereError("; ".join(f"{name}: {why}" for name, why in absent.items()))
+    if absent:
+        raise NotHereError(f"the data or first weights of {len(absent)} recipes are not here, {absent[0]} among them")

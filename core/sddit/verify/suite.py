@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
+
+import torch
 
 from sddit.errors import SdditError
 from sddit.interfaces import Check, CheckContext, Measurement, NotHereError
@@ -55,10 +58,22 @@ def verify(context: CheckContext | None = None, progress: Progress | None = None
     context, progress = context or CheckContext(), progress or Progress()
     checks = list(every_check(host()))
     progress.stage("verify", total=len(checks))
-    for of, name, path, component in checks:
-        yield from rows_of(of, name, path, replace(context, component=component))
-        progress.tick()
+    with one_thread():
+        for of, name, path, component in checks:
+            yield from rows_of(of, name, path, replace(context, component=component))
+            progress.tick()
     progress.end_stage()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One CPU thread inside: the tensors are tiny, and threads would wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def every_check(found: Host) -> Iterator[tuple[str, str, str, Component[Any] | None]]:

@@ -1,0 +1,34 @@
+"""`sddit-run verify` on the whole house."""
+
+from __future__ import annotations
+
+import pytest
+
+from sddit.interfaces import CheckContext
+from sddit.plugins import host
+from sddit.verify import core, verify
+from sddit.verify.published import folders
+
+
+def test_no_shipped_recipe_sees_its_target() -> None:
+    """Those of small networks, by the detector that `core/verify/test_leaks.py` tries on planted leaks."""
+    found = list(core.leaks(CheckContext()))
+    assert [m.what for m in found if not m.holds] == []
+    assert "quickstart" in {m.what.partition(":")[0] for m in found}
+
+
+def test_every_check_of_a_component_can_be_loaded() -> None:
+    checked = [c for registry in host().registries.all().values() for c in registry if c.checks]
+    assert checked
+    for component in checked:
+        for name, path in component.checks:
+            module, _, function = path.partition(":")
+            assert module == f"{component.load().__module__.partition('.')[0]}.checks", f"{component.qualified}: {name}"
+            assert function.isidentifier()
+
+
+@pytest.mark.slow
+def test_every_quick_check_holds() -> None:
+    rows = list(verify(CheckContext(fixtures=folders(None))))
+    assert [(row.of, row.check, row.measurement, row.reason) for row in rows if row.verdict == "FAIL"] == []
+    assert sum(row.verdict == "pass" for row in rows) > 100
