@@ -275,6 +275,7 @@ def register_pair_samplers(registry: Registry[PairSampler]) -> None:
         params=PfOdeParams,
         summary="A noisy masked student view and a nearly clean teacher view on one probability-flow ODE trajectory.",
         paper="arXiv:2403.17004",
+        checks={"both views lie on one ray": "sddit_discrimination.checks:ray"},
     )
 
 
@@ -286,4 +287,9 @@ def register_losses(registry: Registry[Loss]) -> None:
         params=DiscriminationParams,
         summary="Teacher-student discrimination between two noise levels of one image, over prototypes.",
         paper="arXiv:2403.17004",
+        checks={
+            "the teacher is an average and learns nothing": "sddit_discrimination.checks:teacher",
+            "cross-entropies": "sddit_discrimination.checks:entropies",
+            "the published DINO": "sddit_discrimination.checks:published_losses",
+        },
     )

@@ -93,6 +93,7 @@ def register_backbones(registry: Registry[Backbone]) -> None:
         summary="Masked diffusion transformer: relative positions, and a block that interpolates hidden tokens.",
         paper="arXiv:2303.14389",
         formats={"mdtv1": "sddit_masking.formats:MDTv1Format", "mdtv2": "sddit_masking.formats:MDTv2Format"},
+        checks={"the published MDT": "sddit_masking.checks:published_mdt"},
     )
 
 
@@ -122,4 +123,8 @@ def register_losses(registry: Registry[Loss]) -> None:
         params=ReconstructionParams,
         summary="Mean squared error of the hidden patches, from the visible ones.",
         paper="arXiv:2306.09305",
+        checks={
+            "what hidden patches are compared with": "sddit_masking.checks:target",
+            "the published MaskDiT": "sddit_masking.checks:published_reconstruction",
+        },
     )
