@@ -134,6 +134,14 @@ class ClassifierParams(FeatureParams):
         return no_classifier(recipe.facts)
 
 
+class PixelsParams(FeatureParams):
+    """The image itself, averaged over a grid of 16x16 places: no network and no classes, for any data set."""
+
+    @property
+    def dimensions(self) -> int:
+        return 3 * 16**2
+
+
 def no_classifier(facts: DataFacts) -> list[Problem]:
     """The problem that no classifier was shipped for this data; none if one was."""
     assets = Path(__file__).parent / "evaluation" / "assets"
@@ -166,6 +174,12 @@ def register_features(registry: Registry[FeatureExtractor]) -> None:
         "sddit.evaluation.features:classifier",
         params=ClassifierParams,
         summary="A small CNN that knows the classes of digits or fashion: 64 features, and class accuracy.",
+    )
+    registry.add(
+        "pixels",
+        "sddit.evaluation.features:pixels",
+        params=PixelsParams,
+        summary="The pixels of a 16x16 thumbnail, 768 features: finds copies of training images that no network favours.",
     )
 
 

@@ -107,6 +107,11 @@ def line_chart(
     )
 
 
+def as_file(chart: Markup) -> str:
+    """A chart as the text of an SVG file of its own; within a page it needs no namespace."""
+    return str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+
+
 def short(value: float) -> str:
     """A number in few letters: 0.00012 -> 1.2e-4, 12000 -> 12k."""
     if value == 0 or not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Feature extractors for metrics: what shipped networks see in images. Their distances are never called FID."""
+"""Feature extractors for metrics: what shipped networks see in images, and plain pixels. Their distances are never called FID."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sddit.evaluation.mobilenet import WIDTHS, MobileNetV2
 from sddit.interfaces import DataFacts
 
 if TYPE_CHECKING:
-    from sddit.builtins import ClassifierParams, MobilenetParams
+    from sddit.builtins import ClassifierParams, MobilenetParams, PixelsParams
 
 ASSETS = Path(__file__).parent / "assets"
 CHUNK = 64
@@ -28,6 +28,7 @@ CHUNK = 64
 N = TypeVar("N", bound=nn.Module)
 
 SIDE = 64  # pixels of an image as MobileNetV2 gets it
+THUMBNAIL = 16  # places of a thumbnail along each side
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -40,6 +41,11 @@ def classifier(params: ClassifierParams, *, facts: DataFacts, device: torch.devi
     """The class CNN of the data set at hand. Raises SD-T910 if none was shipped for it."""
     raise_all(no_classifier(facts))
     return ClassifierFeatures(facts.domain, device)
+
+
+def pixels(params: PixelsParams, *, facts: DataFacts, device: torch.device) -> PixelFeatures:
+    """Thumbnails."""
+    return PixelFeatures(device)
 
 
 class MobileNetFeatures:
@@ -92,6 +98,26 @@ class ClassifierFeatures:
         """uint8 [n, 3, H, W] -> the class it sees [n] int64 on the CPU."""
         num_classes = self._network.to_scores.out_features
         return in_chunks(lambda chunk: self._network(chunk)[1], images, num_classes, self._device).argmax(dim=1)
+
+
+class PixelFeatures:
+    """Red, green and blue in [0, 1], averaged over each place of a 16x16 grid. A smaller image is repeated, pixel by pixel."""
+
+    title = "pixels"
+    dimensions = 3 * THUMBNAIL**2
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 [n, 3, H, W] -> float32 [n, 768] on the CPU."""
+        return in_chunks(self._thumbnails, images, self.dimensions, self._device)
+
+    def classes(self, images: Tensor) -> None:
+        """None: pixels name no class."""
+
+    def _thumbnails(self, images: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(images.float() / 255, THUMBNAIL).flatten(1)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from sddit.errors import error
 
 Array = NDArray[np.float64]
 
+NEAREST = 0.05  # share of unseen real images that are as near to a training image as what is called copied
 CHUNK = 256  # rows of a matrix of pairs that are in memory at once
 
 
@@ -158,6 +159,32 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, k: int) -> tuple[float, f
     return float(hits.mean() / k), float(held.mean())
 
 
+def nearest(points: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.int64], Array]:
+    """For each of n points, the index of the nearest vector of `reference` and the Euclidean distance to it: [n], [n]."""
+    x, y = _pair(points, reference)
+    origin = y.mean(axis=0)
+    centred = y - origin
+    index = np.concatenate([_squared_distances(rows - origin, centred).argmin(axis=1) for _, rows in _chunks(x)])
+    return index, np.asarray(np.sqrt(((x - y[index]) ** 2).sum(axis=1)))  # without the rounding of the norms
+
+
+def copied_share(distances: ArrayLike, unseen: ArrayLike) -> tuple[float, float]:
+    """Share of samples that lie as near to a training image as only the nearest of unseen real images do, and the floor.
+
+    What is near is said by the unseen images: `NEAREST` of them lie so near by chance. A model that learned the
+    distribution has about that share, one that stores training images has more, wherever else its samples are; the
+    comparison of the two sets of distances is that of Meehan et al. (arXiv:2004.05675), here in the tail where copies are.
+    Samples near the middle of the data are near to many training images and count as well: look at the pictures.
+
+    Args:
+        distances: [n] of each sample to its nearest training image.
+        unseen: [m] the same of held-out real images.
+    """
+    distances, unseen = np.asarray(distances, dtype=np.float64), np.asarray(unseen, dtype=np.float64)
+    near = np.quantile(unseen, NEAREST)
+    return float((distances <= near).mean()), float((unseen <= near).mean())
+
+
 def _balls(centres: Array, points: Array, k: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Balls around each centre, reaching to its k-th nearest other centre.
 
@@ -196,6 +223,19 @@ def _squared_distances(a: Array, b: Array) -> Array:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Classes
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def inception_score(probabilities: ArrayLike, size: int) -> Array:
+    """Inception scores of consecutive parts of `size` images (arXiv:1606.03498); the last part may be smaller.
+
+    exp of the mean over images of KL(p(y|x) || p(y)), p(y) the mean within the part. `probabilities` is [n, classes].
+    """
+    p = _vectors(probabilities)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = [part * (np.log(part) - np.log(part.mean(axis=0))) for _, part in _chunks(p, size)]
+    return np.array([np.exp(np.where(np.isnan(part), 0.0, part).sum(axis=1).mean()) for part in parts])  # 0 log 0 = 0
 
 
 def class_accuracy(seen: ArrayLike, asked: ArrayLike) -> float:
@@ -206,10 +246,11 @@ def class_accuracy(seen: ArrayLike, asked: ArrayLike) -> float:
     return float((seen == asked).mean())
 
 
-def _chunks(x: Array) -> Iterator[tuple[int, Array]]:
-    """(index of the first row, rows)."""
-    for start in range(0, len(x), CHUNK):
-        yield start, x[start : start + CHUNK]
+def _chunks(x: Array, size: int | None = None) -> Iterator[tuple[int, Array]]:
+    """(index of the first row, rows), `CHUNK` rows at a time unless told."""
+    size = size or CHUNK
+    for start in range(0, len(x), size):
+        yield start, x[start : start + size]
 
 
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:

@@ -30,6 +30,7 @@ DEFAULT = "default"  # how the origin of an untouched setting begins
 NEAR = 1.5  # a distance of so many floors leaves little to gain
 SPIKE = 10.0  # a gradient norm so many times its median is worth a word
 STILL_FALLING = 0.03  # share by which a term fell in the last tenth of a run
+COPIES = 3.0  # so many times as many near copies as real images give are worth a look
 LEADS = 3.0  # a term whose gradient is so many times that of the first one has taken the lead
 CORE_KEYS = ("loss/", "weight/", "grad_ratio/")  # what the loop logs of a term; the rest is the term's own
 
@@ -185,6 +186,30 @@ def score_rows(scores: Scores) -> Iterator[ScoreRow]:
         f"{scores.recall_floor:.2f}",
         f"samples reach {scores.recall:.0%} of real images",
     )
+    if scores.density is not None and scores.density_floor is not None:
+        yield ScoreRow(
+            f"Density (k = {k})",
+            n,
+            f"{scores.density:.2f}",
+            f"{scores.density_floor:.2f}",
+            "how crowded real images are around samples: above the floor, samples keep to the usual",
+        )
+    if scores.coverage is not None and scores.coverage_floor is not None:
+        yield ScoreRow(
+            f"Coverage (k = {k})",
+            n,
+            f"{scores.coverage:.2f}",
+            f"{scores.coverage_floor:.2f}",
+            f"{scores.coverage:.0%} of real images have a sample nearby",
+        )
+    if scores.copied is not None and scores.copied_floor is not None:
+        yield ScoreRow(
+            "Near copies",
+            scores.samples,
+            f"{scores.copied:.2f}",
+            f"{scores.copied_floor:.2f}",
+            f"{scores.copied:.0%} of samples lie as near to a training image as {scores.copied_floor:.0%} of real ones do",
+        )
     if scores.class_accuracy is not None and scores.class_accuracy_floor is not None:
         yield ScoreRow(
             "Class accuracy",
@@ -248,6 +273,16 @@ def suggestions(run: ReportData, verdicts: Sequence[Verdict]) -> Iterator[NextSt
             yield NextStep(
                 f"By {scores.title}, samples miss part of the variety of real images (recall {scores.recall:.2f}, real images "
                 f"{scores.recall_floor:.2f}): weaker guidance or longer training widens it."
+            )
+        if (
+            scores.copied is not None
+            and scores.copied_floor is not None
+            and scores.copied > COPIES * scores.copied_floor
+        ):
+            yield NextStep(
+                f"By {scores.title}, {scores.copied:.0%} of samples lie as near to a training image as {scores.copied_floor:.0%} "
+                "of real ones do. They may be copies, or merely the plainest of their kind: look at the closest pairs.",
+                "sddit-run evaluate RUN --copies",
             )
     near = bool(run.scores) and all(scores.times_floor <= NEAR for scores in run.scores.values())
     if (label := _still_falling(run.metrics)) and not near:

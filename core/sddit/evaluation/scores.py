@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from sddit.draws import key_of
 from sddit.errors import Problem, raise_all
-from sddit.evaluation.metrics import class_accuracy, frechet_distance, kid, precision_recall
+from sddit.evaluation.metrics import (
+    class_accuracy,
+    copied_share,
+    density_coverage,
+    frechet_distance,
+    kid,
+    nearest,
+    precision_recall,
+)
 from sddit.interfaces import Dataset, FeatureExtractor
 from sddit.recipes.settings import EvaluateSettings
 
@@ -30,14 +38,15 @@ Integers = NDArray[np.int64]
 class Scores:
     """Figures of one extractor, ready for JSON: `Scores(**scores.to_json()) == scores`.
 
-    `*_floor` is what held-out real images get in the samples' place, at the same n.
+    `*_floor` is what held-out real images get in the samples' place, at the same n. None: not measured, by a run of an
+    earlier version or for want of classes.
     """
 
     title: str  # of the extractor, such as "MobileNetV2"
     dimensions: int
     training: int  # images of the reference
     n: int  # images of every figure that has a floor
-    samples: int  # images of `fd_all` and of `class_accuracy`
+    samples: int  # images of `fd_all`, `class_accuracy` and `copied`
     fd: float
     fd_floor: float
     fd_all: float  # of all samples: compares only with other runs at the same number
@@ -47,11 +56,17 @@ class Scores:
     kid_floor_spread: float
     kid_subsets: int
     kid_subset_size: int
-    neighbours: int  # k of precision and recall
+    neighbours: int  # k of precision, recall, density and coverage
     precision: float
     precision_floor: float
     recall: float
     recall_floor: float
+    density: float | None = None  # mean number of real balls around a sample, over k; 1 of equal distributions
+    density_floor: float | None = None
+    coverage: float | None = None  # share of real balls that hold a sample
+    coverage_floor: float | None = None
+    copied: float | None = None  # share of samples as near to a training image as few real images are
+    copied_floor: float | None = None
     class_accuracy: float | None = None  # share of samples in which the extractor sees the asked class
     class_accuracy_floor: float | None = None  # the same of held-out real images and their labels
 
@@ -104,10 +119,10 @@ def evaluate_samples(
     Raises:
         SdditError: SD-T906 for a set too small for the statistics, SD-T907 for a non-finite feature.
     """
-    _refuse_few({"samples": samples, "training images": train_set, "held-out images": test_set}, settings.neighbours)
-    training = _see_split(train_set, extractors, settings.batch)
-    heldout = _see_split(test_set, extractors, settings.batch)
-    generated = _see(_batches(samples, labels, settings.batch), extractors)
+    refuse_few({"samples": samples, "training images": train_set, "held-out images": test_set}, settings.neighbours)
+    training = see_split(train_set, extractors, settings.batch)
+    heldout = see_split(test_set, extractors, settings.batch)
+    generated = see_images(samples, labels, extractors, settings.batch)
     return {
         label: scores(
             generated[label],
@@ -135,14 +150,17 @@ def scores(
     """Compare what one extractor made of samples, of the training split and of held-out images."""
     n = min(len(generated.features), len(heldout.features))
     fake = generated.features[:n]
-    real = heldout.features[_choose(n, len(heldout.features), seed, "heldout")]
-    peers = reference[_choose(n, len(reference), seed, "training")]  # neighbours compare sets of one size only
+    real = heldout.features[choose(n, len(heldout.features), seed, "heldout")]
+    peers = reference[choose(n, len(reference), seed, "training")]  # neighbours compare sets of one size only
     size = min(settings.kid_subset_size, n, len(reference))
     kernel = {"subsets": settings.kid_subsets, "size": size}
     kid_mean, kid_spread = kid(reference, fake, **kernel, rng=_rng(seed, "kid"))
     floor_mean, floor_spread = kid(reference, real, **kernel, rng=_rng(seed, "kid"))
     precision, recall = precision_recall(peers, fake, settings.neighbours)
     precision_floor, recall_floor = precision_recall(peers, real, settings.neighbours)
+    density, coverage = density_coverage(peers, fake, settings.neighbours)
+    density_floor, coverage_floor = density_coverage(peers, real, settings.neighbours)
+    copied, copied_floor = copied_share(*(nearest(seen.features, reference)[1] for seen in (generated, heldout)))
     return Scores(
         title=title,
         dimensions=reference.shape[1],
@@ -163,12 +181,18 @@ def scores(
         precision_floor=precision_floor,
         recall=recall,
         recall_floor=recall_floor,
+        density=density,
+        density_floor=density_floor,
+        coverage=coverage,
+        coverage_floor=coverage_floor,
+        copied=copied,
+        copied_floor=copied_floor,
         class_accuracy=_accuracy(generated, num_classes),
         class_accuracy_floor=_accuracy(heldout, num_classes),
     )
 
 
-def _refuse_few(sets: Mapping[str, Sized], neighbours: int) -> None:
+def refuse_few(sets: Mapping[str, Sized], neighbours: int) -> None:
     """Every set needs more images than a ball has neighbours, or there is nothing to measure."""
     least = max(2, neighbours + 1)
     raise_all(
@@ -193,7 +217,9 @@ def _accuracy(seen: Seen, num_classes: int) -> float | None:
     return class_accuracy(seen.classes[asked], seen.labels[asked])
 
 
-def _see_split(dataset: Dataset, extractors: Mapping[str, FeatureExtractor], batch: int) -> dict[str, Seen]:
+def see_split(dataset: Dataset, extractors: Mapping[str, FeatureExtractor], batch: int) -> dict[str, Seen]:
+    """What each extractor makes of a split."""
+
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(dataset), batch):
             x, labels = dataset.fetch(range(start, min(start + batch, len(dataset))))
@@ -202,9 +228,12 @@ def _see_split(dataset: Dataset, extractors: Mapping[str, FeatureExtractor], bat
     return _see(batches(), extractors)
 
 
-def _batches(samples: Tensor, labels: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(samples), batch):
-        yield samples[start : start + batch], labels[start : start + batch]
+def see_images(
+    images: Tensor, labels: Tensor, extractors: Mapping[str, FeatureExtractor], batch: int
+) -> dict[str, Seen]:
+    """What each extractor makes of images, uint8 [n, 3, H, W]."""
+    parts = range(0, len(images), batch)
+    return _see(((images[at : at + batch], labels[at : at + batch]) for at in parts), extractors)
 
 
 def _see(batches: Iterator[tuple[Tensor, Tensor]], extractors: Mapping[str, FeatureExtractor]) -> dict[str, Seen]:
@@ -229,7 +258,7 @@ def _numpy(tensor: Tensor) -> Any:
     return tensor.detach().cpu().numpy()
 
 
-def _choose(n: int, total: int, seed: int, purpose: str) -> Integers:
+def choose(n: int, total: int, seed: int, purpose: str) -> Integers:
     """Indices of `n` of `total` images (all of them if there are no more), rising, keyed by seed and purpose."""
     if n >= total:
         return np.arange(total)

@@ -17,6 +17,7 @@ from PIL import Image
 from sddit.cli.explain import EXITS
 from sddit.cli.show import shown
 from sddit.errors import catalogue
+from sddit.evaluation.adm import AdmScores
 from sddit.testing import TOY_PAIR_RECIPE
 
 # ------------------------------------------------------------------------------------------------------------- plugins
@@ -311,6 +312,34 @@ def test_evaluate_prints_scores(sddit_run, toy_recipe):
     assert one["n"] < one["samples"] == 24
     assert re.search(rf"^Frechet distance, all 24 samples +{one['fd_all']:.4g} *$", said.out, re.MULTILINE)
     assert one["title"] == "channel moments"
+
+
+def test_evaluate_probes_and_looks_for_copies(sddit_run, toy_recipe):
+    run = Path(json.loads(sddit_run(toy_recipe, "dataset.images=90", "--json").out)["folder"])
+    said = sddit_run("evaluate", run, "--probe", "--copies")
+    assert said.status == 0, said.err
+    assert re.search(r"^linear probe of student, 30 held-out images \(chance 0\.333", said.out, re.MULTILINE)
+    assert re.search(r"^2 +0\.\d{3} \(0\.\d{3}\)", said.out, re.MULTILINE)
+    assert re.search(r"^pixels +[\d.]+ +0\.0\d+ +\S+copies-pixels\.png *$", said.out, re.MULTILINE)
+    found = json.loads(sddit_run("evaluate", run, "--probe", "--json").out)
+    assert found == {"probe": json.loads((run / "probe.json").read_text(encoding="utf-8"))}
+    assert json.loads(sddit_run("evaluate", run, "--copies", "--json").out)["copies"]["pixels"]["title"] == "pixels"
+
+
+def test_evaluate_scores_by_the_files_of_its_user(sddit_run, trained, monkeypatch):
+    figures = {"samples": 5, "fid": 12.345, "sfid": None, "inception_score": 3.5, "precision": 0.5, "recall": 0.25}
+    found = AdmScores(**figures, reference="r.npz", weights_sha256="ab" * 32)
+    monkeypatch.setattr("sddit.evaluation.adm.adm_of_run", lambda *_, **__: found)
+    said = sddit_run("evaluate", trained, "--inception", "w.pth", "--reference", "r.npz")
+    assert said.status == 0, said.err
+    assert re.search(r"^5 samples against r\.npz, weights abababababab$", said.out, re.MULTILINE)
+    assert re.search(r"^FID +12\.35 *$", said.out, re.MULTILINE)
+    assert "sFID" not in said.out
+    assert json.loads(sddit_run("evaluate", trained, "--inception", "w", "--reference", "r", "--json").out) == {
+        "adm": found.to_json()
+    }
+    alone = sddit_run("evaluate", trained, "--inception", "w.pth")
+    assert (alone.status, "belong together" in alone.err) == (2, True)
 
 
 def test_table_puts_runs_side_by_side(sddit_run, toy_recipe, tmp_path, monkeypatch):

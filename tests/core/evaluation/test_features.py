@@ -11,11 +11,19 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sddit.builtins import ClassifierParams, DigitsParams, FashionParams, MobilenetParams
+from sddit.builtins import ClassifierParams, DigitsParams, FashionParams, MobilenetParams, PixelsParams
 from sddit.data.splits import ImageSplit, digits, fashion
 from sddit.errors import SdditError
 from sddit.evaluation.classifier import ClassCNN
-from sddit.evaluation.features import ASSETS, CHUNK, ClassifierFeatures, MobileNetFeatures, classifier, mobilenet
+from sddit.evaluation.features import (
+    ASSETS,
+    CHUNK,
+    ClassifierFeatures,
+    MobileNetFeatures,
+    classifier,
+    mobilenet,
+    pixels,
+)
 from sddit.evaluation.mobilenet import MobileNetV2
 from sddit.interfaces import FeatureExtractor
 
@@ -49,6 +57,7 @@ def extractors(name: str) -> list[FeatureExtractor]:
     return [
         mobilenet(MobilenetParams(), facts=facts, device=CPU),
         classifier(ClassifierParams(), facts=facts, device=CPU),
+        pixels(PixelsParams(), facts=facts, device=CPU),
     ]
 
 
@@ -141,7 +150,7 @@ def test_damage_moves_the_features_more_than_other_real_images_do() -> None:
     real, _ = images_of("fashion", "train", 400)
     other, _ = images_of("fashion", "test", 400)
     blurred = F.avg_pool2d(other.float(), 3, 1, padding=1).round().to(torch.uint8)
-    for extractor in extractors("fashion"):
+    for extractor in extractors("fashion")[:2]:  # pixels see what a picture is made of, not what it shows
         centre = extractor.features(real).mean(0)
         floor, damaged = (((extractor.features(x).mean(0) - centre) ** 2).sum() for x in (other, blurred))
         assert damaged > 5 * floor
@@ -149,8 +158,9 @@ def test_damage_moves_the_features_more_than_other_real_images_do() -> None:
 
 def test_mobilenet_names_no_classes() -> None:
     images, _ = images_of("digits", "test", 3)
-    mobile, cnn = extractors("digits")
+    mobile, cnn, thumbnails = extractors("digits")
     assert mobile.classes(images) is None
+    assert thumbnails.classes(images) is None
     assert cnn.classes(images) is not None
     assert (mobile.title, cnn.title) == ("MobileNetV2", "CNN of digits")
     assert "FID" not in mobile.title + cnn.title
@@ -169,10 +179,21 @@ def test_a_set_without_a_classifier_is_told_what_there_is() -> None:
     assert "mobilenet" in refused.value.problems[0].fix
 
 
-@pytest.mark.parametrize("params", [MobilenetParams(), ClassifierParams()])
-def test_the_width_is_known_before_anything_is_built(params: MobilenetParams | ClassifierParams) -> None:
-    index = 0 if isinstance(params, MobilenetParams) else 1
+@pytest.mark.parametrize(("index", "params"), [(0, MobilenetParams()), (1, ClassifierParams()), (2, PixelsParams())])
+def test_the_width_is_known_before_anything_is_built(
+    index: int, params: MobilenetParams | ClassifierParams | PixelsParams
+) -> None:
     assert extractors("digits")[index].dimensions == params.dimensions
+
+
+def test_thumbnails_are_means_of_their_places() -> None:
+    thumbnails = extractors("digits")[2]
+    images = torch.randint(0, 256, (3, 3, 32, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    expected = images.double().view(3, 3, 16, 2, 16, 4).mean(dim=(3, 5)).flatten(1) / 255
+    torch.testing.assert_close(thumbnails.features(images).double(), expected)
+    small = images[..., :8, :8]
+    repeated = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(thumbnails.features(small), thumbnails.features(repeated))
 
 
 def test_the_cnn_takes_levels_and_unit_range_alike() -> None:

@@ -18,6 +18,7 @@ from sddit.evaluation.metrics import (
     density_coverage,
     frechet,
     frechet_distance,
+    inception_score,
     kid,
     mmd2,
     moments,
@@ -74,6 +75,26 @@ def test_published_counts(published, pair, k):
     ]
     assert found == pytest.approx(expected, abs=1e-12)
     assert [*precision_recall(real, fake, k + 1), *density_coverage(real, fake, k + 1)] != pytest.approx(expected)
+
+
+def test_published_inception_scores(published):
+    stored = published("metrics_a")
+    logits = stored.inputs["logits"].numpy()
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = exponentials / exponentials.sum(axis=1, keepdims=True)
+    for splits in (1, 10):
+        scores = inception_score(p, len(p) // splits)
+        assert scores == pytest.approx(stored.outputs[f"inception/splits{splits}/scores"].numpy(), rel=1e-9)
+        mean_std = stored.outputs[f"inception/splits{splits}/mean_std"].numpy()
+        assert [scores.mean(), scores.std()] == pytest.approx(mean_std, rel=1e-9, abs=1e-12)
+    assert inception_score(p, 59)[:10] != pytest.approx(stored.outputs["inception/splits10/scores"].numpy(), rel=1e-9)
+
+
+def test_inception_scores_of_certain_and_of_blind_classifiers():
+    certain = np.eye(5)[np.arange(40) % 5]
+    assert inception_score(certain, 40) == pytest.approx([5.0])  # 0 log 0 is 0
+    assert inception_score(np.full((40, 5), 0.2), 15) == pytest.approx([1.0, 1.0, 1.0])
+    assert inception_score(certain[:1].repeat(4, axis=0), 4) == pytest.approx([1.0])
 
 
 # Frechet distance ----------------------------------------------------------------------------------------------------

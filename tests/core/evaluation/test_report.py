@@ -208,6 +208,26 @@ def test_scores_in_words():
     assert len(list(score_rows(toy_scores(class_accuracy=None, class_accuracy_floor=None)))) == len(words) - 1
 
 
+def test_scores_that_an_earlier_version_did_not_take_have_no_row():
+    later = {
+        "density": 0.9,
+        "density_floor": 1.0,
+        "coverage": 0.5,
+        "coverage_floor": 0.9,
+        "copied": 0.2,
+        "copied_floor": 0.05,
+    }
+    before, after = (list(score_rows(toy_scores(**values))) for values in ({}, later))
+    new = [row for row in after if row not in before]
+    assert [row.name for row in new] == ["Density (k = 3)", "Coverage (k = 3)", "Near copies"]
+    assert [(row.value, row.real, row.n) for row in new] == [
+        ("0.90", "1.00", 360),
+        ("0.50", "0.90", 360),
+        ("0.20", "0.05", 1000),
+    ]
+    assert new[2].words == "20% of samples lie as near to a training image as 5% of real ones do"
+
+
 def advice(**changed) -> list[str]:
     base = {"metrics": rows("aux"), "scores": {"q": toy_scores()}, "monitors": {}}
     return [f"{step.text} {step.command}" for step in suggestions(replace(toy_run(), **(base | changed)), [])]
@@ -224,6 +244,7 @@ def test_a_sound_run_needs_no_advice():
         ({"metrics": rows("aux", spike=20)}, "At step 310 the gradient was 20 times"),
         ({"scores": {"q": toy_scores(precision=0.4)}}, "look unlike any real image"),
         ({"scores": {"q": toy_scores(recall=0.4)}}, "miss part of the variety"),
+        ({"scores": {"q": toy_scores(copied=0.2, copied_floor=0.05)}}, "evaluate RUN --copies"),
     ],
 )
 def test_advice_follows_the_numbers(changed, word):

@@ -122,6 +122,26 @@ def test_scores_survive_json():
     assert Scores(**json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
 
 
+def test_scores_of_earlier_versions_are_read():
+    found = score(*toy_images(3, 90))
+    later = {f"{name}{end}" for name in ("density", "coverage", "copied") for end in ("", "_floor")}
+    old = {key: value for key, value in found.to_json().items() if key not in later}
+    assert Scores(**old) == replace(found, **dict.fromkeys(later))
+
+
+def test_density_coverage_and_copies_stand_beside_their_floors():
+    honest = score(*toy_images(3, 90))
+    assert honest.density == pytest.approx(honest.density_floor, rel=0.3)
+    assert honest.coverage > 0.7 * honest.coverage_floor
+    assert honest.copied < 0.2
+    assert honest.copied_floor == 0.05
+    one = toy(1, 200).images[:1].repeat(90, 1, 1, 1)  # the same training image over and over
+    collapsed = score(one, torch.zeros(90, dtype=torch.int64))
+    assert collapsed.copied == 1.0
+    assert collapsed.coverage < 0.3 * honest.coverage
+    assert (collapsed.copied_floor, collapsed.density_floor) == (honest.copied_floor, honest.density_floor)
+
+
 def test_class_accuracy_is_left_out_where_it_says_nothing():
     samples, labels = toy_images(3, 90)
     assert score(samples, labels, classifies=False).class_accuracy is None

@@ -1,0 +1,141 @@
+"""What the tokens of a network tell of the class: a linear probe and nearest neighbours, by depth and noise level. No torch.
+
+Features are mean-pooled patch tokens; the network is given the null label, so that only the image can tell. Beside every
+accuracy stands that of the same network with its initial weights: even random features beat chance. Where blocks begin as
+identities (adaLN-Zero) these tell no more than the mean patch, and a handful of steps lifts them: what a method adds is
+seen against another trained network, not against this floor.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from sddit.errors import error
+from sddit.evaluation.charts import Reference, Series, line_chart
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Table = tuple[tuple[float, ...], ...]
+
+PROBE = "probe.json"
+RIDGE = 1e-3  # penalty on the squared weights of the linear probe, per training image; features have deviation 1
+NEIGHBOURS = 20
+TEMPERATURE = 0.07  # of the neighbours' votes
+CHUNK = 512  # rows of a matrix of pairs that are in memory at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Accuracies on held-out images, ready for JSON. Tables have a row for each noise level and a column for each block."""
+
+    weights: str  # `student` or the label of an [ema]
+    training: int  # images
+    heldout: int
+    classes: int
+    chance: float  # share of the most frequent class among the held-out images
+    noise: tuple[float, ...]  # noise levels as sigma / (sigma + deviation of the data): 0 clean, 1 nothing but noise
+    sigmas: tuple[float, ...]  # the same in variance-exploding coordinates
+    blocks: tuple[int, ...]  # the tokens after these, counted from 1
+    linear: Table
+    neighbours: Table
+    linear_untrained: Table  # of the network as it was initialised
+    neighbours_untrained: Table
+
+    def best(self, table: Table) -> tuple[float, int, float]:
+        """(accuracy, block, noise level) of the best entry; the shallowest of equal ones."""
+        accuracy, column, row = max((value, -j, -i) for i, values in enumerate(table) for j, value in enumerate(values))
+        return accuracy, self.blocks[-column], self.noise[-row]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_probe(folder: Path) -> Probe | None:
+    """The probe of a run folder; None if it has none. Raises SD-F704 for a file that this program did not write."""
+    path = folder / PROBE
+    if not path.is_file():
+        return None
+    try:
+        return Probe(**_as_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError) as fault:
+        raise error(
+            "SD-F704",
+            "a file of the run folder cannot be read",
+            where=str(path),
+            got=str(fault),
+            fix="sddit-run evaluate RUN --probe   makes it anew",
+        ) from fault
+
+
+def charts(probe: Probe) -> dict[str, Markup]:
+    """`linear` and `neighbours`: accuracy over depth, a line for each noise level."""
+    return {
+        "linear": _chart(probe, "Linear probe", probe.linear, probe.linear_untrained),
+        "neighbours": _chart(probe, f"{NEIGHBOURS} nearest neighbours", probe.neighbours, probe.neighbours_untrained),
+    }
+
+
+def _chart(probe: Probe, title: str, trained: Table, untrained: Table) -> Markup:
+    return line_chart(
+        f"{title}: held-out accuracy",
+        [Series(f"noise {noise:g}", probe.blocks, row) for noise, row in zip(probe.noise, trained, strict=True)],
+        x_label="block",
+        references=[Reference("chance", probe.chance), Reference("untrained at best", max(map(max, untrained)))],
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Learners, in float64
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def linear_accuracy(train: Array, labels: Integers, test: Array, test_labels: Integers) -> float:
+    """Accuracy of ridge regression on class indicators, in closed form.
+
+    Args:
+        train, test: [n, d] and [m, d].
+        labels, test_labels: [n] and [m], classes from 0.
+    """
+    mean, scale = train.mean(axis=0), train.std(axis=0)
+    scale[scale <= 1e-12 * np.abs(train).max(axis=0)] = np.inf  # a feature that never changes
+    x, z = (train - mean) / scale, (test - mean) / scale
+    indicators = np.eye(int(labels.max()) + 1)[labels]  # [n, classes]
+    means = indicators.mean(axis=0)
+    gram = x.T @ x + RIDGE * len(x) * np.eye(x.shape[1])
+    weights = np.linalg.solve(gram, x.T @ (indicators - means))  # [d, classes]
+    return float(((z @ weights + means).argmax(axis=1) == test_labels).mean())
+
+
+def neighbour_accuracy(train: Array, labels: Integers, test: Array, test_labels: Integers) -> float:
+    """Accuracy of the votes of the 20 nearest training images by cosine, each worth exp(cosine / 0.07) (arXiv:1805.01978).
+
+    Takes what `linear_accuracy` takes.
+    """
+    x, z = _unit(train), _unit(test)
+    k = min(NEIGHBOURS, len(x))
+    correct = 0
+    for start in range(0, len(z), CHUNK):
+        cosines = z[start : start + CHUNK] @ x.T  # [rows, n]
+        near = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        worth = np.exp((np.take_along_axis(cosines, near, axis=1) - 1) / TEMPERATURE)
+        votes = np.zeros((len(cosines), int(labels.max()) + 1))
+        np.add.at(votes, (np.arange(len(cosines))[:, None], labels[near]), worth)
+        correct += int((votes.argmax(axis=1) == test_labels[start : start + CHUNK]).sum())
+    return correct / len(z)
+
+
+def _unit(x: Array) -> Array:
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300))
+
+
+def _as_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_tuples(each) for key, each in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

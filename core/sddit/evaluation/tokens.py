@@ -1,0 +1,149 @@
+"""The probe of a run: tokens of every block at a few noise levels, and what they tell of the class."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sddit.api import load_run
+from sddit.data import seen_std
+from sddit.denoiser import precondition
+from sddit.draws import Draws
+from sddit.environment import choose_device
+from sddit.errors import error
+from sddit.evaluation.charts import as_file
+from sddit.evaluation.probe import PROBE, Array, Integers, Probe, charts, linear_accuracy, neighbour_accuracy
+from sddit.evaluation.scores import choose, refuse_few
+from sddit.interfaces import Backbone, Dataset, NoiseSchedule
+from sddit.progress import Progress
+from sddit.recipes.recipe import Recipe
+from sddit.training.run_folder import RunFolder
+from sddit.training.session import build_backbone
+
+NOISE = (0.1, 0.3, 0.5, 0.7)
+"""sigma / (sigma + deviation of the data): the time of a linear path from data to noise, whatever the schedule."""
+MOST_IMAGES = 10_000
+"""Of a split; of a larger one as many are drawn, keyed by the seed."""
+BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The images of one split that are looked at."""
+
+    name: str
+    dataset: Dataset
+    ids: Integers  # [n]
+
+
+def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
+    """Probe the weights that a run samples with, at its newest good checkpoint.
+
+    Writes `probe.json`, and its charts `probe-linear.svg` and `probe-neighbours.svg`, into the run folder.
+
+    Raises:
+        SdditError: SD-T931 for data without classes, SD-T906 for data without held-out images.
+    """
+    chosen = choose_device(device)
+    model = load_run(folder)
+    recipe = model.require_recipe()
+    if recipe.facts.num_classes < 2:
+        raise error(
+            "SD-T931",
+            "no classes to probe",
+            where="dataset",
+            got=f"{recipe.facts.num_classes} classes",
+            expect="a data set with labels",
+        )
+    untrained = build_backbone(recipe, device=chosen).eval()
+    found = probe(model.backbone.to(chosen), untrained, model.require_schedule(), recipe, progress)
+    with RunFolder(folder) as held:
+        held.write_json(PROBE, found.to_json())
+        for name, chart in charts(found).items():
+            held.write_text(f"probe-{name}.svg", as_file(chart))
+    return found
+
+
+def probe(
+    trained: nn.Module, untrained: nn.Module, schedule: NoiseSchedule, recipe: Recipe, progress: Progress
+) -> Probe:
+    """Probe two networks of one architecture on the data of a recipe."""
+    training, heldout = (split_of(recipe, name) for name in ("train", "test"))
+    refuse_few({"training images": training.ids, "held-out images": heldout.ids}, recipe.evaluate.neighbours)
+    blocks = range(1, 1 + len(cast(Backbone, trained).blocks))
+    sigmas = levels(schedule, seen_std(recipe.dataset.params, recipe.facts))
+    tables: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    progress.stage("probing", total=2 * len(sigmas))
+    for sigma in sigmas:
+        for ending, network in (("", trained), ("_untrained", untrained)):
+            train, labels = pooled(network, schedule, training, sigma, blocks, recipe.seed)
+            test, test_labels = pooled(network, schedule, heldout, sigma, blocks, recipe.seed)
+            for kind, accuracy in (("linear", linear_accuracy), ("neighbours", neighbour_accuracy)):
+                tables[kind + ending].append(tuple(accuracy(train[b], labels, test[b], test_labels) for b in blocks))
+            progress.tick()
+    progress.end_stage()
+    return Probe(
+        weights=recipe.sampled_weights,
+        training=len(training.ids),
+        heldout=len(heldout.ids),
+        classes=recipe.facts.num_classes,
+        chance=float(np.bincount(test_labels).max() / len(test_labels)),
+        noise=NOISE,
+        sigmas=tuple(sigmas),
+        blocks=tuple(blocks),
+        **{name: tuple(rows) for name, rows in tables.items()},
+    )
+
+
+def split_of(recipe: Recipe, name: str) -> Split:
+    """A split of the recipe's data, or as much of it as is looked at."""
+    dataset: Dataset = recipe.dataset.build(split=name)
+    return Split(name, dataset, choose(MOST_IMAGES, len(dataset), recipe.seed, f"probe/{name}"))
+
+
+def levels(schedule: NoiseSchedule, deviation: float) -> list[float]:
+    """`NOISE` in variance-exploding coordinates: the nearest levels that were trained."""
+    low, high = schedule.sigma_range
+    asked = torch.tensor([share / (1 - share) * deviation for share in NOISE], dtype=torch.float64)
+    return [float(sigma) for sigma in schedule.snap(asked.clamp(low, high))]
+
+
+@torch.no_grad()
+def pooled(
+    network: nn.Module, schedule: NoiseSchedule, split: Split, sigma: float, blocks: Sequence[int], seed: int
+) -> tuple[dict[int, Array], Integers]:
+    """Mean of the patch tokens after each block, [n, D] by block, of images at one noise level; and their labels [n].
+
+    The noise of an image is a function of the seed, its split and its number alone; the label given is the null label.
+    """
+    weight = next(network.parameters())
+    tokens: dict[int, list[Array]] = {block: [] for block in blocks}
+    labels: list[Tensor] = []
+    for start in range(0, len(split.ids), BATCH):
+        ids = split.ids[start : start + BATCH]
+        x0, true = split.dataset.fetch(ids.tolist())
+        noise = Draws(seed, 0, torch.from_numpy(ids)).normal(f"probe/noise/{split.name}", x0.shape[1:])
+        t = schedule.t_from_sigma(torch.full((len(ids),), sigma, dtype=torch.float64))
+        x = schedule.perturb(x0.double(), noise.double(), t).to(weight.device)
+        null = torch.full((len(ids),), split.dataset.facts.num_classes, device=weight.device)
+        out = precondition(
+            cast(Backbone, network),
+            schedule,
+            x,
+            t.to(weight.device),
+            null,
+            taps=blocks,
+            output=False,
+            dtype=weight.dtype,
+        )
+        for block in blocks:
+            tokens[block].append(out.taps[block].patch.double().mean(dim=1).cpu().numpy())
+        labels.append(true)
+    return {block: np.concatenate(parts) for block, parts in tokens.items()}, torch.cat(labels).numpy()
