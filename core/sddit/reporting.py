@@ -24,7 +24,7 @@ NOISE_QUARTERS = ("least noise", "second quarter", "third quarter", "most noise"
 def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores]) -> str:
     """`report.html` of a run whose metrics, pictures and environment lie in its folder."""
     metrics = read_metrics(folder / "metrics.jsonl")
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    environment = environment_of(folder)
     grids = previews(folder)
     return write_report(
         ReportData(
@@ -61,6 +61,17 @@ def summary(recipe: Recipe) -> str:
 def command(recipe: Recipe) -> str:
     """What repeats this run."""
     return f"sddit-run {recipe.path or recipe.name}"
+
+
+def environment_of(folder: Path) -> dict[str, Any]:
+    """What a run was made with."""
+    found: dict[str, Any] = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    return found
+
+
+def cost_of(recipe: Recipe, folder: Path) -> RunCost:
+    """What a run that lies in `folder` has cost."""
+    return cost(recipe, read_metrics(folder / "metrics.jsonl"), environment_of(folder)["device"])
 
 
 def cost(recipe: Recipe, metrics: list[dict[str, Any]], device: str) -> RunCost:

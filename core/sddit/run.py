@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from sddit.interfaces import Dataset, FeatureExtractor, NoiseSchedule, Tracker
 from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
-from sddit.reporting import write_run_report
+from sddit.reporting import cost_of, write_run_report
 from sddit.training.checkpoints import Store
 from sddit.training.loop import train
 from sddit.training.run_folder import MetricsLog, RunFolder
@@ -34,7 +34,9 @@ from sddit.training.session import Session, build_session, files_of, restore
 from sddit.training.signals import StopSignals
 
 RECIPE, ENVIRONMENT, CHANGES = "recipe.resolved.json", "environment.json", "changes.json"
-METRICS, SAMPLES, SCORES, REPORT = "metrics.jsonl", "samples/samples.npz", "scores.json", "report.html"
+METRICS, SAMPLES, SCORES, COST, REPORT = (
+    "metrics.jsonl", "samples/samples.npz", "scores.json", "cost.json", "report.html"
+)  # fmt: skip
 ASIDE = "aside-"  # where --fresh moves what a run folder held
 
 
@@ -277,6 +279,7 @@ def finish(session: Session, folder: RunFolder, stop: StopSignals, progress: Pro
     """The pictures, the scores, the report."""
     scores = score(session, folder, stop, progress)
     folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
+    folder.write_json(COST, asdict(cost_of(session.recipe, folder.path)))
     progress.stage("report")
     folder.write_text(REPORT, write_run_report(session.recipe, folder.path, scores))
     progress.end_stage()

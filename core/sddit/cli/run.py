@@ -14,6 +14,7 @@ from sddit.progress import progress_on
 
 if TYPE_CHECKING:
     from sddit.evaluation.scores import Scores
+    from sddit.recipes.merge import Merged
     from sddit.recipes.recipe import Recipe
     from sddit.run import RunResult
 
@@ -52,6 +53,11 @@ class RunCommand(Verb):
 @click.option(
     "--allow-change", "allow", multiple=True, metavar="KEY", help="With --resume: a key that may differ. Repeatable."
 )
+@click.option(
+    "--jobs", metavar="N", type=click.IntRange(1), help="Of an ablation: runs at once, each a process.  [default: 1]"
+)
+@click.option("--only", metavar="ID", help="Of an ablation: one run of its plan, in this process.")
+@click.option("--no-reuse", is_flag=True, help="Of an ablation: make every run again, in a folder of its own.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON; progress goes to stderr.")
 @click.pass_context
 def run(
@@ -64,11 +70,23 @@ def run(
     fresh: bool,
     resume: Path | None,
     allow: tuple[str, ...],
+    jobs: int | None,
+    only: str | None,
+    no_reuse: bool,
     as_json: bool,
 ) -> None:
     """Train, sample and score what a recipe describes."""
+    from sddit.ablations.expand import is_ablation
+    from sddit.cli.ablation import ablate
+
     refuse_contradictions(dry_run=dry_run, fresh=fresh, resume=resume, allow=allow)
-    recipe = resolved(source, overrides, device)
+    merged = loaded(source, overrides)
+    if is_ablation(merged):
+        refuse_for_ablations(fresh=fresh, resume=resume)
+        ablate(ctx, merged, dry_run, as_json=as_json, out=out, device=device, jobs=jobs, only=only, no_reuse=no_reuse)
+        return
+    refuse_for_recipes(jobs=jobs, only=only, no_reuse=no_reuse)
+    recipe = resolved(merged, device)
     if dry_run:
         show_plan(recipe, as_json=as_json)
         return
@@ -86,15 +104,38 @@ def refuse_contradictions(*, dry_run: bool, fresh: bool, resume: Path | None, al
         raise click.UsageError("--allow-change is for --resume: without it a changed recipe gets its own run folder")
 
 
-def resolved(source: str, overrides: tuple[str, ...], device: str) -> Recipe:
-    """The recipe, whole and checked."""
-    from sddit.recipes.checks import check_device
-    from sddit.recipes.resolve import resolve
+def refuse_for_ablations(*, fresh: bool, resume: Path | None) -> None:
+    """Flags of single runs."""
+    if fresh or resume:
+        flag, instead = (
+            ("--fresh", "--no-reuse makes every run again") if fresh else ("--resume", "it continues by itself")
+        )
+        raise click.UsageError(f"{flag} is for one run, and this recipe is an ablation: {instead}")
+
+
+def refuse_for_recipes(*, jobs: int | None, only: str | None, no_reuse: bool) -> None:
+    """Flags of ablations."""
+    given = {"--jobs": jobs, "--only": only, "--no-reuse": no_reuse}
+    if flags := [flag for flag, value in given.items() if value]:
+        raise click.UsageError(f"{flags[0]} is for ablations, and this recipe has no [ablation]")
+
+
+def loaded(source: str, overrides: tuple[str, ...]) -> Merged:
+    """The recipe as written, with its parents and the overrides."""
+    from sddit.recipes.merge import load
 
     refuse_unknown_word(source)
     host().announce = notice
     host().raise_for_builtins()
-    recipe = resolve(source, overrides)
+    return load(source, overrides)
+
+
+def resolved(merged: Merged, device: str) -> Recipe:
+    """The recipe, whole and checked."""
+    from sddit.recipes.checks import check_device
+    from sddit.recipes.resolve import resolve_merged
+
+    recipe = resolve_merged(merged)
     raise_all(check_device(recipe, device))
     return recipe
 

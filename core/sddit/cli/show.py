@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from sddit import hookspecs
+from sddit.ablations.settings import AblationSettings
 from sddit.cli.frame import Verb, console, notice, print_json, table
 from sddit.errors import error, one_of, printable
 from sddit.plugins import host, plugins_named_by
@@ -34,6 +35,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "teacher": TeacherSettings,
     "ema": EmaSettings,
     "evaluate": EvaluateSettings,
+    "ablation": AblationSettings,
 }
 
 

@@ -1,4 +1,4 @@
-"""`sddit-run table`: the scores of several runs, one line a run. Reads run folders; needs no torch."""
+"""`sddit-run table`: the scores of several runs, one line a run; of an ablation, one line an arm. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from typing import Any
 
 import click
 
-from sddit.cli import frame
+from sddit.ablations.plan import PLAN
+from sddit.cli import forms, frame
 from sddit.errors import SdditError, error, printable
+from sddit.evaluation.figures import FIGURES
 from sddit.progress import duration
+from sddit.training.run_folder import last_metrics
 
 EXAMPLES = """
 sddit-run table                          every run in runs/
 sddit-run table runs/dit-* runs/quickstart-*
-sddit-run table --markdown
+sddit-run table runs/teacher_noise-0c11d2e4f3a5     an ablation, arm by arm
+sddit-run table --markdown               or --latex
 sddit-run table --csv > runs.csv         every figure, all digits
 """
 RECIPE, METRICS, SCORES = "recipe.resolved.json", "metrics.jsonl", "scores.json"
-FIGURES = {"fd": "FD", "class_accuracy": "accuracy", "precision": "precision", "recall": "recall"}
+SHOWN = ("fd", "class_accuracy", "precision", "recall")
+FORMS = ("--markdown", "--latex", "--csv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +47,51 @@ class Line:
 @click.command("table", cls=frame.Verb, examples=EXAMPLES)
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN ...]")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
+@click.option("--latex", is_flag=True, help="Print a LaTeX table, for the package booktabs.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV with every figure.")
-def table(folders: tuple[Path, ...], markdown: bool, as_csv: bool) -> None:
+def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) -> None:
     """Put the scores of runs side by side."""
-    if markdown and as_csv:
-        raise click.UsageError("--csv and --markdown are two forms: give one of them")
-    lines = [line_of(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
+    if sum((markdown, latex, as_csv)) > 1:
+        one, other = (form for form, given in zip(FORMS, (markdown, latex, as_csv), strict=True) if given)
+        raise click.UsageError(f"{other} and {one} are two forms: give one of them")
+    headings, rows, records = of_ablation(folders[0]) if is_ablation(folders) else of_runs(folders)
     if as_csv:
-        print_csv(lines)
+        print_csv(records)
+    elif latex:
+        click.echo(forms.latex(headings, rows))
     elif markdown:
-        headings, rows = cells(lines)
-        for row in (headings, ["---"] * len(headings), *rows):
-            click.echo(f"| {' | '.join(row)} |")
+        click.echo(forms.markdown(headings, rows))
     else:
-        print_table(lines)
+        print_table(headings, rows)
+
+
+Content = tuple[list[str], list[list[str]], list[dict[str, Any]]]
+"""Headings and rows for a person, records for a program."""
+
+
+def is_ablation(folders: Sequence[Path]) -> bool:
+    """Whether this is the folder of one ablation."""
+    found = [folder for folder in folders if (folder / PLAN).is_file()]
+    if found and len(folders) > 1:
+        raise click.UsageError(f"{found[0]} is an ablation: give it alone")
+    return bool(found)
+
+
+def of_ablation(folder: Path) -> Content:
+    """An arm a line."""
+    from sddit.ablations import table as arms
+    from sddit.ablations.results import gather
+
+    results = gather(folder)
+    headings, rows = arms.cells(results)
+    return headings, [list(map(printable, row)) for row in rows], list(arms.records(results))
+
+
+def of_runs(folders: Sequence[Path]) -> Content:
+    """A run a line."""
+    lines = [line_of(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
+    headings, rows = cells(lines)
+    return headings, rows, [record(line) for line in lines]
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -118,26 +154,15 @@ def read_json(path: Path) -> Any:
         ) from fault
 
 
-def last_metrics(path: Path) -> dict[str, Any]:
-    """The last whole line of the log; nothing before the first."""
-    for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.is_file() else []):
-        try:
-            found: dict[str, Any] = json.loads(line)
-        except ValueError:
-            continue  # cut short by a crash
-        return found
-    return {}
-
-
 def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: only figures that some run has."""
     wanted = [
         (label, key)
         for label in dict.fromkeys(label for line in lines for label in line.scores)
-        for key in FIGURES
+        for key in SHOWN
         if any(line.scores.get(label, {}).get(key) is not None for line in lines)
     ]
-    headings = ["run", "steps", "time", *(f"{label.rpartition('/')[2]} {FIGURES[key]}" for label, key in wanted)]
+    headings = ["run", "steps", "time", *(f"{label.rpartition('/')[2]} {FIGURES[key].title}" for label, key in wanted)]
     return headings, [[*about(line), *(cell(line, label, key) for label, key in wanted)] for line in lines]
 
 
@@ -158,18 +183,16 @@ def cell(line: Line, label: str, key: str) -> str:
     return f"{scores[key]:.4g}{floor}"
 
 
-def print_table(lines: Sequence[Line]) -> None:
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """For a person."""
-    headings, rows = cells(lines)
     shown = frame.table(*headings)
     for row in rows:
         shown.add_row(*row)
     frame.console().print(shown)
 
 
-def print_csv(lines: Sequence[Line]) -> None:
+def print_csv(records: Sequence[dict[str, Any]]) -> None:
     """For a program: every figure of every extractor."""
-    records = [record(line) for line in lines]
     columns = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()

@@ -181,15 +181,16 @@ class _Prices:
         seen = {name: [self._pass(view, step) for step in moments] for name, view in self.views.items()}
         return tuple(_mean_pass(passes) for name, passes in seen.items() if name in self.recipe.wants())
 
-    def _moments(self) -> range:
-        """The first step if all are alike; else steps spread evenly over the run."""
+    def _moments(self) -> list[int]:
+        """One step if all are alike; else every step of a short run, or the middles of equal parts of a long one."""
         terms = [chosen.params for chosen in self.recipe.terms.values()]
         values = [*(view.mask_ratio for view in self.views.values()), *(term.weight for term in terms)]
         steps = self.recipe.train.steps
         alike = not any(isinstance(value, Ramp) for value in values) and all(
             step_of(term.until, steps) >= steps for term in terms
         )
-        return range(1) if alike else range(0, steps, max(1, steps // MOMENTS))
+        parts = 1 if alike else min(steps, MOMENTS)
+        return [(2 * part + 1) * steps // (2 * parts) for part in range(parts)]
 
     def _pass(self, view: ViewSpec, step: int) -> Pass:
         """A view at one step: nothing is run for it while no term that reads it counts."""

@@ -25,7 +25,10 @@ from sddit.recipes.settings import EmaSettings
 from sddit.recipes.source import MAX_INTEGER, quoted
 from sddit.recipes.translate import unknown_key
 
-TABLES = ("seed", "plugins", "extends", *SLOTS, *LABELLED, *SETTINGS)
+ABLATION = "ablation"
+"""The table of arms. It changes nothing of the recipe itself: resolved, an ablation is the recipe without changes."""
+
+TABLES = ("seed", "plugins", "extends", *SLOTS, *LABELLED, *SETTINGS, ABLATION)
 STATED = ("name", "data", "code")
 """What only a resolved recipe holds: its name, and what the data and the plugins were."""
 

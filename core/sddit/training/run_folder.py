@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -16,6 +17,7 @@ from sddit.errors import SdditError, error
 from sddit.training.durable import NOT_NUMBERS, remove_leftovers, replace_file, storage_errors, to_json
 
 LOCK = "run.lock"
+TAIL = 1 << 18  # bytes at the end of a metrics log that hold its last row
 
 _held: set[int] = set()  # descriptors of the locks of this process
 
@@ -192,6 +194,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     data = path.read_bytes()
     rows = [json.loads(line) for line in data[: whole_lines(data)].splitlines()]
     return [{key: float(value) if value in NOT_NUMBERS else value for key, value in row.items()} for row in rows]
+
+
+def last_metrics(path: Path) -> dict[str, Any]:
+    """The last whole row of a metrics log, read from its end; nothing before the first row.
+
+    Raises UnicodeDecodeError for a file that is no such log.
+    """
+    if not path.is_file():
+        return {}
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - TAIL))
+        lines = log.read().decode("ascii").splitlines()
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):  # cut short by a crash
+            row: dict[str, Any] = json.loads(line)
+            return row
+    return {}
 
 
 def whole_lines(data: bytes) -> int:

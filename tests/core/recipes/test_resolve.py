@@ -330,7 +330,6 @@ def test_value_schedules_and_moments_are_explained(
         ("evaluate.features=['nope']", "SD-R110", ""),
         ("lr=1e-3", "SD-R102", "write optimizer.lr"),
         ("tarin.steps=3", "SD-R102", ""),
-        ("ablation.seeds=[1]", "SD-R102", ""),
     ],
 )
 def test_what_is_typed_is_answered(

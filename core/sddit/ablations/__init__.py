@@ -1,0 +1,9 @@
+"""Ablations: arms x grid x seeds under one budget. An ablation is a recipe with `[ablation]`; planning one needs no torch.
+
+settings.py   what `[ablation]` may say
+expand.py     the recipe's arms, each a whole recipe, checked before anything runs
+budget.py     how long each arm trains: equal images, equal FLOPs or equal time
+plan.py       the runs, their ids, their folders, their cost
+runner.py     the runs as processes, several at once
+results.py    what the run folders say, one row a run
+"""

@@ -1,0 +1,227 @@
+"""The runs of an ablation: arms x seeds, each with its id, its cost and its folder. No torch.
+
+A run's id is the one it has on its own (`Recipe.run_id`): a run that was made outside of the ablation, or by another one, is
+found in `--out` by its id and reused, and two arms that are the same recipe share their runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sddit.ablations.budget import Budget, Pace, budget_of, unmeasured, within
+from sddit.ablations.expand import Ablation
+from sddit.ablations.settings import AblationSettings
+from sddit.plugins import Host
+from sddit.recipes.differences import differences
+from sddit.recipes.plan import Plan
+from sddit.recipes.plan import plan as cost_of
+from sddit.recipes.recipe import Recipe
+
+RECIPE, REPORT, PLAN = "recipe.resolved.json", "report.html", "plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedArm:
+    """An arm at the length that its budget gives it."""
+
+    label: str
+    changes: dict[str, Any]
+    baseline: str
+    recipe: Recipe
+    cost: Plan
+
+    @property
+    def images(self) -> int:
+        """Over the whole run."""
+        return self.cost.steps * self.cost.batch
+
+    @property
+    def parameters(self) -> int | None:
+        """Trained: the backbone and the heads of the terms."""
+        parts = [self.cost.backbone_parameters, *self.cost.heads_parameters.values()]
+        return None if None in parts else sum(part or 0 for part in parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "changes": self.changes,
+            "baseline": self.baseline,
+            "steps": self.cost.steps,
+            "batch": self.cost.batch,
+            "images": self.images,
+            "flops": self.cost.training_flops,
+            "flops_per_step": self.cost.flops_per_step,
+            "sampling_flops_per_image": self.cost.sampling_flops_per_image,
+            "parameters": self.parameters,
+            "sampled_parameters": self.cost.backbone_parameters,
+            "memory": self.cost.memory.total,
+            "not_stated": list(self.cost.not_stated),
+            "idle": list(self.recipe.idle),
+            "warnings": list(self.recipe.warnings),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One arm at one seed."""
+
+    arm: str
+    seed: int  # of the ablation's seeds; the recipe's own is added to it
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.recipe.run_id
+
+    @property
+    def title(self) -> str:
+        return f"{self.arm} seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AblationPlan:
+    """All that an ablation is going to run."""
+
+    name: str
+    id: str
+    settings: AblationSettings
+    metrics: tuple[str, ...]
+    arms: tuple[PlannedArm, ...]  # at the recipe's own length while the budget is not settled
+    runs: tuple[PlannedRun, ...]  # seed after seed, so that all arms can be compared early; none while not settled
+    budget: Budget | None  # None: of time, and not measured yet
+    folder: Path
+    threads: int | None = None  # of each run, where the recipe leaves it open
+
+    @property
+    def needed(self) -> list[PlannedRun]:
+        """The runs, each once: arms that are the same recipe share theirs."""
+        first: dict[Path, PlannedRun] = {}
+        for run in self.runs:
+            first.setdefault(run.folder, run)
+        return list(first.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """What `plan.json` holds; run folders are named from the plan's own."""
+        budget = self.budget
+        return {
+            "name": self.name,
+            "id": self.id,
+            "question": self.settings.question,
+            "seeds": list(self.settings.seeds),
+            "metrics": list(self.metrics),
+            "budget": {
+                "rule": self.settings.budget,
+                "amount": budget.amount if budget else None,
+                "seconds_per_step": dict(budget.pace) if budget else {},
+            },
+            "threads": self.threads,
+            "arms": [arm.to_json() for arm in self.arms],
+            "runs": [
+                {"arm": run.arm, "seed": run.seed, "id": run.id, "folder": os.path.relpath(run.folder, self.folder)}
+                for run in self.runs
+            ],
+        }
+
+
+def make_plan(
+    ablation: Ablation,
+    out: Path,
+    *,
+    pace: Pace | None = None,
+    threads: int | None = None,
+    copy: int = 1,
+    host: Host | None = None,
+) -> AblationPlan:
+    """The plan of an ablation in the folder `out` of run folders.
+
+    Args:
+        pace: seconds per step of every arm, for a budget of time; without it the plan is not settled and has no runs.
+        threads: CPU threads of each run.
+        copy: 1: runs are reused. 2 and above: that further copy, in which nothing is shared.
+
+    Raises:
+        SdditError: where an arm cannot be run at the length that its budget gives it.
+    """
+    budget = None if unmeasured(ablation, pace or {}) else budget_of(ablation, pace or {})
+    lengths = [within(budget, arm, host) if budget else arm.recipe for arm in ablation.arms]
+    arms = tuple(
+        PlannedArm(arm.label, dict(arm.changes), arm.baseline, recipe, cost_of(recipe))
+        for arm, recipe in zip(ablation.arms, lengths, strict=True)
+    )
+    folder = folder_of(ablation, out, copy)
+    runs = runs_of(ablation, arms, folder if copy > 1 else out, shared=copy == 1) if budget else ()
+    return AblationPlan(
+        name=ablation.base.name,
+        id=ablation_id(ablation),
+        settings=ablation.settings,
+        metrics=ablation.metrics,
+        arms=arms,
+        runs=tuple(runs),
+        budget=budget,
+        folder=folder,
+        threads=threads,
+    )
+
+
+def runs_of(ablation: Ablation, arms: Sequence[PlannedArm], out: Path, *, shared: bool) -> Iterator[PlannedRun]:
+    """Arms x seeds, each with its folder; `shared`: equal recipes share one."""
+    places: dict[str, Path] = {}
+    for seed in ablation.settings.seeds:
+        for arm in arms:
+            name = run_name(ablation.base.name, arm.label)
+            recipe = replace(arm.recipe, name=name, seed=arm.recipe.seed + seed)
+            own = out / f"{name}-{recipe.run_id}"
+            place = places.setdefault(recipe.run_id, place_of(recipe, own)) if shared else own
+            yield PlannedRun(arm.label, seed, replace(recipe, name=place.name[: -len(recipe.run_id) - 1]), place)
+
+
+def ablation_id(ablation: Ablation) -> str:
+    """Hash of the arms before they are cut to the budget, and of the budget. More seeds or metrics keep the id."""
+    identity = {
+        "base": ablation.base.run_id,
+        "arms": {arm.label: arm.recipe.run_id for arm in ablation.arms},
+        "budget": ablation.settings.budget,
+    }
+    return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def folder_of(ablation: Ablation, out: Path, copy: int = 1) -> Path:
+    """The ablation's own folder, `<name>-<id>`, beside the folders of its runs; a further copy's holds its runs too."""
+    name = f"{ablation.base.name}-{ablation_id(ablation)}"
+    return out / (name if copy == 1 else f"{name}-copy{copy}")
+
+
+def run_name(ablation: str, arm: str) -> str:
+    """What the run folders of an arm begin with: `mask_ratio=0.1` is `mask_ratio-0.1` there."""
+    return f"{ablation}-{re.sub(r'[^A-Za-z0-9_.]+', '-', arm).strip('-')}"
+
+
+def place_of(recipe: Recipe, own: Path) -> Path:
+    """The folder of a run: one beside `own` that holds it already, finished before unfinished; else `own`."""
+    held = [path for path in sorted(own.parent.glob(f"*-{recipe.run_id}")) if holds(path, recipe)]
+    finished = [path for path in held if (path / REPORT).is_file()]
+    return next(iter([*finished, *held]), own)
+
+
+def holds(folder: Path, recipe: Recipe) -> bool:
+    """Whether a run folder is of this recipe still: `--allow-change` may have led it elsewhere."""
+    try:
+        held = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all(kind == "free" for *_, kind in differences(held, recipe.to_json()))
+
+
+def with_threads(recipe: Recipe, threads: int | None) -> Recipe:
+    """The recipe with that many CPU threads, unless it says itself how many."""
+    if threads is None or recipe.train.threads is not None:
+        return recipe
+    return replace(recipe, train=recipe.train.model_copy(update={"threads": threads}))

@@ -1,0 +1,147 @@
+"""The table of an ablation: an arm a line, each metric over the seeds and beside the baseline. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sddit.ablations.results import Results
+from sddit.ablations.statistics import LEVEL, Comparison, Summary, compare, summarize
+from sddit.evaluation.figures import FIGURES
+from sddit.recipes.source import quoted
+
+
+def cells(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows for a person."""
+    metrics: list[str] = results.plan["metrics"]
+    compared = {metric: comparisons(results, metric) for metric in metrics}
+    headings = ["arm", "changes", "runs", "steps", "images", "FLOPs", "parameters"]
+    headings += [text for metric in metrics for text in (title(metric), f"difference ({LEVEL:.0%})")]
+    rows = [
+        [
+            *about(arm, results),
+            *(text for metric in metrics for text in figures(arm, metric, results, compared[metric])),
+        ]
+        for arm in results.plan["arms"]
+    ]
+    return headings, rows
+
+
+def about(arm: Mapping[str, Any], results: Results) -> list[str]:
+    """What an arm is and what it costs."""
+    rows = results.of(arm["label"])
+    counts = {status: sum(row.status == status for row in rows) for status in ("finished", "failed")}
+    runs = f"{counts['finished']} of {len(rows)}" if counts["finished"] < len(rows) else f"{len(rows)}"
+    failed = f", {counts['failed']} failed" if counts["failed"] else ""
+    return [
+        arm["label"],
+        changes(arm["changes"]),
+        f"{runs}{failed}",
+        f"{arm['steps']:,}",
+        f"{arm['images']:,}",
+        big(arm["flops"]),
+        big(arm["parameters"]),
+    ]
+
+
+def figures(
+    arm: Mapping[str, Any], metric: str, results: Results, compared: Mapping[str, Comparison]
+) -> tuple[str, str]:
+    """A metric of an arm, and how far it is from the baseline's."""
+    values = results.figure(arm["label"], metric)
+    mean = with_spread(summarize(list(values.values()))) if values else ""
+    if arm["label"] == arm["baseline"]:
+        return mean, "baseline"
+    return mean, difference(compared[arm["label"]])
+
+
+def comparisons(results: Results, metric: str) -> dict[str, Comparison]:
+    """Every arm but the baselines on one metric, corrected together, by label.
+
+    Each is compared with its own baseline, the one at its point of the grid: hence against differences of zero.
+    """
+    apart: dict[str, dict[int, float]] = {}
+    for arm in results.plan["arms"]:
+        if arm["label"] != arm["baseline"]:
+            mine, base = results.figure(arm["label"], metric), results.figure(arm["baseline"], metric)
+            apart[arm["label"]] = {seed: mine[seed] - base[seed] for seed in mine.keys() & base.keys()}
+    zero = dict.fromkeys(results.plan["seeds"], 0.0)
+    return compare(zero, apart, better=FIGURES[metric.rpartition(".")[2]].better)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Words and numbers
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def title(metric: str) -> str:
+    """`sddit/classifier.fd` is `classifier FD`."""
+    extractor, _, figure = metric.rpartition(".")
+    return f"{extractor.rpartition('/')[2]} {FIGURES[figure].title}"
+
+
+def changes(values: Mapping[str, Any]) -> str:
+    """`loss.match = false, pair_sampler.mask_ratio = 0`."""
+    return ", ".join(f"{key} = {quoted(value)}" for key, value in values.items()) or "none"
+
+
+def with_spread(summary: Summary) -> str:
+    """`0.312 ± 0.021`: mean and standard deviation over seeds."""
+    return f"{summary.mean:.3g}" if summary.spread is None else f"{summary.mean:.3g} ± {summary.spread:.2g}"
+
+
+def difference(comparison: Comparison) -> str:
+    """`-0.12 [-0.2, -0.04] better`."""
+    if comparison.difference is None:
+        return ""
+    between = "" if comparison.low is None else f" [{comparison.low:.2g}, {comparison.high:.2g}]"
+    return f"{comparison.difference:+.2g}{between} {comparison.verdict}"
+
+
+def big(number: float | None) -> str:
+    """`490k`, `6.8G`: three digits."""
+    if number is None:
+        return "not stated"
+    size = float(number)
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if size < 999.5:
+            return f"{size:.3g}{unit}"
+        size /= 1000
+    return f"{size:.3g}E"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# For a program
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def records(results: Results) -> Iterator[dict[str, Any]]:
+    """An arm each, with all digits."""
+    metrics: Sequence[str] = results.plan["metrics"]
+    compared = {metric: comparisons(results, metric) for metric in metrics}
+    for arm in results.plan["arms"]:
+        label, rows = arm["label"], results.of(arm["label"])
+        record = {
+            "arm": label,
+            "changes": changes(arm["changes"]),
+            "baseline": arm["baseline"],
+            "runs": len(rows),
+            "finished": sum(row.status == "finished" for row in rows),
+            "failed": sum(row.status == "failed" for row in rows),
+            **{key: arm[key] for key in ("steps", "images", "flops", "parameters")},
+            "seconds": sum(row.seconds for row in rows),
+        }
+        for metric in metrics:
+            values = list(results.figure(label, metric).values())
+            summary = summarize(values) if values else None
+            comparison = compared[metric].get(label)
+            record |= {
+                f"{metric} mean": summary and summary.mean,
+                f"{metric} spread": summary and summary.spread,
+                f"{metric} difference": comparison and comparison.difference,
+                f"{metric} low": comparison and comparison.low,
+                f"{metric} high": comparison and comparison.high,
+                f"{metric} p_holm": comparison and comparison.p_holm,
+                f"{metric} verdict": comparison and comparison.verdict,
+            }
+        yield record

@@ -1,0 +1,284 @@
+"""Arms x grid x pairs: each a whole recipe, and everything wrong with them said at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sddit.ablations.expand import expand
+from sddit.errors import SdditError
+from sddit.recipes.merge import load
+from sddit.recipes.resolve import resolve
+
+ARMS = """
+[ablation]
+baseline = "plain"
+
+[ablation.arms.plain]
+pair_sampler.teacher = false
+loss.agree = false
+
+[ablation.arms.full]
+"""
+
+
+def arms(found):
+    return {arm.label: arm.recipe for arm in found.arms}
+
+
+def test_an_empty_arm_is_the_recipe_as_it_is(ablation):
+    found = ablation(ARMS)
+    assert arms(found)["full"].run_id == found.base.run_id
+    assert arms(found)["plain"].run_id != found.base.run_id
+    assert found.arms[1].changes == {}
+
+
+def test_an_arm_changes_keys_and_removes_terms(ablation):
+    plain = ablation(ARMS).arms[0]
+    assert plain.changes == {"pair_sampler.teacher": False, "loss.agree": False}
+    assert list(plain.recipe.losses) == ["denoise"]
+    assert plain.recipe.pair_sampler.params.mask_ratio == 0.5  # what it does not say is inherited
+
+
+def test_an_arm_is_what_the_same_overrides_make_of_the_recipe(ablation, write):
+    plain = ablation(ARMS).arms[0].recipe
+    by_hand = resolve(write(ARMS), ["pair_sampler.teacher=false", "loss.agree=false"])
+    assert plain.run_id == by_hand.run_id
+
+
+def test_an_ablation_without_its_arms_is_its_base(ablation, write):
+    assert resolve(write(ARMS)).run_id == resolve(write("")).run_id == ablation(ARMS).base.run_id
+
+
+def test_a_table_whose_name_changes_is_replaced(ablation):
+    found = ablation("""
+        [ablation.arms.toy]
+        [ablation.arms.other]
+        loss.agree = { name = "toy" }
+    """)
+    assert arms(found)["toy"].losses["agree"].params.weight == 0.5
+    assert arms(found)["other"].losses["agree"].params.weight == 1.0  # its own default: weight 0.5 was of the other
+
+
+def test_a_value_schedule_of_an_arm_is_taken_whole(ablation):
+    found = ablation("""
+        [ablation.arms.ramp]
+        loss.agree.weight = { start = 0.0, end = 1.0 }
+    """)
+    assert found.arms[0].recipe.losses["agree"].params.weight.end == 1.0
+
+
+def test_the_grid_is_crossed_with_the_arms_in_the_order_written(ablation):
+    found = ablation("""
+        [ablation.arms.b]
+        [ablation.arms.a]
+        loss.agree.weight = 0.25
+        [ablation.grid]
+        pair_sampler.mask_ratio = [0.5, 0.0]
+        teacher.momentum = [0.9, { start = 0.9, end = 1.0 }]
+    """)
+    assert [arm.label for arm in found.arms] == [
+        f"{arm} mask_ratio={ratio} momentum={momentum}"
+        for arm in "ba"
+        for ratio in ("0.5", "0.0")
+        for momentum in ("0.9", "{ start = 0.9, end = 1.0 }")
+    ]
+    last = found.arms[-1]
+    assert last.changes == {
+        "loss.agree.weight": 0.25,
+        "pair_sampler.mask_ratio": 0.0,
+        "teacher.momentum.start": 0.9,
+        "teacher.momentum.end": 1.0,
+    }
+    assert last.recipe.pair_sampler.params.mask_ratio == 0.0
+    assert last.recipe.teacher.momentum.end == 1.0
+    assert last.baseline == "b mask_ratio=0.0 momentum={ start = 0.9, end = 1.0 }"  # the first arm, at the same point
+
+
+def test_pairs_go_together_and_are_crossed_with_the_rest(ablation):
+    found = ablation("""
+        [ablation]
+        baseline = "mask_ratio=0.0 lr=0.001 weight=0.1"
+        [ablation.grid]
+        pair_sampler.mask_ratio = [0.0, 0.5]
+        [[ablation.pairs]]
+        optimizer.lr = [1e-3, 2e-3]
+        loss.agree.weight = [0.1, 0.2]
+    """)
+    values = [(a.recipe.pair_sampler.params.mask_ratio, a.recipe.optimizer.params.lr, a.recipe.losses["agree"].params.weight) for a in found.arms]  # fmt: skip
+    assert values == [(0.0, 1e-3, 0.1), (0.0, 2e-3, 0.2), (0.5, 1e-3, 0.1), (0.5, 2e-3, 0.2)]
+    assert {arm.baseline for arm in found.arms} == {found.arms[0].label}  # one point of the grid, for all
+
+
+def test_keys_that_end_alike_are_told_apart(ablation):
+    found = ablation("""
+        [ablation.grid]
+        loss.agree.weight = [0.1]
+        loss.denoise.weight = [1.0]
+    """)
+    assert found.arms[0].label == "agree.weight=0.1 denoise.weight=1.0"
+
+
+def test_without_arms_and_grid_there_is_one_arm(ablation):
+    found = ablation("[ablation]\nseeds = [0, 1]")
+    assert [(arm.label, arm.baseline) for arm in found.arms] == [("base", "base")]
+
+
+def test_the_distance_by_every_extractor_is_the_default_metric(ablation):
+    assert ablation("[ablation]").metrics == ("toy.fd",)
+    assert ablation('[ablation]\nmetrics = ["toy.recall"]').metrics == ("toy.recall",)
+
+
+def test_overrides_reach_every_arm_and_the_ablation_itself(ablation):
+    found = ablation(ARMS, "train.batch=4", "ablation.seeds=[7]", "ablation.arms.plain.train.micro_batch=2")
+    assert {arm.recipe.train.batch for arm in found.arms} == {4}
+    assert found.settings.seeds == (7,)
+    assert [arm.recipe.train.micro_batch for arm in found.arms] == [2, None]
+
+
+def test_a_child_recipe_inherits_the_ablation(write, tmp_path):
+    write(ARMS)
+    child = tmp_path / "child.toml"
+    child.write_text('extends = "abl.toml"\n[train]\nsteps = 2\n[ablation]\nseeds = [3]\n', encoding="utf-8")
+    found = expand(load(child))
+    assert [arm.recipe.train.steps for arm in found.arms] == [2, 2]
+    assert found.settings.seeds == (3,)
+
+
+# ---------------------------------------------------------------------------------------------------------------- idle
+
+
+def test_inherited_keys_of_an_inactive_slot_are_idle_and_no_warning(ablation):
+    plain = (
+        ablation("""
+        [ablation.arms.plain]
+        loss.agree.weight = 0.0
+    """)
+        .arms[0]
+        .recipe
+    )
+    assert "pair_sampler.teacher" not in plain.warnings
+    assert plain.warnings == ()
+
+
+def test_a_key_that_an_arm_sets_without_effect_is_warned_of(ablation):
+    arm = (
+        ablation("""
+        [ablation.arms.plain]
+        loss.agree.weight = 0.0
+        loss.agree.momentum = 0.5
+    """)
+        .arms[0]
+        .recipe
+    )
+    assert "loss.agree.momentum" in arm.idle
+    assert any(text.startswith("loss.agree.momentum has no effect here (") for text in arm.warnings)
+
+
+# ------------------------------------------------------------------------------------------------------------ problems
+
+
+def problems(ablation, text, *overrides):
+    with pytest.raises(SdditError) as refused:
+        ablation(text, *overrides)
+    return refused.value.problems
+
+
+def test_the_problems_of_all_arms_come_together_each_naming_its_arms(ablation):
+    found = problems(
+        ablation,
+        """
+        [ablation.arms.a]
+        train.batchh = 4
+        [ablation.arms.b]
+        backbone.depth = 0
+        optimizer.lr = -1.0
+        [ablation.arms.c]
+        backbone.depth = 0
+        """,
+    )
+    said = [(problem.code, problem.what) for problem in found]
+    assert said == [
+        ("SD-R102", "arm 'a': unknown key 'train.batchh'"),
+        ("SD-R108", "arm 'b': 'backbone.depth' is out of range"),
+        ("SD-R108", "arm 'b': 'optimizer.lr' is not allowed: must be at least 0"),
+        ("SD-R108", "arm 'c': 'backbone.depth' is out of range"),
+    ]
+    file, line = found[0].where.split(":")
+    assert Path(file).read_text(encoding="utf-8").splitlines()[int(line) - 1].strip() == "train.batchh = 4"
+
+
+def test_one_mistake_of_many_arms_is_said_once(ablation):
+    (found,) = problems(ablation, "[ablation.arms.a]\n[ablation.arms.b]\n[ablation.grid]\nbackbone.depth = [0]")
+    assert found.what == "arms 'a depth=0', 'b depth=0': 'backbone.depth' is out of range"
+
+
+def test_a_mistake_of_the_recipe_itself_names_no_arm(ablation):
+    (found,) = problems(ablation, "[ablation.arms.a]\n[ablation.arms.b]", "backbone.depth=0")
+    assert found.what == "'backbone.depth' is out of range"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("[ablation]\nseedss = [1]", "SD-R102", "unknown key 'ablation.seedss'"),
+        ("[ablation]\nseeds = 3", "SD-R103", "'ablation.seeds' is of the wrong kind"),
+        ("[ablation]\nseeds = []", "SD-R108", "'ablation.seeds' is out of range"),
+        ("[ablation]\nseeds = [-1]", "SD-R108", "'ablation.seeds.0' is out of range"),
+        ("[ablation]\nseeds = [1, 1]", "SD-R150", "a seed is given twice"),
+        ('[ablation]\nbudget = "steps"', "SD-R108", "'ablation.budget' has no such choice"),
+        ('[ablation]\nbaseline = "b"\n[ablation.arms.a]', "SD-R150", "no arm 'b' to compare with"),
+        ('[ablation]\nmetrics = ["fd"]', "SD-R150", "no metric 'fd'"),
+        ('[ablation]\nmetrics = ["toy.fdd"]', "SD-R150", "no metric 'toy.fdd'"),
+        ('[ablation]\nmetrics = ["toyy.fd"]', "SD-R150", "no metric 'toyy.fd'"),
+        ("[ablation.arms]\na = 3", "SD-R103", "'ablation.arms.a' is of the wrong kind"),
+        ("[ablation.arms.a]\nplugins = ['x']", "SD-R150", "'plugins' cannot stand in [ablation.arms.a]"),
+        ("[ablation.arms.a]\nextends = 'x'", "SD-R150", "'extends' cannot stand in [ablation.arms.a]"),
+        ("[ablation.arms.a]\nablation.seeds = [1]", "SD-R150", "'ablation' cannot stand in [ablation.arms.a]"),
+        ("[ablation.arms.a]\ntrain.steps = 3", "SD-R150", "the budget decides how long an arm trains"),
+        ("[ablation.grid]\ntrain.steps = [3]", "SD-R150", "the budget decides how long an arm trains"),
+        ("[ablation.arms.a]\nloss.nothing = false", "SD-R134", "arm 'a': no 'loss.nothing' to remove"),
+        ("[ablation.grid]\noptimizer.lr = 1e-3", "SD-R150", "'optimizer.lr' of [ablation.grid] needs a list of values"),
+        ("[ablation.grid]\noptimizer.lr = []", "SD-R150", "'optimizer.lr' of [ablation.grid] needs a list of values"),
+        ("[ablation.grid]\noptimizer = {}", "SD-R150", "'optimizer' of [ablation.grid] needs a list of values"),
+        ("[ablation.grid]\noptimizer.lr = [1e-3, 1e-3]", "SD-R150", "2 arms are called 'lr=0.001'"),
+        ('[ablation.grid]\n"optimizer.lr" = [1e-3]', "SD-R102", "'optimizer.lr' is one key with dots in it"),
+        ("[[ablation.pairs]]", "SD-R150", "a table of pairs is empty"),
+        ("[[ablation.pairs]]\noptimizer.lr = [1e-3]\ntrain.batch = [4, 8]", "SD-R150", "paired lists differ in length"),
+        ("[ablation.pairs]\noptimizer.lr = [1e-3]", "SD-R103", "'ablation.pairs' is of the wrong kind"),
+        (
+            "[ablation.grid]\ntrain.batch = [4]\n[[ablation.pairs]]\ntrain.batch = [4]",
+            "SD-R150",
+            "'train.batch' is crossed with itself",
+        ),
+        (
+            "[ablation.arms.a]\nloss.agree = false\n[ablation.grid]\nloss.agree.weight = [0.1]",
+            "SD-R150",
+            "'loss.agree.weight' is set by arm 'a' and by [ablation.grid], which would undo the arm",
+        ),
+        (
+            "[ablation.arms.a]\nteacher.momentum = { start = 0.5, end = 1.0 }\n[ablation.grid]\nteacher.momentum = [0.1]",
+            "SD-R150",
+            "'teacher.momentum' is set by arm 'a' and by [ablation.grid], which would undo the arm",
+        ),
+        (
+            "[ablation.arms.a]\nevaluate.features = []\n[ablation.arms.b]",
+            "SD-R150",
+            "arm 'a': metric 'toy.fd' is not measured",
+        ),
+    ],
+)
+def test_a_mistake_is_named(ablation, text, code, said):
+    found = problems(ablation, text)
+    assert (code, said) in [(problem.code, problem.what) for problem in found]
+
+
+def test_the_table_is_a_table(ablation):
+    (found,) = problems(ablation, "", "ablation=3")
+    assert (found.code, found.what) == ("SD-R103", "'ablation' must be a table")
+
+
+def test_a_seed_must_stay_one(ablation):
+    (found,) = problems(ablation, "[ablation]\nseeds = [1]\n[ablation.arms.a]\nseed = 9223372036854775807")
+    assert (found.code, found.what) == ("SD-R107", "arm 'a': the seed is out of range")

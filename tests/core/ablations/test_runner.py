@@ -1,0 +1,315 @@
+"""Runs as processes: several at once, failing, stopped, continued, repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from sddit.ablations import measure, runner
+from sddit.ablations.plan import make_plan
+from sddit.ablations.results import RESULTS, gather
+from sddit.ablations.runner import copy_number, known_plan, run_ablation, threads_for
+from sddit.cli.app import call
+from sddit.errors import SdditError
+from sddit.progress import Progress
+from sddit.training.run_folder import read_metrics
+
+ARMS = """
+[ablation]
+seeds = [0, 1]
+metrics = ["toy.fd"]
+[ablation.arms.base]
+[ablation.arms.masked]
+pair_sampler.mask_ratio = 0.25
+"""
+
+
+class Notes(Progress):
+    """What is said on the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def note(self, text):
+        self.lines.append(text)
+
+
+def go(found, tmp_path, **settings):
+    return run_ablation(
+        found, out=tmp_path / "runs", device="cpu", progress=settings.pop("progress", Progress()), **settings
+    )
+
+
+def rows_of(results):
+    return {(row.arm, row.seed): row for row in results.rows}
+
+
+def log_of(results, row):
+    return (results.folder / "logs" / f"{row.folder.removeprefix('../')}.txt").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------ with real runs
+
+
+class InThisProcess:
+    """A run in this process, in the place of one in its own: torch is imported once."""
+
+    def __init__(self, command, **_):
+        self.returncode = call(command[4:])
+
+    def poll(self):
+        return self.returncode
+
+    def wait(self, timeout=None):
+        return self.returncode
+
+    def send_signal(self, number):
+        pass
+
+
+def test_two_arms_and_two_seeds_end_to_end(ablation, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(runner, "POLL", 0)
+    results = go(ablation(ARMS), tmp_path)
+    rows = rows_of(results)
+    assert [row.status for row in results.rows] == ["finished"] * 4
+    for row in results.rows:
+        folder = results.folder / row.folder
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["toy"]
+        assert row.scores["toy.fd"] == scores["fd"]
+        assert row.scores["toy.recall"] == scores["recall"]
+        assert (row.steps, row.images) == (4, 32)
+        assert row.flops == pytest.approx(json.loads((folder / "cost.json").read_text(encoding="utf-8"))["flops"])
+        assert row.seconds == read_metrics(folder / "metrics.jsonl")[-1]["seconds"]
+        assert row.peak_memory > 1e6
+        assert folder.name.endswith(row.id)
+    assert rows["base", 0].flops < rows["masked", 0].flops  # the base hides half of the tokens
+    assert len({row.scores["toy.fd"] for row in results.rows}) == 4
+    lines = (results.folder / RESULTS).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["scores"] for line in lines] == [dict(row.scores) for row in results.rows]
+
+
+def test_a_copy_made_again_in_other_processes_is_bit_identical(tmp_path, write):
+    """`--no-reuse`: twins, which share a run by default, are each run again, from the command line."""
+    (tmp_path / "toys.py").write_text("from sddit.testing.toys import *\n", encoding="utf-8")
+    text = write("[ablation]\nseeds = [0]\n[ablation.arms.base]\n[ablation.arms.twin]\n").read_text(encoding="utf-8")
+    (tmp_path / "twins.toml").write_text(f'plugins = ["./toys.py"]\n{text}\n', encoding="utf-8")
+    command = [sys.executable, "-m", "sddit", "twins.toml", "--no-reuse", "--jobs", "2", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    base, twin = (tmp_path / said["folder"] / row["folder"] for row in said["rows"])
+    assert base != twin
+    assert base.parent == twin.parent == tmp_path / said["folder"]
+    names = [path.relative_to(base) for path in sorted(base.glob("checkpoints/*/*.safetensors"))]
+    assert {name.name for name in names} == {"model.safetensors", "optimizer.safetensors", "teacher.safetensors"}
+    for name in (*names, "samples/samples.npz", "scores.json"):
+        assert (base / name).read_bytes() == (twin / name).read_bytes()
+    assert said["rows"][0]["scores"] == said["rows"][1]["scores"]
+    assert said["rows"][0]["seconds"] != said["rows"][1]["seconds"]  # they are two runs
+
+
+# --------------------------------------------------------------------------------------------------- with pretended ones
+
+
+@pytest.mark.usefixtures("pretending")
+def test_what_is_finished_is_not_run_again(ablation, tmp_path):
+    found = ablation(ARMS)
+    first = go(found, tmp_path, jobs=4)
+    assert first.finished
+    notes = Notes()
+    again = go(found, tmp_path, progress=notes)
+    assert again.rows == first.rows
+    assert "4 runs, 4 of them finished before" in notes.lines[1]
+
+
+@pytest.mark.usefixtures("pretending")
+def test_more_seeds_run_only_what_is_new(ablation, tmp_path):
+    go(ablation(ARMS), tmp_path, jobs=4)
+    notes = Notes()
+    results = go(ablation(ARMS, "ablation.seeds=[0,1,2]"), tmp_path, jobs=4, progress=notes)
+    assert "6 runs, 4 of them finished before" in notes.lines[1]
+    assert results.finished
+
+
+@pytest.mark.usefixtures("pretending")
+def test_a_failed_run_stays_in_the_results_and_the_others_go_on(ablation, tmp_path):
+    notes = Notes()
+    results = go(ablation(ARMS.replace("masked", "bad")), tmp_path, progress=notes)
+    rows = rows_of(results)
+    assert {key: row.status for key, row in rows.items()} == {
+        ("base", 0): "finished",
+        ("bad", 0): "failed",
+        ("base", 1): "finished",
+        ("bad", 1): "failed",
+    }
+    assert rows["bad", 0].error == "SD-N501: a non-finite value at step 2"
+    assert rows["bad", 0].scores == {}
+    assert any(line.startswith("warning: bad seed 0 failed: SD-N501") for line in notes.lines)
+
+
+@pytest.mark.usefixtures("pretending")
+def test_a_killed_run_is_a_failed_one(ablation, tmp_path):
+    results = go(ablation(ARMS.replace("masked", "killed"), "ablation.seeds=[0]"), tmp_path)
+    assert rows_of(results)["killed", 0].error == "killed by SIGKILL"
+
+
+@pytest.mark.usefixtures("pretending")
+def test_a_mended_run_is_tried_again(ablation, tmp_path, monkeypatch):
+    found = ablation(ARMS.replace("masked", "bad"), "ablation.seeds=[0]")
+    assert rows_of(go(found, tmp_path))["bad", 0].status == "failed"
+    trainer = tmp_path / "trainer.py"
+    trainer.write_text(trainer.read_text(encoding="utf-8").replace('"bad" in', '"none" in'), encoding="utf-8")
+    mended = go(found, tmp_path)
+    assert mended.finished
+    assert rows_of(mended)["bad", 0].error == ""
+
+
+@pytest.mark.usefixtures("pretending")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_stop_is_handed_on_waited_for_and_continued(ablation, tmp_path, number, status):
+    found = ablation(ARMS.replace("masked", "slow"), "train.steps=30", "ablation.seeds=[0]")
+    plan = make_plan(found, tmp_path / "runs")
+    slow = plan.runs[1].folder
+
+    def stop_when_under_way():
+        while not (slow / "metrics.jsonl").is_file():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop_when_under_way).start()
+    with pytest.raises(SystemExit) as stopped:
+        go(found, tmp_path)
+    assert stopped.value.code == status
+    rows = rows_of(gather(plan.folder))
+    assert [row.status for row in rows.values()] == ["finished", "stopped"]
+    taken = rows["slow", 0].steps
+    assert 0 < taken < 30
+    assert "saved" in log_of(gather(plan.folder), rows["slow", 0])
+
+    results = go(found, tmp_path)
+    assert results.finished
+    assert f"begun at {taken}" in log_of(results, rows["slow", 0])
+
+
+@pytest.mark.usefixtures("pretending")
+def test_no_process_outlives_an_error_of_our_own(ablation, tmp_path, monkeypatch):
+    found = ablation(ARMS.replace("masked", "slow"), "train.steps=200", "ablation.seeds=[0]")
+    children = []
+    real = runner.start
+    monkeypatch.setattr(runner, "start", lambda *arguments: children.append(real(*arguments)) or children[-1])
+
+    def broken(*arguments, **settings):
+        raise OSError("the disk")
+
+    monkeypatch.setattr(runner, "conclude", broken)
+    with pytest.raises(OSError, match="the disk"):
+        go(found, tmp_path, jobs=2)
+    assert len(children) == 2
+    assert all(child.process.poll() is not None for child in children)
+
+
+@pytest.mark.usefixtures("pretending")
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_as_many_processes_as_asked_for(ablation, tmp_path, monkeypatch, jobs):
+    found = ablation(ARMS, "ablation.seeds=[0,1,2]")
+    alive, most = [], []
+    real = runner.start
+
+    def start(*arguments):
+        child = real(*arguments)
+        alive.append(child)
+        most.append(sum(child.process.returncode is None for child in alive))
+        return child
+
+    monkeypatch.setattr(runner, "start", start)
+    assert go(found, tmp_path, jobs=jobs).finished
+    assert max(most) == jobs
+
+
+@pytest.mark.usefixtures("pretending")
+def test_threads_are_divided_once_and_kept(ablation, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert [threads_for(jobs) for jobs in (1, 2, 3, 20)] == [None, 4, 2, 1]
+    found = ablation(ARMS, "ablation.seeds=[0]")
+    results = go(found, tmp_path, jobs=4)
+    recipe = json.loads(next((results.folder / "recipes").iterdir()).read_text(encoding="utf-8"))
+    assert recipe["train"]["threads"] == results.plan["threads"] == 2
+    assert go(ablation(ARMS, "ablation.seeds=[0,1]"), tmp_path, jobs=1).plan["threads"] == 2
+    assert go(found, tmp_path, jobs=2, reuse=False).plan["threads"] == 2  # a copy is made as the first one was
+
+
+@pytest.mark.usefixtures("pretending")
+def test_a_pace_is_measured_once(ablation, tmp_path, monkeypatch):
+    measured = []
+
+    def pretend(recipes, **_):
+        measured.append(set(recipes))
+        return {id: 0.1 * (1 + number) for number, id in enumerate(recipes)}
+
+    monkeypatch.setattr(measure, "seconds_per_step", pretend)
+    found = ablation(ARMS.replace("seeds", 'budget = "time"\nseeds'), "train.steps=10")
+    assert known_plan(found, tmp_path / "runs").runs == ()
+    results = go(found, tmp_path, jobs=4)
+    assert [arm["steps"] for arm in results.plan["arms"]] == [10, 5]
+    assert len(measured) == 1
+    assert go(found, tmp_path).finished
+    assert go(found, tmp_path, reuse=False, jobs=4).finished
+    assert [run.recipe.train.steps for run in known_plan(found, tmp_path / "runs").runs] == [10, 5, 10, 5]
+    assert len(measured) == 1
+
+
+def test_the_pace_is_that_of_real_steps_each_recipe_in_turn(ablation, monkeypatch):
+    monkeypatch.setattr(measure, "SECONDS", 0.01)
+    found = ablation("[ablation.arms.base]\n[ablation.arms.deep]\nbackbone.depth = 3\n")
+    recipes = {arm.label: arm.recipe for arm in found.arms}
+    turns = []
+    real = measure.one_turn
+
+    def turn(recipe, device):
+        turns.append((recipe.backbone.params.depth, recipe.train.threads, real(recipe, device)))
+        return turns[-1][-1]
+
+    monkeypatch.setattr(measure, "one_turn", turn)
+    seen = measure.seconds_per_step(recipes, device="cpu", threads=1, progress=Progress())
+    assert [turn[:2] for turn in turns] == [(2, 1), (3, 1)] * 3
+    assert seen["deep"] == sorted(seconds for depth, _, seconds in turns if depth == 3)[1] > 0
+
+
+@pytest.mark.usefixtures("pretending")
+def test_a_further_copy_is_continued_until_it_is_finished(ablation, tmp_path):
+    found = ablation(ARMS.replace("masked", "bad"), "ablation.seeds=[0]")
+    out = tmp_path / "runs"
+    assert copy_number(found, out) == 2
+    go(found, tmp_path, reuse=False)
+    assert copy_number(found, out) == 2  # a run of it failed
+    good = ablation(ARMS)
+    copies = [go(good, tmp_path, reuse=False, jobs=4).folder.name.rpartition("-")[2] for _ in range(2)]
+    assert copies == ["copy2", "copy3"]
+    assert not list(out.glob("abl-base-*"))  # its runs lie in it
+
+
+@pytest.mark.usefixtures("pretending")
+def test_two_commands_at_once_are_refused(ablation, tmp_path):
+    from sddit.training.run_folder import RunFolder
+
+    found = ablation(ARMS)
+    with RunFolder(make_plan(found, tmp_path / "runs").folder), pytest.raises(SdditError) as refused:
+        go(found, tmp_path)
+    assert refused.value.problems[0].code == "SD-F701"
+
+
+def test_planning_and_gathering_need_no_torch():
+    code = (
+        "import sys, sddit.ablations.runner, sddit.ablations.table, sddit.cli.ablation; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
