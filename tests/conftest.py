@@ -33,6 +33,14 @@ def fixture_folders() -> list[Path]:
     return [*own, TESTS.parents[1] / "shared" / "fixtures", TESTS / "fixtures" / "published"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` say why they do not run where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device is usable here"))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """Small tensors gain nothing from threads, and tests run beside each other."""
@@ -40,13 +48,24 @@ def one_thread() -> None:
 
 
 @pytest.fixture
-def published() -> Callable[[str], Published]:
-    """`published("dit_a")` reads that file of stored numbers, floats widened to float64, or skips the test."""
+def published_folder() -> Callable[[str], Path]:
+    """`published_folder("dit_a")` is where that file of stored numbers lies; without one the test is skipped."""
 
-    def read(name: str) -> Published:
+    def find(name: str) -> Path:
         folder = next((f for f in fixture_folders() if (f / f"{name}.safetensors").is_file()), None)
         if folder is None:
             pytest.skip(f"the stored numbers {name}.safetensors are not here: set SDDIT_FIXTURES to their folder")
+        return folder
+
+    return find
+
+
+@pytest.fixture
+def published(published_folder: Callable[[str], Path]) -> Callable[[str], Published]:
+    """`published("dit_a")` reads that file of stored numbers, floats widened to float64, or skips the test."""
+
+    def read(name: str) -> Published:
+        folder = published_folder(name)
         parts: dict[str, dict[str, Tensor]] = {"state": {}, "in": {}, "out": {}}
         for key, tensor in load_file(folder / f"{name}.safetensors").items():
             part, _, rest = key.partition("/")

@@ -1,0 +1,70 @@
+"""`train.compile = true` changes nothing but the speed, on a recipe of two terms whose gradient ratio goes backward twice."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from sddit.recipes.resolve import resolve
+from sddit.training.loop import StepResult, noise_edges, take_step, training_mode
+from sddit.training.session import build_session
+
+TINY = (
+    "train.steps=2",
+    "train.batch=4",
+    "optimizer.warmup=1",
+    "backbone.width=16",
+    "backbone.heads=2",
+    "backbone.depth=1",
+    "backbone.decoder.depth=1",
+    "backbone.decoder.width=16",
+    "backbone.decoder.heads=2",
+    "loss.discrimination.prototypes=16",
+    "loss.discrimination.hidden=12",
+    "loss.discrimination.bottleneck=8",
+)
+
+
+def trained(device: str, *overrides: str) -> tuple[list[StepResult], torch.Tensor]:
+    """What two steps of a tiny quickstart measured, and all its weights after them."""
+    session = build_session(resolve("quickstart", [*TINY, *overrides]), torch.device(device))
+    edges = noise_edges(session)
+    with training_mode(session):
+        results = [take_step(session, edges) for _ in range(session.total_steps)]
+    return results, torch.cat([p.detach().double().flatten().cpu() for p in session.student.parameters()])
+
+
+def agree(device: str, precision: str, tolerance: float) -> None:
+    """Terms, gradient norm, gradient ratio and weights, compiled and not; another seed differs by more."""
+    plain, weights = trained(device, f"train.precision={precision}")
+    compiled, compiled_weights = trained(device, f"train.precision={precision}", "train.compile=true")
+    for one, two in zip(plain, compiled, strict=True):
+        assert one.terms.keys() == two.terms.keys() == {"denoise", "discrimination"}
+        torch.testing.assert_close(two.terms, one.terms, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(two.grad_norm, one.grad_norm, rtol=tolerance, atol=tolerance)
+        assert two.ratios == pytest.approx(one.ratios, rel=tolerance)
+    assert plain[0].ratios.keys() == {"discrimination"}  # measured at the first step: two backward passes
+    assert (compiled_weights - weights).norm() / weights.norm() < tolerance
+    _, others = trained(device, f"train.precision={precision}", "seed=1")
+    assert (others - weights).norm() / weights.norm() > 10 * tolerance
+
+
+# both are of torch's compiler: a module of torch that uses its own deprecated script_method, and a look at inner gradients
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
+def test_compiled_training_is_the_same_on_a_cpu() -> None:
+    agree("cpu", "fp32", 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2)])
+def test_compiled_training_is_the_same_on_cuda(precision: str, tolerance: float) -> None:
+    agree("cuda", precision, tolerance)
