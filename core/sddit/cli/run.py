@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sddit.cli.frame import Verb, console, error_console, notice, print_json, state_of
+from sddit.devices import surely_absent
 from sddit.errors import SdditError, error, one_of, raise_all
 from sddit.plugins import host
 from sddit.progress import progress_on
@@ -88,7 +90,7 @@ def run(
     refuse_for_recipes(jobs=jobs, only=only, no_reuse=no_reuse)
     recipe = resolved(merged, device)
     if dry_run:
-        show_plan(recipe, as_json=as_json)
+        show_plan(warned(recipe, device), as_json=as_json)
         return
     result = train(ctx, recipe, as_json=as_json, out=out, device=device, fresh=fresh, resume=resume, allow=allow)
     show_result(result, as_json=as_json)
@@ -160,6 +162,12 @@ def refuse_unknown_word(word: str) -> None:
             expect=one_of(word, known, most=20),
             fix="sddit-run --help   lists the verbs",
         ) from None
+
+
+def warned(recipe: Recipe, device: str) -> Recipe:
+    """The recipe, with a warning where this machine surely lacks the device: its plan may be meant for another one."""
+    why = surely_absent(device)
+    return replace(recipe, warnings=(*recipe.warnings, f"--device {device} is not here: {why}")) if why else recipe
 
 
 def show_plan(recipe: Recipe, *, as_json: bool) -> None:
