@@ -48,7 +48,7 @@ def disturb(command: Sequence[str], kills: int, folder: Path, seed: int) -> Outc
     chance = random.Random(seed)
     took = seconds_of([*command, "--out", str(folder / "whole")])
     disturbed = [*command, "--out", str(folder / "killed")]
-    moments = sorted(chance.uniform(0.0, took) for _ in range(kills))
+    moments = [took * (k + chance.random()) / kills for k in range(kills)]  # one at random in each equal part
     done = 0
     while done < kills:
         wait = max(moments[done] - took * share_done(folder / "killed"), chance.uniform(0.0, took / kills))
