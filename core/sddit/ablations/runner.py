@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from sddit.ablations.results import (
 from sddit.errors import SdditError, error, one_of
 from sddit.progress import Progress, duration
 from sddit.training.durable import replace_file, to_json
-from sddit.training.run_folder import RunFolder, last_metrics
+from sddit.training.run_folder import RunFolder, holder, last_metrics
 from sddit.training.signals import REQUESTS, StopSignals
 
 RECIPES, LOGS = "recipes", "logs"
@@ -151,6 +150,28 @@ class Child:
     began: float
 
 
+class Queue:
+    """The runs that are still to be started. One that another process is at is left to it, and waited for."""
+
+    def __init__(self, runs: Sequence[PlannedRun], progress: Progress) -> None:
+        self.runs = list(runs)
+        self._progress = progress
+        self._held = set[Path]()  # folders of which it was said that another process is at them
+
+    def next_free(self) -> PlannedRun | None:
+        """Take the first run that nobody is at; None if there is none by now."""
+        for run in list(self.runs):
+            if owner := holder(run.folder):
+                if run.folder not in self._held:
+                    self._progress.note(f"{run.title}: {owner} is at it; waiting for that")
+                self._held.add(run.folder)
+                continue
+            self.runs.remove(run)
+            if status_of(run.folder, failed=False) != "finished":
+                return run
+        return None
+
+
 def run_all(
     plan: AblationPlan,
     waiting: Sequence[PlannedRun],
@@ -161,22 +182,22 @@ def run_all(
     stop: StopSignals,
 ) -> None:
     """Run what waits, `jobs` at once. A stop is handed on to each process once, and waited for."""
-    queue, running, told = deque(waiting), list[Child](), False
+    queue, running, told = Queue(waiting, progress), list[Child](), False
     steps = {run.folder: steps_of(run) for run in plan.needed}
     if waiting:
         progress.stage("training", total=sum(run.recipe.train.steps for run in plan.needed), done=sum(steps.values()))
     try:
-        while running or (queue and not stop.requested):
-            while queue and len(running) < jobs and not stop.requested:
-                running.append(start(plan, queue.popleft(), device))
+        while running or (queue.runs and not stop.requested):
+            while len(running) < jobs and not stop.requested and (run := queue.next_free()):
+                running.append(start(plan, run, device))
             time.sleep(POLL)
             if stop.signal is not None and not told:
                 told = True
                 tell(running, stop.signal)
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
-                conclude(plan, child, progress, left=len(queue) + len(running))
-            steps |= {child.run.folder: steps_of(child.run) for child in running}
+                conclude(plan, child, progress, left=len(queue.runs) + len(running))
+            steps |= {run.folder: steps_of(run) for run in (*queue.runs, *(child.run for child in running))}
             progress.advance(sum(steps.values()))
     finally:
         end_all(running)

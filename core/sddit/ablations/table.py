@@ -9,6 +9,7 @@ from sddit.ablations.results import Results
 from sddit.ablations.statistics import LEVEL, Comparison, Summary, compare, summarize
 from sddit.evaluation.figures import FIGURES
 from sddit.recipes.source import quoted
+from sddit.units import big
 
 
 def cells(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -96,18 +97,6 @@ def difference(comparison: Comparison) -> str:
         return ""
     between = "" if comparison.low is None else f" [{comparison.low:.2g}, {comparison.high:.2g}]"
     return f"{comparison.difference:+.2g}{between} {comparison.verdict}"
-
-
-def big(number: float | None) -> str:
-    """`490k`, `6.8G`: three digits."""
-    if number is None:
-        return "not stated"
-    size = float(number)
-    for unit in ("", "k", "M", "G", "T", "P"):
-        if size < 999.5:
-            return f"{size:.3g}{unit}"
-        size /= 1000
-    return f"{size:.3g}E"
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ from sddit.ablations.expand import Ablation, expand, naming_arms
 from sddit.ablations.plan import AblationPlan, PlannedArm
 from sddit.ablations.results import Results, Row, readable
 from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
-from sddit.ablations.table import big, cells, changes
+from sddit.ablations.table import cells, changes
 from sddit.cli.frame import console, error_console, print_json, state_of, table
 from sddit.cli.run import show_result, train
 from sddit.errors import Problem, error, printable, raise_all
 from sddit.progress import progress_on
 from sddit.recipes.checks import check_device
 from sddit.recipes.merge import Merged
+from sddit.units import big
 
 STATES = {"finished": "finished", "failed": "failed", "stopped": "step {step:,}", "waiting": ""}
 
@@ -153,7 +154,7 @@ def cost(arm: PlannedArm, *, settled: bool) -> list[str]:
         "" if arm.baseline == arm.label else arm.baseline,
         *(length if settled else ["by time", "", ""]),
         big(arm.parameters),
-        f"{big(arm.cost.memory.total)}B" if arm.cost.memory.total is not None else big(None),
+        big(arm.cost.memory.total, "B"),
         changes(arm.changes),
     ]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from sddit.cli.frame import Verb, console, error_console, notice, print_json, table
-from sddit.cli.plan import big
 from sddit.plugins import host
 from sddit.progress import progress_on
+from sddit.units import big
 
 if TYPE_CHECKING:
     from sddit.bench import Bench

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 
 from sddit.cli.frame import table
@@ -12,9 +10,8 @@ from sddit.errors import printable
 from sddit.recipes.merge import leaves
 from sddit.recipes.plan import Plan
 from sddit.recipes.recipe import Recipe
+from sddit.units import big
 
-STEPS = ("", "k", "M", "G", "T", "P", "E")
-UNKNOWN = "not stated"
 LABELLED = ("loss", "ema", "tracker")
 
 
@@ -91,13 +88,3 @@ def print_totals(plan: Plan, out: Console) -> None:
     parts = ", ".join(f"{big(size, 'B')} {name}" for name, size in memory.items() if size != 0)
     totals.add_row("memory", big(plan.memory.total, "B"), parts)
     out.print(totals)
-
-
-def big(number: Any, unit: str = "") -> str:
-    """`490 k`, `6.8 G`, `84 MB`: three digits."""
-    if number is None:
-        return UNKNOWN
-    size, step = float(number), 0
-    while size >= 999.5 and step < len(STEPS) - 1:
-        size, step = size / 1000, step + 1
-    return f"{size:.3g} {STEPS[step]}{unit}".rstrip()

@@ -118,6 +118,22 @@ def take_lock(path: Path) -> tuple[int, str]:
     return lock, last
 
 
+def holder(folder: Path) -> str:
+    """Which process holds a run folder, as `pid 123 on host h since ...`; empty if none does."""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return owner_in(lock) or "a process that is just starting"
+    else:
+        return ""
+    finally:
+        os.close(lock)
+
+
 def release_lock(lock: int) -> None:
     """Let a lock of this process go, and say so in its file."""
     if lock in _held:

@@ -19,7 +19,7 @@ from sddit.ablations.runner import copy_number, known_plan, run_ablation, thread
 from sddit.cli.app import call
 from sddit.errors import SdditError
 from sddit.progress import Progress
-from sddit.training.run_folder import read_metrics
+from sddit.training.run_folder import RunFolder, holder, read_metrics
 
 ARMS = """
 [ablation]
@@ -299,12 +299,38 @@ def test_a_further_copy_is_continued_until_it_is_finished(ablation, tmp_path):
 
 @pytest.mark.usefixtures("pretending")
 def test_two_commands_at_once_are_refused(ablation, tmp_path):
-    from sddit.training.run_folder import RunFolder
-
     found = ablation(ARMS)
     with RunFolder(make_plan(found, tmp_path / "runs").folder), pytest.raises(SdditError) as refused:
         go(found, tmp_path)
     assert refused.value.problems[0].code == "SD-F701"
+
+
+@pytest.mark.usefixtures("pretending")
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_run_that_another_process_is_at_is_waited_for(ablation, tmp_path, finishes):
+    """What a command leaves behind that was killed itself, or what `--only` runs elsewhere."""
+    found = ablation(ARMS, "ablation.seeds=[0]")
+    base, masked = (run.folder for run in make_plan(found, tmp_path / "runs").runs)
+    notes = Notes()
+    with RunFolder(base) as held:
+        done = threading.Thread(target=go, args=(found, tmp_path), kwargs={"progress": notes, "jobs": 2})
+        done.start()
+        while not (masked / "report.html").is_file():
+            time.sleep(0.01)
+        assert not (base / "metrics.jsonl").exists()
+        if finishes:
+            held.write_text("report.html", "")
+    done.join()
+    assert sum(f"base seed 0: pid {os.getpid()}" in line for line in notes.lines) == 1
+    assert (base / "report.html").is_file()
+    assert (base / "metrics.jsonl").exists() != finishes
+
+
+def test_nobody_holds_a_folder_that_is_not_there_or_was_let_go(tmp_path):
+    assert holder(tmp_path / "none") == ""
+    with RunFolder(tmp_path / "run"):
+        assert holder(tmp_path / "run").startswith(f"pid {os.getpid()} on host ")
+    assert holder(tmp_path / "run") == ""
 
 
 def test_planning_and_gathering_need_no_torch():

@@ -9,7 +9,7 @@ import pytest
 
 from sddit.ablations.plan import make_plan
 from sddit.ablations.results import failure_of, forget_failure, gather, note_failure
-from sddit.ablations.table import big, cells, changes, comparisons, records
+from sddit.ablations.table import cells, changes, comparisons, records
 from sddit.errors import SdditError
 from sddit.evaluation.figures import FIGURES
 from sddit.evaluation.scores import Scores
@@ -118,13 +118,6 @@ def test_a_damaged_plan_is_told(folder):
     (folder / "plan.json").write_text("{", encoding="utf-8")
     with pytest.raises(SdditError, match="SD-F704"):
         gather(folder)
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(None, "not stated"), (0, "0"), (999, "999"), (6.84e9, "6.84G"), (1e21, "1e+03E")]
-)
-def test_big_numbers_in_few_letters(number, text):
-    assert big(number) == text
 
 
 def test_changes_in_words():
