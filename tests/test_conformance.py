@@ -6,15 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import sddit
+from sddit.data.latents import write_cache
 from sddit.plugins import Host
 from sddit.registry import Component
 from sddit.testing import check
 
 SMALL: dict[str, dict[str, Any]] = {
+    "sddit/declared": {"image": (4, 8, 8), "classes": 3},
     "dit/dit": {"depth": 4, "width": 24, "heads": 3, "patch": 2},
     "masking/mdt": {"depth": 6, "width": 24, "heads": 3, "decoder_depth": 2},
     "discrimination/discrimination": {"prototypes": 16, "hidden": 12, "bottleneck": 8},
@@ -67,8 +70,25 @@ def test_a_component_conforms(component: Component[Any], settings: dict[str, Any
     given = {**SMALL.get(component.qualified, {}), **settings}
     if component.qualified == "sddit/folder":
         given["path"] = str(pictures(tmp_path))
+    if component.qualified == "sddit/latents":
+        given |= {"path": str(latents(tmp_path)), "holdout": 0.3}
     runtime = RUNTIME.get(component.qualified, dict)()
     check(component, runtime=runtime, **given)
+
+
+def latents(folder: Path) -> Path:
+    """Two hundred tiny latents."""
+    moments = np.random.default_rng(0).normal(size=(200, 4, 4, 4)).astype(np.float32)
+    moments[:, 2:] -= 6  # narrow posteriors
+    write_cache(
+        folder,
+        [(moments, np.arange(200) % 2)],
+        layout="mean+logvar",
+        scale=1.0,
+        encoder="none",
+        class_names=("cat", "dog"),
+    )
+    return folder
 
 
 def facts_of(dataset: str) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sddit.errors import Problem
 from sddit.hookspecs import hookimpl
@@ -26,6 +26,10 @@ from sddit.recipes.recipe import Recipe
 from sddit.registry import Registry
 
 # ---------------------------------------------------------------------------------------------------------- data sets
+
+
+Size = Annotated[int, Field(ge=1, le=65536)]
+Spread = Annotated[float, Field(ge=0)]
 
 
 class ImageParams(DatasetParams):
@@ -88,6 +92,89 @@ class FolderParams(ImageParams):
         return facts
 
 
+class LatentsParams(ImageParams):
+    """Cached latents: the moments of an encoder's posterior, one for each image."""
+
+    path: str = Field(
+        min_length=1,
+        description="The folder with latents.json and its shards, relative to the recipe.",
+        json_schema_extra={"path": True},
+    )
+    posterior: Literal["sample", "mean"] = Field(
+        "sample", description="sample: drawn anew at every visit of an image; mean: always the middle of its posterior."
+    )
+    normalize: Literal["range", "standard"] = Field(
+        "range",
+        description="range: latents times the cache's scale; standard: shifted and scaled per channel to mean 0 and std 0.5 "
+        "(EDM2, arXiv:2312.02696).",
+    )
+    holdout: float = Field(
+        0.0, ge=0, le=0.9, description="Share of latents in the test split; 0: train on all of them."
+    )
+
+    def facts(self) -> DataFacts:
+        from sddit.data.latents import latents_facts
+        from sddit.data.scaling import refuse_constant
+
+        facts = latents_facts(self)
+        refuse_constant(self, facts)
+        return facts
+
+    def check(self, recipe: Recipe) -> Iterable[Problem]:
+        """Latents that are mirrored already are not mirrored again."""
+        from sddit.data.latents import read_index
+
+        if self.flip and (stored := read_index(self.path).index.flip) != "none":
+            yield Problem(
+                "SD-R108",
+                "these latents were mirrored before they were encoded",
+                where="dataset.flip",
+                got=f"flip = true, and the cache says flip: {stored}",
+                fix="dataset.flip = false",
+            )
+
+
+class DeclaredParams(DatasetParams):
+    """Shapes without images, for models that come from elsewhere: such a recipe plans and samples, and trains on nothing."""
+
+    image: tuple[Size, Size, Size] = Field(strict=False, description="C, H and W as the network sees them.")
+    classes: int = Field(0, ge=0, le=10**6, description="Number of classes; 0: unconditional. Or give class_names.")
+    class_names: tuple[str, ...] = Field((), strict=False, description="Names of the classes, by label.")
+    mean: tuple[float, ...] = Field((), strict=False, description="Of each channel; left out: 0.")
+    std: tuple[Spread, ...] = Field((), strict=False, description="Of each channel; left out: 0.5.")
+    train_images: int = Field(0, ge=0, le=10**12, description="How many images the model was trained on; 0: not known.")
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if values and len(values) != self.image[0]:
+                raise ValueError(f"{key} has {len(values)} numbers for {self.image[0]} channels")
+        if self.class_names and self.classes not in (0, len(self.class_names)):
+            raise ValueError(f"classes = {self.classes}, and class_names has {len(self.class_names)}")
+        return self
+
+    @property
+    def holds_images(self) -> bool:
+        return False
+
+    def facts(self) -> DataFacts:
+        from sddit.data.declared import declared_facts
+        from sddit.data.scaling import refuse_constant
+
+        facts = declared_facts(self)
+        refuse_constant(self, facts)
+        return facts
+
+    def check(self, recipe: Recipe) -> Iterable[Problem]:
+        """Nothing can be scored against no images."""
+        from sddit.data.declared import no_images
+
+        return no_images("evaluate.features").problems if recipe.features else ()
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        return ("flip",)
+
+
 @hookimpl
 def register_datasets(registry: Registry[Dataset]) -> None:
     registry.add(
@@ -108,6 +195,18 @@ def register_datasets(registry: Registry[Dataset]) -> None:
         "sddit.data.splits:folder",
         params=FolderParams,
         summary="Your own images, a sub-folder for each class.",
+    )
+    registry.add(
+        "latents",
+        "sddit.data.latent_splits:latents",
+        params=LatentsParams,
+        summary="Cached latents of your own encoder: its moments, in safetensors shards.",
+    )
+    registry.add(
+        "declared",
+        "sddit.data.latent_splits:declared",
+        params=DeclaredParams,
+        summary="Shapes without images, to sample models that were trained elsewhere.",
     )
 
 

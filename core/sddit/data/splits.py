@@ -14,6 +14,7 @@ from sddit.data.embedded import Split, Table, embedded_table
 from sddit.data.fashion import fashion_table
 from sddit.data.folder import list_images, read_image
 from sddit.data.scaling import scaling
+from sddit.data.shown import Shown, over_image
 from sddit.interfaces import DataFacts, DatasetParams
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class ImageSplit:
         self._labels = labels  # [n] int64
         self._levels = levels
         seen = scaling(params, self.facts)
-        self._scale = torch.tensor(seen.scale, dtype=torch.float32)[:, None, None]  # [C, 1, 1]
-        self._shift = torch.tensor(seen.shift, dtype=torch.float32)[:, None, None]  # [C, 1, 1]
+        self._scale, self._shift = over_image(seen.scale), over_image(seen.shift)
+        self._shown = Shown(params, self.facts)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -60,9 +61,7 @@ class ImageSplit:
 
     def to_images(self, x: Tensor) -> Tensor:
         """What a person looks at, [n, 3, H, W] uint8: the scaling undone, cut to black and white, grey made three channels."""
-        unit = (x.float() - self._shift.to(x.device)) / self._scale.to(x.device)
-        images = ((unit + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        return self._shown.pixels(x)
 
     def _pixels(self, index: Tensor) -> Tensor:
         """Levels of the images at `index` [n], [n, C, H, W] uint8."""

@@ -281,7 +281,7 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
                 got=f"batch = {batch}, micro_batch = {micro}",
                 fix=f"train.micro_batch = {batch}, or a smaller batch",
             )
-    if batch > recipe.facts.train_size:
+    if batch > recipe.facts.train_size and recipe.dataset.params.holds_images:
         yield Problem(
             "SD-D305",
             "the training split is smaller than one batch",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sddit.interfaces import DataFacts, Dataset
+from sddit.errors import SdditError
+from sddit.interfaces import DataFacts, Dataset, DrawnDataset
 from sddit.testing import things
 from sddit.testing.kit import Case, Findings
 
@@ -22,6 +23,9 @@ def examine(case: Case, findings: Findings) -> None:
         )
         channels = facts.image[0]
         findings.expect(len(facts.mean) == channels == len(facts.std), "mean and std are not one number a channel")
+        if not case.params.holds_images:
+            examine_declared(case, facts, findings)
+            return
         for split, size in (("train", facts.train_size), ("test", facts.test_size)):
             with findings.trying(f"the {split} split was read"):
                 examine_split(case.build(split=split), split, size, facts, findings)
@@ -55,17 +59,45 @@ def examine_split(dataset: Dataset, split: str, size: int, facts: DataFacts, fin
         )
     turned, _ = dataset.fetch(ids[::-1])
     findings.expect(torch.equal(turned.flip(0), images), "an image depends on the order in which it is fetched")
+    if isinstance(dataset, DrawnDataset):
+        examine_spread(dataset, ids, images, findings)
     seen = dataset.to_images(images)
     if things.is_shaped(findings, seen, (3, 3, *seen.shape[2:]), "to_images gives what"):
         findings.expect(seen.dtype == torch.uint8, "to_images does not give uint8", got=things.shape_of(seen))
+
+
+def examine_declared(case: Case, facts: DataFacts, findings: Findings) -> None:
+    """A data set without images shows generated ones, and gives none."""
+    with findings.trying("it was built without images"):
+        dataset = case.build(split="test")
+        findings.expect(dataset.facts == facts, "the data set has other facts than its params")
+        seen = dataset.to_images(torch.zeros(2, *facts.image))
+        things.is_shaped(findings, seen, (2, 3, *seen.shape[2:]), "to_images gives what")
+        try:
+            dataset.fetch([0])
+        except SdditError:
+            return
+        findings.expect(False, "it says that it holds no images, and gives one", fix="raise SdditError in fetch")
+
+
+def examine_spread(dataset: DrawnDataset, ids: list[int], images: torch.Tensor, findings: Findings) -> None:
+    """Standard deviations as `fetch` gives means: not negative, and the same whenever they are asked for."""
+    spread = dataset.spread(ids)
+    if things.is_shaped(findings, spread, tuple(images.shape), "spread gives what"):
+        findings.expect(bool((spread >= 0).all()), "a standard deviation is negative, or no number")
+        again = dataset.spread(ids[::-1]).flip(0)
+        findings.expect(torch.equal(again, spread), "a spread depends on the order in which it is fetched")
 
 
 def examine_moments(case: Case, facts: DataFacts, findings: Findings) -> None:
     """The stated mean and deviation are those of the training images in [-1, 1]."""
     if case.params.normalize != "range" or facts.train_size > SOME:
         return
-    images, _ = case.build(split="train").fetch(range(facts.train_size))
+    dataset = case.build(split="train")
+    images, _ = dataset.fetch(range(facts.train_size))
     mean, std = images.double().mean(dim=(0, 2, 3)), images.double().std(dim=(0, 2, 3))
+    if isinstance(dataset, DrawnDataset):  # the deviation of what is drawn
+        std = (std**2 + dataset.spread(range(facts.train_size)).double().square().mean(dim=(0, 2, 3))).sqrt()
     close = torch.allclose(mean, mean.new_tensor(facts.mean), atol=0.02) and torch.allclose(
         std, std.new_tensor(facts.std), rtol=0.02
     )

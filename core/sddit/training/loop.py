@@ -15,7 +15,7 @@ from torch import Tensor
 from sddit.data.loader import batch_ids
 from sddit.draws import Draws
 from sddit.errors import error
-from sddit.interfaces import Batch, Context, Outputs
+from sddit.interfaces import Batch, Context, DrawnDataset, Outputs
 from sddit.training.objective import inside, observe, refuse_malformed
 from sddit.training.session import Session
 from sddit.values import step_of, value_at
@@ -157,11 +157,14 @@ def forward_backward(
 
 
 def make_batch(session: Session, ids: Any, draws: Draws) -> Batch:
-    """Fetch images, mirror some, drop some labels."""
-    settings = session.recipe.dataset.params
-    x0, true_labels = session.dataset.fetch(ids)
+    """Fetch images, draw those that are distributions, mirror some, drop some labels."""
+    settings, dataset = session.recipe.dataset.params, session.dataset
+    x0, true_labels = dataset.fetch(ids)
     dtype = next(session.student.parameters()).dtype
     x0, true_labels = x0.to(session.device, dtype, non_blocking=True), true_labels.to(session.device, non_blocking=True)
+    if isinstance(dataset, DrawnDataset):
+        spread = dataset.spread(ids).to(session.device, dtype, non_blocking=True)
+        x0 = x0 + spread * draws.normal("posterior", x0.shape[1:]).to(dtype)
     flipped = torch.zeros(len(ids), dtype=torch.bool, device=session.device)
     if settings.flip:
         flipped = draws.uniform("flip") < 0.5

@@ -1,0 +1,72 @@
+"""A data set of which only the facts are known: for models that come from elsewhere. It holds no images. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from sddit.errors import SdditError, error
+from sddit.interfaces import DataFacts
+
+if TYPE_CHECKING:
+    from sddit.builtins import DeclaredParams
+
+NAME = "declared"
+
+
+def declared_facts(params: DeclaredParams) -> DataFacts:
+    """What a recipe declares, with mean 0 and deviation 0.5 in every channel where it does not say."""
+    channels, height, width = params.image
+    names = params.class_names or numbered(params.classes)
+    mean, std = params.mean or (0.0,) * channels, params.std or (0.5,) * channels
+    identity = json.dumps([params.image, names, mean, std, params.train_images])
+    size = f", trained on {params.train_images:,} images" if params.train_images else ""
+    return DataFacts(
+        image=params.image,
+        class_names=names,
+        train_size=params.train_images,
+        test_size=0,
+        fingerprint=sha256(identity.encode()).hexdigest(),
+        mean=mean,
+        std=std,
+        source=f"declared, no images: {channels}x{height}x{width}{size}",
+    )
+
+
+def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The table `[dataset]` that stands in for data that is not here.
+
+    Args:
+        data: what a resolved recipe states of it, see `recipe.facts_to_json`.
+        dataset: its own table.
+    """
+    names = tuple(data["class_names"])
+    classes = {"classes": len(names)} if names == numbered(len(names)) else {"class_names": list(names)}
+    kept = {key: dataset[key] for key in ("label_drop", "normalize") if key in dataset}
+    return {
+        "name": f"sddit/{NAME}",
+        "image": list(data["image"]),
+        **classes,
+        "mean": list(data["mean"]),
+        "std": list(data["std"]),
+        "train_images": data["train_size"],
+        **kept,
+    }
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers."""
+    return tuple(map(str, range(count)))
+
+
+def no_images(where: str = "dataset") -> SdditError:
+    """The refusal to train or score on a declaration."""
+    return error(
+        "SD-D340",
+        "this data set is declared: it holds no images to train on or to score against",
+        where=where,
+        expect="a data set with images",
+        fix="sample from it (sddit-run sample RUN), or choose a data set: sddit-run show datasets",
+    )

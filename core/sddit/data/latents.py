@@ -1,0 +1,343 @@
+"""Cached latents: a folder of encoder moments, one normal distribution for each image. Its index, its facts, its writer. No torch.
+
+    PATH/latents.json            what the shards hold, and the size and sha256 of each
+    PATH/shard-00000.safetensors moments [n, 2C, h, w] float16 or float32, labels [n] int64
+
+The first C channels are means, the others say how far the encoder's posterior spreads: log-variances (`mean+logvar`, the
+layout of MaskDiT's files) or standard deviations (`mean+std`, that of EDM2's). Both are raw; `scale` is multiplied on reading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b, file_digest, sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sddit.data.cache import cached
+from sddit.data.embedded import Split
+from sddit.errors import Problem, SdditError, error, one_of, raise_all
+from sddit.interfaces import DataFacts
+from sddit.training.durable import replace_file
+
+if TYPE_CHECKING:
+    from sddit.builtins import LatentsParams
+
+Layout = Literal["mean+logvar", "mean+std"]
+Flip = Literal["none", "once", "both"]
+
+INDEX = "latents.json"
+LOG_VARIANCE = (-30.0, 20.0)  # where MaskDiT and the VAE itself clamp it
+PLAUSIBLE = (0.25, 2.5)  # standard deviation of scaled latents; beyond, the scale was left out or applied twice
+MOST_PROBLEMS = 5  # shown at once
+
+
+class Shard(BaseModel):
+    """One file of the cache."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors$")
+    count: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Index(BaseModel):
+    """`latents.json`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    format: Literal[1]
+    layout: Layout
+    scale: float = Field(gt=0)
+    channels: int = Field(ge=1)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    encoder: str
+    class_names: tuple[str, ...]
+    flip: Flip  # none; once: some were mirrored before encoding; both: rows 2i and 2i + 1 are image i and its mirror image
+    shards: tuple[Shard, ...] = Field(min_length=1)
+    mean: tuple[float, ...]  # of the scaled means, per channel
+    std: tuple[float, ...]
+    spread: tuple[float, ...]  # root mean square of the scaled standard deviations, per channel
+
+    @cached_property
+    def rows(self) -> int:
+        """Distributions in all shards."""
+        return sum(shard.count for shard in self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A folder of latents and what its index says."""
+
+    root: Path
+    index: Index
+
+    def rows_of(self, split: Split, holdout: float) -> NDArray[np.int64]:
+        """The rows of a split, rising. An image is held out by its place in the cache: shards added at the end move none."""
+        pair = 2 if self.index.flip == "both" else 1  # an image and its mirror image stay together
+        key = blake2b(b"latents/split", digest_size=16).digest()
+        words = np.random.Philox(key=np.frombuffer(key, dtype="<u8").astype(np.uint64)).random_raw(
+            self.index.rows // pair
+        )
+        held_out = words < np.uint64(min(int(holdout * 2**64), 2**64 - 1))
+        return np.flatnonzero(np.repeat(held_out == (split == "test"), pair))
+
+
+def latents_facts(params: LatentsParams) -> DataFacts:
+    """Everything from the index: no shard is opened."""
+    cache = read_index(params.path)
+    index = cache.index
+    train, test = (len(cache.rows_of(split, params.holdout)) for split in get_args(Split))
+    if train == 0:
+        raise error("SD-D304", "no latent is left to train on", where="dataset.holdout", fix="lower it")
+    deviations = zip(index.std, index.spread if params.posterior == "sample" else [0.0] * index.channels, strict=True)
+    identity = json.dumps([index.model_dump(mode="json"), params.holdout, params.labels])
+    return DataFacts(
+        image=(index.channels, index.height, index.width),
+        class_names=index.class_names if params.labels else (),
+        train_size=train,
+        test_size=test,
+        fingerprint=sha256(identity.encode()).hexdigest(),
+        mean=index.mean,
+        std=tuple((std**2 + spread**2) ** 0.5 for std, spread in deviations),
+        source=f"{cache.root}: {train:,} + {test:,} latents of {index.encoder}; pictures show three latent channels",
+    )
+
+
+def read_index(path: str) -> Cache:
+    """The cache at `path`. Raises SD-D341 for a folder that is none, or whose index is not as this module writes it."""
+    root = Path(path).expanduser()
+    place = root / INDEX
+    try:
+        text = place.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise error(
+            "SD-D341",
+            "this is no folder of latents",
+            where="dataset.path",
+            got=f"{path}: {f'no {INDEX}' if isinstance(failure, FileNotFoundError) else failure}",
+            expect=f"a folder with {INDEX} and shards",
+            fix="tools/make_latents.py writes one from arrays",
+        ) from None
+    try:
+        index = Index.model_validate_json(text)
+    except ValidationError as failure:
+        raise SdditError(*_index_problems(failure, place)) from None
+    if {len(index.mean), len(index.std), len(index.spread)} != {index.channels}:
+        raise error("SD-D341", f"{INDEX} states no mean, std and spread for each channel", where=str(place))
+    if index.flip == "both" and index.rows % 2:
+        raise error("SD-D341", "mirrored pairs make an even number", where=str(place), got=f"{index.rows} latents")
+    return Cache(root.resolve(), index)
+
+
+def _index_problems(failure: ValidationError, place: Path) -> Iterable[Problem]:
+    for detail in failure.errors(include_url=False)[:MOST_PROBLEMS]:
+        key = ".".join(map(str, detail["loc"])) or "the whole"
+        got = "" if detail["type"] == "missing" else str(detail["input"])[:80]
+        expect = one_of(got, get_args(Layout)) if key == "layout" else detail["msg"]
+        what = "unknown layout of latents" if key == "layout" else f"{INDEX} cannot be used: {key}"
+        yield Problem("SD-D341", what, where=str(place), got=got, expect=expect)
+
+
+def verify_shards(cache: Cache) -> None:
+    """Compare every shard with the index, by its bytes once and then by size and time. Raises SD-D342, several at once."""
+    raise_all(
+        [problem for shard in cache.index.shards if (problem := _shard_problem(cache.root, shard))][:MOST_PROBLEMS]
+    )
+
+
+def _shard_problem(root: Path, shard: Shard) -> Problem | None:
+    path = root / shard.file
+    fix = "copy it again, or write the cache anew"
+    if path.is_symlink() or not path.is_file():
+        return Problem("SD-D342", f"shard {shard.file} is missing", where=str(path), fix=fix)
+    status = path.stat()
+    if status.st_size != shard.bytes:
+        got, expect = f"{status.st_size:,} bytes", f"{shard.bytes:,}"
+        return Problem("SD-D342", f"shard {shard.file} has another size", str(path), got, expect, fix)
+    stamp = [str(path), status.st_size, status.st_mtime_ns]
+    if (found := cached(["latents", stamp], lambda: {"sha256": _sha256(path)})["sha256"]) != shard.sha256:
+        return Problem("SD-D342", f"shard {shard.file} is not what {INDEX} says", str(path), found, shard.sha256, fix)
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def write_cache(
+    folder: str | Path,
+    shards: Iterable[tuple[ArrayLike, ArrayLike]],
+    *,
+    layout: Layout,
+    scale: float,
+    encoder: str,
+    class_names: Sequence[str],
+    flip: Flip = "none",
+) -> Path:
+    """Write latents as the data set `latents` reads them. Shards are written as they come, the index last.
+
+    Args:
+        folder: a new or unfinished cache; a finished one is not overwritten.
+        shards: pairs of moments [n, 2C, h, w] (float16 or float32, before scaling) and labels [n]; each pair makes a file.
+        layout: what the second C channels are.
+        scale: the factor that brings the latents to a deviation near 1, such as 0.18215 of Stable Diffusion's first VAE.
+        encoder: its name, for people: which VAE, and which range of pixels it was fed.
+        class_names: by label; none: unconditional, and every label is 0.
+        flip: `none`; `once` if images were mirrored at random before encoding; `both` if each is followed by its mirror image.
+
+    Returns:
+        The path of the index.
+
+    Raises:
+        SdditError: SD-D308 for moments that cannot be used, SD-D307 for labels, SD-D343 for a finished cache.
+    """
+    root = Path(folder)
+    if (root / INDEX).exists():
+        raise error("SD-D343", "a finished cache of latents lies here", where=str(root), fix="choose another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    written: list[Shard] = []
+    measured: _Measured | None = None
+    for number, (moments, labels) in enumerate(shards):
+        where = f"shard {number}"
+        array, numbers = _usable_moments(moments, layout, where), _usable_labels(labels, len(class_names), where)
+        if measured is None:
+            measured = _Measured(array.shape[1] // 2, array.shape[2:])
+        if (array.shape[1] // 2, array.shape[2:]) != (measured.channels, measured.size) or len(array) != len(numbers):
+            got = f"moments {array.shape}, labels {numbers.shape}"
+            expect = f"(n, {2 * measured.channels}, {measured.size[0]}, {measured.size[1]}) and (n,)"
+            raise error("SD-D308", "shards do not fit together", where=where, got=got, expect=expect)
+        measured.add(*mean_and_std(array, layout))
+        written.append(_write_shard(root, number, array, numbers))
+    if measured is None:
+        raise error("SD-D308", "there are no latents to write", where=str(root))
+    std = [scale * s for s in measured.std]
+    _refuse_implausible(scale, std)
+    index = Index(
+        format=1,
+        layout=layout,
+        scale=scale,
+        channels=measured.channels,
+        height=measured.size[0],
+        width=measured.size[1],
+        encoder=encoder,
+        class_names=tuple(class_names),
+        flip=flip,
+        shards=tuple(written),
+        mean=tuple(scale * m for m in measured.mean),
+        std=tuple(std),
+        spread=tuple(scale * s for s in measured.spread),
+    )
+    replace_file(root / INDEX, (index.model_dump_json(indent=1) + "\n").encode())
+    return root / INDEX
+
+
+def mean_and_std(moments: NDArray[Any], layout: Layout) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means and standard deviations, each [n, C, h, w], before scaling."""
+    mean, second = np.split(moments.astype(np.float64), 2, axis=1)
+    return mean, np.exp(np.clip(second, *LOG_VARIANCE) / 2) if layout == "mean+logvar" else second
+
+
+class _Measured:
+    """Mean, deviation and posterior spread per channel, shard after shard (Chan et al. 1979: no digits are lost)."""
+
+    def __init__(self, channels: int, size: tuple[int, ...]) -> None:
+        self.channels, self.size = channels, size
+        self.count = 0
+        self._mean, self._squares, self._spread = (np.zeros(channels) for _ in range(3))
+
+    def add(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> None:
+        here, axes = mean.size // self.channels, (0, 2, 3)
+        total, step = self.count + here, mean.mean(axis=axes) - self._mean
+        self._squares += mean.var(axis=axes) * here + step**2 * (self.count * here / total)
+        self._mean += step * (here / total)
+        self._spread += (std**2).sum(axis=axes)
+        self.count = total
+
+    @property
+    def mean(self) -> list[float]:
+        return [float(m) for m in self._mean]
+
+    @property
+    def std(self) -> list[float]:
+        return [float(s) for s in np.sqrt(self._squares / self.count)]
+
+    @property
+    def spread(self) -> list[float]:
+        return [float(s) for s in np.sqrt(self._spread / self.count)]
+
+
+def _usable_moments(moments: ArrayLike, layout: Layout, where: str) -> NDArray[Any]:
+    array = np.ascontiguousarray(moments)
+    if layout not in get_args(Layout):
+        raise error(
+            "SD-D341", f"unknown layout of latents {layout!r}", where=where, expect=one_of(layout, get_args(Layout))
+        )
+    if array.ndim != 4 or array.shape[1] % 2 or 0 in array.shape or array.dtype not in (np.float16, np.float32):
+        raise error(
+            "SD-D308",
+            "these are no moments",
+            where=where,
+            got=f"{array.dtype} {array.shape}",
+            expect="float16 or float32 of shape (n, 2C, h, w): C means, then C log-variances or deviations",
+        )
+    if not np.isfinite(array).all():
+        raise error("SD-D308", "moments hold NaN or infinity", where=where, fix="encode in float32")
+    if layout == "mean+std" and array[:, array.shape[1] // 2 :].min() < 0:
+        raise error(
+            "SD-D308", "a standard deviation is negative", where=where, fix='if these are log-variances: "mean+logvar"'
+        )
+    return array
+
+
+def _usable_labels(labels: ArrayLike, classes: int, where: str) -> NDArray[np.int64]:
+    array = np.asarray(labels)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise error(
+            "SD-D307",
+            "these are no labels",
+            where=where,
+            got=f"{array.dtype} {array.shape}",
+            expect="whole numbers (n,)",
+        )
+    highest = max(classes, 1) - 1
+    if len(array) and not 0 <= array.min() <= array.max() <= highest:
+        got, expect = f"{array.min()} to {array.max()}", f"0 to {highest}"
+        raise error("SD-D307", "a label is out of range", where=where, got=got, expect=expect)
+    return array.astype(np.int64)
+
+
+def _refuse_implausible(scale: float, std: Sequence[float]) -> None:
+    pooled = float(np.sqrt(np.mean(np.square(std))))
+    low, high = PLAUSIBLE
+    if not low <= pooled <= high:
+        raise error(
+            "SD-D308",
+            "latents of this scale do not suit a diffusion model: was it left out, or applied twice?",
+            where="scale",
+            got=f"{scale:g}, which gives a standard deviation of {pooled:.3g}",
+            expect=f"a deviation from {low:g} to {high:g}",
+            fix=f"scale = {scale / pooled:.4g} gives 1" if pooled else "look at the encoder: these latents do not vary",
+        )
+
+
+def _write_shard(root: Path, number: int, moments: NDArray[Any], labels: NDArray[np.int64]) -> Shard:
+    from safetensors.numpy import save
+
+    name, data = f"shard-{number:05d}.safetensors", save({"moments": moments, "labels": labels})
+    replace_file(root / name, data)
+    return Shard(file=name, count=len(moments), bytes=len(data), sha256=sha256(data).hexdigest())

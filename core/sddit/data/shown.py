@@ -1,0 +1,48 @@
+"""What a person sees of what the network sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sddit.data.scaling import scaling
+from sddit.interfaces import DataFacts, DatasetParams
+
+SHOWN = 3.0
+"""Standard deviations of a latent channel between grey and black or white."""
+
+
+class Shown:
+    """What a person sees of x without a decoder."""
+
+    def __init__(self, params: DatasetParams, facts: DataFacts) -> None:
+        seen = scaling(params, facts)
+        self._facts = facts
+        self._scale = over_image(seen.scale)
+        self._shift = over_image(seen.shift)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """x [n, 1 or 3, H, W] as images in [-1, 1] once the scaling is undone; uint8 [n, 3, H, W]."""
+        return as_bytes(self._unscaled(x))
+
+    def latents(self, x: Tensor) -> Tensor:
+        """The first three channels of x [n, C, H, W], in turn if there are fewer, each about its mean; uint8 [n, 3, H, W]."""
+        mean, std = (over_image(values).to(x.device) for values in (self._facts.mean, self._facts.std))
+        unit = (self._unscaled(x) - mean) / (SHOWN * std.clamp_min(1e-12))
+        return as_bytes(unit[:, [channel % x.shape[1] for channel in range(3)]])
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        return (x.float() - self._shift.to(x.device)) / self._scale.to(x.device)
+
+
+def over_image(values: Sequence[float]) -> Tensor:
+    """One number for each channel, [C, 1, 1]."""
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
+
+
+def as_bytes(unit: Tensor) -> Tensor:
+    """[-1, 1] to 0..255, cut to black and white, grey made three channels."""
+    images = ((unit + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
