@@ -9,7 +9,7 @@ x0 = model.denoise(x, sigma, labels)                                  # [B, C, H
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -20,16 +20,24 @@ from torch import Tensor, nn
 
 from sddit.denoiser import ModelDenoiser
 from sddit.errors import error
+from sddit.exchange.files import read_weight_file
+from sddit.exchange.published import understood
+from sddit.exchange.source import CONFIG, RECIPE, found, is_export, read_config
+from sddit.exchange.weights import read_weights
 from sddit.generate import generate, of_classes
 from sddit.interfaces import Dataset, NoiseSchedule, Shapes
 from sddit.plugins import registry
+from sddit.recipes.components import SLOTS
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.resolve import changed, resolve
+from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
 from sddit.recipes.translate import validated
 from sddit.training.averages import under
 from sddit.training.checkpoints import Store
 from sddit.training.session import DTYPES, build_backbone, default_dtype
 from sddit.training.tensors import unpack
+
+KERNEL = SLOTS["attention"].default
+"""The attention kernel of weights that come without a recipe."""
 
 
 def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runtime: Any) -> Any:
@@ -104,30 +112,33 @@ def load(
     step: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Model:
-    """Load a run folder, or a safetensors file in a published layout.
+    """Load a run folder, a folder of `sddit-run export`, or a safetensors file in a published layout. No data is needed.
 
     Args:
-        source: a run folder, or a `.safetensors` file.
-        layout: for a file, the published layout: `dit`, `maskdit`.
-        config: for a file, the constructor's arguments under their published names.
+        source: the folder, or a `.safetensors` file.
+        layout: for a file, the published layout, such as `dit` or `maskdit`.
+        config: for a file, those of the constructor's arguments, under their published names, that the tensors do not tell.
         weights: for a run, `student` or the label of an [ema]; empty: the one the run samples with.
         step: for a run, which checkpoint; None: the newest good one.
         dtype: of the weights; None: as they are.
     """
     path = Path(source)
     if path.is_dir():
-        return load_run(path, weights=weights, step=step, dtype=dtype)
+        loader = load_exported if is_export(path) and not (path / RECIPE).is_file() else load_run
+        return loader(path, weights=weights, step=step, dtype=dtype)
     if not path.is_file():
-        raise error("SD-C444", "nothing to load", got=str(path), expect="a run folder or a .safetensors file")
+        raise error(
+            "SD-C444", "nothing to load", got=str(path), expect="a run folder, an exported one, or a .safetensors file"
+        )
     return load_published(path, layout, config or {}, dtype)
 
 
 def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype: torch.dtype | None = None) -> Model:
     """The network of a run at its newest good checkpoint, or at `step`."""
-    resolved = folder / "recipe.resolved.json"
+    resolved = folder / RECIPE
     if not resolved.is_file():
-        raise error("SD-C445", "not a run folder", got=str(folder), expect="a folder that holds recipe.resolved.json")
-    recipe = resolve(resolved)
+        raise error("SD-C445", "not a run folder", got=str(folder), expect=f"a folder that holds {RECIPE}")
+    recipe = resolve_without_data(resolved)
     label = weights or recipe.sampled_weights
     if label != "student" and label not in recipe.ema:
         raise error(
@@ -142,52 +153,50 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
         raise error(
             "SD-C447", "this run has no checkpoint yet", where=str(folder), fix="run its recipe until the first save"
         )
+    name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
+
+    def read() -> dict[str, Tensor]:
+        return under(prefix, unpack(checkpoint.read(f"{name}.safetensors")))
+
+    return filled(recipe, read, dtype, where=f"{checkpoint.folder}, {label}")
+
+
+def load_exported(
+    folder: Path, *, weights: str = "", step: int | None = None, dtype: torch.dtype | None = None
+) -> Model:
+    """The network of a folder that `sddit-run export` wrote."""
+    recipe = resolve_tables(read_config(folder)["recipe"], folder / CONFIG)
+    source = found(folder, weights, step)
+    return filled(recipe, lambda: read_weights(source), dtype, where=str(folder))
+
+
+def filled(recipe: Recipe, read: Callable[[], dict[str, Tensor]], dtype: torch.dtype | None, *, where: str) -> Model:
+    """The network of a recipe with weights. Raises SD-C410 where these are of another one."""
     with default_dtype(dtype or DTYPES[recipe.train.precision]):
         backbone = build_backbone(recipe, device="cpu")
         schedule: NoiseSchedule = recipe.noise_schedule.build()
-    name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
     try:
-        backbone.load_state_dict(under(prefix, unpack(checkpoint.read(f"{name}.safetensors"))))
+        backbone.load_state_dict(read())
     except (KeyError, RuntimeError, FileNotFoundError) as mismatch:
         raise error(
             "SD-C410",
             "the checkpoint does not fit this recipe",
-            where=str(checkpoint.folder),
-            got=shorten(f"{label}: {mismatch}", 160),
+            where=where,
+            got=shorten(str(mismatch), 160),
             expect="a checkpoint of the same recipe",
-            fix="put the recipe.resolved.json of this run back",
+            fix=f"put the {RECIPE} of this run back",
         ) from mismatch
     return Model(backbone.eval(), schedule, recipe.shapes, recipe)
 
 
 def load_published(path: Path, layout: str, config: Mapping[str, Any], dtype: torch.dtype | None) -> Model:
     """The network of a safetensors file whose tensors have the names of a published implementation."""
-    component = next((c for c in registry("backbones") if layout in dict(c.formats)), None)
-    if component is None:
-        known = sorted(layout for c in registry("backbones") for layout in dict(c.formats))
-        raise error(
-            "SD-C441",
-            f"no weight layout {layout!r}",
-            got=layout or "(none given)",
-            expect=f"one of {', '.join(known)}",
-            fix='sddit.load(file, layout="dit", config={...})',
-        )
-    form = component.format(layout)
-    description = form.describe(config)
-    weights = form.to_ours(unpack(path.read_bytes()))
-    wanted = dtype or next(value.dtype for value in weights.values() if value.is_floating_point())
+    published = understood(read_weight_file(path).state, layout, config)
+    wanted = dtype or next(value.dtype for value in published.state.values() if value.is_floating_point())
     with default_dtype(wanted):
-        attention = registry("attention").usable("sdpa")
-        backbone = component.build(
-            validated(component.params, description.backbone, table="backbone", where=str(path)),
-            image=description.shapes.image,
-            num_classes=description.shapes.num_classes,
-            outputs=description.shapes.outputs,
-            attention=attention.build(attention.params()),
-        )
-        schedule = build("noise_schedules", *description.noise_schedule) if description.noise_schedule else None
-    backbone.load_state_dict({name: value.to(wanted) for name, value in weights.items()})
-    return Model(backbone.eval(), schedule, description.shapes)
+        backbone, named = published.trained(build("attention", KERNEL)), published.description.noise_schedule
+        schedule = build("noise_schedules", *named) if named else None
+    return Model(backbone, schedule, published.shapes)
 
 
 def sample(

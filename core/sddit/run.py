@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sddit import environment as surroundings
 from sddit.api import load_run
+from sddit.data.declared import no_images
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
 from sddit.evaluation import pictures
 from sddit.evaluation.scores import Scores, evaluate_samples
@@ -26,6 +27,7 @@ from sddit.interfaces import Dataset, FeatureExtractor, NoiseSchedule, Tracker
 from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
 from sddit.reporting import cost_of, write_run_report
 from sddit.training.checkpoints import Store
 from sddit.training.loop import train
@@ -76,6 +78,8 @@ def run(
         SystemExit: a signal asked to stop; everything is saved, and the status is the documented one.
     """
     chosen = surroundings.choose_device(device)
+    if not recipe.dataset.params.holds_images:
+        raise no_images()
     if resume is not None and not (resume / RECIPE).is_file():
         raise error(
             "SD-C445", "not a run folder", where="--resume", got=str(resume), expect=f"a folder that holds {RECIPE}"
@@ -199,12 +203,14 @@ def prepare(
     checkpoint = store.latest()
     for notice in store.notices:
         progress.warn(notice)
-    surroundings.configure(recipe, device, threads=checkpoint.state["threads"] if checkpoint else None)
+    surroundings.configure(recipe, device, threads=checkpoint.state.get("threads") if checkpoint else None)
     folder.write_json(RECIPE, recipe.to_json())
     for name, file in recipe.plugin_files.items():  # beside the recipe, so that the folder says all that it needs
         folder.write_bytes(Path(name).name, file.read_bytes())
     folder.write_json(ENVIRONMENT, surroundings.environment(recipe, device))
-    session = build_session(recipe, device)
+    session = build_session(recipe, device, resumed=checkpoint is not None)
+    for note in session.notes:
+        progress.warn(note)
     if checkpoint is None:
         return session, 0
     state = restore(session, checkpoint)
@@ -335,8 +341,11 @@ def compare(
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
     """Sample and score a run at its newest good checkpoint, finished or not. Changes nothing in its folder."""
     chosen = surroundings.choose_device(device)
+    resolve(folder / RECIPE)  # which needs the data, and says what is wrong with it
     model = load_run(folder)
     recipe = model.require_recipe()
+    if not recipe.dataset.params.holds_images:
+        raise no_images()
     train_set: Dataset = recipe.dataset.build(split="train")
     schedule = model.require_schedule()
     request, images = draw(model.backbone.to(chosen), schedule, recipe, train_set, chosen, progress)

@@ -22,7 +22,11 @@ def register_backbones(registry: Registry[Backbone]) -> None:
         params=DiTParams,
         summary="Diffusion transformer with adaLN-Zero; optional decoder, class token and masked encoder.",
         paper="arXiv:2212.09748",
-        formats={"dit": "sddit_dit.formats:DiTFormat", "maskdit": "sddit_dit.formats:MaskDiTFormat"},
+        formats={
+            "dit": "sddit_dit.formats:DiTFormat",
+            "maskdit": "sddit_dit.formats:MaskDiTFormat",
+            "diffusers": "sddit_dit.diffusers_format:DiffusersFormat",
+        },
         checks={
             "what hidden tokens reach": "sddit_dit.checks:spans",
             "what stands at hidden places": "sddit_dit.checks:fill",

@@ -1,15 +1,14 @@
 """Published weights of DiT and MaskDiT, to and from our names. Facts of their files only: names, orders, shapes.
 
-Each format has `describe(config)`, from the arguments of their constructor to our settings; `to_ours(state)`, whose
-result loads strictly, fixed position tables included; and `to_theirs(state, params, shapes)`, the way back. What the
-relatives of DiT have in common is public, for the formats of other plugins.
+Each is a `sddit.interfaces.WeightFormat`; what their constructors take stands in `constructors`. What the relatives of DiT
+have in common is public, for the formats of other plugins.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from sddit.interfaces import Shapes
 from sddit_dit.blocks import sincos_positions
+from sddit_dit.constructors import Arguments, config_dit, config_maskdit, infer_dit, infer_maskdit
 from sddit_dit.params import DiTParams, TransformerParams
 
 
@@ -27,7 +27,11 @@ class Description:
     backbone: dict[str, Any]  # settings of the backbone
     shapes: Shapes
     noise_schedule: tuple[str, dict[str, Any]]  # name and settings
+    recipe: dict[str, Any] = field(default_factory=dict)  # further tables: how it was trained and is sampled
 
+
+FILES = ("config.json", "model.safetensors")
+"""Where an export puts the arguments and the weights."""
 
 State = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
@@ -91,16 +95,44 @@ def describe_dit(config: Mapping[str, Any], family: str = "DiT") -> Description:
         num_classes=config["num_classes"],
         outputs=2 if learned else 1,
     )
-    return Description(settings, shapes, ("ddpm", {"learned_variance": learned}))
+    return Description(settings, shapes, ("ddpm", {"learned_variance": learned}), recipe_of_dit(shapes))
+
+
+def recipe_of_dit(shapes: Shapes) -> dict[str, Any]:
+    """One view, and 250 ancestral steps guided on three channels (arXiv:2212.09748); without a learned variance, DDIM."""
+    learned = shapes.outputs == 2
+    return {
+        "pair_sampler": {"name": "single"},
+        "loss": {"denoise": {"name": "hybrid"} if learned else {"name": "hybrid", "vb_weight": 0.0}},
+        "sampler": {"name": "ancestral", "steps": 250} if learned else {"name": "ddim", "steps": 250},
+        **guided(shapes, scale=1.5, channels=min(3, shapes.image[0])),
+    }
+
+
+def guided(shapes: Shapes, **settings: Any) -> dict[str, Any]:
+    """The table of classifier-free guidance, for a network that knows classes."""
+    return {"guidance": {"name": "cfg", **settings}} if shapes.num_classes else {}
 
 
 class DiTFormat:
     """The files of facebookresearch/DiT."""
 
+    files = FILES
+    note = ""
+    idle = ("class", "class_dropout_prob")
+
     @staticmethod
     def describe(config: Mapping[str, Any]) -> Description:
         """See `describe_dit`."""
         return describe_dit(config)
+
+    @staticmethod
+    def config(params: DiTParams, shapes: Shapes, schedule: Mapping[str, Any]) -> Arguments:
+        return config_dit(params, shapes)
+
+    @staticmethod
+    def infer(state: Mapping[str, Tensor]) -> tuple[Arguments, Arguments]:
+        return infer_dit(state)
 
     @staticmethod
     def to_ours(state: Mapping[str, Tensor]) -> State:
@@ -115,6 +147,10 @@ class DiTFormat:
 class MaskDiTFormat:
     """The files of Anima-Lab/MaskDiT. Their names carry the prefix `model.` of the preconditioning around the network."""
 
+    files = FILES
+    note = ""
+    idle = ("class", "mask_ratio")
+
     @staticmethod
     def describe(config: Mapping[str, Any]) -> Description:
         """Of `img_resolution`, `num_classes`, `use_decoder`, `mae_loss_coef` and either `class` or the table `model`."""
@@ -127,7 +163,16 @@ class MaskDiTFormat:
             settings["fill"] = "learned" if config.get("mae_loss_coef", 0) > 0 else "zero"
         side = config["img_resolution"]
         shapes = Shapes((config.get("img_channels", 4), side, side), config["num_classes"])
-        return Description(settings, shapes, ("edm", {"sigma_data": config.get("sigma_data", 0.5)}))
+        schedule = {"sigma_data": config.get("sigma_data", 0.5)}
+        return Description(settings, shapes, ("edm", schedule), recipe_of_maskdit(shapes))
+
+    @staticmethod
+    def config(params: DiTParams, shapes: Shapes, schedule: Mapping[str, Any]) -> Arguments:
+        return config_maskdit(params, shapes, schedule)
+
+    @staticmethod
+    def infer(state: Mapping[str, Tensor]) -> tuple[Arguments, Arguments]:
+        return infer_maskdit(state)
 
     @staticmethod
     def to_ours(state: Mapping[str, Tensor]) -> State:
@@ -139,6 +184,16 @@ class MaskDiTFormat:
     def to_theirs(state: Mapping[str, Tensor], params: DiTParams, shapes: Shapes) -> State:
         bare = _theirs(state, params, shapes, linear_labels=True)
         return {f"model.{name}": tensor for name, tensor in bare.items()}
+
+
+def recipe_of_maskdit(shapes: Shapes) -> dict[str, Any]:
+    """Its unmasked tuning stage, and 40 steps of Heun guided by 1.5 (arXiv:2306.09305)."""
+    return {
+        "pair_sampler": {"name": "single"},
+        "loss": {"denoise": {"name": "denoising"}},
+        "sampler": {"name": "heun", "steps": 40},
+        **guided(shapes, scale=1.5),
+    }
 
 
 def _encoder_depth(state: Mapping[str, Tensor]) -> int:

@@ -1,6 +1,6 @@
 """Published weights of MDT, to and from our names. Facts of their files only: names, orders, shapes.
 
-The methods are those of `sddit_dit.formats`. Their files also hold the numbers of relative positions, which we make anew.
+Each is a `sddit.interfaces.WeightFormat`. Their files also hold the numbers of relative positions, which we make anew.
 """
 
 from __future__ import annotations
@@ -12,7 +12,20 @@ from typing import Any
 from torch import Tensor
 
 from sddit.interfaces import Shapes
-from sddit_dit.formats import BLOCK, LABEL, OUTER, Description, Rules, State, describe_dit, kernel, renamed
+from sddit_dit.constructors import Arguments, blocks_in, image_in, labels_and_outputs_in, plain_config, refuse, sizes_in
+from sddit_dit.formats import (
+    BLOCK,
+    FILES,
+    LABEL,
+    OUTER,
+    Description,
+    Rules,
+    State,
+    describe_dit,
+    guided,
+    kernel,
+    renamed,
+)
 from sddit_masking.mdt import relative_places
 from sddit_masking.params import VERSIONS, MDTParams
 
@@ -30,6 +43,9 @@ SIDE = ("sideblocks.0", "interpolater.block")
 class MDTv1Format:
     """The files of sail-sg/MDT, branch mdtv1."""
 
+    files = FILES
+    note = ""
+    idle = ("class", "class_dropout_prob", "mask_ratio")
     version = "v1"
     family = "MDT"
     lists: tuple[str, ...] = ("blocks",)  # of blocks, in depth order
@@ -40,7 +56,48 @@ class MDTv1Format:
         described = describe_dit(config, cls.family)
         decoder = config.get("decode_layer", VERSIONS[cls.version]["decoder_depth"])
         settings = {**described.backbone, "version": cls.version, "decoder_depth": decoder}
-        return replace(described, backbone=settings)
+        return replace(described, backbone=settings, recipe=cls._recipe(described))
+
+    @classmethod
+    def config(cls, params: MDTParams, shapes: Shapes, schedule: Mapping[str, Any]) -> Arguments:
+        """Raises ValueError for skips that this version does not have, or lacks one that it has."""
+        own = VERSIONS[cls.version]
+        refuse(
+            {
+                f"{key} = {value}": value != own[key]
+                for key in ("long_skips", "input_skips")
+                if (value := getattr(params, key)) is not None
+            }
+        )
+        return {**plain_config(params, shapes), "decode_layer": params.decoder_depth}
+
+    @classmethod
+    def infer(cls, state: Mapping[str, Tensor]) -> tuple[Arguments, Arguments]:
+        """Everything: the tables of relative positions tell the heads. In v1 no tensor tells where the decoder begins."""
+        blocks = [blocks_in(state, f"{part}.") for part in cls.lists]
+        first = f"{cls.lists[0]}.0"
+        told = {
+            **sizes_in(state, f"{first}.mlp.fc1.weight"),
+            **image_in(state),
+            **labels_and_outputs_in(state),
+            "depth": sum(blocks),
+            "num_heads": state[f"{first}.{TABLE}"].shape[1],
+        }
+        if len(blocks) == 1:
+            return told, {"decode_layer": VERSIONS[cls.version]["decoder_depth"]}
+        return {**told, "decode_layer": blocks[-1]}, {}
+
+    @classmethod
+    def _recipe(cls, described: Description) -> dict[str, Any]:
+        """Two views, and DiT's sampler with power-cosine guidance of 3.8 on three channels (arXiv:2303.14389)."""
+        shapes = described.shapes
+        loss = {**described.recipe["loss"]["denoise"], "over_views": "sum"}
+        return {
+            **described.recipe,
+            "pair_sampler": {"name": "masked_and_full"},
+            "loss": {"denoise": loss},
+            **guided(shapes, scale=3.8, shape="power_cosine", power=4.0, channels=min(3, shapes.image[0])),
+        }
 
     @classmethod
     def to_ours(cls, state: Mapping[str, Tensor]) -> State:
@@ -89,6 +146,13 @@ class MDTv2Format(MDTv1Format):
             depth, width, heads = whole.named_size
             described.backbone.update(size="", depth=depth - 1, width=width, heads=heads)
         return described
+
+    @classmethod
+    def _recipe(cls, described: Description) -> dict[str, Any]:
+        tables = super()._recipe(described)
+        tables["pair_sampler"]["mask_spread"] = 0.2
+        tables["loss"]["denoise"]["weighting"] = "min_snr"
+        return tables
 
     @classmethod
     def _sizes(cls, params: MDTParams) -> list[int]:

@@ -15,7 +15,9 @@ from sddit.cli import failures
 from sddit.cli.bench import bench
 from sddit.cli.evaluate import evaluate
 from sddit.cli.explain import explain
+from sddit.cli.export import export
 from sddit.cli.frame import State, debug_option, write_block
+from sddit.cli.import_weights import import_weights
 from sddit.cli.new_plugin import new_plugin
 from sddit.cli.plugins import plugins
 from sddit.cli.run import run
@@ -25,7 +27,7 @@ from sddit.cli.table import table
 from sddit.cli.verify import verify
 from sddit.errors import SdditError
 
-VERBS = (plugins, show, sample, evaluate, table, bench, verify, new_plugin, explain)
+VERBS = (plugins, show, sample, evaluate, table, export, import_weights, bench, verify, new_plugin, explain)
 ABOUT = "Train, sample and score what a recipe describes, and write a report. The same command again continues."
 
 

@@ -20,7 +20,7 @@ from sddit.cli.frame import Verb, console, notice, print_json, table
 from sddit.errors import error, one_of, printable
 from sddit.plugins import host, plugins_named_by
 from sddit.recipes.describe import expectation, models
-from sddit.recipes.settings import EmaSettings, EvaluateSettings, TeacherSettings, TrainSettings
+from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
 from sddit.registry import Component, Registry
 
 EXAMPLES = """
@@ -35,6 +35,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "teacher": TeacherSettings,
     "ema": EmaSettings,
     "evaluate": EvaluateSettings,
+    "start": StartSettings,
     "ablation": AblationSettings,
 }
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sddit.interfaces import Params
 from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import is_free
-from sddit.recipes.settings import EmaSettings, EvaluateSettings, TeacherSettings, TrainSettings
+from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
 
 Class = Literal["free", "numeric", "structural"]
 
@@ -17,7 +17,10 @@ SETTINGS: Mapping[str, type[Params]] = {
     "teacher": TeacherSettings,
     "ema": EmaSettings,
     "evaluate": EvaluateSettings,
+    "start": StartSettings,
 }
+IDENTITY = {"data.image", "data.classes", "data.fingerprint"}
+"""What tells one data set from another; the rest of `data` follows from it, or is for people."""
 FREE_TABLES = {"name", "tracker"}
 SHAPES = {"data.image", "data.classes", "noise_schedule.name", "optimizer.name"}
 """Beside the backbone and the labelled tables, what decides the shapes of the tensors in a checkpoint."""
@@ -38,7 +41,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
             if (label in before) != (label in after)
         ]
     one_sided = tuple(f"{key}." for key, *_ in found)
-    before, after = ({key: value for key, value in leaves(tables) if value != {}} for tables in (old, new))
+    before, after = (
+        {
+            key: value
+            for key, value in leaves(tables)
+            if value != {} and (key in IDENTITY or not key.startswith("data."))
+        }
+        for tables in (old, new)
+    )
     for key in [*before, *(key for key in after if key not in before)]:
         if before.get(key) != after.get(key) and not key.startswith(one_sided):
             found.append((key, before.get(key), after.get(key), _class(key)))

@@ -98,6 +98,17 @@ def of_recipe(recipe: Recipe) -> Merged:
     return merged
 
 
+def of_tables(tables: Mapping[str, Any], path: Path | None) -> Merged:
+    """The tables of a resolved recipe, whose one-file plugins lie beside `path`."""
+    where = shown(path) if path else ""
+    raise_all(odd_values(tables, lambda key: where))
+    merged = Merged(path, resolved=True)
+    own = {key: value for key, value in tables.items() if key != "plugins"}
+    merged.plugins += _plugins(tables.get("plugins", []), path.parent if path else Path.cwd(), where)
+    lay(merged, own, lambda key: Origin(where, inherited=True, folder=path.parent if path else Path()))
+    return merged
+
+
 def _origins_in(layer: Source, inherited: bool) -> Callable[[str], Origin]:
     return lambda key: Origin(layer.place(key), inherited, layer.path.parent)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sddit import interfaces as face
 from sddit.interfaces import Params
-from sddit.recipes.settings import EmaSettings, EvaluateSettings, TeacherSettings, TrainSettings
+from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
 from sddit.registry import Component
 from sddit.values import is_zero
 
@@ -58,6 +58,7 @@ class Recipe:
     ema: Mapping[str, EmaSettings]
     evaluate: EvaluateSettings
     facts: face.DataFacts
+    start: StartSettings | None = None  # the weights to begin from; None: fresh ones
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> where its value came from
     idle: tuple[str, ...] = ()  # keys that were given and have no effect here
     warnings: tuple[str, ...] = ()  # what is allowed and probably not meant
@@ -119,14 +120,12 @@ class Recipe:
             "train": _settings(self.train, free),
             "evaluate": _settings(self.evaluate, free),
         }
+        if self.start is not None:
+            tables["start"] = _settings(self.start, free)
         if free:
             tables["tracker"] = {label: chosen.to_json() for label, chosen in self.trackers.items()}
             tables["name"] = self.name
-            tables["data"] = {
-                "image": list(self.facts.image),
-                "classes": self.facts.num_classes,
-                "fingerprint": self.facts.fingerprint,
-            }
+            tables["data"] = facts_to_json(self.facts)
             tables["code"] = dict(self.plugin_digests)
         return tables
 
@@ -136,6 +135,12 @@ class Recipe:
         identity = {**self.to_json(free=False), "data": self.facts.fingerprint, "code": dict(self.plugin_digests)}
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return sha256(text.encode()).hexdigest()[:12]
+
+
+def facts_to_json(facts: face.DataFacts) -> dict[str, Json]:
+    """What is known of the data, so that a run can be sampled where the data itself is gone."""
+    known = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(facts).items()}
+    return {"classes": facts.num_classes, **known}
 
 
 def _settings(settings: Params, free: bool) -> dict[str, Json]:

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sddit.data import seen_std
+from sddit.data.declared import declared_table
 from sddit.errors import Problem, SdditError, raise_all
+from sddit.exchange.source import located
 from sddit.interfaces import DataFacts
 from sddit.plugins import Host
 from sddit.plugins import host as the_host
 from sddit.recipes import checks
 from sddit.recipes.components import LABELLED, SLOTS, Finder
 from sddit.recipes.differences import SETTINGS, differences
-from sddit.recipes.merge import Merged, leaves, load, of_recipe, override
+from sddit.recipes.merge import Merged, Origin, lay, leaves, load, of_recipe, of_tables, override
 from sddit.recipes.recipe import Chosen, Recipe
-from sddit.recipes.settings import EmaSettings
+from sddit.recipes.settings import EmaSettings, StartSettings
 from sddit.recipes.source import MAX_INTEGER, quoted
 from sddit.recipes.translate import unknown_key
 
@@ -58,6 +60,34 @@ def changed(recipe: Recipe, overrides: Sequence[str], *, host: Host | None = Non
     return resolve_merged(merged, host=host)
 
 
+def resolve_tables(tables: Mapping[str, Any], path: Path | None, *, host: Host | None = None) -> Recipe:
+    """The tables of a resolved recipe that stand elsewhere than in a file of their own.
+
+    Args:
+        tables: what is left out takes its default.
+        path: the file in which they stand, beside which one-file plugins lie; None: nowhere.
+    """
+    return resolve_merged(of_tables(tables, path), host=host)
+
+
+def resolve_without_data(source: str | Path, *, host: Host | None = None) -> Recipe:
+    """A `recipe.resolved.json` whose data may be gone: what it states of the data then stands in its place.
+
+    With its data it is what `resolve` gives. Without, its data set is `declared`: the recipe samples as before, and neither
+    trains nor scores.
+    """
+    merged = load(source)
+    try:
+        return resolve_merged(merged, host=host)
+    except SdditError as failure:
+        about_data = all(problem.code.startswith("SD-D") for problem in failure.problems)
+        if not about_data or "mean" not in merged.tables.get("data", {}):
+            raise
+    stand_in = {"dataset": declared_table(merged.tables.pop("data"), merged.tables["dataset"])}
+    lay(merged, {**stand_in, "evaluate": {"features": []}}, lambda key: Origin("stated by the run", inherited=True))
+    return resolve_merged(merged, host=host)
+
+
 def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     """`resolve` for a recipe whose layers are merged already."""
     finder = Finder(merged, host or the_host())
@@ -66,10 +96,12 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     labelled = {table: finder.labelled(table) for table in LABELLED}
     averages = {label: finder.settings(EmaSettings, t, f"ema.{label}") for label, t in finder.labels("ema").items()}
     tables: dict[str, Any] = {
-        key: finder.settings(model, merged.tables.get(key, {}), key) for key, model in SETTINGS.items() if key != "ema"
+        key: finder.settings(model, merged.tables.get(key, {}), key)
+        for key, model in SETTINGS.items()
+        if key not in ("ema", "start")
     }
     features = finder.features(tables["evaluate"].features) if tables["evaluate"] else {}
-    seed, name = _seed(finder), _name(finder)
+    seed, name, start = _seed(finder), _name(finder), _start(finder)
     facts = _facts(finder, chosen)
     if finder.problems:
         raise_all(dict.fromkeys([*finder.misspelt, *finder.problems]))
@@ -102,6 +134,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         ema={label: average for label, average in averages.items() if average},
         evaluate=tables["evaluate"].model_copy(update={"features": qualified, "weights": sampled}),
         facts=facts,
+        start=start,
         plugin_digests=finder.used,
         plugin_files={plugin.beside: plugin.path for plugin in merged.plugins if plugin.is_file},
     )
@@ -134,6 +167,18 @@ def _seed(finder: Finder) -> int:
     else:
         return seed
     return 0
+
+
+def _start(finder: Finder) -> StartSettings | None:
+    """The weights to begin from, each of them settled: which checkpoint, which label, which hash."""
+    if "start" not in finder.merged.tables:
+        return None
+    settings = finder.settings(StartSettings, finder.merged.tables["start"], "start")
+    try:
+        return settings and located(settings, stated=finder.merged.resolved)
+    except SdditError as failure:
+        finder.problems += [_placed(problem, finder.merged, around="start") for problem in failure.problems]
+    return None
 
 
 def _name(finder: Finder) -> str:

@@ -56,6 +56,33 @@ class EmaSettings(Params):
     ramp: bool = Field(False, description="Use min(decay, (1 + step) / (10 + step)): for short runs.")
 
 
+class StartSettings(Params):
+    """`[start]`: begin from the weights of another run rather than from fresh ones, with a fresh optimizer."""
+
+    run: str = Field(
+        min_length=1,
+        description="The run folder, or a folder made by `sddit-run export`, relative to the recipe. Its weights decide the "
+        "run id, wherever it lies.",
+        json_schema_extra={"path": True, **FREE},
+    )
+    weights: str = Field(
+        "", description="The label of an [ema] of that run, or `student`. Empty: the one that run samples with."
+    )
+    step: int | None = Field(
+        None, ge=0, description="Which checkpoint of that run; left out: the newest.", json_schema_extra=FREE
+    )
+    partial: bool = Field(
+        False,
+        description="Begin also where the networks differ: what the weights lack or hold in another shape starts fresh, and "
+        "what they hold beyond this network is left out.",
+    )
+    sha256: str = Field(
+        "",
+        pattern="^([0-9a-f]{64})?$",
+        description="Hash that the file of the weights must have; filled in where it is left out.",
+    )
+
+
 class EvaluateSettings(Params):
     """`[evaluate]`: previews while training, and the scores at the end."""
 

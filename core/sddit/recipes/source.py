@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from sddit.errors import Problem, SdditError, error, raise_all
 
 MAX_BYTES = 64 * 1024
+MAX_RESOLVED_BYTES = 4 * 1024**2  # a resolved recipe also holds the names of all classes
 MAX_LINE = 4096  # the time of tomllib grows with the square of one dotted key
 MAX_DEPTH = 16
 MAX_INTEGER = 2**63 - 1
@@ -71,15 +72,14 @@ def read(path: Path) -> Source:
 
 
 def _decoded(path: Path) -> str:
+    most = MAX_RESOLVED_BYTES if path.suffix == ".json" else MAX_BYTES
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(most + 1)
     except OSError as failure:
         raise error("SD-R121", "the recipe cannot be read", where=shown(path), got=failure.strerror or "") from None
-    if len(data) > MAX_BYTES:
-        raise error(
-            "SD-R131", "the recipe is too large", where=shown(path), got="more", expect=f"at most {MAX_BYTES} bytes"
-        )
+    if len(data) > most:
+        raise error("SD-R131", "the recipe is too large", where=shown(path), got="more", expect=f"at most {most} bytes")
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise error("SD-R132", "the recipe starts with a byte-order mark", where=shown(path), fix="save as plain UTF-8")
     try:

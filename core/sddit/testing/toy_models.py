@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +168,64 @@ class ToyBackbone(nn.Module):
         """[B, N, outputs C p p] -> [B, outputs C, H, W]."""
         side = self.params.patch
         return F.fold(patches.transpose(1, 2), self.image_shape[1:], side, stride=side)
+
+
+@dataclass(frozen=True, slots=True)
+class ToyDescription:
+    """A network of the toy layout in our terms."""
+
+    backbone: dict[str, Any]
+    shapes: Shapes
+    noise_schedule: tuple[str, dict[str, Any]]
+    recipe: dict[str, Any]
+
+
+class ToyFormat:
+    """A published layout: every name begins with `net.`, the label table lies on its side, and no tensor tells `patch`."""
+
+    files = ("config.json", "model.safetensors")
+    note = ""
+    idle = ("dropout",)
+
+    @staticmethod
+    def describe(config: Mapping[str, Any]) -> ToyDescription:
+        settings = {name: config[name] for name in ("hidden", "depth", "patch", "cls")}
+        shapes = Shapes((config["channels"], config["side"], config["side"]), config["classes"])
+        tables = {table: {"name": "toy"} for table in ("pair_sampler", "guidance", "attention")}
+        trained = {"loss": {"denoise": {"name": "toy"}}, "sampler": {"name": "toy", "steps": 4}}
+        return ToyDescription(settings, shapes, ("toy", {}), {**tables, **trained})
+
+    @staticmethod
+    def config(params: ToyBackboneParams, shapes: Shapes, schedule: Mapping[str, Any]) -> dict[str, Any]:
+        channels, height, width = shapes.image
+        if height != width:
+            raise ValueError("it has no place for an image that is no square")
+        sizes = {"channels": channels, "side": height, "classes": shapes.num_classes}
+        return {**params.model_dump(), **sizes}
+
+    @staticmethod
+    def infer(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+        hidden, values = state["net.embed.weight"].shape
+        side = math.isqrt(len(state["net.position"]))
+        told = {
+            "hidden": hidden,
+            "depth": len({name.split(".")[2] for name in state if name.startswith("net.blocks.")}),
+            "cls": "net.cls" in state,
+            "classes": state["net.label.weight"].shape[1] - 1,
+        }
+        return told, {"patch": 4, "channels": values // 16, "side": 4 * side}
+
+    @staticmethod
+    def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if unknown := [name for name in state if not name.startswith("net.")]:
+            raise KeyError(f"no such parameter in this format: {unknown[0]}")
+        ours = {name.removeprefix("net."): tensor for name, tensor in state.items()}
+        return {**ours, "label.weight": ours["label.weight"].T.contiguous()}
+
+    @staticmethod
+    def to_theirs(state: Mapping[str, Tensor], params: ToyBackboneParams, shapes: Shapes) -> dict[str, Tensor]:
+        theirs = {f"net.{name}": tensor for name, tensor in state.items()}
+        return {**theirs, "net.label.weight": state["label.weight"].T.contiguous()}
 
 
 class ToySchedule:

@@ -242,6 +242,7 @@ def register_backbones(registry: Registry[face.Backbone]) -> None:
         "sddit.testing.toy_models:ToyBackbone",
         params=ToyBackboneParams,
         summary="A tiny token network with class token, taps and masks.",
+        formats={"toy": "sddit.testing.toy_models:ToyFormat"},
     )
 
 

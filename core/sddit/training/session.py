@@ -16,6 +16,7 @@ from torch._functorch import config as functorch_config
 
 from sddit.draws import generator
 from sddit.errors import error
+from sddit.exchange.weights import begin_from
 from sddit.interfaces import Backbone, Dataset, NoiseSchedule, PairSampler
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.settings import Precision, TrainSettings
@@ -47,6 +48,7 @@ class Session:
     tally: dict[str, Tensor] = field(
         default_factory=dict
     )  # sum and count of what the current log interval saw, [2] float64
+    notes: list[str] = field(default_factory=list)  # what a person should be told once, before the first step
 
     @property
     def total_steps(self) -> int:
@@ -57,11 +59,15 @@ class Session:
         return self.student.backbone if label == "student" else self.averages[label].module
 
 
-def build_session(recipe: Recipe, device: torch.device) -> Session:
-    """A run before its first step."""
+def build_session(recipe: Recipe, device: torch.device, *, resumed: bool = False) -> Session:
+    """A run before its first step.
+
+    With `resumed` it is about to be restored from a checkpoint: the weights of `[start]` are then neither read nor needed.
+    """
     dtype = DTYPES[recipe.train.precision]
     with default_dtype(dtype):
         backbone = build_backbone(recipe, device="cpu")
+        notes = [] if recipe.start is None or resumed else begin_from(recipe.start, backbone)
         schedule: NoiseSchedule = recipe.noise_schedule.build()
         terms = build_terms(recipe)
     precision = torch.bfloat16 if recipe.train.precision == "bf16" else None
@@ -82,6 +88,7 @@ def build_session(recipe: Recipe, device: torch.device) -> Session:
         teacher=teacher,
         averages=averages,
         optimizer=recipe.optimizer.build()(parameter_groups(recipe, student), device),
+        notes=notes,
     )
 
 
@@ -200,6 +207,7 @@ def files_of(session: Session, extra: Mapping[str, Any]) -> dict[str, bytes]:
         "tally": {name: [number.hex() for number in pair.tolist()] for name, pair in session.tally.items()},
         "optimizer": numbers,
         "optimized": sorted(session.optimizer.state_dict()["state"]),
+        "counted": counted_by(session.optimizer),
         **extra,
     }
     files["state.json"] = json.dumps(state, allow_nan=False, indent=1).encode()
@@ -209,6 +217,13 @@ def files_of(session: Session, extra: Mapping[str, Any]) -> dict[str, bytes]:
 def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
     """Put a session where the checkpoint was taken; returns its state.json. A missing item is refused, never rebuilt."""
     state = checkpoint.state
+    if "imported" in state:
+        raise error(
+            "SD-C448",
+            "imported weights cannot be trained on where they lie: they have no optimizer and no log",
+            where=str(checkpoint.folder),
+            fix=f'a recipe with [start] run = "{checkpoint.folder.parents[1]}"',
+        )
 
     def read(name: str) -> dict[str, Tensor]:
         tensors = safetensors_bridge.unpack(checkpoint.read(name))
@@ -218,6 +233,7 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         session.student.load_state_dict(read("model.safetensors"))
         join_optimizer(session.optimizer, read("optimizer.safetensors"), state["optimizer"], state["optimized"])
+        restore_counts(session.optimizer, state["counted"])
         averages = read("ema.safetensors") if session.averages else {}
         for label, average in session.averages.items():
             average.module.load_state_dict(under(f"{label}.", averages))
@@ -253,6 +269,18 @@ def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
             else:
                 numbers.setdefault(str(index), {})[name] = value
     return tensors, numbers
+
+
+def counted_by(optimizer: torch.optim.Optimizer) -> list[dict[str, int]]:
+    """The whole numbers in each group: some optimizers count their steps there rather than beside each weight."""
+    return [{key: value for key, value in group.items() if type(value) is int} for group in optimizer.param_groups]
+
+
+def restore_counts(optimizer: torch.optim.Optimizer, counted: Sequence[Mapping[str, int]]) -> None:
+    """Give the groups back what they counted; what they were built with comes from the recipe and stays."""
+    for group, counts in zip(optimizer.param_groups, counted, strict=True):
+        for key, value in counts.items():
+            group.setdefault(key, value)
 
 
 def join_optimizer(

@@ -40,7 +40,8 @@ def load(folder: Path, layout: str, config: Mapping[str, Any], state: Mapping[st
 
 
 def stored_model(folder: Path, name: str, stored: Any) -> tuple[Model, MDT]:
-    model = load(folder, name.removesuffix("_a"), stored.meta["constructor"], stored.state)
+    constructor = {key: value for key, value in stored.meta["constructor"].items() if not key.startswith("cfg_")}
+    model = load(folder, name.removesuffix("_a"), constructor, stored.state)
     return model, cast(MDT, model.backbone)
 
 

@@ -1,0 +1,1 @@
+"""Weights in and out: published layouts, exported folders, and other runs to begin from."""

@@ -1,0 +1,139 @@
+"""Where trained weights lie: a run folder, or a folder made by `sddit-run export`. Finding them needs no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sddit.errors import error, one_of
+from sddit.recipes.settings import StartSettings
+from sddit.training.checkpoints import Store
+from sddit.training.sealed import Broken, Checkpoint, broken_error, read_manifest
+
+RECIPE, CONFIG, WEIGHTS = "recipe.resolved.json", "config.json", "model.safetensors"
+EXPORT_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The weights of one network on disk, and the hash that their file must have."""
+
+    folder: Path
+    label: str  # `student`, or that of an [ema]
+    step: int
+    file: Path
+    prefix: str  # of the names of its tensors in that file
+    sha256: str
+
+
+def found(folder: Path, label: str = "", step: int | None = None) -> Found:
+    """The weights `label` of a folder; empty: the ones that it samples with.
+
+    Raises SD-C445 for a folder of another kind, SD-C446 for a label it does not have, SD-C403 for a step, SD-C447 for a run
+    without a checkpoint.
+    """
+    if (folder / RECIPE).is_file():
+        return _in_run(folder, label, step)
+    if is_export(folder):
+        return _in_export(folder, label, step)
+    raise error(
+        "SD-C445",
+        "neither a run folder nor an exported one",
+        got=str(folder),
+        expect=f"a folder that holds {RECIPE}, or {CONFIG} of sddit-run export",
+    )
+
+
+def located(start: StartSettings, *, stated: bool) -> StartSettings:
+    """The table `[start]` with label, step and hash filled in.
+
+    Args:
+        start: as it was written.
+        stated: whether a resolved recipe says so: its hash then stands unread, since a run that has begun goes on without
+            the weights it began from.
+
+    Raises:
+        SdditError: as `found` does, and SD-C451 where the hash is not the one that the table names.
+    """
+    if stated and start.sha256:
+        return start
+    weights = found(Path(start.run), start.weights, start.step)
+    if start.sha256 not in ("", weights.sha256):
+        raise error(
+            "SD-C451",
+            "the weights to begin from are others than the recipe names",
+            where="start.sha256",
+            got=weights.sha256,
+            expect=start.sha256,
+            fix="give start.step, or leave start.sha256 out",
+        )
+    return start.model_copy(update={"weights": weights.label, "step": weights.step, "sha256": weights.sha256})
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds a config as `sddit-run export` writes it."""
+    return (folder / CONFIG).is_file() and "recipe" in _json(folder / CONFIG)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of an exported folder. Raises SD-C430 for another format."""
+    config = _json(folder / CONFIG)
+    if config.get("format") != EXPORT_FORMAT:
+        got = f"format {config.get('format')}, this version reads {EXPORT_FORMAT}"
+        raise error("SD-C430", "the exported folder is of another format", where=str(folder), got=got)
+    return config
+
+
+def _in_run(folder: Path, label: str, step: int | None) -> Found:
+    recipe = _json(folder / RECIPE)
+    averages = list(recipe.get("ema", {}))
+    label = label or recipe.get("evaluate", {}).get("weights") or "student"
+    _refuse_unknown(label, ["student", *averages], folder)
+    checkpoint = _checkpoint(folder, step)
+    name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
+    file = f"{name}.safetensors"
+    if file not in checkpoint.files:
+        raise broken_error(checkpoint.folder, f"{file}: missing")
+    return Found(folder, label, checkpoint.step, checkpoint.folder / file, prefix, checkpoint.files[file][1])
+
+
+def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
+    """The checkpoint of a step, or the newest whose manifest is whole; its files are hashed when they are read."""
+    store = Store(folder / "checkpoints", keep=1)
+    steps = store.steps()
+    if step is not None and step not in steps:
+        raise error("SD-C403", f"step {step} not found", where=str(folder), expect=one_of(str(step), map(str, steps)))
+    for candidate in reversed(steps) if step is None else [step]:
+        try:
+            return read_manifest(store.place(candidate))
+        except Broken as fault:
+            if step is not None:
+                raise broken_error(store.place(candidate), str(fault)) from fault
+    raise error(
+        "SD-C447", "this run has no checkpoint yet", where=str(folder), fix="run its recipe until the first save"
+    )
+
+
+def _in_export(folder: Path, label: str, step: int | None) -> Found:
+    weights = read_config(folder)["weights"]
+    _refuse_unknown(label or weights["label"], [weights["label"]], folder)
+    if step not in (None, weights["step"]):
+        raise error("SD-C403", f"step {step} not found", where=str(folder), expect=str(weights["step"]))
+    return Found(folder, weights["label"], weights["step"], folder / WEIGHTS, "", weights["sha256"])
+
+
+def _refuse_unknown(label: str, known: list[str], folder: Path) -> None:
+    if label not in known:
+        raise error("SD-C446", f"no weights {label!r} here", where=str(folder), got=label, expect=one_of(label, known))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise error(
+            "SD-F704", "a file cannot be read", where=str(path), got=str(fault), fix="put a copy back"
+        ) from fault
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,120 @@
+"""What goes out comes back: without the data, in any folder, with the same pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import sddit
+from sddit.errors import SdditError
+from sddit.exchange.exporting import export_run, known_layouts
+from sddit.progress import Progress
+from sddit.recipes.recipe import Recipe
+from sddit.run import run
+
+
+def test_an_exported_folder_draws_the_same_pictures_in_one_line(finished: Path, tmp_path: Path) -> None:
+    exported = export_run(finished, to=tmp_path / "elsewhere")
+    assert {path.name for path in exported.files} == {"config.json", "model.safetensors", "README.md"}
+    assert (exported.weights.label, exported.weights.step) == ("main", 4)
+    ours, theirs = sddit.load(finished), sddit.load(tmp_path / "elsewhere")
+    pictures = sddit.sample(ours, per_class=2)
+    assert torch.equal(pictures, sddit.sample(theirs, per_class=2))
+    assert not torch.equal(pictures, sddit.sample(sddit.load(finished, weights="student"), per_class=2))
+    text = (tmp_path / "elsewhere/config.json").read_text()
+    assert json.loads(text)["recipe"]["dataset"]["name"] == "sddit/declared"
+    assert str(tmp_path) not in text
+
+
+def test_the_card_says_what_it_is_and_no_path_of_this_machine(finished: Path, tmp_path: Path) -> None:
+    (finished / "scores.json").write_text(
+        '{"toy": {"title": "moments", "n": 9, "fd": 1.5, "fd_floor": 0.5, "recall": null}}'
+    )
+    card = (export_run(finished, to=tmp_path / "elsewhere", weights="student").folder / "README.md").read_text()
+    assert 'sddit.load("this/folder")' in card
+    assert "`student`) after 4 steps" in card
+    assert "| moments | fd | 1.5 | 0.5 | 9 |" in card
+    assert "None is stated here" in card
+    assert "\nlicense:" not in card
+    assert str(tmp_path) not in card
+
+
+def test_an_exported_folder_that_changed_is_refused(finished: Path, tmp_path: Path) -> None:
+    folder = export_run(finished).folder
+    assert folder == (finished / "export").resolve()
+    with pytest.raises(SdditError, match="SD-F708"):
+        export_run(finished)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(SdditError, match=r"SD-C401(.|\n)*checksum"):
+        sddit.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format": 2}))
+    with pytest.raises(SdditError, match="SD-C430"):
+        sddit.load(folder)
+
+
+def test_what_is_not_there_is_refused(finished: Path, tmp_path: Path) -> None:
+    assert known_layouts() == ["ours", "toy"]
+    for more, code in (
+        ({"layout": "toi"}, "SD-C441"),
+        ({"weights": "best"}, "SD-C446"),
+        ({"step": 3}, "SD-C403"),
+    ):
+        with pytest.raises(SdditError, match=code):
+            export_run(finished, to=tmp_path / "elsewhere", **more)  # type: ignore[arg-type]
+    with pytest.raises(SdditError, match="SD-C445"):
+        export_run(tmp_path)
+    with pytest.raises(SdditError, match="SD-C445"):
+        sddit.load(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_network_without_a_place_in_a_layout_is_refused(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    wide = recipe_of()
+    folder = run(wide, out=tmp_path / "runs", device="cpu", progress=Progress()).folder
+    resolved = json.loads((folder / "recipe.resolved.json").read_text())
+    resolved["data"]["image"] = [1, 8, 16]
+    resolved["dataset"] = {"name": "declared", "image": [1, 8, 16], "classes": 3}
+    (folder / "recipe.resolved.json").write_text(json.dumps(resolved))
+    with pytest.raises(SdditError, match=r"SD-C453(.|\n)*no place for an image that is no square"):
+        export_run(folder, layout="toy")
+
+
+def test_a_run_samples_where_its_data_is_gone_and_neither_trains_nor_scores(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    from sddit.recipes.resolve import resolve
+    from sddit.run import evaluate_run
+
+    images = tmp_path / "images"
+    for label in ("cat", "dog"):
+        (images / label).mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (8, 8), (20 * number, 5 * number, 90 * (label == "dog"))).save(
+                images / label / f"{number}.png"
+            )
+    overrides = ["dataset.name=folder", f"dataset.path={images}", "dataset.size=8", "dataset.normalize=standard"]
+    recipe = recipe_of(*overrides, "evaluate.features=['toy']", "evaluate.neighbours=1", "dataset.holdout=0.3")
+    folder = run(recipe, out=tmp_path / "runs", device="cpu", progress=Progress()).folder
+    before = sddit.sample(sddit.load(folder), per_class=2)
+    shutil.rmtree(images)
+    model = sddit.load(folder)
+    assert model.require_recipe().facts.class_names == ("cat", "dog")
+    assert torch.equal(sddit.sample(model, per_class=2), before)
+    assert torch.equal(sddit.sample(model, per_class=2, overrides=["sampler.steps=4"]), before)
+    assert torch.equal(sddit.sample(sddit.load(export_run(folder).folder), per_class=2), before)
+    for refused in (
+        lambda: resolve(folder / "recipe.resolved.json"),
+        lambda: evaluate_run(folder, device="cpu", progress=Progress()),
+    ):
+        with pytest.raises(SdditError, match="SD-D300"):
+            refused()

@@ -1,0 +1,177 @@
+"""Published weights become runs: to sample, to begin from, to export again with equal tensors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import sddit
+from sddit.errors import SdditError
+from sddit.exchange.arguments import flat, together, without
+from sddit.exchange.exporting import export_run
+from sddit.exchange.importing import Imported, import_weights
+from sddit.plugins import Host
+from sddit.progress import Progress
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
+from sddit.run import evaluate_run, run
+
+SIZES = {"hidden": 8, "depth": 1, "cls": True}
+
+
+def brought_in(path: Path, out: Path, **more: Any) -> Imported:
+    return import_weights(path, layout="toy", out=out / "runs", **more)
+
+
+def written(path: Path, state: dict[str, Tensor]) -> Path:
+    save_file(state, path)
+    return path
+
+
+def test_an_imported_run_samples_and_says_where_it_came_from(toy_file: Path, tmp_path: Path, host: Host) -> None:
+    imported = brought_in(toy_file, tmp_path)
+    assert imported.published.told == {**SIZES, "classes": 7}
+    assert imported.published.guessed == {"patch": 4, "channels": 1, "side": 8}
+    model = sddit.load(imported.folder)
+    assert model.num_classes == 7
+    state = model.backbone.state_dict()
+    assert torch.equal(state["embed.weight"], load_file(toy_file)["net.embed.weight"])
+    images = sddit.sample(model, classes=[0, 6], per_class=2)
+    assert (images.shape, images.dtype) == ((4, 3, 8, 8), torch.uint8)
+    provenance = json.loads((imported.folder / "provenance.json").read_text())
+    assert (provenance["file"], provenance["layout"]) == ("published.safetensors", "toy")
+    assert (provenance["sha256"], provenance["guessed"]) == (imported.file.sha256, ["channels", "patch", "side"])
+    assert imported.folder.name.startswith("published-")
+
+
+def test_the_same_import_again_is_the_same_run_and_another_is_another(
+    toy_file: Path, tmp_path: Path, host: Host
+) -> None:
+    first, second = brought_in(toy_file, tmp_path), brought_in(toy_file, tmp_path)
+    assert (first.already, second.already, second.folder) == (False, True, first.folder)
+    other = {name: 2 * tensor for name, tensor in load_file(toy_file).items()}
+    assert brought_in(written(toy_file, other), tmp_path).folder != first.folder
+
+
+@pytest.mark.parametrize("classes", [0, 1, 7])
+def test_classes_are_those_of_the_label_table(classes: int, tmp_path: Path, host: Host, toy_state: Any) -> None:
+    path = written(tmp_path / "x.safetensors", toy_state(classes=classes))
+    model = sddit.load(brought_in(path, tmp_path).folder)
+    assert model.num_classes == classes
+    assert len(sddit.sample(model, per_class=2)) == 2 * max(classes, 1)
+    with pytest.raises(SdditError, match=f"classes = 1000(.|\n)*{classes}, as the tensors have it"):
+        brought_in(path, tmp_path, config={"classes": 1000})
+
+
+def test_there_and_back_gives_the_same_tensors(toy_file: Path, tmp_path: Path, host: Host) -> None:
+    imported = brought_in(toy_file, tmp_path)
+    exported = export_run(imported.folder, layout="toy")
+    there, back = load_file(toy_file), load_file(exported.folder / "model.safetensors")
+    assert there.keys() == back.keys()
+    assert all(torch.equal(there[name], back[name]) for name in there)
+    config = json.loads((exported.folder / "config.json").read_text())
+    assert config == {**SIZES, "classes": 7, "patch": 4, "channels": 1, "side": 8}
+    again = brought_in(exported.folder / "model.safetensors", tmp_path, config=config)
+    assert again.published.guessed == {}
+
+
+def test_nested_files_are_read_at_their_step(tmp_path: Path, host: Host, toy_state: Any) -> None:
+    held = {"model": toy_state(), "ema": toy_state(fill=0.2), "args": argparse.Namespace(lr=1), "step": 12}
+    torch.save(held, tmp_path / "nested.pt")
+    imported = brought_in(tmp_path / "nested.pt", tmp_path, trust_pickle=True)
+    assert (imported.folder / "checkpoints/step-000012").is_dir()
+    average = sddit.load(imported.folder).backbone.state_dict()
+    assert torch.equal(average["cls"], held["ema"]["net.cls"])
+    student = brought_in(tmp_path / "nested.pt", tmp_path, trust_pickle=True, weights="model")
+    assert student.folder != imported.folder
+    assert torch.equal(sddit.load(student.folder).backbone.state_dict()["cls"], held["model"]["net.cls"])
+
+
+def test_what_is_not_of_this_layout_is_refused(toy_file: Path, tmp_path: Path, host: Host) -> None:
+    with pytest.raises(SdditError, match=r"SD-C441(.|\n)*one of toy"):
+        import_weights(toy_file, layout="toi", out=tmp_path)
+    state = load_file(toy_file)
+    for spoilt, word in (
+        ({name.removeprefix("net."): tensor for name, tensor in state.items()}, r"net\.embed\.weight is missing"),
+        ({**state, "other.weight": torch.zeros(2)}, r"no such parameter in this format: other\.weight"),
+        ({**state, "net.head.bias": torch.zeros(3)}, r"of another shape: head\.bias \[3\], not \[16\]"),
+        ({name: t for name, t in state.items() if name != "net.level.bias"}, r"missing: level\.bias"),
+        ({**state, "net.rope": torch.zeros(2)}, r"without a place here: rope"),
+    ):
+        with pytest.raises(SdditError, match=f"SD-C455(.|\n)*{word}"):
+            brought_in(written(tmp_path / "x.safetensors", spoilt), tmp_path)
+    with pytest.raises(SdditError, match=r"SD-C450(.|\n)*embed\.bias"):
+        brought_in(
+            written(tmp_path / "x.safetensors", {**state, "net.embed.bias": state["net.embed.bias"] / 0}), tmp_path
+        )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_config_is_used_or_refused(toy_file: Path, tmp_path: Path, host: Host) -> None:
+    for config, word in (
+        ({"hidden": 16}, r"hidden = 16(.|\n)*8, as the tensors have it"),
+        ({"patc": 4}, r"no use for 'patc'(.|\n)*did you mean 'patch'"),
+        ({"patch": "two"}, r"does not make a network(.|\n)*'config\.patch'"),
+    ):
+        with pytest.raises(SdditError, match=f"SD-C454(.|\n)*{word}"):
+            brought_in(toy_file, tmp_path, config=config)
+    with pytest.raises(SdditError, match=r"SD-C455(.|\n)*embed\.weight \[8, 16\], not \[8, 4\]"):
+        brought_in(toy_file, tmp_path, config={"patch": 2})
+    brought_in(toy_file, tmp_path, config={"patch": 4, "dropout": 0.1, "_made_by": "another program"})
+
+
+def test_a_recipe_must_be_of_the_same_network(toy_file: Path, tmp_path: Path, recipe_of: Callable[..., Recipe]) -> None:
+    fitting = ["backbone.hidden=8", "backbone.depth=1", "dataset.classes=7"]
+    for overrides, word in (
+        (["backbone.depth=1", "dataset.classes=7"], "backbone.hidden = 16, not 8"),
+        (["backbone.hidden=8", "backbone.depth=1"], "num classes = 3, not 7"),
+        ([*fitting, "dataset.size=16"], r"image = \(1, 16, 16\), not \(1, 8, 8\)"),
+    ):
+        with pytest.raises(SdditError, match=f"SD-C456(.|\n)*{word}"):
+            brought_in(toy_file, tmp_path, recipe=recipe_of(*overrides))
+    imported = brought_in(toy_file, tmp_path, recipe=recipe_of(*fitting))
+    assert imported.folder.name.startswith("toy-")
+    for label in ("student", "main"):
+        state = sddit.load(imported.folder, weights=label).backbone.state_dict()
+        assert torch.equal(state["cls"], load_file(toy_file)["net.cls"])
+
+
+def test_an_imported_run_neither_trains_nor_scores(
+    toy_file: Path, tmp_path: Path, recipe_of: Callable[..., Recipe]
+) -> None:
+    folder = brought_in(toy_file, tmp_path).folder
+    with pytest.raises(SdditError, match="SD-D340"):
+        run(resolve(folder / "recipe.resolved.json"), out=tmp_path, device="cpu", progress=Progress())
+    with pytest.raises(SdditError, match="SD-D340"):
+        evaluate_run(folder, device="cpu", progress=Progress())
+    fitting = recipe_of("backbone.hidden=8", "backbone.depth=1", "dataset.classes=7")
+    folder = brought_in(toy_file, tmp_path, recipe=fitting).folder
+    with pytest.raises(SdditError, match=r"SD-C448(.|\n)*\[start\] run = "):
+        run(fitting, out=tmp_path, device="cpu", progress=Progress(), resume=folder)
+
+
+def test_a_bare_file_loads_for_its_numbers(toy_file: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sddit.api.KERNEL", "toy")
+    model = sddit.load(toy_file, layout="toy", dtype=torch.float64)
+    x = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+    t, labels = torch.tensor([1.0, 2.0]), torch.tensor([0, 7])
+    assert model.raw(x, t, labels).dtype == torch.float64
+    assert model.denoise(x, 1.0, labels).shape == x.shape
+    with pytest.raises(SdditError, match="SD-C443"):
+        sddit.sample(model)
+
+
+def test_tables_of_arguments() -> None:
+    told = {"a": 1, "model": {"depth": 2, "heads": 4}}
+    assert together(told, {"model": {"heads": 8}, "b": 2}) == {"a": 1, "b": 2, "model": {"depth": 2, "heads": 8}}
+    assert without(told, {"model": {"heads": 8}}) == {"a": 1, "model": {"depth": 2}}
+    assert without({"model": {"heads": 4}}, {"model": {"heads": 8}}) == {}
+    assert flat({**told, "_note": 1}) == {"a": 1, "model.depth": 2, "model.heads": 4}

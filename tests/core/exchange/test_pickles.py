@@ -1,0 +1,170 @@
+"""The only reader of pickles: what published files hold is read, and nothing else is run."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sddit.errors import SdditError
+from sddit.exchange import pickles
+from sddit.exchange.files import read_weight_file
+
+STATE = OrderedDict(a=torch.arange(4.0), b=torch.ones(2, 2, dtype=torch.float16))
+
+
+def saved(path: Path, value: Any, **more: Any) -> Path:
+    torch.save(value, path, **more)
+    return path
+
+
+def read(path: Path, weights: str = "") -> Any:
+    return read_weight_file(path, weights=weights, trust_pickle=True)
+
+
+NESTED = {
+    "model": OrderedDict(a=torch.zeros(3)),
+    "ema": OrderedDict(a=torch.ones(3)),
+    "opt": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]},
+    "args": argparse.Namespace(model="DiT-XL/2", num_classes=1000),
+    "step": 70,
+}
+
+
+@pytest.mark.parametrize(
+    ("weights", "chosen", "value"), [("", "ema", 1.0), ("model", "model", 0.0), ("ema", "ema", 1.0)]
+)
+def test_a_nested_file_gives_the_set_that_is_asked_for(tmp_path: Path, weights: str, chosen: str, value: float) -> None:
+    file = read(saved(tmp_path / "x.pt", NESTED), weights)
+    assert (file.chosen, file.step) == (chosen, 70)
+    assert file.state["a"].tolist() == [value] * 3
+
+
+def test_a_flat_file_is_one_set(tmp_path: Path) -> None:
+    file = read(saved(tmp_path / "x.pt", STATE))
+    assert (file.chosen, file.step) == ("", 0)
+    assert all(torch.equal(file.state[name], STATE[name]) for name in STATE)
+    with pytest.raises(SdditError, match="SD-C446"):
+        read(tmp_path / "x.pt", "ema")
+    with pytest.raises(SdditError, match="SD-C446"):
+        read(saved(tmp_path / "y.pt", NESTED), "best")
+
+
+def test_the_names_of_wrappers_are_taken_off(tmp_path: Path) -> None:
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in STATE.items()}
+    assert read(saved(tmp_path / "x.pt", {"model": wrapped})).state.keys() == STATE.keys()
+
+
+def test_an_untrusted_pickle_is_not_opened_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sddit.exchange.files.load_pickle", lambda path: pytest.fail("it was opened"))
+    for name in ("x.pt", "x.safetensors", "x.bin"):
+        with pytest.raises(SdditError, match=r"SD-C440(.|\n)*--trust-pickle"):
+            read_weight_file(saved(tmp_path / name, STATE))
+
+
+class Canary:
+    """A pickle of it makes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def by_stack(canary: Canary) -> bytes:
+    """The same by STACK_GLOBAL, which names things through texts on the stack."""
+    return pickle.dumps(canary, protocol=4)
+
+
+def by_old_opcode(canary: Canary) -> bytes:
+    """The same by INST, of protocol 0."""
+    return b"(S'" + str(canary.path).encode() + b"'\nios\nmkdir\n."
+
+
+def rewritten(path: Path, program: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
+    """A file of torch.save with another pickle in it."""
+    buffer = io.BytesIO()
+    torch.save(STATE, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w", compression) as new:
+        for member in old.infolist():
+            data = program if member.filename.endswith("/data.pkl") else old.read(member)
+            new.writestr(member.filename, data)
+    return path
+
+
+@pytest.mark.parametrize("protocol", [2, by_stack, by_old_opcode], ids=["global", "stack global", "inst"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_hostile_pickle_is_refused_and_runs_nothing(
+    tmp_path: Path, protocol: int | Callable[[Canary], bytes], inside: bool
+) -> None:
+    canary = Canary(tmp_path / "canary")
+    if callable(protocol):
+        path = rewritten(tmp_path / "x.pt", protocol(canary))
+    else:
+        held = {"model": {"a": torch.zeros(2)}, "args": canary} if inside else canary
+        path = saved(tmp_path / "x.pt", held, pickle_protocol=protocol)
+    with pytest.raises(SdditError, match="SD-C440"):
+        read(path)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_the_canary_sings_where_a_pickle_is_simply_read(tmp_path: Path) -> None:
+    """The control."""
+    canary = Canary(tmp_path / "canary")
+    torch.load(saved(tmp_path / "x.pt", canary), weights_only=False)
+    assert canary.path.is_dir()
+
+
+def test_torch_still_refuses_what_the_search_would_let_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = Canary(tmp_path / "canary")
+    monkeypatch.setattr(pickles, "_refuse_program", lambda path, program: None)
+    with pytest.raises(SdditError, match="SD-C404"):
+        read(saved(tmp_path / "x.pt", canary))
+    assert not canary.path.exists()
+
+
+def test_only_whole_files_of_torch_are_read(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "whole.pt", {"a": torch.arange(1000.0)}).read_bytes()
+    for share in (0.0, 0.1, 0.5, 0.9, 0.99):
+        (tmp_path / "cut.pt").write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(SdditError, match="SD-C404"):
+            read(tmp_path / "cut.pt")
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(SdditError, match="SD-C404"):
+        read(tmp_path / "bare.pt")
+    old = saved(tmp_path / "old.pt", STATE, _use_new_zipfile_serialization=False)
+    with pytest.raises(SdditError, match="SD-C404"):
+        read(old)
+
+
+def test_a_bomb_and_a_file_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SdditError, match=r"SD-C404(.|\n)*not as torch.save"):
+        read(rewritten(tmp_path / "packed.pt", pickle.dumps({}, protocol=2), zipfile.ZIP_DEFLATED))
+    monkeypatch.setattr(pickles, "MOST_PROGRAM", 10)
+    with pytest.raises(SdditError, match="its pickle is too long"):
+        read(saved(tmp_path / "x.pt", STATE))
+    monkeypatch.setattr(pickles, "MOST_BYTES", 100)
+    with pytest.raises(SdditError, match="too large"):
+        read(tmp_path / "x.pt")
+
+
+def test_a_broken_safetensors_file_is_named(tmp_path: Path) -> None:
+    for data in (b"", b"\0" * 4, struct.pack("<Q", 2**40) + b"{}", struct.pack("<Q", 2) + b"[]"):
+        (tmp_path / "x.safetensors").write_bytes(data)
+        with pytest.raises(SdditError, match="SD-C404"):
+            read_weight_file(tmp_path / "x.safetensors")
+    with pytest.raises(SdditError, match="SD-C444"):
+        read_weight_file(tmp_path / "none.safetensors")

@@ -1,0 +1,172 @@
+"""`[start]`: a run that begins from the weights of another, and is as exact as any."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sddit.errors import SdditError
+from sddit.exchange.exporting import export_run
+from sddit.exchange.importing import import_weights
+from sddit.progress import Progress
+from sddit.recipes.differences import differences
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
+from sddit.run import RunResult, run
+from sddit.training.session import build_session
+from sddit.training.tensors import unpack
+
+CPU = torch.device("cpu")
+
+
+class Notes(Progress):
+    """Keeps the warnings; stops the run by a signal at a step."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
+        self.stop_at = stop_at
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def show(self) -> None:
+        if self.name == "training" and self.done == self.stop_at:
+            self.stop_at = None
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def go(recipe: Recipe, out: Path, progress: Progress | None = None) -> RunResult:
+    return run(recipe, out=out, device="cpu", progress=progress or Notes())
+
+
+def weights_in(folder: Path, label: str = "main", step: int = 4) -> dict[str, Tensor]:
+    tensors = unpack((folder / f"checkpoints/step-{step:06d}/ema.safetensors").read_bytes())
+    return {name.removeprefix(f"{label}."): tensor for name, tensor in tensors.items() if name.startswith(f"{label}.")}
+
+
+def test_student_average_and_teacher_begin_from_the_weights(finished: Path, recipe_of: Callable[..., Recipe]) -> None:
+    session = build_session(recipe_of(f"start.run={finished}"), CPU)
+    given = weights_in(finished)
+    for network in (session.student.backbone, session.averages["main"].module):
+        state = network.state_dict()
+        assert state.keys() == given.keys()
+        assert all(torch.equal(state[name], given[name]) for name in given)
+    assert session.teacher is not None
+    teacher = session.teacher.backbone.state_dict()
+    assert all(torch.equal(teacher[name], given[name]) for name in teacher)
+    assert session.optimizer.state_dict()["state"] == {}
+    fresh = build_session(recipe_of(), CPU)
+    assert not torch.equal(fresh.student.backbone.state_dict()["embed.weight"], given["embed.weight"])
+    heads = [session.student.terms.state_dict(), fresh.student.terms.state_dict()]
+    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[1])
+
+
+def test_a_stopped_run_that_began_from_weights_ends_in_the_same_bits(
+    finished: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe = recipe_of(f"start.run={finished}", "seed=1")
+    whole = go(recipe, tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        go(recipe, tmp_path / "stopped", Notes(stop_at=1))
+    shutil.rmtree(finished)  # what has begun needs its beginning no more
+    folder = next((tmp_path / "stopped").iterdir())
+    ended = go(resolve(folder / "recipe.resolved.json"), tmp_path / "stopped")
+    assert ended.folder == folder
+    for name in ("model", "ema", "teacher", "optimizer"):
+        file = f"checkpoints/step-000004/{name}.safetensors"
+        assert (ended.folder / file).read_bytes() == (whole.folder / file).read_bytes()
+
+
+def test_the_weights_are_part_of_the_id_and_where_they_lie_is_not(
+    finished: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    plain, started = recipe_of(), recipe_of(f"start.run={finished}")
+    assert "start" not in plain.to_json()
+    assert "start" not in plain.to_json(free=False)
+    assert started.run_id != plain.run_id
+    assert started.start is not None
+    assert (started.start.weights, started.start.step, len(started.start.sha256)) == ("main", 4, 64)
+    moved = tmp_path / "moved"
+    shutil.copytree(finished, moved)
+    elsewhere = recipe_of(f"start.run={moved}")
+    assert elsewhere.run_id == started.run_id
+    assert [kind for *_, kind in differences(started.to_json(), elsewhere.to_json())] == ["free"]
+    ids = {
+        recipe_of(f"start.run={finished}", more).run_id
+        for more in ("start.weights=student", "start.step=2", "start.partial=true")
+    }
+    assert len(ids | {started.run_id}) == 4
+    assert recipe_of(f"start.run={finished}", f"start.sha256={started.start.sha256}").run_id == started.run_id
+
+
+def test_what_cannot_be_begun_from_is_refused_before_anything_runs(
+    finished: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    for overrides, code in (
+        ([f"start.run={tmp_path}"], "SD-C445"),
+        ([f"start.run={finished}", "start.weights=best"], "SD-C446"),
+        ([f"start.run={finished}", "start.step=3"], "SD-C403"),
+        ([f"start.run={finished}", f"start.sha256={'0' * 64}"], "SD-C451"),
+        ([f"start.run={finished}", "start.sha256=abc"], "SD-R1"),
+        (["start.weights=main"], "SD-R109"),
+    ):
+        with pytest.raises(SdditError, match=code):
+            recipe_of(*overrides)
+    shutil.rmtree(finished / "checkpoints")
+    with pytest.raises(SdditError, match="SD-C447"):
+        recipe_of(f"start.run={finished}")
+
+
+def test_weights_that_do_not_fit_are_refused_by_name_or_left_out_on_demand(
+    finished: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    other = [f"start.run={finished}", "backbone.depth=1", "dataset.classes=5"]
+    with pytest.raises(SdditError) as refused:
+        build_session(recipe_of(*other), CPU)
+    assert {problem.code for problem in refused.value.problems} == {"SD-C452"}
+    assert "label.weight [4, 16], not [6, 16]" in str(refused.value)
+    assert "blocks.1.down.weight" in str(refused.value)
+    notes = Notes()
+    recipe = recipe_of(*other, "start.partial=true", "evaluate.samples=10")
+    result = go(recipe, tmp_path / "runs", notes)
+    assert sum("blocks.1.down.weight" in line for line in notes.warnings) == 1, notes.warnings
+    assert sum("fresh here: label.weight" in line for line in notes.warnings) == 1
+    assert result.report.is_file()
+    session = build_session(recipe, CPU)
+    state, given = session.student.backbone.state_dict(), weights_in(finished)
+    fresh = build_session(recipe_of(*other[1:]), CPU).student.backbone.state_dict()
+    assert torch.equal(state["embed.weight"], given["embed.weight"])
+    assert torch.equal(state["label.weight"], fresh["label.weight"])
+
+
+def test_weights_that_changed_since_are_refused(finished: Path, recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of(f"start.run={finished}")
+    file = finished / "checkpoints/step-000004/ema.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(SdditError, match=r"SD-C401(.|\n)*checksum"):
+        build_session(recipe, CPU)
+
+
+def test_imported_and_exported_weights_can_be_begun_from(
+    toy_file: Path, finished: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    imported = import_weights(toy_file, layout="toy", out=tmp_path / "imported").folder
+    sizes = ["backbone.hidden=8", "backbone.depth=1", "dataset.classes=7"]
+    session = build_session(recipe_of(f"start.run={imported}", *sizes), CPU)
+    assert torch.equal(session.student.backbone.state_dict()["cls"], unpack(toy_file.read_bytes())["net.cls"])
+    exported = export_run(finished, to=tmp_path / "exported").folder
+    recipe = recipe_of(f"start.run={exported}")
+    session = build_session(recipe, CPU)
+    assert torch.equal(session.student.backbone.state_dict()["cls"], weights_in(finished)["cls"])
+    assert json.loads((exported / "config.json").read_text())["weights"]["sha256"] == recipe.start.sha256  # type: ignore[union-attr]
