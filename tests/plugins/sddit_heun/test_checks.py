@@ -1,0 +1,91 @@
+"""The checks that `sddit-run verify` runs: each holds here, and notices what it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from sddit.hookspecs import Registries
+from sddit.interfaces import CheckContext, Denoise, Measurement, NotHereError
+from sddit.registry import Component
+from sddit.verify.published import folders
+from sddit_heun import checks, register_guidances, register_samplers
+from sddit_heun.guidance import ClassifierFree
+from sddit_heun.samplers import Euler, Heun
+
+Check = Callable[[CheckContext], Iterator[Measurement]]
+
+
+def component(name: str) -> Component[Any]:
+    registries = Registries()
+    register_samplers(registries.samplers)
+    register_guidances(registries.guidances)
+    return registries.samplers.get(name) if name in ("euler", "heun") else registries.guidances.get(name)
+
+
+def failing(check: Check, name: str) -> list[str]:
+    """What does not hold; skips the test where the stored numbers are not here."""
+    try:
+        rows = list(check(CheckContext(component=component(name), fixtures=folders(None))))
+    except NotHereError as absent:
+        pytest.skip(str(absent))
+    assert rows
+    return [row.what for row in rows if not row.holds]
+
+
+@pytest.mark.parametrize(
+    ("check", "name"),
+    [
+        *[(check, name) for check in (checks.convergence, checks.trajectory) for name in ("euler", "heun")],
+        (checks.churned, "heun"),
+        (checks.published_runs, "heun"),
+        (checks.linear, "cfg"),
+    ],
+)
+def test_it_holds_here(check: Check, name: str) -> None:
+    assert failing(check, name) == []
+
+
+def test_a_corrector_that_does_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Heun, "_step", Euler._step)
+    assert failing(checks.convergence, "heun") == [
+        "order of convergence, 128 to 256 steps, from 2",
+        "order of convergence, 256 to 512 steps, from 2",
+        "error after 256 steps",
+    ]
+    assert failing(checks.trajectory, "heun") == ["furthest from the exact flow on the way, relative"]
+    assert "edm_a: heun/18/final" in failing(checks.published_runs, "heun")
+
+
+def test_a_last_step_that_falls_short_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Euler._step
+
+    def short(self: Euler, denoise: Denoise, x: Tensor, sigma: float, following: float) -> Tensor:
+        return right(self, denoise, x, sigma, following or sigma / 2)
+
+    monkeypatch.setattr(Euler, "_step", short)
+    assert failing(checks.trajectory, "euler") == ["last step beside the denoised image"]
+
+
+def test_churn_without_its_noise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Euler._churn
+
+    def quiet(self: Euler, x: Tensor, sigma: float, step: int, steps: int, noise: Any) -> tuple[Tensor, float]:
+        return x, right(self, x, sigma, step, steps, noise)[1]
+
+    monkeypatch.setattr(Euler, "_churn", quiet)
+    assert "variance of the samples, from the data's in standard errors" in failing(checks.churned, "heun")
+
+
+def test_guidance_of_another_scale_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ClassifierFree._combine
+    monkeypatch.setattr(ClassifierFree, "_combine", lambda self, both, n, scale: right(self, both, n, scale + 1e-6))
+    assert failing(checks.linear, "cfg") == ["scale 1.5 beside the line", "scale 4 beside the line"]
+
+
+def test_guidance_that_forgets_its_interval_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClassifierFree, "scale_at", lambda self, sigma: self.params.scale)
+    assert failing(checks.linear, "cfg") == ["outside its interval beside the conditional"]
