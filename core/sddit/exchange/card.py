@@ -9,7 +9,7 @@ from typing import Any
 
 from sddit import __version__
 from sddit.errors import printable
-from sddit.exchange.source import Found
+from sddit.exchange.source import PROVENANCE, Found
 from sddit.recipes.recipe import Recipe
 
 HEADER = """---
@@ -32,8 +32,8 @@ def model_card(recipe: Recipe, source: Found, layout: str, parameters: int, note
         how_to_load(recipe, layout),
         *([note] if note else []),
         "## Training",
-        training(recipe),
-        *(["## Scores", table] if (table := scores(source.folder / "scores.json")) else []),
+        imported(brought) if (brought := read(source.folder / PROVENANCE)) else training(recipe),
+        *(["## Scores", table] if (table := scores(read(source.folder / "scores.json"))) else []),
         "## Licence",
         "None is stated here. Whoever publishes these weights chooses one, with regard to the data they were trained on "
         "and to the licence of the weights they began from, if any; write it as `license:` at the top of this file.",
@@ -82,12 +82,16 @@ def training(recipe: Recipe) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {cell(value)} |" for key, value in rows.items())])
 
 
-def scores(path: Path) -> str:
+def imported(provenance: Mapping[str, Any]) -> str:
+    """Weights that were trained elsewhere: all that is known here is the file."""
+    return (
+        f"Trained elsewhere, and brought in from `{cell(provenance['file'])}` (layout `{provenance['layout']}`, sha256 "
+        f"`{provenance['sha256']}`). Whoever made that file knows the data and the terms."
+    )
+
+
+def scores(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures of a finished run as a table; empty: it has none."""
-    try:
-        found: Mapping[str, Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
     rows = [row for label, one in found.items() for row in score_rows(label, one)]
     if not rows:
         return ""
@@ -102,6 +106,14 @@ def score_rows(label: str, one: Mapping[str, Any]) -> Iterator[str]:
         if value is not None and floor is not None:
             title, figure = cell(str(one.get("title", label))), key.replace("_", " ")
             yield f"| {title} | {figure} | {value:.4g} | {floor:.4g} | {one.get('n', '')} |"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file of a run folder; empty where there is none to read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def cell(text: str) -> str:

@@ -13,6 +13,7 @@ from sddit.training.checkpoints import Store
 from sddit.training.sealed import Broken, Checkpoint, broken_error, read_manifest
 
 RECIPE, CONFIG, WEIGHTS = "recipe.resolved.json", "config.json", "model.safetensors"
+PROVENANCE = "provenance.json"  # in the run folder of imported weights
 EXPORT_FORMAT = 1
 
 

@@ -177,7 +177,8 @@ def _start(finder: Finder) -> StartSettings | None:
     try:
         return settings and located(settings, stated=finder.merged.resolved)
     except SdditError as failure:
-        finder.problems += [_placed(problem, finder.merged, around="start") for problem in failure.problems]
+        keyed = [p if p.where.startswith("start.") else replace(p, where="start.run") for p in failure.problems]
+        finder.problems += [_placed(problem, finder.merged) for problem in keyed]
     return None
 
 

@@ -83,6 +83,17 @@ def test_it_resolves_and_plans_and_trains_on_nothing(recipe_of: Callable[..., Re
         recipe_of("evaluate.features=['toy']")
 
 
+def test_many_classes_with_long_names_go_through_a_resolved_recipe(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    tables = recipe_of().to_json()
+    names = [f"{number}: a class with a rather long name" for number in range(2000)]
+    tables["dataset"] = {"name": "declared", "image": [4, 8, 8], "class_names": names}
+    (tmp_path / "recipe.resolved.json").write_text(json.dumps(tables, indent=1))
+    with using_host(toy_host()):
+        assert resolve(tmp_path / "recipe.resolved.json").facts.class_names == tuple(names)
+
+
 def test_it_conforms() -> None:
     for image in ((3, 8, 8), (4, 8, 8)):
         check("declared", kind="datasets", image=image, classes=3)

@@ -79,6 +79,9 @@ def test_there_and_back_gives_the_same_tensors(toy_file: Path, tmp_path: Path, h
     assert all(torch.equal(there[name], back[name]) for name in there)
     config = json.loads((exported.folder / "config.json").read_text())
     assert config == {**SIZES, "classes": 7, "patch": 4, "channels": 1, "side": 8}
+    card = (exported.folder / "README.md").read_text()
+    assert f"brought in from `published.safetensors` (layout `toy`, sha256 `{imported.file.sha256}`)" in card
+    assert "| planned |" not in card
     again = brought_in(exported.folder / "model.safetensors", tmp_path, config=config)
     assert again.published.guessed == {}
 
