@@ -168,7 +168,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
 
 def test_settings_without_effect_are_told(tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
-    path.write_text('extends = "dit"\n[noise_schedule]\nname = "flow"\n', encoding="utf-8")
+    path.write_text('extends = "digits/dit"\n[noise_schedule]\nname = "flow"\n', encoding="utf-8")
     keys = ["noise_schedule.logit_mean=0.5", "noise_schedule.logit_std=2.0"]
     assert set(resolve(path, keys).idle) == {"noise_schedule.logit_mean", "noise_schedule.logit_std"}
     assert resolve(path, [*keys, "noise_schedule.t_sampling=logit_normal"]).idle == ()

@@ -16,7 +16,7 @@ GUIDED = ["guidance.name=cfg", "guidance.interval=[0.1, 2.0]", "guidance.channel
 
 def recipe(folder: Path, *overrides: str) -> Recipe:
     path = folder / "tiny.toml"
-    path.write_text('extends = "dit"\n', encoding="utf-8")
+    path.write_text('extends = "digits/dit"\n', encoding="utf-8")
     return resolve(path, overrides)
 
 
