@@ -10,7 +10,17 @@ from pydantic import Field
 
 from sddit import Registry, hookimpl
 from sddit.errors import Problem
-from sddit.interfaces import Backbone, Loss, LossParams, Needs, PairSampler, ViewSpec, Want
+from sddit.interfaces import (
+    Backbone,
+    Loss,
+    LossParams,
+    Needs,
+    Optimizer,
+    OptimizerParams,
+    PairSampler,
+    ViewSpec,
+    Want,
+)
 from sddit.recipes.recipe import Recipe
 from sddit.values import Value, bounded
 from sddit_dit.view_params import MaskedViewParams, MaskRatio
@@ -43,6 +53,25 @@ class MaskedAndFullParams(MaskedViewParams):
     def idle(self, recipe: Recipe) -> Iterable[str]:
         unlabelled = recipe.facts.num_classes == 0
         return (*super().idle(recipe), *(("label_drop",) if unlabelled else ()))
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AdanParams(OptimizerParams):
+    """Settings of the `adan` optimizer. MDTv2 ran it without decay."""
+
+    betas: tuple[Beta, Beta, Beta] = Field(
+        (0.98, 0.92, 0.99),
+        strict=False,
+        description="Decay of the averages of the gradient, of its change from step to step, and of the square of both.",
+    )
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the last average.")
+    weight_decay: float = Field(0.0, ge=0, description="Share of a weight taken away at each step, times lr.")
+
+    @property
+    def state_per_parameter(self) -> int:
+        return 4
 
 
 class ReconstructionParams(LossParams):
@@ -127,4 +156,16 @@ def register_losses(registry: Registry[Loss]) -> None:
             "what hidden patches are compared with": "sddit_masking.checks:target",
             "the published MaskDiT": "sddit_masking.checks:published_reconstruction",
         },
+    )
+
+
+@hookimpl
+def register_optimizers(registry: Registry[Optimizer]) -> None:
+    registry.add(
+        "adan",
+        "sddit_masking.optimizer:Adan",
+        params=AdanParams,
+        summary="Adam with Nesterov's look-ahead by the change of the gradient: MDTv2's optimizer.",
+        paper="arXiv:2208.06677",
+        requires=("pytorch-optimizer",),
     )

@@ -47,7 +47,7 @@ def test_what_does_not_fit_is_refused(published: Callable[[str], Any]) -> None:
         ("mdtv1", {}, r"SD-C455(.|\n)*no blocks blocks\.0"),
         ("dit", {}, "SD-C455"),
         ("mdtv2", {"num_heads": 8}, "SD-C454(.|\n)*4, as the tensors"),
-        ("mdtv2", {"mask_rate": 0.3}, "SD-C454(.|\n)*no use for 'mask_rate'"),
+        ("mdtv2", {"num_head": 4}, "SD-C454(.|\n)*no use for 'num_head'"),
     ):
         with pytest.raises(SdditError, match=words):
             understood(state, layout, given)

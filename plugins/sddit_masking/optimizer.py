@@ -1,0 +1,30 @@
+"""The optimizer that MDTv2 was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pytorch_optimizer import Adan as PackagedAdan
+
+from sddit.values import value_at
+from sddit_masking import AdanParams
+
+
+class Adan:
+    """Adan (arXiv:2208.06677), algorithm 1, as the package pytorch-optimizer implements it."""
+
+    def __init__(self, params: AdanParams) -> None:
+        self.params = params
+
+    def __call__(self, groups: Sequence[Mapping[str, Any]], device: torch.device) -> torch.optim.Optimizer:
+        """groups: dicts with `params`, `lr_scale` and `head`; each keeps its `lr_scale` for the loop to set `lr` by."""
+        return PackagedAdan(
+            [dict(group) for group in groups],
+            lr=value_at(self.params.lr, 0, 1),
+            betas=self.params.betas,
+            eps=self.params.eps,
+            weight_decay=self.params.weight_decay,
+            weight_decouple=True,
+        )
