@@ -77,7 +77,7 @@ def import_weights(
             fix="mend the recipe, or leave --recipe out",
         )
     with default_dtype(DTYPES[recipe.train.precision]):
-        tensors = published.trained().state_dict()
+        tensors = published.parameters()
     with RunFolder(out / f"{recipe.name}-{identity(recipe, file)}") as folder:
         if already := (folder.path / RECIPE).is_file():
             return Imported(folder.path, recipe, published, file, already)

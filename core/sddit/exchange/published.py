@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
@@ -57,16 +58,19 @@ class Published:
         return made
 
     def trained(self, attention: Attention = unused) -> nn.Module:
-        """The network with its weights, in the default dtype. Raises SD-C455 for a fixed table that is not ours."""
+        """The network with its weights, and with the fixed tables of the file where it has them, in the default dtype."""
         backbone = self.backbone(attention=attention)
-        fixed = {name: table.clone() for name, table in backbone.named_buffers()}
         backbone.load_state_dict({name: tensor.to(torch.get_default_dtype()) for name, tensor in self.state.items()})
-        for name, table in backbone.named_buffers():
-            if (off := float((table - fixed[name]).abs().max())) > SAME_TABLE:
+        return backbone.eval()
+
+    def parameters(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the network. Its fixed tables are ours then: SD-C455 for others than these."""
+        trained, ours = self.trained(), dict(self.backbone().named_buffers())
+        for name, table in trained.named_buffers():
+            if (off := float((table - ours[name]).abs().max())) > SAME_TABLE:
                 what = f"the fixed table {name!r} of these weights is not ours"
                 raise error("SD-C455", what, got=f"up to {off:.2g} apart", expect=f"at most {SAME_TABLE:g}")
-            table.copy_(fixed[name])
-        return backbone.eval()
+        return trained.state_dict()
 
 
 def layouts() -> dict[str, Component[Any]]:
@@ -213,7 +217,7 @@ def _refuse_contradictions(given: Mapping[str, Any], told: Mapping[str, Any]) ->
 
 
 def _refuse_unused(given: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
-    """An argument that changes nothing was meant to change something."""
+    """An argument that looks like a misspelt one was meant to change something; others do not concern the network."""
     known = flat(whole)
     raise_all(
         Problem(
@@ -226,7 +230,8 @@ def _refuse_unused(given: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
             expect=one_of(key, known, most=20) if key not in known else f"{key} = {known[key]}",
         )
         for key, value in flat(given).items()
-        if key not in known or known[key] != value
+        if known.get(key) != value
+        and (key in known or get_close_matches(key, set(known) - set(flat(given)), cutoff=0.8))
     )
 
 

@@ -148,7 +148,7 @@ def test_a_recipe_is_made_that_samples_as_published(state: State, layout: str) -
         (dit_file(1, 100), "dit", {}, "SD-C454(.|\n)*num_heads is missing"),
         (dit_file(1, 100), "dit", {"num_heads": 3}, "SD-C454(.|\n)*cannot be divided"),
         (dit_file(1, 384), "dit", {"num_classes": 10}, "SD-C454(.|\n)*1000, as the tensors"),
-        (dit_file(1, 384), "dit", {"clas": "DiT-S/2"}, "SD-C454(.|\n)*no use for 'clas'"),
+        (dit_file(1, 384), "dit", {"num_clases": 3}, "SD-C454(.|\n)*no use for 'num_clases'"),
         (dit_file(2, 384, side=4) | {"blocks.3.attn.qkv.bias": torch.zeros(1)}, "dit", {}, "SD-C455(.|\n)*no blocks"),
         (dit_file(1, 384) | {"pos_embed": torch.zeros(1, 7, 384)}, "dit", {}, "SD-C455(.|\n)*no square"),
     ],
@@ -200,7 +200,7 @@ def test_published_numbers_are_understood_and_come_back(published: Callable[[str
     assert all(torch.equal(theirs[key], state[key]) for key in state)
     spoilt = {**state, (key := next(k for k in state if k.endswith("pos_embed"))): state[key] + 0.1}
     with pytest.raises(SdditError, match=r"SD-C455(.|\n)*fixed table"):
-        understood(spoilt, layout, heads).trained()
+        understood(spoilt, layout, heads).parameters()
 
 
 # ----------------------------------------------------------------------------------------------------------- diffusers
