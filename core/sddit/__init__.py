@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sddit.hookspecs import hookimpl
@@ -10,15 +11,30 @@ from sddit.registry import Component, Registry
 
 if TYPE_CHECKING:
     from sddit.api import Model, build, load, sample
+    from sddit.given import context, observe, view
 
 __version__ = "0.1.0"
-__all__ = ["Component", "Model", "Params", "Registry", "build", "hookimpl", "load", "sample"]
+HEAVY = dict.fromkeys(("Model", "build", "load", "sample"), "sddit.api") | dict.fromkeys(
+    ("context", "observe", "view"), "sddit.given"
+)
+"""What needs torch, and is imported when first asked for."""
+
+__all__ = [
+    "Component",
+    "Model",
+    "Params",
+    "Registry",
+    "build",
+    "context",
+    "hookimpl",
+    "load",
+    "observe",
+    "sample",
+    "view",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """`build`, `load`, `sample` and `Model` need torch, so they are imported when first asked for."""
-    if name in {"Model", "build", "load", "sample"}:
-        from sddit import api
-
-        return getattr(api, name)
+    if module := HEAVY.get(name):
+        return getattr(import_module(module), name)
     raise AttributeError(f"module 'sddit' has no attribute {name!r}")
