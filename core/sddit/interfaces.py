@@ -337,7 +337,10 @@ class OptimizerParams(Params):
     warmup: Moment = Field(
         0, description="The learning rate grows linearly from 0 until here: steps, or a share of the run."
     )
-    clip: float | None = Field(None, gt=0, description="Largest norm of the whole gradient; left out: no clipping.")
+    clip: float | None = Field(None, gt=0, description="Largest norm of the gradient; left out: no clipping.")
+    clip_scope: Literal["all", "each"] = Field(
+        "all", description="Of what the norm is taken: all gradients as one, or each parameter's by itself (DINO)."
+    )
     head_lr: float = Field(1.0, ge=0, description="Factor on the learning rate of the losses' own heads.")
 
     @property

@@ -440,6 +440,8 @@ def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
         silent |= {f"evaluate.{key}" for key in ("neighbours", "kid_subsets", "kid_subset_size")}
     if not has_heads(recipe):
         silent.add("optimizer.head_lr")
+    if recipe.optimizer.params.clip is None:
+        silent.add("optimizer.clip_scope")
     silent |= set(_named_idle(recipe))
     prefixes += [f"{key}." for key in silent]  # where it is a table, such as a ramp
     return [key for key in given if key in silent or (key.startswith(tuple(prefixes)) and key not in keys)]

@@ -15,7 +15,7 @@ from torch import Tensor
 from sddit.data.loader import batch_ids
 from sddit.draws import Draws
 from sddit.errors import error
-from sddit.interfaces import Batch, Context, DrawnDataset, Outputs
+from sddit.interfaces import Batch, Context, DrawnDataset, OptimizerParams, Outputs
 from sddit.training.objective import inside, observe, refuse_malformed
 from sddit.training.session import Session
 from sddit.values import step_of, value_at
@@ -68,8 +68,7 @@ def take_step(session: Session, edges: Tensor) -> StepResult:
     complete_gradients(session.optimizer, parameters)
     result.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     refuse_non_finite(session, result)
-    if (clip := session.recipe.optimizer.params.clip) is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip, result.grad_norm)
+    clip_gradients(session.recipe.optimizer.params, parameters, result.grad_norm)
     set_learning_rate(session)
     session.optimizer.step()
     session.optimizer.zero_grad(set_to_none=True)
@@ -197,6 +196,18 @@ def complete_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor
     for parameter in parameters:
         if parameter.grad is None and parameter in optimizer.state:
             parameter.grad = torch.zeros_like(parameter)
+
+
+def clip_gradients(settings: OptimizerParams, parameters: list[Tensor], norm: Tensor) -> None:
+    """Shorten gradients that are longer than the recipe allows: the whole, whose norm is given, or each by itself."""
+    if settings.clip is None:
+        return
+    if settings.clip_scope == "all":
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            torch.nn.utils.clip_grad_norm_(parameter, settings.clip)
 
 
 def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:

@@ -177,6 +177,8 @@ IDLE_TERM = '[loss.extra]\nname = "wanting"\nweight = 0.0\ntap = 1\n'
             {"guidance.shape.start", "guidance.shape.end"},
         ),
         (["optimizer.head_lr=0.5"], {"optimizer.head_lr"}),
+        (["optimizer.clip_scope=each"], {"optimizer.clip_scope"}),
+        (["optimizer.clip_scope=each", "optimizer.clip=1"], set()),
         (["optimizer.head_lr=0.5", "loss.extra.name=toy_agreement", TEACHER], set()),
         (["optimizer.head_lr=0.5", "loss.extra.name=unpriced"], set()),  # it may have heads
         (["optimizer.weight_decay=0.1", "optimizer.head_weight_decay=0.2"], {"optimizer.head_weight_decay"}),

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.interfaces import Context
+from sddit.interfaces import Context, OptimizerParams
+from sddit.training.loop import clip_gradients
 from sddit.values import Ramp, Value, value_at
 from sddit_discrimination import DiscriminationParams
 from sddit_discrimination.head import Head
@@ -238,3 +239,18 @@ def test_schedules(published) -> None:
     fall = series(Ramp(start=5e-4, end=1e-6, shape="cosine"), 450)
     rates = torch.cat([warm, fall]) / 5e-4  # relative, for a comparison of numbers near 1
     close(rates, outputs["schedule/lr"] / 5e-4)
+
+
+def test_each_gradient_clipped_by_itself(published) -> None:
+    numbers = published("ssl_a")
+    parameters = [torch.zeros_like(numbers.inputs[f"clip_grads_{i}"]).requires_grad_() for i in (0, 1)]
+    ours = {}
+    for scope in ("each", "all"):
+        for i, parameter in enumerate(parameters):
+            parameter.grad = numbers.inputs[f"clip_grads_{i}"].clone()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        clip_gradients(OptimizerParams(clip=3.0, clip_scope=scope), parameters, norm)
+        ours[scope] = [p.grad.clone() for p in parameters]
+    for i in (0, 1):
+        close(ours["each"][i], numbers.outputs[f"clip/{i}"])
+    assert not torch.allclose(ours["all"][0], numbers.outputs["clip/0"], rtol=1e-3)
