@@ -111,6 +111,7 @@ def load(
     weights: str = "",
     step: int | None = None,
     dtype: torch.dtype | None = None,
+    trust_code: bool = False,
 ) -> Model:
     """Load a run folder, a folder of `sddit-run export`, or a safetensors file in a published layout. No data is needed.
 
@@ -121,11 +122,13 @@ def load(
         weights: for a run, `student` or the label of an [ema]; empty: the one the run samples with.
         step: for a run, which checkpoint; None: the newest good one.
         dtype: of the weights; None: as they are.
+        trust_code: for an exported folder, run the one-file plugins that it brings, if any: they can do what you can.
     """
     path = Path(source)
     if path.is_dir():
-        loader = load_exported if is_export(path) and not (path / RECIPE).is_file() else load_run
-        return loader(path, weights=weights, step=step, dtype=dtype)
+        if is_export(path) and not (path / RECIPE).is_file():
+            return load_exported(path, weights=weights, step=step, dtype=dtype, trust_code=trust_code)
+        return load_run(path, weights=weights, step=step, dtype=dtype)
     if not path.is_file():
         raise error(
             "SD-C444", "nothing to load", got=str(path), expect="a run folder, an exported one, or a .safetensors file"
@@ -162,10 +165,25 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
 
 
 def load_exported(
-    folder: Path, *, weights: str = "", step: int | None = None, dtype: torch.dtype | None = None
+    folder: Path,
+    *,
+    weights: str = "",
+    step: int | None = None,
+    dtype: torch.dtype | None = None,
+    trust_code: bool = False,
 ) -> Model:
-    """The network of a folder that `sddit-run export` wrote."""
-    recipe = resolve_tables(read_config(folder)["recipe"], folder / CONFIG)
+    """The network of a folder that `sddit-run export` wrote. Raises SD-C457 if it brings code that is not trusted."""
+    tables = read_config(folder)["recipe"]
+    code = [name for name in tables.get("plugins", []) if str(name).endswith(".py")]
+    if code and not trust_code:
+        raise error(
+            "SD-C457",
+            "this folder brings code of its own; nothing of it was run",
+            where=str(folder),
+            got=", ".join(map(str, code)),
+            fix="read it; then sddit.load(FOLDER, trust_code=True), or sddit-run sample FOLDER --trust-code",
+        )
+    recipe = resolve_tables(tables, folder / CONFIG)
     source = found(folder, weights, step)
     return filled(recipe, lambda: read_weights(source), dtype, where=str(folder))
 

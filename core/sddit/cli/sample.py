@@ -48,6 +48,7 @@ MOST = 10_000  # numbers of one list
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
 )
+@click.option("--trust-code", is_flag=True, help="Run the plugin files that an exported folder brings.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the pictures; left out: RUN/samples.")
 def sample(
     run: Path,
@@ -60,6 +61,7 @@ def sample(
     weights: str,
     step: int | None,
     device: str,
+    trust_code: bool,
     out: Path | None,
 ) -> None:
     """Draw pictures from a run: a grid (PNG) and the images (npz)."""
@@ -71,7 +73,7 @@ def sample(
 
     host().announce = notice
     choose_device(device)
-    model = api.load(run, weights=weights, step=step)
+    model = api.load(run, weights=weights, step=step, trust_code=trust_code)
     changes = overrides(model.require_recipe(), steps, sampler, guidance)
     wanted = class_numbers(classes, model.require_recipe().facts.class_names)
     chosen = [model.require_recipe().seed] if seeds is None else numbers(seeds, "--seeds")

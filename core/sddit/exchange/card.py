@@ -55,7 +55,8 @@ def about(recipe: Recipe, source: Found, parameters: int) -> str:
 def how_to_load(recipe: Recipe, layout: str) -> str:
     if layout == "ours":
         some = "classes=[0], per_class=8" if recipe.facts.num_classes else "per_class=8"
-        lines = f'import sddit\n\nmodel = sddit.load("this/folder")\nimages = sddit.sample(model, {some})   # uint8 [8, 3, H, W]'
+        more = ", trust_code=True" if recipe.plugin_files else ""
+        lines = f'import sddit\n\nmodel = sddit.load("this/folder"{more})\nimages = sddit.sample(model, {some})   # uint8 [8, 3, H, W]'
         plugins = ", ".join(recipe.plugin_files)
         note = f" It runs the code of {plugins}, which lies beside the weights." if plugins else ""
         return f"```python\n{lines}\n```\n\nThe recipe is in `config.json`; no data is needed.{note}"

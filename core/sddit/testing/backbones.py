@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sddit.interfaces import Shapes, Tap
-from sddit.testing import things
+from sddit.testing import things, weight_formats
 from sddit.testing.kit import Case, Findings
 from sddit.testing.toy_models import ToyAttention
 from sddit.testing.toys import ToyAttentionParams
@@ -70,6 +70,7 @@ def examine(case: Case, findings: Findings) -> None:
                     return
                 with findings.trying("it saw a batch"):
                     examine_outputs(trial, backbone, findings)
+                    weight_formats.examine(case.component, case.params, trial.shapes, backbone, findings)
                     if outputs == 1:
                         examine_behaviour(trial, backbone, findings)
 

@@ -200,6 +200,8 @@ class ToyFormat:
         channels, height, width = shapes.image
         if height != width:
             raise ValueError("it has no place for an image that is no square")
+        if shapes.outputs > 1:
+            raise ValueError("it has no place for a learned variance")
         sizes = {"channels": channels, "side": height, "classes": shapes.num_classes}
         return {**params.model_dump(), **sizes}
 

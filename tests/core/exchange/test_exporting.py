@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import sddit
 from sddit.errors import SdditError
 from sddit.exchange.exporting import export_run, known_layouts
+from sddit.plugins import Host, using_host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.run import run
+from sddit.recipes.resolve import resolve
+from sddit.run import evaluate_run, run
+from sddit.testing.toys import TOY_RECIPE, toy_host
 
 
 def test_an_exported_folder_draws_the_same_pictures_in_one_line(finished: Path, tmp_path: Path) -> None:
@@ -90,11 +94,6 @@ def test_a_network_without_a_place_in_a_layout_is_refused(recipe_of: Callable[..
 def test_a_run_samples_where_its_data_is_gone_and_neither_trains_nor_scores(
     recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    from PIL import Image
-
-    from sddit.recipes.resolve import resolve
-    from sddit.run import evaluate_run
-
     images = tmp_path / "images"
     for label in ("cat", "dog"):
         (images / label).mkdir(parents=True)
@@ -118,3 +117,25 @@ def test_a_run_samples_where_its_data_is_gone_and_neither_trains_nor_scores(
     ):
         with pytest.raises(SdditError, match="SD-D300"):
             refused()
+
+
+def test_a_folder_that_brings_code_runs_it_only_where_it_is_trusted(
+    tmp_path: Path, loss_source: str, host: Host
+) -> None:
+    recipe = TOY_RECIPE.replace('[loss.denoise]\nname = "toy"', '[loss.denoise]\nname = "mine"')
+    (tmp_path / "toy.toml").write_text(f'plugins = ["./mine.py"]\n{recipe}')
+    (tmp_path / "mine.py").write_text(loss_source)
+    overrides = ["evaluate.samples=2", "evaluate.previews=0"]
+    folder = run(
+        resolve(tmp_path / "toy.toml", overrides), out=tmp_path / "runs", device="cpu", progress=Progress()
+    ).folder
+    exported = export_run(folder, to=tmp_path / "elsewhere").folder
+    assert "trust_code=True" in (exported / "README.md").read_text()
+    canary = exported / "canary"
+    (exported / "mine.py").write_text(f"open({str(canary)!r}, 'w').close()\n{loss_source}")
+    with using_host(toy_host()):
+        with pytest.raises(SdditError, match=r"SD-C457(.|\n)*mine\.py"):
+            sddit.load(exported)
+        assert not canary.exists()
+        sddit.load(exported, trust_code=True)
+        assert canary.exists()

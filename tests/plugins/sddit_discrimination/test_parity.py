@@ -253,4 +253,4 @@ def test_each_gradient_clipped_by_itself(published) -> None:
         ours[scope] = [p.grad.clone() for p in parameters]
     for i in (0, 1):
         close(ours["each"][i], numbers.outputs[f"clip/{i}"])
-    assert not torch.allclose(ours["all"][0], numbers.outputs["clip/0"], rtol=1e-3)
+    assert not torch.allclose(ours["all"][1], numbers.outputs["clip/1"], rtol=1e-2)

@@ -1,0 +1,62 @@
+"""The conformance kit sees a layout of weights that breaks its contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sddit.plugins import Host
+from sddit.testing import ConformanceError, check
+from sddit.testing.toy_models import ToyFormat
+
+
+class Sideways(ToyFormat):
+    @staticmethod
+    def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        ours = ToyFormat.to_ours(state)
+        return {**ours, "label.weight": ours["label.weight"].flip(0)}
+
+
+class Forgetful(ToyFormat):
+    @staticmethod
+    def config(params: Any, shapes: Any, schedule: Mapping[str, Any]) -> dict[str, Any]:
+        return {**ToyFormat.config(params, shapes, schedule), "depth": 1}
+
+
+class Wishful(ToyFormat):
+    @staticmethod
+    def infer(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+        told, guessed = ToyFormat.infer(state)
+        return {**told, "classes": 1000}, {**guessed, "patches": 2}
+
+
+class Bare(ToyFormat):
+    def __getattribute__(self, name: str) -> Any:
+        if name == "note":
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+
+BROKEN = {
+    "does not come back": Sideways(),
+    "tell what is not so": Wishful(),
+    "infers no arguments of its own": Wishful(),
+    "has no note": Bare(),
+    "depth": Forgetful(),
+}
+
+
+def test_the_toy_layout_conforms(host: Host) -> None:
+    check("toy", kind="backbones")
+
+
+@pytest.mark.parametrize("words", BROKEN)
+def test_a_broken_layout_is_named(words: str, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sddit.testing.toy_models.ToyFormat", BROKEN[words])
+    with pytest.raises(ConformanceError, match=words):
+        check("toy", kind="backbones")
+    assert torch.get_default_dtype() == torch.float32
