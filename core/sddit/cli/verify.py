@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from sddit.verify import Row
 
 EXAMPLES = """
-sddit-run verify                         under a minute on two CPU cores
-sddit-run verify --full                  every recipe, every kernel: some minutes
+sddit-run verify                       under a minute on two CPU cores
+sddit-run verify --full                all recipes and kernels: some minutes
 sddit-run verify --device cuda
-sddit-run verify --fixtures numbers/     beside stored numbers of published implementations
+sddit-run verify --fixtures numbers/   published implementations' numbers too
 """
 STYLES = {"pass": "green", "FAIL": "bold red", "skipped": "yellow"}
 
