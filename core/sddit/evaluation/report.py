@@ -206,9 +206,9 @@ def score_rows(scores: Scores) -> Iterator[ScoreRow]:
         yield ScoreRow(
             "Near copies",
             scores.samples,
-            f"{scores.copied:.2f}",
-            f"{scores.copied_floor:.2f}",
-            f"{scores.copied:.0%} of samples lie as near to a training image as {scores.copied_floor:.0%} of real ones do",
+            f"{scores.copied:.3f}",
+            f"{scores.copied_floor:.3f}",
+            f"{scores.copied:.1%} of samples lie as near to a training image as {scores.copied_floor:.1%} of real ones do",
         )
     if scores.class_accuracy is not None and scores.class_accuracy_floor is not None:
         yield ScoreRow(
@@ -280,7 +280,7 @@ def suggestions(run: ReportData, verdicts: Sequence[Verdict]) -> Iterator[NextSt
             and scores.copied > COPIES * scores.copied_floor
         ):
             yield NextStep(
-                f"By {scores.title}, {scores.copied:.0%} of samples lie as near to a training image as {scores.copied_floor:.0%} "
+                f"By {scores.title}, {scores.copied:.1%} of samples lie as near to a training image as {scores.copied_floor:.1%} "
                 "of real ones do. They may be copies, or merely the plainest of their kind: look at the closest pairs.",
                 "sddit-run evaluate RUN --copies",
             )

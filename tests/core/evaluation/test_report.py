@@ -223,9 +223,9 @@ def test_scores_that_an_earlier_version_did_not_take_have_no_row():
     assert [(row.value, row.real, row.n) for row in new] == [
         ("0.90", "1.00", 360),
         ("0.50", "0.90", 360),
-        ("0.20", "0.05", 1000),
+        ("0.200", "0.050", 1000),
     ]
-    assert new[2].words == "20% of samples lie as near to a training image as 5% of real ones do"
+    assert new[2].words == "20.0% of samples lie as near to a training image as 5.0% of real ones do"
 
 
 def advice(**changed) -> list[str]:
