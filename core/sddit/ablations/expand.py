@@ -1,7 +1,8 @@
 """From `[ablation]` to its arms: every arm a whole recipe, resolved and checked before the first run. No torch.
 
 Axes are crossed: the named arms, each key of the grid, each table of pairs. What stands in an arm is laid over the recipe
-as a file would be: a table whose `name` changes is replaced, `loss.x = false` removes one.
+as a file would be: a table whose `name` changes is replaced, `loss.x = false` removes one. With `extends`, another recipe
+takes the place of the one that the ablation extends: under what the ablation says for all arms.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +19,7 @@ from sddit.ablations.settings import AblationSettings
 from sddit.errors import Problem, SdditError, one_of, raise_all
 from sddit.evaluation.figures import FIGURES
 from sddit.plugins import Host
-from sddit.recipes.merge import Merged, Origin, lay, leaves
+from sddit.recipes.merge import Merged, Origin, chain, lay, leaves, parent_of, stacked
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import ABLATION as TABLE
 from sddit.recipes.resolve import resolve_merged
@@ -26,9 +28,10 @@ from sddit.recipes.translate import validated
 
 NOT_IN_ARMS = {
     "ablation": "an ablation has no further one inside",
-    "extends": "one parent stands at the top of the file",
+    "extends": "a parent stands at the top of the file, or in an arm",
     "plugins": "plugins stand at the top of the file, for all arms",
 }
+GROUND = "extends"  # the one of them that an arm may have: the recipe that it is made of
 UNIQUE_TAIL = 2  # parts of a dotted key that tell `loss.a.weight` from `loss.b.weight`
 
 
@@ -65,6 +68,7 @@ class Ablation:
     base: Recipe  # without changes: its length is the budget
     arms: tuple[Arm, ...]
     metrics: tuple[str, ...]  # "classifier.fd"
+    command: str = ""  # what to type for it
 
 
 def is_ablation(merged: Merged) -> bool:
@@ -84,19 +88,20 @@ def expand(merged: Merged, *, host: Host | None = None) -> Ablation:
     raise_all(_badly_put(settings, merged))
     points = [(label_of(changes), changes) for changes in itertools.product(*axes(settings))]
     problems: dict[Problem, list[str]] = {}  # by what is wrong, the arms in which it is
-    base = _resolved("", merged, problems, host)
+    with _noting(problems, ""):
+        base = resolve_merged(merged, host=host)
     arms = []
     for label, changes in points:
-        laid = laid_over(merged, changes)
-        if recipe := _resolved(label, laid, problems, host):
+        with _noting(problems, label):
+            laid = laid_over(merged, changes)
+            recipe = resolve_merged(laid, host=host)
             values = {key: value for change in changes for key, value in change.values.items()}
             against = _baseline(settings, changes, [label for label, _ in points])
             arms.append(Arm(label, values, against, recipe, laid))
     raise_all(naming_arms(problems))
-    assert base is not None  # else there was a problem
     metrics = settings.metrics or tuple(f"{label}.fd" for label in base.features)
     raise_all([*_labels(points, merged), *_metrics(metrics, arms, merged), *_seeds(settings, arms, merged)])
-    return Ablation(settings, base, tuple(arms), metrics)
+    return Ablation(settings, base, tuple(arms), metrics, merged.command)
 
 
 def naming_arms(problems: Mapping[Problem, Sequence[str]]) -> Iterator[Problem]:
@@ -189,12 +194,30 @@ def _baseline(settings: AblationSettings, changes: Sequence[Change], labels: Seq
 
 def laid_over(merged: Merged, changes: Iterable[Change]) -> Merged:
     """The recipe with changes; what they do not say counts as inherited."""
-    laid = copy.deepcopy(merged)
+    laid = grounded(merged, changes)
     del laid.tables[TABLE]
     laid.origins = {key: replace(origin, inherited=True) for key, origin in laid.origins.items()}
     for change in changes:
-        lay(laid, change.table, _origins_in(merged, change.given))
+        table = {key: value for key, value in change.table.items() if key != GROUND}
+        lay(laid, table, _origins_in(merged, change.given))
     return laid
+
+
+def grounded(merged: Merged, changes: Iterable[Change]) -> Merged:
+    """A copy of the recipe, on the ground of the arm that `extends` another.
+
+    That recipe, with its parents, takes the place of what the oldest file with `[ablation]` extends. What this file says for
+    all arms, its children and the command line are laid over it as before.
+    """
+    for change in changes:
+        if GROUND in change.table:
+            assert merged.path is not None  # the arms of a file
+            given = f"{change.given}.{GROUND}"
+            folder, where = merged.origins[given].folder, merged.place(given)
+            ground = chain(parent_of(folder, change.table[GROUND], where), where)
+            own = itertools.dropwhile(lambda file: TABLE not in file.tables, chain(merged.path))
+            return stacked(merged.path, [*ground, *own], merged.overrides)
+    return copy.deepcopy(merged)
 
 
 def _origins_in(merged: Merged, table: str) -> Callable[[str], Origin]:
@@ -209,14 +232,14 @@ def _origins_in(merged: Merged, table: str) -> Callable[[str], Origin]:
     return origin
 
 
-def _resolved(label: str, merged: Merged, problems: dict[Problem, list[str]], host: Host | None) -> Recipe | None:
-    """The recipe, or None after noting what is wrong with it."""
+@contextmanager
+def _noting(problems: dict[Problem, list[str]], label: str) -> Iterator[None]:
+    """What is wrong with the recipe of an arm is noted under its label."""
     try:
-        return resolve_merged(merged, host=host)
+        yield
     except SdditError as failure:
         for problem in failure.problems:
             problems.setdefault(problem, []).append(label)
-    return None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -300,7 +323,8 @@ def _own_business(given: str, keys: Iterable[str], merged: Merged) -> Iterator[P
     """Keys that belong to the ablation as a whole."""
     for key in keys:
         where, table = merged.place(f"{given}.{key}"), key.partition(".")[0]
-        if table in NOT_IN_ARMS:
+        of_arm = given.startswith(f"{TABLE}.arms.")
+        if table in NOT_IN_ARMS and not (key == GROUND and of_arm):
             yield Problem("SD-R150", f"{table!r} cannot stand in [{given}]", where, key, fix=NOT_IN_ARMS[table])
         if key == "train.steps":
             what, fix = "the budget decides how long an arm trains", "set train.steps for all arms, in [train]"

@@ -41,6 +41,12 @@ def shipped() -> Path:
     return packaged if packaged.is_dir() else package.parents[1] / FOLDER
 
 
+def called(path: Path) -> str:
+    """What finds a recipe again, in any folder if it is a shipped one: `recipes/quickstart.toml`."""
+    within = path.resolve().is_relative_to(shipped().resolve())
+    return f"{FOLDER}/{path.resolve().relative_to(shipped().resolve()).as_posix()}" if within else shown(path)
+
+
 def _candidates(given: Path) -> list[Path]:
     """Where a recipe may lie, the nearest first. The README's `recipes/quickstart.toml` works in any folder."""
     if given.is_absolute() or ".." in given.parts or not given.name:

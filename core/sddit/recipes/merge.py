@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sddit.errors import Problem, error, raise_all
-from sddit.recipes.lookup import find, nearby, shipped
+from sddit.recipes.lookup import called, find, nearby, shipped
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.source import Source, odd_values, parse_value, quoted, read, shown
 
@@ -60,6 +61,13 @@ class Merged:
     tables: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, Origin] = field(default_factory=dict)  # of every table and value, by dotted key
     plugins: list[Plugin] = field(default_factory=list)
+    overrides: tuple[str, ...] = ()  # of the command line, as typed
+
+    @property
+    def command(self) -> str:
+        """What to type for this recipe, the overrides included."""
+        name = called(self.path) if self.path else "RECIPE"
+        return shlex.join(["sddit-run", name, *self.overrides])
 
     def place(self, key: str) -> str:
         """Where `key` was given, or the nearest table around it."""
@@ -77,8 +85,12 @@ class Merged:
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Merged:
     """Read a recipe with its parents and apply `key=value` overrides. Raises SdditError for what is wrong with either."""
     path = find(source)
-    layers = chain(path)
-    merged = Merged(path, resolved=path.suffix == ".json")
+    return stacked(path, chain(path), overrides)
+
+
+def stacked(path: Path, layers: Sequence[Source], overrides: Sequence[str]) -> Merged:
+    """The recipe at `path`, made of files, the oldest first, and of a command line."""
+    merged = Merged(path, resolved=path.suffix == ".json", overrides=tuple(overrides))
     for layer in layers:
         _take_plugins(merged, layer, path.parent)
         inherited = layer.path != path or merged.resolved or bool(overrides)  # a command line makes a file its parent
@@ -118,10 +130,12 @@ def _origins_in(layer: Source, inherited: bool) -> Callable[[str], Origin]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def chain(path: Path) -> list[Source]:
-    """The file and all it extends, the oldest first. Raises SdditError (SD-R120, SD-R121) for a cycle or a missing one."""
+def chain(path: Path, where: str = "") -> list[Source]:
+    """The file, which is asked for at `where`, and all it extends, the oldest first.
+
+    Raises SdditError (SD-R120, SD-R121) for a cycle or a missing one.
+    """
     sources: list[Source] = []
-    where = ""
     while True:
         if not path.is_file():
             what = f"no recipe {path.name!r} to extend"
@@ -138,11 +152,11 @@ def chain(path: Path) -> list[Source]:
         if parent is None:
             return sources[::-1]
         where = source.place("extends")
-        path = _parent(path, parent, where)
+        path = parent_of(path.parent, parent, where)
 
 
-def _parent(path: Path, parent: Any, where: str) -> Path:
-    """The file that `extends` means: `base/x.toml` beside this one, or `quickstart`, a shipped recipe by its name."""
+def parent_of(folder: Path, parent: Any, where: str) -> Path:
+    """The file that `extends` means in a folder: `base/x.toml` there, or `quickstart`, a shipped recipe by its name."""
     if isinstance(parent, str) and re.fullmatch(r"[\w-]+(/[\w-]+)*", parent):
         return shipped() / f"{parent}.toml"
     if not isinstance(parent, str) or not parent.endswith(".toml") or Path(parent).is_absolute():
@@ -153,7 +167,7 @@ def _parent(path: Path, parent: Any, where: str) -> Path:
             got=f"extends = {quoted(parent)}",
             expect="the path of one .toml file, relative to this one, or the name of a shipped recipe",
         )
-    return path.parent / parent
+    return folder / parent
 
 
 def _take_plugins(merged: Merged, layer: Source, home: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 from sddit.ablations.expand import expand
+from sddit.ablations.plan import make_plan
 from sddit.errors import SdditError
 from sddit.recipes.merge import load
 from sddit.recipes.resolve import resolve
+from sddit.testing import TOY_PAIR_RECIPE, TOY_RECIPE
 
 ARMS = """
 [ablation]
@@ -146,6 +149,97 @@ def test_a_child_recipe_inherits_the_ablation(write, tmp_path):
     assert found.settings.seeds == (3,)
 
 
+# -------------------------------------------------------------------------------------------------------------- grounds
+
+GROUND = (
+    TOY_RECIPE.replace("[loss.denoise]", "[loss.only]")
+    .replace("[backbone]", "[backbone]\ndepth = 3")
+    .replace("lr = 1e-3", "lr = 0.5")
+    .replace("steps = 4\nbatch", "steps = 7\nbatch")
+)
+"""Another recipe than the toy ablation's, with values of its own throughout."""
+
+
+@pytest.fixture
+def layers(toys, tmp_path):
+    """`layers(child, ablation)`: an ablation over the toy recipe, a child of it; with another recipe beside them."""
+
+    def put(child, ablation):
+        files = {
+            "base.toml": TOY_PAIR_RECIPE,
+            "other.toml": GROUND,
+            "abl.toml": 'extends = "base.toml"\n' + dedent(ablation),
+            "child.toml": 'extends = "abl.toml"\n' + dedent(child),
+        }
+        for name, text in files.items():
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / "child.toml"
+
+    return put
+
+
+STACK = """
+[evaluate]
+samples = 12
+features = ["toy"]
+
+[ablation.arms.base]
+
+[ablation.arms.other]
+extends = "other.toml"
+optimizer.lr = 0.25
+"""
+
+
+def test_an_arm_that_extends_a_recipe_is_that_recipe_under_what_the_ablation_says(layers):
+    base, other = expand(load(layers("[train]\nbatch = 4", STACK), ["evaluate.previews=1"])).arms
+    assert other.changes == {"extends": "other.toml", "optimizer.lr": 0.25}
+    assert (list(base.recipe.losses), list(other.recipe.losses)) == (["denoise", "agree"], ["only"])
+    assert other.recipe.backbone.params.depth == 3  # the other recipe's, where nobody says more
+    assert other.recipe.train.steps == 7  # until the budget is cut
+    assert other.recipe.evaluate.samples == base.recipe.evaluate.samples == 12  # the ablation's
+    assert other.recipe.train.batch == base.recipe.train.batch == 4  # its child's
+    assert other.recipe.evaluate.previews == base.recipe.evaluate.previews == 1  # the command line's
+    assert other.recipe.optimizer.params.lr == 0.25  # the arm's own
+    assert other.recipe.name == "child"
+
+
+def test_an_arm_that_extends_what_the_ablation_extends_is_the_empty_arm(layers):
+    found = expand(load(layers("", STACK.replace("other.toml", "base.toml").replace("optimizer.lr = 0.25", ""))))
+    assert found.arms[0].recipe.run_id == found.arms[1].recipe.run_id == found.base.run_id
+
+
+def test_the_budget_is_that_of_the_recipe_without_changes(layers, tmp_path):
+    arms = make_plan(expand(load(layers("", STACK))), tmp_path).arms
+    assert len({arm.images for arm in arms}) == 1
+    assert [arm.cost.steps for arm in arms] == [arms[0].cost.steps] * 2
+
+
+def test_a_child_may_add_an_arm_of_its_own_ground(layers):
+    child = '[ablation.arms.mine]\nextends = "other.toml"\n[train]\nbatch = 4'
+    mine = expand(load(layers(child, STACK))).arms[-1]
+    assert (mine.label, list(mine.recipe.losses), mine.recipe.train.batch) == ("mine", ["only"], 4)
+    assert mine.recipe.evaluate.samples == 12  # as for every arm
+
+
+def test_the_grid_is_crossed_with_an_arm_of_its_own_ground(layers):
+    found = expand(load(layers("[ablation.grid]\nbackbone.depth = [1, 2]", STACK)))
+    assert [(arm.label, arm.recipe.backbone.params.depth) for arm in found.arms][2:] == [
+        ("other depth=1", 1),
+        ("other depth=2", 2),
+    ]
+
+
+def test_what_is_wrong_with_the_ground_names_its_line_and_the_arm(layers, tmp_path):
+    path = layers("", STACK)
+    (tmp_path / "other.toml").write_text(GROUND.replace("lr = 0.5", "lrr = 0.5"), encoding="utf-8")
+    with pytest.raises(SdditError) as refused:
+        expand(load(path))
+    (problem,) = refused.value.problems
+    assert problem.what == "arm 'other': unknown key 'optimizer.lrr'"
+    assert "other.toml:" in problem.where
+
+
 # ---------------------------------------------------------------------------------------------------------------- idle
 
 
@@ -234,7 +328,9 @@ def test_a_mistake_of_the_recipe_itself_names_no_arm(ablation):
         ('[ablation]\nmetrics = ["toyy.fd"]', "SD-R150", "no metric 'toyy.fd'"),
         ("[ablation.arms]\na = 3", "SD-R103", "'ablation.arms.a' is of the wrong kind"),
         ("[ablation.arms.a]\nplugins = ['x']", "SD-R150", "'plugins' cannot stand in [ablation.arms.a]"),
-        ("[ablation.arms.a]\nextends = 'x'", "SD-R150", "'extends' cannot stand in [ablation.arms.a]"),
+        ("[ablation.grid]\nextends = ['x.toml']", "SD-R150", "'extends' cannot stand in [ablation.grid]"),
+        ("[ablation.arms.a]\nextends = 'x.toml'", "SD-R121", "arm 'a': no recipe 'x.toml' to extend"),
+        ("[ablation.arms.a]\nextends = 3", "SD-R103", "arm 'a': 'extends' is of the wrong kind"),
         ("[ablation.arms.a]\nablation.seeds = [1]", "SD-R150", "'ablation' cannot stand in [ablation.arms.a]"),
         ("[ablation.arms.a]\ntrain.steps = 3", "SD-R150", "the budget decides how long an arm trains"),
         ("[ablation.grid]\ntrain.steps = [3]", "SD-R150", "the budget decides how long an arm trains"),
