@@ -20,7 +20,8 @@ from sddit.run import run
 from sddit.training.run_folder import read_metrics
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-ALL = sorted(path for path in RECIPES.rglob("*.toml") if path.parent.name != "base")
+ABLATIONS = RECIPES / "ablations"  # see test_shipped_ablations.py
+ALL = sorted(p for p in RECIPES.rglob("*.toml") if p.parent.name != "base" and not p.is_relative_to(ABLATIONS))
 PUBLISHED = [path for path in ALL if path.parent.name == "imagenet256"]
 RUNNABLE = [path for path in ALL if path not in PUBLISHED]
 ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1"]

@@ -25,6 +25,7 @@ from sddit.recipes.resolve import ABLATION as TABLE
 from sddit.recipes.resolve import resolve_merged
 from sddit.recipes.source import MAX_INTEGER, quoted
 from sddit.recipes.translate import validated
+from sddit.values import Ramp
 
 NOT_IN_ARMS = {
     "ablation": "an ablation has no further one inside",
@@ -32,7 +33,7 @@ NOT_IN_ARMS = {
     "plugins": "plugins stand at the top of the file, for all arms",
 }
 GROUND = "extends"  # the one of them that an arm may have: the recipe that it is made of
-UNIQUE_TAIL = 2  # parts of a dotted key that tell `loss.a.weight` from `loss.b.weight`
+UNIQUE_TAIL = 2  # parts of a dotted key that tell `loss.a.weight` from `loss.b.weight`, and say what `lr.start` starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +161,15 @@ def _put(table: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each key, or its last two where others end alike."""
+    """The last part of each key, or its last two where others end alike and where it is `start` or `end` of a schedule."""
     tails = Counter(key.rpartition(".")[2] for key in keys)
-    return {
-        key: key.rpartition(".")[2] if tails[key.rpartition(".")[2]] == 1 else ".".join(key.split(".")[-UNIQUE_TAIL:])
-        for key in keys
-    }
+
+    def short(key: str) -> str:
+        tail = key.rpartition(".")[2]
+        alone = tails[tail] == 1 and tail not in Ramp.model_fields
+        return tail if alone else ".".join(key.split(".")[-UNIQUE_TAIL:])
+
+    return {key: short(key) for key in keys}
 
 
 def _text(value: Any) -> str:

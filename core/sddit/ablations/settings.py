@@ -33,6 +33,11 @@ class AblationSettings(Params):
         description="What every arm has as much of as the recipe without changes: images, flops (by the components' "
         "formulas), or time (measured once, before the first run).",
     )
+    tuning: str = Field(
+        "",
+        description="How the settings of each arm were chosen, and with how much effort: the report quotes it. Every arm should "
+        "have had the same, the baseline too.",
+    )
     arms: dict[str, dict[str, Any]] = Field(
         {}, description="[ablation.arms.LABEL]: changes to the recipe that belong together. Empty: the recipe as it is."
     )

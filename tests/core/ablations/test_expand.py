@@ -123,6 +123,16 @@ def test_keys_that_end_alike_are_told_apart(ablation):
     assert found.arms[0].label == "agree.weight=0.1 denoise.weight=1.0"
 
 
+def test_the_start_of_a_schedule_is_named_with_what_it_starts(ablation):
+    found = ablation("""
+        [teacher]
+        momentum = { start = 0.9, end = 1.0 }
+        [ablation.grid]
+        teacher.momentum.start = [0.9, 0.99]
+    """)
+    assert [arm.label for arm in found.arms] == ["momentum.start=0.9", "momentum.start=0.99"]
+
+
 def test_without_arms_and_grid_there_is_one_arm(ablation):
     found = ablation("[ablation]\nseeds = [0, 1]")
     assert [(arm.label, arm.baseline) for arm in found.arms] == [("base", "base")]

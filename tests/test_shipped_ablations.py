@@ -1,0 +1,216 @@
+"""The ablations in recipes/: each plans without a problem, and its arms are what they are called."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from sddit.ablations.expand import expand
+from sddit.ablations.plan import AblationPlan, PlannedArm, make_plan
+from sddit.ablations.runner import run_ablation
+from sddit.errors import SdditError
+from sddit.progress import Progress
+from sddit.recipes.merge import load
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
+from sddit.training.session import build_session
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SMALL = sorted((RECIPES / "ablations").glob("*.toml"))
+LARGE = sorted((RECIPES / "ablations" / "imagenet256").glob("*.toml"))
+ALL = [str(path.relative_to(RECIPES).with_suffix("")) for path in (*SMALL, *LARGE)]
+MAIN, LARGE_MAIN = "ablations/sd_dit_vs_masking", "ablations/imagenet256/sd_dit_vs_masking"
+GROUNDS = {
+    "dit": "digits/dit",
+    "c0": "digits/sd-dit-c0",
+    "c1": "digits/sd-dit-c1",
+    "c2": "digits/sd-dit-c2",
+    "sd_dit": "quickstart",
+    "maskdit": "digits/maskdit",
+    "mdt": "digits/mdtv2-edm",
+}
+"""The shipped recipe of each arm of the main comparison."""
+CONTROLS = ("c0", "c1", "c2", "sd_dit")
+ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1"]
+ELSEWHERE += ["evaluate.features=[]", "ablation.metrics=[]"]
+"""What stands for ImageNet's latents, of which there is nothing to score."""
+
+
+@cache
+def planned(name: str) -> AblationPlan:
+    return make_plan(expand(load(RECIPES / f"{name}.toml", ELSEWHERE if "imagenet256" in name else [])), Path("runs"))
+
+
+def arms(name: str) -> dict[str, PlannedArm]:
+    return {arm.label: arm for arm in planned(name).arms}
+
+
+def recipes(name: str) -> dict[str, Recipe]:
+    return {label: arm.recipe for label, arm in arms(name).items()}
+
+
+def what_it_has(recipe: Recipe) -> tuple[bool, bool, bool]:
+    """(a mask on the student, the discrimination term, a teacher that is run)."""
+    read = recipe.wants()
+    views = [view for view in recipe.pair_sampler.params.views() if view.name in read]
+    masked = any(view.hides for view in views if view.network == "student")
+    return masked, "discrimination" in recipe.terms, any(view.network == "teacher" for view in views)
+
+
+# ----------------------------------------------------------------------------------------------------------------- all
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_ablation_plans_and_says_what_it_asks(name: str) -> None:
+    plan = planned(name)
+    assert plan.settings.question.endswith("?")
+    assert plan.settings.tuning.endswith(".")
+    assert plan.settings.baseline
+    assert len(plan.arms) >= 4
+    for arm in plan.arms:
+        assert arm.recipe.warnings == ()
+        assert arm.cost.not_stated == ()
+        idle = {key.partition(".")[0] for key in arm.recipe.idle}
+        assert idle <= (
+            {"loss", "teacher"} if arm.label == "weight=0.0" else set()
+        )  # the keys of the term it leaves out
+
+
+@pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
+def test_a_small_one_is_scored_by_two_kinds_of_extractor(path: Path) -> None:
+    assert {"classifier.fd", "mobilenet.fd", "classifier.class_accuracy"} <= set(
+        planned(f"ablations/{path.stem}").metrics
+    )
+
+
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+def test_a_large_one_is_the_twin_of_a_small_one(path: Path) -> None:
+    small, large = planned(f"ablations/{path.stem}"), planned(f"ablations/imagenet256/{path.stem}")
+    assert small.settings.question == large.settings.question
+    assert len(large.settings.seeds) >= 3
+
+
+def test_every_small_one_has_a_large_twin() -> None:
+    """But for the one at equal FLOPs, which is a key on the command line there."""
+    assert {path.stem for path in SMALL} - {path.stem for path in LARGE} == {"sd_dit_vs_masking_flops"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_arms_differ_and_are_compared_at_five_seeds_where_they_are_published(name: str) -> None:
+    plan = planned(name)
+    assert len({run.id for run in plan.runs}) == len(plan.arms) * len(plan.settings.seeds)
+    if "imagenet256" not in name and "learning_rate" not in name:
+        assert len(plan.settings.seeds) == 5
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_arms_of_one_seed_are_pairs(name: str) -> None:
+    """Equal seeds, data and batches: hence equal batches, noise and noise levels."""
+    shared = [(arm.recipe.seed, arm.recipe.dataset, arm.recipe.train.batch) for arm in planned(name).arms]
+    assert all(one == shared[0] for one in shared)
+
+
+# -------------------------------------------------------------------------------------------------- the main comparison
+
+
+@pytest.mark.parametrize("label", GROUNDS)
+def test_an_arm_is_the_shipped_recipe_at_the_common_length(label: str) -> None:
+    common = ["train.steps=800", "evaluate.previews=1"]
+    assert recipes(MAIN)[label].run_id == resolve(RECIPES / f"{GROUNDS[label]}.toml", common).run_id
+    assert recipes(MAIN)[label].run_id != resolve(RECIPES / f"{GROUNDS[label]}.toml", common[:1]).run_id
+
+
+@pytest.mark.parametrize("name", [MAIN, LARGE_MAIN])
+def test_the_controls_take_the_mask_and_the_discrimination_away(name: str) -> None:
+    found = {label: what_it_has(recipe) for label, recipe in recipes(name).items() if label in CONTROLS}
+    assert found == {
+        "c0": (False, False, False),
+        "c1": (True, False, False),
+        "c2": (False, True, True),
+        "sd_dit": (True, True, True),
+    }
+
+
+@pytest.mark.parametrize("name", [MAIN, LARGE_MAIN])
+def test_the_controls_have_the_network_of_sd_dit(name: str) -> None:
+    found = arms(name)
+    networks = [found[label].recipe.backbone for label in CONTROLS]
+    assert all(network == networks[0] for network in networks)
+    assert found["dit"].recipe.backbone != networks[0]
+    sampled = {label: arm.cost.backbone_parameters for label, arm in found.items()}
+    assert len({sampled[label] for label in CONTROLS}) == 1
+    assert found["sd_dit"].parameters > found["c1"].parameters == sampled["c1"]  # the heads, which are not sampled with
+
+
+@pytest.mark.parametrize("name", [MAIN, LARGE_MAIN])
+def test_all_arms_have_one_objective_optimizer_and_sampler(name: str) -> None:
+    found = list(recipes(name).values())
+    for part in ("noise_schedule", "optimizer", "sampler", "guidance", "ema", "train", "evaluate"):
+        assert all(getattr(recipe, part) == getattr(found[0], part) for recipe in found), part
+    assert len({recipe.losses["denoise"].component.qualified for recipe in found}) == 1
+
+
+def test_the_controls_begin_with_the_weights_of_sd_dit() -> None:
+    first, *others = (
+        dict(build_session(recipes(MAIN)[label], torch.device("cpu")).student.backbone.named_parameters())
+        for label in CONTROLS
+    )
+    for other in others:
+        assert first.keys() == other.keys()
+        assert all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_equal_images_and_equal_flops_are_what_they_say() -> None:
+    images, flops = arms(MAIN), arms(f"{MAIN}_flops")
+    assert {arm.cost.steps for arm in images.values()} == {800}
+    amount = flops["dit"].cost.training_flops
+    assert flops["dit"].recipe.run_id == images["dit"].recipe.run_id  # its runs are shared
+    assert all(arm.cost.training_flops == pytest.approx(amount, rel=2e-3) for arm in flops.values())
+    assert flops["sd_dit"].cost.steps < 800 < flops["maskdit"].cost.steps
+
+
+# --------------------------------------------------------------------------------------------------------------- others
+
+
+def test_small_ones_share_the_runs_of_the_quickstart() -> None:
+    names = ["mask_ratio", "discrimination_weight", "prototypes", "teacher_noise", "teacher_momentum", "time_sampling"]
+    runs = [{run.id for run in planned(f"ablations/{name}").runs if run.seed == 0} for name in names]
+    assert len(set.intersection(*runs)) == 1
+
+
+def test_no_weight_is_no_term_and_no_teacher() -> None:
+    found = recipes("ablations/discrimination_weight")
+    assert what_it_has(found["weight=0.0"]) == (True, False, False)
+    assert what_it_has(found["weight=0.03"]) == (True, True, True)
+
+
+def test_every_learning_rate_is_tried_for_every_arm() -> None:
+    rates = {label: recipe.optimizer.params.lr.start for label, recipe in recipes("ablations/learning_rate").items()}
+    assert len(rates) == len(GROUNDS) * 3
+    assert all(f"lr.start={rate!r}" in label for label, rate in rates.items())
+
+
+def test_a_misspelt_key_of_an_arm_is_named(tmp_path: Path) -> None:
+    text = (RECIPES / "ablations" / "teacher_noise.toml").read_text(encoding="utf-8")
+    wrong = text.replace('"../quickstart.toml"', '"quickstart"').replace("teacher_sigma", "teacher_sigmas")
+    (tmp_path / "wrong.toml").write_text(wrong, encoding="utf-8")
+    with pytest.raises(SdditError, match=r"arm 'low': unknown key 'pair_sampler.teacher_sigmas'"):
+        expand(load(tmp_path / "wrong.toml"))
+
+
+def test_a_shipped_ablation_runs_from_end_to_end(tmp_path: Path) -> None:
+    smallest = ["train.steps=2", "train.batch=16", "train.log_every=1", "optimizer.warmup=0", "sampler.steps=2"]
+    smallest += ["evaluate.samples=20", "evaluate.per_class=1", "evaluate.kid_subset_size=10", "ablation.seeds=[0]"]
+    smallest += ["ablation.grid.loss.discrimination.prototypes=[32, 512]"]
+    smallest += ["evaluate.features=['classifier']", "ablation.metrics=['classifier.fd', 'classifier.class_accuracy']"]
+    found = expand(load(RECIPES / "ablations" / "prototypes.toml", smallest))
+    results = run_ablation(found, out=tmp_path, device="cpu", progress=Progress(), jobs=2)
+    assert [(row.arm, row.status) for row in results.rows] == [
+        ("prototypes=32", "finished"),
+        ("prototypes=512", "finished"),
+    ]
+    for metric in results.plan["metrics"]:
+        assert all(results.figure(row.arm, metric) for row in results.rows), metric
