@@ -50,6 +50,10 @@ class Params(BaseModel):
         """Names of own keys that have no effect in this recipe: a person who sets one of them is told. None by default."""
         return ()
 
+    def warnings(self, recipe: Recipe) -> Iterable[str]:
+        """What this recipe allows and nobody can mean, one sentence each that names the keys. None by default."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:

@@ -75,6 +75,17 @@ class PfOdeParams(MaskedViewParams):
     def idle(self, recipe: Recipe) -> Iterable[str]:
         return () if any(view.hides for view in self.views()) else ("mask_shape", "teacher_mask")
 
+    def warnings(self, recipe: Recipe) -> Iterable[str]:
+        """Of a teacher that sees the student's own picture: then there is nothing to infer, whatever the loss falls to."""
+        student, teacher = self.views()
+        read = any(chosen.params.needs().teacher for chosen in recipe.terms.values())
+        if read and self.teacher_noise == "same" and self.shared_noise and student.hides == teacher.hides:
+            tokens = "the student's visible tokens" if student.hides else "no mask"
+            yield (
+                'student and teacher see the same picture (teacher_noise = "same", shared_noise = true, '
+                f"{tokens}): agreement between them is trivial and teaches nothing"
+            )
+
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         low, high = recipe.noise_schedule.params.level_range
         if self.teacher_noise in USES["teacher_sigma"] and not low <= self.teacher_sigma <= high:

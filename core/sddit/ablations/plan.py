@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from sddit.ablations.budget import Budget, Pace, budget_of, unmeasured, within
 from sddit.ablations.expand import Ablation
+from sddit.ablations.leaks import LeakCheck
 from sddit.ablations.settings import AblationSettings
 from sddit.plugins import Host
 from sddit.recipes.differences import differences
@@ -36,6 +37,7 @@ class PlannedArm:
     baseline: str
     recipe: Recipe
     cost: Plan
+    leaks: LeakCheck | None = None  # None: not looked for yet
 
     @property
     def images(self) -> int:
@@ -65,6 +67,11 @@ class PlannedArm:
             "not_stated": list(self.cost.not_stated),
             "idle": list(self.recipe.idle),
             "warnings": list(self.recipe.warnings),
+            "leaks": asdict(self.leaks) if self.leaks else None,
+            "monitors": {
+                label: [asdict(monitor) for monitor in chosen.params.monitors()]
+                for label, chosen in self.recipe.terms.items()
+            },
         }
 
 
@@ -99,6 +106,7 @@ class AblationPlan:
     budget: Budget | None  # None: of time, and not measured yet
     folder: Path
     threads: int | None = None  # of each run, where the recipe leaves it open
+    command: str = ""  # what to type for it
 
     @property
     def needed(self) -> list[PlannedRun]:
@@ -114,7 +122,9 @@ class AblationPlan:
         return {
             "name": self.name,
             "id": self.id,
+            "command": self.command,
             "question": self.settings.question,
+            "tuning": self.settings.tuning,
             "seeds": list(self.settings.seeds),
             "metrics": list(self.metrics),
             "budget": {
@@ -137,6 +147,7 @@ def make_plan(
     *,
     pace: Pace | None = None,
     threads: int | None = None,
+    leaks: Mapping[str, LeakCheck] | None = None,
     copy: int = 1,
     host: Host | None = None,
 ) -> AblationPlan:
@@ -145,6 +156,7 @@ def make_plan(
     Args:
         pace: seconds per step of every arm, for a budget of time; without it the plan is not settled and has no runs.
         threads: CPU threads of each run.
+        leaks: by arm, what looking for leaks has found.
         copy: 1: runs are reused. 2 and above: that further copy, in which nothing is shared.
 
     Raises:
@@ -153,7 +165,7 @@ def make_plan(
     budget = None if unmeasured(ablation, pace or {}) else budget_of(ablation, pace or {})
     lengths = [within(budget, arm, host) if budget else arm.recipe for arm in ablation.arms]
     arms = tuple(
-        PlannedArm(arm.label, dict(arm.changes), arm.baseline, recipe, cost_of(recipe))
+        PlannedArm(arm.label, dict(arm.changes), arm.baseline, recipe, cost_of(recipe), (leaks or {}).get(arm.label))
         for arm, recipe in zip(ablation.arms, lengths, strict=True)
     )
     folder = folder_of(ablation, out, copy)
@@ -168,6 +180,7 @@ def make_plan(
         budget=budget,
         folder=folder,
         threads=threads,
+        command=ablation.command,
     )
 
 

@@ -11,14 +11,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sddit.ablations.budget import Pace, unmeasured
 from sddit.ablations.expand import Ablation
+from sddit.ablations.leaks import LeakCheck, look_for_leaks
 from sddit.ablations.plan import PLAN, AblationPlan, PlannedRun, folder_of, make_plan, with_threads
+from sddit.ablations.report import write_report
 from sddit.ablations.results import (
     METRICS,
     Results,
@@ -69,6 +71,7 @@ def run_ablation(
         run_all(plan, waiting, device=device, jobs=jobs, progress=progress, stop=stop)
         results = gather(plan.folder)
         write_results(results)
+        write_report(results)
         if stop.signal is not None:
             progress.note(f"stopped by {stop.signal.name}; the same command continues")
             raise SystemExit(stop.exit_status)
@@ -88,30 +91,43 @@ def copy_number(ablation: Ablation, out: Path) -> int:
     return number
 
 
-def settled(ablation: Ablation, out: Path, copy: int = 1) -> tuple[Pace, int | None] | None:
-    """Seconds per step and threads as an earlier command settled them, for this copy or for the first; None: never."""
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a first command measures and chooses, and later ones keep."""
+
+    pace: Pace
+    threads: int | None
+    leaks: Mapping[str, LeakCheck]  # by arm
+
+
+def settled(ablation: Ablation, out: Path, copy: int = 1) -> Settled | None:
+    """What an earlier command settled, for this copy or for the first; None: nothing."""
     for number in (copy, 1):
         path = folder_of(ablation, out, number) / PLAN
         if path.is_file():
             plan = read_json(path)
-            return plan["budget"]["seconds_per_step"], plan["threads"]
+            leaks = {arm["label"]: LeakCheck(**arm["leaks"]) for arm in plan["arms"] if arm.get("leaks")}
+            return Settled(plan["budget"]["seconds_per_step"], plan["threads"], leaks)
     return None
 
 
 def known_plan(ablation: Ablation, out: Path) -> AblationPlan:
     """The plan as far as it is settled; nothing is measured."""
-    pace, threads = settled(ablation, out) or ({}, None)
-    return make_plan(ablation, out, pace=pace, threads=threads)
+    known = settled(ablation, out) or Settled({}, None, {})
+    return make_plan(ablation, out, pace=known.pace, threads=known.threads, leaks=known.leaks)
 
 
 def settle(ablation: Ablation, out: Path, copy: int, *, jobs: int, device: str, progress: Progress) -> AblationPlan:
-    """The plan with everything decided: what a first command measures and chooses, later ones keep."""
-    pace, threads = settled(ablation, out, copy) or ({}, threads_for(jobs))
+    """The plan with everything decided."""
+    known = settled(ablation, out, copy) or Settled({}, threads_for(jobs), {})
+    pace = known.pace
     if missing := unmeasured(ablation, pace):
         from sddit.ablations.measure import seconds_per_step  # torch, which only this rule needs
 
-        pace = {**pace, **seconds_per_step(missing, device=device, threads=threads, progress=progress)}
-    return make_plan(ablation, out, pace=pace, threads=threads, copy=copy)
+        pace = {**pace, **seconds_per_step(missing, device=device, threads=known.threads, progress=progress)}
+    unseen = [arm for arm in ablation.arms if arm.label not in known.leaks]
+    leaks = {**known.leaks, **look_for_leaks(unseen, progress)}
+    return make_plan(ablation, out, pace=pace, threads=known.threads, leaks=leaks, copy=copy)
 
 
 def threads_for(jobs: int) -> int | None:
@@ -317,4 +333,6 @@ def one_of_plan(plan: AblationPlan, run: PlannedRun) -> Iterator[None]:
         note_failure(plan.folder, run.folder.name, f"{type(failure).__name__}: {failure}")
         raise
     finally:
-        write_results(gather(plan.folder))
+        results = gather(plan.folder)
+        write_results(results)
+        write_report(results)

@@ -64,8 +64,8 @@ class Comparison:
         if self.p is None or self.p_holm is None:
             return f"{self.verdict}: {self.difference:+.3g}, {interval}"
         corrected = f" corrected for {self.family} arms" if self.family > 1 else ""
-        alone = f" (alone {_p(self.p)})" if self.p < 1 - LEVEL <= self.p_holm else ""
-        return f"{self.verdict}: {self.difference:+.3g}, {interval}, {_p(self.p_holm)}{corrected}{alone}"
+        alone = f" (alone {p_text(self.p)})" if self.p < 1 - LEVEL <= self.p_holm else ""
+        return f"{self.verdict}: {self.difference:+.3g}, {interval}, {p_text(self.p_holm)}{corrected}{alone}"
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -130,7 +130,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _p(p: float) -> str:
+def p_text(p: float) -> str:
+    """`p = 0.013`, `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import LEVEL, Comparison, Summary, compare, summarize
-from sddit.evaluation.figures import FIGURES
+from sddit.evaluation.figures import FIGURES, Direction
 from sddit.recipes.source import quoted
 from sddit.units import big
 
@@ -61,13 +62,20 @@ def comparisons(results: Results, metric: str) -> dict[str, Comparison]:
 
     Each is compared with its own baseline, the one at its point of the grid: hence against differences of zero.
     """
+    figures = {arm["label"]: results.figure(arm["label"], metric) for arm in results.plan["arms"]}
+    return against_baselines(results.plan, figures, FIGURES[metric.rpartition(".")[2]].better)
+
+
+def against_baselines(
+    plan: Mapping[str, Any], figures: Mapping[str, Mapping[int, float]], better: Direction
+) -> dict[str, Comparison]:
+    """The same of any figure that is known by arm and seed."""
     apart: dict[str, dict[int, float]] = {}
-    for arm in results.plan["arms"]:
+    for arm in plan["arms"]:
         if arm["label"] != arm["baseline"]:
-            mine, base = results.figure(arm["label"], metric), results.figure(arm["baseline"], metric)
+            mine, base = figures[arm["label"]], figures[arm["baseline"]]
             apart[arm["label"]] = {seed: mine[seed] - base[seed] for seed in mine.keys() & base.keys()}
-    zero = dict.fromkeys(results.plan["seeds"], 0.0)
-    return compare(zero, apart, better=FIGURES[metric.rpartition(".")[2]].better)
+    return compare(dict.fromkeys(plan["seeds"], 0.0), apart, better=better)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -95,8 +103,24 @@ def difference(comparison: Comparison) -> str:
     """`-0.12 [-0.2, -0.04] better`."""
     if comparison.difference is None:
         return ""
-    between = "" if comparison.low is None else f" [{comparison.low:.2g}, {comparison.high:.2g}]"
-    return f"{comparison.difference:+.2g}{between} {comparison.verdict}"
+    number, interval = apart(comparison)
+    return f"{number}{f' [{interval}]' if interval else ''} {comparison.verdict}"
+
+
+def apart(comparison: Comparison) -> tuple[str, str]:
+    """A difference and its interval, `-0.12` and `-0.2, -0.04`: as many digits as two of half its width; empty if unknown."""
+    if comparison.difference is None:
+        return "", ""
+    if comparison.low is None or comparison.high is None:
+        return f"{comparison.difference:+.2g}", ""
+    reach = (comparison.high - comparison.low) / 2
+    digits = 1 - math.floor(math.log10(reach)) if reach > 0 else 0
+
+    def text(value: float, sign: str = "") -> str:
+        rounded = round(value, digits) + 0.0  # never -0
+        return f"{rounded:{sign}.{max(digits, 0)}f}" if reach > 0 and digits < 7 else f"{value:{sign}.2g}"
+
+    return text(comparison.difference, "+"), f"{text(comparison.low)}, {text(comparison.high)}"
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sddit.ablations.expand import Ablation, expand, naming_arms
-from sddit.ablations.plan import AblationPlan, PlannedArm
+from sddit.ablations.plan import REPORT, AblationPlan, PlannedArm
 from sddit.ablations.results import Results, Row, readable
 from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
 from sddit.ablations.table import cells, changes
@@ -100,6 +100,7 @@ def print_results(results: Results) -> None:
     for row in rows:
         shown.add_row(*map(printable, row))
     console().print(shown)
+    click.echo(f"report: {results.folder / REPORT}")
     click.echo(f"sddit-run table {results.folder}   shows this again; --latex, --markdown, --csv")
 
 

@@ -27,6 +27,8 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    low: Sequence[float] = ()  # of a band around the line, as long as y; none: no band
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,11 @@ def line_chart(
     """An `<svg>` element, safe to place in a page: every text is escaped."""
     x = _axis((v for s in series for v in s.x), LEFT, WIDTH - RIGHT, log_x, room=0)
     levels = [reference.y for reference in references]
-    y = _axis([*(v for s in series for v in s.y), *levels], HEIGHT - BOTTOM, TOP, log_y, room=0.06)
+    shown = (v for s in series for v in (*s.y, *s.low, *s.high))
+    y = _axis([*shown, *levels], HEIGHT - BOTTOM, TOP, log_y, room=0.06)
     parts = [*_frame(x, y, x_label, y_label)]
+    for i, one in enumerate(series):
+        parts += _band(one, x, y, i)
     for i, one in enumerate(series):
         parts += _line(one, x, y, i)
     parts += _levels(references, y)
@@ -189,16 +194,32 @@ def _line(one: Series, x: Axis, y: Axis, index: int) -> Iterator[Markup]:
             path, _stroke(index)
         )
         if len(run) == 1:
-            yield Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.5" {}/>').format(
-                x(run[0][0]), y(run[0][1]), _stroke(index)
+            yield Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" style="fill:{}"/>').format(
+                x(run[0][0]), y(run[0][1]), _colour(index)
             )
 
 
-def _stroke(index: int) -> Markup:
+def _band(one: Series, x: Axis, y: Axis, index: int) -> Iterator[Markup]:
+    """What lies between low and high; of a single point, an upright line."""
+    shown = [(a, b, c) for a, b, c in zip(one.x, one.low, one.high, strict=True) if x.shows(a) and y.shows(b) and y.shows(c)] if one.low else []  # fmt: skip
+    if len(shown) == 1:
+        (a, b, c), stroke = shown[0], _stroke(index)
+        yield Markup('<path d="M{:.1f} {:.1f}V{:.1f}" fill="none" {}/>').format(x(a), y(b), y(c), stroke)
+    elif shown:
+        top, bottom = _thin([(a, c) for a, _, c in shown]), _thin([(a, b) for a, b, _ in shown])
+        path = "L".join(f"{x(a):.1f} {y(v):.1f}" for a, v in (*top, *reversed(bottom)))
+        yield Markup('<path d="M{}Z" fill-opacity=".15" style="fill:{}"/>').format(path, _colour(index))
+
+
+def _colour(index: int) -> Markup:
     slot = index % len(COLOURS)
-    return Markup('style="stroke:var(--line-{}, {})" stroke-width="1.7" stroke-dasharray="{}"').format(
-        slot, COLOURS[slot], DASHES[slot]
-    )
+    return Markup("var(--line-{}, {})").format(slot, COLOURS[slot])
+
+
+def _stroke(index: int) -> Markup:
+    """Colours come again after six lines, each time with other dashes."""
+    dashes = DASHES[(index + index // len(COLOURS)) % len(DASHES)]
+    return Markup('style="stroke:{}" stroke-width="1.7" stroke-dasharray="{}"').format(_colour(index), dashes)
 
 
 def _points(one: Series, x: Axis, y: Axis) -> list[list[Point]]:

@@ -5,7 +5,6 @@ Everything that comes from a recipe, a plugin or a data set is escaped; nothing 
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,10 @@ from pathlib import Path
 from statistics import mean, median, variance
 from typing import TYPE_CHECKING, Any, Literal
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sddit.errors import printable
 from sddit.evaluation.charts import Reference, Series, line_chart, short
+from sddit.evaluation.page import render
 from sddit.interfaces import Monitor
 
 if TYPE_CHECKING:
@@ -91,16 +89,9 @@ class ReportData:
 
 def write_report(run: ReportData) -> str:
     """The page, as text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_harmless,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    verdicts = [judge(key, monitor, run.metrics) for key, monitor in monitors(run).items()]
-    return environment.get_template("report.html.j2").render(
+    verdicts = [judge(key, monitor, run.metrics) for key, monitor in monitors(run.monitors, run.metrics).items()]
+    return render(
+        Path(__file__).with_name("report.html.j2"),
         run=run,
         facts=headline(run),
         score_tables=[(scores, score_rows(scores)) for scores in run.scores.values()],
@@ -114,7 +105,6 @@ def write_report(run: ReportData) -> str:
         untouched=[setting for setting in settings(run) if setting.untouched],
         cost=cost_rows(run.cost),
         steps=[*suggestions(run, verdicts), *run.next_steps],
-        data_uri=_data_uri,
         short=short,
     )
 
@@ -220,12 +210,12 @@ def score_rows(scores: Scores) -> Iterator[ScoreRow]:
         )
 
 
-def monitors(run: ReportData) -> dict[str, Monitor]:
-    """{key of the metrics: how to read it}: what the terms say of themselves, then who leads the network."""
-    own = {f"{label}/{monitor.name}": monitor for label, of_term in run.monitors.items() for monitor in of_term}
+def monitors(of_terms: Mapping[str, Sequence[Monitor]], metrics: Sequence[Row]) -> dict[str, Monitor]:
+    """{key of the metrics: how to read it}: what the terms, by label, say of themselves, then who leads the network."""
+    own = {f"{label}/{monitor.name}": monitor for label, of_term in of_terms.items() for monitor in of_term}
     ratios = {
         key: Monitor(key, f"Gradient of loss.{_tail(key)} over that of the first term", "0.1 to 1", high=LEADS)
-        for key in _keys(run.metrics)
+        for key in keys_of(metrics)
         if key.startswith("grad_ratio/")
     }
     return own | ratios
@@ -254,7 +244,7 @@ def suggestions(run: ReportData, verdicts: Sequence[Verdict]) -> Iterator[NextSt
         if verdict.state == "look here":
             yield NextStep(
                 f"{verdict.monitor.title}: {verdict.why}. Healthy is: {verdict.monitor.healthy}. The settings of "
-                f"loss.{_label(verdict.key)} are the place to look."
+                f"loss.{label_of(verdict.key)} are the place to look."
             )
     if spike := _spike(run.metrics):
         step, times = spike
@@ -320,7 +310,7 @@ def cost_rows(cost: RunCost) -> Iterator[tuple[str, str]]:
 
 def loss_charts(run: ReportData) -> list[Markup]:
     """One chart for each term, then all of them as they are weighted."""
-    labels = [_tail(key) for key in _keys(run.metrics) if key.startswith("loss/") and "@" not in key]
+    labels = [_tail(key) for key in keys_of(run.metrics) if key.startswith("loss/") and "@" not in key]
     charts = [line_chart(f"loss.{label}", [_series(run.metrics, f"loss/{label}", label)]) for label in labels]
     if len(labels) > 1:
         charts.append(line_chart("weight × loss", [_weighted(run.metrics, label) for label in labels]))
@@ -330,7 +320,7 @@ def loss_charts(run: ReportData) -> list[Markup]:
 def noise_charts(run: ReportData) -> list[Markup]:
     """For each term, its curve by noise level, least noise first."""
     by_term: dict[str, list[str]] = {}
-    for key in _keys(run.metrics):
+    for key in keys_of(run.metrics):
         if key.startswith("loss/") and "@" in key:
             by_term.setdefault(key.partition("@")[0], []).append(key)
     charts = []
@@ -346,13 +336,13 @@ def noise_charts(run: ReportData) -> list[Markup]:
 
 def diagnostic_charts(run: ReportData) -> list[Markup]:
     """Every number that a term logged about itself, with what it should be read against."""
-    known = monitors(run)
-    own = [key for key in _keys(run.metrics) if "/" in key and not key.startswith(CORE_KEYS)]
+    known = monitors(run.monitors, run.metrics)
+    own = [key for key in keys_of(run.metrics) if "/" in key and not key.startswith(CORE_KEYS)]
     return [
         line_chart(
             known[key].title if key in known else key,
             [_series(run.metrics, key, key)],
-            references=_references(known[key]) if key in known else (),
+            references=levels(known[key]) if key in known else (),
         )
         for key in own
     ]
@@ -361,7 +351,7 @@ def diagnostic_charts(run: ReportData) -> list[Markup]:
 def course_charts(run: ReportData) -> list[Markup]:
     """How the optimisation went."""
     names = {"grad_norm": "gradient norm", "lr": "learning rate", "images_per_second": "images per second"}
-    present = _keys(run.metrics)
+    present = keys_of(run.metrics)
     charts = [
         line_chart(title, [_series(run.metrics, key, title)], log_y=key == "grad_norm")
         for key, title in names.items()
@@ -376,7 +366,7 @@ def course_charts(run: ReportData) -> list[Markup]:
     return charts
 
 
-def _keys(metrics: Sequence[Row]) -> list[str]:
+def keys_of(metrics: Sequence[Row]) -> list[str]:
     """Every key of the metrics, in order of first appearance."""
     return list(dict.fromkeys(key for row in metrics for key in row))
 
@@ -392,13 +382,13 @@ def _weighted(metrics: Sequence[Row], label: str) -> Series:
     return Series(label, [row["step"] for row in rows], [row[f"weight/{label}"] * row[f"loss/{label}"] for row in rows])
 
 
-def _references(monitor: Monitor) -> list[Reference]:
+def levels(monitor: Monitor) -> list[Reference]:
     """The levels to read a curve against."""
     levels = {"reference": monitor.reference, "alarm below": monitor.low, "alarm above": monitor.high}
     return [Reference(name, level) for name, level in levels.items() if level is not None]
 
 
-def _label(key: str) -> str:
+def label_of(key: str) -> str:
     """The term that a key of the metrics belongs to."""
     return _tail(key) if key.startswith(CORE_KEYS) else key.partition("/")[0]
 
@@ -432,7 +422,7 @@ def _spike(metrics: Sequence[Row]) -> tuple[float, float] | None:
 
 def _still_falling(metrics: Sequence[Row]) -> str:
     """The first term whose mean over the last tenth is clearly below that of the tenth before; empty if there is none."""
-    for key in _keys(metrics):
+    for key in keys_of(metrics):
         values = [row[key] for row in metrics if key in row]
         tenth = len(values) // 10
         if not key.startswith("loss/") or "@" in key or tenth < 3:
@@ -504,15 +494,3 @@ def _origin(origins: Mapping[str, str], key: str, value: Any) -> str:
             return origins[key]
         key = key.rpartition(".")[0]
     return DEFAULT
-
-
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _data_uri(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
-
-
-def _harmless(value: Any) -> Any:
-    """Text without control and direction-changing characters; Jinja escapes it afterwards."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

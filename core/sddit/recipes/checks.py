@@ -447,6 +447,17 @@ def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
     return [key for key in given if key in silent or (key.startswith(tuple(prefixes)) and key not in keys)]
 
 
+def own_warnings(recipe: Recipe) -> list[str]:
+    """What the chosen components warn of, each sentence after the key of its table."""
+    found = []
+    for key, chosen in components(recipe).items():
+        try:
+            found += [f"{key}: {text}" for text in chosen.params.warnings(recipe)]
+        except Exception as failure:
+            raise SdditError(_broken(key, chosen, "warnings", failure)) from failure
+    return found
+
+
 def has_heads(recipe: Recipe) -> bool:
     """Whether some term trains modules of its own; one that states no cost may."""
     backbone, shapes = recipe.backbone.params, recipe.shapes

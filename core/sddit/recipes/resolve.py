@@ -263,6 +263,7 @@ def _with_notes(recipe: Recipe, merged: Merged, measured: Sequence[str], warning
     idle = () if merged.resolved else tuple(checks.idle_keys(recipe, given))
     written = [key for key in idle if not merged.origins[key].inherited]
     warnings += [f"{key} has no effect here ({merged.place(key)})" for key in written]
+    warnings += checks.own_warnings(recipe)
     warnings += _changed_since(recipe, merged)
     return replace(recipe, origins=origins, idle=idle, warnings=tuple(warnings))
 

@@ -1,0 +1,217 @@
+"""What a reader must know before believing an ablation: each caution names its cause and the arms. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from sddit.ablations.logs import Logs, diagnoses, environments
+from sddit.ablations.results import Results
+from sddit.ablations.statistics import LEAST_SEEDS
+from sddit.ablations.table import title
+from sddit.units import big
+
+Arm = Mapping[str, Any]
+
+TOLERANCE = 0.02  # share by which two arms' amounts may differ and still count as equal: lengths are whole steps
+CLOCK = 0.1  # the same of measured seconds
+OF_ALL_SAMPLES = ("fd_all", "class_accuracy", "copied")
+"""Figures of all samples; the others are of n, the largest number at which there are as many held-out images."""
+SAME_EVERYWHERE = ("python", "packages.", "system", "device", "threads")
+"""Keys of environment.json that no arm changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """Something that may mislead."""
+
+    cause: str  # in a word or two
+    text: str  # a sentence
+    arms: tuple[str, ...] = ()  # that it is about; none: the whole ablation
+    doubt: bool = False  # whether it casts doubt on what these arms show
+
+
+def cautions(results: Results, logs: Logs) -> list[Caution]:
+    """All of them, the gravest first."""
+    rules = (
+        leaking(results),
+        warned(results),
+        alarmed(results, logs),
+        unlooked(results),
+        failed(results),
+        few_seeds(results),
+        shared(results),
+        other_sizes(results),
+        other_budgets(results),
+        other_n(results),
+        other_machines(results),
+    )
+    return [caution for rule in rules for caution in rule]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Arms that are not what they seem
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def leaking(results: Results) -> Iterator[Caution]:
+    """What is trained can see the clean image: its loss falls for nothing."""
+    for arm in results.plan["arms"]:
+        for place in (arm["leaks"] or {}).get("found", ()):
+            text = f"what is trained can see its target, other than through the noisy view: {place}. Its loss proves nothing."
+            yield Caution("the target leaks", text, (arm["label"],), doubt=True)
+
+
+def warned(results: Results) -> Iterator[Caution]:
+    """What the recipes of the arms warn of."""
+    arms: dict[str, list[str]] = {}
+    for arm in results.plan["arms"]:
+        for text in arm["warnings"]:
+            arms.setdefault(text, []).append(arm["label"])
+    for text, labels in arms.items():
+        some = len(labels) < len(results.plan["arms"])  # what holds for all arms favours none
+        yield Caution("the recipe warns", f"{text}.", tuple(labels), doubt=some)
+
+
+def alarmed(results: Results, logs: Logs) -> Iterator[Caution]:
+    """Diagnostics that ended outside of what is healthy, such as those of a collapse; a caution for each term of each arm."""
+    found = [one for one in diagnoses(results, logs) if one.alarms]
+    for (arm, term), group in groupby(found, key=lambda one: (one.arm, one.term)):
+        each = [
+            f"{one.monitor.title}: {one.alarms[0].why} in {len(one.alarms)} of {len(one.verdicts)} runs "
+            f"(healthy: {one.monitor.healthy})"
+            for one in group
+        ]
+        text = f"loss.{term} is not healthy at the end, so it may have collapsed or learnt nothing. {'; '.join(each)}."
+        yield Caution("diagnostics alarm", text, (arm,), doubt=True)
+
+
+def unlooked(results: Results) -> Iterator[Caution]:
+    """Arms in which nobody looked for a leak, and why."""
+    arms: dict[str, list[str]] = {}
+    for arm in results.plan["arms"]:
+        if why := arm["leaks"]["unchecked"] if arm["leaks"] else "the command without --only looks":
+            arms.setdefault(why, []).append(arm["label"])
+    for why, labels in arms.items():
+        yield Caution("leaks unknown", f"nobody looked for a leak of the target: {why}.", tuple(labels))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Runs
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def failed(results: Results) -> Iterator[Caution]:
+    """Failed runs leave the figures to the runs that survived."""
+    for arm in results.plan["arms"]:
+        rows = results.of(arm["label"])
+        count = sum(row.status == "failed" for row in rows)
+        if count:
+            text = f"{count} of {len(rows)} runs failed. The figures are of the others, which may be the lucky ones."
+            yield Caution("failed runs", text, (arm["label"],))
+
+
+def few_seeds(results: Results) -> Iterator[Caution]:
+    """Below three seeds nothing is said of an arm."""
+    finished = {
+        arm["label"]: sum(row.status == "finished" for row in results.of(arm["label"])) for arm in results.plan["arms"]
+    }
+    few = {label: count for label, count in finished.items() if count < LEAST_SEEDS}
+    if few:
+        counts = ", ".join(f"{label} {count}" for label, count in few.items())
+        text = f"fewer than {LEAST_SEEDS} finished seeds ({counts}): no verdict can rest on them."
+        yield Caution("too few seeds", text, tuple(few))
+
+
+def shared(results: Results) -> Iterator[Caution]:
+    """An arm with the runs of its baseline is no arm."""
+    for arm in results.plan["arms"]:
+        mine, base = ({row.folder for row in results.of(label)} for label in (arm["label"], arm["baseline"]))
+        if arm["label"] != arm["baseline"] and mine == base:
+            text = "its recipe is the baseline's, and so are its runs: it differs by nothing, whatever the noise. Shift its `seed`, or use --no-reuse."
+            yield Caution("the same runs", text, (arm["label"],))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Unequal terms
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def other_sizes(results: Results) -> Iterator[Caution]:
+    """Arms that sample with more or fewer parameters than their baseline."""
+    for arm, base in beside_baseline(results):
+        mine, other = arm["sampled_parameters"], base["sampled_parameters"]
+        if None not in (mine, other) and mine != other:
+            text = (
+                f"it samples with {big(mine)} parameters, {times(mine, other)} those of {base['label']} ({big(other)})."
+            )
+            yield Caution("unequal size", text, (arm["label"],))
+
+
+def other_budgets(results: Results) -> Iterator[Caution]:
+    """Arms that got more or less than their baseline: of what the budget makes equal, or of compute."""
+    budget = results.plan["budget"]
+    units = {"images": ("images", "images"), "flops": ("flops", "FLOPs of training")}
+    for arm, base in beside_baseline(results):
+        for rule, (key, noun) in units.items():
+            mine, other = arm[key], base[key]
+            if None in (mine, other) or near(mine, other, TOLERANCE):
+                continue
+            said = f"{big(mine)} {noun}, {times(mine, other)} those of {base['label']} ({big(other)})"
+            if rule == budget["rule"]:
+                yield Caution("unequal budget", f"it got {said}: whole steps do not hit the budget.", (arm["label"],))
+            elif rule == "flops":
+                yield Caution("unequal compute", f"at equal {budget['rule']} it took {said}.", (arm["label"],))
+        mine, other = (seconds(results, one) for one in (arm, base))
+        if budget["rule"] == "time" and mine and other and not near(mine, other, CLOCK):
+            text = f"it trained for {mine:,.0f} s, {times(mine, other)} the time of {base['label']} ({other:,.0f} s), though the budget is equal time: the machine did not keep the measured pace."
+            yield Caution("unequal budget", text, (arm["label"],))
+
+
+def other_n(results: Results) -> Iterator[Caution]:
+    """Distances fall with the number of images: figures at different numbers do not compare."""
+    for metric in results.plan["metrics"]:
+        extractor, _, figure = metric.rpartition(".")
+        key = f"{extractor}.{'samples' if figure in OF_ALL_SAMPLES else 'n'}"
+        numbers: dict[int, list[str]] = {}
+        for row in results.rows:
+            if metric in row.scores and key in row.scores:
+                numbers.setdefault(int(row.scores[key]), []).append(row.arm)
+        if len(numbers) > 1:
+            each = "; ".join(f"n = {n:,} in {', '.join(dict.fromkeys(arms))}" for n, arms in numbers.items())
+            arms = tuple(dict.fromkeys(arm for labels in numbers.values() for arm in labels))
+            text = f"{title(metric)} was measured on different numbers of images, and does not compare: {each}."
+            yield Caution("different n", text, arms)
+
+
+def other_machines(results: Results) -> Iterator[Caution]:
+    """Runs of other versions, devices or threads than their peers."""
+    for key, values in environments(results).items():
+        if key.startswith(SAME_EVERYWHERE) and len(values) > 1:
+            yield Caution("different machines", f"the runs do not agree on {key}: {', '.join(values)}.")
+
+
+def beside_baseline(results: Results) -> Iterator[tuple[Arm, Arm]]:
+    """(arm, its baseline) of every arm but the baselines."""
+    arms: dict[str, Arm] = {arm["label"]: arm for arm in results.plan["arms"]}
+    for arm in arms.values():
+        if arm["label"] != arm["baseline"]:
+            yield arm, arms[arm["baseline"]]
+
+
+def seconds(results: Results, arm: Arm) -> float:
+    """Mean training time of the finished runs of an arm; 0 without any."""
+    spent: Sequence[float] = [row.seconds for row in results.of(arm["label"]) if row.status == "finished"]
+    return sum(spent) / len(spent) if spent else 0.0
+
+
+def near(one: float, other: float, share: float) -> bool:
+    """Whether two amounts count as equal."""
+    return abs(one - other) <= share * max(abs(one), abs(other))
+
+
+def times(one: float, other: float) -> str:
+    """`1.5 times`."""
+    return f"{one / other:.3g} times"

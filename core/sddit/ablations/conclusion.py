@@ -1,0 +1,263 @@
+"""The plain words of an ablation's report, made of its statistics: what came out, and whether the comparison is fair. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from sddit.ablations.cautions import Caution
+from sddit.ablations.results import Results
+from sddit.ablations.statistics import LEAST_SEEDS, LEVEL, Comparison, Verdict, p_text
+from sddit.ablations.table import apart, title
+from sddit.evaluation.figures import FIGURES
+from sddit.units import big
+
+Compared = Mapping[str, Mapping[str, Comparison]]
+"""By metric and arm."""
+
+NAMES = {"images": "images", "flops": "FLOPs of training", "time": "seconds of training"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came out for one arm."""
+
+    arm: str
+    baseline: str
+    words: str  # all metrics in a clause each
+    details: Sequence[str]  # a sentence for each metric
+    doubts: Sequence[str]  # causes of the cautions about it
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A question that a reader has, answered with numbers."""
+
+    question: str
+    words: str
+    good: bool | None  # whether the answer is the one to hope for; None: neither
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What came out
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def summary(results: Results, compared: Compared) -> list[str]:
+    """The ablation in a few sentences."""
+    plan = results.plan
+    arms = [arm["label"] for arm in plan["arms"] if arm["label"] != arm["baseline"]]
+    said = [under(results)]
+    if not arms:
+        return [*said, "There is one arm, so nothing is compared."]
+    if not compared:
+        return [*said, "No metric is compared: ablation.metrics is empty, and so is evaluate.features."]
+    kinds: dict[str, list[str]] = {}
+    for arm in arms:
+        kinds.setdefault(kind({found[arm].verdict for found in compared.values()}), []).append(arm)
+    said += [f"{words}: {', '.join(kinds[words])}." for words in KINDS if words in kinds]
+    if not results.finished:
+        missing = sum(row.status != "finished" for row in results.rows)
+        said.append(f"{missing} of {len(results.rows)} runs are not finished, so this is provisional.")
+    return said
+
+
+KINDS = (
+    "Better than the baseline on at least one metric, worse on none",
+    "Worse than the baseline on at least one metric, better on none",
+    "Better on some metrics and worse on others",
+    "No difference from the baseline beyond noise, on any metric",
+    f"No verdict under {LEAST_SEEDS} seeds",
+)
+
+
+def kind(verdicts: set[Verdict]) -> str:
+    """Which of `KINDS` an arm with these verdicts is."""
+    good, bad = "better" in verdicts, "worse" in verdicts
+    if good or bad:
+        return KINDS[2] if good and bad else KINDS[0] if good else KINDS[1]
+    return KINDS[3] if "within noise" in verdicts else KINDS[4]
+
+
+def under(results: Results) -> str:
+    """`Every arm had 3,840 images in each of 3 seeds (0, 1, 2).`"""
+    budget, seeds = results.plan["budget"], results.plan["seeds"]
+    amount = "" if budget["amount"] is None else f" {amount_of(budget)}"
+    numbers = ", ".join(map(str, seeds))
+    return f"Every arm was to have equal {NAMES[budget['rule']]}:{amount}, in each of {count(len(seeds), 'seed')} ({numbers})."
+
+
+def amount_of(budget: Mapping[str, Any]) -> str:
+    """`3,840`, `198 G`: what the budget gives every arm, without its unit."""
+    return big(budget["amount"]) if budget["rule"] == "flops" else f"{budget['amount']:,.0f}"
+
+
+def findings(results: Results, compared: Compared, found: Sequence[Caution]) -> list[Finding]:
+    """Arm by arm, in the order of the plan."""
+    return [
+        Finding(
+            arm["label"],
+            arm["baseline"],
+            clauses({metric: comparisons[arm["label"]] for metric, comparisons in compared.items()}),
+            [sentence(metric, comparisons[arm["label"]]) for metric, comparisons in compared.items()],
+            list(dict.fromkeys(one.cause for one in found if one.doubt and arm["label"] in one.arms)),
+        )
+        for arm in results.plan["arms"]
+        if arm["label"] != arm["baseline"] and compared
+    ]
+
+
+def clauses(by_metric: Mapping[str, Comparison]) -> str:
+    """`better on classifier FD; no difference beyond noise on classifier recall`."""
+    words: Mapping[Verdict, str] = {
+        "better": "better on",
+        "worse": "worse on",
+        "within noise": "no difference beyond noise on",
+        "no verdict under 3 seeds": "no verdict under 3 seeds on",
+    }
+    said = []
+    for verdict, start in words.items():
+        metrics = [title(metric) for metric, comparison in by_metric.items() if comparison.verdict == verdict]
+        if metrics:
+            said.append(f"{start} {listed(metrics)}")
+    return "; ".join(said)
+
+
+def sentence(metric: str, comparison: Comparison) -> str:
+    """`classifier FD (lower is better): -0.47, 95 % interval -0.61 to -0.32 over 3 seeds, p = 0.006 for 2 arms`."""
+    name = f"{title(metric)} ({FIGURES[metric.rpartition('.')[2]].better} is better)"
+    number, interval = apart(comparison)
+    if not number:
+        return f"{name}: no seed finished on both sides"
+    between = f", {LEVEL:.0%} interval {interval.replace(', ', ' to ')}" if interval else ""
+    corrected = (
+        f", {p_text(comparison.p_holm)} for {count(comparison.family, 'arm')}" if comparison.p_holm is not None else ""
+    )
+    return f"{name}: {number}{between} over {count(comparison.seeds, 'seed')}{corrected}"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Whether it is fair
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def fairness(results: Results, compared: Compared, found: Sequence[Caution]) -> list[Answer]:
+    """The questions of a reader who knows the field."""
+    return [
+        parameters(results),
+        flops(results),
+        tuning(results),
+        seeds(results),
+        same_draws(results),
+        noise(results, compared),
+        equal_n(found),
+    ]
+
+
+def parameters(results: Results) -> Answer:
+    arms = results.plan["arms"]
+    sampled = {arm["label"]: arm["sampled_parameters"] for arm in arms}
+    trained = {arm["label"]: arm["parameters"] for arm in arms}
+    equal = len(set(sampled.values())) == 1
+    words = f"At sampling: {spread(sampled)}. In training, with the heads of the losses: {spread(trained)}."
+    return Answer("Same parameters?", words, None if None in sampled.values() else equal)
+
+
+def flops(results: Results) -> Answer:
+    arms = results.plan["arms"]
+    training = {arm["label"]: arm["flops"] for arm in arms}
+    sampling = {arm["label"]: arm["sampling_flops_per_image"] for arm in arms}
+    images = {arm["label"]: arm["images"] for arm in arms}
+    known = [value for value in training.values() if value is not None]
+    equal = len(known) == len(training) and max(known) - min(known) <= 0.02 * max(known)
+    words = f"A whole training run: {spread(training)}. An image that is sampled: {spread(sampling)}. Images seen: {spread(images)}."
+    return Answer("Same FLOPs?", words, equal if len(known) == len(training) else None)
+
+
+def tuning(results: Results) -> Answer:
+    said = results.plan["tuning"]
+    absent = (
+        "Nothing is stated: `tuning` in [ablation] is the place to say how settings were chosen, for every arm alike."
+    )
+    return Answer("Same tuning?", f"The recipe states: {said}" if said else absent, None)
+
+
+def seeds(results: Results) -> Answer:
+    counts = {
+        arm["label"]: sum(row.status == "finished" for row in results.of(arm["label"])) for arm in results.plan["arms"]
+    }
+    planned = len(results.plan["seeds"])
+    if set(counts.values()) == {planned}:
+        words = f"{planned} in every arm, all finished."
+    else:
+        words = f"Finished of {planned}: " + ", ".join(f"{label} {number}" for label, number in counts.items()) + "."
+    less = "" if min(counts.values()) >= LEAST_SEEDS else f" Under {LEAST_SEEDS} there is no verdict."
+    return Answer("How many seeds?", words + less, min(counts.values()) >= LEAST_SEEDS)
+
+
+def same_draws(results: Results) -> Answer:
+    """Whether differences by seed are paired."""
+    apart = [
+        arm["label"] for arm in results.plan["arms"] if any(key in arm["changes"] for key in ("seed", "train.batch"))
+    ]
+    words = (
+        "Arms of one seed see the same images, noise and noise levels, and begin with equal weights where they share modules. "
+        "Differences are taken seed by seed."
+    )
+    if apart:
+        words += f" Not so in {listed(apart)}: another seed or batch draws anew, and its differences hold the noise of both sides."
+    return Answer("Same data and noise?", words, None if apart else True)
+
+
+def noise(results: Results, compared: Compared) -> Answer:
+    """What the statistics can see."""
+    if not any(compared.values()):
+        return Answer("Is it noise?", "Nothing is compared.", None)
+    reaches = []
+    for metric, arms in compared.items():
+        widths = [(c.high - c.low) / 2 for c in arms.values() if c.low is not None and c.high is not None]
+        if widths:
+            reaches.append(f"{median(widths):.2g} on {title(metric)}")
+    family = max(len(arms) for arms in compared.values())
+    words = (
+        f"A verdict needs p < {1 - LEVEL:.2g} by Student's t over seeds, after Holm's correction for {count(family, 'arm')} on each "
+        f"metric. {count(len(compared), 'metric')} {'is' if len(compared) == 1 else 'are'} looked at, and who looks at many sees more by chance. "
+    )
+    if reaches:
+        words += f"What could be seen, as half of a usual interval: {', '.join(reaches)}; smaller differences would not show."
+    return Answer("Is it noise?", words, None)
+
+
+def equal_n(found: Iterable[Caution]) -> Answer:
+    unequal = [one.text for one in found if one.cause == "different n"]
+    words = " ".join(unequal) or "Every metric was measured on as many images in every run."
+    return Answer("Same evaluation?", words, not unequal)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Words
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def spread(amounts: Mapping[str, float | None]) -> str:
+    """`490 k in every arm`, or `from 410 k (a) to 520 k (b), 1.27 times`."""
+    known = {label: amount for label, amount in amounts.items() if amount is not None}
+    if len(known) < len(amounts):
+        return f"not stated for {listed([label for label in amounts if label not in known])}"
+    least, most = min(known, key=lambda label: known[label]), max(known, key=lambda label: known[label])
+    if known[least] == known[most]:
+        return f"{big(known[least])} in every arm"
+    ratio = f"{known[most] / known[least]:.3g} times" if known[least] else "from nothing"
+    return f"from {big(known[least])} ({least}) to {big(known[most])} ({most}), {ratio}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

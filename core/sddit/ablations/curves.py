@@ -1,0 +1,141 @@
+"""The curves of an ablation: each arm's mean over seeds in a band, over steps, images, FLOPs or seconds. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from markupsafe import Markup
+
+from sddit.ablations.logs import Log, Logs
+from sddit.ablations.results import Results, Row
+from sddit.ablations.statistics import summarize
+from sddit.ablations.table import title
+from sddit.evaluation.charts import Series, line_chart
+from sddit.evaluation.probe import Probe
+from sddit.evaluation.report import keys_of, levels
+from sddit.interfaces import Monitor
+
+Arm = Mapping[str, Any]
+Position = Callable[[Arm, Mapping[str, float]], float | None]
+"""(arm, line of a log) -> where it stands on the axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What a curve can be drawn over."""
+
+    key: str
+    title: str
+    at: Position
+
+
+AXES = (
+    Axis("steps", "steps", lambda arm, line: line["step"]),
+    Axis("images", "images", lambda arm, line: line["step"] * arm["batch"]),
+    Axis("flops", "FLOPs", lambda arm, line: line["step"] * arm["flops_per_step"] if arm["flops_per_step"] else None),
+    Axis("seconds", "seconds", lambda arm, line: line.get("seconds")),
+)
+
+Charts = dict[str, Markup]
+"""One chart over each axis, by the axis's key."""
+
+
+def loss_charts(results: Results, logs: Logs) -> list[Charts]:
+    """A chart for each loss term, with the arms that have it."""
+    keys = [key for key in all_keys(logs) if key.startswith("loss/") and "@" not in key]
+    return [over_axes(f"loss.{key.partition('/')[2]}", key, results, logs) for key in keys]
+
+
+def diagnostic_charts(results: Results, logs: Logs, monitors: Mapping[str, Monitor]) -> list[Markup]:
+    """A chart for each diagnostic over steps, with the arms that have it and the levels to read it against."""
+    return [
+        line_chart(monitor.title, list(lines(key, AXES[0], results, logs)), x_label="step", references=levels(monitor))
+        for key, monitor in monitors.items()
+    ]
+
+
+def all_keys(logs: Logs) -> list[str]:
+    """Every key that some run has logged."""
+    return keys_of([dict.fromkeys(keys_of(log), 0.0) for of_arm in logs.values() for log in of_arm.values()])
+
+
+def over_axes(heading: str, key: str, results: Results, logs: Logs) -> Charts:
+    """One key of the logs over each axis."""
+    return {axis.key: line_chart(heading, list(lines(key, axis, results, logs)), x_label=axis.title) for axis in AXES}
+
+
+def lines(key: str, axis: Axis, results: Results, logs: Logs) -> Iterator[Series]:
+    """One line an arm: mean over seeds at each logged step, in a band of one standard deviation to each side."""
+    for arm in results.plan["arms"]:
+        points = [point for point in over_seeds(key, axis, arm, list(logs[arm["label"]].values())) if point]
+        if points:
+            yield Series(arm["label"], *zip(*points, strict=True))
+
+
+def over_seeds(
+    key: str, axis: Axis, arm: Arm, runs: Sequence[Log]
+) -> Iterator[tuple[float, float, float, float] | None]:
+    """(position, mean, low, high) at each step that every run of the arm has logged."""
+    by_step = [{line["step"]: line for line in run if key in line} for run in runs]
+    shared = [step for step in by_step[0] if all(step in run for run in by_step)] if by_step else []
+    for step in shared:
+        at = [axis.at(arm, run[step]) for run in by_step]
+        known = [position for position in at if position is not None]
+        yield (mean(known), *band([run[step][key] for run in by_step])) if len(known) == len(at) else None
+
+
+def band(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, and one standard deviation below and above it."""
+    try:
+        one = summarize(values)
+    except ValueError:  # not finite: a gap
+        return (float("nan"),) * 3
+    spread = one.spread or 0.0
+    return one.mean, one.mean - spread, one.mean + spread
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What was measured once, after training
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def metric_charts(results: Results) -> list[Charts]:
+    """A chart for each metric: where an arm ended, over what it took."""
+    return [
+        {
+            axis.key: line_chart(
+                f"{title(metric)} after training", list(ends(metric, axis, results)), x_label=axis.title
+            )
+            for axis in AXES
+        }
+        for metric in results.plan["metrics"]
+    ]
+
+
+def ends(metric: str, axis: Axis, results: Results) -> Iterator[Series]:
+    """One point an arm, with one standard deviation over seeds to each side."""
+    for arm in results.plan["arms"]:
+        figures = results.figure(arm["label"], metric)
+        rows = [row for row in results.of(arm["label"]) if row.seed in figures]
+        at = [position for row in rows if (position := axis.at(arm, as_line(row))) is not None]
+        if at:
+            middle, low, high = band(list(figures.values()))
+            yield Series(arm["label"], [mean(at)], [middle], [low], [high])
+
+
+def as_line(row: Row) -> dict[str, float]:
+    """The end of a run as a line of its log."""
+    return {"step": row.steps, "seconds": row.seconds}
+
+
+def probe_chart(heading: str, tables: Mapping[str, Sequence[Probe]], which: str) -> Markup:
+    """Accuracy by depth, at the best noise level of each block: a line an arm, in its band over seeds."""
+    series = []
+    for label, probes in tables.items():
+        best = [[max(column) for column in zip(*getattr(probe, which), strict=True)] for probe in probes]
+        bands = [band(values) for values in zip(*best, strict=True)]
+        series.append(Series(label, probes[0].blocks, *zip(*bands, strict=True)))
+    return line_chart(heading, series, x_label="block")

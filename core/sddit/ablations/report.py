@@ -1,0 +1,310 @@
+"""The report of an ablation: one HTML file that needs no network and runs no script. No torch.
+
+Made of what the folders of its runs hold, each time the command ends; the words are generated from the statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from markupsafe import Markup
+from PIL import Image
+
+from sddit.ablations.cautions import cautions
+from sddit.ablations.conclusion import amount_of, fairness, findings, summary
+from sddit.ablations.curves import AXES, diagnostic_charts, loss_charts, metric_charts, probe_chart
+from sddit.ablations.logs import Diagnosis, diagnoses, environments, logs_of
+from sddit.ablations.plan import REPORT
+from sddit.ablations.results import Results, Row
+from sddit.ablations.statistics import LEVEL, Comparison, p_text, summarize
+from sddit.ablations.table import against_baselines, apart, changes, comparisons, title, with_spread
+from sddit.errors import SdditError
+from sddit.evaluation.charts import short
+from sddit.evaluation.figures import FIGURES
+from sddit.evaluation.page import render
+from sddit.evaluation.probe import Probe, read_probe
+from sddit.evaluation.report import duration
+from sddit.training.durable import replace_file
+from sddit.units import big
+
+WIDEST = 480  # pixels of a sample grid as it is embedded
+BAR = 150  # pixels of the drawing of an interval
+PILLS = {"better": "good", "worse": "bad"}
+
+
+def write_report(results: Results) -> Path:
+    """`report.html` in the ablation's folder, whole or not at all."""
+    path = results.folder / REPORT
+    replace_file(path, page(results).encode())
+    return path
+
+
+def page(results: Results) -> str:
+    """The report, as text."""
+    logs = logs_of(results)
+    found = cautions(results, logs)
+    compared = {metric: comparisons(results, metric) for metric in results.plan["metrics"]}
+    watched = diagnoses(results, logs)
+    return render(
+        Path(__file__).with_name("ablation.html.j2"),
+        plan=results.plan,
+        status=status(results),
+        cautions=found,
+        summary=summary(results, compared),
+        findings=findings(results, compared, found),
+        fairness=fairness(results, compared, found),
+        metrics=[(metric, title(metric), FIGURES[metric.rpartition(".")[2]].better) for metric in compared],
+        overview=list(overview(results, compared)),
+        statistics={metric: list(statistics(results, metric, compared[metric])) for metric in compared},
+        cost=list(cost(results)),
+        axes=AXES,
+        curves=[*loss_charts(results, logs), *metric_charts(results)],
+        samples=list(samples(results)),
+        diagnosed=list(dict.fromkeys(one.arm for one in watched)),
+        diagnostics=by_key(watched),
+        diagnostic_charts=diagnostic_charts(results, logs, {one.key: one.monitor for one in watched}),
+        probe=probed(results),
+        failures=[row for row in results.rows if row.status == "failed"],
+        runs=runs(results),
+        facts=list(facts(results)),
+        environment=[(key, ", ".join(values)) for key, values in environments(results).items()],
+        commands=list(commands(results)),
+        level=f"{LEVEL:.0%}",
+        short=short,
+    )
+
+
+def status(results: Results) -> str:
+    """`finished`, or how many runs are."""
+    finished = sum(row.status == "finished" for row in results.rows)
+    return "finished" if results.finished else f"{finished} of {len(results.rows)} runs finished"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tables
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A metric of an arm."""
+
+    value: str
+    verdict: str  # `baseline`, or the word of its comparison
+    pill: str  # the class of that word
+
+
+def overview(results: Results, compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[dict[str, Any]]:
+    """An arm a line: what changed, every metric with its verdict, what it took."""
+    for arm in results.plan["arms"]:
+        rows = results.of(arm["label"])
+        yield {
+            "arm": arm["label"],
+            "baseline": arm["baseline"],
+            "changes": changes(arm["changes"]),
+            "runs": f"{sum(row.status == 'finished' for row in rows)} of {len(rows)}",
+            "flops": big(arm["flops"]),
+            "cells": [cell(results, arm["label"], metric, compared[metric].get(arm["label"])) for metric in compared],
+        }
+
+
+def cell(results: Results, label: str, metric: str, comparison: Comparison | None) -> Cell:
+    """One metric of one arm; the baseline is compared with nothing."""
+    values = list(results.figure(label, metric).values())
+    value = with_spread(summarize(values)) if values else "none"
+    verdict = comparison.verdict if comparison else "baseline"
+    return Cell(value, verdict, PILLS.get(verdict, ""))
+
+
+def statistics(results: Results, metric: str, compared: Mapping[str, Comparison]) -> Iterator[dict[str, Any]]:
+    """An arm a line: mean, difference with its interval, p, verdict."""
+    reach = max((abs(v) for c in compared.values() for v in (c.low, c.high, c.difference) if v is not None), default=0)
+    for arm in results.plan["arms"]:
+        label, comparison = arm["label"], compared.get(arm["label"])
+        number, interval = apart(comparison) if comparison else ("", "")
+        yield {
+            "arm": label,
+            "seeds": len(results.figure(label, metric)),
+            "cell": cell(results, label, metric, comparison),
+            "difference": number,
+            "interval": interval,
+            "bar": interval_bar(comparison, reach) if comparison else "",
+            "p": p_text(comparison.p_holm).removeprefix("p = ") if comparison and comparison.p_holm is not None else "",
+        }
+
+
+def interval_bar(comparison: Comparison, reach: float) -> Markup:
+    """An interval beside zero, drawn on the scale of its metric: -reach to reach."""
+    if comparison.difference is None or comparison.low is None or comparison.high is None or not reach:
+        return Markup("")
+    at = [BAR / 2 * (1 + 0.96 * v / reach) for v in (comparison.low, comparison.high, comparison.difference)]
+    return Markup(
+        '<svg class="interval {}" viewBox="0 0 {} 14" width="{}" height="14" role="img"><title>{}</title>'
+        '<path class="zero" d="M{} 0v14"/><path d="M{:.1f} 7H{:.1f}"/><circle cx="{:.1f}" cy="7" r="3.2"/></svg>'
+    ).format(
+        PILLS.get(comparison.verdict, ""), BAR, BAR, f"{LEVEL:.0%} interval beside zero", BAR // 2, at[0], at[1], at[2]
+    )
+
+
+def cost(results: Results) -> Iterator[list[str]]:
+    """An arm a line: what it is and what it took, by formula and by the clock."""
+    for arm in results.plan["arms"]:
+        finished = [row for row in results.of(arm["label"]) if row.status == "finished"]
+        memory = [row.peak_memory for row in finished if row.peak_memory is not None]
+        speed = [row.images_per_second for row in finished if row.images_per_second is not None]
+        yield [
+            arm["label"],
+            big(arm["sampled_parameters"]),
+            big(arm["parameters"]),
+            big(arm["flops_per_step"] and arm["flops_per_step"] / arm["batch"]),
+            big(arm["sampling_flops_per_image"]),
+            big(arm["flops"]),
+            f"{arm['steps']:,}",
+            f"{arm['images']:,}",
+            duration(mean(row.seconds for row in finished)) if finished else "",
+            short(mean(speed)) if speed else "",
+            big(max(memory), "B") if memory else "",
+        ]
+
+
+def by_key(watched: Sequence[Diagnosis]) -> list[tuple[Diagnosis, dict[str, Diagnosis]]]:
+    """Each diagnostic, and what it is in the arms that have it."""
+    keys: dict[str, dict[str, Diagnosis]] = {}
+    for one in watched:
+        keys.setdefault(one.key, {})[one.arm] = one
+    return [(next(iter(arms.values())), arms) for arms in keys.values()]
+
+
+def runs(results: Results) -> list[tuple[str, list[Row]]]:
+    """The runs of each arm, seed by seed."""
+    return [(arm["label"], results.of(arm["label"])) for arm in results.plan["arms"]]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Pictures
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The samples of one arm."""
+
+    arm: str
+    seed: int
+    png: bytes | None  # None: there are none
+
+
+def samples(results: Results) -> Iterator[Grid]:
+    """The last grid of every arm at one seed: the first of those at which most arms have one."""
+    arms = [arm["label"] for arm in results.plan["arms"]]
+    found = {(row.arm, row.seed): path for row in results.rows if (path := last_grid(results.folder / row.folder))}
+    if found:
+        seed = max(results.plan["seeds"], key=lambda seed: sum((arm, seed) in found for arm in arms))
+        for arm in arms:
+            yield Grid(arm, seed, shrunk(found[arm, seed]) if (arm, seed) in found else None)
+
+
+def last_grid(run: Path) -> Path | None:
+    """The newest picture of a run."""
+    return max((run / "samples").glob("step-*.png"), default=None)
+
+
+def shrunk(path: Path) -> bytes | None:
+    """A picture, no wider than is shown; None for a file that is none."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            picture = image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    if picture.width > WIDEST:
+        picture = picture.resize((WIDEST, max(1, round(picture.height * WIDEST / picture.width))))
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The probe
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What the tokens of the arms tell of the class."""
+
+    rows: Sequence[tuple[str, str, str, str, str]]  # arm, seeds, linear, neighbours, linear beside the baseline
+    charts: Sequence[Markup]
+    chance: float
+
+
+def probed(results: Results) -> Probed | None:
+    """The probes of the runs that have one; None if there is none."""
+    probes: dict[str, dict[int, Probe]] = {arm["label"]: {} for arm in results.plan["arms"]}
+    for row in results.rows:
+        if probe := probe_of(results.folder / row.folder):
+            probes[row.arm][row.seed] = probe
+    having = {label: list(of_seeds.values()) for label, of_seeds in probes.items() if of_seeds}
+    if not having:
+        return None
+    best = {
+        label: {seed: probe.best(probe.linear)[0] for seed, probe in of_seeds.items()}
+        for label, of_seeds in probes.items()
+    }
+    compared = against_baselines(results.plan, best, "higher")
+    rows = [
+        (
+            label,
+            str(len(of_arm)),
+            with_spread(summarize(list(best[label].values()))),
+            with_spread(summarize([probe.best(probe.neighbours)[0] for probe in of_arm])),
+            compared[label].words if label in compared else "baseline",
+        )
+        for label, of_arm in having.items()
+    ]
+    headings = {"linear": "Linear probe: held-out accuracy", "neighbours": "Nearest neighbours: held-out accuracy"}
+    charts = [probe_chart(heading, having, which) for which, heading in headings.items()]
+    return Probed(rows, charts, next(iter(having.values()))[0].chance)
+
+
+def probe_of(run: Path) -> Probe | None:
+    """The probe of a run; of a damaged one, none."""
+    try:
+        return read_probe(run)
+    except SdditError:
+        return None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The plan
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def facts(results: Results) -> Iterator[tuple[str, str]]:
+    """What was planned."""
+    plan = results.plan
+    budget = plan["budget"]
+    rule = {"images": "equal images", "flops": "equal FLOPs of training", "time": "equal seconds of training"}
+    yield "Ablation", f"{plan['name']}-{plan['id']}"
+    yield "Budget", rule[budget["rule"]] + ("" if budget["amount"] is None else f", {amount_of(budget)} for every arm")
+    yield "Seeds", ", ".join(map(str, plan["seeds"]))
+    yield "Metrics", ", ".join(plan["metrics"]) or "none"
+    yield "Tuning", plan["tuning"] or "nothing is stated"
+    yield (
+        "CPU threads of a run",
+        "as the recipe says, or torch's choice" if plan["threads"] is None else str(plan["threads"]),
+    )
+
+
+def commands(results: Results) -> Iterator[tuple[str, str]]:
+    """(what it does, what to type)."""
+    folder = results.folder.name if results.folder.is_absolute() else str(results.folder)
+    yield "Repeat or continue the ablation:", results.plan["command"]
+    yield "Make every run again, in a folder of its own:", f"{results.plan['command']} --no-reuse"
+    if results.rows:
+        yield "One run of it, such as the first:", f"{results.plan['command']} --only {results.rows[0].id}"
+    yield "The table in a paper:", f"sddit-run table {folder} --latex"
