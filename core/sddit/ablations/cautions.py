@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
-from sddit.ablations.logs import Logs, diagnoses, environments
+from sddit.ablations.logs import Diagnosis, Logs, diagnoses, environments
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import LEAST_SEEDS
 from sddit.ablations.table import title
@@ -60,7 +59,7 @@ def leaking(results: Results) -> Iterator[Caution]:
     """What is trained can see the clean image: its loss falls for nothing."""
     for arm in results.plan["arms"]:
         for place in (arm["leaks"] or {}).get("found", ()):
-            text = f"what is trained can see its target, other than through the noisy view: {place}. Its loss proves nothing."
+            text = f"what is trained can see its target, other than through the noisy view ({place}): a loss that falls proves nothing."
             yield Caution("the target leaks", text, (arm["label"],), doubt=True)
 
 
@@ -76,16 +75,21 @@ def warned(results: Results) -> Iterator[Caution]:
 
 
 def alarmed(results: Results, logs: Logs) -> Iterator[Caution]:
-    """Diagnostics that ended outside of what is healthy, such as those of a collapse; a caution for each term of each arm."""
-    found = [one for one in diagnoses(results, logs) if one.alarms]
-    for (arm, term), group in groupby(found, key=lambda one: (one.arm, one.term)):
-        each = [
-            f"{one.monitor.title}: {one.alarms[0].why} in {len(one.alarms)} of {len(one.verdicts)} runs "
-            f"(healthy: {one.monitor.healthy})"
-            for one in group
-        ]
-        text = f"loss.{term} is not healthy at the end, so it may have collapsed or learnt nothing. {'; '.join(each)}."
-        yield Caution("diagnostics alarm", text, (arm,), doubt=True)
+    """Diagnostics that ended outside of what is healthy, such as those of a collapse; a caution for each term."""
+    terms: dict[str, dict[str, list[Diagnosis]]] = {}  # by term and key
+    for one in diagnoses(results, logs):
+        if one.alarms:
+            terms.setdefault(one.term, {}).setdefault(one.key, []).append(one)
+    for term, keys in terms.items():
+        arms = dict.fromkeys(one.arm for group in keys.values() for one in group)
+        each = " ".join(f"{group[0].monitor.title} {'; '.join(map(alarm, group))}." for group in keys.values())
+        text = f"loss.{term} does not end healthy, so it may have collapsed or learnt nothing. {each}"
+        yield Caution("diagnostics alarm", text, tuple(arms), doubt=True)
+
+
+def alarm(one: Diagnosis) -> str:
+    """`in masked: 0.01 is below 0.12 (3 of 3 runs)`."""
+    return f"in {one.arm}: {one.alarms[0].why} ({len(one.alarms)} of {len(one.verdicts)} runs)"
 
 
 def unlooked(results: Results) -> Iterator[Caution]:
@@ -109,8 +113,9 @@ def failed(results: Results) -> Iterator[Caution]:
         rows = results.of(arm["label"])
         count = sum(row.status == "failed" for row in rows)
         if count:
-            text = f"{count} of {len(rows)} runs failed. The figures are of the others, which may be the lucky ones."
-            yield Caution("failed runs", text, (arm["label"],))
+            others = "The figures are of the others, which may be the lucky ones."
+            rest = "Nothing is known of it." if count == len(rows) else others
+            yield Caution("failed runs", f"{count} of {len(rows)} runs failed. {rest}", (arm["label"],))
 
 
 def few_seeds(results: Results) -> Iterator[Caution]:
@@ -141,33 +146,42 @@ def shared(results: Results) -> Iterator[Caution]:
 
 def other_sizes(results: Results) -> Iterator[Caution]:
     """Arms that sample with more or fewer parameters than their baseline."""
-    for arm, base in beside_baseline(results):
-        mine, other = arm["sampled_parameters"], base["sampled_parameters"]
-        if None not in (mine, other) and mine != other:
-            text = (
-                f"it samples with {big(mine)} parameters, {times(mine, other)} those of {base['label']} ({big(other)})."
-            )
-            yield Caution("unequal size", text, (arm["label"],))
+    yield from unequal(results, "unequal size", "the parameters that sample differ", "sampled_parameters", 0.0)
 
 
 def other_budgets(results: Results) -> Iterator[Caution]:
     """Arms that got more or less than their baseline: of what the budget makes equal, or of compute."""
-    budget = results.plan["budget"]
-    units = {"images": ("images", "images"), "flops": ("flops", "FLOPs of training")}
+    rule = results.plan["budget"]["rule"]
+    if rule in ("images", "flops"):
+        what = f"the {rule} differ, since whole steps do not hit the budget"
+        yield from unequal(results, "unequal budget", what, rule, TOLERANCE)
+    if rule != "flops":
+        yield from unequal(results, "unequal compute", f"at equal {rule}, the FLOPs differ", "flops", TOLERANCE)
+    if rule == "time":
+        yield from off_pace(results)
+
+
+def off_pace(results: Results) -> Iterator[Caution]:
+    """Arms that trained for longer or shorter than their baseline, though the budget is equal time."""
+    late = {}
     for arm, base in beside_baseline(results):
-        for rule, (key, noun) in units.items():
-            mine, other = arm[key], base[key]
-            if None in (mine, other) or near(mine, other, TOLERANCE):
-                continue
-            said = f"{big(mine)} {noun}, {times(mine, other)} those of {base['label']} ({big(other)})"
-            if rule == budget["rule"]:
-                yield Caution("unequal budget", f"it got {said}: whole steps do not hit the budget.", (arm["label"],))
-            elif rule == "flops":
-                yield Caution("unequal compute", f"at equal {budget['rule']} it took {said}.", (arm["label"],))
-        mine, other = (seconds(results, one) for one in (arm, base))
-        if budget["rule"] == "time" and mine and other and not near(mine, other, CLOCK):
-            text = f"it trained for {mine:,.0f} s, {times(mine, other)} the time of {base['label']} ({other:,.0f} s), though the budget is equal time: the machine did not keep the measured pace."
-            yield Caution("unequal budget", text, (arm["label"],))
+        one, other = seconds(results, arm), seconds(results, base)
+        if one and other and not near(one, other, CLOCK):
+            late[arm["label"]] = f"{arm['label']} trained {times(one, other)} as long as {base['label']}"
+    if late:
+        text = f"the machine did not keep the measured pace: {'; '.join(late.values())}."
+        yield Caution("unequal budget", text, tuple(late))
+
+
+def unequal(results: Results, cause: str, what: str, key: str, tolerance: float) -> Iterator[Caution]:
+    """A caution of the arms whose amount under `key` of the plan is not that of their baseline."""
+    apart = {}
+    for arm, base in beside_baseline(results):
+        label, mine, other = arm["label"], arm[key], base[key]
+        if None not in (mine, other) and not near(mine, other, tolerance):
+            apart[label] = f"{label} {times(mine, other)} {base['label']} ({big(mine)} to {big(other)})"
+    if apart:
+        yield Caution(cause, f"{what}: {'; '.join(apart.values())}.", tuple(apart))
 
 
 def other_n(results: Results) -> Iterator[Caution]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -58,9 +58,10 @@ def summary(results: Results, compared: Compared) -> list[str]:
     for arm in arms:
         kinds.setdefault(kind({found[arm].verdict for found in compared.values()}), []).append(arm)
     said += [f"{words}: {', '.join(kinds[words])}." for words in KINDS if words in kinds]
-    if not results.finished:
-        missing = sum(row.status != "finished" for row in results.rows)
-        said.append(f"{missing} of {len(results.rows)} runs are not finished, so this is provisional.")
+    if failed := sum(row.status == "failed" for row in results.rows):
+        said.append(f"{failed} of {len(results.rows)} runs failed.")
+    if missing := sum(row.status in ("stopped", "waiting") for row in results.rows):
+        said.append(f"{missing} of {len(results.rows)} runs are still to be finished, so this is provisional.")
     return said
 
 
@@ -82,16 +83,21 @@ def kind(verdicts: set[Verdict]) -> str:
 
 
 def under(results: Results) -> str:
-    """`Every arm had 3,840 images in each of 3 seeds (0, 1, 2).`"""
-    budget, seeds = results.plan["budget"], results.plan["seeds"]
-    amount = "" if budget["amount"] is None else f" {amount_of(budget)}"
-    numbers = ", ".join(map(str, seeds))
-    return f"Every arm was to have equal {NAMES[budget['rule']]}:{amount}, in each of {count(len(seeds), 'seed')} ({numbers})."
+    """`Budget: equal images, 3,840 for every arm, in each of 3 seeds (0, 1, 2).`"""
+    plan = results.plan
+    numbers = ", ".join(map(str, plan["seeds"]))
+    return f"Budget: {budget(plan['budget'])}, in each of {count(len(plan['seeds']), 'seed')} ({numbers})."
 
 
-def amount_of(budget: Mapping[str, Any]) -> str:
-    """`3,840`, `198 G`: what the budget gives every arm, without its unit."""
-    return big(budget["amount"]) if budget["rule"] == "flops" else f"{budget['amount']:,.0f}"
+def budget(settled: Mapping[str, Any]) -> str:
+    """`equal images, 3,840 for every arm`: what the budget gives every arm."""
+    rule = f"equal {NAMES[settled['rule']]}"
+    match settled:
+        case {"amount": None}:
+            return rule
+        case {"rule": "flops", "amount": amount}:
+            return f"{rule}, {big(amount)} for every arm"
+    return f"{rule}, {settled['amount']:,.0f} for every arm"
 
 
 def findings(results: Results, compared: Compared, found: Sequence[Caution]) -> list[Finding]:
@@ -132,9 +138,10 @@ def sentence(metric: str, comparison: Comparison) -> str:
     if not number:
         return f"{name}: no seed finished on both sides"
     between = f", {LEVEL:.0%} interval {interval.replace(', ', ' to ')}" if interval else ""
-    corrected = (
-        f", {p_text(comparison.p_holm)} for {count(comparison.family, 'arm')}" if comparison.p_holm is not None else ""
-    )
+    corrected = ""
+    if comparison.p is not None and comparison.p_holm is not None:
+        alone = f" ({p_text(comparison.p)} alone)" if comparison.p < 1 - LEVEL <= comparison.p_holm else ""
+        corrected = f", {p_text(comparison.p_holm)} after Holm over {count(comparison.family, 'arm')}{alone}"
     return f"{name}: {number}{between} over {count(comparison.seeds, 'seed')}{corrected}"
 
 
@@ -172,15 +179,13 @@ def flops(results: Results) -> Answer:
     images = {arm["label"]: arm["images"] for arm in arms}
     known = [value for value in training.values() if value is not None]
     equal = len(known) == len(training) and max(known) - min(known) <= 0.02 * max(known)
-    words = f"A whole training run: {spread(training)}. An image that is sampled: {spread(sampling)}. Images seen: {spread(images)}."
+    words = f"A whole training run: {spread(training)}. An image that is sampled: {spread(sampling)}. Images seen: {spread(images, '{:,.0f}'.format)}."
     return Answer("Same FLOPs?", words, equal if len(known) == len(training) else None)
 
 
 def tuning(results: Results) -> Answer:
     said = results.plan["tuning"]
-    absent = (
-        "Nothing is stated: `tuning` in [ablation] is the place to say how settings were chosen, for every arm alike."
-    )
+    absent = "Nothing is stated: ablation.tuning is the place to say how settings were chosen, for every arm alike."
     return Answer("Same tuning?", f"The recipe states: {said}" if said else absent, None)
 
 
@@ -220,7 +225,7 @@ def noise(results: Results, compared: Compared) -> Answer:
         widths = [(c.high - c.low) / 2 for c in arms.values() if c.low is not None and c.high is not None]
         if widths:
             reaches.append(f"{median(widths):.2g} on {title(metric)}")
-    family = max(len(arms) for arms in compared.values())
+    family = max(one.family for arms in compared.values() for one in arms.values())
     words = (
         f"A verdict needs p < {1 - LEVEL:.2g} by Student's t over seeds, after Holm's correction for {count(family, 'arm')} on each "
         f"metric. {count(len(compared), 'metric')} {'is' if len(compared) == 1 else 'are'} looked at, and who looks at many sees more by chance. "
@@ -241,16 +246,16 @@ def equal_n(found: Iterable[Caution]) -> Answer:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def spread(amounts: Mapping[str, float | None]) -> str:
+def spread(amounts: Mapping[str, float | None], text: Callable[[float], str] = big) -> str:
     """`490 k in every arm`, or `from 410 k (a) to 520 k (b), 1.27 times`."""
     known = {label: amount for label, amount in amounts.items() if amount is not None}
     if len(known) < len(amounts):
         return f"not stated for {listed([label for label in amounts if label not in known])}"
     least, most = min(known, key=lambda label: known[label]), max(known, key=lambda label: known[label])
     if known[least] == known[most]:
-        return f"{big(known[least])} in every arm"
+        return f"{text(known[least])} in every arm"
     ratio = f"{known[most] / known[least]:.3g} times" if known[least] else "from nothing"
-    return f"from {big(known[least])} ({least}) to {big(known[most])} ({most}), {ratio}"
+    return f"from {text(known[least])} ({least}) to {text(known[most])} ({most}), {ratio}"
 
 
 def listed(words: Sequence[str]) -> str:

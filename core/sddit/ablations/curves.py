@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -13,7 +13,7 @@ from sddit.ablations.logs import Log, Logs
 from sddit.ablations.results import Results, Row
 from sddit.ablations.statistics import summarize
 from sddit.ablations.table import title
-from sddit.evaluation.charts import Series, line_chart
+from sddit.evaluation.charts import Reference, Series, line_chart
 from sddit.evaluation.probe import Probe
 from sddit.evaluation.report import keys_of, levels
 from sddit.interfaces import Monitor
@@ -52,7 +52,7 @@ def loss_charts(results: Results, logs: Logs) -> list[Charts]:
 def diagnostic_charts(results: Results, logs: Logs, monitors: Mapping[str, Monitor]) -> list[Markup]:
     """A chart for each diagnostic over steps, with the arms that have it and the levels to read it against."""
     return [
-        line_chart(monitor.title, list(lines(key, AXES[0], results, logs)), x_label="step", references=levels(monitor))
+        chart(monitor.title, lines(key, AXES[0], results, logs), AXES[0].title, levels(monitor))
         for key, monitor in monitors.items()
     ]
 
@@ -64,15 +64,23 @@ def all_keys(logs: Logs) -> list[str]:
 
 def over_axes(heading: str, key: str, results: Results, logs: Logs) -> Charts:
     """One key of the logs over each axis."""
-    return {axis.key: line_chart(heading, list(lines(key, axis, results, logs)), x_label=axis.title) for axis in AXES}
+    return {axis.key: chart(heading, lines(key, axis, results, logs), axis.title) for axis in AXES}
+
+
+def chart(heading: str, series: Iterable[Series], x_label: str, references: Sequence[Reference] = ()) -> Markup:
+    """A chart that says whose line it is, also of a single one, for which there is no legend."""
+    drawn = list(series)
+    title = f"{heading}, {drawn[0].name}" if len(drawn) == 1 else heading
+    return line_chart(title, drawn, x_label=x_label, references=references)
 
 
 def lines(key: str, axis: Axis, results: Results, logs: Logs) -> Iterator[Series]:
     """One line an arm: mean over seeds at each logged step, in a band of one standard deviation to each side."""
-    for arm in results.plan["arms"]:
+    for slot, arm in enumerate(results.plan["arms"]):
         points = [point for point in over_seeds(key, axis, arm, list(logs[arm["label"]].values())) if point]
         if points:
-            yield Series(arm["label"], *zip(*points, strict=True))
+            x, y, low, high = zip(*points, strict=True)
+            yield Series(arm["label"], x, y, low, high, slot)
 
 
 def over_seeds(
@@ -117,13 +125,13 @@ def metric_charts(results: Results) -> list[Charts]:
 
 def ends(metric: str, axis: Axis, results: Results) -> Iterator[Series]:
     """One point an arm, with one standard deviation over seeds to each side."""
-    for arm in results.plan["arms"]:
+    for slot, arm in enumerate(results.plan["arms"]):
         figures = results.figure(arm["label"], metric)
         rows = [row for row in results.of(arm["label"]) if row.seed in figures]
         at = [position for row in rows if (position := axis.at(arm, as_line(row))) is not None]
         if at:
             middle, low, high = band(list(figures.values()))
-            yield Series(arm["label"], [mean(at)], [middle], [low], [high])
+            yield Series(arm["label"], [mean(at)], [middle], [low], [high], slot)
 
 
 def as_line(row: Row) -> dict[str, float]:
@@ -137,5 +145,6 @@ def probe_chart(heading: str, tables: Mapping[str, Sequence[Probe]], which: str)
     for label, probes in tables.items():
         best = [[max(column) for column in zip(*getattr(probe, which), strict=True)] for probe in probes]
         bands = [band(values) for values in zip(*best, strict=True)]
-        series.append(Series(label, probes[0].blocks, *zip(*bands, strict=True)))
+        y, low, high = zip(*bands, strict=True)
+        series.append(Series(label, probes[0].blocks, y, low, high))
     return line_chart(heading, series, x_label="block")

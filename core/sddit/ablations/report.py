@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from sddit.ablations.cautions import cautions
-from sddit.ablations.conclusion import amount_of, fairness, findings, summary
+from sddit.ablations.conclusion import budget, fairness, findings, summary
 from sddit.ablations.curves import AXES, diagnostic_charts, loss_charts, metric_charts, probe_chart
 from sddit.ablations.logs import Diagnosis, diagnoses, environments, logs_of
 from sddit.ablations.plan import REPORT
@@ -33,7 +33,7 @@ from sddit.training.durable import replace_file
 from sddit.units import big
 
 WIDEST = 480  # pixels of a sample grid as it is embedded
-BAR = 150  # pixels of the drawing of an interval
+BAR = 110  # pixels of the drawing of an interval
 PILLS = {"better": "good", "worse": "bad"}
 
 
@@ -118,7 +118,7 @@ def cell(results: Results, label: str, metric: str, comparison: Comparison | Non
     values = list(results.figure(label, metric).values())
     value = with_spread(summarize(values)) if values else "none"
     verdict = comparison.verdict if comparison else "baseline"
-    return Cell(value, verdict, PILLS.get(verdict, ""))
+    return Cell(value, verdict.partition(" under ")[0], PILLS.get(verdict, ""))
 
 
 def statistics(results: Results, metric: str, compared: Mapping[str, Comparison]) -> Iterator[dict[str, Any]]:
@@ -287,10 +287,8 @@ def probe_of(run: Path) -> Probe | None:
 def facts(results: Results) -> Iterator[tuple[str, str]]:
     """What was planned."""
     plan = results.plan
-    budget = plan["budget"]
-    rule = {"images": "equal images", "flops": "equal FLOPs of training", "time": "equal seconds of training"}
     yield "Ablation", f"{plan['name']}-{plan['id']}"
-    yield "Budget", rule[budget["rule"]] + ("" if budget["amount"] is None else f", {amount_of(budget)} for every arm")
+    yield "Budget", budget(plan["budget"])
     yield "Seeds", ", ".join(map(str, plan["seeds"]))
     yield "Metrics", ", ".join(plan["metrics"]) or "none"
     yield "Tuning", plan["tuning"] or "nothing is stated"

@@ -106,7 +106,8 @@ def settled(ablation: Ablation, out: Path, copy: int = 1) -> Settled | None:
         path = folder_of(ablation, out, number) / PLAN
         if path.is_file():
             plan = read_json(path)
-            leaks = {arm["label"]: LeakCheck(**arm["leaks"]) for arm in plan["arms"] if arm.get("leaks")}
+            known = {arm["label"]: arm["leaks"] for arm in plan["arms"] if arm.get("leaks")}
+            leaks = {label: LeakCheck(tuple(one["found"]), one["unchecked"]) for label, one in known.items()}
             return Settled(plan["budget"]["seconds_per_step"], plan["threads"], leaks)
     return None
 

@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 14, 30, 38  # margins around the plot
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")  # the same order: a second way to tell lines apart
 MOST_POINTS = 300
+BESIDE = 7  # pixels that single points stand apart, so that those at one place are all seen
 LETTER = 6.4  # width of an average letter of the legend, pixels
 
 Point = tuple[float, float]
@@ -29,6 +30,7 @@ class Series:
     y: Sequence[float]
     low: Sequence[float] = ()  # of a band around the line, as long as y; none: no band
     high: Sequence[float] = ()
+    slot: int | None = None  # of the colours and dashes; None: by its place in the chart
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +87,22 @@ def line_chart(
     references: Sequence[Reference] = (),
 ) -> Markup:
     """An `<svg>` element, safe to place in a page: every text is escaped."""
-    x = _axis((v for s in series for v in s.x), LEFT, WIDTH - RIGHT, log_x, room=0)
+    room = 0.08 if _are_points(series) else 0
+    x = _axis((v for s in series for v in s.x), LEFT, WIDTH - RIGHT, log_x, room)
     levels = [reference.y for reference in references]
     shown = (v for s in series for v in (*s.y, *s.low, *s.high))
     y = _axis([*shown, *levels], HEIGHT - BOTTOM, TOP, log_y, room=0.06)
     parts = [*_frame(x, y, x_label, y_label)]
-    for i, one in enumerate(series):
-        parts += _band(one, x, y, i)
-    for i, one in enumerate(series):
-        parts += _line(one, x, y, i)
+    slots = [i if one.slot is None else one.slot for i, one in enumerate(series)]
+    aside = _aside(series)
+    for one, slot, by in zip(series, slots, aside, strict=True):
+        parts += _band(one, x, y, slot, by)
+    for one, slot, by in zip(series, slots, aside, strict=True):
+        parts += _line(one, x, y, slot, by)
     parts += _levels(references, y)
     if not any(_points(one, x, y) for one in series):
         parts.append(_text((LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2, "nothing measured", "middle"))
-    legend, extra = _legend(series) if len(series) > 1 else ([], 0)
+    legend, extra = _legend(series, slots) if len(series) > 1 else ([], 0)
     description = "; ".join(_describe(one) for one in series)
     return Markup(
         '<svg class="chart" role="img" viewBox="0 0 {width} {height}" font-size="11" font-family="inherit" fill="currentColor">'
@@ -187,7 +192,18 @@ def _levels(references: Sequence[Reference], y: Axis) -> Iterator[Markup]:
         )
 
 
-def _line(one: Series, x: Axis, y: Axis, index: int) -> Iterator[Markup]:
+def _are_points(series: Sequence[Series]) -> bool:
+    """Whether each is a single point rather than a line."""
+    return bool(series) and all(len(one.x) == 1 for one in series)
+
+
+def _aside(series: Sequence[Series]) -> list[float]:
+    """By how many pixels each series stands aside: lines by none."""
+    apart = BESIDE if _are_points(series) else 0
+    return [apart * (i - (len(series) - 1) / 2) for i in range(len(series))]
+
+
+def _line(one: Series, x: Axis, y: Axis, index: int, aside: float) -> Iterator[Markup]:
     for run in _points(one, x, y):
         path = "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in run)
         yield Markup('<path d="{}" fill="none" stroke-linejoin="round" stroke-linecap="round" {}/>').format(
@@ -195,16 +211,16 @@ def _line(one: Series, x: Axis, y: Axis, index: int) -> Iterator[Markup]:
         )
         if len(run) == 1:
             yield Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" style="fill:{}"/>').format(
-                x(run[0][0]), y(run[0][1]), _colour(index)
+                x(run[0][0]) + aside, y(run[0][1]), _colour(index)
             )
 
 
-def _band(one: Series, x: Axis, y: Axis, index: int) -> Iterator[Markup]:
+def _band(one: Series, x: Axis, y: Axis, index: int, aside: float) -> Iterator[Markup]:
     """What lies between low and high; of a single point, an upright line."""
     shown = [(a, b, c) for a, b, c in zip(one.x, one.low, one.high, strict=True) if x.shows(a) and y.shows(b) and y.shows(c)] if one.low else []  # fmt: skip
     if len(shown) == 1:
-        (a, b, c), stroke = shown[0], _stroke(index)
-        yield Markup('<path d="M{:.1f} {:.1f}V{:.1f}" fill="none" {}/>').format(x(a), y(b), y(c), stroke)
+        (a, b, c), stroke = shown[0], _stroke(index, dashed=False)
+        yield Markup('<path d="M{:.1f} {:.1f}V{:.1f}" fill="none" {}/>').format(x(a) + aside, y(b), y(c), stroke)
     elif shown:
         top, bottom = _thin([(a, c) for a, _, c in shown]), _thin([(a, b) for a, b, _ in shown])
         path = "L".join(f"{x(a):.1f} {y(v):.1f}" for a, v in (*top, *reversed(bottom)))
@@ -216,9 +232,9 @@ def _colour(index: int) -> Markup:
     return Markup("var(--line-{}, {})").format(slot, COLOURS[slot])
 
 
-def _stroke(index: int) -> Markup:
+def _stroke(index: int, *, dashed: bool = True) -> Markup:
     """Colours come again after six lines, each time with other dashes."""
-    dashes = DASHES[(index + index // len(COLOURS)) % len(DASHES)]
+    dashes = DASHES[(index + index // len(COLOURS)) % len(DASHES)] if dashed else ""
     return Markup('style="stroke:{}" stroke-width="1.7" stroke-dasharray="{}"').format(_colour(index), dashes)
 
 
@@ -245,15 +261,15 @@ def _thin(run: list[Point]) -> list[Point]:
     return sorted(kept)
 
 
-def _legend(series: Sequence[Series]) -> tuple[list[Markup], int]:
+def _legend(series: Sequence[Series], slots: Sequence[int]) -> tuple[list[Markup], int]:
     """Line samples with names below the plot, and the height they take."""
     parts: list[Markup] = []
     across, down = float(LEFT), HEIGHT + 10
-    for i, one in enumerate(series):
+    for one, slot in zip(series, slots, strict=True):
         width = 34 + LETTER * len(one.name)
         if across > LEFT and across + width > WIDTH:
             across, down = float(LEFT), down + 17
-        parts.append(Markup('<path d="M{:.1f} {}h22" fill="none" {}/>').format(across, down - 4, _stroke(i)))
+        parts.append(Markup('<path d="M{:.1f} {}h22" fill="none" {}/>').format(across, down - 4, _stroke(slot)))
         parts.append(_text(across + 27, down, one.name, "start"))
         across += width + 10
     return parts, down + 6 - HEIGHT

@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from sddit.ablations import measure, runner
+from sddit.ablations import leaks, measure, runner
+from sddit.ablations.leaks import LeakCheck
 from sddit.ablations.plan import make_plan
 from sddit.ablations.results import RESULTS, gather
 from sddit.ablations.runner import copy_number, known_plan, run_ablation, threads_for
@@ -193,10 +194,12 @@ def test_a_stop_is_handed_on_waited_for_and_continued(ablation, tmp_path, number
     assert [row.status for row in rows.values()] == ["finished", "stopped"]
     taken = rows["slow", 0].steps
     assert 0 < taken < 30
+    assert "1 of 2 runs are still to be finished" in (plan.folder / "report.html").read_text(encoding="utf-8")
     assert "saved" in log_of(gather(plan.folder), rows["slow", 0])
 
     results = go(found, tmp_path)
     assert results.finished
+    assert "still to be finished" not in (plan.folder / "report.html").read_text(encoding="utf-8")
     assert f"begun at {taken}" in log_of(results, rows["slow", 0])
 
 
@@ -245,6 +248,30 @@ def test_threads_are_divided_once_and_kept(ablation, tmp_path, monkeypatch):
     assert recipe["train"]["threads"] == results.plan["threads"] == 2
     assert go(ablation(ARMS, "ablation.seeds=[0,1]"), tmp_path, jobs=1).plan["threads"] == 2
     assert go(found, tmp_path, jobs=2, reuse=False).plan["threads"] == 2  # a copy is made as the first one was
+
+
+@pytest.mark.usefixtures("pretending")
+def test_leaks_are_looked_for_once(ablation, tmp_path, monkeypatch):
+    looked = []
+
+    def pretend(recipe):
+        looked.append(recipe.run_id)
+        hides = recipe.pair_sampler.params.mask_ratio < 0.5
+        return LeakCheck(("x of view 'student'",) if hides else (), "" if hides else "no time")
+
+    monkeypatch.setattr(leaks, "look", pretend)
+    found = ablation(ARMS, "ablation.seeds=[0]")
+    plan = go(found, tmp_path).plan
+    assert [arm["leaks"] for arm in plan["arms"]] == [
+        {"found": [], "unchecked": "no time"},
+        {"found": ["x of view 'student'"], "unchecked": ""},
+    ]
+    assert len(looked) == 2
+    again = go(ablation(ARMS), tmp_path).plan
+    assert len(looked) == 2
+    assert again["arms"] == json.loads(json.dumps(plan["arms"]))
+    assert known_plan(found, tmp_path / "runs").arms[1].leaks == LeakCheck(("x of view 'student'",))
+    assert make_plan(found, tmp_path / "elsewhere").arms[1].leaks is None
 
 
 @pytest.mark.usefixtures("pretending")

@@ -10,6 +10,7 @@ import pytest
 from markupsafe import Markup
 
 from sddit.evaluation.charts import (
+    BESIDE,
     BOTTOM,
     HEIGHT,
     LEFT,
@@ -47,6 +48,46 @@ def test_a_line_fills_the_plot_and_rises_upwards():
     ys = [y for _, y in points]
     assert HEIGHT - BOTTOM > ys[0] > ys[1] > ys[2] > TOP
     assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.11)
+
+
+def fills(chart: Markup) -> list[list[tuple[float, float]]]:
+    """The pixels around the bands."""
+    paths = [path.get("d", "") for path in parse(chart).iter("path") if path.get("fill-opacity")]
+    return [[tuple(map(float, point.split())) for point in path[1:-1].split("L")] for path in paths]
+
+
+def test_a_band_lies_around_its_line():
+    chart = line_chart("t", [Series("a", [0, 5, 10], [1, 2, 3], [0, 1, 2], [2, 3, 4])])
+    ([line], [band]) = lines(chart), fills(chart)
+    top, bottom = band[:3], band[:2:-1]
+    for (x, y), (above_x, above), (below_x, below) in zip(line, top, bottom, strict=True):
+        assert above_x == below_x == x
+        assert above < y < below  # pixels grow downwards
+        assert y - above == pytest.approx(below - y, abs=0.11)
+    assert fills(line_chart("t", [Series("a", [0, 5, 10], [1, 2, 3])])) == []
+
+
+def test_a_band_that_is_not_finite_leaves_the_rest():
+    [band] = fills(line_chart("t", [Series("a", [0, 5, 10], [1, 2, 3], [0, math.nan, 2], [2, math.nan, 4])]))
+    assert len(band) == 4
+
+
+def test_points_at_one_place_stand_beside_each_other():
+    chart = line_chart("t", [Series(name, [60], [1], [0.5], [1.5]) for name in "abc"])
+    xs = [float(circle.get("cx", "")) for circle in parse(chart).iter("circle")]
+    assert xs[1] - xs[0] == xs[2] - xs[1] == BESIDE
+    apart = line_chart("t", [Series("a", [60], [1]), Series("b", [50, 60], [1, 2])])
+    assert [float(circle.get("cx", "")) for circle in parse(apart).iter("circle")] == [WIDTH - RIGHT]
+
+
+def test_a_series_keeps_its_colour_and_no_two_of_twelve_look_alike():
+    chart = line_chart("t", [Series(str(i), [0, 1], [i, i + 1]) for i in range(12)])
+    drawn = [path for path in parse(chart).iter("path") if path.get("stroke-linejoin")]
+    looks = [(path.get("style"), path.get("stroke-dasharray")) for path in drawn]
+    assert len(set(looks)) == 12
+    later = line_chart("t", [Series("7", [0, 1], [0, 1], slot=7)])
+    [one] = [path for path in parse(later).iter("path") if path.get("stroke-linejoin")]
+    assert (one.get("style"), one.get("stroke-dasharray")) == looks[7]
 
 
 def test_log_axes_space_decades_evenly_and_leave_out_what_has_no_logarithm():
