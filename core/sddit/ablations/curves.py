@@ -139,12 +139,12 @@ def as_line(row: Row) -> dict[str, float]:
     return {"step": row.steps, "seconds": row.seconds}
 
 
-def probe_chart(heading: str, tables: Mapping[str, Sequence[Probe]], which: str) -> Markup:
+def probe_chart(heading: str, results: Results, probes: Mapping[str, Sequence[Probe]], which: str) -> Markup:
     """Accuracy by depth, at the best noise level of each block: a line an arm, in its band over seeds."""
     series = []
-    for label, probes in tables.items():
-        best = [[max(column) for column in zip(*getattr(probe, which), strict=True)] for probe in probes]
-        bands = [band(values) for values in zip(*best, strict=True)]
-        y, low, high = zip(*bands, strict=True)
-        series.append(Series(label, probes[0].blocks, y, low, high))
+    for slot, arm in enumerate(results.plan["arms"]):
+        if own := probes.get(arm["label"]):
+            best = [[max(column) for column in zip(*getattr(probe, which), strict=True)] for probe in own]
+            y, low, high = zip(*(band(values) for values in zip(*best, strict=True)), strict=True)
+            series.append(Series(arm["label"], own[0].blocks, y, low, high, slot))
     return line_chart(heading, series, x_label="block")

@@ -267,7 +267,7 @@ def probed(results: Results) -> Probed | None:
         for label, of_arm in having.items()
     ]
     headings = {"linear": "Linear probe: held-out accuracy", "neighbours": "Nearest neighbours: held-out accuracy"}
-    charts = [probe_chart(heading, having, which) for which, heading in headings.items()]
+    charts = [probe_chart(heading, results, having, which) for which, heading in headings.items()]
     return Probed(rows, charts, next(iter(having.values()))[0].chance)
 
 
