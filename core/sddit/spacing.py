@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+UNTRAINED = "SD-T908"
+"""The code of a refusal by a schedule that trains a fixed list of levels, which the asked ones are not among."""
+
 
 def spaced(steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
     """`steps` levels from sigma_max to sigma_min, both exact, then 0.

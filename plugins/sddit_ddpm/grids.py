@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from sddit.errors import SdditError, error
-from sddit.spacing import spaced
+from sddit.spacing import UNTRAINED, spaced
 from sddit_ddpm.chain import even_steps, whole_stride
-
-CODE = "SD-T908"
 
 
 def boundaries(levels: Sequence[float]) -> list[float]:
@@ -33,7 +31,7 @@ def timesteps_on(
     lowest, highest = levels[0], levels[-1]
     if sigma_min < lowest * (1 - 1e-6) or sigma_max > highest * (1 + 1e-6):
         raise error(
-            CODE,
+            UNTRAINED,
             "sampling asks for noise levels that were not trained",
             where="sampler.sigma_min" if sigma_min < lowest else "sampler.sigma_max",
             got=f"{sigma_min:g} to {sigma_max:g}",
@@ -83,7 +81,7 @@ def _strided(size: int, steps: int) -> list[int]:
 
 def _too_many(steps: int, kind: str, *, expect: str, fix: str) -> SdditError:
     return error(
-        CODE,
+        UNTRAINED,
         "the trained noise levels do not give so many sampling steps",
         where="sampler.steps",
         got=f"{steps} on grid {kind!r}",

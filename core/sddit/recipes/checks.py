@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sddit.errors import Problem, SdditError, one_of
-from sddit.interfaces import Params
+from sddit.interfaces import AttentionParams, Params
 from sddit.masks import keep_count
 from sddit.recipes.recipe import Chosen, Recipe
 from sddit.values import Ramp, extremes, step_of
@@ -28,20 +28,31 @@ def check(recipe: Recipe) -> list[Problem]:
 def check_device(recipe: Recipe, device: str) -> list[Problem]:
     """What stops this recipe from being trained on a device type (`cpu`, `cuda`): its attention kernel."""
     kernel = recipe.attention
-    devices = [d for d in kernel.params.devices if d in kernel.params.backward_devices]
-    if device in devices:
+    if device in trains_on(kernel.params):
         return []
     only = "" if device not in kernel.params.devices else ", forward only"
+    instead = kernels(recipe, lambda params: device in trains_on(params))
     return [
         Problem(
             "SD-R108",
             f"attention kernel {kernel.component.name!r} does not train on {device}{only}",
             where="attention.name",
-            got=f"--device {device}",
-            expect=f"--device {' or '.join(devices)}" if devices else "",
-            fix="choose another kernel: sddit-run show attention",
+            got=f"{kernel.component.name} with --device {device}",
+            expect=instead,
+            fix=" or ".join(f"--device {name}" for name in trains_on(kernel.params)),
         )
     ]
+
+
+def trains_on(kernel: AttentionParams) -> list[str]:
+    """The device types on which a kernel goes forward and backward."""
+    return [device for device in kernel.devices if device in kernel.backward_devices]
+
+
+def kernels(recipe: Recipe, serves: Callable[[AttentionParams], bool]) -> str:
+    """The installed kernels that serve, for the `expect` of a problem."""
+    names = [name for name, params in recipe.kernels.items() if serves(params)]
+    return f"one of {', '.join(names)}" if names else "a kernel that serves it: none is installed"
 
 
 def components(recipe: Recipe) -> dict[str, Chosen[Any]]:
@@ -305,7 +316,7 @@ def _attention(recipe: Recipe) -> Iterator[Problem]:
             where="train.precision",
             got=precision,
             expect=one_of(precision, kernel.params.dtypes),
-            fix="another precision, or another kernel: sddit-run show attention",
+            fix=f"that, or attention.name = {kernels(recipe, lambda params: precision in params.dtypes)}",
         )
     backbone = recipe.backbone
     if backbone.params.needs_bias and not kernel.params.takes_bias:
@@ -314,8 +325,7 @@ def _attention(recipe: Recipe) -> Iterator[Problem]:
             f"backbone {backbone.component.name!r} adds a bias to its attention, which kernel {kernel.component.name!r} cannot",
             where="attention.name",
             got=kernel.component.name,
-            expect="a kernel that serves a bias (sddit-run show attention)",
-            fix='attention.name = "sdpa"',
+            expect=kernels(recipe, lambda params: params.takes_bias and precision in params.dtypes),
         )
 
 

@@ -64,6 +64,7 @@ class Recipe:
     warnings: tuple[str, ...] = ()  # what is allowed and probably not meant
     plugin_digests: Mapping[str, str] = field(default_factory=dict)  # plugin -> version or file hash
     plugin_files: Mapping[str, Path] = field(default_factory=dict)  # "./file.py" -> where that plugin lies
+    kernels: Mapping[str, face.AttentionParams] = field(default_factory=dict)  # that could be chosen, as they come
 
     @property
     def shapes(self) -> face.Shapes:

@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from sddit.data import seen_std
 from sddit.data.declared import declared_table
 from sddit.errors import Problem, SdditError, raise_all
 from sddit.exchange.source import located
-from sddit.interfaces import DataFacts
+from sddit.interfaces import AttentionParams, DataFacts
 from sddit.plugins import Host
 from sddit.plugins import host as the_host
 from sddit.recipes import checks
@@ -137,6 +137,9 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         start=start,
         plugin_digests=finder.used,
         plugin_files={plugin.beside: plugin.path for plugin in merged.plugins if plugin.is_file},
+        kernels={
+            c.name: cast(AttentionParams, c.params()) for c in finder.host.registries.attention if not c.missing()
+        },
     )
     raise_all([*finder.misspelt, *(_placed(problem, merged) for problem in checks.check(recipe))])
     return _with_notes(recipe, merged, measured, warnings)

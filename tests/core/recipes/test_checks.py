@@ -143,7 +143,9 @@ def test_the_device_is_checked_when_it_is_known(resolved: Resolve, base: str) ->
     assert check_device(narrow, "cuda") == []
     (found,) = check_device(narrow, "cpu")
     assert "does not train on cpu, forward only" in found.what
-    assert found.expect == "--device cuda"
+    assert "narrow" not in found.expect
+    assert "toy" in found.expect
+    assert found.fix == "--device cuda"
     assert check_device(resolved(), "cpu") == []
     assert len(check_device(resolved(), "mps")) == 1
 
