@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file
 from torch import Tensor
 
 TESTS = Path(__file__).parent
+
+settings.register_profile("shared", deadline=None)  # a busy machine is no mistake of the code
+settings.load_profile("shared")
 
 
 @dataclass(frozen=True, slots=True)

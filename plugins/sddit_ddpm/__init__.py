@@ -27,7 +27,8 @@ class DDPMParams(NoiseScheduleParams):
     timesteps: int = Field(1000, ge=2, le=10_000, description="T, how many noise levels are trained.")
     betas: Literal["linear", "cosine"] = Field(
         "linear",
-        description="linear: even from beta_min to beta_max (arXiv:2006.11239); cosine: those of arXiv:2102.09672, eq. 17.",
+        description="linear: even from beta_min to beta_max, whatever the number of timesteps (arXiv:2006.11239); cosine: "
+        "those of arXiv:2102.09672, eq. 17.",
     )
     beta_min: float = Field(1e-4, ge=1e-8, lt=1, description="Variance of the noise that the first timestep adds.")
     beta_max: float = Field(0.02, ge=1e-8, lt=1, description="Variance of the noise that the last timestep adds.")

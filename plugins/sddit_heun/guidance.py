@@ -26,7 +26,7 @@ class ClassifierFree:
 
     x0, the noise and the network's own output are linear in one another at a given x, so guiding one guides all. Both
     predictions come from one call on a doubled batch, c first; where only one of them counts, only that one is made.
-    What stands beside x0 (extra channels, further heads) is that of the labels.
+    What stands beside x0 (extra channels, further heads) is that of the labels, or of the one prediction that is made.
     """
 
     def __init__(self, params: CFGParams, *, schedule: NoiseSchedule) -> None:
