@@ -22,7 +22,7 @@ from sddit.denoiser import ModelDenoiser
 from sddit.errors import error
 from sddit.exchange.files import read_weight_file
 from sddit.exchange.published import understood
-from sddit.exchange.source import CONFIG, RECIPE, found, is_export, read_config
+from sddit.exchange.source import CONFIG, RECIPE, found, is_export, read_config, refuse_unknown_label
 from sddit.exchange.weights import read_weights
 from sddit.generate import generate, of_classes
 from sddit.interfaces import Dataset, NoiseSchedule, Shapes
@@ -143,13 +143,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
         raise error("SD-C445", "not a run folder", got=str(folder), expect=f"a folder that holds {RECIPE}")
     recipe = resolve_without_data(resolved)
     label = weights or recipe.sampled_weights
-    if label != "student" and label not in recipe.ema:
-        raise error(
-            "SD-C446",
-            f"this run has no weights {label!r}",
-            where=str(folder),
-            expect=f"one of {', '.join(['student', *recipe.ema])}",
-        )
+    refuse_unknown_label(label, ["student", *recipe.ema], folder)
     store = Store(folder / "checkpoints", keep=recipe.train.keep)
     checkpoint = store.open(step) if step is not None else store.latest(move_broken=False)
     if checkpoint is None:

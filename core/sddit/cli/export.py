@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from sddit.cli.frame import Verb, notice
+from sddit.cli.layout import LayoutOption
+from sddit.exchange.layouts import OURS
 from sddit.plugins import host
 
 EXAMPLES = """
@@ -27,10 +29,11 @@ sddit-run export RUN --layout diffusers
 @click.option("--step", metavar="N", type=click.IntRange(0), help="The checkpoint of this step; left out: the newest.")
 @click.option(
     "--layout",
-    default="ours",
+    cls=LayoutOption,
+    default=OURS,
     show_default=True,
     metavar="NAME",
-    help="ours, or names of a published one: dit, maskdit, mdtv1, mdtv2, diffusers.",
+    help="ours, or the names of a published one.",
 )
 def export(run: Path, to: Path | None, weights: str, step: int | None, layout: str) -> None:
     """Write a run's weights, config and model card to share."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sddit.cli.frame import Verb, notice
+from sddit.cli.layout import LayoutOption
 from sddit.errors import error
 from sddit.exchange.arguments import flat, together
 from sddit.plugins import host
@@ -28,9 +29,7 @@ MOST_CONFIG = 2**20  # bytes
 
 @click.command("import", cls=Verb, examples=EXAMPLES)
 @click.argument("weights_file", metavar="WEIGHTS", type=click.Path(path_type=Path))
-@click.option(
-    "--layout", required=True, metavar="NAME", help="Whose names the tensors have: dit, maskdit, mdtv1, mdtv2, ..."
-)
+@click.option("--layout", cls=LayoutOption, required=True, metavar="NAME", help="Whose names the tensors have.")
 @click.option(
     "--config",
     "config",

@@ -15,7 +15,8 @@ from sddit import __version__
 from sddit.data.declared import declared_table
 from sddit.errors import error
 from sddit.exchange.card import model_card
-from sddit.exchange.published import layouts, offering, written
+from sddit.exchange.layouts import OURS
+from sddit.exchange.published import offering, written
 from sddit.exchange.source import CONFIG, EXPORT_FORMAT, RECIPE, WEIGHTS, Found, found
 from sddit.exchange.weights import read_weights
 from sddit.recipes.recipe import Recipe, facts_to_json
@@ -24,7 +25,6 @@ from sddit.training.durable import replace_file
 from sddit.training.run_folder import made
 from sddit.training.tensors import pack
 
-OURS = "ours"
 CARD = "README.md"
 LEFT_OUT = ("tracker", "start", "data")  # of the recipe: what sampling does not need, or `declared` states
 
@@ -96,11 +96,6 @@ def without_data(recipe: Recipe) -> dict[str, Any]:
     tables["dataset"] = declared_table(facts_to_json(recipe.facts), tables["dataset"])
     tables["evaluate"]["features"] = []
     return {key: value for key, value in tables.items() if key not in LEFT_OUT}
-
-
-def known_layouts() -> list[str]:
-    """What `--layout` may say."""
-    return [OURS, *sorted(layouts())]
 
 
 def empty(folder: Path) -> Path:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import pickletools
 import zipfile
 from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sddit.errors import error
 
@@ -36,16 +38,47 @@ BY_STACK = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}  # ways to na
 def load_pickle(path: Path) -> Any:
     """What a `.pt` file of torch.save holds, on the CPU; its tensors stay in the file until they are read.
 
-    Raises SD-C440 for a file that would run anything but the making of tensors, SD-C404 for one that is no such file.
+    Raises SD-C440 for a file that would run anything but the making of tensors or whose tensors claim more than it holds,
+    SD-C404 for one that is no such file.
     """
     _refuse_program(path, _program_of(path))
     try:
         with torch.serialization.safe_globals([Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as refused:  # whatever torch says: it did not load, and nothing else is tried
         raise error(
             "SD-C404", "the file cannot be read", where=str(path), got=str(refused).partition("\n")[0][:160]
         ) from refused
+    _refuse_expanded(path, held)
+    return held
+
+
+def _refuse_expanded(path: Path, held: Any) -> None:
+    """A tensor that repeats its numbers by strides of 0 may be of any size in a file of a few bytes."""
+    for tensor in _tensors(held):
+        holds = tensor.untyped_storage().nbytes() // tensor.element_size()
+        if tensor.numel() > holds:
+            raise error(
+                "SD-C440",
+                "a tensor of this pickle claims more numbers than the file holds",
+                where=str(path),
+                got=f"{tensor.numel():,} of shape {list(tensor.shape)}",
+                expect=f"at most the {holds:,} that are there",
+                fix="do not load it; ask its author for safetensors",
+            )
+
+
+def _tensors(held: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dicts, lists and arguments, which may hold themselves."""
+    waiting, seen = [held], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping | list | tuple | Namespace) and id(value) not in seen:
+            seen.add(id(value))
+            inside = vars(value) if isinstance(value, Namespace) else value
+            waiting += inside.values() if isinstance(inside, Mapping) else inside
 
 
 def _program_of(path: Path) -> bytes:
@@ -73,7 +106,7 @@ def _program_of(path: Path) -> bytes:
             where=str(path),
             got=str(fault),
             expect="a zip file with data.pkl, as torch writes it since version 1.6",
-            fix="download it again; load and save an older file where you trust it",
+            fix="download it again, or ask its author for safetensors",
         ) from fault
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
 from sddit.exchange.arguments import flat, together, without
+from sddit.exchange.layouts import layouts
 from sddit.exchange.weights import misfits
 from sddit.interfaces import Attention, BackboneParams, Shapes, WeightDescription, WeightFormat
 from sddit.plugins import registry
@@ -71,11 +72,6 @@ class Published:
                 what = f"the fixed table {name!r} of these weights is not ours"
                 raise error("SD-C455", what, got=f"up to {off:.2g} apart", expect=f"at most {SAME_TABLE:g}")
         return trained.state_dict()
-
-
-def layouts() -> dict[str, Component[Any]]:
-    """Every layout that some backbone offers."""
-    return {layout: component for component in registry("backbones") for layout, _ in component.formats}
 
 
 def offering(layout: str) -> Component[Any]:

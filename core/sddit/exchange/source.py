@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _in_run(folder: Path, label: str, step: int | None) -> Found:
     recipe = _json(folder / RECIPE)
     averages = list(recipe.get("ema", {}))
     label = label or recipe.get("evaluate", {}).get("weights") or "student"
-    _refuse_unknown(label, ["student", *averages], folder)
+    refuse_unknown_label(label, ["student", *averages], folder)
     checkpoint = _checkpoint(folder, step)
     name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
     file = f"{name}.safetensors"
@@ -119,13 +120,14 @@ def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
 
 def _in_export(folder: Path, label: str, step: int | None) -> Found:
     weights = read_config(folder)["weights"]
-    _refuse_unknown(label or weights["label"], [weights["label"]], folder)
+    refuse_unknown_label(label or weights["label"], [weights["label"]], folder)
     if step not in (None, weights["step"]):
         raise error("SD-C403", f"step {step} not found", where=str(folder), expect=str(weights["step"]))
     return Found(folder, weights["label"], weights["step"], folder / WEIGHTS, "", weights["sha256"])
 
 
-def _refuse_unknown(label: str, known: list[str], folder: Path) -> None:
+def refuse_unknown_label(label: str, known: Collection[str], folder: Path) -> None:
+    """SD-C446 for weights that a folder does not have."""
     if label not in known:
         raise error("SD-C446", f"no weights {label!r} here", where=str(folder), got=label, expect=one_of(label, known))
 

@@ -102,3 +102,11 @@ def test_help_shows_examples_and_needs_no_torch(sddit_process: Callable[..., Any
         said = sddit_process(verb, "--help", after="import sys; assert 'torch' not in sys.modules")
         assert said.status == 0, said.err
         assert "Examples" in said.out
+        assert "Published: diffusers, dit, maskdit, mdtv1, mdtv2." in " ".join(said.out.split())
+
+
+def test_help_names_the_layouts_of_the_plugins_that_are_here(sddit_run: Callable[..., Any], toys: Host) -> None:
+    for verb in ("import", "export"):
+        said = " ".join(sddit_run(verb, "--help").out.split())
+        assert "Published: toy." in said
+        assert "mdtv1, mdtv2" not in said

@@ -13,7 +13,8 @@ from PIL import Image
 
 import sddit
 from sddit.errors import SdditError
-from sddit.exchange.exporting import export_run, known_layouts
+from sddit.exchange.exporting import export_run
+from sddit.exchange.layouts import known_layouts
 from sddit.plugins import Host, using_host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe

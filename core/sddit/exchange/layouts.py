@@ -1,0 +1,20 @@
+"""The published layouts of weights that this installation reads and writes. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sddit.plugins import registry
+from sddit.registry import Component
+
+OURS = "ours"  # the layout of our own names, which holds every network
+
+
+def layouts() -> dict[str, Component[Any]]:
+    """Every published layout that some backbone offers, with that backbone."""
+    return {layout: component for component in registry("backbones") for layout, _ in component.formats}
+
+
+def known_layouts() -> list[str]:
+    """What `sddit-run export --layout` may say."""
+    return [OURS, *sorted(layouts())]
