@@ -211,6 +211,7 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         paper="arXiv:2006.11239",
         checks={
             "trained levels are kept": "sddit_ddpm.checks:levels",
+            "the cosine chain in closed form": "sddit_ddpm.checks:cosine",
             "the published implementation": "sddit_ddpm.checks:published_tables",
         },
     )
@@ -226,6 +227,8 @@ def register_losses(registry: Registry[Loss]) -> None:
         paper="arXiv:2102.09672",
         checks={
             "the likelihood of all values is 1": "sddit_ddpm.checks:likelihood",
+            "several views": "sddit_ddpm.checks:several_views",
+            "weights by signal-to-noise ratio": "sddit_ddpm.checks:min_snr",
             "the published implementations": "sddit_ddpm.checks:published_losses",
         },
     )

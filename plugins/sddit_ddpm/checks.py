@@ -47,6 +47,19 @@ def levels(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("grids that are no falling trained levels", wrong, 0)
 
 
+def cosine(context: CheckContext) -> Iterator[Measurement]:
+    """abar_t = f(t) / f(0) with f(t) = cos^2((t / T + s) / (1 + s) pi / 2), s = 0.008; the last beta is capped."""
+
+    def f(share: float) -> float:
+        return (1 + math.cos(math.pi * (125 * share + 1) / 126)) / 2  # cos^2 of half the angle, s = 1 / 125
+
+    schedule = DDPM(DDPMParams(betas="cosine"))
+    t = torch.arange(999, dtype=torch.float64)
+    exact = torch.tensor([f((i + 1) / 1000) / f(0) for i in range(999)], dtype=torch.float64)
+    yield Measurement("cosine: abar, from its closed form", float((schedule.alpha(t) ** 2 - exact).abs().max()), 1e-12)
+    yield Measurement("cosine: last beta, from 0.999", abs(schedule.chain.betas[-1] - 0.999), 1e-12)
+
+
 def published_tables(context: CheckContext) -> Iterator[Measurement]:
     """Betas, their product and the posterior's variance of the whole chain and of its respacings."""
     stored = published(context, "ddpm_a")
@@ -61,6 +74,8 @@ def published_tables(context: CheckContext) -> Iterator[Measurement]:
             "posterior_log_variance_clipped": schedule.reverse(t).log_low,
         }
         yield from parity("ddpm_a", {f"tables/{name}/{key}": tensor for key, tensor in ours.items()}, stored)
+    betas = DDPM(DDPMParams(betas="cosine")).chain.betas
+    yield from parity("ddpm_a", {"tables/cosine/betas": torch.tensor(betas, dtype=torch.float64)}, stored)
 
 
 # --- the loss -------------------------------------------------------------------------------------------------------
@@ -74,6 +89,33 @@ def likelihood(context: CheckContext) -> Iterator[Measurement]:
     first = DDPM(DDPMParams()).reverse(torch.zeros(256, dtype=torch.float64))
     total = log_likelihood(values, values - mean, first, fraction).exp().sum(0)
     yield Measurement("sum of the likelihoods of all values, from 1", float((total - 1).abs().max()), 1e-9)
+
+
+def several_views(context: CheckContext) -> Iterator[Measurement]:
+    """Two views of equal loss are twice one if views are added, and one if they are averaged."""
+    schedule, given = DDPM(DDPMParams()), outputs_at(torch.arange(0, 1000, 10))
+    one = value_of(schedule, *given)
+    for over_views, times in (("sum", 2), ("mean", 1)):
+        both = value_of(schedule, *given, views=("student", "other"), over_views=over_views)
+        yield Measurement(f"{over_views}: two equal views, from {times} of one", difference(both, times * one), 1e-12)
+
+
+def min_snr(context: CheckContext) -> Iterator[Measurement]:
+    """The squared error counts min(SNR, gamma) / SNR, at ratios above gamma and below."""
+    schedule, t = DDPM(DDPMParams()), torch.arange(1000)
+    given, gamma = outputs_at(t), 5.0
+    plain = value_of(schedule, *given, vb_weight=0.0)
+    weight = value_of(schedule, *given, vb_weight=0.0, weighting="min_snr", snr_gamma=gamma) / plain
+    snr = (schedule.alpha(t.double()) / schedule.sigma(t.double())) ** 2
+    for where, chosen, exact in (("above", snr > gamma, gamma / snr), ("below", snr <= gamma, torch.ones_like(snr))):
+        off = float((weight / exact - 1)[chosen].abs().max())
+        yield Measurement(f"weight where SNR is {where} gamma, relative", off, 1e-12)
+
+
+def outputs_at(t: Tensor) -> list[Tensor]:
+    """x0, noise, t and a network's output for each timestep [B], as `value_of` takes them; float64, two pixels each."""
+    x0, noise = (things.numbers(len(t), 1, 1, 2, key=key, dtype=torch.float64) for key in (1, 2))
+    return [x0, noise, t, things.numbers(len(t), 2, 1, 2, key=3, dtype=torch.float64)]
 
 
 def published_losses(context: CheckContext) -> Iterator[Measurement]:
@@ -95,14 +137,23 @@ def published_losses(context: CheckContext) -> Iterator[Measurement]:
     yield from parity("mdtv2_a", {"train/loss": value_of(schedule, *given, weighting="min_snr")}, stored)
 
 
-def value_of(schedule: DDPM, x0: Tensor, noise: Tensor, t: Tensor, output: Tensor, **settings: Any) -> Tensor:
-    """The hybrid loss of a network's output [B, 2 C, H, W] at timesteps t [B], [B]."""
+def value_of(
+    schedule: DDPM,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    output: Tensor,
+    *,
+    views: tuple[str, ...] = ("student",),
+    **settings: Any,
+) -> Tensor:
+    """The hybrid loss of a network's output [B, 2 C, H, W] at timesteps t [B], [B]; `views` are alike."""
     channels, t = x0.shape[1], t.to(x0.dtype)
     view = View(network="student", x=schedule.perturb(x0, noise, t), t=t, labels=t.long(), x0=x0, noise=noise)
     context = things.context()
     context.schedule = schedule
     outputs = Outputs(raw=output[:, :channels], extra=output[:, channels:])
-    value: Tensor = Hybrid(HybridParams(**settings))(context, {"student": view}, {"student": outputs})
+    value: Tensor = Hybrid(HybridParams(**settings))(context, dict.fromkeys(views, view), dict.fromkeys(views, outputs))
     return value
 
 

@@ -111,6 +111,7 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         checks={
             "its preconditioning has unit variance": "sddit_edm.checks:identities",
             "noise grows with t, and back": "sddit_edm.checks:levels",
+            "levels in training": "sddit_edm.checks:training_levels",
             "the published implementation": "sddit_edm.checks:published_schedule",
         },
     )
@@ -120,7 +121,11 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         params=FlowParams,
         summary="x = (1 - t) x0 + t eps, and a network that gives the velocity eps - x0: SiT's linear path.",
         paper="arXiv:2401.08740",
-        checks={"noise grows with t, and back": "sddit_edm.checks:levels"},
+        checks={
+            "noise grows with t, and back": "sddit_edm.checks:levels",
+            "times in training": "sddit_edm.checks:training_times",
+            "its velocity stands for the image": "sddit_edm.checks:velocities",
+        },
     )
 
 
@@ -134,6 +139,7 @@ def register_losses(registry: Registry[Loss]) -> None:
         paper="arXiv:2206.00364",
         checks={
             "nothing learned is a loss of 1": "sddit_edm.checks:zero_network",
+            "weights by signal-to-noise ratio": "sddit_edm.checks:weights",
             "the published implementations": "sddit_edm.checks:published_loss",
         },
     )

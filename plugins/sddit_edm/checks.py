@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from sddit.interfaces import CheckContext, Measurement, NoiseSchedule, Outputs, View
 from sddit.testing import things
 from sddit.verify.published import parity, published
-from sddit_edm import DenoisingParams, EDMParams
+from sddit_edm import DenoisingParams, EDMParams, FlowParams
+from sddit_edm.flow import Flow
 from sddit_edm.loss import Denoising, native_target
 from sddit_edm.schedule import EDM
 
@@ -73,6 +75,54 @@ def levels(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("grids that do not fall from sigma_max by way of sigma_min to 0", wrong, 0)
 
 
+def training_levels(context: CheckContext) -> Iterator[Measurement]:
+    """ln sigma in training is normal, with the mean and the standard deviation that are asked for."""
+    z, u = normal_quantiles()
+    sigma = EDM(EDMParams(p_mean=-0.4, p_std=0.7, sigma_data=0.5)).t_from_uniform(u)
+    yield Measurement("quantiles of ln sigma, from p_mean + p_std z", furthest(sigma.log(), 0.7 * z - 0.4), 1e-12)
+
+
+def training_times(context: CheckContext) -> Iterator[Measurement]:
+    """Times in training are uniform, or ln(t / (1 - t)) is normal with the mean and deviation that are asked for."""
+    z, u = normal_quantiles()
+    uniform = Flow(FlowParams()).t_from_uniform(u)
+    yield Measurement("uniform: quantiles of t, from u", furthest(uniform, u), 0)
+    t = Flow(FlowParams(t_sampling="logit_normal", logit_mean=0.3, logit_std=0.6)).t_from_uniform(u)
+    yield Measurement("logit_normal: quantiles of ln(t / (1 - t))", furthest((t / (1 - t)).log(), 0.6 * z + 0.3), 1e-12)
+
+
+def normal_quantiles() -> tuple[Tensor, Tensor]:
+    """Some z, and the share u of standard normal numbers that lie below each."""
+    z = torch.tensor([-3.0, -1.0, -0.25, 0.0, 0.5, 2.0], dtype=torch.float64)
+    return z, torch.tensor([math.erfc(-each / math.sqrt(2)) / 2 for each in z.tolist()], dtype=torch.float64)
+
+
+def furthest(one: Tensor, two: Tensor) -> float:
+    """The largest difference."""
+    return float((one - two).abs().max())
+
+
+def velocities(context: CheckContext) -> Iterator[Measurement]:
+    """The right velocity is preconditioned into the clean image, in the time and the sign of either direction."""
+    t = torch.linspace(0.001, 0.999, LEVELS, dtype=torch.float64)
+    x0, noise = (things.numbers(LEVELS, 1, 2, 2, key=key, dtype=torch.float64) for key in (1, 2))
+    x = (1 - t)[:, None, None, None] * x0 + t[:, None, None, None] * noise
+    asked: tuple[tuple[Literal["noise", "data"], Tensor, Tensor], ...] = (
+        ("noise", t, noise - x0),  # the network's own time, and what it gives there
+        ("data", 1 - t, x0 - noise),
+    )
+    for direction, time, velocity in asked:
+        schedule = Flow(FlowParams(direction=direction, time_scale=1000.0))
+        c = schedule.scalings(t)
+        estimate = c.c_skip[:, None, None, None] * x + c.c_out[:, None, None, None] * velocity
+        yield Measurement(
+            f"{direction}: perturb, from (1 - t) x0 + t eps", furthest(schedule.perturb(x0, noise, t), x), 0
+        )
+        yield Measurement(f"{direction}: c_skip x + c_out R, from x0", furthest(estimate, x0), 1e-14)
+        yield Measurement(f"{direction}: c_in, from 1", furthest(c.c_in, torch.ones_like(t)), 0)
+        yield Measurement(f"{direction}: c_noise, from its time", furthest(c.c_noise, 1000 * time), 1e-12)
+
+
 def zero_network(context: CheckContext) -> Iterator[Measurement]:
     """A network that gives 0, on images N(0, sigma_data^2), has a mean loss of 1: also the least of any network."""
     schedule = EDM(EDMParams())
@@ -86,13 +136,41 @@ def zero_network(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement(shown, abs(float(loss.mean()) - 1) / error, FIVE_ERRORS)
 
 
+def weights(context: CheckContext) -> Iterator[Measurement]:
+    """An estimate that is 1 off counts 1 on x0, SNR on eps, SNR + 1 on v, and min(SNR, gamma) with min_snr."""
+    snr, gamma = torch.logspace(-3, 4, LEVELS, dtype=torch.float64), 5.0
+    expected: dict[str, tuple[dict[str, Any], Tensor]] = {
+        "x0": ({"space": "x0"}, torch.ones_like(snr)),
+        "eps": ({"space": "eps"}, snr),
+        "v": ({"space": "v"}, snr + 1),
+        "min_snr": ({"weighting": "min_snr", "snr_gamma": gamma}, torch.minimum(snr, torch.full_like(snr, gamma))),
+    }
+    x0, noise = (things.numbers(LEVELS, 1, 4, 4, key=key, dtype=torch.float64) for key in (1, 2))
+    schedules: dict[str, NoiseSchedule] = {"edm": EDM(EDMParams()), "flow": Flow(FlowParams())}
+    for name, schedule in schedules.items():
+        t = schedule.t_from_sigma(snr.rsqrt())
+        raw = raw_of(schedule, x0 + 1, x0, noise, t)
+        for weighed, (settings, weight) in expected.items():
+            value = value_of(schedule, x0, noise, t, raw=raw, **settings)
+            yield Measurement(
+                f"{name}: weight of {weighed}, relative", furthest(value / weight, torch.ones_like(t)), 1e-10
+            )
+
+
 def value_of(
-    schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor, *, raw: Tensor, visible: Tensor | None = None
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    *,
+    raw: Tensor,
+    visible: Tensor | None = None,
+    **settings: Any,
 ) -> Tensor:
     """The denoising loss of an output, [B]; over the visible tokens of a 4 x 4 grid if some are hidden."""
     x, labels = schedule.perturb(x0, noise, t), torch.zeros(len(x0), dtype=torch.int64)
     view = View(network="student", x=x, t=t, labels=labels, x0=x0, noise=noise, visible=visible)
-    term = Denoising(DenoisingParams(tokens="all" if visible is None else "visible"), grid=(4, 4))
+    term = Denoising(DenoisingParams(tokens="all" if visible is None else "visible", **settings), grid=(4, 4))
     context = things.context()
     context.schedule = schedule
     value: Tensor = term(context, {"student": view}, {"student": Outputs(raw=raw)})

@@ -151,5 +151,9 @@ def register_guidances(registry: Registry[Guidance]) -> None:
         params=CFGParams,
         summary="Classifier-free guidance: constant or power-cosine, on an interval of levels and a choice of channels.",
         paper="arXiv:2207.12598",
-        checks={"linear in the scale": "sddit_heun.checks:linear"},
+        checks={
+            "linear in the scale": "sddit_heun.checks:linear",
+            "the scale that grows as noise falls": "sddit_heun.checks:power_cosine",
+            "the published implementations": "sddit_heun.checks:published_scales",
+        },
     )

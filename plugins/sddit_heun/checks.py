@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -161,6 +161,52 @@ def linear(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("3 of 4 channels: the one that is not", largest(some[:, 3:], conditional[:, 3:]), 0)
     outside = guided(scale=4.0, interval=(2.0, 3.0))
     yield Measurement("outside its interval beside the conditional", largest(outside, conditional), 0)
+
+
+class ThousandSteps:
+    """The time of a schedule of a thousand steps, whose levels are its times."""
+
+    def t_from_sigma(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def snap(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def share(self, t: Tensor) -> Tensor:
+        return t / 1000
+
+
+def scales(context: CheckContext, times: Sequence[float], **settings: Any) -> Tensor:
+    """How far power-cosine guidance goes from the unconditional prediction to the conditional one, at each time of 1000."""
+    assert context.component is not None
+    params = {"shape": "power_cosine", **settings}
+    rule = context.component.build(context.component.params(**params), schedule=ThousandSteps())
+    x, label = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.tensor([0])
+    conditional, unconditional = (TwoFaced()(x, 1.0, of).x0 for of in (label, label + 2))
+    guided = torch.cat([rule(TwoFaced(), label)(x, t).x0 for t in times])
+    return ((guided - unconditional) / (conditional - unconditional)).flatten()
+
+
+def power_cosine(context: CheckContext) -> Iterator[Measurement]:
+    """1 + (scale - 1) sin^2(pi (1 - t / T)^power / 2): the whole scale without noise, 1 at the most."""
+    for power in (4.0, 1.0):
+        closed = {0: 4.0, 500: 1 + 3 * math.sin(math.pi / 2 * 0.5**power) ** 2, 1000: 1.0}
+        found = scales(context, list(closed), scale=4.0, power=power).tolist()
+        for ours, (t, exact) in zip(found, closed.items(), strict=True):
+            shown = f"power {power:g}, t / T = {t / 1000:g}: scale, from {exact:.4g}"
+            yield Measurement(shown, abs(ours - exact), 1e-12)
+
+
+def published_scales(context: CheckContext) -> Iterator[Measurement]:
+    """The scales of the published MDTv2 and MDT at three timesteps."""
+    for name in ("mdtv2_a", "mdtv1_a"):
+        stored = published(context, name)
+        times = stored.inputs["cfg_t"][:3].tolist()  # of the conditional half
+        ours = {
+            f"cfg_{scale}_pow_{power}_effective_scale": scales(context, times, scale=scale, power=power)
+            for scale, power in ((4.0, 4.0), (3.8, 0.01))
+        }
+        yield from parity(name, ours, stored)
 
 
 def largest(one: Tensor, two: Tensor) -> float:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+import sddit_ddpm
 from sddit.interfaces import CheckContext, Measurement
 from sddit.plugins import registry
 from sddit.registry import load_attribute
 from sddit.verify.published import folders
 from sddit_ddpm import loss, samplers
 from sddit_ddpm.chain import Chain
+from sddit_ddpm.loss import Hybrid
 
 COMPONENTS = [("noise_schedules", "ddpm"), ("losses", "hybrid"), ("samplers", "ancestral"), ("samplers", "ddim")]
 FIXTURES = folders(Path(__file__).parents[2] / "fixtures" / "published")
@@ -47,3 +54,45 @@ def test_a_broken_likelihood_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_broken_sampler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samplers, "bounded", lambda x0, clip: 1.001 * x0)
     assert len([m for m in measured("samplers", "ddim") if not m.holds]) >= 4
+
+
+def broken(kind: str, name: str) -> list[str]:
+    return [m.what for m in measured(kind, name) if not m.holds]
+
+
+def test_another_offset_of_the_cosine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offset(count: int) -> list[float]:
+        abar = [math.cos((i / count + 0.009) / 1.009 * math.pi / 2) ** 2 for i in range(count + 1)]
+        return [min(1 - following / before, 0.999) for before, following in pairwise(abar)]
+
+    monkeypatch.setattr(sddit_ddpm, "_chain", sddit_ddpm._chain.__wrapped__)  # forgets what it made
+    monkeypatch.setattr(sddit_ddpm, "cosine_betas", offset)
+    assert broken("noise_schedules", "ddpm") == [
+        "cosine: abar, from its closed form",
+        "ddpm_a: tables/cosine/betas",
+    ]
+
+
+def test_a_sum_of_views_that_is_their_mean_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Hybrid,
+        "forward",
+        lambda self, ctx, views, outputs: torch.stack(
+            [self._value(ctx.schedule, view, outputs[name]) for name, view in views.items()]
+        ).mean(0),
+    )
+    assert broken("losses", "hybrid") == ["sum: two equal views, from 2 of one"]
+
+
+@pytest.mark.parametrize(("wrong", "where"), [("no clamp", "below"), ("no weight", "above"), ("gamma", "above")])
+def test_a_wrong_clamp_is_noticed(monkeypatch: pytest.MonkeyPatch, wrong: str, where: str) -> None:
+    right = Hybrid._weight
+
+    def weight(self: Hybrid, schedule: Any, t: Tensor) -> Tensor:
+        ratio: Tensor = self.params.snr_gamma * schedule.scalings(t.double()).c_out ** 2
+        if self.params.weighting == "none":
+            return right(self, schedule, t)
+        return {"no clamp": ratio, "no weight": torch.ones_like(ratio), "gamma": (1.2 * ratio).clamp(max=1)}[wrong]
+
+    monkeypatch.setattr(Hybrid, "_weight", weight)
+    assert f"weight where SNR is {where} gamma, relative" in broken("losses", "hybrid")

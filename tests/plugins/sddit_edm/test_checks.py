@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from sddit.hookspecs import Registries
 from sddit.interfaces import CheckContext, Measurement, NotHereError
 from sddit.registry import Component
 from sddit.verify.published import folders
-from sddit_edm import checks, register_noise_schedules
+from sddit_edm import EDMParams, checks, register_noise_schedules
+from sddit_edm.flow import Flow
 from sddit_edm.loss import Denoising
 from sddit_edm.schedule import EDM
 
@@ -42,7 +44,17 @@ def test_levels_hold_here(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "check", [checks.identities, checks.zero_network, checks.published_schedule, checks.published_loss]
+    "check",
+    [
+        checks.identities,
+        checks.training_levels,
+        checks.training_times,
+        checks.velocities,
+        checks.zero_network,
+        checks.weights,
+        checks.published_schedule,
+        checks.published_loss,
+    ],
 )
 def test_it_holds_here(check: Check) -> None:
     assert failing(check) == []
@@ -94,3 +106,55 @@ def test_a_loss_of_another_weight_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Denoising, "_weight", lambda self, *a: 1.05 * right(self, *a))
     assert len(failing(checks.zero_network)) == 1
     assert len(failing(checks.published_loss)) == 3
+
+
+def spoil_flow(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Flow, Tensor], dict[str, Tensor]]) -> None:
+    """Some scalings of the flow schedule replaced."""
+    right = Flow.scalings
+    monkeypatch.setattr(Flow, "scalings", lambda self, t: replace(right(self, t), **wrong(self, t)))
+
+
+def test_a_velocity_that_overshoots_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Flow.scalings
+    spoil_flow(monkeypatch, lambda self, t: {"c_out": 1.01 * right(self, t).c_out})
+    assert failing(checks.velocities) == [f"{way}: c_skip x + c_out R, from x0" for way in ("noise", "data")]
+
+
+def test_a_direction_that_changes_neither_sign_nor_time_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_flow(monkeypatch, lambda self, t: {"c_out": -t, "c_noise": self.params.time_scale * t})
+    assert failing(checks.velocities) == ["data: c_skip x + c_out R, from x0", "data: c_noise, from its time"]
+
+
+def test_a_variance_taken_for_a_standard_deviation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Flow.__init__
+
+    def squared(self: Flow, params: Any) -> None:
+        right(self, params.model_copy(update={"logit_std": params.logit_std**2}))
+
+    monkeypatch.setattr(Flow, "__init__", squared)
+    assert failing(checks.training_times) == ["logit_normal: quantiles of ln(t / (1 - t))"]
+
+
+def test_the_datas_deviation_taken_for_that_of_ln_sigma_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = EDM.__init__
+
+    def confused(self: EDM, params: EDMParams) -> None:
+        right(self, params)
+        self.p_std = self.sigma_data
+
+    monkeypatch.setattr(EDM, "__init__", confused)
+    assert failing(checks.training_levels) == ["quantiles of ln sigma, from p_mean + p_std z"]
+
+
+@pytest.mark.parametrize("bound", ["max", "min"])
+def test_a_clamp_that_is_missing_or_turned_round_is_noticed(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    def wrong(self: Denoising, schedule: Any, t: Tensor) -> Tensor:
+        snr = (schedule.alpha(t) / schedule.sigma(t)) ** 2
+        clamped = snr if bound == "max" else snr.clamp(min=self.params.snr_gamma)
+        weighed = {"x0": torch.ones_like(t), "eps": snr, "v": snr + 1, "native": t}[self.params.space]
+        c_out = schedule.scalings(t).c_out
+        weight: Tensor = (clamped if self.params.weighting == "min_snr" else weighed) * c_out**2
+        return weight
+
+    monkeypatch.setattr(Denoising, "_weight", wrong)
+    assert failing(checks.weights) == [f"{name}: weight of min_snr, relative" for name in ("edm", "flow")]
