@@ -45,7 +45,8 @@ class RelativeBlock(nn.Module):
         groups: Tensor | None = None,  # [B, n]
         skip: Tensor | None = None,  # [B, n, D]
     ) -> Tensor:
-        if self.skip is not None and skip is not None:
+        if self.skip is not None:
+            assert skip is not None, "this block takes a skip"
             x = self.skip(torch.cat([x, skip.to(x.dtype)], dim=-1))
         out: Tensor = self.block(x, act, groups, self.bias(places))
         return out
