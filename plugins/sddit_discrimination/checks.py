@@ -17,7 +17,7 @@ from sddit.testing.toys import ToyAttentionParams, ToyBackboneParams
 from sddit.training.averages import Teacher
 from sddit.training.objective import observe
 from sddit.values import Ramp, value_at
-from sddit.verify.published import Published, parity, published
+from sddit.verify.published import Stored, parity, published
 from sddit_discrimination import DiscriminationParams, PfOdeParams
 from sddit_discrimination.head import Head
 from sddit_discrimination.loss import Discrimination, cross_entropy, log_assignments
@@ -191,7 +191,7 @@ def published_losses(context: CheckContext) -> Iterator[Measurement]:
     yield from parity("ssl_a", {k: torch.tensor(v, dtype=torch.float64) for k, v in schedules.items()}, stored)
 
 
-def dino_head(stored: Published) -> Head:
+def dino_head(stored: Stored) -> Head:
     """Our head with the weights of theirs, whose prototypes have no gain."""
     weights = {k.removeprefix("dino_head."): v for k, v in stored.state.items() if k.startswith("dino_head.")}
     ours = {k.replace("last_layer.", "last."): v for k, v in weights.items() if not k.endswith("weight_g")}
@@ -219,7 +219,7 @@ def dino_loss(student: Tensor, given: Tensor, center: Tensor, temperature: float
     return torch.stack(terms).mean()
 
 
-def dino_sequence(stored: Published) -> tuple[Tensor, Tensor]:
+def dino_sequence(stored: Stored) -> tuple[Tensor, Tensor]:
     """Losses and centres over the stored iterations, the centre moved by our term."""
     start = stored.inputs["dino_center0"]
     params = DiscriminationParams(prototypes=start.numel(), hidden=4, bottleneck=4, patch_weight=0.0)

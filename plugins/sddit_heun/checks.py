@@ -13,7 +13,7 @@ from torch import Tensor
 from sddit.interfaces import CheckContext, Denoise, Measurement, Prediction, Sampler
 from sddit.spacing import spaced
 from sddit.testing import things
-from sddit.verify.published import Published, parity, published
+from sddit.verify.published import Stored, parity, published
 
 MEAN, STD = 0.3, 0.5
 """Of the Gaussian images whose flow is known."""
@@ -101,7 +101,7 @@ def fresh(count: int) -> Noise:
     return lambda step: things.numbers(count, 1, 1, 1, key=1000 + step, dtype=torch.float64)
 
 
-def mixture(stored: Published) -> Denoise:
+def mixture(stored: Stored) -> Denoise:
     """The ideal denoiser of the stored mixture of Gaussians: E[x0 | x]."""
     weights, means, stds = (stored.inputs[f"mix_{name}"] for name in ("weights", "means", "stds"))
 

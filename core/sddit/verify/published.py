@@ -25,7 +25,7 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class Stored:
     """One stored set, by names without their prefix; floats are widened to float64."""
 
     state: Mapping[str, Tensor]  # parameters under their original names
@@ -42,7 +42,7 @@ def folders(named: Path | None) -> tuple[Path, ...]:
     return tuple(place for place in places if place is not None and place.is_dir())
 
 
-def published(context: CheckContext, name: str) -> Published:
+def published(context: CheckContext, name: str) -> Stored:
     """The stored set of this name. Raises NotHereError where no folder has it."""
     folder = next((place for place in context.fixtures if (place / f"{name}.safetensors").is_file()), None)
     if folder is None:
@@ -52,7 +52,7 @@ def published(context: CheckContext, name: str) -> Published:
         part, _, rest = key.partition("/")
         parts[part][rest] = tensor.double() if tensor.is_floating_point() else tensor
     meta = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    return Published(parts["state"], parts["in"], parts["out"], meta)
+    return Stored(parts["state"], parts["in"], parts["out"], meta)
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
@@ -62,14 +62,14 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours.detach() - theirs).abs() / theirs.abs().clamp(min=1)).max())
 
 
-def parity(name: str, ours: Mapping[str, Tensor], stored: Published) -> Iterator[Measurement]:
+def parity(name: str, ours: Mapping[str, Tensor], stored: Stored) -> Iterator[Measurement]:
     """Our numbers beside the stored ones: {name of the output: ours}."""
     for key, tensor in ours.items():
         assert tensor.dtype == torch.float64, f"{key} must be compared in float64"
         yield Measurement(f"{name}: {key}", difference(tensor, stored.outputs[key]), TOLERANCE)
 
 
-def network(component: Component[Any], layout: str, stored: Published) -> nn.Module:
+def network(component: Component[Any], layout: str, stored: Stored) -> nn.Module:
     """Our backbone with their weights, float64, on the softmax written out."""
     form = component.format(layout)
     described = form.describe(stored.meta["constructor"])
