@@ -21,7 +21,18 @@ from torch import Tensor, nn
 
 from sddit.draws import Draws as Keyed
 from sddit.draws import generator
-from sddit.interfaces import Batch, CheckContext, Context, Draws, Measurement, NotHereError, Outputs, View, Want
+from sddit.interfaces import (
+    Batch,
+    CheckContext,
+    Context,
+    Dataset,
+    Draws,
+    Measurement,
+    NotHereError,
+    Outputs,
+    View,
+    Want,
+)
 from sddit.recipes.recipe import Recipe
 from sddit.training.loop import make_batch, teach
 from sddit.training.objective import observe
@@ -36,11 +47,16 @@ Look = tuple[dict[str, View], Draws]
 GIVEN = ("x", "t", "labels", "visible", "groups")  # what a network is given of a view
 
 
-def leak(recipe: Recipe, context: CheckContext | None = None) -> list[Measurement]:
+def leak(recipe: Recipe, context: CheckContext | None = None, *, images: Dataset | None = None) -> list[Measurement]:
     """Look for a leak in a recipe's pair sampler, backbone and loss terms. Each measurement that fails names where it is.
 
     The network has random weights throughout, since layers that start at zero would hide what is behind them, and
     computes in float64 if its attention kernel does.
+
+    Args:
+        recipe: what is looked at.
+        context: the device; None: the CPU.
+        images: in place of the recipe's own data, of the same shapes.
 
     Raises:
         NotHereError: if the recipe's attention kernel does not run on the device.
@@ -49,6 +65,8 @@ def leak(recipe: Recipe, context: CheckContext | None = None) -> list[Measuremen
     if device.type not in recipe.attention.params.devices:
         raise NotHereError(f"attention kernel {recipe.attention.component.name!r} does not run on {device.type}")
     session = build_session(plain(recipe), device)
+    if images is not None:
+        session.dataset = images
     fill(session.student)
     found = Findings()
     for moment in MOMENTS:
