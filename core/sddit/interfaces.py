@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -669,6 +670,10 @@ class DrawnDataset(Dataset, Protocol):
         ...
 
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""No argument of a published constructor is given."""
+
+
 class WeightDescription(Protocol):
     """A published network in our terms."""
 
@@ -717,15 +722,20 @@ class WeightFormat(Protocol):
         """
         ...
 
-    def infer(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def infer(
+        self, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """(the arguments that names and shapes tell, guesses of others: what is usual for a network of that size).
 
+        `given` are arguments that somebody stated. Where tensors may be told of in two ways (an MLP of 118 rows on 44 has
+        the ratio 2.7, and 118 / 44), the one that was given is told; where they contradict it, what they tell.
         Raises KeyError for tensors that are not of this layout.
         """
         ...
 
-    def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our names. The result loads strictly, fixed tables included. Raises KeyError for an unknown name."""
+    def to_ours(self, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> dict[str, Tensor]:
+        """Our names, `given` as for `infer`. The result loads strictly, fixed tables included. Raises KeyError for an
+        unknown name."""
         ...
 
     def to_theirs(self, state: Mapping[str, Tensor], params: Any, shapes: Shapes) -> dict[str, Tensor]:

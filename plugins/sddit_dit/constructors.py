@@ -6,34 +6,43 @@ The counterpart of `formats`, which moves the tensors; the relatives of DiT shar
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sddit.interfaces import Shapes
-from sddit_dit.params import DiTParams, TransformerParams
+from sddit_dit.params import SIZES, DiTParams, TransformerParams
 
 Arguments = dict[str, Any]
 
 USUAL_HEADS = {384: 6, 512: 16, 768: 12, 1024: 16, 1152: 16, 1280: 16}
 """Attention heads by width: DiT's S, B, L and XL, MaskDiT's decoder and its H. No tensor tells them."""
 
+DECODER_WIDTH = 512
+"""Of MaskDiT's published decoder."""
+
+H = (32, 1280, 16)
+"""Depth, width and heads of MaskDiT's own size, beside those of DiT."""
+
 
 # ------------------------------------------------------------------------------------------------------- what tensors tell
 
 
-def infer_dit(state: Mapping[str, Tensor]) -> tuple[Arguments, Arguments]:
+def infer_dit(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> tuple[Arguments, Arguments]:
     """Of DiT's files: everything but the heads, which are those of the published size of that width."""
-    sizes = sizes_in(state, "blocks.0.mlp.fc1.weight")
-    told = {**sizes, **image_in(state), "depth": blocks_in(state, "blocks."), **labels_and_outputs_in(state)}
+    sizes = {**sizes_in(state, "blocks.0.mlp.fc1.weight", given), "depth": blocks_in(state, "blocks.")}
+    told = {**sizes, **image_in(state), **labels_and_outputs_in(state, given), **class_in(sizes, given)}
     return told, heads_of(sizes["hidden_size"])
 
 
-def infer_maskdit(state: Mapping[str, Tensor]) -> tuple[Arguments, Arguments]:
+def infer_maskdit(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> tuple[Arguments, Arguments]:
     """Of MaskDiT's files, whose names begin with `model.`; sigma_data is EDM's unless something else is said."""
     bare = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    sizes, image = sizes_in(bare, "blocks.0.mlp.fc1.weight"), image_in(bare)
+    sizes, image = sizes_in(bare, "blocks.0.mlp.fc1.weight", given.get("model", {})), image_in(bare)
+    sizes["depth"] = blocks_in(bare, "blocks.")
     if (rows := len(bare["final_layer.linear.weight"])) != image["in_channels"] * sizes["patch_size"] ** 2:
         raise KeyError(f"a last layer of {rows} rows is not MaskDiT's, which learns no variance")
     told = {
@@ -46,21 +55,60 @@ def infer_maskdit(state: Mapping[str, Tensor]) -> tuple[Arguments, Arguments]:
         if "y_embedder.embedding_table.weight" in bare
         else 0,
         "use_decoder": "decoder_layer.linear.weight" in bare,
-        "model": {**sizes, "depth": blocks_in(bare, "blocks.")},
+        "model": sizes,
+        **class_in(sizes, given),
     }
     usual: Arguments = {"sigma_data": 0.5, "mae_loss_coef": 0.1 if "mask_token" in bare else 0.0}
     usual["model"] = heads_of(sizes["hidden_size"])
     if told["use_decoder"]:
         width = len(bare["decoder_layer.linear.weight"])
         told["decoder"] = {"decoder_hidden_size": width, "decoder_depth": blocks_in(bare, "decoder_blocks.")}
-        usual["decoder"] = {f"decoder_{name}": heads for name, heads in heads_of(width).items()}
+        if width == DECODER_WIDTH:
+            usual["decoder"] = {"decoder_num_heads": USUAL_HEADS[width]}
     return told, usual
 
 
-def sizes_in(state: Mapping[str, Tensor], mlp: str) -> Arguments:
+def sizes_in(state: Mapping[str, Tensor], mlp: str, given: Mapping[str, Any]) -> Arguments:
     """Width, patch and MLP ratio. Raises KeyError for names that no relative of DiT has."""
     width, _, patch, _ = state["x_embedder.proj.weight"].shape
-    return {"hidden_size": width, "patch_size": patch, "mlp_ratio": len(state[mlp]) / width}
+    return {"hidden_size": width, "patch_size": patch, "mlp_ratio": ratio_of(len(state[mlp]), width, given)}
+
+
+def ratio_of(rows: int, width: int, given: Mapping[str, Any]) -> float:
+    """An MLP ratio that gives so many rows once its product with the width is cut to an integer; the given one if it does."""
+    stated, exact = given.get("mlp_ratio"), rows / width
+    if isinstance(stated, int | float) and 0 < stated < math.inf and int(width * stated) == rows:
+        return float(stated)
+    return exact if int(width * exact) == rows else math.nextafter(exact, math.inf)
+
+
+def class_in(sizes: Arguments, given: Mapping[str, Any], family: str = "DiT", *, lost: int = 0) -> Arguments:
+    """The `class` that was given if it names a registered size: as it was given if the tensors are of that size, else what
+    they are of. A class by another name, such as that of a module, tells nothing.
+
+    Args:
+        sizes: depth, width and patch that the tensors tell.
+        lost: how many blocks a network of this layout may lack of its depth.
+    """
+    if (named := registered(str(given.get("class")), family)) is None:
+        return {}
+    depth, width, _ = (SIZES | {"H": H})[named[0]]
+    shape = f"depth {sizes['depth']}, width {sizes['hidden_size']}, patch {sizes['patch_size']}"
+    same = (width, named[1]) == (sizes["hidden_size"], sizes["patch_size"])
+    return {"class": given["class"] if same and 0 <= depth - sizes["depth"] <= lost else shape}
+
+
+def sized(name: str, family: str = "DiT") -> Arguments:
+    """Size and patch of a registered class: DiT_S_2, DiT-S/2. Raises ValueError for another name."""
+    if (known := registered(name, family)) is None or known[0] not in SIZES:
+        raise ValueError(f"unknown model {name!r}; known are {family}-S/2, {family}-B/4, {family}-XL/2 and their like")
+    return {"size": known[0], "patch": known[1]}
+
+
+def registered(name: str, family: str) -> tuple[str, int] | None:
+    """Size and patch of a class that is registered by that name; H is MaskDiT's."""
+    match = re.fullmatch(rf"{family}[-_](S|B|L|XL|H)[-_/](\d+)", name)
+    return (match[1], int(match[2])) if match else None
 
 
 def image_in(state: Mapping[str, Tensor]) -> Arguments:
@@ -74,13 +122,30 @@ def image_in(state: Mapping[str, Tensor]) -> Arguments:
     return {"in_channels": channels, "input_size": side * patch}
 
 
-def labels_and_outputs_in(state: Mapping[str, Tensor]) -> Arguments:
-    """The number of classes, from a label table with a last row for none, and whether a variance is learned."""
+def labels_and_outputs_in(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Arguments:
+    """The number of classes, from a label table with a last row for none where labels were dropped, and whether a variance
+    is learned."""
     _, channels, patch, _ = state["x_embedder.proj.weight"].shape
     outputs, rest = divmod(len(state["final_layer.linear.weight"]), channels * patch**2)
     if rest or outputs not in (1, 2):
         raise KeyError(f"a last layer of {len(state['final_layer.linear.weight'])} rows is not DiT's")
-    return {"num_classes": len(state["y_embedder.embedding_table.weight"]) - 1, "learn_sigma": outputs == 2}
+    rows = len(state["y_embedder.embedding_table.weight"])
+    labels = {"num_classes": rows, "class_dropout_prob": 0.0} if undropped(rows, given) else {"num_classes": rows - 1}
+    return {**labels, "learn_sigma": outputs == 2}
+
+
+def undropped(rows: int, given: Mapping[str, Any]) -> bool:
+    """Whether a label table has no row for none: the published ones lack it where no label was dropped in training. Only
+    what was given tells."""
+    return bool(given.get("class_dropout_prob", 0.0 if given.get("num_classes") == rows else 0.1) == 0)
+
+
+def with_null(ours: dict[str, Tensor], given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors under our names, with a row of zeros for none where the label table has no such row."""
+    table = ours.get("label.weight")
+    if table is None or not undropped(len(table), given):
+        return ours
+    return {**ours, "label.weight": torch.cat([table, torch.zeros_like(table[:1])])}
 
 
 def blocks_in(state: Mapping[str, Tensor], prefix: str) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sddit.interfaces import Shapes
+from sddit.interfaces import NOTHING, Shapes
 from sddit_dit.constructors import USUAL_HEADS, Arguments, blocks_in, config_dit, refuse
 from sddit_dit.formats import Description, Rules, State, describe_dit, kernel, renamed
 from sddit_dit.params import DiTParams
@@ -95,7 +95,7 @@ class DiffusersFormat:
         }
 
     @staticmethod
-    def infer(state: Mapping[str, Tensor]) -> tuple[Arguments, Arguments]:
+    def infer(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> tuple[Arguments, Arguments]:
         """All but the heads and the side of the image: positions are not in these files. The usual side is 32."""
         width, channels, patch, _ = state["pos_embed.proj.weight"].shape
         told = {
@@ -112,7 +112,7 @@ class DiffusersFormat:
         return told, usual
 
     @staticmethod
-    def to_ours(state: Mapping[str, Tensor]) -> State:
+    def to_ours(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> State:
         """Raises ValueError if the copies of the embedders differ: then it is no DiT."""
         ours: State = {}
         for name, tensor in state.items():

@@ -14,9 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sddit.interfaces import Shapes
+from sddit.interfaces import NOTHING, Shapes
 from sddit_dit.blocks import sincos_positions
-from sddit_dit.constructors import Arguments, config_dit, config_maskdit, infer_dit, infer_maskdit
+from sddit_dit.constructors import (
+    Arguments,
+    config_dit,
+    config_maskdit,
+    infer_dit,
+    infer_maskdit,
+    sized,
+    with_null,
+)
 from sddit_dit.params import DiTParams, TransformerParams
 
 
@@ -73,13 +81,6 @@ def kernel(weight: Tensor, params: TransformerParams, shapes: Shapes) -> Tensor:
     return weight.reshape(-1, shapes.image[0], params.patch, params.patch)
 
 
-def sized(name: str, family: str = "DiT") -> dict[str, Any]:
-    """Size and patch of a registered class: DiT_S_2, DiT-S/2."""
-    if not (match := re.fullmatch(rf"{family}[-_](S|B|L|XL)[-_/](\d+)", name)):
-        raise ValueError(f"unknown model {name!r}; known are {family}-S/2, {family}-B/4, {family}-XL/2 and their like")
-    return {"size": match[1], "patch": int(match[2])}
-
-
 def numbered(config: Mapping[str, Any]) -> dict[str, Any]:
     """Size and patch of a class built with numbers."""
     names = {"width": "hidden_size", "depth": "depth", "heads": "num_heads", "patch": "patch_size"}
@@ -95,17 +96,24 @@ def describe_dit(config: Mapping[str, Any], family: str = "DiT") -> Description:
         num_classes=config["num_classes"],
         outputs=2 if learned else 1,
     )
-    return Description(settings, shapes, ("ddpm", {"learned_variance": learned}), recipe_of_dit(shapes))
+    dropped = config.get("class_dropout_prob", 0.1) > 0
+    recipe = recipe_of_dit(shapes, dropped=dropped)
+    return Description(settings, shapes, ("ddpm", {"learned_variance": learned}), recipe)
 
 
-def recipe_of_dit(shapes: Shapes) -> dict[str, Any]:
-    """One view, and 250 ancestral steps guided on three channels (arXiv:2212.09748); without a learned variance, DDIM."""
+def recipe_of_dit(shapes: Shapes, *, dropped: bool) -> dict[str, Any]:
+    """One view, and 250 ancestral steps guided on three channels (arXiv:2212.09748); without a learned variance, DDIM.
+
+    Unless labels were `dropped` in training there is nothing to guide by, and the recipe says so.
+    """
     learned = shapes.outputs == 2
     return {
         "pair_sampler": {"name": "single"},
         "loss": {"denoise": {"name": "hybrid"} if learned else {"name": "hybrid", "vb_weight": 0.0}},
         "sampler": {"name": "ancestral", "steps": 250} if learned else {"name": "ddim", "steps": 250},
-        **guided(shapes, scale=1.5, channels=min(3, shapes.image[0])),
+        **(
+            guided(shapes, scale=1.5, channels=min(3, shapes.image[0])) if dropped else {"dataset": {"label_drop": 0.0}}
+        ),
     }
 
 
@@ -131,13 +139,15 @@ class DiTFormat:
         return config_dit(params, shapes)
 
     @staticmethod
-    def infer(state: Mapping[str, Tensor]) -> tuple[Arguments, Arguments]:
-        return infer_dit(state)
+    def infer(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> tuple[Arguments, Arguments]:
+        return infer_dit(state, given)
 
     @staticmethod
-    def to_ours(state: Mapping[str, Tensor]) -> State:
+    def to_ours(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> State:
         encoder = _encoder_depth(state)
-        return dict(_ours(name, tensor, encoder, linear_labels=False) for name, tensor in state.items())
+        return with_null(
+            dict(_ours(name, tensor, encoder, linear_labels=False) for name, tensor in state.items()), given
+        )
 
     @staticmethod
     def to_theirs(state: Mapping[str, Tensor], params: DiTParams, shapes: Shapes) -> State:
@@ -158,7 +168,9 @@ class MaskDiTFormat:
         settings["null_label"] = "zero"
         if config.get("use_decoder", True):
             sizes = {"depth": "decoder_depth", "width": "decoder_hidden_size", "heads": "decoder_num_heads"}
-            given = config.get("decoder", {})
+            given = config.get("decoder", {})  # none: the published one
+            if given and "decoder_num_heads" not in given:
+                raise KeyError("decoder.decoder_num_heads")
             settings["decoder"] = {ours: given[theirs] for ours, theirs in sizes.items() if theirs in given}
             settings["fill"] = "learned" if config.get("mae_loss_coef", 0) > 0 else "zero"
         side = config["img_resolution"]
@@ -171,11 +183,11 @@ class MaskDiTFormat:
         return config_maskdit(params, shapes, schedule)
 
     @staticmethod
-    def infer(state: Mapping[str, Tensor]) -> tuple[Arguments, Arguments]:
-        return infer_maskdit(state)
+    def infer(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> tuple[Arguments, Arguments]:
+        return infer_maskdit(state, given)
 
     @staticmethod
-    def to_ours(state: Mapping[str, Tensor]) -> State:
+    def to_ours(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> State:
         bare = {name.removeprefix("model."): tensor for name, tensor in state.items()}
         encoder = _encoder_depth(bare)
         return dict(_ours(name, tensor, encoder, linear_labels=True) for name, tensor in bare.items())

@@ -11,8 +11,18 @@ from typing import Any
 
 from torch import Tensor
 
-from sddit.interfaces import Shapes
-from sddit_dit.constructors import Arguments, blocks_in, image_in, labels_and_outputs_in, plain_config, refuse, sizes_in
+from sddit.interfaces import NOTHING, Shapes
+from sddit_dit.constructors import (
+    Arguments,
+    blocks_in,
+    class_in,
+    image_in,
+    labels_and_outputs_in,
+    plain_config,
+    refuse,
+    sizes_in,
+    with_null,
+)
 from sddit_dit.formats import (
     BLOCK,
     FILES,
@@ -37,6 +47,7 @@ TOKENS: Rules = (
     ("decoder_pos_embed", "interpolater.positions"),
     ("mask_token", "interpolater.mask_token"),
 )
+GUIDANCE = {"scale": 3.8, "shape": "power_cosine", "power": 4.0}
 SIDE = ("sideblocks.0", "interpolater.block")
 
 
@@ -49,6 +60,7 @@ class MDTv1Format:
     version = "v1"
     family = "MDT"
     lists: tuple[str, ...] = ("blocks",)  # of blocks, in depth order
+    lost = 0  # how many blocks a network may lack of the depth that it was made with
 
     @classmethod
     def describe(cls, config: Mapping[str, Any]) -> Description:
@@ -72,17 +84,20 @@ class MDTv1Format:
         return {**plain_config(params, shapes), "decode_layer": params.decoder_depth}
 
     @classmethod
-    def infer(cls, state: Mapping[str, Tensor]) -> tuple[Arguments, Arguments]:
+    def infer(cls, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> tuple[Arguments, Arguments]:
         """Everything: the tables of relative positions tell the heads. In v1 no tensor tells where the decoder begins."""
         blocks = [blocks_in(state, f"{part}.") for part in cls.lists]
         first = f"{cls.lists[0]}.0"
+        sizes = {**sizes_in(state, f"{first}.mlp.fc1.weight", given), "depth": sum(blocks)}
         told = {
-            **sizes_in(state, f"{first}.mlp.fc1.weight"),
+            **sizes,
             **image_in(state),
-            **labels_and_outputs_in(state),
-            "depth": sum(blocks),
+            **labels_and_outputs_in(state, given),
+            **class_in(sizes, given, cls.family, lost=cls.lost),
             "num_heads": state[f"{first}.{TABLE}"].shape[1],
         }
+        if given.get("depth") == sizes["depth"] + cls.lost:
+            told["depth"] = given["depth"]
         if len(blocks) == 1:
             return told, {"decode_layer": VERSIONS[cls.version]["decoder_depth"]}
         return {**told, "decode_layer": blocks[-1]}, {}
@@ -96,14 +111,15 @@ class MDTv1Format:
             **described.recipe,
             "pair_sampler": {"name": "masked_and_full"},
             "loss": {"denoise": loss},
-            **guided(shapes, scale=3.8, shape="power_cosine", power=4.0, channels=min(3, shapes.image[0])),
+            **(guided(shapes, **GUIDANCE, channels=min(3, shapes.image[0])) if "guidance" in described.recipe else {}),
         }
 
     @classmethod
-    def to_ours(cls, state: Mapping[str, Tensor]) -> State:
+    def to_ours(cls, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> State:
         sizes = [len({name.split(".")[1] for name in state if name.startswith(f"{part}.")}) for part in cls.lists]
         rules = cls._rules(sizes)
-        return {renamed(name, rules): _as_ours(name, tensor) for name, tensor in state.items() if PLACES not in name}
+        ours = {renamed(name, rules): _as_ours(name, tensor) for name, tensor in state.items() if PLACES not in name}
+        return with_null(ours, given)
 
     @classmethod
     def to_theirs(cls, state: Mapping[str, Tensor], params: MDTParams, shapes: Shapes) -> State:
@@ -136,6 +152,7 @@ class MDTv2Format(MDTv1Format):
     version = "v2"
     family = "MDTv2"
     lists = ("en_inblocks", "en_outblocks", "de_blocks")
+    lost = 1
 
     @classmethod
     def describe(cls, config: Mapping[str, Any]) -> Description:

@@ -13,6 +13,7 @@ from sddit.cli.frame import Verb, notice
 from sddit.cli.layout import LayoutOption
 from sddit.errors import error
 from sddit.exchange.arguments import flat, together
+from sddit.exchange.layouts import UNDROPPED
 from sddit.plugins import host
 
 if TYPE_CHECKING:
@@ -107,5 +108,7 @@ def say(imported: Imported) -> None:
             click.echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
     if imported.file.chosen:
         click.echo(f"weights: {imported.file.chosen}, step {imported.file.step}")
+    if published.undropped:
+        click.echo(f"note: {UNDROPPED}")
     click.echo(f"{'imported before' if imported.already else 'run'}: {imported.folder}")
     click.echo(f"next: sddit-run sample {imported.folder}")

@@ -15,7 +15,7 @@ from sddit import __version__
 from sddit.data.declared import declared_table
 from sddit.errors import error
 from sddit.exchange.card import model_card
-from sddit.exchange.layouts import OURS
+from sddit.exchange.layouts import OURS, UNDROPPED
 from sddit.exchange.published import offering, written
 from sddit.exchange.source import CONFIG, EXPORT_FORMAT, RECIPE, WEIGHTS, Found, found
 from sddit.exchange.weights import read_weights
@@ -59,6 +59,8 @@ def export_run(
     if not (run / RECIPE).is_file():
         raise error("SD-C445", "not a run folder", got=str(run), expect=f"a folder that holds {RECIPE}")
     recipe, source = resolve_without_data(run / RECIPE), found(run, weights, step)
+    if layout != OURS and recipe.facts.num_classes and recipe.dataset.params.label_drop == 0:
+        note = f"{note} {UNDROPPED}".strip()
     state = read_weights(source)
     files = ours(recipe, source, state) if layout == OURS else theirs(recipe, layout, state)
     size = sum(tensor.numel() for tensor in state.values())

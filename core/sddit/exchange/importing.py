@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sddit import __version__
 from sddit.errors import error
-from sddit.exchange.arguments import flat
+from sddit.exchange.arguments import flat, together
 from sddit.exchange.files import WeightFile, read_weight_file
 from sddit.exchange.published import Published, understood, unlike
 from sddit.exchange.source import PROVENANCE, RECIPE
@@ -104,9 +104,8 @@ def recipe_of(published: Published, name: str) -> Recipe:
         "backbone": {"name": published.component.qualified, **published.description.backbone},
         "noise_schedule": {"name": schedule[0], **schedule[1]},
         "dataset": {"name": "sddit/declared", "image": list(image), "classes": classes},
-        **published.description.recipe,
     }
-    return resolve_tables(tables, None)
+    return resolve_tables(together(tables, published.description.recipe), None)
 
 
 def name_of(path: Path) -> str:

@@ -9,6 +9,8 @@ from sddit.registry import Component
 
 OURS = "ours"  # the layout of our own names, which holds every network
 
+UNDROPPED = "These weights were trained without dropped labels: the null label means nothing. Do not guide."
+
 
 def layouts() -> dict[str, Component[Any]]:
     """Every published layout that some backbone offers, with that backbone."""

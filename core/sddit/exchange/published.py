@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, cast
@@ -22,6 +22,11 @@ from sddit.registry import Component
 
 SAME_TABLE = 1e-4
 """How far a fixed table in a file may be from ours: the official code rounds it to float32 on another way."""
+
+
+def same_table(stored: torch.dtype) -> float:
+    """The same for a table stored in fewer bits, whose values are at most 1: the step between numbers there."""
+    return max(SAME_TABLE, torch.finfo(stored).eps) if stored.is_floating_point else SAME_TABLE
 
 
 def unused(*given: Any, **more: Any) -> Tensor:
@@ -46,6 +51,11 @@ class Published:
     def shapes(self) -> Shapes:
         return self.description.shapes
 
+    @property
+    def undropped(self) -> bool:
+        """Whether it was trained without dropped labels: its null label means nothing."""
+        return bool(self.description.recipe.get("dataset", {}).get("label_drop") == 0)
+
     def backbone(self, device: str = "cpu", attention: Attention = unused) -> nn.Module:
         """The network, untrained; on the device `meta` it takes no memory. Without a kernel it can be looked at, not run."""
         with torch.device(device):
@@ -68,9 +78,10 @@ class Published:
         """What a checkpoint holds of the network. Its fixed tables are ours then: SD-C455 for others than these."""
         trained, ours = self.trained(), dict(self.backbone().named_buffers())
         for name, table in trained.named_buffers():
-            if (off := float((table - ours[name]).abs().max())) > SAME_TABLE:
+            allowed = same_table(self.state[name].dtype) if name in self.state else SAME_TABLE
+            if (off := float((table - ours[name]).abs().max())) > allowed:
                 what = f"the fixed table {name!r} of these weights is not ours"
-                raise error("SD-C455", what, got=f"up to {off:.2g} apart", expect=f"at most {SAME_TABLE:g}")
+                raise error("SD-C455", what, got=f"up to {off:.2g} apart", expect=f"at most {allowed:g}")
         return trained.state_dict()
 
 
@@ -103,8 +114,8 @@ def understood(state: Mapping[str, Tensor], layout: str, given: Mapping[str, Any
     component = offering(layout)
     form: WeightFormat = component.format(layout)
     try:
-        told, usual = form.infer(state)
-        ours = form.to_ours(state)
+        told, usual = form.infer(state, given)
+        ours = form.to_ours(state, given)
     except (KeyError, ValueError, IndexError) as unknown:
         raise error(
             "SD-C455",
@@ -124,7 +135,7 @@ def understood(state: Mapping[str, Tensor], layout: str, given: Mapping[str, Any
         raise _bad_config(_said(unfit)) from unfit
     except SdditError as unfit:
         raise _bad_config(unfit.problems[0].what) from unfit
-    _refuse_unused({key: value for key, value in given.items() if key not in form.idle}, whole)
+    _refuse_unused(given, whole, but={*form.idle, *flat(told)})
     published = Published(layout, component, params, description, whole, told, guessed, ours)
     _refuse_other_tensors(published)
     return published
@@ -149,7 +160,7 @@ def written(recipe: Recipe, layout: str, state: Mapping[str, Tensor]) -> tuple[d
     except (KeyError, ValueError) as unfit:
         raise _no_place(layout, _said(unfit)) from unfit
     back = understood(theirs, layout, config)
-    if reason := unlike_network(recipe, back):
+    if reason := unlike(recipe, back):
         raise _no_place(layout, reason)
     if changed := [name for name, tensor in state.items() if not torch.equal(back.state[name], tensor)]:
         raise _no_place(layout, f"{changed[0]} would not come back")
@@ -166,7 +177,11 @@ def unlike(recipe: Recipe, published: Published) -> str:
     if registry("noise_schedules").get(name) != recipe.noise_schedule.component:
         return f"noise_schedule.name = {recipe.noise_schedule.component.name}, not {name}"
     own = recipe.noise_schedule.params.model_dump(by_alias=True)
-    return _unlike_settings({key: own.get(key) for key in settings}, settings, "noise_schedule")
+    if reason := _unlike_settings({key: own.get(key) for key in settings}, settings, "noise_schedule"):
+        return reason
+    if published.undropped and recipe.dataset.params.label_drop:
+        return f"dataset.label_drop = {recipe.dataset.params.label_drop:g}, not 0"
+    return ""
 
 
 def unlike_network(recipe: Recipe, published: Published) -> str:
@@ -212,9 +227,12 @@ def _refuse_contradictions(given: Mapping[str, Any], told: Mapping[str, Any]) ->
     )
 
 
-def _refuse_unused(given: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
-    """An argument that looks like a misspelt one was meant to change something; others do not concern the network."""
-    known = flat(whole)
+def _refuse_unused(given: Mapping[str, Any], whole: Mapping[str, Any], but: Collection[str]) -> None:
+    """An argument that looks like a misspelt one was meant to change something; others do not concern the network.
+
+    `but` those that leave the network as it is, and those that the tensors confirm.
+    """
+    known, stated = flat(whole), flat(given)
     raise_all(
         Problem(
             "SD-C454",
@@ -225,9 +243,10 @@ def _refuse_unused(given: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
             got=f"{key} = {value}",
             expect=one_of(key, known, most=20) if key not in known else f"{key} = {known[key]}",
         )
-        for key, value in flat(given).items()
-        if known.get(key) != value
-        and (key in known or get_close_matches(key, set(known) - set(flat(given)), cutoff=0.8))
+        for key, value in stated.items()
+        if key not in but
+        and known.get(key) != value
+        and (key in known or get_close_matches(key, set(known) - set(stated), cutoff=0.8))
     )
 
 

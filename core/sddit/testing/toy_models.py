@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sddit.interfaces import (
+    NOTHING,
     Attention,
     Batch,
     Context,
@@ -206,7 +207,7 @@ class ToyFormat:
         return {**params.model_dump(), **sizes}
 
     @staticmethod
-    def infer(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def infer(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> tuple[dict[str, Any], dict[str, Any]]:
         hidden, values = state["net.embed.weight"].shape
         side = math.isqrt(len(state["net.position"]))
         told = {
@@ -218,7 +219,7 @@ class ToyFormat:
         return told, {"patch": 4, "channels": values // 16, "side": 4 * side}
 
     @staticmethod
-    def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_ours(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> dict[str, Tensor]:
         if unknown := [name for name in state if not name.startswith("net.")]:
             raise KeyError(f"no such parameter in this format: {unknown[0]}")
         ours = {name.removeprefix("net."): tensor for name, tensor in state.items()}

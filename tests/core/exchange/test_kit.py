@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sddit.interfaces import NOTHING
 from sddit.plugins import Host
 from sddit.testing import ConformanceError, check
 from sddit.testing.toy_models import ToyFormat
@@ -16,7 +17,7 @@ from sddit.testing.toy_models import ToyFormat
 
 class Sideways(ToyFormat):
     @staticmethod
-    def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_ours(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> dict[str, Tensor]:
         ours = ToyFormat.to_ours(state)
         return {**ours, "label.weight": ours["label.weight"].flip(0)}
 
@@ -29,7 +30,7 @@ class Forgetful(ToyFormat):
 
 class Wishful(ToyFormat):
     @staticmethod
-    def infer(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def infer(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> tuple[dict[str, Any], dict[str, Any]]:
         told, guessed = ToyFormat.infer(state)
         return {**told, "classes": 1000}, {**guessed, "patches": 2}
 

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sddit.cli.import_weights import say
 from sddit.errors import SdditError
 from sddit.exchange.arguments import flat
-from sddit.exchange.importing import recipe_of
-from sddit.exchange.published import understood
+from sddit.exchange.exporting import export_run
+from sddit.exchange.importing import import_weights, recipe_of
+from sddit.exchange.layouts import UNDROPPED
+from sddit.exchange.published import understood, unlike, written
 from sddit.interfaces import Shapes
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve_tables
+from sddit.training.session import default_dtype
 from sddit_dit import DiTParams
+from sddit_dit.blocks import sincos_positions
+from sddit_dit.constructors import ratio_of
 from sddit_dit.diffusers_format import DiffusersFormat
 from sddit_dit.formats import DiTFormat, MaskDiTFormat
 from sddit_dit.params import SIZES
+from sddit_flash import EagerParams
+from sddit_flash.kernels import Eager
 
 H = {"H": (32, 1280, 16)}  # MaskDiT's own size
 State = dict[str, Tensor]
@@ -29,22 +41,24 @@ def empty(shapes: dict[str, tuple[int, ...]]) -> State:
     return {name: torch.zeros(1).expand(*shape) for name, shape in shapes.items()}
 
 
-def block(width: int, condition: int) -> dict[str, tuple[int, ...]]:
+def block(width: int, condition: int, mlp: int = 0) -> dict[str, tuple[int, ...]]:
     return {
         "attn.qkv.weight": (3 * width, width),
         "attn.qkv.bias": (3 * width,),
         "attn.proj.weight": (width, width),
         "attn.proj.bias": (width,),
-        "mlp.fc1.weight": (4 * width, width),
-        "mlp.fc1.bias": (4 * width,),
-        "mlp.fc2.weight": (width, 4 * width),
+        "mlp.fc1.weight": (mlp or 4 * width, width),
+        "mlp.fc1.bias": (mlp or 4 * width,),
+        "mlp.fc2.weight": (width, mlp or 4 * width),
         "mlp.fc2.bias": (width,),
         "adaLN_modulation.1.weight": (6 * width, condition),
         "adaLN_modulation.1.bias": (6 * width,),
     }
 
 
-def trunk(width: int, depth: int, patch: int, tokens: int, last: int, rows: int) -> dict[str, tuple[int, ...]]:
+def trunk(
+    width: int, depth: int, patch: int, tokens: int, last: int, rows: int, mlp: int = 0
+) -> dict[str, tuple[int, ...]]:
     """What DiT and MaskDiT have in common; `last` is the width before the output, of `rows` values."""
     shapes: dict[str, tuple[int, ...]] = {
         "pos_embed": (1, tokens, width),
@@ -60,27 +74,31 @@ def trunk(width: int, depth: int, patch: int, tokens: int, last: int, rows: int)
         "final_layer.adaLN_modulation.1.bias": (2 * last,),
     }
     for number in range(depth):
-        shapes |= {f"blocks.{number}.{name}": shape for name, shape in block(width, width).items()}
+        shapes |= {f"blocks.{number}.{name}": shape for name, shape in block(width, width, mlp).items()}
     return shapes
 
 
-def dit_file(depth: int, width: int, patch: int = 2, side: int = 32, classes: int = 1000, outputs: int = 2) -> State:
-    shapes = trunk(width, depth, patch, (side // patch) ** 2, width, outputs * 4 * patch**2)
+def dit_file(
+    depth: int, width: int, patch: int = 2, side: int = 32, classes: int = 1000, outputs: int = 2, mlp: int = 0
+) -> State:
+    shapes = trunk(width, depth, patch, (side // patch) ** 2, width, outputs * 4 * patch**2, mlp)
     return empty({**shapes, "y_embedder.embedding_table.weight": (classes + 1, width)})
 
 
-def maskdit_file(depth: int, width: int, patch: int = 2, classes: int = 1000, decoder: bool = True) -> State:
+def maskdit_file(
+    depth: int, width: int, patch: int = 2, classes: int = 1000, decoder: bool = True, inner: int = 512, mlp: int = 0
+) -> State:
     tokens = (32 // patch) ** 2
-    shapes = trunk(width, depth, patch, tokens, 512 if decoder else width, 4 * patch**2)
+    shapes = trunk(width, depth, patch, tokens, inner if decoder else width, 4 * patch**2, mlp)
     if classes:
         shapes["y_embedder.embedding_table.weight"] = (width, classes)
     if decoder:
-        shapes |= {"decoder_pos_embed": (1, tokens, 512), "mask_token": (1, 1, 512)}
-        shapes |= {"decoder_layer.linear.weight": (512, width), "decoder_layer.linear.bias": (512,)}
+        shapes |= {"decoder_pos_embed": (1, tokens, inner), "mask_token": (1, 1, inner)}
+        shapes |= {"decoder_layer.linear.weight": (inner, width), "decoder_layer.linear.bias": (inner,)}
         shapes["decoder_layer.adaLN_modulation.1.weight"] = (2 * width, width)
         shapes["decoder_layer.adaLN_modulation.1.bias"] = (2 * width,)
         for number in range(8):
-            shapes |= {f"decoder_blocks.{number}.{name}": shape for name, shape in block(512, width).items()}
+            shapes |= {f"decoder_blocks.{number}.{name}": shape for name, shape in block(inner, width).items()}
     return empty({f"model.{name}": shape for name, shape in shapes.items()})
 
 
@@ -201,6 +219,144 @@ def test_published_numbers_are_understood_and_come_back(published: Callable[[str
     spoilt = {**state, (key := next(k for k in state if k.endswith("pos_embed"))): state[key] + 0.1}
     with pytest.raises(SdditError, match=r"SD-C455(.|\n)*fixed table"):
         understood(spoilt, layout, heads).parameters()
+
+
+def test_heads_of_an_unpublished_decoder_are_asked_for() -> None:
+    with pytest.raises(SdditError, match=r"SD-C454(.|\n)*decoder\.decoder_num_heads is missing"):
+        understood(maskdit_file(1, 384, inner=64), "maskdit", {})
+    known = understood(maskdit_file(1, 384, inner=64), "maskdit", {"decoder": {"decoder_num_heads": 4}})
+    assert isinstance(known.params, DiTParams)
+    assert known.params.decoder is not None
+    assert (known.params.decoder.width, known.params.decoder.heads) == (64, 4)
+    assert "decoder.decoder_num_heads" not in flat(known.guessed)
+
+
+@pytest.mark.parametrize("layout", ["dit", "maskdit"])
+def test_a_rounded_mlp_ratio_is_taken_as_it_was_given(layout: str) -> None:
+    """118 rows on a width of 44: 118 / 44, or 2.7, which makes 118.8."""
+    file = dit_file(1, 44, mlp=118) if layout == "dit" else maskdit_file(1, 44, decoder=False, mlp=118)
+
+    def ratio(**sizes: float) -> float:
+        given: dict[str, Any] = {"num_heads": 4, **sizes}
+        known = understood(file, layout, given if layout == "dit" else {"model": given})
+        assert known.backbone("meta").get_submodule("blocks.0.mlp.up").weight.shape == (118, 44)
+        return known.params.mlp_ratio  # type: ignore[attr-defined,no-any-return]
+
+    assert (ratio(mlp_ratio=2.7), ratio()) == (2.7, 118 / 44)
+    with pytest.raises(SdditError, match=r"SD-C454(.|\n)*mlp_ratio = 2.66(.|\n)*2\.68"):
+        ratio(mlp_ratio=2.66)  # 117 rows
+
+
+def test_every_number_of_rows_has_a_ratio() -> None:
+    """Some quotients lose a row when their product with the width is cut."""
+    pairs = [(rows, width) for width in range(4, 200, 4) for rows in range(1, 8 * width, 3)]
+    assert all(int(width * ratio_of(rows, width, {})) == rows for rows, width in pairs)
+    assert not all(int(width * (rows / width)) == rows for rows, width in pairs)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_a_file_of_half_precision_is_read(published: Callable[[str], Any], stored: torch.dtype) -> None:
+    state = {name: tensor.to(stored) for name, tensor in published("dit_a").state.items()}
+    ours = understood(state, "dit", {"num_heads": 4}).parameters()
+    assert torch.equal(ours["patch.bias"], state["x_embedder.proj.bias"].float())
+    off = {**state, "pos_embed": state["pos_embed"] + 4 * torch.finfo(stored).eps}
+    with pytest.raises(SdditError, match=r"SD-C455(.|\n)*fixed table"):
+        understood(off, "dit", {"num_heads": 4}).parameters()
+
+
+@pytest.mark.parametrize("layout", ["dit", "maskdit"])
+def test_a_registered_class_must_be_of_the_size_of_the_tensors(layout: str) -> None:
+    file = dit_file(12, 384, patch=8) if layout == "dit" else maskdit_file(12, 384, patch=8)
+    for name in ("DiT-S/8", "DiT_S_8", "models.DiT", "models.maskdit.EDMPrecond(model=models.maskdit.DiT)"):
+        assert understood(file, layout, {"class": name}).params.named_size == (12, 384, 6)  # type: ignore[attr-defined]
+    for name in ("DiT-B/8", "DiT-S/2", "DiT-H/8", "DiT_L_8"):
+        with pytest.raises(SdditError, match=f"SD-C454(.|\n)*class = {name}(.|\n)*depth 12, width 384, patch 8"):
+            understood(file, layout, {"class": name})
+
+
+# ------------------------------------------------------------------------------------------------ without dropped labels
+
+
+def test_a_label_table_without_a_row_for_none(published: Callable[[str], Any]) -> None:
+    """The first nine labels mean what they mean in the table of eleven rows; the null label means nothing."""
+    stored = published("dit_a")
+    name, sizes = "y_embedder.embedding_table.weight", {"num_heads": 4}
+    nine = {**stored.state, name: stored.state[name][:9]}
+    numbers = stored.inputs["x"], stored.inputs["t"].double(), stored.inputs["y"] % 9
+
+    def raw(state: State, given: dict[str, Any]) -> Tensor:
+        with default_dtype(torch.float64):
+            network = understood(state, "dit", given).trained(Eager(EagerParams()))
+        out: Tensor = network(*numbers)[0]
+        return out.detach()
+
+    whole = raw(stored.state, sizes)
+    for given in ({"num_classes": 9}, {"class_dropout_prob": 0}, {"num_classes": 9, "class_dropout_prob": 0.0}):
+        known = understood(nine, "dit", {**sizes, **given})
+        assert (known.shapes.num_classes, known.undropped) == (9, True)
+        assert torch.equal(known.state["label.weight"][:9], nine[name])
+        assert not known.state["label.weight"][9].any()
+        assert torch.equal(raw(nine, {**sizes, **given}), whole)
+    known = understood(nine, "dit", sizes)
+    assert (known.shapes.num_classes, known.undropped) == (8, False)
+    for wrong in ({"num_classes": 9, "class_dropout_prob": 0.1}, {"num_classes": 8, "class_dropout_prob": 0.0}):
+        with pytest.raises(SdditError, match=r"SD-C454(.|\n)*num_classes"):
+            understood(nine, "dit", {**sizes, **wrong})
+
+
+def test_weights_without_dropped_labels_are_not_guided() -> None:
+    known = understood(dit_file(1, 384, side=4, classes=6), "dit", {"class_dropout_prob": 0.0})
+    recipe = recipe_of(known, "x")
+    assert (recipe.facts.num_classes, recipe.dataset.params.label_drop) == (7, 0)
+    assert (recipe.guidance.component.name, recipe.warnings) == ("none", ())
+    with pytest.raises(SdditError, match="SD-T903"):
+        resolve_tables({**recipe.to_json(), "guidance": {"name": "cfg", "scale": 1.5}}, None)
+    dropped = recipe_of(understood(dit_file(1, 384, side=4, classes=7), "dit", {}), "x")
+    assert dropped.guidance.component.name == "cfg"
+    assert "dataset.label_drop = 0.1, not 0" in unlike(dropped, known)
+
+
+def test_whoever_brings_them_in_or_hands_them_on_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {name: tensor.contiguous() for name, tensor in dit_file(1, 384, patch=4, side=4, classes=2).items()}
+    state["pos_embed"] = sincos_positions((1, 1), 384)[None].float()
+    save_file(state, tmp_path / "x.safetensors")
+    for given, told in (({}, False), ({"class_dropout_prob": 0.0}, True)):
+        imported = import_weights(tmp_path / "x.safetensors", layout="dit", out=tmp_path / "runs", config=given)
+        say(imported)
+        exported = export_run(imported.folder, layout="dit")
+        card = (exported.folder / "README.md").read_text()
+        for text in (capsys.readouterr().out, exported.note, card):
+            assert (UNDROPPED in text) is told
+        rows = load_file(exported.folder / "model.safetensors")["y_embedder.embedding_table.weight"]
+        assert len(rows) == 3 + told  # as with dropped labels
+
+
+# --------------------------------------------------------------------------------------------------------- what it means
+
+
+@pytest.mark.parametrize("layout", ["dit", "diffusers"])
+def test_a_network_of_other_noise_has_no_place(layout: str, make: Any) -> None:
+    """The same tensors, trained to predict other things: their own implementation would sample noise from them."""
+    size = {"depth": 1, "width": 24, "heads": 3}
+    state = make(image=(4, 8, 8), num_classes=3, outputs=1, **size).state_dict()
+
+    def recipe(sampler: str, **schedule: Any) -> Recipe:
+        tables = {
+            "name": "x",
+            "backbone": {"name": "dit", **size},
+            "noise_schedule": schedule,
+            "dataset": {"name": "declared", "image": [4, 8, 8], "classes": 3},
+            "pair_sampler": {"name": "single"},
+            "loss": {"denoise": {"name": "denoising"}},
+            "sampler": {"name": sampler},
+        }
+        return resolve_tables(tables, None)
+
+    for schedule in ("edm", "flow"):
+        with pytest.raises(SdditError, match=f"SD-C453(.|\n)*noise_schedule.name = {schedule}, not ddpm"):
+            written(recipe("heun", name=schedule), layout, state)
+    config, theirs = written(recipe("ddim", name="ddpm", learned_variance=False), layout, state)
+    assert understood(theirs, layout, config).params.named_size == (1, 24, 3)  # type: ignore[attr-defined]
 
 
 # ----------------------------------------------------------------------------------------------------------- diffusers

@@ -40,5 +40,7 @@ def test_registered_names_give_sizes() -> None:
 def test_what_is_not_in_the_format_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown model 'UNet'"):
         DiTFormat.describe({"class": "UNet", "input_size": 32, "num_classes": 10})
+    with pytest.raises(ValueError, match="unknown model 'DiT-H/2'"):  # a size that only MaskDiT's tensors tell
+        DiTFormat.describe({"class": "DiT-H/2", "input_size": 32, "num_classes": 10})
     with pytest.raises(KeyError, match=r"no such parameter in this format: rope\.weight"):
         DiTFormat.to_ours({"blocks.0.attn.qkv.bias": torch.zeros(3), "rope.weight": torch.zeros(3)})

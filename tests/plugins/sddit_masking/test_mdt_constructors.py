@@ -12,7 +12,10 @@ from sddit.errors import SdditError
 from sddit.exchange.importing import recipe_of
 from sddit.exchange.published import understood
 from sddit.interfaces import Shapes
+from sddit_flash import EagerParams
+from sddit_flash.kernels import Eager
 from sddit_masking.formats import MDTv1Format, MDTv2Format
+from sddit_masking.mdt import MDT
 from sddit_masking.params import MDTParams
 
 FORMS: dict[str, Any] = {"mdtv1": MDTv1Format, "mdtv2": MDTv2Format}
@@ -59,3 +62,54 @@ def test_what_does_not_fit_is_refused(published: Callable[[str], Any]) -> None:
     ):
         with pytest.raises(ValueError, match="no place for"):
             FORMS[layout].config(MDTParams(**sizes, **settings), Shapes((4, 8, 8), 3), {})
+
+
+def numbered(depth: int, decoder: int) -> dict[str, Any]:
+    sizes = {"hidden_size": 24, "num_heads": 3, "patch_size": 2, "input_size": 8, "num_classes": 3}
+    return {**sizes, "depth": depth, "decode_layer": decoder}
+
+
+def file_of(config: dict[str, Any], layout: str = "mdtv2") -> dict[str, torch.Tensor]:
+    """What an implementation of that layout would save of a network made so."""
+    described = FORMS[layout].describe(config)
+    params, shapes = MDTParams(**described.backbone), described.shapes
+    network = MDT(params, image=shapes.image, num_classes=3, outputs=2, attention=Eager(EagerParams()))
+    state: dict[str, torch.Tensor] = FORMS[layout].to_theirs(network.state_dict(), params, shapes)
+    return state
+
+
+def test_the_depth_that_v2_was_made_with_is_accepted_where_it_lost_a_block() -> None:
+    state = file_of(numbered(7, 2))  # blocks 2 + 2 + 2
+    for given in (numbered(7, 2), numbered(6, 2), {"depth": 7}, {"depth": 6}, {}):
+        known = understood(state, "mdtv2", given)
+        assert (known.config["depth"], known.config["decode_layer"]) == (6, 2)
+    for wrong in (5, 8):
+        with pytest.raises(SdditError, match=rf"SD-C454(.|\n)*depth = {wrong}(.|\n)*6, as the tensors"):
+            understood(state, "mdtv2", numbered(wrong, 2))
+    with pytest.raises(SdditError, match=r"SD-C454(.|\n)*depth = 7(.|\n)*6, as the tensors"):
+        understood(file_of(numbered(6, 2), "mdtv1"), "mdtv1", {"depth": 7})  # v1 loses none
+
+
+def test_a_registered_class_must_be_of_the_size_of_the_tensors() -> None:
+    config = {"class": "MDTv2_S_2", "input_size": 4, "num_classes": 3}
+    for layers in (4, 3):  # of 12 blocks, and of the 11 that an odd encoder leaves
+        state = file_of({**config, "decode_layer": layers})
+        for name in ("MDTv2_S_2", "masked_diffusion.models.MDTv2"):
+            assert understood(state, "mdtv2", {"class": name}).config["hidden_size"] == 384
+        for name in ("MDTv2_B_2", "MDTv2_S_4", "MDTv2_L_2"):
+            with pytest.raises(SdditError, match=rf"SD-C454(.|\n)*class = {name}(.|\n)*width 384, patch 2"):
+                understood(state, "mdtv2", {"class": name})
+
+
+@pytest.mark.parametrize("layout", FORMS)
+def test_a_label_table_without_a_row_for_none(published: Callable[[str], Any], layout: str) -> None:
+    state = published(f"{layout}_a").state
+    name = "y_embedder.embedding_table.weight"
+    known = understood(state, layout, {"class_dropout_prob": 0.0})
+    assert (known.shapes.num_classes, known.undropped) == (len(state[name]), True)
+    table = known.state["label.weight"]
+    assert torch.equal(table[:-1], state[name])
+    assert not table[-1].any()
+    recipe = recipe_of(known, "x")
+    assert (recipe.guidance.component.name, recipe.dataset.params.label_drop, recipe.warnings) == ("none", 0, ())
+    assert understood(state, layout, {}).shapes.num_classes == len(state[name]) - 1
