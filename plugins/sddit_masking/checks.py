@@ -70,9 +70,9 @@ def published_reconstruction(context: CheckContext) -> Iterator[Measurement]:
 
 @torch.no_grad()
 def published_mdt(context: CheckContext) -> Iterator[Measurement]:
-    """Outputs of the published MDT, first and second version, with and without the mask."""
+    """Outputs of the published MDT, second and first version, with and without the mask."""
     assert context.component is not None
-    for layout in ("mdtv1", "mdtv2"):
+    for layout in ("mdtv2", "mdtv1"):
         stored = published(context, f"{layout}_a")
         model = network(context.component, layout, stored)
         given = stored.inputs["x"], stored.inputs["t"], stored.inputs["y"]
