@@ -38,6 +38,9 @@ class Description:
     recipe: dict[str, Any] = field(default_factory=dict)  # further tables: how it was trained and is sampled
 
 
+CHAIN = {"timesteps": 1000, "betas": "linear", "beta_min": 1e-4, "beta_max": 0.02}
+"""The noise that DiT and MDT were trained with, and that their code and diffusers' scheduler sample (arXiv:2212.09748)."""
+
 FILES = ("config.json", "model.safetensors")
 """Where an export puts the arguments and the weights."""
 
@@ -98,7 +101,7 @@ def describe_dit(config: Mapping[str, Any], family: str = "DiT") -> Description:
     )
     dropped = config.get("class_dropout_prob", 0.1) > 0
     recipe = recipe_of_dit(shapes, dropped=dropped)
-    return Description(settings, shapes, ("ddpm", {"learned_variance": learned}), recipe)
+    return Description(settings, shapes, ("ddpm", {"learned_variance": learned, **CHAIN}), recipe)
 
 
 def recipe_of_dit(shapes: Shapes, *, dropped: bool) -> dict[str, Any]:

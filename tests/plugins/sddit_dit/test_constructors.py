@@ -27,7 +27,7 @@ from sddit_dit import DiTParams
 from sddit_dit.blocks import sincos_positions
 from sddit_dit.constructors import ratio_of
 from sddit_dit.diffusers_format import DiffusersFormat
-from sddit_dit.formats import DiTFormat, MaskDiTFormat
+from sddit_dit.formats import CHAIN, DiTFormat, MaskDiTFormat
 from sddit_dit.params import SIZES
 from sddit_flash import EagerParams
 from sddit_flash.kernels import Eager
@@ -111,7 +111,7 @@ def test_dit_is_known_by_its_tensors(size: str, patch: int) -> None:
     assert known.params.named_size == (depth, width, heads)  # type: ignore[attr-defined]
     assert known.told | known.guessed == known.config
     assert known.guessed == {"num_heads": heads}
-    assert known.description.noise_schedule == ("ddpm", {"learned_variance": True})
+    assert known.description.noise_schedule == ("ddpm", {"learned_variance": True, **CHAIN})
 
 
 @pytest.mark.parametrize("size", [*SIZES, *H])
@@ -355,6 +355,9 @@ def test_a_network_of_other_noise_has_no_place(layout: str, make: Any) -> None:
     for schedule in ("edm", "flow"):
         with pytest.raises(SdditError, match=f"SD-C453(.|\n)*noise_schedule.name = {schedule}, not ddpm"):
             written(recipe("heun", name=schedule), layout, state)
+    for other in ({"betas": "cosine"}, {"timesteps": 500}):
+        with pytest.raises(SdditError, match=r"SD-C453(.|\n)*noise_schedule\.(betas|timesteps) = (cosine|500), not"):
+            written(recipe("ddim", name="ddpm", learned_variance=False, **other), layout, state)
     config, theirs = written(recipe("ddim", name="ddpm", learned_variance=False), layout, state)
     assert understood(theirs, layout, config).params.named_size == (1, 24, 3)  # type: ignore[attr-defined]
 

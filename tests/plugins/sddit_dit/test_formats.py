@@ -9,7 +9,7 @@ import torch
 
 from sddit.interfaces import Shapes
 from sddit_dit import DiTParams
-from sddit_dit.formats import DiTFormat, MaskDiTFormat
+from sddit_dit.formats import CHAIN, DiTFormat, MaskDiTFormat
 
 
 @pytest.mark.parametrize(("name", "layout"), [("dit_a", DiTFormat), ("maskdit_a", MaskDiTFormat)])
@@ -26,7 +26,7 @@ def test_there_and_back_changes_nothing(published: Any, name: str, layout: Any) 
 def test_registered_names_give_sizes() -> None:
     dit = DiTFormat.describe({"class": "DiT_XL_2", "input_size": 32, "num_classes": 1000})
     assert (dit.backbone, dit.shapes) == ({"size": "XL", "patch": 2}, Shapes((4, 32, 32), 1000, outputs=2))
-    assert dit.noise_schedule == ("ddpm", {"learned_variance": True})
+    assert dit.noise_schedule == ("ddpm", {"learned_variance": True, **CHAIN})
 
     masked = MaskDiTFormat.describe({"class": "DiT-B/4", "img_resolution": 64, "num_classes": 10})
     assert masked.backbone == {"size": "B", "patch": 4, "null_label": "zero", "decoder": {}, "fill": "zero"}

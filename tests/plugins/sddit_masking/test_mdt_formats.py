@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sddit.interfaces import Shapes
+from sddit_dit.formats import CHAIN
 from sddit_flash import EagerParams
 from sddit_flash.kernels import Eager
 from sddit_masking import MDTParams
@@ -64,11 +65,11 @@ def test_registered_names_give_sizes() -> None:
     first = MDTv1Format.describe({**config, "class": "MDT_XL_2"})
     assert first.backbone == {"size": "XL", "patch": 2, "version": "v1", "decoder_depth": 2}
     assert first.shapes == Shapes((4, 32, 32), 1000, outputs=2)
-    assert first.noise_schedule == ("ddpm", {"learned_variance": True})
+    assert first.noise_schedule == ("ddpm", {"learned_variance": True, **CHAIN})
     second = MDTv2Format.describe({**config, "class": "MDTv2_S_2", "decode_layer": 6, "learn_sigma": False})
     assert second.backbone == {"size": "S", "patch": 2, "version": "v2", "decoder_depth": 6}
     assert second.shapes.outputs == 1
-    assert second.noise_schedule == ("ddpm", {"learned_variance": False})
+    assert second.noise_schedule == ("ddpm", {"learned_variance": False, **CHAIN})
     with pytest.raises(ValueError, match="unknown model 'MDT_S_2'"):
         MDTv2Format.describe({**config, "class": "MDT_S_2"})
 
