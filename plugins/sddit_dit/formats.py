@@ -162,7 +162,7 @@ class MaskDiTFormat:
 
     files = FILES
     note = ""
-    idle = ("class", "mask_ratio")
+    idle = ("class", "mask_ratio", "mae_loss_coef")
 
     @staticmethod
     def describe(config: Mapping[str, Any]) -> Description:
