@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 sddit-run verify                       under a minute on two CPU cores
-sddit-run verify --full                all recipes, kernels that are compiled too: some minutes
+sddit-run verify --full                all recipes and kernels: some minutes
 sddit-run verify --device cuda
 sddit-run verify --fixtures numbers/   published implementations' numbers too
 """
