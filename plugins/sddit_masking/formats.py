@@ -159,10 +159,11 @@ class MDTv2Format(MDTv1Format):
         """As for v1, of MDTv2_S_2. Where depth less `decode_layer` is odd, their network lacks one block, and so does ours."""
         described = super().describe(config)
         whole = MDTParams(**described.backbone, long_skips=False)
-        if whole.encoder_depth % 2:
-            depth, width, heads = whole.named_size
-            described.backbone.update(size="", depth=depth - 1, width=width, heads=heads)
-        return described
+        if whole.encoder_depth % 2 == 0:
+            return described
+        depth, width, heads = whole.named_size
+        smaller = {**described.backbone, "size": "", "depth": depth - 1, "width": width, "heads": heads}
+        return replace(described, backbone=smaller)
 
     @classmethod
     def _recipe(cls, described: Description) -> dict[str, Any]:

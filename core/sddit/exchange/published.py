@@ -233,21 +233,18 @@ def _refuse_unused(given: Mapping[str, Any], whole: Mapping[str, Any], but: Coll
     `but` those that leave the network as it is, and those that the tensors confirm.
     """
     known, stated = flat(whole), flat(given)
-    raise_all(
-        Problem(
-            "SD-C454",
-            f"the config has no use for {key!r}"
-            if key not in known
-            else f"this network cannot be made with {key!r} so",
-            where="--config",
-            got=f"{key} = {value}",
-            expect=one_of(key, known, most=20) if key not in known else f"{key} = {known[key]}",
-        )
-        for key, value in stated.items()
-        if key not in but
-        and known.get(key) != value
-        and (key in known or get_close_matches(key, set(known) - set(stated), cutoff=0.8))
-    )
+    problems = []
+    for key, value in stated.items():
+        if key in but:
+            continue
+        if key not in known and get_close_matches(key, set(known) - set(stated), cutoff=0.8):
+            what, expect = f"the config has no use for {key!r}", one_of(key, known, most=20)
+        elif key in known and known[key] != value:
+            what, expect = f"this network cannot be made with {key!r} so", f"{key} = {known[key]}"
+        else:
+            continue
+        problems.append(Problem("SD-C454", what, where="--config", got=f"{key} = {value}", expect=expect))
+    raise_all(problems)
 
 
 def _refuse_other_tensors(published: Published) -> None:
