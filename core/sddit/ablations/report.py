@@ -17,12 +17,12 @@ from PIL import Image
 
 from sddit.ablations.cautions import cautions
 from sddit.ablations.conclusion import budget, fairness, findings, summary
-from sddit.ablations.curves import AXES, diagnostic_charts, loss_charts, metric_charts, probe_chart
-from sddit.ablations.logs import Diagnosis, diagnoses, environments, logs_of
+from sddit.ablations.curves import AXES, Charts, diagnostic_charts, loss_charts, metric_charts, probe_chart
+from sddit.ablations.logs import Diagnosis, Logs, diagnoses, environments, logs_of
 from sddit.ablations.plan import REPORT
 from sddit.ablations.results import Results, Row
 from sddit.ablations.statistics import LEVEL, Comparison, p_text, summarize
-from sddit.ablations.table import against_baselines, apart, changes, comparisons, title, with_spread
+from sddit.ablations.table import against_baselines, apart, changes, comparisons, legend, title, with_spread
 from sddit.errors import SdditError
 from sddit.evaluation.charts import short
 from sddit.evaluation.figures import FIGURES
@@ -35,6 +35,19 @@ from sddit.units import big
 WIDEST = 480  # pixels of a sample grid as it is embedded
 BAR = 110  # pixels of the drawing of an interval
 PILLS = {"better": "good", "worse": "bad"}
+COST = (
+    "arm",
+    "parameters, sampled",
+    "parameters, trained",
+    "FLOPs, training image",
+    "FLOPs, sampled image",
+    "FLOPs, training",
+    "steps",
+    "images",
+    "time",
+    "images/s",
+    "peak memory",
+)
 
 
 def write_report(results: Results) -> Path:
@@ -44,8 +57,8 @@ def write_report(results: Results) -> Path:
     return path
 
 
-def page(results: Results) -> str:
-    """The report, as text."""
+def page(results: Results, *, pictures: bool = True) -> str:
+    """The report, as text; without pictures of samples it is a fraction of the size."""
     logs = logs_of(results)
     found = cautions(results, logs)
     compared = {metric: comparisons(results, metric) for metric in results.plan["metrics"]}
@@ -61,10 +74,11 @@ def page(results: Results) -> str:
         metrics=[(metric, title(metric), FIGURES[metric.rpartition(".")[2]].better) for metric in compared],
         overview=list(overview(results, compared)),
         statistics={metric: list(statistics(results, metric, compared[metric])) for metric in compared},
+        cost_headings=COST,
         cost=list(cost(results)),
         axes=AXES,
-        curves=[*loss_charts(results, logs), *metric_charts(results)],
-        samples=list(samples(results)),
+        curves=curves(results, logs),
+        samples=list(samples(results)) if pictures else [],
         diagnosed=list(dict.fromkeys(one.arm for one in watched)),
         diagnostics=by_key(watched),
         diagnostic_charts=diagnostic_charts(results, logs, {one.key: one.monitor for one in watched}),
@@ -75,8 +89,14 @@ def page(results: Results) -> str:
         environment=[(key, ", ".join(values)) for key, values in environments(results).items()],
         commands=list(commands(results)),
         level=f"{LEVEL:.0%}",
+        legend=legend(compared),
         short=short,
     )
+
+
+def curves(results: Results, logs: Logs) -> list[Charts]:
+    """Everything that is drawn over a chosen axis."""
+    return [*loss_charts(results, logs), *metric_charts(results)]
 
 
 def status(results: Results) -> str:
@@ -152,7 +172,7 @@ def interval_bar(comparison: Comparison, reach: float) -> Markup:
 
 
 def cost(results: Results) -> Iterator[list[str]]:
-    """An arm a line: what it is and what it took, by formula and by the clock."""
+    """An arm a line: what it is and what it took, by formula and by the clock; see `COST`."""
     for arm in results.plan["arms"]:
         finished = [row for row in results.of(arm["label"]) if row.status == "finished"]
         memory = [row.peak_memory for row in finished if row.peak_memory is not None]

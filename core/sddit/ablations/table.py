@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sddit.ablations.results import Results
-from sddit.ablations.statistics import LEVEL, Comparison, Summary, compare, summarize
+from sddit.ablations.statistics import LEVEL, Comparison, Summary, compare, p_text, summarize
 from sddit.evaluation.figures import FIGURES, Direction
 from sddit.recipes.source import quoted
 from sddit.units import big
@@ -100,11 +100,24 @@ def with_spread(summary: Summary) -> str:
 
 
 def difference(comparison: Comparison) -> str:
-    """`-0.12 [-0.2, -0.04] better`."""
+    """`-0.12 [-0.2, -0.04] better (p = 0.013)`."""
     if comparison.difference is None:
         return ""
     number, interval = apart(comparison)
-    return f"{number}{f' [{interval}]' if interval else ''} {comparison.verdict}"
+    p = f" ({p_text(comparison.p_holm)})" if comparison.p_holm is not None else ""
+    return f"{number}{f' [{interval}]' if interval else ''} {comparison.verdict}{p}"
+
+
+def legend(compared: Mapping[str, Mapping[str, Comparison]]) -> str:
+    """How to read differences, and why a verdict may seem to contradict its interval; empty where none can."""
+    family = max((one.family for arms in compared.values() for one in arms.values()), default=0)
+    if family < 2:
+        return ""
+    return (
+        f"Each {LEVEL:.0%} interval is that of one difference to the baseline, taken alone. The verdict rests on p, which is corrected "
+        f"for looking at {family} arms (Holm): of so many, one is easily that far off by chance, so the verdict may be “within noise” "
+        "beside an interval without 0."
+    )
 
 
 def apart(comparison: Comparison) -> tuple[str, str]:

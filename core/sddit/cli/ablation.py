@@ -11,7 +11,7 @@ from sddit.ablations.expand import Ablation, expand, naming_arms
 from sddit.ablations.plan import REPORT, AblationPlan, PlannedArm
 from sddit.ablations.results import Results, Row, readable
 from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
-from sddit.ablations.table import cells, changes
+from sddit.ablations.table import cells, changes, comparisons, legend
 from sddit.cli.frame import console, error_console, print_json, state_of, table
 from sddit.cli.run import show_result, train
 from sddit.errors import Problem, error, printable, raise_all
@@ -100,6 +100,8 @@ def print_results(results: Results) -> None:
     for row in rows:
         shown.add_row(*map(printable, row))
     console().print(shown)
+    if words := legend({metric: comparisons(results, metric) for metric in results.plan["metrics"]}):
+        click.echo(words)
     click.echo(f"report: {results.folder / REPORT}")
     click.echo(f"sddit-run table {results.folder}   shows this again; --latex, --markdown, --csv")
 

@@ -20,6 +20,7 @@ from sddit.cli.frame import State, debug_option, write_block
 from sddit.cli.import_weights import import_weights
 from sddit.cli.new_plugin import new_plugin
 from sddit.cli.plugins import plugins
+from sddit.cli.publish import publish
 from sddit.cli.run import run
 from sddit.cli.sample import sample
 from sddit.cli.show import show
@@ -27,7 +28,7 @@ from sddit.cli.table import table
 from sddit.cli.verify import verify
 from sddit.errors import SdditError
 
-VERBS = (plugins, show, sample, evaluate, table, export, import_weights, bench, verify, new_plugin, explain)
+VERBS = (plugins, show, sample, evaluate, table, publish, export, import_weights, bench, verify, new_plugin, explain)
 ABOUT = "Train, sample and score what a recipe describes, and write a report. The same command again continues."
 
 

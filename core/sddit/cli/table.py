@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
+from sddit import forms
 from sddit.ablations.plan import PLAN
-from sddit.cli import forms, frame
+from sddit.cli import frame
 from sddit.errors import SdditError, error, printable
 from sddit.evaluation.figures import FIGURES
 from sddit.progress import duration
@@ -54,7 +55,7 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
     if sum((markdown, latex, as_csv)) > 1:
         one, other = (form for form, given in zip(FORMS, (markdown, latex, as_csv), strict=True) if given)
         raise click.UsageError(f"{other} and {one} are two forms: give one of them")
-    headings, rows, records = of_ablation(folders[0]) if is_ablation(folders) else of_runs(folders)
+    headings, rows, records, legend = of_ablation(folders[0]) if is_ablation(folders) else of_runs(folders)
     if as_csv:
         print_csv(records)
     elif latex:
@@ -63,10 +64,12 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
         click.echo(forms.markdown(headings, rows))
     else:
         print_table(headings, rows)
+        if legend:
+            click.echo(legend)
 
 
-Content = tuple[list[str], list[list[str]], list[dict[str, Any]]]
-"""Headings and rows for a person, records for a program."""
+Content = tuple[list[str], list[list[str]], list[dict[str, Any]], str]
+"""Headings and rows for a person, records for a program, how to read the rows."""
 
 
 def is_ablation(folders: Sequence[Path]) -> bool:
@@ -84,14 +87,15 @@ def of_ablation(folder: Path) -> Content:
 
     results = gather(folder)
     headings, rows = arms.cells(results)
-    return headings, [list(map(printable, row)) for row in rows], list(arms.records(results))
+    legend = arms.legend({metric: arms.comparisons(results, metric) for metric in results.plan["metrics"]})
+    return headings, [list(map(printable, row)) for row in rows], list(arms.records(results)), legend
 
 
 def of_runs(folders: Sequence[Path]) -> Content:
     """A run a line."""
     lines = [line_of(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
     headings, rows = cells(lines)
-    return headings, rows, [record(line) for line in lines]
+    return headings, rows, [record(line) for line in lines], ""
 
 
 def runs_in(folder: Path) -> list[Path]:

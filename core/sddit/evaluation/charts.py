@@ -18,6 +18,10 @@ MOST_POINTS = 300
 BESIDE = 7  # pixels that single points stand apart, so that those at one place are all seen
 LETTER = 6.4  # width of an average letter of the legend, pixels
 
+ALONE = (
+    f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" color="#1d2430" style="font-family:system-ui,sans-serif" '
+)
+
 Point = tuple[float, float]
 
 
@@ -118,8 +122,14 @@ def line_chart(
 
 
 def as_file(chart: Markup) -> str:
-    """A chart as the text of an SVG file of its own; within a page it needs no namespace."""
-    return str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    """A chart as the text of an SVG file of its own, dark on white wherever it is shown; within a page it takes the page's."""
+    opening, inside = str(chart).split(">", 1)
+    return f'{opening.replace("<svg ", ALONE, 1)}><rect width="100%" height="100%" fill="#fff"/>{inside}'
+
+
+def title_of(chart: Markup) -> str:
+    """What a chart is called."""
+    return Markup(str(chart).partition("<title>")[2].partition("</title>")[0]).unescape()
 
 
 def short(value: float) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from sddit.ablations.plan import make_plan
 from sddit.ablations.results import failure_of, forget_failure, gather, note_failure
-from sddit.ablations.table import cells, changes, comparisons, records
+from sddit.ablations.statistics import compare
+from sddit.ablations.table import cells, changes, comparisons, difference, legend, records
 from sddit.errors import SdditError
 from sddit.evaluation.figures import FIGURES
 from sddit.evaluation.scores import Scores
@@ -77,11 +78,24 @@ def test_an_arm_a_line_with_mean_spread_and_difference(folder):
     assert base["toy FD"] == "2 ± 1"
     assert base["difference (95%)"] == "baseline"
     assert better["toy FD"] == "1.53 ± 1.1"
-    assert better["difference (95%)"] == "-0.47 [-0.61, -0.32] better"
+    assert better["difference (95%)"] == "-0.47 [-0.61, -0.32] better (p = 0.0051)"
     assert better["changes"] == "loss.agree.weight = 0.25"
     assert failing["runs"] == "0 of 3, 1 failed"
     assert failing["toy FD"] == ""
-    assert rows[1][-1] == "+0 [0, 0] within noise"
+    assert rows[1][-1] == "+0 [0, 0] within noise (p = 1)"
+
+
+def test_an_interval_without_0_beside_within_noise_is_explained():
+    base = dict(enumerate([1.0, 2.0, 3.0]))
+    arms = {f"arm{number}": dict(enumerate([1.1, 1.9, 3.0])) for number in range(5)}
+    arms["far"] = dict(enumerate([0.8, 1.7, 2.75]))
+    found = compare(base, arms, better="lower")
+    assert found["far"].high < 0
+    assert difference(found["far"]) == "-0.25 [-0.37, -0.13] within noise (p = 0.078)"
+    assert "corrected for looking at 6 arms (Holm)" in legend({"toy.fd": found})
+    alone = compare(base, {"far": arms["far"]}, better="lower")
+    assert difference(alone["far"]) == "-0.25 [-0.37, -0.13] better (p = 0.013)"
+    assert legend({"toy.fd": alone}) == legend({}) == ""
 
 
 def test_a_twin_of_the_baseline_differs_by_nothing(folder):

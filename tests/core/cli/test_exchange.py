@@ -40,7 +40,7 @@ def weights(tmp_path: Path) -> Path:
 
 def test_the_verbs_stand_where_the_design_puts_them() -> None:
     names = [verb.name for verb in app.VERBS]
-    assert names[names.index("table") + 1 : names.index("bench")] == ["export", "import"]
+    assert names[names.index("publish") + 1 : names.index("bench")] == ["export", "import"]
 
 
 def test_in_and_out_again(sddit_run: Callable[..., Any], toys: Host, weights: Path, tmp_path: Path) -> None:

@@ -1,0 +1,217 @@
+"""Publish an ablation: a folder that a repository can hold, with all that a reader and a rerun need. No torch, no weights.
+
+README.md          the question, the table, figures and conclusion in the tool's words
+report.html        the same in full
+results.jsonl      a row a run, all digits
+curves.csv         every logged key of every arm: mean and deviation over seeds
+plan.json, environment.json, recipes/    what was run, and with what
+figures/, samples/ pictures
+
+The same runs give the same bytes. Nothing of the machine's folders is in them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+from sddit.ablations.curves import AXES, all_keys, over_seeds
+from sddit.ablations.logs import Logs, environments, logs_of
+from sddit.ablations.plan import PLAN, RECIPE, REPORT
+from sddit.ablations.readme import Figure, readme
+from sddit.ablations.report import curves, page, probed, samples
+from sddit.ablations.results import RESULTS, Results, gather, read_json
+from sddit.errors import error
+from sddit.evaluation.charts import as_file, title_of
+from sddit.training.durable import replace_file, storage_errors, to_json
+
+README, ENVIRONMENT, CURVES = "README.md", "environment.json", "curves.csv"
+FIGURES, SAMPLES, RECIPES = "figures", "samples", "recipes"
+OVER = ("steps", "flops")  # the axes of the figures
+LARGEST_REPORT = 1_500_000  # bytes; a larger one goes without its pictures of samples
+MOST_POINTS = 100  # of one key of one arm in `curves.csv`
+OF_THE_MACHINE = ("runs", "threads")  # of plan.json: folders, and what a rerun chooses for itself
+ABSOLUTE = re.compile(r"""(?<![\w.:/~])~?/(?:[^\s/'",;:)\]]+/)*(?=[^\s/'",;:)\]])""")
+"""The folders of an absolute path, up to its last name."""
+
+T = TypeVar("T")
+
+
+def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
+    """Write the publication of an ablation.
+
+    Args:
+        folder: the ablation's, beside its runs.
+        to: a new or empty folder, or one that holds an earlier publication, which is replaced.
+        unfinished: publish also what is not finished.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        SdditError: SD-F710 for an ablation with runs that are missing, SD-F711 where something else lies in `to`.
+    """
+    results = gather(folder.resolve())
+    if not unfinished:
+        refuse_unfinished(results)
+    refuse_other(to)
+    contents = dict(files(impersonal(results)))
+    for name in (FIGURES, SAMPLES, RECIPES):
+        for stale in sorted((to / name).glob("*")):
+            stale.unlink()
+    for name, content in contents.items():
+        with storage_errors(to / name):
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(to / name, content)
+    return [to / name for name in contents]
+
+
+def refuse_unfinished(results: Results) -> None:
+    """Publish nothing of which parts are missing, unless asked."""
+    missing = [f"{row.arm} seed {row.seed} {row.status}" for row in results.rows if row.status != "finished"]
+    if missing or not results.rows:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise error(
+            "SD-F710",
+            f"{len(missing)} of {len(results.rows)} runs are not finished" if results.rows else "nothing was run yet",
+            where=str(results.folder),
+            got=", ".join(missing[:5]) + more,
+            fix=f"{results.plan['command']}   makes them; --unfinished publishes what there is",
+        )
+
+
+def refuse_other(to: Path) -> None:
+    """Replace nothing but a publication."""
+    with storage_errors(to):
+        held = sorted(path.name for path in to.iterdir()) if to.exists() else []
+    if held and not {PLAN, RESULTS} <= set(held):
+        raise error(
+            "SD-F711",
+            "the folder to publish to holds something else",
+            where=str(to),
+            got=", ".join(held[:5]),
+            expect="a new or empty folder, or an earlier publication",
+            fix="give another folder",
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Nothing of the machine
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def impersonal(results: Results) -> Results:
+    """The results without the folders of this machine."""
+    rows = tuple(replace(row, error=pathless(row.error)) for row in results.rows)
+    return replace(results, plan=pathless(results.plan), rows=rows)
+
+
+def pathless(value: T) -> T:
+    """A value in which every absolute path is cut to its last name, inside texts, lists and tables."""
+    cut: Any = value
+    if isinstance(value, str):
+        cut = ABSOLUTE.sub("", value)
+    elif isinstance(value, Mapping):
+        cut = {key: pathless(item) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        cut = [pathless(item) for item in value]
+    result: T = cut
+    return result
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def files(results: Results) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of everything that is published."""
+    logs = logs_of(results)
+    figures = dict(drawn(results, logs))
+    grids = {f"{SAMPLES}/{slug(grid.arm)}.png": grid for grid in samples(results) if grid.png}
+    yield README, readme(results, logs, figures_of(figures), {name: grid.arm for name, grid in grids.items()}).encode()
+    yield REPORT, report(results)
+    yield PLAN, lines(to_json({k: v for k, v in results.plan.items() if k not in OF_THE_MACHINE}, indent=1))
+    yield ENVIRONMENT, lines(to_json(environments(results), indent=1))
+    yield RESULTS, lines(*(to_json(published_row(asdict(row))) for row in results.rows))
+    yield CURVES, curves_table(results, logs).encode()
+    for arm, recipe in recipes(results):
+        yield f"{RECIPES}/{slug(arm)}.json", lines(to_json(recipe, indent=1))
+    for name, chart in figures.items():
+        yield name, lines(as_file(chart))
+    for name, grid in grids.items():
+        yield name, grid.png or b""
+
+
+def lines(*texts: str) -> bytes:
+    return "".join(f"{text}\n" for text in texts).encode()
+
+
+def slug(text: str) -> str:
+    """A name for a file: `mask_ratio=0.1` is `mask_ratio-0.1`."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
+
+
+def published_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A run without its folder."""
+    return {key: value for key, value in row.items() if key != "folder"}
+
+
+def report(results: Results) -> bytes:
+    """`report.html`; a large one without the pictures."""
+    whole = page(results).encode()
+    return whole if len(whole) <= LARGEST_REPORT else page(results, pictures=False).encode()
+
+
+def recipes(results: Results) -> Iterator[tuple[str, Any]]:
+    """The resolved recipe of each arm at the first seed that has one; the others differ from it by their seed."""
+    for arm in results.plan["arms"]:
+        for row in results.of(arm["label"]):
+            path = results.folder / row.folder / RECIPE
+            if path.is_file():
+                yield arm["label"], pathless(read_json(path))
+                break
+
+
+def drawn(results: Results, logs: Logs) -> Iterator[tuple[str, Markup]]:
+    """(file, chart): every curve over steps and over FLOPs, and the probes."""
+    for charts in curves(results, logs):
+        for axis in OVER:
+            yield f"{FIGURES}/{slug(title_of(charts[axis]))}-over-{axis}.svg", charts[axis]
+    if probe := probed(results):
+        for chart in probe.charts:
+            yield f"{FIGURES}/{slug(title_of(chart))}.svg", chart
+
+
+def figures_of(drawn: Mapping[str, Markup]) -> list[Figure]:
+    """What the README says of them."""
+    return [Figure(name, title_of(chart)) for name, chart in drawn.items()]
+
+
+def curves_table(results: Results, logs: Logs) -> str:
+    """CSV: arm, key, step, runs, mean over seeds, one standard deviation below and above; thinned, five digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arm", "key", "step", "runs", "mean", "low", "high"])
+    for arm in results.plan["arms"]:
+        runs = list(logs[arm["label"]].values())
+        for key in all_keys({arm["label"]: logs[arm["label"]]}):
+            if key == "step":
+                continue
+            points = [point for point in over_seeds(key, AXES[0], arm, runs) if point]
+            for step, *values in thinned(points):
+                writer.writerow([arm["label"], key, int(step), len(runs), *(f"{value:.5g}" for value in values)])
+    return text.getvalue()
+
+
+def thinned(points: list[T]) -> list[T]:
+    """Every n-th point counted from the last, at most `MOST_POINTS`."""
+    every = -(-len(points) // MOST_POINTS) or 1
+    return points[::-1][::every][::-1]
