@@ -66,10 +66,12 @@ def test_an_arm_of_other_seeds_is_the_baseline_otherwise(compared) -> None:
 
 
 def test_the_overrides_it_gives_are_taken(compared) -> None:
-    given = [text.strip('"') for text in re.findall(r"`(\"?ablation\.[^`]+)`", PAGE) if "=" in text]
-    assert len(given) == 4
+    given = [text.strip('"') for text in re.findall(r"`(\"?(?:ablation|evaluate)\.[^`]+)`", PAGE) if "=" in text]
+    assert len(given) == 6
+    plain = compared()
     for text in given:
-        assert compared("", text).settings != compared().settings, text
+        changed = compared("", text)
+        assert (changed.settings, changed.base.evaluate) != (plain.settings, plain.base.evaluate), text
     assert len(compared("", *[text for text in given if "grid" in text]).arms) == 2 * 3
 
 

@@ -118,7 +118,7 @@ def test_arms_of_one_seed_are_pairs(name: str) -> None:
 
 @pytest.mark.parametrize("label", GROUNDS)
 def test_an_arm_is_the_shipped_recipe_at_the_common_length(label: str) -> None:
-    common = ["train.steps=800", "evaluate.previews=1"]
+    common = ["train.steps=800", "evaluate.previews=1", "evaluate.during=3"]
     assert recipes(MAIN)[label].run_id == resolve(RECIPES / f"{GROUNDS[label]}.toml", common).run_id
     assert recipes(MAIN)[label].run_id != resolve(RECIPES / f"{GROUNDS[label]}.toml", common[:1]).run_id
 

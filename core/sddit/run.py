@@ -8,7 +8,7 @@ last save.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from sddit.api import load_run
 from sddit.data.declared import no_images
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
 from sddit.evaluation import pictures
-from sddit.evaluation.scores import Scores, evaluate_samples
+from sddit.evaluation.figures import SCORE
+from sddit.evaluation.scores import Scorer, Scores
 from sddit.generate import LABELS, Request, generate
 from sddit.interfaces import Dataset, FeatureExtractor, NoiseSchedule, Tracker
 from sddit.progress import Progress
@@ -97,7 +98,7 @@ def run(
         with Watcher(session, folder, store, cursor, stop, progress) as watcher:
             progress.stage("training", total=recipe.train.steps, done=session.step)
             train(session, watcher)
-        scores = finish(session, folder, stop, progress)
+            scores = finish(session, watcher)
         return RunResult(folder.path, folder.path / REPORT, scores, already_finished=False)
 
 
@@ -224,7 +225,7 @@ def prepare(
 
 
 class Watcher:
-    """What happens between steps: metrics, previews, checkpoints, stopping."""
+    """What happens between steps: metrics, previews, scores, checkpoints, stopping."""
 
     def __init__(
         self, session: Session, folder: RunFolder, store: Store, cursor: int, stop: StopSignals, progress: Progress
@@ -233,6 +234,8 @@ class Watcher:
         self.folder, self.store, self.stop, self.progress = folder, store, stop, progress
         self.save_every = recipe.train.save_every
         self.preview_steps = preview_steps(recipe)
+        self.score_steps = score_steps(recipe)
+        self.scorer = scorer_of(recipe, session.dataset, session.device)
         self.log = MetricsLog(folder.path / METRICS, cursor)
         self.trackers: list[Tracker] = [chosen.build(folder=folder.path) for chosen in recipe.trackers.values()]
         if self.log.shortened:
@@ -254,19 +257,38 @@ class Watcher:
         self.progress.advance(session.step, row)
 
     def stepped(self, session: Session) -> None:
-        """Preview, save, stop: in this order, so that a stop loses nothing."""
+        """Preview, score, save, stop: in this order, so that a stop loses nothing."""
         done = session.step == session.total_steps
         if session.step in self.preview_steps:
             pictures.write_preview(session, self.folder)
+        if self.scorer is not None and session.step in self.score_steps:
+            count = min(session.recipe.evaluate.samples, len(self.scorer.test_set))  # as many as a distance is made of
+            self.scored(session, score_images(self.scorer, *draw_of(session, count)))
         if done or self.stop.requested or session.step % self.save_every == 0:
             self.store.save(session.step, files_of(session, {"log_cursor": self.log.sync()}))
         stop_if_asked(self.stop, self.progress, f"after step {session.step} of {session.total_steps}")
+
+    def scored(self, session: Session, scores: Mapping[str, Scores]) -> None:
+        """A line of the log that holds scores, of those that the arms of an ablation are compared by."""
+        if not scores:
+            return
+        row = {"step": session.step, "images": session.step * session.recipe.train.batch, "seconds": session.seconds}
+        row |= {f"{SCORE}{name}.{figure}": value for name, one in scores.items() for figure, value in one.course()}
+        self.log.append(row)
+        for tracker in self.trackers:
+            tracker.log(session.step, row)
 
 
 def preview_steps(recipe: Recipe) -> set[int]:
     """Evenly over the run, the last step included."""
     count = recipe.evaluate.previews
     return {round(recipe.train.steps * (k + 1) / count) for k in range(count)} - {0}
+
+
+def score_steps(recipe: Recipe) -> set[int]:
+    """Evenly over the run, but for the last step, which is scored in any case."""
+    parts = recipe.evaluate.during + 1
+    return {round(recipe.train.steps * k / parts) for k in range(1, parts)} - {0, recipe.train.steps}
 
 
 def stop_if_asked(stop: StopSignals, progress: Progress, when: str) -> None:
@@ -281,9 +303,11 @@ def stop_if_asked(stop: StopSignals, progress: Progress, when: str) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def finish(session: Session, folder: RunFolder, stop: StopSignals, progress: Progress) -> dict[str, Scores]:
+def finish(session: Session, watcher: Watcher) -> dict[str, Scores]:
     """The pictures, the scores, the report."""
-    scores = score(session, folder, stop, progress)
+    folder, progress = watcher.folder, watcher.progress
+    scores = score(session, watcher)
+    watcher.scored(session, scores)
     folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
     folder.write_json(COST, asdict(cost_of(session.recipe, folder.path)))
     progress.stage("report")
@@ -292,13 +316,35 @@ def finish(session: Session, folder: RunFolder, stop: StopSignals, progress: Pro
     return scores
 
 
-def score(session: Session, folder: RunFolder, stop: StopSignals, progress: Progress) -> dict[str, Scores]:
+def score(session: Session, watcher: Watcher) -> dict[str, Scores]:
     """Sample as many images as the recipe says, keep them, and compare them with real ones."""
-    recipe = session.recipe
-    weights = session.weights(recipe.sampled_weights)
-    request, images = draw(weights, session.schedule, recipe, session.dataset, session.device, progress, stop)
-    pictures.write_samples(folder, SAMPLES, images, request)
-    return compare(recipe, request, images, session.dataset, session.device, progress)
+    progress = watcher.progress
+
+    def tick(step: int, x: Tensor) -> None:
+        progress.tick()
+        stop_if_asked(watcher.stop, progress, "while sampling")
+
+    begin_sampling(session.recipe, progress)
+    request, images = draw_of(session, session.recipe.evaluate.samples, tick)
+    pictures.write_samples(watcher.folder, SAMPLES, images, request)
+    if watcher.scorer is None:
+        return {}
+    progress.stage("scoring")
+    return score_images(watcher.scorer, request, images)
+
+
+def begin_sampling(recipe: Recipe, progress: Progress) -> None:
+    """The stage of the samples of the end, a unit for each step of the sampler in each batch."""
+    batches = -(-recipe.evaluate.samples // recipe.evaluate.batch)
+    progress.stage("sampling", total=batches * recipe.sampler.params.steps)
+
+
+def draw_of(
+    session: Session, count: int, callback: Callable[[int, Tensor], None] | None = None
+) -> tuple[Request, Tensor]:
+    """The first `count` of the images that are scored, with the weights as they are now."""
+    weights = session.weights(session.recipe.sampled_weights)
+    return draw(weights, session.schedule, session.recipe, session.dataset, session.device, count, callback)
 
 
 def draw(
@@ -307,35 +353,26 @@ def draw(
     recipe: Recipe,
     dataset: Dataset,
     device: torch.device,
-    progress: Progress,
-    stop: StopSignals | None = None,
+    count: int,
+    callback: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[Request, Tensor]:
-    """The images that are scored, of the classes that the recipe asks for, uint8 [n, 3, H, W]."""
-    request = LABELS[recipe.evaluate.labels](recipe.shapes.num_classes, recipe.evaluate.samples, recipe.seed)
-    batches = -(-len(request.ids) // recipe.evaluate.batch)
-    progress.stage("sampling", total=batches * recipe.sampler.params.steps)
-
-    def tick(step: int, x: Tensor) -> None:
-        progress.tick()
-        if stop is not None:
-            stop_if_asked(stop, progress, "while sampling")
-
-    x = generate(backbone, schedule, recipe, request, device=device, callback=tick)
+    """The images that are scored, of the classes that the recipe asks for, uint8 [count, 3, H, W]."""
+    request = LABELS[recipe.evaluate.labels](recipe.shapes.num_classes, count, recipe.seed)
+    x = generate(backbone, schedule, recipe, request, device=device, callback=callback)
     return request, dataset.to_images(x)
 
 
-def compare(
-    recipe: Recipe, request: Request, images: Tensor, train_set: Dataset, device: torch.device, progress: Progress
-) -> dict[str, Scores]:
-    """The scores of images by every extractor of the recipe; none, no scores."""
+def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Scorer | None:
+    """What scores the samples of a recipe; None where it names no extractor."""
     if not recipe.features:
-        return {}
-    progress.stage("scoring")
+        return None
     test_set = recipe.dataset.build(split="test")
-    labels = torch.tensor(request.labels)
-    return evaluate_samples(
-        images, labels, train_set, test_set, extractors(recipe, device), recipe.evaluate, recipe.seed
-    )
+    return Scorer(train_set, test_set, extractors(recipe, device), recipe.evaluate, recipe.seed)
+
+
+def score_images(scorer: Scorer, request: Request, images: Tensor) -> dict[str, Scores]:
+    """The scores of the images that were asked for."""
+    return scorer.score(images, torch.tensor(request.labels))
 
 
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
@@ -348,8 +385,21 @@ def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, 
         raise no_images()
     train_set: Dataset = recipe.dataset.build(split="train")
     schedule = model.require_schedule()
-    request, images = draw(model.backbone.to(chosen), schedule, recipe, train_set, chosen, progress)
-    return compare(recipe, request, images, train_set, chosen, progress)
+    begin_sampling(recipe, progress)
+    request, images = draw(
+        model.backbone.to(chosen),
+        schedule,
+        recipe,
+        train_set,
+        chosen,
+        recipe.evaluate.samples,
+        lambda step, x: progress.tick(),
+    )
+    scorer = scorer_of(recipe, train_set, chosen)
+    if scorer is None:
+        return {}
+    progress.stage("scoring")
+    return score_images(scorer, request, images)
 
 
 def extractors(recipe: Recipe, device: torch.device) -> dict[str, FeatureExtractor]:

@@ -114,7 +114,7 @@ def test_a_stopped_run_continues_to_the_same_bits_and_log(
         assert (ended.folder / file).read_bytes() == (whole.folder / file).read_bytes()
     assert (ended.folder / "samples/samples.npz").read_bytes() == (whole.folder / "samples/samples.npz").read_bytes()
     steps = [row["step"] for row in read_metrics(ended.folder / "metrics.jsonl")]
-    assert steps == [1, 2, 3, 4]
+    assert steps == [1, 2, 3, 4, 4]  # the scores of the end are a row of their own
 
 
 def test_the_classes_of_the_samples_are_those_that_the_recipe_asks_for(
@@ -136,6 +136,44 @@ def test_a_run_killed_before_its_scores_only_scores(recipe_of: Callable[..., Rec
     assert second.scores == first.scores
     assert (first.folder / "checkpoints/step-000004/model.safetensors").read_bytes() == checkpoint
     assert (first.folder / "metrics.jsonl").read_bytes() == rows
+
+
+def test_scores_while_training_are_those_of_a_run_that_ends_there(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """With a constant learning rate, the first half of a run of 4 steps is a run of 2."""
+    recipe = recipe_of("evaluate.during=1", "optimizer.lr=1e-2")
+    whole = go(recipe, tmp_path / "whole")
+    rows = [row for row in read_metrics(whole.folder / "metrics.jsonl") if "score/toy.fd" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert rows[1]["score/toy.fd"] == whole.scores["toy"].fd
+    half = go(recipe_of("optimizer.lr=1e-2", "train.steps=2"), tmp_path / "half")
+    assert rows[0]["score/toy.fd"] == pytest.approx(half.scores["toy"].fd, rel=1e-9)
+    assert rows[0]["score/toy.fd"] != rows[1]["score/toy.fd"]
+    assert "How the scores went" in whole.report.read_text()
+    assert "How the scores went" not in half.report.read_text()
+    plain = go(recipe_of("optimizer.lr=1e-2"), tmp_path / "plain")  # looking on the way changes nothing
+    assert plain.scores == whole.scores
+
+
+def test_a_run_stopped_after_it_was_scored_repeats_no_row(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    def rows(folder: Path) -> list[dict[str, float]]:
+        clock = ("seconds", "images_per_second")
+        return [
+            {k: v for k, v in row.items() if k not in clock and not k.startswith("loss/")}
+            for row in read_metrics(folder / "metrics.jsonl")
+        ]
+
+    recipe = recipe_of("evaluate.during=3")
+    whole = go(recipe, tmp_path / "whole")
+    for at in (1, 2, 3):
+        with pytest.raises(SystemExit):
+            go(recipe, tmp_path / "stopped", Notes(signal_at=at))
+    ended = go(recipe, tmp_path / "stopped")
+    assert rows(ended.folder) == rows(whole.folder)
+    (ended.folder / "report.html").unlink()  # killed before the report: scored again, and logged once
+    assert rows(go(recipe, tmp_path / "stopped").folder) == rows(whole.folder)
+    assert sum("score/toy.fd" in row for row in rows(ended.folder)) == 4
 
 
 def test_fresh_sets_the_old_contents_aside_and_deletes_nothing(
@@ -174,7 +212,7 @@ def test_resuming_with_another_recipe_is_refused_until_each_key_is_allowed(
     changes = json.loads((first.folder / "changes.json").read_text())
     assert {change["key"] for change in changes} == {"train.steps", "loss.agree.weight"}
     assert "changed on the way" in second.report.read_text()
-    assert [row["step"] for row in read_metrics(first.folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_metrics(first.folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6, 6]
 
 
 def test_another_model_is_refused_whatever_is_allowed(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:

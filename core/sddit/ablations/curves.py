@@ -10,10 +10,11 @@ from typing import Any
 from markupsafe import Markup
 
 from sddit.ablations.logs import Log, Logs
-from sddit.ablations.results import Results, Row
+from sddit.ablations.results import Results
 from sddit.ablations.statistics import summarize
 from sddit.ablations.table import title
 from sddit.evaluation.charts import Reference, Series, line_chart
+from sddit.evaluation.figures import SCORE
 from sddit.evaluation.probe import Probe
 from sddit.evaluation.report import keys_of, levels
 from sddit.interfaces import Monitor
@@ -62,16 +63,18 @@ def all_keys(logs: Logs) -> list[str]:
     return keys_of([dict.fromkeys(keys_of(log), 0.0) for of_arm in logs.values() for log in of_arm.values()])
 
 
-def over_axes(heading: str, key: str, results: Results, logs: Logs) -> Charts:
+def over_axes(heading: str, key: str, results: Results, logs: Logs, *, log_y: bool = False) -> Charts:
     """One key of the logs over each axis."""
-    return {axis.key: chart(heading, lines(key, axis, results, logs), axis.title) for axis in AXES}
+    return {axis.key: chart(heading, lines(key, axis, results, logs), axis.title, log_y=log_y) for axis in AXES}
 
 
-def chart(heading: str, series: Iterable[Series], x_label: str, references: Sequence[Reference] = ()) -> Markup:
+def chart(
+    heading: str, series: Iterable[Series], x_label: str, references: Sequence[Reference] = (), *, log_y: bool = False
+) -> Markup:
     """A chart that says whose line it is, also of a single one, for which there is no legend."""
     drawn = list(series)
     title = f"{heading}, {drawn[0].name}" if len(drawn) == 1 else heading
-    return line_chart(title, drawn, x_label=x_label, references=references)
+    return line_chart(title, drawn, x_label=x_label, references=references, log_y=log_y)
 
 
 def lines(key: str, axis: Axis, results: Results, logs: Logs) -> Iterator[Series]:
@@ -105,38 +108,13 @@ def band(values: Sequence[float]) -> tuple[float, float, float]:
     return one.mean, one.mean - spread, one.mean + spread
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What was measured once, after training
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def metric_charts(results: Results) -> list[Charts]:
-    """A chart for each metric: where an arm ended, over what it took."""
+def metric_charts(results: Results, logs: Logs) -> list[Charts]:
+    """A chart for each metric that was followed: where the arms ended, and the way there if it was scored too."""
+    keys = all_keys(logs)
+    followed = [metric for metric in results.plan["metrics"] if f"{SCORE}{metric}" in keys]
     return [
-        {
-            axis.key: line_chart(
-                f"{title(metric)} after training", list(ends(metric, axis, results)), x_label=axis.title
-            )
-            for axis in AXES
-        }
-        for metric in results.plan["metrics"]
+        over_axes(title(metric), f"{SCORE}{metric}", results, logs, log_y=metric.endswith(".fd")) for metric in followed
     ]
-
-
-def ends(metric: str, axis: Axis, results: Results) -> Iterator[Series]:
-    """One point an arm, with one standard deviation over seeds to each side."""
-    for slot, arm in enumerate(results.plan["arms"]):
-        figures = results.figure(arm["label"], metric)
-        rows = [row for row in results.of(arm["label"]) if row.seed in figures]
-        at = [position for row in rows if (position := axis.at(arm, as_line(row))) is not None]
-        if at:
-            middle, low, high = band(list(figures.values()))
-            yield Series(arm["label"], [mean(at)], [middle], [low], [high], slot)
-
-
-def as_line(row: Row) -> dict[str, float]:
-    """The end of a run as a line of its log."""
-    return {"step": row.steps, "seconds": row.seconds}
 
 
 def probe_chart(heading: str, results: Results, probes: Mapping[str, Sequence[Probe]], which: str) -> Markup:

@@ -101,7 +101,14 @@ def expand(merged: Merged, *, host: Host | None = None) -> Ablation:
             arms.append(Arm(label, values, against, recipe, laid))
     raise_all(naming_arms(problems))
     metrics = settings.metrics or tuple(f"{label}.fd" for label in base.features)
-    raise_all([*_labels(points, merged), *_metrics(metrics, arms, merged), *_seeds(settings, arms, merged)])
+    raise_all(
+        [
+            *_labels(points, merged),
+            *_metrics(metrics, arms, merged),
+            *_targets(settings, metrics, merged),
+            *_seeds(settings, arms, merged),
+        ]
+    )
     return Ablation(settings, base, tuple(arms), metrics, merged.command)
 
 
@@ -368,6 +375,16 @@ def _metrics(metrics: Sequence[str], arms: Sequence[Arm], merged: Merged) -> Ite
         elif lacking:
             yield from naming_arms(
                 {Problem("SD-R150", f"metric {metric!r} is not measured", where, fix="evaluate.features"): lacking}
+            )
+
+
+def _targets(settings: AblationSettings, metrics: Sequence[str], merged: Merged) -> Iterator[Problem]:
+    """A target is of a metric that is compared."""
+    for metric, _ in leaves(settings.targets):
+        if metric not in metrics:
+            where, known = merged.place(f"{TABLE}.targets"), one_of(metric, metrics) if metrics else "no metric"
+            yield Problem(
+                "SD-R150", f"a target of {metric!r}, which is no metric of this ablation", where, metric, known
             )
 
 

@@ -21,6 +21,7 @@ from sddit.ablations.leaks import LeakCheck
 from sddit.ablations.settings import AblationSettings
 from sddit.plugins import Host
 from sddit.recipes.differences import differences
+from sddit.recipes.merge import leaves
 from sddit.recipes.plan import Plan
 from sddit.recipes.plan import plan as cost_of
 from sddit.recipes.recipe import Recipe
@@ -127,6 +128,7 @@ class AblationPlan:
             "tuning": self.settings.tuning,
             "seeds": list(self.settings.seeds),
             "metrics": list(self.metrics),
+            "targets": dict(leaves(self.settings.targets)),
             "budget": {
                 "rule": self.settings.budget,
                 "amount": budget.amount if budget else None,

@@ -23,6 +23,7 @@ from sddit.ablations.plan import REPORT
 from sddit.ablations.results import Results, Row
 from sddit.ablations.statistics import LEVEL, Comparison, p_text, summarize
 from sddit.ablations.table import against_baselines, apart, changes, comparisons, legend, title, with_spread
+from sddit.ablations.targets import reached
 from sddit.errors import SdditError
 from sddit.evaluation.charts import short
 from sddit.evaluation.figures import FIGURES
@@ -74,6 +75,7 @@ def page(results: Results, *, pictures: bool = True) -> str:
         metrics=[(metric, title(metric), FIGURES[metric.rpartition(".")[2]].better) for metric in compared],
         overview=list(overview(results, compared)),
         statistics={metric: list(statistics(results, metric, compared[metric])) for metric in compared},
+        reached={metric: list(how_soon(results, logs, metric)) for metric in compared},
         cost_headings=COST,
         cost=list(cost(results)),
         axes=AXES,
@@ -96,7 +98,7 @@ def page(results: Results, *, pictures: bool = True) -> str:
 
 def curves(results: Results, logs: Logs) -> list[Charts]:
     """Everything that is drawn over a chosen axis."""
-    return [*loss_charts(results, logs), *metric_charts(results)]
+    return [*metric_charts(results, logs), *loss_charts(results, logs)]
 
 
 def status(results: Results) -> str:
@@ -155,6 +157,21 @@ def statistics(results: Results, metric: str, compared: Mapping[str, Comparison]
             "interval": interval,
             "bar": interval_bar(comparison, reach) if comparison else "",
             "p": p_text(comparison.p_holm).removeprefix("p = ") if comparison and comparison.p_holm is not None else "",
+        }
+
+
+def how_soon(results: Results, logs: Logs, metric: str) -> Iterator[dict[str, str]]:
+    """An arm a line: when it reached the target of the metric. Nothing where that was not followed."""
+    for one in reached(results, logs, metric):
+        got = one.steps.seeds if one.steps else 0
+        yield {
+            "arm": one.arm,
+            "target": short(one.target),
+            "runs": f"{got} of {one.runs}",
+            "steps": f"{'at most ' if one.at_once else ''}{with_spread(one.steps)}" if one.steps else "never",
+            "flops": big(one.flops) if one.flops else "",
+            "of_baseline": "" if one.of_baseline is None else f"{one.of_baseline:.2f} ×",
+            "flops_of_baseline": "" if one.flops_of_baseline is None else f"{one.flops_of_baseline:.2f} ×",
         }
 
 

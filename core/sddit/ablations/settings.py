@@ -28,6 +28,11 @@ class AblationSettings(Params):
         description='Figures to compare, such as "classifier.fd": an extractor of [evaluate] and a figure of its scores. '
         "None: the distance by every extractor.",
     )
+    targets: dict[str, dict[str, float]] = Field(
+        {},
+        description="Scores to reach, such as targets.classifier.fd = 10. The report says after how many steps and FLOPs each arm "
+        "got there, for metrics that [evaluate] takes while training too. Left out: what the baseline reached in every seed.",
+    )
     budget: BudgetRule = Field(
         "images",
         description="What every arm has as much of as the recipe without changes: images, flops (by the components' "

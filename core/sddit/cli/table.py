@@ -138,12 +138,13 @@ def read(folder: Path) -> Line:
     """What a run folder says of itself, finished or not."""
     recipe, last = read_json(folder / RECIPE), last_metrics(folder / METRICS)
     scores = read_json(folder / SCORES) if (folder / SCORES).is_file() else {}
+    seconds = last.get("seconds", 0.0)
     return Line(
         name=folder.resolve().name,
         steps=int(last.get("step", 0)),
         planned=int(recipe["train"]["steps"]),
-        seconds=last.get("seconds", 0.0),
-        images_per_second=last.get("images_per_second", 0.0),
+        seconds=seconds,
+        images_per_second=last.get("images", 0.0) / seconds if seconds else 0.0,
         scores=scores,
     )
 

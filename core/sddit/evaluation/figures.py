@@ -29,3 +29,9 @@ FIGURES: Mapping[str, Figure] = {
     "class_accuracy": Figure("accuracy", "higher"),
 }
 """By the name of the field in `sddit.evaluation.scores.Scores`."""
+
+COURSE = ("fd", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
+"""Those that are followed while training; the others are of all samples of the end."""
+
+SCORE = "score/"
+"""How the keys of scores begin in `metrics.jsonl`: `score/classifier.fd`."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from markupsafe import Markup
 
 from sddit.evaluation.charts import Reference, Series, line_chart, short
+from sddit.evaluation.figures import FIGURES, SCORE
 from sddit.evaluation.page import render
 from sddit.interfaces import Monitor
 
@@ -30,7 +31,7 @@ SPIKE = 10.0  # a gradient norm so many times its median is worth a word
 STILL_FALLING = 0.03  # share by which a term fell in the last tenth of a run
 COPIES = 3.0  # so many times as many near copies as real images give are worth a look
 LEADS = 3.0  # a term whose gradient is so many times that of the first one has taken the lead
-CORE_KEYS = ("loss/", "weight/", "grad_ratio/")  # what the loop logs of a term; the rest is the term's own
+CORE_KEYS = ("loss/", "weight/", "grad_ratio/", SCORE)  # what a run logs by itself; the rest is a term's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ def write_report(run: ReportData) -> str:
         score_tables=[(scores, score_rows(scores)) for scores in run.scores.values()],
         verdicts=verdicts,
         alarms=[verdict for verdict in verdicts if verdict.state == "look here"],
+        score_charts=score_charts(run),
         loss_charts=loss_charts(run),
         noise_charts=noise_charts(run),
         diagnostic_charts=diagnostic_charts(run),
@@ -314,6 +316,22 @@ def loss_charts(run: ReportData) -> list[Markup]:
     charts = [line_chart(f"loss.{label}", [_series(run.metrics, f"loss/{label}", label)]) for label in labels]
     if len(labels) > 1:
         charts.append(line_chart("weight × loss", [_weighted(run.metrics, label) for label in labels]))
+    return charts
+
+
+def score_charts(run: ReportData) -> list[Markup]:
+    """How the scores went, where they were taken more often than at the end, beside what real images get."""
+    charts = []
+    for key in keys_of(run.metrics):
+        label, _, figure = key.removeprefix(SCORE).rpartition(".")
+        if not key.startswith(SCORE) or sum(key in row for row in run.metrics) < 2:
+            continue
+        title = f"{run.scores[label].title if label in run.scores else label}: {FIGURES[figure].title}"
+        floor = getattr(run.scores.get(label), f"{figure}_floor", None)
+        references = [] if floor is None else [Reference("unseen real images", floor)]
+        charts.append(
+            line_chart(title, [_series(run.metrics, key, title)], log_y=figure == "fd", references=references)
+        )
     return charts
 
 

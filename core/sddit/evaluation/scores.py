@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from sddit.draws import key_of
 from sddit.errors import Problem, raise_all
+from sddit.evaluation.figures import COURSE
 from sddit.evaluation.metrics import (
     class_accuracy,
     copied_share,
@@ -84,6 +86,12 @@ class Scores:
         """The distance as a multiple of its floor."""
         return self.fd / self.fd_floor if self.fd_floor > 0 else float("inf")
 
+    def course(self) -> Iterator[tuple[str, float]]:
+        """The figures that are followed over a run."""
+        for figure in COURSE:
+            if (value := getattr(self, figure)) is not None:
+                yield figure, value
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -97,44 +105,62 @@ class Seen:
     labels: Integers  # [n] the classes they have, or were asked to have
 
 
-def evaluate_samples(
-    samples: Tensor,
-    labels: Tensor,
-    train_set: Dataset,
-    test_set: Dataset,
-    extractors: Mapping[str, FeatureExtractor],
-    settings: EvaluateSettings,
-    seed: int,
-) -> dict[str, Scores]:
-    """Score samples by every extractor; each real image is read once.
+@dataclass(frozen=True)
+class Scorer:
+    """Scores samples by every extractor. Each real image is read once, however many sets of samples are scored.
 
     Args:
-        samples: [n, 3, H, W] uint8, in the order of their seeds.
-        labels: [n] int64, the class each was asked to show.
         train_set, test_set: the training split (the reference) and the held-out split (the floor).
         extractors: by label of the recipe.
         settings: neighbours, kernel subsets and batch are read.
         seed: of the recipe; chooses subsets.
-
-    Raises:
-        SdditError: SD-T906 for a set too small for the statistics, SD-T907 for a non-finite feature.
     """
-    refuse_few({"samples": samples, "training images": train_set, "held-out images": test_set}, settings.neighbours)
-    training = see_split(train_set, extractors, settings.batch)
-    heldout = see_split(test_set, extractors, settings.batch)
-    generated = see_images(samples, labels, extractors, settings.batch)
-    return {
-        label: scores(
-            generated[label],
-            reference=training[label].features,
-            heldout=heldout[label],
-            title=extractor.title,
-            settings=settings,
-            seed=seed,
-            num_classes=train_set.facts.num_classes,
-        )
-        for label, extractor in extractors.items()
-    }
+
+    train_set: Dataset
+    test_set: Dataset
+    extractors: Mapping[str, FeatureExtractor]
+    settings: EvaluateSettings
+    seed: int
+
+    def score(self, samples: Tensor, labels: Tensor) -> dict[str, Scores]:
+        """The scores by extractor.
+
+        Args:
+            samples: [n, 3, H, W] uint8, in the order of their seeds.
+            labels: [n] int64, the class each was asked to show.
+
+        Raises:
+            SdditError: SD-T906 for a set too small for the statistics, SD-T907 for a non-finite feature.
+        """
+        sets: dict[str, Sized] = {
+            "samples": samples,
+            "training images": self.train_set,
+            "held-out images": self.test_set,
+        }
+        refuse_few(sets, self.settings.neighbours)
+        generated = see_images(samples, labels, self.extractors, self.settings.batch)
+        return {
+            label: scores(
+                generated[label],
+                reference=self.training[label].features,
+                heldout=self.heldout[label],
+                title=extractor.title,
+                settings=self.settings,
+                seed=self.seed,
+                num_classes=self.train_set.facts.num_classes,
+            )
+            for label, extractor in self.extractors.items()
+        }
+
+    @cached_property
+    def training(self) -> dict[str, Seen]:
+        """What the extractors make of the reference."""
+        return see_split(self.train_set, self.extractors, self.settings.batch)
+
+    @cached_property
+    def heldout(self) -> dict[str, Seen]:
+        """What they make of held-out images."""
+        return see_split(self.test_set, self.extractors, self.settings.batch)
 
 
 def scores(

@@ -99,6 +99,13 @@ class EvaluateSettings(Params):
         description="Which weights are sampled: the label of an [ema], or `student`. Empty: the first [ema], else student.",
     )
     batch: int = Field(256, ge=1, description="Images sampled at once.", json_schema_extra=FREE)
+    during: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Scores while training: at how many points before the end, evenly. Each samples as many images as the "
+        "distances of the end are made of.",
+    )
     previews: int = Field(6, ge=0, le=1000, description="Sample grids over the run, the last one included.")
     per_class: int = Field(8, ge=1, le=64, description="Images of each class in a grid.")
     neighbours: int = Field(3, ge=1, le=100, description="k of precision and recall.")

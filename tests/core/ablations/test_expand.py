@@ -336,6 +336,7 @@ def test_a_mistake_of_the_recipe_itself_names_no_arm(ablation):
         ('[ablation]\nmetrics = ["fd"]', "SD-R150", "no metric 'fd'"),
         ('[ablation]\nmetrics = ["toy.fdd"]', "SD-R150", "no metric 'toy.fdd'"),
         ('[ablation]\nmetrics = ["toyy.fd"]', "SD-R150", "no metric 'toyy.fd'"),
+        ("[ablation]\ntargets.toy.kid = 1", "SD-R150", "a target of 'toy.kid', which is no metric of this ablation"),
         ("[ablation.arms]\na = 3", "SD-R103", "'ablation.arms.a' is of the wrong kind"),
         ("[ablation.arms.a]\nplugins = ['x']", "SD-R150", "'plugins' cannot stand in [ablation.arms.a]"),
         ("[ablation.grid]\nextends = ['x.toml']", "SD-R150", "'extends' cannot stand in [ablation.grid]"),

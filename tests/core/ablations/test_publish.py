@@ -45,6 +45,7 @@ def finished(ablation, tmp_path):
     for run in plan.needed:
         (run.folder / "samples").mkdir(parents=True)
         log = [{"step": k, "seconds": 0.5 * k, "loss/denoise": 1 / k + run.seed} for k in range(1, 5)]
+        log.append({"step": 4, "seconds": 2.0, "score/toy.fd": 1.0 + run.seed})
         (run.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log))
         (run.folder / "scores.json").write_text(json.dumps({"toy": {"fd": 1.0 + run.seed}}))
         (run.folder / "recipe.resolved.json").write_text(json.dumps(run.recipe.to_json()))

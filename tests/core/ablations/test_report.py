@@ -14,13 +14,14 @@ from PIL import Image
 
 from sddit.ablations.cautions import cautions
 from sddit.ablations.conclusion import KINDS, findings, summary
-from sddit.ablations.curves import AXES, lines
+from sddit.ablations.curves import AXES, lines, metric_charts
 from sddit.ablations.leaks import LARGEST, LeakCheck, look
 from sddit.ablations.logs import diagnoses, logs_of
 from sddit.ablations.report import page, write_report
 from sddit.ablations.results import Results, Row
 from sddit.ablations.statistics import p_text, student_interval
 from sddit.ablations.table import comparisons
+from sddit.ablations.targets import first_at, reached
 from sddit.evaluation.charts import as_file
 from sddit.evaluation.probe import Probe
 from sddit.interfaces import Monitor
@@ -105,20 +106,24 @@ def make(tmp_path):
         folder.mkdir(exist_ok=True)
         for one in rows:
             if one.status == "finished":
-                fill(folder / one.folder, one.seed, entropy, probe)
+                fill(folder / one.folder, one.seed, entropy, probe, one.scores["toy.fd"])
         return Results(folder, planned, rows)
 
     return made
 
 
-def fill(run, seed, entropy, probe):
-    """What a run folder holds."""
+def fill(run, seed, entropy, probe, fd):
+    """What a run folder holds; the distance halves every ten steps, down to `fd`."""
     (run / "samples").mkdir(parents=True, exist_ok=True)
     (run / "samples" / "step-000040.png").write_bytes(png())
     (run / "environment.json").write_text(json.dumps({"python": "3.11", "device": "cpu", "packages": {"torch": "2"}}))
     log = [
-        {"step": 10.0 * k, "seconds": 2.0 * k + seed, "loss/denoise": 1 / k + seed, "agree/entropy": entropy}
+        row
         for k in range(1, 5)
+        for row in (
+            {"step": 10.0 * k, "seconds": 2.0 * k + seed, "loss/denoise": 1 / k + seed, "agree/entropy": entropy},
+            {"step": 10.0 * k, "seconds": 2.0 * k + seed, "score/toy.fd": fd * 2 ** (4 - k), "score/toy.recall": 0.5},
+        )
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     if probe:
@@ -332,11 +337,67 @@ def test_every_axis_can_be_chosen(make):
         assert html.count(f'class="over over-{axis.key}"') == 1 + len(METRICS)
 
 
-def test_a_chart_is_a_drawing_of_its_own(make):
-    from sddit.ablations.curves import metric_charts
+def test_the_curve_of_a_metric_is_a_drawing_of_its_own(make):
+    results = make()
+    svg = as_file(metric_charts(results, logs_of(results))[0]["steps"])
+    assert "http://www.w3.org/2000/svg" in svg and "toy FD" in svg
+    assert all(f"{label}: from " in svg for label in FD)
 
-    svg = as_file(metric_charts(make())[0]["steps"])
-    assert svg.count("<circle") == len(FD)
+
+def test_what_was_scored_at_the_end_alone_is_a_point(make):
+    results = make()
+    logs = {label: {seed: log[-1:] for seed, log in runs.items()} for label, runs in logs_of(results).items()}
+    assert as_file(metric_charts(results, logs)[0]["steps"]).count("<circle") == len(FD)
+    assert all(not reached(results, logs, metric) for metric in METRICS)  # a point is no way to a target
+
+
+def test_a_metric_that_no_run_followed_has_no_chart(make):
+    results = make(metrics=["toy.fd", "toy.fd_all"])
+    assert len(metric_charts(results, logs_of(results))) == 1
+
+
+# How soon ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_target_is_what_the_baseline_reached_in_every_seed(make):
+    """base ends at 1, 2 and 3, and every distance halves in ten steps: so 3 is reached 10 log2(fd / 3) steps after the end."""
+    results = make()
+    rows = {one.arm: one for one in reached(results, logs_of(results), "toy.fd")}
+    assert {one.target for one in rows.values()} == {3.0}
+    expected = {label: [40 + 10 * math.log2(fd / 3) for fd in values] for label, values in FD.items()}
+    for label in ("base", "good", "same"):
+        assert rows[label].steps.mean == pytest.approx(sum(expected[label]) / 3, abs=1e-9)
+        assert rows[label].flops == pytest.approx(rows[label].steps.mean * 1e8)
+    assert rows["bad"].steps.seeds == 1 and rows["bad"].steps.mean == pytest.approx(expected["bad"][0])
+    assert rows["bad"].of_baseline is None and rows["base"].of_baseline is None
+    ratio = sum(expected["good"]) / sum(expected["base"])
+    assert rows["good"].of_baseline == pytest.approx(ratio) == rows["good"].flops_of_baseline
+    dear = make(arms={"good": {"flops_per_step": 3e8}})
+    assert reached(dear, logs_of(dear), "toy.fd")[1].flops_of_baseline == pytest.approx(3 * ratio)
+
+
+def test_the_recipe_may_name_the_target(make):
+    results = make(targets={"toy.fd": 8.0, "toy.recall": 0.9})
+    rows = {one.arm: one for one in reached(results, logs_of(results), "toy.fd")}
+    assert rows["base"].at_once and rows["base"].target == 8.0  # seed 0 begins at 8
+    assert not rows["bad"].at_once
+    assert all(one.steps is None and one.runs == 3 for one in reached(results, logs_of(results), "toy.recall"))
+    said = Page(page(results)).text
+    assert "at most" in said and "never" in said and "0 of 3" in said
+
+
+@pytest.mark.parametrize(
+    ("run", "target", "better", "step"),
+    [
+        ([(10, 8.0), (20, 2.0)], 4.0, "lower", 15.0),  # on the logarithm
+        ([(10, 8.0), (20, 0.0)], 4.0, "lower", 15.0),  # a line, where there is no logarithm
+        ([(10, 0.2), (20, 0.6)], 0.3, "higher", 12.5),
+        ([(10, 8.0), (20, 9.0), (30, 2.0)], 9.0, "lower", 10.0),  # there from the first
+        ([(10, 8.0), (20, 9.0)], 4.0, "lower", None),
+    ],
+)
+def test_between_two_scores(run, target, better, step):
+    assert first_at(run, target, better) == (None if step is None else pytest.approx(step))
 
 
 # Words ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sddit.errors import SdditError
 from sddit.evaluation.metrics import frechet_distance
-from sddit.evaluation.scores import Scores, evaluate_samples
+from sddit.evaluation.scores import Scorer, Scores
 from sddit.interfaces import DataFacts
 from sddit.recipes.settings import EvaluateSettings
 
@@ -71,7 +71,7 @@ class Pixels:
 def score(
     samples: Tensor, labels: Tensor, *, settings: EvaluateSettings = SETTINGS, seed: int = 0, **extractor
 ) -> Scores:
-    found = evaluate_samples(samples, labels, toy(1, 200), toy(2, 60), {"q": Pixels(**extractor)}, settings, seed)
+    found = Scorer(toy(1, 200), toy(2, 60), {"q": Pixels(**extractor)}, settings, seed).score(samples, labels)
     return found["q"]
 
 
@@ -150,14 +150,14 @@ def test_class_accuracy_is_left_out_where_it_says_nothing():
     assert score(samples, half).class_accuracy == 1.0
     single = toy(1, 200)
     single.facts = replace(single.facts, class_names=())
-    found = evaluate_samples(samples, labels * 0, single, toy(2, 60), {"q": Pixels()}, SETTINGS, 0)
+    found = Scorer(single, toy(2, 60), {"q": Pixels()}, SETTINGS, 0).score(samples, labels * 0)
     assert found["q"].class_accuracy is None
 
 
 def test_sets_too_small_are_refused_by_name():
     samples, labels = toy_images(3, 3)
     with pytest.raises(SdditError) as caught:
-        evaluate_samples(samples, labels, toy(1, 200), toy(2, 0), {"q": Pixels()}, SETTINGS, 0)
+        Scorer(toy(1, 200), toy(2, 0), {"q": Pixels()}, SETTINGS, 0).score(samples, labels)
     assert [problem.code for problem in caught.value.problems] == ["SD-T906", "SD-T906"]
     assert "samples" in caught.value.problems[0].what
     assert "held-out images" in caught.value.problems[1].what

@@ -1,0 +1,106 @@
+"""How soon arms get somewhere: the steps and FLOPs after which a score reaches a target. Read from the runs' curves. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import mean
+from typing import Any
+
+from sddit.ablations.logs import Log, Logs
+from sddit.ablations.results import Results
+from sddit.ablations.statistics import Direction, Summary, summarize
+from sddit.evaluation.figures import FIGURES, SCORE
+
+Point = tuple[float, float]
+"""(step, score)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """When one arm reached the target of one metric."""
+
+    arm: str
+    target: float
+    runs: int  # with a curve
+    steps: Summary | None  # of the runs that reached it; None: no run did
+    at_once: bool  # whether some run was there at its first score already, so that its steps are too many
+    flops: float | None  # of as many steps
+    of_baseline: float | None  # its steps over the baseline's, where every run of both got there
+    flops_of_baseline: float | None
+
+
+def reached(results: Results, logs: Logs, metric: str) -> list[Reached]:
+    """Arm by arm; nothing for a metric that was not scored while training."""
+    better = FIGURES[metric.rpartition(".")[2]].better
+    arms = {arm["label"]: arm for arm in results.plan["arms"]}
+    curves = {label: [points(log, metric) for log in logs[label].values()] for label in arms}
+    curves = {label: [run for run in runs if len(run) > 1] for label, runs in curves.items()}
+    found: dict[str, tuple[float, list[float], bool]] = {}
+    for label, arm in arms.items():
+        target = target_of(results.plan, metric, curves[arm["baseline"]], better)
+        if curves[label] and target is not None:
+            steps = [step for run in curves[label] if (step := first_at(run, target, better)) is not None]
+            found[label] = target, steps, any(reaches(run[0][1], target, better) for run in curves[label])
+    return list(_rows(arms, curves, found))
+
+
+def _rows(
+    arms: Mapping[str, Mapping[str, Any]],
+    curves: Mapping[str, Sequence[Sequence[Point]]],
+    found: Mapping[str, tuple[float, list[float], bool]],
+) -> Iterator[Reached]:
+    for label, (target, steps, at_once) in found.items():
+        base = arms[label]["baseline"]
+        cost, cost_of_base = arms[label]["flops_per_step"], arms[base]["flops_per_step"]
+        theirs = found[base][1]
+        whole = len(steps) == len(curves[label]) and len(theirs) == len(curves[base]) and label != base
+        ratio = mean(steps) / mean(theirs) if whole else None
+        yield Reached(
+            label,
+            target,
+            len(curves[label]),
+            summarize(steps) if steps else None,
+            at_once,
+            mean(steps) * cost if steps and cost else None,
+            ratio,
+            ratio * cost / cost_of_base if ratio and cost and cost_of_base else None,
+        )
+
+
+def points(log: Log, metric: str) -> list[Point]:
+    """The scores of one run over its steps."""
+    key = f"{SCORE}{metric}"
+    return [(line["step"], line[key]) for line in log if key in line and math.isfinite(line[key])]
+
+
+def target_of(
+    plan: Mapping[str, Any], metric: str, baseline: Sequence[Sequence[Point]], better: Direction
+) -> float | None:
+    """The recipe's target, or what the baseline's last scores reached in every seed; None without either."""
+    if metric in plan.get("targets", {}):  # plans of an earlier version have none
+        return float(plan["targets"][metric])
+    ends = [run[-1][1] for run in baseline]
+    return (max(ends) if better == "lower" else min(ends)) if ends else None
+
+
+def reaches(score: float, target: float, better: Direction) -> bool:
+    """Whether a score is as good as the target."""
+    return score <= target if better == "lower" else score >= target
+
+
+def first_at(run: Sequence[Point], target: float, better: Direction) -> float | None:
+    """The step at which a curve first reaches the target; its first step if it begins there, None if it never does.
+
+    Between two scores a distance falls about exponentially, so it is a line in its logarithm; another figure is a line.
+    """
+    if reaches(run[0][1], target, better):
+        return run[0][0]
+    for (step, score), (later, next_score) in pairwise(run):
+        if reaches(next_score, target, better):
+            on_log = better == "lower" and min(score, next_score, target) > 0
+            a, b, at = (math.log(v) if on_log else v for v in (score, next_score, target))
+            return step + (later - step) * (at - a) / (b - a)
+    return None
