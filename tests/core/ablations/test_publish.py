@@ -74,7 +74,7 @@ def test_everything_is_there_and_nothing_else(finished, tmp_path):
         "README.md", "report.html", "results.jsonl", "plan.json", "environment.json", "curves.csv",
         "recipes/base.json", "recipes/shifted.json", "recipes/rival.json",
         "samples/base.png", "samples/shifted.png", "samples/rival.png",
-        *(f"figures/{name}-over-{axis}.svg" for name in ("loss.denoise", "toy-FD-after-training") for axis in ("steps", "flops")),
+        *(f"figures/{name}-over-{axis}.svg" for name in ("loss.denoise", "toy-FD") for axis in ("steps", "flops")),
     }  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def test_curves_are_means_over_seeds(finished, tmp_path):
     rows = list(csv.DictReader(StringIO((tmp_path / "pub" / "curves.csv").read_text())))
     (row,) = [one for one in rows if (one["arm"], one["key"], one["step"]) == ("rival", "loss/denoise", "4")]
     assert (row["runs"], float(row["mean"]), float(row["low"]), float(row["high"])) == ("3", 1.25, 0.25, 2.25)
-    assert {one["key"] for one in rows} == {"seconds", "loss/denoise"}
+    assert {one["key"] for one in rows} == {"seconds", "loss/denoise", "score/toy.fd"}
 
 
 @pytest.mark.parametrize("number", [0, 1, MOST_POINTS, MOST_POINTS + 1, 12345])
