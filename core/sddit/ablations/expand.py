@@ -86,11 +86,12 @@ def expand(merged: Merged, *, host: Host | None = None) -> Ablation:
     settings = validated(
         AblationSettings, _table(merged), table=TABLE, where=merged.place, fix="sddit-run show ablation"
     )
-    raise_all(_badly_put(settings, merged))
-    points = [(label_of(changes), changes) for changes in itertools.product(*axes(settings))]
     problems: dict[Problem, list[str]] = {}  # by what is wrong, the arms in which it is
     with _noting(problems, ""):
         base = resolve_merged(merged, host=host)
+    if badly_put := list(_badly_put(settings, merged)):
+        raise_all([*problems, *badly_put])  # a misspelt [ablation.grid] is both
+    points = [(label_of(changes), changes) for changes in itertools.product(*axes(settings))]
     arms = []
     for label, changes in points:
         with _noting(problems, label):

@@ -211,6 +211,9 @@ class Finder:
         if "name" in table:
             got = f"name = {quoted(table['name'])}"
             self.problem("SD-R103", f"'{key}.name' is of the wrong kind", f"{key}.name", got, expect, fix)
+        elif near := nearest("name", table):
+            got, fix = f"{near} = {quoted(table[near])}", f"rename {near!r} if it was meant, or run  {fix}"
+            self.problem("SD-R109", f"'{key}.name' is missing", f"{key}.{near}", got, expect, fix)
         else:
             self.problem("SD-R109", f"'{key}.name' is missing", key, "nothing", expect, fix)
 

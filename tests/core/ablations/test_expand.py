@@ -389,3 +389,12 @@ def test_the_table_is_a_table(ablation):
 def test_a_seed_must_stay_one(ablation):
     (found,) = problems(ablation, "[ablation]\nseeds = [1]\n[ablation.arms.a]\nseed = 9223372036854775807")
     assert (found.code, found.what) == ("SD-R107", "arm 'a': the seed is out of range")
+
+
+def test_a_misspelt_table_of_the_ablation_is_named_beside_what_it_leaves_behind(write):
+    with pytest.raises(SdditError) as caught:
+        expand(load(write(ARMS.replace("[ablation.arms.plain]", "[ablaiton.arms.plain]"))))
+    assert [(p.code, p.what) for p in caught.value.problems] == [
+        ("SD-R102", "unknown key 'ablaiton'"),
+        ("SD-R150", "no arm 'plain' to compare with"),
+    ]

@@ -489,3 +489,10 @@ def test_a_word_is_no_path(problems: Problems, resolved: Resolve, base: str, wor
         assert resolved(source(word)).to_json()["dataset"]["source"] == word
     except SdditError as failure:  # Debian's package may be missing
         assert "/usr/share/datasets" in failure.problems[0].where
+
+
+def test_a_misspelt_name_is_named_where_it_stands(problems: Problems, base: str) -> None:
+    (found,) = problems(base.replace('[sampler]\nname = "toy"', '[sampler]\nnmae = "toy"'))
+    assert (found.code, found.what, found.got) == ("SD-R109", "'sampler.name' is missing", 'nmae = "toy"')
+    assert found.where.endswith("recipe.toml:20")
+    assert found.fix.startswith("rename 'nmae' if it was meant")
