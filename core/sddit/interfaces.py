@@ -574,6 +574,10 @@ class Loss(Protocol):
         """Called once after each optimizer step that was taken."""
         ...
 
+    def staged(self) -> Iterable[Tensor]:
+        """What forward staged for `after_step`, on the device. A step is not taken where any of it is not finite."""
+        ...
+
     def discard(self) -> None:
         """Forget what forward staged: the step is not taken."""
         ...

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -31,8 +32,10 @@ from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.reporting import cost_of, write_run_report
 from sddit.training.checkpoints import Store
-from sddit.training.loop import train
+from sddit.training.evidence import evidence
+from sddit.training.loop import NonFinite, train
 from sddit.training.run_folder import MetricsLog, RunFolder
+from sddit.training.saving import Saver
 from sddit.training.session import Session, build_session, files_of, restore
 from sddit.training.signals import StopSignals
 
@@ -97,7 +100,10 @@ def run(
         session, cursor = prepare(recipe, folder, store, chosen, progress)
         with Watcher(session, folder, store, cursor, stop, progress) as watcher:
             progress.stage("training", total=recipe.train.steps, done=session.step)
-            train(session, watcher)
+            try:
+                train(session, watcher)
+            except NonFinite as fault:
+                raise watcher.kept(session, fault) from fault
             scores = finish(session, watcher)
         return RunResult(folder.path, folder.path / REPORT, scores, already_finished=False)
 
@@ -202,8 +208,8 @@ def prepare(
     """A session at the newest good checkpoint of the folder, or before its first step; and where its log was then."""
     store.clean()
     checkpoint = store.latest()
-    for notice in store.notices:
-        progress.warn(notice)
+    while store.notices:
+        progress.warn(store.notices.pop(0))
     surroundings.configure(recipe, device, threads=checkpoint.state.get("threads") if checkpoint else None)
     folder.write_json(RECIPE, recipe.to_json())
     for name, file in recipe.plugin_files.items():  # beside the recipe, so that the folder says all that it needs
@@ -232,6 +238,7 @@ class Watcher:
     ) -> None:
         recipe = session.recipe
         self.folder, self.store, self.stop, self.progress = folder, store, stop, progress
+        self.saver = Saver(store, beside=recipe.train.save_async)
         self.save_every = recipe.train.save_every
         self.preview_steps = preview_steps(recipe)
         self.score_steps = score_steps(recipe)
@@ -244,7 +251,13 @@ class Watcher:
     def __enter__(self) -> Watcher:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, cause: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or issubclass(kind, Exception):
+            self.settle()
+        else:
+            self.saver.abandon()  # asked twice to stop
         for tracker in self.trackers:
             tracker.close()
         self.log.close()
@@ -258,6 +271,9 @@ class Watcher:
 
     def stepped(self, session: Session) -> None:
         """Preview, score, save, stop: in this order, so that a stop loses nothing."""
+        self.saver.poll()
+        if session.skipped[-1:] == [session.step - 1]:
+            self.progress.warn(f"step {session.step - 1} skipped: not finite; {len(session.skipped)} in all")
         done = session.step == session.total_steps
         if session.step in self.preview_steps:
             pictures.write_preview(session, self.folder)
@@ -265,7 +281,10 @@ class Watcher:
             count = min(session.recipe.evaluate.samples, len(self.scorer.test_set))  # as many as a distance is made of
             self.scored(session, score_images(self.scorer, *draw_of(session, count)))
         if done or self.stop.requested or session.step % self.save_every == 0:
-            self.store.save(session.step, files_of(session, {"log_cursor": self.log.sync()}))
+            self.save(session)
+        if done or self.stop.requested:
+            self.saver.wait()
+        self.tell()
         stop_if_asked(self.stop, self.progress, f"after step {session.step} of {session.total_steps}")
 
     def scored(self, session: Session, scores: Mapping[str, Scores]) -> None:
@@ -277,6 +296,37 @@ class Watcher:
         self.log.append(row)
         for tracker in self.trackers:
             tracker.log(session.step, row)
+
+    def save(self, session: Session) -> None:
+        """Save a checkpoint, or begin to."""
+        files = files_of(session, {"log_cursor": self.log.sync()}, copy=self.saver.beside)
+        self.saver.save(session.step, files)
+
+    def settle(self) -> None:
+        """Let the save under way end; one that fails is told beside what else went wrong."""
+        try:
+            self.saver.wait()
+        except SdditError as failure:
+            for problem in failure.problems:
+                self.progress.warn(f"{problem.what} [{problem.code}]")
+
+    def tell(self) -> None:
+        """Show what the store noticed."""
+        while self.store.notices:
+            self.progress.warn(self.store.notices.pop(0))
+
+    def kept(self, session: Session, fault: NonFinite) -> SdditError:
+        """Keep the state before a step that was not finite, and what is known of the step. Returns the error that names it."""
+        self.save(session)
+        self.saver.wait()
+        name = f"non-finite-{session.step:06d}.json"
+        facts = evidence(session, fault.bad, self.folder.path, self.store.place(session.step))
+        place = self.folder.write_json(name, facts)
+        problem = fault.problems[0]
+        got = f"{problem.got}; it began in {facts['began_in']}" if facts["began_in"] else problem.got
+        return SdditError(
+            replace(problem, got=got, fix=f"{problem.fix}. It is repeated by  {facts['repeat']}   facts: {place}")
+        )
 
 
 def preview_steps(recipe: Recipe) -> set[int]:

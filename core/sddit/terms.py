@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ class LossTerm(nn.Module):
 
     def after_step(self, ctx: Context) -> None:
         """Change buffers here, from what forward staged. Not called for a skipped step."""
+
+    def staged(self) -> Iterable[Tensor]:
+        """What forward staged for `after_step`: a step with a NaN or an infinity in it is not taken."""
+        return ()
 
     def discard(self) -> None:
         """Forget what forward staged: the step is not taken."""

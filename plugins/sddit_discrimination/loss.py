@@ -180,5 +180,8 @@ class Discrimination(LossTerm):
             center.lerp_(mean.to(center), 1 - self.params.center_momentum)
         self.discard()
 
+    def staged(self) -> list[Tensor]:
+        return [total for total, _ in self._staged.values()]
+
     def discard(self) -> None:
         self._staged.clear()

@@ -30,11 +30,25 @@ class TrainSettings(Params):
     activation_checkpointing: bool = Field(
         False, description="Recompute each block in the backward pass instead of keeping its activations."
     )
+    skip_non_finite: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="Steps that may be skipped, in all, because a loss or a gradient was NaN or infinite; at the next one the "
+        "run stops. Nothing learns from a skipped step, and metrics.jsonl counts them.",
+        json_schema_extra=FREE,
+    )
     compile: bool = Field(False, description="torch.compile each block: pays on runs of many minutes.")
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; recorded and reused on resume.", json_schema_extra=FREE
     )
     save_every: int = Field(500, ge=1, description="Steps between checkpoints.", json_schema_extra=FREE)
+    save_async: bool = Field(
+        False,
+        description="Write checkpoints beside the next steps, from a copy in the CPU's memory: pays where saving takes many "
+        "steps' time. A save that fails stops the run at its next step.",
+        json_schema_extra=FREE,
+    )
     keep: int = Field(2, ge=1, description="Verified checkpoints to keep.", json_schema_extra=FREE)
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.", json_schema_extra=FREE)
 

@@ -329,24 +329,27 @@ class ToyAgreement(LossTerm):
         self.momentum = params.momentum
         self.head = nn.Linear(width, width)
         self.register_buffer("centre", torch.zeros(width))
-        self.staged: list[Tensor] = []
+        self.waiting: list[Tensor] = []  # means of the micro-batches, [D] each
 
     def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
         student, teacher = outputs["student"].taps["encoder"], outputs["teacher"].taps["encoder"]
         with torch.no_grad():
             target = ctx.averaged["head"](teacher.at(student.index))  # [B, K, D]
-            self.staged.append(ctx.mean(target.mean(dim=(0, 1))))
+            self.waiting.append(ctx.mean(target.mean(dim=(0, 1))))
         error: Tensor = (self.head(student.patch) - (target - self.centre)).square().mean(dim=(1, 2))  # [B]
         self.log("centre", self.centre.norm())
         return error
 
     def after_step(self, ctx: Context) -> None:
-        if self.staged:
-            self.centre.lerp_(torch.stack(self.staged).mean(dim=0).to(self.centre), 1 - self.momentum)
+        if self.waiting:
+            self.centre.lerp_(torch.stack(self.waiting).mean(dim=0).to(self.centre), 1 - self.momentum)
         self.discard()
 
+    def staged(self) -> list[Tensor]:
+        return self.waiting
+
     def discard(self) -> None:
-        self.staged.clear()
+        self.waiting.clear()
 
 
 class ToySampler:

@@ -12,6 +12,7 @@ A checkpoint is staged beside its place, synced, and appears by one rename: that
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -24,6 +25,7 @@ from pathlib import Path
 from sddit.errors import error
 from sddit.faults import fault_point
 from sddit.training.durable import (
+    STAGED,
     doom,
     remove_leftovers,
     replace_file,
@@ -131,10 +133,18 @@ class Store:
         """Remove what a killed process left unfinished."""
         remove_leftovers(self.folder)
 
+    def withdraw(self) -> None:
+        """Take away what a save under way in another thread has written. It fails then, unless it is complete by now."""
+        for staged in self.folder.glob(f"{STAGED}*"):
+            with contextlib.suppress(FileNotFoundError):  # it was complete
+                doom(
+                    staged
+                ) if staged.is_dir() else staged.unlink()  # one move: what is published is never half taken away
+        self.clean()
+
     def _refuse_when_full(self, files: Mapping[str, Content]) -> None:
-        """SD-M610 unless the checkpoint fits. A file not yet made is taken to be as large as it was last time."""
-        last = _sizes(self.place(steps[-1])) if (steps := self.steps()) else {}
-        size = sum(len(content) if isinstance(content, bytes) else last.get(name, 0) for name, content in files.items())
+        """SD-M610 unless the checkpoint fits."""
+        size = sum(len(content) if isinstance(content, bytes) else content.size for content in files.values())
         free = shutil.disk_usage(self.folder).free
         if free < SPARE * size:
             need = f"need {_readable(SPARE * size)}, have {_readable(free)}"
@@ -202,10 +212,6 @@ class Store:
             place.rename(aside)
             sync_folder(self.folder)
         return aside
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    return {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
 
 
 def _read_index(folder: Path) -> dict[str, str]:

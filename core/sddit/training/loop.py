@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from sddit.data.loader import batch_ids
 from sddit.draws import Draws
-from sddit.errors import error
+from sddit.errors import Problem, SdditError
 from sddit.interfaces import Batch, Context, DrawnDataset, OptimizerParams, Outputs
 from sddit.training.objective import inside, observe, refuse_malformed
 from sddit.training.session import Session
@@ -42,6 +41,7 @@ class StepResult:
     binned: dict[str, Tensor]  # its sums by noise quarter, then counts, [2, NOISE_BINS]
     grad_norm: Tensor
     ratios: dict[str, float]  # norm of each weighted term's gradient on the backbone, over the first term's
+    taken: bool = True  # else the step was skipped, and measured nothing
 
 
 def train(session: Session, observer: Observer) -> None:
@@ -61,13 +61,19 @@ def train(session: Session, observer: Observer) -> None:
 
 
 def take_step(session: Session, edges: Tensor) -> StepResult:
-    """One optimizer step. Nothing that lasts changes before the gradient is known to be finite."""
+    """One optimizer step. Nothing that lasts changes before all its numbers are known to be finite.
+
+    Where they are not, the step is skipped, or NonFinite raised if the recipe allows no more of that.
+    """
     weights = session.objective.weights(session.step)
     result = accumulate(session, weights, edges)
     parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
     complete_gradients(session.optimizer, parameters)
     result.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    refuse_non_finite(session, result)
+    if bad := not_finite(session, result):
+        forget_step(session)
+        skip_step(session, bad)
+        return StepResult({}, {}, result.grad_norm, {}, taken=False)
     clip_gradients(session.recipe.optimizer.params, parameters, result.grad_norm)
     set_learning_rate(session)
     session.optimizer.step()
@@ -221,28 +227,52 @@ def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Ma
     return {label: norms[label] / norms[first] for label in others if norms[first] > 0}
 
 
-def refuse_non_finite(session: Session, result: StepResult) -> None:
-    """Stop before any weight, average, teacher or buffer changes. The one read of the device in a step."""
-    finite = torch.stack(
-        [torch.isfinite(result.grad_norm), *(torch.isfinite(value) for value in result.terms.values())]
-    )
+def not_finite(session: Session, result: StepResult) -> list[str]:
+    """What of a step holds a NaN or an infinity: losses, the gradient, what terms staged. The one read of the device in a step."""
+    values = {f"loss.{label}": [value] for label, value in result.terms.items()}
+    values["the gradient"] = [result.grad_norm]
+    values |= {f"what loss.{label} staged": list(term.staged()) for label, term in session.student.terms.items()}  # type: ignore[operator]
+    names = [name for name, tensors in values.items() for _ in tensors]
+    finite = torch.stack([torch.isfinite(tensor).all() for tensors in values.values() for tensor in tensors])
     if bool(finite.all()):
-        return
+        return []
+    return list(dict.fromkeys(name for name, fine in zip(names, finite.tolist(), strict=True) if not fine))
+
+
+def forget_step(session: Session) -> None:
+    """Drop what a step left behind that is not taken: gradients, what terms staged and measured."""
+    session.optimizer.zero_grad(set_to_none=True)
     for term in session.student.terms.values():
         term.discard()  # type: ignore[operator]
-    session.optimizer.zero_grad(set_to_none=True)
-    bad = [label for label, value in result.terms.items() if not math.isfinite(float(value))]
-    got = f"loss.{', loss.'.join(bad)} not finite" if bad else f"gradient norm {float(result.grad_norm)}"
-    ids, _ = batch_ids(session.recipe.seed, session.step, session.recipe.train.batch, len(session.dataset))
-    shown = ", ".join(str(int(i)) for i in ids[:8])
-    raise error(
-        "SD-N501",
-        f"a non-finite value at step {session.step}; nothing was changed by it",
-        where=f"samples {shown}, ...",
-        got=got,
-        expect="finite losses and gradients",
-        fix="lower optimizer.lr, set optimizer.clip, or train.precision=fp32; look at these samples",
-    )
+        term.diagnostics()  # type: ignore[operator]
+
+
+def skip_step(session: Session, bad: list[str]) -> None:
+    """Go on to the next step with nothing changed. Raises NonFinite once the recipe allows no more of this."""
+    allowed = session.recipe.train.skip_non_finite
+    if len(session.skipped) == allowed:
+        raise NonFinite(session, bad)
+    session.skipped.append(session.step)
+    session.step += 1
+
+
+class NonFinite(SdditError):
+    """A step whose numbers were not finite, and that the recipe does not let be skipped. Nothing was changed by it."""
+
+    def __init__(self, session: Session, bad: list[str]) -> None:
+        ids, _ = batch_ids(session.recipe.seed, session.step, session.recipe.train.batch, len(session.dataset))
+        before = f", after {len(session.skipped)} skipped steps" if session.skipped else ""
+        self.bad = bad
+        super().__init__(
+            Problem(
+                "SD-N501",
+                f"a non-finite value at step {session.step}{before}; nothing was changed by it",
+                where=f"samples {', '.join(map(str, ids[:8]))}, ...",
+                got=f"{', '.join(bad)}: not finite",
+                expect="finite losses and gradients",
+                fix="lower optimizer.lr, set optimizer.clip, or train.precision=fp32; look at these samples",
+            )
+        )
 
 
 def set_learning_rate(session: Session) -> None:
@@ -287,6 +317,8 @@ def bin_by_noise(value: Tensor, t: Tensor, edges: Tensor) -> Tensor:
 
 def tally(session: Session, result: StepResult) -> None:
     """Add a step to the sums of the current log interval, on the device: nothing is read back before the log is due."""
+    if not result.taken:
+        return
     add(session.tally, "grad_norm", result.grad_norm)
     for label, value in result.terms.items():
         add(session.tally, f"loss/{label}", value)
@@ -320,8 +352,11 @@ def log_row(session: Session) -> dict[str, float]:
         "seconds": session.seconds,
         "images_per_second": session.recipe.train.batch / max(took, 1e-9),
         "lr": session.optimizer.param_groups[0]["lr"] / session.optimizer.param_groups[0]["lr_scale"],
-        "loss": sum(weight * means.get(f"loss/{label}", 0.0) for label, weight in weights.items()),
     }
+    if "grad_norm" in means:  # else every step of the interval was skipped
+        row["loss"] = sum(weight * means.get(f"loss/{label}", 0.0) for label, weight in weights.items())
+    if session.recipe.train.skip_non_finite:
+        row["skipped"] = float(len(session.skipped))
     return row | {f"weight/{label}": weight for label, weight in weights.items()} | means
 
 

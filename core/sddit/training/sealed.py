@@ -11,25 +11,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 from sddit.errors import SdditError, error
 from sddit.faults import fault_point
 from sddit.training.durable import create, storage_errors, sync_folder
+from sddit.training.formats import FORMAT, brought_up
 
-FORMAT = 1
 MANIFEST = "manifest.json"
 UNUSABLE = {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO}  # other refusals blame no file
 
 
-class Writer(Protocol):
-    """Where a file's bytes go."""
+@dataclass(frozen=True, slots=True)
+class Late:
+    """The bytes of a file, made when its turn comes: then only one file at a time need be in memory."""
 
-    def write(self, data: bytes, /) -> int: ...
+    size: int  # of the bytes, about: whether they fit is asked before they are made
+    make: Callable[[], bytes]
 
 
-Content = bytes | Callable[[Writer], None]
-"""The bytes of a file, or what writes them: then only one file at a time need be in memory."""
+Content = bytes | Late
+"""What a file of a checkpoint is to hold."""
 
 
 class Broken(Exception):
@@ -43,6 +45,7 @@ class Checkpoint:
     step: int
     folder: Path
     files: Mapping[str, tuple[int, str]]  # name -> size in bytes, sha256
+    format: int = FORMAT  # the one it was written in
 
     def path(self, name: str) -> Path:
         """Where a file lies. KeyError if the checkpoint has none of that name."""
@@ -63,27 +66,8 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The contents of state.json."""
-        state: dict[str, Any] = json.loads(self.read("state.json"))
-        return state
-
-
-class HashingWriter:
-    """Passes bytes on to a file, and knows the size and sha256 of all it was given."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.size = 0
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes, /) -> int:
-        self.sha256.update(data)
-        self.size += len(data)
-        return self.file.write(data)
-
-    @property
-    def seal(self) -> tuple[int, str]:
-        return self.size, self.sha256.hexdigest()
+        """The contents of state.json, in the form of this version whichever wrote it."""
+        return brought_up(json.loads(self.read("state.json")), self.format)
 
 
 def stage(folder: Path, step: int, files: Mapping[str, Content]) -> None:
@@ -100,16 +84,13 @@ def stage(folder: Path, step: int, files: Mapping[str, Content]) -> None:
 
 
 def write_file(path: Path, content: Content) -> tuple[int, str]:
-    """Write and sync a new file, hashing while writing. Returns its size and sha256."""
+    """Write and sync a new file. Returns its size and sha256."""
+    data = content if isinstance(content, bytes) else content.make()
     with os.fdopen(create(path), "wb") as file:
-        writer = HashingWriter(file)
-        if isinstance(content, bytes):
-            writer.write(content)
-        else:
-            content(writer)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return writer.seal
+    return len(data), hashlib.sha256(data).hexdigest()
 
 
 def seal_manifest(body: Mapping[str, Any]) -> bytes:
@@ -145,11 +126,11 @@ def read_manifest(folder: Path) -> Checkpoint:
         del body["sha256"]
         if seal_manifest(body) != data:
             raise Broken(f"{MANIFEST}: checksum differs")
-        if body["format"] != FORMAT:
-            got = f"format {body['format']}, this version reads {FORMAT}"
+        if body["format"] not in range(1, FORMAT + 1):
+            got = f"format {body['format']}, this version reads 1 to {FORMAT}"
             raise error("SD-C430", "the checkpoint is of another format", where=str(folder), got=got)
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
-        return Checkpoint(int(body["step"]), folder, files)
+        return Checkpoint(int(body["step"]), folder, files, int(body["format"]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise Broken(f"{MANIFEST}: cannot be read") from None
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from sddit.training import tensors as safetensors_bridge
 from sddit.training.averages import Teacher, WeightAverage, under
 from sddit.training.checkpoints import Checkpoint
 from sddit.training.objective import Objective, Student
+from sddit.training.sealed import Content, Late
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """The dtype of weights. bf16 is an autocast over float32 weights."""
@@ -48,7 +49,14 @@ class Session:
     tally: dict[str, Tensor] = field(
         default_factory=dict
     )  # sum and count of what the current log interval saw, [2] float64
+    skipped: list[int] = field(default_factory=list)  # steps that were not taken: their numbers were not finite
+    built_with: list[dict[str, float]] = field(
+        init=False
+    )  # the plain numbers of the optimizer's groups before the first step
     notes: list[str] = field(default_factory=list)  # what a person should be told once, before the first step
+
+    def __post_init__(self) -> None:
+        self.built_with = numbers_of(self.optimizer)
 
     @property
     def total_steps(self) -> int:
@@ -184,20 +192,28 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def files_of(session: Session, extra: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of a checkpoint. No random state: every draw is keyed."""
+def files_of(session: Session, extra: Mapping[str, Any], *, copy: bool = False) -> dict[str, Content]:
+    """The files of a checkpoint. No random state: every draw is keyed.
+
+    Tensors are packed when a file is written: until then the session must stand still, unless `copy` takes copies of them
+    to the CPU's memory first. Writing raises SD-N502 for one that is not finite.
+    """
     optimizer, numbers = split_optimizer(session.optimizer)
-    files = {
-        "model.safetensors": safetensors_bridge.pack(session.student.state_dict()),
-        "optimizer.safetensors": safetensors_bridge.pack(optimizer),
-    }
+    tensors: dict[str, Mapping[str, Tensor]] = {"model": session.student.state_dict(), "optimizer": optimizer}
     if session.averages:
-        named = {
+        tensors["ema"] = {
             f"{label}.{k}": v for label, ema in session.averages.items() for k, v in ema.module.state_dict().items()
         }
-        files["ema.safetensors"] = safetensors_bridge.pack(named)
     if session.teacher:
-        files["teacher.safetensors"] = safetensors_bridge.pack(session.teacher.tensors())
+        tensors["teacher"] = session.teacher.tensors()
+    if copy:
+        tensors = {
+            name: {k: v.detach().to("cpu", copy=True) for k, v in group.items()} for name, group in tensors.items()
+        }
+    files: dict[str, Content] = {
+        f"{name}.safetensors": Late(sum(v.nbytes for v in group.values()), partial(packed, name, group))
+        for name, group in tensors.items()
+    }
     state = {
         "step": session.step,
         "images": session.step * session.recipe.train.batch,
@@ -206,12 +222,27 @@ def files_of(session: Session, extra: Mapping[str, Any]) -> dict[str, bytes]:
         "threads": torch.get_num_threads(),
         "tally": {name: [number.hex() for number in pair.tolist()] for name, pair in session.tally.items()},
         "optimizer": numbers,
-        "optimized": sorted(session.optimizer.state_dict()["state"]),
-        "counted": counted_by(session.optimizer),
+        "optimized": {
+            str(index): sorted(entries) for index, entries in sorted(session.optimizer.state_dict()["state"].items())
+        },
+        "counted": counted_by(session),
+        "skipped": session.skipped,
         **extra,
     }
     files["state.json"] = json.dumps(state, allow_nan=False, indent=1).encode()
     return files
+
+
+def packed(name: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a file of tensors. SD-N502 where one is not finite: such a state is never saved."""
+    if bad := safetensors_bridge.non_finite(tensors):
+        raise error(
+            "SD-N502",
+            f"non-finite values in {name}:{bad}; nothing of it is saved",
+            got="a NaN or an infinity in what was to be saved",
+            fix="lower optimizer.lr, then run again: it continues from the newest checkpoint",
+        )
+    return safetensors_bridge.pack(tensors)
 
 
 def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -239,6 +270,13 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
             average.module.load_state_dict(under(f"{label}.", averages))
         if session.teacher:
             session.teacher.restore(read("teacher.safetensors"))
+        session.step = int(state["step"])
+        session.seconds = float(state["seconds"])
+        session.skipped = list(state["skipped"])
+        session.tally = {
+            name: torch.tensor([float.fromhex(number) for number in pair], dtype=torch.float64, device=session.device)
+            for name, pair in state["tally"].items()
+        }
     except (KeyError, RuntimeError, FileNotFoundError) as mismatch:
         first = str(mismatch).splitlines()[0]
         raise error(
@@ -249,12 +287,6 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
             expect="a checkpoint of the same recipe",
             fix="start afresh with --fresh, or use the recipe it was made with",
         ) from mismatch
-    session.step = int(state["step"])
-    session.seconds = float(state["seconds"])
-    session.tally = {
-        name: torch.tensor([float.fromhex(number) for number in pair], dtype=torch.float64, device=session.device)
-        for name, pair in state["tally"].items()
-    }
     return state
 
 
@@ -271,32 +303,44 @@ def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
     return tensors, numbers
 
 
-def counted_by(optimizer: torch.optim.Optimizer) -> list[dict[str, int]]:
-    """The whole numbers in each group: some optimizers count their steps there rather than beside each weight."""
-    return [{key: value for key, value in group.items() if type(value) is int} for group in optimizer.param_groups]
+def numbers_of(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """The plain numbers in each group: settings, and for some optimizers what they count there rather than per weight."""
+    return [
+        {key: value for key, value in group.items() if type(value) in (int, float)} for group in optimizer.param_groups
+    ]
 
 
-def restore_counts(optimizer: torch.optim.Optimizer, counted: Sequence[Mapping[str, int]]) -> None:
-    """Give the groups back what they counted; what they were built with comes from the recipe and stays."""
+def counted_by(session: Session) -> list[dict[str, float]]:
+    """The numbers of each group that are not as they were built: counts, not settings, which come from the recipe."""
+    return [
+        {key: value for key, value in now.items() if built.get(key) != value}
+        for now, built in zip(numbers_of(session.optimizer), session.built_with, strict=True)
+    ]
+
+
+def restore_counts(optimizer: torch.optim.Optimizer, counted: Sequence[Mapping[str, float]]) -> None:
+    """Give the groups back what they counted."""
     for group, counts in zip(optimizer.param_groups, counted, strict=True):
-        for key, value in counts.items():
-            group.setdefault(key, value)
+        group.update(counts)
 
 
 def join_optimizer(
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, Tensor],
     numbers: Mapping[str, Mapping[str, Any]],
-    optimized: Sequence[int],
+    optimized: Mapping[str, Sequence[str]],
 ) -> None:
     """The inverse of `split_optimizer`. Settings come from the recipe, so only the state is restored.
 
-    `optimized` are the parameters that have a state: all but those that were never given a gradient.
+    `optimized` are the parameters that have a state, which are all but those that were never given a gradient, and the names
+    of what it holds for each. KeyError for one that is missing.
     """
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
-    if missing := sorted(set(optimized) - state.keys()):
-        raise KeyError(f"optimizer state of parameter {missing[0]} is missing")
+    for wanted, names in optimized.items():
+        held = state.get(int(wanted))
+        if held is None or not held.keys() >= set(names):
+            raise KeyError(f"optimizer state of parameter {wanted} is missing")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

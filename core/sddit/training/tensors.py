@@ -36,11 +36,15 @@ def unpack(data: bytes) -> dict[str, Tensor]:
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """SD-C450 naming the first tensor with a NaN or an infinity. `where` says what they are, such as `ema`."""
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise error(
-                "SD-C450", f"non-finite values in {where}:{name}", expect="finite numbers", fix="use an earlier step"
-            )
+    if name := non_finite(tensors):
+        raise error(
+            "SD-C450", f"non-finite values in {where}:{name}", expect="finite numbers", fix="use an earlier step"
+        )
+
+
+def non_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the first tensor with a NaN or an infinity; empty: there is none."""
+    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), "")
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

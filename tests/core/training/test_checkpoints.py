@@ -20,7 +20,8 @@ from sddit import faults
 from sddit.errors import SdditError
 from sddit.training import checkpoints
 from sddit.training.checkpoints import Store
-from sddit.training.sealed import Writer, seal_manifest
+from sddit.training.formats import FORMAT
+from sddit.training.sealed import Content, Late, seal_manifest
 from sddit.training.tensors import pack, require_finite, unpack
 
 FILES = {"model.safetensors": bytes(range(256)) * 40, "ema.safetensors": b"e" * 999, "state.json": b'{"step": 1}'}
@@ -80,16 +81,17 @@ def test_what_is_saved_is_what_is_read(store: Store) -> None:
     with pytest.raises(KeyError, match=r"teacher\.safetensors"):
         newest.read("teacher.safetensors")
     manifest = json.loads((place / "manifest.json").read_text())
-    assert (manifest["format"], manifest["step"], set(manifest["files"])) == (1, 7, set(FILES))
+    assert (manifest["format"], manifest["step"], set(manifest["files"])) == (FORMAT, 7, set(FILES))
     assert json.loads((store.folder / "index.json").read_text()) == {"step-000007": "verified"}
 
 
-def test_a_file_may_be_written_in_parts_when_its_turn_comes(store: Store) -> None:
-    def parts(writer: Writer) -> None:
-        for part in (b"one ", b"two ", b"three"):
-            writer.write(part)
+def test_a_file_may_be_made_when_its_turn_comes(store: Store) -> None:
+    def made() -> bytes:
+        (staged,) = store.folder.iterdir()
+        assert {path.name for path in staged.iterdir()} == {"state.json"}
+        return b"one two three"
 
-    store.save(1, {"state.json": b"{}", "model.safetensors": parts})
+    store.save(1, {"state.json": b"{}", "model.safetensors": Late(13, made)})
     assert store.open(1).read("model.safetensors") == b"one two three"
 
 
@@ -241,8 +243,9 @@ def test_an_explicit_step_is_that_step_or_an_error(two: Store) -> None:
     assert two.place(2).is_dir()
 
 
-def test_another_format_is_refused_and_left_alone(two: Store) -> None:
-    (two.place(2) / "manifest.json").write_bytes(seal_manifest({"format": 2, "step": 2, "files": {}}))
+@pytest.mark.parametrize("format", [0, FORMAT + 1, "1", None])
+def test_another_format_is_refused_and_left_alone(two: Store, format: object) -> None:
+    (two.place(2) / "manifest.json").write_bytes(seal_manifest({"format": format, "step": 2, "files": {}}))
     assert code(two.latest) == "SD-C430"
     assert two.steps() == [1, 2]
 
@@ -324,7 +327,8 @@ def test_a_checkpoint_that_would_not_fit_is_not_begun(store: Store, monkeypatch:
     store.save(1, FILES)
     size = sum(len(data) for data in FILES.values())
     usage = shutil.disk_usage(store.folder)
-    later = {**FILES, "model.safetensors": lambda writer: pytest.fail("nothing should be written")}
+    model = Late(len(FILES["model.safetensors"]), lambda: pytest.fail("nothing should be written"))
+    later: dict[str, Content] = {**FILES, "model.safetensors": model}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(1.19 * size)))
     with pytest.raises(SdditError, match=r"no space for a checkpoint: need 13\.") as caught:
         store.save(2, later)
@@ -385,10 +389,11 @@ def test_a_real_limit_on_file_sizes(store: Store) -> None:
 def test_a_run_folder_that_has_gone_is_told(store: Store) -> None:
     store.save(1, FILES)
 
-    def removes_the_folder(writer: Writer) -> None:
+    def removes_the_folder() -> bytes:
         shutil.rmtree(store.folder)
+        return b""
 
-    assert code(lambda: store.save(2, {"a": b"a", "b": removes_the_folder, "c": b"c"})) == "SD-F706"
+    assert code(lambda: store.save(2, {"a": b"a", "b": Late(0, removes_the_folder), "c": b"c"})) == "SD-F706"
 
 
 # -- tensors ---------------------------------------------------------------------------------------------------------
@@ -426,7 +431,7 @@ def bits(tensor: Tensor) -> list[int]:
 
 def test_tensors_through_a_checkpoint(store: Store) -> None:
     weights = {"w": torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
-    store.save(1, {"model.safetensors": pack(weights), "late.safetensors": lambda writer: writer.write(pack(weights))})
+    store.save(1, {"model.safetensors": pack(weights), "late.safetensors": Late(120, lambda: pack(weights))})
     for name in ("model.safetensors", "late.safetensors"):
         assert torch.equal(unpack(store.open(1).read(name))["w"], weights["w"])
 

@@ -20,22 +20,23 @@ RUN = """
 import sys, time
 from pathlib import Path
 from sddit.training.checkpoints import Store
+from sddit.training.sealed import Late
 from sddit.training.signals import StopSignals
 
 store, patience, slow = Store(Path(sys.argv[1]), keep=2), float(sys.argv[2]), sys.argv[3] == "slow"
 
-def state(writer):
+def state():
     print("saving", flush=True)
     if slow:
         time.sleep(60)
-    writer.write(b"{}")
+    return b"{}"
 
 with StopSignals() as stop:
     for step in range(1, 10**6):
         print("step", flush=True)
         time.sleep(patience)
         if stop.requested:
-            store.save(step, {"state.json": state})
+            store.save(step, {"state.json": Late(2, state)})
             raise SystemExit(stop.exit_status)
 """
 

@@ -144,7 +144,11 @@ def test_an_optimizer_without_a_parameter_of_the_run_is_refused(
     session = new_session()
     run_to(session, 2)
     files = files_of(session, {})
-    kept = {name: value for name, value in unpack(files["optimizer.safetensors"]).items() if not name.startswith("0.")}
+    kept = {
+        name: value
+        for name, value in unpack(files["optimizer.safetensors"].make()).items()
+        if not name.startswith("0.")
+    }
     store = Store(tmp_path / "c", keep=1)
     store.save(2, {**files, "optimizer.safetensors": pack(kept)})
     found = store.latest()
@@ -156,9 +160,10 @@ def test_an_optimizer_without_a_parameter_of_the_run_is_refused(
 def test_weights_that_are_not_finite_are_refused(new_session: Callable[..., Session], tmp_path: Path) -> None:
     session = new_session()
     run_to(session, 2)
-    next(iter(session.averages["main"].module.parameters())).data.fill_(float("nan"))
+    files = files_of(session, {})
+    bad = {name: torch.full_like(v, float("nan")) for name, v in unpack(files["ema.safetensors"].make()).items()}
     store = Store(tmp_path / "c", keep=1)
-    store.save(2, files_of(session, {}))
+    store.save(2, {**files, "ema.safetensors": pack(bad)})
     found = store.latest()
     assert found is not None
     with pytest.raises(SdditError, match="SD-C450"):
