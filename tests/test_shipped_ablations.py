@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sddit.ablations.expand import expand
+from sddit.ablations.leaks import look_for_leaks
 from sddit.ablations.plan import AblationPlan, PlannedArm, make_plan
 from sddit.ablations.runner import run_ablation
 from sddit.errors import SdditError
@@ -19,7 +20,8 @@ from sddit.recipes.resolve import resolve
 from sddit.training.session import build_session
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-SMALL = sorted((RECIPES / "ablations").glob("*.toml"))
+SANITY = RECIPES / "ablations" / "sanity.toml"
+SMALL = sorted(path for path in (RECIPES / "ablations").glob("*.toml") if path != SANITY)
 LARGE = sorted((RECIPES / "ablations" / "imagenet256").glob("*.toml"))
 ALL = [str(path.relative_to(RECIPES).with_suffix("")) for path in (*SMALL, *LARGE)]
 MAIN, LARGE_MAIN = "ablations/sd_dit_vs_masking", "ablations/imagenet256/sd_dit_vs_masking"
@@ -111,6 +113,27 @@ def test_arms_of_one_seed_are_pairs(name: str) -> None:
     """Equal seeds, data and batches: hence equal batches, noise and noise levels."""
     shared = [(arm.recipe.seed, arm.recipe.dataset, arm.recipe.train.batch) for arm in planned(name).arms]
     assert all(one == shared[0] for one in shared)
+
+
+# ------------------------------------------------------------------------------------------- the one whose answer is known
+
+
+def test_the_twin_shares_its_runs_and_no_other_arm_does() -> None:
+    ids = {
+        arm: {run.id for run in planned("ablations/sanity").runs if run.arm == arm} for arm in arms("ablations/sanity")
+    }
+    assert ids.pop("twin") == ids["sd_dit"]
+    assert len(set.union(*ids.values())) == 5 * len(ids)
+
+
+def test_each_broken_arm_is_warned_of_and_no_sound_one_is() -> None:
+    found = arms("ablations/sanity")
+    checks = look_for_leaks(list(found.values()), Progress())
+    assert {label for label, check in checks.items() if check.found} == {"leaking"}
+    assert not any(check.unchecked for check in checks.values())
+    assert "to mend of loss 'leaking'" in checks["leaking"].found[0]
+    assert {label for label, arm in found.items() if arm.recipe.warnings} == {"blind"}
+    assert "student and teacher see the same picture" in found["blind"].recipe.warnings[0]
 
 
 # -------------------------------------------------------------------------------------------------- the main comparison
