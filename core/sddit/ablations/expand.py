@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from sddit.ablations.settings import AblationSettings
@@ -70,6 +71,7 @@ class Ablation:
     arms: tuple[Arm, ...]
     metrics: tuple[str, ...]  # "classifier.fd"
     command: str = ""  # what to type for it
+    published: Path | None = None  # the folder of published results to compare with
 
 
 def is_ablation(merged: Merged) -> bool:
@@ -110,7 +112,8 @@ def expand(merged: Merged, *, host: Host | None = None) -> Ablation:
             *_seeds(settings, arms, merged),
         ]
     )
-    return Ablation(settings, base, tuple(arms), metrics, merged.command)
+    published = Path(merged.absolute(f"{TABLE}.published", settings.published)) if settings.published else None
+    return Ablation(settings, base, tuple(arms), metrics, merged.command, published)
 
 
 def naming_arms(problems: Mapping[Problem, Sequence[str]]) -> Iterator[Problem]:

@@ -108,6 +108,7 @@ class AblationPlan:
     folder: Path
     threads: int | None = None  # of each run, where the recipe leaves it open
     command: str = ""  # what to type for it
+    published: Path | None = None  # results to compare with
 
     @property
     def needed(self) -> list[PlannedRun]:
@@ -135,6 +136,7 @@ class AblationPlan:
                 "seconds_per_step": dict(budget.pace) if budget else {},
             },
             "threads": self.threads,
+            "published": os.path.relpath(self.published, self.folder) if self.published else "",
             "arms": [arm.to_json() for arm in self.arms],
             "runs": [
                 {"arm": run.arm, "seed": run.seed, "id": run.id, "folder": os.path.relpath(run.folder, self.folder)}
@@ -183,6 +185,7 @@ def make_plan(
         folder=folder,
         threads=threads,
         command=ablation.command,
+        published=ablation.published,
     )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from markupsafe import Markup
 from sddit.ablations.curves import AXES, all_keys, over_seeds
 from sddit.ablations.logs import Logs, environments, logs_of
 from sddit.ablations.plan import PLAN, RECIPE, REPORT
+from sddit.ablations.published import ENVIRONMENT, RECIPES, pathless, slug
 from sddit.ablations.readme import Figure, readme
 from sddit.ablations.report import curves, page, probed, samples
 from sddit.ablations.results import RESULTS, Results, gather, read_json
@@ -32,14 +32,11 @@ from sddit.errors import error
 from sddit.evaluation.charts import as_file, title_of
 from sddit.training.durable import replace_file, storage_errors, to_json
 
-README, ENVIRONMENT, CURVES = "README.md", "environment.json", "curves.csv"
-FIGURES, SAMPLES, RECIPES = "figures", "samples", "recipes"
+README, CURVES, FIGURES, SAMPLES = "README.md", "curves.csv", "figures", "samples"
 OVER = ("steps", "flops")  # the axes of the figures
 LARGEST_REPORT = 1_500_000  # bytes; a larger one goes without its pictures of samples
 MOST_POINTS = 100  # of one key of one arm in `curves.csv`
 OF_THE_MACHINE = ("runs", "threads")  # of plan.json: folders, and what a rerun chooses for itself
-ABSOLUTE = re.compile(r"""(?<![\w.:/~])~?/(?:[^\s/'",;:)\]]+/)*(?=[^\s/'",;:)\]])""")
-"""The folders of an absolute path, up to its last name."""
 
 T = TypeVar("T")
 
@@ -108,22 +105,9 @@ def refuse_other(to: Path) -> None:
 
 
 def impersonal(results: Results) -> Results:
-    """The results without the folders of this machine."""
+    """The results without the folders of this machine, and beside no earlier publication."""
     rows = tuple(replace(row, error=pathless(row.error)) for row in results.rows)
-    return replace(results, plan=pathless(results.plan), rows=rows)
-
-
-def pathless(value: T) -> T:
-    """A value in which every absolute path is cut to its last name, inside texts, lists and tables."""
-    cut: Any = value
-    if isinstance(value, str):
-        cut = ABSOLUTE.sub("", value)
-    elif isinstance(value, Mapping):
-        cut = {key: pathless(item) for key, item in value.items()}
-    elif isinstance(value, list | tuple):
-        cut = [pathless(item) for item in value]
-    result: T = cut
-    return result
+    return replace(results, plan={**pathless(results.plan), "published": ""}, rows=rows)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -152,11 +136,6 @@ def files(results: Results) -> Iterator[tuple[str, bytes]]:
 
 def lines(*texts: str) -> bytes:
     return "".join(f"{text}\n" for text in texts).encode()
-
-
-def slug(text: str) -> str:
-    """A name for a file: `mask_ratio=0.1` is `mask_ratio-0.1`."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
 
 
 def published_row(row: dict[str, Any]) -> dict[str, Any]:

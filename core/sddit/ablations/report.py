@@ -20,6 +20,7 @@ from sddit.ablations.conclusion import budget, fairness, findings, summary
 from sddit.ablations.curves import AXES, Charts, diagnostic_charts, loss_charts, metric_charts, probe_chart
 from sddit.ablations.logs import Diagnosis, Logs, diagnoses, environments, logs_of
 from sddit.ablations.plan import REPORT
+from sddit.ablations.published import Reproduction, against_published
 from sddit.ablations.results import Results, Row
 from sddit.ablations.statistics import LEVEL, Comparison, p_text, summarize
 from sddit.ablations.table import against_baselines, apart, changes, comparisons, legend, title, with_spread
@@ -64,6 +65,7 @@ def page(results: Results, *, pictures: bool = True) -> str:
     found = cautions(results, logs)
     compared = {metric: comparisons(results, metric) for metric in results.plan["metrics"]}
     watched = diagnoses(results, logs)
+    reproduction = against_published(results)
     return render(
         Path(__file__).with_name("ablation.html.j2"),
         plan=results.plan,
@@ -85,6 +87,8 @@ def page(results: Results, *, pictures: bool = True) -> str:
         diagnostics=by_key(watched),
         diagnostic_charts=diagnostic_charts(results, logs, {one.key: one.monitor for one in watched}),
         probe=probed(results),
+        reproduction=reproduction,
+        agreements=agreements(reproduction),
         failures=[row for row in results.rows if row.status == "failed"],
         runs=runs(results),
         facts=list(facts(results)),
@@ -314,6 +318,28 @@ def probe_of(run: Path) -> Probe | None:
         return read_probe(run)
     except SdditError:
         return None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What was published
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def agreements(reproduction: Reproduction | None) -> list[dict[str, Any]]:
+    """A metric of an arm a line: published, here, and whether they agree."""
+    return [
+        {
+            "arm": one.arm,
+            "metric": title(one.metric),
+            "published": with_spread(one.published),
+            "here": with_spread(one.here),
+            "identical": f"{one.identical} of {one.twins}",
+            "interval": "" if one.low is None or one.high is None else f"{one.low:.2g}, {one.high:.2g}",
+            "p": "" if one.p_holm is None else p_text(one.p_holm).removeprefix("p = "),
+            "cell": Cell("", one.word.partition(" under ")[0], "bad" if one.word == "different" else ""),
+        }
+        for one in (reproduction.agreements if reproduction else ())
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
 """What the runs of an ablation came to: one row a run, read from the run folders each time. No torch.
 
-`results.jsonl` is these rows as they were when the ablation's command last ended; nothing here reads it.
+`results.jsonl` is these rows as they were when the ablation's command last ended; only that of a published ablation, whose run
+folders are elsewhere, is read.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,10 +68,19 @@ class Results:
 
 
 def gather(folder: Path) -> Results:
-    """The rows of an ablation's folder. Raises SD-F704 for a plan that cannot be read."""
+    """The rows of an ablation's folder, or of a published one. Raises SD-F704 for a plan that cannot be read."""
     plan = read_json(folder / PLAN)
+    if "runs" not in plan:
+        return Results(folder, plan, tuple(published_rows(folder / RESULTS)))
     arms = {arm["label"]: arm for arm in plan["arms"]}
     return Results(folder, plan, tuple(readable(folder, run, arms[run["arm"]]) for run in plan["runs"]))
+
+
+def published_rows(path: Path) -> Iterator[Row]:
+    """The rows as they were published, whose run folders are elsewhere."""
+    known = {one.name for one in fields(Row)} - {"folder"}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        yield Row(**{key: value for key, value in json.loads(line).items() if key in known}, folder="")
 
 
 def readable(folder: Path, run: Mapping[str, Any], arm: Mapping[str, Any]) -> Row:

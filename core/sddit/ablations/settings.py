@@ -43,6 +43,11 @@ class AblationSettings(Params):
         description="How the settings of each arm were chosen, and with how much effort: the report quotes it. Every arm should "
         "have had the same, the baseline too.",
     )
+    published: str = Field(
+        "",
+        description="The folder, relative to the recipe, in which results of it were published (`sddit-run publish`): the command "
+        "and the report compare this ablation with them. Changes no run; a folder that is not there is passed over.",
+    )
     arms: dict[str, dict[str, Any]] = Field(
         {}, description="[ablation.arms.LABEL]: changes to the recipe that belong together. Empty: the recipe as it is."
     )

@@ -165,6 +165,22 @@ def student_p(differences: ArrayLike) -> Array:
     return np.asarray(2 * student_tail(t, n - 1))
 
 
+def welch(one: ArrayLike, other: ArrayLike, level: float = LEVEL) -> tuple[float, float, float, float]:
+    """(difference, low, high, p) of the means of two independent samples, [n] - [m], whose spreads may differ (Welch 1947).
+
+    Degrees of freedom by Satterthwaite. Samples without any spread differ surely, p = 0, or not at all, p = 1.
+    """
+    x, y = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    parts = np.asarray([sample.var(ddof=1) / len(sample) for sample in (x, y)])
+    difference, variance = float(x.mean() - y.mean()), float(parts.sum())
+    if variance == 0:
+        return difference, difference, difference, float(difference == 0)
+    dof = variance**2 / float((parts**2 / (len(x) - 1, len(y) - 1)).sum())
+    error = math.sqrt(variance)
+    reach = student_quantile((1 + level) / 2, dof) * error
+    return difference, difference - reach, difference + reach, 2 * float(student_tail(abs(difference) / error, dof))
+
+
 def holm(p: ArrayLike) -> Array:
     """Holm's correction (1979) over the last axis of [..., m]: the p-values of m tests made together.
 

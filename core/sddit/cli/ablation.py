@@ -9,6 +9,7 @@ import click
 
 from sddit.ablations.expand import Ablation, expand, naming_arms
 from sddit.ablations.plan import REPORT, AblationPlan, PlannedArm
+from sddit.ablations.published import Reproduction, against_published
 from sddit.ablations.results import Results, Row, readable
 from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
 from sddit.ablations.table import cells, changes, comparisons, legend
@@ -102,8 +103,16 @@ def print_results(results: Results) -> None:
     console().print(shown)
     if words := legend({metric: comparisons(results, metric) for metric in results.plan["metrics"]}):
         click.echo(words)
+    if reproduction := against_published(results):
+        print_reproduction(reproduction)
     click.echo(f"report: {results.folder / REPORT}")
     click.echo(f"sddit-run table {results.folder}   shows this again; --latex, --markdown, --csv")
+
+
+def print_reproduction(reproduction: Reproduction) -> None:
+    """How this compares with what was published; the report has it figure by figure."""
+    for text in (*reproduction.words, *(f"not compared: {what}: {why}" for what, why in reproduction.apart)):
+        click.echo(printable(text))
 
 
 def run_one(ctx: click.Context, plan: AblationPlan, id: str, *, device: str, as_json: bool) -> None:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from PIL import Image
 
 from sddit.ablations import runner
 from sddit.ablations.expand import Ablation, expand
+from sddit.ablations.plan import make_plan
 from sddit.cli.app import call
 from sddit.plugins import Host
 from sddit.recipes.merge import load
 from sddit.testing import TOY_PAIR_RECIPE
 
 SCORED = '\n[evaluate]\nsamples = 12\nfeatures = ["toy"]\npreviews = 0\nkid_subsets = 2\n'
+
+PUBLISHABLE = """
+[ablation]
+question = "Does it *help*?"
+tuning = "None, see /home/someone/notes/tuning.md"
+seeds = [0, 1, 2]
+metrics = ["toy.fd"]
+[ablation.arms.base]
+[ablation.arms.shifted]
+seed = 100
+[ablation.arms.rival]
+loss.agree.weight = 0.25
+"""
 
 TRAINER = dedent("""
     import json, pathlib, signal, sys, time
@@ -83,6 +100,35 @@ def pretending(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(runner, "command", command)
     monkeypatch.setattr(runner, "POLL", 0.02)
+
+
+@pytest.fixture
+def finished(ablation: Callable[..., Ablation], tmp_path: Path) -> Path:
+    """The folder of a finished ablation whose runs hold scores, a loss, a picture and their versions."""
+    plan = make_plan(ablation(PUBLISHABLE), tmp_path / "runs")
+    plan.folder.mkdir(parents=True)
+    leaks = {"leaks": {"found": [], "unchecked": "too large to search"}}
+    planned = plan.to_json()
+    planned["arms"] = [{**arm, **leaks} for arm in planned["arms"]]
+    (plan.folder / "plan.json").write_text(json.dumps(planned))
+    for run in plan.needed:
+        (run.folder / "samples").mkdir(parents=True)
+        log = [{"step": k, "seconds": 0.5 * k, "loss/denoise": 1 / k + run.seed} for k in range(1, 5)]
+        log.append({"step": 4, "seconds": 2.0, "score/toy.fd": 1.0 + run.seed})
+        (run.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log))
+        (run.folder / "scores.json").write_text(json.dumps({"toy": {"fd": 1.0 + run.seed}}))
+        (run.folder / "recipe.resolved.json").write_text(json.dumps(run.recipe.to_json()))
+        (run.folder / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2"}}))
+        (run.folder / "samples" / "step-000004.png").write_bytes(picture(run.seed))
+        (run.folder / "report.html").touch()
+    return plan.folder
+
+
+def picture(shade: int) -> bytes:
+    """A PNG."""
+    buffer = BytesIO()
+    Image.new("RGB", (20, 10), (shade, 30, 30)).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True, slots=True)

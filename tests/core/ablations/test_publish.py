@@ -5,60 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import re
-from io import BytesIO, StringIO
+from io import StringIO
 from xml.etree import ElementTree
 
 import pytest
-from PIL import Image
 
 from sddit.ablations import publish as publishing
-from sddit.ablations.plan import make_plan
-from sddit.ablations.publish import MOST_POINTS, pathless, publish, thinned
+from sddit.ablations.publish import MOST_POINTS, publish, thinned
+from sddit.ablations.published import pathless
 from sddit.ablations.readme import plain
 from sddit.ablations.report import page
 from sddit.ablations.results import gather, note_failure
 from sddit.errors import SdditError
 
-ARMS = """
-[ablation]
-question = "Does it *help*?"
-tuning = "None, see /home/someone/notes/tuning.md"
-seeds = [0, 1, 2]
-metrics = ["toy.fd"]
-[ablation.arms.base]
-[ablation.arms.shifted]
-seed = 100
-[ablation.arms.rival]
-loss.agree.weight = 0.25
-"""
-
-
-@pytest.fixture
-def finished(ablation, tmp_path):
-    """The folder of a finished ablation whose runs hold scores, a loss, a picture and their versions."""
-    plan = make_plan(ablation(ARMS), tmp_path / "runs")
-    plan.folder.mkdir(parents=True)
-    leaks = {"leaks": {"found": [], "unchecked": "too large to search"}}
-    planned = plan.to_json()
-    planned["arms"] = [{**arm, **leaks} for arm in planned["arms"]]
-    (plan.folder / "plan.json").write_text(json.dumps(planned))
-    for run in plan.needed:
-        (run.folder / "samples").mkdir(parents=True)
-        log = [{"step": k, "seconds": 0.5 * k, "loss/denoise": 1 / k + run.seed} for k in range(1, 5)]
-        log.append({"step": 4, "seconds": 2.0, "score/toy.fd": 1.0 + run.seed})
-        (run.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log))
-        (run.folder / "scores.json").write_text(json.dumps({"toy": {"fd": 1.0 + run.seed}}))
-        (run.folder / "recipe.resolved.json").write_text(json.dumps(run.recipe.to_json()))
-        (run.folder / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2"}}))
-        (run.folder / "samples" / "step-000004.png").write_bytes(picture(run.seed))
-        (run.folder / "report.html").touch()
-    return plan.folder
-
-
-def picture(shade):
-    buffer = BytesIO()
-    Image.new("RGB", (20, 10), (shade, 30, 30)).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def contents(folder):

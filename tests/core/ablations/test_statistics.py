@@ -17,6 +17,7 @@ from sddit.ablations.statistics import (
     student_quantile,
     student_tail,
     summarize,
+    welch,
 )
 
 Array = NDArray[np.float64]
@@ -239,3 +240,37 @@ def test_summaries() -> None:
         summarize([1.0, math.nan])
     with pytest.raises(ValueError, match="has failed"):
         compare({0: 1.0}, {"a": {0: math.inf}}, better="lower")
+
+
+# Two independent samples ----------------------------------------------------------------------------------------------
+
+
+def test_welch_on_an_example_with_known_answers():
+    one = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4]
+    other = [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8, 20.2, 21.9, 22.1, 22.9, 20.5, 24.4]
+    difference, low, high, p = welch(one, other)
+    assert difference == pytest.approx(-2.1667, abs=1e-4)
+    t = difference / ((high - low) / 2 / student_quantile(0.975, 25.0))
+    assert (round(t, 2), round(p, 3)) == (-2.46, 0.021)
+
+
+def test_welch_of_equal_sizes_and_spreads_is_students_t():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(5)
+    _, low, high, _ = welch(x + 3, x)
+    reach = student_quantile(0.975, 8) * math.sqrt(2 * x.var(ddof=1) / 5)
+    assert (low, high) == pytest.approx((3 - reach, 3 + reach), abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "m", "ratio"), [(3, 3, 1.0), (5, 5, 3.0), (3, 5, 0.5)])
+def test_welch_holds_its_level(n, m, ratio):
+    rng = np.random.default_rng(1)
+    found = [welch(rng.standard_normal(n), ratio * rng.standard_normal(m)) for _ in range(2000)]
+    covered = np.mean([low <= 0 <= high for _, low, high, _ in found])
+    assert 0.93 <= covered <= 0.98
+    assert covered == np.mean([p >= 0.05 for *_, p in found])
+
+
+def test_welch_without_spread():
+    assert welch([1.0, 1.0], [1.0, 1.0]) == (0, 0, 0, 1)
+    assert welch([2.0, 2.0], [1.0, 1.0]) == (1, 1, 1, 0)
