@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sddit.ablations.cautions import Caution, cautions
 from sddit.ablations.conclusion import Compared, fairness, findings, summary
 from sddit.ablations.logs import Logs, environments
-from sddit.ablations.report import COST, cost, facts
+from sddit.ablations.report import COST, cost, facts, how_soon
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import summarize
 from sddit.ablations.table import changes, comparisons, difference, legend, title, with_spread
@@ -52,6 +52,7 @@ def readme(results: Results, logs: Logs, figures: Sequence[Figure], samples: Map
         came_out(results, compared, found),
         believe(results, found),
         the_table(results, compared),
+        the_targets(results, logs),
         the_cost(results),
         fair(results, compared, found),
         the_figures(figures),
@@ -117,6 +118,24 @@ def the_table(results: Results, compared: Compared) -> Iterator[str]:
     yield from table(["arm", *names, "runs", "changes"], rows)
     if words := legend(compared):
         yield f"{plain(words)}\n"
+
+
+def the_targets(results: Results, logs: Logs) -> Iterator[str]:
+    """After how many steps and FLOPs each arm was where the baseline ended, for metrics that were followed."""
+    found = {metric: list(how_soon(results, logs, metric)) for metric in results.plan["metrics"]}
+    if not any(found.values()):
+        return
+    yield from heading("How soon")
+    yield (
+        "The steps after which a score reached its target, read between the scores that were taken while training. "
+        "Before the end those are of weights whose learning rate has not fallen yet."
+    )
+    yield ""
+    names = ("target", "runs that got there", "steps", "beside the baseline", "training FLOPs", "beside the baseline")
+    keys = ("arm", "target", "runs", "steps", "of_baseline", "flops", "flops_of_baseline")
+    for metric, rows in found.items():
+        if rows:
+            yield from table([title(metric), *names], [[plain(row[key]) for key in keys] for row in rows])
 
 
 def the_cost(results: Results) -> Iterator[str]:

@@ -19,7 +19,6 @@ from sddit.ablations.results import gather, note_failure
 from sddit.errors import SdditError
 
 
-
 def contents(folder):
     """Every file by name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
