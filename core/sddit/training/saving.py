@@ -20,7 +20,7 @@ class Saver:
     def __init__(self, store: Store, *, beside: bool) -> None:
         self.store = store
         self.beside = beside
-        self._thread: threading.Thread | None = None
+        self._ended: threading.Event | None = None  # set when the save under way is over; None: there is none
         self._failure: BaseException | None = None
 
     def save(self, step: int, files: Mapping[str, Content]) -> None:
@@ -29,30 +29,33 @@ class Saver:
         if not self.beside:
             self.store.save(step, files)
             return
-        self._thread = threading.Thread(target=self._write, args=(step, files), name=f"save-{step}", daemon=True)
-        self._thread.start()
+        self._ended = threading.Event()
+        # A daemon, since the process must not wait for it after a second signal.
+        threading.Thread(target=self._write, args=(step, files, self._ended), name=f"save-{step}", daemon=True).start()
 
     def poll(self) -> None:
         """Raise what went wrong, if a save has failed by now."""
-        if self._thread is not None and not self._thread.is_alive():
+        if self._ended is not None and self._ended.is_set():
             self.wait()
 
     def wait(self) -> None:
         """Wait for the save under way. Raises what went wrong with it."""
-        if self._thread is None:
+        if self._ended is None:
             return
-        self._thread.join()
-        self._thread, failure, self._failure = None, self._failure, None
+        self._ended.wait()  # no join: one that a signal cuts short takes a living thread for a dead one
+        self._ended, failure, self._failure = None, self._failure, None
         if failure is not None:
             raise failure
 
     def abandon(self) -> None:
         """Give up the save under way, at once: nothing half-written stays. The process is about to end."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._ended is not None and not self._ended.is_set():
             self.store.withdraw()
 
-    def _write(self, step: int, files: Mapping[str, Content]) -> None:
+    def _write(self, step: int, files: Mapping[str, Content], ended: threading.Event) -> None:
         try:
             self.store.save(step, files)
         except BaseException as failure:
             self._failure = failure
+        finally:
+            ended.set()
