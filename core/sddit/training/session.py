@@ -198,7 +198,7 @@ def files_of(session: Session, extra: Mapping[str, Any], *, copy: bool = False) 
     Tensors are packed when a file is written: until then the session must stand still, unless `copy` takes copies of them
     to the CPU's memory first. Writing raises SD-N502 for one that is not finite.
     """
-    optimizer, numbers = split_optimizer(session.optimizer)
+    optimizer, _ = split_optimizer(session.optimizer)
     tensors: dict[str, Mapping[str, Tensor]] = {"model": session.student.state_dict(), "optimizer": optimizer}
     if session.averages:
         tensors["ema"] = {
@@ -214,7 +214,15 @@ def files_of(session: Session, extra: Mapping[str, Any], *, copy: bool = False) 
         f"{name}.safetensors": Late(sum(v.nbytes for v in group.values()), partial(packed, name, group))
         for name, group in tensors.items()
     }
-    state = {
+    files["state.json"] = json.dumps(numbers_in(session) | dict(extra), allow_nan=False, indent=1).encode()
+    return files
+
+
+def numbers_in(session: Session) -> dict[str, Any]:
+    """All that is no tensor, as `state.json` holds it."""
+    _, numbers = split_optimizer(session.optimizer)
+    state = session.optimizer.state_dict()["state"]
+    return {
         "step": session.step,
         "images": session.step * session.recipe.train.batch,
         "seed": session.recipe.seed,
@@ -222,15 +230,11 @@ def files_of(session: Session, extra: Mapping[str, Any], *, copy: bool = False) 
         "threads": torch.get_num_threads(),
         "tally": {name: [number.hex() for number in pair.tolist()] for name, pair in session.tally.items()},
         "optimizer": numbers,
-        "optimized": {
-            str(index): sorted(entries) for index, entries in sorted(session.optimizer.state_dict()["state"].items())
-        },
+        "optimized": {str(index): sorted(entries) for index, entries in sorted(state.items())},
         "counted": counted_by(session),
         "skipped": session.skipped,
-        **extra,
+        "log_cursor": 0,
     }
-    files["state.json"] = json.dumps(state, allow_nan=False, indent=1).encode()
-    return files
 
 
 def packed(name: str, tensors: Mapping[str, Tensor]) -> bytes:
@@ -262,6 +266,8 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
         return tensors
 
     try:
+        for name in numbers_in(session).keys() - state.keys():
+            raise KeyError(f"state.json: {name} is missing")
         session.student.load_state_dict(read("model.safetensors"))
         join_optimizer(session.optimizer, read("optimizer.safetensors"), state["optimizer"], state["optimized"])
         restore_counts(session.optimizer, state["counted"])
@@ -277,8 +283,8 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
             name: torch.tensor([float.fromhex(number) for number in pair], dtype=torch.float64, device=session.device)
             for name, pair in state["tally"].items()
         }
-    except (KeyError, RuntimeError, FileNotFoundError) as mismatch:
-        first = str(mismatch).splitlines()[0]
+    except (KeyError, RuntimeError, FileNotFoundError, TypeError, ValueError, AttributeError) as mismatch:
+        first = next(iter(str(mismatch).splitlines()), type(mismatch).__name__)
         raise error(
             "SD-C410",
             "the checkpoint does not fit this recipe",

@@ -17,6 +17,7 @@ from sddit.recipes.resolve import resolve
 from sddit.testing.toys import TOY_PAIR_RECIPE, toy_host
 from sddit.training.checkpoints import Store
 from sddit.training.loop import train
+from sddit.training.sealed import Content
 from sddit.training.session import Session, build_session, files_of, restore
 from sddit.training.tensors import pack, unpack
 
@@ -138,6 +139,43 @@ def test_a_missing_tensor_is_refused_not_rebuilt(new_session: Callable[..., Sess
             restore(new_session(), found)
 
 
+@pytest.mark.parametrize(
+    "name", ["step", "seconds", "tally", "optimizer", "optimized", "counted", "skipped", "log_cursor"]
+)
+def test_a_missing_number_is_refused_not_rebuilt(
+    name: str, new_session: Callable[..., Session], tmp_path: Path
+) -> None:
+    session = new_session()
+    run_to(session, 2)
+    files = files_of(session, {})
+    state = json.loads(bytes_of(files["state.json"]))
+    for step, left_out in ((1, ""), (2, name)):
+        kept = {key: value for key, value in state.items() if key != left_out}
+        Store(tmp_path / "c", keep=2).save(step, {**files, "state.json": json.dumps(kept).encode()})
+    restore(new_session(), Store(tmp_path / "c", keep=2).open(1))
+    with pytest.raises(SdditError, match=rf"SD-C410(.|\n)*{name} is missing"):
+        restore(new_session(), Store(tmp_path / "c", keep=2).open(2))
+
+
+def bytes_of(content: Content) -> bytes:
+    return content if isinstance(content, bytes) else content.make()
+
+
+def test_an_optimizer_without_one_of_its_moments_is_refused(
+    new_session: Callable[..., Session], tmp_path: Path
+) -> None:
+    session = new_session()
+    run_to(session, 2)
+    files = files_of(session, {})
+    whole = unpack(bytes_of(files["optimizer.safetensors"]))
+    for name in ("0.exp_avg", "3.exp_avg_sq", "2.step"):
+        kept = {key: value for key, value in whole.items() if key != name}
+        store = Store(tmp_path / name, keep=1)
+        store.save(2, {**files, "optimizer.safetensors": pack(kept)})
+        with pytest.raises(SdditError, match=f"SD-C410(.|\\n)*parameter {name[0]} is missing"):
+            restore(new_session(), store.open(2))
+
+
 def test_an_optimizer_without_a_parameter_of_the_run_is_refused(
     new_session: Callable[..., Session], tmp_path: Path
 ) -> None:
@@ -146,7 +184,7 @@ def test_an_optimizer_without_a_parameter_of_the_run_is_refused(
     files = files_of(session, {})
     kept = {
         name: value
-        for name, value in unpack(files["optimizer.safetensors"].make()).items()
+        for name, value in unpack(bytes_of(files["optimizer.safetensors"])).items()
         if not name.startswith("0.")
     }
     store = Store(tmp_path / "c", keep=1)
@@ -161,7 +199,7 @@ def test_weights_that_are_not_finite_are_refused(new_session: Callable[..., Sess
     session = new_session()
     run_to(session, 2)
     files = files_of(session, {})
-    bad = {name: torch.full_like(v, float("nan")) for name, v in unpack(files["ema.safetensors"].make()).items()}
+    bad = {name: torch.full_like(v, float("nan")) for name, v in unpack(bytes_of(files["ema.safetensors"])).items()}
     store = Store(tmp_path / "c", keep=1)
     store.save(2, {**files, "ema.safetensors": pack(bad)})
     found = store.latest()
@@ -361,7 +399,7 @@ def test_a_malformed_term_is_named_at_the_first_step(
 def test_state_is_json_without_nan(new_session: Callable[..., Session]) -> None:
     session = new_session()
     run_to(session, 1)
-    state = json.loads(files_of(session, {"log_cursor": 7})["state.json"])
+    state = json.loads(bytes_of(files_of(session, {"log_cursor": 7})["state.json"]))
     assert (state["step"], state["images"], state["log_cursor"]) == (1, 8, 7)
 
 
