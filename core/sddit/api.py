@@ -93,13 +93,15 @@ class Model:
     def require_schedule(self) -> NoiseSchedule:
         """The noise schedule; weights of some published layouts come without one."""
         if self.schedule is None:
-            raise error("SD-C442", "these weights came without a noise schedule", fix="use model.raw")
+            raise error(
+                "SD-C442", "these weights came without a noise schedule", where="model.schedule", fix="use model.raw"
+            )
         return self.schedule
 
     def require_recipe(self) -> Recipe:
         """The recipe of the run it came from; weights from elsewhere have none."""
         if self.recipe is None:
-            raise error("SD-C443", "these weights came without a recipe", fix="load a run folder")
+            raise error("SD-C443", "these weights came without a recipe", where="model.recipe", fix="load a run folder")
         return self.recipe
 
 
@@ -131,7 +133,10 @@ def load(
         return load_run(path, weights=weights, step=step, dtype=dtype)
     if not path.is_file():
         raise error(
-            "SD-C444", "nothing to load", got=str(path), expect="a run folder, an exported one, or a .safetensors file"
+            "SD-C444",
+            "nothing to load",
+            where=str(path),
+            expect="a run folder, an exported one, or a .safetensors file",
         )
     return load_published(path, layout, config or {}, dtype)
 
@@ -140,7 +145,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     """The network of a run at its newest good checkpoint, or at `step`."""
     resolved = folder / RECIPE
     if not resolved.is_file():
-        raise error("SD-C445", "not a run folder", got=str(folder), expect=f"a folder that holds {RECIPE}")
+        raise error("SD-C445", "not a run folder", where=str(folder), expect=f"a folder that holds {RECIPE}")
     recipe = resolve_without_data(resolved)
     label = weights or recipe.sampled_weights
     refuse_unknown_label(label, ["student", *recipe.ema], folder)
@@ -153,7 +158,8 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
 
     def read() -> dict[str, Tensor]:
-        return under(prefix, unpack(checkpoint.read(f"{name}.safetensors")))
+        file = f"{name}.safetensors"
+        return under(prefix, unpack(checkpoint.read(file), str(checkpoint.folder / file)))
 
     return filled(recipe, read, dtype, where=f"{checkpoint.folder}, {label}")
 

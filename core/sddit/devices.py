@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
@@ -33,3 +34,17 @@ def torch_version() -> str:
         return version("torch")
     except PackageNotFoundError:
         return ""
+
+
+def oldest_torch() -> str:
+    """The oldest torch that sddit's own distribution asks for: 2.10; an empty text where it is not installed as one."""
+    try:
+        asked = requires("sddit") or []
+    except PackageNotFoundError:
+        return ""
+    return next((match[1] for text in asked if (match := re.fullmatch(r"torch\s*>=\s*([\d.]+)", text))), "")
+
+
+def numbers_of(version: str) -> tuple[int, ...]:
+    """2.13.0+cpu as (2, 13, 0), to compare."""
+    return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sddit.devices import numbers_of, oldest_torch, torch_version
 from sddit.errors import error
 from sddit.recipes.recipe import Recipe
 
@@ -44,7 +45,16 @@ def device_name(device: torch.device) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `--device`. Raises SD-P230 where it is not there."""
+    """The device of `--device`. Raises SD-P230 where it is not there, SD-P211 where torch is too old to be used at all."""
+    if (found := torch_version()) and numbers_of(found) < numbers_of(oldest := oldest_torch()):
+        raise error(
+            "SD-P211",
+            f"torch {found} is too old",
+            where="this Python environment",
+            got=found,
+            expect=f"at least {oldest}",
+            fix=f"pip install 'torch>={oldest}'",
+        )
     if name == "cuda" and not torch.cuda.is_available():
         raise error(
             "SD-P230", "no CUDA device is usable here", where="--device", got="cuda", expect="cpu", fix="--device cpu"

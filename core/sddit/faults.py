@@ -90,4 +90,11 @@ def act(action: str) -> str:
 
 
 def refused(text: str, expect: str) -> SdditError:
-    return error("SD-R160", "SDDIT_FAULT names no known fault", got=text, expect=expect, fix="unset SDDIT_FAULT")
+    return error(
+        "SD-R160",
+        "SDDIT_FAULT names no known fault",
+        where="environment SDDIT_FAULT",
+        got=text,
+        expect=expect,
+        fix="unset SDDIT_FAULT",
+    )

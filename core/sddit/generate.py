@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sddit.denoiser import ModelDenoiser
 from sddit.draws import Draws
 from sddit.interfaces import NoiseSchedule
+from sddit.memory import memory_errors
 from sddit.recipes.recipe import Recipe
 from sddit.sampling import noise_levels, sample
 
@@ -69,16 +70,19 @@ def generate(
         recipe.shapes.num_classes,
         autocast=torch.bfloat16 if recipe.train.precision == "bf16" else None,
     )
-    images = sample(
-        denoiser,
-        labels=torch.tensor(request.labels, dtype=torch.int64, device=device),
-        image_ids=request.ids,
-        seed=request.seed,
-        sampler=recipe.sampler.build(schedule=schedule),
-        guidance=recipe.guidance.build(schedule=schedule),
-        sigmas=noise_levels(recipe.sampler.params, schedule),
-        image=recipe.shapes.image,
-        batch=batch or recipe.evaluate.batch,
-        callback=callback,
-    )
-    return images.cpu()
+    at_once = batch or recipe.evaluate.batch
+    less = f"evaluate.batch = {max(1, at_once // 2)}: the images stay the same"
+    with memory_errors("sampling", got=f"{at_once} images at once", fix=less):
+        images = sample(
+            denoiser,
+            labels=torch.tensor(request.labels, dtype=torch.int64, device=device),
+            image_ids=request.ids,
+            seed=request.seed,
+            sampler=recipe.sampler.build(schedule=schedule),
+            guidance=recipe.guidance.build(schedule=schedule),
+            sigmas=noise_levels(recipe.sampler.params, schedule),
+            image=recipe.shapes.image,
+            batch=at_once,
+            callback=callback,
+        )
+        return images.cpu()

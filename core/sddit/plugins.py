@@ -316,7 +316,7 @@ def registry(kind: str) -> Registry[Any]:
     """The registry of one kind: `losses`, `backbones`, ... Raises SdditError for an unknown kind."""
     registries = host().registries.all()
     if kind not in registries:
-        raise error("SD-R111", f"no registry named {kind!r}", got=kind, expect=one_of(kind, registries))
+        raise error("SD-R111", f"no registry named {kind!r}", where=kind, expect=one_of(kind, registries))
     return registries[kind]
 
 
@@ -387,6 +387,8 @@ def _folder_of(plugin: object) -> str:
 
 def _last_line(failure: BaseException) -> str:
     """`file:line` of the innermost frame that is the plugin's own rather than ours or a library's."""
+    if isinstance(failure, SyntaxError) and failure.filename:
+        return f"{failure.filename}:{failure.lineno}"
     frames = traceback.extract_tb(failure.__traceback__)
     ours, python = str(Path(__file__).parent), sysconfig.get_path("stdlib")
     own = [

@@ -56,7 +56,7 @@ class Component(Generic[T]):
         """The converter for published weights in `layout`."""
         layouts = dict(self.formats)
         if layout not in layouts:
-            raise error("SD-C441", f"no weight layout {layout!r} for {self.qualified}", expect=one_of(layout, layouts))
+            raise error("SD-C441", f"no weight layout {layout!r}", where=self.qualified, expect=one_of(layout, layouts))
         return load_attribute(layouts[layout])
 
 

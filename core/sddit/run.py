@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from sddit.evaluation.figures import SCORE
 from sddit.evaluation.scores import Scorer, Scores
 from sddit.generate import LABELS, Request, generate
 from sddit.interfaces import Dataset, FeatureExtractor, NoiseSchedule, Tracker
+from sddit.memory import memory_errors
 from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
@@ -38,6 +40,7 @@ from sddit.training.run_folder import MetricsLog, RunFolder
 from sddit.training.saving import Saver
 from sddit.training.session import Session, build_session, files_of, restore
 from sddit.training.signals import StopSignals
+from sddit.training.spikes import Spikes
 
 RECIPE, ENVIRONMENT, CHANGES = "recipe.resolved.json", "environment.json", "changes.json"
 METRICS, SAMPLES, SCORES, COST, REPORT = (
@@ -101,7 +104,8 @@ def run(
         with Watcher(session, folder, store, cursor, stop, progress) as watcher:
             progress.stage("training", total=recipe.train.steps, done=session.step)
             try:
-                train(session, watcher)
+                with training_memory(recipe):
+                    train(session, watcher)
             except NonFinite as fault:
                 raise watcher.kept(session, fault) from fault
             scores = finish(session, watcher)
@@ -244,6 +248,7 @@ class Watcher:
         self.score_steps = score_steps(recipe)
         self.scorer = scorer_of(recipe, session.dataset, session.device)
         self.log = MetricsLog(folder.path / METRICS, cursor)
+        self.spikes = Spikes()
         self.trackers: list[Tracker] = [chosen.build(folder=folder.path) for chosen in recipe.trackers.values()]
         if self.log.shortened:
             progress.warn(f"{METRICS} lacks rows that the checkpoint knows of; it goes on from what is left")
@@ -265,6 +270,8 @@ class Watcher:
     def logged(self, session: Session, row: Mapping[str, float]) -> None:
         """A line of metrics: to the log, the trackers and the screen."""
         self.log.append(row)
+        if times := self.spikes.seen(row["grad_norm"]):
+            self.progress.warn(f"step {session.step}: the gradient is {times:.0f} times as long as it was on average")
         for tracker in self.trackers:
             tracker.log(session.step, row)
         self.progress.advance(session.step, row)
@@ -327,6 +334,17 @@ class Watcher:
         return SdditError(
             replace(problem, got=got, fix=f"{problem.fix}. It is repeated by  {facts['repeat']}   facts: {place}")
         )
+
+
+def training_memory(recipe: Recipe) -> AbstractContextManager[None]:
+    """Around training: memory that runs out is told with what would take less of it."""
+    batch = recipe.train.micro_batch or recipe.train.batch
+    less = [] if batch == 1 else [f"train.micro_batch = {max(n for n in range(1, batch // 2 + 1) if batch % n == 0)}"]
+    if not recipe.train.activation_checkpointing:
+        less.append("train.activation_checkpointing = true")
+    return memory_errors(
+        "train", got=f"{batch} images at once", fix=" or ".join(less) or "a smaller network or a larger device"
+    )
 
 
 def preview_steps(recipe: Recipe) -> set[int]:

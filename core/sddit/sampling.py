@@ -87,6 +87,7 @@ def _refuse_unknown_labels(labels: Tensor, num_classes: int) -> None:
         raise error(
             "SD-T904",
             "a label to sample does not exist in this model",
+            where="labels",
             got=", ".join(str(label) for label in sorted(set(unknown.tolist()))[:5]),
             expect=f"0 to {num_classes - 1}, or {num_classes} for no class" if num_classes else "0, for no class",
         )
@@ -98,6 +99,7 @@ def _refuse_not_finite(x: Tensor, ids: Tensor) -> None:
         raise error(
             "SD-T905",
             "sampled images hold NaN or infinity; nothing was saved",
+            where="sampling",
             got=f"{len(broken)} of {len(ids)}, image {broken[0].item()} first",
             fix="sample an earlier checkpoint, or a lower guidance scale",
         )

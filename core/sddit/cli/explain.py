@@ -37,7 +37,7 @@ def explain(code: str | None, as_json: bool) -> None:
     if code is not None:
         code = full(code)
         if code not in pages:
-            raise error("SD-R171", f"no error has the code {code!r}", got=code, expect=one_of(code, pages))
+            raise error("SD-R171", f"no error has the code {code!r}", where="command line", expect=one_of(code, pages))
         pages = {code: pages[code]}
     if as_json:
         print_json({name: dict(page) for name, page in pages.items()})

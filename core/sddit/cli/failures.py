@@ -13,6 +13,7 @@ import click
 
 from sddit.cli.frame import State, error_console
 from sddit.errors import Problem, SdditError, exit_status, printable
+from sddit.memory import out_of_memory, ran_out
 from sddit.plugins import host, said
 from sddit.training.durable import storage_error
 
@@ -49,6 +50,9 @@ def of_code(failure: Exception, state: State) -> int:
         print_problem(unfit)
         keep(failure, state)
         return exit_status(unfit.code)
+    if ran_out(failure):
+        less = "ask for fewer images at once, or free some memory"
+        return of_the_user(out_of_memory(failure, state.progress.name or "this command", what, less), state)
     if isinstance(failure, OSError) and state.progress.folder is None:
         return of_the_system(failure, state)
     out = error_console()

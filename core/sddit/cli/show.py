@@ -74,6 +74,7 @@ def registry_of(kind: str) -> Registry[Any]:
         raise error(
             "SD-R111",
             f"no kind of component named {kind!r}",
+            where="command line",
             got=kind,
             expect=one_of(kind, [*registries, *TABLES], most=20),
             fix=f"sddit-run show   lists the kinds{close}",

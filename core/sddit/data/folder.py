@@ -89,7 +89,11 @@ def list_images(params: FolderParams) -> Listing:
         files = sorted(_files(root), key=lambda file: os.fsencode(file.name))
     except OSError as failure:
         raise error(
-            "SD-D300", "a folder of images cannot be read", where=str(failure.filename), got=str(failure)
+            "SD-D300",
+            "a folder of images cannot be read",
+            where=str(failure.filename),
+            got=failure.strerror or str(failure),
+            fix="mend its permissions",
         ) from None
     problems = [problem for file in files if (problem := _unusable(file))]
     images = [file for file in files if Path(file.name).suffix.lower() in SUFFIXES]
@@ -116,7 +120,13 @@ def read_image(listing: Listing, image: Found, params: FolderParams) -> tuple[ND
     try:
         data = path.read_bytes()
     except OSError as failure:
-        raise error("SD-D301", f"cannot read {image.name}", where=str(path), got=str(failure)) from None
+        raise error(
+            "SD-D301",
+            f"cannot read {image.name}",
+            where=str(path),
+            got=failure.strerror or str(failure),
+            fix="mend its permissions or take it out",
+        ) from None
     levels = decode(data, name=str(path), size=params.size, channels=params.channels)
     return levels, sha256(data).digest()
 

@@ -55,7 +55,13 @@ def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
     except (EOFError, struct.error, zlib.error) as broken:
         raise _malformed(path, f"{type(broken).__name__}: {broken}", "a whole gzip file") from None
     except OSError as broken:
-        raise error("SD-D300", "a file cannot be read", where=str(path), got=str(broken)) from None
+        raise error(
+            "SD-D300",
+            "a file cannot be read",
+            where=str(path),
+            got=broken.strerror or str(broken),
+            fix="mend its permissions, or fetch it again",
+        ) from None
     if len(body) != size:
         raise _malformed(
             path, f"{len(body)} bytes or more" if len(body) > size else f"{len(body)} bytes", f"{size} bytes"

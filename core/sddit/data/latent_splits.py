@@ -145,4 +145,10 @@ def read_tensor(path: Path, name: str) -> Tensor:
             tensor: Tensor = file.get_tensor(name)
             return tensor
     except (SafetensorError, OSError) as failure:
-        raise error("SD-D342", f"shard {path.name} cannot be read", where=str(path), got=str(failure)) from None
+        raise error(
+            "SD-D342",
+            f"shard {path.name} cannot be read",
+            where=str(path),
+            got=str(failure),
+            fix="copy it again, or write the cache anew",
+        ) from None

@@ -134,9 +134,21 @@ def read_index(path: str) -> Cache:
     except ValidationError as failure:
         raise SdditError(*_index_problems(failure, place)) from None
     if {len(index.mean), len(index.std), len(index.spread)} != {index.channels}:
-        raise error("SD-D341", f"{INDEX} states no mean, std and spread for each channel", where=str(place))
+        raise error(
+            "SD-D341",
+            f"{INDEX} states no mean, std and spread for each channel",
+            where=str(place),
+            got=f"{len(index.mean)}, {len(index.std)} and {len(index.spread)} numbers",
+            expect=f"{index.channels} each",
+        )
     if index.flip == "both" and index.rows % 2:
-        raise error("SD-D341", "mirrored pairs make an even number", where=str(place), got=f"{index.rows} latents")
+        raise error(
+            "SD-D341",
+            "mirrored pairs make an even number",
+            where=str(place),
+            got=f"{index.rows} latents",
+            fix='flip = "none" or "once", or write the cache anew',
+        )
     return Cache(root.resolve(), index)
 
 
@@ -224,7 +236,7 @@ def write_cache(
         measured.add(*mean_and_std(array, layout))
         written.append(_write_shard(root, number, array, numbers))
     if measured is None:
-        raise error("SD-D308", "there are no latents to write", where=str(root))
+        raise error("SD-D308", "there are no latents to write", where=str(root), expect="at least one shard")
     std = [scale * s for s in measured.std]
     _refuse_implausible(scale, std)
     index = Index(

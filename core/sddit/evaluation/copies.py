@@ -85,7 +85,7 @@ def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str,
         SdditError: SD-C445 for a folder that is no run, SD-T930 for a run without samples, SD-T906 without held-out images.
     """
     if not (folder / RECIPE).is_file():
-        raise error("SD-C445", "not a run folder", got=str(folder), expect=f"a folder that holds {RECIPE}")
+        raise error("SD-C445", "not a run folder", where=str(folder), expect=f"a folder that holds {RECIPE}")
     samples = torch.from_numpy(kept_samples(folder)).permute(0, 3, 1, 2)
     recipe = resolve(folder / RECIPE)
     chosen = choose_device(device)

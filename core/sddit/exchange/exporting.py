@@ -57,7 +57,7 @@ def export_run(
     """
     note = "" if layout == OURS else str(offering(layout).format(layout).note)
     if not (run / RECIPE).is_file():
-        raise error("SD-C445", "not a run folder", got=str(run), expect=f"a folder that holds {RECIPE}")
+        raise error("SD-C445", "not a run folder", where=str(run), expect=f"a folder that holds {RECIPE}")
     recipe, source = resolve_without_data(run / RECIPE), found(run, weights, step)
     if layout != OURS and recipe.facts.num_classes and recipe.dataset.params.label_drop == 0:
         note = f"{note} {UNDROPPED}".strip()

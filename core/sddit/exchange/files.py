@@ -71,7 +71,11 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as fault:
         raise error(
-            "SD-C404", "not a safetensors file, or not a whole one", where=str(path), got=str(fault)[:160]
+            "SD-C404",
+            "not a safetensors file, or not a whole one",
+            where=str(path),
+            got=str(fault)[:160],
+            fix="fetch or convert it again",
         ) from fault
 
 

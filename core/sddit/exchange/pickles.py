@@ -47,7 +47,11 @@ def load_pickle(path: Path) -> Any:
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as refused:  # whatever torch says: it did not load, and nothing else is tried
         raise error(
-            "SD-C404", "the file cannot be read", where=str(path), got=str(refused).partition("\n")[0][:160]
+            "SD-C404",
+            "the file cannot be read",
+            where=str(path),
+            got=str(refused).partition("\n")[0][:160],
+            fix="fetch it again, or convert it to safetensors where it can be read",
         ) from refused
     _refuse_expanded(path, held)
     return held
@@ -125,4 +129,6 @@ def _refuse_program(path: Path, program: bytes) -> None:
                     fix="do not load it; ask its author for safetensors",
                 )
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as fault:
-        raise error("SD-C404", "the pickle is broken", where=str(path), got=str(fault)[:160]) from fault
+        raise error(
+            "SD-C404", "the pickle is broken", where=str(path), got=str(fault)[:160], fix="fetch it again"
+        ) from fault

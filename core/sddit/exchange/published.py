@@ -81,7 +81,7 @@ class Published:
             allowed = same_table(self.state[name].dtype) if name in self.state else SAME_TABLE
             if (off := float((table - ours[name]).abs().max())) > allowed:
                 what = f"the fixed table {name!r} of these weights is not ours"
-                raise error("SD-C455", what, got=f"up to {off:.2g} apart", expect=f"at most {allowed:g}")
+                raise error("SD-C455", what, where=name, got=f"up to {off:.2g} apart", expect=f"at most {allowed:g}")
         return trained.state_dict()
 
 

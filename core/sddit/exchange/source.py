@@ -43,7 +43,7 @@ def found(folder: Path, label: str = "", step: int | None = None) -> Found:
     raise error(
         "SD-C445",
         "neither a run folder nor an exported one",
-        got=str(folder),
+        where=str(folder),
         expect=f"a folder that holds {RECIPE}, or {CONFIG} of sddit-run export",
     )
 
@@ -84,7 +84,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = _json(folder / CONFIG)
     if config.get("format") != EXPORT_FORMAT:
         got = f"format {config.get('format')}, this version reads {EXPORT_FORMAT}"
-        raise error("SD-C430", "the exported folder is of another format", where=str(folder), got=got)
+        raise error(
+            "SD-C430",
+            "the exported folder is of another format",
+            where=str(folder),
+            got=got,
+            fix="use the version that wrote it, or export again with this one",
+        )
     return config
 
 

@@ -22,7 +22,13 @@ def read_weights(weights: Found) -> dict[str, Tensor]:
     try:
         data = weights.file.read_bytes()
     except OSError as fault:
-        raise error("SD-C401", "the weights cannot be read", where=str(weights.file), got=str(fault)) from fault
+        raise error(
+            "SD-C401",
+            "the weights cannot be read",
+            where=str(weights.file),
+            got=fault.strerror or str(fault),
+            fix="mend its permissions, or put a copy back",
+        ) from fault
     if (got := sha256(data).hexdigest()) != weights.sha256:
         raise error(
             "SD-C401",

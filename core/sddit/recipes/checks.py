@@ -13,7 +13,7 @@ from sddit.errors import Problem, SdditError, one_of
 from sddit.interfaces import AttentionParams, Params
 from sddit.masks import keep_count
 from sddit.recipes.recipe import Chosen, Recipe
-from sddit.values import Ramp, extremes, step_of
+from sddit.values import Ramp, extremes, is_zero, step_of
 
 
 def check(recipe: Recipe) -> list[Problem]:
@@ -21,7 +21,7 @@ def check(recipe: Recipe) -> list[Problem]:
     if unanswered := list(_faces_answer(recipe)):
         return unanswered
     between_terms = (_terms, _views, _taps, _masks, _moments, _windows, _batch)
-    rules = (*between_terms, _attention, _sampling, _evaluation, _guidance, _trackers, _own_checks)
+    rules = (*between_terms, _learning, _attention, _sampling, _evaluation, _guidance, _trackers, _own_checks)
     return list(dict.fromkeys(problem for rule in rules for problem in rule(recipe)))
 
 
@@ -81,7 +81,7 @@ def _faces_answer(recipe: Recipe) -> Iterator[Problem]:
         except SdditError as known:
             yield from known.problems
         except ValueError as refused:
-            yield Problem("SD-R108", str(refused), where=key)
+            yield Problem("SD-R108", str(refused), where=key, fix=f"change what it names in [{key}]")
         except Exception as failure:
             yield _broken(key, components(recipe)[key], method, failure)
 
@@ -209,6 +209,12 @@ def _moments(recipe: Recipe) -> Iterator[Problem]:
         yield from _beyond(f"loss.{label}.until", chosen.params.until, total)
     yield from _untrained_end(recipe)
     yield from _beyond("optimizer.warmup", recipe.optimizer.params.warmup, total)
+
+
+def _learning(recipe: Recipe) -> Iterator[Problem]:
+    """Something is learned."""
+    if is_zero(recipe.optimizer.params.lr):
+        yield Problem("SD-R108", "nothing is learned at a learning rate of 0", "optimizer.lr", "lr = 0", "above 0")
 
 
 def _untrained_end(recipe: Recipe) -> Iterator[Problem]:

@@ -21,6 +21,7 @@ def find(source: str | Path) -> Path:
     raise error(
         "SD-R121",
         f"no recipe {str(source)!r}",
+        where=str(source),
         got="a folder" if Path(source).is_dir() else "no such file",
         expect=one_of(str(source), names()),
         fix="give a path, or one of these names",

@@ -145,7 +145,12 @@ def chain(path: Path, where: str = "") -> list[Source]:
             names = [p.name for p in (*files[files.index(path.resolve()) :], path)]
             raise error("SD-R120", f"inheritance cycle: {' -> '.join(names)}", where=where, fix="remove one `extends`")
         if len(sources) == MAX_CHAIN:
-            raise error("SD-R120", f"more than {MAX_CHAIN} recipes extend each other", where=where)
+            raise error(
+                "SD-R120",
+                f"more than {MAX_CHAIN} recipes extend each other",
+                where=where,
+                fix="write what they say into fewer files",
+            )
         source = read(path)
         sources.append(source)
         parent = source.tables.pop("extends", None)

@@ -21,6 +21,8 @@ MAX_RESOLVED_BYTES = 4 * 1024**2  # a resolved recipe also holds the names of al
 MAX_LINE = 4096  # the time of tomllib grows with the square of one dotted key
 MAX_DEPTH = 16
 MAX_INTEGER = 2**63 - 1
+IN_RANGE = "at most 2^63 - 1"
+ONE_VALUE = "give each key an override of its own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,13 @@ def _decoded(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(most + 1)
     except OSError as failure:
-        raise error("SD-R121", "the recipe cannot be read", where=shown(path), got=failure.strerror or "") from None
+        raise error(
+            "SD-R121",
+            "the recipe cannot be read",
+            where=shown(path),
+            got=failure.strerror or "",
+            fix="mend its permissions, or give another path",
+        ) from None
     if len(data) > most:
         raise error("SD-R131", "the recipe is too large", where=shown(path), got="more", expect=f"at most {most} bytes")
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
@@ -114,7 +122,13 @@ def _parse_json(path: Path, text: str) -> dict[str, Any]:
     try:
         tables = json.loads(text)
     except (ValueError, RecursionError) as failure:
-        raise error("SD-R100", "this is no JSON", where=shown(path), got=str(failure)) from None
+        raise error(
+            "SD-R100",
+            "this is no JSON",
+            where=shown(path),
+            got=str(failure),
+            fix="put a copy back, or use the recipe it was resolved from",
+        ) from None
     if not isinstance(tables, dict):
         raise error("SD-R101", "this is no resolved recipe", where=shown(path), expect="an object of tables")
     raise_all(odd_values(tables, lambda key: shown(path)))
@@ -129,7 +143,9 @@ def _parse_toml(path: Path, text: str, entries: list[Entry]) -> dict[str, Any]:
     except RecursionError:
         raise _too_deep(shown(path)) from None
     except ValueError as failure:  # an integer of more digits than Python reads
-        raise error("SD-R106", "a number is out of range", where=shown(path), got=str(failure)) from None
+        raise error(
+            "SD-R106", "a number is out of range", where=shown(path), got=str(failure), expect=IN_RANGE
+        ) from None
 
 
 def parse_value(text: str, where: str) -> Any:
@@ -138,7 +154,7 @@ def parse_value(text: str, where: str) -> Any:
     Raises SdditError for a value that starts like TOML (a quote or bracket) and is none, and for more than one value.
     """
     if len(text) > MAX_LINE or "\n" in text or "\r" in text:
-        raise error("SD-R133", "an override is one value on one line", where=where, got=quoted(text))
+        raise error("SD-R133", "an override is one value on one line", where=where, got=quoted(text), fix=ONE_VALUE)
     try:
         parsed = tomllib.loads(f"value = {text}")
     except RecursionError:
@@ -149,7 +165,7 @@ def parse_value(text: str, where: str) -> Any:
             raise error("SD-R133", "the value cannot be read", where=where, got=quoted(text), fix=fix) from None
         return text
     except ValueError:
-        raise error("SD-R106", "a number is out of range", where=where, got=quoted(text)) from None
+        raise error("SD-R106", "a number is out of range", where=where, got=quoted(text), expect=IN_RANGE) from None
     return parsed["value"]
 
 
@@ -180,7 +196,7 @@ def _odd(value: Any, path: tuple[str, ...], place: Any) -> Iterator[Problem]:
         yield Problem("SD-R106", f"{key!r} must be finite", place(key), f"{path[-1]} = {value}", "a finite number")
     elif isinstance(value, int) and abs(value) > MAX_INTEGER:
         got = f"a number of {value.bit_length()} bits"
-        yield Problem("SD-R106", f"{key!r} is out of range", place(key), got, "at most 2^63 - 1")
+        yield Problem("SD-R106", f"{key!r} is out of range", place(key), got, IN_RANGE)
 
 
 def _odd_key(name: str, where: str) -> Iterator[Problem]:
@@ -188,7 +204,7 @@ def _odd_key(name: str, where: str) -> Iterator[Problem]:
         what = f"{name!r} is one key with dots in it"
         yield Problem("SD-R102", what, where, f'"{name}"', "a dotted key", f"remove the quotes: {name} = ...")
     elif not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        yield Problem("SD-R132", "a key has letters other than a-z, 0-9, _ and -", where, quoted(name))
+        yield Problem("SD-R132", "a key has letters other than a-z, 0-9, _ and -", where, quoted(name), fix="rename it")
 
 
 def quoted(value: Any, most: int = 60) -> str:

@@ -101,7 +101,9 @@ def _problem(
                 "SD-R108", f"{dotted!r} has no such choice", where, got, one_of(value, filter(None, choices))
             )
         case "value_error" | "assertion_error":
-            return Problem("SD-R108", f"{dotted!r} is not allowed: {_said(detail)}", where, got)
+            return Problem(
+                "SD-R108", f"{dotted!r} is not allowed: {_said(detail)}", where, got, expect or _said(detail)
+            )
         case kind if kind.endswith("_type") or kind == "missing" or len(errors) > 1:
             return Problem("SD-R103", f"{dotted!r} is of the wrong kind", where, got, expect, _meant(value, expect))
     return Problem("SD-R108", f"{dotted!r} is out of range", where, got, expect or _said(detail))

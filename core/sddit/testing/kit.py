@@ -144,7 +144,10 @@ def named(name: str, kind: str) -> Component[Any]:
         everything = [name for registry in registries.values() for name in registry.names()]
         expect = f"kind = one of {', '.join(r.kind for r in holders)}" if holders else one_of(name, everything)
         raise error(
-            "SD-R110", f"{'several components' if holders else 'no component'} named {name!r}", got=name, expect=expect
+            "SD-R110",
+            f"{'several components' if holders else 'no component'} named {name!r}",
+            where=name,
+            expect=expect,
         )
     return holders[0].get(name)
 

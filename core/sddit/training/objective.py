@@ -148,7 +148,13 @@ def refuse_malformed(label: str, params: LossParams, value: Tensor, batch: int) 
     expected = () if params.couples_samples else (batch,)
     where = f"loss.{label}"
     if not isinstance(value, Tensor):
-        raise error("SD-P220", f"loss {label!r} returned no tensor", where=where, got=type(value).__name__)
+        raise error(
+            "SD-P220",
+            f"loss {label!r} returned no tensor",
+            where=where,
+            got=type(value).__name__,
+            expect="a scalar tensor" if params.couples_samples else "one number per sample, a tensor [B]",
+        )
     if tuple(value.shape) != expected:
         what = "one value per sample" if expected else "a scalar, since its params say couples_samples"
         raise error(

@@ -127,8 +127,13 @@ def read_manifest(folder: Path) -> Checkpoint:
         if seal_manifest(body) != data:
             raise Broken(f"{MANIFEST}: checksum differs")
         if body["format"] not in range(1, FORMAT + 1):
-            got = f"format {body['format']}, this version reads 1 to {FORMAT}"
-            raise error("SD-C430", "the checkpoint is of another format", where=str(folder), got=got)
+            raise error(
+                "SD-C430",
+                "the checkpoint is of another format",
+                where=str(folder),
+                got=f"format {body['format']}, this version reads 1 to {FORMAT}",
+                fix="use the version that wrote it: environment.json of the run names it",
+            )
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
         return Checkpoint(int(body["step"]), folder, files, int(body["format"]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -243,6 +243,7 @@ def packed(name: str, tensors: Mapping[str, Tensor]) -> bytes:
         raise error(
             "SD-N502",
             f"non-finite values in {name}:{bad}; nothing of it is saved",
+            where=name,
             got="a NaN or an infinity in what was to be saved",
             fix="lower optimizer.lr, then run again: it continues from the newest checkpoint",
         )
@@ -261,8 +262,9 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
         )
 
     def read(name: str) -> dict[str, Tensor]:
-        tensors = safetensors_bridge.unpack(checkpoint.read(name))
-        safetensors_bridge.require_finite(tensors, f"{checkpoint.folder.name}/{name}")
+        where = f"{checkpoint.folder.name}/{name}"
+        tensors = safetensors_bridge.unpack(checkpoint.read(name), where)
+        safetensors_bridge.require_finite(tensors, where)
         return tensors
 
     try:

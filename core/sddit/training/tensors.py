@@ -19,8 +19,11 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save(_apart(tensors))
 
 
-def unpack(data: bytes) -> dict[str, Tensor]:
-    """Tensors on the CPU from the bytes of `pack`. Raises SD-C440 for a pickle, SD-C404 for what is no safetensors."""
+def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:
+    """Tensors on the CPU from the bytes of `pack`, which came from `where`.
+
+    Raises SD-C440 for a pickle, SD-C404 for what is no safetensors.
+    """
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError) as cause:
@@ -28,17 +31,24 @@ def unpack(data: bytes) -> dict[str, Tensor]:
             raise error(
                 "SD-C440",
                 "this is a pickle, which can run code when read",
+                where=where,
                 expect="safetensors",
                 fix="convert it first",
             ) from cause
-        raise error("SD-C404", "not a safetensors file", got=str(cause), expect="a file written by sddit") from cause
+        raise error(
+            "SD-C404", "not a safetensors file", where=where, got=str(cause), expect="a file written by sddit"
+        ) from cause
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """SD-C450 naming the first tensor with a NaN or an infinity. `where` says what they are, such as `ema`."""
     if name := non_finite(tensors):
         raise error(
-            "SD-C450", f"non-finite values in {where}:{name}", expect="finite numbers", fix="use an earlier step"
+            "SD-C450",
+            f"non-finite values in {where}:{name}",
+            where=where,
+            expect="finite numbers",
+            fix="use an earlier step",
         )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from sddit.cli.explain import EXITS
 from sddit.errors import catalogue
@@ -34,3 +38,29 @@ def test_pages_are_whole_and_sorted_and_exit_as_documented():
         assert page["exit"] in LETTER_EXITS[code[3]] & EXITS.keys(), code
     codes = list(catalogue())
     assert codes == sorted(codes, key=lambda code: ("RPDCNMFXT".index(code[3]), code))
+
+
+def lacking(source: str) -> Iterator[str]:
+    """The calls of `error(...)` and `Problem(...)` that name no place, or neither remedy nor expectation."""
+    fields = ("code", "what", "where", "got", "expect", "fix")
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("error", "Problem") and node.args):
+            continue
+        code = node.args[0]
+        if not (isinstance(code, ast.Constant) and CODE.fullmatch(str(code.value))):
+            continue
+        given = {*fields[: len(node.args)], *(keyword.arg for keyword in node.keywords)}
+        if "where" not in given or not given & {"expect", "fix"}:
+            yield f"line {node.lineno}: {code.value}"
+
+
+@pytest.mark.parametrize("root", ["core", "plugins"])
+def test_every_message_names_a_place_and_what_to_do(root):
+    found = {str(file): list(lacking(file.read_text(encoding="utf-8"))) for file in (ROOT / root).rglob("*.py")}
+    assert {file: calls for file, calls in found.items() if calls} == {}
+
+
+def test_a_message_without_them_is_seen():
+    assert list(lacking('error("SD-R102", "x", where="y", fix="z")\nProblem("SD-R102", "x", "y", "", "z")')) == []
+    assert list(lacking('error("SD-R102", "x", fix="z")')) == ["line 1: SD-R102"]
+    assert list(lacking('Problem("SD-R102", "x", "y", "z")')) == ["line 1: SD-R102"]
