@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,3 +81,73 @@ def published(published_folder: Callable[[str], Path]) -> Callable[[str], Publis
         return Published(parts["state"], parts["in"], parts["out"], meta)
 
     return read
+
+
+Trained = tuple[dict[str, Tensor], list[dict[str, float]]]
+"""What came out of a case: the tensors on which the future depends, and the rows that were logged."""
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Trained]]:
+    """`on_ranks(2, cases)` trains each case on two processes of one group, see `ranks.py`; `on_ranks(1, cases)` alone.
+
+    Returns what came out, by the name of the case. All calls of a module share a folder, so that a case may begin at the
+    checkpoint of an earlier one.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
+
+    def run(world: int, cases: list[dict[str, Any]]) -> dict[str, Trained]:
+        listed = folder / "cases.json"
+        listed.write_text(json.dumps(cases))
+        command = [sys.executable, str(TESTS / "ranks.py"), str(listed), str(folder)]
+        port = free_port()
+        ranks = [subprocess.Popen(command, env=rank_environment(rank, world, port)) for rank in range(world)]
+        try:
+            assert [process.wait(timeout=240) for process in ranks] == [0] * world
+        finally:
+            for process in ranks:
+                process.kill()
+        return {case["name"]: trained_in(folder / case["name"]) for case in cases}
+
+    return run
+
+
+def trained_in(folder: Path) -> Trained:
+    return load_file(folder / "tensors.safetensors"), json.loads((folder / "rows.json").read_text())
+
+
+def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {**os.environ, **{name: str(value) for name, value in told.items()}, "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def drift() -> Callable[[Trained, Trained], float]:
+    """The largest difference of two cases' tensors, each beside its largest number."""
+
+    def between(a: Trained, b: Trained) -> float:
+        assert a[0].keys() == b[0].keys()
+        pairs = [(a[0][name].double(), b[0][name].double()) for name in a[0]]
+        return max(float((x - y).abs().max() / x.abs().max().clamp(min=1e-12)) for x, y in pairs)
+
+    return between
+
+
+@pytest.fixture(scope="session")
+def row_drift() -> Callable[[Trained, Trained], float]:
+    """The largest difference of two cases' logged numbers, beside the number; the clock is left out."""
+
+    def between(a: Trained, b: Trained) -> float:
+        assert [row.keys() for row in a[1]] == [row.keys() for row in b[1]]
+        pairs = [(x[k], y[k]) for x, y in zip(a[1], b[1], strict=True) for k in x if "second" not in k]
+        return max(abs(x - y) / max(abs(x), 1e-9) for x, y in pairs)
+
+    return between

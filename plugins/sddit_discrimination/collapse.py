@@ -1,8 +1,12 @@
-"""Signs of collapse, as tensors: read off what a step computes anyway, with no host sync."""
+"""Signs of collapse, as tensors: read off what a step computes anyway, with no host sync.
+
+`mean` averages over the ranks of a run on several processes, so that a sign is one of the whole batch.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,24 +14,35 @@ from torch import Tensor
 MOST_ROWS = 256  # of a Gram matrix
 
 
-def kl_to_uniform(p: Tensor) -> Tensor:
+def kl_to_uniform(p: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
     """KL of the mean of assignments [..., K] to the uniform one: 0 if all are used alike, ln K if one takes all."""
-    mean = p.flatten(0, -2).mean(dim=0)  # [K]
-    return math.log(len(mean)) + torch.xlogy(mean, mean).sum()
+    usage = mean(p.flatten(0, -2).mean(dim=0))  # [K]
+    return math.log(len(usage)) + torch.xlogy(usage, usage).sum()
 
 
-def in_use(logits: Tensor) -> Tensor:
+def in_use(logits: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
     """Share of the K prototypes that are the first choice of some row of logits [..., K]."""
     chosen = logits.new_zeros(logits.shape[-1]).index_fill_(0, logits.argmax(dim=-1).flatten(), 1.0)
-    return chosen.mean()
+    return (mean(chosen) > 0).to(chosen).mean()
 
 
-def effective_rank(features: Tensor) -> Tensor:
-    """Participation ratio (tr C)^2 / tr C^2 of the covariance C of features [n, D], from at most 256 of the rows."""
-    rows = features[:: -(-len(features) // MOST_ROWS)]
+def deviation(features: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    """Standard deviation of each feature [n, D] -> [D]: that within the ranks, and that between their means."""
+    within, center = features.std(dim=0, correction=0), features.mean(dim=0)
+    return (mean(within.square()) + mean((center - mean(center)).square())).sqrt()
+
+
+def effective_rank(features: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """Participation ratio (tr C)^2 / tr C^2 of the covariance C of features [n, D], from at most 256 of all ranks' rows."""
+    rows = thinned(gather(thinned(features)))
     rows = rows - rows.mean(dim=0)
     gram = rows @ rows.T  # has the eigenvalues of C
     return gram.trace() ** 2 / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
+
+
+def thinned(rows: Tensor) -> Tensor:
+    """At most 256 of the rows, evenly spread."""
+    return rows[:: -(-len(rows) // MOST_ROWS)]
 
 
 def label_divergence(log_p: Tensor, labels: Tensor, null: int) -> tuple[Tensor, Tensor]:

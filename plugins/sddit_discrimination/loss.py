@@ -88,7 +88,7 @@ class Discrimination(LossTerm):
             for name, view in students.items():
                 tokens = self.tokens(view, outputs[name].taps[student_tap])
                 logits[name] = self.logits(self.head, tokens, frozen=frozen)
-                self.log_features(tokens)
+                self.log_features(ctx, tokens)
             pairs = [
                 self.compare(ctx, views[s], logits[s], views[t], logits[t]) for s in students for t in teachers
             ]  # of [B]
@@ -136,14 +136,16 @@ class Discrimination(LossTerm):
         with torch.no_grad():
             self.log(f"{kind}_loss", entropies)
             self.log(f"{kind}_entropy", cross_entropy(p, log_p))
-            self.log(f"{kind}_kl_uniform", collapse.kl_to_uniform(p))
-            self.log(f"{kind}_used_teacher", collapse.in_use(p))
-            self.log(f"{kind}_used_student", collapse.in_use(student))
+            self.log(f"{kind}_kl_uniform", collapse.kl_to_uniform(p, ctx.mean))
+            self.log(f"{kind}_used_teacher", collapse.in_use(p, ctx.mean))
+            self.log(f"{kind}_used_student", collapse.in_use(student, ctx.mean))
             self.log(f"{kind}_logit_std", teacher.std(dim=-1))
             if self.params.centering == "mean":
                 self.log(f"{kind}_center_norm", self.get_buffer(f"center_{kind}").norm())
             if kind == "cls" and ctx.num_classes > 1:
-                within, between = collapse.label_divergence(log_p[:, 0], labels, ctx.num_classes)
+                within, between = collapse.label_divergence(
+                    ctx.gather(log_p[:, 0]), ctx.gather(labels), ctx.num_classes
+                )
                 self.log("kl_within", within)
                 self.log("kl_between", between)
         return entropies
@@ -157,11 +159,11 @@ class Discrimination(LossTerm):
         return log_assignments(teacher, temperature, center)
 
     @torch.no_grad()
-    def log_features(self, tokens: Mapping[Kind, Tensor]) -> None:
+    def log_features(self, ctx: Context, tokens: Mapping[Kind, Tensor]) -> None:
         """How far the student's patch tokens differ from each other."""
         features = tokens["patch"].flatten(0, 1)
-        self.log("feature_std", features.std(dim=0, correction=0))
-        self.log("effective_rank", collapse.effective_rank(features))
+        self.log("feature_std", collapse.deviation(features, ctx.mean))
+        self.log("effective_rank", collapse.effective_rank(features, ctx.gather))
 
     def stage(self, teacher: Mapping[Kind, Tensor]) -> None:
         """Add the teacher's logits to the sums that move the centres: mean over its tokens, sum over samples."""

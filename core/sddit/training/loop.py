@@ -15,6 +15,7 @@ from sddit.data.loader import batch_ids
 from sddit.draws import Draws
 from sddit.errors import Problem, SdditError
 from sddit.interfaces import Batch, Context, DrawnDataset, OptimizerParams, Outputs
+from sddit.training.distribution import accumulating, reaching_all
 from sddit.training.objective import inside, observe, refuse_malformed
 from sddit.training.session import Session
 from sddit.values import step_of, value_at
@@ -41,6 +42,7 @@ class StepResult:
     binned: dict[str, Tensor]  # its sums by noise quarter, then counts, [2, NOISE_BINS]
     grad_norm: Tensor
     ratios: dict[str, float]  # norm of each weighted term's gradient on the backbone, over the first term's
+    touched: list[bool]  # of several processes: whether this one had a gradient for each parameter of the root
     taken: bool = True  # else the step was skipped, and measured nothing
 
 
@@ -54,7 +56,7 @@ def train(session: Session, observer: Observer) -> None:
             tally(session, result)
             took = time.monotonic() - began
             session.seconds += took
-            add(session.tally, "seconds_per_step", torch.tensor(took))
+            add(session.tally, "seconds_per_step", pair(torch.tensor(took)))
             if session.step % session.recipe.train.log_every == 0 or session.step == session.total_steps:
                 observer.logged(session, log_row(session))
             observer.stepped(session)
@@ -73,7 +75,7 @@ def take_step(session: Session, edges: Tensor) -> StepResult:
     if bad := not_finite(session, result):
         forget_step(session)
         skip_step(session, bad)
-        return StepResult({}, {}, result.grad_norm, {}, taken=False)
+        return StepResult({}, {}, result.grad_norm, {}, [], taken=False)
     clip_gradients(session.recipe.optimizer.params, parameters, result.grad_norm)
     set_learning_rate(session)
     session.optimizer.step()
@@ -93,16 +95,22 @@ def accumulate(session: Session, weights: Mapping[str, float], edges: Tensor) ->
     train_settings = session.recipe.train
     micro = train_settings.micro_batch or train_settings.batch
     ids, epochs = batch_ids(session.recipe.seed, session.step, train_settings.batch, len(session.dataset))
-    total = StepResult({}, {}, torch.zeros(()), {})
+    total = StepResult({}, {}, torch.zeros(()), {}, [])
     for begin in range(0, train_settings.batch, micro):
-        rows = slice(begin, begin + micro)
-        share = len(ids[rows]) / train_settings.batch
+        rows = session.world.rows(begin, micro)
+        share = micro / train_settings.batch
         measure_ratio = begin == 0 and len(weights) > 1 and session.step % GRADIENT_RATIO_EVERY == 0
-        forward_backward(session, ids[rows], epochs[rows], weights, share, edges, total, measure_ratio)
+        last = begin + micro == train_settings.batch
+        with accumulating(session.root, last=last):
+            loss = forward(session, ids[rows], epochs[rows], weights, share, edges, total, measure_ratio)
+            if last:
+                loss, total.touched = reaching_all(session.root, loss)
+            if loss.requires_grad:
+                torch.autograd.backward(loss)
     return total
 
 
-def forward_backward(
+def forward(
     session: Session,
     ids: Any,
     epochs: Any,
@@ -111,8 +119,8 @@ def forward_backward(
     edges: Tensor,
     total: StepResult,
     measure_ratio: bool,
-) -> None:
-    """One micro-batch: views, teacher, student, terms, backward. Adds what it measured to `total`."""
+) -> Tensor:
+    """One micro-batch: views, teacher, student, terms. Adds what it measured to `total`; returns its part of the loss."""
     objective, labels = session.objective, list(weights)
     draws = Draws(
         session.recipe.seed,
@@ -121,16 +129,10 @@ def forward_backward(
         torch.as_tensor(epochs, device=session.device),
     )
     batch = make_batch(session, ids, draws)
-    ctx = Context(
-        step=session.step,
-        total_steps=session.total_steps,
-        schedule=session.schedule,
-        draws=draws,
-        num_classes=session.recipe.shapes.num_classes,
-    )
+    ctx = context_of(session, draws)
     views = session.pair_sampler(batch, draws, session.schedule, ctx)
     seen = teach(session, views, labels)
-    values = session.student(
+    values: dict[str, Tensor] = session.root(
         objective.contexts(ctx, labels, session.teacher),
         views,
         objective.wants(labels, "student"),
@@ -150,8 +152,6 @@ def forward_backward(
     loss = sum(
         (weights[label] * value for label, value in reduced.items()), start=torch.zeros((), device=session.device)
     )
-    if loss.requires_grad:
-        torch.autograd.backward(loss)
     for label, value in values.items():
         total.terms[label] = total.terms.get(label, 0) + reduced[label].detach()
         if value.dim():
@@ -159,6 +159,20 @@ def forward_backward(
             total.binned[label] = total.binned.get(label, 0) + bin_by_noise(
                 inside(params.window, t, value).detach(), t, edges
             )
+    return loss
+
+
+def context_of(session: Session, draws: Draws) -> Context:
+    """What pair samplers and terms may know at this step."""
+    return Context(
+        step=session.step,
+        total_steps=session.total_steps,
+        schedule=session.schedule,
+        draws=draws,
+        num_classes=session.recipe.shapes.num_classes,
+        gather=session.world.gather,
+        mean=session.world.mean,
+    )
 
 
 def make_batch(session: Session, ids: Any, draws: Draws) -> Batch:
@@ -204,6 +218,14 @@ def complete_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor
             parameter.grad = torch.zeros_like(parameter)
 
 
+def forget_untouched(session: Session, touched: list[bool]) -> None:
+    """DDP gave zeros to what no rank had a gradient for; one process has none, so that its moments do not begin."""
+    trained = [parameter for parameter in session.root.parameters() if parameter.requires_grad] if touched else []
+    for parameter, was in zip(trained, touched, strict=True):
+        if not was and parameter not in session.optimizer.state:
+            parameter.grad = None
+
+
 def clip_gradients(settings: OptimizerParams, parameters: list[Tensor], norm: Tensor) -> None:
     """Shorten gradients that are longer than the recipe allows: the whole, whose norm is given, or each by itself."""
     if settings.clip is None:
@@ -222,21 +244,27 @@ def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Ma
     norms: dict[str, float] = {}
     for label, value in reduced.items():
         gradients = torch.autograd.grad(weights[label] * value, parameters, retain_graph=True, allow_unused=True)
-        norms[label] = float(torch.nn.utils.get_total_norm([g for g in gradients if g is not None]))
+        means = [session.world.mean(gradient) for gradient in gradients if gradient is not None]
+        norms[label] = float(torch.nn.utils.get_total_norm(means))
     first, *others = norms
     return {label: norms[label] / norms[first] for label in others if norms[first] > 0}
 
 
 def not_finite(session: Session, result: StepResult) -> list[str]:
-    """What of a step holds a NaN or an infinity: losses, the gradient, what terms staged. The one read of the device in a step."""
+    """What of a step holds a NaN or an infinity: losses, the gradient, what terms staged, on any rank.
+
+    The one read of the device in a step, and the one message by which ranks agree on what to do with it.
+    """
     values = {f"loss.{label}": [value] for label, value in result.terms.items()}
     values["the gradient"] = [result.grad_norm]
     values |= {f"what loss.{label} staged": list(term.staged()) for label, term in session.student.terms.items()}  # type: ignore[operator]
     names = [name for name, tensors in values.items() for _ in tensors]
-    finite = torch.stack([torch.isfinite(tensor).all() for tensors in values.values() for tensor in tensors])
-    if bool(finite.all()):
+    here = ~torch.stack([torch.isfinite(tensor).all() for tensors in values.values() for tensor in tensors])
+    bad, touched = session.world.any(here, result.touched)
+    forget_untouched(session, touched)
+    if not bool(bad.any()):
         return []
-    return list(dict.fromkeys(name for name, fine in zip(names, finite.tolist(), strict=True) if not fine))
+    return list(dict.fromkeys(name for name, flag in zip(names, bad.tolist(), strict=True) if flag))
 
 
 def forget_step(session: Session) -> None:
@@ -287,13 +315,7 @@ def set_learning_rate(session: Session) -> None:
 def finish_terms(session: Session, weights: Mapping[str, float]) -> None:
     """Terms apply what they staged: buffers change here and nowhere else."""
     ids = torch.zeros(1, dtype=torch.int64, device=session.device)
-    ctx = Context(
-        step=session.step,
-        total_steps=session.total_steps,
-        schedule=session.schedule,
-        draws=Draws(session.recipe.seed, session.step, ids),
-        num_classes=session.recipe.shapes.num_classes,
-    )
+    ctx = context_of(session, Draws(session.recipe.seed, session.step, ids))
     contexts = session.objective.contexts(ctx, list(weights), session.teacher)
     with torch.no_grad():
         for label, context in contexts.items():
@@ -319,23 +341,29 @@ def tally(session: Session, result: StepResult) -> None:
     """Add a step to the sums of the current log interval, on the device: nothing is read back before the log is due."""
     if not result.taken:
         return
-    add(session.tally, "grad_norm", result.grad_norm)
+    seen = {"grad_norm": pair(result.grad_norm)}
     for label, value in result.terms.items():
-        add(session.tally, f"loss/{label}", value)
+        seen[f"loss/{label}"] = pair(value)
         for name, diagnostic in session.student.terms[label].diagnostics().items():  # type: ignore[operator]
-            add(session.tally, f"{label}/{name}", diagnostic)
+            seen[f"{label}/{name}"] = pair(diagnostic)
     for label, sums in result.binned.items():
-        for quarter in range(NOISE_BINS):
-            add(session.tally, f"loss/{label}@{quarter + 1}", sums[0, quarter], sums[1, quarter])
+        for quarter, (total, count) in enumerate((sums * session.world.size).T):  # so that the mean is a sum over ranks
+            seen[f"loss/{label}@{quarter + 1}"] = pair(total, count)
     for label, ratio in result.ratios.items():
-        add(session.tally, f"grad_ratio/{label}", torch.tensor(ratio))
+        seen[f"grad_ratio/{label}"] = pair(torch.tensor(ratio))
+    for name, mean in session.world.means(seen).items():
+        add(session.tally, name, mean)
 
 
-def add(sums: dict[str, Tensor], name: str, value: Tensor, count: Tensor | None = None) -> None:
-    """Add a value, and how often it was seen, to the pair of sums under `name`: [sum, count] float64."""
+def pair(value: Tensor, count: Tensor | None = None) -> Tensor:
+    """A value, and how often it was seen: [2] float64."""
     value = value.detach().to(torch.float64)
-    pair = torch.stack([value, torch.ones_like(value) if count is None else count.to(value)])
-    sums[name] = sums[name] + pair if name in sums else pair
+    return torch.stack([value, torch.ones_like(value) if count is None else count.to(value)])
+
+
+def add(sums: dict[str, Tensor], name: str, more: Tensor) -> None:
+    """Add to the sums under `name`."""
+    sums[name] = sums[name] + more if name in sums else more
 
 
 def log_row(session: Session) -> dict[str, float]:

@@ -23,6 +23,7 @@ from sddit.recipes.settings import Precision, TrainSettings
 from sddit.training import tensors as safetensors_bridge
 from sddit.training.averages import Teacher, WeightAverage, under
 from sddit.training.checkpoints import Checkpoint
+from sddit.training.distribution import World, parallel
 from sddit.training.objective import Objective, Student
 from sddit.training.sealed import Content, Late
 
@@ -44,6 +45,8 @@ class Session:
     teacher: Teacher | None
     averages: dict[str, WeightAverage]
     optimizer: torch.optim.Optimizer
+    world: World
+    root: nn.Module  # what is called in the student's place: itself, or what averages its gradients over the world
     step: int = 0  # optimizer steps taken
     seconds: float = 0.0  # spent training, earlier sittings included
     tally: dict[str, Tensor] = field(
@@ -67,11 +70,14 @@ class Session:
         return self.student.backbone if label == "student" else self.averages[label].module
 
 
-def build_session(recipe: Recipe, device: torch.device, *, resumed: bool = False) -> Session:
-    """A run before its first step.
+def build_session(
+    recipe: Recipe, device: torch.device, *, resumed: bool = False, world: World | None = None
+) -> Session:
+    """A run before its first step, alone or as one process of a world.
 
     With `resumed` it is about to be restored from a checkpoint: the weights of `[start]` are then neither read nor needed.
     """
+    world = world or World()
     dtype = DTYPES[recipe.train.precision]
     with default_dtype(dtype):
         backbone = build_backbone(recipe, device="cpu")
@@ -96,6 +102,8 @@ def build_session(recipe: Recipe, device: torch.device, *, resumed: bool = False
         teacher=teacher,
         averages=averages,
         optimizer=recipe.optimizer.build()(parameter_groups(recipe, student), device),
+        world=world,
+        root=parallel(student, world),
         notes=notes,
     )
 

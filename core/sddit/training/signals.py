@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from signal import Signals
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -20,14 +21,22 @@ class StopSignals:
                     save()
                     raise SystemExit(stop.exit_status)
 
-    A second signal raises SystemExit(128 + its number) wherever the program is. SIGHUP, a lost terminal, counts as
+    A second signal raises SystemExit(128 + its number) wherever the program is. One of several processes does not stop for
+    what it `heard` by itself, but for what all have `agreed` on, so that they stop after the same step. SIGHUP, a lost terminal, counts as
     SIGTERM unless the process was started to outlive it (nohup). Outside the main thread nothing is noted: Python
     delivers signals to the main thread only.
     """
 
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None  # the first one received
+    def __init__(self, *, alone: bool = True) -> None:
+        self.alone = alone
+        self.heard: Signals | None = None  # the first one that this process received
+        self.agreed: Signals | None = None  # the one that some process received, as all know
         self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def signal(self) -> Signals | None:
+        """The one to stop for."""
+        return self.heard if self.alone else self.agreed
 
     @property
     def requested(self) -> bool:
@@ -55,6 +64,6 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         received = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
-        if self.requested:
+        if self.heard is not None:
             raise SystemExit(128 + received)
-        self.signal = received
+        self.heard = received

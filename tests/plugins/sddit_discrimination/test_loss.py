@@ -432,13 +432,18 @@ def test_collapse_to_one_prototype_and_to_uniform_raise_the_alarms() -> None:
     assert {"patch_entropy", "patch_logit_std"} <= alarms(torch.zeros(B, N, K, dtype=torch.float64))
 
 
+def alone(x: Tensor) -> Tensor:
+    """A mean over ranks, or what they gather, where there is one."""
+    return x
+
+
 def test_kl_to_uniform_and_use() -> None:
     one = torch.eye(K, dtype=torch.float64)[[3] * 5]
-    assert abs(float(collapse.kl_to_uniform(one)) - math.log(K)) < 1e-12
+    assert abs(float(collapse.kl_to_uniform(one, alone)) - math.log(K)) < 1e-12
     all_alike = torch.eye(K, dtype=torch.float64)
-    assert abs(float(collapse.kl_to_uniform(all_alike))) < 1e-12
-    assert float(collapse.in_use(one)) == 1 / K
-    assert float(collapse.in_use(all_alike)) == 1.0
+    assert abs(float(collapse.kl_to_uniform(all_alike, alone))) < 1e-12
+    assert float(collapse.in_use(one, alone)) == 1 / K
+    assert float(collapse.in_use(all_alike, alone)) == 1.0
 
 
 def test_effective_rank_counts_directions() -> None:
@@ -447,8 +452,8 @@ def test_effective_rank_counts_directions() -> None:
         torch.randn(4000, 3, dtype=torch.float64, generator=generator)
         @ torch.linalg.qr(torch.randn(8, 3, dtype=torch.float64, generator=generator))[0].T
     )
-    assert abs(float(collapse.effective_rank(three)) - 3) < 0.15
-    assert abs(float(collapse.effective_rank(three[:, :1] * torch.ones(8, dtype=torch.float64))) - 1) < 1e-9
+    assert abs(float(collapse.effective_rank(three, alone)) - 3) < 0.15
+    assert abs(float(collapse.effective_rank(three[:, :1] * torch.ones(8, dtype=torch.float64), alone)) - 1) < 1e-9
 
 
 def test_a_label_shortcut_shows_as_no_divergence_within_a_class() -> None:
@@ -464,8 +469,8 @@ def test_a_label_shortcut_shows_as_no_divergence_within_a_class() -> None:
     pairs = [(p[0], p[1]), (p[1], p[0]), (q[0], q[1]), (q[1], q[0])]
     explicit = torch.stack([(a * (a / b).log()).sum() for a, b in pairs]).mean()
     torch.testing.assert_close(within, explicit, rtol=1e-12, atol=0)
-    alone = collapse.label_divergence(torch.log_softmax(free[[0, 2]], -1), labels[[0, 2]], null=9)
-    assert torch.equal(*alone)
+    single = collapse.label_divergence(torch.log_softmax(free[[0, 2]], -1), labels[[0, 2]], null=9)
+    assert torch.equal(*single)
 
 
 # --------------------------------------------------------------------------------------------------------------------

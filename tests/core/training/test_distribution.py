@@ -1,0 +1,103 @@
+"""One recipe on several processes: the weights, averages and logged losses of one process, at any world size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sddit.testing.toys import TOY_PAIR_RECIPE
+from sddit.training.distribution import World, reached
+
+STEPS = 10
+DOUBLE = ["train.precision=fp64", f"train.steps={STEPS}", "train.log_every=2"]
+ROUNDING = 1e-10  # of weights in float64 after ten steps
+LOGGED = 1e-6  # diagnostics are kept in float32
+
+SETTINGS = {
+    "plain": [],
+    "micro-batches": ["train.micro_batch=4"],
+    "clipped": ["optimizer.clip=0.01"],
+    "each clipped": ["optimizer.clip=0.01", "optimizer.clip_scope=each"],
+    "recomputed": ["train.activation_checkpointing=true"],
+    "a term that ends": ["loss.agree.until=4"],  # its head is then without a gradient
+    "a term that begins": [
+        "loss.agree.weight={start=0.0,end=1.0,shape='step',until=0.5}",
+        "optimizer.weight_decay=0.1",
+    ],
+}
+SPOILT = {
+    "gradients are not averaged": "plain",
+    "means are of one rank": "plain",
+    "all take the same rows": "plain",
+    "untouched gradients stay zero": "a term that begins",
+}
+
+
+@pytest.fixture(scope="module")
+def ran(on_ranks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What came out of every case on two ranks, and under `alone NAME` on one."""
+    recipe = tmp_path_factory.mktemp("recipe") / "toy.toml"
+    recipe.write_text(TOY_PAIR_RECIPE + "\n[ema.main]\ndecay = 0.9\nramp = true\n")
+
+    def case(name: str, settings: str, **more: Any) -> dict[str, Any]:
+        return {"name": name, "recipe": str(recipe), "overrides": DOUBLE + SETTINGS[settings], "steps": STEPS, **more}
+
+    two = [case(name, name) for name in SETTINGS]
+    two += [case(spoil, settings, spoil=spoil) for spoil, settings in SPOILT.items()]
+    begin = [case("one begins", "plain", steps=3)]
+    go_on = [case("two go on", "plain", begin="one begins", steps=7)]
+    end = [case("one ends", "plain", begin="two go on")]
+    found = on_ranks(1, begin) | on_ranks(2, two + go_on)
+    return found | on_ranks(1, end + [case(f"alone {name}", name) for name in SETTINGS])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_end_in_the_weights_of_one(name: str, ran: dict[str, Any], drift: Callable[..., float]) -> None:
+    assert drift(ran[f"alone {name}"], ran[name]) < ROUNDING
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_what_is_spoilt_is_noticed(spoil: str, ran: dict[str, Any], drift: Callable[..., float]) -> None:
+    assert drift(ran[f"alone {SPOILT[spoil]}"], ran[spoil]) > 1e3 * ROUNDING
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_log_the_rows_of_one(name: str, ran: dict[str, Any], row_drift: Callable[..., float]) -> None:
+    assert row_drift(ran[f"alone {name}"], ran[name]) < LOGGED
+
+
+def test_one_two_and_one_process_continue_each_other(ran: dict[str, Any], drift: Callable[..., float]) -> None:
+    assert drift(ran["alone plain"], ran["one ends"]) < ROUNDING
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_shares_are_all_there_is_in_order_and_even(count: int, size: int) -> None:
+    world = World()
+    world.size = size
+    shares = []
+    for world.rank in range(size):
+        shares.append(range(count)[world.share(count)])
+    assert [i for share in shares for i in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1 and max(map(len, shares)) == math.ceil(count / size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_rows_of_a_micro_batch_follow_each_other_by_rank(size: int) -> None:
+    world = World()
+    world.size = size
+    rows = []
+    for world.rank in range(size):
+        rows += list(range(24)[world.rows(8, 8)])
+    assert rows == list(range(8, 16))
+
+
+def test_reached_are_the_parameters_below_a_loss() -> None:
+    used, cut, unused = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
+    loss = (used * cut.detach()).sum() + (used**2).mean()
+    assert reached(loss) == {used}
+    assert reached(loss + 0 * unused.sum()) == {used, unused}

@@ -1,0 +1,65 @@
+"""Every method on two processes: the weights and the logged numbers of one process, prototypes and centres included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+STEPS = 10
+SMALL = [
+    "train.precision=fp64",
+    f"train.steps={STEPS}",
+    "train.log_every=5",
+    "train.batch=16",
+    "optimizer.warmup=2",
+    "backbone.width=32",
+]
+HEAD = ["loss.discrimination.prototypes=24", "loss.discrimination.hidden=32", "loss.discrimination.bottleneck=16"]
+SPLIT = ["train.micro_batch=8"]
+DECODER = ["backbone.depth=2", "backbone.decoder.depth=1", "backbone.decoder.width=32"]
+
+METHODS: dict[str, tuple[str, list[str]]] = {
+    "dit": ("digits/dit.toml", [*SPLIT, "backbone.depth=2"]),
+    "maskdit": ("digits/maskdit.toml", [*DECODER, *SPLIT]),
+    "mdt": ("digits/mdt.toml", [*SPLIT, "backbone.depth=4"]),
+    "sd-dit": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "loss.discrimination.freeze_last=4"]),
+    "sd-dit sinkhorn": ("quickstart.toml", [*DECODER, *HEAD, "loss.discrimination.centering=sinkhorn"]),
+}
+SPOILT = {
+    "gradients are not averaged": ["dit", "maskdit", "mdt", "sd-dit", "sd-dit sinkhorn"],
+    "means are of one rank": ["sd-dit", "sd-dit sinkhorn"],
+}
+ROUNDING = 1e-10  # of weights in float64 after ten steps
+LOGGED = 1e-6  # diagnostics are kept in float32
+
+
+@pytest.fixture(scope="module")
+def ran(on_ranks: Callable[..., Any]) -> dict[str, Any]:
+    """What came out of every case on two ranks, and under `alone NAME` on one."""
+
+    def case(name: str, method: str, **more: Any) -> dict[str, Any]:
+        recipe, settings = METHODS[method]
+        return {"name": name, "recipe": str(RECIPES / recipe), "overrides": SMALL + settings, "steps": STEPS, **more}
+
+    two = [case(name, name) for name in METHODS]
+    two += [case(f"{spoil}: {name}", name, spoil=spoil) for spoil, names in SPOILT.items() for name in names]
+    return on_ranks(2, two) | on_ranks(1, [case(f"alone {name}", name) for name in METHODS])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_end_in_the_weights_of_one(method: str, ran: dict[str, Any], drift: Callable[..., float]) -> None:
+    assert drift(ran[f"alone {method}"], ran[method]) < ROUNDING
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_log_the_rows_of_one(method: str, ran: dict[str, Any], row_drift: Callable[..., float]) -> None:
+    assert row_drift(ran[f"alone {method}"], ran[method]) < LOGGED
+
+
+@pytest.mark.parametrize(("spoil", "method"), [(spoil, name) for spoil, names in SPOILT.items() for name in names])
+def test_what_is_spoilt_is_noticed(spoil: str, method: str, ran: dict[str, Any], drift: Callable[..., float]) -> None:
+    assert drift(ran[f"alone {method}"], ran[f"{spoil}: {method}"]) > 1e3 * ROUNDING

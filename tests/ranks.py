@@ -1,0 +1,117 @@
+"""Trains a list of cases as one rank of several, or alone, and keeps what came out: the program of `on_ranks`.
+
+torchrun's environment, python tests/ranks.py CASES.json FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sddit.plugins import host
+from sddit.recipes.resolve import resolve
+from sddit.testing import toys
+from sddit.training import distribution, loop, session
+from sddit.training.checkpoints import Store
+from sddit.training.distribution import Processes, World, joined
+from sddit.training.loop import train
+from sddit.training.session import Session, build_session, files_of, restore
+
+
+class Until:
+    """An observer that stops after a number of steps, and keeps what was logged."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.rows: list[dict[str, float]] = []
+
+    def logged(self, session: Session, row: Mapping[str, float]) -> None:
+        self.rows.append({key: value for key, value in row.items() if "seconds" not in key})
+
+    def stepped(self, session: Session) -> None:
+        if session.step == self.step:
+            raise StopIteration
+
+
+def alone(student: Any, world: World) -> Any:
+    """The student without what averages its gradients."""
+    return student
+
+
+def own(self: World, x: Tensor) -> Tensor:
+    """No mean over ranks."""
+    return x
+
+
+SPOILS: Mapping[str, tuple[Any, str, Any]] = {
+    "gradients are not averaged": (session, "parallel", alone),
+    "means are of one rank": (Processes, "mean", own),
+    "all take the same rows": (Processes, "rows", lambda self, begin, count: slice(begin, begin + count // self.size)),
+    "untouched gradients stay zero": (loop, "forget_untouched", lambda session, touched: None),
+}
+"""What an equality test must notice."""
+
+
+def main(cases: list[dict[str, Any]], folder: Path) -> None:
+    """Each case in turn, in one process group."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    host().add("toy", toys)
+    with joined(torch.device("cpu"), 60.0) as world:
+        for case in cases:
+            took = trained(case, world, folder)
+            if world.main:
+                keep(took, folder / case["name"])
+
+
+def trained(case: Mapping[str, Any], world: World, folder: Path) -> tuple[Session, Until]:
+    """The session of a case after its steps, with one thing spoilt if the case says so."""
+    recipe = resolve(Path(case["recipe"]), case["overrides"])
+    until = Until(case["steps"])
+    owner, name, value = SPOILS.get(case.get("spoil", ""), (distribution, "JOIN", distribution.JOIN))
+    whole = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        made = build_session(recipe, torch.device("cpu"), world=world)
+        if begin := case.get("begin"):
+            found = Store(folder / begin / "checkpoints", keep=1).latest()
+            assert found is not None
+            restore(made, found)
+        with suppress(StopIteration):
+            train(made, until)
+    finally:
+        setattr(owner, name, whole)
+    return made, until
+
+
+def keep(took: tuple[Session, Until], folder: Path) -> None:
+    """The rows, the weights, and a checkpoint."""
+    made, until = took
+    folder.mkdir(parents=True)
+    (folder / "rows.json").write_text(json.dumps(until.rows))
+    Store(folder / "checkpoints", keep=1).save(made.step, files_of(made, {}))
+    save_file(tensors_of(made), folder / "tensors.safetensors")
+
+
+def tensors_of(made: Session) -> dict[str, Tensor]:
+    """All tensors on which the future depends."""
+    found = {f"student.{k}": v for k, v in made.student.state_dict().items()}
+    if made.teacher is not None:
+        found |= {f"teacher.{k}": v for k, v in made.teacher.tensors().items()}
+    for label, average in made.averages.items():
+        found |= {f"ema.{label}.{k}": v for k, v in average.module.state_dict().items()}
+    for index, entries in made.optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
+    return {name: value.detach().clone().contiguous() for name, value in found.items()}
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
