@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sddit.evaluation.pictures import previews
+from sddit.evaluation.probe import read_probe
 from sddit.evaluation.report import NextStep, ReportData, RunCost, write_report
 from sddit.evaluation.scores import Scores
 from sddit.recipes.plan import plan
@@ -37,6 +38,7 @@ def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores])
             grid=grids[-1][1] if grids else None,
             previews=grids,
             scores=scores,
+            probe=read_probe(folder),
             monitors={label: chosen.params.monitors() for label, chosen in recipe.terms.items()},
             noise_bins=NOISE_QUARTERS,
             recipe=recipe.to_json(),

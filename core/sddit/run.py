@@ -24,7 +24,9 @@ from sddit.data.declared import no_images
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
 from sddit.evaluation import pictures
 from sddit.evaluation.figures import SCORE
+from sddit.evaluation.probe import PROBE, lacks_probe
 from sddit.evaluation.scores import Scorer, Scores
+from sddit.evaluation.tokens import probe, write_probe
 from sddit.generate import LABELS, Request, generate
 from sddit.interfaces import Dataset, FeatureExtractor, NoiseSchedule, Tracker
 from sddit.memory import memory_errors
@@ -97,7 +99,7 @@ def run(
             set_aside(folder.path)
         changed = accept_changes(folder, recipe, allow, resumed=resume is not None)
         progress.folder = folder.path  # from here on a crash log has its place in it
-        if (folder.path / REPORT).is_file() and not changed:
+        if (folder.path / REPORT).is_file() and not changed and not lacks_probe(folder.path, recipe):
             return RunResult(folder.path, folder.path / REPORT, read_scores(folder.path), already_finished=True)
         store = Store(folder.path / "checkpoints", keep=recipe.train.keep)
         session, cursor = prepare(recipe, folder, store, chosen, progress)
@@ -161,7 +163,7 @@ def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str], *, r
         return False
     earlier = read_json(folder.path / CHANGES) if (folder.path / CHANGES).is_file() else []
     folder.write_json(CHANGES, earlier + [{"key": key, "from": old, "to": new} for key, old, new, _ in found])
-    for stale in (REPORT, SCORES):
+    for stale in (REPORT, SCORES, PROBE):
         (folder.path / stale).unlink(missing_ok=True)
     return True
 
@@ -372,11 +374,14 @@ def stop_if_asked(stop: StopSignals, progress: Progress, when: str) -> None:
 
 
 def finish(session: Session, watcher: Watcher) -> dict[str, Scores]:
-    """The pictures, the scores, the report."""
+    """The pictures, the scores, the probe, the report."""
     folder, progress = watcher.folder, watcher.progress
     scores = score(session, watcher)
     watcher.scored(session, scores)
     folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
+    if session.recipe.evaluate.probe:
+        weights = session.weights(session.recipe.sampled_weights)
+        write_probe(folder, probe(weights, session.schedule, session.recipe, progress))
     folder.write_json(COST, asdict(cost_of(session.recipe, folder.path)))
     progress.stage("report")
     folder.write_text(REPORT, write_run_report(session.recipe, folder.path, scores))

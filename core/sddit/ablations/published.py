@@ -20,6 +20,7 @@ from sddit.ablations.statistics import LEAST_SEEDS, LEVEL, Summary, holm, summar
 from sddit.ablations.table import title
 from sddit.errors import SdditError
 from sddit.recipes.differences import differences
+from sddit.recipes.merge import leaves
 from sddit.recipes.source import quoted
 
 ENVIRONMENT, RECIPES = "environment.json", "recipes"
@@ -154,11 +155,13 @@ def other_settings(here: Results, there: Results, arm: str) -> str:
     recipe, published = first_recipe(here.folder, rows), there.folder / RECIPES / f"{slug(arm)}.json"
     if recipe is None or not published.is_file():
         return "its recipe is not at hand"
+    before = read_json(published)
+    known = dict(leaves(before))
     found = [
         f"{key} is {quoted(new)} here, {quoted(old)} there"
-        for key, old, new, kind in differences(read_json(published), pathless(recipe))
-        if kind != "free" and key != "seed"
-    ]
+        for key, old, new, kind in differences(before, pathless(recipe))
+        if kind != "free" and key != "seed" and (key in known or isinstance(new, Mapping))
+    ]  # a single key that was not known then is of a later version: what it is set to by itself is what was done before
     more = f", and {len(found) - MOST_KEYS} more" if len(found) > MOST_KEYS else ""
     return f"other settings: {'; '.join(found[:MOST_KEYS])}{more}" if found else ""
 

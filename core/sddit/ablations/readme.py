@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sddit.ablations.cautions import Caution, cautions
 from sddit.ablations.conclusion import Compared, fairness, findings, summary
 from sddit.ablations.logs import Logs, environments
-from sddit.ablations.report import COST, cost, facts, how_soon
+from sddit.ablations.report import COST, cost, facts, how_soon, probed
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import summarize
 from sddit.ablations.table import changes, comparisons, difference, legend, title, with_spread
@@ -55,6 +55,7 @@ def readme(results: Results, logs: Logs, figures: Sequence[Figure], samples: Map
         the_targets(results, logs),
         the_cost(results),
         fair(results, compared, found),
+        the_probe(results),
         the_figures(figures),
         the_samples(results, samples),
         made_with(results),
@@ -154,6 +155,17 @@ def fair(results: Results, compared: Compared, found: Sequence[Caution]) -> Iter
         word = "" if answer.good is None else " yes." if answer.good else " no."
         yield f"- **{plain(answer.question)}**{word} {plain(answer.words)}"
     yield ""
+
+
+def the_probe(results: Results) -> Iterator[str]:
+    """What the tokens of each arm tell of the class, where the runs were probed."""
+    if (found := probed(results)) is None:
+        return
+    yield from heading("What the tokens tell of the class")
+    yield f"Accuracy on held-out images at the best depth and noise level; chance is {found.chance:.3g}."
+    yield ""
+    names = ("arm", "seeds", "linear probe", "nearest neighbours", "linear probe beside the baseline")
+    yield from table(names, [[plain(text) for text in row] for row in found.rows])
 
 
 def the_figures(figures: Sequence[Figure]) -> Iterator[str]:

@@ -32,6 +32,7 @@ from sddit.ablations.results import (
     write_results,
 )
 from sddit.errors import SdditError, error, one_of
+from sddit.evaluation.probe import lacks_probe
 from sddit.progress import Progress, duration
 from sddit.training.durable import replace_file, to_json
 from sddit.training.run_folder import RunFolder, holder, last_metrics
@@ -64,7 +65,7 @@ def run_ablation(
     with RunFolder(folder_of(ablation, out, copy)) as folder, StopSignals() as stop:
         plan = settle(ablation, out, copy, jobs=jobs, device=device, progress=progress)
         folder.write_json(PLAN, plan.to_json())
-        waiting = [run for run in plan.needed if status_of(run.folder, failed=False) != "finished"]
+        waiting = [run for run in plan.needed if not complete(run)]
         announce(plan, len(waiting), progress)
         for run in waiting:
             write_recipe(folder, plan, run)
@@ -145,6 +146,11 @@ def announce(plan: AblationPlan, waiting: int, progress: Progress) -> None:
     progress.note(f"{needed} runs, {needed - waiting} of them finished before; results in {plan.folder}")
 
 
+def complete(run: PlannedRun) -> bool:
+    """Whether nothing is left to be done for a run; one that was finished before a probe was asked for gets that."""
+    return status_of(run.folder, failed=False) == "finished" and not lacks_probe(run.folder, run.recipe)
+
+
 def write_recipe(folder: RunFolder, plan: AblationPlan, run: PlannedRun) -> None:
     """What the process of a run reads: its resolved recipe, with one-file plugins beside it."""
     folder.write_json(f"{RECIPES}/{run.folder.name}.json", with_threads(run.recipe, plan.threads).to_json())
@@ -184,7 +190,7 @@ class Queue:
                 self._held.add(run.folder)
                 continue
             self.runs.remove(run)
-            if status_of(run.folder, failed=False) != "finished":
+            if not complete(run):
                 return run
         return None
 

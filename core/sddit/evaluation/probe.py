@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sddit.errors import error
 from sddit.evaluation.charts import Reference, Series, line_chart
+from sddit.recipes.recipe import Recipe
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -55,6 +56,11 @@ class Probe:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def lacks_probe(folder: Path, recipe: Recipe) -> bool:
+    """Whether a run folder is still to get the probe that its recipe asks for."""
+    return recipe.evaluate.probe and not (folder / PROBE).is_file()
 
 
 def read_probe(folder: Path) -> Probe | None:

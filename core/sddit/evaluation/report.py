@@ -17,6 +17,8 @@ from markupsafe import Markup
 from sddit.evaluation.charts import Reference, Series, line_chart, short
 from sddit.evaluation.figures import FIGURES, SCORE
 from sddit.evaluation.page import render
+from sddit.evaluation.probe import Probe
+from sddit.evaluation.probe import charts as probe_charts
 from sddit.interfaces import Monitor
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class ReportData:
     grid: bytes | None = None  # PNG of the final samples
     previews: Sequence[tuple[int, bytes]] = ()  # (step, PNG) over the run
     scores: Mapping[str, Scores] = field(default_factory=dict)
+    probe: Probe | None = None
     monitors: Mapping[str, Sequence[Monitor]] = field(default_factory=dict)  # by the label of their term
     noise_bins: Sequence[str] = ()  # names of the bins of "loss/<label>@<bin>", least noise first
     recipe: Mapping[str, Any] = field(default_factory=dict)  # resolved
@@ -99,6 +102,7 @@ def write_report(run: ReportData) -> str:
         verdicts=verdicts,
         alarms=[verdict for verdict in verdicts if verdict.state == "look here"],
         score_charts=score_charts(run),
+        probe_charts=list(probe_charts(run.probe).values()) if run.probe else [],
         loss_charts=loss_charts(run),
         noise_charts=noise_charts(run),
         diagnostic_charts=diagnostic_charts(run),

@@ -62,19 +62,22 @@ def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
             got=f"{recipe.facts.num_classes} classes",
             expect="a data set with labels",
         )
-    untrained = build_backbone(recipe, device=chosen).eval()
-    found = probe(model.backbone.to(chosen), untrained, model.require_schedule(), recipe, progress)
+    found = probe(model.backbone.to(chosen), model.require_schedule(), recipe, progress)
     with RunFolder(folder) as held:
-        held.write_json(PROBE, found.to_json())
-        for name, chart in charts(found).items():
-            held.write_text(f"probe-{name}.svg", as_file(chart))
+        write_probe(held, found)
     return found
 
 
-def probe(
-    trained: nn.Module, untrained: nn.Module, schedule: NoiseSchedule, recipe: Recipe, progress: Progress
-) -> Probe:
-    """Probe two networks of one architecture on the data of a recipe."""
+def write_probe(folder: RunFolder, found: Probe) -> None:
+    """Keep a probe and its charts in the run folder."""
+    for name, chart in charts(found).items():
+        folder.write_text(f"probe-{name}.svg", as_file(chart))
+    folder.write_json(PROBE, found.to_json())
+
+
+def probe(trained: nn.Module, schedule: NoiseSchedule, recipe: Recipe, progress: Progress) -> Probe:
+    """Probe a network on the data of its recipe, and beside it the same network untrained."""
+    untrained = build_backbone(recipe, device=next(trained.parameters()).device).eval()
     training, heldout = (split_of(recipe, name) for name in ("train", "test"))
     refuse_few({"training images": training.ids, "held-out images": heldout.ids}, recipe.evaluate.neighbours)
     blocks = range(1, 1 + len(cast(Backbone, trained).blocks))

@@ -370,8 +370,15 @@ def _sampling(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _evaluation(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.features:
-        yield from _few_images(recipe)
+    yield from _few_images(recipe)
+    if recipe.evaluate.probe and recipe.facts.num_classes < 2:
+        yield Problem(
+            "SD-T931",
+            "no classes to probe",
+            "evaluate.probe",
+            f"{recipe.facts.num_classes} classes",
+            fix="evaluate.probe=false",
+        )
     weights = recipe.evaluate.weights
     known = ["student", *recipe.ema]
     if weights and weights not in known:
@@ -381,7 +388,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _few_images(recipe: Recipe) -> Iterator[Problem]:
-    """Every set that is scored needs more images than one of them has neighbours, and two to have a spread."""
+    """Every set that is scored, or probed, needs more images than one of them has neighbours, and two to have a spread."""
     least = max(2, recipe.evaluate.neighbours + 1)
     splits = "dataset.holdout" if "holdout" in type(recipe.dataset.params).model_fields else "dataset"
     sets = (
@@ -389,7 +396,8 @@ def _few_images(recipe: Recipe) -> Iterator[Problem]:
         ("held-out images", recipe.facts.test_size, splits, f"a higher {splits}"),
         ("training images", recipe.facts.train_size, splits, f"a lower {splits}"),
     )
-    for what, count, key, remedy in sets:
+    looked_at = sets if recipe.features else sets[1:] if recipe.evaluate.probe else ()
+    for what, count, key, remedy in looked_at:
         if count < least:
             yield Problem(
                 "SD-T906",
@@ -397,7 +405,7 @@ def _few_images(recipe: Recipe) -> Iterator[Problem]:
                 where=key,
                 got=str(count),
                 expect=f"at least {least} for evaluate.neighbours = {recipe.evaluate.neighbours}",
-                fix=f"{'more images' if key == 'dataset' else remedy}, or evaluate.features=[]",
+                fix=f"{'more images' if key == 'dataset' else remedy}, or {'evaluate.features=[]' if recipe.features else 'evaluate.probe=false'}",
             )
 
 

@@ -122,6 +122,12 @@ class EvaluateSettings(Params):
     )
     previews: int = Field(6, ge=0, le=1000, description="Sample grids over the run, the last one included.")
     per_class: int = Field(8, ge=1, le=64, description="Images of each class in a grid.")
+    probe: bool = Field(
+        False,
+        description="At the end, ask the tokens of every block for the class: probe.json and its charts, as `evaluate --probe` "
+        "makes them. Takes forward passes over both splits, trained and untrained, at four noise levels.",
+        json_schema_extra=FREE,
+    )
     neighbours: int = Field(3, ge=1, le=100, description="k of precision and recall.")
     kid_subsets: int = Field(50, ge=1, le=1000, description="Subsets of the kernel distance.")
     kid_subset_size: int = Field(200, ge=2, description="Images of one such subset.")

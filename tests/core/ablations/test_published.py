@@ -96,6 +96,20 @@ def test_settings_that_change_no_number_do_not_matter(rerun):
     assert against_published(results).apart == ()
 
 
+def test_a_key_that_was_not_known_then_does_not_matter(rerun, tmp_path):
+    results = rerun()
+    for path in (tmp_path / "results" / "toy" / "recipes").iterdir():
+        recipe = json.loads(path.read_text())
+        del recipe["evaluate"]["neighbours"]
+        path.write_text(json.dumps(recipe))
+    assert against_published(results).apart == ()
+    for path in (tmp_path / "results" / "toy" / "recipes").iterdir():
+        recipe = json.loads(path.read_text())
+        del recipe["loss"]["agree"]
+        path.write_text(json.dumps(recipe))
+    assert "other settings: loss.agree is {" in against_published(results).apart[0][1]
+
+
 def test_fewer_seeds_are_said_and_compared(rerun):
     results = rerun(seeds=[0, 1])
     found = against_published(replace(results, rows=tuple(row for row in results.rows if row.seed < 2)))

@@ -127,6 +127,34 @@ def test_a_run_is_probed_and_its_probe_is_kept(finished: Path) -> None:
     assert read_probe(finished.parent) is None
 
 
+def test_a_run_that_asks_for_it_is_probed_at_its_end(toy_recipe: Path, tmp_path: Path) -> None:
+    def finish(*overrides: str) -> tuple[Path, bool]:
+        recipe = resolve(toy_recipe, ["dataset.images=90", "train.steps=4", *overrides])
+        result = run(recipe, out=tmp_path / "runs", device="cpu", progress=Progress())
+        return result.folder, result.already_finished
+
+    folder, _ = finish()
+    weights = (folder / "checkpoints" / "step-000004" / "model.safetensors").read_bytes()
+    assert read_probe(folder) is None
+    assert "What the tokens tell" not in (folder / "report.html").read_text(encoding="utf-8")
+    assert finish("evaluate.probe=true") == (folder, False)  # the same run: only the probe is added
+    found = read_probe(folder)
+    assert found is not None
+    assert "What the tokens tell of the class" in (folder / "report.html").read_text(encoding="utf-8")
+    assert (folder / "checkpoints" / "step-000004" / "model.safetensors").read_bytes() == weights
+    assert finish("evaluate.probe=true") == (folder, True)
+    assert probe_run(folder, device="cpu", progress=Progress()) == found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code"), [(["dataset.classes=0"], "SD-T931"), (["dataset.images=6", "train.batch=4"], "SD-T906")]
+)
+def test_what_cannot_be_probed_is_refused_before_it_trains(toy_recipe: Path, overrides: list[str], code: str) -> None:
+    resolve(toy_recipe, [*overrides, "evaluate.features=[]"])
+    with pytest.raises(SdditError, match=code):
+        resolve(toy_recipe, [*overrides, "evaluate.features=[]", "evaluate.probe=true"])
+
+
 def test_tokens_know_the_image_and_not_the_label(toy_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = resolve(toy_recipe, ["dataset.images=40"])
     network = build_backbone(recipe, device="cpu")
