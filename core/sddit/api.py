@@ -9,6 +9,7 @@ x0 = model.denoise(x, sigma, labels)                                  # [B, C, H
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
 from sddit.recipes.translate import validated
 from sddit.training.averages import under
 from sddit.training.checkpoints import Store
+from sddit.training.run_folder import refuse_changed
 from sddit.training.session import DTYPES, build_backbone, default_dtype
 from sddit.training.tensors import unpack
 
@@ -146,6 +148,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     resolved = folder / RECIPE
     if not resolved.is_file():
         raise error("SD-C445", "not a run folder", where=str(folder), expect=f"a folder that holds {RECIPE}")
+    refuse_changed(resolved)
     recipe = resolve_without_data(resolved)
     label = weights or recipe.sampled_weights
     refuse_unknown_label(label, ["student", *recipe.ema], folder)
@@ -155,6 +158,8 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
         raise error(
             "SD-C447", "this run has no checkpoint yet", where=str(folder), fix="run its recipe until the first save"
         )
+    for notice in store.notices:  # weights of an earlier step than was asked for
+        warnings.warn(notice, stacklevel=3)
     name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
 
     def read() -> dict[str, Tensor]:

@@ -217,7 +217,7 @@ def prepare(
     while store.notices:
         progress.warn(store.notices.pop(0))
     surroundings.configure(recipe, device, threads=checkpoint.state.get("threads") if checkpoint else None)
-    folder.write_json(RECIPE, recipe.to_json())
+    folder.write_sealed_json(RECIPE, recipe.to_json())
     for name, file in recipe.plugin_files.items():  # beside the recipe, so that the folder says all that it needs
         folder.write_bytes(Path(name).name, file.read_bytes())
     folder.write_json(ENVIRONMENT, surroundings.environment(recipe, device))

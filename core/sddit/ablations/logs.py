@@ -38,7 +38,7 @@ def log_of(folder: Path, row: Row) -> Log:
     """The metrics of one run."""
     try:
         return read_metrics(folder / row.folder / METRICS)
-    except (OSError, ValueError, TypeError):
+    except (OSError, SdditError):
         return []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +17,7 @@ from sddit.cli.bench import bench
 from sddit.cli.evaluate import evaluate
 from sddit.cli.explain import explain
 from sddit.cli.export import export
-from sddit.cli.frame import State, debug_option, write_block
+from sddit.cli.frame import State, debug_option, notice, write_block
 from sddit.cli.import_weights import import_weights
 from sddit.cli.new_plugin import new_plugin
 from sddit.cli.plugins import plugins
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Ends the process with a documented exit status."""
     wait_politely()
     open_outputs()
+    warnings.showwarning = lambda message, *_: notice(f"warning: {message}")  # without file, line and source
     status = call(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.stdout.flush()

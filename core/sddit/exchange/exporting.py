@@ -23,6 +23,7 @@ from sddit.recipes.recipe import Recipe, facts_to_json
 from sddit.recipes.resolve import resolve_without_data
 from sddit.training.durable import replace_file
 from sddit.training.run_folder import made
+from sddit.training.sealed import seal_manifest
 from sddit.training.tensors import pack
 
 CARD = "README.md"
@@ -82,7 +83,7 @@ def ours(recipe: Recipe, source: Found, state: Mapping[str, Tensor]) -> dict[str
         "recipe": without_data(recipe),
     }
     plugins = {Path(name).name: file.read_bytes() for name, file in recipe.plugin_files.items()}
-    return {CONFIG: as_json(config), WEIGHTS: data, **plugins}
+    return {CONFIG: seal_manifest(config), WEIGHTS: data, **plugins}
 
 
 def theirs(recipe: Recipe, layout: str, state: Mapping[str, Tensor]) -> dict[str, bytes]:

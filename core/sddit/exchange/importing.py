@@ -85,7 +85,7 @@ def import_weights(
         for name, plugin in recipe.plugin_files.items():
             folder.write_bytes(Path(name).name, plugin.read_bytes())
         folder.write_json(PROVENANCE, provenance(published, file))
-        folder.write_json(RECIPE, recipe.to_json())
+        folder.write_sealed_json(RECIPE, recipe.to_json())
     return Imported(folder.path, recipe, published, file, already)
 
 

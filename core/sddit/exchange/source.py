@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 from sddit.errors import error, one_of
 from sddit.recipes.settings import StartSettings
 from sddit.training.checkpoints import Store
-from sddit.training.sealed import Broken, Checkpoint, broken_error, read_manifest
+from sddit.training.run_folder import refuse_changed
+from sddit.training.sealed import Broken, Checkpoint, broken_error, read_manifest, seal_manifest
 
 RECIPE, CONFIG, WEIGHTS = "recipe.resolved.json", "config.json", "model.safetensors"
 PROVENANCE = "provenance.json"  # in the run folder of imported weights
@@ -91,10 +93,19 @@ def read_config(folder: Path) -> dict[str, Any]:
             got=got,
             fix="use the version that wrote it, or export again with this one",
         )
+    sealed = {key: value for key, value in config.items() if key != "sha256"}
+    if "sha256" in config and seal_manifest(sealed) != (folder / CONFIG).read_bytes():
+        raise error(
+            "SD-F704",
+            "the config is not what was exported",
+            where=str(folder / CONFIG),
+            fix='put a copy back; if you changed it yourself, remove its key "sha256"',
+        )
     return config
 
 
 def _in_run(folder: Path, label: str, step: int | None) -> Found:
+    refuse_changed(folder / RECIPE)
     recipe = _json(folder / RECIPE)
     averages = list(recipe.get("ema", {}))
     label = label or recipe.get("evaluate", {}).get("weights") or "student"
@@ -119,6 +130,9 @@ def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
         except Broken as fault:
             if step is not None:
                 raise broken_error(store.place(candidate), str(fault)) from fault
+            warnings.warn(
+                f"{store.place(candidate)} is broken ({fault}); an earlier one is used [SD-C401]", stacklevel=4
+            )
     raise error(
         "SD-C447", "this run has no checkpoint yet", where=str(folder), fix="run its recipe until the first save"
     )

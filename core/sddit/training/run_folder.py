@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from sddit.errors import SdditError, error
 from sddit.training.durable import NOT_NUMBERS, remove_leftovers, replace_file, storage_errors, to_json
 
 LOCK = "run.lock"
+SEAL = ".sha256"  # ends the name of the file that holds the hash of the one beside it
 TAIL = 1 << 18  # bytes at the end of a metrics log that hold its last row
 
 _held: set[int] = set()  # descriptors of the locks of this process
@@ -71,6 +73,31 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> Path:
         """Write JSON, whole or not at all. A NaN or an infinity is written as text."""
         return self.write_text(name, to_json(value, indent=1) + "\n")
+
+    def write_sealed_json(self, name: str, value: Any) -> Path:
+        """Write JSON, and its sha256 beside it in the form of `sha256sum`, for `refuse_changed`."""
+        path = self.write_json(name, value)
+        self.write_text(f"{name}{SEAL}", f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+        return path
+
+
+def refuse_changed(path: Path) -> None:
+    """SD-F704 where a file is not what was written, by the seal beside it. One without a seal is taken as it is."""
+    seal = path.with_name(f"{path.name}{SEAL}")
+    try:
+        sealed = seal.read_bytes()[:64] if seal.is_file() else None
+        found = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+    except OSError as fault:
+        raise error("SD-F704", "a file of the run folder cannot be read", where=str(path), got=str(fault)) from fault
+    if sealed not in (None, found):
+        raise error(
+            "SD-F704",
+            "a file of the run folder is not what was written",
+            where=str(path),
+            got=f"sha256 {found[:12].decode()}...",
+            expect=f"as in {seal.name}",
+            fix=f"put a copy back; if you changed it yourself, delete {seal.name}",
+        )
 
 
 def made(path: Path) -> Path:
@@ -206,10 +233,27 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics log, also of one that is being written; NaN and infinities are floats again."""
+    """The rows of a metrics log, also of one that is being written; NaN and infinities are floats again.
+
+    Raises SD-F704 for a whole line that is no row.
+    """
     data = path.read_bytes()
-    rows = [json.loads(line) for line in data[: whole_lines(data)].splitlines()]
-    return [{key: float(value) if value in NOT_NUMBERS else value for key, value in row.items()} for row in rows]
+    return [read_row(path, number, line) for number, line in enumerate(data[: whole_lines(data)].split(b"\n")[:-1], 1)]
+
+
+def read_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """One line of a metrics log."""
+    try:
+        row: dict[str, Any] = json.loads(line)
+        return {key: float(value) if value in NOT_NUMBERS else value for key, value in row.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as fault:
+        raise error(
+            "SD-F704",
+            "a line of the metrics cannot be read",
+            where=f"{path}:{number}",
+            got=f"{type(fault).__name__}: {fault}",
+            fix="put a copy back, or delete that line",
+        ) from fault
 
 
 def last_metrics(path: Path) -> dict[str, Any]:

@@ -289,6 +289,7 @@ def test_weights_of_another_model_are_refused(sddit_run, toy_recipe, damage):
     else:
         resolved["ema"]["other"] = {"decay": 0.9}
     (folder / "recipe.resolved.json").write_text(json.dumps(resolved), encoding="utf-8")
+    (folder / "recipe.resolved.json.sha256").unlink()
     said = sddit_run("sample", folder, *(["--weights", "other"] if damage == "label" else []))
     assert said.status == 5
     assert f"SD-C410: the checkpoint does not fit this recipe\n  where:  {folder / 'checkpoints'}" in said.err

@@ -65,6 +65,31 @@ def test_an_exported_folder_that_changed_is_refused(finished: Path, tmp_path: Pa
         sddit.load(folder)
 
 
+def test_a_config_or_a_recipe_that_was_edited_is_refused_until_its_seal_is_taken_away(
+    finished: Path, tmp_path: Path
+) -> None:
+    exported = export_run(finished, to=tmp_path / "exported").folder / "config.json"
+    recipe = finished / "recipe.resolved.json"
+    for file in (exported, recipe):
+        file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
+        with pytest.raises(SdditError, match=r"SD-F704(.|\n)*if you changed it yourself"):
+            sddit.load(file.parent)
+    tables = json.loads(exported.read_text())
+    exported.write_text(json.dumps({key: value for key, value in tables.items() if key != "sha256"}))
+    recipe.with_name(f"{recipe.name}.sha256").unlink()
+    assert [sddit.load(file.parent).require_recipe().seed for file in (exported, recipe)] == [1, 1]
+
+
+def test_weights_of_an_earlier_step_are_not_taken_in_silence(finished: Path, tmp_path: Path) -> None:
+    newest = max((finished / "checkpoints").glob("step-*"))
+    (newest / "state.json").write_bytes(b"{}")
+    with pytest.warns(UserWarning, match=f"{newest.name} .*is broken; using"):
+        sddit.load(finished)
+    (newest / "manifest.json").write_bytes(b"")
+    with pytest.warns(UserWarning, match=rf"{newest.name} is broken .*SD-C401"):
+        export_run(finished, to=tmp_path / "exported")
+
+
 def test_what_is_not_there_is_refused(finished: Path, tmp_path: Path) -> None:
     assert known_layouts() == ["ours", "toy"]
     for more, code in (
@@ -88,6 +113,7 @@ def test_a_network_without_a_place_in_a_layout_is_refused(recipe_of: Callable[..
     resolved["data"]["image"] = [1, 8, 16]
     resolved["dataset"] = {"name": "declared", "image": [1, 8, 16], "classes": 3}
     (folder / "recipe.resolved.json").write_text(json.dumps(resolved))
+    (folder / "recipe.resolved.json.sha256").unlink()
     with pytest.raises(SdditError, match=r"SD-C453(.|\n)*no place for an image that is no square"):
         export_run(folder, layout="toy")
 

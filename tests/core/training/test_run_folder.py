@@ -16,7 +16,7 @@ import pytest
 
 from sddit.errors import SdditError
 from sddit.training import durable
-from sddit.training.run_folder import LOCK, MetricsLog, RunFolder, read_metrics
+from sddit.training.run_folder import LOCK, SEAL, MetricsLog, RunFolder, read_metrics, refuse_changed
 
 HOLD = """
 import os, sys, time
@@ -287,3 +287,27 @@ def test_a_row_written_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.Mon
     log.append({"step": 1, "loss": 0.25})
     log.close()
     assert read_metrics(path) == [{"step": 1, "loss": 0.25}]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[1]", b"7", b"\xff", b"[" * 100_000])
+def test_a_row_that_cannot_be_read_is_named_by_its_line(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": "nan"}\n' + line + b"\n")
+    with pytest.raises(SdditError, match=r"SD-F704(.|\n)*metrics\.jsonl:2"):
+        read_metrics(path)
+    path.write_bytes(path.read_bytes()[: -len(line) - 1])
+    assert [row["step"] for row in read_metrics(path)] == [1]
+
+
+def test_a_sealed_file_is_refused_once_a_byte_of_it_differs(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        path = folder.write_sealed_json("recipe.json", {"seed": 3})
+    checked = subprocess.run(["sha256sum", "-c", "recipe.json.sha256"], cwd=tmp_path, capture_output=True, check=False)
+    assert checked.returncode == 0
+    refuse_changed(path)
+    path.write_text(path.read_text().replace("3", "2"))
+    assert code(lambda: refuse_changed(path)) == "SD-F704"
+    (tmp_path / f"recipe.json{SEAL}").unlink()
+    refuse_changed(path)
+    path.unlink()
+    assert code(lambda: refuse_changed(path)) == "SD-F704"

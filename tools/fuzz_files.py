@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Flip a bit in, and cut short, every file of a run folder and of an exported one, and read the folder as commands do.
+
+    python tools/fuzz_files.py RUN                  of each file some bits and cuts, in a copy of the folder
+    python tools/fuzz_files.py RUN --each 200       more of them
+
+Each damage is refused with a code, noticed and gone around (an older checkpoint), or of no effect on weights, settings and
+what a resumed run continues from. The last line is the figures as JSON; exit status 0: nothing was silent, no traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import random
+import shutil
+import sys
+import tempfile
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import sddit
+from sddit.cli.app import call
+from sddit.cli.failures import BUG
+from sddit.errors import SdditError
+from sddit.exchange.exporting import export_run
+from sddit.progress import Progress
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
+from sddit.run import RECIPE, REPORT, run
+from sddit.training.checkpoints import Store
+from sddit.training.session import build_session, files_of, restore
+from sddit.training.tensors import pack
+
+Verdict = Literal["caught", "no effect", "silent", "traceback"]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Damage
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One bit of a file flipped, or the file cut short."""
+
+    kind: Literal["flip", "cut"]
+    at: int  # the bit, or the bytes that are left
+
+    def of(self, data: bytes) -> bytes:
+        """The bytes after it."""
+        if self.kind == "cut":
+            return data[: self.at]
+        changed = bytearray(data)
+        changed[self.at // 8] ^= 1 << self.at % 8
+        return bytes(changed)
+
+
+def damages(size: int, each: int, chance: random.Random) -> Iterator[Damage]:
+    """For a file of `size` bytes: a bit at its start, middle and end, others by chance, and cuts, the empty file one of them."""
+    if size == 0:
+        return
+    bits = [0, 4 * size, 8 * size - 1, *(chance.randrange(8 * size) for _ in range(each - 3))]
+    yield from (Damage("flip", bit) for bit in dict.fromkeys(bits))
+    cuts = [0, size - 1, *(chance.randrange(size) for _ in range(each // 4))]
+    yield from (Damage("cut", cut) for cut in dict.fromkeys(cuts))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Readers
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a reader found: what must not change in silence, and what it said about it."""
+
+    found: str
+    said: Sequence[str] = ()
+
+
+Reader = Callable[[Path], Read]
+"""Reads a folder. Raises SdditError where it refuses."""
+
+
+def as_a_model(folder: Path) -> Read:
+    """`sddit.load`: weights and settings."""
+    model = sddit.load(folder)
+    recipe = json.dumps(model.require_recipe().to_json(), sort_keys=True)
+    weights = pack(model.backbone.state_dict())
+    return Read(digest(weights, recipe.encode()))
+
+
+def as_a_checkpoint(recipe: Recipe) -> Reader:
+    """What a resumed run of `recipe` goes on from: its newest good checkpoint, put into a fresh session."""
+
+    def read(folder: Path) -> Read:
+        store = Store(folder / "checkpoints", keep=2)
+        checkpoint = store.latest(move_broken=False)
+        if checkpoint is None:
+            return Read("none")
+        session = build_session(recipe, torch.device("cpu"), resumed=True)
+        state = restore(session, checkpoint)
+        files = files_of(session, {"log_cursor": state["log_cursor"]})
+        written = [content if isinstance(content, bytes) else content.make() for content in files.values()]
+        return Read(digest(*written), store.notices)
+
+    return read
+
+
+def as_one_of_all(folder: Path) -> Read:
+    """Every checkpoint that can be asked for, also those behind the newest."""
+    store = Store(folder / "checkpoints", keep=2)
+    return Read(" ".join(digest(*map(store.open(step).read, store.open(step).files)) for step in store.steps()))
+
+
+def digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def as_a_command(*words: str) -> Reader:
+    """A command line in which RUN stands for the folder and NEW for one that is not there. What it prints is not compared."""
+
+    def read(folder: Path) -> Read:
+        places = {"RUN": str(folder), "NEW": str(folder.with_name("new"))}
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as err:
+            status = call([places.get(word, word) for word in words])
+        shutil.rmtree(folder.with_name("new"), ignore_errors=True)
+        if status == BUG:
+            raise RuntimeError(f"{' '.join(words)}: {err.getvalue()[:500]}")
+        return Read("")
+
+    return read
+
+
+def as_a_run(recipe: Recipe) -> Reader:
+    """The command that made it, again: the scores and the report are made anew."""
+
+    def read(folder: Path) -> Read:
+        (folder / REPORT).unlink(missing_ok=True)
+        run(recipe, out=folder.parent, device="cpu", progress=Progress())
+        return Read("")
+
+    return read
+
+
+SAMPLE = ("sample", "RUN", "--count", "1", "--classes", "0", "--steps", "2")
+TABLES = (("table", "RUN"), ("table", "RUN", "--csv"), ("table", "RUN", "--latex"))
+
+
+def readers_of_a_run(recipe: Recipe) -> list[Reader]:
+    """All that reads a run folder. The last one also changes it."""
+    commands = [as_a_command(*words) for words in (*TABLES, ("export", "RUN", "--to", "NEW"), SAMPLE)]
+    return [as_a_model, as_a_checkpoint(recipe), as_one_of_all, *commands, as_a_run(recipe)]
+
+
+READERS_OF_AN_EXPORT: list[Reader] = [as_a_model, as_a_command(*SAMPLE)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Verdicts
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def judge(
+    whole: Path, name: str, damage: Damage, readers: Sequence[Reader], expected: Sequence[str]
+) -> tuple[Verdict, str]:
+    """What becomes of a copy of the folder `whole` in which the file `name` is damaged."""
+    caught: list[str] = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(shutil.copytree(whole, Path(place) / whole.name))
+        (folder / name).write_bytes(damage.of((whole / name).read_bytes()))
+        for reader, right in zip(readers, expected, strict=True):
+            try:
+                with warnings.catch_warnings(record=True) as heard:
+                    warnings.simplefilter("always")
+                    read = reader(folder)
+            except SdditError as refused:
+                caught.append(refused.problems[0].code)
+                continue
+            except Exception as bug:
+                return "traceback", f"{type(bug).__name__}: {bug}"
+            said = [*read.said, *(str(warning.message) for warning in heard)]
+            if read.found != right and not said:
+                return "silent", f"{reader.__qualname__} found something else"
+            caught += said
+    return ("caught", caught[0]) if caught else ("no effect", "")
+
+
+@dataclass(slots=True)
+class Figures:
+    """Verdicts by file."""
+
+    verdicts: dict[str, Counter[Verdict]] = field(default_factory=lambda: defaultdict(Counter))
+    misses: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        verdicts: Counter[Verdict] = sum(self.verdicts.values(), Counter())
+        by_file = {name: dict(counts) for name, counts in self.verdicts.items()}
+        return {"damages": sum(verdicts.values()), "verdicts": dict(verdicts), "by file": by_file}
+
+
+def fuzz(folder: Path, readers: Sequence[Reader], each: int, chance: random.Random, most: int | None = None) -> Figures:
+    """Damage every file of a folder in turn; `most`: so many damages in all, chosen by chance."""
+    figures = Figures()
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(shutil.copytree(folder, Path(place) / folder.name))
+        expected = [reader(copy).found for reader in readers]
+    cases = [(name, damage) for name in names for damage in damages((folder / name).stat().st_size, each, chance)]
+    for name, damage in cases if most is None else chance.sample(cases, most):
+        verdict, why = judge(folder, name, damage, readers, expected)
+        figures.verdicts[name][verdict] += 1
+        if verdict in ("silent", "traceback"):
+            figures.misses.append(f"{verdict}: {name}, {damage.kind} at {damage.at}: {why}")
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a finished run folder; it is copied")
+    parser.add_argument("--each", type=int, default=12, metavar="N", help="bits to flip in each file")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    chance = random.Random(given.seed)
+    recipe = resolve(given.run / RECIPE)
+    with tempfile.TemporaryDirectory() as place:
+        exported = export_run(given.run, to=Path(place) / "exported").folder
+        found = {
+            "run folder": fuzz(given.run.resolve(), readers_of_a_run(recipe), given.each, chance),
+            "exported folder": fuzz(exported, READERS_OF_AN_EXPORT, given.each, chance),
+        }
+    misses = [miss for figures in found.values() for miss in figures.misses]
+    print(*misses, sep="\n", file=sys.stderr)
+    print(json.dumps({name: figures.to_json() for name, figures in found.items()}))
+    return 1 if misses else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
