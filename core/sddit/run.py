@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -38,10 +38,10 @@ from sddit.reporting import cost_of, write_run_report
 from sddit.training.checkpoints import Store
 from sddit.training.evidence import evidence
 from sddit.training.loop import NonFinite, train
-from sddit.training.run_folder import MetricsLog, RunFolder
+from sddit.training.run_folder import MetricsLog, RunFolder, last_metrics
 from sddit.training.saving import Saver
 from sddit.training.session import Session, build_session, files_of, restore
-from sddit.training.signals import StopSignals
+from sddit.training.signals import Stopped, StopSignals
 from sddit.training.spikes import Spikes
 
 RECIPE, ENVIRONMENT, CHANGES = "recipe.resolved.json", "environment.json", "changes.json"
@@ -102,15 +102,19 @@ def run(
         if (folder.path / REPORT).is_file() and not changed and not lacks_probe(folder.path, recipe):
             return RunResult(folder.path, folder.path / REPORT, read_scores(folder.path), already_finished=True)
         store = Store(folder.path / "checkpoints", keep=recipe.train.keep)
-        session, cursor = prepare(recipe, folder, store, chosen, progress)
+        with ending(stop, progress, "before the first step"):
+            session, cursor = prepare(recipe, folder, store, chosen, progress)
         with Watcher(session, folder, store, cursor, stop, progress) as watcher:
+            with ending(stop, progress, "before the first step"):
+                watcher.catch_up(session)
             progress.stage("training", total=recipe.train.steps, done=session.step)
             try:
                 with training_memory(recipe):
                     train(session, watcher)
             except NonFinite as fault:
                 raise watcher.kept(session, fault) from fault
-            scores = finish(session, watcher)
+            with ending(stop, progress, "after the last step"):
+                scores = finish(session, watcher)
         return RunResult(folder.path, folder.path / REPORT, scores, already_finished=False)
 
 
@@ -272,7 +276,7 @@ class Watcher:
     def logged(self, session: Session, row: Mapping[str, float]) -> None:
         """A line of metrics: to the log, the trackers and the screen."""
         self.log.append(row)
-        if times := self.spikes.seen(row["grad_norm"]):
+        if "grad_norm" in row and (times := self.spikes.seen(row["grad_norm"])):
             self.progress.warn(f"step {session.step}: the gradient is {times:.0f} times as long as it was on average")
         for tracker in self.trackers:
             tracker.log(session.step, row)
@@ -284,17 +288,35 @@ class Watcher:
         if session.skipped[-1:] == [session.step - 1]:
             self.progress.warn(f"step {session.step - 1} skipped: not finite; {len(session.skipped)} in all")
         done = session.step == session.total_steps
-        if session.step in self.preview_steps:
-            pictures.write_preview(session, self.folder)
-        if self.scorer is not None and session.step in self.score_steps:
-            count = min(session.recipe.evaluate.samples, len(self.scorer.test_set))  # as many as a distance is made of
-            self.scored(session, score_images(self.scorer, *draw_of(session, count)))
+        with suppress(Stopped), self.stop.at_once():  # what a signal cuts short is caught up on
+            if session.step in self.preview_steps:
+                pictures.write_preview(session, self.folder)
+            if session.step in self.score_steps:
+                self.score(session)
         if done or self.stop.requested or session.step % self.save_every == 0:
             self.save(session)
         if done or self.stop.requested:
             self.saver.wait()
         self.tell()
         stop_if_asked(self.stop, self.progress, f"after step {session.step} of {session.total_steps}")
+
+    def catch_up(self, session: Session) -> None:
+        """Take the preview and the scores that a stop cut short at the step where the run goes on."""
+        row = last_metrics(self.folder.path / METRICS)
+        scored = row.get("step") == session.step and any(name.startswith(SCORE) for name in row)
+        if (
+            session.step in self.preview_steps
+            and not (self.folder.path / pictures.preview_name(session.step)).is_file()
+        ):
+            pictures.write_preview(session, self.folder)
+        if session.step in self.score_steps and not scored:
+            self.score(session)
+
+    def score(self, session: Session) -> None:
+        """Scores while training, of as many images as a distance is made of."""
+        if self.scorer is not None:
+            count = min(session.recipe.evaluate.samples, len(self.scorer.test_set))
+            self.scored(session, score_images(self.scorer, *draw_of(session, count)))
 
     def scored(self, session: Session, scores: Mapping[str, Scores]) -> None:
         """A line of the log that holds scores, of those that the arms of an ablation are compared by."""
@@ -361,6 +383,16 @@ def score_steps(recipe: Recipe) -> set[int]:
     return {round(recipe.train.steps * k / parts) for k in range(1, parts)} - {0, recipe.train.steps}
 
 
+@contextmanager
+def ending(stop: StopSignals, progress: Progress, when: str) -> Iterator[None]:
+    """Where nothing has to be saved: a signal ends the process at once, with the documented status."""
+    try:
+        with stop.at_once():
+            yield
+    except Stopped:
+        stop_if_asked(stop, progress, when)
+
+
 def stop_if_asked(stop: StopSignals, progress: Progress, when: str) -> None:
     """End the process with the documented status if a signal asked for it; all that was done is saved by now."""
     if stop.signal is not None:
@@ -392,13 +424,8 @@ def finish(session: Session, watcher: Watcher) -> dict[str, Scores]:
 def score(session: Session, watcher: Watcher) -> dict[str, Scores]:
     """Sample as many images as the recipe says, keep them, and compare them with real ones."""
     progress = watcher.progress
-
-    def tick(step: int, x: Tensor) -> None:
-        progress.tick()
-        stop_if_asked(watcher.stop, progress, "while sampling")
-
     begin_sampling(session.recipe, progress)
-    request, images = draw_of(session, session.recipe.evaluate.samples, tick)
+    request, images = draw_of(session, session.recipe.evaluate.samples, lambda step, x: progress.tick())
     pictures.write_samples(watcher.folder, SAMPLES, images, request)
     if watcher.scorer is None:
         return {}

@@ -41,7 +41,8 @@ from sddit.training.signals import REQUESTS, StopSignals
 RECIPES, LOGS = "recipes", "logs"
 POLL = 0.2  # seconds between looks at the running processes
 GRACE = 10.0  # seconds that a process has to end when this one ends unasked
-STOPPED = tuple(128 + number for number in REQUESTS)  # exit statuses of a run that saved and can go on
+STOPPED = {status for number in REQUESTS for status in (128 + number, -number)}
+"""Exit statuses of a run that saved and can go on; the negative ones of a run that a signal met before its first line."""
 
 
 def run_ablation(

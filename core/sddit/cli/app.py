@@ -28,6 +28,7 @@ from sddit.cli.show import show
 from sddit.cli.table import table
 from sddit.cli.verify import verify
 from sddit.errors import SdditError
+from sddit.training.signals import end_at_signals
 
 VERBS = (plugins, show, sample, evaluate, table, publish, export, import_weights, bench, verify, new_plugin, explain)
 ABOUT = "Train, sample and score what a recipe describes, and write a report. The same command again continues."
@@ -72,6 +73,7 @@ click.version_option(__version__, prog_name="sddit-run")(cli)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Ends the process with a documented exit status."""
+    end_at_signals()
     wait_politely()
     open_outputs()
     warnings.showwarning = lambda message, *_: notice(f"warning: {message}")  # without file, line and source

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from signal import Signals
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def end_at_signals() -> None:
+    """Let SIGTERM and SIGUSR1 end the process as SystemExit does, so that everything is closed on the way. For a program
+    that is about to start: `StopSignals` has it save first where there is something to save.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, end)
+
+
+class Stopped(SystemExit):
+    """The first signal came where nothing had to be saved before the program could end."""
 
 
 class StopSignals:
@@ -31,6 +50,7 @@ class StopSignals:
         self.alone = alone
         self.heard: Signals | None = None  # the first one that this process received
         self.agreed: Signals | None = None  # the one that some process received, as all know
+        self._hold = True  # whether the first signal is only noted
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -55,6 +75,20 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise Stopped at the first signal already, one that came before included: nothing here needs to be finished.
+
+        Of several processes, only where all have agreed: one of them alone does not leave the others waiting.
+        """
+        if self.signal is not None:
+            raise Stopped(self.exit_status)
+        self._hold = not self.alone
+        try:
+            yield
+        finally:
+            self._hold = True
+
     def __exit__(
         self, kind: type[BaseException] | None, cause: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -67,3 +101,5 @@ class StopSignals:
         if self.heard is not None:
             raise SystemExit(128 + received)
         self.heard = received
+        if not self._hold:
+            raise Stopped(self.exit_status)

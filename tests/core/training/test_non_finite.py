@@ -352,3 +352,15 @@ def test_weights_that_are_not_finite_are_never_saved(where: str, recipe_of: Call
 
 def made(content: Content) -> bytes:
     return content if isinstance(content, bytes) else content.make()
+
+
+def test_a_run_says_which_step_it_skipped(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "warn", lambda self, text: said.append(text))
+    in_the_loss(monkeypatch, float("nan"))
+    folder = go(recipe_of("train.skip_non_finite=1"), tmp_path)
+    assert [text for text in said if "skipped" in text] == [f"step {BAD} skipped: not finite; 1 in all"]
+    assert [row["skipped"] for row in read_metrics(folder / "metrics.jsonl")] == [0, 0, 1, 1, 1, 1]
+    assert (folder / "report.html").is_file()
