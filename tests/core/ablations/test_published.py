@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sddit.ablations.publish import publish
-from sddit.ablations.published import against_published
+from sddit.ablations.published import against_published, agreement, corrected
 from sddit.ablations.report import page
 from sddit.ablations.results import Results, gather
 
@@ -64,11 +64,12 @@ def test_runs_without_any_spread_that_differ_are_different(rerun):
     assert words(rerun({"rival": dict.fromkeys(range(3), 9.0)}))["rival"] == "different"
 
 
-def test_faithful_reruns_are_seldom_called_different(rerun):
+def test_faithful_reruns_are_seldom_called_different():
     rng, false = np.random.default_rng(0), 0
     for _ in range(200):
-        figures = {arm: dict(enumerate(2 + rng.standard_normal(3))) for arm in ("base", "shifted", "rival")}
-        false += "different" in words(rerun(figures)).values()
+        sides = 2 + rng.standard_normal((3, 2, 3))  # arms, published and here, seeds
+        found = corrected([agreement("arm", "toy.fd", *(dict(enumerate(side)) for side in arm)) for arm in sides])
+        false += "different" in [one.word for one in found]
     assert false <= 18  # 5 % of 200, and four of its deviations
 
 
