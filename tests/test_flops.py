@@ -1,0 +1,77 @@
+"""FLOPs by formula, which equal budgets and costs rest on, are what an operator counter sees: whole steps, whole samples.
+
+Each component's own formula is compared in the tests of its plugin; here second passes, teacher, decoder, heads, dropped tokens
+and the backward pass come together, for every system that ships.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sddit.generate import balanced, generate
+from sddit.recipes.plan import plan
+from sddit.recipes.resolve import resolve
+from sddit.training import loop
+from sddit.training.loop import noise_edges, take_step, training_mode
+from sddit.training.session import build_session
+
+BATCH = 4
+SHORT = (f"train.batch={BATCH}", "train.steps=200", "attention.name=eager")
+SYSTEMS = {
+    "digits/dit": (),
+    "digits/dit-flow": (),
+    "digits/dit-ddpm": (),
+    "digits/sd-dit-c0": (),
+    "digits/sd-dit-c1": (),
+    "digits/sd-dit-c2": (),
+    "quickstart": (),
+    "digits/maskdit": ("pair_sampler.mask_ratio=0.5",),
+    "digits/mdt": (),
+    "digits/mdtv2": ("pair_sampler.mask_spread=0.0",),
+    "digits/mdtv2-edm": ("pair_sampler.mask_spread=0.0",),
+}
+"""What makes the number of kept tokens one and the same at every step, where a recipe varies it; the plan has its mean."""
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_step_takes_what_the_plan_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "GRADIENT_RATIO_EVERY", 10**9)  # the diagnostic's further backward passes are no training
+    recipe = resolve(name, [*SHORT, *SYSTEMS[name]])
+    session = build_session(recipe, torch.device("cpu"))
+    session.step = 1
+    with FlopCounterMode(display=False) as counter, training_mode(session):
+        take_step(session, noise_edges(session))
+    planned = plan(recipe)
+    assert planned.flops_per_step == pytest.approx(counter.get_total_flops(), rel=0.01)
+    for missed in planned.passes if len(planned.passes) > 1 else ():  # the counter would notice
+        assert missed.backbone_flops is not None
+        rest = planned.flops_per_step - BATCH * missed.backbone_flops
+        assert rest != pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_heads_are_a_part_that_would_be_missed() -> None:
+    parts = plan(resolve("quickstart", SHORT)).passes
+    heads = sum(part.heads_flops or 0 for part in parts)
+    assert heads > 0.05 * sum(part.backbone_flops or 0 for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("digits/dit", ()),
+        ("digits/dit-ddpm", ("sampler.steps=5",)),
+        ("digits/mdtv2", ("sampler.steps=5",)),
+        ("quickstart", ("guidance.name=cfg", "guidance.scale=1.5")),
+    ],
+)
+def test_an_image_takes_what_the_plan_says(name: str, overrides: tuple[str, ...]) -> None:
+    recipe = resolve(name, [*SHORT, *overrides])
+    session = build_session(recipe, torch.device("cpu"))
+    request = balanced(recipe.shapes.num_classes, 3, 0)
+    weights = session.weights(recipe.sampled_weights)
+    with FlopCounterMode(display=False) as counter:
+        generate(weights, session.schedule, recipe, request, device=session.device)
+    found = plan(recipe).sampling_flops_per_image
+    assert found == pytest.approx(counter.get_total_flops() / 3, rel=0.01)
