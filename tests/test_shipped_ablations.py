@@ -54,6 +54,11 @@ def recipes(name: str) -> dict[str, Recipe]:
     return {label: arm.recipe for label, arm in arms(name).items()}
 
 
+def rate(label: str) -> float:
+    """The learning rate at which an arm of the main comparison begins."""
+    return float(recipes(MAIN)[label].optimizer.params.lr.start)
+
+
 def what_it_has(recipe: Recipe) -> tuple[bool, bool, bool]:
     """(a mask on the student, the discrimination term, a teacher that is run)."""
     read = recipe.wants()
@@ -141,7 +146,8 @@ def test_each_broken_arm_is_warned_of_and_no_sound_one_is() -> None:
 
 @pytest.mark.parametrize("label", GROUNDS)
 def test_an_arm_is_the_shipped_recipe_at_the_common_length(label: str) -> None:
-    common = ["train.steps=800", "evaluate.previews=1", "evaluate.during=3"]
+    """And at the learning rate that was found for it."""
+    common = ["train.steps=800", "evaluate.previews=1", "evaluate.during=3", f"optimizer.lr.start={rate(label)}"]
     assert recipes(MAIN)[label].run_id == resolve(RECIPES / f"{GROUNDS[label]}.toml", common).run_id
     assert recipes(MAIN)[label].run_id != resolve(RECIPES / f"{GROUNDS[label]}.toml", common[:1]).run_id
 
@@ -171,8 +177,10 @@ def test_the_controls_have_the_network_of_sd_dit(name: str) -> None:
 @pytest.mark.parametrize("name", [MAIN, LARGE_MAIN])
 def test_all_arms_have_one_objective_optimizer_and_sampler(name: str) -> None:
     found = list(recipes(name).values())
-    for part in ("noise_schedule", "optimizer", "sampler", "guidance", "ema", "train", "evaluate"):
+    for part in ("noise_schedule", "sampler", "guidance", "ema", "train", "evaluate"):
         assert all(getattr(recipe, part) == getattr(found[0], part) for recipe in found), part
+    optimizers = [{**recipe.optimizer.to_json(), "lr": None} for recipe in found]  # each has its own learning rate
+    assert all(one == optimizers[0] for one in optimizers)
     assert len({recipe.losses["denoise"].component.qualified for recipe in found}) == 1
 
 
