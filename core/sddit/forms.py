@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
+
+from sddit.errors import printable
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -16,8 +20,13 @@ LATEX = {
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of GitHub's Markdown."""
-    lines = (headings, ["---"] * len(headings), *([cell.replace("|", r"\|") for cell in row] for row in rows))
+    lines = (map(harmless, headings), ["---"] * len(headings), *(map(harmless, row) for row in rows))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def harmless(cell: str) -> str:
+    """A cell of Markdown that stays one cell of text: no code, no HTML, no link."""
+    return re.sub(r"([\\`|<>])", r"\\\1", printable(cell)).replace("](", r"]\(")
 
 
 def latex(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -30,3 +39,11 @@ def latex(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def escaped(text: str) -> str:
     """Text as LaTeX prints it."""
     return "".join(LATEX.get(character, character) for character in text)
+
+
+def no_formula(value: Any) -> Any:
+    """A cell of CSV that a spreadsheet shows and does not compute: a text that begins like a formula gets an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

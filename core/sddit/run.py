@@ -516,7 +516,7 @@ def read_json(path: Path) -> Any:
     """A JSON file of a run folder. Raises SD-F704 where it is not what this program wrote."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise SdditError(
             Problem(
                 "SD-F704",

@@ -233,7 +233,7 @@ def holds(folder: Path, recipe: Recipe) -> bool:
     """Whether a run folder is of this recipe still: `--allow-change` may have led it elsewhere."""
     try:
         held = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return all(kind == "free" for *_, kind in differences(held, recipe.to_json()))
 

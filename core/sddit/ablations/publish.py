@@ -30,6 +30,7 @@ from sddit.ablations.report import curves, page, probed, samples
 from sddit.ablations.results import RESULTS, Results, gather, read_json
 from sddit.errors import error
 from sddit.evaluation.charts import as_file, title_of
+from sddit.forms import no_formula
 from sddit.training.durable import replace_file, storage_errors, to_json
 
 README, CURVES, FIGURES, SAMPLES = "README.md", "curves.csv", "figures", "samples"
@@ -186,7 +187,9 @@ def curves_table(results: Results, logs: Logs) -> str:
                 continue
             points = [point for point in over_seeds(key, AXES[0], arm, runs) if point]
             for step, *values in thinned(points):
-                writer.writerow([arm["label"], key, int(step), len(runs), *(f"{value:.5g}" for value in values)])
+                writer.writerow(
+                    [no_formula(arm["label"]), key, int(step), len(runs), *(f"{value:.5g}" for value in values)]
+                )
     return text.getvalue()
 
 

@@ -179,6 +179,6 @@ def read_json(path: Path) -> Any:
     """A JSON file of an ablation or a run. Raises SD-F704 where it is not what this program wrote."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         what = "a file of the ablation cannot be read"
         raise error("SD-F704", what, where=str(path), got=str(fault), fix="put a copy back") from fault

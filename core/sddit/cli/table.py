@@ -153,7 +153,7 @@ def read_json(path: Path) -> Any:
     """A JSON file of a run folder."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise error(
             "SD-F704", "a file of the run folder cannot be read", where=str(path), got=str(fault), fix="put a copy back"
         ) from fault
@@ -200,8 +200,8 @@ def print_csv(records: Sequence[dict[str, Any]]) -> None:
     """For a program: every figure of every extractor."""
     columns = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
+    writer.writerow({name: forms.no_formula(name) for name in columns})
+    writer.writerows({name: forms.no_formula(value) for name, value in record.items()} for record in records)
 
 
 def record(line: Line) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def cached(key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         value = compute()
     _keep(path, value)
     return value

@@ -6,7 +6,6 @@ with a published one yet. ADM's suite measures neighbours in float16, which is n
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sddit.data.archives import load_arrays
 from sddit.environment import choose_device
 from sddit.errors import SdditError, error
 from sddit.evaluation.copies import kept_samples
@@ -127,9 +127,8 @@ def see(network: Inception, images: NDArray[np.uint8], device: torch.device, pro
 def read_reference(path: Path) -> Reference:
     """An ADM reference batch. SD-T941 for a file that is none."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("mu", "sigma", "mu_s", "sigma_s", "arr_0") if key in file}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as fault:
+        arrays = load_arrays(path, ("mu", "sigma", "mu_s", "sigma_s", "arr_0"))
+    except (OSError, ValueError) as fault:
         raise _refusal(path, str(fault)) from fault
     shapes = {"mu": (POOLED,), "sigma": (POOLED, POOLED), "mu_s": (PLACES,), "sigma_s": (PLACES, PLACES)}
     for key, shape in shapes.items():

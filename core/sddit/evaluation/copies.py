@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sddit.data.archives import load_arrays
 from sddit.environment import choose_device
 from sddit.errors import error
 from sddit.evaluation.features import PixelFeatures
@@ -118,6 +119,14 @@ def kept_samples(folder: Path) -> NDArray[np.uint8]:
             expect=SAMPLES,
             fix="run its recipe to the end",
         )
-    with np.load(path, allow_pickle=False) as held:
-        images: NDArray[np.uint8] = held["arr_0"]
+    try:
+        images: NDArray[np.uint8] = load_arrays(path, ["arr_0"])["arr_0"]
+    except (OSError, ValueError, KeyError) as fault:
+        raise error(
+            "SD-F704",
+            "the samples of this run cannot be read",
+            where=str(path),
+            got=str(fault)[:160],
+            fix="put a copy back, or begin anew with --fresh",
+        ) from fault
     return images

@@ -70,7 +70,7 @@ def read_probe(folder: Path) -> Probe | None:
         return None
     try:
         return Probe(**_as_tuples(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError) as fault:
+    except (OSError, ValueError, TypeError, RecursionError) as fault:
         raise error(
             "SD-F704",
             "a file of the run folder cannot be read",

@@ -113,7 +113,7 @@ def read(path: Path) -> dict[str, Any]:
     """A JSON file of a run folder; empty where there is none to read."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

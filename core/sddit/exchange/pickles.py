@@ -1,4 +1,4 @@
-"""The one place where a pickle is read: weights of published implementations, and only when the user trusts the file.
+"""Where a pickle is read: weights of published implementations, and only when the user trusts the file.
 
 A pickle is a program. Before torch sees a file its program is read as text: it may name the few things that weights are
 made of and nothing else. Then torch's own restricted reader loads it, and there is no other way if that refuses.
@@ -20,6 +20,7 @@ from sddit.errors import error
 
 MOST_BYTES = 32 * 2**30  # of a file; DiT-XL/2 with its average and its optimizer takes 11
 MOST_PROGRAM = 64 * 2**20  # of the pickle itself, whose tensors lie beside it
+MOST_SHARING = 4  # tied weights and a view or two; each name is a tensor of its own once it is copied
 ALLOWED = {
     "collections OrderedDict",
     "argparse Namespace",  # the arguments of the training script, in DiT's and MaskDiT's files
@@ -58,8 +59,11 @@ def load_pickle(path: Path) -> Any:
 
 
 def _refuse_expanded(path: Path, held: Any) -> None:
-    """A tensor that repeats its numbers by strides of 0 may be of any size in a file of a few bytes."""
+    """A tensor that repeats its numbers by strides of 0 may be of any size in a file of a few bytes; so may many that share."""
+    claimed, held_bytes = 0, {}
     for tensor in _tensors(held):
+        claimed += tensor.numel() * tensor.element_size()
+        held_bytes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         holds = tensor.untyped_storage().nbytes() // tensor.element_size()
         if tensor.numel() > holds:
             raise error(
@@ -70,6 +74,15 @@ def _refuse_expanded(path: Path, held: Any) -> None:
                 expect=f"at most the {holds:,} that are there",
                 fix="do not load it; ask its author for safetensors",
             )
+    if claimed > MOST_SHARING * sum(held_bytes.values()):
+        raise error(
+            "SD-C440",
+            "the tensors of this pickle share their numbers under too many names",
+            where=str(path),
+            got=f"{claimed:,} bytes once each is copied",
+            expect=f"at most {MOST_SHARING} times the {sum(held_bytes.values()):,} that are there",
+            fix="do not load it; ask its author for safetensors",
+        )
 
 
 def _tensors(held: Any) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,23 @@ def read_config(folder: Path) -> dict[str, Any]:
             where=str(folder / CONFIG),
             fix='put a copy back; if you changed it yourself, remove its key "sha256"',
         )
+    if not _is_config(config):
+        raise error(
+            "SD-F704",
+            "the config is not as sddit-run export writes it",
+            where=str(folder / CONFIG),
+            expect="a table `recipe`, and a table `weights` with label, step and sha256",
+            fix="put a copy back",
+        )
     return config
+
+
+def _is_config(config: Mapping[str, Any]) -> bool:
+    """Whether what is looked up without a check is there and of its kind."""
+    recipe, weights = config.get("recipe"), config.get("weights")
+    stated = {key: type(value) for key, value in weights.items()} if isinstance(weights, dict) else {}
+    named = recipe.get("plugins", []) if isinstance(recipe, dict) else None
+    return isinstance(named, list) and stated == {"label": str, "step": int, "sha256": str}
 
 
 def _in_run(folder: Path, label: str, step: int | None) -> Found:
@@ -155,7 +171,7 @@ def refuse_unknown_label(label: str, known: Collection[str], folder: Path) -> No
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise error(
             "SD-F704", "a file cannot be read", where=str(path), got=str(fault), fix="put a copy back"
         ) from fault

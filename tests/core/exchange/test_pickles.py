@@ -186,6 +186,14 @@ def test_a_tensor_larger_than_what_the_file_holds_is_refused(tmp_path: Path, pla
     assert torch.equal(view.state["b"], whole.T)
 
 
+def test_one_tensor_under_many_names_is_refused(tmp_path: Path) -> None:
+    """Each name would take memory of its own once it is copied; tied weights are two names, and fine."""
+    whole = torch.zeros(1000)
+    with pytest.raises(SdditError, match=r"SD-C440(.|\n)*too many names(.|\n)*20,000 bytes(.|\n)*4 times the 4,000"):
+        read(saved(tmp_path / "x.pt", {str(name): whole for name in range(5)}))
+    assert len(read(saved(tmp_path / "y.pt", {str(name): whole for name in range(4)})).state) == 4
+
+
 def test_a_broken_safetensors_file_is_named(tmp_path: Path) -> None:
     for data in (b"", b"\0" * 4, struct.pack("<Q", 2**40) + b"{}", struct.pack("<Q", 2) + b"[]"):
         (tmp_path / "x.safetensors").write_bytes(data)

@@ -1,0 +1,40 @@
+"""Arrays of an `.npz` that came from elsewhere: read in memory, never extracted, within limits. No torch."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_MEMBERS = 1000
+MOST_BYTES = 64 * 2**30  # unpacked, in all; 50,000 images of 512 x 512 take 37
+MOST_RATIO = 200  # unpacked to packed, beyond HARMLESS; photographs reach 2, an archive of zeros 1000
+HARMLESS = 256 * 2**20
+
+
+def load_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Those of the named arrays that an `.npz` holds. Objects, which are pickles, are not read.
+
+    Raises ValueError for an archive that is damaged or beyond the limits, OSError for a file that cannot be opened.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _refuse_large(archive.infolist())
+        with np.load(path, allow_pickle=False) as held:
+            return {name: held[name] for name in names if name in held}
+    except OSError:
+        raise
+    except Exception as broken:  # zipfile and numpy raise whatever a damaged file leads them into
+        raise ValueError(f"{type(broken).__name__}: {broken}") from broken
+
+
+def _refuse_large(members: Sequence[zipfile.ZipInfo]) -> None:
+    unpacked, packed = sum(member.file_size for member in members), sum(member.compress_size for member in members)
+    if len(members) > MOST_MEMBERS or len({member.filename for member in members}) < len(members):
+        raise ValueError(f"an archive of {len(members)} members, or of two of one name")
+    if unpacked > MOST_BYTES or unpacked > max(HARMLESS, MOST_RATIO * packed):
+        raise ValueError(f"{packed:,} bytes that unpack to {unpacked:,}: more than is read")
