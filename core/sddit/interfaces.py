@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -361,6 +361,18 @@ class FeatureParams(Params):
     def dimensions(self) -> int:
         """Width of a feature vector."""
         raise NotImplementedError
+
+    @property
+    def own_figures(self) -> tuple[str, ...]:
+        """Names of the figures that a `FigureExtractor` adds to the common ones."""
+        return ()
+
+    def fingerprinted(self) -> Self:
+        """These settings with the hash of each file that they name: `weights` goes with a key `weights_sha256`.
+
+        The hash is part of the run id, the path beside it is not.
+        """
+        return self
 
 
 class TrackerParams(Params):
@@ -759,6 +771,15 @@ class FeatureExtractor(Protocol):
 
     def classes(self, images: Tensor) -> Tensor | None:
         """uint8 [n, 3, H, W] -> the class it sees [n], or None."""
+        ...
+
+
+@runtime_checkable
+class FigureExtractor(FeatureExtractor, Protocol):
+    """A feature extractor that measures figures of its own besides."""
+
+    def own_figures(self, images: Tensor) -> Mapping[str, float]:
+        """All samples, uint8 [n, 3, H, W] -> figures by name. One that cannot be measured is left out."""
         ...
 
 

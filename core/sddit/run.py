@@ -316,7 +316,7 @@ class Watcher:
         """Scores while training, of as many images as a distance is made of."""
         if self.scorer is not None:
             count = min(session.recipe.evaluate.samples, len(self.scorer.test_set))
-            self.scored(session, score_images(self.scorer, *draw_of(session, count)))
+            self.scored(session, score_images(self.scorer, *draw_of(session, count), own=False))
 
     def scored(self, session: Session, scores: Mapping[str, Scores]) -> None:
         """A line of the log that holds scores, of those that the arms of an ablation are compared by."""
@@ -470,9 +470,9 @@ def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Score
     return Scorer(train_set, test_set, extractors(recipe, device), recipe.evaluate, recipe.seed)
 
 
-def score_images(scorer: Scorer, request: Request, images: Tensor) -> dict[str, Scores]:
-    """The scores of the images that were asked for."""
-    return scorer.score(images, torch.tensor(request.labels))
+def score_images(scorer: Scorer, request: Request, images: Tensor, *, own: bool = True) -> dict[str, Scores]:
+    """The scores of the images that were asked for; `own`: also those that only some extractors measure."""
+    return scorer.score(images, torch.tensor(request.labels), own=own)
 
 
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:

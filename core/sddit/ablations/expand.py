@@ -18,7 +18,7 @@ from typing import Any
 
 from sddit.ablations.settings import AblationSettings
 from sddit.errors import Problem, SdditError, one_of, raise_all
-from sddit.evaluation.figures import FIGURES
+from sddit.evaluation.figures import FIGURES, OWN
 from sddit.plugins import Host
 from sddit.recipes.merge import Merged, Origin, chain, lay, leaves, parent_of, stacked
 from sddit.recipes.recipe import Recipe
@@ -369,9 +369,12 @@ def _metrics(metrics: Sequence[str], arms: Sequence[Arm], merged: Merged) -> Ite
     where = merged.place(f"{TABLE}.metrics")
     for metric in metrics:
         extractor, _, figure = metric.rpartition(".")
-        lacking = [arm.label for arm in arms if extractor not in arm.recipe.features]
+        lacking = [arm.label for arm in arms if not measures(arm.recipe, extractor, figure)]
         if figure not in FIGURES or len(lacking) == len(arms):
-            known = [f"{name}.{figure}" for name in arms[0].recipe.features for figure in FIGURES]
+            features = arms[0].recipe.features
+            known = [
+                f"{name}.{figure}" for name in features for figure in FIGURES if measures(arms[0].recipe, name, figure)
+            ]
             fix = "" if known else "name extractors in evaluate.features: sddit-run show features"
             yield Problem(
                 "SD-R150", f"no metric {metric!r}", where, metric, one_of(metric, known) if known else "", fix
@@ -380,6 +383,12 @@ def _metrics(metrics: Sequence[str], arms: Sequence[Arm], merged: Merged) -> Ite
             yield from naming_arms(
                 {Problem("SD-R150", f"metric {metric!r} is not measured", where, fix="evaluate.features"): lacking}
             )
+
+
+def measures(recipe: Recipe, extractor: str, figure: str) -> bool:
+    """Whether a run of the recipe measures a figure: a common one, or one of the extractor's own."""
+    chosen = recipe.features.get(extractor)
+    return chosen is not None and (figure not in OWN or figure in chosen.params.own_figures)
 
 
 def _targets(settings: AblationSettings, metrics: Sequence[str], merged: Merged) -> Iterator[Problem]:

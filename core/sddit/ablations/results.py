@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sddit.ablations.plan import PLAN, REPORT
 from sddit.errors import SdditError, error
+from sddit.evaluation.figures import numbers
 from sddit.training.durable import replace_file, to_json
 from sddit.training.run_folder import last_metrics
 
@@ -141,7 +142,7 @@ def scores_of(run: Path) -> dict[str, float]:
     return {
         f"{label}.{key}": float(value)
         for label, figures in scores.items()
-        for key, value in figures.items()
+        for key, value in numbers(figures)
         if isinstance(value, int | float) and math.isfinite(value)
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sddit.cli.frame import Verb, console, error_console, notice, print_json, state_of, table
+from sddit.evaluation.figures import FIGURES
 from sddit.plugins import host
 from sddit.progress import Progress, progress_on
 
@@ -178,6 +179,8 @@ def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
         for key, title in ROWS.items():
             if one.get(key) is not None:
                 block.add_row(title.format_map(one), figure(one[key]), figure(one.get(f"{key}_floor")))
+        for key, value in one.get("own", {}).items():
+            block.add_row(FIGURES[key].title if key in FIGURES else key, figure(value), "")
         out.print(block)
 
 

@@ -16,7 +16,7 @@ from sddit import forms
 from sddit.ablations.plan import PLAN
 from sddit.cli import frame
 from sddit.errors import SdditError, error, printable
-from sddit.evaluation.figures import FIGURES
+from sddit.evaluation.figures import FIGURES, numbers
 from sddit.progress import duration
 from sddit.training.run_folder import last_metrics
 
@@ -214,5 +214,5 @@ def record(line: Line) -> dict[str, Any]:
         "planned": line.planned,
         "seconds": line.seconds,
         "images_per_second": line.images_per_second,
-        **{f"{label}.{key}": value for label, scores in line.scores.items() for key, value in scores.items()},
+        **{f"{label}.{key}": value for label, scores in line.scores.items() for key, value in numbers(scores)},
     }

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,10 +21,15 @@ from sddit.data.archives import load_arrays
 from sddit.environment import choose_device
 from sddit.errors import SdditError, error
 from sddit.evaluation.copies import kept_samples
-from sddit.evaluation.inception import PLACES, POOLED, Inception, Seen, load_inception, look
+from sddit.evaluation.features import in_chunks
+from sddit.evaluation.inception import PLACES, POOLED, Inception, Seen, load_inception, look, prepared
 from sddit.evaluation.metrics import Array, frechet, inception_score, moments, precision_recall
+from sddit.interfaces import DataFacts
 from sddit.progress import Progress
 from sddit.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from sddit.builtins import InceptionParams
 
 ADM = "adm.json"
 PART = 5000  # images of one Inception score, whose mean over parts is given
@@ -59,6 +65,61 @@ class AdmScores:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def inception(params: InceptionParams, *, facts: DataFacts, device: torch.device) -> InceptionFeatures:
+    """FID's network as a feature extractor. SD-T940 and SD-T941 for files that are something else."""
+    network, _ = load_inception(Path(params.weights), device)
+    reference = read_reference(Path(params.reference)) if params.reference else None
+    return InceptionFeatures(network, reference, Path(params.reference).name, device)
+
+
+class InceptionFeatures:
+    """The 2048 features before FID's network names a class, and ADM's figures of all samples.
+
+    Its distance to the training split, with a floor as that of any extractor, is not called FID: that is the distance to the
+    reference batch, among its own figures.
+    """
+
+    title = "Inception"
+    dimensions = POOLED
+
+    def __init__(self, network: Inception, reference: Reference | None, name: str, device: torch.device) -> None:
+        self._network, self._reference, self._name, self._device = network, reference, name, device
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 [n, 3, H, W] -> float32 [n, 2048] on the CPU."""
+        return in_chunks(lambda chunk: self._network(prepared(chunk)).pooled, images, POOLED, self._device)
+
+    def classes(self, images: Tensor) -> None:
+        """None: ImageNet's classes are not those of the data set."""
+
+    def own_figures(self, images: Tensor) -> dict[str, float]:
+        """uint8 [n, 3, H, W] -> ADM's figures, as far as the reference allows."""
+        fake = look(self._network, images, self._device)
+        if self._reference is None:
+            return {"inception_score": score_of(fake)}
+        found = adm_scores(fake, self._reference, self._real, name=self._name, digest="")
+        figures = {
+            "fid": found.fid,
+            "sfid": found.sfid,
+            "inception_score": found.inception_score,
+            "precision_adm": found.precision,
+            "recall_adm": found.recall,
+        }
+        return {name: value for name, value in figures.items() if value is not None}
+
+    @cached_property
+    def _real(self) -> Seen | None:
+        """What the network makes of the reference's images, if it has any."""
+        if self._reference is None or self._reference.images is None:
+            return None
+        return see(self._network, self._reference.images, self._device, Progress(), "reference")
+
+
+def score_of(seen: Seen) -> float:
+    """The Inception score: its mean over parts."""
+    return float(inception_score(seen.classes.double().numpy(), PART).mean())
 
 
 def adm_of_run(folder: Path, *, weights: Path, reference: Path, device: str, progress: Progress) -> AdmScores:
@@ -98,7 +159,7 @@ def adm_scores(fake: Seen, held: Reference, real: Seen | None, *, name: str, dig
         samples=len(fake.pooled),
         fid=frechet(*gaussian(fake.pooled), *pooled),
         sfid=frechet(*gaussian(fake.spatial), *spatial) if spatial else None,
-        inception_score=float(inception_score(fake.classes.double().numpy(), PART).mean()),
+        inception_score=score_of(fake),
         precision=near[0] if near else None,
         recall=near[1] if near else None,
         reference=name,

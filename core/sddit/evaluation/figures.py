@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Direction = Literal["lower", "higher"]
 
@@ -27,11 +27,25 @@ FIGURES: Mapping[str, Figure] = {
     "coverage": Figure("coverage", "higher"),
     "copied": Figure("copied", "lower"),
     "class_accuracy": Figure("accuracy", "higher"),
+    "fid": Figure("FID", "lower"),
+    "sfid": Figure("sFID", "lower"),
+    "inception_score": Figure("Inception score", "higher"),
+    "precision_adm": Figure("precision (ADM)", "higher"),
+    "recall_adm": Figure("recall (ADM)", "higher"),
 }
-"""By the name of the field in `sddit.evaluation.scores.Scores`."""
+"""By the name of the field in `sddit.evaluation.scores.Scores`, or of an extractor's own figure."""
+
+OWN = ("fid", "sfid", "inception_score", "precision_adm", "recall_adm")
+"""Those that only some extractors measure."""
 
 COURSE = ("fd", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
 """Those that are followed while training; the others are of all samples of the end."""
 
 SCORE = "score/"
 """How the keys of scores begin in `metrics.jsonl`: `score/classifier.fd`."""
+
+
+def numbers(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(figure, value) of everything that `scores.json` holds of one extractor, its own figures included."""
+    for key, value in scores.items():
+        yield from value.items() if key == "own" else [(key, value)]

@@ -214,6 +214,9 @@ def score_rows(scores: Scores) -> Iterator[ScoreRow]:
             f"{scores.class_accuracy_floor:.2f}",
             f"{scores.class_accuracy:.0%} of samples show the class that was asked for",
         )
+    for key, value in scores.own.items():
+        name = FIGURES[key].title if key in FIGURES else key
+        yield ScoreRow(name, scores.samples, short(value), "", f"all samples: compare at n = {scores.samples:,} only")
 
 
 def monitors(of_terms: Mapping[str, Sequence[Monitor]], metrics: Sequence[Row]) -> dict[str, Monitor]:

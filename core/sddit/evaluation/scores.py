@@ -7,7 +7,7 @@ same n: a distance falls with n even between equal distributions, so figures at 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sized
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from sddit.evaluation.metrics import (
     nearest,
     precision_recall,
 )
-from sddit.interfaces import Dataset, FeatureExtractor
+from sddit.interfaces import Dataset, FeatureExtractor, FigureExtractor
 from sddit.recipes.settings import EvaluateSettings
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Scores:
     copied_floor: float | None = None
     class_accuracy: float | None = None  # share of samples in which the extractor sees the asked class
     class_accuracy_floor: float | None = None  # the same of held-out real images and their labels
+    own: Mapping[str, float] = field(default_factory=dict)  # figures that only this extractor measures, of all samples
 
     @property
     def fd_name(self) -> str:
@@ -93,7 +94,7 @@ class Scores:
                 yield figure, value
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "own" or value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +123,13 @@ class Scorer:
     settings: EvaluateSettings
     seed: int
 
-    def score(self, samples: Tensor, labels: Tensor) -> dict[str, Scores]:
+    def score(self, samples: Tensor, labels: Tensor, *, own: bool = True) -> dict[str, Scores]:
         """The scores by extractor.
 
         Args:
             samples: [n, 3, H, W] uint8, in the order of their seeds.
             labels: [n] int64, the class each was asked to show.
+            own: whether to take the figures that only some extractors measure, too.
 
         Raises:
             SdditError: SD-T906 for a set too small for the statistics, SD-T907 for a non-finite feature.
@@ -139,7 +141,7 @@ class Scorer:
         }
         refuse_few(sets, self.settings.neighbours)
         generated = see_images(samples, labels, self.extractors, self.settings.batch)
-        return {
+        common = {
             label: scores(
                 generated[label],
                 reference=self.training[label].features,
@@ -151,6 +153,12 @@ class Scorer:
             )
             for label, extractor in self.extractors.items()
         }
+        further = {
+            label: extractor.own_figures(samples)
+            for label, extractor in self.extractors.items()
+            if own and isinstance(extractor, FigureExtractor)
+        }
+        return {label: replace(one, own=further.get(label, {})) for label, one in common.items()}
 
     @cached_property
     def training(self) -> dict[str, Seen]:

@@ -62,7 +62,10 @@ def components(recipe: Recipe) -> dict[str, Chosen[Any]]:
         **{slot: getattr(recipe, slot) for slot in slots},
         **{f"loss.{label}": chosen for label, chosen in recipe.terms.items()},
         **{f"tracker.{label}": chosen for label, chosen in recipe.trackers.items()},
-        **{f"evaluate.features.{label}": chosen for label, chosen in recipe.features.items()},
+        **{
+            f"{'features' if recipe.has_table(label) else 'evaluate.features'}.{label}": chosen
+            for label, chosen in recipe.features.items()
+        },
     }
 
 
@@ -452,6 +455,8 @@ def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
     prefixes = [f"loss.{label}." for label in recipe.losses if label not in recipe.terms]
     if all(chosen.params.needs().teacher is None for chosen in recipe.terms.values()):
         prefixes.append("teacher.")
+    labels = {key.split(".")[1] for key in given if key.startswith("features.")}
+    prefixes += [f"features.{label}." for label in labels if label not in recipe.features]
     keys = {f"loss.{label}.{key}" for label in recipe.losses for key in ("name", "weight")}
     silent = set()
     if recipe.sampler.params.grid != "edm":

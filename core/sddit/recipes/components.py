@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,7 +39,11 @@ SLOTS = {
     "guidance": Slot("guidances", "none"),
     "optimizer": Slot("optimizers", "adamw"),
 }
-LABELLED = {"loss": "losses", "tracker": "trackers"}  # tables of labelled tables, and the registry these choose from
+LABELLED = {
+    "loss": "losses",
+    "tracker": "trackers",
+    "features": "features",
+}  # tables of labelled tables, and the registry these choose from
 FEATURES = "evaluate.features"
 
 LABEL = re.compile(r"[a-z][a-z0-9_-]*")
@@ -65,16 +70,32 @@ class Finder:
         return self._found({slot: self._slot(slot) for slot in SLOTS})
 
     def labelled(self, table: str) -> dict[str, Chosen[Any]]:
-        """The components of `[loss.LABEL]` or `[tracker.LABEL]`, without those that have problems."""
-        kind = LABELLED[table]
-        return self._found({label: self.choose(f"{table}.{label}", t, kind) for label, t in self.labels(table).items()})
+        """The components of `[loss.LABEL]`, `[tracker.LABEL]` or `[features.LABEL]`, without those that have problems.
 
-    def features(self, names: tuple[str, ...]) -> dict[str, Chosen[Any]]:
-        """The extractors that `[evaluate]` names, by name, and by qualified name where two share one."""
-        chosen = [self.choose(FEATURES, {"name": name}, "features") for name in dict.fromkeys(names)]
-        short = [c.component.name for c in chosen if c]
+        An extractor is called what its label says where it has no name: `evaluate.features` names it as if it had no table.
+        """
+        kind, named = LABELLED[table], table == "features"
+        return self._found(
+            {
+                label: self.choose(f"{table}.{label}", t, kind, label if named else "")
+                for label, t in self.labels(table).items()
+            }
+        )
+
+    def features(self, names: tuple[str, ...], tables: Mapping[str, Chosen[Any]]) -> dict[str, Chosen[Any]]:
+        """The extractors that `[evaluate]` names: by the label of a table `[features.LABEL]`, else by name, and by qualified
+        name where two share one."""
+        given = self.merged.tables.get("features", {})
+        plain = [name for name in dict.fromkeys(names) if name not in given]
+        chosen = [self.choose(FEATURES, {"name": name}, "features") for name in plain]
+        short = [*tables, *(c.component.name for c in chosen if c)]
         keys = [c.component.name if short.count(c.component.name) == 1 else c.component.qualified for c in chosen if c]
-        return dict(zip(keys, filter(None, chosen), strict=True))
+        labelled = {
+            label: replace(tables[label], params=tables[label].params.fingerprinted())
+            for label in names
+            if label in tables
+        }
+        return {**dict(zip(keys, filter(None, chosen), strict=True)), **labelled}
 
     def labels(self, table: str) -> dict[str, Any]:
         """The labelled tables of `table` whose labels can stand."""
@@ -105,7 +126,8 @@ class Finder:
             return None
         settings = {name: value for name, value in table.items() if name != "name"}
         fix = f"sddit-run show {kind} {component.name}"
-        params = self.settings(component.params, settings, key, fix, also=("name",))
+        place = f"features.{component.name}" if key == FEATURES else key  # where what it lacks is to be written
+        params = self.settings(component.params, settings, place, fix, also=("name",))
         return None if params is None else Chosen(component, params)
 
     def settings(self, model: type[P], table: Any, key: str, fix: str = "", also: Sequence[str] = ()) -> P | None:

@@ -99,6 +99,10 @@ class Recipe:
         """Label of the weights that are sampled."""
         return self.evaluate.weights or next(iter(self.ema), "student")
 
+    def has_table(self, feature: str) -> bool:
+        """Whether an extractor is set in a table `[features.LABEL]`, rather than named by `[evaluate]` alone."""
+        return feature in self.evaluate.features and "/" not in feature
+
     def to_json(self, *, free: bool = True) -> dict[str, Json]:
         """The resolved recipe. Without `free`, only what decides the numbers: the part that the run id hashes.
 
@@ -121,6 +125,8 @@ class Recipe:
             "train": _settings(self.train, free),
             "evaluate": _settings(self.evaluate, free),
         }
+        if extractors := {label: chosen for label, chosen in self.features.items() if self.has_table(label)}:
+            tables["features"] = {label: _without_paths(chosen.to_json(), free) for label, chosen in extractors.items()}
         if self.start is not None:
             tables["start"] = _settings(self.start, free)
         if free:
@@ -147,6 +153,11 @@ def facts_to_json(facts: face.DataFacts) -> dict[str, Json]:
 def _settings(settings: Params, free: bool) -> dict[str, Json]:
     dumped = settings.model_dump(mode="json", by_alias=True)
     return {key: value for key, value in dumped.items() if free or not is_free(type(settings), key)}
+
+
+def _without_paths(table: dict[str, Json], free: bool) -> dict[str, Json]:
+    """The settings of an extractor; without `free`, a path goes where the file's hash stands beside it."""
+    return {key: value for key, value in table.items() if free or f"{key}_sha256" not in table}
 
 
 def is_free(settings: type[Params], key: str) -> bool:

@@ -100,7 +100,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         for key, model in SETTINGS.items()
         if key not in ("ema", "start")
     }
-    features = finder.features(tables["evaluate"].features) if tables["evaluate"] else {}
+    features = finder.features(tables["evaluate"].features, labelled["features"]) if tables["evaluate"] else {}
     seed, name, start = _seed(finder), _name(finder), _start(finder)
     facts = _facts(finder, chosen)
     if finder.problems:
@@ -111,7 +111,9 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     measured = [key for key, value in _measurable(chosen["noise_schedule"]) if value == MEASURED]
     warnings = _far_from_measured(chosen["noise_schedule"], std, merged)
     chosen["noise_schedule"] = _with_measured(finder, chosen["noise_schedule"], measured, std)
-    qualified = tuple(feature.component.qualified for feature in features.values())
+    qualified = tuple(
+        label if label in labelled["features"] else feature.component.qualified for label, feature in features.items()
+    )
     sampled = tables["evaluate"].weights or next((label for label, average in averages.items() if average), "student")
     recipe = Recipe(
         name=name,

@@ -1,0 +1,197 @@
+"""Extractors with settings and figures of their own: the tables [features.LABEL], and Inception among them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sddit.ablations.expand import expand
+from sddit.ablations.results import scores_of
+from sddit.builtins import InceptionParams
+from sddit.errors import SdditError
+from sddit.evaluation import adm
+from sddit.evaluation.adm import InceptionFeatures, Reference, gaussian
+from sddit.evaluation.figures import FIGURES
+from sddit.evaluation.inception import Inception, Seen
+from sddit.evaluation.report import score_rows
+from sddit.evaluation.scores import Scorer, Scores
+from sddit.interfaces import FigureExtractor
+from sddit.plugins import Host
+from sddit.recipes.differences import differences
+from sddit.recipes.merge import load
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
+from sddit.run import extractors
+
+ASKED = (
+    'features.fid={ name = "inception", weights = "files/w.pth", reference = "files/r.npz" }',
+    'evaluate.features=["fid", "toy"]',
+    "evaluate.samples=12",
+)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two files that a dry run has no more to know of than their hashes."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "w.pth").write_bytes(b"weights")
+    (folder / "r.npz").write_bytes(b"reference")
+    return folder
+
+
+def code(overrides: tuple[str, ...], recipe: Path) -> str:
+    with pytest.raises(SdditError) as refused:
+        resolve(recipe, overrides)
+    return refused.value.problems[0].code
+
+
+# The table -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_gives_an_extractor_its_settings(toy_recipe: Path, files: Path, tmp_path: Path) -> None:
+    recipe = resolve(toy_recipe, ASKED)
+    assert list(recipe.features) == ["toy", "fid"]
+    params = recipe.features["fid"].params
+    assert isinstance(params, InceptionParams)
+    assert (params.weights, params.weights_sha256) == (str(files / "w.pth"), sha256(b"weights").hexdigest())
+    stated = tmp_path / "recipe.resolved.json"
+    stated.write_text(json.dumps(recipe.to_json()), encoding="utf-8")
+    again = resolve(stated)
+    assert again.run_id == recipe.run_id
+    assert again.features["fid"] == recipe.features["fid"]
+
+
+def test_a_table_that_has_no_name_is_called_by_its_label(toy_recipe: Path, files: Path) -> None:
+    recipe = resolve(toy_recipe, ['features.inception.weights="files/w.pth"', 'evaluate.features=["inception"]'])
+    assert isinstance(recipe.features["inception"].params, InceptionParams)
+    with pytest.raises(SdditError, match=r"'features\.inception\.weights' is missing"):
+        resolve(toy_recipe, ['evaluate.features=["inception"]'])
+
+
+def test_recipes_without_such_a_table_say_nothing_of_it(toy_recipe: Path) -> None:
+    assert "features" not in resolve(toy_recipe, ['evaluate.features=["toy"]', "evaluate.samples=12"]).to_json()
+
+
+def test_the_content_of_a_file_counts_and_its_place_does_not(toy_recipe: Path, files: Path, tmp_path: Path) -> None:
+    recipe = resolve(toy_recipe, ASKED)
+    shutil.copytree(files, tmp_path / "elsewhere")
+    moved = resolve(toy_recipe, [text.replace("files/", "elsewhere/") for text in ASKED])
+    assert moved.run_id == recipe.run_id
+    assert {kind for *_, kind in differences(recipe.to_json(), moved.to_json())} == {"free"}
+    (files / "w.pth").write_bytes(b"other weights")
+    other = resolve(toy_recipe, ASKED)
+    assert other.run_id != recipe.run_id
+    found = differences(recipe.to_json(), other.to_json())
+    assert [(key, kind) for key, *_, kind in found] == [("features.fid.weights_sha256", "numeric")]
+
+
+def test_files_that_are_missing_or_others_are_refused(toy_recipe: Path, files: Path) -> None:
+    stated = (ASKED[0].replace("w.pth", "none.pth"), *ASKED[1:])
+    assert code(stated, toy_recipe) == "SD-T940"
+    assert code((ASKED[0].replace("r.npz", "none.npz"), *ASKED[1:]), toy_recipe) == "SD-T941"
+    assert code((*ASKED, f"features.fid.weights_sha256={'0' * 64}"), toy_recipe) == "SD-T940"
+    assert code((ASKED[0].replace("weights", "weighs"), *ASKED[1:]), toy_recipe) == "SD-R109"
+    assert code(("features.fid={ weights = 'w' }", *ASKED[1:]), toy_recipe) == "SD-R110"
+    assert code(('evaluate.features=["inception"]',), toy_recipe) == "SD-R109"  # which needs a file
+
+
+def test_a_table_that_nobody_asks_for_is_idle(toy_recipe: Path, files: Path) -> None:
+    recipe = resolve(toy_recipe, [ASKED[0]])
+    assert "features.fid.weights" in recipe.idle
+    assert "features" not in recipe.to_json()
+
+
+def test_only_what_an_extractor_measures_is_a_metric(toy_recipe: Path, files: Path) -> None:
+    def asked(metric: str) -> tuple[str, ...]:
+        return expand(load(toy_recipe, [*ASKED, f'ablation.metrics=["{metric}"]'])).metrics
+
+    assert asked("fid.fid") == ("fid.fid",)
+    assert asked("fid.fd") == ("fid.fd",)
+    with pytest.raises(SdditError, match=r"no metric 'toy\.fid'"):
+        asked("toy.fid")
+    with pytest.raises(SdditError, match=r"no metric 'fid\.sfid'"):
+        expand(load(toy_recipe, [*ASKED, "features.fid.reference=''", 'ablation.metrics=["fid.sfid"]']))
+
+
+def test_the_page_names_every_figure_and_every_extractor() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    known = [*FIGURES, *(component.name for component in Host().registries.features)]
+    assert [name for name in known if f"`{name}`" not in page] == []
+
+
+# Figures of its own --------------------------------------------------------------------------------------------------
+
+
+class Bright:
+    """An extractor with a figure of its own."""
+
+    title, dimensions = "bright", 2
+
+    def features(self, images: Tensor) -> Tensor:
+        x = images.float() / 255
+        return torch.stack([x.mean(dim=(1, 2, 3)), x.std(dim=(1, 2, 3))], dim=1)
+
+    def classes(self, images: Tensor) -> None:
+        return None
+
+    def own_figures(self, images: Tensor) -> Mapping[str, float]:
+        return {"fid": float(images.float().mean())}
+
+
+def test_figures_of_an_extractors_own_stand_among_its_scores(toy_recipe: Path, tmp_path: Path) -> None:
+    recipe: Recipe = resolve(toy_recipe, ['evaluate.features=["toy"]', "evaluate.samples=12", "dataset.images=60"])
+    train, test = (recipe.dataset.build(split=name) for name in ("train", "test"))
+    plain = extractors(recipe, torch.device("cpu"))
+    assert isinstance(Bright(), FigureExtractor)
+    assert not isinstance(plain["toy"], FigureExtractor)
+    scorer = Scorer(train, test, {**plain, "bright": Bright()}, recipe.evaluate, 0)
+    images = torch.full((12, 3, 8, 8), 51, dtype=torch.uint8) + torch.arange(12, dtype=torch.uint8)[:, None, None, None]
+    labels = torch.arange(12) % 3
+    found = scorer.score(images, labels)
+    assert found["bright"].own == {"fid": 56.5}
+    assert found["toy"].own == {}
+    assert "own" not in found["toy"].to_json()
+    assert Scores(**json.loads(json.dumps(found["bright"].to_json()))) == found["bright"]
+    assert "FID" in [row.name for row in score_rows(found["bright"])]
+    assert {label: one.own for label, one in scorer.score(images, labels, own=False).items()} == {
+        "toy": {},
+        "bright": {},
+    }
+    (tmp_path / "scores.json").write_text(json.dumps({label: one.to_json() for label, one in found.items()}))
+    assert scores_of(tmp_path)["bright.fid"] == 56.5
+    assert "toy.fid" not in scores_of(tmp_path)
+    assert replace(found["bright"], own={}).to_json().keys() == found["toy"].to_json().keys()
+
+
+def made_up(seed: int, n: int = 40) -> Seen:
+    generator = torch.Generator().manual_seed(seed)
+    pooled, spatial, logits = (torch.randn(n, d, generator=generator) for d in (5, 4, 7))
+    return Seen(pooled, spatial, logits.softmax(dim=1))
+
+
+def test_inception_measures_what_the_reference_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adm, "look", lambda network, images, device: made_up(len(images)))
+    images, device = torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.device("cpu")
+    network, real = Inception(), made_up(1)
+
+    def figures(reference: Reference | None) -> dict[str, float]:
+        return InceptionFeatures(network, reference, "r.npz", device).own_figures(images)
+
+    assert figures(None).keys() == {"inception_score"}
+    assert figures(Reference(gaussian(real.pooled), None, None)).keys() == {"fid", "inception_score"}
+    whole = figures(Reference(None, None, np.zeros((5, 8, 8, 3), dtype=np.uint8)))
+    assert whole.keys() == {"fid", "sfid", "inception_score", "precision_adm", "recall_adm"}
+    params = InceptionParams(weights="w", reference="r")
+    assert set(params.own_figures) == whole.keys()
+    assert set(InceptionParams(weights="w").own_figures) == {"inception_score"}
