@@ -58,6 +58,7 @@ class Arm:
     label: str
     changes: Mapping[str, Any]  # dotted key -> value
     baseline: str  # label of the arm it is compared with
+    named: str  # the arm of [ablation.arms] that it is a point of; empty where there is none
     recipe: Recipe
     merged: Merged = field(repr=False)  # its layers, from which it is resolved at another length
 
@@ -101,7 +102,8 @@ def expand(merged: Merged, *, host: Host | None = None) -> Ablation:
             recipe = resolve_merged(laid, host=host)
             values = {key: value for change in changes for key, value in change.values.items()}
             against = _baseline(settings, changes, [label for label, _ in points])
-            arms.append(Arm(label, values, against, recipe, laid))
+            named = changes[0].label if settings.arms else ""
+            arms.append(Arm(label, values, against, named, recipe, laid))
     raise_all(naming_arms(problems))
     metrics = settings.metrics or tuple(f"{label}.fd" for label in base.features)
     raise_all(

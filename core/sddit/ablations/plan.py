@@ -36,6 +36,7 @@ class PlannedArm:
     label: str
     changes: dict[str, Any]
     baseline: str
+    named: str
     recipe: Recipe
     cost: Plan
     leaks: LeakCheck | None = None  # None: not looked for yet
@@ -56,6 +57,7 @@ class PlannedArm:
             "label": self.label,
             "changes": self.changes,
             "baseline": self.baseline,
+            "named": self.named,
             "steps": self.cost.steps,
             "batch": self.cost.batch,
             "images": self.images,
@@ -169,7 +171,9 @@ def make_plan(
     budget = None if unmeasured(ablation, pace or {}) else budget_of(ablation, pace or {})
     lengths = [within(budget, arm, host) if budget else arm.recipe for arm in ablation.arms]
     arms = tuple(
-        PlannedArm(arm.label, dict(arm.changes), arm.baseline, recipe, cost_of(recipe), (leaks or {}).get(arm.label))
+        PlannedArm(
+            arm.label, dict(arm.changes), arm.baseline, arm.named, recipe, cost_of(recipe), (leaks or {}).get(arm.label)
+        )
         for arm, recipe in zip(ablation.arms, lengths, strict=True)
     )
     folder = folder_of(ablation, out, copy)

@@ -403,6 +403,19 @@ def test_between_two_scores(run, target, better, step):
 # Words ---------------------------------------------------------------------------------------------------------------
 
 
+def test_the_best_point_of_each_arm_is_named(make):
+    """With arms a and b at two points each; and not where there is one point an arm."""
+    figures = {"a x=1": [1.0, 2.0, 3.0], "a x=2": [1.5, 1.0, 1.0], "b x=1": [4.0, 4.0, 4.0], "b x=2": [5.0, 4.0, 4.0]}
+    results = make(figures, arms={label: {"named": label[0], "baseline": f"a{label[1:]}"} for label in figures})
+    said = summary(results, compared(results))
+    assert "Best of its points by mean toy FD: a x=2 (1.17), b x=1 (4)." in said
+    assert "Best of its points by mean toy recall: a x=1 (0.5), b x=1 (0.5)." in said
+    apart = make(arms={label: {"named": label} for label in FD})
+    assert not any("Best of its points" in sentence for sentence in summary(apart, compared(apart)))
+    grid = make(arms={label: {"named": ""} for label in FD})  # one list of points, no arms
+    assert not any("Best of its points" in sentence for sentence in summary(grid, compared(grid)))
+
+
 def test_better_worse_and_within_noise_in_words(make):
     results = make()
     said = summary(results, compared(results))
