@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sddit import processes
 from sddit.devices import numbers_of, oldest_torch, torch_version
 from sddit.errors import error
 from sddit.recipes.recipe import Recipe
@@ -20,7 +21,7 @@ def environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """Versions and machine, for `environment.json` and the report."""
     return {
         "python": sys.version.split()[0],
-        "packages": {name: found for name in PACKAGES if (found := installed(name))},
+        "packages": packages(),
         "plugins": dict(recipe.plugin_digests),
         "system": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
@@ -29,6 +30,11 @@ def environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:
         "attention": recipe.attention.component.qualified,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def packages() -> dict[str, str]:
+    """The versions of what the numbers of a run may depend on."""
+    return {name: found for name in PACKAGES if (found := installed(name))}
 
 
 def installed(distribution: str) -> str:
@@ -61,6 +67,9 @@ def choose_device(name: str) -> torch.device:
         )
     if name not in ("cpu", "cuda"):
         raise error("SD-R162", f"no device {name!r}", where="--device", got=name, expect="one of cpu, cuda")
+    if name == "cuda" and processes.count() > 1:
+        torch.cuda.set_device(processes.local_rank())
+        return torch.device(name, processes.local_rank())
     return torch.device(name)
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from sddit.denoiser import ModelDenoiser
 from sddit.draws import Draws
-from sddit.interfaces import NoiseSchedule
+from sddit.interfaces import Dataset, NoiseSchedule
 from sddit.memory import memory_errors
 from sddit.recipes.recipe import Recipe
 from sddit.sampling import noise_levels, sample
+from sddit.training.distribution import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,10 @@ class Request:
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.ids):
             raise ValueError("one label per image number")
+
+    def part(self, rows: slice) -> Request:
+        """Some of the images."""
+        return Request(self.labels[rows], self.ids[rows], self.seed)
 
 
 def balanced(num_classes: int, count: int, seed: int) -> Request:
@@ -86,3 +91,22 @@ def generate(
             callback=callback,
         )
         return images.cpu()
+
+
+def draw_images(
+    backbone: nn.Module,
+    schedule: NoiseSchedule,
+    recipe: Recipe,
+    dataset: Dataset,
+    request: Request,
+    *,
+    device: torch.device,
+    world: World,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """What a person looks at, uint8 [n, 3, H, W]: each rank draws its share, the main rank returns all, the others none."""
+    count = len(request.ids)
+    share = range(count)[world.share(count)]
+    own = request.part(slice(share.start, share.stop) if share else slice(0, 1))  # with nothing to do, any image serves
+    x = generate(backbone, schedule, recipe, own, device=device, callback=callback)
+    return world.collect(dataset.to_images(x)[: len(share)], count)

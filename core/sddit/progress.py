@@ -32,6 +32,7 @@ class Progress:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.folder: Path | None = None
+        self.step = 0  # optimizer steps taken, for the note of a failure
         self.name = ""  # the stage that runs; empty: none
         self.total: int | None = None
         self.done = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit import environment as surroundings
+from sddit import processes
 from sddit.api import load_run
 from sddit.data.declared import no_images
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
@@ -27,15 +28,17 @@ from sddit.evaluation.figures import SCORE
 from sddit.evaluation.probe import PROBE, lacks_probe
 from sddit.evaluation.scores import Scorer, Scores
 from sddit.evaluation.tokens import probe, write_probe
-from sddit.generate import LABELS, Request, generate
+from sddit.generate import LABELS, Request, draw_images
 from sddit.interfaces import Dataset, FeatureExtractor, NoiseSchedule, Tracker
 from sddit.memory import memory_errors
 from sddit.progress import Progress
+from sddit.recipes.checks import check_processes
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.reporting import cost_of, write_run_report
-from sddit.training.checkpoints import Store
+from sddit.training.checkpoints import Checkpoint, Store
+from sddit.training.distribution import World, joined, refuse_differences
 from sddit.training.evidence import evidence
 from sddit.training.loop import NonFinite, train
 from sddit.training.run_folder import MetricsLog, RunFolder, last_metrics
@@ -77,7 +80,7 @@ def run(
         recipe: what to run.
         out: the folder of run folders; the run's own is `<recipe>-<id>` in it.
         device: `cpu` or `cuda`.
-        progress: where to show how it goes.
+        progress: where to show how it goes; a silent one on all but the main rank.
         fresh: set what the folder holds aside and begin anew.
         allow: keys that may differ from the recipe of the folder given by `resume`.
         resume: continue this run folder instead.
@@ -93,17 +96,20 @@ def run(
         raise error(
             "SD-C445", "not a run folder", where="--resume", got=str(resume), expect=f"a folder that holds {RECIPE}"
         )
-    with RunFolder(resume or out / f"{recipe.name}-{recipe.run_id}") as folder, StopSignals() as stop:
-        announce(recipe, folder, chosen, progress)
-        if fresh:
-            set_aside(folder.path)
-        changed = accept_changes(folder, recipe, allow, resumed=resume is not None)
+    raise_all(check_processes(recipe, processes.count()))
+    place = resume or out / f"{recipe.name}-{recipe.run_id}"
+    with joined(chosen, recipe.train.timeout) as world, held(place, world) as folder, world.stop as stop:
+        refuse_differences(world, {"recipe, data and plugins": recipe.run_id, "packages": surroundings.packages()})
+        finished = world.from_main(
+            lambda: begin(recipe, folder, chosen, progress, fresh=fresh, allow=allow, resumed=resume is not None)
+        )
         progress.folder = folder.path  # from here on a crash log has its place in it
-        if (folder.path / REPORT).is_file() and not changed and not lacks_probe(folder.path, recipe):
+        if finished:
             return RunResult(folder.path, folder.path / REPORT, read_scores(folder.path), already_finished=True)
         store = Store(folder.path / "checkpoints", keep=recipe.train.keep)
         with ending(stop, progress, "before the first step"):
-            session, cursor = prepare(recipe, folder, store, chosen, progress)
+            session, cursor = prepare(recipe, folder, store, chosen, progress, world)
+        progress.step = session.step
         with Watcher(session, folder, store, cursor, stop, progress) as watcher:
             with ending(stop, progress, "before the first step"):
                 watcher.catch_up(session)
@@ -113,6 +119,7 @@ def run(
                     train(session, watcher)
             except NonFinite as fault:
                 raise watcher.kept(session, fault) from fault
+            stop.alone = True  # there is no further step after which all could stop
             with ending(stop, progress, "after the last step"):
                 scores = finish(session, watcher)
         return RunResult(folder.path, folder.path / REPORT, scores, already_finished=False)
@@ -121,6 +128,33 @@ def run(
 # --------------------------------------------------------------------------------------------------------------------
 # Before the first step
 # --------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held(place: Path, world: World) -> Iterator[RunFolder]:
+    """The run folder, which the main rank holds for all and alone writes to."""
+    with RunFolder(place) if world.main else nullcontext(RunFolder(place)) as folder:
+        folder.path = Path(world.from_main(lambda: str(folder.path)))
+        yield folder
+
+
+def begin(
+    recipe: Recipe,
+    folder: RunFolder,
+    device: torch.device,
+    progress: Progress,
+    *,
+    fresh: bool,
+    allow: Sequence[str],
+    resumed: bool,
+) -> bool:
+    """Say what is to be run, and bring the folder in order for it. Returns whether all is done already."""
+    announce(recipe, folder, device, progress)
+    processes.forget_failures(folder.path)
+    if fresh:
+        set_aside(folder.path)
+    changed = accept_changes(folder, recipe, allow, resumed=resumed)
+    return (folder.path / REPORT).is_file() and not changed and not lacks_probe(folder.path, recipe)
 
 
 def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: Progress) -> None:
@@ -213,19 +247,16 @@ def covers(given: str, key: str) -> bool:
 
 
 def prepare(
-    recipe: Recipe, folder: RunFolder, store: Store, device: torch.device, progress: Progress
+    recipe: Recipe, folder: RunFolder, store: Store, device: torch.device, progress: Progress, world: World
 ) -> tuple[Session, int]:
     """A session at the newest good checkpoint of the folder, or before its first step; and where its log was then."""
-    store.clean()
-    checkpoint = store.latest()
+    checkpoint = newest(store, world)
     while store.notices:
         progress.warn(store.notices.pop(0))
     surroundings.configure(recipe, device, threads=checkpoint.state.get("threads") if checkpoint else None)
-    folder.write_sealed_json(RECIPE, recipe.to_json())
-    for name, file in recipe.plugin_files.items():  # beside the recipe, so that the folder says all that it needs
-        folder.write_bytes(Path(name).name, file.read_bytes())
-    folder.write_json(ENVIRONMENT, surroundings.environment(recipe, device))
-    session = build_session(recipe, device, resumed=checkpoint is not None)
+    if world.main:
+        describe(recipe, folder, device)
+    session = build_session(recipe, device, resumed=checkpoint is not None, world=world)
     for note in session.notes:
         progress.warn(note)
     if checkpoint is None:
@@ -233,6 +264,29 @@ def prepare(
     state = restore(session, checkpoint)
     progress.note(f"continuing after step {session.step} of {session.total_steps}")
     return session, int(state["log_cursor"])
+
+
+def newest(store: Store, world: World) -> Checkpoint | None:
+    """The checkpoint to continue from: the main rank finds it, each other one reads the same."""
+    found: list[Checkpoint | None] = []
+
+    def find() -> int | None:
+        store.clean()
+        found.append(store.latest())
+        return found[0].step if found[0] else None
+
+    step = world.from_main(find)
+    if world.main:
+        return found[0]
+    return None if step is None else store.open(step)
+
+
+def describe(recipe: Recipe, folder: RunFolder, device: torch.device) -> None:
+    """Leave in the folder all that says what is run, and with what."""
+    folder.write_sealed_json(RECIPE, recipe.to_json())
+    for name, file in recipe.plugin_files.items():  # beside the recipe, so that the folder says all that it needs
+        folder.write_bytes(Path(name).name, file.read_bytes())
+    folder.write_json(ENVIRONMENT, surroundings.environment(recipe, device))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -252,11 +306,15 @@ class Watcher:
         self.save_every = recipe.train.save_every
         self.preview_steps = preview_steps(recipe)
         self.score_steps = score_steps(recipe)
-        self.scorer = scorer_of(recipe, session.dataset, session.device)
-        self.log = MetricsLog(folder.path / METRICS, cursor)
         self.spikes = Spikes()
-        self.trackers: list[Tracker] = [chosen.build(folder=folder.path) for chosen in recipe.trackers.values()]
-        if self.log.shortened:
+        self.log: MetricsLog | None = None  # of the main rank, as are the next two
+        self.trackers: list[Tracker] = []
+        self.scorer: Scorer | None = None
+        if session.world.main:
+            self.log = MetricsLog(folder.path / METRICS, cursor)
+            self.trackers = [chosen.build(folder=folder.path) for chosen in recipe.trackers.values()]
+            self.scorer = scorer_of(recipe, session.dataset, session.device)
+        if self.log is not None and self.log.shortened:
             progress.warn(f"{METRICS} lacks rows that the checkpoint knows of; it goes on from what is left")
 
     def __enter__(self) -> Watcher:
@@ -271,19 +329,26 @@ class Watcher:
             self.saver.abandon()  # asked twice to stop
         for tracker in self.trackers:
             tracker.close()
-        self.log.close()
+        if self.log is not None:
+            self.log.close()
 
     def logged(self, session: Session, row: Mapping[str, float]) -> None:
         """A line of metrics: to the log, the trackers and the screen."""
-        self.log.append(row)
+        self.write(session.step, row)
         if "grad_norm" in row and (times := self.spikes.seen(row["grad_norm"])):
             self.progress.warn(f"step {session.step}: the gradient is {times:.0f} times as long as it was on average")
-        for tracker in self.trackers:
-            tracker.log(session.step, row)
         self.progress.advance(session.step, row)
+
+    def write(self, step: int, row: Mapping[str, Any]) -> None:
+        """A line of the log, which only the main rank has."""
+        if self.log is not None:
+            self.log.append(row)
+        for tracker in self.trackers:
+            tracker.log(step, row)
 
     def stepped(self, session: Session) -> None:
         """Preview, score, save, stop: in this order, so that a stop loses nothing."""
+        self.progress.step = session.step
         self.saver.poll()
         if session.skipped[-1:] == [session.step - 1]:
             self.progress.warn(f"step {session.step - 1} skipped: not finite; {len(session.skipped)} in all")
@@ -296,27 +361,30 @@ class Watcher:
         if done or self.stop.requested or session.step % self.save_every == 0:
             self.save(session)
         if done or self.stop.requested:
-            self.saver.wait()
+            session.world.from_main(self.saver.wait)
         self.tell()
         stop_if_asked(self.stop, self.progress, f"after step {session.step} of {session.total_steps}")
 
     def catch_up(self, session: Session) -> None:
         """Take the preview and the scores that a stop cut short at the step where the run goes on."""
-        row = last_metrics(self.folder.path / METRICS)
-        scored = row.get("step") == session.step and any(name.startswith(SCORE) for name in row)
-        if (
-            session.step in self.preview_steps
-            and not (self.folder.path / pictures.preview_name(session.step)).is_file()
-        ):
+        shown, scored = session.world.from_main(lambda: self.done_at(session.step))
+        if session.step in self.preview_steps and not shown:
             pictures.write_preview(session, self.folder)
         if session.step in self.score_steps and not scored:
             self.score(session)
 
+    def done_at(self, step: int) -> tuple[bool, bool]:
+        """Whether the folder has the preview of a step, and its scores."""
+        row = last_metrics(self.folder.path / METRICS)
+        scored = row.get("step") == step and any(name.startswith(SCORE) for name in row)
+        return (self.folder.path / pictures.preview_name(step)).is_file(), scored
+
     def score(self, session: Session) -> None:
         """Scores while training, of as many images as a distance is made of."""
-        if self.scorer is not None:
-            count = min(session.recipe.evaluate.samples, len(self.scorer.test_set))
-            self.scored(session, score_images(self.scorer, *draw_of(session, count), own=False))
+        if session.recipe.features:
+            count = min(session.recipe.evaluate.samples, session.recipe.facts.test_size)
+            drawn = draw_of(session, count)
+            session.world.from_main(lambda: self.scored(session, score_images(self.scorer, *drawn, own=False)))
 
     def scored(self, session: Session, scores: Mapping[str, Scores]) -> None:
         """A line of the log that holds scores, of those that the arms of an ablation are compared by."""
@@ -324,14 +392,13 @@ class Watcher:
             return
         row = {"step": session.step, "images": session.step * session.recipe.train.batch, "seconds": session.seconds}
         row |= {f"{SCORE}{name}.{figure}": value for name, one in scores.items() for figure, value in one.course()}
-        self.log.append(row)
-        for tracker in self.trackers:
-            tracker.log(session.step, row)
+        self.write(session.step, row)
 
     def save(self, session: Session) -> None:
         """Save a checkpoint, or begin to."""
-        files = files_of(session, {"log_cursor": self.log.sync()}, copy=self.saver.beside)
-        self.saver.save(session.step, files)
+        cursor = self.log.sync() if self.log is not None else 0
+        files = files_of(session, {"log_cursor": cursor}, copy=self.saver.beside and session.world.main)
+        session.world.from_main(lambda: self.saver.save(session.step, files))
 
     def settle(self) -> None:
         """Let the save under way end; one that fails is told beside what else went wrong."""
@@ -349,10 +416,11 @@ class Watcher:
     def kept(self, session: Session, fault: NonFinite) -> SdditError:
         """Keep the state before a step that was not finite, and what is known of the step. Returns the error that names it."""
         self.save(session)
-        self.saver.wait()
-        name = f"non-finite-{session.step:06d}.json"
+        session.world.from_main(self.saver.wait)
         facts = evidence(session, fault.bad, self.folder.path, self.store.place(session.step))
-        place = self.folder.write_json(name, facts)
+        place = self.folder.path / f"non-finite-{session.step:06d}.json"
+        if session.world.main:
+            self.folder.write_json(place.name, facts)
         problem = fault.problems[0]
         got = f"{problem.got}; it began in {facts['began_in']}" if facts["began_in"] else problem.got
         return SdditError(
@@ -409,6 +477,8 @@ def finish(session: Session, watcher: Watcher) -> dict[str, Scores]:
     """The pictures, the scores, the probe, the report."""
     folder, progress = watcher.folder, watcher.progress
     scores = score(session, watcher)
+    if not session.world.main:
+        return {}
     watcher.scored(session, scores)
     folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
     if session.recipe.evaluate.probe:
@@ -424,18 +494,20 @@ def finish(session: Session, watcher: Watcher) -> dict[str, Scores]:
 def score(session: Session, watcher: Watcher) -> dict[str, Scores]:
     """Sample as many images as the recipe says, keep them, and compare them with real ones."""
     progress = watcher.progress
-    begin_sampling(session.recipe, progress)
+    begin_sampling(session.recipe, progress, session.world)
     request, images = draw_of(session, session.recipe.evaluate.samples, lambda step, x: progress.tick())
-    pictures.write_samples(watcher.folder, SAMPLES, images, request)
-    if watcher.scorer is None:
+    if not session.world.main:
         return {}
-    progress.stage("scoring")
+    pictures.write_samples(watcher.folder, SAMPLES, images, request)
+    if watcher.scorer is not None:
+        progress.stage("scoring")
     return score_images(watcher.scorer, request, images)
 
 
-def begin_sampling(recipe: Recipe, progress: Progress) -> None:
-    """The stage of the samples of the end, a unit for each step of the sampler in each batch."""
-    batches = -(-recipe.evaluate.samples // recipe.evaluate.batch)
+def begin_sampling(recipe: Recipe, progress: Progress, world: World) -> None:
+    """The stage of the samples of the end, a unit for each step of the sampler in each batch of this rank."""
+    own = len(range(recipe.evaluate.samples)[world.share(recipe.evaluate.samples)])
+    batches = -(-own // recipe.evaluate.batch)
     progress.stage("sampling", total=batches * recipe.sampler.params.steps)
 
 
@@ -444,7 +516,9 @@ def draw_of(
 ) -> tuple[Request, Tensor]:
     """The first `count` of the images that are scored, with the weights as they are now."""
     weights = session.weights(session.recipe.sampled_weights)
-    return draw(weights, session.schedule, session.recipe, session.dataset, session.device, count, callback)
+    return draw(
+        weights, session.schedule, session.recipe, session.dataset, session.device, session.world, count, callback
+    )
 
 
 def draw(
@@ -453,13 +527,14 @@ def draw(
     recipe: Recipe,
     dataset: Dataset,
     device: torch.device,
+    world: World,
     count: int,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[Request, Tensor]:
-    """The images that are scored, of the classes that the recipe asks for, uint8 [count, 3, H, W]."""
+    """The images that are scored, of the classes that the recipe asks for, uint8 [count, 3, H, W] on the main rank."""
     request = LABELS[recipe.evaluate.labels](recipe.shapes.num_classes, count, recipe.seed)
-    x = generate(backbone, schedule, recipe, request, device=device, callback=callback)
-    return request, dataset.to_images(x)
+    images = draw_images(backbone, schedule, recipe, dataset, request, device=device, world=world, callback=callback)
+    return request, images
 
 
 def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Scorer | None:
@@ -470,9 +545,12 @@ def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Score
     return Scorer(train_set, test_set, extractors(recipe, device), recipe.evaluate, recipe.seed)
 
 
-def score_images(scorer: Scorer, request: Request, images: Tensor, *, own: bool = True) -> dict[str, Scores]:
-    """The scores of the images that were asked for; `own`: also those that only some extractors measure."""
-    return scorer.score(images, torch.tensor(request.labels), own=own)
+def score_images(scorer: Scorer | None, request: Request, images: Tensor, *, own: bool = True) -> dict[str, Scores]:
+    """The scores of the images that were asked for; `own`: also those that only some extractors measure.
+
+    Without a scorer there are none.
+    """
+    return {} if scorer is None else scorer.score(images, torch.tensor(request.labels), own=own)
 
 
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
@@ -485,21 +563,22 @@ def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, 
         raise no_images()
     train_set: Dataset = recipe.dataset.build(split="train")
     schedule = model.require_schedule()
-    begin_sampling(recipe, progress)
-    request, images = draw(
-        model.backbone.to(chosen),
-        schedule,
-        recipe,
-        train_set,
-        chosen,
-        recipe.evaluate.samples,
-        lambda step, x: progress.tick(),
-    )
-    scorer = scorer_of(recipe, train_set, chosen)
-    if scorer is None:
-        return {}
-    progress.stage("scoring")
-    return score_images(scorer, request, images)
+    with joined(chosen, recipe.train.timeout) as world:
+        begin_sampling(recipe, progress, world)
+        request, images = draw(
+            model.backbone.to(chosen),
+            schedule,
+            recipe,
+            train_set,
+            chosen,
+            world,
+            recipe.evaluate.samples,
+            lambda step, x: progress.tick(),
+        )
+        scorer = scorer_of(recipe, train_set, chosen) if world.main else None
+        if scorer is not None:
+            progress.stage("scoring")
+        return score_images(scorer, request, images)
 
 
 def extractors(recipe: Recipe, device: torch.device) -> dict[str, FeatureExtractor]:

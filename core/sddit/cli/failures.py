@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from sddit import processes
 from sddit.cli.frame import State, error_console
 from sddit.errors import Problem, SdditError, exit_status, printable
 from sddit.memory import out_of_memory, ran_out
@@ -23,10 +26,7 @@ INTERRUPTED = 130
 
 def of_the_user(failure: SdditError, state: State) -> int:
     """Something that the person who typed can mend: every problem on stderr."""
-    for problem in failure.problems:
-        print_problem(problem)
-    keep(failure, state)
-    return failure.exit_status
+    return ended(failure, failure.problems, failure.exit_status, state)
 
 
 def of_code(failure: Exception, state: State) -> int:
@@ -43,25 +43,18 @@ def of_code(failure: Exception, state: State) -> int:
                 got=what,
                 fix=fix,
             )
-            print_problem(problem)
-            keep(failure, state)
-            return exit_status(problem.code)
+            return ended(failure, [problem], exit_status(problem.code), state)
     if unfit := misfit(failure):
-        print_problem(unfit)
-        keep(failure, state)
-        return exit_status(unfit.code)
+        return ended(failure, [unfit], exit_status(unfit.code), state)
     if ran_out(failure):
         less = "ask for fewer images at once, or free some memory"
         return of_the_user(out_of_memory(failure, state.progress.name or "this command", what, less), state)
     if isinstance(failure, OSError) and state.progress.folder is None:
         return of_the_system(failure, state)
-    out = error_console()
-    out.print(f"error: a bug in the toolkit: {printable(what)}", style="bold red", soft_wrap=True)
-    out.print(f"  at:     {frames[-1].filename}:{frames[-1].lineno}", soft_wrap=True)
-    if not keep(failure, state) and not state.debug:
-        out.print(
-            "  fix:    none known; please report it with what the same command prints with --debug", soft_wrap=True
-        )
+    lines = [f"error: a bug in the toolkit: {printable(what)}", f"  at:     {frames[-1].filename}:{frames[-1].lineno}"]
+    if state.progress.folder is None and not state.debug:
+        lines.append("  fix:    none known; please report it with what the same command prints with --debug")
+    tell(lines, "", BUG, failure, state)
     return BUG
 
 
@@ -77,9 +70,7 @@ def of_the_system(failure: OSError, state: State) -> int:
             what="a file or folder cannot be used",
             fix="mend its permissions or choose another path",
         )
-    print_problem(problem)
-    keep(failure, state)
-    return exit_status(problem.code)
+    return ended(failure, [problem], exit_status(problem.code), state)
 
 
 def misfit(failure: Exception) -> Problem | None:
@@ -111,25 +102,49 @@ def leave_quietly() -> int:
     return 0
 
 
-def print_problem(problem: Problem) -> None:
-    """One problem on stderr, its head in red on a terminal."""
-    head, *body = problem.lines()
+def ended(failure: BaseException, problems: Sequence[Problem], status: int, state: State) -> int:
+    """Tell every problem; the status to end with."""
+    tell([line for problem in problems for line in problem.lines()], problems[0].code, status, failure, state)
+    return status
+
+
+def tell(lines: list[str], code: str, status: int, failure: BaseException, state: State) -> None:
+    """A message on stderr, the heads of problems in red on a terminal; and the traceback where it is looked for.
+
+    Of several processes each notes its failure, and the one that was first is told: by the launcher, if it is ours.
+    """
+    lines = [*lines, *keep(failure, state)]
+    if processes.count() > 1 and not tell_of_several(lines, code, status, state):
+        return
     out = error_console()
-    out.print(head, style="bold red", soft_wrap=True)
-    for line in body:
-        out.print(line, soft_wrap=True)
+    for line in lines:
+        out.print(line, style=None if line.startswith(" ") else "bold red", soft_wrap=True)
 
 
-def keep(failure: BaseException, state: State) -> bool:
-    """Show the traceback with --debug, and write it to the run's crash log if a run had begun. True if it was written."""
+def tell_of_several(lines: list[str], code: str, status: int, state: State) -> bool:
+    """Note the failure of this rank. Returns whether it is for this rank to tell it."""
+    folder = state.progress.folder
+    watched = os.environ.get(processes.FAILURES)
+    noted = processes.failures_in(folder) if folder else []
+    own = processes.Failure(
+        processes.rank(), code, status, state.progress.step, time.monotonic() - processes.BEGAN, tuple(lines)
+    )
+    processes.note(own, [Path(place) for place in (folder, watched) if place])
+    if watched:
+        return False
+    same = [other for other in noted if code in processes.PEER_LOST or (other.code, other.step) == (code, own.step)]
+    return not same and (folder is not None or processes.local_rank() == 0)
+
+
+def keep(failure: BaseException, state: State) -> list[str]:
+    """Show the traceback with --debug, and write it to the run's crash log if a run had begun. Says where that is."""
     text = "".join(traceback.format_exception(failure))
     if state.debug:
         click.echo(text, err=True, nl=False)
     if state.progress.folder is None:
-        return False
-    log = Path(state.progress.folder) / "crash.log"
+        return []
+    log = Path(state.progress.folder) / (f"crash-{processes.rank()}.log" if processes.rank() else "crash.log")
     with contextlib.suppress(OSError):
         log.write_text(text, encoding="utf-8")
-        click.echo(f"  {'log:':<8}{log}", err=True)
-        return True
-    return False
+        return [f"  {'log:':<8}{log}"]
+    return []

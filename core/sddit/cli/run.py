@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sddit import processes
 from sddit.cli.frame import Verb, console, error_console, notice, print_json, state_of
 from sddit.devices import surely_absent
 from sddit.errors import SdditError, error, one_of, raise_all
 from sddit.plugins import host
-from sddit.progress import progress_on
+from sddit.progress import Progress, progress_on
 
 if TYPE_CHECKING:
     from sddit.evaluation.scores import Scores
@@ -56,6 +57,9 @@ class RunCommand(Verb):
     "--allow-change", "allow", multiple=True, metavar="KEY", help="With --resume: a key that may differ. Repeatable."
 )
 @click.option(
+    "--nproc", metavar="N", type=click.IntRange(1), help="Processes on this machine, one for each GPU.  [default: 1]"
+)
+@click.option(
     "--jobs", metavar="N", type=click.IntRange(1), help="Of an ablation: runs at once, each a process.  [default: 1]"
 )
 @click.option("--only", metavar="ID", help="Of an ablation: one run of its plan, in this process.")
@@ -72,6 +76,7 @@ def run(
     fresh: bool,
     resume: Path | None,
     allow: tuple[str, ...],
+    nproc: int | None,
     jobs: int | None,
     only: str | None,
     no_reuse: bool,
@@ -80,11 +85,12 @@ def run(
     """Train, sample and score what a recipe describes."""
     from sddit.ablations.expand import is_ablation
     from sddit.cli.ablation import ablate
+    from sddit.recipes.checks import check_processes
 
     refuse_contradictions(dry_run=dry_run, fresh=fresh, resume=resume, allow=allow)
     merged = loaded(source, overrides)
     if is_ablation(merged):
-        refuse_for_ablations(fresh=fresh, resume=resume)
+        refuse_for_ablations(fresh=fresh, resume=resume, nproc=nproc)
         ablate(ctx, merged, dry_run, as_json=as_json, out=out, device=device, jobs=jobs, only=only, no_reuse=no_reuse)
         return
     refuse_for_recipes(jobs=jobs, only=only, no_reuse=no_reuse)
@@ -92,8 +98,24 @@ def run(
     if dry_run:
         show_plan(warned(recipe, device), as_json=as_json)
         return
+    if nproc is not None and nproc > 1:
+        raise_all(check_processes(recipe, nproc))
+        from sddit.cli.launch import launch
+
+        ctx.exit(launch(arguments_of_a_rank(ctx), nproc))
     result = train(ctx, recipe, as_json=as_json, out=out, device=device, fresh=fresh, resume=resume, allow=allow)
-    show_result(result, as_json=as_json)
+    if processes.rank() == 0:
+        show_result(result, as_json=as_json)
+
+
+def arguments_of_a_rank(ctx: click.Context) -> list[str]:
+    """The same command line for one of the processes that it is to become."""
+    given = ctx.params
+    options = [f"--out={given['out']}", f"--device={given['device']}"]
+    options += [f"--allow-change={key}" for key in given["allow"]]
+    options += [f"--resume={given['resume']}"] if given["resume"] else []
+    flags = {"--fresh": given["fresh"], "--json": given["as_json"], "--debug": state_of(ctx).debug}
+    return [given["source"], *given["overrides"], *options, *(flag for flag, on in flags.items() if on)]
 
 
 def refuse_contradictions(*, dry_run: bool, fresh: bool, resume: Path | None, allow: tuple[str, ...]) -> None:
@@ -106,8 +128,10 @@ def refuse_contradictions(*, dry_run: bool, fresh: bool, resume: Path | None, al
         raise click.UsageError("--allow-change is for --resume: without it a changed recipe gets its own run folder")
 
 
-def refuse_for_ablations(*, fresh: bool, resume: Path | None) -> None:
+def refuse_for_ablations(*, fresh: bool, resume: Path | None, nproc: int | None) -> None:
     """Flags of single runs."""
+    if (nproc or processes.count()) > 1:
+        raise click.UsageError("several processes are for one run: of an ablation, --jobs makes several runs at once")
     if fresh or resume:
         flag, instead = (
             ("--fresh", "--no-reuse makes every run again") if fresh else ("--resume", "it continues by itself")
@@ -127,7 +151,8 @@ def loaded(source: str, overrides: tuple[str, ...]) -> Merged:
     from sddit.recipes.merge import load
 
     refuse_unknown_word(source)
-    host().announce = notice
+    if not processes.told_already():
+        host().announce = notice
     host().raise_for_builtins()
     return load(source, overrides)
 
@@ -196,7 +221,8 @@ def train(ctx: click.Context, recipe: Recipe, *, as_json: bool, **settings: Any)
     """Run it, and show how it goes."""
     from sddit.run import run as start
 
-    with progress_on(error_console() if as_json else console()) as progress:
+    shown = progress_on(error_console() if as_json else console()) if processes.rank() == 0 else Progress()
+    with shown as progress:
         state_of(ctx).progress = progress
         return start(recipe, progress=progress, **settings)
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from sddit.evaluation.grids import grid, png
-from sddit.generate import Request, balanced, generate, of_classes
+from sddit.generate import Request, balanced, draw_images, of_classes
 from sddit.recipes.recipe import Recipe
 from sddit.training.run_folder import RunFolder
 from sddit.training.session import Session
@@ -33,9 +33,17 @@ def write_preview(session: Session, folder: RunFolder) -> None:
     """`samples/step-000123.png`: the same seeds at every preview, with the weights that the final samples use."""
     recipe = session.recipe
     request, columns, names = grid_request(recipe)
-    x = generate(session.weights(recipe.sampled_weights), session.schedule, recipe, request, device=session.device)
-    picture = png(grid(session.dataset.to_images(x), columns, names))
-    folder.write_bytes(preview_name(session.step), picture)
+    images = draw_images(
+        session.weights(recipe.sampled_weights),
+        session.schedule,
+        recipe,
+        session.dataset,
+        request,
+        device=session.device,
+        world=session.world,
+    )
+    if session.world.main:
+        folder.write_bytes(preview_name(session.step), png(grid(images, columns, names)))
 
 
 def preview_name(step: int) -> str:

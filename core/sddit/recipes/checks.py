@@ -311,6 +311,22 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def check_processes(recipe: Recipe, count: int) -> Iterator[Problem]:
+    """Each of `count` processes takes an equal part of every forward pass."""
+    key = "train.micro_batch" if recipe.train.micro_batch else "train.batch"
+    images = recipe.train.micro_batch or recipe.train.batch
+    if images % count:
+        fits = max(n for n in range(1, min(images, count) + 1) if images % n == 0)
+        yield Problem(
+            "SD-C421",
+            f"the images of one forward pass are not divisible by {count} processes",
+            where=key,
+            got=f"{key.removeprefix('train.')} = {images}, {count} processes",
+            expect="as many images for every process",
+            fix=f"{fits} processes, or {key}={-(-images // count) * count}",
+        )
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The other slots
 # --------------------------------------------------------------------------------------------------------------------

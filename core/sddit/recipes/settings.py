@@ -21,7 +21,9 @@ class TrainSettings(Params):
     steps: int = Field(1000, ge=1, le=10**9, description="Optimizer steps of the whole run.")
     batch: int = Field(128, ge=1, le=10**6, description="Images of one optimizer step, over all processes.")
     micro_batch: int | None = Field(
-        None, ge=1, description="Images of one forward pass; gradients accumulate to one batch. Left out: the batch."
+        None,
+        ge=1,
+        description="Images of one forward pass, over all processes; gradients accumulate to one batch. Left out: the batch.",
     )
     precision: Precision = Field("fp32", description="fp32; bf16 (networks under autocast, losses in fp32); fp64.")
     deterministic: bool | None = Field(
@@ -36,6 +38,13 @@ class TrainSettings(Params):
         le=10**9,
         description="Steps that may be skipped, in all, because a loss or a gradient was NaN or infinite; at the next one the "
         "run stops. Nothing learns from a skipped step, and metrics.jsonl counts them.",
+        json_schema_extra=FREE,
+    )
+    timeout: float = Field(
+        20.0,
+        gt=0,
+        le=86_400,
+        description="Of several processes: seconds that one waits for another within a step before the run ends with SD-X802.",
         json_schema_extra=FREE,
     )
     compile: bool = Field(False, description="torch.compile each block: pays on runs of many minutes.")

@@ -7,7 +7,7 @@ Of several processes each takes its slice of every micro-batch. All draws are ke
 the batch of one process; a term's value is the mean over the ranks, and its gradient is that mean's.
 
 There are two ways to wait. Collectives, in the steps, end after `timeout` seconds. Where one rank works on its own (it saves,
-it draws more images than another), the others wait for as long as it shows signs of life: `meet` and `from_main`.
+it draws more images than another), the others wait for as long as it shows signs of life: `from_main` and `from_all`.
 """
 
 from __future__ import annotations
@@ -92,12 +92,13 @@ class World:
         """The shares of `count` things [n, ...] together on the main rank; on the others none."""
         return parts
 
-    def meet(self) -> None:
-        """Wait until every rank is here."""
-
     def from_main(self, work: Callable[[], Json]) -> Json:
         """What the main rank makes of `work`, a JSON value, on every rank."""
         return work()
+
+    def from_all(self, value: Json) -> list[Json]:
+        """What every rank says, JSON values in order of rank."""
+        return [value]
 
 
 class Processes(World):
@@ -135,19 +136,13 @@ class Processes(World):
         return sent[: len(flags)].bool(), told[len(REQUESTS) :]
 
     def collect(self, parts: Tensor, count: int) -> Tensor:
-        self.meet()  # some have more to do than others
+        self.from_all("drawn")  # some have more to do than others, or are slower
         padded = torch.zeros(-(-count // self.size), *parts.shape[1:], dtype=parts.dtype)
         padded[: len(parts)] = parts.cpu()
         received = [torch.empty_like(padded) for _ in range(self.size)] if self.main else None
         dist.gather(padded, received)
         sizes = [(rank + 1) * count // self.size - rank * count // self.size for rank in range(self.size)]
         return torch.cat([part[:size] for part, size in zip(received or [], sizes, strict=False)] or [padded[:0]])
-
-    def meet(self) -> None:
-        self._meetings += 1
-        self.store.set(f"met/{self._meetings}/{self.rank}", "")
-        for rank in range(self.size):
-            self._await(f"met/{self._meetings}/{rank}", rank)
 
     def from_main(self, work: Callable[[], Json]) -> Json:
         self._meetings += 1
@@ -159,6 +154,14 @@ class Processes(World):
         self._await(key, 0)
         told: Json = json.loads(self.store.get(key))
         return told
+
+    def from_all(self, value: Json) -> list[Json]:
+        self._meetings += 1
+        keys = [f"said/{self._meetings}/{rank}" for rank in range(self.size)]
+        self.store.set(keys[self.rank], json.dumps(value))
+        for rank, key in enumerate(keys):
+            self._await(key, rank)
+        return [json.loads(self.store.get(key)) for key in keys]
 
     def _await(self, key: str, rank: int) -> None:
         """Wait for what `rank` is to say, while it lives."""
@@ -299,11 +302,26 @@ def connected(device: torch.device, timeout: float) -> Store:
         raise error(
             "SD-X806",
             "the processes of this run did not find each other",
+            where="the environment of torchrun",
             got=str(fault).splitlines()[0],
             expect=f"{processes.count()} processes started by torchrun or --nproc",
             fix="check --nnodes, the rendezvous address and port, and that all machines were started",
         ) from fault
     return store
+
+
+def refuse_differences(world: World, facts: Mapping[str, Any]) -> None:
+    """SD-X803 on a rank whose facts are not those of the main rank: they would not make one run."""
+    main, own = world.from_all(dict(facts))[0], dict(facts)
+    for what, value in main.items():
+        if own[what] != value:
+            raise error(
+                "SD-X803",
+                f"rank {world.rank} has other {what} than rank 0",
+                where=f"rank {world.rank}",
+                got=str(own[what]),
+                expect=str(value),
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -67,6 +67,9 @@ def retrace(session: Session) -> Trace:
     with training_mode(session), torch.compiler.set_stance("force_eager"), watched(session, trace):
         accumulate(session, session.objective.weights(session.step), noise_edges(session))
     forget_step(session)
+    trace.output, trace.gradient = (
+        next(filter(None, session.world.from_all(name)), "") for name in (trace.output, trace.gradient)
+    )
     return trace
 
 
