@@ -100,7 +100,7 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str
         listed = folder / "cases.json"
         listed.write_text(json.dumps(cases))
         command = [sys.executable, str(TESTS / "ranks.py"), str(listed), str(folder)]
-        port = free_port()
+        port = a_free_port()
         ranks = [subprocess.Popen(command, env=rank_environment(rank, world, port)) for rank in range(world)]
         try:
             assert [process.wait(timeout=240) for process in ranks] == [0] * world
@@ -122,7 +122,13 @@ def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
     return {**os.environ, **{name: str(value) for name, value in told.items()}, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture
 def free_port() -> int:
+    """A port at which nobody listens."""
+    return a_free_port()
+
+
+def a_free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

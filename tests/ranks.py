@@ -6,9 +6,11 @@ torchrun's environment, python tests/ranks.py CASES.json FOLDER
 from __future__ import annotations
 
 import json
+import math
+import signal
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from sddit.testing import toys
 from sddit.training import distribution, loop, session
 from sddit.training.checkpoints import Store
 from sddit.training.distribution import Processes, World, joined
-from sddit.training.loop import train
+from sddit.training.loop import NonFinite, train
 from sddit.training.session import Session, build_session, files_of, restore
 
 
@@ -37,7 +39,7 @@ class Until:
         self.rows.append({key: value for key, value in row.items() if "seconds" not in key})
 
     def stepped(self, session: Session) -> None:
-        if session.step == self.step:
+        if session.step == self.step or session.world.stop.requested:
             raise StopIteration
 
 
@@ -58,6 +60,23 @@ SPOILS: Mapping[str, tuple[Any, str, Any]] = {
     "untouched gradients stay zero": (loop, "forget_untouched", lambda session, touched: None),
 }
 """What an equality test must notice."""
+
+
+def spoil_staged(world: World, session: Session) -> None:
+    """A NaN that only the second rank sees, in what a term of it staged."""
+    if world.rank == 1 and session.step == 3:
+        for staged in session.student.terms["agree"].staged():  # type: ignore[operator]
+            staged.fill_(math.nan)
+
+
+def tell_to_stop(world: World, session: Session) -> None:
+    """A signal that only the second rank gets."""
+    if world.rank == 1 and session.step == 3:
+        world.stop.heard = signal.SIGTERM
+
+
+FAULTS: Mapping[str, Callable[[World, Session], None]] = {"nan": spoil_staged, "signal": tell_to_stop}
+"""What happens to one rank after the forward pass of a step."""
 
 
 def main(cases: list[dict[str, Any]], folder: Path) -> None:
@@ -85,11 +104,24 @@ def trained(case: Mapping[str, Any], world: World, folder: Path) -> tuple[Sessio
             found = Store(folder / begin / "checkpoints", keep=1).latest()
             assert found is not None
             restore(made, found)
-        with suppress(StopIteration):
+        with suppress(StopIteration, NonFinite), happening(case.get("fault"), made):
             train(made, until)
     finally:
         setattr(owner, name, whole)
     return made, until
+
+
+@contextmanager
+def happening(fault: str | None, made: Session) -> Iterator[None]:
+    """Let a fault happen after each forward pass."""
+    if fault is None:
+        yield
+        return
+    hook = made.student.register_forward_hook(lambda *_: FAULTS[fault](made.world, made))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def keep(took: tuple[Session, Until], folder: Path) -> None:

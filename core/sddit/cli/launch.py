@@ -45,7 +45,8 @@ def launch(arguments: Sequence[str], count: int) -> int:
             elastic_launch(config, sys.executable)("-m", "sddit", *arguments)
         except ChildFailedError as failed:
             ended = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-            status = next((code for code in ended.values() if code in STOPPED), 0)
+            if set(ended.values()) <= STOPPED:
+                status = next(iter(ended.values()))
         except SignalException as stopped:
             status = 128 + (signal.SIGTERM if stopped.sigval == signal.SIGHUP else stopped.sigval)
         noted = failures_in(Path(folder))
@@ -59,7 +60,8 @@ def first(noted: Sequence[Failure], ended: Mapping[int, int]) -> Failure:
     cause = next(iter(noted), None)
     if cause is not None and cause.code not in ("SD-X801", ""):
         return cause
-    silent = {rank: status for rank, status in ended.items() if rank not in {failure.rank for failure in noted}}
+    spoke = {failure.rank for failure in noted}
+    silent = {rank: status for rank, status in ended.items() if rank not in spoke and status not in STOPPED}
     if not silent and cause is not None:
         return cause
     rank, status = next(iter((silent or ended).items()))

@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sddit import processes
 from sddit.errors import SdditError, error
-from sddit.training.signals import REQUESTS, StopSignals
+from sddit.training.signals import REQUESTS, StopSignals, ignore_signals
 
 Json = TypeVar("Json")
 
@@ -271,14 +271,12 @@ def joined(device: torch.device, timeout: float) -> Iterator[World]:
     world = Processes(connected(device, timeout), device, timeout)
     try:
         yield world
-    except SdditError:
+    except Exception as fault:
+        ignore_signals()  # the launcher sends them as soon as one rank has failed
+        if isinstance(fault, RuntimeError) and LOST.search(str(fault)):
+            raise world.without_peer("timed out" in str(fault).lower()) from fault
         world.tell_failure()
         raise
-    except Exception as fault:
-        if not isinstance(fault, RuntimeError) or not LOST.search(str(fault)):
-            world.tell_failure()
-            raise
-        raise world.without_peer("timed out" in str(fault).lower()) from fault
     else:
         dist.destroy_process_group()
 

@@ -26,6 +26,13 @@ def end_at_signals() -> None:
             signal.signal(number, end)
 
 
+def ignore_signals() -> None:
+    """Let no request end the process: it is about to end by itself, with a cause to tell."""
+    if threading.current_thread() is threading.main_thread():
+        for number in REQUESTS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 class Stopped(SystemExit):
     """The first signal came where nothing had to be saved before the program could end."""
 

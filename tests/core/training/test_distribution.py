@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from sddit.errors import SdditError
 from sddit.testing.toys import TOY_PAIR_RECIPE
-from sddit.training.distribution import World, reached
+from sddit.training import distribution
+from sddit.training.distribution import World, joined, reached, refuse_differences
 
 STEPS = 10
 DOUBLE = ["train.precision=fp64", f"train.steps={STEPS}", "train.log_every=2"]
@@ -48,10 +50,12 @@ def ran(on_ranks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
 
     two = [case(name, name) for name in SETTINGS]
     two += [case(spoil, settings, spoil=spoil) for spoil, settings in SPOILT.items()]
+    two += [case(f"{fault} on one rank", "plain", fault=fault) for fault in ("nan", "signal")]
     begin = [case("one begins", "plain", steps=3)]
     go_on = [case("two go on", "plain", begin="one begins", steps=7)]
     end = [case("one ends", "plain", begin="two go on")]
     found = on_ranks(1, begin) | on_ranks(2, two + go_on)
+    end += [case("alone until nan", "plain", steps=3), case("alone until signal", "plain", steps=4)]
     return found | on_ranks(1, end + [case(f"alone {name}", name) for name in SETTINGS])
 
 
@@ -72,6 +76,35 @@ def test_two_processes_log_the_rows_of_one(name: str, ran: dict[str, Any], row_d
 
 def test_one_two_and_one_process_continue_each_other(ran: dict[str, Any], drift: Callable[..., float]) -> None:
     assert drift(ran["alone plain"], ran["one ends"]) < ROUNDING
+
+
+@pytest.mark.parametrize("fault", ["nan", "signal"])
+def test_all_ranks_stop_after_the_same_step_for_what_one_of_them_saw(
+    fault: str, ran: dict[str, Any], drift: Callable[..., float]
+) -> None:
+    """A NaN at step 3 changes nothing that three steps left; a signal lets that step be finished."""
+    assert drift(ran[f"alone until {fault}"], ran[f"{fault} on one rank"]) < ROUNDING
+
+
+def test_processes_that_are_not_there_are_told_in_time(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+    monkeypatch.setattr(distribution, "JOIN", 1.0)
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(SdditError, match="SD-X806"), joined(torch.device("cpu"), 1.0):
+        pass
+
+
+def test_a_rank_with_other_facts_is_refused() -> None:
+    class Second(World):
+        rank, size = 1, 2
+
+        def from_all(self, value: Any) -> list[Any]:
+            return [{"recipe": "a"}, value]
+
+    refuse_differences(Second(), {"recipe": "a"})
+    with pytest.raises(SdditError, match="SD-X803") as refused:
+        refuse_differences(Second(), {"recipe": "b"})
+    assert "rank 1 has other recipe than rank 0" in str(refused.value)
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9])

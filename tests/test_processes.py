@@ -1,0 +1,155 @@
+"""A run of two processes by one command: asked to stop, killed, failing and hanging, and gone on with by one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sddit.training.checkpoints import Store
+from sddit.training.run_folder import read_metrics
+
+PLUGIN = '''
+import os, signal, time
+from sddit import hookimpl
+from sddit.interfaces import LossParams, Needs, Want
+from sddit.terms import LossTerm
+
+class FaultParams(LossParams):
+    def needs(self):
+        return Needs(student=Want(output=True))
+
+def fail():
+    raise ValueError("spoilt")
+
+def hang():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(600)
+
+FAULTS = {"fail": fail, "hang": hang, "kill": lambda: os.kill(os.getpid(), signal.SIGKILL), "slow": lambda: time.sleep(1)}
+
+class Fault(LossTerm):
+    """At the step and on the rank that FAULT names, what it names; else nothing."""
+
+    def __init__(self, params, **_):
+        super().__init__()
+
+    def forward(self, ctx, views, outputs):
+        rank, step, what = (os.environ.get("FAULT") or "-1,-1,none").split(",")
+        if os.environ.get("RANK") == rank and ctx.step >= int(step):
+            FAULTS[what]()
+        return 0 * outputs["student"].raw.flatten(1).mean(1)
+
+@hookimpl
+def register_losses(registry):
+    registry.add("fault", Fault, params=FaultParams, summary="What goes wrong in tests.")
+'''
+RECIPE = """
+plugins = ["./fault.py"]
+[dataset]
+name = "digits"
+[backbone]
+name = "dit"
+depth = 1
+width = 16
+heads = 2
+patch = 4
+[noise_schedule]
+name = "edm"
+sigma_data = "measured"
+[attention]
+name = "eager"
+[pair_sampler]
+name = "single"
+[loss.denoise]
+name = "denoising"
+[loss.fault]
+name = "fault"
+[optimizer]
+name = "adamw"
+lr = 1e-3
+[sampler]
+name = "heun"
+steps = 3
+[guidance]
+name = "none"
+[train]
+steps = 9
+batch = 8
+save_every = 2
+log_every = 1
+timeout = 4.0
+[evaluate]
+samples = 9
+previews = 1
+per_class = 1
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """`start("1,3,kill", 2)` runs the recipe on two processes, of which rank 1 is killed after step 3."""
+    (tmp_path / "fault.py").write_text(PLUGIN)
+    (tmp_path / "faulty.toml").write_text(RECIPE)
+
+    def begin(fault: str, nproc: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "sddit", "faulty.toml", "--nproc", str(nproc)],
+            cwd=tmp_path,
+            env={**os.environ, "FAULT": fault, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return begin
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit status of a command, and what it said to those who look for errors."""
+    _, said = process.communicate(timeout=240)
+    assert "Traceback" not in said
+    return process.returncode, said
+
+
+@pytest.mark.slow
+def test_whatever_ends_a_run_of_two_processes_it_is_told_once_and_the_run_goes_on(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    stopped = start("1,4,slow", 2)
+    while not (log := [*tmp_path.glob("runs/*/metrics.jsonl")]) or len(log[0].read_text().splitlines()) < 3:
+        assert stopped.poll() is None
+        time.sleep(0.1)
+    stopped.send_signal(signal.SIGUSR1)
+    assert ended(stopped)[0] == 138
+    run = log[0].parent
+    store = Store(run / "checkpoints", keep=2)
+    saved = store.steps()[-1]
+    assert saved == read_metrics(log[0])[-1]["step"] < 9
+    assert not [*run.glob("failure-*")]
+
+    status, said = ended(start("1,5,kill", 2))
+    assert status == 9 and "SD-X801: rank 1 was ended by SIGKILL" in said and said.count("error SD-") == 1
+    assert json.loads((run / "failure-0.json").read_text())["code"] == "SD-X801"
+
+    status, said = ended(start("1,5,fail", 2))
+    assert (
+        status == 3 and "error SD-P221" in said and "rank:   1, after step 5" in said and said.count("error SD-") == 1
+    )
+    noted = json.loads((run / "failure-1.json").read_text())
+    assert (noted["code"], noted["exit"], noted["step"]) == ("SD-P221", 3, 5)
+
+    status, said = ended(start("1,6,hang", 2))
+    assert status == 9 and "SD-X802: rank 1 did not answer for 4 s" in said and said.count("error SD-") == 1
+
+    assert ended(start("", 1))[0] == 0
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(1, 10))
+    assert (run / "report.html").is_file()
+    assert not [*run.glob("failure-*")]
