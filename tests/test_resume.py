@@ -1,7 +1,7 @@
 """Every shipped method continues exactly: N steps are k steps, a kill and the rest, bit for bit, for every k.
 
 A kill is a process that ends and another that begins: nothing of the first is left but its checkpoint. Here the second is
-a session built anew, of which every tensor and every row of the log is compared; `test_kill_run.py` kills real processes.
+a session built anew, of which every tensor and every row of the log is compared; `test_soak.py` kills real processes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,488 @@
+#!/usr/bin/env python3
+"""Kill what must not break, again and again, and train for long: checkpoints, runs, memory, speed.
+
+    python tools/soak.py                                    1000 kills of a writer, 100 of a run, 5000 steps: some hours
+    python tools/soak.py --writer-kills 50 --run-kills 6 --steps 0            minutes
+    python tools/soak.py --steps 20000 --recipe recipes/quickstart.toml train.batch=32
+
+Writer: a process without torch saves one checkpoint after another, within its steps or beside them, and is killed at a
+random moment, over and over. Run: a recipe is killed while it starts, trains, saves, samples and scores, continued each
+time, and compared with a run that nobody disturbed. Steps: one long run, of which memory and time per step are watched.
+Each child is forked from a process that has imported what it needs; but for that it is what a user starts.
+
+The last line is the figures as JSON; exit status 0: nothing was broken or lost, and every bit was the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "train.batch=16",
+    "train.save_every=5",
+    "train.log_every=1",
+    "train.threads=1",
+    "optimizer.warmup=0",
+    "evaluate.samples=30",
+    "evaluate.previews=3",
+    "evaluate.per_class=1",
+    "evaluate.during=1",
+    'evaluate.features=["classifier"]',
+    "sampler.steps=4",
+)
+"""What makes a digits recipe quick, and has it do everything that a run can be killed at."""
+
+Say = Callable[[str], None]
+
+
+def quiet(text: str) -> None:
+    """Say nothing."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Processes
+# --------------------------------------------------------------------------------------------------------------------
+
+NURSERY = """
+import json, os, sys
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # one write: a kill cuts no line, and no two lines mix
+
+{program}
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        try:
+            live(*json.loads(line))
+        except SystemExit as end:
+            os._exit(int(end.code or 0))
+        os._exit(0)
+    say("born", child)
+    say("dead", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+class Nursery:
+    """A process that has imported what its children need, and forks one child at a time: each runs `live` of `program`."""
+
+    def __init__(self, program: str) -> None:
+        env = {name: value for name, value in os.environ.items() if name != "SDDIT_FAULT"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY.format(program=program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, cause: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)  # a child too, which might go on for ever
+        self.process.communicate()
+
+    def bear(self, *words: Any) -> Child:
+        """Start a child with these words."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps(words), file=self.process.stdin, flush=True)
+        said: list[str] = []
+        while (line := self.process.stdout.readline().split())[:1] != ["born"]:
+            if not line:
+                raise RuntimeError("the nursery could not start: its program fails")
+            said += line  # a quick child speaks before it is announced
+        return Child(self, int(line[1]), said)
+
+
+@dataclass(slots=True)
+class Child:
+    """One process of a nursery."""
+
+    nursery: Nursery
+    pid: int
+    said: list[str]
+    status: int | None = None  # None: it lives, as far as is known
+
+    def listen(self) -> bool:
+        """Wait for its next word. False: it has died."""
+        assert self.nursery.process.stdout is not None
+        word, *rest = self.nursery.process.stdout.readline().split()
+        if word == "dead":
+            self.status = int(rest[0])
+            return False
+        self.said.append(word)
+        return True
+
+    def lives(self) -> bool:
+        """Whether it has not ended by now. Its parent has not buried it before it is listened to."""
+        return Path(f"/proc/{self.pid}/stat").is_file() and " Z " not in Path(f"/proc/{self.pid}/stat").read_text()
+
+    def kill(self) -> bool:
+        """SIGKILL. False: it had ended by itself."""
+        lived = self.lives()
+        if lived:
+            os.kill(self.pid, signal.SIGKILL)
+        return self.end() == -signal.SIGKILL and lived
+
+    def end(self) -> int:
+        """Wait for its end. Returns its exit status."""
+        while self.status is None and self.listen():
+            pass
+        assert self.status is not None
+        return self.status
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The writer of checkpoints
+# --------------------------------------------------------------------------------------------------------------------
+
+SIZES = {"model.safetensors": 1_000_003, "optimizer.safetensors": 500_001, "state.json": 70}
+
+
+def content(step: int) -> dict[str, bytes]:
+    """What the checkpoint of a step holds, a pure function: the writers and the judge both call it."""
+    return {
+        name: (hashlib.sha256(f"{step}/{name}".encode()).digest() * (size // 32 + 1))[:size]
+        for name, size in SIZES.items()
+    }
+
+
+CONTENT = f"import hashlib\nSIZES = {SIZES!r}\n{inspect.getsource(content)}"
+"""Source of `content`, for a process without torch."""
+
+WRITER = (
+    CONTENT
+    + """
+from pathlib import Path
+from sddit.training.checkpoints import Store
+from sddit.training.saving import Saver
+
+def live(folder, beside):
+    store = Store(Path(folder), keep=2)
+    store.clean()
+    newest = store.latest()
+    saver = Saver(store, beside=beside)
+    step = newest.step if newest else 0
+    while True:
+        step += 1
+        saver.save(step, content(step))
+        saver.wait()
+        say(step)
+"""
+)
+
+
+@dataclass(slots=True)
+class WriterFigures:
+    """What the kills of a writer did."""
+
+    kills: int = 0
+    checkpoints: int = 0  # that were acknowledged
+    broken: int = 0  # visible, and not what was written
+    lost: int = 0  # acknowledged, and not there
+    surplus: int = 0  # times that more were kept than should
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        return self.broken == self.lost == self.surplus == 0
+
+
+def kill_writer(kills: int, folder: Path, seed: int, program: str = WRITER, say: Say = quiet) -> WriterFigures:
+    """Kill a writer so many times, each shortly after its first save; it goes on in the same folder. No torch."""
+    pauses, figures, began = random.Random(seed), WriterFigures(), time.monotonic()
+    with Nursery(program) as nursery:
+        while figures.kills < kills:
+            child = nursery.bear(str(folder), figures.kills % 2 == 1)
+            alive = bool(child.said) or child.listen()
+            time.sleep(pauses.uniform(0.0, 0.04))
+            if not (alive and child.kill()):
+                raise RuntimeError(f"the writer ended by itself, with {child.status}")
+            figures.kills += 1
+            figures.checkpoints += len(child.said)
+            figures.broken += len(broken(folder))
+            figures.lost += visible(folder)[-1:] < [int(child.said[-1])]
+            figures.surplus += len(visible(folder)) > 3  # two to keep, and one not yet removed
+            if figures.kills % 50 == 0:
+                say(f"kill {figures.kills} of {kills}: {figures.broken} broken, {figures.lost} lost")
+    figures.seconds = round(time.monotonic() - began, 1)
+    return figures
+
+
+def visible(folder: Path) -> list[int]:
+    """The steps whose checkpoint shows."""
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+
+
+def broken(folder: Path) -> list[int]:
+    """Visible checkpoints whose files are not what their step holds, judged without the code under test."""
+
+    def intact(step: int) -> bool:
+        place = folder / f"step-{step:06d}"
+        return all(
+            (place / name).is_file() and (place / name).read_bytes() == data for name, data in content(step).items()
+        )
+
+    return [step for step in visible(folder) if not intact(step)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A run
+# --------------------------------------------------------------------------------------------------------------------
+
+RUNNER = """
+import torch, sddit.run, sddit.evaluation.scores
+from sddit.cli import app
+
+def live(log, *words):
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    app.main(words)
+"""
+
+
+@dataclass(slots=True)
+class RunFigures:
+    """What the kills of a run did."""
+
+    kills: int = 0
+    starts: int = 0
+    broken: int = 0  # checkpoints that had to be moved aside
+    lost: int = 0  # times that the newest checkpoint was older than before a kill
+    same_weights: bool = False
+    same_samples: bool = False
+    same_log: bool = False  # rows of the metrics, but for clocks
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        return self.broken == self.lost == 0 and self.same_weights and self.same_samples and self.same_log
+
+
+def kill_run(recipe: Sequence[str], steps: int, kills: int, folder: Path, seed: int, say: Say = quiet) -> RunFigures:
+    """Run a recipe undisturbed, then again with kills, and compare.
+
+    Args:
+        recipe: a recipe and its overrides.
+        steps: how many it trains.
+        kills: a sixth of them while the program starts, a sixth after the last step, the others in steps all over the run.
+        folder: an empty folder for both runs.
+        seed: of the moments.
+        say: what shows how it goes.
+    """
+    chance, figures, began = random.Random(seed), RunFigures(), time.monotonic()
+    whole, killed, log = folder / "whole", folder / "killed", folder / "log.txt"
+    with Nursery(RUNNER) as nursery:
+
+        def start(out: Path) -> Child:
+            figures.starts += 1
+            beside = f"train.save_async={'true' if figures.starts % 2 else 'false'}"
+            return nursery.bear(str(log), *recipe, beside, "--out", str(out))
+
+        if start(whole).end() != 0:
+            raise RuntimeError(log.read_text(encoding="utf-8"))
+        for moment in moments(kills, steps, chance):
+            newest = max(saved(killed), default=0)
+            while not killed_at(start(killed), moment, killed, log, chance):
+                (only_run(killed) / "report.html").unlink()  # it came to its end: leave it something to do
+            figures.kills += 1
+            figures.lost += max(saved(killed), default=0) < newest
+            say(f"kill {figures.kills} of {kills} {moment}: checkpoints {saved(killed)}, {last_step(killed)} steps")
+        if start(killed).end() != 0:
+            raise RuntimeError(log.read_text(encoding="utf-8"))
+    one, two = only_run(whole), only_run(killed)
+    figures.broken = len(list((two / "checkpoints").glob("broken-*")))
+    figures.same_weights = weights(one) == weights(two)
+    figures.same_samples = pictures(one) == pictures(two)
+    figures.same_log = rows(one) == rows(two)
+    figures.seconds = round(time.monotonic() - began, 1)
+    return figures
+
+
+def moments(kills: int, steps: int, chance: random.Random) -> Iterator[str]:
+    """When to kill each start: `at the start`, `in step N` rising over the run, and then `after step N`, the last."""
+    starts, ends = kills // 6, kills // 6
+    inside = kills - starts - ends
+    for k in range(inside):
+        yield f"in step {1 + int(steps * (k + chance.random()) / inside * 0.98)}"
+        if k * starts // inside < (k + 1) * starts // inside:
+            yield "at the start"
+    yield from [f"after step {steps}"] * ends
+
+
+def killed_at(child: Child, moment: str, out: Path, log: Path, chance: random.Random) -> bool:
+    """Kill a child at its moment. False: it came to its end before. RuntimeError if that was no good end."""
+    place, _, step = moment.partition(" step ")
+    while step and last_step(out) < int(step) and child.lives():
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0.0, {"in": 0.03, "at the start": 0.3, "after": 1.0}[place]))
+    if child.kill():
+        return True
+    if child.status != 0:
+        raise RuntimeError(log.read_text(encoding="utf-8"))
+    return False
+
+
+def last_step(out: Path) -> int:
+    """The step of the last whole row of the metrics."""
+    for path in out.glob("*/metrics.jsonl"):
+        lines = path.read_bytes().rpartition(b"\n")[0].splitlines()
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+    return 0
+
+
+def saved(out: Path) -> list[int]:
+    """The steps of the checkpoints of the one run in a folder."""
+    return sorted(step for checkpoints in out.glob("*/checkpoints") for step in visible(checkpoints))
+
+
+def only_run(out: Path) -> Path:
+    """The one run folder in a folder."""
+    (found,) = [path for path in out.iterdir() if path.is_dir()]
+    return found
+
+
+def weights(run: Path) -> dict[str, str]:
+    """Hashes of every tensor file of the newest checkpoint."""
+    newest = max((run / "checkpoints").glob("step-*"))
+    return {path.name: digest(path) for path in newest.glob("*.safetensors")}
+
+
+def pictures(run: Path) -> dict[str, str]:
+    """Hashes of the samples and of the previews."""
+    return {path.name: digest(path) for path in (run / "samples").iterdir()}
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The log, but for clocks."""
+    clocks = {"seconds", "images_per_second"}
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in clocks} for line in lines]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Many steps
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class StepFigures:
+    """What a long run took."""
+
+    steps: int
+    mebibytes: float  # of memory at the end
+    mebibytes_per_1000_steps: float  # of growth, after the first tenth
+    milliseconds_per_step: float  # of processor time
+    drift_percent_per_1000_steps: float  # of that time, after the first tenth
+    seconds: float
+
+
+def soak_steps(recipe: Sequence[str], steps: int, folder: Path, say: Say = quiet) -> StepFigures:
+    """Train for so many steps, with saves, previews and scores, and fit lines to memory and processor time."""
+    import numpy as np
+
+    from sddit.progress import Progress
+    from sddit.recipes.resolve import resolve
+    from sddit.run import run
+
+    began = time.monotonic()
+    seen: list[tuple[int, float, float]] = []  # step, MiB, seconds of processor time so far
+
+    class Gauge(Progress):
+        def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
+            if seen and seen[-1][0] == done:
+                return
+            seen.append((done, resident(), time.process_time()))
+            if done % 1000 == 0 or done == steps:
+                say(f"step {done} of {steps}: {seen[-1][1]:.1f} MiB, {1e3 * seen[-1][2] / done:.2f} ms a step so far")
+
+    overrides = [f"train.steps={steps}", *recipe[1:], f"train.log_every={max(1, steps // 200)}"]
+    run(resolve(Path(recipe[0]), overrides), out=folder, device="cpu", progress=Gauge())
+    step, memory, clock = np.array(seen[len(seen) // 10 :]).T
+    middle, took = (step[1:] + step[:-1]) / 2, np.diff(clock) / np.diff(step)
+    drift = np.polyfit(middle, took, 1)[0] / np.median(took)
+    return StepFigures(
+        steps=steps,
+        mebibytes=round(float(memory[-1]), 1),
+        mebibytes_per_1000_steps=round(float(np.polyfit(step, memory, 1)[0]) * 1000, 3),
+        milliseconds_per_step=round(float(np.median(took)) * 1000, 3),
+        drift_percent_per_1000_steps=round(float(drift) * 1000 * 100, 3),
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def resident() -> float:
+    """Memory of this process, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The command
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of the recipe, beyond or instead of what makes it quick"
+    )
+    parser.add_argument("--recipe", default=str(ROOT / "recipes" / "quickstart.toml"))
+    parser.add_argument("--writer-kills", type=int, default=1000, metavar="N", help="0 leaves the writer out")
+    parser.add_argument("--run-kills", type=int, default=100, metavar="N", help="0 leaves the run out")
+    parser.add_argument("--steps", type=int, default=5000, metavar="N", help="0 leaves the long run out")
+    parser.add_argument("--run-steps", type=int, default=400, metavar="N", help="steps of the run that is killed")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    given = parser.parse_args()
+    keys = {word.partition("=")[0] for word in given.overrides}
+    recipe = (given.recipe, *(word for word in SMALL if word.partition("=")[0] not in keys), *given.overrides)
+    figures: dict[str, Any] = {}
+    good = True
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def say(text: str) -> None:
+            print(text, flush=True)
+
+        if given.writer_kills:
+            writer = kill_writer(given.writer_kills, Path(scratch, "writer"), given.seed, say=say)
+            figures["writer"], good = asdict(writer), good and writer.good
+        if given.run_kills:
+            trained = (*recipe, f"train.steps={given.run_steps}")
+            disturbed = kill_run(trained, given.run_steps, given.run_kills, Path(scratch), given.seed, say)
+            figures["run"], good = asdict(disturbed), good and disturbed.good
+        if given.steps:
+            longer = [word for word in recipe if not word.startswith(("train.log_every", "train.save_every"))]
+            figures["steps"] = asdict(soak_steps(longer, given.steps, Path(scratch, "steps"), say))
+    print(json.dumps({**figures, "good": good}))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
