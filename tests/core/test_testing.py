@@ -183,6 +183,7 @@ def leaky(self: Any, ctx: Any, views: Any, outputs: Any) -> torch.Tensor:
     [
         ({"averaged": ("heads",)}, "`averaged` names what it does not have: heads"),
         ({"discard": lambda self: None}, "discard did not forget what forward staged: centre"),
+        ({"staged": lambda self: ()}, "a NaN reaches a buffer, and staged() does not show it"),
         ({"forward": leaky}, "the loss has a gradient to the teacher: teacher.taps['encoder'].patch"),
         ({"diagnostics": lambda self: {"x": torch.zeros(3)}}, "the diagnostic 'x' has a wrong shape"),
         ({"after_step": None}, "it lacks after_step"),

@@ -64,7 +64,7 @@ def is_a_term(term: Any, findings: Findings) -> bool:
         fix="subclass sddit.terms.LossTerm",
     ):
         return False
-    methods = ("after_step", "discard", "diagnostics")
+    methods = ("after_step", "staged", "discard", "diagnostics")
     missing = [name for name in methods if not callable(getattr(term, name, None))]
     findings.expect(not missing, f"it lacks {', '.join(missing)}", fix="subclass sddit.terms.LossTerm")
     children = dict(term.named_modules())
@@ -243,8 +243,27 @@ def examine_memory(case: Case, findings: Findings) -> None:
         finite = all(bool(value.isfinite().all()) for value in term.buffers() if value.is_floating_point())
         findings.expect(finite, "a buffer is not finite after after_step")
         examine_diagnostics(term.diagnostics(), findings)
+    with findings.trying("what it staged was not finite", fix="yield in staged() all that after_step reads"):
+        examine_staging(case, findings)
     with findings.trying("its state was restored"):
         built(case).load_state_dict(term.state_dict())
+
+
+def examine_staging(case: Case, findings: Findings) -> None:
+    """What would spoil a buffer is seen in staged(), before after_step."""
+    term, given = built(case), scene(case, masked=False)
+    with torch.no_grad():
+        for leaf in (*given.student.values(), *given.teacher.values()):
+            leaf.fill_(float("nan"))
+    called(term, given)
+    seen = not all(bool(tensor.isfinite().all()) for tensor in term.staged())
+    term.after_step(things.context())
+    spoilt = not all(bool(value.isfinite().all()) for value in term.buffers() if value.is_floating_point())
+    findings.expect(
+        seen or not spoilt,
+        "a NaN reaches a buffer, and staged() does not show it",
+        fix="yield in staged() all that after_step reads: a step with a NaN in it is then not taken",
+    )
 
 
 def examine_diagnostics(read: Any, findings: Findings) -> None:
