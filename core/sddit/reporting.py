@@ -17,7 +17,7 @@ from sddit.evaluation.report import NextStep, ReportData, RunCost, write_report
 from sddit.evaluation.scores import Scores
 from sddit.recipes.plan import plan
 from sddit.recipes.recipe import Recipe
-from sddit.training.run_folder import read_metrics
+from sddit.training.run_folder import read_json, read_metrics
 
 NOISE_QUARTERS = ("least noise", "second quarter", "third quarter", "most noise")
 
@@ -105,7 +105,7 @@ def changes(folder: Path) -> Iterator[str]:
     """What --allow-change let differ on the way."""
     path = folder / "changes.json"
     if path.is_file():
-        for change in json.loads(path.read_text(encoding="utf-8")):
+        for change in read_json(path, list):
             yield f"changed on the way: {change['key']} from {change['from']} to {change['to']}; schedules over the planned length moved with it"
 
 

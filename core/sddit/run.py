@@ -7,7 +7,6 @@ last save.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +40,7 @@ from sddit.training.checkpoints import Checkpoint, Store
 from sddit.training.distribution import World, joined, refuse_differences
 from sddit.training.evidence import evidence
 from sddit.training.loop import NonFinite, train
-from sddit.training.run_folder import MetricsLog, RunFolder, last_metrics
+from sddit.training.run_folder import MetricsLog, RunFolder, last_metrics, read_json, refuse_changed, unreadable
 from sddit.training.saving import Saver
 from sddit.training.session import Session, build_session, files_of, restore
 from sddit.training.signals import Stopped, StopSignals
@@ -154,7 +153,8 @@ def begin(
     if fresh:
         set_aside(folder.path)
     changed = accept_changes(folder, recipe, allow, resumed=resumed)
-    return (folder.path / REPORT).is_file() and not changed and not lacks_probe(folder.path, recipe)
+    whole = all((folder.path / name).is_file() for name in (REPORT, SCORES))
+    return whole and not changed and not lacks_probe(folder.path, recipe)
 
 
 def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: Progress) -> None:
@@ -169,8 +169,9 @@ def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: 
     for warning in recipe.warnings:
         progress.warn(warning)
     if (sibling := newest_sibling(folder.path, recipe.name)) and not (folder.path / RECIPE).is_file():
-        for key, old, new, _ in differences(read_json(sibling / RECIPE), recipe.to_json()):
-            progress.note(f"other than {sibling.name}: {key} {old} -> {new}")
+        with suppress(SdditError):  # a damaged neighbour is no matter of this run
+            for key, old, new, _ in differences(read_json(sibling / RECIPE), recipe.to_json()):
+                progress.note(f"other than {sibling.name}: {key} {old} -> {new}")
 
 
 def newest_sibling(folder: Path, name: str) -> Path | None:
@@ -195,11 +196,12 @@ def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str], *, r
     """Whether this recipe changes the numbers of the run in the folder. Raises unless each such key is allowed."""
     if not (folder.path / RECIPE).is_file():
         return False
+    refuse_changed(folder.path / RECIPE)
     found = [change for change in differences(read_json(folder.path / RECIPE), recipe.to_json()) if change[3] != "free"]
     raise_all(refused(folder.path, found, allow, resumed=resumed))
     if not found:
         return False
-    earlier = read_json(folder.path / CHANGES) if (folder.path / CHANGES).is_file() else []
+    earlier = read_json(folder.path / CHANGES, list) if (folder.path / CHANGES).is_file() else []
     folder.write_json(CHANGES, earlier + [{"key": key, "from": old, "to": new} for key, old, new, _ in found])
     for stale in (REPORT, SCORES, PROBE):
         (folder.path / stale).unlink(missing_ok=True)
@@ -227,7 +229,7 @@ def refused(
             yield Problem(
                 "SD-C410", f"the checkpoint is of another model: {key}", where=str(folder), got=got, fix=elsewhere
             )
-        elif key == "train.steps" and new < old:
+        elif key == "train.steps" and old is not None and new < old:
             yield Problem(
                 "SD-C422",
                 "a run cannot be made shorter",
@@ -260,6 +262,10 @@ def prepare(
     for note in session.notes:
         progress.warn(note)
     if checkpoint is None:
+        if (lost := steps_logged(folder.path)) > 0:
+            progress.warn(
+                f"{METRICS} tells of {lost:,} steps, and there is no checkpoint of them: training begins anew"
+            )
         return session, 0
     state = restore(session, checkpoint)
     progress.note(f"continuing after step {session.step} of {session.total_steps}")
@@ -287,6 +293,14 @@ def describe(recipe: Recipe, folder: RunFolder, device: torch.device) -> None:
     for name, file in recipe.plugin_files.items():  # beside the recipe, so that the folder says all that it needs
         folder.write_bytes(Path(name).name, file.read_bytes())
     folder.write_json(ENVIRONMENT, surroundings.environment(recipe, device))
+
+
+def steps_logged(folder: Path) -> int:
+    """The steps that the log of a run knows of; none in a damaged one."""
+    try:
+        return int(last_metrics(folder / METRICS).get("step", 0))
+    except (ValueError, TypeError, AttributeError):
+        return 0
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -556,6 +570,8 @@ def score_images(scorer: Scorer | None, request: Request, images: Tensor, *, own
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
     """Sample and score a run at its newest good checkpoint, finished or not. Changes nothing in its folder."""
     chosen = surroundings.choose_device(device)
+    if not (folder / RECIPE).is_file():
+        raise error("SD-C445", "not a run folder", where=str(folder), expect=f"a folder that holds {RECIPE}")
     resolve(folder / RECIPE)  # which needs the data, and says what is wrong with it
     model = load_run(folder)
     recipe = model.require_recipe()
@@ -588,20 +604,8 @@ def extractors(recipe: Recipe, device: torch.device) -> dict[str, FeatureExtract
 
 def read_scores(folder: Path) -> dict[str, Scores]:
     """The scores of a finished run."""
-    return {label: Scores(**one) for label, one in read_json(folder / SCORES).items()}
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of a run folder. Raises SD-F704 where it is not what this program wrote."""
+    fix = "delete it: the same command scores again"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as fault:
-        raise SdditError(
-            Problem(
-                "SD-F704",
-                "a file of the run folder cannot be read",
-                where=str(path),
-                got=str(fault),
-                fix="put a copy back, or start afresh with --fresh",
-            )
-        ) from fault
+        return {label: Scores(**one) for label, one in read_json(folder / SCORES, fix=fix).items()}
+    except TypeError as fault:
+        raise unreadable(folder / SCORES, str(fault)[:160], fix) from fault

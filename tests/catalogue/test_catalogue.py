@@ -388,6 +388,24 @@ def trained(world: Any, line: str) -> None:
 
 
 @provoker
+def in_the_place_of(world: Any, line: str) -> None:
+    """The one run folder has the name of the folder that a command is going to use."""
+    plan = json.loads(world.call(f"-n {line} --json").out)
+    world.run().rename(f"runs/{plan['name']}-{plan['run_id']}")
+
+
+@provoker
+def checkpoint_of(world: Any, line: str) -> None:
+    """The checkpoint of step 4 is that of another command."""
+    said = world.call(f"{line} --out others")
+    assert said.status == 0, said.err
+    (theirs,) = Path("others").glob("*/checkpoints/step-000004")
+    place = world.run() / "checkpoints" / "step-000004"
+    shutil.rmtree(place)
+    shutil.copytree(theirs, place)
+
+
+@provoker
 def at_step(world: Any, parts: list[Any]) -> None:
     """Before step number [0] something happens: a signal by its name, or what `HAPPENINGS` has."""
     when, what = parts
@@ -523,6 +541,8 @@ WOUNDS: dict[str, Callable[[Path, str], Any]] = {
     "append": lambda path, text: path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8"),
     "copy": lambda path, name: shutil.copy(path, path.with_name(name)),
     "state": state,
+    "put": lambda path, what: (path / what.split(" ")[0]).write_text(what.partition(" ")[2], encoding="utf-8"),
+    "folder": lambda path, name: (path / name).mkdir(),
     "move": lambda path, folder: shutil.move(path, folder),
     "rename": lambda path, name: path.rename(path.with_name(name)),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ NOT_IN_ARMS = {
     "plugins": "plugins stand at the top of the file, for all arms",
 }
 GROUND = "extends"  # the one of them that an arm may have: the recipe that it is made of
+MOST_ARMS = 1000  # the lists of a grid multiply
 UNIQUE_TAIL = 2  # parts of a dotted key that tell `loss.a.weight` from `loss.b.weight`, and say what `lr.start` starts
 
 
@@ -280,7 +282,10 @@ def _badly_put(settings: AblationSettings, merged: Merged) -> Iterator[Problem]:
     lists = [(f"{TABLE}.grid", settings.grid), *((f"{TABLE}.pairs", table) for table in settings.pairs)]
     faults = [fault for given, table in lists for fault in _lists(given, table, merged)]
     yield from faults
-    if not faults:
+    if not faults and (arms := math.prod(len(values) for _, values in leaves(settings.grid))) > MOST_ARMS:
+        what, fix = "an ablation of so many arms is a mistake", "shorten the lists of [ablation.grid]"
+        yield Problem("SD-R150", what, merged.place(TABLE), f"{arms:,} arms", f"at most {MOST_ARMS:,}", fix)
+    elif not faults:
         yield from _pairs(settings, merged)
         yield from _keys(settings, merged)
         yield from _unknown_baseline(settings, merged)

@@ -41,7 +41,7 @@ def ablate(
     ablation = checked(merged, device)
     if dry_run:
         show_plan(known_plan(ablation, out), as_json=as_json)
-    elif only:
+    elif only is not None:
         run_one(ctx, known_plan(ablation, out), only, device=device, as_json=as_json)
     else:
         run_all(ctx, ablation, out=out, device=device, jobs=jobs or 1, reuse=not no_reuse, as_json=as_json)
@@ -50,10 +50,10 @@ def ablate(
 def refuse_contradictions(*, dry_run: bool, jobs: int | None, only: str | None, no_reuse: bool) -> None:
     """Flags that say opposite things, or nothing."""
     given = {"--jobs": jobs, "--only": only, "--no-reuse": no_reuse}
-    flags = [flag for flag, value in given.items() if value]
+    flags = [flag for flag, value in given.items() if value not in (None, False)]
     if dry_run and flags:
         raise click.UsageError(f"-n runs nothing: leave out {flags[0]}")
-    if only and len(flags) > 1:
+    if only is not None and len(flags) > 1:
         raise click.UsageError(f"--only is one run of the plan: leave out {flags[flags[0] == '--only']}")
 
 

@@ -123,6 +123,10 @@ def call(arguments: Sequence[str]) -> int:
         return failures.of_the_user(failure, state)
     except BrokenPipeError:
         return failures.leave_quietly()
+    except SystemExit as ended:
+        if not failures.ended_by_a_plugin(ended):
+            raise
+        return failures.of_code(ended, state)
     except (KeyboardInterrupt, click.Abort):
         return failures.interrupted()
     except Exception as bug:

@@ -29,7 +29,7 @@ def of_the_user(failure: SdditError, state: State) -> int:
     return ended(failure, failure.problems, failure.exit_status, state)
 
 
-def of_code(failure: Exception, state: State) -> int:
+def of_code(failure: BaseException, state: State) -> int:
     """A mistake in code: in a plugin's, if one of its lines was the last of anybody's but a library's; else in ours."""
     what = said(failure)
     frames = traceback.extract_tb(failure.__traceback__)
@@ -73,7 +73,13 @@ def of_the_system(failure: OSError, state: State) -> int:
     return ended(failure, [problem], exit_status(problem.code), state)
 
 
-def misfit(failure: Exception) -> Problem | None:
+def ended_by_a_plugin(ended: SystemExit) -> bool:
+    """Whether it was a plugin's own line that asked to end the process, which is ours to do."""
+    frames = traceback.extract_tb(ended.__traceback__)
+    return any(host().owner_of(frame.filename) for frame in frames[-1:])
+
+
+def misfit(failure: BaseException) -> Problem | None:
     """A third party's component that cannot be called as its contract says: the error has no line of the component's."""
     name = getattr(failure, "component", "")
     row = host().rows.get(name.rpartition("/")[0])

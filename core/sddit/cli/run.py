@@ -142,7 +142,7 @@ def refuse_for_ablations(*, fresh: bool, resume: Path | None, nproc: int | None)
 def refuse_for_recipes(*, jobs: int | None, only: str | None, no_reuse: bool) -> None:
     """Flags of ablations."""
     given = {"--jobs": jobs, "--only": only, "--no-reuse": no_reuse}
-    if flags := [flag for flag, value in given.items() if value]:
+    if flags := [flag for flag, value in given.items() if value not in (None, False)]:
         raise click.UsageError(f"{flags[0]} is for ablations, and this recipe has no [ablation]")
 
 

@@ -61,7 +61,7 @@ def show(kind: str | None, name: str | None, extra: tuple[str, ...], as_json: bo
     elif name is None:
         show_components(registry_of(kind), as_json)
     else:
-        show_component(registry_of(kind).get(name), as_json, schema)
+        show_component(registry_of(kind).get(name, where="command line"), as_json, schema)
 
 
 def registry_of(kind: str) -> Registry[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from sddit.cli import frame
 from sddit.errors import SdditError, error, printable
 from sddit.evaluation.figures import FIGURES, numbers
 from sddit.progress import duration
-from sddit.training.run_folder import last_metrics
+from sddit.training.run_folder import last_metrics, read_json
 
 EXAMPLES = """
 sddit-run table                          every run in runs/
@@ -147,16 +146,6 @@ def read(folder: Path) -> Line:
         images_per_second=last.get("images", 0.0) / seconds if seconds else 0.0,
         scores=scores,
     )
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of a run folder."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as fault:
-        raise error(
-            "SD-F704", "a file of the run folder cannot be read", where=str(path), got=str(fault), fix="put a copy back"
-        ) from fault
 
 
 def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:

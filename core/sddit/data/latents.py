@@ -158,7 +158,9 @@ def _index_problems(failure: ValidationError, place: Path) -> Iterable[Problem]:
         got = "" if detail["type"] == "missing" else str(detail["input"])[:80]
         expect = one_of(got, get_args(Layout)) if key == "layout" else detail["msg"]
         what = "unknown layout of latents" if key == "layout" else f"{INDEX} cannot be used: {key}"
-        yield Problem("SD-D341", what, where=str(place), got=got, expect=expect)
+        if detail["type"] == "json_invalid":
+            what, got, expect = f"{INDEX} is no JSON, or not a whole one", detail["msg"], ""
+        yield Problem("SD-D341", what, str(place), got, expect, "copy it again, or write the cache anew")
 
 
 def verify_shards(cache: Cache) -> None:

@@ -23,7 +23,7 @@ from sddit.interfaces import Dataset, FeatureExtractor
 from sddit.progress import Progress
 from sddit.recipes.resolve import resolve
 from sddit.run import RECIPE, SAMPLES, extractors
-from sddit.training.run_folder import RunFolder
+from sddit.training.run_folder import RunFolder, unreadable
 
 COPIES = "copies.json"
 PAIRS = 8  # closest pairs that are shown
@@ -122,11 +122,6 @@ def kept_samples(folder: Path) -> NDArray[np.uint8]:
     try:
         images: NDArray[np.uint8] = load_arrays(path, ["arr_0"])["arr_0"]
     except (OSError, ValueError, KeyError) as fault:
-        raise error(
-            "SD-F704",
-            "the samples of this run cannot be read",
-            where=str(path),
-            got=str(fault)[:160],
-            fix="put a copy back, or begin anew with --fresh",
-        ) from fault
+        fix = "delete it and report.html, then run the recipe: it samples again"
+        raise unreadable(path, str(fault)[:160], fix) from fault
     return images

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
 
 from sddit.errors import Problem, SdditError, one_of
-from sddit.interfaces import AttentionParams, Params
+from sddit.interfaces import AttentionParams, Needs, Params
 from sddit.masks import keep_count
 from sddit.recipes.recipe import Chosen, Recipe
 from sddit.values import Ramp, extremes, is_zero, step_of
@@ -71,16 +71,17 @@ def components(recipe: Recipe) -> dict[str, Chosen[Any]]:
 
 def _faces_answer(recipe: Recipe) -> Iterator[Problem]:
     """What every check and the plan build on must be answered; a plugin's author hears which method is at fault."""
-    questions: list[tuple[str, str, Callable[[], object]]] = [
-        ("backbone", "grid", lambda: recipe.backbone.params.grid(recipe.shapes)),
-        ("noise_schedule", "t_range", lambda: recipe.noise_schedule.params.t_range),
-        ("noise_schedule", "level_range", lambda: recipe.noise_schedule.params.level_range),
-        ("pair_sampler", "views", recipe.pair_sampler.params.views),
-        *((f"loss.{label}", "needs", chosen.params.needs) for label, chosen in recipe.terms.items()),
+    questions: list[tuple[str, str, Callable[[], object], type]] = [
+        ("backbone", "grid", lambda: recipe.backbone.params.grid(recipe.shapes), Sequence),
+        ("noise_schedule", "t_range", lambda: recipe.noise_schedule.params.t_range, Sequence),
+        ("noise_schedule", "level_range", lambda: recipe.noise_schedule.params.level_range, Sequence),
+        ("pair_sampler", "views", recipe.pair_sampler.params.views, Sequence),
+        *((f"loss.{label}", "needs", chosen.params.needs, Needs) for label, chosen in recipe.terms.items()),
     ]
-    for key, method, ask in questions:
+    for key, method, ask, kind in questions:
         try:
-            ask()
+            if not isinstance(answer := ask(), kind):
+                raise TypeError(f"it gave {type(answer).__name__}, not {kind.__name__}")
         except SdditError as known:
             yield from known.problems
         except ValueError as refused:

@@ -23,6 +23,7 @@ NOT_NUMBERS = ("NaN", "Infinity", "-Infinity")  # what JSON has no number for, a
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 GONE = {errno.ENOENT, errno.ENOTDIR}
+IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY, errno.ENAMETOOLONG}
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -122,4 +123,8 @@ def storage_error(cause: OSError, path: Path) -> SdditError:
         return error("SD-F703", "the run folder cannot be used", where=where, got=got, fix="mend its permissions")
     if cause.errno in GONE:
         return error("SD-F706", "the run folder has gone", where=where, got=got, fix="put it back, then run again")
+    if cause.errno in IN_THE_WAY:
+        return error(
+            "SD-F705", "a path of the run folder cannot be used", where=where, got=got, fix="move away what is there"
+        )
     return error("SD-M611", "the storage failed", where=where, got=got, fix="look at the disk or mount, then run again")

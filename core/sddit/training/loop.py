@@ -140,9 +140,7 @@ def forward(
         {label: objective.read[label] for label in labels},
     )
     for label in labels:
-        if label not in objective.examined:
-            refuse_malformed(label, objective.params[label], values[label], len(ids))
-            objective.examined.add(label)
+        refuse_malformed(label, objective.params[label], values[label], len(ids))
     reduced = {
         label: objective.reduce(label, value, views[objective.student_view(label)], share)
         for label, value in values.items()

@@ -86,7 +86,6 @@ class Objective:
     def __init__(self, recipe: Recipe) -> None:
         self.total_steps = recipe.train.steps
         self.params: dict[str, LossParams] = {label: chosen.params for label, chosen in in_order(recipe.terms)}
-        self.examined: set[str] = set()  # terms whose first value was looked at
         self.read = {label: [v.name for v in recipe.views_of(params)] for label, params in self.params.items()}
         self.networks = {view.name: view.network for view in recipe.pair_sampler.params.views()}
 
@@ -144,7 +143,7 @@ def inside(window: tuple[float, float] | None, t: Tensor, value: Tensor) -> Tens
 
 
 def refuse_malformed(label: str, params: LossParams, value: Tensor, batch: int) -> None:
-    """What a term returns is checked the first time it counts: shape, type, gradient."""
+    """What a term returns is checked at every step, without a read of the device: shape, type, gradient."""
     expected = () if params.couples_samples else (batch,)
     where = f"loss.{label}"
     if not isinstance(value, Tensor):

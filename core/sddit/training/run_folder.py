@@ -88,7 +88,7 @@ def refuse_changed(path: Path) -> None:
         sealed = seal.read_bytes()[:64] if seal.is_file() else None
         found = hashlib.sha256(path.read_bytes()).hexdigest().encode()
     except OSError as fault:
-        raise error("SD-F704", "a file of the run folder cannot be read", where=str(path), got=str(fault)) from fault
+        raise unreadable(path, fault.strerror or str(fault), "mend its permissions, or put a copy back") from fault
     if sealed not in (None, found):
         raise error(
             "SD-F704",
@@ -98,6 +98,22 @@ def refuse_changed(path: Path) -> None:
             expect=f"as in {seal.name}",
             fix=f"put a copy back; if you changed it yourself, delete {seal.name}",
         )
+
+
+def read_json(path: Path, kind: type = dict, fix: str = "put a copy back, or start afresh with --fresh") -> Any:
+    """A JSON file of a run folder. Raises SD-F704 where it is not what this program wrote, which is of this kind."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise unreadable(path, str(fault), fix) from fault
+    if not isinstance(held, kind):
+        raise unreadable(path, type(held).__name__, fix)
+    return held
+
+
+def unreadable(path: Path, got: str, fix: str) -> SdditError:
+    """SD-F704."""
+    return error("SD-F704", "a file of the run folder cannot be read", where=str(path), got=got, fix=fix)
 
 
 def made(path: Path) -> Path:
