@@ -95,8 +95,13 @@ def changes(values: Mapping[str, Any]) -> str:
 
 
 def with_spread(summary: Summary) -> str:
-    """`0.312 ± 0.021`: mean and standard deviation over seeds."""
-    return f"{summary.mean:.3g}" if summary.spread is None else f"{summary.mean:.3g} ± {summary.spread:.2g}"
+    """`0.312 ± 0.021`, `692 ± 104`: mean and standard deviation over seeds."""
+
+    def text(value: float, digits: int) -> str:
+        few = f"{value:.{digits}g}"
+        return f"{value:.0f}" if 10**digits <= abs(float(few)) < 1e6 else few
+
+    return text(summary.mean, 3) if summary.spread is None else f"{text(summary.mean, 3)} ± {text(summary.spread, 2)}"
 
 
 def difference(comparison: Comparison) -> str:

@@ -9,8 +9,8 @@ import pytest
 
 from sddit.ablations.plan import make_plan
 from sddit.ablations.results import failure_of, forget_failure, gather, note_failure
-from sddit.ablations.statistics import compare
-from sddit.ablations.table import cells, changes, comparisons, difference, legend, records
+from sddit.ablations.statistics import Summary, compare
+from sddit.ablations.table import cells, changes, comparisons, difference, legend, records, with_spread
 from sddit.errors import SdditError
 from sddit.evaluation.figures import FIGURES, OWN
 from sddit.evaluation.scores import Scores
@@ -183,3 +183,18 @@ def test_its_runs_are_shown_as_runs_too(sddit_run, folder, tmp_path):
     for path in folder.parent.glob("abl-better-*"):
         (path / "recipe.resolved.json").write_text('{"train": {"steps": 4}}', encoding="utf-8")
     assert len(sddit_run("table", tmp_path / "runs", "--csv").out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "words"),
+    [
+        (0.3123, 0.0214, "0.312 ± 0.021"),
+        (691.7, 104.4, "692 ± 104"),
+        (12_345.6, 99.7, "12346 ± 100"),
+        (12_345.6, 100.2, "12346 ± 100"),
+        (3.4e9, 2.1e8, "3.4e+09 ± 2.1e+08"),
+        (5.0, None, "5"),
+    ],
+)
+def test_a_mean_is_written_with_the_digits_that_count(mean, spread, words):
+    assert with_spread(Summary(3, mean, spread, None, None)) == words
