@@ -18,14 +18,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sddit.generate import balanced, generate
 from sddit.plugins import host
 from sddit.recipes.resolve import resolve
 from sddit.testing import toys
 from sddit.training import distribution, loop, session
 from sddit.training.checkpoints import Store
-from sddit.training.distribution import Processes, World, joined
+from sddit.training.distribution import Processes, World, joined, whole
 from sddit.training.loop import NonFinite, train
 from sddit.training.session import Session, build_session, files_of, restore
+
+IMAGES = 7
 
 
 class Until:
@@ -43,7 +46,7 @@ class Until:
             raise StopIteration
 
 
-def alone(student: Any, world: World) -> Any:
+def alone(student: Any, *others: Any) -> Any:
     """The student without what averages its gradients."""
     return student
 
@@ -87,8 +90,7 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
     with joined(torch.device("cpu"), 60.0) as world:
         for case in cases:
             took = trained(case, world, folder)
-            if world.main:
-                keep(took, folder / case["name"])
+            keep(took, folder / case["name"])
 
 
 def trained(case: Mapping[str, Any], world: World, folder: Path) -> tuple[Session, Until]:
@@ -127,10 +129,23 @@ def happening(fault: str | None, made: Session) -> Iterator[None]:
 def keep(took: tuple[Session, Until], folder: Path) -> None:
     """The rows, the weights, and a checkpoint."""
     made, until = took
-    folder.mkdir(parents=True)
-    (folder / "rows.json").write_text(json.dumps(until.rows))
-    Store(folder / "checkpoints", keep=1).save(made.step, files_of(made, {}))
-    save_file(tensors_of(made), folder / "tensors.safetensors")
+    files, tensors = files_of(made, {}), tensors_of(made)  # of which each rank may hold a part
+    images = sampled(made)
+    if made.world.main:
+        folder.mkdir(parents=True)
+        (folder / "rows.json").write_text(json.dumps(until.rows))
+        Store(folder / "checkpoints", keep=1).save(made.step, files)
+        save_file({**tensors, "images": images}, folder / "tensors.safetensors")
+
+
+def sampled(made: Session) -> Tensor:
+    """Images before they are rounded, an odd number of them, of which each rank draws its share."""
+    request = balanced(made.recipe.shapes.num_classes, IMAGES, made.recipe.seed)
+    weights = made.weights(made.recipe.sampled_weights)
+    own = request.part(made.world.share(IMAGES))
+    return made.world.collect(
+        generate(weights, made.schedule, made.recipe, own, device=made.device), IMAGES
+    ).contiguous()
 
 
 def tensors_of(made: Session) -> dict[str, Tensor]:
@@ -142,7 +157,7 @@ def tensors_of(made: Session) -> dict[str, Tensor]:
         found |= {f"ema.{label}.{k}": v for k, v in average.module.state_dict().items()}
     for index, entries in made.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
-    return {name: value.detach().clone().contiguous() for name, value in found.items()}
+    return {name: whole(found[name].detach()).clone().contiguous() for name in sorted(found)}
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def tool() -> Iterator[Any]:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("default")  # torch's compiler and xformers warn of their own doings
-@pytest.mark.parametrize("section", ["kernels", "train", "command", "sampling"])
+@pytest.mark.parametrize("section", ["kernels", "train", "command", "sampling", "processes"])
 def test_a_section_holds_on_cuda(tool: Any, section: str) -> None:
     assert [line for line in tool.run([section], "cuda") if line.verdict == "FAIL"] == []
 

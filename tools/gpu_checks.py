@@ -35,6 +35,7 @@ from sddit.testing import toys
 from sddit.training.checkpoints import Store
 from sddit.training.loop import StepResult, noise_edges, take_step, training_mode
 from sddit.training.session import Session, build_session, files_of, restore
+from sddit.training.tensors import unpack
 from sddit.verify import verify
 from sddit.verify.leaks import fill
 from sddit.verify.published import folders
@@ -279,11 +280,42 @@ def product(device: Device, side: int = 8192) -> float:
 
 # The table ----------------------------------------------------------------------------------------------------------
 
+# Processes ----------------------------------------------------------------------------------------------------------
+
+
+def several(device: Device) -> Iterator[Line]:
+    """Two processes, with all weights on each and with a part on each, beside one: the weights after ten steps."""
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        yield Line("processes", "two processes beside one", "one device is here", "", "skipped")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        alone = weights_after(device, Path(folder, "one"), "--nproc", "1")
+        for kind in ("ddp", "fsdp"):
+            shared = weights_after(device, Path(folder, kind), "--nproc", "2", f"train.distributed={kind}")
+            worst = max(float((alone[name] - shared[name]).norm() / (1e-12 + alone[name].norm())) for name in alone)
+            yield line("processes", Measurement(f"{kind}: weights of 2 processes beside those of 1", worst, 1e-3))
+
+
+def weights_after(device: Device, out: Path, *words: str) -> dict[str, Tensor]:
+    """The weights that a command leaves after ten steps of the quickstart."""
+    small = [*SMALL[1:], "train.steps=10", "evaluate.samples=8", "evaluate.previews=0", "evaluate.features=[]"]
+    subprocess.run(
+        [sys.executable, "-m", "sddit", "quickstart", *small, *words, "--device", device, "--out", str(out)],
+        capture_output=True,
+        check=True,
+    )
+    (run,) = out.iterdir()
+    found = Store(run / "checkpoints", keep=2).latest()
+    assert found is not None
+    return unpack(found.read("model.safetensors"))
+
+
 SECTIONS: dict[str, Callable[[Device], Iterator[Line]]] = {
     "kernels": verified,
     "train": trained,
     "command": command,
     "sampling": sampled,
+    "processes": several,
     "speed": speed,
 }
 

@@ -491,12 +491,12 @@ def finish(session: Session, watcher: Watcher) -> dict[str, Scores]:
     """The pictures, the scores, the probe, the report."""
     folder, progress = watcher.folder, watcher.progress
     scores = score(session, watcher)
+    weights = session.weights(session.recipe.sampled_weights)  # of which each rank may hold a part
     if not session.world.main:
         return {}
     watcher.scored(session, scores)
     folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
     if session.recipe.evaluate.probe:
-        weights = session.weights(session.recipe.sampled_weights)
         write_probe(folder, probe(weights, session.schedule, session.recipe, progress))
     folder.write_json(COST, asdict(cost_of(session.recipe, folder.path)))
     progress.stage("report")

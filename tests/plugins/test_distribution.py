@@ -28,6 +28,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "mdt": ("digits/mdt.toml", [*SPLIT, "backbone.depth=4"]),
     "sd-dit": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "loss.discrimination.freeze_last=4"]),
     "sd-dit sinkhorn": ("quickstart.toml", [*DECODER, *HEAD, "loss.discrimination.centering=sinkhorn"]),
+    "sd-dit in parts": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "train.distributed=fsdp"]),
 }
 SPOILT = {
     "gradients are not averaged": ["dit", "maskdit", "mdt", "sd-dit", "sd-dit sinkhorn"],

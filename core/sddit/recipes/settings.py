@@ -40,6 +40,12 @@ class TrainSettings(Params):
         "run stops. Nothing learns from a skipped step, and metrics.jsonl counts them.",
         json_schema_extra=FREE,
     )
+    distributed: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="How several processes share the weights: ddp, each has all of them; fsdp, each a part, for models that "
+        "one device does not hold. The numbers are the same up to rounding.",
+        json_schema_extra=FREE,
+    )
     timeout: float = Field(
         20.0,
         gt=0,

@@ -20,13 +20,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sddit import processes
@@ -327,9 +330,17 @@ def refuse_differences(world: World, facts: Mapping[str, Any]) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def parallel(student: nn.Module, world: World) -> nn.Module:
-    """What is called in place of the student: itself, or a wrapper that averages its gradients over the ranks."""
+def parallel(student: nn.Module, copies: Sequence[nn.Module], world: World, kind: Literal["ddp", "fsdp"]) -> nn.Module:
+    """What is called in place of the student: itself, or what averages its gradients over the ranks.
+
+    With fsdp each rank keeps a part of every weight, of the student's and alike of its `copies`, the teacher and averages.
+    """
     if world.size == 1:
+        return student
+    if kind == "fsdp":
+        shard(student)
+        for copy in copies:
+            shard(copy, reshard_after_forward=True)  # no backward pass comes to do it
         return student
     with warnings.catch_warnings():  # newer versions of torch rename the argument, and warn of the name that all know
         warnings.simplefilter("ignore", FutureWarning)
@@ -338,8 +349,36 @@ def parallel(student: nn.Module, world: World) -> nn.Module:
         )  # buffers change in `after_step`, alike on all ranks
 
 
+def shard(module: nn.Module, *, reshard_after_forward: bool | None = None) -> None:
+    """Split the weights over the ranks: gathered block by block where there are blocks, the rest at once."""
+    mesh = init_device_mesh(next(module.parameters()).device.type, (dist.get_world_size(),))
+    for part in module.modules():
+        for block in getattr(part, "blocks", ()):
+            fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which this rank may hold a part. Every rank has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(own: Tensor, tensor: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, as it holds a part of its `own` one."""
+    if not isinstance(own, DTensor) or own.shape != tensor.shape:
+        return tensor
+    return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+
+
+def parts_like(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same by name; a name that is not its own stays as it is, to be refused where it is loaded."""
+    return {name: part_like(own[name], tensor) if name in own else tensor for name, tensor in tensors.items()}
+
+
 def accumulating(root: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     """Around a forward and backward pass: gradients of all but the last micro-batch stay on this rank."""
+    if isinstance(root, FSDPModule):
+        root.set_requires_gradient_sync(last)
     if isinstance(root, DistributedDataParallel) and not last:
         held: AbstractContextManager[None] = root.no_sync()
         return held

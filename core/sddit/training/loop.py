@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from sddit.data.loader import batch_ids
 from sddit.draws import Draws
 from sddit.errors import Problem, SdditError
 from sddit.interfaces import Batch, Context, DrawnDataset, OptimizerParams, Outputs
-from sddit.training.distribution import accumulating, reaching_all
+from sddit.training.distribution import accumulating, reaching_all, whole
 from sddit.training.objective import inside, observe, refuse_malformed
 from sddit.training.session import Session
 from sddit.values import step_of, value_at
@@ -71,7 +72,7 @@ def take_step(session: Session, edges: Tensor) -> StepResult:
     result = accumulate(session, weights, edges)
     parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
     complete_gradients(session.optimizer, parameters)
-    result.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    result.grad_norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if bad := not_finite(session, result):
         forget_step(session)
         skip_step(session, bad)
@@ -99,7 +100,7 @@ def accumulate(session: Session, weights: Mapping[str, float], edges: Tensor) ->
     for begin in range(0, train_settings.batch, micro):
         rows = session.world.rows(begin, micro)
         share = micro / train_settings.batch
-        measure_ratio = begin == 0 and len(weights) > 1 and session.step % GRADIENT_RATIO_EVERY == 0
+        measure_ratio = begin == 0 and len(weights) > 1 and ratios_due(session)
         last = begin + micro == train_settings.batch
         with accumulating(session.root, last=last):
             loss = forward(session, ids[rows], epochs[rows], weights, share, edges, total, measure_ratio)
@@ -108,6 +109,11 @@ def accumulate(session: Session, weights: Mapping[str, float], edges: Tensor) ->
             if loss.requires_grad:
                 torch.autograd.backward(loss)
     return total
+
+
+def ratios_due(session: Session) -> bool:
+    """Whether to measure who leads the network. Not with fsdp: its weights are in the graph only while they are gathered."""
+    return session.step % GRADIENT_RATIO_EVERY == 0 and not isinstance(session.root, FSDPModule)
 
 
 def forward(

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
+from torch.distributed.fsdp import FSDPModule
 
 from sddit.draws import generator
 from sddit.errors import error
@@ -23,7 +24,7 @@ from sddit.recipes.settings import Precision, TrainSettings
 from sddit.training import tensors as safetensors_bridge
 from sddit.training.averages import Teacher, WeightAverage, under
 from sddit.training.checkpoints import Checkpoint
-from sddit.training.distribution import World, parallel
+from sddit.training.distribution import World, parallel, part_like, parts_like, whole
 from sddit.training.objective import Objective, Student
 from sddit.training.sealed import Content, Late
 
@@ -67,7 +68,17 @@ class Session:
 
     def weights(self, label: str) -> nn.Module:
         """The backbone to sample with: an EMA by its label, or `student`."""
-        return self.student.backbone if label == "student" else self.averages[label].module
+        module = self.student.backbone if label == "student" else self.averages[label].module
+        if isinstance(self.root, FSDPModule):  # ranks sample different numbers of images: each needs all weights
+            return self.gathered(module)
+        return module
+
+    def gathered(self, module: nn.Module) -> nn.Module:
+        """A backbone of whole weights, from one of which each rank holds a part. All ranks have to ask."""
+        with default_dtype(DTYPES[self.recipe.train.precision]):
+            made = build_backbone(self.recipe, device="cpu")
+        made.load_state_dict({name: whole(tensor).cpu() for name, tensor in module.state_dict().items()})
+        return made.to(self.device).eval().requires_grad_(False)
 
 
 def build_session(
@@ -90,6 +101,10 @@ def build_session(
     teacher = build_teacher(recipe, student)
     averages = {label: WeightAverage(settings, student.backbone) for label, settings in recipe.ema.items()}
     speed_up(cast(Backbone, backbone), recipe.train)
+    copies = [average.module for average in averages.values()]
+    if teacher is not None:
+        copies += [teacher.backbone, *(module for modules in teacher.modules.values() for module in modules.values())]
+    root = parallel(student, copies, world, recipe.train.distributed)
     grid = recipe.backbone.params.grid(recipe.shapes)
     return Session(
         recipe=recipe,
@@ -103,7 +118,7 @@ def build_session(
         averages=averages,
         optimizer=recipe.optimizer.build()(parameter_groups(recipe, student), device),
         world=world,
-        root=parallel(student, world),
+        root=root,
         notes=notes,
     )
 
@@ -214,6 +229,9 @@ def files_of(session: Session, extra: Mapping[str, Any], *, copy: bool = False) 
         }
     if session.teacher:
         tensors["teacher"] = session.teacher.tensors()
+    if isinstance(session.root, FSDPModule):
+        # In the order of names: all ranks have to ask for the same part, and a restored state has no order.
+        tensors = {name: {k: whole(group[k]).cpu() for k in sorted(group)} for name, group in tensors.items()}
     if copy:
         tensors = {
             name: {k: v.detach().to("cpu", copy=True) for k, v in group.items()} for name, group in tensors.items()
@@ -278,14 +296,14 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         for name in numbers_in(session).keys() - state.keys():
             raise KeyError(f"state.json: {name} is missing")
-        session.student.load_state_dict(read("model.safetensors"))
+        load(session.student, read("model.safetensors"))
         join_optimizer(session.optimizer, read("optimizer.safetensors"), state["optimizer"], state["optimized"])
         restore_counts(session.optimizer, state["counted"])
         averages = read("ema.safetensors") if session.averages else {}
         for label, average in session.averages.items():
-            average.module.load_state_dict(under(f"{label}.", averages))
+            load(average.module, under(f"{label}.", averages))
         if session.teacher:
-            session.teacher.restore(read("teacher.safetensors"))
+            session.teacher.restore(parts_like(session.teacher.tensors(), read("teacher.safetensors")))
         session.step = int(state["step"])
         session.seconds = float(state["seconds"])
         session.skipped = list(state["skipped"])
@@ -304,6 +322,11 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
             fix="start afresh with --fresh, or use the recipe it was made with",
         ) from mismatch
     return state
+
+
+def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Strictly load whole tensors, also where this rank holds a part of each."""
+    module.load_state_dict(parts_like(module.state_dict(), tensors))
 
 
 def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -351,10 +374,11 @@ def join_optimizer(
     `optimized` are the parameters that have a state, which are all but those that were never given a gradient, and the names
     of what it holds for each. KeyError for one that is missing.
     """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = part_like(parameters[int(index)], value)
     for wanted, names in optimized.items():
         held = state.get(int(wanted))
         if held is None or not held.keys() >= set(names):

@@ -25,6 +25,7 @@ SETTINGS = {
     "clipped": ["optimizer.clip=0.01"],
     "each clipped": ["optimizer.clip=0.01", "optimizer.clip_scope=each"],
     "recomputed": ["train.activation_checkpointing=true"],
+    "in parts": ["train.distributed=fsdp", "train.micro_batch=4", "optimizer.clip=0.01"],
     "a term that ends": ["loss.agree.until=4"],  # its head is then without a gradient
     "a term that begins": [
         "loss.agree.weight={start=0.0,end=1.0,shape='step',until=0.5}",
@@ -53,8 +54,11 @@ def ran(on_ranks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
     two += [case(f"{fault} on one rank", "plain", fault=fault) for fault in ("nan", "signal")]
     begin = [case("one begins", "plain", steps=3)]
     go_on = [case("two go on", "plain", begin="one begins", steps=7)]
+    go_on += [case("two go on in parts", "in parts", begin="one begins in parts", steps=7)]
+    begin += [case("one begins in parts", "in parts", steps=3)]
     end = [case("one ends", "plain", begin="two go on")]
     found = on_ranks(1, begin) | on_ranks(2, two + go_on)
+    end += [case("one ends in parts", "in parts", begin="two go on in parts")]
     end += [case("alone until nan", "plain", steps=3), case("alone until signal", "plain", steps=4)]
     return found | on_ranks(1, end + [case(f"alone {name}", name) for name in SETTINGS])
 
@@ -74,8 +78,11 @@ def test_two_processes_log_the_rows_of_one(name: str, ran: dict[str, Any], row_d
     assert row_drift(ran[f"alone {name}"], ran[name]) < LOGGED
 
 
-def test_one_two_and_one_process_continue_each_other(ran: dict[str, Any], drift: Callable[..., float]) -> None:
-    assert drift(ran["alone plain"], ran["one ends"]) < ROUNDING
+@pytest.mark.parametrize("parts", ["", " in parts"])
+def test_one_two_and_one_process_continue_each_other(
+    parts: str, ran: dict[str, Any], drift: Callable[..., float]
+) -> None:
+    assert drift(ran[f"alone{parts or ' plain'}"], ran[f"one ends{parts}"]) < ROUNDING
 
 
 @pytest.mark.parametrize("fault", ["nan", "signal"])
