@@ -109,7 +109,16 @@ class TransformerParams(BackboneParams):
     # What the core asks every backbone --------------------------------------------------------------------------
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
-        return self._patch_problems(recipe.shapes.image)
+        yield from self._patch_problems(recipe.shapes.image)
+        narrowest = min(width for width, _ in self.block_sizes)
+        if int(narrowest * self.mlp_ratio) < 1:
+            yield Problem(
+                "SD-R108",
+                "the MLP of a block would have no unit",
+                where="backbone.mlp_ratio",
+                got=f"{self.mlp_ratio:g} of a width of {narrowest}",
+                expect=f"at least {1 / narrowest:g}",
+            )
 
     def grid(self, shapes: Shapes) -> tuple[int, int]:
         """Tokens along H and W. Raises SdditError if the image cannot be cut into patches."""

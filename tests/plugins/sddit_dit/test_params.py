@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from sddit.errors import SdditError
 from sddit.hookspecs import Registries
 from sddit.interfaces import Shapes
+from sddit.recipes.resolve import resolve
 from sddit_dit import DiTParams, register_backbones
 
 IMAGENET = Shapes((4, 32, 32), 1000)
@@ -128,3 +129,10 @@ def test_it_is_registered_with_converters_that_exist() -> None:
     assert component.load().__name__ == "DiT"
     for layout, _ in component.formats:
         assert {"describe", "to_ours", "to_theirs"} <= set(dir(component.format(layout)))
+
+
+def test_an_mlp_without_a_unit_is_refused_before_it_is_built() -> None:
+    small = ["backbone.mlp_ratio=0.015", "backbone.decoder.width=64", "backbone.decoder.heads=4"]
+    with pytest.raises(SdditError, match=r"SD-R108(.|\n)*backbone\.mlp_ratio(.|\n)*0\.015 of a width of 64"):
+        resolve("quickstart", small)
+    assert resolve("quickstart", ["backbone.mlp_ratio=0.016", *small[1:]]).backbone.params.mlp_ratio == 0.016
