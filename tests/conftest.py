@@ -108,7 +108,8 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str
         finally:
             for process in ranks:
                 process.kill()
-        return {case["name"]: trained_in(folder / case["name"]) for case in cases}
+        coupled = load_file(folder / f"coupled-{world}.safetensors"), []
+        return {case["name"]: trained_in(folder / case["name"]) for case in cases} | {f"coupled on {world}": coupled}
 
     return run
 

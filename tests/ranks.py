@@ -88,9 +88,26 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
     torch.use_deterministic_algorithms(True)
     host().add("toy", toys)
     with joined(torch.device("cpu"), 60.0) as world:
+        gradient = coupled_gradient(world)
+        if world.main:
+            save_file({"gradient": gradient}, folder / f"coupled-{world.size}.safetensors")
         for case in cases:
             took = trained(case, world, folder)
             keep(took, folder / case["name"])
+
+
+def coupled_gradient(world: World) -> Tensor:
+    """The gradient of a loss that compares each row with the rows of all ranks, and with their mean."""
+    x = torch.sin(torch.arange(24.0, dtype=torch.float64)).view(8, 3)
+    weight = torch.eye(3, dtype=torch.float64).requires_grad_()
+    rows = world.rows(0, 8)
+    z = x[rows] @ weight  # [8 / ranks, 3]
+    places = torch.arange(8)[rows]
+    contrast = torch.nn.functional.cross_entropy(z @ world.gather(z).T, places)
+    spread = (z - world.mean(z.mean(dim=0))).square().mean()
+    torch.autograd.backward(contrast + spread)
+    assert weight.grad is not None
+    return world.mean(weight.grad)
 
 
 def trained(case: Mapping[str, Any], world: World, folder: Path) -> tuple[Session, Until]:

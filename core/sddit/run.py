@@ -37,7 +37,7 @@ from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.reporting import cost_of, write_run_report
 from sddit.training.checkpoints import Checkpoint, Store
-from sddit.training.distribution import World, joined, refuse_differences
+from sddit.training.distribution import World, joined, refuse_differences, refuse_drift
 from sddit.training.evidence import evidence
 from sddit.training.loop import NonFinite, train
 from sddit.training.run_folder import MetricsLog, RunFolder, last_metrics, read_json, refuse_changed, unreadable
@@ -410,6 +410,7 @@ class Watcher:
 
     def save(self, session: Session) -> None:
         """Save a checkpoint, or begin to."""
+        refuse_drift(session.world, session.student.state_dict())
         cursor = self.log.sync() if self.log is not None else 0
         files = files_of(session, {"log_cursor": cursor}, copy=self.saver.beside and session.world.main)
         session.world.from_main(lambda: self.saver.save(session.step, files))

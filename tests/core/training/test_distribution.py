@@ -12,7 +12,7 @@ import torch
 from sddit.errors import SdditError
 from sddit.testing.toys import TOY_PAIR_RECIPE
 from sddit.training import distribution
-from sddit.training.distribution import World, joined, reached, refuse_differences
+from sddit.training.distribution import World, digest, joined, reached, refuse_differences, refuse_drift
 
 STEPS = 10
 DOUBLE = ["train.precision=fp64", f"train.steps={STEPS}", "train.log_every=2"]
@@ -85,6 +85,11 @@ def test_one_two_and_one_process_continue_each_other(
     assert drift(ran[f"alone{parts or ' plain'}"], ran[f"one ends{parts}"]) < ROUNDING
 
 
+def test_gradients_flow_through_what_is_gathered_and_averaged(ran: dict[str, Any], drift: Callable[..., float]) -> None:
+    assert drift(ran["coupled on 1"], ran["coupled on 2"]) < 1e-14
+    assert float(ran["coupled on 1"][0]["gradient"].abs().max()) > 0.1
+
+
 @pytest.mark.parametrize("fault", ["nan", "signal"])
 def test_all_ranks_stop_after_the_same_step_for_what_one_of_them_saw(
     fault: str, ran: dict[str, Any], drift: Callable[..., float]
@@ -112,6 +117,21 @@ def test_a_rank_with_other_facts_is_refused() -> None:
     with pytest.raises(SdditError, match="SD-X803") as refused:
         refuse_differences(Second(), {"recipe": "b"})
     assert "rank 1 has other recipe than rank 0" in str(refused.value)
+
+
+def test_weights_that_drifted_apart_are_refused() -> None:
+    class Second(World):
+        rank, size = 1, 2
+
+        def from_all(self, value: Any) -> list[Any]:
+            return [digest(weights), value]
+
+    weights = {"w": torch.ones(3), "names": torch.tensor([1, 2])}
+    refuse_drift(Second(), weights)
+    with pytest.raises(SdditError, match="SD-X805"):
+        refuse_drift(Second(), {**weights, "w": torch.tensor([1.0, 1.0, 1.0 + 2**-23])})
+    with pytest.raises(SdditError, match="SD-X805"):
+        refuse_drift(Second(), {**weights, "w": torch.tensor([1.0, 1.0, torch.nan])})
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9])
