@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -40,6 +41,7 @@ class Fault(LossTerm):
 
     def __init__(self, params, **_):
         super().__init__()
+        open(f"pid-{os.environ.get('RANK', '0')}", "w").write(str(os.getpid()))
 
     def forward(self, ctx, views, outputs):
         rank, step, what = (os.environ.get("FAULT") or "-1,-1,none").split(",")
@@ -153,3 +155,29 @@ def test_whatever_ends_a_run_of_two_processes_it_is_told_once_and_the_run_goes_o
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(1, 10))
     assert (run / "report.html").is_file()
     assert not [*run.glob("failure-*")]
+
+
+@pytest.mark.slow
+def test_no_process_outlives_its_launcher(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    launcher = start("1,4,slow", 2)
+    while not (log := [*tmp_path.glob("runs/*/metrics.jsonl")]) or len(log[0].read_text().splitlines()) < 3:
+        assert launcher.poll() is None
+        time.sleep(0.1)
+    ranks = [int((tmp_path / f"pid-{rank}").read_text()) for rank in range(2)]
+    assert all(map(alive, ranks))
+    launcher.kill()
+    deadline = time.monotonic() + 60
+    while any(map(alive, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, ranks))
+    status, said = ended(launcher)
+    assert status == -signal.SIGKILL and "error SD-X804: the launcher of this run ended" in said
+    assert ended(start("", 1))[0] == 0
+    assert [row["step"] for row in read_metrics(log[0])] == list(range(1, 10))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

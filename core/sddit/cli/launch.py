@@ -93,6 +93,7 @@ def environment(count: int, folder: str) -> Iterator[None]:
     os.environ[FAILURES] = folder
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", PATIENCE)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that went is told once, by us
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ it draws more images than another), the others wait for as long as it shows sign
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -113,6 +114,7 @@ class Processes(World):
         self.device, self.timeout = device, timeout
         self.store = PrefixStore("sddit", store)
         self._meetings = 0
+        self._left = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def gather(self, x: Tensor) -> Tensor:
@@ -180,11 +182,33 @@ class Processes(World):
             time.sleep(POLL)
 
     def _beat(self) -> None:
-        """Show signs of life until the process ends."""
-        with suppress(RuntimeError):  # the store has gone, and with it those who would look
-            while True:
+        """Show signs of life until this rank leaves. Where the store has gone, and with it the launcher, end at once.
+
+        Nobody would hear of this rank any more, and it could save nothing with the others: as if it were killed.
+        """
+        while not self._left.wait(BEAT):
+            try:
                 self.store.set(f"beat/{self.rank}", str(time.monotonic()))
-                time.sleep(BEAT)
+            except RuntimeError:
+                if not self._left.wait(BEAT):  # not just the end of the run
+                    self._end_alone()
+
+    def _end_alone(self) -> None:
+        if self.main:
+            fault = error(
+                "SD-X804",
+                "the launcher of this run ended",
+                where=f"noticed by rank {self.rank}",
+                fix="run the same command again: it continues; SIGKILL often means that memory ran out",
+            )
+            os.write(2, "\n".join([*fault.problems[0].lines(), ""]).encode())
+        else:
+            time.sleep(ASK)  # the main rank tells it, and must not take this end for the cause
+        os._exit(9)
+
+    def leave(self) -> None:
+        """This rank takes part in nothing more."""
+        self._left.set()
 
     def tell_failure(self) -> None:
         """Let the others know that this rank goes."""
@@ -200,6 +224,8 @@ class Processes(World):
             failed = [rank for rank in others if self.store.check([f"failed/{rank}"])]
             silent = [rank for rank in others if rank not in failed and not self.store.check([f"waits/{rank}"])]
         except RuntimeError:  # the store has gone: with the launcher, or its machine
+            if self.main:
+                self._end_alone()
             failed, silent = others, []
         return self.lost([], silent) if timed_out and silent and not failed else self.lost(failed or silent, [])
 
@@ -282,6 +308,8 @@ def joined(device: torch.device, timeout: float) -> Iterator[World]:
         raise
     else:
         dist.destroy_process_group()
+    finally:
+        world.leave()
 
 
 def connected(device: torch.device, timeout: float) -> Store:
