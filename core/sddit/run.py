@@ -299,7 +299,7 @@ def steps_logged(folder: Path) -> int:
     """The steps that the log of a run knows of; none in a damaged one."""
     try:
         return int(last_metrics(folder / METRICS).get("step", 0))
-    except (ValueError, TypeError, AttributeError):
+    except (SdditError, ValueError, TypeError):
         return 0
 
 

@@ -255,7 +255,7 @@ def steps_of(run: PlannedRun) -> int:
     """The steps that a run has logged; none in a damaged log, of which its process is going to say more."""
     try:
         return int(last_metrics(run.folder / METRICS).get("step", 0))
-    except ValueError:
+    except (SdditError, ValueError, TypeError):
         return 0
 
 

@@ -275,17 +275,26 @@ def read_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
 def last_metrics(path: Path) -> dict[str, Any]:
     """The last whole row of a metrics log, read from its end; nothing before the first row.
 
-    Raises UnicodeDecodeError for a file that is no such log.
+    Raises SD-F704 for a file that is no such log.
     """
     if not path.is_file():
         return {}
     with path.open("rb") as log:
         log.seek(max(0, path.stat().st_size - TAIL))
-        lines = log.read().decode("ascii").splitlines()
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError):  # cut short by a crash
-            row: dict[str, Any] = json.loads(line)
-            return row
+        tail = log.read()
+    if not tail.isascii():
+        raise error(
+            "SD-F704",
+            "the metrics cannot be read",
+            where=str(path),
+            got="bytes that are no text of ours",
+            fix="put a copy back, or delete the damaged line",
+        )
+    for line in reversed(tail.splitlines()):
+        with contextlib.suppress(ValueError, RecursionError):  # cut short by a crash
+            row = json.loads(line)
+            if isinstance(row, dict):
+                return row
     return {}
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from sddit.errors import SdditError
 from sddit.training import durable
-from sddit.training.run_folder import LOCK, SEAL, MetricsLog, RunFolder, read_metrics, refuse_changed
+from sddit.training.run_folder import LOCK, SEAL, MetricsLog, RunFolder, last_metrics, read_metrics, refuse_changed
 
 HOLD = """
 import os, sys, time
@@ -297,6 +297,15 @@ def test_a_row_that_cannot_be_read_is_named_by_its_line(tmp_path: Path, line: by
         read_metrics(path)
     path.write_bytes(path.read_bytes()[: -len(line) - 1])
     assert [row["step"] for row in read_metrics(path)] == [1]
+
+
+def test_the_last_row_is_the_last_that_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n7\n' + b"[" * 100_000 + b'\n{"ste')
+    assert last_metrics(path) == {"step": 2}
+    path.write_bytes(path.read_bytes() + b"\xe5")
+    assert code(lambda: last_metrics(path)) == "SD-F704"
+    assert last_metrics(tmp_path / "none.jsonl") == {}
 
 
 def test_a_sealed_file_is_refused_once_a_byte_of_it_differs(tmp_path: Path) -> None:
