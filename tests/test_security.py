@@ -189,7 +189,9 @@ def watched(place: Path, program: str) -> dict[str, Any]:
     import os
 
     environment = {
-        **os.environ,
+        **{
+            key: value for key, value in os.environ.items() if not key.startswith("TORCHINDUCTOR")
+        },  # set by torch itself
         "PYTHONPATH": os.pathsep.join([str(place / "site"), *filter(None, sys.path)]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "XDG_CACHE_HOME": str(place / "cache"),

@@ -81,9 +81,9 @@ POINTS: dict[str, tuple[Point, int]] = {
     "between steps": (before(running.Watcher, "logged", 3), 3),
     "a save": (before(checkpoints, "stage", 2), 4),
     "the end of a save": (before(checkpoints, "sync_folder", 3), 4),
-    "a preview": (before(pictures, "generate"), 3),
+    "a preview": (before(pictures, "draw_images"), 3),
     "scores while training": (before(running, "score_images", 2), 4),
-    "sampling": (before(running, "generate", 3), 6),
+    "sampling": (before(running, "draw_images", 3), 6),
     "scoring": (before(running, "score_images", 3), 6),
     "the report": (before(running, "write_run_report"), 6),
 }

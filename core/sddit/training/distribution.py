@@ -115,7 +115,8 @@ class Processes(World):
         self.store = PrefixStore("sddit", store)
         self._meetings = 0
         self._left = threading.Event()
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._pulse = threading.Thread(target=self._beat, daemon=True)
+        self._pulse.start()
 
     def gather(self, x: Tensor) -> Tensor:
         gathered: Tensor = Gather.apply(x)  # type: ignore[no-untyped-call]
@@ -207,8 +208,9 @@ class Processes(World):
         os._exit(9)
 
     def leave(self) -> None:
-        """This rank takes part in nothing more."""
+        """This rank takes part in nothing more. A thread within torch's own code at exit would abort the process."""
         self._left.set()
+        self._pulse.join()
 
     def tell_failure(self) -> None:
         """Let the others know that this rank goes."""

@@ -257,7 +257,7 @@ def numbers_in(session: Session) -> dict[str, Any]:
         "tally": {name: [number.hex() for number in pair.tolist()] for name, pair in session.tally.items()},
         "optimizer": numbers,
         "optimized": {str(index): sorted(entries) for index, entries in sorted(state.items())},
-        "counted": counted_by(session),
+        "counted": counted_by(session.optimizer, session.built_with),
         "skipped": session.skipped,
         "log_cursor": 0,
     }
@@ -349,11 +349,11 @@ def numbers_of(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
     ]
 
 
-def counted_by(session: Session) -> list[dict[str, float]]:
+def counted_by(optimizer: torch.optim.Optimizer, built_with: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """The numbers of each group that are not as they were built: counts, not settings, which come from the recipe."""
     return [
         {key: value for key, value in now.items() if built.get(key) != value}
-        for now, built in zip(numbers_of(session.optimizer), session.built_with, strict=True)
+        for now, built in zip(numbers_of(optimizer), built_with, strict=True)
     ]
 
 

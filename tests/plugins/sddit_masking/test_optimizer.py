@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import sddit
-from sddit.training.session import counted_by, join_optimizer, restore_counts, split_optimizer
+from sddit.training.session import counted_by, join_optimizer, numbers_of, restore_counts, split_optimizer
 
 pytest.importorskip("pytorch_optimizer", reason="Adan comes with the package pytorch-optimizer")
 
@@ -53,14 +53,16 @@ def test_steps_by_hand() -> None:
 def test_a_restored_one_goes_on_with_its_count_of_steps() -> None:
     whole = torch.ones(5, dtype=torch.float64, requires_grad=True)
     optimizer = adan(whole)
+    built_with = numbers_of(optimizer)
     for g in gradients(3):
         step(optimizer, whole, g)
     tensors, numbers = split_optimizer(optimizer)
+    held = {"0": [name.partition(".")[2] for name in tensors]}
     ended = []
-    for counted in (counted_by(optimizer), [{}]):
+    for counted in (counted_by(optimizer, built_with), [{}]):
         again = whole.detach().clone().requires_grad_()
         restored = adan(again)
-        join_optimizer(restored, {k: t.clone() for k, t in tensors.items()}, numbers, [0])
+        join_optimizer(restored, {k: t.clone() for k, t in tensors.items()}, numbers, held)
         restore_counts(restored, counted)
         for g in gradients(6)[3:]:
             step(restored, again, g)
