@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ TESTS = Path(__file__).parent
 
 settings.register_profile("shared", deadline=None)  # a busy machine is no mistake of the code
 settings.load_profile("shared")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 
 
 @dataclass(frozen=True, slots=True)
