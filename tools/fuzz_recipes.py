@@ -139,6 +139,9 @@ def tables_of(recipe: Recipe, merged: Merged) -> dict[str, type[BaseModel]]:
     return models | ({"ablation": AblationSettings} if is_ablation(merged) else {})
 
 
+LABEL = re.compile(r"(^|\.)(loss|tracker)\.[^.]+$")
+
+
 def keys_in(source: Source, reader: Reader, models: Mapping[str, type[BaseModel]]) -> Iterator[Key]:
     """What stands in one file: of a header the name of its table, of `key = value` the key and those in { }."""
     lines = source.path.read_text(encoding="utf-8").split("\n")
@@ -149,8 +152,10 @@ def keys_in(source: Source, reader: Reader, models: Mapping[str, type[BaseModel]
             yield Key(source.path, entry.line, entry.key, top, TABLES, reader, is_header=True)
             continue
         key = Key(source.path, entry.line, entry.key, entry.key.rpartition(".")[2], (), reader)
-        yield with_face(key, models)
-        for inner in re.findall(r"[{,]\s*(\w+)\s*=", line):
+        inside = re.findall(r"[{,]\s*(\w+)\s*=", line)
+        if not (LABEL.search(entry.key) and "name" in inside):  # what names a component may have any label
+            yield with_face(key, models)
+        for inner in inside:
             yield with_face(replace(key, dotted=f"{entry.key}.{inner}", written=inner), models)
 
 
