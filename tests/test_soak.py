@@ -79,28 +79,45 @@ def test_clocks_are_not_compared(soak: ModuleType, finished: Path) -> None:
     assert soak.rows(finished) == before
 
 
+def test_a_stopped_run_is_saved_each_time(soak: ModuleType, tmp_path: Path) -> None:
+    recipe = (str(ROOT / "recipes" / "quickstart.toml"), *soak.SMALL)
+    figures = soak.stop_run(recipe, 2, tmp_path, seed=1)
+    assert (figures.stops, figures.saved) == (2, 2) and figures.good
+    assert 0 < figures.median_seconds <= figures.largest_seconds and figures.milliseconds_per_step > 0
+
+
+CARELESS = """
+import pathlib, time
+
+def live(log, *words):
+    place = pathlib.Path(words[-1]) / "run"
+    place.mkdir(parents=True, exist_ok=True)
+    with open(place / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 10**6, "seconds": 1}) + "\\n")
+    time.sleep(60)
+"""
+
+
+def test_a_run_that_a_signal_just_ends_is_not_saved(soak: ModuleType, tmp_path: Path) -> None:
+    figures = soak.stop_run((), 1, tmp_path, seed=1, program=CARELESS)
+    assert (figures.stops, figures.saved, figures.good) == (1, 0, False)
+
+
 def test_a_program_that_ends_by_itself_is_no_kill(soak: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="ended by itself, with 3"):
         soak.kill_writer(1, tmp_path, 0, "def live(*words):\n    raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="SD-R1"):
         soak.kill_run((str(tmp_path / "none.toml"),), 1, 1, tmp_path, 0)
+    with pytest.raises(RuntimeError, match="SD-R1"):
+        soak.stop_run((str(tmp_path / "none.toml"),), 1, tmp_path, 0)
 
 
 def test_many_steps_are_measured(soak: ModuleType) -> None:
     """In a process of its own: the figures are those of the process."""
-    command = [
-        sys.executable,
-        str(ROOT / "tools" / "soak.py"),
-        "--writer-kills",
-        "0",
-        "--run-kills",
-        "0",
-        "--steps",
-        "40",
-    ]
-    done = subprocess.run([*command, "train.batch=4"], capture_output=True, text=True, check=True)
+    command = [sys.executable, str(ROOT / "tools" / "soak.py"), "--steps", "40", "train.batch=4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["good"] is True and set(figures) == {"steps", "good"}
+    assert set(figures) == {"steps"} and figures["steps"]["good"] is True
     assert figures["steps"]["steps"] == 40 and figures["steps"]["mebibytes"] > 50
     assert figures["steps"]["milliseconds_per_step"] > 0
     assert "step 40 of 40" in done.stdout

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Kill what must not break, again and again, and train for long: checkpoints, runs, memory, speed.
+"""Kill and stop what must not break, again and again, and train for long: checkpoints, runs, memory, speed.
 
-    python tools/soak.py                                    1000 kills of a writer, 100 of a run, 5000 steps: some hours
-    python tools/soak.py --writer-kills 50 --run-kills 6 --steps 0            minutes
+    python tools/soak.py                                    all of it, at full size: some hours
+    python tools/soak.py --writer-kills 50 --run-kills 6    only these two: minutes
     python tools/soak.py --steps 20000 --recipe recipes/quickstart.toml train.batch=32
 
 Writer: a process without torch saves one checkpoint after another, within its steps or beside them, and is killed at a
-random moment, over and over. Run: a recipe is killed while it starts, trains, saves, samples and scores, continued each
-time, and compared with a run that nobody disturbed. Steps: one long run, of which memory and time per step are watched.
-Each child is forked from a process that has imported what it needs; but for that it is what a user starts.
+random moment, over and over. Naive: the same kills of a writer that takes no care, which they must break. Run: a recipe is
+killed while it starts, trains, saves, samples and scores, continued each time, and compared with a run that nobody
+disturbed. Stops: a run gets SIGTERM at random moments and is continued, and the time until it has ended is taken. Steps:
+one long run, of which memory and time per step are watched. Each child is forked from a process that has imported what it
+needs; but for that it is what a user starts.
 
 The last line is the figures as JSON; exit status 0: nothing was broken or lost, and every bit was the same.
 """
@@ -22,6 +24,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -192,6 +195,29 @@ def live(folder, beside):
 """
 )
 
+NAIVE = (
+    CONTENT
+    + """
+import shutil
+from pathlib import Path
+
+def live(folder, beside):
+    folder = Path(folder)
+    steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    step = steps[-1] if steps else 0
+    while True:
+        step += 1
+        place = folder / f"step-{step:06d}"
+        place.mkdir()
+        for name, data in content(step).items():
+            with open(place / name, "wb") as file:
+                file.write(data)
+        shutil.rmtree(folder / f"step-{step - 3:06d}", ignore_errors=True)
+        say(step)
+"""
+)
+"""The control: a writer that takes no care."""
+
 
 @dataclass(slots=True)
 class WriterFigures:
@@ -199,9 +225,9 @@ class WriterFigures:
 
     kills: int = 0
     checkpoints: int = 0  # that were acknowledged
-    broken: int = 0  # visible, and not what was written
-    lost: int = 0  # acknowledged, and not there
-    surplus: int = 0  # times that more were kept than should
+    broken: int = 0  # kills after which a checkpoint showed that is not what was written
+    lost: int = 0  # kills after which an acknowledged one was not there
+    surplus: int = 0  # kills after which more were kept than should
     seconds: float = 0.0
 
     @property
@@ -221,7 +247,7 @@ def kill_writer(kills: int, folder: Path, seed: int, program: str = WRITER, say:
                 raise RuntimeError(f"the writer ended by itself, with {child.status}")
             figures.kills += 1
             figures.checkpoints += len(child.said)
-            figures.broken += len(broken(folder))
+            figures.broken += broken(folder) != []
             figures.lost += visible(folder)[-1:] < [int(child.said[-1])]
             figures.surplus += len(visible(folder)) > 3  # two to keep, and one not yet removed
             if figures.kills % 50 == 0:
@@ -321,6 +347,56 @@ def kill_run(recipe: Sequence[str], steps: int, kills: int, folder: Path, seed: 
     return figures
 
 
+@dataclass(slots=True)
+class StopFigures:
+    """What became of a run that was told to stop."""
+
+    stops: int = 0
+    saved: int = 0  # ended with the documented status, and its last step is in a checkpoint
+    median_seconds: float = 0.0  # from SIGTERM to the end of the process
+    largest_seconds: float = 0.0
+    milliseconds_per_step: float = 0.0  # by the clock, of one that nobody stops: it is finished, and then saved
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        return self.saved == self.stops
+
+
+def stop_run(
+    recipe: Sequence[str], stops: int, folder: Path, seed: int, program: str = RUNNER, say: Say = quiet
+) -> StopFigures:
+    """Send SIGTERM so many times to a run that has begun to train, and continue it each time."""
+    chance, figures, began = random.Random(seed), StopFigures(), time.monotonic()
+    out, log, waits = folder / "stopped", folder / "stops.txt", []
+    with Nursery(program) as nursery:
+        while figures.stops < stops:
+            until = last_step(out) + chance.randint(1, 8)
+            child = nursery.bear(str(log), *recipe, f"train.steps={ENDLESS}", "--out", str(out))
+            while last_step(out) < until and child.lives():
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0.0, 0.2))
+            if not child.lives():
+                raise RuntimeError(log.read_text(encoding="utf-8"))
+            told = time.monotonic()
+            os.kill(child.pid, signal.SIGTERM)
+            status = child.end()
+            waits.append(time.monotonic() - told)
+            figures.stops += 1
+            figures.saved += status == STOPPED and saved(out)[-1:] == [last_step(out)]
+            say(f"stop {figures.stops} of {stops}: {waits[-1]:.2f} s, status {status}, {last_step(out)} steps")
+    figures.median_seconds = round(statistics.median(waits), 3)
+    figures.largest_seconds = round(max(waits), 3)
+    row = last_row(out)
+    figures.milliseconds_per_step = round(1000 * row["seconds"] / row["step"], 1)
+    figures.seconds = round(time.monotonic() - began, 1)
+    return figures
+
+
+STOPPED = 128 + signal.SIGTERM
+ENDLESS = 10**6  # steps, more than any of these runs takes
+
+
 def moments(kills: int, steps: int, chance: random.Random) -> Iterator[str]:
     """When to kill each start: `at the start`, `in step N` rising over the run, and then `after step N`, the last."""
     starts, ends = kills // 6, kills // 6
@@ -345,12 +421,18 @@ def killed_at(child: Child, moment: str, out: Path, log: Path, chance: random.Ra
     return False
 
 
-def last_step(out: Path) -> int:
-    """The step of the last whole row of the metrics."""
+def last_row(out: Path) -> dict[str, float]:
+    """The last whole row of the metrics of the one run in a folder; empty: there is none."""
     for path in out.glob("*/metrics.jsonl"):
-        lines = path.read_bytes().rpartition(b"\n")[0].splitlines()
-        return int(json.loads(lines[-1])["step"]) if lines else 0
-    return 0
+        for line in path.read_bytes().rpartition(b"\n")[0].splitlines()[-1:]:
+            row: dict[str, float] = json.loads(line)
+            return row
+    return {}
+
+
+def last_step(out: Path) -> int:
+    """The step of that row."""
+    return int(last_row(out).get("step", 0))
 
 
 def saved(out: Path) -> list[int]:
@@ -455,33 +537,54 @@ def main() -> int:
         "overrides", nargs="*", metavar="key=value", help="of the recipe, beyond or instead of what makes it quick"
     )
     parser.add_argument("--recipe", default=str(ROOT / "recipes" / "quickstart.toml"))
-    parser.add_argument("--writer-kills", type=int, default=1000, metavar="N", help="0 leaves the writer out")
-    parser.add_argument("--run-kills", type=int, default=100, metavar="N", help="0 leaves the run out")
-    parser.add_argument("--steps", type=int, default=5000, metavar="N", help="0 leaves the long run out")
-    parser.add_argument("--run-steps", type=int, default=400, metavar="N", help="steps of the run that is killed")
+    for name, full in FULL.items():
+        parser.add_argument(f"--{name}", type=int, default=0, metavar="N", help=f"at full size {full}")
+    parser.add_argument(
+        "--run-steps", type=int, metavar="N", help="steps of the run that is killed: four for each kill"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     given = parser.parse_args()
     keys = {word.partition("=")[0] for word in given.overrides}
     recipe = (given.recipe, *(word for word in SMALL if word.partition("=")[0] not in keys), *given.overrides)
+    asked = {name: getattr(given, name.replace("-", "_")) for name in FULL}
+    sizes = asked if any(asked.values()) else FULL
     figures: dict[str, Any] = {}
-    good = True
     with tempfile.TemporaryDirectory() as scratch:
+        for name in (name for name in FULL if sizes[name]):
+            (place := Path(scratch, name)).mkdir()
+            found, good = measured(name, sizes[name], recipe, given.run_steps, place, given.seed)
+            figures[name] = asdict(found) | {"good": good}
+    print(json.dumps(figures))
+    return 0 if all(found["good"] for found in figures.values()) else 1
 
-        def say(text: str) -> None:
-            print(text, flush=True)
 
-        if given.writer_kills:
-            writer = kill_writer(given.writer_kills, Path(scratch, "writer"), given.seed, say=say)
-            figures["writer"], good = asdict(writer), good and writer.good
-        if given.run_kills:
-            trained = (*recipe, f"train.steps={given.run_steps}")
-            disturbed = kill_run(trained, given.run_steps, given.run_kills, Path(scratch), given.seed, say)
-            figures["run"], good = asdict(disturbed), good and disturbed.good
-        if given.steps:
-            longer = [word for word in recipe if not word.startswith(("train.log_every", "train.save_every"))]
-            figures["steps"] = asdict(soak_steps(longer, given.steps, Path(scratch, "steps"), say))
-    print(json.dumps({**figures, "good": good}))
-    return 0 if good else 1
+FULL = {"writer-kills": 1000, "naive-kills": 100, "run-kills": 100, "stops": 200, "steps": 5000}
+"""What is measured, and how much of it."""
+
+
+def measured(
+    name: str, size: int, recipe: Sequence[str], run_steps: int | None, place: Path, seed: int
+) -> tuple[Any, bool]:
+    """The figures of one of them, made in an empty folder, and whether they are as they should be."""
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    if name == "writer-kills":
+        writer = kill_writer(size, place, seed, say=say)
+        return writer, writer.good
+    if name == "naive-kills":
+        naive = kill_writer(size, place, seed, NAIVE, say)
+        return naive, naive.broken > 0  # else these kills show nothing
+    if name == "run-kills":
+        steps = run_steps or 4 * size
+        disturbed = kill_run((*recipe, f"train.steps={steps}"), steps, size, place, seed, say)
+        return disturbed, disturbed.good
+    if name == "stops":
+        stopped = stop_run(recipe, size, place, seed, say=say)
+        return stopped, stopped.good
+    longer = [word for word in recipe if not word.startswith(("train.log_every", "train.save_every"))]
+    return soak_steps(longer, size, place, say), True
 
 
 if __name__ == "__main__":

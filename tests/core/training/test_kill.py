@@ -42,25 +42,6 @@ def write(until):
         say(step)
 """
 
-NAIVE = """
-import shutil
-from pathlib import Path
-
-def live(folder, beside):
-    folder = Path(folder)
-    steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
-    step = steps[-1] if steps else 0
-    while True:
-        step += 1
-        place = folder / f"step-{step:06d}"
-        place.mkdir()
-        for name, data in content(step).items():
-            with open(place / name, "wb") as file:
-                file.write(data)
-        shutil.rmtree(folder / f"step-{step - 3:06d}", ignore_errors=True)
-        say(step)
-"""
-
 
 def start(soak: ModuleType, program: str, folder: Path, fault: str = "") -> subprocess.Popen[str]:
     """A Python process with `folder`, `content` and `say`, without torch."""
@@ -88,7 +69,7 @@ def test_the_same_kills_break_a_naive_writer(soak: ModuleType, tmp_path: Path) -
     """The control: the harness sees broken checkpoints where a writer makes them."""
     for seed in range(KILLS // 10):
         (folder := tmp_path / str(seed)).mkdir()
-        figures = soak.kill_writer(10, folder, seed, soak.CONTENT + NAIVE)
+        figures = soak.kill_writer(10, folder, seed, soak.NAIVE)
         if figures.broken:
             assert not figures.good
             return
