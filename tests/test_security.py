@@ -6,7 +6,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,16 +212,41 @@ def session(place: Path) -> dict[str, Any]:
     return watched(place, EVERY_VERB)
 
 
-def test_nothing_is_sent_started_or_written_elsewhere(session: dict[str, Any]) -> None:
+KINDS = {
+    "network calls": ("socket.", "urllib.", "http.", "ftplib.", "smtplib."),
+    "processes": ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork"),
+    "files elsewhere": (
+        "open ",
+        "os.rename",
+        "os.remove",
+        "os.mkdir",
+        "os.rmdir",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+        "os.chmod",
+    ),
+}
+
+
+def test_nothing_is_sent_started_or_written_elsewhere(
+    session: dict[str, Any], record_property: Callable[[str, object], None]
+) -> None:
     """From the import of everything to the report: no socket, no process, no source made up, no file outside."""
+    record_property("commands", len(session["done"]))
+    for kind, events in KINDS.items():
+        record_property(kind, sum(event.startswith(events) for event in session["seen"]))
     assert session["seen"] == []
     assert {verb for verb, _ in session["done"]} == {verb.name for verb in VERBS}
     refused = {verb for verb, status in session["done"] if status}
     assert refused == {"import", "publish"}  # another layout, and no ablation
 
 
-def test_no_plugin_that_nobody_named_was_run(session: dict[str, Any], place: Path) -> None:
+def test_no_plugin_that_nobody_named_was_run(
+    session: dict[str, Any], place: Path, record_property: Callable[[str, object], None]
+) -> None:
     assert session["done"]
+    record_property("foreign imports", int((place / "mark").exists()))
     assert not (place / "mark").exists()
 
 

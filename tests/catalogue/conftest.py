@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,5 +90,7 @@ def world(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     folder.mkdir()
     monkeypatch.chdir(folder)
     shutil.copy(HERE / "toy.toml", folder)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it in what it starts
     with pytest.MonkeyPatch.context() as patch:
         yield World(folder, patch, capsys)
+    signal.signal(signal.SIGHUP, before)

@@ -73,11 +73,14 @@ def provoker(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("row", CASES)
-def test_a_fault_ends_as_documented(row: dict[str, Any], world: Any, undisturbed: Any) -> None:
+def test_a_fault_ends_as_documented(
+    row: dict[str, Any], world: Any, undisturbed: Any, record_property: Callable[[str, object], None]
+) -> None:
     assert row.keys() <= KEYS, row.keys() - KEYS
     for name, argument in row.get("provoke", {}).items():
         PROVOKERS[name](world, argument)
     said = world.call(row.get("command", "toy.toml"))
+    record_property("tracebacks", (said.out + said.err).count("Traceback"))
     world.lift()
     for name, argument in row.get("mend", {}).items():
         PROVOKERS[name](world, argument)
@@ -143,7 +146,7 @@ def undisturbed(kept: dict[str, bytes]) -> Callable[[Any, str, str], bytes]:
     return weights
 
 
-def test_every_row_of_the_reference_stands_here_once() -> None:
+def test_every_row_of_the_reference_stands_here_once(record_property: Callable[[str, object], None]) -> None:
     for letter, count in REFERENCE.items():
         assert [f"{letter}{n}" for n in range(1, count + 1) if f"{letter}{n}" not in ROWS] == []
     assert sum(REFERENCE.values()) == 115
@@ -153,6 +156,8 @@ def test_every_row_of_the_reference_stands_here_once() -> None:
             kinds = {"not_here", "waits", "proven_by"} & row.keys()
             assert len(kinds) <= 1, name
             assert not kinds or all(row[kind] for kind in kinds), name
+            for kind in kinds:
+                record_property(kind, 1)
 
 
 @pytest.mark.parametrize(

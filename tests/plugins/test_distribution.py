@@ -52,8 +52,12 @@ def ran(on_ranks: Callable[..., Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_processes_end_in_the_weights_of_one(method: str, ran: dict[str, Any], drift: Callable[..., float]) -> None:
-    assert drift(ran[f"alone {method}"], ran[method]) < ROUNDING
+def test_two_processes_end_in_the_weights_of_one(
+    method: str, ran: dict[str, Any], drift: Callable[..., float], record_property: Callable[[str, object], None]
+) -> None:
+    found = drift(ran[f"alone {method}"], ran[method])
+    record_property("drift", found)
+    assert found < ROUNDING
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -62,5 +66,13 @@ def test_two_processes_log_the_rows_of_one(method: str, ran: dict[str, Any], row
 
 
 @pytest.mark.parametrize(("spoil", "method"), [(spoil, name) for spoil, names in SPOILT.items() for name in names])
-def test_what_is_spoilt_is_noticed(spoil: str, method: str, ran: dict[str, Any], drift: Callable[..., float]) -> None:
-    assert drift(ran[f"alone {method}"], ran[f"{spoil}: {method}"]) > 1e3 * ROUNDING
+def test_what_is_spoilt_is_noticed(
+    spoil: str,
+    method: str,
+    ran: dict[str, Any],
+    drift: Callable[..., float],
+    record_property: Callable[[str, object], None],
+) -> None:
+    found = drift(ran[f"alone {method}"], ran[f"{spoil}: {method}"])
+    record_property("drift of a spoilt run", found)
+    assert found > 1e3 * ROUNDING

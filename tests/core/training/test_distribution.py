@@ -64,13 +64,21 @@ def ran(on_ranks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_two_processes_end_in_the_weights_of_one(name: str, ran: dict[str, Any], drift: Callable[..., float]) -> None:
-    assert drift(ran[f"alone {name}"], ran[name]) < ROUNDING
+def test_two_processes_end_in_the_weights_of_one(
+    name: str, ran: dict[str, Any], drift: Callable[..., float], record_property: Callable[[str, object], None]
+) -> None:
+    found = drift(ran[f"alone {name}"], ran[name])
+    record_property("drift", found)
+    assert found < ROUNDING
 
 
 @pytest.mark.parametrize("spoil", SPOILT)
-def test_what_is_spoilt_is_noticed(spoil: str, ran: dict[str, Any], drift: Callable[..., float]) -> None:
-    assert drift(ran[f"alone {SPOILT[spoil]}"], ran[spoil]) > 1e3 * ROUNDING
+def test_what_is_spoilt_is_noticed(
+    spoil: str, ran: dict[str, Any], drift: Callable[..., float], record_property: Callable[[str, object], None]
+) -> None:
+    found = drift(ran[f"alone {SPOILT[spoil]}"], ran[spoil])
+    record_property("drift of a spoilt run", found)
+    assert found > 1e3 * ROUNDING
 
 
 @pytest.mark.parametrize("name", SETTINGS)
