@@ -36,8 +36,9 @@ from sddit.exchange.exporting import export_run
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.run import RECIPE, REPORT, run
+from sddit.run import run
 from sddit.training.checkpoints import Store
+from sddit.training.run_folder import RECIPE, REPORT
 from sddit.training.session import build_session, files_of, restore
 from sddit.training.tensors import pack
 

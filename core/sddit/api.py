@@ -23,7 +23,7 @@ from sddit.denoiser import ModelDenoiser
 from sddit.errors import error
 from sddit.exchange.files import read_weight_file
 from sddit.exchange.published import understood
-from sddit.exchange.source import CONFIG, RECIPE, found, is_export, read_config, refuse_unknown_label
+from sddit.exchange.source import CONFIG, found, is_export, read_config, refuse_unknown_label
 from sddit.exchange.weights import read_weights
 from sddit.generate import generate, of_classes
 from sddit.interfaces import Dataset, NoiseSchedule, Shapes
@@ -34,7 +34,7 @@ from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
 from sddit.recipes.translate import validated
 from sddit.training.averages import under
 from sddit.training.checkpoints import Store
-from sddit.training.run_folder import refuse_changed
+from sddit.training.run_folder import RECIPE, recipe_in, refuse_changed
 from sddit.training.session import DTYPES, build_backbone, default_dtype
 from sddit.training.tensors import unpack
 
@@ -145,9 +145,7 @@ def load(
 
 def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype: torch.dtype | None = None) -> Model:
     """The network of a run at its newest good checkpoint, or at `step`."""
-    resolved = folder / RECIPE
-    if not resolved.is_file():
-        raise error("SD-C445", "not a run folder", where=str(folder), expect=f"a folder that holds {RECIPE}")
+    resolved = recipe_in(folder)
     refuse_changed(resolved)
     recipe = resolve_without_data(resolved)
     label = weights or recipe.sampled_weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,14 +16,14 @@ from sddit.evaluation.report import NextStep, ReportData, RunCost, write_report
 from sddit.evaluation.scores import Scores
 from sddit.recipes.plan import plan
 from sddit.recipes.recipe import Recipe
-from sddit.training.run_folder import read_json, read_metrics
+from sddit.training.run_folder import CHANGES, ENVIRONMENT, METRICS, read_json, read_metrics
 
 NOISE_QUARTERS = ("least noise", "second quarter", "third quarter", "most noise")
 
 
 def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores]) -> str:
     """`report.html` of a run whose metrics, pictures and environment lie in its folder."""
-    metrics = read_metrics(folder / "metrics.jsonl")
+    metrics = read_metrics(folder / METRICS)
     environment = environment_of(folder)
     grids = previews(folder)
     return write_report(
@@ -67,13 +66,13 @@ def command(recipe: Recipe) -> str:
 
 def environment_of(folder: Path) -> dict[str, Any]:
     """What a run was made with."""
-    found: dict[str, Any] = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(folder / ENVIRONMENT)
     return found
 
 
 def cost_of(recipe: Recipe, folder: Path) -> RunCost:
     """What a run that lies in `folder` has cost."""
-    return cost(recipe, read_metrics(folder / "metrics.jsonl"), environment_of(folder)["device"])
+    return cost(recipe, read_metrics(folder / METRICS), environment_of(folder)["device"])
 
 
 def cost(recipe: Recipe, metrics: list[dict[str, Any]], device: str) -> RunCost:
@@ -103,7 +102,7 @@ def peak_memory() -> float:
 
 def changes(folder: Path) -> Iterator[str]:
     """What --allow-change let differ on the way."""
-    path = folder / "changes.json"
+    path = folder / CHANGES
     if path.is_file():
         for change in read_json(path, list):
             yield f"changed on the way: {change['key']} from {change['from']} to {change['to']}; schedules over the planned length moved with it"

@@ -40,16 +40,28 @@ from sddit.training.checkpoints import Checkpoint, Store
 from sddit.training.distribution import World, joined, refuse_differences, refuse_drift
 from sddit.training.evidence import evidence
 from sddit.training.loop import NonFinite, train
-from sddit.training.run_folder import MetricsLog, RunFolder, last_metrics, read_json, refuse_changed, unreadable
+from sddit.training.run_folder import (
+    CHANGES,
+    COST,
+    ENVIRONMENT,
+    METRICS,
+    RECIPE,
+    REPORT,
+    SCORES,
+    MetricsLog,
+    RunFolder,
+    last_metrics,
+    read_json,
+    recipe_in,
+    refuse_changed,
+    unreadable,
+)
 from sddit.training.saving import Saver
 from sddit.training.session import Session, build_session, files_of, restore
 from sddit.training.signals import Stopped, StopSignals
 from sddit.training.spikes import Spikes
 
-RECIPE, ENVIRONMENT, CHANGES = "recipe.resolved.json", "environment.json", "changes.json"
-METRICS, SAMPLES, SCORES, COST, REPORT = (
-    "metrics.jsonl", "samples/samples.npz", "scores.json", "cost.json", "report.html"
-)  # fmt: skip
+SAMPLES = "samples/samples.npz"
 ASIDE = "aside-"  # where --fresh moves what a run folder held
 
 
@@ -571,9 +583,7 @@ def score_images(scorer: Scorer | None, request: Request, images: Tensor, *, own
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
     """Sample and score a run at its newest good checkpoint, finished or not. Changes nothing in its folder."""
     chosen = surroundings.choose_device(device)
-    if not (folder / RECIPE).is_file():
-        raise error("SD-C445", "not a run folder", where=str(folder), expect=f"a folder that holds {RECIPE}")
-    resolve(folder / RECIPE)  # which needs the data, and says what is wrong with it
+    resolve(recipe_in(folder))  # which needs the data, and says what is wrong with it
     model = load_run(folder)
     recipe = model.require_recipe()
     if not recipe.dataset.params.holds_images:

@@ -1,4 +1,4 @@
-"""Large numbers in few letters, for tables."""
+"""Numbers as people read them: large ones in few letters, and how many there are of what."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def big(number: float | None, unit: str = "") -> str:
     while size >= 999.5 and step < len(PREFIXES) - 1:
         size, step = size / 1000, step + 1
     return f"{size:.3g} {PREFIXES[step]}{unit}".rstrip()
+
+
+def count(number: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

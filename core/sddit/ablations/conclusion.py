@@ -12,7 +12,7 @@ from sddit.ablations.results import Results
 from sddit.ablations.statistics import LEAST_SEEDS, LEVEL, Comparison, Verdict, p_text
 from sddit.ablations.table import apart, title
 from sddit.evaluation.figures import FIGURES
-from sddit.units import big
+from sddit.units import big, count
 
 Compared = Mapping[str, Mapping[str, Comparison]]
 """By metric and arm."""
@@ -285,8 +285,3 @@ def spread(amounts: Mapping[str, float | None], text: Callable[[float], str] = b
 def listed(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -8,14 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sddit.ablations.results import METRICS, Results, Row, read_json
+from sddit.ablations.results import Results, Row, read_json
 from sddit.errors import SdditError
 from sddit.evaluation.report import Verdict, judge, keys_of, label_of, monitors
 from sddit.interfaces import Monitor
 from sddit.recipes.merge import leaves
-from sddit.training.run_folder import read_metrics
-
-ENVIRONMENT = "environment.json"
+from sddit.training.run_folder import ENVIRONMENT, METRICS, read_metrics
 
 Log = Sequence[Mapping[str, float]]
 """The lines of one run's `metrics.jsonl`."""

@@ -25,8 +25,9 @@ from sddit.recipes.merge import leaves
 from sddit.recipes.plan import Plan
 from sddit.recipes.plan import plan as cost_of
 from sddit.recipes.recipe import Recipe
+from sddit.training.run_folder import RECIPE, REPORT
 
-RECIPE, REPORT, PLAN = "recipe.resolved.json", "report.html", "plan.json"
+PLAN = "plan.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,15 +23,16 @@ from markupsafe import Markup
 
 from sddit.ablations.curves import AXES, all_keys, over_seeds
 from sddit.ablations.logs import Logs, environments, logs_of
-from sddit.ablations.plan import PLAN, RECIPE, REPORT
-from sddit.ablations.published import ENVIRONMENT, RECIPES, pathless, slug
+from sddit.ablations.plan import PLAN
+from sddit.ablations.published import RECIPES, first_recipe, pathless, slug
 from sddit.ablations.readme import Figure, readme
 from sddit.ablations.report import curves, page, probed, samples
-from sddit.ablations.results import RESULTS, Results, gather, read_json
+from sddit.ablations.results import RESULTS, Results, gather
 from sddit.errors import error
 from sddit.evaluation.charts import as_file, title_of
 from sddit.forms import no_formula
 from sddit.training.durable import replace_file, storage_errors, to_json
+from sddit.training.run_folder import ENVIRONMENT, REPORT
 
 README, CURVES, FIGURES, SAMPLES = "README.md", "curves.csv", "figures", "samples"
 OVER = ("steps", "flops")  # the axes of the figures
@@ -153,11 +154,9 @@ def report(results: Results) -> bytes:
 def recipes(results: Results) -> Iterator[tuple[str, Any]]:
     """The resolved recipe of each arm at the first seed that has one; the others differ from it by their seed."""
     for arm in results.plan["arms"]:
-        for row in results.of(arm["label"]):
-            path = results.folder / row.folder / RECIPE
-            if path.is_file():
-                yield arm["label"], pathless(read_json(path))
-                break
+        recipe = first_recipe(results.folder, results.of(arm["label"]))
+        if recipe is not None:
+            yield arm["label"], pathless(recipe)
 
 
 def drawn(results: Results, logs: Logs) -> Iterator[tuple[str, Markup]]:

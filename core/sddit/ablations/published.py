@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from sddit.ablations.cautions import SAME_EVERYWHERE
 from sddit.ablations.logs import environments
-from sddit.ablations.plan import PLAN, RECIPE
+from sddit.ablations.plan import PLAN
 from sddit.ablations.results import RESULTS, Results, Row, gather, read_json
 from sddit.ablations.statistics import LEAST_SEEDS, LEVEL, Summary, holm, summarize, welch
 from sddit.ablations.table import title
@@ -22,8 +22,10 @@ from sddit.errors import SdditError
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import leaves
 from sddit.recipes.source import quoted
+from sddit.training.run_folder import ENVIRONMENT, RECIPE
+from sddit.units import count
 
-ENVIRONMENT, RECIPES = "environment.json", "recipes"
+RECIPES = "recipes"
 ABSOLUTE = re.compile(r"""(?<![\w.:/~])~?/(?:[^\s/'",;:)\]]+/)*(?=[^\s/'",;:)\]])""")
 """The folders of an absolute path, up to its last name."""
 MOST_KEYS = 4  # that are named where settings differ
@@ -214,7 +216,3 @@ def pathless(value: T) -> T:
         cut = [pathless(item) for item in value]
     result: T = cut
     return result
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

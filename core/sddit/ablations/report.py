@@ -19,7 +19,6 @@ from sddit.ablations.cautions import cautions
 from sddit.ablations.conclusion import budget, fairness, findings, summary
 from sddit.ablations.curves import AXES, Charts, diagnostic_charts, loss_charts, metric_charts, probe_chart
 from sddit.ablations.logs import Diagnosis, Logs, diagnoses, environments, logs_of
-from sddit.ablations.plan import REPORT
 from sddit.ablations.published import Reproduction, against_published
 from sddit.ablations.results import Results, Row
 from sddit.ablations.statistics import LEVEL, Comparison, p_text, summarize
@@ -32,6 +31,7 @@ from sddit.evaluation.page import render
 from sddit.evaluation.probe import Probe, read_probe
 from sddit.evaluation.report import duration
 from sddit.training.durable import replace_file
+from sddit.training.run_folder import REPORT
 from sddit.units import big
 
 WIDEST = 480  # pixels of a sample grid as it is embedded

@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from sddit.ablations.plan import PLAN, REPORT
-from sddit.errors import SdditError, error
+from sddit.ablations.plan import PLAN
+from sddit.errors import SdditError
 from sddit.evaluation.figures import numbers
+from sddit.training import run_folder
 from sddit.training.durable import replace_file, to_json
-from sddit.training.run_folder import last_metrics
+from sddit.training.run_folder import COST, METRICS, REPORT, SCORES, last_metrics
 
 RESULTS = "results.jsonl"
 FAILURES = "failures"
-SCORES, METRICS, COST = "scores.json", "metrics.jsonl", "cost.json"
 
 Status = Literal["finished", "failed", "stopped", "waiting"]
 
@@ -178,8 +178,4 @@ def failure_of(folder: Path, run: str) -> str:
 
 def read_json(path: Path) -> Any:
     """A JSON file of an ablation or a run. Raises SD-F704 where it is not what this program wrote."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as fault:
-        what = "a file of the ablation cannot be read"
-        raise error("SD-F704", what, where=str(path), got=str(fault), fix="put a copy back") from fault
+    return run_folder.read_json(path, fix="put a copy back")

@@ -22,7 +22,6 @@ from sddit.ablations.leaks import LeakCheck, look_for_leaks
 from sddit.ablations.plan import PLAN, AblationPlan, PlannedRun, folder_of, make_plan, with_threads
 from sddit.ablations.report import write_report
 from sddit.ablations.results import (
-    METRICS,
     Results,
     forget_failure,
     gather,
@@ -35,7 +34,7 @@ from sddit.errors import SdditError, error, one_of
 from sddit.evaluation.probe import lacks_probe
 from sddit.progress import Progress, duration
 from sddit.training.durable import replace_file, to_json
-from sddit.training.run_folder import RunFolder, holder, last_metrics
+from sddit.training.run_folder import METRICS, RunFolder, holder, last_metrics
 from sddit.training.signals import REQUESTS, StopSignals
 
 RECIPES, LOGS = "recipes", "logs"

@@ -2,8 +2,7 @@
 
 An ablation repeats every arm over the same seeds. Arms of one seed share batches, noise and initial weights, so arm and
 baseline are compared seed by seed: what a seed does to both cancels. Seeds are few, hence Student's t. The percentile
-bootstrap is no substitute: its nominal 95 % intervals hold the truth in 75 % of cases at 3 seeds and in 84 % at 5. Its
-place is inside one run, where images are many.
+bootstrap is no substitute: its nominal 95 % intervals hold the truth in 75 % of cases at 3 seeds and in 84 % at 5.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from sddit.units import count
 
 Array = NDArray[np.float64]
 Verdict = Literal["better", "worse", "within noise", "no verdict under 3 seeds"]
@@ -59,8 +60,8 @@ class Comparison:
         """`better: -0.12, 95% interval -0.2 to -0.04 over 5 seeds, p = 0.013 corrected for 4 arms`."""
         if self.difference is None or self.low is None or self.high is None:
             measured = "" if self.difference is None else f": {self.difference:+.3g}"
-            return f"{self.verdict}{measured} ({_count(self.seeds, 'seed')})"
-        interval = f"{LEVEL:.0%} interval {self.low:.3g} to {self.high:.3g} over {_count(self.seeds, 'seed')}"
+            return f"{self.verdict}{measured} ({count(self.seeds, 'seed')})"
+        interval = f"{LEVEL:.0%} interval {self.low:.3g} to {self.high:.3g} over {count(self.seeds, 'seed')}"
         if self.p is None or self.p_holm is None:
             return f"{self.verdict}: {self.difference:+.3g}, {interval}"
         corrected = f" corrected for {self.family} arms" if self.family > 1 else ""
@@ -126,10 +127,6 @@ def _finite(values: Sequence[float]) -> Array:
     return x
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def p_text(p: float) -> str:
     """`p = 0.013`, `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
@@ -193,17 +190,6 @@ def holm(p: ArrayLike) -> Array:
     corrected = np.empty_like(p)
     np.put_along_axis(corrected, order, np.minimum(rising, 1.0), axis=-1)
     return corrected
-
-
-def bootstrap_interval(
-    values: ArrayLike, rng: np.random.Generator, *, resamples: int = 1000, level: float = LEVEL
-) -> tuple[Array, Array]:
-    """Percentile bootstrap of a mean over the last axis of [..., n]: for the many images of one run, never for few seeds."""
-    x = np.asarray(values, dtype=np.float64)
-    n = x.shape[-1]
-    means = x[..., rng.integers(n, size=(resamples, n))].mean(axis=-1)  # [..., resamples]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
-    return low, high
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sddit.ablations.expand import Ablation, expand, naming_arms
-from sddit.ablations.plan import REPORT, AblationPlan, PlannedArm
+from sddit.ablations.plan import AblationPlan, PlannedArm
 from sddit.ablations.published import Reproduction, against_published
 from sddit.ablations.results import Results, Row, readable
 from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
@@ -19,6 +19,7 @@ from sddit.errors import Problem, error, printable, raise_all
 from sddit.progress import progress_on
 from sddit.recipes.checks import check_device
 from sddit.recipes.merge import Merged
+from sddit.training.run_folder import REPORT
 from sddit.units import big
 
 STATES = {"finished": "finished", "failed": "failed", "stopped": "step {step:,}", "waiting": ""}

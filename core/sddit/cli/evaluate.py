@@ -13,6 +13,7 @@ from sddit.cli.frame import Verb, console, error_console, notice, print_json, st
 from sddit.evaluation.figures import FIGURES
 from sddit.plugins import host
 from sddit.progress import Progress, progress_on
+from sddit.training.run_folder import RECIPE
 
 EXAMPLES = """
 sddit-run evaluate runs/quickstart-4f2c91d07a55
@@ -166,7 +167,7 @@ def is_scored(run: Path) -> bool:
     """Whether the run's recipe names an extractor; what is no run folder is refused where it is loaded."""
     from sddit.recipes.resolve import resolve
 
-    recipe = run / "recipe.resolved.json"
+    recipe = run / RECIPE
     return not recipe.is_file() or bool(resolve(recipe).features)
 
 

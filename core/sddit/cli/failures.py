@@ -73,9 +73,9 @@ def of_the_system(failure: OSError, state: State) -> int:
     return ended(failure, [problem], exit_status(problem.code), state)
 
 
-def ended_by_a_plugin(ended: SystemExit) -> bool:
+def ended_by_a_plugin(end: SystemExit) -> bool:
     """Whether it was a plugin's own line that asked to end the process, which is ours to do."""
-    frames = traceback.extract_tb(ended.__traceback__)
+    frames = traceback.extract_tb(end.__traceback__)
     return any(host().owner_of(frame.filename) for frame in frames[-1:])
 
 

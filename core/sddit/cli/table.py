@@ -17,7 +17,7 @@ from sddit.cli import frame
 from sddit.errors import SdditError, error, printable
 from sddit.evaluation.figures import FIGURES, numbers
 from sddit.progress import duration
-from sddit.training.run_folder import last_metrics, read_json
+from sddit.training.run_folder import METRICS, RECIPE, SCORES, last_metrics, read_json
 
 EXAMPLES = """
 sddit-run table                          every run in runs/
@@ -26,7 +26,6 @@ sddit-run table runs/teacher_noise-0c11d2e4f3a5     an ablation, arm by arm
 sddit-run table --markdown               or --latex
 sddit-run table --csv > runs.csv         every figure, all digits
 """
-RECIPE, METRICS, SCORES = "recipe.resolved.json", "metrics.jsonl", "scores.json"
 SHOWN = ("fd", "class_accuracy", "precision", "recall")
 FORMS = ("--markdown", "--latex", "--csv")
 

@@ -22,8 +22,8 @@ from sddit.evaluation.scores import refuse_few, see_images, see_split
 from sddit.interfaces import Dataset, FeatureExtractor
 from sddit.progress import Progress
 from sddit.recipes.resolve import resolve
-from sddit.run import RECIPE, SAMPLES, extractors
-from sddit.training.run_folder import RunFolder, unreadable
+from sddit.run import SAMPLES, extractors
+from sddit.training.run_folder import RunFolder, recipe_in, unreadable
 
 COPIES = "copies.json"
 PAIRS = 8  # closest pairs that are shown
@@ -85,10 +85,9 @@ def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str,
     Raises:
         SdditError: SD-C445 for a folder that is no run, SD-T930 for a run without samples, SD-T906 without held-out images.
     """
-    if not (folder / RECIPE).is_file():
-        raise error("SD-C445", "not a run folder", where=str(folder), expect=f"a folder that holds {RECIPE}")
+    resolved = recipe_in(folder)
     samples = torch.from_numpy(kept_samples(folder)).permute(0, 3, 1, 2)
-    recipe = resolve(folder / RECIPE)
+    recipe = resolve(resolved)
     chosen = choose_device(device)
     train_set, test_set = (recipe.dataset.build(split=split) for split in ("train", "test"))
     refuse_few({"training images": train_set, "held-out images": test_set}, recipe.evaluate.neighbours)

@@ -8,7 +8,6 @@ seen against another trained network, not against this floor.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from sddit.errors import error
 from sddit.evaluation.charts import Reference, Series, line_chart
 from sddit.recipes.recipe import Recipe
+from sddit.training.run_folder import read_json, unreadable
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -68,16 +67,12 @@ def read_probe(folder: Path) -> Probe | None:
     path = folder / PROBE
     if not path.is_file():
         return None
+    fix = "sddit-run evaluate RUN --probe   makes it anew"
+    held = read_json(path, fix=fix)
     try:
-        return Probe(**_as_tuples(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError, RecursionError) as fault:
-        raise error(
-            "SD-F704",
-            "a file of the run folder cannot be read",
-            where=str(path),
-            got=str(fault),
-            fix="sddit-run evaluate RUN --probe   makes it anew",
-        ) from fault
+        return Probe(**_as_tuples(held))
+    except (ValueError, TypeError) as fault:
+        raise unreadable(path, str(fault), fix) from fault
 
 
 def charts(probe: Probe) -> dict[str, Markup]:

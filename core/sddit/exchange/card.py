@@ -11,6 +11,7 @@ from sddit import __version__
 from sddit.errors import printable
 from sddit.exchange.source import PROVENANCE, Found
 from sddit.recipes.recipe import Recipe
+from sddit.training.run_folder import SCORES
 
 HEADER = """---
 {library}tags:
@@ -33,7 +34,7 @@ def model_card(recipe: Recipe, source: Found, layout: str, parameters: int, note
         *([note] if note else []),
         "## Training",
         imported(brought) if (brought := read(source.folder / PROVENANCE)) else training(recipe),
-        *(["## Scores", table] if (table := scores(read(source.folder / "scores.json"))) else []),
+        *(["## Scores", table] if (table := scores(read(source.folder / SCORES))) else []),
         "## Licence",
         "None is stated here. Whoever publishes these weights chooses one, with regard to the data they were trained on "
         "and to the licence of the weights they began from, if any; write it as `license:` at the top of this file.",

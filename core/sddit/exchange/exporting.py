@@ -17,12 +17,12 @@ from sddit.errors import error
 from sddit.exchange.card import model_card
 from sddit.exchange.layouts import OURS, UNDROPPED
 from sddit.exchange.published import offering, written
-from sddit.exchange.source import CONFIG, EXPORT_FORMAT, RECIPE, WEIGHTS, Found, found
+from sddit.exchange.source import CONFIG, EXPORT_FORMAT, WEIGHTS, Found, found
 from sddit.exchange.weights import read_weights
 from sddit.recipes.recipe import Recipe, facts_to_json
 from sddit.recipes.resolve import resolve_without_data
 from sddit.training.durable import replace_file
-from sddit.training.run_folder import made
+from sddit.training.run_folder import made, recipe_in
 from sddit.training.sealed import seal_manifest
 from sddit.training.tensors import pack
 
@@ -57,9 +57,7 @@ def export_run(
             holds something.
     """
     note = "" if layout == OURS else str(offering(layout).format(layout).note)
-    if not (run / RECIPE).is_file():
-        raise error("SD-C445", "not a run folder", where=str(run), expect=f"a folder that holds {RECIPE}")
-    recipe, source = resolve_without_data(run / RECIPE), found(run, weights, step)
+    recipe, source = resolve_without_data(recipe_in(run)), found(run, weights, step)
     if layout != OURS and recipe.facts.num_classes and recipe.dataset.params.label_drop == 0:
         note = f"{note} {UNDROPPED}".strip()
     state = read_weights(source)

@@ -17,11 +17,11 @@ from sddit.errors import error
 from sddit.exchange.arguments import flat, together
 from sddit.exchange.files import WeightFile, read_weight_file
 from sddit.exchange.published import Published, understood, unlike
-from sddit.exchange.source import PROVENANCE, RECIPE
+from sddit.exchange.source import PROVENANCE
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
 from sddit.training.checkpoints import Store
-from sddit.training.run_folder import RunFolder
+from sddit.training.run_folder import RECIPE, RunFolder
 from sddit.training.session import DTYPES, default_dtype
 from sddit.training.tensors import pack, require_finite
 

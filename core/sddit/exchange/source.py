@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import Any
 from sddit.errors import error, one_of
 from sddit.recipes.settings import StartSettings
 from sddit.training.checkpoints import Store
-from sddit.training.run_folder import refuse_changed
+from sddit.training.run_folder import RECIPE, read_json, refuse_changed
 from sddit.training.sealed import Broken, Checkpoint, broken_error, read_manifest, seal_manifest
 
-RECIPE, CONFIG, WEIGHTS = "recipe.resolved.json", "config.json", "model.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PROVENANCE = "provenance.json"  # in the run folder of imported weights
 EXPORT_FORMAT = 1
 
@@ -169,10 +168,6 @@ def refuse_unknown_label(label: str, known: Collection[str], folder: Path) -> No
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as fault:
-        raise error(
-            "SD-F704", "a file cannot be read", where=str(path), got=str(fault), fix="put a copy back"
-        ) from fault
-    return value if isinstance(value, dict) else {}
+    """A table of JSON, which in a folder from elsewhere may be none of ours; empty where it is none at all."""
+    held: Any = read_json(path, object, fix="put a copy back")
+    return held if isinstance(held, dict) else {}

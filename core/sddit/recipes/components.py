@@ -39,11 +39,8 @@ SLOTS = {
     "guidance": Slot("guidances", "none"),
     "optimizer": Slot("optimizers", "adamw"),
 }
-LABELLED = {
-    "loss": "losses",
-    "tracker": "trackers",
-    "features": "features",
-}  # tables of labelled tables, and the registry these choose from
+# Tables of labelled tables, and the registry these choose from.
+LABELLED = {"loss": "losses", "tracker": "trackers", "features": "features"}
 FEATURES = "evaluate.features"
 
 LABEL = re.compile(r"[a-z][a-z0-9_-]*")

@@ -137,9 +137,10 @@ class Store:
         """Take away what a save under way in another thread has written. It fails then, unless it is complete by now."""
         for staged in self.folder.glob(f"{STAGED}*"):
             with contextlib.suppress(FileNotFoundError):  # it was complete
-                doom(
-                    staged
-                ) if staged.is_dir() else staged.unlink()  # one move: what is published is never half taken away
+                if staged.is_dir():
+                    doom(staged)  # one move: what is published is never half taken away
+                else:
+                    staged.unlink()
         self.clean()
 
     def _refuse_when_full(self, files: Mapping[str, Content]) -> None:

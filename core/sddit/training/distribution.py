@@ -396,9 +396,8 @@ def parallel(student: nn.Module, copies: Sequence[nn.Module], world: World, kind
         return student
     with warnings.catch_warnings():  # newer versions of torch rename the argument, and warn of the name that all know
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(
-            student, broadcast_buffers=False
-        )  # buffers change in `after_step`, alike on all ranks
+        # Buffers change in `after_step`, alike on all ranks.
+        return DistributedDataParallel(student, broadcast_buffers=False)
 
 
 def shard(module: nn.Module, *, reshard_after_forward: bool | None = None) -> None:

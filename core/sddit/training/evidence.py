@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sddit.data.loader import batch_ids
 from sddit.training.loop import accumulate, forget_step, noise_edges, training_mode
+from sddit.training.run_folder import RECIPE
 from sddit.training.session import Session
 
 
@@ -55,7 +56,7 @@ def evidence(session: Session, bad: list[str], run: Path, checkpoint: Path) -> d
 
 def repeat(session: Session, run: Path) -> str:
     """The command that takes the step again: it continues from the state before it."""
-    command = ["sddit-run", str(run / "recipe.resolved.json"), "--resume", str(run)]
+    command = ["sddit-run", str(run / RECIPE), "--resume", str(run)]
     return shlex.join([*command, *(["--device", "cuda"] if session.device.type == "cuda" else [])])
 
 

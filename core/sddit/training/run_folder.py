@@ -17,6 +17,9 @@ from typing import Any, Self
 from sddit.errors import SdditError, error
 from sddit.training.durable import NOT_NUMBERS, remove_leftovers, replace_file, storage_errors, to_json
 
+RECIPE, ENVIRONMENT, METRICS = "recipe.resolved.json", "environment.json", "metrics.jsonl"
+SCORES, COST, REPORT, CHANGES = "scores.json", "cost.json", "report.html", "changes.json"
+
 LOCK = "run.lock"
 SEAL = ".sha256"  # ends the name of the file that holds the hash of the one beside it
 TAIL = 1 << 18  # bytes at the end of a metrics log that hold its last row
@@ -100,6 +103,14 @@ def refuse_changed(path: Path) -> None:
         )
 
 
+def recipe_in(folder: Path) -> Path:
+    """The resolved recipe of a run folder. Raises SD-C445 for a folder that is none."""
+    path = folder / RECIPE
+    if not path.is_file():
+        raise error("SD-C445", "not a run folder", where=str(folder), expect=f"a folder that holds {RECIPE}")
+    return path
+
+
 def read_json(path: Path, kind: type = dict, fix: str = "put a copy back, or start afresh with --fresh") -> Any:
     """A JSON file of a run folder. Raises SD-F704 where it is not what this program wrote, which is of this kind."""
     try:
@@ -113,7 +124,7 @@ def read_json(path: Path, kind: type = dict, fix: str = "put a copy back, or sta
 
 def unreadable(path: Path, got: str, fix: str) -> SdditError:
     """SD-F704."""
-    return error("SD-F704", "a file of the run folder cannot be read", where=str(path), got=got, fix=fix)
+    return error("SD-F704", "a file cannot be read", where=str(path), got=got, fix=fix)
 
 
 def made(path: Path) -> Path:

@@ -50,13 +50,9 @@ class Session:
     root: nn.Module  # what is called in the student's place: itself, or what averages its gradients over the world
     step: int = 0  # optimizer steps taken
     seconds: float = 0.0  # spent training, earlier sittings included
-    tally: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # sum and count of what the current log interval saw, [2] float64
+    tally: dict[str, Tensor] = field(default_factory=dict)  # of this log interval: sum and count, [2] float64
     skipped: list[int] = field(default_factory=list)  # steps that were not taken: their numbers were not finite
-    built_with: list[dict[str, float]] = field(
-        init=False
-    )  # the plain numbers of the optimizer's groups before the first step
+    built_with: list[dict[str, float]] = field(init=False)  # numbers in the optimizer's groups before the first step
     notes: list[str] = field(default_factory=list)  # what a person should be told once, before the first step
 
     def __post_init__(self) -> None:

@@ -50,9 +50,8 @@ class StopSignals:
     A second signal raises SystemExit(128 + its number) wherever the program is. One of several processes does not stop for
     what it `heard` by itself, but for what all have `agreed` on, so that they stop after the same step.
 
-    SIGHUP, a lost terminal, counts as
-    SIGTERM unless the process was started to outlive it (nohup). Outside the main thread nothing is noted: Python
-    delivers signals to the main thread only.
+    SIGHUP, a lost terminal, counts as SIGTERM unless the process was started to outlive it (nohup). Outside the main
+    thread nothing is noted: Python delivers signals to the main thread only.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
