@@ -32,6 +32,7 @@ from sddit.errors import Problem, error, nearest, one_of, raise_all
 from sddit.hookspecs import Registries
 from sddit.registry import Registry
 from sddit.shared_state import unchanged_shared_state
+from sddit.training.signals import Stopped
 
 GROUP = "sddit"
 OURS = "sddit"
@@ -217,6 +218,8 @@ class Host:
             self._register(plugin, row)
             row.code = row.file or _folder_of(plugin)
             row.state = "loaded"
+        except Stopped:  # a signal came meanwhile, which is no fault of the plugin
+            raise
         except (Exception, SystemExit) as failure:
             row.state, row.failure = "failed", failure
             row.error = said(failure)

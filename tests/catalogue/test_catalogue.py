@@ -463,6 +463,10 @@ def remove_the_folder(world: Any, session: Any) -> None:
     shutil.move(world.run(), world.folder / "gone" / world.run().name)
 
 
+def delete_the_folder(world: Any, session: Any) -> None:
+    shutil.rmtree(world.run())
+
+
 def spoil_the_batch(world: Any, session: Any) -> None:
     fetch = session.dataset.fetch
     session.dataset.fetch = lambda ids: (fetch(ids)[0] * float("nan"), fetch(ids)[1])
@@ -480,6 +484,7 @@ HAPPENINGS = {
     "out of memory": out_of_memory,
     "out of host memory": out_of_host_memory,
     "the folder goes": remove_the_folder,
+    "the folder is deleted": delete_the_folder,
     "a batch holds NaN": spoil_the_batch,
     "the gradient is infinite": spoil_the_gradient,
     "the gradient is long": lengthen_the_gradient,

@@ -197,3 +197,15 @@ def test_a_command_that_has_hardly_begun(number: signal.Signals, status: int) ->
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == status
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_a_plugin_loads_is_no_fault_of_the_plugin(number: signal.Signals, tmp_path: Path) -> None:
+    """A plugin may take seconds to import its libraries; a job script takes the status of a stop from that of a fault."""
+    (tmp_path / "slow.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
+    (tmp_path / "slow.toml").write_text('plugins = ["./slow.py"]\n')
+    ended = subprocess.run(
+        [sys.executable, "-m", "sddit", "slow.toml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == STATUS[number]
+    assert "error" not in ended.stderr

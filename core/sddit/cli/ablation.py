@@ -13,7 +13,7 @@ from sddit.ablations.published import Reproduction, against_published
 from sddit.ablations.results import Results, Row, readable
 from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
 from sddit.ablations.table import cells, changes, comparisons, legend
-from sddit.cli.frame import console, error_console, print_json, state_of, table
+from sddit.cli.frame import console, error_console, print_json, state_of, table, work_console
 from sddit.cli.run import show_result, train
 from sddit.errors import Problem, error, printable, raise_all
 from sddit.progress import progress_on
@@ -78,7 +78,7 @@ def run_all(
     ctx: click.Context, ablation: Ablation, *, out: Path, device: str, jobs: int, reuse: bool, as_json: bool
 ) -> None:
     """Run what is not finished, then show the table. Raises SD-X810 if a run failed."""
-    with progress_on(error_console() if as_json else console()) as progress:
+    with progress_on(error_console() if as_json else work_console()) as progress:
         state_of(ctx).progress = progress
         results = run_ablation(ablation, out=out, device=device, progress=progress, jobs=jobs, reuse=reuse)
     if as_json:

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from sddit import processes
-from sddit.cli.frame import State, error_console
+from sddit.cli.frame import State, error_console, to_nowhere
 from sddit.errors import Problem, SdditError, exit_status, printable
 from sddit.memory import out_of_memory, ran_out
 from sddit.plugins import host, said
@@ -49,8 +49,11 @@ def of_code(failure: BaseException, state: State) -> int:
     if ran_out(failure):
         less = "ask for fewer images at once, or free some memory"
         return of_the_user(out_of_memory(failure, state.progress.name or "this command", what, less), state)
-    if isinstance(failure, OSError) and state.progress.folder is None:
-        return of_the_system(failure, state)
+    if isinstance(failure, OSError):
+        if state.progress.folder is None:
+            return of_the_system(failure, state)
+        if Path(failure.filename or "").is_relative_to(state.progress.folder):
+            return of_the_user(storage_error(failure, Path(failure.filename)), state)
     lines = [f"error: a bug in the toolkit: {printable(what)}", f"  at:     {frames[-1].filename}:{frames[-1].lineno}"]
     if state.progress.folder is None and not state.debug:
         lines.append("  fix:    none known; please report it with what the same command prints with --debug")
@@ -103,8 +106,7 @@ def interrupted() -> int:
 
 def leave_quietly() -> int:
     """The reader of our output went away, as `head` does: that is no failure."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    to_nowhere(sys.stdout)
     return 0
 
 

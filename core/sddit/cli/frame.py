@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import click
 from rich.console import Console
@@ -68,6 +70,35 @@ class Output(Console):
         raise BrokenPipeError
 
 
+class Lasting:
+    """A stream for work that goes on without it: a reader that went, a full disk or a lost terminal ends nothing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            to_nowhere(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            to_nowhere(self._stream)
+
+
+def to_nowhere(stream: TextIO) -> None:
+    """Let an output that the system refuses swallow what is still to be written to it."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def console(file: TextIO | None = None) -> Console:
     """Where a verb prints: colours and the terminal's width on a terminal, plain long lines elsewhere."""
     stream = file or sys.stdout
@@ -75,9 +106,14 @@ def console(file: TextIO | None = None) -> Console:
     return Output(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
+def work_console() -> Console:
+    """Where long work says how far it is, on stdout; it goes on if that cannot be written to any more."""
+    return console(cast("TextIO", Lasting(sys.stdout)))
+
+
 def error_console() -> Console:
     """The same for messages, on stderr."""
-    return console(sys.stderr)
+    return console(cast("TextIO", Lasting(sys.stderr)))
 
 
 def table(*headings: str) -> Table:

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sddit.cli.frame import error_console
@@ -25,8 +26,11 @@ PATIENCE = "600"  # seconds for a step and a save after a signal; torch kills af
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
-    """Run `sddit-run ARGUMENTS` as `count` processes. Returns the exit status of the run; prints why it failed."""
-    with TemporaryDirectory(prefix="sddit-") as folder, environment(count, folder), silence():
+    """Run `sddit-run ARGUMENTS` as `count` processes. Returns the exit status of the run; prints why it failed.
+
+    Raises SD-X807 where the system does not let the launcher start them.
+    """
+    with starting(count), TemporaryDirectory(prefix="sddit-") as folder, environment(count, folder), silence():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -50,9 +54,8 @@ def launch(arguments: Sequence[str], count: int) -> int:
         except SignalException as stopped:
             status = 128 + (signal.SIGTERM if stopped.sigval == signal.SIGHUP else stopped.sigval)
         noted = failures_in(Path(folder))
-        if noted or (ended and not status):
-            return told(first(noted, ended))
-        return status
+        failure = first(noted, ended) if noted or (ended and not status) else None
+    return told(failure) if failure else status
 
 
 def first(noted: Sequence[Failure], ended: Mapping[int, int]) -> Failure:
@@ -84,6 +87,21 @@ def told(failure: Failure) -> int:
     for line in body:
         out.print(line, soft_wrap=True)
     return failure.exit
+
+
+@contextmanager
+def starting(count: int) -> Iterator[None]:
+    """Around torch's launcher: what the system refuses to it, such as a port, an open file or a temporary folder."""
+    try:
+        yield
+    except (OSError, RuntimeError, RendezvousError) as fault:
+        raise error(
+            "SD-X807",
+            f"{count} processes could not be started",
+            where="--nproc",
+            got=f"{type(fault).__name__}: {fault}".splitlines()[0],
+            fix="look at the limits of open files and processes (ulimit -n, ulimit -u) and at the temporary folder (TMPDIR)",
+        ) from fault
 
 
 @contextmanager

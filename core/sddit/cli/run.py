@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sddit import processes
-from sddit.cli.frame import Verb, console, error_console, notice, print_json, state_of
+from sddit.cli.frame import Verb, console, error_console, notice, print_json, state_of, work_console
 from sddit.devices import surely_absent
 from sddit.errors import SdditError, error, one_of, raise_all
 from sddit.plugins import host
@@ -218,10 +218,10 @@ def about(recipe: Recipe) -> dict[str, Any]:
 
 
 def train(ctx: click.Context, recipe: Recipe, *, as_json: bool, **settings: Any) -> RunResult:
-    """Run it, and show how it goes."""
+    """Run it, and show how it goes, for as long as anybody looks."""
     from sddit.run import run as start
 
-    shown = progress_on(error_console() if as_json else console()) if processes.rank() == 0 else Progress()
+    shown = progress_on(error_console() if as_json else work_console()) if processes.rank() == 0 else Progress()
     with shown as progress:
         state_of(ctx).progress = progress
         return start(recipe, progress=progress, **settings)

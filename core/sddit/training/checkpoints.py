@@ -83,7 +83,7 @@ class Store:
             if place.is_dir() and not self._moved_aside(place):
                 return place
             if not self.folder.is_dir():
-                self.folder.mkdir(parents=True)
+                self.folder.mkdir()  # a run folder that has gone is not made anew
                 sync_folder(self.folder.parent)
             self._refuse_when_full(files)
             self._publish(step, files)

@@ -20,7 +20,7 @@ DOOMED = ".del-"  # begins the name of what is being removed
 
 NOT_NUMBERS = ("NaN", "Infinity", "-Infinity")  # what JSON has no number for, as text that float() reads
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 GONE = {errno.ENOENT, errno.ENOTDIR}
 IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY, errno.ENAMETOOLONG}
@@ -119,6 +119,9 @@ def storage_error(cause: OSError, path: Path) -> SdditError:
         return error(
             "SD-M610", "no space left to write to", where=where, got=got, fix="free some space, then run again"
         )
+    if cause.errno == errno.EFBIG:
+        fix = "raise the limit (ulimit -f), then run again"
+        return error("SD-M610", "a file is larger than the limit on file sizes", where=where, got=got, fix=fix)
     if cause.errno in FORBIDDEN:
         return error("SD-F703", "the run folder cannot be used", where=where, got=got, fix="mend its permissions")
     if cause.errno in GONE:

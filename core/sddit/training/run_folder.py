@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sddit.errors import SdditError, error
-from sddit.training.durable import NOT_NUMBERS, remove_leftovers, replace_file, storage_errors, to_json
+from sddit.training.durable import NOT_NUMBERS, remove_leftovers, replace_file, storage_errors, sync_folder, to_json
 
 RECIPE, ENVIRONMENT, METRICS = "recipe.resolved.json", "environment.json", "metrics.jsonl"
 SCORES, COST, REPORT, CHANGES = "scores.json", "cost.json", "report.html", "changes.json"
@@ -78,7 +78,13 @@ class RunFolder:
         return self.write_text(name, to_json(value, indent=1) + "\n")
 
     def write_sealed_json(self, name: str, value: Any) -> Path:
-        """Write JSON, and its sha256 beside it in the form of `sha256sum`, for `refuse_changed`."""
+        """Write JSON, and its sha256 beside it in the form of `sha256sum`, for `refuse_changed`.
+
+        The old seal goes first: a kill between the two files leaves one without a seal, not one that looks changed.
+        """
+        with storage_errors(self.path):
+            (self.path / f"{name}{SEAL}").unlink(missing_ok=True)
+            sync_folder(self.path)
         path = self.write_json(name, value)
         self.write_text(f"{name}{SEAL}", f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
         return path

@@ -168,6 +168,25 @@ def test_a_reader_that_goes_away_is_no_failure(sddit_process):
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("output", ["gone", "/dev/full"])
+def test_training_goes_on_without_its_output(output, toy_recipe, tmp_path):
+    """As `sddit-run RECIPE | head -1`, or a log on a full disk: status 0 means that the run is done."""
+    code = (
+        "import sys; from sddit.cli import main; from sddit.plugins import using_host; from sddit.testing import toy_host\n"
+        "with using_host(toy_host()): main(sys.argv[1:])\n"
+    )
+    if output == "gone":
+        reader, stdout = os.pipe()
+        os.close(reader)
+    else:
+        stdout = os.open(output, os.O_WRONLY)
+    command = [sys.executable, "-c", code, str(toy_recipe), "--out", str(tmp_path / "runs")]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    os.close(stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [*tmp_path.glob("runs/*/report.html")]
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">/dev/null"])
 def test_a_closed_output_is_no_failure(closed):
     code = "from sddit.cli import main; main(['explain', 'SD-P201'])"

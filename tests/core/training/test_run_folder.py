@@ -308,6 +308,25 @@ def test_the_last_row_is_the_last_that_is_one(tmp_path: Path) -> None:
     assert last_metrics(tmp_path / "none.jsonl") == {}
 
 
+def test_a_kill_between_a_sealed_file_and_its_seal_leaves_no_wrong_seal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.write_sealed_json("recipe.json", {"seed": 3})
+        write = RunFolder.write_text
+
+        def killed(folder: RunFolder, name: str, text: str) -> Path:
+            if name.endswith(SEAL):
+                raise KeyboardInterrupt
+            return write(folder, name, text)
+
+        monkeypatch.setattr(RunFolder, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.write_sealed_json("recipe.json", {"seed": 4})
+    assert json.loads((tmp_path / "recipe.json").read_text()) == {"seed": 4}
+    refuse_changed(tmp_path / "recipe.json")
+
+
 def test_a_sealed_file_is_refused_once_a_byte_of_it_differs(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as folder:
         path = folder.write_sealed_json("recipe.json", {"seed": 3})
