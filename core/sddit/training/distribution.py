@@ -321,6 +321,8 @@ def connected(device: torch.device, timeout: float) -> Store:
         store: Store
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN)))
         store.set_timeout(timedelta(seconds=JOIN))
+        store.set(f"here/{rank}", "")  # the group itself waits for `timeout` only, which is meant for a step
+        store.wait([f"here/{other}" for other in range(size)])
         dist.init_process_group(
             backend,
             store=store,

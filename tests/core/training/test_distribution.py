@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._C._distributed_c10d import TCPStore
 
 from sddit.errors import SdditError
 from sddit.testing.toys import TOY_PAIR_RECIPE
@@ -112,6 +113,19 @@ def test_processes_that_are_not_there_are_told_in_time(monkeypatch: pytest.Monke
         monkeypatch.setenv(name, str(value))
     with pytest.raises(SdditError, match="SD-X806"), joined(torch.device("cpu"), 1.0):
         pass
+
+
+def test_the_others_are_waited_for_as_long_as_joining_may_take_not_as_long_as_a_step(
+    monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    monkeypatch.setattr(distribution, "JOIN", 1.0)
+    launcher = TCPStore("127.0.0.1", free_port, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": launcher.port}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(SdditError, match="SD-X806") as refused, joined(torch.device("cpu"), 0.01):
+        pass
+    assert "here/1" in str(refused.value)
 
 
 def test_a_rank_with_other_facts_is_refused() -> None:
