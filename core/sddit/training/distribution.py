@@ -44,8 +44,8 @@ BEAT = 1.0  # seconds between signs of life
 POLL = 0.02  # seconds between looks at what others said
 ASK = 3.0  # seconds that ranks which lost another one give each other to say so
 
-LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|broken pipe|store", re.IGNORECASE)
-"""What torch says when a collective lost a peer: gloo raises a plain RuntimeError."""
+LOST = re.compile(r"\bgloo\b|\bnccl\b|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+"""What gloo says when a collective lost a peer, in a plain RuntimeError."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[World]:
         yield world
     except Exception as fault:
         ignore_signals()  # the launcher sends them as soon as one rank has failed
-        if isinstance(fault, RuntimeError) and LOST.search(str(fault)):
+        if lost_peer(fault):
             raise world.without_peer("timed out" in str(fault).lower()) from fault
         world.tell_failure()
         raise
@@ -312,6 +312,12 @@ def joined(device: torch.device, timeout: float) -> Iterator[World]:
         dist.destroy_process_group()
     finally:
         world.leave()
+
+
+def lost_peer(fault: Exception) -> bool:
+    """Whether a collective or the store failed for want of another process, rather than by a fault of this one."""
+    named = isinstance(fault, dist.DistNetworkError | dist.DistStoreError | dist.DistBackendError)
+    return named or (isinstance(fault, RuntimeError) and bool(LOST.search(str(fault))))
 
 
 def connected(device: torch.device, timeout: float) -> Store:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from sddit.errors import SdditError
 from sddit.testing.toys import TOY_PAIR_RECIPE
 from sddit.training import distribution
-from sddit.training.distribution import World, digest, joined, reached, refuse_differences, refuse_drift
+from sddit.training.distribution import World, digest, joined, lost_peer, reached, refuse_differences, refuse_drift
 
 STEPS = 10
 DOUBLE = ["train.precision=fp64", f"train.steps={STEPS}", "train.log_every=2"]
@@ -183,3 +184,25 @@ def test_reached_are_the_parameters_below_a_loss() -> None:
     loss = (used * cut.detach()).sum() + (used**2).mean()
     assert reached(loss) == {used}
     assert reached(loss + 0 * unused.sum()) == {used, unused}
+
+
+@pytest.mark.parametrize(
+    ("fault", "lost"),
+    [
+        (
+            RuntimeError(
+                "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"
+            ),
+            True,
+        ),
+        (
+            RuntimeError("[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 4000ms for recv operation"),
+            True,
+        ),
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), True),
+        (RuntimeError("could not restore the stored weights"), False),
+        (ValueError("gloo"), False),
+    ],
+)
+def test_a_fault_of_ones_own_is_not_taken_for_a_lost_peer(fault: Exception, lost: bool) -> None:
+    assert lost_peer(fault) is lost
