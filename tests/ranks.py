@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sddit import processes
 from sddit.generate import balanced, generate
 from sddit.plugins import host
 from sddit.recipes.resolve import resolve
@@ -179,3 +180,4 @@ def tensors_of(made: Session) -> dict[str, Tensor]:
 
 if __name__ == "__main__":
     main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    processes.end(0)

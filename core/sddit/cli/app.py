@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from sddit import __version__
+from sddit import __version__, processes
 from sddit.cli import failures
 from sddit.cli.bench import bench
 from sddit.cli.evaluate import evaluate
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         failures.leave_quietly()
     except OSError as full:
         status = failures.of_the_system(full, State())
-    sys.exit(status)
+    processes.end(status)
 
 
 def wait_politely() -> None:
