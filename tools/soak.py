@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -139,7 +140,9 @@ class Child:
 
     def lives(self) -> bool:
         """Whether it has not ended by now. Its parent has not buried it before it is listened to."""
-        return Path(f"/proc/{self.pid}/stat").is_file() and " Z " not in Path(f"/proc/{self.pid}/stat").read_text()
+        with suppress(OSError):  # once buried, no file tells of it
+            return " Z " not in Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii")
+        return False
 
     def kill(self) -> bool:
         """SIGKILL. False: it had ended by itself."""
