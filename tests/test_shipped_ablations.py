@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -222,6 +223,22 @@ def test_every_learning_rate_is_tried_for_every_arm() -> None:
     rates = {label: recipe.optimizer.params.lr.start for label, recipe in recipes("ablations/learning_rate").items()}
     assert len(rates) == len(GROUNDS) * 3
     assert all(f"lr.start={rate!r}" in label for label, rate in rates.items())
+
+
+def test_the_learning_rate_of_each_arm_is_the_best_that_was_found() -> None:
+    """As the recipe states: by the mean classifier distance of the published tuning."""
+    results = RECIPES.parent / "docs" / "results" / "learning_rate"
+    plan = json.loads((results / "plan.json").read_text(encoding="utf-8"))
+    found: dict[str, list[float]] = {}
+    for line in (results / "results.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault(row["arm"], []).append(row["scores"]["classifier.fd"])
+    for label in GROUNDS:
+        points = {
+            arm["changes"]["optimizer.lr.start"]: found[arm["label"]] for arm in plan["arms"] if arm["named"] == label
+        }
+        assert len(points) == 3 and all(len(figures) == 2 for figures in points.values())
+        assert rate(label) == min(points, key=lambda point: sum(points[point])), label
 
 
 def test_a_misspelt_key_of_an_arm_is_named(tmp_path: Path) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sddit.ablations.logs import Diagnosis, Logs, diagnoses, environments
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import LEAST_SEEDS
 from sddit.ablations.table import title
+from sddit.ablations.words import among, times
 from sddit.units import big
 
 Arm = Mapping[str, Any]
+T = TypeVar("T")
 
 TOLERANCE = 0.02  # share by which two arms' amounts may differ and still count as equal: lengths are whole steps
+SIZE = 0.001  # the same of parameters: a few dozen decide nothing
 CLOCK = 0.1  # the same of measured seconds
 OF_ALL_SAMPLES = ("fd_all", "class_accuracy", "copied")
 """Figures of all samples; the others are of n, the largest number at which there are as many held-out images."""
@@ -125,7 +128,7 @@ def few_seeds(results: Results) -> Iterator[Caution]:
     }
     few = {label: count for label, count in finished.items() if count < LEAST_SEEDS}
     if few:
-        counts = ", ".join(f"{label} {count}" for label, count in few.items())
+        counts = "; ".join(f"{n} in {among(results.plan, labels)}" for n, labels in alike(few).items())
         text = f"fewer than {LEAST_SEEDS} finished seeds ({counts}): no verdict can rest on them."
         yield Caution("too few seeds", text, tuple(few))
 
@@ -146,7 +149,7 @@ def shared(results: Results) -> Iterator[Caution]:
 
 def other_sizes(results: Results) -> Iterator[Caution]:
     """Arms that sample with more or fewer parameters than their baseline."""
-    yield from unequal(results, "unequal size", "the parameters that sample differ", "sampled_parameters", 0.0)
+    yield from unequal(results, "unequal size", "the parameters that sample differ", "sampled_parameters", SIZE)
 
 
 def other_budgets(results: Results) -> Iterator[Caution]:
@@ -177,11 +180,12 @@ def unequal(results: Results, cause: str, what: str, key: str, tolerance: float)
     """A caution of the arms whose amount under `key` of the plan is not that of their baseline."""
     apart = {}
     for arm, base in beside_baseline(results):
-        label, mine, other = arm["label"], arm[key], base[key]
+        mine, other = arm[key], base[key]
         if None not in (mine, other) and not near(mine, other, tolerance):
-            apart[label] = f"{label} {times(mine, other)} {base['label']} ({big(mine)} to {big(other)})"
+            apart[arm["label"]] = f"{times(mine, other)} the baseline's ({big(mine)} to {big(other)})"
     if apart:
-        yield Caution(cause, f"{what}: {'; '.join(apart.values())}.", tuple(apart))
+        each = "; ".join(f"{among(results.plan, labels)} {ratio}" for ratio, labels in alike(apart).items())
+        yield Caution(cause, f"{what}: {each}.", tuple(apart))
 
 
 def other_n(results: Results) -> Iterator[Caution]:
@@ -226,6 +230,9 @@ def near(one: float, other: float, share: float) -> bool:
     return abs(one - other) <= share * max(abs(one), abs(other))
 
 
-def times(one: float, other: float) -> str:
-    """`1.5 times`."""
-    return f"{one / other:.3g} times"
+def alike(said: Mapping[str, T]) -> dict[T, list[str]]:
+    """The arms of which the same is said, by what it is."""
+    arms: dict[T, list[str]] = {}
+    for label, what in said.items():
+        arms.setdefault(what, []).append(label)
+    return arms

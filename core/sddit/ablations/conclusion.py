@@ -11,8 +11,11 @@ from sddit.ablations.cautions import Caution
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import LEAST_SEEDS, LEVEL, Comparison, Verdict, p_text
 from sddit.ablations.table import apart, title
+from sddit.ablations.words import among, listed, times
 from sddit.evaluation.figures import FIGURES
 from sddit.units import big, count
+
+DECIDED: tuple[Verdict, ...] = ("better", "worse", "within noise")
 
 Compared = Mapping[str, Mapping[str, Comparison]]
 """By metric and arm."""
@@ -57,7 +60,7 @@ def summary(results: Results, compared: Compared) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for arm in arms:
         kinds.setdefault(kind({found[arm].verdict for found in compared.values()}), []).append(arm)
-    said += [f"{words}: {', '.join(kinds[words])}." for words in KINDS if words in kinds]
+    said += [f"{words}: {among(plan, kinds[words])}." for words in KINDS if words in kinds]
     said += best_points(results)
     if failed := sum(row.status == "failed" for row in results.rows):
         said.append(f"{failed} of {len(results.rows)} runs failed.")
@@ -125,7 +128,7 @@ def budget(settled: Mapping[str, Any]) -> str:
 
 
 def findings(results: Results, compared: Compared, found: Sequence[Caution]) -> list[Finding]:
-    """Arm by arm, in the order of the plan."""
+    """Arm by arm, in the order of the plan, where there is a verdict: the table has the others."""
     return [
         Finding(
             arm["label"],
@@ -135,7 +138,8 @@ def findings(results: Results, compared: Compared, found: Sequence[Caution]) -> 
             list(dict.fromkeys(one.cause for one in found if one.doubt and arm["label"] in one.arms)),
         )
         for arm in results.plan["arms"]
-        if arm["label"] != arm["baseline"] and compared
+        if arm["label"] != arm["baseline"]
+        and any(comparisons[arm["label"]].verdict in DECIDED for comparisons in compared.values())
     ]
 
 
@@ -223,7 +227,7 @@ def seeds(results: Results) -> Answer:
     else:
         words = f"Finished of {planned}: " + ", ".join(f"{label} {number}" for label, number in counts.items()) + "."
     less = "" if min(counts.values()) >= LEAST_SEEDS else f" Under {LEAST_SEEDS} there is no verdict."
-    return Answer("How many seeds?", words + less, min(counts.values()) >= LEAST_SEEDS)
+    return Answer("How many seeds?", words + less, None)
 
 
 def same_draws(results: Results) -> Answer:
@@ -250,9 +254,10 @@ def noise(results: Results, compared: Compared) -> Answer:
         if widths:
             reaches.append(f"{median(widths):.2g} on {title(metric)}")
     family = max(one.family for arms in compared.values() for one in arms.values())
+    correction = f", after Holm's correction for {count(family, 'arm')} on each metric" if family else ""
     words = (
-        f"A verdict needs p < {1 - LEVEL:.2g} by Student's t over seeds, after Holm's correction for {count(family, 'arm')} on each "
-        f"metric. {count(len(compared), 'metric')} {'is' if len(compared) == 1 else 'are'} looked at, and who looks at many sees more by chance. "
+        f"A verdict needs p < {1 - LEVEL:.2g} by Student's t over {LEAST_SEEDS} seeds or more{correction}. "
+        f"{count(len(compared), 'metric')} {'is' if len(compared) == 1 else 'are'} looked at, and who looks at many sees more by chance. "
     )
     if reaches:
         words += f"What could be seen, as half of a usual interval: {', '.join(reaches)}; smaller differences would not show."
@@ -278,10 +283,5 @@ def spread(amounts: Mapping[str, float | None], text: Callable[[float], str] = b
     least, most = min(known, key=lambda label: known[label]), max(known, key=lambda label: known[label])
     if known[least] == known[most]:
         return f"{text(known[least])} in every arm"
-    ratio = f"{known[most] / known[least]:.3g} times" if known[least] else "from nothing"
+    ratio = times(known[most], known[least]) if known[least] else "from nothing"
     return f"from {text(known[least])} ({least}) to {text(known[most])} ({most}), {ratio}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -37,7 +37,7 @@ from sddit.training.run_folder import ENVIRONMENT, REPORT
 README, CURVES, FIGURES, SAMPLES = "README.md", "curves.csv", "figures", "samples"
 OVER = ("steps", "flops")  # the axes of the figures
 LARGEST_REPORT = 1_500_000  # bytes; a larger one goes without its pictures of samples
-MOST_POINTS = 100  # of one key of one arm in `curves.csv`
+MOST_POINTS = 50  # of one key of one arm in `curves.csv`
 OF_THE_MACHINE = ("runs", "threads")  # of plan.json: folders, and what a rerun chooses for itself
 
 T = TypeVar("T")

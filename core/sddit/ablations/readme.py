@@ -13,6 +13,7 @@ from sddit.ablations.report import COST, cost, facts, how_soon, probed
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import summarize
 from sddit.ablations.table import changes, comparisons, difference, legend, title, with_spread
+from sddit.ablations.words import among
 from sddit.errors import printable
 from sddit.evaluation.figures import FIGURES
 from sddit.evaluation.report import duration
@@ -98,7 +99,7 @@ def believe(results: Results, found: Sequence[Caution]) -> Iterator[str]:
     yield from heading("Before you believe it")
     for caution in found:
         some = caution.arms and len(caution.arms) < len(results.plan["arms"])
-        where = f" in {plain(', '.join(caution.arms))}" if some else ""
+        where = f" in {plain(among(results.plan, caution.arms))}" if some else ""
         yield f"- **{plain(caution.cause)}**{where}: {plain(caution.text)}"
     yield ""
 

@@ -24,6 +24,7 @@ from sddit.ablations.results import Results, Row
 from sddit.ablations.statistics import LEVEL, Comparison, p_text, summarize
 from sddit.ablations.table import against_baselines, apart, changes, comparisons, legend, title, with_spread
 from sddit.ablations.targets import reached
+from sddit.ablations.words import among
 from sddit.errors import SdditError
 from sddit.evaluation.charts import short
 from sddit.evaluation.figures import FIGURES
@@ -97,6 +98,7 @@ def page(results: Results, *, pictures: bool = True) -> str:
         level=f"{LEVEL:.0%}",
         legend=legend(compared),
         short=short,
+        among=among,
     )
 
 
@@ -160,7 +162,9 @@ def statistics(results: Results, metric: str, compared: Mapping[str, Comparison]
             "difference": number,
             "interval": interval,
             "bar": interval_bar(comparison, reach) if comparison else "",
-            "p": p_text(comparison.p_holm).removeprefix("p = ") if comparison and comparison.p_holm is not None else "",
+            "p": p_text(comparison.p_holm).removeprefix("p ").removeprefix("= ")
+            if comparison and comparison.p_holm is not None
+            else "",
         }
 
 
@@ -335,7 +339,7 @@ def agreements(reproduction: Reproduction | None) -> list[dict[str, Any]]:
             "here": with_spread(one.here),
             "identical": f"{one.identical} of {one.twins}",
             "interval": "" if one.low is None or one.high is None else f"{one.low:.2g}, {one.high:.2g}",
-            "p": "" if one.p_holm is None else p_text(one.p_holm).removeprefix("p = "),
+            "p": "" if one.p_holm is None else p_text(one.p_holm).removeprefix("p ").removeprefix("= "),
             "cell": Cell("", one.word.partition(" under ")[0], "bad" if one.word == "different" else ""),
         }
         for one in (reproduction.agreements if reproduction else ())

@@ -12,7 +12,7 @@ from sddit.errors import printable
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 30, 38  # margins around the plot
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")  # the same order: a second way to tell lines apart
 MOST_POINTS = 300
 BESIDE = 7  # pixels that single points stand apart, so that those at one place are all seen
