@@ -239,12 +239,18 @@ def judge(key: str, monitor: Monitor, metrics: Sequence[Row]) -> Verdict:
     if not math.isfinite(value):
         return Verdict(key, monitor, value, "look here", "it is not a finite number")
     if monitor.low is not None and value < monitor.low:
-        return Verdict(key, monitor, value, "look here", f"{short(value)} is below {short(monitor.low)}")
+        return Verdict(key, monitor, value, "look here", beyond(value, "below", monitor.low))
     if monitor.high is not None and value > monitor.high:
-        return Verdict(key, monitor, value, "look here", f"{short(value)} is above {short(monitor.high)}")
+        return Verdict(key, monitor, value, "look here", beyond(value, "above", monitor.high))
     if monitor.low is None and monitor.high is None:
         return Verdict(key, monitor, value, "no alarm set", "")
     return Verdict(key, monitor, value, "healthy", "")
+
+
+def beyond(value: float, word: str, bound: float) -> str:
+    """`0.01 is below 0.12`, with as many digits as tell the two apart."""
+    few, most = (short(value), short(bound)), (f"{value:.6g}", f"{bound:.6g}")
+    return f" is {word} ".join(most if few[0] == few[1] else few)
 
 
 def suggestions(run: ReportData, verdicts: Sequence[Verdict]) -> Iterator[NextStep]:

@@ -189,6 +189,12 @@ def test_verdicts(values, bounds, state):
     assert judge("a/entropy", Monitor("entropy", "Entropy", "high", **bounds), metrics).state == state
 
 
+def test_an_alarm_has_the_digits_that_tell_value_and_bound_apart():
+    metrics = [{"step": 1.0, "a/entropy": 6.184}]
+    why = judge("a/entropy", Monitor("entropy", "Entropy", "high", high=6.1759), metrics).why
+    assert why == "6.184 is above 6.1759"
+
+
 def test_an_alarm_is_told_at_the_top_and_among_the_next_steps():
     run = toy_run()
     text = Page(write_report(run)).text
