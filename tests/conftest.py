@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -168,3 +170,14 @@ def row_drift() -> Callable[[Trained, Trained], float]:
         return max(abs(x - y) / max(abs(x), 1e-9) for x, y in pairs)
 
     return between
+
+
+@pytest.fixture(scope="session")
+def soak() -> ModuleType:
+    """`tools/soak.py`, which kills and stops on purpose."""
+    spec = importlib.util.spec_from_file_location("soak", TESTS.parent / "tools" / "soak.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import subprocess
@@ -14,16 +13,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STEPS, KILLS = 40, 12
-
-
-@pytest.fixture(scope="module")
-def soak() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("soak", ROOT / "tools" / "soak.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_killed_run_ends_in_the_same_bits(soak: ModuleType, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from sddit import beginning, watcher
 from sddit import run as running
-from sddit.evaluation import pictures
+from sddit.evaluation import pictures, scoring
 from sddit.plugins import using_host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
@@ -76,15 +77,15 @@ def before(owner: Any, name: str, turn: int = 1) -> Point:
 
 
 POINTS: dict[str, tuple[Point, int]] = {
-    "start-up": (before(running, "build_session"), 0),
+    "start-up": (before(beginning, "build_session"), 0),
     "mid-step": (before(ToyAgreement, "forward", 3), 3),
-    "between steps": (before(running.Watcher, "logged", 3), 3),
+    "between steps": (before(watcher.Watcher, "logged", 3), 3),
     "a save": (before(checkpoints, "stage", 2), 4),
     "the end of a save": (before(checkpoints, "sync_folder", 3), 4),
     "a preview": (before(pictures, "draw_images"), 3),
-    "scores while training": (before(running, "score_images", 2), 4),
-    "sampling": (before(running, "draw_images", 3), 6),
-    "scoring": (before(running, "score_images", 3), 6),
+    "scores while training": (before(watcher, "score_images", 2), 4),
+    "sampling": (before(scoring, "draw_images", 3), 6),
+    "scoring": (before(running, "score_images"), 6),
     "the report": (before(running, "write_run_report"), 6),
 }
 """What the run is at, how that is known, and how many of its 6 steps are then taken."""

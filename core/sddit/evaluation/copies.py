@@ -19,10 +19,10 @@ from sddit.evaluation.features import PixelFeatures
 from sddit.evaluation.grids import grid, png
 from sddit.evaluation.metrics import copied_share, nearest
 from sddit.evaluation.scores import refuse_few, see_images, see_split
+from sddit.evaluation.scoring import SAMPLES, extractors
 from sddit.interfaces import Dataset, FeatureExtractor
 from sddit.progress import Progress
 from sddit.recipes.resolve import resolve
-from sddit.run import SAMPLES, extractors
 from sddit.training.run_folder import RunFolder, recipe_in, unreadable
 
 COPIES = "copies.json"

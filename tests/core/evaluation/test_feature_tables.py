@@ -24,13 +24,13 @@ from sddit.evaluation.figures import FIGURES
 from sddit.evaluation.inception import Inception, Seen
 from sddit.evaluation.report import score_rows
 from sddit.evaluation.scores import Scorer, Scores
+from sddit.evaluation.scoring import extractors
 from sddit.interfaces import FigureExtractor
 from sddit.plugins import Host
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import load
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.run import extractors
 
 ASKED = (
     'features.fid={ name = "inception", weights = "files/w.pth", reference = "files/r.npz" }',

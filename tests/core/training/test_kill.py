@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,17 +16,6 @@ from sddit.training.checkpoints import Store
 
 ROOT = Path(__file__).parents[3]
 KILLS = 200
-
-
-@pytest.fixture(scope="module")
-def soak() -> ModuleType:
-    """`tools/soak.py`, which does the same at full size."""
-    spec = importlib.util.spec_from_file_location("soak", ROOT / "tools" / "soak.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 CAREFUL = """
