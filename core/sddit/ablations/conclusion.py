@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
-from sddit.ablations.cautions import Caution
+from sddit.ablations.cautions import Caution, beside_baseline
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import LEAST_SEEDS, LEVEL, Comparison, Verdict, p_text
-from sddit.ablations.table import apart, title
+from sddit.ablations.table import apart, are_pairs, title
 from sddit.ablations.words import among, listed, times
 from sddit.evaluation.figures import FIGURES
 from sddit.units import big, count
@@ -232,16 +232,14 @@ def seeds(results: Results) -> Answer:
 
 def same_draws(results: Results) -> Answer:
     """Whether differences by seed are paired."""
-    apart = [
-        arm["label"] for arm in results.plan["arms"] if any(key in arm["changes"] for key in ("seed", "train.batch"))
-    ]
+    redrawn = [arm["label"] for arm, base in beside_baseline(results) if not are_pairs(arm, base)]
     words = (
         "Arms of one seed see the same images, noise and noise levels, and begin with equal weights where they share modules. "
         "Differences are taken seed by seed."
     )
-    if apart:
-        words += f" Not so in {listed(apart)}: another seed or batch draws anew, and its differences hold the noise of both sides."
-    return Answer("Same data and noise?", words, None if apart else True)
+    if redrawn:
+        words += f" Not so in {listed(redrawn)}: another seed or batch draws anew, so that the two sides are compared as independent runs (Welch's t)."
+    return Answer("Same data and noise?", words, None if redrawn else True)
 
 
 def noise(results: Results, compared: Compared) -> Answer:

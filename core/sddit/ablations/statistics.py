@@ -1,7 +1,8 @@
 """What seeds can tell: means, paired differences, Student-t intervals, and a verdict in plain words. numpy, no torch.
 
 An ablation repeats every arm over the same seeds. Arms of one seed share batches, noise and initial weights, so arm and
-baseline are compared seed by seed: what a seed does to both cancels. Seeds are few, hence Student's t. The percentile
+baseline are compared seed by seed: what a seed does to both cancels. An arm with draws of its own is compared as independent
+runs, by Welch's t. Seeds are few, hence Student's t. The percentile
 bootstrap is no substitute: its nominal 95 % intervals hold the truth in 75 % of cases at 3 seeds and in 84 % at 5.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,13 +43,23 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class Sides:
+    """One figure of an arm and of its baseline, by seed. A seed that failed is left out."""
+
+    arm: Mapping[int, float]
+    baseline: Mapping[int, float]
+    paired: bool = True  # whether runs of one seed share their draws; then only the seeds of both count
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """One figure of an arm minus that of the baseline, over the seeds that both have."""
+    """One figure of an arm minus that of its baseline."""
 
     seeds: int
-    difference: float | None  # mean over seeds of arm - baseline; None without a common seed
-    spread: float | None  # standard deviation of the differences
-    low: float | None  # Student-t interval of this arm alone
+    difference: float | None  # mean over seeds of arm - baseline; None without a seed of both
+    low: (
+        float | None
+    )  # interval of this arm alone: Student's t of the paired differences, Welch's of runs that are no pairs
     high: float | None
     p: float | None  # two-sided, of this arm alone; None under 3 seeds
     p_holm: float | None  # corrected for all arms of the family: what the verdict rests on
@@ -80,44 +91,59 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(len(x), mean, float(x.std(ddof=1)), low, high)
 
 
-def compare(
-    baseline: Mapping[int, float], arms: Mapping[str, Mapping[int, float]], *, better: Direction
-) -> dict[str, Comparison]:
-    """Every arm against the baseline, on one figure.
+def compare(sides: Mapping[str, Sides], *, better: Direction) -> dict[str, Comparison]:
+    """Every arm against its baseline, on one figure.
 
     Args:
-        baseline: the figure by seed.
-        arms: by name, the same of each other arm. A seed that failed is left out; it then counts for neither side.
+        sides: by name of the arm.
         better: which way the figure should go.
 
     Returns:
         By name; the verdicts of all of them together are false in at most 1 - LEVEL of ablations in which no arm differs.
         That guarantee is for one figure: who looks at many figures sees more.
     """
-    differences = {name: _paired(baseline, arm) for name, arm in arms.items()}
-    tested = {name: float(student_p(d)) for name, d in differences.items() if len(d) >= LEAST_SEEDS}
+    apart = {name: _paired(one) if one.paired else _unpaired(one) for name, one in sides.items()}
+    tested = {name: d.p for name, d in apart.items() if d.p is not None and d.seeds >= LEAST_SEEDS}
     corrected = dict(zip(tested, holm(list(tested.values())).tolist(), strict=True))
-    return {
-        name: _comparison(d, tested.get(name), corrected.get(name), len(tested), better)
-        for name, d in differences.items()
-    }
+    return {name: _comparison(d, corrected.get(name), len(tested), better) for name, d in apart.items()}
 
 
-def _comparison(d: Array, p: float | None, p_holm: float | None, family: int, better: Direction) -> Comparison:
-    if not len(d):
-        return Comparison(0, None, None, None, None, None, None, family, "no verdict under 3 seeds")
-    one = summarize(d.tolist())
+class _Difference(NamedTuple):
+    """The mean of arm - baseline, with what the runs tell of its noise: None as far as they are too few for that."""
+
+    seeds: int
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+
+def _paired(sides: Sides) -> _Difference:
+    """By the differences over the seeds of both."""
+    seeds = sorted(sides.arm.keys() & sides.baseline.keys())
+    d = _finite([sides.arm[seed] for seed in seeds]) - _finite([sides.baseline[seed] for seed in seeds])
+    if len(d) < 2:
+        return _Difference(len(d), *d.tolist())
+    mean, low, high = (float(v) for v in student_interval(d))
+    return _Difference(len(d), mean, low, high, float(student_p(d)))
+
+
+def _unpaired(sides: Sides) -> _Difference:
+    """By the means of two independent samples: which run stands beside which is arbitrary, and must not decide."""
+    x, y = _finite(list(sides.arm.values())), _finite(list(sides.baseline.values()))
+    seeds = min(len(x), len(y))
+    if seeds < 2:
+        return _Difference(seeds, float(x.mean() - y.mean())) if seeds else _Difference(0)
+    return _Difference(seeds, *welch(x, y))
+
+
+def _comparison(d: _Difference, p_holm: float | None, family: int, better: Direction) -> Comparison:
     verdict: Verdict = "no verdict under 3 seeds"
-    if p_holm is not None:
-        good = one.mean < 0 if better == "lower" else one.mean > 0
+    if d.mean is not None and p_holm is not None:
+        good = d.mean < 0 if better == "lower" else d.mean > 0
         verdict = "within noise" if p_holm >= 1 - LEVEL else "better" if good else "worse"
-    return Comparison(one.seeds, one.mean, one.spread, one.low, one.high, p, p_holm, family, verdict)
-
-
-def _paired(baseline: Mapping[int, float], arm: Mapping[int, float]) -> Array:
-    """arm - baseline over the seeds of both, in order."""
-    seeds = sorted(baseline.keys() & arm.keys())
-    return _finite([arm[seed] for seed in seeds]) - _finite([baseline[seed] for seed in seeds])
+    p = None if p_holm is None else d.p
+    return Comparison(d.seeds, d.mean, d.low, d.high, p, p_holm, family, verdict)
 
 
 def _finite(values: Sequence[float]) -> Array:

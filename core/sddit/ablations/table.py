@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sddit.ablations.results import Results
-from sddit.ablations.statistics import LEVEL, Comparison, Summary, compare, p_text, summarize
+from sddit.ablations.statistics import LEVEL, Comparison, Sides, Summary, compare, p_text, summarize
 from sddit.evaluation.figures import FIGURES, Direction
 from sddit.recipes.source import quoted
 from sddit.units import big
@@ -60,7 +60,7 @@ def figures(
 def comparisons(results: Results, metric: str) -> dict[str, Comparison]:
     """Every arm but the baselines on one metric, corrected together, by label.
 
-    Each is compared with its own baseline, the one at its point of the grid: hence against differences of zero.
+    Each is compared with its own baseline, the one at its point of the grid.
     """
     figures = {arm["label"]: results.figure(arm["label"], metric) for arm in results.plan["arms"]}
     return against_baselines(results.plan, figures, FIGURES[metric.rpartition(".")[2]].better)
@@ -70,12 +70,21 @@ def against_baselines(
     plan: Mapping[str, Any], figures: Mapping[str, Mapping[int, float]], better: Direction
 ) -> dict[str, Comparison]:
     """The same of any figure that is known by arm and seed."""
-    apart: dict[str, dict[int, float]] = {}
-    for arm in plan["arms"]:
-        if arm["label"] != arm["baseline"]:
-            mine, base = figures[arm["label"]], figures[arm["baseline"]]
-            apart[arm["label"]] = {seed: mine[seed] - base[seed] for seed in mine.keys() & base.keys()}
-    return compare(dict.fromkeys(plan["seeds"], 0.0), apart, better=better)
+    arms = {arm["label"]: arm for arm in plan["arms"]}
+    sides = {
+        label: Sides(figures[label], figures[arm["baseline"]], are_pairs(arm, arms[arm["baseline"]]))
+        for label, arm in arms.items()
+        if label != arm["baseline"]
+    }
+    return compare(sides, better=better)
+
+
+def are_pairs(arm: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
+    """Whether runs of one seed see the same images, noise and noise levels: another seed or batch draws anew."""
+    seeds, batches = zip(
+        *((one["changes"].get("seed"), one["images"] / one["steps"]) for one in (arm, baseline)), strict=True
+    )
+    return len(set(seeds)) == len(set(batches)) == 1
 
 
 # --------------------------------------------------------------------------------------------------------------------

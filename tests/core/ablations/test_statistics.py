@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from sddit.ablations.statistics import (
+    Comparison,
+    Direction,
+    Sides,
     compare,
     holm,
     student_interval,
@@ -34,6 +38,13 @@ TABLE = {
     30: 2.04227245630123831,
     100: 1.98397151852355229,
 }
+
+
+def against(
+    baseline: Mapping[int, float], arms: Mapping[str, Mapping[int, float]], *, better: Direction
+) -> dict[str, Comparison]:
+    """Arms in pairs with one baseline."""
+    return compare({name: Sides(arm, baseline) for name, arm in arms.items()}, better=better)
 
 
 # Student's t ---------------------------------------------------------------------------------------------------------
@@ -144,9 +155,17 @@ def test_a_null_ablation_says_so_at_the_stated_rate() -> None:
         effect = rng.normal(size=5)
         arms = {name: dict(enumerate(effect + 0.1 * rng.normal(size=5))) for name in "abcd"}
         baseline = dict(enumerate(effect + 0.1 * rng.normal(size=5)))
-        verdicts = {one.verdict for one in compare(baseline, arms, better="lower").values()}
+        verdicts = {one.verdict for one in against(baseline, arms, better="lower").values()}
         alarms += verdicts != {"within noise"}
     assert alarms / 600 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
+
+
+def test_draws_of_ones_own_are_told_apart_no_more_often_than_stated() -> None:
+    rng = np.random.default_rng(5)
+    arm, baseline = rng.normal(size=(2, 2000, 5))
+    sides = [Sides(dict(enumerate(x)), dict(enumerate(y)), paired=False) for x, y in zip(arm, baseline, strict=True)]
+    alarms = sum(compare({"a": one}, better="lower")["a"].verdict != "within noise" for one in sides)
+    assert 0.03 < alarms / 2000 < 0.06
 
 
 # Verdicts ---------------------------------------------------------------------------------------------------------
@@ -164,7 +183,7 @@ def test_verdicts_follow_the_seeds_not_the_means() -> None:
         "failed": {},
         "twin": baseline,
     }
-    found = compare(baseline, arms, better="lower")
+    found = against(baseline, arms, better="lower")
     assert {name: one.verdict for name, one in found.items()} == {
         "good": "better",
         "bad": "worse",
@@ -173,7 +192,7 @@ def test_verdicts_follow_the_seeds_not_the_means() -> None:
         "failed": "no verdict under 3 seeds",
         "twin": "within noise",
     }
-    assert {name: one.verdict for name, one in compare(baseline, arms, better="higher").items()}["good"] == "worse"
+    assert {name: one.verdict for name, one in against(baseline, arms, better="higher").items()}["good"] == "worse"
     assert {one.family for one in found.values()} == {4}
     good, twin, young = found["good"], found["twin"], found["young"]
     assert good.difference == pytest.approx(-1, abs=0.1)
@@ -182,14 +201,31 @@ def test_verdicts_follow_the_seeds_not_the_means() -> None:
     assert (twin.difference, twin.p, twin.p_holm) == (0, 1, 1)
     assert young.p is young.p_holm is None
     shuffled = dict(zip(baseline, rng.permutation(list(arms["good"].values())), strict=True))
-    assert compare(baseline, {"good": shuffled}, better="lower")["good"].verdict == "within noise"  # unpaired: lost
+    assert against(baseline, {"good": shuffled}, better="lower")["good"].verdict == "within noise"  # unpaired: lost
+
+
+def test_draws_of_ones_own_are_compared_in_any_order() -> None:
+    """Which run of the one side stands beside which of the other is arbitrary there."""
+    rng = np.random.default_rng(3)
+    arm, baseline = rng.normal(size=(2, 5))
+
+    def found(order: Array, *, paired: bool) -> Comparison:
+        sides = Sides(dict(enumerate(arm[order])), dict(enumerate(baseline)), paired)
+        return compare({"a": sides}, better="lower")["a"]
+
+    orders = [rng.permutation(5) for _ in range(4)]
+    for order in orders:
+        assert found(order, paired=False).p == pytest.approx(welch(arm, baseline)[3], rel=1e-12)
+    assert len({found(order, paired=True).p for order in orders}) == 4  # the control
+    few = compare({"a": Sides({0: 1.0, 1: 2.0}, {5: 1.0}, paired=False)}, better="lower")["a"]
+    assert (few.seeds, few.difference, few.p, few.verdict) == (1, 0.5, None, "no verdict under 3 seeds")
+    assert compare({"a": Sides({}, {5: 1.0}, paired=False)}, better="lower")["a"].difference is None
 
 
 def test_only_seeds_of_both_count() -> None:
-    found = compare({0: 1.0, 1: 2.0, 2: 3.0, 9: 50.0}, {"a": {2: 3.5, 1: 2.5, 0: 1.6, 4: -9.0}}, better="lower")["a"]
+    found = against({0: 1.0, 1: 2.0, 2: 3.0, 9: 50.0}, {"a": {2: 3.5, 1: 2.5, 0: 1.6, 4: -9.0}}, better="lower")["a"]
     assert found.seeds == 3
     assert found.difference == pytest.approx((0.6 + 0.5 + 0.5) / 3)
-    assert found.spread == pytest.approx(np.std([0.6, 0.5, 0.5], ddof=1))
     reach = 4.302652729749464 * np.std([0.6, 0.5, 0.5], ddof=1) / math.sqrt(3)
     assert (found.low, found.high) == pytest.approx((found.difference - reach, found.difference + reach))
 
@@ -199,7 +235,7 @@ def test_a_verdict_can_be_read() -> None:
     offsets = [0.1, -0.1, 0.05, -0.05, 0.0]
     near = {seed: 10.09 + offset for seed, offset in enumerate(offsets)}
     arms = {"good": {seed: 9 + offset for seed, offset in enumerate(offsets)}, "near": near}
-    found = compare(baseline, arms, better="lower")
+    found = against(baseline, arms, better="lower")
     assert found["good"].words == (
         "better: -1, 95% interval -1.1 to -0.902 over 5 seeds, p < 0.001 corrected for 2 arms"
     )
@@ -208,10 +244,10 @@ def test_a_verdict_can_be_read() -> None:
     )
     lucky = {seed: 10.11 + offset for seed, offset in enumerate(offsets)}
     flat = {f"flat {i}": {seed: 10 + offset for seed, offset in enumerate(offsets)} for i in range(4)}
-    alone = compare(baseline, {"lucky": lucky, **flat}, better="lower")["lucky"]
+    alone = against(baseline, {"lucky": lucky, **flat}, better="lower")["lucky"]
     assert alone.low > 0
     assert alone.words.endswith("p = 0.18 corrected for 5 arms (alone p = 0.036)")
-    young = compare(baseline, {"a": {0: 9.0}, "b": {0: 9.0, 1: 9.5}, "c": {}}, better="lower")
+    young = against(baseline, {"a": {0: 9.0}, "b": {0: 9.0, 1: 9.5}, "c": {}}, better="lower")
     assert young["a"].words == "no verdict under 3 seeds: -1 (1 seed)"
     assert young["b"].words == "no verdict under 3 seeds: -0.75, 95% interval -3.93 to 2.43 over 2 seeds"
     assert young["c"].words == "no verdict under 3 seeds (0 seeds)"
@@ -232,7 +268,7 @@ def test_summaries() -> None:
     with pytest.raises(ValueError, match="has failed"):
         summarize([1.0, math.nan])
     with pytest.raises(ValueError, match="has failed"):
-        compare({0: 1.0}, {"a": {0: math.inf}}, better="lower")
+        against({0: 1.0}, {"a": {0: math.inf}}, better="lower")
 
 
 # Two independent samples ----------------------------------------------------------------------------------------------

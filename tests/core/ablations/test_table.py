@@ -9,7 +9,7 @@ import pytest
 
 from sddit.ablations.plan import make_plan
 from sddit.ablations.results import failure_of, forget_failure, gather, note_failure
-from sddit.ablations.statistics import Summary, compare
+from sddit.ablations.statistics import Sides, Summary, compare
 from sddit.ablations.table import cells, changes, comparisons, difference, legend, records, with_spread
 from sddit.errors import SdditError
 from sddit.evaluation.figures import FIGURES, OWN
@@ -89,11 +89,11 @@ def test_an_interval_without_0_beside_within_noise_is_explained():
     base = dict(enumerate([1.0, 2.0, 3.0]))
     arms = {f"arm{number}": dict(enumerate([1.1, 1.9, 3.0])) for number in range(5)}
     arms["far"] = dict(enumerate([0.8, 1.7, 2.75]))
-    found = compare(base, arms, better="lower")
+    found = compare({label: Sides(arm, base) for label, arm in arms.items()}, better="lower")
     assert found["far"].high < 0
     assert difference(found["far"]) == "-0.25 [-0.37, -0.13] within noise (p = 0.078)"
     assert "corrected for looking at 6 arms (Holm)" in legend({"toy.fd": found})
-    alone = compare(base, {"far": arms["far"]}, better="lower")
+    alone = compare({"far": Sides(arms["far"], base)}, better="lower")
     assert difference(alone["far"]) == "-0.25 [-0.37, -0.13] better (p = 0.013)"
     assert legend({"toy.fd": alone}) == legend({}) == ""
 
