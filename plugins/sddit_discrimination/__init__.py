@@ -253,8 +253,7 @@ class DiscriminationParams(LossParams):
         yield Monitor(
             f"{kind}_entropy",
             f"Entropy of the teacher's assignments, {term}",
-            "between 0 (one prototype) and ln K (uniform)",
-            low=0.02 * most,
+            "falling from ln K (uniform: nothing is told apart) to sharp; near 0 is no collapse as long as the mean assignment stays wide",
             high=0.99 * most,
             reference=most,
         )

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
-from sddit.ablations.cautions import Caution, beside_baseline
+from sddit.ablations.cautions import Caution
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import LEAST_SEEDS, LEVEL, Comparison, Verdict, p_text
-from sddit.ablations.table import apart, are_pairs, title
+from sddit.ablations.table import apart, differing, redrawn, title
 from sddit.ablations.words import among, listed, times
 from sddit.evaluation.figures import FIGURES
 from sddit.units import big, count
@@ -187,7 +187,7 @@ def fairness(results: Results, compared: Compared, found: Sequence[Caution]) -> 
         seeds(results),
         same_draws(results),
         noise(results, compared),
-        equal_n(found),
+        same_evaluation(results, found),
     ]
 
 
@@ -231,15 +231,22 @@ def seeds(results: Results) -> Answer:
 
 
 def same_draws(results: Results) -> Answer:
-    """Whether differences by seed are paired."""
-    redrawn = [arm["label"] for arm, base in beside_baseline(results) if not are_pairs(arm, base)]
+    """Whether differences by seed are paired, and of what."""
+    arms = results.plan["arms"]
+    anew = [arm["label"] for arm in arms if redrawn(arm)]
+    levels = [arm["label"] for arm in arms if differing(arm, "noise_schedule.") and not redrawn(arm)]
     words = (
-        "Arms of one seed see the same images, noise and noise levels, and begin with equal weights where they share modules. "
-        "Differences are taken seed by seed."
+        "Arms of one seed see the same images and noise, and begin with equal weights where they share modules. Differences are taken "
+        "seed by seed."
     )
-    if redrawn:
-        words += f" Not so in {listed(redrawn)}: another seed or batch draws anew, so that the two sides are compared as independent runs (Welch's t)."
-    return Answer("Same data and noise?", words, None if redrawn else True)
+    if levels:
+        words += f" In {among(results.plan, levels)} the noise has other levels, by the recipe."
+    if anew:
+        words += (
+            f" Not so in {among(results.plan, anew)}: another seed, batch or data set draws anew, and the two sides are compared as "
+            "independent runs (Welch's t)."
+        )
+    return Answer("Same data and noise?", words, None if anew or levels else True)
 
 
 def noise(results: Results, compared: Compared) -> Answer:
@@ -262,9 +269,17 @@ def noise(results: Results, compared: Compared) -> Answer:
     return Answer("Is it noise?", words, None)
 
 
-def equal_n(found: Iterable[Caution]) -> Answer:
+def same_evaluation(results: Results, found: Iterable[Caution]) -> Answer:
+    """Whether all arms were sampled and scored alike."""
     unequal = [one.text for one in found if one.cause == "different n"]
-    words = " ".join(unequal) or "Every metric was measured on as many images in every run."
+    others = {
+        arm["label"]: keys
+        for arm in results.plan["arms"]
+        if (keys := differing(arm, "sampler.", "guidance.", "evaluate."))
+    }
+    unequal += [f"{label} is sampled or scored with another {listed(keys)}." for label, keys in others.items()]
+    alike = "Every arm was sampled by the same sampler, and every metric measured on as many images in every run."
+    words = " ".join(unequal) or alike
     return Answer("Same evaluation?", words, not unequal)
 
 

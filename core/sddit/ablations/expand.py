@@ -281,12 +281,14 @@ def _badly_put(settings: AblationSettings, merged: Merged) -> Iterator[Problem]:
         yield Problem("SD-R150", "a seed is given twice", merged.place(f"{TABLE}.seeds"), got, "each seed once")
     lists = [(f"{TABLE}.grid", settings.grid), *((f"{TABLE}.pairs", table) for table in settings.pairs)]
     faults = [fault for given, table in lists for fault in _lists(given, table, merged)]
-    yield from faults
-    if not faults and (arms := math.prod(len(values) for _, values in leaves(settings.grid))) > MOST_ARMS:
+    if faults:
+        yield from faults
+    elif (arms := math.prod(len(values) for _, values in leaves(settings.grid))) > MOST_ARMS:
         what, fix = "an ablation of so many arms is a mistake", "shorten the lists of [ablation.grid]"
         yield Problem("SD-R150", what, merged.place(TABLE), f"{arms:,} arms", f"at most {MOST_ARMS:,}", fix)
-    elif not faults:
-        yield from _pairs(settings, merged)
+    elif unequal := list(_pairs(settings, merged)):
+        yield from unequal  # which have no places to go through
+    else:
         yield from _keys(settings, merged)
         yield from _unknown_baseline(settings, merged)
 
@@ -374,7 +376,11 @@ def _labels(points: Sequence[tuple[str, Any]], merged: Merged) -> Iterator[Probl
 def _metrics(metrics: Sequence[str], arms: Sequence[Arm], merged: Merged) -> Iterator[Problem]:
     """Every metric is a figure by an extractor that every arm has."""
     where = merged.place(f"{TABLE}.metrics")
-    for metric in metrics:
+    for metric, count in Counter(metrics).items():
+        if count > 1:
+            yield Problem(
+                "SD-R150", f"metric {metric!r} is given twice", where, quoted(list(metrics)), "each metric once"
+            )
         extractor, _, figure = metric.rpartition(".")
         lacking = [arm.label for arm in arms if not measures(arm.recipe, extractor, figure)]
         if figure not in FIGURES or len(lacking) == len(arms):

@@ -28,6 +28,8 @@ from sddit.recipes.recipe import Recipe
 from sddit.training.run_folder import RECIPE, REPORT
 
 PLAN = "plan.json"
+WHENCE = ("plugins", "code")
+"""Tables of a resolved recipe that say where its components come from: what they do stands in the other tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,17 @@ class PlannedArm:
                 for label, chosen in self.recipe.terms.items()
             },
         }
+
+
+def differs(arm: PlannedArm, baseline: PlannedArm) -> list[tuple[str, Any, Any]]:
+    """(key, the baseline's value, the arm's) of every setting of the resolved recipes that is not the same and changes numbers."""
+    found = differences(baseline.recipe.to_json(), arm.recipe.to_json())
+    return [(key, theirs, own) for key, theirs, own, kind in found if kind != "free" and not key.startswith(WHENCE)]
+
+
+def baseline_of(arm: PlannedArm, arms: Sequence[PlannedArm]) -> PlannedArm:
+    """The arm that another is compared with."""
+    return next(one for one in arms if one.label == arm.baseline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +153,8 @@ class AblationPlan:
             },
             "threads": self.threads,
             "published": os.path.relpath(self.published, self.folder) if self.published else "",
-            "arms": [arm.to_json() for arm in self.arms],
+            "data": self.arms[0].recipe.facts.source,
+            "arms": [arm.to_json() | {"differs": differs(arm, baseline_of(arm, self.arms))} for arm in self.arms],
             "runs": [
                 {"arm": run.arm, "seed": run.seed, "id": run.id, "folder": os.path.relpath(run.folder, self.folder)}
                 for run in self.runs

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from sddit.ablations.cautions import Caution, cautions
 from sddit.ablations.conclusion import Compared, fairness, findings, summary
 from sddit.ablations.logs import Logs, environments
-from sddit.ablations.report import COST, cost, facts, how_soon, probed
+from sddit.ablations.report import COST, PROBED, TARGET, cost, facts, how_soon, probed, what_differs
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import summarize
-from sddit.ablations.table import changes, comparisons, difference, legend, title, with_spread
+from sddit.ablations.table import changes, comparisons, difference, floors, legend, title, with_spread
 from sddit.ablations.words import among
 from sddit.errors import printable
 from sddit.evaluation.figures import FIGURES
@@ -118,8 +118,14 @@ def the_table(results: Results, compared: Compared) -> Iterator[str]:
         finished = sum(one.status == "finished" for one in results.of(arm["label"]))
         rows.append([*row, f"{finished} of {len(results.of(arm['label']))}", f"`{code(changes(arm['changes']))}`"])
     yield from table(["arm", *names, "runs", "changes"], rows)
-    if words := legend(compared):
+    for words in filter(None, (floors(results), legend(compared))):
         yield f"{plain(words)}\n"
+    if settings := list(what_differs(results)):
+        yield "Every setting by which an arm differs from its baseline:\n"
+        for arm, baseline, keys in settings:
+            each = ", ".join(f"`{code(key)}` {plain(theirs)} → {plain(own)}" for key, theirs, own in keys)
+            yield f"- **{plain(arm)}** against {plain(baseline)}: {each}"
+        yield ""
 
 
 def the_targets(results: Results, logs: Logs) -> Iterator[str]:
@@ -128,11 +134,7 @@ def the_targets(results: Results, logs: Logs) -> Iterator[str]:
     if not any(found.values()):
         return
     yield from heading("How soon")
-    yield (
-        "The steps after which a score reached its target, read between the scores that were taken while training. "
-        "Before the end those are of weights whose learning rate has not fallen yet."
-    )
-    yield ""
+    yield f"{TARGET}\n"
     names = ("target", "runs that got there", "steps", "beside the baseline", "training FLOPs", "beside the baseline")
     keys = ("arm", "target", "runs", "steps", "of_baseline", "flops", "flops_of_baseline")
     for metric, rows in found.items():
@@ -163,7 +165,7 @@ def the_probe(results: Results) -> Iterator[str]:
     if (found := probed(results)) is None:
         return
     yield from heading("What the tokens tell of the class")
-    yield f"Accuracy on held-out images at the best depth and noise level; chance is {found.chance:.3g}."
+    yield f"{PROBED} Chance is {found.chance:.3g}, the network as it was initialised gets {found.untrained}."
     yield ""
     names = ("arm", "seeds", "linear probe", "nearest neighbours", "linear probe beside the baseline")
     yield from table(names, [[plain(text) for text in row] for row in found.rows])

@@ -22,7 +22,7 @@ from sddit.ablations.logs import Diagnosis, Logs, diagnoses, environments, logs_
 from sddit.ablations.published import Reproduction, against_published
 from sddit.ablations.results import Results, Row
 from sddit.ablations.statistics import LEVEL, Comparison, p_text, summarize
-from sddit.ablations.table import against_baselines, apart, changes, comparisons, legend, title, with_spread
+from sddit.ablations.table import against_baselines, apart, changes, comparisons, floors, legend, title, with_spread
 from sddit.ablations.targets import reached
 from sddit.ablations.words import among
 from sddit.errors import SdditError
@@ -31,6 +31,7 @@ from sddit.evaluation.figures import FIGURES
 from sddit.evaluation.page import render
 from sddit.evaluation.probe import Probe, read_probe
 from sddit.evaluation.report import duration
+from sddit.recipes.source import quoted
 from sddit.training.durable import replace_file
 from sddit.training.run_folder import REPORT
 from sddit.units import big
@@ -97,6 +98,10 @@ def page(results: Results, *, pictures: bool = True) -> str:
         commands=list(commands(results)),
         level=f"{LEVEL:.0%}",
         legend=legend(compared),
+        floors=floors(results),
+        probed_how=PROBED,
+        target_rule=TARGET,
+        what_differs=list(what_differs(results)),
         short=short,
         among=among,
     )
@@ -116,6 +121,13 @@ def status(results: Results) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 # Tables
 # --------------------------------------------------------------------------------------------------------------------
+
+
+TARGET = (
+    "The steps after which a score reached its target, read between the scores that were taken while training; before the end those are "
+    "of weights whose learning rate has not fallen yet. Where the recipe sets no target it is what the baseline ended with in every "
+    "seed. Arms all of whose runs got there are compared in steps, as the metrics are."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +190,7 @@ def how_soon(results: Results, logs: Logs, metric: str) -> Iterator[dict[str, st
             "runs": f"{got} of {one.runs}",
             "steps": f"{'at most ' if one.at_once else ''}{with_spread(one.steps)}" if one.steps else "never",
             "flops": big(one.flops) if one.flops else "",
-            "of_baseline": "" if one.of_baseline is None else f"{one.of_baseline:.2f} ×",
+            "of_baseline": "" if one.of_baseline is None else f"{one.of_baseline:.2f} × {one.verdict}",
             "flops_of_baseline": "" if one.flops_of_baseline is None else f"{one.flops_of_baseline:.2f} ×",
         }
 
@@ -230,6 +242,18 @@ def runs(results: Results) -> list[tuple[str, list[Row]]]:
     return [(arm["label"], results.of(arm["label"])) for arm in results.plan["arms"]]
 
 
+def what_differs(results: Results) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
+    """(arm, its baseline, (key, the baseline's value, the arm's)) of every arm that differs from its baseline by a setting."""
+    for arm in results.plan["arms"]:
+        if found := arm.get("differs"):
+            yield arm["label"], arm["baseline"], [(key, value_of(theirs), value_of(own)) for key, theirs, own in found]
+
+
+def value_of(value: Any) -> str:
+    """A value of a recipe as it is typed there; `none` for one that is not set, `a table` for a component."""
+    return "none" if value is None else "a table" if isinstance(value, Mapping) else quoted(value)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Pictures
 # --------------------------------------------------------------------------------------------------------------------
@@ -278,6 +302,12 @@ def shrunk(path: Path) -> bytes | None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+PROBED = (
+    "Accuracy on held-out images at the best depth and noise level, which is chosen on these images for every arm alike: so it flatters "
+    "all of them. It is looked at beside the metrics, and not counted among them."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Probed:
     """What the tokens of the arms tell of the class."""
@@ -285,6 +315,7 @@ class Probed:
     rows: Sequence[tuple[str, str, str, str, str]]  # arm, seeds, linear, neighbours, linear beside the baseline
     charts: Sequence[Markup]
     chance: float
+    untrained: str  # the linear probe of a network as it was initialised
 
 
 def probed(results: Results) -> Probed | None:
@@ -313,7 +344,8 @@ def probed(results: Results) -> Probed | None:
     ]
     headings = {"linear": "Linear probe: held-out accuracy", "neighbours": "Nearest neighbours: held-out accuracy"}
     charts = [probe_chart(heading, results, having, which) for which, heading in headings.items()]
-    return Probed(rows, charts, next(iter(having.values()))[0].chance)
+    first = next(iter(having.values()))[0]
+    return Probed(rows, charts, first.chance, f"{first.best(first.linear_untrained)[0]:.3g}")
 
 
 def probe_of(run: Path) -> Probe | None:
@@ -355,6 +387,7 @@ def facts(results: Results) -> Iterator[tuple[str, str]]:
     """What was planned."""
     plan = results.plan
     yield "Ablation", f"{plan['name']}-{plan['id']}"
+    yield "Data", plan.get("data", "")
     yield "Budget", budget(plan["budget"])
     yield "Seeds", ", ".join(map(str, plan["seeds"]))
     yield "Metrics", ", ".join(plan["metrics"]) or "none"

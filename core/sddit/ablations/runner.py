@@ -334,7 +334,8 @@ def one_of_plan(plan: AblationPlan, run: PlannedRun) -> Iterator[None]:
         yield
     except SdditError as failure:
         problem = failure.problems[0]
-        note_failure(plan.folder, run.folder.name, f"{problem.code}: {problem.what}")
+        got = f" ({problem.got})" if problem.got else ""
+        note_failure(plan.folder, run.folder.name, f"{problem.code}: {problem.what}{got}")
         raise
     except Exception as failure:
         note_failure(plan.folder, run.folder.name, f"{type(failure).__name__}: {failure}")

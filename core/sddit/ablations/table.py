@@ -8,6 +8,7 @@ from typing import Any
 
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import LEVEL, Comparison, Sides, Summary, compare, p_text, summarize
+from sddit.ablations.words import listed
 from sddit.evaluation.figures import FIGURES, Direction
 from sddit.recipes.source import quoted
 from sddit.units import big
@@ -70,21 +71,37 @@ def against_baselines(
     plan: Mapping[str, Any], figures: Mapping[str, Mapping[int, float]], better: Direction
 ) -> dict[str, Comparison]:
     """The same of any figure that is known by arm and seed."""
-    arms = {arm["label"]: arm for arm in plan["arms"]}
     sides = {
-        label: Sides(figures[label], figures[arm["baseline"]], are_pairs(arm, arms[arm["baseline"]]))
-        for label, arm in arms.items()
-        if label != arm["baseline"]
+        arm["label"]: Sides(figures[arm["label"]], figures[arm["baseline"]], paired=not redrawn(arm))
+        for arm in plan["arms"]
+        if arm["label"] != arm["baseline"]
     }
     return compare(sides, better=better)
 
 
-def are_pairs(arm: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
-    """Whether runs of one seed see the same images, noise and noise levels: another seed or batch draws anew."""
-    seeds, batches = zip(
-        *((one["changes"].get("seed"), one["images"] / one["steps"]) for one in (arm, baseline)), strict=True
+def redrawn(arm: Mapping[str, Any]) -> list[str]:
+    """The settings of an arm by which its runs do not see the images and the noise of the baseline's runs of the same seed."""
+    return differing(arm, "seed", "train.batch", "dataset.", "data.")
+
+
+def differing(arm: Mapping[str, Any], *tables: str) -> list[str]:
+    """The settings of an arm in these tables, or of these keys, that are not its baseline's."""
+    return [
+        key for key, *_ in arm.get("differs", ()) if key.startswith(tables)
+    ]  # plans of an earlier version have none
+
+
+def floors(results: Results) -> str:
+    """What unseen real images get in the place of samples, in a sentence; empty where no score was measured."""
+    scores = next((row.scores for row in results.rows if row.scores), {})
+    metrics = [metric for metric in results.plan["metrics"] if f"{metric}_floor" in scores]
+    if not metrics:
+        return ""
+    each = listed([f"{scores[f'{metric}_floor']:.3g} on {title(metric)}" for metric in metrics])
+    n = scores.get(f"{metrics[0].rpartition('.')[0]}.n")
+    return (
+        f"Floors: unseen real images in the samples' place get {each}{f', at n = {n:,.0f} images a side' if n else ''}."
     )
-    return len(set(seeds)) == len(set(batches)) == 1
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any
 
 from sddit.ablations.logs import Log, Logs
 from sddit.ablations.results import Results
-from sddit.ablations.statistics import Direction, Summary, summarize
+from sddit.ablations.statistics import Direction, Sides, Summary, Verdict, compare, summarize
+from sddit.ablations.table import redrawn
 from sddit.evaluation.figures import FIGURES, SCORE
 
 Point = tuple[float, float]
@@ -30,44 +31,76 @@ class Reached:
     flops: float | None  # of as many steps
     of_baseline: float | None  # its steps over the baseline's, where every run of both got there
     flops_of_baseline: float | None
+    verdict: str  # on the difference in steps, of those arms together; empty for the others
 
 
 def reached(results: Results, logs: Logs, metric: str) -> list[Reached]:
     """Arm by arm; nothing for a metric that was not scored while training."""
     better = FIGURES[metric.rpartition(".")[2]].better
     arms = {arm["label"]: arm for arm in results.plan["arms"]}
-    curves = {label: [points(log, metric) for log in logs[label].values()] for label in arms}
-    curves = {label: [run for run in runs if len(run) > 1] for label, runs in curves.items()}
-    found: dict[str, tuple[float, list[float], bool]] = {}
+    curves = {label: {seed: points(log, metric) for seed, log in logs[label].items()} for label in arms}
+    curves = {label: {seed: run for seed, run in runs.items() if len(run) > 1} for label, runs in curves.items()}
+    found: dict[str, _Found] = {}
     for label, arm in arms.items():
-        target = target_of(results.plan, metric, curves[arm["baseline"]], better)
+        target = target_of(results.plan, metric, list(curves[arm["baseline"]].values()), better)
         if curves[label] and target is not None:
-            steps = [step for run in curves[label] if (step := first_at(run, target, better)) is not None]
-            found[label] = target, steps, any(reaches(run[0][1], target, better) for run in curves[label])
-    return list(_rows(arms, curves, found))
+            found[label] = _found(curves[label], target, better)
+    return list(_rows(arms, found))
 
 
-def _rows(
-    arms: Mapping[str, Mapping[str, Any]],
-    curves: Mapping[str, Sequence[Sequence[Point]]],
-    found: Mapping[str, tuple[float, list[float], bool]],
-) -> Iterator[Reached]:
-    for label, (target, steps, at_once) in found.items():
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the curves of one arm say of a target."""
+
+    target: float
+    steps: Mapping[int, float]  # by seed, of the runs that reached it
+    runs: int
+    at_once: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether every run reached it: otherwise the mean is one of the quick ones, and compares with nothing."""
+        return len(self.steps) == self.runs
+
+
+def _found(curves: Mapping[int, Sequence[Point]], target: float, better: Direction) -> _Found:
+    steps = {seed: step for seed, run in curves.items() if (step := first_at(run, target, better)) is not None}
+    return _Found(target, steps, len(curves), any(reaches(run[0][1], target, better) for run in curves.values()))
+
+
+def _rows(arms: Mapping[str, Mapping[str, Any]], found: Mapping[str, _Found]) -> Iterator[Reached]:
+    compared = compare(
+        {
+            label: Sides(one.steps, base.steps, paired=not redrawn(arms[label]))
+            for label, one in found.items()
+            if (base := found[arms[label]["baseline"]]) is not one and one.whole and base.whole
+        },
+        better="lower",
+    )
+    for label, one in found.items():
         base = arms[label]["baseline"]
         cost, cost_of_base = arms[label]["flops_per_step"], arms[base]["flops_per_step"]
-        theirs = found[base][1]
-        whole = len(steps) == len(curves[label]) and len(theirs) == len(curves[base]) and label != base
-        ratio = mean(steps) / mean(theirs) if whole else None
+        steps = list(one.steps.values())
+        ratio = mean(steps) / mean(found[base].steps.values()) if label in compared else None
         yield Reached(
             label,
-            target,
-            len(curves[label]),
+            one.target,
+            one.runs,
             summarize(steps) if steps else None,
-            at_once,
+            one.at_once,
             mean(steps) * cost if steps and cost else None,
             ratio,
             ratio * cost / cost_of_base if ratio and cost and cost_of_base else None,
+            SOONER[compared[label].verdict] if label in compared else "",
         )
+
+
+SOONER: Mapping[Verdict, str] = {
+    "better": "sooner",
+    "worse": "later",
+    "within noise": "within noise",
+    "no verdict under 3 seeds": "no verdict",
+}
 
 
 def points(log: Log, metric: str) -> list[Point]:

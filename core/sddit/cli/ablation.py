@@ -12,7 +12,7 @@ from sddit.ablations.plan import AblationPlan, PlannedArm
 from sddit.ablations.published import Reproduction, against_published
 from sddit.ablations.results import Results, Row, readable
 from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
-from sddit.ablations.table import cells, changes, comparisons, legend
+from sddit.ablations.table import cells, changes, comparisons, floors, legend
 from sddit.cli.frame import console, error_console, print_json, state_of, table, work_console
 from sddit.cli.run import show_result, train
 from sddit.errors import Problem, error, printable, raise_all
@@ -102,7 +102,8 @@ def print_results(results: Results) -> None:
     for row in rows:
         shown.add_row(*map(printable, row))
     console().print(shown)
-    if words := legend({metric: comparisons(results, metric) for metric in results.plan["metrics"]}):
+    compared = {metric: comparisons(results, metric) for metric in results.plan["metrics"]}
+    for words in filter(None, (floors(results), legend(compared))):
         click.echo(words)
     if reproduction := against_published(results):
         print_reproduction(reproduction)

@@ -85,8 +85,9 @@ def of_ablation(folder: Path) -> Content:
 
     results = gather(folder)
     headings, rows = arms.cells(results)
-    legend = arms.legend({metric: arms.comparisons(results, metric) for metric in results.plan["metrics"]})
-    return headings, [list(map(printable, row)) for row in rows], list(arms.records(results)), legend
+    compared = {metric: arms.comparisons(results, metric) for metric in results.plan["metrics"]}
+    notes = " ".join(filter(None, (arms.floors(results), arms.legend(compared))))
+    return headings, [list(map(printable, row)) for row in rows], list(arms.records(results)), notes
 
 
 def of_runs(folders: Sequence[Path]) -> Content:

@@ -334,6 +334,7 @@ def test_a_mistake_of_the_recipe_itself_names_no_arm(ablation):
         ('[ablation]\nbudget = "steps"', "SD-R108", "'ablation.budget' has no such choice"),
         ('[ablation]\nbaseline = "b"\n[ablation.arms.a]', "SD-R150", "no arm 'b' to compare with"),
         ('[ablation]\nmetrics = ["fd"]', "SD-R150", "no metric 'fd'"),
+        ('[ablation]\nmetrics = ["toy.fd", "toy.fd"]', "SD-R150", "metric 'toy.fd' is given twice"),
         ('[ablation]\nmetrics = ["toy.fdd"]', "SD-R150", "no metric 'toy.fdd'"),
         ('[ablation]\nmetrics = ["toyy.fd"]', "SD-R150", "no metric 'toyy.fd'"),
         ("[ablation]\ntargets.toy.kid = 1", "SD-R150", "a target of 'toy.kid', which is no metric of this ablation"),
@@ -353,6 +354,11 @@ def test_a_mistake_of_the_recipe_itself_names_no_arm(ablation):
         ('[ablation.grid]\n"optimizer.lr" = [1e-3]', "SD-R102", "'optimizer.lr' is one key with dots in it"),
         ("[[ablation.pairs]]", "SD-R150", "a table of pairs is empty"),
         ("[[ablation.pairs]]\noptimizer.lr = [1e-3]\ntrain.batch = [4, 8]", "SD-R150", "paired lists differ in length"),
+        (
+            "[[ablation.pairs]]\noptimizer.lr = [1e-3, 1e-4]\ntrain.batch = [4]",
+            "SD-R150",
+            "paired lists differ in length",
+        ),
         ("[ablation.pairs]\noptimizer.lr = [1e-3]", "SD-R103", "'ablation.pairs' is of the wrong kind"),
         (
             "[ablation.grid]\ntrain.batch = [4]\n[[ablation.pairs]]\ntrain.batch = [4]",

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from sddit.ablations.cautions import cautions
-from sddit.ablations.conclusion import KINDS, findings, summary
+from sddit.ablations.conclusion import KINDS, fairness, findings, summary
 from sddit.ablations.curves import AXES, lines, metric_charts
 from sddit.ablations.leaks import LARGEST, LeakCheck, look
 from sddit.ablations.logs import diagnoses, logs_of
 from sddit.ablations.report import page, write_report
 from sddit.ablations.results import Results, Row
 from sddit.ablations.statistics import p_text, student_interval
-from sddit.ablations.table import comparisons
+from sddit.ablations.table import comparisons, floors
 from sddit.ablations.targets import first_at, reached
 from sddit.evaluation.charts import as_file
 from sddit.evaluation.probe import Probe
@@ -370,6 +370,12 @@ def test_the_target_is_what_the_baseline_reached_in_every_seed(make):
         assert rows[label].flops == pytest.approx(rows[label].steps.mean * 1e8)
     assert rows["bad"].steps.seeds == 1 and rows["bad"].steps.mean == pytest.approx(expected["bad"][0])
     assert rows["bad"].of_baseline is None and rows["base"].of_baseline is None
+    assert {label: row.verdict for label, row in rows.items() if row.verdict} == dict.fromkeys(
+        ("good", "same"), "within noise"
+    )
+    halved = make({"base": FD["base"], "good": [0.5, 1.01, 1.49]})
+    assert reached(halved, logs_of(halved), "toy.fd")[1].verdict == "sooner"
+    results = make()
     ratio = sum(expected["good"]) / sum(expected["base"])
     assert rows["good"].of_baseline == pytest.approx(ratio) == rows["good"].flops_of_baseline
     dear = make(arms={"good": {"flops_per_step": 3e8}})
@@ -499,6 +505,44 @@ def test_an_arm_with_the_runs_of_its_baseline(make):
     folders = {one.seed: one.folder for one in results.of("base")}
     twins = replace(results, rows=tuple(replace(one, folder=folders[one.seed]) for one in results.rows))
     assert causes(twins)["the same runs"].arms == ("same",)
+
+
+def test_what_arms_do_not_share_is_said_from_their_whole_recipes(make):
+    def answers(*differs):
+        results = make(arms={"good": {"differs": list(differs)}})
+        found = compared(results)
+        said = {one.question: one for one in fairness(results, found, [])}
+        return said["Same data and noise?"], said["Same evaluation?"], found["toy.fd"]["good"].p
+
+    data, evaluation, paired = answers(("loss.match.weight", 0.1, 0.2))
+    assert (data.good, evaluation.good) == (True, True)
+    data, evaluation, same = answers(("noise_schedule.p_mean", -1.2, -0.4), ("sampler.steps", 12, 4))
+    assert (data.good, evaluation.good, same) == (None, False, paired)
+    assert "In good the noise has other levels" in data.words
+    assert "good is sampled or scored with another sampler.steps" in evaluation.words
+    for key in ("seed", "train.batch", "dataset.holdout", "data.fingerprint"):
+        data, _, apart = answers((key, 0, 7))
+        assert data.good is None and "Not so in good" in data.words, key
+        assert apart > paired, key  # Welch's: what the seeds share does not cancel
+
+
+def test_every_setting_that_differs_is_listed(make):
+    results = make(
+        arms={"good": {"differs": [("pair_sampler.mask_ratio", 0.0, 0.5), ("loss.more", None, {"name": "x"})]}}
+    )
+    text = Page(page(results)).text
+    assert "Every setting by which an arm differs from its baseline" in text
+    assert "pair_sampler.mask_ratio" in text and "0.0 → 0.5" in text and "none → a table" in text
+    assert "Every setting" not in Page(page(make())).text
+
+
+def test_floors_stand_beside_the_metrics(make):
+    results = make()
+    assert floors(results) == ""
+    floored = tuple(replace(one, scores={**one.scores, "toy.fd_floor": 0.4}) for one in results.rows)
+    said = "Floors: unseen real images in the samples' place get 0.4 on toy FD, at n = 360 images a side."
+    assert floors(replace(results, rows=floored)) == said
+    assert said in Page(page(replace(results, rows=floored))).text
 
 
 def test_unequal_sizes(make):
