@@ -1,0 +1,70 @@
+"""docs/results: every shipped ablation is published, and what the README says of the main comparison is what was published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sddit.ablations.expand import expand
+from sddit.ablations.results import Results, gather
+from sddit.ablations.statistics import summarize
+from sddit.ablations.table import comparisons, with_spread
+from sddit.recipes.merge import load
+from sddit.units import big
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "docs" / "results"
+ABLATIONS = sorted(path for path in (ROOT / "recipes" / "ablations").glob("*.toml"))
+
+
+def row(results: Results, label: str) -> str:
+    """An arm of the README's table, from `mean ± deviation verdict` of each metric on."""
+    cells = []
+    for metric in results.plan["metrics"]:
+        compared = comparisons(results, metric)
+        word = f" {compared[label].verdict}" if label in compared else ""
+        cells.append(with_spread(summarize(list(results.figure(label, metric).values()))) + word)
+    flops = {arm["label"]: arm["flops"] for arm in results.plan["arms"]}
+    return f"| {' | '.join([*cells, big(flops[label])])} |"
+
+
+@pytest.mark.parametrize("recipe", ABLATIONS, ids=lambda path: path.stem)
+def test_every_small_ablation_is_published_and_compares_its_rerun(recipe: Path) -> None:
+    published = expand(load(recipe, [])).settings.published
+    assert (recipe.parent / published).resolve() == PUBLISHED / recipe.stem
+    results = gather(PUBLISHED / recipe.stem)
+    assert results.plan["name"] == recipe.stem
+    assert {one.status for one in results.rows} == {"finished"}
+    assert f"({recipe.stem}/README.md)" in (PUBLISHED / "README.md").read_text(encoding="utf-8")
+
+
+def test_nothing_is_published_that_no_recipe_makes() -> None:
+    assert {path.name for path in PUBLISHED.iterdir() if path.is_dir()} == {path.stem for path in ABLATIONS}
+
+
+def test_the_readme_says_of_the_main_comparison_what_was_published() -> None:
+    results = gather(PUBLISHED / "sd_dit_vs_masking")
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    for arm in results.plan["arms"]:
+        assert row(results, arm["label"]) in page, arm["label"]
+    assert row(results, "mdt") != row(results, "maskdit")
+
+
+def verdicts(name: str, label: str) -> set[str]:
+    """The words of all metrics on one arm of a published ablation."""
+    results = gather(PUBLISHED / name)
+    return {comparisons(results, metric)[label].verdict for metric in results.plan["metrics"]}
+
+
+def test_the_readmes_sentences_are_the_verdicts() -> None:
+    """Each claim of the paragraph under its table."""
+    assert verdicts("sd_dit_vs_masking", "sd_dit") == {"within noise"}
+    assert verdicts("sd_dit_vs_masking", "mdt") == {"better"}
+    assert verdicts("discrimination_weight", "weight=0.3") == {"better"}
+    for hidden in ("0.1", "0.2", "0.3", "0.5"):
+        assert {"worse"} <= verdicts("mask_ratio", f"mask_ratio={hidden}") <= {"worse", "within noise"}
+    assert verdicts("sd_dit_vs_masking_flops", "dit") == {"better", "within noise"}
+    for behind in ("sd_dit", "maskdit", "mdt"):
+        assert verdicts("sd_dit_vs_masking_flops", behind) <= {"worse", "within noise"}
+        assert "worse" in verdicts("sd_dit_vs_masking_flops", behind)
