@@ -64,6 +64,7 @@ def test_the_readmes_sentences_are_the_verdicts() -> None:
     assert verdicts("discrimination_weight", "weight=0.3") == {"better"}
     for hidden in ("0.1", "0.2", "0.3", "0.5"):
         assert {"worse"} <= verdicts("mask_ratio", f"mask_ratio={hidden}") <= {"worse", "within noise"}
+    assert verdicts("time_sampling", "edm_noisier") == {"better"}
     assert verdicts("sd_dit_vs_masking_flops", "dit") == {"better", "within noise"}
     for behind in ("sd_dit", "maskdit", "mdt"):
         assert verdicts("sd_dit_vs_masking_flops", behind) <= {"worse", "within noise"}
