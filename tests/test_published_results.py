@@ -65,6 +65,7 @@ def test_the_readmes_sentences_are_the_verdicts() -> None:
     for hidden in ("0.1", "0.2", "0.3", "0.5"):
         assert {"worse"} <= verdicts("mask_ratio", f"mask_ratio={hidden}") <= {"worse", "within noise"}
     assert verdicts("time_sampling", "edm_noisier") == {"better"}
+    assert verdicts("time_sampling", "sd_dit") == {"within noise"}
     assert verdicts("sd_dit_vs_masking_flops", "dit") == {"better", "within noise"}
     for behind in ("sd_dit", "maskdit", "mdt"):
         assert verdicts("sd_dit_vs_masking_flops", behind) <= {"worse", "within noise"}
