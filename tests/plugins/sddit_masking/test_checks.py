@@ -74,5 +74,5 @@ def test_another_network_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(checks, "network", moved)
     assert failing(checks.published_mdt) == [
-        f"{name}_a: {what}" for name in ("mdtv1", "mdtv2") for what in ("unmasked", "masked")
+        f"{name}_a: {what}" for name in ("mdtv2", "mdtv1") for what in ("unmasked", "masked")
     ]
