@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -19,6 +18,7 @@ from sddit.ablations.budget import Budget, Pace, budget_of, unmeasured, within
 from sddit.ablations.expand import Ablation
 from sddit.ablations.leaks import LeakCheck
 from sddit.ablations.settings import AblationSettings
+from sddit.ablations.words import slug
 from sddit.plugins import Host
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import leaves
@@ -238,7 +238,7 @@ def folder_of(ablation: Ablation, out: Path, copy: int = 1) -> Path:
 
 def run_name(ablation: str, arm: str) -> str:
     """What the run folders of an arm begin with: `mask_ratio=0.1` is `mask_ratio-0.1` there."""
-    return f"{ablation}-{re.sub(r'[^A-Za-z0-9_.]+', '-', arm).strip('-')}"
+    return f"{ablation}-{slug(arm)}"
 
 
 def place_of(recipe: Recipe, own: Path) -> Path:

@@ -24,10 +24,11 @@ from markupsafe import Markup
 from sddit.ablations.curves import AXES, all_keys, over_seeds
 from sddit.ablations.logs import Logs, environments, logs_of
 from sddit.ablations.plan import PLAN
-from sddit.ablations.published import RECIPES, first_recipe, pathless, slug
+from sddit.ablations.published import RECIPES, first_recipe, pathless
 from sddit.ablations.readme import Figure, readme
 from sddit.ablations.report import curves, page, probed, samples
 from sddit.ablations.results import RESULTS, Results, gather
+from sddit.ablations.words import slug
 from sddit.errors import error
 from sddit.evaluation.charts import as_file, title_of
 from sddit.forms import no_formula

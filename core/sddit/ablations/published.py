@@ -18,6 +18,7 @@ from sddit.ablations.plan import PLAN
 from sddit.ablations.results import RESULTS, Results, Row, gather, read_json
 from sddit.ablations.statistics import LEAST_SEEDS, LEVEL, Summary, holm, summarize, welch
 from sddit.ablations.table import title
+from sddit.ablations.words import slug
 from sddit.errors import SdditError
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import leaves
@@ -198,11 +199,6 @@ def notes(here: Results, there: Results) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------------------------------
 # As they are written
 # --------------------------------------------------------------------------------------------------------------------
-
-
-def slug(text: str) -> str:
-    """A name for a file: `mask_ratio=0.1` is `mask_ratio-0.1`."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
 
 
 def pathless(value: T) -> T:

@@ -1,7 +1,8 @@
-"""Words for groups of arms and for ratios, as sentences of a report need them. No torch."""
+"""Words for groups of arms and for ratios, as sentences of a report need them, and names for their files. No torch."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -38,3 +39,8 @@ def name(plan: Mapping[str, Any], arm: Mapping[str, Any], meant: set[str]) -> st
 def times(one: float, other: float) -> str:
     """`1.5 times`."""
     return f"{one / other:.3g} times"
+
+
+def slug(text: str) -> str:
+    """A name for a file: `mask_ratio=0.1` is `mask_ratio-0.1`."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sddit import processes
 from sddit.cli.frame import Verb, console, error_console, notice, print_json, state_of, table
 from sddit.evaluation.figures import FIGURES
 from sddit.plugins import host
@@ -88,9 +89,12 @@ def evaluate(
                 print_json({})
             return
         looks["scores"] = _scores, print_scores
-    with progress_on(error_console() if as_json else console()) as progress:
+    shown = progress_on(error_console() if as_json else console()) if processes.rank() == 0 else Progress()
+    with shown as progress:
         state_of(ctx).progress = progress
         found = {name: look(run, device, progress) for name, (look, _) in looks.items()}
+    if processes.rank() > 0:
+        return
     if as_json:
         print_json(found.get("scores", found))
         return

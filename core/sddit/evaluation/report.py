@@ -20,6 +20,7 @@ from sddit.evaluation.page import render
 from sddit.evaluation.probe import Probe
 from sddit.evaluation.probe import charts as probe_charts
 from sddit.interfaces import Monitor
+from sddit.training.spikes import SPIKE
 
 if TYPE_CHECKING:
     from sddit.evaluation.scores import Scores
@@ -29,7 +30,6 @@ State = Literal["healthy", "look here", "no alarm set", "not measured"]
 
 DEFAULT = "default"  # how the origin of an untouched setting begins
 NEAR = 1.5  # a distance of so many floors leaves little to gain
-SPIKE = 10.0  # a gradient norm so many times its median is worth a word
 STILL_FALLING = 0.03  # share by which a term fell in the last tenth of a run
 COPIES = 3.0  # so many times as many near copies as real images give are worth a look
 LEADS = 3.0  # a term whose gradient is so many times that of the first one has taken the lead

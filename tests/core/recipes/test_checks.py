@@ -120,8 +120,8 @@ def test_what_cannot_work_together_is_refused(
         ["evaluate.samples=3", "evaluate.neighbours=12"],  # nothing is scored
     ],
 )
-def test_what_can_is_not(resolved: Resolve, base: str, overrides: list[str]) -> None:
-    resolved(base, *overrides)
+def test_what_can_run_resolves(resolved: Resolve, base: str, overrides: list[str]) -> None:
+    assert resolved(base, *overrides).path == Path("recipe.toml")
 
 
 def test_each_problem_is_reported_once_and_all_together(problems: Problems, base: str) -> None:
