@@ -327,9 +327,13 @@ def test_evaluate_probes_and_looks_for_copies(sddit_run, toy_recipe):
     assert json.loads(sddit_run("evaluate", run, "--copies", "--json").out)["copies"]["pixels"]["title"] == "pixels"
 
 
-def test_evaluate_scores_by_the_files_of_its_user(sddit_run, trained, monkeypatch):
+def adm_scores() -> AdmScores:
     figures = {"samples": 5, "fid": 12.345, "sfid": None, "inception_score": 3.5, "precision": 0.5, "recall": 0.25}
-    found = AdmScores(**figures, reference="r.npz", weights_sha256="ab" * 32)
+    return AdmScores(**figures, reference="r.npz", weights_sha256="ab" * 32)
+
+
+def test_evaluate_scores_by_the_files_of_its_user(sddit_run, trained, monkeypatch):
+    found = adm_scores()
     monkeypatch.setattr("sddit.evaluation.adm.adm_of_run", lambda *_, **__: found)
     said = sddit_run("evaluate", trained, "--inception", "w.pth", "--reference", "r.npz")
     assert said.status == 0, said.err
@@ -341,6 +345,19 @@ def test_evaluate_scores_by_the_files_of_its_user(sddit_run, trained, monkeypatc
     }
     alone = sddit_run("evaluate", trained, "--inception", "w.pth")
     assert (alone.status, "belong together" in alone.err) == (2, True)
+
+
+def test_evaluate_speaks_on_one_rank_of_several(sddit_run, trained, monkeypatch):
+    monkeypatch.setattr("sddit.evaluation.adm.adm_of_run", lambda *_, **__: adm_scores())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = {}
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        said = sddit_run("evaluate", trained, "--inception", "w.pth", "--reference", "r.npz")
+        assert said.status == 0, said.err
+        told[rank] = said.out
+    assert "Inception score" in told["0"]
+    assert told["1"] == ""
 
 
 def test_table_puts_runs_side_by_side(sddit_run, toy_recipe, tmp_path, monkeypatch):
