@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,11 @@ def test_the_readmes_sentences_are_the_verdicts() -> None:
     assert verdicts("sd_dit_vs_masking", "sd_dit") == {"within noise"}
     assert verdicts("sd_dit_vs_masking", "mdt") == {"better"}
     assert verdicts("discrimination_weight", "weight=0.3") == {"better"}
+    plan = gather(PUBLISHED / "discrimination_weight").plan
+    flops = {arm["label"]: arm["flops"] for arm in plan["arms"]}
+    assert f"{flops['weight=0.3'] / flops[plan['arms'][0]['baseline']]:.2f}" == "1.81"
+    page = (PUBLISHED / "discrimination_weight" / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"^- \*\*weight=0\.3\*\*.*\*\*Doubtful: diagnostics alarm", page, re.MULTILINE)
     for hidden in ("0.1", "0.2", "0.3", "0.5"):
         assert {"worse"} <= verdicts("mask_ratio", f"mask_ratio={hidden}") <= {"worse", "within noise"}
     assert verdicts("time_sampling", "edm_noisier") == {"better"}
