@@ -146,7 +146,7 @@ CHECKS = (
         "without effect lies in what no command takes weights, settings or the state of a run from, or in what is made anew; "
         "the table says which files these are. What commands print is not compared: a flipped digit of a score or of a row "
         "of the log is another figure in a table, and nobody is told.",
-        full=100,
+        full=25,
         quick=4,
     ),
     Check(

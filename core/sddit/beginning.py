@@ -27,6 +27,7 @@ from sddit.training.run_folder import (
     SCORES,
     RunFolder,
     last_metrics,
+    read_changes,
     read_json,
     refuse_changed,
 )
@@ -99,8 +100,9 @@ def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str], *, r
     raise_all(refused(folder.path, found, allow, resumed=resumed))
     if not found:
         return False
-    earlier = read_json(folder.path / CHANGES, list) if (folder.path / CHANGES).is_file() else []
-    folder.write_json(CHANGES, earlier + [{"key": key, "from": old, "to": new} for key, old, new, _ in found])
+    folder.write_json(
+        CHANGES, read_changes(folder.path) + [{"key": key, "from": old, "to": new} for key, old, new, _ in found]
+    )
     for stale in (REPORT, SCORES, PROBE):
         (folder.path / stale).unlink(missing_ok=True)
     return True

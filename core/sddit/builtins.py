@@ -230,6 +230,10 @@ class ClassifierParams(FeatureParams):
     def dimensions(self) -> int:
         return 64
 
+    @property
+    def own_figures(self) -> tuple[str, ...]:
+        return ("class_accuracy",)
+
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         """The data must be of a kind that a shipped classifier knows."""
         return no_classifier(recipe.facts)

@@ -25,8 +25,8 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def harmless(cell: str) -> str:
-    """A cell of Markdown that stays one cell of text: no code, no HTML, no link."""
-    return re.sub(r"([\\`|<>])", r"\\\1", printable(cell)).replace("](", r"]\(")
+    """A cell of Markdown that stays one cell of text: no code, no HTML, no link, no formula."""
+    return re.sub(r"([\\`|<>$])", r"\\\1", printable(cell)).replace("](", r"]\(")
 
 
 def latex(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

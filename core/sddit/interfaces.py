@@ -214,8 +214,11 @@ class LossParams(Params):
         raise NotImplementedError
 
     def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, kept: int) -> Cost | None:
-        """Training heads and other work on one view of one image; the same head is counted once by the core."""
-        return Cost()
+        """Training heads and other work on one view of one image; the same head is counted once by the core.
+
+        None is "not stated", and so are then the sums it belongs to: a term without heads says `Cost()`.
+        """
+        return None
 
     def monitors(self) -> tuple[Monitor, ...]:
         """The diagnostics it logs that tell health from trouble."""
@@ -364,7 +367,8 @@ class FeatureParams(Params):
 
     @property
     def own_figures(self) -> tuple[str, ...]:
-        """Names of the figures that a `FigureExtractor` adds to the common ones."""
+        """Names of the figures it measures besides the common ones: `class_accuracy` if it knows classes, and a
+        `FigureExtractor`'s own."""
         return ()
 
     def fingerprinted(self) -> Self:

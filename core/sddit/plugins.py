@@ -218,9 +218,9 @@ class Host:
             self._register(plugin, row)
             row.code = row.file or _folder_of(plugin)
             row.state = "loaded"
-        except Stopped:  # a signal came meanwhile, which is no fault of the plugin
+        except (Stopped, KeyboardInterrupt):  # a signal came meanwhile, which is no fault of the plugin
             raise
-        except (Exception, SystemExit) as failure:
+        except BaseException as failure:
             row.state, row.failure = "failed", failure
             row.error = said(failure)
             row.where = _last_line(failure)
@@ -281,7 +281,11 @@ def refuse_misspelt_hooks(plugin: object) -> None:
 
 def said(failure: BaseException, most: int = 240) -> str:
     """What an exception says, on one line of bounded length."""
-    text = " ".join(f"{type(failure).__name__}: {failure}".split()).rstrip(": ")
+    try:
+        words = str(failure)
+    except Exception:
+        words = "(what it says cannot be had: its __str__ fails)"
+    text = " ".join(f"{type(failure).__name__}: {words}".split()).rstrip(": ")
     return text if len(text) <= most else f"{text[:most]} ..."
 
 

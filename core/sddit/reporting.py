@@ -16,7 +16,7 @@ from sddit.evaluation.report import NextStep, ReportData, RunCost, write_report
 from sddit.evaluation.scores import Scores
 from sddit.recipes.plan import plan
 from sddit.recipes.recipe import Recipe
-from sddit.training.run_folder import CHANGES, ENVIRONMENT, METRICS, read_json, read_metrics
+from sddit.training.run_folder import ENVIRONMENT, METRICS, read_changes, read_json, read_metrics
 
 NOISE_QUARTERS = ("least noise", "second quarter", "third quarter", "most noise")
 
@@ -102,10 +102,8 @@ def peak_memory() -> float:
 
 def changes(folder: Path) -> Iterator[str]:
     """What --allow-change let differ on the way."""
-    path = folder / CHANGES
-    if path.is_file():
-        for change in read_json(path, list):
-            yield f"changed on the way: {change['key']} from {change['from']} to {change['to']}; schedules over the planned length moved with it"
+    for change in read_changes(folder):
+        yield f"changed on the way: {change['key']} from {change['from']} to {change['to']}; schedules over the planned length moved with it"
 
 
 def next_steps(recipe: Recipe, folder: Path) -> Iterator[NextStep]:

@@ -44,11 +44,14 @@ class Watcher:
         self.trackers: list[Tracker] = []
         self.scorer: Scorer | None = None
         if session.world.main:
-            self.log = MetricsLog(folder.path / METRICS, cursor)
+            self.log = MetricsLog(folder.path / METRICS, cursor, session.step)
             self.trackers = [chosen.build(folder=folder.path) for chosen in recipe.trackers.values()]
             self.scorer = scorer_of(recipe, session.dataset, session.device)
-        if self.log is not None and self.log.shortened:
-            progress.warn(f"{METRICS} lacks rows that the checkpoint knows of; it goes on from what is left")
+        if self.log is not None and self.log.changed:
+            progress.warn(
+                f"{METRICS} is not as the checkpoint left it: rows were changed or are missing; those up to step "
+                f"{session.step} that are left are kept"
+            )
 
     def __enter__(self) -> Watcher:
         return self

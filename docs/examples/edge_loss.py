@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from sddit import Registry, hookimpl
-from sddit.interfaces import Context, Loss, LossParams, Needs, Outputs, View, Want
+from sddit.interfaces import Context, Cost, Loss, LossParams, Needs, Outputs, View, Want
 from sddit.terms import LossTerm
 
 
@@ -21,6 +22,10 @@ class EdgeParams(LossParams):
     def needs(self) -> Needs:
         """What forward reads of each student view: the network's output, and the clean image made of it."""
         return Needs(student=Want(output=True))
+
+    def cost(self, *_: Any, **__: Any) -> Cost:
+        """What it adds to a training step on one image: Cost(parameters, FLOPs, activations) of its heads; it has none."""
+        return Cost()
 
 
 class EdgeLoss(LossTerm):

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from sddit import Registry, hookimpl
 from sddit.errors import Problem, SdditError
-from sddit.interfaces import Loss, LossParams, Needs, NoiseSchedule, NoiseScheduleParams, Sampler, SamplerParams, Want
+from sddit.interfaces import (
+    Cost,
+    Loss,
+    LossParams,
+    Needs,
+    NoiseSchedule,
+    NoiseScheduleParams,
+    Sampler,
+    SamplerParams,
+    Want,
+)
 from sddit_ddpm.chain import Chain, cosine_betas, levels_of, linear_betas, respaced
 from sddit_ddpm.grids import timesteps_on
 
@@ -126,6 +136,10 @@ class HybridParams(LossParams):
 
     def needs(self) -> Needs:
         return Needs(student=Want(output=True))
+
+    def cost(self, *_: Any, **__: Any) -> Cost:
+        """No heads, and arithmetic on a few numbers per pixel."""
+        return Cost()
 
     def idle(self, recipe: Recipe) -> Iterable[str]:
         if self.vb_weight == 0:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from sddit import Registry, hookimpl
-from sddit.interfaces import Loss, LossParams, Needs, NoiseSchedule, NoiseScheduleParams, Want
+from sddit.interfaces import Cost, Loss, LossParams, Needs, NoiseSchedule, NoiseScheduleParams, Want
 
 if TYPE_CHECKING:
     from sddit.recipes.recipe import Recipe
@@ -95,6 +95,10 @@ class DenoisingParams(LossParams):
 
     def needs(self) -> Needs:
         return Needs(student=Want(output=True))
+
+    def cost(self, *_: Any, **__: Any) -> Cost:
+        """No heads, and arithmetic on a few numbers per pixel."""
+        return Cost()
 
     def idle(self, recipe: Recipe) -> Iterable[str]:
         return ("snr_gamma",) if self.weighting == "none" else ("space",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from sddit import Registry, hookimpl
 from sddit.errors import Problem
 from sddit.interfaces import (
     Backbone,
+    Cost,
     Loss,
     LossParams,
     Needs,
@@ -87,6 +88,10 @@ class ReconstructionParams(LossParams):
 
     def needs(self) -> Needs:
         return Needs(student=Want(output=True))
+
+    def cost(self, *_: Any, **__: Any) -> Cost:
+        """No heads, and arithmetic on a few numbers per pixel."""
+        return Cost()
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         """There must be something hidden to reconstruct, and more than one value in what is normalised."""

@@ -542,10 +542,35 @@ def remove(path: Path, _: str) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def fifo(path: Path, _: str) -> None:
+    """Whoever opens it waits for a writer."""
+    remove(path, "")
+    os.mkfifo(path)
+
+
+def linked(path: Path, elsewhere: str) -> None:
+    """It was moved, as to a bigger disk, and a link leads there."""
+    target = Path(elsewhere).absolute()
+    target.mkdir(exist_ok=True)
+    path.rename(target / path.name)
+    path.symlink_to(target / path.name)
+
+
+def longer(path: Path, line: str) -> None:
+    """A person mends a number of a log in an editor, by which the line gets a byte more."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines[int(line) - 1] = lines[int(line) - 1].replace('"loss": ', '"loss": 1')
+    path.write_text("".join(lines), encoding="utf-8")
+
+
 WOUNDS: dict[str, Callable[[Path, str], Any]] = {
     "flip": flip,
     "cut": cut,
     "remove": remove,
+    "fifo": fifo,
+    "linked": linked,
+    "longer": longer,
+    "nest": lambda path, depth: path.write_text("[" * int(depth), encoding="utf-8"),
     "replace": replace,
     "write": lambda path, text: path.write_text(text, encoding="utf-8"),
     "append": lambda path, text: path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8"),

@@ -510,6 +510,22 @@ def test_a_mistake_in_an_extractor_is_said():
         assert part in said
 
 
+def test_an_extractor_that_does_not_say_that_it_classifies_is_said():
+    class Classifier(models.ToyFeatures):
+        def classes(self, images: Any) -> Any:
+            return torch.zeros(len(images), dtype=torch.int64)
+
+    class Params(faces.ToyFeatureParams):
+        @property
+        def own_figures(self) -> tuple[str, ...]:
+            return ("class_accuracy",)
+
+    said = "differ on whether it is a classifier"
+    assert said in findings("features", Classifier, faces.ToyFeatureParams)
+    assert said in findings("features", models.ToyFeatures, Params)
+    check(component("features", Classifier, Params))  # the control
+
+
 def test_a_tracker_that_forgets_its_folder_is_said():
     class Forgetful(models.ToyTracker):
         def log(self, step: int, values: Any) -> None:

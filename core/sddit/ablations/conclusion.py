@@ -10,7 +10,7 @@ from typing import Any
 from sddit.ablations.cautions import Caution
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import LEAST_SEEDS, LEVEL, Comparison, Verdict, p_text
-from sddit.ablations.table import apart, differing, redrawn, title
+from sddit.ablations.table import PREPARED, apart, differing, redrawn, title
 from sddit.ablations.words import among, listed, times
 from sddit.evaluation.figures import FIGURES
 from sddit.units import big, count
@@ -48,10 +48,10 @@ class Answer:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def summary(results: Results, compared: Compared) -> list[str]:
+def summary(results: Results, compared: Compared, found: Sequence[Caution]) -> list[str]:
     """The ablation in a few sentences."""
     plan = results.plan
-    arms = [arm["label"] for arm in plan["arms"] if arm["label"] != arm["baseline"]]
+    arms = {arm["label"]: arm["baseline"] for arm in plan["arms"] if arm["label"] != arm["baseline"]}
     said = [under(results)]
     if not arms:
         return [*said, "There is one arm, so nothing is compared."]
@@ -61,6 +61,8 @@ def summary(results: Results, compared: Compared) -> list[str]:
     for arm in arms:
         kinds.setdefault(kind({found[arm].verdict for found in compared.values()}), []).append(arm)
     said += [f"{words}: {among(plan, kinds[words])}." for words in KINDS if words in kinds]
+    if doubtful := [arm for arm, baseline in arms.items() if doubts_of(arm, baseline, found)]:
+        said.append(f"Doubtful, by the cautions about them or their baseline: {among(plan, doubtful)}.")
     said += best_points(results)
     if failed := sum(row.status == "failed" for row in results.rows):
         said.append(f"{failed} of {len(results.rows)} runs failed.")
@@ -135,12 +137,19 @@ def findings(results: Results, compared: Compared, found: Sequence[Caution]) -> 
             arm["baseline"],
             clauses({metric: comparisons[arm["label"]] for metric, comparisons in compared.items()}),
             [sentence(metric, comparisons[arm["label"]]) for metric, comparisons in compared.items()],
-            list(dict.fromkeys(one.cause for one in found if one.doubt and arm["label"] in one.arms)),
+            doubts_of(arm["label"], arm["baseline"], found),
         )
         for arm in results.plan["arms"]
         if arm["label"] != arm["baseline"]
         and any(comparisons[arm["label"]].verdict in DECIDED for comparisons in compared.values())
     ]
+
+
+def doubts_of(arm: str, baseline: str, found: Sequence[Caution]) -> list[str]:
+    """The causes for which what is said of an arm, beside its baseline, may mislead."""
+    own = [one.cause for one in found if one.doubt and arm in one.arms]
+    of_baseline = [f"{one.cause} in the baseline" for one in found if one.doubt and baseline in one.arms]
+    return list(dict.fromkeys([*own, *of_baseline]))
 
 
 def clauses(by_metric: Mapping[str, Comparison]) -> str:
@@ -197,7 +206,8 @@ def parameters(results: Results) -> Answer:
     trained = {arm["label"]: arm["parameters"] for arm in arms}
     equal = len(set(sampled.values())) == 1
     words = f"At sampling: {spread(sampled)}. In training, with the heads of the losses: {spread(trained)}."
-    return Answer("Same parameters?", words, None if None in sampled.values() else equal)
+    unknown = None in sampled.values() or None in trained.values()
+    return Answer("Same parameters?", words, None if unknown else equal)
 
 
 def flops(results: Results) -> Answer:
@@ -235,18 +245,21 @@ def same_draws(results: Results) -> Answer:
     arms = results.plan["arms"]
     anew = [arm["label"] for arm in arms if redrawn(arm)]
     levels = [arm["label"] for arm in arms if differing(arm, "noise_schedule.") and not redrawn(arm)]
+    prepared = [arm["label"] for arm in arms if differing(arm, *PREPARED) and not redrawn(arm)]
     words = (
         "Arms of one seed see the same images and noise, and begin with equal weights where they share modules. Differences are taken "
         "seed by seed."
     )
     if levels:
         words += f" In {among(results.plan, levels)} the noise has other levels, by the recipe."
+    if prepared:
+        words += f" In {among(results.plan, prepared)} they are dropped, flipped or scaled otherwise, by the recipe."
     if anew:
         words += (
             f" Not so in {among(results.plan, anew)}: another seed, batch or data set draws anew, and the two sides are compared as "
             "independent runs (Welch's t)."
         )
-    return Answer("Same data and noise?", words, None if anew or levels else True)
+    return Answer("Same data and noise?", words, None if anew or levels or prepared else True)
 
 
 def noise(results: Results, compared: Compared) -> Answer:
@@ -292,7 +305,8 @@ def spread(amounts: Mapping[str, float | None], text: Callable[[float], str] = b
     """`490 k in every arm`, or `from 410 k (a) to 520 k (b), 1.27 times`."""
     known = {label: amount for label, amount in amounts.items() if amount is not None}
     if len(known) < len(amounts):
-        return f"not stated for {listed([label for label in amounts if label not in known])}"
+        silent = f"not stated for {listed([label for label in amounts if label not in known])}"
+        return f"{silent}; the others: {spread(known, text)}" if known else silent
     least, most = min(known, key=lambda label: known[label]), max(known, key=lambda label: known[label])
     if known[least] == known[most]:
         return f"{text(known[least])} in every arm"

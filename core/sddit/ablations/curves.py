@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from sddit.ablations.logs import Log, Logs
-from sddit.ablations.results import Results
+from sddit.ablations.results import Results, flops_until
 from sddit.ablations.statistics import summarize
 from sddit.ablations.table import title
 from sddit.evaluation.charts import Reference, Series, line_chart
@@ -36,7 +36,7 @@ class Axis:
 AXES = (
     Axis("steps", "steps", lambda arm, line: line["step"]),
     Axis("images", "images", lambda arm, line: line["step"] * arm["batch"]),
-    Axis("flops", "FLOPs", lambda arm, line: line["step"] * arm["flops_per_step"] if arm["flops_per_step"] else None),
+    Axis("flops", "FLOPs", lambda arm, line: flops_until(arm, line["step"])),
     Axis("seconds", "seconds", lambda arm, line: line.get("seconds")),
 )
 

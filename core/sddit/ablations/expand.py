@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from sddit.ablations.settings import AblationSettings
-from sddit.errors import Problem, SdditError, one_of, raise_all
+from sddit.errors import Problem, SdditError, nearest, one_of, raise_all
 from sddit.evaluation.figures import FIGURES, OWN
 from sddit.plugins import Host
+from sddit.recipes.checks import check_device
 from sddit.recipes.merge import Merged, Origin, chain, lay, leaves, parent_of, stacked
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import ABLATION as TABLE
@@ -35,7 +36,10 @@ NOT_IN_ARMS = {
     "plugins": "plugins stand at the top of the file, for all arms",
 }
 GROUND = "extends"  # the one of them that an arm may have: the recipe that it is made of
+GRID, PAIRS = f"{TABLE}.grid", f"{TABLE}.pairs"
+AXES = {"arms", "grid", "pairs"}
 MOST_ARMS = 1000  # the lists of a grid multiply
+LONGEST_NAME = 60  # characters of an arm's name: each table has it in a column, and each run in the name of its folder
 UNIQUE_TAIL = 2  # parts of a dotted key that tell `loss.a.weight` from `loss.b.weight`, and say what `lr.start` starts
 
 
@@ -82,42 +86,54 @@ def is_ablation(merged: Merged) -> bool:
     return TABLE in merged.tables
 
 
-def expand(merged: Merged, *, host: Host | None = None) -> Ablation:
+def expand(merged: Merged, *, host: Host | None = None, device: str = "") -> Ablation:
     """The arms of an ablation.
 
+    Args:
+        host: the plugins to choose from; the process's own by default.
+        device: the type (`cpu`, `cuda`) on which every arm must train; empty: not asked.
+
     Raises:
-        SdditError: with every problem of every arm, each naming its arms.
+        SdditError: with every problem of `[ablation]` and of every arm, each naming its arms.
     """
-    settings = validated(
-        AblationSettings, _table(merged), table=TABLE, where=merged.place, fix="sddit-run show ablation"
-    )
     problems: dict[Problem, list[str]] = {}  # by what is wrong, the arms in which it is
+    settings, unread = _settings(merged, problems)
+    base = None
     with _noting(problems, ""):
         base = resolve_merged(merged, host=host)
-    if badly_put := list(_badly_put(settings, merged)):
-        raise_all([*problems, *badly_put])  # a misspelt [ablation.grid] is both
-    points = [(label_of(changes), changes) for changes in itertools.product(*axes(settings))]
-    arms = []
+    sound = _sound(settings, merged, problems)
+    points = [(label_of(changes), changes) for changes in itertools.product(*axes(sound))]
+    labels = [label for label, _ in points]
+    arms: list[Arm] = []
     for label, changes in points:
         with _noting(problems, label):
-            laid = laid_over(merged, changes)
-            recipe = resolve_merged(laid, host=host)
-            values = {key: value for change in changes for key, value in change.values.items()}
-            against = _baseline(settings, changes, [label for label, _ in points])
-            named = changes[0].label if settings.arms else ""
-            arms.append(Arm(label, values, against, named, recipe, laid))
+            arms.append(_arm(changes, labels, settings, merged, host))
+            raise_all(check_device(arms[-1].recipe, device) if device else [])
+    metrics = settings.metrics or tuple(f"{label}.fd" for label in (base.features if base else ()))
+    _note(problems, _names(settings, merged))
+    _note(problems, _labels(labels, merged))
+    if len(crossed(sound)) == len(crossed(settings)) and not unread & AXES:  # else the points are not known
+        _note(problems, _unknown_baseline(settings, labels, merged))
+    if "metrics" not in unread:
+        _note(problems, _metrics(metrics, arms, merged))
+    if "metrics" not in unread and (base or settings.metrics):
+        _note(problems, _targets(settings, metrics, arms, merged))
+    _note(problems, _seeds(settings, arms, merged))
     raise_all(naming_arms(problems))
-    metrics = settings.metrics or tuple(f"{label}.fd" for label in base.features)
-    raise_all(
-        [
-            *_labels(points, merged),
-            *_metrics(metrics, arms, merged),
-            *_targets(settings, metrics, merged),
-            *_seeds(settings, arms, merged),
-        ]
-    )
+    assert base is not None  # or it has left a problem
     published = Path(merged.absolute(f"{TABLE}.published", settings.published)) if settings.published else None
     return Ablation(settings, base, tuple(arms), metrics, merged.command, published)
+
+
+def _arm(
+    changes: Sequence[Change], labels: Sequence[str], settings: AblationSettings, merged: Merged, host: Host | None
+) -> Arm:
+    """The arm of some changes, among the labels of all arms."""
+    laid = laid_over(merged, changes)
+    recipe = resolve_merged(laid, host=host)
+    values = {key: value for change in changes for key, value in change.values.items()}
+    named = changes[0].label if settings.arms else ""
+    return Arm(label_of(changes), values, _baseline(settings, changes, labels), named, recipe, laid)
 
 
 def naming_arms(problems: Mapping[Problem, Sequence[str]]) -> Iterator[Problem]:
@@ -137,24 +153,26 @@ def naming_arms(problems: Mapping[Problem, Sequence[str]]) -> Iterator[Problem]:
 
 def axes(settings: AblationSettings) -> list[list[Change]]:
     """What is crossed, in the order in which it is written: the arms, the keys of the grid, the tables of pairs."""
-    lists = [dict(leaves(settings.grid)), *(dict(leaves(table)) for table in settings.pairs)]
-    short = _short_names([key for table in lists for key in table])
+    lists = crossed(settings)
+    short = _short_names([key for _, table in lists for key in table])
     arms = [Change(label, table, f"{TABLE}.arms.{label}") for label, table in settings.arms.items()]
-    grid = [
-        [Change(f"{short[key]}={_text(value)}", nested(key, value), f"{TABLE}.grid") for value in values]
-        for key, values in lists[0].items()
-    ]
-    pairs = [[_row(table, number, short) for number in range(_length(table))] for table in lists[1:]]
-    return [axis for axis in (arms, *grid, *pairs) if axis]
+    rows = [[_row(given, table, number, short) for number in range(_length(table))] for given, table in lists]
+    return [axis for axis in (arms, *rows) if axis]
 
 
-def _row(table: Mapping[str, Sequence[Any]], number: int, short: Mapping[str, str]) -> Change:
-    """The values of one place in each list of a table of pairs."""
+def crossed(settings: AblationSettings) -> list[tuple[str, dict[str, Any]]]:
+    """(the table it stands in, lists by dotted key) of each key of the grid, and of each table of pairs."""
+    grid = [(GRID, {key: values}) for key, values in leaves(settings.grid)]
+    return [*grid, *((PAIRS, dict(leaves(table))) for table in settings.pairs)]
+
+
+def _row(given: str, table: Mapping[str, Sequence[Any]], number: int, short: Mapping[str, str]) -> Change:
+    """The values of one place in each list of an axis."""
     row: dict[str, Any] = {}
     for key, values in table.items():
         _put(row, key, values[number])
     label = " ".join(f"{short[key]}={_text(values[number])}" for key, values in table.items())
-    return Change(label, row, f"{TABLE}.pairs")
+    return Change(label, row, given)
 
 
 def _length(table: Mapping[str, Sequence[Any]]) -> int:
@@ -257,8 +275,15 @@ def _noting(problems: dict[Problem, list[str]], label: str) -> Iterator[None]:
     try:
         yield
     except SdditError as failure:
-        for problem in failure.problems:
-            problems.setdefault(problem, []).append(label)
+        _note(problems, failure.problems, label)
+
+
+def _note(problems: dict[Problem, list[str]], found: Iterable[Problem], label: str = "") -> None:
+    """Problems of an arm, or of the ablation as a whole, are noted; each once."""
+    for problem in found:
+        labels = problems.setdefault(problem, [])
+        if label not in labels:
+            labels.append(label)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -266,73 +291,115 @@ def _noting(problems: dict[Problem, list[str]], label: str) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _table(merged: Merged) -> dict[str, Any]:
+def _settings(merged: Merged, problems: dict[Problem, list[str]]) -> tuple[AblationSettings, set[str]]:
+    """`[ablation]` as far as it can be read, and the keys that cannot be, as they were meant: what is wrong is noted."""
+    sound: dict[str, Any] = {}
+    unread: set[str] = set()
+    for key, piece in _pieces(merged):
+        try:
+            _read(piece, merged)
+        except SdditError as failure:
+            _note(problems, failure.problems)
+            unread.add(key if key in AblationSettings.model_fields else nearest(key, AblationSettings.model_fields))
+        else:
+            sound[key] = {**sound[key], **piece[key]} if key == "arms" and key in sound else piece[key]
+    return _read(sound, merged), unread
+
+
+def _read(table: Mapping[str, Any], merged: Merged) -> AblationSettings:
+    return validated(AblationSettings, table, table=TABLE, where=merged.place, fix="sddit-run show ablation")
+
+
+def _pieces(merged: Merged) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, a table of it) of what can be read alone: each key of `[ablation]`, and each of its arms."""
     given = merged.tables[TABLE]
     if not isinstance(given, dict):
         problem = Problem("SD-R103", f"{TABLE!r} must be a table", merged.place(TABLE), quoted(given), f"[{TABLE}]")
         raise SdditError(problem)
-    return given
+    for key, value in given.items():
+        if key == "arms" and isinstance(value, dict):
+            yield from ((key, {key: {label: table}}) for label, table in value.items())
+        else:
+            yield key, {key: value}
 
 
-def _badly_put(settings: AblationSettings, merged: Merged) -> Iterator[Problem]:
-    """What is wrong with the axes as they are written."""
-    if len(set(settings.seeds)) < len(settings.seeds):
-        got = quoted(settings.seeds)
-        yield Problem("SD-R150", "a seed is given twice", merged.place(f"{TABLE}.seeds"), got, "each seed once")
-    lists = [(f"{TABLE}.grid", settings.grid), *((f"{TABLE}.pairs", table) for table in settings.pairs)]
-    faults = [fault for given, table in lists for fault in _lists(given, table, merged)]
-    if faults:
-        yield from faults
-    elif (arms := math.prod(len(values) for _, values in leaves(settings.grid))) > MOST_ARMS:
-        what, fix = "an ablation of so many arms is a mistake", "shorten the lists of [ablation.grid]"
-        yield Problem("SD-R150", what, merged.place(TABLE), f"{arms:,} arms", f"at most {MOST_ARMS:,}", fix)
-    elif unequal := list(_pairs(settings, merged)):
-        yield from unequal  # which have no places to go through
-    else:
-        yield from _keys(settings, merged)
-        yield from _unknown_baseline(settings, merged)
+def _sound(settings: AblationSettings, merged: Merged, problems: dict[Problem, list[str]]) -> AblationSettings:
+    """The ablation without what cannot be tried: keys that no arm may have, axes that cannot be crossed. They are noted."""
+    axes = _crossable(settings, merged, problems)
+    grid: dict[str, Any] = {}
+    for table in (table for given, table in axes if given == GRID):
+        for key, values in table.items():
+            _put(grid, key, values)
+    pairs = tuple(table for given, table in axes if given == PAIRS)
+    arms = _allowed(settings, merged, problems)
+    return settings.model_copy(update={"arms": arms, "grid": grid, "pairs": pairs})
+
+
+def _allowed(settings: AblationSettings, merged: Merged, problems: dict[Problem, list[str]]) -> dict[str, Any]:
+    """The tables of the arms, without the keys that belong to the ablation as a whole."""
+    arms: dict[str, dict[str, Any]] = {label: {} for label in settings.arms}
+    for label, table in settings.arms.items():
+        for key, value in leaves(table):
+            if wrong := list(_own_business(f"{TABLE}.arms.{label}", [key], merged)):
+                _note(problems, wrong)
+            else:
+                _put(arms[label], key, value)
+    return arms
+
+
+def _crossable(
+    settings: AblationSettings, merged: Merged, problems: dict[Problem, list[str]]
+) -> list[tuple[str, dict[str, Any]]]:
+    """The axes that can be crossed, as `crossed` gives them; none where there would be too many arms."""
+    kept: list[tuple[str, dict[str, Any]]] = []
+    for axis in crossed(settings):
+        wrong = [*_lists(*axis, merged), *_own_business(*axis, merged), *_set_twice(axis, kept, settings, merged)]
+        _note(problems, wrong)
+        if not wrong:
+            kept.append(axis)
+    arms = max(1, len(settings.arms)) * math.prod(_length(table) for _, table in kept)
+    if arms <= MOST_ARMS:
+        return kept
+    what, fix = "an ablation of so many arms is a mistake", "shorten the lists of [ablation.grid]"
+    _note(problems, [Problem("SD-R150", what, merged.place(TABLE), f"{arms:,} arms", f"at most {MOST_ARMS:,}", fix)])
+    return []
 
 
 def _lists(given: str, table: Mapping[str, Any], merged: Merged) -> Iterator[Problem]:
-    """The grid and the pairs hold lists of values."""
-    if given.endswith("pairs") and not table:
+    """An axis holds lists of values, of one length."""
+    if not table:
         yield Problem("SD-R150", "a table of pairs is empty", merged.place(given), fix="give it lists, or remove it")
-    for key, values in leaves(table):
-        if not isinstance(values, list) or not values:
-            where, got = merged.place(f"{given}.{key}"), f"{key} = {quoted(values)}"
-            yield Problem(
-                "SD-R150",
-                f"{key!r} of [{given}] needs a list of values",
-                where,
-                got,
-                "one value or more in [ ]",
-                f"{key} = [...]",
-            )
+    lengths = {key: len(values) for key, values in table.items() if isinstance(values, list) and values}
+    for key in [key for key in table if key not in lengths]:
+        where, got = merged.place(f"{given}.{key}"), f"{key} = {quoted(table[key])}"
+        yield Problem(
+            "SD-R150",
+            f"{key!r} of [{given}] needs a list of values",
+            where,
+            got,
+            "one value or more in [ ]",
+            f"{key} = [...]",
+        )
+    if len(set(lengths.values())) > 1:
+        got = ", ".join(f"{count} of {key}" for key, count in lengths.items())
+        where = merged.place(given)
+        yield Problem("SD-R150", "paired lists differ in length", where, got, "as many values of each key")
 
 
-def _pairs(settings: AblationSettings, merged: Merged) -> Iterator[Problem]:
-    """The lists of one table of pairs have one length."""
-    for table in settings.pairs:
-        lengths = {key: len(values) for key, values in leaves(table)}
-        if len(set(lengths.values())) > 1:
-            got = ", ".join(f"{count} of {key}" for key, count in lengths.items())
-            where = merged.place(f"{TABLE}.pairs")
-            yield Problem("SD-R150", "paired lists differ in length", where, got, "as many values of each key")
-
-
-def _keys(settings: AblationSettings, merged: Merged) -> Iterator[Problem]:
-    """No key is set twice over, none is the ablation's own business."""
-    arms = {label: list(dict(leaves(table))) for label, table in settings.arms.items()}
-    crossed = [(f"{TABLE}.grid", [key]) for key, _ in leaves(settings.grid)]
-    crossed += [(f"{TABLE}.pairs", list(dict(leaves(table)))) for table in settings.pairs]
-    for given, keys in (*((f"{TABLE}.arms.{label}", keys) for label, keys in arms.items()), *crossed):
-        yield from _own_business(given, keys, merged)
-    for (given, keys), (other, others) in itertools.combinations(crossed, 2):
-        for key in _meeting(keys, others):
-            what, got = f"{key!r} is crossed with itself", f"[{given}] and [{other}]"
+def _set_twice(
+    axis: tuple[str, Mapping[str, Any]],
+    earlier: Iterable[tuple[str, Mapping[str, Any]]],
+    settings: AblationSettings,
+    merged: Merged,
+) -> Iterator[Problem]:
+    """No key of an axis is one of an earlier axis or of an arm."""
+    given, keys = axis
+    for other, others in earlier:
+        for key in _meeting(keys, list(others)):
+            what, got = f"{key!r} is crossed with itself", f"[{other}] and [{given}]"
             yield Problem("SD-R150", what, merged.place(f"{given}.{key}"), got, "one list of it")
-    for (label, keys), (given, others) in itertools.product(arms.items(), crossed):
-        for key in _meeting(others, keys):
+    for label, table in settings.arms.items():
+        for key in _meeting(keys, list(dict(leaves(table)))):
             what = f"{key!r} is set by arm {label!r} and by [{given}], which would undo the arm"
             where = merged.place(f"{given}.{key}")
             yield Problem("SD-R150", what, where, fix=f"set it in the arms or in [{given}]")
@@ -355,8 +422,7 @@ def _own_business(given: str, keys: Iterable[str], merged: Merged) -> Iterator[P
             yield Problem("SD-R150", what, where, f"{key} in [{given}]", fix=fix)
 
 
-def _unknown_baseline(settings: AblationSettings, merged: Merged) -> Iterator[Problem]:
-    labels = [label_of(changes) for changes in itertools.product(*axes(settings))]
+def _unknown_baseline(settings: AblationSettings, labels: Iterable[str], merged: Merged) -> Iterator[Problem]:
     known = dict.fromkeys([*settings.arms, *labels])
     if settings.baseline and settings.baseline not in known:
         where, got = merged.place(f"{TABLE}.baseline"), quoted(settings.baseline)
@@ -365,8 +431,17 @@ def _unknown_baseline(settings: AblationSettings, merged: Merged) -> Iterator[Pr
         )
 
 
-def _labels(points: Sequence[tuple[str, Any]], merged: Merged) -> Iterator[Problem]:
-    for label, count in Counter(label for label, _ in points).items():
+def _names(settings: AblationSettings, merged: Merged) -> Iterator[Problem]:
+    """The names of arms fit into a table."""
+    for label in settings.arms:
+        if len(label) > LONGEST_NAME:
+            what, where = f"the name of an arm is too long: {quoted(label)}", merged.place(f"{TABLE}.arms.{label}")
+            got, expect = f"{len(label)} characters", f"at most {LONGEST_NAME}"
+            yield Problem("SD-R150", what, where, got, expect, "shorten it; `question` has room for more words")
+
+
+def _labels(labels: Iterable[str], merged: Merged) -> Iterator[Problem]:
+    for label, count in Counter(labels).items():
         if count > 1:
             yield Problem(
                 "SD-R150", f"{count} arms are called {label!r}", merged.place(TABLE), fix="give each value once"
@@ -374,7 +449,7 @@ def _labels(points: Sequence[tuple[str, Any]], merged: Merged) -> Iterator[Probl
 
 
 def _metrics(metrics: Sequence[str], arms: Sequence[Arm], merged: Merged) -> Iterator[Problem]:
-    """Every metric is a figure by an extractor that every arm has."""
+    """Every metric is a figure by an extractor that every arm has. Without an arm that is sound, every figure is known."""
     where = merged.place(f"{TABLE}.metrics")
     for metric, count in Counter(metrics).items():
         if count > 1:
@@ -383,38 +458,65 @@ def _metrics(metrics: Sequence[str], arms: Sequence[Arm], merged: Merged) -> Ite
             )
         extractor, _, figure = metric.rpartition(".")
         lacking = [arm.label for arm in arms if not measures(arm.recipe, extractor, figure)]
-        if figure not in FIGURES or len(lacking) == len(arms):
-            features = arms[0].recipe.features
-            known = [
-                f"{name}.{figure}" for name in features for figure in FIGURES if measures(arms[0].recipe, name, figure)
-            ]
-            fix = "" if known else "name extractors in evaluate.features: sddit-run show features"
-            yield Problem(
-                "SD-R150", f"no metric {metric!r}", where, metric, one_of(metric, known) if known else "", fix
-            )
+        if figure not in FIGURES or (arms and len(lacking) == len(arms)):
+            yield _no_metric(metric, arms, where)
         elif lacking:
             yield from naming_arms(
                 {Problem("SD-R150", f"metric {metric!r} is not measured", where, fix="evaluate.features"): lacking}
             )
 
 
+def _no_metric(metric: str, arms: Sequence[Arm], where: str) -> Problem:
+    """A metric that no arm measures, with those that the first one does."""
+    extractor, _, figure = metric.rpartition(".")
+    what = f"no metric {metric!r}"
+    if not arms:
+        return Problem("SD-R150", what, where, metric, f"a figure that is {one_of(figure, FIGURES)}")
+    recipe = arms[0].recipe
+    known = [f"{name}.{figure}" for name in recipe.features for figure in FIGURES if measures(recipe, name, figure)]
+    if not known:
+        return Problem(
+            "SD-R150", what, where, metric, fix="name extractors in evaluate.features: sddit-run show features"
+        )
+    fix = f"name an extractor that measures {figure} in evaluate.features: sddit-run show features"
+    misspelt = extractor not in recipe.features or figure not in FIGURES
+    expect = one_of(metric if misspelt else "", known)  # nothing was meant but what it says
+    return Problem("SD-R150", what, where, metric, expect, fix if figure in OWN else "")
+
+
 def measures(recipe: Recipe, extractor: str, figure: str) -> bool:
     """Whether a run of the recipe measures a figure: a common one, or one of the extractor's own."""
     chosen = recipe.features.get(extractor)
-    return chosen is not None and (figure not in OWN or figure in chosen.params.own_figures)
+    if chosen is None or (figure == "class_accuracy" and recipe.facts.num_classes < 2):
+        return False
+    return figure in FIGURES and (figure not in OWN or figure in chosen.params.own_figures)
 
 
-def _targets(settings: AblationSettings, metrics: Sequence[str], merged: Merged) -> Iterator[Problem]:
-    """A target is of a metric that is compared."""
+def _targets(
+    settings: AblationSettings, metrics: Sequence[str], arms: Sequence[Arm], merged: Merged
+) -> Iterator[Problem]:
+    """A target is of a metric that is compared. Where a metric is misspelt, one that is measured is what was meant by it."""
+
+    def measured(metric: str) -> bool:
+        extractor, _, figure = metric.rpartition(".")
+        return any(measures(arm.recipe, extractor, figure) for arm in arms) if arms else figure in FIGURES
+
+    misspelt = not all(map(measured, metrics))
     for metric, _ in leaves(settings.targets):
-        if metric not in metrics:
-            where, known = merged.place(f"{TABLE}.targets"), one_of(metric, metrics) if metrics else "no metric"
+        if metric not in metrics and not (misspelt and measured(metric)):
+            where, known = (
+                merged.place(f"{TABLE}.targets.{metric}"),
+                one_of(metric, metrics) if metrics else "no metric",
+            )
             yield Problem(
                 "SD-R150", f"a target of {metric!r}, which is no metric of this ablation", where, metric, known
             )
 
 
 def _seeds(settings: AblationSettings, arms: Sequence[Arm], merged: Merged) -> Iterator[Problem]:
+    if len(set(settings.seeds)) < len(settings.seeds):
+        got = quoted(settings.seeds)
+        yield Problem("SD-R150", "a seed is given twice", merged.place(f"{TABLE}.seeds"), got, "each seed once")
     for arm in arms:
         if arm.recipe.seed + max(settings.seeds) > MAX_INTEGER:
             what, where = f"arm {arm.label!r}: the seed is out of range", merged.place(f"{TABLE}.seeds")

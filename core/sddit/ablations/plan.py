@@ -20,7 +20,7 @@ from sddit.ablations.leaks import LeakCheck
 from sddit.ablations.settings import AblationSettings
 from sddit.ablations.words import slug
 from sddit.plugins import Host
-from sddit.recipes.differences import differences
+from sddit.recipes.differences import by_leaf, differences
 from sddit.recipes.merge import leaves
 from sddit.recipes.plan import Plan
 from sddit.recipes.plan import plan as cost_of
@@ -66,6 +66,7 @@ class PlannedArm:
             "images": self.images,
             "flops": self.cost.training_flops,
             "flops_per_step": self.cost.flops_per_step,
+            "flops_course": list(self.cost.course),
             "sampling_flops_per_image": self.cost.sampling_flops_per_image,
             "parameters": self.parameters,
             "sampled_parameters": self.cost.backbone_parameters,
@@ -84,7 +85,9 @@ class PlannedArm:
 def differs(arm: PlannedArm, baseline: PlannedArm) -> list[tuple[str, Any, Any]]:
     """(key, the baseline's value, the arm's) of every setting of the resolved recipes that is not the same and changes numbers."""
     found = differences(baseline.recipe.to_json(), arm.recipe.to_json())
-    return [(key, theirs, own) for key, theirs, own, kind in found if kind != "free" and not key.startswith(WHENCE)]
+    return by_leaf(
+        (key, theirs, own) for key, theirs, own, kind in found if kind != "free" and not key.startswith(WHENCE)
+    )
 
 
 def baseline_of(arm: PlannedArm, arms: Sequence[PlannedArm]) -> PlannedArm:

@@ -2,7 +2,7 @@
 
 README.md          the question, the table, figures and conclusion in the tool's words
 report.html        the same in full
-results.jsonl      a row a run, all digits
+results.jsonl      a row a run, all digits: its scores, its curves of scores, when it reached the targets, its probe
 curves.csv         every logged key of every arm: mean and deviation over seeds
 plan.json, environment.json, recipes/    what was run, and with what
 figures/, samples/ pictures
@@ -24,14 +24,17 @@ from markupsafe import Markup
 from sddit.ablations.curves import AXES, all_keys, over_seeds
 from sddit.ablations.logs import Logs, environments, logs_of
 from sddit.ablations.plan import PLAN
-from sddit.ablations.published import RECIPES, first_recipe, pathless
+from sddit.ablations.published import RECIPES, first_recipe, pathless, without_paths
 from sddit.ablations.readme import Figure, readme
-from sddit.ablations.report import curves, page, probed, samples
-from sddit.ablations.results import RESULTS, Results, gather
+from sddit.ablations.report import curves, page, probe_of, probed, samples
+from sddit.ablations.results import RESULTS, Results, Row, flops_until, gather
+from sddit.ablations.targets import first_at, points, reached
 from sddit.ablations.words import slug
 from sddit.errors import error
 from sddit.evaluation.charts import as_file, title_of
+from sddit.evaluation.figures import FIGURES as SCORED
 from sddit.forms import no_formula
+from sddit.recipes.differences import by_leaf
 from sddit.training.durable import replace_file, storage_errors, to_json
 from sddit.training.run_folder import ENVIRONMENT, REPORT
 
@@ -40,6 +43,7 @@ OVER = ("steps", "flops")  # the axes of the figures
 LARGEST_REPORT = 1_500_000  # bytes; a larger one goes without its pictures of samples
 MOST_POINTS = 50  # of one key of one arm in `curves.csv`
 OF_THE_MACHINE = ("runs", "threads")  # of plan.json: folders, and what a rerun chooses for itself
+PROSE = ("question", "tuning")  # of plan.json: what the author wrote for people
 
 T = TypeVar("T")
 
@@ -109,8 +113,15 @@ def refuse_other(to: Path) -> None:
 
 def impersonal(results: Results) -> Results:
     """The results without the folders of this machine, and beside no earlier publication."""
-    rows = tuple(replace(row, error=pathless(row.error)) for row in results.rows)
-    return replace(results, plan={**pathless(results.plan), "published": ""}, rows=rows)
+    rows = tuple(replace(row, arm=pathless(row.arm), error=without_paths(row.error)) for row in results.rows)
+    prose = {key: without_paths(results.plan[key]) for key in PROSE}
+    return replace(results, plan={**pathless(in_full(results.plan)), **prose, "published": ""}, rows=rows)
+
+
+def in_full(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan whose arms name every setting by which they differ; one of an earlier version names an added table alone."""
+    arms = [{**arm, "differs": by_leaf(arm["differs"])} if "differs" in arm else arm for arm in plan["arms"]]
+    return {**plan, "arms": arms}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -127,7 +138,8 @@ def files(results: Results) -> Iterator[tuple[str, bytes]]:
     yield REPORT, report(results)
     yield PLAN, lines(to_json({k: v for k, v in results.plan.items() if k not in OF_THE_MACHINE}, indent=1))
     yield ENVIRONMENT, lines(to_json(environments(results), indent=1))
-    yield RESULTS, lines(*(to_json(published_row(asdict(row))) for row in results.rows))
+    followed = {metric: targets(results, logs, metric) for metric in results.plan["metrics"]}
+    yield RESULTS, lines(*(to_json(published_row(results, row, logs, followed)) for row in results.rows))
     yield CURVES, curves_table(results, logs).encode()
     for arm, recipe in recipes(results):
         yield f"{RECIPES}/{slug(arm)}.json", lines(to_json(recipe, indent=1))
@@ -141,9 +153,32 @@ def lines(*texts: str) -> bytes:
     return "".join(f"{text}\n" for text in texts).encode()
 
 
-def published_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A run without its folder."""
-    return {key: value for key, value in row.items() if key != "folder"}
+def published_row(
+    results: Results, row: Row, logs: Logs, followed: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """A run without its folder, with what the tables of the page are made of beside its scores; only what it has.
+
+    Args:
+        followed: by metric and arm, the target.
+    """
+    own = {key: value for key, value in asdict(row).items() if key != "folder"}
+    log = logs[row.arm].get(row.seed, [])
+    arm = next(one for one in results.plan["arms"] if one["label"] == row.arm)
+    for metric, arms in followed.items():
+        curve = points(log, metric)
+        if row.arm in arms and len(curve) > 1:  # as the table counts them
+            step = first_at(curve, arms[row.arm], SCORED[metric.rpartition(".")[2]].better)
+            own.setdefault("curves", {})[metric] = curve
+            flops = None if step is None else flops_until(arm, step)
+            own.setdefault("reached", {})[metric] = {"target": arms[row.arm], "step": step, "flops": flops}
+    if probe := probe_of(results.folder / row.folder):
+        own["probe"] = probe.to_json()
+    return own
+
+
+def targets(results: Results, logs: Logs, metric: str) -> dict[str, float]:
+    """The target of each arm that was followed on a metric."""
+    return {one.arm: one.target for one in reached(results, logs, metric)}
 
 
 def report(results: Results) -> bytes:

@@ -27,8 +27,19 @@ from sddit.training.run_folder import ENVIRONMENT, RECIPE
 from sddit.units import count
 
 RECIPES = "recipes"
-ABSOLUTE = re.compile(r"""(?<![\w.:/~])~?/(?:[^\s/'",;:)\]]+/)*(?=[^\s/'",;:)\]])""")
-"""The folders of an absolute path, up to its last name."""
+NAME = r"""[^\s/'",;:()\[\]<>|`]"""
+ABSOLUTE = re.compile(
+    rf"""
+    (?: (?<=://)/? | (?<![\w./~<%)\]}}]) )   # after file://; not inside a word, a relative path, a web address or a tag
+    (?: ~(?:[^\W\d]{NAME}+)?/+ | /\.?(?:[^\W\d]|\d+[^\W\d]{{2}}){NAME}*/+ )   # from a home, or by a folder that is no number
+    (?:{NAME}+/+)*
+    (?={NAME})
+    """,
+    re.VERBOSE,
+)
+"""The folders of an absolute path inside a text, up to its last name: of `1 /0.3`, `</i>` and `/x` alone, nothing is one."""
+WHOLE = re.compile(r"~[^/\s]*/|/")
+"""How a setting begins that is an absolute path as a whole."""
 MOST_KEYS = 4  # that are named where settings differ
 
 Word = Literal["identical", "agrees", "different", "no verdict under 3 seeds"]
@@ -201,11 +212,16 @@ def notes(here: Results, there: Results) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def without_paths(text: str) -> str:
+    """A text for people in which every absolute path is cut to its last name, and nothing else is touched."""
+    return ABSOLUTE.sub("", text)
+
+
 def pathless(value: T) -> T:
-    """A value in which every absolute path is cut to its last name, inside texts, lists and tables."""
+    """A setting without absolute paths, inside lists and tables too: one that is such a path is its last name."""
     cut: Any = value
     if isinstance(value, str):
-        cut = ABSOLUTE.sub("", value)
+        cut = value.rstrip("/").rpartition("/")[2] if WHOLE.match(value) else without_paths(value)
     elif isinstance(value, Mapping):
         cut = {key: pathless(item) for key, item in value.items()}
     elif isinstance(value, list | tuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from sddit.ablations.cautions import Caution, cautions
 from sddit.ablations.conclusion import Compared, fairness, findings, summary
@@ -23,8 +24,10 @@ BY_THE_TOOL = (
     "[report.html](report.html) says more; it opens in any browser, from a copy on disk."
 )
 BESIDE = """\
-[results.jsonl](results.jsonl) has a row for each run, with all digits; [curves.csv](curves.csv) what each arm logged, as mean and
-one standard deviation to each side over seeds; [plan.json](plan.json) what was planned; [environment.json](environment.json) the
+[results.jsonl](results.jsonl) has a row for each run, with all digits: its scores; where they were followed while training, its
+`curves` (pairs of a step and a score) and the steps and FLOPs after which it `reached` each target (null: never); where it was probed,
+its `probe`: accuracies with a row for each noise level and a column for each block. [curves.csv](curves.csv) has what each arm logged,
+as mean and one standard deviation to each side over seeds; [plan.json](plan.json) what was planned; [environment.json](environment.json) the
 versions; `recipes/` the whole recipe of each arm at its first seed, which `sddit-run` takes as any other. A rerun compares itself
 with this folder where the recipe has `[ablation] published`."""
 
@@ -83,7 +86,7 @@ def head(results: Results) -> Iterator[str]:
 def came_out(results: Results, compared: Compared, found: Sequence[Caution]) -> Iterator[str]:
     """The conclusion, as the report has it."""
     yield from heading("What came out")
-    for sentence in summary(results, compared):
+    for sentence in summary(results, compared, found):
         yield f"{plain(sentence)}\n"
     for finding in findings(results, compared, found):
         doubts = f" **Doubtful: {plain(', '.join(finding.doubts))}.**" if finding.doubts else ""
@@ -123,9 +126,25 @@ def the_table(results: Results, compared: Compared) -> Iterator[str]:
     if settings := list(what_differs(results)):
         yield "Every setting by which an arm differs from its baseline:\n"
         for arm, baseline, keys in settings:
-            each = ", ".join(f"`{code(key)}` {plain(theirs)} → {plain(own)}" for key, theirs, own in keys)
-            yield f"- **{plain(arm)}** against {plain(baseline)}: {each}"
+            yield f"- **{plain(arm)}** against {plain(baseline)}: {', '.join(each_setting(keys))}"
         yield ""
+
+
+def each_setting(keys: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    """Each setting, old → new; all those of a loss that only one side has stand together, behind its name."""
+    alone = [
+        key.removesuffix(".name")
+        for key, *values in keys
+        if re.fullmatch(r"loss\.[^.]+\.name", key) and "none" in values
+    ]
+    for term, some in groupby(keys, lambda one: next((term for term in alone if one[0].startswith(f"{term}.")), "")):
+        if not term:
+            yield from (f"`{code(key)}` {plain(theirs)} → {plain(own)}" for key, theirs, own in some)
+            continue
+        told = [(key.removeprefix(f"{term}."), theirs, own) for key, theirs, own in some]
+        added = told[0][1] == "none"
+        whole = f"({', '.join(f'{plain(key)} {plain(own if added else theirs)}' for key, theirs, own in told)})"
+        yield f"`{code(term)}` none → {whole}" if added else f"`{code(term)}` {whole} → none"
 
 
 def the_targets(results: Results, logs: Logs) -> Iterator[str]:
@@ -225,8 +244,8 @@ def picture(figure: Figure) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that stands for itself: nothing in it is a mark of Markdown or HTML."""
-    return re.sub(r"[\\`*\[\]<|&]|(?<!\w)_|_(?!\w)", lambda mark: f"\\{mark[0]}", printable(text))
+    """Text that stands for itself: nothing in it is a mark of Markdown, HTML or a formula."""
+    return re.sub(r"[\\`*\[\]<|&$]|(?<!\w)_|_(?!\w)", lambda mark: f"\\{mark[0]}", printable(text))
 
 
 def code(text: str) -> str:

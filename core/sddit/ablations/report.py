@@ -21,9 +21,9 @@ from sddit.ablations.curves import AXES, Charts, diagnostic_charts, loss_charts,
 from sddit.ablations.logs import Diagnosis, Logs, diagnoses, environments, logs_of
 from sddit.ablations.published import Reproduction, against_published
 from sddit.ablations.results import Results, Row
-from sddit.ablations.statistics import LEVEL, Comparison, p_text, summarize
+from sddit.ablations.statistics import LEVEL, Comparison, Verdict, p_text, summarize
 from sddit.ablations.table import against_baselines, apart, changes, comparisons, floors, legend, title, with_spread
-from sddit.ablations.targets import reached
+from sddit.ablations.targets import Beside, reached
 from sddit.ablations.words import among
 from sddit.errors import SdditError
 from sddit.evaluation.charts import short
@@ -73,7 +73,7 @@ def page(results: Results, *, pictures: bool = True) -> str:
         plan=results.plan,
         status=status(results),
         cautions=found,
-        summary=summary(results, compared),
+        summary=summary(results, compared, found),
         findings=findings(results, compared, found),
         fairness=fairness(results, compared, found),
         metrics=[(metric, title(metric), FIGURES[metric.rpartition(".")[2]].better) for metric in compared],
@@ -126,7 +126,8 @@ def status(results: Results) -> str:
 TARGET = (
     "The steps after which a score reached its target, read between the scores that were taken while training; before the end those are "
     "of weights whose learning rate has not fallen yet. Where the recipe sets no target it is what the baseline ended with in every "
-    "seed. Arms all of whose runs got there are compared in steps, as the metrics are."
+    "seed. Means are of arms all of whose runs got there: a mean over some would be of the quick ones. Such arms are compared in steps "
+    "and in FLOPs, as the metrics are, and p is corrected for looking at as many of them (Holm)."
 )
 
 
@@ -183,16 +184,28 @@ def statistics(results: Results, metric: str, compared: Mapping[str, Comparison]
 def how_soon(results: Results, logs: Logs, metric: str) -> Iterator[dict[str, str]]:
     """An arm a line: when it reached the target of the metric. Nothing where that was not followed."""
     for one in reached(results, logs, metric):
-        got = one.steps.seeds if one.steps else 0
+        bound = "at most " if one.at_once else ""
         yield {
             "arm": one.arm,
             "target": short(one.target),
-            "runs": f"{got} of {one.runs}",
-            "steps": f"{'at most ' if one.at_once else ''}{with_spread(one.steps)}" if one.steps else "never",
-            "flops": big(one.flops) if one.flops else "",
-            "of_baseline": "" if one.of_baseline is None else f"{one.of_baseline:.2f} × {one.verdict}",
-            "flops_of_baseline": "" if one.flops_of_baseline is None else f"{one.flops_of_baseline:.2f} ×",
+            "runs": f"{one.got_there} of {one.runs}",
+            "steps": f"{bound}{with_spread(one.steps)}" if one.steps else "" if one.got_there else "never",
+            "flops": f"{bound}{big(one.flops.mean)}" if one.flops else "",
+            "of_baseline": beside(one.steps_of_baseline, SOONER),
+            "flops_of_baseline": beside(one.flops_of_baseline, CHEAPER),
         }
+
+
+SOONER: Mapping[Verdict, str] = {"better": "sooner", "worse": "later"}
+CHEAPER: Mapping[Verdict, str] = {"better": "fewer", "worse": "more"}
+
+
+def beside(one: Beside | None, words: Mapping[Verdict, str]) -> str:
+    """`0.83 × sooner (p = 0.013)`; empty where nothing is compared."""
+    if one is None:
+        return ""
+    verdict, p = one.comparison.verdict, one.comparison.p_holm
+    return f"{one.ratio:.2f} × {words.get(verdict, verdict)}{f' ({p_text(p)})' if p is not None else ''}"
 
 
 def interval_bar(comparison: Comparison, reach: float) -> Markup:

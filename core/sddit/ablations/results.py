@@ -103,13 +103,26 @@ def readable(folder: Path, run: Mapping[str, Any], arm: Mapping[str, Any]) -> Ro
         )
 
 
+def flops_until(arm: Mapping[str, Any], step: float) -> float | None:
+    """What a run of an arm has spent after so many steps; None where its components do not state it.
+
+    Steps differ where a ramp hides tokens or a term ends: the plan has their cost in equal parts of the run.
+    """
+    if arm["flops"] is None or step >= arm["steps"]:
+        return arm["flops"]  # type: ignore[no-any-return]
+    course = arm.get("flops_course") or [arm["flops_per_step"]]  # plans of an earlier version have none
+    share = arm["steps"] / len(course)  # steps of a part
+    whole = int(step / share)
+    return share * sum(course[:whole]) + (step - whole * share) * course[whole]  # type: ignore[no-any-return]
+
+
 def row_of(folder: Path, run: Mapping[str, Any], arm: Mapping[str, Any]) -> Row:
     """What the folder of one run says, beside what the plan says of its arm."""
     place = folder / run["folder"]
     last, failure = last_metrics(place / METRICS), failure_of(folder, place.name)
     status = status_of(place, bool(failure))
     steps, seconds = int(last.get("step", 0)), last.get("seconds", 0.0)
-    images, flops_per_step = steps * arm["batch"], arm["flops_per_step"]
+    images = steps * arm["batch"]
     cost = read_json(place / COST) if status == "finished" and (place / COST).is_file() else {}
     return Row(
         arm=run["arm"],
@@ -118,7 +131,7 @@ def row_of(folder: Path, run: Mapping[str, Any], arm: Mapping[str, Any]) -> Row:
         status=status,
         steps=steps,
         images=images,
-        flops=None if flops_per_step is None else steps * flops_per_step,
+        flops=flops_until(arm, steps),
         seconds=seconds,
         images_per_second=images / seconds if seconds else None,
         peak_memory=cost.get("peak_memory"),

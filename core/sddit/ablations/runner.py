@@ -36,6 +36,7 @@ from sddit.progress import Progress, duration
 from sddit.training.durable import replace_file, to_json
 from sddit.training.run_folder import METRICS, RunFolder, holder, last_metrics
 from sddit.training.signals import REQUESTS, StopSignals
+from sddit.units import count
 
 RECIPES, LOGS = "recipes", "logs"
 POLL = 0.2  # seconds between looks at the running processes
@@ -140,10 +141,10 @@ def threads_for(jobs: int) -> int | None:
 
 def announce(plan: AblationPlan, waiting: int, progress: Progress) -> None:
     """The first lines: how many runs, how many of them are there already."""
-    arms, seeds, needed = len(plan.arms), len(plan.settings.seeds), len(plan.needed)
+    arms, seeds, needed = count(len(plan.arms), "arm"), count(len(plan.settings.seeds), "seed"), len(plan.needed)
     shared = f", {len(plan.runs) - needed} shared" if needed < len(plan.runs) else ""
-    progress.note(f"{plan.name}: {arms} arms x {seeds} seeds, equal {plan.settings.budget}{shared}")
-    progress.note(f"{needed} runs, {needed - waiting} of them finished before; results in {plan.folder}")
+    progress.note(f"{plan.name}: {arms} x {seeds}, equal {plan.settings.budget}{shared}")
+    progress.note(f"{count(needed, 'run')}, {needed - waiting} of them finished before; results in {plan.folder}")
 
 
 def complete(run: PlannedRun) -> bool:

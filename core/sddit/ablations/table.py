@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from sddit.ablations.results import Results
 from sddit.ablations.statistics import LEVEL, Comparison, Sides, Summary, compare, p_text, summarize
 from sddit.ablations.words import listed
 from sddit.evaluation.figures import FIGURES, Direction
+from sddit.interfaces import DatasetParams
 from sddit.recipes.source import quoted
 from sddit.units import big
+
+PREPARED = tuple(f"dataset.{key}" for key in DatasetParams.model_fields)
+"""What every data set can be told: to drop labels, flip and scale. The same images and noise are drawn for it."""
 
 
 def cells(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -81,7 +85,8 @@ def against_baselines(
 
 def redrawn(arm: Mapping[str, Any]) -> list[str]:
     """The settings of an arm by which its runs do not see the images and the noise of the baseline's runs of the same seed."""
-    return differing(arm, "seed", "train.batch", "dataset.", "data.")
+    anew = differing(arm, "seed", "train.batch", "dataset.", "data.")
+    return [key for key in anew if key not in PREPARED]
 
 
 def differing(arm: Mapping[str, Any], *tables: str) -> list[str]:
@@ -93,15 +98,24 @@ def differing(arm: Mapping[str, Any], *tables: str) -> list[str]:
 
 def floors(results: Results) -> str:
     """What unseen real images get in the place of samples, in a sentence; empty where no score was measured."""
-    scores = next((row.scores for row in results.rows if row.scores), {})
-    metrics = [metric for metric in results.plan["metrics"] if f"{metric}_floor" in scores]
-    if not metrics:
+    floored = {
+        metric: found
+        for metric in results.plan["metrics"]
+        if (found := [row.scores[f"{metric}_floor"] for row in results.rows if f"{metric}_floor" in row.scores])
+    }
+    if not floored:
         return ""
-    each = listed([f"{scores[f'{metric}_floor']:.3g} on {title(metric)}" for metric in metrics])
-    n = scores.get(f"{metrics[0].rpartition('.')[0]}.n")
-    return (
-        f"Floors: unseen real images in the samples' place get {each}{f', at n = {n:,.0f} images a side' if n else ''}."
-    )
+    each = listed([f"{reach(found)} on {title(metric)}" for metric, found in floored.items()])
+    n = f"{next(iter(floored)).rpartition('.')[0]}.n"
+    images = {row.scores[n] for row in results.rows if n in row.scores}
+    at = f", at n = {reach(images)} images a side" if images else ""
+    return f"Floors: unseen real images in the samples' place get {each}{at}."
+
+
+def reach(values: Collection[float]) -> str:
+    """`0.581`, or `0.581 to 0.602` of several."""
+    least, most = (f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in (min(values), max(values)))
+    return least if least == most else f"{least} to {most}"
 
 
 # --------------------------------------------------------------------------------------------------------------------

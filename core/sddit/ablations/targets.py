@@ -10,8 +10,8 @@ from statistics import mean
 from typing import Any
 
 from sddit.ablations.logs import Log, Logs
-from sddit.ablations.results import Results
-from sddit.ablations.statistics import Direction, Sides, Summary, Verdict, compare, summarize
+from sddit.ablations.results import Results, flops_until
+from sddit.ablations.statistics import Comparison, Direction, Sides, Summary, compare, summarize
 from sddit.ablations.table import redrawn
 from sddit.evaluation.figures import FIGURES, SCORE
 
@@ -26,12 +26,20 @@ class Reached:
     arm: str
     target: float
     runs: int  # with a curve
-    steps: Summary | None  # of the runs that reached it; None: no run did
+    got_there: int  # runs that reached it
+    steps: Summary | None  # where all did: a mean over some would be of the quick ones, and compare with nothing
+    flops: Summary | None  # of as many steps
     at_once: bool  # whether some run was there at its first score already, so that its steps are too many
-    flops: float | None  # of as many steps
-    of_baseline: float | None  # its steps over the baseline's, where every run of both got there
-    flops_of_baseline: float | None
-    verdict: str  # on the difference in steps, of those arms together; empty for the others
+    steps_of_baseline: Beside | None  # where every run of both got there
+    flops_of_baseline: Beside | None
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What an arm took, beside what its baseline took."""
+
+    ratio: float  # of the means
+    comparison: Comparison  # of all such arms together; better is less
 
 
 def reached(results: Results, logs: Logs, metric: str) -> list[Reached]:
@@ -44,7 +52,7 @@ def reached(results: Results, logs: Logs, metric: str) -> list[Reached]:
     for label, arm in arms.items():
         target = target_of(results.plan, metric, list(curves[arm["baseline"]].values()), better)
         if curves[label] and target is not None:
-            found[label] = _found(curves[label], target, better)
+            found[label] = _found(arm, curves[label], target, better)
     return list(_rows(arms, found))
 
 
@@ -54,53 +62,48 @@ class _Found:
 
     target: float
     steps: Mapping[int, float]  # by seed, of the runs that reached it
+    flops: Mapping[int, float]  # of as many steps; empty where the arm's cost is not stated
     runs: int
     at_once: bool
 
     @property
     def whole(self) -> bool:
-        """Whether every run reached it: otherwise the mean is one of the quick ones, and compares with nothing."""
+        """Whether every run reached it."""
         return len(self.steps) == self.runs
 
 
-def _found(curves: Mapping[int, Sequence[Point]], target: float, better: Direction) -> _Found:
+def _found(arm: Mapping[str, Any], curves: Mapping[int, Sequence[Point]], target: float, better: Direction) -> _Found:
     steps = {seed: step for seed, run in curves.items() if (step := first_at(run, target, better)) is not None}
-    return _Found(target, steps, len(curves), any(reaches(run[0][1], target, better) for run in curves.values()))
+    flops = {seed: spent for seed, step in steps.items() if (spent := flops_until(arm, step)) is not None}
+    return _Found(target, steps, flops, len(curves), any(reaches(run[0][1], target, better) for run in curves.values()))
 
 
 def _rows(arms: Mapping[str, Mapping[str, Any]], found: Mapping[str, _Found]) -> Iterator[Reached]:
-    compared = compare(
-        {
-            label: Sides(one.steps, base.steps, paired=not redrawn(arms[label]))
-            for label, one in found.items()
-            if (base := found[arms[label]["baseline"]]) is not one and one.whole and base.whole
-        },
-        better="lower",
-    )
+    whole = {label: one for label, one in found.items() if one.whole and found[arms[label]["baseline"]].whole}
+    steps = _beside(arms, {label: one.steps for label, one in whole.items()})
+    flops = _beside(arms, {label: one.flops for label, one in whole.items() if one.flops})
     for label, one in found.items():
-        base = arms[label]["baseline"]
-        cost, cost_of_base = arms[label]["flops_per_step"], arms[base]["flops_per_step"]
-        steps = list(one.steps.values())
-        ratio = mean(steps) / mean(found[base].steps.values()) if label in compared else None
         yield Reached(
             label,
             one.target,
             one.runs,
-            summarize(steps) if steps else None,
+            len(one.steps),
+            summarize(list(one.steps.values())) if one.whole else None,
+            summarize(list(one.flops.values())) if one.whole and one.flops else None,
             one.at_once,
-            mean(steps) * cost if steps and cost else None,
-            ratio,
-            ratio * cost / cost_of_base if ratio and cost and cost_of_base else None,
-            SOONER[compared[label].verdict] if label in compared else "",
+            steps.get(label),
+            flops.get(label),
         )
 
 
-SOONER: Mapping[Verdict, str] = {
-    "better": "sooner",
-    "worse": "later",
-    "within noise": "within noise",
-    "no verdict under 3 seeds": "no verdict",
-}
+def _beside(arms: Mapping[str, Mapping[str, Any]], spent: Mapping[str, Mapping[int, float]]) -> dict[str, Beside]:
+    """Every arm but the baselines, by label; `spent`: by arm and seed."""
+    bases = {label: spent[base] for label in spent if (base := arms[label]["baseline"]) != label and base in spent}
+    sides = {label: Sides(spent[label], base, paired=not redrawn(arms[label])) for label, base in bases.items()}
+    return {
+        label: Beside(mean(spent[label].values()) / mean(bases[label].values()), comparison)
+        for label, comparison in compare(sides, better="lower").items()
+    }
 
 
 def points(log: Log, metric: str) -> list[Point]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sddit.ablations.expand import Ablation, expand, naming_arms
+from sddit.ablations.expand import Ablation, expand
 from sddit.ablations.plan import AblationPlan, PlannedArm
 from sddit.ablations.published import Reproduction, against_published
 from sddit.ablations.results import Results, Row, readable
@@ -15,9 +15,8 @@ from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
 from sddit.ablations.table import cells, changes, comparisons, floors, legend
 from sddit.cli.frame import console, error_console, print_json, state_of, table, work_console
 from sddit.cli.run import show_result, train
-from sddit.errors import Problem, error, printable, raise_all
+from sddit.errors import error, printable
 from sddit.progress import progress_on
-from sddit.recipes.checks import check_device
 from sddit.recipes.merge import Merged
 from sddit.training.run_folder import REPORT
 from sddit.units import big
@@ -39,7 +38,7 @@ def ablate(
 ) -> None:
     """What the flags ask of an ablation."""
     refuse_contradictions(dry_run=dry_run, jobs=jobs, only=only, no_reuse=no_reuse)
-    ablation = checked(merged, device)
+    ablation = expand(merged, device=device)
     if dry_run:
         show_plan(known_plan(ablation, out), as_json=as_json)
     elif only is not None:
@@ -56,17 +55,6 @@ def refuse_contradictions(*, dry_run: bool, jobs: int | None, only: str | None, 
         raise click.UsageError(f"-n runs nothing: leave out {flags[0]}")
     if only is not None and len(flags) > 1:
         raise click.UsageError(f"--only is one run of the plan: leave out {flags[flags[0] == '--only']}")
-
-
-def checked(merged: Merged, device: str) -> Ablation:
-    """The arms, each of which can be trained on the device."""
-    ablation = expand(merged)
-    problems: dict[Problem, list[str]] = {}
-    for arm in ablation.arms:
-        for problem in check_device(arm.recipe, device):
-            problems.setdefault(problem, []).append(arm.label)
-    raise_all(naming_arms(problems))
-    return ablation
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -121,14 +121,14 @@ def call(arguments: Sequence[str]) -> int:
         return usage.exit_code
     except SdditError as failure:
         return failures.of_the_user(failure, state)
-    except BrokenPipeError:
-        return failures.leave_quietly()
     except SystemExit as ended:
         if not failures.ended_by_a_plugin(ended):
             raise
         return failures.of_code(ended, state)
     except (KeyboardInterrupt, click.Abort):
         return failures.interrupted()
-    except Exception as bug:
+    except BaseException as bug:  # a plugin may raise anything
+        if isinstance(bug, BrokenPipeError) and failures.reader_gone(bug):
+            return failures.leave_quietly()
         return failures.of_code(bug, state)
     return 0

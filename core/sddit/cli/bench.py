@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,15 +22,28 @@ sddit-run bench dit quickstart --rounds 9
 """
 
 
+class Duration(click.FloatRange):
+    """Seconds, up to an hour. A range of click's own takes NaN, which no comparison refuses."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 3600, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is no length of time", param, ctx)
+        return seconds
+
+
 @click.command("bench", cls=Verb, examples=EXAMPLES)
 @click.argument("recipes", nargs=-1, metavar="[RECIPE ...]")
 @click.option(
-    "--rounds", metavar="N", type=click.IntRange(1), default=5, show_default=True, help="Turns of each recipe."
+    "--rounds", metavar="N", type=click.IntRange(1, 1000), default=5, show_default=True, help="Turns of each recipe."
 )
 @click.option(
     "--seconds",
     metavar="N",
-    type=click.FloatRange(0, min_open=True),
+    type=Duration(),
     default=1.0,
     show_default=True,
     help="Length of a turn.",

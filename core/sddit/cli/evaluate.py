@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sddit import processes
-from sddit.cli.frame import Verb, console, error_console, notice, print_json, state_of, table
+from sddit.cli.frame import Place, Verb, console, error_console, notice, print_json, state_of, table
 from sddit.evaluation.figures import FIGURES
 from sddit.plugins import host
 from sddit.progress import Progress, progress_on
@@ -46,7 +46,7 @@ Show = Callable[[Mapping[str, Any]], None]
 
 
 @click.command("evaluate", cls=Verb, examples=EXAMPLES)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=Place())
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
 )
@@ -54,11 +54,11 @@ Show = Callable[[Mapping[str, Any]], None]
 @click.option("--copies", is_flag=True, help="Look for copies among the samples that the run has kept: copies.json.")
 @click.option(
     "--inception",
-    type=click.Path(path_type=Path),
+    type=Place(),
     metavar="FILE",
     help="The weights of FID's Inception network: FID, sFID and more of the kept samples, in adm.json.",
 )
-@click.option("--reference", type=click.Path(path_type=Path), metavar="NPZ", help="The reference batch of --inception.")
+@click.option("--reference", type=Place(), metavar="NPZ", help="The reference batch of --inception.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 @click.pass_context
 def evaluate(

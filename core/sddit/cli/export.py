@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sddit.cli.frame import Verb, notice
+from sddit.cli.frame import Place, Verb, notice, word
 from sddit.cli.layout import LayoutOption
 from sddit.exchange.layouts import OURS
 from sddit.plugins import host
@@ -19,12 +19,10 @@ sddit-run export RUN --layout diffusers
 
 
 @click.command("export", cls=Verb, examples=EXAMPLES)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=Place())
+@click.option("--to", type=Place(), metavar="FOLDER", help="Left out: RUN/export, or RUN/export-LAYOUT.")
 @click.option(
-    "--to", type=click.Path(path_type=Path), metavar="FOLDER", help="Left out: RUN/export, or RUN/export-LAYOUT."
-)
-@click.option(
-    "--weights", default="", metavar="LABEL", help="The label of an [ema], or student; left out: what is sampled."
+    "--weights", type=word, metavar="LABEL", help="The label of an [ema], or student; left out: what is sampled."
 )
 @click.option("--step", metavar="N", type=click.IntRange(0), help="The checkpoint of this step; left out: the newest.")
 @click.option(
@@ -35,12 +33,12 @@ sddit-run export RUN --layout diffusers
     metavar="NAME",
     help="ours, or the names of a published one.",
 )
-def export(run: Path, to: Path | None, weights: str, step: int | None, layout: str) -> None:
+def export(run: Path, to: Path | None, weights: str | None, step: int | None, layout: str) -> None:
     """Write a run's weights, config and model card to share."""
     from sddit.exchange.exporting import export_run
 
     host().announce = notice
-    exported = export_run(run, to=to, weights=weights, step=step, layout=layout)
+    exported = export_run(run, to=to, weights=weights or "", step=step, layout=layout)
     for path in exported.files:
         click.echo(path)
     if exported.note:

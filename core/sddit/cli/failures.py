@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 import time
 import traceback
@@ -18,7 +19,7 @@ from sddit.cli.frame import State, error_console, to_nowhere
 from sddit.errors import Problem, SdditError, exit_status, printable
 from sddit.memory import out_of_memory, ran_out
 from sddit.plugins import host, said
-from sddit.training.durable import storage_error
+from sddit.training.durable import replace_file, storage_error
 
 BUG = 1
 INTERRUPTED = 130
@@ -63,6 +64,15 @@ def of_code(failure: BaseException, state: State) -> int:
 
 def of_the_system(failure: OSError, state: State) -> int:
     """What the operating system refused outside of a run: a file, a folder, or the output itself."""
+    if failure.filename is None and isinstance(failure, FileNotFoundError):  # of os.getcwd, which names no file
+        gone = Problem(
+            "SD-F707",
+            "the current folder is not there any longer",
+            where="the folder in which the command was typed",
+            got=failure.strerror or "",
+            fix="cd to one that is there",
+        )
+        return ended(failure, [gone], exit_status(gone.code), state)
     if failure.filename is None:
         leave_quietly()  # the output: what is still to be written to it would fail again at the end
     problem = storage_error(failure, Path(failure.filename or "output")).problems[0]
@@ -102,6 +112,18 @@ def interrupted() -> int:
     """Ctrl-C where there is nothing to save."""
     click.echo("interrupted", err=True)
     return INTERRUPTED
+
+
+def reader_gone(broken: BrokenPipeError) -> bool:
+    """Whether it is our own stdout that nobody reads any longer, rather than a pipe or a socket of a plugin."""
+    if any(host().owner_of(frame.filename) for frame in traceback.extract_tb(broken.__traceback__)):
+        return False
+    try:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # no file: a notebook's, or a test's
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0))
 
 
 def leave_quietly() -> int:
@@ -152,7 +174,7 @@ def keep(failure: BaseException, state: State) -> list[str]:
     if state.progress.folder is None:
         return []
     log = Path(state.progress.folder) / (f"crash-{processes.rank()}.log" if processes.rank() else "crash.log")
-    with contextlib.suppress(OSError):
-        log.write_text(text, encoding="utf-8")
+    with contextlib.suppress(SdditError):  # a link of this name is replaced, not followed
+        replace_file(log, text.encode(errors="backslashreplace"))
         return [f"  {'log:':<8}{log}"]
     return []

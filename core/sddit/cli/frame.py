@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import click
@@ -50,6 +51,23 @@ def debug_option() -> click.Option:
     return click.Option(
         ["--debug"], is_flag=True, expose_value=False, callback=note, help="Show full tracebacks of errors."
     )
+
+
+class Place(click.Path):
+    """A path. An empty one would mean the current folder."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(path_type=Path, **settings)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(word(value), param, ctx)
+
+
+def word(value: Any) -> Any:
+    """The type of a name. An empty one is refused: it comes from a variable of the shell that is not set."""
+    if value == "":
+        raise click.BadParameter("it is empty: is a variable of the shell not set?")
+    return value
 
 
 def write_block(formatter: click.HelpFormatter, title: str, text: str) -> None:
@@ -130,5 +148,5 @@ def print_json(value: Any) -> None:
 
 
 def notice(text: str) -> None:
-    """A line on stderr."""
-    click.echo(printable(text), err=True)
+    """A line on stderr. Work goes on where that cannot be written to any more."""
+    click.echo(printable(text), file=cast("TextIO", Lasting(sys.stderr)))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sddit.cli.frame import Verb, notice
+from sddit.cli.frame import Place, Verb, notice, word
 from sddit.cli.layout import LayoutOption
 from sddit.errors import error
 from sddit.exchange.arguments import flat, together
 from sddit.exchange.layouts import UNDROPPED
 from sddit.plugins import host
+from sddit.training.durable import open_file
 
 if TYPE_CHECKING:
     from sddit.exchange.importing import Imported
@@ -29,7 +31,7 @@ MOST_CONFIG = 2**20  # bytes
 
 
 @click.command("import", cls=Verb, examples=EXAMPLES)
-@click.argument("weights_file", metavar="WEIGHTS", type=click.Path(path_type=Path))
+@click.argument("weights_file", metavar="WEIGHTS", type=Place())
 @click.option("--layout", cls=LayoutOption, required=True, metavar="NAME", help="Whose names the tensors have.")
 @click.option(
     "--config",
@@ -41,22 +43,20 @@ MOST_CONFIG = 2**20  # bytes
 @click.option("--recipe", metavar="RECIPE", help="The recipe of these weights; left out: one is made, without data.")
 @click.option(
     "--weights",
-    default="",
+    type=word,
     metavar="NAME",
     help="Which weights of a nested file: ema or model; left out: ema if there.",
 )
 @click.option(
     "--trust-pickle", is_flag=True, help="Read a .pt file too. It is searched for code first; still, trust its author."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder of run folders."
-)
+@click.option("--out", type=Place(), default="runs", show_default=True, help="Folder of run folders.")
 def import_weights(
     weights_file: Path,
     layout: str,
     config: tuple[str, ...],
     recipe: str | None,
-    weights: str,
+    weights: str | None,
     trust_pickle: bool,
     out: Path,
 ) -> None:
@@ -73,7 +73,7 @@ def import_weights(
         out=out,
         config=given,
         recipe=resolve(recipe) if recipe else None,
-        weights=weights,
+        weights=weights or "",
         trust_pickle=trust_pickle,
     )
     say(imported)
@@ -88,7 +88,7 @@ def read_config(words: Sequence[str]) -> dict[str, Any]:
 
 def read_file(path: Path) -> Mapping[str, Any]:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_file(path), "rb") as file:
             value = json.loads(file.read(MOST_CONFIG))
     except (OSError, ValueError, RecursionError) as fault:
         raise error(

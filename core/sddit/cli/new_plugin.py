@@ -14,7 +14,7 @@ from string import Template
 import click
 
 from sddit import __version__
-from sddit.cli.frame import Verb
+from sddit.cli.frame import Place, Verb
 from sddit.errors import Problem, error, raise_all
 from sddit.plugins import host
 from sddit.training.durable import storage_errors
@@ -36,9 +36,7 @@ USAGE = {
 @click.argument("name")
 @click.option("--kind", type=click.Choice(KINDS), default="loss", show_default=True, help="What it adds.")
 @click.option("--package", is_flag=True, help="Write a package rather than one file.")
-@click.option(
-    "--in", "folder", type=click.Path(path_type=Path), default=".", show_default=True, help="Where to write it."
-)
+@click.option("--in", "folder", type=Place(), default=".", show_default=True, help="Where to write it.")
 def new_plugin(name: str, kind: str, package: bool, folder: Path) -> None:
     """Write a working plugin and its test."""
     refuse_bad_name(name, kind)

@@ -17,8 +17,8 @@ sddit-run publish ABLATION FOLDER --unfinished     what there is by now
 
 
 @click.command("publish", cls=frame.Verb, examples=EXAMPLES)
-@click.argument("ablation", type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("ablation", type=frame.Place())
+@click.argument("folder", type=frame.Place())
 @click.option("--unfinished", is_flag=True, help="Publish although runs are missing.")
 def publish(ablation: Path, folder: Path, unfinished: bool) -> None:
     """Write what came out of an ablation into a folder.

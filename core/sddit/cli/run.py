@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sddit import processes
-from sddit.cli.frame import Verb, console, error_console, notice, print_json, state_of, work_console
+from sddit.cli.frame import Place, Verb, console, error_console, notice, print_json, state_of, work_console
 from sddit.devices import surely_absent
 from sddit.errors import SdditError, error, one_of, raise_all
 from sddit.plugins import host
@@ -43,16 +43,12 @@ class RunCommand(Verb):
 @click.argument("source", metavar="RECIPE")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and its cost; run nothing.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder of run folders."
-)
+@click.option("--out", type=Place(), default="runs", show_default=True, help="Folder of run folders.")
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
 )
 @click.option("--fresh", is_flag=True, help="Set aside what the run folder holds, and begin anew.")
-@click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Continue the run of this folder instead."
-)
+@click.option("--resume", type=Place(), metavar="RUN", help="Continue the run of this folder instead.")
 @click.option(
     "--allow-change", "allow", multiple=True, metavar="KEY", help="With --resume: a key that may differ. Repeatable."
 )

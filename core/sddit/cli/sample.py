@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sddit.cli.frame import Verb, notice
+from sddit.cli.frame import Place, Verb, notice, word
 from sddit.errors import error, one_of
 from sddit.plugins import host
 
@@ -29,7 +29,7 @@ MOST = 10_000  # numbers of one list
 
 
 @click.command("sample", cls=Verb, examples=EXAMPLES)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=Place())
 @click.option("--classes", metavar="LIST", help="Numbers or names, such as 0,3,7-9; left out: all.")
 @click.option(
     "--count",
@@ -43,13 +43,13 @@ MOST = 10_000  # numbers of one list
 @click.option("--steps", metavar="N", type=click.IntRange(2), help="Sampler steps; left out: the recipe's.")
 @click.option("--guidance", type=float, metavar="SCALE", help="Guidance of this scale; left out: the recipe's.")
 @click.option("--sampler", metavar="NAME", help="Another sampler: sddit-run show samplers.")
-@click.option("--weights", default="", metavar="LABEL", help="The label of an [ema], or student.")
+@click.option("--weights", type=word, metavar="LABEL", help="The label of an [ema], or student.")
 @click.option("--step", metavar="N", type=click.IntRange(0), help="The checkpoint of this step; left out: the newest.")
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
 )
 @click.option("--trust-code", is_flag=True, help="Run the plugin files that an exported folder brings.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the pictures; left out: RUN/samples.")
+@click.option("--out", type=Place(), help="Folder of the pictures; left out: RUN/samples.")
 def sample(
     run: Path,
     classes: str | None,
@@ -58,7 +58,7 @@ def sample(
     steps: int | None,
     guidance: float | None,
     sampler: str | None,
-    weights: str,
+    weights: str | None,
     step: int | None,
     device: str,
     trust_code: bool,
@@ -73,7 +73,7 @@ def sample(
 
     host().announce = notice
     choose_device(device)
-    model = api.load(run, weights=weights, step=step, trust_code=trust_code)
+    model = api.load(run, weights=weights or "", step=step, trust_code=trust_code)
     changes = overrides(model.require_recipe(), steps, sampler, guidance)
     wanted = class_numbers(classes, model.require_recipe().facts.class_names)
     chosen = [model.require_recipe().seed] if seeds is None else numbers(seeds, "--seeds")

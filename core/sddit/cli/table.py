@@ -44,7 +44,7 @@ class Line:
 
 
 @click.command("table", cls=frame.Verb, examples=EXAMPLES)
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN ...]")
+@click.argument("folders", nargs=-1, type=frame.Place(), metavar="[RUN ...]")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 @click.option("--latex", is_flag=True, help="Print a LaTeX table, for the package booktabs.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV with every figure.")

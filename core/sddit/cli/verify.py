@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 from rich.text import Text
 
-from sddit.cli.frame import Verb, console, error_console, notice, print_json, state_of, table
+from sddit.cli.frame import Place, Verb, console, error_console, notice, print_json, state_of, table
 from sddit.errors import error, printable
 from sddit.plugins import host
 from sddit.progress import progress_on
@@ -37,7 +37,7 @@ STYLES = {"pass": "green", "FAIL": "bold red", "skipped": "yellow"}
 )
 @click.option(
     "--fixtures",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=Place(exists=True, file_okay=False),
     metavar="FOLDER",
     help="Where numbers of published implementations lie.",
 )

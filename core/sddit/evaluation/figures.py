@@ -35,8 +35,8 @@ FIGURES: Mapping[str, Figure] = {
 }
 """By the name of the field in `sddit.evaluation.scores.Scores`, or of an extractor's own figure."""
 
-OWN = ("fid", "sfid", "inception_score", "precision_adm", "recall_adm")
-"""Those that only some extractors measure."""
+OWN = ("class_accuracy", "fid", "sfid", "inception_score", "precision_adm", "recall_adm")
+"""Those that only some extractors measure: `FeatureParams.own_figures` names them."""
 
 COURSE = ("fd", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
 """Those that are followed while training; the others are of all samples of the end."""

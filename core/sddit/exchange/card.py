@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from sddit import __version__
 from sddit.errors import printable
 from sddit.exchange.source import PROVENANCE, Found
 from sddit.recipes.recipe import Recipe
-from sddit.training.run_folder import SCORES
+from sddit.training.run_folder import SCORES, read_json, unreadable
 
 HEADER = """---
 {library}tags:
@@ -33,8 +33,8 @@ def model_card(recipe: Recipe, source: Found, layout: str, parameters: int, note
         how_to_load(recipe, layout),
         *([note] if note else []),
         "## Training",
-        imported(brought) if (brought := read(source.folder / PROVENANCE)) else training(recipe),
-        *(["## Scores", table] if (table := scores(read(source.folder / SCORES))) else []),
+        told(source.folder / PROVENANCE, imported) or training(recipe),
+        *(["## Scores", table] if (table := told(source.folder / SCORES, scores)) else []),
         "## Licence",
         "None is stated here. Whoever publishes these weights chooses one, with regard to the data they were trained on "
         "and to the licence of the weights they began from, if any; write it as `license:` at the top of this file.",
@@ -107,15 +107,18 @@ def score_rows(label: str, one: Mapping[str, Any]) -> Iterator[str]:
         floor = one.get(f"{key}_floor")
         if value is not None and floor is not None:
             title, figure = cell(str(one.get("title", label))), key.replace("_", " ")
-            yield f"| {title} | {figure} | {value:.4g} | {floor:.4g} | {one.get('n', '')} |"
+            yield f"| {title} | {figure} | {float(value):.4g} | {float(floor):.4g} | {one.get('n', '')} |"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file of a run folder; empty where there is none to read."""
+def told(path: Path, words: Callable[[Mapping[str, Any]], str]) -> str:
+    """A JSON file of the run folder in words; empty where there is none. SD-F704 for one that is not what a run writes."""
+    if not os.path.lexists(path):
+        return ""
+    fix = "put a copy back, or move it away: the card then leaves it out"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
-        return {}
+        return words(read_json(path, fix=fix))
+    except (AttributeError, KeyError, TypeError, ValueError) as fault:
+        raise unreadable(path, f"{type(fault).__name__}: {fault}"[:160], fix) from fault
 
 
 def cell(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import file_digest
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sddit.errors import error, one_of
 from sddit.exchange.pickles import load_pickle
+from sddit.training.durable import open_file
 from sddit.training.tensors import PICKLES
 
 SETS = ("ema", "model")  # the names under which published files hold their weights, the one to sample with first
@@ -45,7 +47,7 @@ def read_weight_file(path: Path, *, weights: str = "", trust_pickle: bool = Fals
             SD-C444 for none, SD-C446 for a set of weights that it does not hold.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_file(path), "rb") as file:
             pickled = file.read(4).startswith(tuple(mark[:4] for mark in PICKLES)) or path.suffix in (".pt", ".pth")
             file.seek(0)
             digest = file_digest(file, "sha256").hexdigest()

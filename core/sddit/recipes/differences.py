@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from sddit.interfaces import Params
@@ -54,6 +54,21 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
             hashed = f"{key}_sha256" in before or f"{key}_sha256" in after  # a path that may move
             found.append((key, before.get(key), after.get(key), "free" if hashed else _class(key)))
     return found
+
+
+def by_leaf(found: Iterable[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value), where a table that only one side has is told setting by setting."""
+    told: list[tuple[str, Any, Any]] = []
+    for key, old, new in found:
+        if isinstance(new, Mapping):
+            told += [
+                (name, old, value) for name, value in leaves(new, (key,)) if value is not None
+            ]  # none is as before
+        elif isinstance(old, Mapping):
+            told += [(name, value, new) for name, value in leaves(old, (key,)) if value is not None]
+        else:
+            told.append((key, old, new))
+    return told
 
 
 def _class(key: str) -> Class:

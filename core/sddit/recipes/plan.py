@@ -70,6 +70,7 @@ class Plan:
     heads_parameters: Mapping[str, int | None]  # by label of the term; they train and are not exported
     teacher_parameters: int | None  # 0: no term needs a teacher
     passes: tuple[Pass, ...]  # the views that some term reads
+    course: tuple[float | None, ...]  # FLOPs of a step in equal parts of the run: one part if all steps are alike
     sampling_flops_per_image: float | None
     sampled: int  # images generated at the end
     memory: Memory
@@ -110,6 +111,7 @@ def plan(recipe: Recipe) -> Plan:
     full = prices.backbone(prices.tokens, Want(output=True))
     heads = {label: prices.head_parameters(label, "student") for label in recipe.terms}
     teacher = prices.teacher_parameters()
+    passes = prices.passes()
     evaluations = recipe.sampler.params.evaluations * recipe.guidance.params.evaluations
     checkpointing = "activations are an upper bound: blocks are recomputed in the backward pass"
     return Plan(
@@ -121,7 +123,8 @@ def plan(recipe: Recipe) -> Plan:
         backbone_parameters=full.parameters if full else None,
         heads_parameters=heads,
         teacher_parameters=teacher,
-        passes=prices.passes(),
+        passes=tuple(map(_mean_pass, passes)),
+        course=tuple(_times(_sum(map(_pass_flops, step)), recipe.train.batch) for step in zip(*passes, strict=True)),
         sampling_flops_per_image=full.flops * evaluations if full else None,
         sampled=recipe.evaluate.samples,
         memory=_memory(recipe, prices, full, heads, teacher),
@@ -175,11 +178,14 @@ class _Prices:
         ratio = value_at(view.mask_ratio, step, self.recipe.train.steps)
         return keep_count(self.tokens, ratio + view.mask_spread / 2)
 
-    def passes(self) -> tuple[Pass, ...]:
-        """The views that are run, each averaged over the run."""
+    def passes(self) -> list[list[Pass]]:
+        """The views that are run, each at all moments of the run."""
         moments = self._moments()
-        seen = {name: [self._pass(view, step) for step in moments] for name, view in self.views.items()}
-        return tuple(_mean_pass(passes) for name, passes in seen.items() if name in self.recipe.wants())
+        return [
+            [self._pass(view, step) for step in moments]
+            for name, view in self.views.items()
+            if name in self.recipe.wants()
+        ]
 
     def _moments(self) -> list[int]:
         """One step if all are alike; else every step of a short run, or the middles of equal parts of a long one."""
@@ -255,6 +261,10 @@ def _memory(
         teacher=_times(teacher, weight),
         activations=_whole(_times(prices.activations(), images * ACTIVATION_BYTES[train.precision])),
     )
+
+
+def _pass_flops(one: Pass) -> float | None:
+    return _sum((one.backbone_flops, one.heads_flops))
 
 
 def _flops(cost: Cost | None) -> float | None:

@@ -262,7 +262,15 @@ def scan(text: str) -> Iterator[Entry]:
 
 
 def _dotted(text: str) -> str:
-    return ".".join(part.strip("\"'") for part in re.findall(_PART, text))
+    """The key as tomllib gives it: quotes and escapes of its parts undone, as far as they can be."""
+    return ".".join(_unquoted(part) for part in re.findall(_PART, text))
+
+
+def _unquoted(part: str) -> str:
+    try:
+        return str(tomllib.loads(f"part = {part}")["part"]) if part[0] in "\"'" else part
+    except tomllib.TOMLDecodeError:  # an escape that is none: of a text that cannot be read anyway
+        return part[1:-1]
 
 
 def _still_open(rest: str, quotes: str, depth: int) -> tuple[str, int]:

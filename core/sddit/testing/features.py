@@ -42,3 +42,9 @@ def examine(case: Case, findings: Findings) -> None:
             classes = extractor.classes(images)
             if classes is not None:
                 things.is_shaped(findings, classes, (COUNT,), "classes(images)")
+            findings.expect(
+                (classes is not None) == ("class_accuracy" in case.params.own_figures),
+                "classes(images) and its params differ on whether it is a classifier",
+                got=f"classes: {'None' if classes is None else 'named'}, own_figures: {case.params.own_figures}",
+                fix='own_figures returns ("class_accuracy",) where it names classes',
+            )

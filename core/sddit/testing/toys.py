@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -157,6 +157,9 @@ class ToyLossParams(face.LossParams):
 
     def needs(self) -> face.Needs:
         return face.Needs(face.Want(output=True))
+
+    def cost(self, *_: Any, **__: Any) -> face.Cost:
+        return face.Cost()
 
 
 class ToyAgreementParams(face.LossParams):

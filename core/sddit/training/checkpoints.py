@@ -6,6 +6,9 @@
         .tmp-... .del-...   unfinished work of a killed process
         broken-step-...     moved aside because a byte differed
 
+`checkpoints`, or a checkpoint in it, may be a link to a folder on another disk: it is used as if it lay here, and only the
+link goes when the checkpoint's time is over.
+
 A checkpoint is staged beside its place, synced, and appears by one rename: that is the moment it exists. Numbers in
 `state.json` on which the bits of a run depend are written with `float.hex()` and read with `float.fromhex()`.
 """
@@ -27,6 +30,8 @@ from sddit.faults import fault_point
 from sddit.training.durable import (
     STAGED,
     doom,
+    read_file,
+    remove_folder,
     remove_leftovers,
     replace_file,
     staged_name,
@@ -60,12 +65,22 @@ class Store:
         self.notices: list[str] = []
 
     def steps(self) -> list[int]:
-        """The steps of all visible checkpoints, rising, unverified."""
-        if not self.folder.is_dir():
+        """The steps of all visible checkpoints, rising, unverified.
+
+        Raises SD-F705 where their folder is there and cannot be looked into, as a link to a disk that is not mounted.
+        """
+        if not os.path.lexists(self.folder):
             return []
-        matches = (
-            NAME.fullmatch(entry.name) for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False)
-        )
+        if not self.folder.is_dir():
+            raise error(
+                "SD-F705",
+                "the checkpoints cannot be reached",
+                where=str(self.folder),
+                got="a link to nothing" if self.folder.is_symlink() else "a file",
+                expect="a folder, or a link to one",
+                fix="put back what it leads to, or move it away",
+            )
+        matches = (NAME.fullmatch(entry.name) for entry in os.scandir(self.folder))
         return sorted(int(match[1]) for match in matches if match)
 
     def place(self, step: int) -> Path:
@@ -80,7 +95,7 @@ class Store:
         """
         place = self.place(step)
         with storage_errors(self.folder):
-            if place.is_dir() and not self._moved_aside(place):
+            if os.path.lexists(place) and not self._moved_aside(place):
                 return place
             if not self.folder.is_dir():
                 self.folder.mkdir()  # a run folder that has gone is not made anew
@@ -189,7 +204,11 @@ class Store:
             if intact == self.keep:
                 doomed = doom(self.place(step))
                 fault_point("ckpt.mid_prune")
-                shutil.rmtree(doomed, ignore_errors=True)
+                if doomed.is_symlink():
+                    self.notices.append(
+                        f"step-{step:06d} is not kept any longer: it was a link, what is left is {doomed.readlink()}"
+                    )
+                remove_folder(doomed)
             elif not self._moved_aside(self.place(step)):
                 intact += 1
 
@@ -207,7 +226,7 @@ class Store:
     def _move_aside(self, place: Path) -> Path:
         """Rename a broken checkpoint so that nothing takes it for a good one, and a person can look at it."""
         aside = place.with_name(f"broken-{place.name}")
-        while aside.exists():
+        while os.path.lexists(aside):
             aside = aside.with_name(f"{aside.name}-again")
         with storage_errors(self.folder):
             place.rename(aside)
@@ -218,9 +237,9 @@ class Store:
 def _read_index(folder: Path) -> dict[str, str]:
     """The index, which is for people: one that cannot be read is begun again."""
     try:
-        index: dict[str, str] = json.loads((folder / INDEX).read_bytes())
+        index: dict[str, str] = json.loads(read_file(folder / INDEX))
         return dict(index)
-    except (FileNotFoundError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ NOT_NUMBERS = ("NaN", "Infinity", "-Infinity")  # what JSON has no number for, a
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 GONE = {errno.ENOENT, errno.ENOTDIR}
-IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY, errno.ENAMETOOLONG}
+IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY, errno.ENXIO}
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -55,6 +56,26 @@ def create(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
+def open_file(path: Path | str, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file, made if `flags` say so.
+
+    OSError for anything else: a folder, and what could keep us waiting for ever, as a FIFO or a device does.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.ENXIO
+        raise OSError(number, "Is a directory" if stat.S_ISDIR(mode) else "Not a regular file", str(path))
+    return descriptor
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file. OSError for anything else, at once."""
+    with os.fdopen(open_file(path), "rb") as file:
+        return file.read()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable: without it a rename may be lost with the power."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -72,6 +93,14 @@ def doom(folder: Path) -> Path:
     return doomed
 
 
+def remove_folder(folder: Path) -> None:
+    """Free what a folder takes. Of a link only the link goes: what lies elsewhere is not ours to delete."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove unfinished work of a killed process, at any depth. Only for the holder of the run folder's lock."""
     for parent, folders, files in os.walk(folder):
@@ -80,7 +109,7 @@ def remove_leftovers(folder: Path) -> None:
                 continue
             leftover = Path(parent, name)
             if name in folders:
-                shutil.rmtree(leftover, ignore_errors=True)
+                remove_folder(leftover)
             else:
                 leftover.unlink(missing_ok=True)
         folders[:] = [name for name in folders if not name.startswith((STAGED, DOOMED))]
@@ -124,6 +153,9 @@ def storage_error(cause: OSError, path: Path) -> SdditError:
         return error("SD-M610", "a file is larger than the limit on file sizes", where=where, got=got, fix=fix)
     if cause.errno in FORBIDDEN:
         return error("SD-F703", "the run folder cannot be used", where=where, got=got, fix="mend its permissions")
+    if cause.errno == errno.ENAMETOOLONG:
+        fix = "choose a shorter name"
+        return error("SD-F705", "a path of the run folder is too long", where=where, got=got, fix=fix)
     if cause.errno in GONE:
         return error("SD-F706", "the run folder has gone", where=where, got=got, fix="put it back, then run again")
     if cause.errno in IN_THE_WAY:

@@ -9,13 +9,22 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from sddit.errors import SdditError, error
-from sddit.training.durable import NOT_NUMBERS, remove_leftovers, replace_file, storage_errors, sync_folder, to_json
+from sddit.training.durable import (
+    NOT_NUMBERS,
+    open_file,
+    read_file,
+    remove_leftovers,
+    replace_file,
+    storage_errors,
+    sync_folder,
+    to_json,
+)
 
 RECIPE, ENVIRONMENT, METRICS = "recipe.resolved.json", "environment.json", "metrics.jsonl"
 SCORES, COST, REPORT, CHANGES = "scores.json", "cost.json", "report.html", "changes.json"
@@ -42,7 +51,7 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         self.path = made(self.path)
-        with storage_errors(self.path):
+        with storage_errors(self.path / LOCK):
             self._lock, self.killed = take_lock(self.path / LOCK)
         try:
             self.write_text("probe", "written, synced, renamed")
@@ -94,8 +103,8 @@ def refuse_changed(path: Path) -> None:
     """SD-F704 where a file is not what was written, by the seal beside it. One without a seal is taken as it is."""
     seal = path.with_name(f"{path.name}{SEAL}")
     try:
-        sealed = seal.read_bytes()[:64] if seal.is_file() else None
-        found = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+        sealed = read_file(seal)[:64] if seal.is_file() else None
+        found = hashlib.sha256(read_file(path)).hexdigest().encode()
     except OSError as fault:
         raise unreadable(path, fault.strerror or str(fault), "mend its permissions, or put a copy back") from fault
     if sealed not in (None, found):
@@ -120,12 +129,25 @@ def recipe_in(folder: Path) -> Path:
 def read_json(path: Path, kind: type = dict, fix: str = "put a copy back, or start afresh with --fresh") -> Any:
     """A JSON file of a run folder. Raises SD-F704 where it is not what this program wrote, which is of this kind."""
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError) as fault:
         raise unreadable(path, str(fault), fix) from fault
     if not isinstance(held, kind):
         raise unreadable(path, type(held).__name__, fix)
     return held
+
+
+def read_changes(folder: Path) -> list[dict[str, Any]]:
+    """What --allow-change let differ on the way of a run: `key`, `from` and `to` of each. SD-F704 for anything else."""
+    path = folder / CHANGES
+    if not os.path.lexists(path):
+        return []
+    found: list[dict[str, Any]] = read_json(path, list)
+    for change in found:
+        if not isinstance(change, dict) or not change.keys() >= {"key", "from", "to"}:
+            fix = "put a copy back, or move the file away: the report then tells of no changes"
+            raise unreadable(path, str(change)[:80], fix)
+    return found
 
 
 def unreadable(path: Path, got: str, fix: str) -> SdditError:
@@ -134,22 +156,26 @@ def unreadable(path: Path, got: str, fix: str) -> SdditError:
 
 
 def made(path: Path) -> Path:
-    """The real folder at `path`, made if there is none. SD-F705 for a file or a link to nothing, there or on the way."""
+    """The real folder at `path`, made if there is none. SD-F705 where none can be made."""
     try:
         with storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             return path.resolve(strict=True)
     except SdditError as refused:
-        if isinstance(refused.__cause__, (FileExistsError, NotADirectoryError)):
-            raise error(
-                "SD-F705",
-                "the folder cannot be made here",
-                where=str(path),
-                got="a file, or a link to nothing, is in the way",
-                expect="a folder, or a free name",
-                fix="move it away, or choose another place",
-            ) from refused
-        raise
+        cause = refused.__cause__
+        if not isinstance(cause, (FileExistsError, NotADirectoryError, FileNotFoundError)):
+            raise
+        got, fix = "a file, or a link to nothing, is in the way", "move it away, or choose another place"
+        if isinstance(cause, FileNotFoundError):
+            got, fix = f"the system makes no folder there ({cause.strerror})", "choose another place"
+        raise error(
+            "SD-F705",
+            "the folder cannot be made here",
+            where=str(path),
+            got=got,
+            expect="a folder, or a free name",
+            fix=fix,
+        ) from refused
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -162,7 +188,7 @@ def take_lock(path: Path) -> tuple[int, str]:
 
     Raises SD-F701 if another process holds it.
     """
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    lock = open_file(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -181,7 +207,7 @@ def take_lock(path: Path) -> tuple[int, str]:
 def holder(folder: Path) -> str:
     """Which process holds a run folder, as `pid 123 on host h since ...`; empty if none does."""
     try:
-        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        lock = open_file(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return ""
     try:
@@ -207,7 +233,7 @@ def owner_in(lock: int) -> str:
     try:
         owner = json.loads(os.pread(lock, 4096, 0))
         return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
@@ -229,19 +255,25 @@ os.register_at_fork(after_in_child=_forget_locks)
 class MetricsLog:
     """`metrics.jsonl`: one JSON object a line, in the file as soon as it is appended.
 
-    A checkpoint keeps the log's cursor, its length in bytes. A resumed run hands it back, and what was logged after the
-    checkpoint is cut off, to be logged again: no row is lost or doubled. With `cursor=None` all whole lines stay.
-    A torn last line goes either way.
+    A checkpoint keeps the log's cursor, its length in bytes. A resumed run hands it back with the checkpoint's step, and
+    what was logged after the checkpoint is cut off, to be logged again: no row is lost or doubled. With `cursor=None` all
+    whole lines stay. A torn last line goes either way.
     """
 
-    def __init__(self, path: Path, cursor: int | None = None) -> None:
+    def __init__(self, path: Path, cursor: int | None = None, step: int = 0) -> None:
         self.path = path
         with storage_errors(path):
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            size = os.fstat(self._file).st_size
-            self.shortened = cursor is not None and size < cursor
-            """Whether rows that the checkpoint knows of are missing from the file."""
-            self.cursor = whole_lines(path.read_bytes()[:cursor])
+            self._file = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
+            data = read_file(path)
+            data = data[: whole_lines(data)]
+            self.changed = cursor is not None and not left_at(data, cursor, step)
+            """Whether the file is not as the checkpoint left it. Then the rows up to its step are kept."""
+            if self.changed:
+                os.close(self._file)
+                replace_file(path, b"".join(rows_until(data, step)))
+                self._file = open_file(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+                cursor = None
+            self.cursor = whole_lines(read_file(path)[:cursor])
             os.ftruncate(self._file, self.cursor)
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -265,12 +297,46 @@ class MetricsLog:
         os.close(self._file)
 
 
+def left_at(data: bytes, cursor: int, step: int) -> bool:
+    """Whether whole lines of a log have the end that a checkpoint of this step saw at its cursor.
+
+    What an editor adds or takes away above it moves that end, into a row or to the end of another one.
+    """
+    before, after = data[:cursor], data[cursor:]
+    if len(before) < cursor or whole_lines(before) < cursor:
+        return False
+    last = step_in(before.splitlines()[-1]) if before else None
+    following = step_in(after.splitlines()[0]) if after else None
+    if last is not None and last > step:
+        return False
+    return following is None or following > step or following == last  # scores are logged after the row of their step
+
+
+def rows_until(data: bytes, step: int) -> Iterator[bytes]:
+    """The lines of a log but for rows of later steps. What is no row stays, for a person to look at."""
+    for line in data.splitlines(keepends=True):
+        found = step_in(line)
+        if found is None or found <= step:
+            yield line
+
+
+def step_in(line: bytes) -> float | None:
+    """The step of a row; None: it is no row."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics log, also of one that is being written; NaN and infinities are floats again.
 
-    Raises SD-F704 for a whole line that is no row.
+    Raises SD-F704 for a whole line that is no row, and for a file that cannot be read.
     """
-    data = path.read_bytes()
+    try:
+        data = read_file(path)
+    except OSError as fault:
+        raise unreadable(path, fault.strerror or str(fault), "mend its permissions, or put a copy back") from fault
     return [read_row(path, number, line) for number, line in enumerate(data[: whole_lines(data)].split(b"\n")[:-1], 1)]
 
 
@@ -296,7 +362,7 @@ def last_metrics(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    with path.open("rb") as log:
+    with os.fdopen(open_file(path), "rb") as log:
         log.seek(max(0, path.stat().st_size - TAIL))
         tail = log.read()
     if not tail.isascii():

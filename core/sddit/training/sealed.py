@@ -15,11 +15,11 @@ from typing import Any
 
 from sddit.errors import SdditError, error
 from sddit.faults import fault_point
-from sddit.training.durable import create, storage_errors, sync_folder
+from sddit.training.durable import create, open_file, storage_errors, sync_folder
 from sddit.training.formats import FORMAT, brought_up
 
 MANIFEST = "manifest.json"
-UNUSABLE = {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO}  # other refusals blame no file
+UNUSABLE = {errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO}  # others blame no file
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,8 @@ def seal_manifest(body: Mapping[str, Any]) -> bytes:
 def verify(folder: Path) -> Checkpoint:
     """Compare every byte of a checkpoint with its manifest. Raises Broken, or SD-C430 for one of another format."""
     with storage_errors(folder):
+        if not folder.is_dir():
+            raise Broken("it is a link to nothing" if folder.is_symlink() else "it is no folder")
         checkpoint = read_manifest(folder)
         if folder.name != f"step-{checkpoint.step:06d}":
             raise Broken(f"{MANIFEST}: it is of step {checkpoint.step}")
@@ -151,7 +153,7 @@ def measure(path: Path) -> tuple[int, str]:
 def reading(path: Path) -> Iterator[BufferedReader]:
     """A file of a checkpoint, open to read. Broken if it is missing, unreadable, or no file (a link is none)."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        with os.fdopen(open_file(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             yield file
     except OSError as cause:
         if cause.errno in UNUSABLE:

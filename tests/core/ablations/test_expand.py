@@ -404,3 +404,162 @@ def test_a_misspelt_table_of_the_ablation_is_named_beside_what_it_leaves_behind(
         ("SD-R102", "unknown key 'ablaiton'"),
         ("SD-R150", "no arm 'plain' to compare with"),
     ]
+
+
+# ------------------------------------------------------------------------------------------------------- said together
+
+
+def whats(ablation, text, *overrides):
+    return [problem.what for problem in problems(ablation, text, *overrides)]
+
+
+def test_problems_of_the_table_of_the_arms_and_of_the_metrics_come_together(ablation):
+    found = whats(
+        ablation,
+        """
+        [ablation]
+        budget = "steps"
+        seeds = [1, 1]
+        baseline = "nobody"
+        metrics = ["toy.fdd", "toy.fd"]
+        targets.toy.recal = 1
+        [ablation.arms.sound]
+        [ablation.arms.bad]
+        loss.agree.weight = "x"
+        optimizer.lrr = 1
+        """,
+    )
+    assert sorted(found) == sorted(
+        [
+            "'ablation.budget' has no such choice",
+            "a seed is given twice",
+            "no arm 'nobody' to compare with",
+            "no metric 'toy.fdd'",
+            "a target of 'toy.recal', which is no metric of this ablation",
+            "arm 'bad': 'loss.agree.weight' is of the wrong kind",
+            "arm 'bad': unknown key 'optimizer.lrr'",
+        ]
+    )
+
+
+def test_axes_that_cannot_be_crossed_come_together_and_the_others_are_tried(ablation):
+    found = whats(
+        ablation,
+        """
+        [ablation.arms.a]
+        train.steps = 10
+        [ablation.arms.b]
+        optimizer.lr = 1e-3
+        [ablation.grid]
+        optimizer.lr = [1e-3, 2e-3]
+        backbone.depth = [0, 2]
+        [[ablation.pairs]]
+        train.batch = [4, 8]
+        teacher.momentum = [0.5]
+        """,
+    )
+    assert sorted(found) == sorted(
+        [
+            "the budget decides how long an arm trains",
+            "'optimizer.lr' is set by arm 'b' and by [ablation.grid], which would undo the arm",
+            "paired lists differ in length",
+            "arms 'a depth=0', 'b depth=0': 'backbone.depth' is out of range",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('baseline = "a lr=0.1"\n[ablation.arms.a]\n[ablation.grid]\noptimizer.lr = 0.1', "needs a list of values"),
+        ('baseline = "a"\narms.a = 3\narms.b = {}', "'ablation.arms.a' is of the wrong kind"),
+        ('baseline = "a"\n[ablation.armz.a]', "unknown key 'ablation.armz'"),
+        ("metrics = 3\ntargets.toy.kid = 1", "'ablation.metrics' is of the wrong kind"),
+        ('metrics = ["toy.kdi"]\ntargets.toy.kid = 1', "no metric 'toy.kdi'"),
+        ("[ablation.arms.a]\nloss.agree = false\n[ablation.grid]\nloss.agree.weight = [0.1]", "would undo the arm"),
+        ("[ablation.arms.a]\nablation.seeds = [1]", "cannot stand in"),
+        ("[ablation.arms.a]\ntrain.steps = 1\noptimizer.warmup = 3", "the budget decides"),
+    ],
+)
+def test_what_follows_from_a_mistake_is_not_said(ablation, text, said):
+    (found,) = whats(ablation, f"[ablation]\n{text}", "train.steps=9")
+    assert said in found
+
+
+def test_what_follows_from_a_misspelt_metric_is_not_said_of_a_recipe_that_cannot_be_resolved(ablation):
+    text = '[ablation]\nmetrics = ["toy.kdi"]\ntargets.toy.kid = 1'
+    assert whats(ablation, text, "backbone.depth=0") == ["'backbone.depth' is out of range", "no metric 'toy.kdi'"]
+
+
+def test_a_baseline_beside_a_mistake_elsewhere_is_judged(ablation):
+    text = '[ablation]\nbaseline = "c"\nbudget = "steps"\n[ablation.arms.a]\ntrain.steps = 3'
+    assert "no arm 'c' to compare with" in whats(ablation, text)
+    assert len(whats(ablation, text.replace('"c"', '"a"'))) == 2
+
+
+def test_a_device_on_which_an_arm_does_not_train_is_said_with_the_rest(write, monkeypatch):
+    found = expand(load(write(ARMS)), device="cpu")  # the control
+    kernel = type(found.base.attention.params)
+    monkeypatch.setattr(kernel, "backward_devices", property(lambda self: ("cpu",)))
+    with pytest.raises(SdditError) as refused:
+        expand(load(write(ARMS), ['ablation.metrics=["toy.fdd"]']), device="cuda")
+    device, metric = refused.value.problems
+    assert device.what.startswith("arms 'plain', 'full': attention kernel ")
+    assert metric.what == "no metric 'toy.fdd'"
+
+
+def test_of_a_recipe_that_cannot_be_resolved_a_figure_is_known_still(ablation):
+    found = whats(ablation, '[ablation]\nmetrics = ["toy.fdd", "other.fd"]', "backbone.depth=0")
+    assert found == ["'backbone.depth' is out of range", "no metric 'toy.fdd'"]
+
+
+def test_a_target_is_placed_where_it_stands(ablation):
+    (found,) = problems(ablation, "[ablation]\nseeds = [1]\ntargets.toy.kid = 1")
+    file, line = found.where.split(":")
+    assert Path(file).read_text(encoding="utf-8").splitlines()[int(line) - 1] == "targets.toy.kid = 1"
+
+
+# -------------------------------------------------------------------------------------------------- names and metrics
+
+
+def test_the_name_of_an_arm_has_a_bound(ablation):
+    assert len(ablation(f"[ablation.arms.{'a' * 60}]").arms[0].label) == 60
+    (found,) = problems(ablation, f"[ablation.arms.{'a' * 61}]")
+    assert (found.code, found.got, found.expect) == ("SD-R150", "61 characters", "at most 60")
+    assert found.where.rpartition(":")[2].isdecimal()
+
+
+def test_arms_of_a_grid_and_of_pairs_are_counted_together(ablation):
+    def text(values):
+        return (
+            "[ablation.arms.a]\n[ablation.arms.b]\n[ablation.grid]\nbackbone.depth = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n"
+            f"[[ablation.pairs]]\nseed = {list(range(values))}"
+        )
+
+    (found,) = problems(ablation, text(51))
+    assert (found.what, found.got) == ("an ablation of so many arms is a mistake", "1,020 arms")
+    assert len(ablation(text(2)).arms) == 40
+
+
+@pytest.mark.parametrize(("classes", "figure"), [(True, "class_accuracy"), (False, "nonsense")])
+def test_class_accuracy_is_a_metric_of_an_extractor_that_classifies_alone(ablation, classes, figure):
+    (found,) = problems(ablation, f'[ablation]\nmetrics = ["toy.{figure}"]')
+    assert (found.code, found.what) == ("SD-R150", f"no metric 'toy.{figure}'")
+    assert "class_accuracy" not in found.expect
+    assert ("an extractor that measures class_accuracy" in found.fix) is classes
+
+
+def test_class_accuracy_needs_classes_to_tell_apart(ablation, monkeypatch):
+    params = type(ablation("[ablation]").base.features["toy"].params)
+    monkeypatch.setattr(params, "own_figures", ("class_accuracy",))
+    text = '[ablation]\nmetrics = ["toy.class_accuracy"]'
+    assert ablation(text).metrics == ("toy.class_accuracy",)
+    assert "no metric 'toy.class_accuracy'" in whats(ablation, text, "dataset.classes=1")
+
+
+def test_the_shipped_classifier_says_that_it_classifies_and_the_others_do_not(toys):
+    features = {component.name: component.params for component in toys.registries.features}
+    classifying = [
+        name for name, params in features.items() if "class_accuracy" in params.model_construct().own_figures
+    ]
+    assert classifying == ["classifier"]

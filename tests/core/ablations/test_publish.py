@@ -11,12 +11,14 @@ from xml.etree import ElementTree
 import pytest
 
 from sddit.ablations import publish as publishing
+from sddit.ablations.logs import logs_of
 from sddit.ablations.publish import MOST_POINTS, publish, thinned
-from sddit.ablations.published import pathless
+from sddit.ablations.published import pathless, without_paths
 from sddit.ablations.readme import plain
-from sddit.ablations.report import page
+from sddit.ablations.report import how_soon, page
 from sddit.ablations.results import gather, note_failure
 from sddit.errors import SdditError
+from sddit.evaluation.probe import Probe
 
 
 def contents(folder):
@@ -78,10 +80,129 @@ def test_no_path_of_the_machine_and_no_name_of_a_user(finished, tmp_path):
         ("../base/x.toml and a/b and 3/4", "../base/x.toml and a/b and 3/4"),
         ("https://example.org/a/b", "https://example.org/a/b"),
         ("before / after", "before / after"),
+        ("weights 0.1 /0.3 / 1, of /0.1/0.3 and /x", "weights 0.1 /0.3 / 1, of /0.1/0.3 and /x"),
+        ("<i>/y</i> and <script>alert(2)</script><br/>", "<i>/y</i> and <script>alert(2)</script><br/>"),
+        ("10 %/step/run and f(x)/g/h and w/o and/or", "10 %/step/run and f(x)/g/h and w/o and/or"),
+        ("/home//ann///x and /1tb/ann/x but /6e-3/1.2e-2", "x and x but /6e-3/1.2e-2"),
+        ("~/x and ~ann/data/x.npz but ~5/6", "x and x.npz but ~5/6"),
+        ("<b>/home/ann/x</b>", "<b>x</b>"),
+        ("/srv/a.py:/srv/b.py:3 in `/srv/c d/e`", "a.py:b.py:3 in `c d/e`"),
+        ("file:///home/ann/x and sqlite:////home/ann/y.db", "file://x and sqlite://y.db"),
     ],
 )
 def test_absolute_paths_are_cut(text, cut):
-    assert pathless({"a": [text, 1, None]}) == {"a": [cut, 1, None]}
+    assert without_paths(text) == cut
+
+
+@pytest.mark.parametrize(
+    ("setting", "cut"),
+    [
+        ("/home/ann smith/my data/x y.npz", "x y.npz"),
+        ("/data", "data"),
+        ("/0/images/", "images"),
+        ("~/x", "x"),
+        ("~ann/x", "x"),
+        ("images/train", "images/train"),
+        ("hf://org/name", "hf://org/name"),
+        ("", ""),
+        (0.5, 0.5),
+    ],
+)
+def test_a_setting_that_is_a_path_is_cut_whole(setting, cut):
+    assert pathless({"a": [setting], "b": {"c": setting}}) == {"a": [cut], "b": {"c": cut}}
+
+
+def change(path, **values):
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_what_the_author_wrote_stays_as_written_but_for_paths(finished, tmp_path):
+    question = "/a or <i>/y</i>? 0.1 /0.3 / 1, 6e-3/1.2e-2, $x$ for $5 and $6; seen in /home/someone/x.npz"
+    change(finished / "plan.json", question=question)
+    row = gather(finished).rows[-1]
+    (finished / row.folder / "report.html").unlink()
+    note_failure(finished, (finished / row.folder).name, "<script>alert(2)</script> in '/home/someone/loss.py'")
+    publish(finished, tmp_path / "pub", unfinished=True)
+    plan = json.loads((tmp_path / "pub" / "plan.json").read_text())
+    assert plan["question"] == question.replace("/home/someone/", "")
+    error = json.loads((tmp_path / "pub" / "results.jsonl").read_text().splitlines()[-1])["error"]
+    assert error == "<script>alert(2)</script> in 'loss.py'"
+    text = (tmp_path / "pub" / "README.md").read_text()
+    assert r"**/a or \<i>/y\</i>? 0.1 /0.3 / 1, 6e-3/1.2e-2, \$x\$ for \$5 and \$6; seen in x.npz**" in text
+
+
+def test_arms_that_are_named_by_a_path_keep_their_runs(finished, tmp_path):
+    plan = finished / "plan.json"
+    plan.write_text(plan.read_text().replace('"rival"', '"images=/home/someone/cats"'))
+    publish(finished, tmp_path / "pub")
+    held = gather(tmp_path / "pub")
+    assert len(held.figure("images=cats", "toy.fd")) == 3
+    assert "recipes/images-cats.json" in contents(tmp_path / "pub")
+
+
+def followed(finished, scores):
+    """Give each run of an arm a curve of scores."""
+    for row in gather(finished).rows:
+        log = [{"step": 2 * k + 2, "seconds": 1.0, "score/toy.fd": one} for k, one in enumerate(scores[row.arm])]
+        (finished / row.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log))
+
+
+def rows_of(folder):
+    """The published rows by arm and seed."""
+    read = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return {(row["arm"], row["seed"]): row for row in read}
+
+
+def test_when_each_run_reached_each_target_is_published(finished, tmp_path):
+    followed(finished, {"base": [4.0, 1.0], "shifted": [1.0, 0.5], "rival": [5.0, 2.0]})
+    publish(finished, tmp_path / "pub")
+    rows = rows_of(tmp_path / "pub")
+    plan = json.loads((tmp_path / "pub" / "plan.json").read_text())
+    spent = {arm["label"]: arm["flops_per_step"] for arm in plan["arms"]}
+    assert rows["base", 0]["curves"] == {"toy.fd": [[2, 4.0], [4, 1.0]]}
+    assert rows["base", 0]["reached"] == {"toy.fd": {"target": 1.0, "step": 4, "flops": 4 * spent["base"]}}
+    assert rows["shifted", 1]["reached"] == {"toy.fd": {"target": 1.0, "step": 2, "flops": 2 * spent["shifted"]}}
+    assert rows["rival", 2]["reached"] == {"toy.fd": {"target": 1.0, "step": None, "flops": None}}
+    table = list(how_soon(gather(finished), logs_of(gather(finished)), "toy.fd"))
+    assert [one["runs"] for one in table] == ["3 of 3", "3 of 3", "0 of 3"]
+    assert [row.scores for row in gather(tmp_path / "pub").rows] == [row.scores for row in gather(finished).rows]
+
+
+def test_runs_that_were_not_followed_or_probed_have_scores_alone(finished, tmp_path):
+    publish(finished, tmp_path / "pub")
+    assert not {"curves", "reached", "probe"} & rows_of(tmp_path / "pub")["base", 0].keys()
+
+
+def test_the_probe_of_each_run_is_published(finished, tmp_path):
+    table = ((0.5, 0.75), (0.25, 0.125))
+    probe = Probe(
+        weights="student", training=9, heldout=8, classes=2, chance=0.5, noise=(0.1, 0.5), sigmas=(0.1, 1.0), blocks=(1, 2),
+        linear=table, neighbours=table, linear_untrained=table, neighbours_untrained=table,
+    )  # fmt: skip
+    for row in gather(finished).rows[1:]:
+        (finished / row.folder / "probe.json").write_text(json.dumps(probe.to_json()))
+    publish(finished, tmp_path / "pub")
+    rows = list(rows_of(tmp_path / "pub").values())
+    assert "probe" not in rows[0]
+    assert all(row["probe"] == json.loads(json.dumps(probe.to_json())) for row in rows[1:])
+    assert "What the tokens tell" in (tmp_path / "pub" / "README.md").read_text()
+
+
+def test_the_settings_of_an_added_loss_are_listed(finished, tmp_path):
+    """Those of a plan that was written with the table as one value, too; a loss of both sides stands as it did."""
+    plan = json.loads((finished / "plan.json").read_text())
+    plan["arms"][1]["differs"] = [["loss.more", None, {"name": "x", "weight": 1.0, "until": None, "t": {"start": 2}}]]
+    plan["arms"][2]["differs"] = [["loss.more", {"name": "x", "weight": 0.1}, None], ["loss.agree.weight", 1.0, 0.25]]
+    change(finished / "plan.json", arms=plan["arms"])
+    publish(finished, tmp_path / "pub")
+    text = (tmp_path / "pub" / "README.md").read_text()
+    assert '`loss.more` none → (name "x", weight 1.0, t.start 2)\n' in text
+    assert '`loss.more` (name "x", weight 0.1) → none, `loss.agree.weight` 1.0 → 0.25\n' in text
+    assert "a table" not in text
+    assert ["loss.more.weight", None, 1.0] in json.loads((tmp_path / "pub" / "plan.json").read_text())["arms"][1][
+        "differs"
+    ]
 
 
 def test_the_readme_says_what_the_report_says(finished, tmp_path):
@@ -108,6 +229,7 @@ def test_every_line_of_a_table_has_as_many_cells(finished, tmp_path):
 
 
 def test_text_stays_text():
+    assert plain("$x$ is $5") == r"\$x\$ is \$5"
     assert plain("<b>*x* a_b _c_ [d](e) `f` g|h") == r"\<b>\*x\* a_b \_c\_ \[d\](e) \`f\` g\|h"
 
 

@@ -17,8 +17,8 @@ from sddit.ablations.conclusion import KINDS, fairness, findings, summary
 from sddit.ablations.curves import AXES, lines, metric_charts
 from sddit.ablations.leaks import LARGEST, LeakCheck, look
 from sddit.ablations.logs import diagnoses, logs_of
-from sddit.ablations.report import page, write_report
-from sddit.ablations.results import Results, Row
+from sddit.ablations.report import how_soon, page, write_report
+from sddit.ablations.results import Results, Row, flops_until
 from sddit.ablations.statistics import p_text, student_interval
 from sddit.ablations.table import comparisons, floors
 from sddit.ablations.targets import first_at, reached
@@ -367,19 +367,30 @@ def test_the_target_is_what_the_baseline_reached_in_every_seed(make):
     expected = {label: [40 + 10 * math.log2(fd / 3) for fd in values] for label, values in FD.items()}
     for label in ("base", "good", "same"):
         assert rows[label].steps.mean == pytest.approx(sum(expected[label]) / 3, abs=1e-9)
-        assert rows[label].flops == pytest.approx(rows[label].steps.mean * 1e8)
-    assert rows["bad"].steps.seeds == 1 and rows["bad"].steps.mean == pytest.approx(expected["bad"][0])
-    assert rows["bad"].of_baseline is None and rows["base"].of_baseline is None
-    assert {label: row.verdict for label, row in rows.items() if row.verdict} == dict.fromkeys(
-        ("good", "same"), "within noise"
-    )
-    halved = make({"base": FD["base"], "good": [0.5, 1.01, 1.49]})
-    assert reached(halved, logs_of(halved), "toy.fd")[1].verdict == "sooner"
-    results = make()
+        assert rows[label].flops.mean == pytest.approx(rows[label].steps.mean * 1e8)
+    assert (rows["bad"].got_there, rows["bad"].steps, rows["bad"].flops) == (1, None, None)  # one of three is no mean
     ratio = sum(expected["good"]) / sum(expected["base"])
-    assert rows["good"].of_baseline == pytest.approx(ratio) == rows["good"].flops_of_baseline
-    dear = make(arms={"good": {"flops_per_step": 3e8}})
-    assert reached(dear, logs_of(dear), "toy.fd")[1].flops_of_baseline == pytest.approx(3 * ratio)
+    for one in (rows["good"].steps_of_baseline, rows["good"].flops_of_baseline):
+        assert (one.ratio, one.comparison.verdict) == (pytest.approx(ratio), "within noise")
+    assert rows["bad"].steps_of_baseline is None and rows["base"].steps_of_baseline is None
+
+
+def test_sooner_and_dearer_are_said_with_their_p(make):
+    halved = {"base": FD["base"], "good": [0.5, 1.01, 1.49]}
+    results = make(halved, arms={"good": {"flops": 40e9, "flops_per_step": 1e9}})
+    one = reached(results, logs_of(results), "toy.fd")[1]
+    assert one.flops_of_baseline.ratio == pytest.approx(10 * one.steps_of_baseline.ratio)
+    [_, row] = how_soon(results, logs_of(results), "toy.fd")
+    assert re.fullmatch(r"0\.\d\d × sooner \(p [<=] 0\.0\d+\)", row["of_baseline"])
+    assert re.fullmatch(r"\d\.\d\d × more \(p [<=] 0\.0\d+\)", row["flops_of_baseline"])
+
+
+def test_flops_are_those_of_the_steps_until_then():
+    """A quarter of a run at 1, another at 2, the rest at 4: and the average of it would be wrong everywhere but at the end."""
+    ramp = arm("ramp", flops=110.0, flops_per_step=2.75, flops_course=[1.0, 2.0, 4.0, 4.0])
+    assert [flops_until(ramp, step) for step in (0, 5, 10, 15, 30, 40, 41)] == [0, 5, 10, 20, 70, 110, 110]
+    assert flops_until(arm("even"), 10) == 1e9
+    assert flops_until(arm("silent", flops=None, flops_per_step=None, flops_course=[None]), 10) is None
 
 
 def test_the_recipe_may_name_the_target(make):
@@ -413,18 +424,18 @@ def test_the_best_point_of_each_arm_is_named(make):
     """With arms a and b at two points each; and not where there is one point an arm."""
     figures = {"a x=1": [1.0, 2.0, 3.0], "a x=2": [1.5, 1.0, 1.0], "b x=1": [4.0, 4.0, 4.0], "b x=2": [5.0, 4.0, 4.0]}
     results = make(figures, arms={label: {"named": label[0], "baseline": f"a{label[1:]}"} for label in figures})
-    said = summary(results, compared(results))
+    said = summary(results, compared(results), [])
     assert "Best of its points by mean toy FD: a x=2 (1.17), b x=1 (4)." in said
     assert "Best of its points by mean toy recall: a x=1 (0.5), b x=1 (0.5)." in said
     apart = make(arms={label: {"named": label} for label in FD})
-    assert not any("Best of its points" in sentence for sentence in summary(apart, compared(apart)))
+    assert not any("Best of its points" in sentence for sentence in summary(apart, compared(apart), []))
     grid = make(arms={label: {"named": ""} for label in FD})  # one list of points, no arms
-    assert not any("Best of its points" in sentence for sentence in summary(grid, compared(grid)))
+    assert not any("Best of its points" in sentence for sentence in summary(grid, compared(grid), []))
 
 
 def test_better_worse_and_within_noise_in_words(make):
     results = make()
-    said = summary(results, compared(results))
+    said = summary(results, compared(results), [])
     assert said[0] == "Budget: equal images, 320 for every arm, in each of 3 seeds (0, 1, 2)."
     assert said[1:] == [f"{KINDS[0]}: good.", f"{KINDS[1]}: bad.", f"{KINDS[3]}: same."]
     good, bad, same = findings(results, compared(results), [])
@@ -444,12 +455,12 @@ def test_better_on_one_metric_and_worse_on_another_is_mixed(make):
     recall = {"base": [0.5, 0.6, 0.7], "good": [0.3, 0.41, 0.5]}
     rows = tuple(replace(r, scores={**r.scores, "toy.recall": recall[r.arm][r.seed]}) for r in results.rows)
     mixed = replace(results, rows=rows)
-    assert f"{KINDS[2]}: good." in summary(mixed, compared(mixed))
+    assert f"{KINDS[2]}: good." in summary(mixed, compared(mixed), [])
 
 
 def test_no_verdict_under_three_seeds(make):
     results = make({label: FD[label][:2] for label in ("base", "good")})
-    assert f"{KINDS[4]}: good." in summary(results, compared(results))
+    assert f"{KINDS[4]}: good." in summary(results, compared(results), [])
     assert findings(results, compared(results), []) == []
 
 
@@ -467,6 +478,9 @@ def test_a_leak_of_the_target(make):
     assert "input 1 to head of loss 'x'" in caution.text
     doubted = {one.arm: one.doubts for one in findings(results, compared(results), [caution])}
     assert doubted == {"good": ["the target leaks"], "bad": [], "same": []}
+    assert any(said.endswith("their baseline: good.") for said in summary(results, compared(results), [caution]))
+    of_all = findings(results, compared(results), [replace(caution, arms=("base",))])
+    assert [one.doubts for one in of_all] == [["the target leaks in the baseline"]] * 3
     assert "doubtful: the target leaks" in Page(page(results)).text
 
 
@@ -520,6 +534,10 @@ def test_what_arms_do_not_share_is_said_from_their_whole_recipes(make):
     assert (data.good, evaluation.good, same) == (None, False, paired)
     assert "In good the noise has other levels" in data.words
     assert "good is sampled or scored with another sampler.steps" in evaluation.words
+    for key in ("dataset.label_drop", "dataset.flip", "dataset.normalize"):
+        data, _, same = answers((key, 0, 1))
+        assert data.good is None and "In good they are dropped, flipped or scaled otherwise" in data.words, key
+        assert same == paired, key
     for key in ("seed", "train.batch", "dataset.holdout", "data.fingerprint"):
         data, _, apart = answers((key, 0, 7))
         assert data.good is None and "Not so in good" in data.words, key

@@ -133,6 +133,17 @@ def test_what_is_finished_is_not_run_again(ablation, tmp_path):
 
 
 @pytest.mark.usefixtures("pretending")
+@pytest.mark.parametrize(
+    ("text", "said"), [(ARMS, "2 arms x 2 seeds, "), ("[ablation]\nseeds = [0]", "1 arm x 1 seed, ")]
+)
+def test_the_first_line_counts_arms_and_seeds(ablation, tmp_path, text, said):
+    notes = Notes()
+    results = go(ablation(text), tmp_path, progress=notes)
+    first = next(line for line, text in enumerate(notes.lines) if said in text)
+    assert notes.lines[first + 1].startswith("1 run, " if len(results.rows) == 1 else "4 runs, ")
+
+
+@pytest.mark.usefixtures("pretending")
 def test_more_seeds_run_only_what_is_new(ablation, tmp_path):
     go(ablation(ARMS), tmp_path, jobs=4)
     notes = Notes()

@@ -144,7 +144,7 @@ def test_control_characters_of_a_message_are_escaped(sddit_run, failing):
 
 @pytest.mark.parametrize(
     ("failure", "status"),
-    [(KeyboardInterrupt(), 130), (click.Abort(), 130), (BrokenPipeError(), 0), (SystemExit(143), 143)],
+    [(KeyboardInterrupt(), 130), (click.Abort(), 130), (SystemExit(143), 143)],
 )
 def test_an_end_from_outside_is_quiet(sddit_run, failing, failure, status, monkeypatch):
     monkeypatch.setattr("sddit.cli.failures.os.dup2", lambda *_: None)
@@ -157,6 +157,60 @@ def test_an_end_from_outside_is_quiet(sddit_run, failing, failure, status, monke
         assert "Traceback" not in said.err
 
 
+def test_a_pipe_that_is_not_our_output_breaks(sddit_run, failing, tmp_path):
+    said = sddit_run(failing(BrokenPipeError(32, "Broken pipe")))
+    assert said.status == 1
+    assert "BrokenPipeError" in said.err
+    assert "BrokenPipeError" in (tmp_path / "crash.log").read_text(encoding="utf-8")
+
+
+def test_a_bug_that_is_no_exception_is_told(sddit_run, failing):
+    said = sddit_run(failing(GeneratorExit()))
+    assert said.status == 1
+    assert "a bug in the toolkit: GeneratorExit" in said.err
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_a_crash_log_leads_nowhere_else(sddit_run, failing, tmp_path, kind):
+    (tmp_path / "precious").write_text("kept", encoding="utf-8")
+    log = tmp_path / "crash.log"
+    log.symlink_to(tmp_path / "precious") if kind == "link" else os.mkfifo(log)
+    sddit_run(failing(ValueError("x")))
+    assert (tmp_path / "precious").read_text(encoding="utf-8") == "kept"
+    assert log.is_file() and not log.is_symlink()
+    assert "ValueError: x" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["toy.toml", "--out", ""],
+        ["toy.toml", "--resume", ""],
+        ["sample", "runs/x", "--out", ""],
+        ["sample", ""],
+        ["export", "runs/x", "--weights", ""],
+        ["export", "runs/x", "--to", ""],
+        ["import", "x.safetensors", "--layout", "dit", "--weights", ""],
+        ["evaluate", ""],
+    ],
+)
+def test_an_empty_path_or_name_is_refused(sddit_run, tmp_path, words):
+    """It comes from a variable that is not set."""
+    said = sddit_run(*words)
+    assert said.status == 2
+    assert "it is empty" in said.err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_current_folder_that_was_removed_is_named(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os; from sddit.cli import main; os.rmdir(os.getcwd()); main(['quickstart', '-n'])"
+    said = subprocess.run([sys.executable, "-c", code], cwd=gone, capture_output=True, text=True, check=False)
+    assert said.returncode == 8
+    assert "the current folder is not there any longer" in said.stderr
+
+
 def test_a_reader_that_goes_away_is_no_failure(sddit_process):
     """As `sddit-run explain | head -1`."""
     code = "from sddit.cli import main; main(['explain'])"
@@ -166,6 +220,23 @@ def test_a_reader_that_goes_away_is_no_failure(sddit_process):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_a_broken_pipe_of_ours_ends_quietly_and_any_other_is_told(tmp_path):
+    """The one call of the guard that decides, with an output that is read and one that is not."""
+    code = (
+        "from sddit.cli.failures import reader_gone\nimport sys\n"
+        "raise SystemExit(3 if reader_gone(BrokenPipeError()) else 4)\n"
+    )
+    for read, status in ((True, 4), (False, 3)):
+        reader, stdout = os.pipe()
+        if not read:
+            os.close(reader)
+        done = subprocess.run([sys.executable, "-c", code], stdout=stdout, check=False)
+        os.close(stdout)
+        if read:
+            os.close(reader)
+        assert done.returncode == status
 
 
 @pytest.mark.parametrize("output", ["gone", "/dev/full"])

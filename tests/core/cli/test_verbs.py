@@ -392,6 +392,15 @@ def test_table_puts_runs_side_by_side(sddit_run, toy_recipe, tmp_path, monkeypat
     assert "SD-T922" in sddit_run("table", tmp_path / "nothing").err
 
 
+@pytest.mark.parametrize(
+    "words", [("--seconds", "nan"), ("--seconds", "inf"), ("--seconds", "0"), ("--rounds", "9" * 20)]
+)
+def test_bench_lasts_a_bounded_time(sddit_run, words):
+    said = sddit_run("bench", *words)
+    assert said.status == 2
+    assert f"Invalid value for '{words[0]}'" in said.err
+
+
 def test_bench_compares_recipes(sddit_run, toy_recipe):
     said = sddit_run("bench", toy_recipe, toy_recipe, "--rounds", "1", "--seconds", "0.02", "--json")
     assert said.status == 0, said.err

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sddit.recipes.differences import differences
+from sddit.recipes.differences import by_leaf, differences
 from sddit.recipes.recipe import Recipe
 
 Resolve = Callable[..., Recipe]
@@ -68,3 +68,13 @@ def test_a_difference_runs_both_ways(resolved: Resolve, base: str) -> None:
     forth = {(key, str(old), str(new)) for key, old, new, _ in differences(one, two)}
     back = {(key, str(new), str(old)) for key, old, new, _ in differences(two, one)}
     assert forth == back
+
+
+def test_a_table_of_one_side_is_told_setting_by_setting() -> None:
+    table = {"name": "x", "unset": None, "ramp": {"start": 1}, "empty": []}
+    told = [("name", "x"), ("ramp.start", 1), ("empty", [])]
+    assert by_leaf([("loss.a", None, table)]) == [(f"loss.a.{key}", None, value) for key, value in told]
+    assert by_leaf([("loss.a", table, None)]) == [(f"loss.a.{key}", value, None) for key, value in told]
+    single = [("seed", 1, 2), ("train.ema", None, 0.5), ("teacher.momentum", [1], None)]
+    assert by_leaf(single) == single
+    assert by_leaf(by_leaf([("loss.a", None, table)])) == by_leaf([("loss.a", None, table)])

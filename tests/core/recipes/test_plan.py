@@ -129,3 +129,13 @@ def test_a_plan_is_json(resolved: Resolve, base: str) -> None:
     assert stated["flops_per_step"] == made.flops_per_step
     assert stated["memory"]["total"] == made.memory.total
     assert [p["view"] for p in stated["passes"]] == ["student", "teacher"]
+
+
+def test_the_course_of_a_run_that_changes_on_the_way(resolved: Resolve, base: str) -> None:
+    """A step costs less while more is hidden; the mean of the course is the step of the average."""
+    even = plan(resolved())
+    assert even.course == (even.flops_per_step,)
+    falling = plan(resolved(base, "pair_sampler.mask_ratio={start=0.5,end=0.0}"))
+    assert falling.flops_per_step == pytest.approx(sum(falling.course) / len(falling.course))
+    assert falling.course[0] < falling.flops_per_step < falling.course[-1]
+    assert plan(resolved(base, "loss.extra.name=unpriced")).course == (None,)

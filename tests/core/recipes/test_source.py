@@ -37,6 +37,13 @@ def test_reads_tables_and_says_where_each_key_stands(write: Write) -> None:
     }
 
 
+@pytest.mark.parametrize("name", [r'"a | b & c_d % # $ \\ {"', r"'a \ b'", r'"\u00e9"', r'"\"a\""', "\"'a'\""])
+def test_a_quoted_name_that_is_refused_stands_where_it_is_written(write: Write, name: str) -> None:
+    path = write("r.toml", f"[a]\nb = 1\n[a.{name}]\nc = 1\n")
+    assert (problem_of(path).code, problem_of(path).where) == ("SD-R132", "r.toml:3")
+    assert read(write("r.toml", '[a]\nb = 1\n[a."plain"]\nc = 1\n')).place("a.plain.c") == "r.toml:4"  # the control
+
+
 def test_a_path_outside_the_current_folder_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

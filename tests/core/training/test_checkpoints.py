@@ -254,9 +254,57 @@ def test_only_whole_names_are_checkpoints(store: Store) -> None:
     place = store.save(1_234_567, FILES)
     for name in ("old-step-000009", "step-000009-old", "step-9", "step-0000009", "Step-000009", "step-00000٩"):
         shutil.copytree(place, store.folder / name)
-    (store.folder / "step-000008").write_bytes(b"a file")
-    (store.folder / "step-9999999").symlink_to(place)
     assert store.steps() == [1_234_567]
+
+
+def test_what_only_has_the_name_of_a_checkpoint_is_moved_aside(two: Store) -> None:
+    (two.folder / "step-000008").write_bytes(b"a file")
+    (two.folder / "step-000009").symlink_to(two.place(2))
+    (two.folder / "step-000010").symlink_to("nowhere")
+    (two.folder / "broken-step-000010").symlink_to("nowhere either")
+    os.mkfifo(two.folder / "step-000011")
+    found = two.latest()
+    assert found is not None and found.step == 2
+    assert len(two.notices) == 4
+    assert two.steps() == [1, 2]
+    assert "broken-step-000010-again" in names(two)
+
+
+def moved(store: Store, step: int, disk: Path) -> Path:
+    """A checkpoint goes to another disk, and a link leads there."""
+    disk.mkdir(exist_ok=True)
+    store.place(step).rename(disk / "it")
+    store.place(step).symlink_to(disk / "it")
+    return disk / "it"
+
+
+def test_a_link_to_a_checkpoint_is_one(two: Store, tmp_path: Path) -> None:
+    there = moved(two, 2, tmp_path / "disk")
+    found = two.latest()
+    assert found is not None and found.read("state.json") == FILES["state.json"]
+    assert two.save(2, FILES).is_symlink(), "it is intact, and left as it is"
+    flip(there / "state.json", 0)
+    assert not two.save(2, FILES).is_symlink()
+    assert "broken-step-000002" in names(two)
+
+
+def test_of_a_link_only_the_link_is_removed(two: Store, tmp_path: Path) -> None:
+    there = moved(two, 1, tmp_path / "disk")
+    two.save(3, FILES)
+    assert two.steps() == [2, 3]
+    assert not [name for name in names(two) if name.startswith(".")]
+    assert there.is_dir()
+    assert str(there) in two.notices[0]
+    (two.folder / ".del-link").symlink_to(there)  # a kill came between
+    two.clean()
+    assert ".del-link" not in names(two)
+    assert there.is_dir()
+
+
+def test_a_checkpoint_is_saved_where_a_file_has_its_name(two: Store) -> None:
+    os.mkfifo(two.place(3))
+    assert two.save(3, FILES).is_dir()
+    assert "step-000003 is broken (it is no folder)" in two.notices[0]
 
 
 # -- keep-k ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,16 @@ import pytest
 
 from sddit.errors import SdditError
 from sddit.training import durable
-from sddit.training.run_folder import LOCK, SEAL, MetricsLog, RunFolder, last_metrics, read_metrics, refuse_changed
+from sddit.training.run_folder import (
+    LOCK,
+    SEAL,
+    MetricsLog,
+    RunFolder,
+    last_metrics,
+    read_json,
+    read_metrics,
+    refuse_changed,
+)
 
 HOLD = """
 import os, sys, time
@@ -122,6 +131,12 @@ def test_a_place_that_is_no_folder(tmp_path: Path, kind: str) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(SdditError, match=r"too long(.|\n)*choose a shorter name") as caught:
+        enter(tmp_path / ("a" * 300))
+    assert caught.value.problems[0].code == "SD-F705"
+
+
 def test_a_link_to_a_folder_is_followed_once(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -218,11 +233,12 @@ def test_resuming_neither_loses_nor_doubles_a_row(tmp_path: Path) -> None:
     log = MetricsLog(path, cursor=0)
     for step in range(10):
         if step == 6:
-            cursor = log.sync()  # the checkpoint of step 6
+            cursor = log.sync()  # the checkpoint after step 5
         log.append({"step": step})
     log.close()
     for _ in range(2):  # two resumes of the same checkpoint, the first killed at step 8
-        log = MetricsLog(path, cursor)
+        log = MetricsLog(path, cursor, step=5)
+        assert not log.changed
         for step in range(6, 8):
             log.append({"step": step})
         log.close()
@@ -248,9 +264,66 @@ def test_a_log_that_lost_rows_says_so(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 0}\n')
     whole, short = MetricsLog(path, cursor=12), MetricsLog(path, cursor=13)
-    assert (whole.shortened, short.shortened, short.cursor) == (False, True, 12)
+    assert (whole.changed, short.changed, short.cursor) == (False, True, 12)
     whole.close()
     short.close()
+
+
+@pytest.mark.parametrize("edit", ["longer", "shorter", "a line more", "a line less", "the last ones less"])
+def test_an_edited_log_says_so_and_loses_no_other_row(tmp_path: Path, edit: str) -> None:
+    lines = [f'{{"step": {step}, "loss": 1.4}}\n' for step in range(1, 9)]
+    cursor = len("".join(lines[:6]))  # of the checkpoint of step 6
+    left = list(range(1, 7))
+    if edit in ("longer", "shorter"):
+        lines[0] = lines[0].replace("1.4", "11.4" if edit == "longer" else "1")
+    elif edit == "a line more":
+        lines.insert(3, lines[3])
+        left.insert(3, 4)
+    elif edit == "a line less":
+        del lines[3]
+        left.remove(4)
+    else:
+        del lines[5:]
+        left.remove(6)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(lines))
+    log = MetricsLog(path, cursor, step=6)
+    assert log.changed
+    assert steps(path) == left
+    assert log.cursor == path.stat().st_size
+    log.append({"step": 7})
+    log.close()
+    assert steps(path) == [*left, 7]
+
+
+def test_scores_of_the_step_of_a_checkpoint_are_no_change(tmp_path: Path) -> None:
+    """They are logged after it, at the end of a run or where a stop had cut them short; and are logged again."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 5}\n{"step": 6}\n{"step": 6, "score/toy.fd": 1}\n')
+    log = MetricsLog(path, 24, step=6)
+    log.close()
+    assert (log.changed, steps(path)) == (False, [5, 6])
+
+
+def test_what_is_no_row_stays_in_an_edited_log(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 5}\nmine\n{"step": 6}\n{"step": 7}\n')
+    MetricsLog(path, 24, step=6).close()
+    assert path.read_text() == '{"step": 5}\nmine\n{"step": 6}\n'
+
+
+@pytest.mark.parametrize("read", [read_metrics, read_json, refuse_changed, MetricsLog], ids=lambda read: read.__name__)
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, read: Callable[[Path], object], kind: str) -> None:
+    """A FIFO would be waited for, and /dev/zero read, for ever."""
+    path = tmp_path / "metrics.jsonl"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    assert code(lambda: read(path)) == ("SD-F705" if read is MetricsLog else "SD-F704")
 
 
 def test_non_finite_numbers_survive_as_valid_json(tmp_path: Path) -> None:
