@@ -216,7 +216,7 @@ class LossParams(Params):
     def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, kept: int) -> Cost | None:
         """Training heads and other work on one view of one image; the same head is counted once by the core.
 
-        None is "not stated", and so are then the sums it belongs to: a term without heads says `Cost()`.
+        None is "not stated", and then so are the sums it would be part of: a term without heads says `Cost()`.
         """
         return None
 

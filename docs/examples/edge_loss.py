@@ -24,7 +24,7 @@ class EdgeParams(LossParams):
         return Needs(student=Want(output=True))
 
     def cost(self, *_: Any, **__: Any) -> Cost:
-        """What it adds to a training step on one image: Cost(parameters, FLOPs, activations) of its heads; it has none."""
+        """What its heads cost in a forward pass of one image, Cost(parameters, FLOPs, activations): it has none."""
         return Cost()
 
 

@@ -59,7 +59,7 @@ def summary(results: Results, compared: Compared, found: Sequence[Caution]) -> l
         return [*said, "No metric is compared: ablation.metrics is empty, and so is evaluate.features."]
     kinds: dict[str, list[str]] = {}
     for arm in arms:
-        kinds.setdefault(kind({found[arm].verdict for found in compared.values()}), []).append(arm)
+        kinds.setdefault(kind({comparisons[arm].verdict for comparisons in compared.values()}), []).append(arm)
     said += [f"{words}: {among(plan, kinds[words])}." for words in KINDS if words in kinds]
     if doubtful := [arm for arm, baseline in arms.items() if doubts_of(arm, baseline, found)]:
         said.append(f"Doubtful, by the cautions about them or their baseline: {among(plan, doubtful)}.")
@@ -253,7 +253,7 @@ def same_draws(results: Results) -> Answer:
     if levels:
         words += f" In {among(results.plan, levels)} the noise has other levels, by the recipe."
     if prepared:
-        words += f" In {among(results.plan, prepared)} they are dropped, flipped or scaled otherwise, by the recipe."
+        words += f" In {among(results.plan, prepared)} labels are dropped, or images flipped or scaled, otherwise, by the recipe."
     if anew:
         words += (
             f" Not so in {among(results.plan, anew)}: another seed, batch or data set draws anew, and the two sides are compared as "

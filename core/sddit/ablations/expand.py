@@ -504,13 +504,9 @@ def _targets(
     misspelt = not all(map(measured, metrics))
     for metric, _ in leaves(settings.targets):
         if metric not in metrics and not (misspelt and measured(metric)):
-            where, known = (
-                merged.place(f"{TABLE}.targets.{metric}"),
-                one_of(metric, metrics) if metrics else "no metric",
-            )
-            yield Problem(
-                "SD-R150", f"a target of {metric!r}, which is no metric of this ablation", where, metric, known
-            )
+            what, where = f"a target of {metric!r}, which is no metric of this ablation", f"{TABLE}.targets.{metric}"
+            known = one_of(metric, metrics) if metrics else "no metric"
+            yield Problem("SD-R150", what, merged.place(where), metric, known)
 
 
 def _seeds(settings: AblationSettings, arms: Sequence[Arm], merged: Merged) -> Iterator[Problem]:

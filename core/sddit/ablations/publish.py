@@ -112,10 +112,33 @@ def refuse_other(to: Path) -> None:
 
 
 def impersonal(results: Results) -> Results:
-    """The results without the folders of this machine, and beside no earlier publication."""
-    rows = tuple(replace(row, arm=pathless(row.arm), error=without_paths(row.error)) for row in results.rows)
+    """The results without the folders of this machine, and beside no earlier publication.
+
+    Raises SD-F712 where arms are told apart by such folders alone: their runs would be taken for those of one arm.
+    """
+    labels = [arm["label"] for arm in results.plan["arms"]]
+    if len({pathless(label) for label in labels}) < len(labels):
+        raise error(
+            "SD-F712",
+            "arms would have one name without the folders of their paths",
+            where=str(results.folder),
+            got=", ".join(label for label in labels if label != pathless(label)),
+            expect="names that differ without them",
+            fix="name the arms in [ablation.arms]",
+        )
+    rows = tuple(
+        replace(row, arm=pathless(row.arm), error=without_paths(homeless(row.error, results))) for row in results.rows
+    )
     prose = {key: without_paths(results.plan[key]) for key in PROSE}
     return replace(results, plan={**pathless(in_full(results.plan)), **prose, "published": ""}, rows=rows)
+
+
+def homeless(text: str, results: Results) -> str:
+    """What an error says, without the folders that are known to be of this machine, however they stand there."""
+    known = {str(folder) for folder in (results.folder.resolve().parent, Path.home(), Path.cwd())}
+    for folder in sorted(known - {"/"}, key=len, reverse=True):
+        text = text.replace(f"{folder}/", "")
+    return text
 
 
 def in_full(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ ABSOLUTE = re.compile(
 )
 """The folders of an absolute path inside a text, up to its last name: of `1 /0.3`, `</i>` and `/x` alone, nothing is one."""
 WHOLE = re.compile(r"~[^/\s]*/|/")
-"""How a setting begins that is an absolute path as a whole."""
+"""How a setting begins that is taken for an absolute path as a whole."""
 MOST_KEYS = 4  # that are named where settings differ
 
 Word = Literal["identical", "agrees", "different", "no verdict under 3 seeds"]

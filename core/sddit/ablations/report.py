@@ -205,7 +205,7 @@ def beside(one: Beside | None, words: Mapping[Verdict, str]) -> str:
     if one is None:
         return ""
     verdict, p = one.comparison.verdict, one.comparison.p_holm
-    return f"{one.ratio:.2f} × {words.get(verdict, verdict)}{f' ({p_text(p)})' if p is not None else ''}"
+    return f"{one.ratio:.2f} × {words.get(verdict, verdict.partition(' under ')[0])}{f' ({p_text(p)})' if p is not None else ''}"
 
 
 def interval_bar(comparison: Comparison, reach: float) -> Markup:

@@ -112,7 +112,7 @@ def flops_until(arm: Mapping[str, Any], step: float) -> float | None:
         return arm["flops"]  # type: ignore[no-any-return]
     course = arm.get("flops_course") or [arm["flops_per_step"]]  # plans of an earlier version have none
     share = arm["steps"] / len(course)  # steps of a part
-    whole = int(step / share)
+    whole = min(int(step / share), len(course) - 1)  # rounding may reach the end before the step does
     return share * sum(course[:whole]) + (step - whole * share) * course[whole]  # type: ignore[no-any-return]
 
 

@@ -30,7 +30,7 @@ class Reached:
     steps: Summary | None  # where all did: a mean over some would be of the quick ones, and compare with nothing
     flops: Summary | None  # of as many steps
     at_once: bool  # whether some run was there at its first score already, so that its steps are too many
-    steps_of_baseline: Beside | None  # where every run of both got there
+    steps_of_baseline: Beside | None  # where every run of both got there, and none was there at once
     flops_of_baseline: Beside | None
 
 
@@ -79,9 +79,11 @@ def _found(arm: Mapping[str, Any], curves: Mapping[int, Sequence[Point]], target
 
 
 def _rows(arms: Mapping[str, Mapping[str, Any]], found: Mapping[str, _Found]) -> Iterator[Reached]:
-    whole = {label: one for label, one in found.items() if one.whole and found[arms[label]["baseline"]].whole}
-    steps = _beside(arms, {label: one.steps for label, one in whole.items()})
-    flops = _beside(arms, {label: one.flops for label, one in whole.items() if one.flops})
+    exact = {
+        label: one for label, one in found.items() if one.whole and not one.at_once
+    }  # a bound compares with nothing
+    steps = _beside(arms, {label: one.steps for label, one in exact.items()})
+    flops = _beside(arms, {label: one.flops for label, one in exact.items() if one.flops})
     for label, one in found.items():
         yield Reached(
             label,

@@ -84,9 +84,10 @@ def evaluate(
         raise click.UsageError("--inception and --reference belong together: give both")
     if not looks:
         if not is_scored(run):
-            notice("no scores: the recipe's evaluate.features names no extractor")
-            if as_json:
-                print_json({})
+            if processes.rank() == 0:
+                notice("no scores: the recipe's evaluate.features names no extractor")
+                if as_json:
+                    print_json({})
             return
         looks["scores"] = _scores, print_scores
     shown = progress_on(error_console() if as_json else console()) if processes.rank() == 0 else Progress()

@@ -64,7 +64,7 @@ def of_code(failure: BaseException, state: State) -> int:
 
 def of_the_system(failure: OSError, state: State) -> int:
     """What the operating system refused outside of a run: a file, a folder, or the output itself."""
-    if failure.filename is None and isinstance(failure, FileNotFoundError):  # of os.getcwd, which names no file
+    if isinstance(failure, FileNotFoundError) and not here():
         gone = Problem(
             "SD-F707",
             "the current folder is not there any longer",
@@ -106,6 +106,14 @@ def misfit(failure: BaseException) -> Problem | None:
         expect="the arguments that sddit.interfaces states for its kind; further ones are taken by **_",
         fix=f"sddit.testing.check_plugin({(row.file or row.name)!r}) tries each part of the contract",
     )
+
+
+def here() -> bool:
+    """Whether the current folder is still there."""
+    try:
+        return Path.cwd().is_dir()
+    except FileNotFoundError:
+        return False
 
 
 def interrupted() -> int:

@@ -40,7 +40,12 @@ MOST_CONFIG = 2**20  # bytes
     metavar="FILE|KEY=VALUE",
     help="Arguments of the published constructor that the tensors do not tell, such as num_heads=16. Repeatable.",
 )
-@click.option("--recipe", metavar="RECIPE", help="The recipe of these weights; left out: one is made, without data.")
+@click.option(
+    "--recipe",
+    type=word,
+    metavar="RECIPE",
+    help="The recipe of these weights; left out: one is made, without data.",
+)
 @click.option(
     "--weights",
     type=word,
@@ -72,7 +77,7 @@ def import_weights(
         layout=layout,
         out=out,
         config=given,
-        recipe=resolve(recipe) if recipe else None,
+        recipe=resolve(recipe) if recipe is not None else None,
         weights=weights or "",
         trust_pickle=trust_pickle,
     )

@@ -57,13 +57,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
 
 
 def by_leaf(found: Iterable[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value), where a table that only one side has is told setting by setting."""
+    """(dotted key, old value, new value), where a table that only one side has is told setting by setting.
+
+    A setting that is None is as if it were not there.
+    """
     told: list[tuple[str, Any, Any]] = []
     for key, old, new in found:
         if isinstance(new, Mapping):
-            told += [
-                (name, old, value) for name, value in leaves(new, (key,)) if value is not None
-            ]  # none is as before
+            told += [(name, old, value) for name, value in leaves(new, (key,)) if value is not None]
         elif isinstance(old, Mapping):
             told += [(name, value, new) for name, value in leaves(old, (key,)) if value is not None]
         else:

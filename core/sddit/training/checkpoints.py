@@ -206,7 +206,7 @@ class Store:
                 fault_point("ckpt.mid_prune")
                 if doomed.is_symlink():
                     self.notices.append(
-                        f"step-{step:06d} is not kept any longer: it was a link, what is left is {doomed.readlink()}"
+                        f"step-{step:06d} is not kept any longer: it was a link, and its files still lie in {doomed.resolve()}"
                     )
                 remove_folder(doomed)
             elif not self._moved_aside(self.place(step)):

@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -96,7 +96,8 @@ def doom(folder: Path) -> Path:
 def remove_folder(folder: Path) -> None:
     """Free what a folder takes. Of a link only the link goes: what lies elsewhere is not ours to delete."""
     if folder.is_symlink():
-        folder.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sddit.errors import SdditError, error
+from sddit.evaluation.figures import SCORE
 from sddit.training.durable import (
     NOT_NUMBERS,
     open_file,
@@ -263,17 +264,16 @@ class MetricsLog:
     def __init__(self, path: Path, cursor: int | None = None, step: int = 0) -> None:
         self.path = path
         with storage_errors(path):
-            self._file = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
+            os.close(open_file(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW))
             data = read_file(path)
             data = data[: whole_lines(data)]
             self.changed = cursor is not None and not left_at(data, cursor, step)
             """Whether the file is not as the checkpoint left it. Then the rows up to its step are kept."""
             if self.changed:
-                os.close(self._file)
-                replace_file(path, b"".join(rows_until(data, step)))
-                self._file = open_file(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
-                cursor = None
-            self.cursor = whole_lines(read_file(path)[:cursor])
+                data, cursor = b"".join(rows_until(data, step)), None
+                replace_file(path, data)
+            self.cursor = len(data[:cursor])
+            self._file = open_file(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
             os.ftruncate(self._file, self.cursor)
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -305,27 +305,36 @@ def left_at(data: bytes, cursor: int, step: int) -> bool:
     before, after = data[:cursor], data[cursor:]
     if len(before) < cursor or whole_lines(before) < cursor:
         return False
-    last = step_in(before.splitlines()[-1]) if before else None
-    following = step_in(after.splitlines()[0]) if after else None
-    if last is not None and last > step:
+    last = row_in(before.splitlines()[-1]) if before else None
+    following = row_in(after.splitlines()[0]) if after else None
+    if last is not None and last["step"] > step:
         return False
-    return following is None or following > step or following == last  # scores are logged after the row of their step
+    return following is None or following["step"] > step or is_score_of(step, following)
 
 
 def rows_until(data: bytes, step: int) -> Iterator[bytes]:
-    """The lines of a log but for rows of later steps. What is no row stays, for a person to look at."""
+    """The lines of a log but for rows of later steps, and scores of this one, which are logged again.
+
+    What is no row stays, for a person to look at.
+    """
     for line in data.splitlines(keepends=True):
-        found = step_in(line)
-        if found is None or found <= step:
+        row = row_in(line)
+        if row is None or (row["step"] <= step and not is_score_of(step, row)):
             yield line
 
 
-def step_in(line: bytes) -> float | None:
-    """The step of a row; None: it is no row."""
+def row_in(line: bytes) -> dict[str, Any] | None:
+    """A row, with a step that is a number; None: the line is none."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        row: dict[str, Any] = json.loads(line)
+        return row if isinstance(row["step"], int | float) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def is_score_of(step: int, row: Mapping[str, Any]) -> bool:
+    """Whether a row holds scores of this step. They are logged after the step is saved, and anew where a stop cut them short."""
+    return row["step"] == step and any(name.startswith(SCORE) for name in row)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from io import StringIO
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -122,12 +123,14 @@ def test_what_the_author_wrote_stays_as_written_but_for_paths(finished, tmp_path
     change(finished / "plan.json", question=question)
     row = gather(finished).rows[-1]
     (finished / row.folder / "report.html").unlink()
-    note_failure(finished, (finished / row.folder).name, "<script>alert(2)</script> in '/home/someone/loss.py'")
+    mine = f"-I{Path.home()}/my files/include"
+    said = f"<script>alert(2)</script> in '/home/someone/loss.py' {mine}"
+    note_failure(finished, (finished / row.folder).name, said)
     publish(finished, tmp_path / "pub", unfinished=True)
     plan = json.loads((tmp_path / "pub" / "plan.json").read_text())
     assert plan["question"] == question.replace("/home/someone/", "")
     error = json.loads((tmp_path / "pub" / "results.jsonl").read_text().splitlines()[-1])["error"]
-    assert error == "<script>alert(2)</script> in 'loss.py'"
+    assert error == "<script>alert(2)</script> in 'loss.py' -Imy files/include"
     text = (tmp_path / "pub" / "README.md").read_text()
     assert r"**/a or \<i>/y\</i>? 0.1 /0.3 / 1, 6e-3/1.2e-2, \$x\$ for \$5 and \$6; seen in x.npz**" in text
 
@@ -139,6 +142,17 @@ def test_arms_that_are_named_by_a_path_keep_their_runs(finished, tmp_path):
     held = gather(tmp_path / "pub")
     assert len(held.figure("images=cats", "toy.fd")) == 3
     assert "recipes/images-cats.json" in contents(tmp_path / "pub")
+
+
+def test_arms_that_differ_by_a_folder_alone_are_not_merged(finished, tmp_path):
+    plan = finished / "plan.json"
+    text = plan.read_text().replace('"rival"', '"images=/home/someone/cats"')
+    plan.write_text(text.replace('"shifted"', '"images=/home/other/cats"'))
+    labels = [arm["label"] for arm in gather(finished).plan["arms"]]
+    assert len({*labels} & {"images=/home/someone/cats", "images=/home/other/cats"}) == 2
+    with pytest.raises(SdditError, match="SD-F712"):
+        publish(finished, tmp_path / "pub")
+    assert not (tmp_path / "pub").exists()
 
 
 def followed(finished, scores):

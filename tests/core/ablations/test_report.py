@@ -398,6 +398,7 @@ def test_the_recipe_may_name_the_target(make):
     rows = {one.arm: one for one in reached(results, logs_of(results), "toy.fd")}
     assert rows["base"].at_once and rows["base"].target == 8.0  # seed 0 begins at 8
     assert not rows["bad"].at_once
+    assert all(one.steps_of_baseline is one.flops_of_baseline is None for one in rows.values())  # a bound is no step
     assert all(one.steps is None and one.runs == 3 for one in reached(results, logs_of(results), "toy.recall"))
     said = Page(page(results)).text
     assert "at most" in said and "never" in said and "0 of 3" in said
@@ -536,7 +537,9 @@ def test_what_arms_do_not_share_is_said_from_their_whole_recipes(make):
     assert "good is sampled or scored with another sampler.steps" in evaluation.words
     for key in ("dataset.label_drop", "dataset.flip", "dataset.normalize"):
         data, _, same = answers((key, 0, 1))
-        assert data.good is None and "In good they are dropped, flipped or scaled otherwise" in data.words, key
+        assert (
+            data.good is None and "In good labels are dropped, or images flipped or scaled, otherwise" in data.words
+        ), key
         assert same == paired, key
     for key in ("seed", "train.batch", "dataset.holdout", "data.fingerprint"):
         data, _, apart = answers((key, 0, 7))

@@ -101,8 +101,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say(seeds: int) -> None:
     shared = rng.exponential(3, shape)  # what a seed does to both arms
     arm, baseline = shared + rng.exponential(1.5, shape), shared + rng.exponential(1.0, shape)
     assert 0.93 < coverage(arm - baseline, 0.5) < 0.97
-    assert 0.93 < coverage(rng.exponential(2.0, shape) - rng.exponential(1.0, shape), 1.0) < 0.97
-    assert 0.87 < coverage(rng.exponential(4.0, shape) - rng.exponential(1.0, shape), 3.0) < 0.92  # documented, too
+    assert 0.95 < coverage(rng.exponential(1.0, shape) - rng.exponential(1.0, shape), 0.0) < 0.975
+    assert 0.93 < coverage(rng.exponential(2.0, shape) - rng.exponential(1.0, shape), 1.0) < 0.95
+    assert 0.89 < coverage(rng.exponential(4.0, shape) - rng.exponential(1.0, shape), 3.0) < 0.92  # documented, too
     tails = rng.lognormal(size=(2, *shape))
     assert 0.965 < coverage(tails[0] - tails[1], 0.0) < 0.98  # heavy tails: wider than need be
     assert 0.87 < coverage(rng.exponential(1.0, shape), 1.0) < 0.91  # one skewed arm alone: too narrow, as documented

@@ -303,6 +303,20 @@ def test_scores_of_the_step_of_a_checkpoint_are_no_change(tmp_path: Path) -> Non
     log = MetricsLog(path, 24, step=6)
     log.close()
     assert (log.changed, steps(path)) == (False, [5, 6])
+    path.write_text('{"step": 5}\n{"step": 6}\n{"step": 7, "score/toy.fd": 1}\n')  # step 7 was saved, and not logged
+    log = MetricsLog(path, 24, step=7)
+    log.close()
+    assert (log.changed, steps(path)) == (False, [5, 6])
+
+
+def test_scores_that_are_logged_again_go_from_an_edited_log(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 5, "mine": 1}\n{"step": 5, "score/toy.fd": 2}\n{"step": 6}\n{"step": 6, "score/toy.fd": 1}\n'
+    )
+    log = MetricsLog(path, 24, step=6)
+    log.close()
+    assert (log.changed, steps(path)) == (True, [5, 5, 6])
 
 
 def test_what_is_no_row_stays_in_an_edited_log(tmp_path: Path) -> None:
