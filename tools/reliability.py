@@ -259,7 +259,7 @@ CHECKS = (
         "One run of the quickstart, smaller, with saves, previews and scores. Lines are fitted after the first tenth; at the "
         "end the process held {mebibytes:.0f} MiB, and a step took {milliseconds_per_step:.0f} ms of processor time. Allocators "
         "take memory in lumps: of a short run the slope is mostly that.",
-        full=5000,
+        full=20_000,
         quick=300,
     ),
     Check(
