@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +58,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_thread() -> None:
     """Small tensors gain nothing from threads, and tests run beside each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def attached() -> Iterator[None]:
+    """SIGHUP as a terminal leaves it: nohup ignores it in all that it starts, and so would what a test starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

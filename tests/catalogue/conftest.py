@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,13 +83,13 @@ def expanded(word: str) -> list[str]:
 
 
 @pytest.fixture
-def world(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, attached: None
+) -> Iterator[World]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "world"
     folder.mkdir()
     monkeypatch.chdir(folder)
     shutil.copy(HERE / "toy.toml", folder)
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it in what it starts
     with pytest.MonkeyPatch.context() as patch:
         yield World(folder, patch, capsys)
-    signal.signal(signal.SIGHUP, before)

@@ -14,6 +14,8 @@ import pytest
 from sddit.training.checkpoints import Store
 from sddit.training.signals import StopSignals
 
+pytestmark = pytest.mark.usefixtures("attached")
+
 STATUS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGHUP, 143)]
 
 RUN = """
