@@ -108,12 +108,13 @@ def flops_until(arm: Mapping[str, Any], step: float) -> float | None:
 
     Steps differ where a ramp hides tokens or a term ends: the plan has their cost in equal parts of the run.
     """
-    if arm["flops"] is None or step >= arm["steps"]:
-        return arm["flops"]  # type: ignore[no-any-return]
-    course = arm.get("flops_course") or [arm["flops_per_step"]]  # plans of an earlier version have none
-    share = arm["steps"] / len(course)  # steps of a part
+    whole_run: float | None = arm["flops"]
+    if whole_run is None or step >= arm["steps"]:
+        return whole_run
+    course: list[float] = arm.get("flops_course") or [arm["flops_per_step"]]  # earlier versions' plans have none
+    share: float = arm["steps"] / len(course)  # steps of a part
     whole = min(int(step / share), len(course) - 1)  # rounding may reach the end before the step does
-    return share * sum(course[:whole]) + (step - whole * share) * course[whole]  # type: ignore[no-any-return]
+    return sum(course[:whole]) * share + (step - whole * share) * course[whole]
 
 
 def row_of(folder: Path, run: Mapping[str, Any], arm: Mapping[str, Any]) -> Row:
