@@ -22,6 +22,9 @@ from hypothesis import settings
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sddit.plugins.host import Host, using_host
+from sddit.testing import toy_host
+
 TESTS = Path(__file__).parent
 
 settings.register_profile("shared", deadline=None)  # a busy machine is no mistake of the code
@@ -58,6 +61,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_thread() -> None:
     """Small tensors gain nothing from threads, and tests run beside each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def toys() -> Iterator[Host]:
+    """The process's host is one of toys for this test."""
+    with using_host(toy_host()) as host:
+        yield host
 
 
 @pytest.fixture

@@ -18,16 +18,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sddit import processes
-from sddit.generate import balanced, generate
-from sddit.plugins import host
+from sddit.distributed import processes, rendezvous
+from sddit.distributed.parallel import whole
+from sddit.distributed.rendezvous import joined
+from sddit.distributed.world import Processes, World
+from sddit.generation import balanced, generate
+from sddit.plugins.host import host
 from sddit.recipes.resolve import resolve
-from sddit.testing import toys
-from sddit.training import distribution, loop, session
-from sddit.training.checkpoints import Store
-from sddit.training.distribution import Processes, World, joined, whole
-from sddit.training.loop import NonFinite, train
-from sddit.training.session import Session, build_session, files_of, restore
+from sddit.storage.checkpoints import Store
+from sddit.testing.toys import plugin as toys
+from sddit.training import build, nonfinite
+from sddit.training.build import build_session
+from sddit.training.loop import train
+from sddit.training.nonfinite import NonFinite
+from sddit.training.session import Session
+from sddit.training.state import files_of, restore
 
 IMAGES = 7
 
@@ -58,10 +63,10 @@ def own(self: World, x: Tensor) -> Tensor:
 
 
 SPOILS: Mapping[str, tuple[Any, str, Any]] = {
-    "gradients are not averaged": (session, "parallel", alone),
+    "gradients are not averaged": (build, "parallel", alone),
     "means are of one rank": (Processes, "mean", own),
     "all take the same rows": (Processes, "rows", lambda self, begin, count: slice(begin, begin + count // self.size)),
-    "untouched gradients stay zero": (loop, "forget_untouched", lambda session, touched: None),
+    "untouched gradients stay zero": (nonfinite, "forget_untouched", lambda root, optimizer, touched: None),
 }
 """What an equality test must notice."""
 
@@ -115,7 +120,7 @@ def trained(case: Mapping[str, Any], world: World, folder: Path) -> tuple[Sessio
     """The session of a case after its steps, with one thing spoilt if the case says so."""
     recipe = resolve(Path(case["recipe"]), case["overrides"])
     until = Until(case["steps"])
-    owner, name, value = SPOILS.get(case.get("spoil", ""), (distribution, "JOIN", distribution.JOIN))
+    owner, name, value = SPOILS.get(case.get("spoil", ""), (rendezvous, "JOIN", rendezvous.JOIN))
     whole = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from sddit.ablations.budget import budget_of
-from sddit.ablations.expand import Ablation, expand
-from sddit.ablations.plan import make_plan
-from sddit.data.loader import batch_ids
-from sddit.draws import Draws
+from sddit.ablations.planning.arms import Ablation, expand
+from sddit.ablations.planning.budget import budget_of
+from sddit.ablations.planning.plan import make_plan
+from sddit.data.order import batch_ids
+from sddit.diffusion.draws import Draws
 from sddit.interfaces import Context
 from sddit.recipes.merge import load
 from sddit.recipes.recipe import Recipe
-from sddit.training.loop import make_batch
-from sddit.training.session import build_session
+from sddit.training.build import build_session
+from sddit.training.inputs import make_batch
 
 ROOT = Path(__file__).parents[1]
 ARMS = """

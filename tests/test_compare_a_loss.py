@@ -9,10 +9,10 @@ from typing import get_args
 
 import pytest
 
-from sddit.ablations.expand import Ablation, expand
-from sddit.ablations.settings import AblationSettings
-from sddit.ablations.statistics import Verdict
-from sddit.plugins import Host
+from sddit.ablations.analysis.statistics import Verdict
+from sddit.ablations.planning.ablation_settings import AblationSettings
+from sddit.ablations.planning.arms import Ablation, expand
+from sddit.plugins.host import Host
 from sddit.recipes.merge import load
 from sddit.recipes.resolve import resolve
 

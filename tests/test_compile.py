@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sddit.recipes.resolve import resolve
-from sddit.training.loop import StepResult, noise_edges, take_step, training_mode
-from sddit.training.session import build_session
+from sddit.training.build import build_session
+from sddit.training.loop import take_step, training_mode
+from sddit.training.step_metrics import StepResult, noise_edges
 
 TINY = (
     "train.steps=2",

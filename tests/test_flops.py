@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sddit.generate import balanced, generate
-from sddit.recipes.plan import plan
+from sddit.generation import balanced, generate
+from sddit.recipes.costs import plan
 from sddit.recipes.resolve import resolve
-from sddit.training import loop
-from sddit.training.loop import noise_edges, take_step, training_mode
-from sddit.training.session import build_session
+from sddit.training import step_metrics
+from sddit.training.build import build_session
+from sddit.training.loop import take_step, training_mode
+from sddit.training.step_metrics import noise_edges
 
 BATCH = 4
 SHORT = (f"train.batch={BATCH}", "train.steps=200", "attention.name=eager")
@@ -37,7 +38,9 @@ SYSTEMS = {
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_step_takes_what_the_plan_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "GRADIENT_RATIO_EVERY", 10**9)  # the diagnostic's further backward passes are no training
+    monkeypatch.setattr(
+        step_metrics, "GRADIENT_RATIO_EVERY", 10**9
+    )  # the diagnostic's further backward passes are no training
     recipe = resolve(name, [*SHORT, *SYSTEMS[name]])
     session = build_session(recipe, torch.device("cpu"))
     session.step = 1

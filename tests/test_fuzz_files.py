@@ -16,8 +16,8 @@ from sddit.exchange.exporting import export_run
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.run import run
-from sddit.training.run_folder import SEAL
+from sddit.runs.pipeline import run
+from sddit.storage.run_folder import SEAL
 
 ROOT = Path(__file__).parents[1]
 MORE = float(os.environ.get("SDDIT_FUZZ", "1"))

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from sddit.recipes import components
-from sddit.recipes.source import scan
-from sddit.recipes.translate import validated
+from sddit.recipes import selection as components
+from sddit.recipes.parsing import scan
+from sddit.recipes.validation import validated
 
 ROOT = Path(__file__).parents[1]
 MORE = float(os.environ.get("SDDIT_FUZZ", "1"))

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from sddit.training.checkpoints import Store
-from sddit.training.run_folder import read_metrics
+from sddit.storage.checkpoints import Store
+from sddit.storage.metrics_log import read_metrics
 
 PLUGIN = '''
 import os, signal, time
 from sddit import hookimpl
 from sddit.interfaces import LossParams, Needs, Want
-from sddit.terms import LossTerm
+from sddit.losses import LossTerm
 
 class FaultParams(LossParams):
     def needs(self):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sddit.ablations.expand import expand
-from sddit.ablations.results import Results, gather
-from sddit.ablations.statistics import summarize
-from sddit.ablations.table import comparisons, with_spread
+from sddit.ablations.analysis.results import Results, gather
+from sddit.ablations.analysis.statistics import summarize
+from sddit.ablations.analysis.table import comparisons, with_spread
+from sddit.ablations.planning.arms import expand
+from sddit.formatting import big
 from sddit.recipes.merge import load
-from sddit.units import big
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs" / "results"

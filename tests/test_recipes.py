@@ -13,11 +13,11 @@ import torch
 
 from sddit.errors import SdditError
 from sddit.progress import Progress
-from sddit.recipes.plan import plan
+from sddit.recipes.costs import plan
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.run import run
-from sddit.training.run_folder import read_metrics
+from sddit.runs.pipeline import run
+from sddit.storage.metrics_log import read_metrics
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ABLATIONS = RECIPES / "ablations"  # see test_shipped_ablations.py
@@ -72,7 +72,7 @@ def test_a_recipe_trains_two_steps_and_samples(path: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=names(RUNNABLE))
 def test_the_plan_counts_the_parameters_that_are_built(path: Path) -> None:
-    from sddit.training.session import build_session
+    from sddit.training.build import build_session
 
     recipe = resolve(path, SMALL + ALONE.get(path.name, []))
     planned, session = plan(recipe), build_session(recipe, torch.device("cpu"))

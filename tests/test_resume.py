@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from sddit.recipes.resolve import resolve
-from sddit.training.checkpoints import Store
+from sddit.storage.checkpoints import Store
+from sddit.training.build import build_session
 from sddit.training.loop import train
-from sddit.training.session import Session, build_session, files_of, restore
+from sddit.training.session import Session
+from sddit.training.state import files_of, restore
 from sddit.verify.core import state_of
 
 ROOT = Path(__file__).parents[1]

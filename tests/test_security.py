@@ -18,7 +18,7 @@ from sddit.errors import SdditError
 from sddit.exchange.exporting import export_run
 from sddit.progress import Progress
 from sddit.recipes.resolve import resolve
-from sddit.run import run
+from sddit.runs.pipeline import run
 
 ROOT = Path(__file__).parents[1]
 TINY = ["train.steps=2", "train.batch=4", "train.save_every=1", "train.log_every=1", "train.threads=1"]
@@ -51,10 +51,13 @@ ALLOWED = {
         "core/sddit/exchange/pickles.py",
         "torch.load",
     ): "published weights, with --trust-pickle, after the program was read",
-    ("core/sddit/evaluation/inception.py", "torch.load"): "the user's own Inception weights, weights_only=True",
-    ("core/sddit/evaluation/inception.py", "pickle"): "the class of an error",
-    ("core/sddit/plugins.py", "exec_module"): "a one-file plugin that the recipe names",
-    ("core/sddit/training/run_folder.py", "socket"): "the name of this host, in run.lock",
+    (
+        "plugins/sddit_standard/features/inception.py",
+        "torch.load",
+    ): "the user's own Inception weights, weights_only=True",
+    ("plugins/sddit_standard/features/inception.py", "pickle"): "the class of an error",
+    ("core/sddit/plugins/discovery.py", "exec_module"): "a one-file plugin that the recipe names",
+    ("core/sddit/storage/lock.py", "socket"): "the name of this host, in run.lock",
     ("core/sddit/ablations/runner.py", "subprocess"): "the runs of an ablation",
 }
 """Where what is forbidden elsewhere stands, and why it may."""

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from sddit.ablations.expand import expand
-from sddit.ablations.leaks import look_for_leaks
-from sddit.ablations.plan import AblationPlan, PlannedArm, make_plan
+from sddit.ablations.planning.arms import expand
+from sddit.ablations.planning.leak_check import look_for_leaks
+from sddit.ablations.planning.plan import AblationPlan, PlannedArm, make_plan
 from sddit.ablations.runner import run_ablation
 from sddit.errors import SdditError
 from sddit.progress import Progress
 from sddit.recipes.merge import load
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.training.session import build_session
+from sddit.training.build import build_session
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SANITY = RECIPES / "ablations" / "sanity.toml"

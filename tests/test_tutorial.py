@@ -10,11 +10,12 @@ import torch
 
 from sddit.cli.app import call
 from sddit.errors import SdditError
-from sddit.plugins import Host, using_host
+from sddit.plugins.host import Host, using_host
 from sddit.recipes.resolve import resolve
 from sddit.testing import TOY_RECIPE, check_plugin, toy_host
-from sddit.training.loop import noise_edges, take_step
-from sddit.training.session import build_session
+from sddit.training.build import build_session
+from sddit.training.loop import take_step
+from sddit.training.step_metrics import noise_edges
 
 DOCS = Path(__file__).parents[1] / "docs"
 TUTORIAL = (DOCS / "tutorial-loss.md").read_text(encoding="utf-8")

@@ -18,12 +18,13 @@ from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
 from sddit.errors import SdditError
-from sddit.generate import generate, of_classes
+from sddit.generation import generate, of_classes
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
+from sddit.training.build import build_session
 from sddit.training.loop import train
-from sddit.training.session import Session, build_session
-from sddit.values import Between, Ramp
+from sddit.training.session import Session
+from sddit.value_schedules import Between, Ramp
 
 MORE = float(os.environ.get("SDDIT_FUZZ", "1"))
 GROUNDS = ["quickstart", "digits/dit", "digits/dit-ddpm", "digits/dit-flow", "digits/maskdit", "digits/mdt"]

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 
 from sddit.interfaces import CheckContext, Measurement, NotHereError
-from sddit.plugins import host
+from sddit.plugins.host import host
 from sddit.verify import core, verify
 from sddit.verify.published import folders
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sddit.cli.explain import EXITS
+from sddit.cli.commands.explain import EXITS
 from sddit.errors import catalogue
 
 ROOT = Path(__file__).parents[1]

@@ -36,11 +36,12 @@ from sddit.exchange.exporting import export_run
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.run import run
-from sddit.training.checkpoints import Store
-from sddit.training.run_folder import RECIPE, REPORT
-from sddit.training.session import build_session, files_of, restore
-from sddit.training.tensors import pack
+from sddit.runs.pipeline import run
+from sddit.storage.checkpoints import Store
+from sddit.storage.run_folder import RECIPE, REPORT
+from sddit.storage.tensors import pack
+from sddit.training.build import build_session
+from sddit.training.state import files_of, restore
 
 Verdict = Literal["caught", "no effect", "silent", "traceback"]
 

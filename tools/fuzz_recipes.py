@@ -30,19 +30,19 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
-from sddit.ablations.expand import expand, is_ablation
-from sddit.ablations.settings import AblationSettings
+from sddit.ablations.planning.ablation_settings import AblationSettings
+from sddit.ablations.planning.arms import expand, is_ablation
 from sddit.errors import SdditError
-from sddit.plugins import host
-from sddit.recipes.describe import field_at, keys
+from sddit.plugins.host import host
 from sddit.recipes.differences import SETTINGS
-from sddit.recipes.lookup import shipped
+from sddit.recipes.field_types import field_at, keys
 from sddit.recipes.merge import Merged, chain, load
+from sddit.recipes.parsing import Source, scan, shown
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import TABLES, resolve_merged
+from sddit.recipes.search import shipped
 from sddit.recipes.settings import EmaSettings
-from sddit.recipes.source import Source, scan, shown
-from sddit.values import Between
+from sddit.value_schedules import Between
 
 ELSEWHERE = ("dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1")
 """What stands for ImageNet's latents, which are not here."""

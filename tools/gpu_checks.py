@@ -23,21 +23,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sddit.bench import timed
-from sddit.draws import generator
-from sddit.generate import generate, of_classes
+from sddit.diffusion.draws import generator
+from sddit.generation import generate, of_classes
 from sddit.interfaces import CheckContext, Measurement
-from sddit.plugins import host, said
-from sddit.recipes.plan import plan
+from sddit.plugins.discovery import said
+from sddit.plugins.host import host
+from sddit.recipes.costs import plan
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.testing import toys
-from sddit.training.checkpoints import Store
-from sddit.training.loop import StepResult, noise_edges, take_step, training_mode
-from sddit.training.session import Session, build_session, files_of, restore
-from sddit.training.tensors import unpack
+from sddit.storage.checkpoints import Store
+from sddit.storage.tensors import unpack
+from sddit.testing.toys import plugin as toys
+from sddit.training.benchmark import timed
+from sddit.training.build import build_session
+from sddit.training.loop import take_step, training_mode
+from sddit.training.session import Session
+from sddit.training.state import files_of, restore
+from sddit.training.step_metrics import StepResult, noise_edges
 from sddit.verify import verify
-from sddit.verify.leaks import fill
+from sddit.verify.leak_detector import fill
 from sddit.verify.published import folders
 
 FAILED = 6  # exit status of wrong numbers, as sddit-run has it

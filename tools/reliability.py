@@ -189,7 +189,7 @@ CHECKS = (
     ),
     Check(
         "world-size",
-        tests("plugins/test_distribution.py", "core/training/test_distribution.py"),
+        tests("plugins/test_distribution.py", "core/distributed/test_world.py"),
         [
             (
                 "largest relative drift of any tensor between one and two processes",
@@ -208,7 +208,7 @@ CHECKS = (
     ),
     Check(
         "non-finite",
-        tests("core/training/test_non_finite.py"),
+        tests("core/training/test_nonfinite.py"),
         [
             (
                 "values that are not finite and reached a weight, moment, average, teacher or centre",

@@ -181,8 +181,8 @@ WRITER = (
     CONTENT
     + """
 from pathlib import Path
-from sddit.training.checkpoints import Store
-from sddit.training.saving import Saver
+from sddit.storage.checkpoints import Store
+from sddit.runs.checkpointing import Saver
 
 def live(folder, beside):
     store = Store(Path(folder), keep=2)
@@ -281,7 +281,7 @@ def broken(folder: Path) -> list[int]:
 # --------------------------------------------------------------------------------------------------------------------
 
 RUNNER = """
-import torch, sddit.run, sddit.evaluation.scores
+import torch, sddit.runs.pipeline, sddit.evaluation.scores
 from sddit.cli import app
 
 def live(log, *words):
@@ -494,7 +494,7 @@ def soak_steps(recipe: Sequence[str], steps: int, folder: Path, say: Say = quiet
 
     from sddit.progress import Progress
     from sddit.recipes.resolve import resolve
-    from sddit.run import run
+    from sddit.runs.pipeline import run
 
     began = time.monotonic()
     seen: list[tuple[int, float, float]] = []  # step, MiB, seconds of processor time so far

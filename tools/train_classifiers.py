@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from sddit.builtins import DigitsParams, FashionParams
-from sddit.data.loader import batch_ids
-from sddit.data.splits import ImageSplit, digits, fashion
-from sddit.evaluation.classifier import ClassCNN, unit_grey
-from sddit.evaluation.features import ASSETS
+from sddit.data.order import batch_ids
+from sddit_standard.datasets.image_datasets import ImageSplit, digits, fashion
+from sddit_standard.datasets.params import DigitsParams, FashionParams
+from sddit_standard.features.classifier import ClassCNN, unit_grey
+from sddit_standard.features.extractors import ASSETS
 
 SEED = 0
 BATCH = 64

@@ -5,18 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sddit.hookspecs import hookimpl
 from sddit.interfaces import Params
-from sddit.registry import Component, Registry
+from sddit.plugins.hookspecs import hookimpl
+from sddit.plugins.registry import Component, Registry
 
 if TYPE_CHECKING:
-    from sddit.api import Model, build, load, sample
-    from sddit.given import context, observe, view
+    from sddit.api import Model, build, context, load, observe, sample, view
 
 __version__ = "0.1.0"
-HEAVY = dict.fromkeys(("Model", "build", "load", "sample"), "sddit.api") | dict.fromkeys(
-    ("context", "observe", "view"), "sddit.given"
-)
+HEAVY = dict.fromkeys(("Model", "build", "load", "sample", "context", "observe", "view"), "sddit.api")
 """What needs torch, and is imported when first asked for."""
 
 __all__ = [

@@ -14,29 +14,35 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from sddit.denoiser import ModelDenoiser
+from sddit.diffusion.draws import Draws
+from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.errors import error
+from sddit.exchange.conversion import understood
 from sddit.exchange.files import read_weight_file
-from sddit.exchange.published import understood
-from sddit.exchange.source import CONFIG, found, is_export, read_config, refuse_unknown_label
-from sddit.exchange.weights import read_weights
-from sddit.generate import generate, of_classes
-from sddit.interfaces import Dataset, NoiseSchedule, Shapes
-from sddit.plugins import registry
-from sddit.recipes.components import SLOTS
+from sddit.generation import generate, of_classes
+from sddit.interfaces import Backbone, Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Tap, View
+from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
-from sddit.recipes.translate import validated
-from sddit.training.averages import under
-from sddit.training.checkpoints import Store
-from sddit.training.run_folder import RECIPE, recipe_in, refuse_changed
-from sddit.training.session import DTYPES, build_backbone, default_dtype
-from sddit.training.tensors import unpack
+from sddit.recipes.selection import SLOTS
+from sddit.recipes.start_weights import CONFIG, found, is_export, read_config, refuse_unknown_label
+from sddit.recipes.validation import validated
+from sddit.storage.checkpoints import Store
+from sddit.storage.run_folder import RECIPE, recipe_in, refuse_changed
+from sddit.storage.tensors import unpack
+from sddit.training.ema import under
+from sddit.training.networks import build_backbone
+from sddit.training.precision import DTYPES, default_dtype
+from sddit.training.warm_start import read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 KERNEL = SLOTS["attention"].default
 """The attention kernel of weights that come without a recipe."""
@@ -249,3 +255,61 @@ def sample(
     request = of_classes(wanted or [0], per_class, model.num_classes, recipe.seed if seed is None else seed)
     x = generate(model.backbone.to(device), model.require_schedule(), recipe, request, device=torch.device(device))
     return model.dataset().to_images(x)
+
+
+def view(
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    labels: Tensor,
+    *,
+    visible: Tensor | None = None,
+    network: Network = "student",
+) -> View:
+    """A noisy look at given images.
+
+    Args:
+        schedule: what t means.
+        x0: clean images [B, C, H, W].
+        noise: unit noise [B, C, H, W].
+        t: noise levels [B] in the schedule's own time.
+        labels: [B]; the number of classes is the null label.
+        visible: [B, K] tokens that are not hidden, rising; None: all.
+        network: which network sees it.
+    """
+    x = schedule.perturb(x0, noise, t)
+    return View(network=network, x=x, t=t, labels=labels, x0=x0, noise=noise, visible=visible)
+
+
+def observe(model: Model, seen: View, *, taps: Sequence[Tap] = (), output: bool = True) -> Outputs:
+    """What a loaded network gives for a view, with gradient: its own output, the x0 made of it, tokens at `taps`."""
+    return denoise_view(cast(Backbone, model.backbone), model.require_schedule(), seen, taps, output)
+
+
+def context(
+    schedule: NoiseSchedule,
+    *,
+    num_classes: int = 0,
+    step: int = 0,
+    total_steps: int = 1,
+    seed: int = 0,
+    averaged: Mapping[str, nn.Module] | None = None,
+) -> Context:
+    """What a loss may know of a run: a moment of one.
+
+    Args:
+        schedule: that of the views.
+        num_classes: the null label.
+        step, total_steps: the moment, for schedules of values.
+        seed: of what the loss draws by itself.
+        averaged: the teacher's copy of the loss's own modules.
+    """
+    return Context(
+        step=step,
+        total_steps=total_steps,
+        schedule=schedule,
+        draws=Draws(seed, step, torch.zeros(1, dtype=torch.int64)),
+        num_classes=num_classes,
+        averaged=averaged or {},
+    )

@@ -6,8 +6,10 @@ The codes, their causes and their exit statuses stand in `catalogue.toml`; `sddi
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -88,3 +90,30 @@ def one_of(name: str, known: Iterable[str], most: int = 12) -> str:
 def printable(text: str) -> str:
     """`text` safe for a terminal: control, bidi and line-breaking characters are shown escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+HOST = re.compile(r"DefaultCPUAllocator: (can't|not enough memory)|std::bad_alloc|Cannot allocate memory")
+
+
+@contextmanager
+def memory_errors(where: str, *, got: str, fix: str) -> Iterator[None]:
+    """Turn what torch, NumPy or Python raise when memory runs out into SD-M601, with what was tried and what would take less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as failure:
+        if ran_out(failure):
+            raise out_of_memory(failure, where, got, fix) from failure
+        raise
+
+
+def ran_out(failure: BaseException) -> bool:
+    """Whether an exception says that memory, a device's or the computer's, ran out."""
+    return isinstance(failure, MemoryError) or (
+        type(failure).__name__ == "OutOfMemoryError" or HOST.search(str(failure)) is not None
+    )
+
+
+def out_of_memory(failure: BaseException, where: str, got: str, fix: str) -> SdditError:
+    """SD-M601."""
+    first = str(failure).partition("\n")[0].partition(". ")[0][:160]
+    return error("SD-M601", f"out of memory: {first or 'none is left'}", where=where, got=got, fix=fix)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sddit import Registry, hookimpl
 from sddit.interfaces import Context, Cost, Loss, LossParams, Needs, Outputs, View, Want
-from sddit.terms import LossTerm
+from sddit.losses import LossTerm
 
 
 class EdgeParams(LossParams):

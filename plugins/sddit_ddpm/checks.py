@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sddit.diffusion.sampling import noise_levels
 from sddit.interfaces import CheckContext, Denoise, Measurement, Outputs, Prediction, Sampler, SamplerParams, View
-from sddit.sampling import noise_levels
-from sddit.testing import things
+from sddit.testing import fixtures as things
 from sddit.verify.published import difference, parity, published
 from sddit_ddpm import DDPMParams, HybridParams
 from sddit_ddpm.chain import Chain

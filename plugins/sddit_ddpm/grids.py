@@ -6,8 +6,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
+from sddit.diffusion.sigma_grids import UNTRAINED, spaced
 from sddit.errors import SdditError, error
-from sddit.spacing import UNTRAINED, spaced
 from sddit_ddpm.chain import even_steps, whole_stride
 
 

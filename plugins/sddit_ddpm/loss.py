@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sddit.interfaces import Context, Outputs, View
-from sddit.terms import LossTerm
+from sddit.losses import LossTerm
 from sddit_ddpm import HybridParams
 from sddit_ddpm.schedule import DDPM, Reverse
 

@@ -24,7 +24,7 @@ from sddit.interfaces import (
     Want,
 )
 from sddit.recipes.recipe import Recipe
-from sddit.values import Moment, Value, bounded
+from sddit.value_schedules import Moment, Value, bounded
 from sddit_dit.view_params import MaskedViewParams, MaskRatio
 
 USES = {"teacher_sigma": ("fixed", "below", "offset"), "teacher_offset": ("offset",)}

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from sddit.interfaces import CheckContext, Measurement, Outputs, View, Want
-from sddit.testing import things
-from sddit.testing.toy_models import ToyAttention, ToyBackbone
-from sddit.testing.toys import ToyAttentionParams, ToyBackboneParams
-from sddit.training.averages import Teacher
-from sddit.training.objective import observe
-from sddit.values import Ramp, value_at
+from sddit.testing import fixtures as things
+from sddit.testing.toys.network import ToyAttention, ToyBackbone
+from sddit.testing.toys.params import ToyAttentionParams, ToyBackboneParams
+from sddit.training.ema import Teacher
+from sddit.training.student import observe
+from sddit.value_schedules import Ramp, value_at
 from sddit.verify.published import Stored, parity, published
 from sddit_discrimination import DiscriminationParams, PfOdeParams
 from sddit_discrimination.head import Head

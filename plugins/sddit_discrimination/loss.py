@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sddit.interfaces import Context, Outputs, Tap, Tokens, View
-from sddit.terms import LossTerm
-from sddit.values import step_of, value_at
+from sddit.losses import LossTerm
+from sddit.value_schedules import step_of, value_at
 from sddit_discrimination import DiscriminationParams, collapse, head
 from sddit_discrimination.head import Head, Kind
 

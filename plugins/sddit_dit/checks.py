@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sddit.interfaces import CheckContext, Measurement
-from sddit.testing import things
-from sddit.testing.toy_models import ToyAttention
-from sddit.testing.toys import ToyAttentionParams
+from sddit.testing import fixtures as things
+from sddit.testing.toys.network import ToyAttention
+from sddit.testing.toys.params import ToyAttentionParams
 from sddit.verify.published import network, parity, published
 from sddit_dit import DiTParams
 from sddit_dit.backbone import DiT

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sddit import masks
+from sddit.diffusion import masking as masks
 from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
-from sddit.values import value_at
+from sddit.value_schedules import value_at
 from sddit_dit.view_params import MaskedViewParams, SingleParams
 
 

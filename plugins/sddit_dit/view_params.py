@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from sddit.diffusion.masking import MaskShape
 from sddit.interfaces import Network, PairSamplerParams, ViewSpec
-from sddit.masks import MaskShape
-from sddit.values import Value, bounded
+from sddit.value_schedules import Value, bounded
 
 if TYPE_CHECKING:
     from sddit.recipes.recipe import Recipe

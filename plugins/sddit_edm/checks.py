@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import CheckContext, Measurement, NoiseSchedule, Outputs, View
-from sddit.testing import things
+from sddit.testing import fixtures as things
 from sddit.verify.published import parity, published
 from sddit_edm import DenoisingParams, EDMParams, FlowParams
 from sddit_edm.flow import Flow

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sddit.diffusion.sigma_grids import spaced
 from sddit.interfaces import Scalings
-from sddit.sampling import spaced
 from sddit_edm import FlowParams
 
 

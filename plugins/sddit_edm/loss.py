@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import Context, NoiseSchedule, Outputs, View
-from sddit.terms import LossTerm
+from sddit.losses import LossTerm
 from sddit_edm import DenoisingParams
 
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from sddit.diffusion.sigma_grids import spaced
 from sddit.interfaces import Scalings
-from sddit.sampling import spaced
 from sddit_edm import EDMParams
 
 

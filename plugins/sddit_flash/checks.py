@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from sddit.draws import generator
+from sddit.diffusion.draws import generator
 from sddit.interfaces import Attention, AttentionParams, CheckContext, Measurement, NotHereError
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sddit.diffusion.sigma_grids import spaced
 from sddit.interfaces import CheckContext, Denoise, Measurement, Prediction, Sampler
-from sddit.spacing import spaced
-from sddit.testing import things
+from sddit.testing import fixtures as things
 from sddit.verify.published import Stored, parity, published
 
 MEAN, STD = 0.3, 0.5

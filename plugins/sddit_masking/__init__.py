@@ -23,7 +23,7 @@ from sddit.interfaces import (
     Want,
 )
 from sddit.recipes.recipe import Recipe
-from sddit.values import Value, bounded
+from sddit.value_schedules import Value, bounded
 from sddit_dit.view_params import MaskedViewParams, MaskRatio
 from sddit_masking.params import MDTParams
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import CheckContext, Measurement, View
-from sddit.testing import things
+from sddit.testing import fixtures as things
 from sddit.verify.published import network, parity, published
 from sddit_dit.blocks import patchify
 from sddit_masking import ReconstructionParams

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import Context, Outputs, View
-from sddit.terms import LossTerm
+from sddit.losses import LossTerm
 from sddit_dit.blocks import patchify
 from sddit_masking import ReconstructionParams
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pytorch_optimizer import Adan as PackagedAdan
 
-from sddit.values import value_at
+from sddit.value_schedules import value_at
 from sddit_masking import AdanParams
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sddit import Registry, hookimpl
 from sddit.interfaces import Context, Loss, LossParams, Needs, Outputs, View, Want
-from sddit.terms import LossTerm
+from sddit.losses import LossTerm
 
 
 class LeakingParams(LossParams):

@@ -12,9 +12,9 @@ from typing import IO
 import pytest
 
 from sddit.cli.app import call
-from sddit.plugins import Host, using_host
+from sddit.plugins.host import Host, using_host
+from sddit.storage.checkpoints import Store
 from sddit.testing import toy_host
-from sddit.training.checkpoints import Store
 
 HERE = Path(__file__).parent
 

@@ -40,12 +40,12 @@ import torch
 from PIL import Image
 
 import sddit.training.loop
-from sddit.cli.explain import EXITS
+from sddit.cli.commands.explain import EXITS
 from sddit.data.latents import write_cache
 from sddit.errors import catalogue
-from sddit.plugins import Host
-from sddit.testing import toy_models
-from sddit.training.sealed import seal_manifest
+from sddit.plugins.host import Host
+from sddit.storage.manifest import seal_manifest
+from sddit.testing.toys import components as toy_models
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -285,7 +285,7 @@ def environment(world: Any, values: dict[str, str]) -> None:
 LOSS = """
 from sddit import hookimpl
 from sddit.interfaces import LossParams, Needs, Want
-from sddit.terms import LossTerm
+from sddit.losses import LossTerm
 
 class MineParams(LossParams):
     "Settings."
@@ -585,10 +585,10 @@ WOUNDS: dict[str, Callable[[Path, str], Any]] = {
 
 @provoker
 def fault(world: Any, text: str) -> None:
-    """A planted fault: see sddit.faults."""
+    """A planted fault: see sddit.storage.fault_injection."""
     world.patch.setenv("SDDIT_FAULT", text)
-    world.patch.setattr("sddit.training.checkpoints.PAUSES", (0.0,) * 3)
-    world.patch.setattr("sddit.faults.reached", Counter())
+    world.patch.setattr("sddit.storage.checkpoints.PAUSES", (0.0,) * 3)
+    world.patch.setattr("sddit.storage.fault_injection.reached", Counter())
 
 
 @provoker

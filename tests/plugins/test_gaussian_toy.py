@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sddit.denoiser import ModelDenoiser
+from sddit.diffusion.preconditioning import ModelDenoiser
 from sddit.interfaces import Prediction
-from sddit.plugins import Host
-from sddit.registry import Component
+from sddit.plugins.host import Host
+from sddit.plugins.registry import Component
 
 REGISTRIES = Host().registries
 GRIDS = {"edm/edm": "edm"}

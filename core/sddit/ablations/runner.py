@@ -16,12 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sddit.ablations.budget import Pace, unmeasured
-from sddit.ablations.expand import Ablation
-from sddit.ablations.leaks import LeakCheck, look_for_leaks
-from sddit.ablations.plan import PLAN, AblationPlan, PlannedRun, folder_of, make_plan, with_threads
-from sddit.ablations.report import write_report
-from sddit.ablations.results import (
+from sddit.ablations.analysis.results import (
     Results,
     forget_failure,
     gather,
@@ -30,13 +25,20 @@ from sddit.ablations.results import (
     status_of,
     write_results,
 )
+from sddit.ablations.planning.arms import Ablation
+from sddit.ablations.planning.budget import Pace, unmeasured
+from sddit.ablations.planning.leak_check import LeakCheck, look_for_leaks
+from sddit.ablations.planning.plan import PLAN, AblationPlan, PlannedRun, folder_of, make_plan, with_threads
+from sddit.distributed.signals import REQUESTS, StopSignals
 from sddit.errors import SdditError, error, one_of
 from sddit.evaluation.probe import lacks_probe
+from sddit.formatting import count
 from sddit.progress import Progress, duration
-from sddit.training.durable import replace_file, to_json
-from sddit.training.run_folder import METRICS, RunFolder, holder, last_metrics
-from sddit.training.signals import REQUESTS, StopSignals
-from sddit.units import count
+from sddit.reports.ablation.report import write_report
+from sddit.storage.atomic import replace_file, to_json
+from sddit.storage.lock import holder
+from sddit.storage.metrics_log import last_metrics
+from sddit.storage.run_folder import METRICS, RunFolder
 
 RECIPES, LOGS = "recipes", "logs"
 POLL = 0.2  # seconds between looks at the running processes
@@ -125,7 +127,7 @@ def settle(ablation: Ablation, out: Path, copy: int, *, jobs: int, device: str, 
     known = settled(ablation, out, copy) or Settled({}, threads_for(jobs), {})
     pace = known.pace
     if missing := unmeasured(ablation, pace):
-        from sddit.ablations.measure import seconds_per_step  # torch, which only this rule needs
+        from sddit.ablations.planning.step_time import seconds_per_step  # torch, which only this rule needs
 
         pace = {**pace, **seconds_per_step(missing, device=device, threads=known.threads, progress=progress)}
     unseen = [arm for arm in ablation.arms if arm.label not in known.leaks]

@@ -11,24 +11,25 @@ from typing import NoReturn
 
 import click
 
-from sddit import __version__, processes
+from sddit import __version__
 from sddit.cli import failures
-from sddit.cli.bench import bench
-from sddit.cli.evaluate import evaluate
-from sddit.cli.explain import explain
-from sddit.cli.export import export
-from sddit.cli.frame import State, debug_option, notice, write_block
-from sddit.cli.import_weights import import_weights
-from sddit.cli.new_plugin import new_plugin
-from sddit.cli.plugins import plugins
-from sddit.cli.publish import publish
-from sddit.cli.run import run
-from sddit.cli.sample import sample
-from sddit.cli.show import show
-from sddit.cli.table import table
-from sddit.cli.verify import verify
+from sddit.cli.commands.bench import bench
+from sddit.cli.commands.evaluate import evaluate
+from sddit.cli.commands.explain import explain
+from sddit.cli.commands.export import export
+from sddit.cli.commands.import_weights import import_weights
+from sddit.cli.commands.new_plugin import new_plugin
+from sddit.cli.commands.plugins import plugins
+from sddit.cli.commands.publish import publish
+from sddit.cli.commands.run import run
+from sddit.cli.commands.sample import sample
+from sddit.cli.commands.show import show
+from sddit.cli.commands.table import table
+from sddit.cli.commands.verify import verify
+from sddit.cli.common import State, debug_option, notice, write_block
+from sddit.distributed import processes
+from sddit.distributed.signals import end_at_signals
 from sddit.errors import SdditError
-from sddit.training.signals import end_at_signals
 
 VERBS = (plugins, show, sample, evaluate, table, publish, export, import_weights, bench, verify, new_plugin, explain)
 ABOUT = "Train, sample and score what a recipe describes, and write a report. The same command again continues."

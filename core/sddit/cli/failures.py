@@ -14,12 +14,12 @@ from pathlib import Path
 
 import click
 
-from sddit import processes
-from sddit.cli.frame import State, error_console, to_nowhere
-from sddit.errors import Problem, SdditError, exit_status, printable
-from sddit.memory import out_of_memory, ran_out
-from sddit.plugins import host, said
-from sddit.training.durable import replace_file, storage_error
+from sddit.cli.common import State, error_console, to_nowhere
+from sddit.distributed import processes
+from sddit.errors import Problem, SdditError, exit_status, out_of_memory, printable, ran_out
+from sddit.plugins.discovery import said
+from sddit.plugins.host import host
+from sddit.storage.atomic import replace_file, storage_error
 
 BUG = 1
 INTERRUPTED = 130

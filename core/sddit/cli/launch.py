@@ -17,9 +17,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from sddit.cli.frame import error_console
+from sddit.cli.common import error_console
+from sddit.distributed.processes import FAILURES, Failure, failures_in
 from sddit.errors import error
-from sddit.processes import FAILURES, Failure, failures_in
 
 STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
 PATIENCE = "600"  # seconds for a step and a save after a signal; torch kills after 30 unless told otherwise

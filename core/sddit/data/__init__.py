@@ -1,4 +1,4 @@
-"""Data sets: what a run trains on. The modules that answer questions about data import no torch; `splits` holds tensors."""
+"""What every data set shares: order, scaling, previews, declared shapes, safe archives and the latent-cache format."""
 
 from sddit.data.scaling import seen_std
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Self
 
-from sddit.errors import SdditError, error
-from sddit.interfaces import DataFacts
+from pydantic import Field, model_validator
 
-if TYPE_CHECKING:
-    from sddit.builtins import DeclaredParams
+from sddit.data.scaling import refuse_constant
+from sddit.errors import Problem, SdditError, error
+from sddit.interfaces import DataFacts, DatasetParams
+from sddit.recipes.recipe import Recipe
 
 NAME = "declared"
 
@@ -70,3 +71,43 @@ def no_images(where: str = "dataset") -> SdditError:
         expect="a data set with images",
         fix="sample from it (sddit-run sample RUN), or choose a data set: sddit-run show datasets",
     )
+
+
+Size = Annotated[int, Field(ge=1, le=65536)]
+Spread = Annotated[float, Field(ge=0)]
+
+
+class DeclaredParams(DatasetParams):
+    """Shapes without images, for models that come from elsewhere: such a recipe plans and samples, and trains on nothing."""
+
+    image: tuple[Size, Size, Size] = Field(strict=False, description="C, H and W as the network sees them.")
+    classes: int = Field(0, ge=0, le=10**6, description="Number of classes; 0: unconditional. Or give class_names.")
+    class_names: tuple[str, ...] = Field((), strict=False, description="Names of the classes, by label.")
+    mean: tuple[float, ...] = Field((), strict=False, description="Of each channel; left out: 0.")
+    std: tuple[Spread, ...] = Field((), strict=False, description="Of each channel; left out: 0.5.")
+    train_images: int = Field(0, ge=0, le=10**12, description="How many images the model was trained on; 0: not known.")
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if values and len(values) != self.image[0]:
+                raise ValueError(f"{key} has {len(values)} numbers for {self.image[0]} channels")
+        if self.class_names and self.classes not in (0, len(self.class_names)):
+            raise ValueError(f"classes = {self.classes}, and class_names has {len(self.class_names)}")
+        return self
+
+    @property
+    def holds_images(self) -> bool:
+        return False
+
+    def facts(self) -> DataFacts:
+        facts = declared_facts(self)
+        refuse_constant(self, facts)
+        return facts
+
+    def check(self, recipe: Recipe) -> Iterable[Problem]:
+        """Nothing can be scored against no images."""
+        return no_images("evaluate.features").problems if recipe.features else ()
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        return ("flip",)

@@ -9,26 +9,21 @@ layout of MaskDiT's files) or standard deviations (`mean+std`, that of EDM2's). 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b, file_digest, sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sddit.data.cache import cached
-from sddit.data.embedded import Split
+from sddit.data.facts_cache import cached
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
-from sddit.interfaces import DataFacts
-from sddit.training.durable import replace_file
-
-if TYPE_CHECKING:
-    from sddit.builtins import LatentsParams
+from sddit.interfaces import Split
+from sddit.storage.atomic import replace_file
 
 Layout = Literal["mean+logvar", "mean+std"]
 Flip = Literal["none", "once", "both"]
@@ -91,27 +86,6 @@ class Cache:
         )
         held_out = words < np.uint64(min(int(holdout * 2**64), 2**64 - 1))
         return np.flatnonzero(np.repeat(held_out == (split == "test"), pair))
-
-
-def latents_facts(params: LatentsParams) -> DataFacts:
-    """Everything from the index: no shard is opened."""
-    cache = read_index(params.path)
-    index = cache.index
-    train, test = (len(cache.rows_of(split, params.holdout)) for split in get_args(Split))
-    if train == 0:
-        raise error("SD-D304", "no latent is left to train on", where="dataset.holdout", fix="lower it")
-    deviations = zip(index.std, index.spread if params.posterior == "sample" else [0.0] * index.channels, strict=True)
-    identity = json.dumps([index.model_dump(mode="json"), params.holdout, params.labels])
-    return DataFacts(
-        image=(index.channels, index.height, index.width),
-        class_names=index.class_names if params.labels else (),
-        train_size=train,
-        test_size=test,
-        fingerprint=sha256(identity.encode()).hexdigest(),
-        mean=index.mean,
-        std=tuple((std**2 + spread**2) ** 0.5 for std, spread in deviations),
-        source=f"{cache.root}: {train:,} + {test:,} latents of {index.encoder}; pictures show three latent channels",
-    )
 
 
 def read_index(path: str) -> Cache:

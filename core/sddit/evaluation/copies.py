@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sddit.data.archives import load_arrays
-from sddit.environment import choose_device
 from sddit.errors import error
-from sddit.evaluation.features import PixelFeatures
 from sddit.evaluation.grids import grid, png
 from sddit.evaluation.metrics import copied_share, nearest
 from sddit.evaluation.scores import refuse_few, see_images, see_split
 from sddit.evaluation.scoring import SAMPLES, extractors
+from sddit.evaluation.thumbnails import PixelFeatures
 from sddit.interfaces import Dataset, FeatureExtractor
 from sddit.progress import Progress
 from sddit.recipes.resolve import resolve
-from sddit.training.run_folder import RunFolder, recipe_in, unreadable
+from sddit.storage.run_folder import RunFolder, recipe_in, unreadable
+from sddit.training.environment import choose_device
 
 COPIES = "copies.json"
 PAIRS = 8  # closest pairs that are shown

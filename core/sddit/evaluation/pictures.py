@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from sddit.evaluation.grids import grid, png
-from sddit.generate import Request, balanced, draw_images, of_classes
+from sddit.generation import Request, balanced, draw_images, of_classes
 from sddit.recipes.recipe import Recipe
-from sddit.training.run_folder import RunFolder
+from sddit.storage.run_folder import RunFolder
 from sddit.training.session import Session
 
 UNCONDITIONAL = 64  # images of a grid without classes

@@ -16,9 +16,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from sddit.evaluation.charts import Reference, Series, line_chart
 from sddit.recipes.recipe import Recipe
-from sddit.training.run_folder import read_json, unreadable
+from sddit.reports.charts import Reference, Series, line_chart
+from sddit.storage.run_folder import read_json, unreadable
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]

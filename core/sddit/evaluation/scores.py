@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sddit.draws import key_of
+from sddit.diffusion.draws import key_of
 from sddit.errors import Problem, raise_all
-from sddit.evaluation.figures import COURSE
 from sddit.evaluation.metrics import (
     class_accuracy,
     copied_share,
@@ -27,6 +26,7 @@ from sddit.evaluation.metrics import (
     precision_recall,
 )
 from sddit.interfaces import Dataset, FeatureExtractor, FigureExtractor
+from sddit.interfaces.metric_names import COURSE
 from sddit.recipes.settings import EvaluateSettings
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sddit.distributed.world import World
 from sddit.evaluation.scores import Scorer, Scores
-from sddit.generate import LABELS, Request, draw_images
+from sddit.generation import LABELS, Request, draw_images
 from sddit.interfaces import Dataset, FeatureExtractor, NoiseSchedule
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.training.distribution import World
-from sddit.training.run_folder import SCORES, read_json, unreadable
+from sddit.storage.run_folder import SCORES, read_json, unreadable
 from sddit.training.session import Session
 
 SAMPLES = "samples/samples.npz"

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from sddit.api import load_run
 from sddit.data import seen_std
-from sddit.denoiser import precondition
-from sddit.draws import Draws
-from sddit.environment import choose_device
+from sddit.diffusion.draws import Draws
+from sddit.diffusion.preconditioning import precondition
 from sddit.errors import error
-from sddit.evaluation.charts import as_file
 from sddit.evaluation.probe import PROBE, Array, Integers, Probe, charts, linear_accuracy, neighbour_accuracy
 from sddit.evaluation.scores import choose, refuse_few
 from sddit.interfaces import Backbone, Dataset, NoiseSchedule
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.training.run_folder import RunFolder
-from sddit.training.session import build_backbone
+from sddit.reports.charts import as_file
+from sddit.storage.run_folder import RunFolder
+from sddit.training.environment import choose_device
+from sddit.training.networks import build_backbone
 
 NOISE = (0.1, 0.3, 0.5, 0.7)
 """sigma / (sigma + deviation of the data): the time of a linear path from data to noise, whatever the schedule."""

@@ -14,17 +14,17 @@ from torch import Tensor
 from sddit import __version__
 from sddit.data.declared import declared_table
 from sddit.errors import error
-from sddit.exchange.card import model_card
+from sddit.exchange.conversion import offering, written
 from sddit.exchange.layouts import OURS, UNDROPPED
-from sddit.exchange.published import offering, written
-from sddit.exchange.source import CONFIG, EXPORT_FORMAT, WEIGHTS, Found, found
-from sddit.exchange.weights import read_weights
+from sddit.exchange.model_card import model_card
 from sddit.recipes.recipe import Recipe, facts_to_json
 from sddit.recipes.resolve import resolve_without_data
-from sddit.training.durable import replace_file
-from sddit.training.run_folder import made, recipe_in
-from sddit.training.sealed import seal_manifest
-from sddit.training.tensors import pack
+from sddit.recipes.start_weights import CONFIG, EXPORT_FORMAT, WEIGHTS, Found, found
+from sddit.storage.atomic import replace_file
+from sddit.storage.manifest import seal_manifest
+from sddit.storage.run_folder import made, recipe_in
+from sddit.storage.tensors import pack
+from sddit.training.warm_start import read_weights
 
 CARD = "README.md"
 LEFT_OUT = ("tracker", "start", "data")  # of the recipe: what sampling does not need, or `declared` states

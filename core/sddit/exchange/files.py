@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sddit.errors import error, one_of
 from sddit.exchange.pickles import load_pickle
-from sddit.training.durable import open_file
-from sddit.training.tensors import PICKLES
+from sddit.storage.atomic import open_file
+from sddit.storage.tensors import PICKLES
 
 SETS = ("ema", "model")  # the names under which published files hold their weights, the one to sample with first
 STEPS = ("step", "steps", "train_steps")

@@ -15,15 +15,15 @@ from torch import Tensor
 from sddit import __version__
 from sddit.errors import error
 from sddit.exchange.arguments import flat, together
+from sddit.exchange.conversion import Published, understood, unlike
 from sddit.exchange.files import WeightFile, read_weight_file
-from sddit.exchange.published import Published, understood, unlike
-from sddit.exchange.source import PROVENANCE
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
-from sddit.training.checkpoints import Store
-from sddit.training.run_folder import RECIPE, RunFolder
-from sddit.training.session import DTYPES, default_dtype
-from sddit.training.tensors import pack, require_finite
+from sddit.recipes.start_weights import PROVENANCE
+from sddit.storage.checkpoints import Store
+from sddit.storage.run_folder import RECIPE, RunFolder
+from sddit.storage.tensors import pack, require_finite
+from sddit.training.precision import DTYPES, default_dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sddit.plugins import registry
-from sddit.registry import Component
+from sddit.plugins.host import registry
+from sddit.plugins.registry import Component
 
 OURS = "ours"  # the layout of our own names, which holds every network
 

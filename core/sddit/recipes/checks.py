@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sddit.diffusion.masking import keep_count
 from sddit.errors import Problem, SdditError, one_of
 from sddit.interfaces import AttentionParams, Needs, Params
-from sddit.masks import keep_count
 from sddit.recipes.recipe import Chosen, Recipe
-from sddit.values import Ramp, extremes, is_zero, step_of
+from sddit.value_schedules import Ramp, extremes, is_zero, step_of
 
 
 def check(recipe: Recipe) -> list[Problem]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sddit.errors import Problem, error, raise_all
-from sddit.recipes.lookup import called, find, nearby, shipped
+from sddit.recipes.parsing import Source, odd_values, parse_value, quoted, read, shown
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.source import Source, odd_values, parse_value, quoted, read, shown
+from sddit.recipes.search import called, find, nearby, shipped
 
 MAX_CHAIN = 16
 COMMAND_LINE = "command line"

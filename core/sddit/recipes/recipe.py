@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from sddit import interfaces as face
 from sddit.interfaces import Params
+from sddit.plugins.registry import Component
 from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
-from sddit.registry import Component
-from sddit.values import is_zero
+from sddit.value_schedules import is_zero
 
 P = TypeVar("P", bound=Params)
 Json = Any

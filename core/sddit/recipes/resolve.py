@@ -14,18 +14,18 @@ from typing import Any, cast, get_args
 from sddit.data import seen_std
 from sddit.data.declared import declared_table
 from sddit.errors import Problem, SdditError, raise_all
-from sddit.exchange.source import located
 from sddit.interfaces import AttentionParams, DataFacts
-from sddit.plugins import Host
-from sddit.plugins import host as the_host
+from sddit.plugins.host import Host
+from sddit.plugins.host import host as the_host
 from sddit.recipes import checks
-from sddit.recipes.components import LABELLED, SLOTS, Finder
 from sddit.recipes.differences import SETTINGS, differences
 from sddit.recipes.merge import Merged, Origin, lay, leaves, load, of_recipe, of_tables, override
+from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Chosen, Recipe
+from sddit.recipes.selection import LABELLED, SLOTS, Finder
 from sddit.recipes.settings import EmaSettings, StartSettings
-from sddit.recipes.source import MAX_INTEGER, quoted
-from sddit.recipes.translate import unknown_key
+from sddit.recipes.start_weights import located
+from sddit.recipes.validation import unknown_key
 
 ABLATION = "ablation"
 """The table of arms. It changes nothing of the recipe itself: resolved, an ablation is the recipe without changes."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sddit.interfaces import Params
-from sddit.values import Value, bounded
+from sddit.value_schedules import Value, bounded
 
 FREE: dict[str, Any] = {"free": True}
 """Marks a key that changes no number: it is left out of the run id and may change on resume."""

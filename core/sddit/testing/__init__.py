@@ -10,6 +10,6 @@ Both raise `ConformanceError` with everything they found, in plain words.
 """
 
 from sddit.testing.kit import ConformanceError, check, check_plugin
-from sddit.testing.toys import TOY_PAIR_RECIPE, TOY_RECIPE, toy_host
+from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, TOY_RECIPE, toy_host
 
 __all__ = ["TOY_PAIR_RECIPE", "TOY_RECIPE", "ConformanceError", "check", "check_plugin", "toy_host"]

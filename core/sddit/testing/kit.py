@@ -20,9 +20,10 @@ from pydantic.fields import FieldInfo
 
 from sddit.errors import Problem, SdditError, error, one_of
 from sddit.interfaces import Params
-from sddit.plugins import host, said
-from sddit.recipes.describe import expectation
-from sddit.registry import Component
+from sddit.plugins.discovery import said
+from sddit.plugins.host import host
+from sddit.plugins.registry import Component
+from sddit.recipes.field_types import expectation
 
 CODE = "SD-P220"
 
@@ -102,7 +103,7 @@ def check(
     settings = settings_of(found, params, findings)
     if settings is not None:
         examine_face(found, settings, findings)
-        examine = importlib.import_module(f"sddit.testing.{found.kind}").examine
+        examine = importlib.import_module(f"sddit.testing.conformance.{found.kind}").examine
         with findings.trying("its factory was imported"):
             found.load()
             examine(Case(found, settings, runtime or {}), findings)

@@ -6,7 +6,7 @@
 A check of a component lies with that component (`registry.add(..., checks={...})`); here are only those that hold for any.
 """
 
-from sddit.verify.leaks import leak
+from sddit.verify.leak_detector import leak
 from sddit.verify.suite import Row, verify
 
 __all__ = ["Row", "leak", "verify"]

@@ -14,24 +14,27 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from sddit import masks as mask
-from sddit.builtins import DeclaredParams
-from sddit.data.latent_splits import DeclaredSplit
-from sddit.draws import Draws, generator, philox
+from sddit.data.declared import DeclaredParams
+from sddit.data.declared_dataset import DeclaredSplit
+from sddit.diffusion import masking as mask
+from sddit.diffusion.draws import Draws, generator, philox
 from sddit.errors import SdditError
 from sddit.interfaces import CheckContext, Measurement, NotHereError
-from sddit.recipes import lookup
+from sddit.recipes import search as lookup
+from sddit.recipes.costs import plan
 from sddit.recipes.merge import load
-from sddit.recipes.plan import plan
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
+from sddit.storage.checkpoints import Store
+from sddit.storage.manifest import Broken
+from sddit.storage.manifest import verify as verify_sealed
 from sddit.testing import TOY_PAIR_RECIPE, toy_host
-from sddit.training.checkpoints import Store
-from sddit.training.loop import accumulate, noise_edges, take_step, training_mode
-from sddit.training.sealed import Broken
-from sddit.training.sealed import verify as verify_sealed
-from sddit.training.session import Session, build_session, files_of, restore
-from sddit.verify.leaks import IMAGES, leak
+from sddit.training.build import build_session
+from sddit.training.loop import accumulate, take_step, training_mode
+from sddit.training.session import Session
+from sddit.training.state import files_of, restore
+from sddit.training.step_metrics import noise_edges
+from sddit.verify.leak_detector import IMAGES, leak
 
 FIVE_ERRORS = 5.0
 """Statistical bounds are five standard errors."""

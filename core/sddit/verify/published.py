@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sddit.interfaces import CheckContext, Measurement, NotHereError
-from sddit.registry import Component
-from sddit.testing.toy_models import ToyAttention
-from sddit.testing.toys import ToyAttentionParams
-from sddit.training.session import default_dtype
-from sddit.training.tensors import unpack
+from sddit.plugins.registry import Component
+from sddit.storage.tensors import unpack
+from sddit.testing.toys.network import ToyAttention
+from sddit.testing.toys.params import ToyAttentionParams
+from sddit.training.precision import default_dtype
 
 TOLERANCE = 1e-9
 """How far a float64 implementation may be from float64 numbers of another, relative to max(1, |theirs|)."""

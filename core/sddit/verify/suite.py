@@ -12,9 +12,10 @@ import torch
 
 from sddit.errors import SdditError
 from sddit.interfaces import Check, CheckContext, Measurement, NotHereError
-from sddit.plugins import Host, host, said
+from sddit.plugins.discovery import said
+from sddit.plugins.host import Host, host
+from sddit.plugins.registry import Component, load_attribute
 from sddit.progress import Progress
-from sddit.registry import Component, load_attribute
 
 CORE = "sddit"
 """Whose check it is where no component has it."""

@@ -12,15 +12,19 @@ import time
 
 import pytest
 
-from sddit.ablations import leaks, measure, runner
-from sddit.ablations.leaks import LeakCheck
-from sddit.ablations.plan import make_plan
-from sddit.ablations.results import RESULTS, gather
+from sddit.ablations import runner
+from sddit.ablations.analysis.results import RESULTS, gather
+from sddit.ablations.planning import leak_check as leaks
+from sddit.ablations.planning import step_time as measure
+from sddit.ablations.planning.leak_check import LeakCheck
+from sddit.ablations.planning.plan import make_plan
 from sddit.ablations.runner import copy_number, known_plan, run_ablation, threads_for
 from sddit.cli.app import call
 from sddit.errors import SdditError
 from sddit.progress import Progress
-from sddit.training.run_folder import RunFolder, holder, read_metrics
+from sddit.storage.lock import holder
+from sddit.storage.metrics_log import read_metrics
+from sddit.storage.run_folder import RunFolder
 
 ARMS = """
 [ablation]
@@ -100,7 +104,7 @@ def test_two_arms_and_two_seeds_end_to_end(ablation, tmp_path, monkeypatch):
 
 def test_a_copy_made_again_in_other_processes_is_bit_identical(tmp_path, write):
     """`--no-reuse`: twins, which share a run by default, are each run again, from the command line."""
-    (tmp_path / "toys.py").write_text("from sddit.testing.toys import *\n", encoding="utf-8")
+    (tmp_path / "toys.py").write_text("from sddit.testing.toys.plugin import *\n", encoding="utf-8")
     text = write("[ablation]\nseeds = [0]\n[ablation.arms.base]\n[ablation.arms.twin]\n").read_text(encoding="utf-8")
     (tmp_path / "twins.toml").write_text(f'plugins = ["./toys.py"]\n{text}\n', encoding="utf-8")
     command = [sys.executable, "-m", "sddit", "twins.toml", "--no-reuse", "--jobs", "2", "--json"]
@@ -372,8 +376,6 @@ def test_nobody_holds_a_folder_that_is_not_there_or_was_let_go(tmp_path):
 
 
 def test_planning_and_gathering_need_no_torch():
-    code = (
-        "import sys, sddit.ablations.runner, sddit.ablations.table, sddit.cli.ablation; print('torch' in sys.modules)"
-    )
+    code = "import sys, sddit.ablations.runner, sddit.ablations.analysis.table, sddit.cli.ablation_run; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

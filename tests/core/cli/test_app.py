@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-import sddit.run
+import sddit.runs.pipeline
 from sddit.cli.app import VERBS, cli, wait_politely
 from sddit.errors import error
 
@@ -109,7 +109,7 @@ def failing(monkeypatch, toy_recipe, tmp_path):
             progress.folder = tmp_path
             raise failure
 
-        monkeypatch.setattr(sddit.run, "run", run)
+        monkeypatch.setattr(sddit.runs.pipeline, "run", run)
         return str(toy_recipe)
 
     return make
@@ -243,7 +243,7 @@ def test_a_broken_pipe_of_ours_ends_quietly_and_any_other_is_told(tmp_path):
 def test_training_goes_on_without_its_output(output, toy_recipe, tmp_path):
     """As `sddit-run RECIPE | head -1`, or a log on a full disk: status 0 means that the run is done."""
     code = (
-        "import sys; from sddit.cli import main; from sddit.plugins import using_host; from sddit.testing import toy_host\n"
+        "import sys; from sddit.cli import main; from sddit.plugins.host import using_host; from sddit.testing import toy_host\n"
         "with using_host(toy_host()): main(sys.argv[1:])\n"
     )
     if output == "gone":
@@ -290,7 +290,7 @@ def test_a_path_that_cannot_be_used_is_no_bug_outside_of_a_run(sddit_run, monkey
     def run(*_, **__):
         raise PermissionError(13, "Permission denied", "/locked/file")
 
-    monkeypatch.setattr(sddit.run, "run", run)
+    monkeypatch.setattr(sddit.runs.pipeline, "run", run)
     said = sddit_run(toy_recipe)
     assert said.status == 8
     assert "error SD-F707" in said.err

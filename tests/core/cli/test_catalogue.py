@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sddit.cli.explain import EXITS
+from sddit.cli.commands.explain import EXITS
 from sddit.errors import catalogue
 
 ROOT = Path(__file__).parents[3]

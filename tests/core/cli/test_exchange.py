@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sddit.cli import app
-from sddit.cli.import_weights import read_config
+from sddit.cli.commands.import_weights import read_config
 from sddit.errors import SdditError
-from sddit.plugins import Host, using_host
-from sddit.testing.toys import ToyBackboneParams, toy_host
+from sddit.plugins.host import Host, using_host
+from sddit.testing.toys.params import ToyBackboneParams
+from sddit.testing.toys.plugin import toy_host
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def toys() -> Iterator[Host]:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """A published file of the layout `toy`, with two classes."""
-    from sddit.exchange.published import unused
+    from sddit.exchange.conversion import unused
     from sddit.interfaces import Shapes
-    from sddit.testing.toy_models import ToyBackbone, ToyFormat
+    from sddit.testing.toys.network import ToyBackbone, ToyFormat
 
     params, shapes = ToyBackboneParams(hidden=8), Shapes((1, 8, 8), 2)
     network = ToyBackbone(params, image=shapes.image, num_classes=2, outputs=1, attention=unused)

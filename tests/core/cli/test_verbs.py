@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sddit.cli.explain import EXITS
-from sddit.cli.show import shown
+from sddit.cli.commands.explain import EXITS
+from sddit.cli.commands.show import shown
 from sddit.errors import catalogue
-from sddit.evaluation.adm import AdmScores
 from sddit.testing import TOY_PAIR_RECIPE
+from sddit_standard.features.adm import AdmScores
 
 # ------------------------------------------------------------------------------------------------------------- plugins
 
@@ -297,7 +297,7 @@ def test_weights_of_another_model_are_refused(sddit_run, toy_recipe, damage):
 
 
 def test_evaluate_says_before_it_samples_that_there_is_nothing_to_score(sddit_run, trained, monkeypatch):
-    monkeypatch.setattr("sddit.run.evaluate_run", lambda *_, **__: pytest.fail("sampled"))
+    monkeypatch.setattr("sddit.runs.pipeline.evaluate_run", lambda *_, **__: pytest.fail("sampled"))
     said = sddit_run("evaluate", trained, "--json")
     assert (said.status, json.loads(said.out)) == (0, {})
     assert "names no extractor" in said.err
@@ -334,7 +334,7 @@ def adm_scores() -> AdmScores:
 
 def test_evaluate_scores_by_the_files_of_its_user(sddit_run, trained, monkeypatch):
     found = adm_scores()
-    monkeypatch.setattr("sddit.evaluation.adm.adm_of_run", lambda *_, **__: found)
+    monkeypatch.setattr("sddit_standard.features.adm.adm_of_run", lambda *_, **__: found)
     said = sddit_run("evaluate", trained, "--inception", "w.pth", "--reference", "r.npz")
     assert said.status == 0, said.err
     assert re.search(r"^5 samples against r\.npz, weights abababababab$", said.out, re.MULTILINE)
@@ -348,7 +348,7 @@ def test_evaluate_scores_by_the_files_of_its_user(sddit_run, trained, monkeypatc
 
 
 def test_evaluate_speaks_on_one_rank_of_several(sddit_run, trained, monkeypatch):
-    monkeypatch.setattr("sddit.evaluation.adm.adm_of_run", lambda *_, **__: adm_scores())
+    monkeypatch.setattr("sddit_standard.features.adm.adm_of_run", lambda *_, **__: adm_scores())
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = {}
     for rank in ("0", "1"):

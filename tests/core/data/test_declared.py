@@ -10,20 +10,19 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from sddit.builtins import DeclaredParams
-from sddit.data.declared import declared_table
-from sddit.data.latent_splits import declared
+from sddit.data.declared import DeclaredParams, declared_table
+from sddit.data.declared_dataset import declared
 from sddit.errors import SdditError
-from sddit.plugins import using_host
+from sddit.plugins.host import using_host
 from sddit.progress import Progress
-from sddit.recipes.plan import plan
+from sddit.recipes.costs import plan
 from sddit.recipes.recipe import Recipe, facts_to_json
 from sddit.recipes.resolve import resolve
-from sddit.run import run
+from sddit.runs.pipeline import run
 from sddit.testing import check
-from sddit.testing.toys import TOY_RECIPE, toy_host
+from sddit.testing.toys.plugin import TOY_RECIPE, toy_host
+from sddit.training.build import build_session
 from sddit.training.loop import train
-from sddit.training.session import build_session
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from sddit.errors import SdditError
 from sddit.evaluation.copies import PAIRS, copies_of_run, find_copies, kept_samples, pairs_picture
-from sddit.evaluation.features import PixelFeatures
 from sddit.evaluation.metrics import copied_share, nearest
+from sddit.evaluation.thumbnails import PixelFeatures
 from sddit.interfaces import DataFacts
 from sddit.progress import Progress
 from sddit.recipes.resolve import resolve
-from sddit.run import run
+from sddit.runs.pipeline import run
 
 CPU = torch.device("cpu")
 SIDE = 8

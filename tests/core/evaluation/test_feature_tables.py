@@ -14,23 +14,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.ablations.expand import expand
-from sddit.ablations.results import scores_of
-from sddit.builtins import InceptionParams
+from sddit.ablations.analysis.results import scores_of
+from sddit.ablations.planning.arms import expand
 from sddit.errors import SdditError
-from sddit.evaluation import adm
-from sddit.evaluation.adm import InceptionFeatures, Reference, gaussian
-from sddit.evaluation.figures import FIGURES
-from sddit.evaluation.inception import Inception, Seen
-from sddit.evaluation.report import score_rows
 from sddit.evaluation.scores import Scorer, Scores
 from sddit.evaluation.scoring import extractors
 from sddit.interfaces import FigureExtractor
-from sddit.plugins import Host
+from sddit.interfaces.metric_names import FIGURES
+from sddit.plugins.host import Host
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import load
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
+from sddit.reports.run_report import score_rows
+from sddit_standard.features import adm
+from sddit_standard.features.adm import InceptionFeatures, Reference, gaussian
+from sddit_standard.features.inception import Inception, Seen
+from sddit_standard.features.params import InceptionParams
 
 ASKED = (
     'features.fid={ name = "inception", weights = "files/w.pth", reference = "files/r.npz" }',

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from sddit.errors import SdditError
 from sddit.evaluation import tokens
-from sddit.evaluation.charts import as_file
 from sddit.evaluation.probe import (
     NEIGHBOURS,
     RIDGE,
@@ -30,10 +29,11 @@ from sddit.evaluation.probe import (
 from sddit.evaluation.tokens import NOISE, Split, levels, pooled, probe_run, split_of
 from sddit.progress import Progress
 from sddit.recipes.resolve import resolve
-from sddit.run import run
-from sddit.testing.toy_models import ToySchedule
-from sddit.testing.toys import ToyScheduleParams
-from sddit.training.session import build_backbone
+from sddit.reports.charts import as_file
+from sddit.runs.pipeline import run
+from sddit.testing.toys.components import ToySchedule
+from sddit.testing.toys.params import ToyScheduleParams
+from sddit.training.networks import build_backbone
 
 Array = NDArray[np.float64]
 Split4 = tuple[Array, NDArray[np.int64], Array, NDArray[np.int64]]

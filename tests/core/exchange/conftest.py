@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sddit.plugins import Host, using_host
+from sddit.plugins.host import Host, using_host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.run import run
-from sddit.testing.toys import TOY_PAIR_RECIPE, toy_host
+from sddit.runs.pipeline import run
+from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
 
 EXTRA = """
 save_every = 2

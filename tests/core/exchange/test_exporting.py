@@ -15,12 +15,12 @@ import sddit
 from sddit.errors import SdditError
 from sddit.exchange.exporting import export_run
 from sddit.exchange.layouts import known_layouts
-from sddit.plugins import Host, using_host
+from sddit.plugins.host import Host, using_host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.run import evaluate_run, run
-from sddit.testing.toys import TOY_RECIPE, toy_host
+from sddit.runs.pipeline import evaluate_run, run
+from sddit.testing.toys.plugin import TOY_RECIPE, toy_host
 
 
 def test_an_exported_folder_draws_the_same_pictures_in_one_line(finished: Path, tmp_path: Path) -> None:

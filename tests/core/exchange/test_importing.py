@@ -18,11 +18,11 @@ from sddit.errors import SdditError
 from sddit.exchange.arguments import flat, together, without
 from sddit.exchange.exporting import export_run
 from sddit.exchange.importing import Imported, import_weights
-from sddit.plugins import Host
+from sddit.plugins.host import Host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.run import evaluate_run, run
+from sddit.runs.pipeline import evaluate_run, run
 
 SIZES = {"hidden": 8, "depth": 1, "cls": True}
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import NOTHING
-from sddit.plugins import Host
+from sddit.plugins.host import Host
 from sddit.testing import ConformanceError, check
-from sddit.testing.toy_models import ToyFormat
+from sddit.testing.toys.network import ToyFormat
 
 
 class Sideways(ToyFormat):
@@ -57,7 +57,7 @@ def test_the_toy_layout_conforms(host: Host) -> None:
 
 @pytest.mark.parametrize("words", BROKEN)
 def test_a_broken_layout_is_named(words: str, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sddit.testing.toy_models.ToyFormat", BROKEN[words])
+    monkeypatch.setattr("sddit.testing.toys.network.ToyFormat", BROKEN[words])
     with pytest.raises(ConformanceError, match=words):
         check("toy", kind="backbones")
     assert torch.get_default_dtype() == torch.float32

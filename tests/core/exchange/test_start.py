@@ -20,9 +20,9 @@ from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.run import RunResult, run
-from sddit.training.session import build_session
-from sddit.training.tensors import unpack
+from sddit.runs.pipeline import RunResult, run
+from sddit.storage.tensors import unpack
+from sddit.training.build import build_session
 
 CPU = torch.device("cpu")
 

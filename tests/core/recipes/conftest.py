@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from sddit.errors import Problem, SdditError
-from sddit.plugins import Host
+from sddit.plugins.host import Host
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.testing.toys import toy_host
+from sddit.testing.toys.plugin import toy_host
 
 BASE = """\
 seed = 3

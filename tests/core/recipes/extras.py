@@ -10,9 +10,9 @@ from pydantic import Field
 from sddit import hookimpl
 from sddit import interfaces as face
 from sddit.errors import Problem
+from sddit.plugins.registry import Registry
 from sddit.recipes.recipe import Recipe
-from sddit.registry import Registry
-from sddit.values import Value
+from sddit.value_schedules import Value
 
 NEVER = "nowhere:Built"  # these tests build nothing
 

@@ -11,10 +11,10 @@ import pytest
 
 from sddit import hookimpl
 from sddit.errors import Problem, SdditError
-from sddit.plugins import Host
+from sddit.plugins.host import Host
 from sddit.recipes.resolve import resolve
 from sddit.testing import TOY_RECIPE, toy_host
-from sddit.testing.toys import ToyAttentionParams, ToyBackboneParams
+from sddit.testing.toys.params import ToyAttentionParams, ToyBackboneParams
 
 
 class BiasedParams(ToyBackboneParams):
@@ -40,11 +40,13 @@ def host() -> Host:
 
     @hookimpl
     def register_backbones(registry: Any) -> None:
-        registry.add("biased", "sddit.testing.toy_models:ToyBackbone", params=BiasedParams, summary="For a test.")
+        registry.add("biased", "sddit.testing.toys.network:ToyBackbone", params=BiasedParams, summary="For a test.")
 
     @hookimpl
     def register_attention(registry: Any) -> None:
-        registry.add("plain", "sddit.testing.toy_models:ToyAttention", params=PlainKernelParams, summary="For a test.")
+        registry.add(
+            "plain", "sddit.testing.toys.network:ToyAttention", params=PlainKernelParams, summary="For a test."
+        )
 
     plugin.register_backbones, plugin.register_attention = register_backbones, register_attention
     made = toy_host()

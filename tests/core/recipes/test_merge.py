@@ -88,7 +88,7 @@ def test_a_parent_is_one_relative_toml_file(write: Write, value: str) -> None:
 
 
 def test_a_shipped_recipe_is_extended_by_its_name(write: Write) -> None:
-    from sddit.recipes.lookup import names
+    from sddit.recipes.search import names
 
     name = next(name for name in names() if name.startswith("base/"))
     assert load(write("mine/a.toml", f'extends = "{name}"\na = 1')).tables.keys() > {"a", "train"}

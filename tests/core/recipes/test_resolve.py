@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sddit.errors import Problem, SdditError
-from sddit.plugins import Host
+from sddit.plugins.host import Host
 from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, resolve
-from sddit.testing.toys import toy_host
-from sddit.values import Ramp
+from sddit.testing.toys.plugin import toy_host
+from sddit.value_schedules import Ramp
 
 Write = Callable[[str, str], Path]
 Resolve = Callable[..., Recipe]
@@ -141,7 +141,7 @@ def test_the_run_id_ignores_what_changes_no_number(resolved: Resolve, base: str)
         assert resolved(base, override).run_id != first, override
 
 
-TWIN = "from sddit.testing.toys import register_samplers\n"
+TWIN = "from sddit.testing.toys.plugin import register_samplers\n"
 
 
 def test_one_file_plugins_are_found_by_path_and_named_by_file(write: Write, host: Host, base: str) -> None:
@@ -395,8 +395,8 @@ def test_messages_are_short_and_clean(problems: Problems, base: str) -> None:
 def test_resolving_and_planning_import_no_torch(tmp_path: Path, base: str) -> None:
     (tmp_path / "r.toml").write_text(base, encoding="utf-8")
     script = (
-        "import sys; from pathlib import Path; from sddit.recipes.plan import plan; from sddit.recipes.resolve import resolve\n"
-        "from sddit.testing.toys import toy_host\n"
+        "import sys; from pathlib import Path; from sddit.recipes.costs import plan; from sddit.recipes.resolve import resolve\n"
+        "from sddit.testing.toys.plugin import toy_host\n"
         f"host = toy_host(); host.use(['./extras.py'], Path({str(Path(__file__).parent)!r}))\n"
         f"print(plan(resolve({str(tmp_path / 'r.toml')!r}, host=host)).flops_per_image, 'torch' in sys.modules)"
     )

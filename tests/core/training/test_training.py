@@ -14,12 +14,14 @@ from torch import Tensor
 from sddit.errors import SdditError
 from sddit.interfaces import Needs, Want
 from sddit.recipes.resolve import resolve
-from sddit.testing.toys import TOY_PAIR_RECIPE, toy_host
-from sddit.training.checkpoints import Store
+from sddit.storage.checkpoints import Store
+from sddit.storage.manifest import Content
+from sddit.storage.tensors import pack, unpack
+from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
+from sddit.training.build import build_session
 from sddit.training.loop import train
-from sddit.training.sealed import Content
-from sddit.training.session import Session, build_session, files_of, restore
-from sddit.training.tensors import pack, unpack
+from sddit.training.session import Session
+from sddit.training.state import files_of, restore
 
 STEPS = 6
 EMA = "\n[ema.main]\ndecay = 0.9\nramp = true\n"

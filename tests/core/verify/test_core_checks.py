@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from sddit.draws import Draws
+from sddit.diffusion.draws import Draws
 from sddit.errors import SdditError
 from sddit.interfaces import CheckContext, Measurement, NotHereError
-from sddit.recipes import lookup
-from sddit.training.objective import Objective
-from sddit.verify import core, leaks
+from sddit.recipes import search as lookup
+from sddit.training.student import Objective
+from sddit.verify import core
+from sddit.verify import leak_detector as leaks
 
 
 def run(check: Callable[[CheckContext], Any]) -> list[Measurement]:
@@ -33,7 +34,7 @@ def test_it_holds_here(check: Callable[[CheckContext], Any]) -> None:
 
 
 def test_a_wrong_generator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sddit.draws.ROUNDS", 9)
+    monkeypatch.setattr("sddit.diffusion.draws.ROUNDS", 9)
     assert failing(core.draws) == ["words that are not Philox's published answers"]
 
 
@@ -52,7 +53,7 @@ def test_numbers_of_another_spread_are_noticed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_truncated_token_counts_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sddit.masks.keep_count", lambda tokens, ratio: int(tokens * (1 - ratio)))
+    monkeypatch.setattr("sddit.diffusion.masking.keep_count", lambda tokens, ratio: int(tokens * (1 - ratio)))
     assert "token counts that are not floor(L (1 - r)), L to 256, r in hundredths" in failing(core.masks)
 
 
@@ -62,7 +63,7 @@ def test_masks_that_favour_a_token_are_noticed(monkeypatch: pytest.MonkeyPatch) 
         scores[:, 7] *= 0.8
         return scores
 
-    monkeypatch.setattr("sddit.masks._random", favouring)
+    monkeypatch.setattr("sddit.diffusion.masking._random", favouring)
     assert failing(core.masks) == ["random: share of each token, in standard errors"]
 
 
@@ -77,7 +78,7 @@ def test_a_sum_in_place_of_a_mean_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_forgotten_teacher_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sddit.training.averages.Teacher.restore", lambda self, tensors: None)
+    monkeypatch.setattr("sddit.training.ema.Teacher.restore", lambda self, tensors: None)
     assert failing(core.checkpoints) == [
         "tensors of the restored run that differ",
         "tensors that differ two steps later",
@@ -93,7 +94,7 @@ def shipping(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = folder / name
     file.parent.mkdir()
     shutil.copy(RECIPES / name, file)
-    monkeypatch.setattr("sddit.recipes.lookup.shipped", lambda: folder)
+    monkeypatch.setattr("sddit.recipes.search.shipped", lambda: folder)
     return file
 
 

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from sddit import hookimpl
 from sddit.errors import error
 from sddit.interfaces import CheckContext, Measurement, NotHereError
-from sddit.plugins import using_host
-from sddit.registry import Component
+from sddit.plugins.host import using_host
+from sddit.plugins.registry import Component
 from sddit.testing import toy_host
-from sddit.testing.toys import ToyGuidanceParams
+from sddit.testing.toys.params import ToyGuidanceParams
 from sddit.verify import Row, suite, verify
 from sddit.verify.published import difference, folders, parity, published
 
@@ -64,7 +64,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     plugin = types.ModuleType("checked")
 
     def register_guidances(registry: Any) -> None:
-        factory = "sddit.testing.toy_models:ToyGuidance"
+        factory = "sddit.testing.toys.components:ToyGuidance"
         checks = {name: f"{HERE}:{name}" for name in ("good", "bad", "absent", "broken", "refusing")}
         registry.add("checked", factory, params=ToyGuidanceParams, summary="For a test.", checks=checks)
         more = {"requires": ("no-such-package",), "checks": {"good": f"{HERE}:good"}}

@@ -127,7 +127,7 @@ def test_a_grid_visits_so_many_trained_levels_from_end_to_end(kind: str, steps: 
 
 
 def test_a_grid_takes_the_nearest_levels() -> None:
-    from sddit.spacing import spaced
+    from sddit.diffusion.sigma_grids import spaced
 
     wanted = spaced(20, kind="edm", **ENDS)[:-1]
     visited = timesteps_on(LEVELS, 20, kind="edm", **ENDS)

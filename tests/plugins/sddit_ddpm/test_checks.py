@@ -13,8 +13,8 @@ from torch import Tensor
 
 import sddit_ddpm
 from sddit.interfaces import CheckContext, Measurement
-from sddit.plugins import registry
-from sddit.registry import load_attribute
+from sddit.plugins.host import registry
+from sddit.plugins.registry import load_attribute
 from sddit.verify.published import folders
 from sddit_ddpm import loss, samplers
 from sddit_ddpm.chain import Chain

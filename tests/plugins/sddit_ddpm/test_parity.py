@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import sddit
-from sddit.denoiser import ModelDenoiser, denoise_view, precondition
+from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view, precondition
+from sddit.diffusion.sampling import noise_levels
 from sddit.interfaces import Denoise, Prediction
-from sddit.plugins import registry
-from sddit.sampling import noise_levels
+from sddit.plugins.host import registry
 
 Read = Callable[[str], Any]
 Apart = Callable[[Any, Any], float]

@@ -12,11 +12,11 @@ import torch
 import sddit
 from sddit.errors import SdditError
 from sddit.progress import Progress
-from sddit.recipes.plan import plan
+from sddit.recipes.costs import plan
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.run import run
-from sddit.training.run_folder import read_metrics
+from sddit.runs.pipeline import run
+from sddit.storage.metrics_log import read_metrics
 
 RECIPE = """
 [backbone]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 import sddit
-from sddit.denoiser import ModelDenoiser
+from sddit.diffusion.preconditioning import ModelDenoiser
 from sddit.interfaces import Denoise, Prediction
 from sddit_ddpm import AncestralParams, DDIMParams, DDPMParams
 from sddit_ddpm.chain import Chain

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit.interfaces import CheckContext, Measurement, NotHereError
-from sddit.training import averages
+from sddit.training import ema as averages
 from sddit.verify.published import folders
 from sddit_discrimination import checks
 from sddit_discrimination.loss import Discrimination

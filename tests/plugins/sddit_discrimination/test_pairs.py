@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.draws import Draws
+from sddit.diffusion.draws import Draws
 from sddit.interfaces import Batch, Context, View
-from sddit.values import Ramp
+from sddit.value_schedules import Ramp
 from sddit_discrimination import PfOdeParams
 from sddit_discrimination.pairs import PfOde
 from sddit_dit.pairs import Single

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import Context, OptimizerParams
-from sddit.training.loop import clip_gradients
-from sddit.values import Ramp, Value, value_at
+from sddit.training.optimization import clip_gradients
+from sddit.value_schedules import Ramp, Value, value_at
 from sddit_discrimination import DiscriminationParams
 from sddit_discrimination.head import Head
 from sddit_discrimination.loss import Discrimination, cross_entropy, log_assignments

@@ -10,8 +10,9 @@ import torch
 from sddit.errors import SdditError
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
+from sddit.training.build import build_session
 from sddit.training.loop import train
-from sddit.training.session import Session, build_session
+from sddit.training.session import Session
 
 RECIPE = """
 [backbone]

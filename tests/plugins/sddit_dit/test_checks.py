@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.hookspecs import Registries
 from sddit.interfaces import CheckContext, Measurement, NotHereError
+from sddit.plugins.hookspecs import Registries
 from sddit.verify.published import folders
 from sddit_dit import backbone, checks, register_backbones
 from sddit_dit.backbone import DiT

@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sddit.cli.import_weights import say
+from sddit.cli.commands.import_weights import say
 from sddit.errors import SdditError
 from sddit.exchange.arguments import flat
+from sddit.exchange.conversion import understood, unlike, written
 from sddit.exchange.exporting import export_run
 from sddit.exchange.importing import import_weights, recipe_of
 from sddit.exchange.layouts import UNDROPPED
-from sddit.exchange.published import understood, unlike, written
 from sddit.interfaces import Shapes
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
-from sddit.training.session import default_dtype
+from sddit.training.precision import default_dtype
 from sddit_dit import DiTParams
 from sddit_dit.blocks import sincos_positions
 from sddit_dit.constructors import ratio_of

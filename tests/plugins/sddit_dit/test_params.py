@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from sddit.errors import SdditError
-from sddit.hookspecs import Registries
 from sddit.interfaces import Shapes
+from sddit.plugins.hookspecs import Registries
 from sddit.recipes.resolve import resolve
 from sddit_dit import DiTParams, register_backbones
 

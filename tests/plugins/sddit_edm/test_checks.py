@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.hookspecs import Registries
 from sddit.interfaces import CheckContext, Measurement, NotHereError
-from sddit.registry import Component
+from sddit.plugins.hookspecs import Registries
+from sddit.plugins.registry import Component
 from sddit.verify.published import folders
 from sddit_edm import EDMParams, checks, register_noise_schedules
 from sddit_edm.flow import Flow

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sddit.denoiser import denoise_view
+from sddit.diffusion.preconditioning import denoise_view
 from sddit.interfaces import Cost, Needs, Outputs, Scalings, View, ViewSpec, Want
 from sddit_edm import DenoisingParams, EDMParams
 from sddit_edm.loss import Denoising, native_target, per_token

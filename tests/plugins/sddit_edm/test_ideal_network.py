@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sddit.denoiser import ModelDenoiser, denoise_view
+from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
+from sddit.diffusion.sampling import sample
 from sddit.interfaces import Prediction, View
-from sddit.sampling import sample
 from sddit_edm import DenoisingParams, EDMParams
 from sddit_edm.loss import Denoising
 from sddit_edm.schedule import EDM

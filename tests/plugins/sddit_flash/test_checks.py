@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.hookspecs import Registries
 from sddit.interfaces import CheckContext, Measurement, NotHereError
-from sddit.registry import Component
+from sddit.plugins.hookspecs import Registries
+from sddit.plugins.registry import Component
 from sddit_flash import AttentionParams, EagerParams, register_attention
 from sddit_flash.checks import agreement
 from sddit_flash.kernels import Eager, same_group

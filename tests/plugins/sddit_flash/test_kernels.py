@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sddit.hookspecs import Registries
+from sddit.plugins.hookspecs import Registries
 from sddit_flash import EagerParams, FlexParams, SdpaParams, XformersParams, register_attention
 from sddit_flash.kernels import Eager, Flex, Sdpa, Xformers, softmax
 

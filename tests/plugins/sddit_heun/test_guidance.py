@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sddit.interfaces import Prediction
-from sddit.testing import things
+from sddit.testing import fixtures as things
 from sddit_heun import CFGParams, NoGuidanceParams
 from sddit_heun.guidance import ClassifierFree, NoGuidance
 

@@ -12,9 +12,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from sddit.diffusion.sigma_grids import spaced
 from sddit.interfaces import Denoise, Prediction
-from sddit.sampling import spaced
-from sddit.testing import things
+from sddit.testing import fixtures as things
 from sddit_edm import FlowParams
 from sddit_edm.flow import Flow
 from sddit_heun import EulerParams, HeunParams

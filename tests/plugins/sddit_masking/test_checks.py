@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.hookspecs import Registries
 from sddit.interfaces import CheckContext, Measurement, NotHereError
+from sddit.plugins.hookspecs import Registries
 from sddit.verify.published import folders
 from sddit_masking import checks, loss, register_backbones
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.denoiser import denoise_view
-from sddit.draws import Draws
+from sddit.diffusion.draws import Draws
+from sddit.diffusion.preconditioning import denoise_view
 from sddit.errors import SdditError
 from sddit.interfaces import Batch, Context, Outputs, View
 from sddit.recipes.resolve import resolve
-from sddit.values import Ramp, value_at
+from sddit.value_schedules import Ramp, value_at
 from sddit_dit import DiTParams
 from sddit_dit.backbone import DiT
 from sddit_dit.blocks import patchify

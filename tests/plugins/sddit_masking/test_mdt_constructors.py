@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sddit.errors import SdditError
+from sddit.exchange.conversion import understood
 from sddit.exchange.importing import recipe_of
-from sddit.exchange.published import understood
 from sddit.interfaces import Shapes
 from sddit_flash import EagerParams
 from sddit_flash.kernels import Eager

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 
 from sddit.errors import SdditError
 from sddit.interfaces import Shapes
-from sddit.recipes.plan import plan
+from sddit.recipes.costs import plan
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
+from sddit.training.build import build_session
 from sddit.training.loop import train
-from sddit.training.session import Session, build_session
+from sddit.training.session import Session
 from sddit_dit import DiTParams
 from sddit_flash import EagerParams
 from sddit_masking import MDTParams

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import sddit
-from sddit import masks
 from sddit.api import Model
+from sddit.diffusion import masking as masks
 from sddit_flash import EagerParams
 from sddit_flash.kernels import Eager
 from sddit_masking import MDTParams

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import sddit
-from sddit.training.session import counted_by, join_optimizer, numbers_of, restore_counts, split_optimizer
+from sddit.training.optimization import numbers_of
+from sddit.training.state import counted_by, join_optimizer, restore_counts, split_optimizer
 
 pytest.importorskip("pytorch_optimizer", reason="Adan comes with the package pytorch-optimizer")
 

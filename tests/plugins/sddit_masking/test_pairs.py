@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from sddit import masks
-from sddit.draws import Draws
+from sddit.diffusion import masking as masks
+from sddit.diffusion.draws import Draws
 from sddit.interfaces import Batch, Context, View
 from sddit.recipes.resolve import resolve
 from sddit.testing import ConformanceError, check
-from sddit.values import Ramp
+from sddit.value_schedules import Ramp
 from sddit_dit.pairs import student_view
 from sddit_edm import EDMParams
 from sddit_edm.schedule import EDM

@@ -1,0 +1,1 @@
+"""Analyse an ablation: collected results, statistics over seeds, diagnostics and tables."""

@@ -1,0 +1,109 @@
+"""What the runs of an ablation logged on the way: their metrics, how their diagnostics ended, what they ran on. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sddit.ablations.analysis.results import Results, Row, read_json
+from sddit.errors import SdditError
+from sddit.evaluation.monitors import Verdict, judge, keys_of, label_of, monitors
+from sddit.interfaces import Monitor
+from sddit.recipes.merge import leaves
+from sddit.storage.metrics_log import read_metrics
+from sddit.storage.run_folder import ENVIRONMENT, METRICS
+
+Log = Sequence[Mapping[str, float]]
+"""The lines of one run's `metrics.jsonl`."""
+Logs = Mapping[str, Mapping[int, Log]]
+"""By arm and seed; of each arm its finished runs, or all that have begun where none is finished."""
+
+
+def logs_of(results: Results) -> Logs:
+    """The metrics of every arm. A log that cannot be read counts as none."""
+    logs = {}
+    for arm in results.plan["arms"]:
+        rows = results.of(arm["label"])
+        finished = [row for row in rows if row.status == "finished"]
+        read = {row.seed: log_of(results.folder, row) for row in finished or rows}
+        logs[arm["label"]] = {seed: log for seed, log in read.items() if log}
+    return logs
+
+
+def log_of(folder: Path, row: Row) -> Log:
+    """The metrics of one run."""
+    try:
+        return read_metrics(folder / row.folder / METRICS)
+    except (OSError, SdditError):
+        return []
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Diagnostics
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """One diagnostic of one arm, read at the end of each of its runs."""
+
+    arm: str
+    key: str  # of metrics.jsonl
+    monitor: Monitor
+    verdicts: Mapping[int, Verdict]  # by seed; those that have a value
+
+    @property
+    def term(self) -> str:
+        """Label of the loss term that it is of."""
+        return label_of(self.key)
+
+    @property
+    def value(self) -> float:
+        """Median over seeds."""
+        return median(verdict.value for verdict in self.verdicts.values() if verdict.value is not None)
+
+    @property
+    def alarms(self) -> list[Verdict]:
+        """Of the seeds that ended where they should not."""
+        return [verdict for verdict in self.verdicts.values() if verdict.state == "look here"]
+
+
+def diagnoses(results: Results, logs: Logs) -> list[Diagnosis]:
+    """Every diagnostic of every arm that has it."""
+    found = []
+    for arm in results.plan["arms"]:
+        own = logs[arm["label"]]
+        of_terms = {label: [Monitor(**one) for one in listed] for label, listed in arm["monitors"].items()}
+        rows = [{key: 0.0 for log in own.values() for key in keys_of(log)}]  # for its keys
+        for key, monitor in monitors(of_terms, rows).items():
+            read = {seed: judge(key, monitor, log) for seed, log in own.items()}
+            verdicts = {seed: verdict for seed, verdict in read.items() if verdict.value is not None}
+            if verdicts:
+                found.append(Diagnosis(arm["label"], key, monitor, verdicts))
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Versions and machine
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def environments(results: Results) -> dict[str, list[str]]:
+    """What the runs were made with: by dotted key, every value that occurs, in order of appearance."""
+    found: dict[str, dict[str, None]] = {}
+    for row in results.rows:
+        for key, value in leaves(environment_of(results.folder / row.folder)):
+            found.setdefault(key, {})[str(value)] = None
+    return {key: list(values) for key, values in found.items()}
+
+
+def environment_of(run: Path) -> Mapping[str, Any]:
+    """`environment.json` of a run, or nothing."""
+    try:
+        read = read_json(run / ENVIRONMENT)
+    except SdditError:
+        return {}
+    return read if isinstance(read, dict) else {}

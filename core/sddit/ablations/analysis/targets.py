@@ -1,0 +1,144 @@
+"""How soon arms get somewhere: the steps and FLOPs after which a score reaches a target. Read from the runs' curves. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import mean
+from typing import Any
+
+from sddit.ablations.analysis.diagnostics import Log, Logs
+from sddit.ablations.analysis.results import Results, flops_until
+from sddit.ablations.analysis.statistics import Comparison, Direction, Sides, Summary, compare, summarize
+from sddit.ablations.analysis.table import redrawn
+from sddit.interfaces.metric_names import FIGURES, SCORE
+
+Point = tuple[float, float]
+"""(step, score)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """When one arm reached the target of one metric."""
+
+    arm: str
+    target: float
+    runs: int  # with a curve
+    got_there: int  # runs that reached it
+    steps: Summary | None  # where all did: a mean over some would be of the quick ones, and compare with nothing
+    flops: Summary | None  # of as many steps
+    at_once: bool  # whether some run was there at its first score already, so that its steps are too many
+    steps_of_baseline: Beside | None  # where every run of both got there, and none was there at once
+    flops_of_baseline: Beside | None
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What an arm took, beside what its baseline took."""
+
+    ratio: float  # of the means
+    comparison: Comparison  # of all such arms together; better is less
+
+
+def reached(results: Results, logs: Logs, metric: str) -> list[Reached]:
+    """Arm by arm; nothing for a metric that was not scored while training."""
+    better = FIGURES[metric.rpartition(".")[2]].better
+    arms = {arm["label"]: arm for arm in results.plan["arms"]}
+    curves = {label: {seed: points(log, metric) for seed, log in logs[label].items()} for label in arms}
+    curves = {label: {seed: run for seed, run in runs.items() if len(run) > 1} for label, runs in curves.items()}
+    found: dict[str, _Found] = {}
+    for label, arm in arms.items():
+        target = target_of(results.plan, metric, list(curves[arm["baseline"]].values()), better)
+        if curves[label] and target is not None:
+            found[label] = _found(arm, curves[label], target, better)
+    return list(_rows(arms, found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the curves of one arm say of a target."""
+
+    target: float
+    steps: Mapping[int, float]  # by seed, of the runs that reached it
+    flops: Mapping[int, float]  # of as many steps; empty where the arm's cost is not stated
+    runs: int
+    at_once: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether every run reached it."""
+        return len(self.steps) == self.runs
+
+
+def _found(arm: Mapping[str, Any], curves: Mapping[int, Sequence[Point]], target: float, better: Direction) -> _Found:
+    steps = {seed: step for seed, run in curves.items() if (step := first_at(run, target, better)) is not None}
+    flops = {seed: spent for seed, step in steps.items() if (spent := flops_until(arm, step)) is not None}
+    return _Found(target, steps, flops, len(curves), any(reaches(run[0][1], target, better) for run in curves.values()))
+
+
+def _rows(arms: Mapping[str, Mapping[str, Any]], found: Mapping[str, _Found]) -> Iterator[Reached]:
+    exact = {
+        label: one for label, one in found.items() if one.whole and not one.at_once
+    }  # a bound compares with nothing
+    steps = _beside(arms, {label: one.steps for label, one in exact.items()})
+    flops = _beside(arms, {label: one.flops for label, one in exact.items() if one.flops})
+    for label, one in found.items():
+        yield Reached(
+            label,
+            one.target,
+            one.runs,
+            len(one.steps),
+            summarize(list(one.steps.values())) if one.whole else None,
+            summarize(list(one.flops.values())) if one.whole and one.flops else None,
+            one.at_once,
+            steps.get(label),
+            flops.get(label),
+        )
+
+
+def _beside(arms: Mapping[str, Mapping[str, Any]], spent: Mapping[str, Mapping[int, float]]) -> dict[str, Beside]:
+    """Every arm but the baselines, by label; `spent`: by arm and seed."""
+    bases = {label: spent[base] for label in spent if (base := arms[label]["baseline"]) != label and base in spent}
+    sides = {label: Sides(spent[label], base, paired=not redrawn(arms[label])) for label, base in bases.items()}
+    return {
+        label: Beside(mean(spent[label].values()) / mean(bases[label].values()), comparison)
+        for label, comparison in compare(sides, better="lower").items()
+    }
+
+
+def points(log: Log, metric: str) -> list[Point]:
+    """The scores of one run over its steps."""
+    key = f"{SCORE}{metric}"
+    return [(line["step"], line[key]) for line in log if key in line and math.isfinite(line[key])]
+
+
+def target_of(
+    plan: Mapping[str, Any], metric: str, baseline: Sequence[Sequence[Point]], better: Direction
+) -> float | None:
+    """The recipe's target, or what the baseline's last scores reached in every seed; None without either."""
+    if metric in plan.get("targets", {}):  # plans of an earlier version have none
+        return float(plan["targets"][metric])
+    ends = [run[-1][1] for run in baseline]
+    return (max(ends) if better == "lower" else min(ends)) if ends else None
+
+
+def reaches(score: float, target: float, better: Direction) -> bool:
+    """Whether a score is as good as the target."""
+    return score <= target if better == "lower" else score >= target
+
+
+def first_at(run: Sequence[Point], target: float, better: Direction) -> float | None:
+    """The step at which a curve first reaches the target; its first step if it begins there, None if it never does.
+
+    Between two scores a distance falls about exponentially, so it is a line in its logarithm; another figure is a line.
+    """
+    if reaches(run[0][1], target, better):
+        return run[0][0]
+    for (step, score), (later, next_score) in pairwise(run):
+        if reaches(next_score, target, better):
+            on_log = better == "lower" and min(score, next_score, target) > 0
+            a, b, at = (math.log(v) if on_log else v for v in (score, next_score, target))
+            return step + (later - step) * (at - a) / (b - a)
+    return None

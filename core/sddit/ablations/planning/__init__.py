@@ -1,0 +1,1 @@
+"""Plan an ablation: arms, grid, seeds, budget and cost. Torch-free."""

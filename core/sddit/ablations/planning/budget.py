@@ -1,0 +1,155 @@
+"""How long each arm trains, so that all have as much of one thing as the recipe without changes has. No torch.
+
+images: train.steps x train.batch. flops: by the components' formulas, backward pass, teacher and heads counted. time: by
+seconds per step, measured once. A moment that is a share of the run moves with its length by itself; one that counts steps
+(`warmup = 50`) means that step of the recipe's own length, and is moved in proportion. An arm of equal FLOPs or equal time
+is thus a run of its own length, learning rate and ramps included, and never a longer one cut short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import AfterValidator, BaseModel
+from pydantic.fields import FieldInfo
+
+from sddit.ablations.planning.ablation_settings import BudgetRule
+from sddit.ablations.planning.arms import Ablation, Arm, nested
+from sddit.errors import Problem, SdditError, error
+from sddit.plugins.host import Host
+from sddit.recipes.checks import components
+from sddit.recipes.costs import plan
+from sddit.recipes.merge import Origin, lay
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve_merged
+from sddit.value_schedules import Moment, Ramp
+
+COUNTS_STEPS = next(note for note in get_args(Moment) if isinstance(note, AfterValidator))
+"""The mark of a setting that is a moment: a whole number there counts steps."""
+
+Pace = Mapping[str, float]
+"""Seconds per training step by the id of the arm's recipe before it is cut to the budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What every arm gets."""
+
+    rule: BudgetRule
+    amount: float  # images, FLOPs or seconds of training
+    pace: Pace
+
+
+def unmeasured(ablation: Ablation, pace: Pace) -> dict[str, Recipe]:
+    """The recipes, by id, whose seconds per step a budget of time still needs."""
+    if ablation.settings.budget != "time":
+        return {}
+    recipes = [ablation.base, *(arm.recipe for arm in ablation.arms)]
+    return {recipe.run_id: recipe for recipe in recipes if recipe.run_id not in pace}
+
+
+def budget_of(ablation: Ablation, pace: Pace) -> Budget:
+    """The images, FLOPs or seconds of the recipe without changes. Raises SD-R151 where its FLOPs are not stated."""
+    base, rule = ablation.base, ablation.settings.budget
+    match rule:
+        case "images":
+            amount = float(base.train.steps * base.train.batch)
+        case "flops":
+            amount = base.train.steps * flops_per_step(base)
+        case "time":
+            amount = base.train.steps * pace[base.run_id]
+    return Budget(rule, amount, pace)
+
+
+def within(budget: Budget, arm: Arm, host: Host | None = None) -> Recipe:
+    """The arm's recipe at the length that spends the budget to half a step.
+
+    What a step costs on average may change with the length, where a ramp of visible tokens is rounded to whole ones: hence
+    the loop.
+    """
+    recipes = {arm.recipe.train.steps: arm.recipe}
+    recipe = arm.recipe
+    while (steps := max(1, round(budget.amount / step_of(budget, arm, recipe)))) not in recipes:
+        recipe = recipes[steps] = at_length(arm, steps, host)
+    return min(recipes.values(), key=lambda one: abs(budget.amount - one.train.steps * step_of(budget, arm, one)))
+
+
+def step_of(budget: Budget, arm: Arm, recipe: Recipe) -> float:
+    """The share of the budget that a step of `recipe`, the arm at some length, takes."""
+    match budget.rule:
+        case "images":
+            return float(recipe.train.batch)
+        case "flops":
+            return flops_per_step(recipe)
+        case "time":
+            return budget.pace[arm.recipe.run_id]
+
+
+def flops_per_step(recipe: Recipe) -> float:
+    """By the formulas of the recipe's components. Raises SD-R151 where one of them states none."""
+    cost = plan(recipe)
+    if cost.flops_per_step is None:
+        raise error(
+            "SD-R151",
+            "a budget of FLOPs needs the cost of every component",
+            where="ablation.budget",
+            got=f"not stated by {', '.join(cost.not_stated)}",
+            fix='write its `cost`, or choose ablation.budget = "time" or "images"',
+        )
+    return cost.flops_per_step
+
+
+def at_length(arm: Arm, steps: int, host: Host | None = None) -> Recipe:
+    """The arm as a run of `steps`: what counts steps moves with the length."""
+    merged, factor = deepcopy(arm.merged), steps / arm.recipe.train.steps
+    origin = Origin("budget")
+    lay(merged, {"train": {"steps": steps}}, lambda key: origin)
+    for key, value in moved(arm.recipe, factor):
+        lay(merged, nested(key, value), lambda key: origin)
+    try:
+        return resolve_merged(merged, host=host)
+    except SdditError as failure:
+        raise SdditError(*(_of_arm(arm, steps, problem) for problem in failure.problems)) from failure
+
+
+def _of_arm(arm: Arm, steps: int, problem: Problem) -> Problem:
+    what = f"arm {arm.label!r} at {steps} steps: {problem.what}"
+    return Problem(problem.code, what, problem.where, problem.got, problem.expect, problem.fix)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Moments that count steps
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def moved(recipe: Recipe, factor: float) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of each setting that counts steps, at `factor` times the length."""
+    for key, chosen in components(recipe).items():
+        yield from _moved_in(chosen.params, key, factor)
+    yield from _moved_in(recipe.teacher, "teacher", factor)
+
+
+def _moved_in(settings: BaseModel, table: str, factor: float) -> Iterator[tuple[str, Any]]:
+    for name, info in type(settings).model_fields.items():
+        key, value = f"{table}.{info.alias or name}", getattr(settings, name)
+        if isinstance(value, Ramp):
+            ramp = value.model_dump(by_alias=True)
+            ends = {end: _scaled(ramp[end], factor) for end in ("from", "until")}
+            if ends.items() - ramp.items():
+                yield key, ramp | ends
+        elif isinstance(value, BaseModel):
+            yield from _moved_in(value, key, factor)
+        elif _is_moment(info) and _scaled(value, factor) != value:
+            yield key, _scaled(value, factor)
+
+
+def _is_moment(info: FieldInfo) -> bool:
+    return COUNTS_STEPS in info.metadata
+
+
+def _scaled(moment: int | float, factor: float) -> int | float:
+    """A count of steps in proportion, and no less than one; a share, and the beginning, as they are."""
+    return max(1, round(moment * factor)) if isinstance(moment, int) and moment > 0 else moment

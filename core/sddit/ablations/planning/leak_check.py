@@ -1,0 +1,54 @@
+"""Whether an arm's losses can see their target: looked for once, before the first run. Torch only where it is looked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sddit.ablations.planning.arms import Arm
+from sddit.formatting import big
+from sddit.progress import Progress
+from sddit.recipes.costs import plan
+from sddit.recipes.recipe import Recipe
+
+LARGEST = 50e6  # parameters: above, looking takes minutes and gigabytes, in float64
+
+
+@dataclass(frozen=True, slots=True)
+class LeakCheck:
+    """What was found in one arm."""
+
+    found: tuple[str, ...] = ()  # where the target shows
+    unchecked: str = ""  # why it was not looked for
+
+
+def look_for_leaks(arms: Sequence[Arm], progress: Progress) -> dict[str, LeakCheck]:
+    """`sddit.verify.leak` on each arm, by label."""
+    if not arms:
+        return {}
+    progress.stage("leak test", total=len(arms))
+    checks = {}
+    for arm in arms:
+        checks[arm.label] = look(arm.recipe)
+        progress.tick()
+    progress.end_stage()
+    return checks
+
+
+def look(recipe: Recipe) -> LeakCheck:
+    """One recipe, on the CPU. What fails there is for its runs to report, not for this check."""
+    size = plan(recipe).backbone_parameters
+    if size is not None and size > LARGEST:
+        return LeakCheck(
+            unchecked=f"the network has {big(size)} parameters; sddit.verify.leak(recipe) looks all the same"
+        )
+    from sddit.verify import leak
+
+    try:
+        measured = leak(recipe)
+    except Exception as failure:
+        return LeakCheck(unchecked=f"{type(failure).__name__}: {failure}")
+    failing = [(one.relation, one.what.removeprefix(f"{recipe.name}: ")) for one in measured if not one.holds]
+    if controls := [what for relation, what in failing if relation == ">="]:
+        return LeakCheck(unchecked=f"nothing would show: {controls[0]}")
+    return LeakCheck(tuple(what for _, what in failing))

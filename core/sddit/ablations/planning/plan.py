@@ -1,0 +1,267 @@
+"""The runs of an ablation: arms x seeds, each with its id, its cost and its folder. No torch.
+
+A run's id is the one it has on its own (`Recipe.run_id`): a run that was made outside of the ablation, or by another one, is
+found in `--out` by its id and reused, and two arms that are the same recipe share their runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sddit.ablations.planning.ablation_settings import AblationSettings
+from sddit.ablations.planning.arms import Ablation
+from sddit.ablations.planning.budget import Budget, Pace, budget_of, unmeasured, within
+from sddit.ablations.planning.leak_check import LeakCheck
+from sddit.formatting import slug
+from sddit.plugins.host import Host
+from sddit.recipes.costs import Plan
+from sddit.recipes.costs import plan as cost_of
+from sddit.recipes.differences import by_leaf, differences
+from sddit.recipes.merge import leaves
+from sddit.recipes.recipe import Recipe
+from sddit.storage.run_folder import RECIPE, REPORT
+
+PLAN = "plan.json"
+WHENCE = ("plugins", "code")
+"""Tables of a resolved recipe that say where its components come from: what they do stands in the other tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedArm:
+    """An arm at the length that its budget gives it."""
+
+    label: str
+    changes: dict[str, Any]
+    baseline: str
+    named: str
+    recipe: Recipe
+    cost: Plan
+    leaks: LeakCheck | None = None  # None: not looked for yet
+
+    @property
+    def images(self) -> int:
+        """Over the whole run."""
+        return self.cost.steps * self.cost.batch
+
+    @property
+    def parameters(self) -> int | None:
+        """Trained: the backbone and the heads of the terms."""
+        parts = [self.cost.backbone_parameters, *self.cost.heads_parameters.values()]
+        return None if None in parts else sum(part or 0 for part in parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "changes": self.changes,
+            "baseline": self.baseline,
+            "named": self.named,
+            "steps": self.cost.steps,
+            "batch": self.cost.batch,
+            "images": self.images,
+            "flops": self.cost.training_flops,
+            "flops_per_step": self.cost.flops_per_step,
+            "flops_course": list(self.cost.course),
+            "sampling_flops_per_image": self.cost.sampling_flops_per_image,
+            "parameters": self.parameters,
+            "sampled_parameters": self.cost.backbone_parameters,
+            "memory": self.cost.memory.total,
+            "not_stated": list(self.cost.not_stated),
+            "idle": list(self.recipe.idle),
+            "warnings": list(self.recipe.warnings),
+            "leaks": asdict(self.leaks) if self.leaks else None,
+            "monitors": {
+                label: [asdict(monitor) for monitor in chosen.params.monitors()]
+                for label, chosen in self.recipe.terms.items()
+            },
+        }
+
+
+def differs(arm: PlannedArm, baseline: PlannedArm) -> list[tuple[str, Any, Any]]:
+    """(key, the baseline's value, the arm's) of every setting of the resolved recipes that is not the same and changes numbers."""
+    found = differences(baseline.recipe.to_json(), arm.recipe.to_json())
+    return by_leaf(
+        (key, theirs, own) for key, theirs, own, kind in found if kind != "free" and not key.startswith(WHENCE)
+    )
+
+
+def baseline_of(arm: PlannedArm, arms: Sequence[PlannedArm]) -> PlannedArm:
+    """The arm that another is compared with."""
+    return next(one for one in arms if one.label == arm.baseline)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One arm at one seed."""
+
+    arm: str
+    seed: int  # of the ablation's seeds; the recipe's own is added to it
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.recipe.run_id
+
+    @property
+    def title(self) -> str:
+        return f"{self.arm} seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AblationPlan:
+    """All that an ablation is going to run."""
+
+    name: str
+    id: str
+    settings: AblationSettings
+    metrics: tuple[str, ...]
+    arms: tuple[PlannedArm, ...]  # at the recipe's own length while the budget is not settled
+    runs: tuple[PlannedRun, ...]  # seed after seed, so that all arms can be compared early; none while not settled
+    budget: Budget | None  # None: of time, and not measured yet
+    folder: Path
+    threads: int | None = None  # of each run, where the recipe leaves it open
+    command: str = ""  # what to type for it
+    published: Path | None = None  # results to compare with
+
+    @property
+    def needed(self) -> list[PlannedRun]:
+        """The runs, each once: arms that are the same recipe share theirs."""
+        first: dict[Path, PlannedRun] = {}
+        for run in self.runs:
+            first.setdefault(run.folder, run)
+        return list(first.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """What `plan.json` holds; run folders are named from the plan's own."""
+        budget = self.budget
+        return {
+            "name": self.name,
+            "id": self.id,
+            "command": self.command,
+            "question": self.settings.question,
+            "tuning": self.settings.tuning,
+            "seeds": list(self.settings.seeds),
+            "metrics": list(self.metrics),
+            "targets": dict(leaves(self.settings.targets)),
+            "budget": {
+                "rule": self.settings.budget,
+                "amount": budget.amount if budget else None,
+                "seconds_per_step": dict(budget.pace) if budget else {},
+            },
+            "threads": self.threads,
+            "published": os.path.relpath(self.published, self.folder) if self.published else "",
+            "data": self.arms[0].recipe.facts.source,
+            "arms": [arm.to_json() | {"differs": differs(arm, baseline_of(arm, self.arms))} for arm in self.arms],
+            "runs": [
+                {"arm": run.arm, "seed": run.seed, "id": run.id, "folder": os.path.relpath(run.folder, self.folder)}
+                for run in self.runs
+            ],
+        }
+
+
+def make_plan(
+    ablation: Ablation,
+    out: Path,
+    *,
+    pace: Pace | None = None,
+    threads: int | None = None,
+    leaks: Mapping[str, LeakCheck] | None = None,
+    copy: int = 1,
+    host: Host | None = None,
+) -> AblationPlan:
+    """The plan of an ablation in the folder `out` of run folders.
+
+    Args:
+        pace: seconds per step of every arm, for a budget of time; without it the plan is not settled and has no runs.
+        threads: CPU threads of each run.
+        leaks: by arm, what looking for leaks has found.
+        copy: 1: runs are reused. 2 and above: that further copy, in which nothing is shared.
+
+    Raises:
+        SdditError: where an arm cannot be run at the length that its budget gives it.
+    """
+    budget = None if unmeasured(ablation, pace or {}) else budget_of(ablation, pace or {})
+    lengths = [within(budget, arm, host) if budget else arm.recipe for arm in ablation.arms]
+    arms = tuple(
+        PlannedArm(
+            arm.label, dict(arm.changes), arm.baseline, arm.named, recipe, cost_of(recipe), (leaks or {}).get(arm.label)
+        )
+        for arm, recipe in zip(ablation.arms, lengths, strict=True)
+    )
+    folder = folder_of(ablation, out, copy)
+    runs = runs_of(ablation, arms, folder if copy > 1 else out, shared=copy == 1) if budget else ()
+    return AblationPlan(
+        name=ablation.base.name,
+        id=ablation_id(ablation),
+        settings=ablation.settings,
+        metrics=ablation.metrics,
+        arms=arms,
+        runs=tuple(runs),
+        budget=budget,
+        folder=folder,
+        threads=threads,
+        command=ablation.command,
+        published=ablation.published,
+    )
+
+
+def runs_of(ablation: Ablation, arms: Sequence[PlannedArm], out: Path, *, shared: bool) -> Iterator[PlannedRun]:
+    """Arms x seeds, each with its folder; `shared`: equal recipes share one."""
+    places: dict[str, Path] = {}
+    for seed in ablation.settings.seeds:
+        for arm in arms:
+            name = run_name(ablation.base.name, arm.label)
+            recipe = replace(arm.recipe, name=name, seed=arm.recipe.seed + seed)
+            own = out / f"{name}-{recipe.run_id}"
+            place = places.setdefault(recipe.run_id, place_of(recipe, own)) if shared else own
+            yield PlannedRun(arm.label, seed, replace(recipe, name=place.name[: -len(recipe.run_id) - 1]), place)
+
+
+def ablation_id(ablation: Ablation) -> str:
+    """Hash of the arms before they are cut to the budget, and of the budget. More seeds or metrics keep the id."""
+    identity = {
+        "base": ablation.base.run_id,
+        "arms": {arm.label: arm.recipe.run_id for arm in ablation.arms},
+        "budget": ablation.settings.budget,
+    }
+    return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def folder_of(ablation: Ablation, out: Path, copy: int = 1) -> Path:
+    """The ablation's own folder, `<name>-<id>`, beside the folders of its runs; a further copy's holds its runs too."""
+    name = f"{ablation.base.name}-{ablation_id(ablation)}"
+    return out / (name if copy == 1 else f"{name}-copy{copy}")
+
+
+def run_name(ablation: str, arm: str) -> str:
+    """What the run folders of an arm begin with: `mask_ratio=0.1` is `mask_ratio-0.1` there."""
+    return f"{ablation}-{slug(arm)}"
+
+
+def place_of(recipe: Recipe, own: Path) -> Path:
+    """The folder of a run: one beside `own` that holds it already, finished before unfinished; else `own`."""
+    held = [path for path in sorted(own.parent.glob(f"*-{recipe.run_id}")) if holds(path, recipe)]
+    finished = [path for path in held if (path / REPORT).is_file()]
+    return next(iter([*finished, *held]), own)
+
+
+def holds(folder: Path, recipe: Recipe) -> bool:
+    """Whether a run folder is of this recipe still: `--allow-change` may have led it elsewhere."""
+    try:
+        held = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return all(kind == "free" for *_, kind in differences(held, recipe.to_json()))
+
+
+def with_threads(recipe: Recipe, threads: int | None) -> Recipe:
+    """The recipe with that many CPU threads, unless it says itself how many."""
+    if threads is None or recipe.train.threads is not None:
+        return recipe
+    return replace(recipe, train=recipe.train.model_copy(update={"threads": threads}))

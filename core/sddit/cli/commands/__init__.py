@@ -1,0 +1,1 @@
+"""The commands of `sddit-run`, one file per command."""

@@ -1,0 +1,201 @@
+"""`sddit-run evaluate`: the scores of a trained run, what its tokens tell, whether it copies, and FID by your own files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sddit.cli.common import Place, Verb, console, error_console, notice, print_json, state_of, table
+from sddit.distributed import processes
+from sddit.interfaces.metric_names import FIGURES
+from sddit.plugins.host import host
+from sddit.progress import Progress, progress_on
+from sddit.storage.run_folder import RECIPE
+
+EXAMPLES = """
+sddit-run evaluate runs/quickstart-4f2c91d07a55
+sddit-run evaluate RUN --json
+sddit-run evaluate RUN --probe          what tokens tell of the class
+sddit-run evaluate RUN --copies         the samples nearest to training images
+sddit-run evaluate RUN --inception WEIGHTS.pth --reference BATCH.npz
+"""
+ROWS = {
+    "fd": "Frechet distance",
+    "fd_all": "Frechet distance, all {samples} samples",
+    "kid": "kernel distance",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "copied": "near copies of training images",
+    "class_accuracy": "class accuracy",
+}
+ADM = {
+    "fid": "FID",
+    "sfid": "sFID",
+    "inception_score": "Inception score",
+    "precision": "precision",
+    "recall": "recall",
+}
+Look = Callable[[Path, str, Progress], dict[str, Any]]
+Show = Callable[[Mapping[str, Any]], None]
+
+
+@click.command("evaluate", cls=Verb, examples=EXAMPLES)
+@click.argument("run", type=Place())
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
+)
+@click.option("--probe", is_flag=True, help="Probe the tokens of every block for the class: probe.json and charts.")
+@click.option("--copies", is_flag=True, help="Look for copies among the samples that the run has kept: copies.json.")
+@click.option(
+    "--inception",
+    type=Place(),
+    metavar="FILE",
+    help="The weights of FID's Inception network: FID, sFID and more of the kept samples, in adm.json.",
+)
+@click.option("--reference", type=Place(), metavar="NPZ", help="The reference batch of --inception.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    run: Path,
+    device: str,
+    probe: bool,
+    copies: bool,
+    inception: Path | None,
+    reference: Path | None,
+    as_json: bool,
+) -> None:
+    """Sample a run and score the pictures; or look at what it knows and has kept."""
+    host().announce = notice
+    looks: dict[str, tuple[Look, Show]] = {}
+    if probe:
+        looks["probe"] = _probe, print_probe
+    if copies:
+        looks["copies"] = _copies, partial(print_copies, run)
+    if inception is not None and reference is not None:
+        looks["adm"] = partial(_adm, weights=inception, reference=reference), print_adm
+    elif inception is not None or reference is not None:
+        raise click.UsageError("--inception and --reference belong together: give both")
+    if not looks:
+        if not is_scored(run):
+            if processes.rank() == 0:
+                notice("no scores: the recipe's evaluate.features names no extractor")
+                if as_json:
+                    print_json({})
+            return
+        looks["scores"] = _scores, print_scores
+    shown = progress_on(error_console() if as_json else console()) if processes.rank() == 0 else Progress()
+    with shown as progress:
+        state_of(ctx).progress = progress
+        found = {name: look(run, device, progress) for name, (look, _) in looks.items()}
+    if processes.rank() > 0:
+        return
+    if as_json:
+        print_json(found.get("scores", found))
+        return
+    for name, (_, show) in looks.items():
+        show(found[name])
+
+
+# What is measured, as JSON; each imports torch when it is called
+
+
+def _scores(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+    from sddit.runs.pipeline import evaluate_run
+
+    return {label: one.to_json() for label, one in evaluate_run(run, device=device, progress=progress).items()}
+
+
+def _probe(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+    from sddit.evaluation.tokens import probe_run
+
+    return probe_run(run, device=device, progress=progress).to_json()
+
+
+def _copies(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+    from sddit.evaluation.copies import copies_of_run
+
+    return {label: one.to_json() for label, one in copies_of_run(run, device=device, progress=progress).items()}
+
+
+def _adm(run: Path, device: str, progress: Progress, *, weights: Path, reference: Path) -> dict[str, Any]:
+    from importlib import import_module
+
+    adm = import_module(
+        "sddit_standard.features.adm"
+    )  # the contract of extractors gains a mode for this in the next step
+    found: dict[str, Any] = adm.adm_of_run(
+        run, weights=weights, reference=reference, device=device, progress=progress
+    ).to_json()
+    return found
+
+
+# What is printed of it
+
+
+def print_probe(probe: Mapping[str, Any]) -> None:
+    """Held-out accuracy of both kinds of probe: a line for each block, a column for each noise level."""
+    out = console()
+    beside = f"chance {probe['chance']:.3f}; in brackets the same network untrained"
+    for kind, title in (("linear", "linear probe"), ("neighbours", "nearest neighbours")):
+        out.print(f"{title} of {probe['weights']}, {probe['heldout']} held-out images ({beside})", style="bold")
+        block = table("block", *(f"noise {noise:g}" for noise in probe["noise"]))
+        for column, number in enumerate(probe["blocks"]):
+            pairs = zip(probe[kind], probe[f"{kind}_untrained"], strict=True)
+            block.add_row(str(number), *(f"{row[column]:.3f} ({plain[column]:.3f})" for row, plain in pairs))
+        out.print(block)
+
+
+def print_copies(run: Path, copies: Mapping[str, Mapping[str, Any]]) -> None:
+    """How many samples are near to training images, and where the closest pairs are."""
+    block = table("seen by", "near copies", "held-out images", "closest pairs")
+    for label, one in copies.items():
+        picture = run / "samples" / f"copies-{label.replace('/', '-')}.png"
+        block.add_row(one["title"], figure(one["share"]), figure(one["floor"]), str(picture))
+    console().print(block)
+
+
+def print_adm(adm: Mapping[str, Any]) -> None:
+    """The figures of ADM's suite; those that the reference cannot give are left out."""
+    out = console()
+    out.print(
+        f"{adm['samples']} samples against {adm['reference']}, weights {adm['weights_sha256'][:12]}", style="bold"
+    )
+    block = table("", "samples")
+    for key, title in ADM.items():
+        if adm[key] is not None:
+            block.add_row(title, figure(adm[key]))
+    out.print(block)
+
+
+def is_scored(run: Path) -> bool:
+    """Whether the run's recipe names an extractor; what is no run folder is refused where it is loaded."""
+    from sddit.recipes.resolve import resolve
+
+    recipe = run / RECIPE
+    return not recipe.is_file() or bool(resolve(recipe).features)
+
+
+def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """One block an extractor: each figure beside what held-out images get."""
+    out = console()
+    for label, one in scores.items():
+        out.print(f"{one['title']} ({label}), {one['n']} images against {one['training']}", style="bold")
+        block = table("", "samples", "held-out images")
+        for key, title in ROWS.items():
+            if one.get(key) is not None:
+                block.add_row(title.format_map(one), figure(one[key]), figure(one.get(f"{key}_floor")))
+        for key, value in one.get("own", {}).items():
+            block.add_row(FIGURES[key].title if key in FIGURES else key, figure(value), "")
+        out.print(block)
+
+
+def figure(value: float | None) -> str:
+    """Four digits, or nothing."""
+    return "" if value is None else f"{value:.4g}"

@@ -1,0 +1,128 @@
+"""`sddit-run new-plugin`: a plugin that works, to change into one's own."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import sys
+from collections.abc import Mapping
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+
+import click
+
+from sddit import __version__
+from sddit.cli.common import Place, Verb
+from sddit.errors import Problem, error, raise_all
+from sddit.plugins.host import host
+from sddit.storage.atomic import storage_errors
+from sddit.storage.run_folder import made
+
+EXAMPLES = """
+sddit-run new-plugin my_loss                    my_loss.py and test_my_loss.py
+sddit-run new-plugin my_steps --kind sampler
+sddit-run new-plugin my_loss --package          a package to install and share
+"""
+KINDS = ("loss", "sampler")
+USAGE = {
+    "loss": '\n    [loss.$name]\n    name = "$name"\n    weight = 0.1',
+    "sampler": '\n    [sampler]\n    name = "$name"',
+}
+
+
+@click.command("new-plugin", cls=Verb, examples=EXAMPLES)
+@click.argument("name")
+@click.option("--kind", type=click.Choice(KINDS), default="loss", show_default=True, help="What it adds.")
+@click.option("--package", is_flag=True, help="Write a package rather than one file.")
+@click.option("--in", "folder", type=Place(), default=".", show_default=True, help="Where to write it.")
+def new_plugin(name: str, kind: str, package: bool, folder: Path) -> None:
+    """Write a working plugin and its test."""
+    refuse_bad_name(name, kind)
+    written = package_of(name, kind) if package else one_file(name, kind)
+    write(folder, written)
+    for path in written:
+        click.echo(f"wrote {folder / path}")
+    steps = [f"pip install -e {folder / name}"] if package else []  # its test finds it by its entry point
+    steps += [f"pytest {folder / path}" for path in written if Path(path).name == f"test_{name}.py"]
+    for lead, step in zip(("next:", ""), steps, strict=False):
+        click.echo(f"{lead:<7}{step}")
+
+
+def refuse_bad_name(name: str, kind: str) -> None:
+    """It becomes a module, a class and a component."""
+    fitting = re.fullmatch(r"[a-z][a-z0-9_]*", name)
+    holder = holder_of(name) if fitting else ""
+    if fitting and not holder:
+        return
+    guess = f"{name}_{kind}" if fitting else re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_0123456789")
+    raise error(
+        "SD-R172",
+        f"{name!r} is {holder}" if holder else f"{name!r} cannot name a plugin",
+        where="command line",
+        got=name,
+        expect="a name that nothing else has" if holder else "a-z first, then a-z, 0-9 and _",
+        fix=f"sddit-run new-plugin {guess}" if guess else "",
+    )
+
+
+def holder_of(name: str) -> str:
+    """What has the name already, so that a plugin of that name would not be found or would hide it; empty: nothing."""
+    if keyword.iskeyword(name):
+        return "a reserved word of Python"
+    if name == "sddit" or ((row := host().rows.get(name)) and row.builtin):
+        return "the name of a built-in plugin"
+    if name in sys.stdlib_module_names:
+        return "a module of Python's standard library"
+    spec = find_spec(name)
+    if spec is None or spec.origin is None or Path(spec.origin).resolve().parent == Path.cwd():
+        return ""  # a file beside us hides nothing: SD-R173 refuses to overwrite it
+    return "a module that is installed here"
+
+
+def one_file(name: str, kind: str) -> dict[str, str]:
+    """{path: text} of a one-file plugin."""
+    return {f"{name}.py": fill(f"{kind}/plugin", name), f"test_{name}.py": fill(f"{kind}/test", name)}
+
+
+def package_of(name: str, kind: str) -> dict[str, str]:
+    """{path: text} of a package; its code is the same file."""
+    usage = Template(USAGE[kind]).substitute(name=name)
+    code = fill(f"{kind}/plugin", name).replace(f'plugins = ["./{name}.py"]', f'plugins = ["{name}"]')
+    return {
+        f"{name}/pyproject.toml": fill("package/pyproject", name),
+        f"{name}/README.md": fill("package/readme", name, usage=usage),
+        f"{name}/src/{name}/__init__.py": code.replace("in one file", "of its own package").replace(
+            " beside this file", ""
+        ),
+        f"{name}/tests/test_{name}.py": fill("package/test", name),
+    }
+
+
+def fill(template: str, name: str, **more: str) -> str:
+    """A template with the plugin's names in place."""
+    words: Mapping[str, str] = {
+        "name": name,
+        "cls": "".join(part.capitalize() for part in name.split("_")),
+        "dashed": f"sddit-{name.replace('_', '-')}",
+        "title": name.replace("_", " ").capitalize(),
+        "version": ".".join(__version__.split(".")[:2]),
+    }
+    text = files("sddit.cli").joinpath("templates", f"{template}.txt").read_text(encoding="utf-8")
+    return Template(text).substitute(words, **more)
+
+
+def write(folder: Path, texts: Mapping[str, str]) -> None:
+    """All files or none: nothing that exists is overwritten."""
+    raise_all(
+        Problem(
+            "SD-R173", "a file is there already", where=str(folder / path), fix="choose another name, or --in FOLDER"
+        )
+        for path in texts
+        if (folder / path).exists()
+    )
+    for path, text in texts.items():
+        made((folder / path).parent)
+        with storage_errors(folder / path):
+            (folder / path).write_text(text, encoding="utf-8")

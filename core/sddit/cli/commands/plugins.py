@@ -1,0 +1,76 @@
+"""`sddit-run plugins`: what is installed, where it came from, and what it brings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from sddit.cli.common import Verb, console, error_console, notice, print_json, table
+from sddit.errors import printable
+from sddit.plugins.discovery import Row
+from sddit.plugins.host import Host, host
+
+EXAMPLES = """
+sddit-run plugins           third-party ones from their metadata
+sddit-run plugins --load    import every one, and say what it registers
+sddit-run plugins --json
+"""
+STYLES = {"loaded": "green", "failed": "bold red", "not loaded": "dim", "not allowed": "yellow"}
+
+
+@click.command("plugins", cls=Verb, examples=EXAMPLES)
+@click.option("--load", is_flag=True, help="Import third-party plugins too. This runs their code.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plugins(load: bool, as_json: bool) -> None:
+    """List the plugins and what they register."""
+    found = host()
+    if load:
+        found.announce = notice
+        found.load_everything()
+    if as_json:
+        print_json([as_record(found, row) for row in found.rows.values()])
+    else:
+        print_rows(found)
+
+
+def as_record(found: Host, row: Row) -> dict[str, Any]:
+    """One row as JSON, with the packages that its components lack."""
+    record = {name: value for name, value in asdict(row).items() if name not in ("failure", "code")}
+    return {**record, "seconds": round(row.seconds, 4), "builtin": row.builtin, "missing": missing(found, row)}
+
+
+def missing(found: Host, row: Row) -> dict[str, list[str]]:
+    """{component: distributions it needs and that are not installed}."""
+    registries = found.registries.all().values()
+    return {c.name: lacking for r in registries for c in r if c.origin == row.name and (lacking := c.missing())}
+
+
+def print_rows(found: Host) -> None:
+    """The table, and under it what went wrong."""
+    out = console()
+    shown = table("plugin", "from", "registers", "state")
+    for row in found.rows.values():
+        origin = "sddit" if row.builtin else printable(f"{row.distribution} {row.version}")
+        state = f"{row.state}" + (f" in {row.seconds:.1f} s" if row.seconds > 1 else "")
+        shown.add_row(printable(row.name), origin, registers(found, row), f"[{STYLES[row.state]}]{state}[/]")
+    out.print(shown, markup=True)
+    errors = error_console()
+    for row in found.rows.values():
+        if row.error:
+            errors.print(f"\n{row.name}: {printable(row.error)}", style="red", soft_wrap=True)
+            if row.where:
+                errors.print(f"  at {row.where}", soft_wrap=True)
+    if any(row.state == "not loaded" for row in found.rows.values()):
+        out.print("\nA third-party plugin is used when a recipe names it; --load shows what it registers.", style="dim")
+
+
+def registers(found: Host, row: Row) -> str:
+    """`losses: denoising`, a line for each kind."""
+    lacking = missing(found, row)
+    named = {
+        kind: [f"{name} (needs {', '.join(lacking[name])})" if name in lacking else name for name in names]
+        for kind, names in row.registers.items()
+    }
+    return "\n".join(f"{kind}: {printable(', '.join(names))}" for kind, names in named.items())

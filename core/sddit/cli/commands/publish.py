@@ -1,0 +1,42 @@
+"""`sddit-run publish`: an ablation as a folder for a repository. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sddit.ablations.planning.plan import PLAN
+from sddit.cli import common as frame
+from sddit.errors import error
+
+EXAMPLES = """
+sddit-run publish runs/teacher_noise-0c11d2e4f3a5 docs/results/teacher_noise
+sddit-run publish ABLATION FOLDER --unfinished     what there is by now
+"""
+
+
+@click.command("publish", cls=frame.Verb, examples=EXAMPLES)
+@click.argument("ablation", type=frame.Place())
+@click.argument("folder", type=frame.Place())
+@click.option("--unfinished", is_flag=True, help="Publish although runs are missing.")
+def publish(ablation: Path, folder: Path, unfinished: bool) -> None:
+    """Write what came out of an ablation into a folder.
+
+    README.md with table, figures and conclusion, the report, a row a run, the curves, the plan: no weights, no paths of this
+    machine. The same runs give the same bytes.
+    """
+    from sddit.reports.ablation.publish import publish as write
+
+    if not (ablation / PLAN).is_file():
+        raise error(
+            "SD-T922",
+            "no ablation to publish",
+            where=str(ablation),
+            got="no folder" if not ablation.is_dir() else f"no {PLAN} in it",
+            expect="the folder of an ablation",
+            fix="sddit-run RECIPE   makes one, of a recipe with [ablation]",
+        )
+    written = write(ablation, folder, unfinished=unfinished)
+    size = sum(path.stat().st_size for path in written)
+    click.echo(f"{folder}: {len(written)} files, {size / 1e6:.2g} MB, none of weights")

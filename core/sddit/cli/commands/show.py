@@ -1,0 +1,233 @@
+"""`sddit-run show`: what a recipe may choose from, and what each choice may be told."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.padding import Padding
+
+from sddit.ablations.planning.ablation_settings import AblationSettings
+from sddit.cli.common import Verb, console, notice, print_json, table
+from sddit.errors import error, one_of, printable
+from sddit.plugins import hookspecs
+from sddit.plugins.discovery import plugins_named_by
+from sddit.plugins.host import host
+from sddit.plugins.registry import Component, Registry
+from sddit.recipes.field_types import expectation, models
+from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
+
+EXAMPLES = """
+sddit-run show                             the kinds of component
+sddit-run show losses                      the losses there are
+sddit-run show losses discrimination       the settings of one
+sddit-run show train                       a table of the recipe itself
+sddit-run show losses mine --plugin ./mine.py
+"""
+TABLES: dict[str, type[BaseModel]] = {
+    "train": TrainSettings,
+    "teacher": TeacherSettings,
+    "ema": EmaSettings,
+    "evaluate": EvaluateSettings,
+    "start": StartSettings,
+    "ablation": AblationSettings,
+}
+
+
+@click.command("show", cls=Verb, examples=EXAMPLES)
+@click.argument("kind", required=False)
+@click.argument("name", required=False)
+@click.option("--plugin", "extra", multiple=True, metavar="NAME", help="Load this plugin too: a name, or ./file.py.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--schema", is_flag=True, help="Print the JSON schema of the settings.")
+def show(kind: str | None, name: str | None, extra: tuple[str, ...], as_json: bool, schema: bool) -> None:
+    """Show kinds, components, and their settings."""
+    if name is not None and kind in TABLES:
+        raise click.UsageError(f"[{kind}] is a table of the recipe, with settings and no components: show {kind}")
+    if schema and name is None and kind not in TABLES:
+        raise click.UsageError("--schema prints the settings of one component or table: show KIND NAME --schema")
+    host().announce = notice
+    host().use([*extra, *plugins_named_by([name or ""])], Path.cwd(), where="command line")
+    if kind is None:
+        show_kinds(as_json)
+    elif kind in TABLES:
+        show_settings(inspect.getdoc(TABLES[kind]) or "", TABLES[kind], as_json, schema)
+    elif name is None:
+        show_components(registry_of(kind), as_json)
+    else:
+        show_component(registry_of(kind).get(name, where="command line"), as_json, schema)
+
+
+def registry_of(kind: str) -> Registry[Any]:
+    """The registry of a kind, also by the name of its table in a recipe (`loss`)."""
+    registries = host().registries.all()
+    by_name = {**{r.slot: r for r in registries.values()}, **registries}
+    if kind not in by_name:
+        holders = [r.kind for r in registries.values() if kind in r.names()]
+        close = f"; sddit-run show {holders[0]} {kind}" if holders else ""
+        raise error(
+            "SD-R111",
+            f"no kind of component named {kind!r}",
+            where="command line",
+            got=kind,
+            expect=one_of(kind, [*registries, *TABLES], most=20),
+            fix=f"sddit-run show   lists the kinds{close}",
+        )
+    return by_name[kind]
+
+
+def show_kinds(as_json: bool) -> None:
+    """Each kind with its hook's own words, and its components."""
+    registries = host().registries.all()
+    if as_json:
+        print_json(
+            {
+                kind: {"hook": f"register_{kind}", "doc": doc(kind), "components": r.names()}
+                for kind, r in registries.items()
+            }
+        )
+        return
+    out = console()
+    shown = table("kind", "what a recipe chooses from it")
+    for kind, registry in registries.items():
+        names = ", ".join(registry.names()) or "none installed"
+        shown.add_row(kind, f"{doc(kind)}\n{printable(names)}\n")
+    for name, settings in TABLES.items():
+        shown.add_row(f"[{name}]", f"{inspect.getdoc(settings)}\n")
+    out.print(shown)
+    out.print("sddit-run show KIND NAME   shows the settings of one", style="dim")
+
+
+def doc(kind: str) -> str:
+    """What the hook of a kind says of itself."""
+    return inspect.getdoc(getattr(hookspecs, f"register_{kind}")) or ""
+
+
+def show_components(registry: Registry[Any], as_json: bool) -> None:
+    """The components of one kind."""
+    components = list(registry)
+    if as_json:
+        print_json([record(component) for component in components])
+        return
+    out = console()
+    out.print(f"{doc(registry.kind)}\n")
+    shown = table("name", "plugin", "", "paper")
+    names = [c.name for c in components]
+    for c in components:
+        name = c.name if names.count(c.name) == 1 else c.qualified
+        shown.add_row(printable(name), printable(c.origin), printable(c.summary + needs(c)), printable(c.paper))
+    out.print(shown)
+
+
+def needs(component: Component[Any]) -> str:
+    """What it lacks, for the end of its summary."""
+    lacking = component.missing()
+    return f" Needs {', '.join(lacking)}: not installed." if lacking else ""
+
+
+def record(component: Component[Any]) -> dict[str, Any]:
+    """One component as JSON."""
+    return {
+        "kind": component.kind,
+        "name": component.name,
+        "plugin": component.origin,
+        "summary": component.summary,
+        "paper": component.paper,
+        "requires": list(component.requires),
+        "missing": component.missing(),
+        "settings": settings_of(component.params),
+    }
+
+
+def show_component(component: Component[Any], as_json: bool, schema: bool) -> None:
+    """One component: what it is, and its settings."""
+    if as_json and not schema:
+        print_json(record(component))
+        return
+    if not schema:
+        out = console()
+        out.print(printable(f"{component.qualified}: {component.summary}"), style="bold")
+        if component.paper:
+            out.print(printable(component.paper))
+        if component.missing():
+            out.print(needs(component).strip(), style="yellow")
+        out.print()
+    show_settings("", component.params, as_json, schema)
+
+
+def show_settings(title: str, params: type[BaseModel], as_json: bool, schema: bool) -> None:
+    """The settings of one table of a recipe."""
+    if schema:
+        print_json(params.model_json_schema())
+    elif as_json:
+        print_json(settings_of(params))
+    else:
+        out = console()
+        if title:
+            out.print(f"{title}\n", style="bold")
+        print_settings(out, settings_of(params))
+
+
+def print_settings(out: Console, settings: Sequence[dict[str, Any]]) -> None:
+    """A paragraph a key: the key and what it may be, then what it means."""
+    if not settings:
+        out.print("no settings")
+    for entry in settings:
+        default = "needed" if entry["required"] else f"default {shown(entry['default'])}"
+        out.print(f"{entry['key']}", style="bold cyan", end="")
+        out.print(f"   {entry['type']}   ({default})")
+        out.print(Padding(printable(entry["description"]), (0, 0, 0, 4), expand=False))
+
+
+def shown(value: Any) -> str:
+    """A default as a recipe would write it."""
+    match value:
+        case None:
+            return "left out"
+        case True | False:
+            return str(value).lower()
+        case str():
+            return f'"{value}"'
+        case dict() if not value:
+            return "{}"
+        case dict():
+            return "{ " + ", ".join(f"{key} = {shown(item)}" for key, item in value.items()) + " }"
+        case list() | tuple():
+            return f"[{', '.join(map(shown, value))}]"
+        case _:
+            return str(value)  # 1.0 keeps its point: a moment of 1 is a step, of 1.0 the whole run
+
+
+def settings_of(params: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
+    """Every key, those of tables inside it as `decoder.depth`."""
+    return [entry for name, field in params.model_fields.items() for entry in entries(name, field, prefix)]
+
+
+def entries(name: str, field: FieldInfo, prefix: str) -> Iterator[dict[str, Any]]:
+    """One key, and those of the table it is."""
+    key = f"{prefix}{field.alias or name}"
+    yield {
+        "key": key,
+        "type": expectation(field),
+        "required": field.is_required(),
+        "default": plain(field),
+        "description": field.description or "",
+    }
+    for inner in models(field.annotation):
+        if inner.__module__ != "sddit.value_schedules":  # a value schedule is one value
+            yield from settings_of(inner, f"{key}.")
+
+
+def plain(field: FieldInfo) -> Any:
+    """The default as JSON has it."""
+    value = field.get_default(call_default_factory=True) if not field.is_required() else None
+    if value is PydanticUndefined:
+        return None
+    return value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value

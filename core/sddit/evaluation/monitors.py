@@ -1,0 +1,90 @@
+"""Judge the diagnostics of a run against their healthy range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from sddit.formatting import short
+from sddit.interfaces import Monitor
+from sddit.interfaces.metric_names import SCORE
+
+CORE_KEYS = ("loss/", "weight/", "grad_ratio/", SCORE)  # what a run logs by itself; the rest is a term's own
+Row = Mapping[str, float]
+State = Literal["healthy", "look here", "no alarm set", "not measured"]
+LEADS = 3.0  # a term whose gradient is so many times that of the first one has taken the lead
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A monitor read at the end of the run."""
+
+    key: str  # of metrics.jsonl
+    monitor: Monitor
+    value: float | None  # median over the last tenth of the run
+    state: State
+    why: str
+
+
+def monitors(of_terms: Mapping[str, Sequence[Monitor]], metrics: Sequence[Row]) -> dict[str, Monitor]:
+    """{key of the metrics: how to read it}: what the terms, by label, say of themselves, then who leads the network."""
+    own = {f"{label}/{monitor.name}": monitor for label, of_term in of_terms.items() for monitor in of_term}
+    ratios = {
+        key: Monitor(key, f"Gradient of loss.{_tail(key)} over that of the first term", "0.1 to 1", high=LEADS)
+        for key in keys_of(metrics)
+        if key.startswith("grad_ratio/")
+    }
+    return own | ratios
+
+
+def judge(key: str, monitor: Monitor, metrics: Sequence[Row]) -> Verdict:
+    """Read a monitor over the last tenth of the run."""
+    values = [row[key] for row in metrics if key in row]
+    if not values:
+        return Verdict(key, monitor, None, "not measured", "no value in the metrics")
+    value = _median(_last_tenth(values))
+    if not math.isfinite(value):
+        return Verdict(key, monitor, value, "look here", "it is not a finite number")
+    if monitor.low is not None and value < monitor.low:
+        return Verdict(key, monitor, value, "look here", beyond(value, "below", monitor.low))
+    if monitor.high is not None and value > monitor.high:
+        return Verdict(key, monitor, value, "look here", beyond(value, "above", monitor.high))
+    if monitor.low is None and monitor.high is None:
+        return Verdict(key, monitor, value, "no alarm set", "")
+    return Verdict(key, monitor, value, "healthy", "")
+
+
+def beyond(value: float, word: str, bound: float) -> str:
+    """`0.01 is below 0.12`, with as many digits as tell the two apart."""
+    few, most = (short(value), short(bound)), (f"{value:.6g}", f"{bound:.6g}")
+    return f" is {word} ".join(most if few[0] == few[1] else few)
+
+
+def keys_of(metrics: Sequence[Row]) -> list[str]:
+    """Every key of the metrics, in order of first appearance."""
+    return list(dict.fromkeys(key for row in metrics for key in row))
+
+
+def label_of(key: str) -> str:
+    """The term that a key of the metrics belongs to."""
+    return _tail(key) if key.startswith(CORE_KEYS) else key.partition("/")[0]
+
+
+def _tail(key: str) -> str:
+    return key.partition("/")[2]
+
+
+def _bin_order(key: str) -> tuple[int, str]:
+    text = key.partition("@")[2]
+    return (int(text), "") if text.isdecimal() else (0, text)
+
+
+def _last_tenth(values: Sequence[float]) -> Sequence[float]:
+    return values[-max(1, len(values) // 10) :]
+
+
+def _median(values: Sequence[float]) -> float:
+    return median(values) if all(math.isfinite(value) for value in values) else math.nan

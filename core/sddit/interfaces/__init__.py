@@ -1,0 +1,79 @@
+"""Define the contracts between the core and every component: one file per kind, settings and runtime contract together.
+
+Each file holds the settings class of a kind and the contract of what is built from it. A settings class answers what a
+component needs, provides and costs without importing torch, so that recipes are listed, checked and priced instantly.
+
+Letters in shapes: B batch, C channels, H W image or latent, N tokens, K kept tokens, D width, d head width.
+t grows with noise in every schedule; sigma is the noise level in variance-exploding coordinates (x / alpha, sigma / alpha).
+The null label is `num_classes`, whatever the number of classes; an unconditional model has 0 classes and only that label.
+"""
+
+from sddit.interfaces.attention import Attention, AttentionParams
+from sddit.interfaces.backbone import Backbone, BackboneParams
+from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
+from sddit.interfaces.checks import Check, CheckContext, Measurement, NotHereError
+from sddit.interfaces.dataset import DataFacts, Dataset, DatasetParams, DrawnDataset, Split
+from sddit.interfaces.features import FeatureExtractor, FeatureParams, FigureExtractor
+from sddit.interfaces.loss import Loss, LossParams, Monitor, Needs, Want
+from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, Scalings
+from sddit.interfaces.optimizer import Optimizer, OptimizerParams
+from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams, ViewSpec
+from sddit.interfaces.params import Cost, Network, Params, Shapes, Tap
+from sddit.interfaces.sampler import Denoise, Denoiser, Guidance, GuidanceParams, Prediction, Sampler, SamplerParams
+from sddit.interfaces.tracker import Tracker, TrackerParams
+from sddit.interfaces.weights import NOTHING, WeightDescription, WeightFormat
+
+__all__ = [
+    "Attention",
+    "AttentionParams",
+    "Backbone",
+    "BackboneParams",
+    "Batch",
+    "Check",
+    "CheckContext",
+    "Context",
+    "Cost",
+    "DataFacts",
+    "Dataset",
+    "DatasetParams",
+    "Denoise",
+    "Denoiser",
+    "DrawnDataset",
+    "Draws",
+    "FeatureExtractor",
+    "FeatureParams",
+    "FigureExtractor",
+    "Guidance",
+    "GuidanceParams",
+    "Loss",
+    "LossParams",
+    "Measurement",
+    "Monitor",
+    "NOTHING",
+    "Needs",
+    "Network",
+    "NoiseSchedule",
+    "NoiseScheduleParams",
+    "NotHereError",
+    "Optimizer",
+    "OptimizerParams",
+    "Outputs",
+    "PairSampler",
+    "PairSamplerParams",
+    "Params",
+    "Prediction",
+    "Sampler",
+    "SamplerParams",
+    "Scalings",
+    "Shapes",
+    "Split",
+    "Tap",
+    "Tokens",
+    "Tracker",
+    "TrackerParams",
+    "View",
+    "ViewSpec",
+    "Want",
+    "WeightDescription",
+    "WeightFormat",
+]

@@ -1,0 +1,47 @@
+"""Define the numerical checks that `sddit-run verify` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from sddit.plugins.registry import Component
+
+
+# Checks: what `sddit-run verify` measures on the machine it runs on
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One number, beside the bound it must keep. A NaN keeps none."""
+
+    what: str  # what was measured: "order of convergence, distance from 2"
+    value: float
+    tolerance: float
+    relation: Literal["<=", ">="] = "<="
+
+    @property
+    def holds(self) -> bool:
+        """Whether the number keeps its bound."""
+        return self.value >= self.tolerance if self.relation == ">=" else self.value <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckContext:
+    """What a check may know of the machine and of the call."""
+
+    component: Component[Any] | None = None  # the one whose check it is; None for a check of the core
+    device: Literal["cpu", "cuda"] = "cpu"
+    full: bool = False  # take the time it needs
+    fixtures: tuple[Path, ...] = ()  # folders in which numbers of published implementations may lie
+
+
+class NotHereError(Exception):
+    """Raised by a check for want of something: a file, a device, a compiler. It is then listed as skipped, not as passed."""
+
+
+Check = Callable[[CheckContext], Iterable[Measurement]]
+"""A numerical check, registered as `checks={"what it shows": "module:function"}`. It may yield as it goes."""

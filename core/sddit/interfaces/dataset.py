@@ -1,0 +1,86 @@
+"""Define the contract of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+from sddit.interfaces.params import Params
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """What is known of a data set without decoding it for training. Values are of images scaled to [-1, 1] (or latents)."""
+
+    image: tuple[int, int, int]  # C, H, W as the network sees it
+    class_names: tuple[str, ...]  # empty: unconditional
+    train_size: int
+    test_size: int
+    fingerprint: str  # changes when an image, a label or the split does
+    mean: tuple[float, ...]  # per channel, of the training split
+    std: tuple[float, ...]  # per channel, of the training split
+    source: str  # where it came from, for the first lines of a run
+    decoder: str = ""  # name of a latent decoder; empty: these are pixels or there is none
+    domain: str = ""  # what the images show, by name, so that a classifier of it is found; empty: unknown
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+class DatasetParams(Params):
+    """Face of a data set, with the keys that every data set has."""
+
+    label_drop: float = Field(
+        0.1, ge=0, le=1, description="Chance that a label is replaced by the null label in training."
+    )
+    flip: bool = Field(False, description="Mirror each training image with chance one half.")
+    normalize: Literal["range", "standard"] = Field(
+        "range", description="range: images in [-1, 1]; standard: shifted and scaled per channel to mean 0 and std 0.5."
+    )
+
+    def facts(self) -> DataFacts:
+        """Shape, classes, sizes, fingerprint, mean and std. Raises SdditError if the data is missing or unusable."""
+        raise NotImplementedError
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether there is anything behind the facts: without images a recipe samples, and neither trains nor scores."""
+        return True
+
+
+class Dataset(Protocol):
+    """One split of a data set, as the network sees it."""
+
+    facts: DataFacts
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images [n, C, H, W] float32 and labels [n] int64 (0 for an unconditional set), unflipped."""
+        ...
+
+    def to_images(self, x: Tensor) -> Tensor:
+        """What a person looks at: uint8 [n, 3, H, W]."""
+        ...
+
+
+@runtime_checkable
+class DrawnDataset(Dataset, Protocol):
+    """A data set that holds a normal distribution for each image, such as an encoder's posterior over its latent.
+
+    `fetch` gives the means. Training draws x0 = mean + spread * noise anew at every visit of an image, keyed like every
+    other draw.
+    """
+
+    def spread(self, ids: Sequence[int]) -> Tensor:
+        """Standard deviations [n, C, H, W] float32, in the units of `fetch`."""
+        ...

@@ -1,0 +1,116 @@
+"""Define the contract of a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+from pydantic import Field
+
+from sddit.value_schedules import Moment, Value, bounded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+from sddit.interfaces.backbone import BackboneParams
+from sddit.interfaces.batch import Context, Outputs, View
+from sddit.interfaces.pair_sampler import ViewSpec
+from sddit.interfaces.params import Cost, Params, Shapes, Tap
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a loss term reads from the outputs of one view."""
+
+    output: bool = False  # the network's own output and the x0 made of it
+    taps: tuple[Tap, ...] = ()  # tokens on the way
+    cls: bool = False  # the class token of those taps
+
+    def __or__(self, other: Want) -> Want:
+        taps = (*self.taps, *(tap for tap in other.taps if tap not in self.taps))
+        return Want(self.output or other.output, taps, self.cls or other.cls)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a loss term reads from its student views and, if any, from its teacher views."""
+
+    student: Want = Want()
+    teacher: Want | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """How to read one diagnostic of a loss term: what a report prints beside its curve."""
+
+    name: str  # as the term logs it
+    title: str
+    healthy: str  # what a good run looks like
+    low: float | None = None  # an alarm below
+    high: float | None = None  # an alarm above
+    reference: float | None = None  # a value to draw as a line, such as ln K
+
+
+class LossParams(Params):
+    """Face of a loss term, with the keys that every term has."""
+
+    weight: Annotated[Value, bounded(0)] = Field(
+        1.0,
+        description="Weight of this term: a value schedule. Constant 0 leaves the term, and what only it needs, out.",
+    )
+    views: tuple[str, ...] = Field((), strict=False, description="Names of the views it reads; none means all of them.")
+    window: tuple[float, float] | None = Field(
+        None, strict=False, description="Noise interval [low, high] of the student's t outside which a sample counts 0."
+    )
+    until: Moment = Field(1.0, description="When the term ends: steps, or a share of the run. 1.0: never.")
+
+    def needs(self) -> Needs:
+        """What it reads."""
+        raise NotImplementedError
+
+    def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, kept: int) -> Cost | None:
+        """Training heads and other work on one view of one image; the same head is counted once by the core.
+
+        None is "not stated", and then so are the sums it would be part of: a term without heads says `Cost()`.
+        """
+        return None
+
+    def monitors(self) -> tuple[Monitor, ...]:
+        """The diagnostics it logs that tell health from trouble."""
+        return ()
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether the term is a scalar of the whole batch, rather than one value per sample [B]."""
+        return False
+
+
+class Loss(Protocol):
+    """One labelled term: an nn.Module, normally a subclass of `sddit.losses.LossTerm`.
+
+    It may own training heads and buffers. Buffers change only in `after_step`, from statistics staged in forward, so
+    that a skipped step changes nothing. `averaged` names the submodules of which the teacher keeps a moving average.
+    """
+
+    averaged: tuple[str, ...]
+
+    def __call__(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
+        """One value per sample [B], or a scalar if its params say `couples_samples`."""
+        ...
+
+    def after_step(self, ctx: Context) -> None:
+        """Called once after each optimizer step that was taken."""
+        ...
+
+    def staged(self) -> Iterable[Tensor]:
+        """What forward staged for `after_step`, on the device. A step is not taken where any of it is not finite."""
+        ...
+
+    def discard(self) -> None:
+        """Forget what forward staged: the step is not taken."""
+        ...
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Scalars for the log since the last call, on the device."""
+        ...

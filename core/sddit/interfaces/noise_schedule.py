@@ -1,0 +1,88 @@
+"""Define the contract of a noise schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+from sddit.interfaces.params import Params
+
+
+class NoiseScheduleParams(Params):
+    """Face of a noise schedule. `sigma_data` may be the word `measured`; the recipe then holds the number."""
+
+    @property
+    def outputs(self) -> int:
+        """Multiples of C that the network must give: 1, or 2 with a learned variance."""
+        return 1
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        """The lowest and highest t at which the network may be asked."""
+        raise NotImplementedError
+
+    @property
+    def level_range(self) -> tuple[float, float]:
+        """The same two in variance-exploding coordinates; as it stands, for schedules whose t is sigma."""
+        return self.t_range
+
+    @property
+    def grids(self) -> tuple[str, ...]:
+        """What `sampler.grid` may say: `edm` and `log` are the same for every schedule, the others its own."""
+        return ("edm", "log", "native")
+
+
+@dataclass(frozen=True, slots=True)
+class Scalings:
+    """D(x) = c_skip x + c_out F(c_in x, c_noise): EDM (arXiv:2206.00364), eq. 7. Each is [B]."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+class NoiseSchedule(Protocol):
+    """x_t = alpha(t) x0 + sigma(t) eps, and the preconditioning that says what the network's output means."""
+
+    outputs: int  # multiples of C in the network's output
+    sigma_range: tuple[float, float]  # lowest and highest level for sampling, variance-exploding
+
+    def t_from_uniform(self, u: Tensor) -> Tensor:
+        """Training noise levels [B] from uniform numbers [B] in (0, 1)."""
+        ...
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal scale, same shape as t."""
+        ...
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise scale, same shape as t."""
+        ...
+
+    def perturb(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """alpha(t) x0 + sigma(t) noise, [B, C, H, W]."""
+        ...
+
+    def t_from_sigma(self, sigma: Tensor) -> Tensor:
+        """The t at which sigma(t) / alpha(t) equals `sigma`."""
+        ...
+
+    def snap(self, sigma: Tensor) -> Tensor:
+        """The nearest level that was trained; the identity for a continuous schedule."""
+        ...
+
+    def share(self, t: Tensor) -> Tensor:
+        """Where t lies between no noise, 0, and the most, 1: t / T of rules that speak of it. Same shape as t."""
+        ...
+
+    def scalings(self, t: Tensor) -> Scalings:
+        """The preconditioning at t [B]."""
+        ...
+
+    def grid(self, steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+        """`steps` falling levels and a final 0, as Python floats made in float64, variance-exploding."""
+        ...

@@ -1,0 +1,40 @@
+"""Define the contract of an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+from pydantic import Field
+
+from sddit.value_schedules import Moment, Value, bounded
+
+if TYPE_CHECKING:
+    import torch
+
+from sddit.interfaces.params import Params
+
+
+class OptimizerParams(Params):
+    """Face of an optimizer, with the keys that every optimizer has."""
+
+    lr: Annotated[Value, bounded(0)] = Field(1e-4, description="Learning rate: a value schedule.")
+    warmup: Moment = Field(
+        0, description="The learning rate grows linearly from 0 until here: steps, or a share of the run."
+    )
+    clip: float | None = Field(None, gt=0, description="Largest norm of the gradient; left out: no clipping.")
+    clip_scope: Literal["all", "each"] = Field(
+        "all", description="Of what the norm is taken: all gradients as one, or each parameter's by itself (DINO)."
+    )
+    head_lr: float = Field(1.0, ge=0, description="Factor on the learning rate of the losses' own heads.")
+
+    @property
+    def state_per_parameter(self) -> int:
+        """Numbers kept per trained number."""
+        return 0
+
+
+class Optimizer(Protocol):
+    """Builds a torch optimizer. `groups` are dicts with `params`, `lr_scale` and `head`: whether a loss owns them."""
+
+    def __call__(self, groups: Sequence[Mapping[str, Any]], device: torch.device) -> torch.optim.Optimizer: ...

@@ -1,0 +1,96 @@
+"""Define the contracts of samplers and guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+from sddit.interfaces.params import Params
+
+
+class SamplerParams(Params):
+    """Face of a sampler, with the keys that every sampler has. Levels are in variance-exploding coordinates."""
+
+    steps: int = Field(18, ge=2, le=10_000, description="Noise levels on the way from the highest to zero.")
+    sigma_min: float | None = Field(None, gt=0, description="Lowest level; left out: the schedule's own.")
+    sigma_max: float | None = Field(None, gt=0, description="Highest level; left out: the schedule's own.")
+    grid: str = Field(
+        "edm",
+        description="Spacing of the levels: edm (arXiv:2206.00364, eq. 5), log, native (even in the schedule's own t), or "
+        "a further one that the schedule has.",
+    )
+    rho: float = Field(7.0, gt=0, description="Exponent of the edm grid.")
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of one image."""
+        return self.steps
+
+    @property
+    def needs_variance(self) -> bool:
+        """Whether the model must have learned a variance: a schedule of two outputs."""
+        return False
+
+
+class GuidanceParams(Params):
+    """Face of a guidance rule."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations for one guided one."""
+        return 1
+
+    @property
+    def needs_null_label(self) -> bool:
+        """Whether the model must have been trained with dropped labels."""
+        return False
+
+
+Denoise = Callable[["Tensor", float], "Prediction"]
+"""(x [B, C, H, W], sigma) -> Prediction: one network, labels and guidance included."""
+
+
+@dataclass(slots=True)
+class Prediction:
+    """An estimate of the clean image."""
+
+    x0: Tensor  # [B, C, H, W]
+    extra: Tensor | None = None  # the variance fraction, where the model has one
+    heads: dict[str, Tensor] = field(default_factory=dict)  # x0 of further heads
+
+
+class Denoiser(Protocol):
+    """A trained network seen as D(x; sigma, labels) in variance-exploding coordinates."""
+
+    num_classes: int
+
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction: ...
+
+
+class Guidance(Protocol):
+    """Turns a denoiser and labels into one `Denoise`. Built with `schedule`, that of the model."""
+
+    def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise: ...
+
+
+class Sampler(Protocol):
+    """From x_T at sigmas[0] to x_0. `sigmas` falls strictly and ends with 0; the state is float64.
+
+    Built with `schedule`, that of the model: a sampler that works in the schedule's own coordinates asks it for them.
+    """
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Tensor,  # [B, C, H, W] float64, of standard deviation sigmas[0]
+        sigmas: Sequence[float],
+        *,
+        noise: Callable[[int], Tensor],  # step -> unit noise [B, C, H, W] keyed by image
+        callback: Callable[[int, Tensor], None] | None = None,  # (step, x)
+    ) -> Tensor: ...

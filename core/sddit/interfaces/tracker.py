@@ -1,0 +1,22 @@
+"""Define the contract of a tracker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    pass
+from sddit.interfaces.params import Params
+
+
+class TrackerParams(Params):
+    """Face of a tracker."""
+
+
+class Tracker(Protocol):
+    """Where metrics go besides the run's own log."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...

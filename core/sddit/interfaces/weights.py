@@ -1,0 +1,84 @@
+"""Define converters between our weights and published layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+from sddit.interfaces.params import Shapes
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""No argument of a published constructor is given."""
+
+
+class WeightDescription(Protocol):
+    """A published network in our terms."""
+
+    @property
+    def backbone(self) -> Mapping[str, Any]:
+        """Settings of the backbone that offers the layout."""
+        ...
+
+    @property
+    def shapes(self) -> Shapes:
+        """What it is built for."""
+        ...
+
+    @property
+    def noise_schedule(self) -> tuple[str, Mapping[str, Any]] | None:
+        """Name and settings of the schedule that says what its output means; None: not one of ours."""
+        ...
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The further tables of a recipe that trains and samples as was published: views, losses, sampler, guidance."""
+        ...
+
+
+class WeightFormat(Protocol):
+    """A published layout of weights: names, orders and shapes of one backbone's tensors, there and back.
+
+    A backbone offers its layouts as `formats={layout: "module:attribute"}`; `sddit-run import`, `export` and `sddit.load`
+    go through them. `config` is what the published network's constructor takes, under the published names. For any
+    network that the layout can hold, `describe(config(params, shapes, schedule))` is that network again, and so are its tensors
+    after `to_theirs` and `to_ours`.
+    """
+
+    files: tuple[str, str]  # where an exported folder holds the config (JSON) and the weights (safetensors)
+    note: str  # what a person who loads such a folder elsewhere should know; empty: nothing
+    idle: tuple[str, ...]  # further arguments of the constructor, which leave the network as the others make it
+
+    def describe(self, config: Mapping[str, Any]) -> WeightDescription:
+        """The network that a constructor would make. Raises KeyError for a missing argument, ValueError for a wrong one."""
+        ...
+
+    def config(self, params: Any, shapes: Shapes, schedule: Mapping[str, Any]) -> dict[str, Any]:
+        """The way back: all arguments, as JSON. Raises ValueError, saying why, for a network that has no place in the layout.
+
+        `schedule` are the settings of the noise schedule: some layouts state one of them among the arguments.
+        """
+        ...
+
+    def infer(
+        self, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(the arguments that names and shapes tell, guesses of others: what is usual for a network of that size).
+
+        `given` are arguments that somebody stated. Where tensors may be told of in two ways (an MLP of 118 rows on 44 has
+        the ratio 2.7, and 118 / 44), the one that was given is told; where they contradict it, what they tell.
+        Raises KeyError for tensors that are not of this layout.
+        """
+        ...
+
+    def to_ours(self, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> dict[str, Tensor]:
+        """Our names, `given` as for `infer`. The result loads strictly, fixed tables included. Raises KeyError for an
+        unknown name."""
+        ...
+
+    def to_theirs(self, state: Mapping[str, Tensor], params: Any, shapes: Shapes) -> dict[str, Tensor]:
+        """Their names, of the parameters of our backbone."""
+        ...

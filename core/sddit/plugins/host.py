@@ -1,0 +1,267 @@
+"""Find and load plugins. One bad plugin stays in its own row and harms no other command.
+
+Built-in plugins are entry points of our own distribution in the group `sddit`, exactly as a third party's would be, and are
+always loaded. A third-party plugin is listed from its metadata and imported only when a recipe names it; a one-file
+plugin is imported only when a recipe gives its path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from hashlib import sha256
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from sddit.distributed.signals import Stopped
+from sddit.errors import Problem, error, one_of, raise_all
+from sddit.plugins import hookspecs
+from sddit.plugins.discovery import (
+    FILE,
+    OURS,
+    Row,
+    _allowed,
+    _folder_of,
+    _import_file,
+    _last_line,
+    _load_problem,
+    _misplaced,
+    _not_allowed,
+    plugin_name,
+    refuse_misspelt_hooks,
+    said,
+)
+from sddit.plugins.hookspecs import Registries
+from sddit.plugins.isolation import unchanged_shared_state
+from sddit.plugins.registry import Registry
+
+GROUP = "sddit"
+PATIENCE = 30.0
+"""Seconds after which a person is told which plugin is still being imported."""
+
+
+class Host:
+    """The registries and the plugins that fill them.
+
+    Args:
+        builtins: which of our own plugins to load; None means all of them.
+    """
+
+    def __init__(self, builtins: Collection[str] | None = None) -> None:
+        self.registries = Registries()
+        self.rows: dict[str, Row] = {}
+        self.announce: Callable[[str], None] = lambda text: None
+        """Told the path and hash of a one-file plugin before it is imported, and of one that is slow to import."""
+        self._entries: dict[str, EntryPoint] = {}
+        self._manager = pluggy.PluginManager("sddit")
+        self._manager.add_hookspecs(hookspecs)
+        self._find()
+        for name, row in self.rows.items():
+            if row.builtin and (builtins is None or name in builtins):
+                self._load_entry(name)
+
+    def use(self, names: Iterable[str], folder: Path | None = None, *, where: str = "plugins") -> None:
+        """Load the plugins a recipe names: an entry point's name, or `./file.py` beside the recipe.
+
+        Raises SdditError with every unknown, forbidden or broken one.
+        """
+        problems: list[Problem] = []
+        causes: list[BaseException] = []
+        for name in names:
+            row = self._row_of_file(name, folder, where) if name.endswith(".py") else self._row_of_entry(name, where)
+            if isinstance(row, Problem):
+                problems.append(row)
+            elif row.state == "failed":
+                problems.append(_load_problem(row, where))
+                causes += [row.failure] if row.failure else []
+        try:
+            raise_all(problems)
+        except Exception as failed:
+            raise failed from (causes[0] if causes else None)
+
+    def load_everything(self) -> None:
+        """Import every installed plugin under guard, for `plugins --load`."""
+        for name, row in self.rows.items():
+            if _allowed(row):
+                self._load_entry(name)
+            else:
+                row.state = "not allowed"
+
+    def add(self, name: str, plugin: object) -> None:
+        """Register a plugin that is already imported, as tests and notebooks do. What is wrong with it is raised."""
+        row = self.rows[name] = Row(name, "(added)", "")
+        self._guarded(row, lambda: plugin)
+        if row.failure is not None:
+            del self.rows[name]
+            raise row.failure
+
+    def remove(self, name: str) -> None:
+        """Take back a plugin that was added, or loaded from a file, and all it registered."""
+        self._forget(self.rows.pop(name))
+
+    def raise_for_builtins(self) -> None:
+        """Raise if one of our own plugins did not load: an installation fault."""
+        raise_all(_load_problem(row, "") for row in self.rows.values() if row.builtin and row.state == "failed")
+
+    def owner_of(self, file: str) -> Row | None:
+        """The third-party plugin whose code a source file is."""
+        owners = (row for row in self.rows.values() if row.code and not row.builtin)
+        return next((row for row in owners if Path(file).is_relative_to(row.code)), None)
+
+    def _find(self) -> None:
+        """A row for every entry point, ours first. Twins of one name are listed as `distribution:name`."""
+        found = {(entry.dist.name if entry.dist else "?", entry.name): entry for entry in entry_points(group=GROUP)}
+        names = [name for _, name in found]
+        for (dist, short), entry in sorted(
+            found.items(), key=lambda item: (item[0][0] != OURS, item[0][1], item[0][0])
+        ):
+            name = short if dist == OURS or names.count(short) == 1 else f"{dist}:{short}"
+            self.rows[name] = Row(name, dist, entry.dist.version if entry.dist else "?")
+            self._entries[name] = entry
+
+    def _row_of_entry(self, name: str, where: str) -> Row | Problem:
+        if name not in self.rows:
+            return self._unknown(name, where)
+        row = self.rows[name]
+        return self._load_entry(name) if _allowed(row) else _not_allowed(name)
+
+    def _unknown(self, name: str, where: str) -> Problem:
+        if twins := [other for other in self.rows if other.endswith(f":{name}")]:
+            return Problem(
+                "SD-P203",
+                f"two distributions offer a plugin named {name!r}",
+                where=where,
+                got=name,
+                expect=one_of(name, twins),
+                fix="write the distribution before the name",
+            )
+        fix = f"pip install the package that brings {name!r}, or mend the name; a file is written './{name}.py'"
+        if "/" in name or name.startswith("."):
+            fix = f"a plugin's file ends in .py: './{Path(name).stem}.py'"
+        return Problem(
+            "SD-P205",
+            f"no plugin named {name!r} is installed",
+            where=where,
+            got=name,
+            expect=one_of(name, self.rows),
+            fix=fix,
+        )
+
+    def _row_of_file(self, name: str, folder: Path | None, where: str) -> Row | Problem:
+        root = (folder or Path.cwd()).resolve()
+        path = (root / name).resolve()
+        row = Row(plugin_name(path), FILE, "", file=str(path))
+        if not _allowed(row):
+            return _not_allowed(name)
+        if problem := _misplaced(name, path, root, where):
+            return problem
+        source = path.read_bytes()
+        row.digest = sha256(source).hexdigest()
+        row.version = row.digest[:12]
+        known = self.rows.get(row.name)
+        if known is not None and known.digest == row.digest:
+            return known  # the same code, perhaps as the copy in a run folder
+        if known is not None and known.file != row.file:
+            return Problem(
+                "SD-P203", f"two plugins are named {row.name!r}", where=where, got=name, fix="rename the file"
+            )
+        if known is not None:  # the same file, edited since: a notebook's second try
+            self.remove(row.name)
+        self.announce(f"plugin {name}: {path}  sha256 {row.version}")
+        self._guarded(row, lambda: _import_file(path, row.name, source))
+        if row.state == "loaded":
+            self.rows[row.name] = row
+        return row
+
+    def _load_entry(self, name: str) -> Row:
+        row = self.rows[name]
+        if row.state == "not loaded":
+            self._guarded(row, self._entries[name].load)
+        return row
+
+    def _guarded(self, row: Row, load: Callable[[], object]) -> None:
+        """Import a plugin and let it register. A failure, `sys.exit` included, stays in its row."""
+        start = time.perf_counter()
+        try:
+            plugin = self._imported(row, load)
+            refuse_misspelt_hooks(plugin)
+            self._manager.register(plugin, name=row.name)
+            self._manager.check_pending()
+            self._register(plugin, row)
+            row.code = row.file or _folder_of(plugin)
+            row.state = "loaded"
+        except (Stopped, KeyboardInterrupt):  # a signal came meanwhile, which is no fault of the plugin
+            raise
+        except BaseException as failure:
+            row.state, row.failure = "failed", failure
+            row.error = said(failure)
+            row.where = _last_line(failure)
+            self._forget(row)
+        row.seconds = time.perf_counter() - start
+
+    def _imported(self, row: Row, load: Callable[[], object]) -> object:
+        """Import a plugin. A third party's may not print into our output, nor change what all code shares."""
+        if row.builtin:
+            return load()
+        slow = threading.Timer(PATIENCE, self.announce, [f"plugin {row.name}: still being imported"])
+        slow.daemon = True
+        slow.start()
+        try:
+            with contextlib.redirect_stdout(sys.stderr), unchanged_shared_state():
+                return load()
+        finally:
+            slow.cancel()
+
+    def _register(self, plugin: object, row: Row) -> None:
+        others = [p for p in self._manager.get_plugins() if p is not plugin]
+        for kind, registry in self.registries.all().items():
+            caller = self._manager.subset_hook_caller(f"register_{kind}", others)
+            caller(registry=registry.speaking(row.name))
+            if names := [c.name for c in registry if c.origin == row.name]:
+                row.registers[kind] = names
+        if not row.registers:
+            raise TypeError(
+                "it registers nothing; a plugin has at least one @hookimpl function such as register_losses"
+            )
+
+    def _forget(self, row: Row) -> None:
+        """Leave nothing of a plugin behind."""
+        row.registers = {}
+        if self._manager.has_plugin(row.name):
+            self._manager.unregister(name=row.name)
+        for registry in self.registries.all().values():
+            registry.drop(row.name)
+
+
+_current: list[Host] = []
+
+
+def host() -> Host:
+    """The process's host, with the built-in plugins loaded."""
+    if not _current:
+        _current.append(Host())
+    return _current[-1]
+
+
+@contextlib.contextmanager
+def using_host(other: Host) -> Iterator[Host]:
+    """Let `host()` be another one for a while: tests, and tools that compare installations."""
+    _current.append(other)
+    try:
+        yield other
+    finally:
+        _current.remove(other)
+
+
+def registry(kind: str) -> Registry[Any]:
+    """The registry of one kind: `losses`, `backbones`, ... Raises SdditError for an unknown kind."""
+    registries = host().registries.all()
+    if kind not in registries:
+        raise error("SD-R111", f"no registry named {kind!r}", where=kind, expect=one_of(kind, registries))
+    return registries[kind]

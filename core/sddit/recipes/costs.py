@@ -1,0 +1,289 @@
+"""What a recipe will cost, by the components' own formulas. Imports no torch and runs nothing.
+
+FLOPs count two per multiply-add. A student's view costs its forward three times (the backward pass takes two), a teacher's
+view once. A component that states no cost leaves the sums it belongs to unknown, and is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import or_
+from statistics import fmean
+from typing import Any, TypeVar
+
+from sddit.diffusion.masking import keep_count
+from sddit.interfaces import Cost, Network, ViewSpec, Want
+from sddit.recipes.recipe import Chosen, Recipe
+from sddit.value_schedules import Ramp, extremes, step_of, value_at
+
+N = TypeVar("N", int, float)
+
+TRAINING = {"student": 3, "teacher": 1}
+"""Forward passes that one training pass of a view is worth."""
+
+MOMENTS = 200
+"""Steps at which a changing mask ratio is looked at for its mean over the run."""
+
+BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}  # of a weight; under bf16 the weights stay fp32
+ACTIVATION_BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One view of an image in a training step, averaged over the run. None: some component does not state it."""
+
+    view: str
+    network: Network
+    kept: float  # visible tokens
+    backbone_flops: float | None  # of one image and training step, backward included
+    heads_flops: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes at the peak of a training step on one device. None: not stated."""
+
+    weights: int | None
+    gradients: int | None
+    optimizer: int | None
+    averages: int | None  # the [ema] copies
+    teacher: int | None
+    activations: int | None  # of one micro-batch, kept for the backward pass
+
+    @property
+    def total(self) -> int | None:
+        return _sum(asdict(self).values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The cost of a run. None stands for what some component does not state; `not_stated` names it."""
+
+    name: str
+    run_id: str
+    steps: int
+    batch: int
+    tokens: int  # of one image
+    backbone_parameters: int | None
+    heads_parameters: Mapping[str, int | None]  # by label of the term; they train and are not exported
+    teacher_parameters: int | None  # 0: no term needs a teacher
+    passes: tuple[Pass, ...]  # the views that some term reads
+    course: tuple[float | None, ...]  # FLOPs of a step in equal parts of the run: one part if all steps are alike
+    sampling_flops_per_image: float | None
+    sampled: int  # images generated at the end
+    memory: Memory
+    not_stated: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def flops_per_image(self) -> float | None:
+        """Of one image in one training step, backward included."""
+        return _sum(flops for p in self.passes for flops in (p.backbone_flops, p.heads_flops))
+
+    @property
+    def flops_per_step(self) -> float | None:
+        return _times(self.flops_per_image, self.batch)
+
+    @property
+    def training_flops(self) -> float | None:
+        """Of the whole run."""
+        return _times(self.flops_per_step, self.steps)
+
+    @property
+    def sampling_flops(self) -> float | None:
+        """Of the images at the end of the run; previews are left out."""
+        return _times(self.sampling_flops_per_image, self.sampled)
+
+    def to_json(self) -> dict[str, Any]:
+        sums = ("flops_per_image", "flops_per_step", "training_flops", "sampling_flops")
+        return {
+            **asdict(self),
+            **{name: getattr(self, name) for name in sums},
+            "memory": {**asdict(self.memory), "total": self.memory.total},
+        }
+
+
+def plan(recipe: Recipe) -> Plan:
+    """The cost of `recipe` by the formulas of its components."""
+    prices = _Prices(recipe)
+    full = prices.backbone(prices.tokens, Want(output=True))
+    heads = {label: prices.head_parameters(label, "student") for label in recipe.terms}
+    teacher = prices.teacher_parameters()
+    passes = prices.passes()
+    evaluations = recipe.sampler.params.evaluations * recipe.guidance.params.evaluations
+    checkpointing = "activations are an upper bound: blocks are recomputed in the backward pass"
+    return Plan(
+        name=recipe.name,
+        run_id=recipe.run_id,
+        steps=recipe.train.steps,
+        batch=recipe.train.batch,
+        tokens=prices.tokens,
+        backbone_parameters=full.parameters if full else None,
+        heads_parameters=heads,
+        teacher_parameters=teacher,
+        passes=tuple(map(_mean_pass, passes)),
+        course=tuple(_times(_sum(map(_pass_flops, step)), recipe.train.batch) for step in zip(*passes, strict=True)),
+        sampling_flops_per_image=full.flops * evaluations if full else None,
+        sampled=recipe.evaluate.samples,
+        memory=_memory(recipe, prices, full, heads, teacher),
+        not_stated=tuple(prices.silent),
+        notes=(checkpointing,) if recipe.train.activation_checkpointing else (),
+    )
+
+
+class _Prices:
+    """What the components of one recipe say they cost, and who does not say."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        rows, columns = recipe.backbone.params.grid(recipe.shapes)
+        self.recipe = recipe
+        self.tokens = rows * columns
+        self.views = {view.name: view for view in recipe.pair_sampler.params.views()}
+        self.silent: dict[str, None] = {}
+        self._backbone: dict[tuple[int, Want], Cost | None] = {}
+
+    def backbone(self, kept: int, want: Want) -> Cost | None:
+        """One forward of the backbone with `kept` visible tokens, as far as `want` needs it."""
+        key = (kept, want)
+        if key not in self._backbone:
+            params, shapes = self.recipe.backbone.params, self.recipe.shapes
+            self._backbone[key] = params.cost(shapes, kept=kept, taps=want.taps, output=want.output)
+        return self._stated(self._backbone[key], "backbone", self.recipe.backbone)
+
+    def head(self, label: str, view: ViewSpec, kept: int) -> Cost | None:
+        """The work of a term on one view of one image."""
+        chosen = self.recipe.terms[label]
+        cost = chosen.params.cost(self.recipe.backbone.params, self.recipe.shapes, view, kept)
+        return self._stated(cost, f"loss.{label}", chosen)
+
+    def head_parameters(self, label: str, network: Network) -> int | None:
+        """Parameters of a term's heads: one head serves all its views, so each is counted once."""
+        views = [v for v in self.recipe.views_of(self.recipe.terms[label].params) if v.network == network]
+        costs = [self.head(label, view, self.kept(view, step=0)) for view in views]
+        return None if None in costs else max((cost.parameters for cost in costs if cost), default=0)
+
+    def teacher_parameters(self) -> int | None:
+        """The backbone cut after its deepest wanted tap, and the averaged heads."""
+        wants = [want for name, want in self.recipe.wants().items() if self.views[name].network == "teacher"]
+        if not wants:
+            return 0
+        cut = self.backbone(self.tokens, reduce(or_, wants))
+        heads = [self.head_parameters(label, "teacher") for label in self.recipe.terms]
+        return None if cut is None else _sum([cut.parameters, *heads])
+
+    def kept(self, view: ViewSpec, step: int) -> int:
+        """Visible tokens of a view at a step; where their number is drawn, in the middle of its range."""
+        ratio = value_at(view.mask_ratio, step, self.recipe.train.steps)
+        return keep_count(self.tokens, ratio + view.mask_spread / 2)
+
+    def passes(self) -> list[list[Pass]]:
+        """The views that are run, each at all moments of the run."""
+        moments = self._moments()
+        return [
+            [self._pass(view, step) for step in moments]
+            for name, view in self.views.items()
+            if name in self.recipe.wants()
+        ]
+
+    def _moments(self) -> list[int]:
+        """One step if all are alike; else every step of a short run, or the middles of equal parts of a long one."""
+        terms = [chosen.params for chosen in self.recipe.terms.values()]
+        values = [*(view.mask_ratio for view in self.views.values()), *(term.weight for term in terms)]
+        steps = self.recipe.train.steps
+        alike = not any(isinstance(value, Ramp) for value in values) and all(
+            step_of(term.until, steps) >= steps for term in terms
+        )
+        parts = 1 if alike else min(steps, MOMENTS)
+        return [(2 * part + 1) * steps // (2 * parts) for part in range(parts)]
+
+    def _pass(self, view: ViewSpec, step: int) -> Pass:
+        """A view at one step: nothing is run for it while no term that reads it counts."""
+        recipe, total = self.recipe, self.recipe.train.steps
+        active = [
+            label
+            for label, chosen in recipe.terms.items()
+            if step < step_of(chosen.params.until, total) and value_at(chosen.params.weight, step, total) > 0
+        ]
+        kept, want = self.kept(view, step), recipe.wants(active).get(view.name)
+        if want is None:
+            return Pass(view.name, view.network, kept, 0.0, 0.0)
+        body = self.backbone(kept, want)
+        readers = [label for label in active if view in recipe.views_of(recipe.terms[label].params)]
+        heads = [self.head(label, view, kept) for label in readers]
+        worth = TRAINING[view.network]
+        return Pass(view.name, view.network, kept, _times(_flops(body), worth), _times(_sum(map(_flops, heads)), worth))
+
+    def activations(self) -> float | None:
+        """Numbers kept for the backward pass of one image, at the largest number of visible tokens."""
+        costs: list[Cost | None] = []
+        for name, want in self.recipe.wants().items():
+            view = self.views[name]
+            if view.network == "teacher":
+                continue  # no gradient, nothing kept
+            kept = keep_count(self.tokens, extremes(view.mask_ratio)[0])
+            costs.append(self.backbone(kept, want))
+            for label, chosen in self.recipe.terms.items():
+                if view in self.recipe.views_of(chosen.params):
+                    costs.append(self.head(label, view, kept))
+        return _sum(None if cost is None else cost.activations for cost in costs)
+
+    def _stated(self, cost: Cost | None, key: str, chosen: Chosen[Any]) -> Cost | None:
+        if cost is None:
+            self.silent[f"{key} ({chosen.component.qualified})"] = None
+        return cost
+
+
+def _mean_pass(passes: Sequence[Pass]) -> Pass:
+    return Pass(
+        passes[0].view,
+        passes[0].network,
+        fmean(p.kept for p in passes),
+        _times(_sum(p.backbone_flops for p in passes), 1 / len(passes)),
+        _times(_sum(p.heads_flops for p in passes), 1 / len(passes)),
+    )
+
+
+def _memory(
+    recipe: Recipe, prices: _Prices, full: Cost | None, heads: Mapping[str, int | None], teacher: int | None
+) -> Memory:
+    """Weights stay in the precision of the optimizer; bf16 halves only the activations."""
+    train, weight = recipe.train, BYTES[recipe.train.precision]
+    body = None if full is None else full.parameters
+    trained = _times(_sum([body, *heads.values()]), weight)
+    images = train.micro_batch or train.batch
+    return Memory(
+        weights=trained,
+        gradients=trained,
+        optimizer=_times(trained, recipe.optimizer.params.state_per_parameter),
+        averages=_times(body, weight * len(recipe.ema)),
+        teacher=_times(teacher, weight),
+        activations=_whole(_times(prices.activations(), images * ACTIVATION_BYTES[train.precision])),
+    )
+
+
+def _pass_flops(one: Pass) -> float | None:
+    return _sum((one.backbone_flops, one.heads_flops))
+
+
+def _flops(cost: Cost | None) -> float | None:
+    return None if cost is None else cost.flops
+
+
+def _sum(values: Iterable[N | None]) -> N | None:
+    """The sum, or None if a summand is not known."""
+    total: N | int = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
+
+
+def _times(value: N | None, factor: N) -> N | None:
+    return None if value is None else value * factor
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

@@ -1,0 +1,281 @@
+"""Find the components that a recipe chooses, and check their tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from sddit.errors import Problem, SdditError, error, nearest, one_of
+from sddit.interfaces import Params
+from sddit.plugins.discovery import plugin_name, plugins_named_by
+from sddit.plugins.host import Host
+from sddit.plugins.registry import Component, Registry
+from sddit.recipes.field_types import keys
+from sddit.recipes.merge import Merged
+from sddit.recipes.parsing import quoted
+from sddit.recipes.recipe import Chosen
+from sddit.recipes.validation import validated
+
+P = TypeVar("P", bound=Params)
+
+
+class Slot(NamedTuple):
+    """A table of a recipe that chooses one component."""
+
+    kind: str  # the registry it chooses from
+    default: str = ""  # only for what is neutral: it prefers no method
+
+
+SLOTS = {
+    "backbone": Slot("backbones"),
+    "noise_schedule": Slot("noise_schedules"),
+    "pair_sampler": Slot("pair_samplers"),
+    "dataset": Slot("datasets"),
+    "sampler": Slot("samplers"),
+    "attention": Slot("attention", "sdpa"),
+    "guidance": Slot("guidances", "none"),
+    "optimizer": Slot("optimizers", "adamw"),
+}
+# Tables of labelled tables, and the registry these choose from.
+LABELLED = {"loss": "losses", "tracker": "trackers", "features": "features"}
+FEATURES = "evaluate.features"
+
+LABEL = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+class Finder:
+    """Looks up components for one recipe.
+
+    What is wrong is gathered: in `problems` where something cannot be built because of it, in `misspelt` where a key means
+    nothing and the rest of its table stands, so that the rules between slots can be asked as well.
+    """
+
+    def __init__(self, merged: Merged, host: Host) -> None:
+        self.merged = merged
+        self.host = host
+        self.problems: list[Problem] = []
+        self.misspelt: list[Problem] = []
+        self.used: dict[str, str] = {}  # plugin -> its version, or the hash of its file
+        self._broken: set[str] = set()  # the plugins that did not load
+        self._use_plugins()
+
+    def slots(self) -> dict[str, Chosen[Any]]:
+        """The one component of each slot, without those that have problems."""
+        return self._found({slot: self._slot(slot) for slot in SLOTS})
+
+    def labelled(self, table: str) -> dict[str, Chosen[Any]]:
+        """The components of `[loss.LABEL]`, `[tracker.LABEL]` or `[features.LABEL]`, without those that have problems.
+
+        An extractor is called what its label says where it has no name: `evaluate.features` names it as if it had no table.
+        """
+        kind, named = LABELLED[table], table == "features"
+        return self._found(
+            {
+                label: self.choose(f"{table}.{label}", t, kind, label if named else "")
+                for label, t in self.labels(table).items()
+            }
+        )
+
+    def features(self, names: tuple[str, ...], tables: Mapping[str, Chosen[Any]]) -> dict[str, Chosen[Any]]:
+        """The extractors that `[evaluate]` names: by the label of a table `[features.LABEL]`, else by name, and by qualified
+        name where two share one."""
+        given = self.merged.tables.get("features", {})
+        plain = [name for name in dict.fromkeys(names) if name not in given]
+        chosen = [self.choose(FEATURES, {"name": name}, "features") for name in plain]
+        short = [*tables, *(c.component.name for c in chosen if c)]
+        keys = [c.component.name if short.count(c.component.name) == 1 else c.component.qualified for c in chosen if c]
+        labelled = {
+            label: replace(tables[label], params=tables[label].params.fingerprinted())
+            for label in names
+            if label in tables
+        }
+        return {**dict(zip(keys, filter(None, chosen), strict=True)), **labelled}
+
+    def labels(self, table: str) -> dict[str, Any]:
+        """The labelled tables of `table` whose labels can stand."""
+        tables = self.merged.tables.get(table, {})
+        if not isinstance(tables, dict):
+            got = f"{table} = {quoted(tables)}"
+            self.problem("SD-R103", f"{table!r} must be a table of labelled tables", table, got, f"[{table}.LABEL]")
+            return {}
+        if table == "loss" and not tables:
+            self.problem("SD-R101", "no [loss.LABEL] in the recipe", "", fix="sddit-run show losses")
+        return {label: value for label, value in tables.items() if self._can_stand(table, label, value, tables)}
+
+    def choose(self, key: str, table: Any, kind: str, default: str = "") -> Chosen[Any] | None:
+        """The component that a table names, with its settings; None after a problem."""
+        registry: Registry[Any] = self.host.registries.all()[kind]
+        if not isinstance(table, dict):
+            got = f"{key.rpartition('.')[2]} = {quoted(table)}"
+            self.problem("SD-R103", f"{key!r} must be a table", key, got, f'[{key}] with name = "..."')
+            return None
+        name = table.get("name", default)
+        if not isinstance(name, str) or not name:
+            self._unnamed(key, table, registry)
+            return None
+        if name.rpartition("/")[0] in self._broken:
+            return None
+        component = self._component(registry, name, key if key == FEATURES else f"{key}.name")
+        if component is None:
+            return None
+        settings = {name: value for name, value in table.items() if name != "name"}
+        fix = f"sddit-run show {kind} {component.name}"
+        place = f"features.{component.name}" if key == FEATURES else key  # where what it lacks is to be written
+        params = self.settings(component.params, settings, place, fix, also=("name",))
+        return None if params is None else Chosen(component, params)
+
+    def settings(self, model: type[P], table: Any, key: str, fix: str = "", also: Sequence[str] = ()) -> P | None:
+        """A table as settings, with its paths made absolute; None after problems. `also`: keys that it has besides."""
+        if not isinstance(table, dict):
+            got = f"{key} = {quoted(table)}"
+            self.problem("SD-R103", f"{key!r} must be a table", key, got, f"[{key}]")
+            return None
+        settings = {**table, **self._absolute(model, table, key)}
+        try:
+            return validated(model, settings, table=key, where=self.merged.place, fix=fix, also=also)
+        except SdditError as failure:
+            meant = as_meant(model, settings)
+            (self.problems if meant is None else self.misspelt).extend(failure.problems)
+            return meant
+
+    def problem(self, code: str, what: str, key: str, got: str = "", expect: str = "", fix: str = "") -> None:
+        """Note a problem of the value or table at a dotted key."""
+        self.problems.append(Problem(code, what, self.merged.place(key), got, expect, fix))
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Note what is raised inside, and go on after it."""
+        try:
+            yield
+        except SdditError as failure:
+            self.problems += failure.problems
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _use_plugins(self) -> None:
+        """Load what `plugins` names and, before any name is looked up, the plugins of qualified ones (`acme/masked`)."""
+        for plugin in self.merged.plugins:
+            row = plugin_name(plugin.path) if plugin.is_file else plugin.name
+            if self._use(plugin.name, row, plugin.folder, plugin.where):
+                self.used[row] = self.host.rows[row].identity
+        for key, name in self._names():
+            for asked in plugins_named_by([name]):
+                self._use(asked, asked, None, self.merged.place(key))
+
+    def _use(self, name: str, row: str, folder: Path | None, where: str) -> bool:
+        """Load a plugin and say whether it is there. One that failed before is not complained of again."""
+        if row in self._broken:
+            return False
+        try:
+            self.host.use([name], folder, where=where)
+        except SdditError as failure:
+            self.problems += failure.problems
+            self._broken.add(row)
+            return False
+        return True
+
+    def _absolute(self, model: type[Params], table: Mapping[str, Any], key: str) -> dict[str, str]:
+        """The paths in a table: of the fields that declare `json_schema_extra={"path": True}`, those that are no word.
+
+        A field lists the words that stand for something else than a path: `{"path": True, "words": ["embedded"]}`.
+        """
+        found = {}
+        for name, field in model.model_fields.items():
+            says: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            value = table.get(name := field.alias or name)
+            if says.get("path") and isinstance(value, str) and value not in ("", *says.get("words", ())):
+                found[name] = self.merged.absolute(f"{key}.{name}", value)
+        return found
+
+    def _names(self) -> Iterator[tuple[str, str]]:
+        """(dotted key, name) of every component the recipe names, as far as its tables are well formed."""
+        tables = self.merged.tables
+        labelled = [(f"{t}.{label}", inner) for t in LABELLED for label, inner in _table(tables.get(t)).items()]
+        for key, table in [*((slot, tables.get(slot)) for slot in SLOTS), *labelled]:
+            if isinstance(name := _table(table).get("name"), str) and not _is_code(name):
+                yield f"{key}.name", name
+        features = _table(tables.get("evaluate")).get("features")
+        for name in features if isinstance(features, list) else []:
+            if isinstance(name, str) and not _is_code(name):
+                yield FEATURES, name
+
+    def _slot(self, slot: str) -> Chosen[Any] | None:
+        kind, default = SLOTS[slot]
+        if slot not in self.merged.tables and not default:
+            names = ", ".join(self.host.registries.all()[kind].names())
+            self.problem("SD-R101", f"no [{slot}] in the recipe", "", "", f"one of {names}", f"sddit-run show {kind}")
+            return None
+        return self.choose(slot, self.merged.tables.get(slot, {}), kind, default)
+
+    def _can_stand(self, table: str, label: str, value: Any, others: Mapping[str, Any]) -> bool:
+        key = f"{table}.{label}"
+        if value is False:
+            known = [name for name, other in others.items() if isinstance(other, dict)]
+            self.problem("SD-R134", f"no {key!r} to remove", key, f"{key} = false", one_of(label, known))
+        elif not isinstance(value, dict):
+            got, fix = f"{label} = {quoted(value)}", f"write [{table}.LABEL] and under it {label} = {quoted(value)}"
+            self.problem("SD-R103", f"{table!r} must be a table of labelled tables", key, got, f"[{table}.LABEL]", fix)
+        elif not LABEL.fullmatch(label) or key == "ema.student":
+            expect = "a-z, then a-z, 0-9, _ and -" + ("; not student" if table == "ema" else "")
+            self.problem("SD-R103", f"{label!r} cannot be a label", key, f"[{key}]", expect)
+        else:
+            return True
+        return False
+
+    def _unnamed(self, key: str, table: Mapping[str, Any], registry: Registry[Any]) -> None:
+        expect, fix = f"one of {', '.join(registry.names())}", f"sddit-run show {registry.kind}"
+        if "name" in table:
+            got = f"name = {quoted(table['name'])}"
+            self.problem("SD-R103", f"'{key}.name' is of the wrong kind", f"{key}.name", got, expect, fix)
+        elif near := nearest("name", table):
+            got, fix = f"{near} = {quoted(table[near])}", f"rename {near!r} if it was meant, or run  {fix}"
+            self.problem("SD-R109", f"'{key}.name' is missing", f"{key}.{near}", got, expect, fix)
+        else:
+            self.problem("SD-R109", f"'{key}.name' is missing", key, "nothing", expect, fix)
+
+    def _component(self, registry: Registry[Any], name: str, key: str) -> Component[Any] | None:
+        where = self.merged.place(key)
+        with self.gathering():
+            if _is_code(name):
+                fix = 'plugins = ["./file.py"], and here the name under which the file registers it'
+                what = f"{key!r} names code; only `plugins` does that"
+                raise error("SD-R130", what, where=where, got=quoted(name), expect="the name of a component", fix=fix)
+            try:
+                component = registry.usable(name, where=where)
+            except SdditError as failure:
+                if self._broken and failure.problems[0].code == "SD-R110":
+                    return None  # a plugin that did not load may well have brought it
+                raise
+            self.used[component.origin] = self.host.rows[component.origin].identity
+            return component
+        return None
+
+    @staticmethod
+    def _found(chosen: Mapping[str, Chosen[Any] | None]) -> dict[str, Chosen[Any]]:
+        return {key: value for key, value in chosen.items() if value is not None}
+
+
+def as_meant(model: type[P], settings: Mapping[str, Any]) -> P | None:
+    """The settings with each unknown key read as the nearest known one, or left out; None if more than that is wrong."""
+    known = keys(model)
+    meant = {key: value for key, value in settings.items() if key in known}
+    for key, value in settings.items():
+        if key not in known and (near := nearest(key, known)):
+            meant.setdefault(near, value)
+    try:
+        return validated(model, meant, table="")
+    except SdditError:
+        return None
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_code(name: str) -> bool:
+    """Whether a name looks like a file or an import path rather than `component` or `plugin/component`."""
+    return name.startswith((".", "/", "~")) or name.endswith(".py") or ":" in name.rpartition("/")[2]

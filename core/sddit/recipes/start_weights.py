@@ -1,0 +1,173 @@
+"""Where trained weights lie: a run folder, or a folder made by `sddit-run export`. Finding them needs no torch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sddit.errors import error, one_of
+from sddit.recipes.settings import StartSettings
+from sddit.storage.checkpoints import Store
+from sddit.storage.manifest import Broken, Checkpoint, broken_error, read_manifest, seal_manifest
+from sddit.storage.run_folder import RECIPE, read_json, refuse_changed
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PROVENANCE = "provenance.json"  # in the run folder of imported weights
+EXPORT_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The weights of one network on disk, and the hash that their file must have."""
+
+    folder: Path
+    label: str  # `student`, or that of an [ema]
+    step: int
+    file: Path
+    prefix: str  # of the names of its tensors in that file
+    sha256: str
+
+
+def found(folder: Path, label: str = "", step: int | None = None) -> Found:
+    """The weights `label` of a folder; empty: the ones that it samples with.
+
+    Raises SD-C445 for a folder of another kind, SD-C446 for a label it does not have, SD-C403 for a step, SD-C447 for a run
+    without a checkpoint.
+    """
+    if (folder / RECIPE).is_file():
+        return _in_run(folder, label, step)
+    if is_export(folder):
+        return _in_export(folder, label, step)
+    raise error(
+        "SD-C445",
+        "neither a run folder nor an exported one",
+        where=str(folder),
+        expect=f"a folder that holds {RECIPE}, or {CONFIG} of sddit-run export",
+    )
+
+
+def located(start: StartSettings, *, stated: bool) -> StartSettings:
+    """The table `[start]` with label, step and hash filled in.
+
+    Args:
+        start: as it was written.
+        stated: whether a resolved recipe says so: its hash then stands unread, since a run that has begun goes on without
+            the weights it began from.
+
+    Raises:
+        SdditError: as `found` does, and SD-C451 where the hash is not the one that the table names.
+    """
+    if stated and start.sha256:
+        return start
+    weights = found(Path(start.run), start.weights, start.step)
+    if start.sha256 not in ("", weights.sha256):
+        raise error(
+            "SD-C451",
+            "the weights to begin from are others than the recipe names",
+            where="start.sha256",
+            got=weights.sha256,
+            expect=start.sha256,
+            fix="give start.step, or leave start.sha256 out",
+        )
+    return start.model_copy(update={"weights": weights.label, "step": weights.step, "sha256": weights.sha256})
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds a config as `sddit-run export` writes it."""
+    return (folder / CONFIG).is_file() and "recipe" in _json(folder / CONFIG)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of an exported folder. Raises SD-C430 for another format."""
+    config = _json(folder / CONFIG)
+    if config.get("format") != EXPORT_FORMAT:
+        got = f"format {config.get('format')}, this version reads {EXPORT_FORMAT}"
+        raise error(
+            "SD-C430",
+            "the exported folder is of another format",
+            where=str(folder),
+            got=got,
+            fix="use the version that wrote it, or export again with this one",
+        )
+    sealed = {key: value for key, value in config.items() if key != "sha256"}
+    if "sha256" in config and seal_manifest(sealed) != (folder / CONFIG).read_bytes():
+        raise error(
+            "SD-F704",
+            "the config is not what was exported",
+            where=str(folder / CONFIG),
+            fix='put a copy back; if you changed it yourself, remove its key "sha256"',
+        )
+    if not _is_config(config):
+        raise error(
+            "SD-F704",
+            "the config is not as sddit-run export writes it",
+            where=str(folder / CONFIG),
+            expect="a table `recipe`, and a table `weights` with label, step and sha256",
+            fix="put a copy back",
+        )
+    return config
+
+
+def _is_config(config: Mapping[str, Any]) -> bool:
+    """Whether what is looked up without a check is there and of its kind."""
+    recipe, weights = config.get("recipe"), config.get("weights")
+    stated = {key: type(value) for key, value in weights.items()} if isinstance(weights, dict) else {}
+    named = recipe.get("plugins", []) if isinstance(recipe, dict) else None
+    return isinstance(named, list) and stated == {"label": str, "step": int, "sha256": str}
+
+
+def _in_run(folder: Path, label: str, step: int | None) -> Found:
+    refuse_changed(folder / RECIPE)
+    recipe = _json(folder / RECIPE)
+    averages = list(recipe.get("ema", {}))
+    label = label or recipe.get("evaluate", {}).get("weights") or "student"
+    refuse_unknown_label(label, ["student", *averages], folder)
+    checkpoint = _checkpoint(folder, step)
+    name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
+    file = f"{name}.safetensors"
+    if file not in checkpoint.files:
+        raise broken_error(checkpoint.folder, f"{file}: missing")
+    return Found(folder, label, checkpoint.step, checkpoint.folder / file, prefix, checkpoint.files[file][1])
+
+
+def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
+    """The checkpoint of a step, or the newest whose manifest is whole; its files are hashed when they are read."""
+    store = Store(folder / "checkpoints", keep=1)
+    steps = store.steps()
+    if step is not None and step not in steps:
+        raise error("SD-C403", f"step {step} not found", where=str(folder), expect=one_of(str(step), map(str, steps)))
+    for candidate in reversed(steps) if step is None else [step]:
+        try:
+            return read_manifest(store.place(candidate))
+        except Broken as fault:
+            if step is not None:
+                raise broken_error(store.place(candidate), str(fault)) from fault
+            warnings.warn(
+                f"{store.place(candidate)} is broken ({fault}); an earlier one is used [SD-C401]", stacklevel=4
+            )
+    raise error(
+        "SD-C447", "this run has no checkpoint yet", where=str(folder), fix="run its recipe until the first save"
+    )
+
+
+def _in_export(folder: Path, label: str, step: int | None) -> Found:
+    weights = read_config(folder)["weights"]
+    refuse_unknown_label(label or weights["label"], [weights["label"]], folder)
+    if step not in (None, weights["step"]):
+        raise error("SD-C403", f"step {step} not found", where=str(folder), expect=str(weights["step"]))
+    return Found(folder, weights["label"], weights["step"], folder / WEIGHTS, "", weights["sha256"])
+
+
+def refuse_unknown_label(label: str, known: Collection[str], folder: Path) -> None:
+    """SD-C446 for weights that a folder does not have."""
+    if label not in known:
+        raise error("SD-C446", f"no weights {label!r} here", where=str(folder), got=label, expect=one_of(label, known))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A table of JSON, which in a folder from elsewhere may be none of ours; empty where it is none at all."""
+    held: Any = read_json(path, object, fix="put a copy back")
+    return held if isinstance(held, dict) else {}

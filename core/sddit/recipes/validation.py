@@ -1,0 +1,151 @@
+"""Check one table with its settings class, and say what is wrong with it in words for the person who typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from sddit.errors import Problem, SdditError, one_of
+from sddit.recipes.field_types import expectation, field_at, keys, models
+from sddit.recipes.parsing import meant, quoted
+
+M = TypeVar("M", bound=BaseModel)
+Path = tuple[str | int, ...]
+
+TOP_KEYS = ("seed", "plugins", "extends")
+
+
+def validated(
+    model: type[M],
+    given: Mapping[str, Any],
+    *,
+    table: str,
+    where: str | Callable[[str], str] = "",
+    fix: str = "",
+    also: Sequence[str] = (),
+) -> M:
+    """Settings from the keys of one table. Raises SdditError with all that is wrong with them.
+
+    Args:
+        table: the dotted key of the table, such as `loss.denoise`.
+        where: a place, or a function from a dotted key to the place where it was given.
+        fix: what lists the keys of this table.
+        also: keys that the table may have besides, and that are not in `given`: the `name` of a component.
+    """
+    try:
+        # As JSON, a list is a tuple, and nothing else is taken for what it is not.
+        return model.model_validate_json(json.dumps(given, allow_nan=False))
+    except ValidationError as failure:
+        place = where if callable(where) else lambda key: where
+        found = (_problem(model, table, path, errors, place, fix, also) for path, errors in _grouped(failure, given))
+        raise SdditError(*found) from None
+
+
+def _grouped(failure: ValidationError, given: Mapping[str, Any]) -> list[tuple[Path, list[ErrorDetails]]]:
+    """Errors by the path of what was typed. Of a union, only the branch that reaches deepest speaks."""
+    groups: dict[Path, list[ErrorDetails]] = {}
+    for detail in failure.errors(include_url=False):
+        groups.setdefault(_typed_path(detail, given), []).append(detail)
+    return [(p, errors) for p, errors in groups.items() if not any(o[: len(p)] == p != o and p for o in groups)]
+
+
+def _typed_path(detail: ErrorDetails, given: Mapping[str, Any]) -> Path:
+    """The location without the names that pydantic gives to the branches of a union."""
+    path: list[str | int] = []
+    inside: Any = given
+    for step in detail["loc"]:
+        here = inside if isinstance(inside, dict) else dict(enumerate(inside)) if isinstance(inside, list) else {}
+        if step in here:
+            path.append(step)
+            inside = here[step]
+    if detail["type"] == "missing" and isinstance(detail["loc"][-1], str):
+        path.append(detail["loc"][-1])
+    return tuple(path)
+
+
+def _problem(
+    model: type[BaseModel],
+    table: str,
+    path: Path,
+    errors: Sequence[ErrorDetails],
+    place: Callable[[str], str],
+    fix: str,
+    also: Sequence[str],
+) -> Problem:
+    dotted = ".".join(str(step) for step in (table, *path) if step != "")
+    where, detail = place(dotted), errors[0]
+    if not path:
+        return Problem("SD-R108", f"{dotted!r} contradicts itself: {_said(detail)}", where, fix=fix)
+    last, value, field = path[-1], detail["input"], field_at(model, path)
+    expect = expectation(field) if field else ""
+    got = f"{f'{path[-2]}[{last}]' if isinstance(last, int) else last} = {quoted(value)}"
+    match detail["type"]:
+        case "extra_forbidden":
+            known = [*(also if len(path) == 1 else ()), *_keys_around(model, path)]
+            return unknown_key(dotted, got, known, where, fix)
+        case "missing" if isinstance(detail["loc"][-1], str):
+            return Problem(
+                "SD-R109", f"{dotted!r} is missing", where, "nothing", expect, f"{dotted} = ..., {fix}".rstrip(", ")
+            )
+        case "finite_number":
+            return Problem("SD-R106", f"{dotted!r} must be finite", where, got, expect)
+        case "int_type" if isinstance(value, float) and value.is_integer() and "whole number" in expect:
+            return Problem("SD-R105", f"{dotted!r} is a whole number", where, got, expect, f"write {int(value)}")
+        case "literal_error" if isinstance(value, str) and len(errors) == 1:
+            choices = [part.strip("'") for part in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+            return Problem(
+                "SD-R108", f"{dotted!r} has no such choice", where, got, one_of(value, filter(None, choices))
+            )
+        case "value_error" | "assertion_error":
+            return Problem(
+                "SD-R108", f"{dotted!r} is not allowed: {_said(detail)}", where, got, expect or _said(detail)
+            )
+        case kind if kind.endswith("_type") or kind == "missing" or len(errors) > 1:
+            return Problem("SD-R103", f"{dotted!r} is of the wrong kind", where, got, expect, _meant(value, expect))
+    return Problem("SD-R108", f"{dotted!r} is out of range", where, got, expect or _said(detail))
+
+
+def unknown_key(dotted: str, got: str, known: Sequence[str], where: str, fix: str) -> Problem:
+    """A key that its table does not have."""
+    key = dotted.rpartition(".")[2]
+    if key in TOP_KEYS and "." in dotted:
+        what = f"unknown key {dotted!r}: top-level keys stand above the first [table]"
+        return Problem("SD-R102", what, where, got, fix=f"move {key!r} to the top of the file")
+    rename = "rename the key" if known else "remove the key"
+    return Problem(
+        "SD-R102", f"unknown key {dotted!r}", where, got, one_of(key, known) if known else "no keys here",
+        f"{rename}, or run  {fix}" if fix else rename,
+    )  # fmt: skip
+
+
+def _keys_around(model: type[BaseModel], path: Path) -> list[str]:
+    """The keys that may stand where the last step of `path` stands."""
+    field = field_at(model, path[:-1])
+    return [key for inner in (models(field.annotation) if field else [model]) for key in keys(inner)]
+
+
+def _said(detail: ErrorDetails) -> str:
+    """The message of a validator, without pydantic's preface."""
+    return detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
+def _meant(value: Any, expect: str) -> str:
+    """A remedy for a text where something else is expected, as an override's `True` or `010` becomes, or the reverse."""
+    if isinstance(value, str):
+        if "text" in expect:
+            return ""
+        fix = meant(value)
+        return _plain(expect) if fix.startswith("put the text in quotes") else fix
+    return "put the text in quotes" if expect.startswith("text") else ""
+
+
+def _plain(expect: str) -> str:
+    """A remedy for a word where a number or a truth value is expected, and nothing else."""
+    if expect == "true or false":
+        return "write true or false"
+    kind = expect.partition(",")[0]
+    return f"write a {kind}" if kind in {"whole number", "number"} and " or " not in expect else ""

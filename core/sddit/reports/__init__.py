@@ -1,0 +1,1 @@
+"""Reports as HTML and Markdown: charts, pages and templates. Numbers come from `evaluation` and `ablations`."""

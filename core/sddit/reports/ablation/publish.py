@@ -1,0 +1,256 @@
+"""Publish an ablation: a folder that a repository can hold, with all that a reader and a rerun need. No torch, no weights.
+
+README.md          the question, the table, figures and conclusion in the tool's words
+report.html        the same in full
+results.jsonl      a row a run, all digits: its scores, its curves of scores, when it reached the targets, its probe
+curves.csv         every logged key of every arm: mean and deviation over seeds
+plan.json, environment.json, recipes/    what was run, and with what
+figures/, samples/ pictures
+
+The same runs give the same bytes. Nothing of the machine's folders is in them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+from sddit.ablations.analysis.diagnostics import Logs, environments, logs_of
+from sddit.ablations.analysis.results import RESULTS, Results, Row, flops_until, gather
+from sddit.ablations.analysis.targets import first_at, points, reached
+from sddit.ablations.planning.plan import PLAN
+from sddit.errors import error
+from sddit.formatting import no_formula, slug
+from sddit.interfaces.metric_names import FIGURES as SCORED
+from sddit.recipes.differences import by_leaf
+from sddit.reports.ablation.curves import AXES, all_keys, over_seeds
+from sddit.reports.ablation.readme import Figure, readme
+from sddit.reports.ablation.report import curves, page, probe_of, probed, samples
+from sddit.reports.ablation.reproduction import RECIPES, first_recipe, pathless, without_paths
+from sddit.reports.charts import as_file, title_of
+from sddit.storage.atomic import replace_file, storage_errors, to_json
+from sddit.storage.run_folder import ENVIRONMENT, REPORT
+
+README, CURVES, FIGURES, SAMPLES = "README.md", "curves.csv", "figures", "samples"
+OVER = ("steps", "flops")  # the axes of the figures
+LARGEST_REPORT = 1_500_000  # bytes; a larger one goes without its pictures of samples
+MOST_POINTS = 50  # of one key of one arm in `curves.csv`
+OF_THE_MACHINE = ("runs", "threads")  # of plan.json: folders, and what a rerun chooses for itself
+PROSE = ("question", "tuning")  # of plan.json: what the author wrote for people
+
+T = TypeVar("T")
+
+
+def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
+    """Write the publication of an ablation.
+
+    Args:
+        folder: the ablation's, beside its runs.
+        to: a new or empty folder, or one that holds an earlier publication, which is replaced.
+        unfinished: publish also what is not finished.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        SdditError: SD-F710 for an ablation with runs that are missing, SD-F711 where something else lies in `to`.
+    """
+    results = gather(folder.resolve())
+    if not unfinished:
+        refuse_unfinished(results)
+    refuse_other(to)
+    contents = dict(files(impersonal(results)))
+    for name in (FIGURES, SAMPLES, RECIPES):
+        for stale in sorted((to / name).glob("*")):
+            stale.unlink()
+    for name, content in contents.items():
+        with storage_errors(to / name):
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(to / name, content)
+    return [to / name for name in contents]
+
+
+def refuse_unfinished(results: Results) -> None:
+    """Publish nothing of which parts are missing, unless asked."""
+    missing = [f"{row.arm} seed {row.seed} {row.status}" for row in results.rows if row.status != "finished"]
+    if missing or not results.rows:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise error(
+            "SD-F710",
+            f"{len(missing)} of {len(results.rows)} runs are not finished" if results.rows else "nothing was run yet",
+            where=str(results.folder),
+            got=", ".join(missing[:5]) + more,
+            fix=f"{results.plan['command']}   makes them; --unfinished publishes what there is",
+        )
+
+
+def refuse_other(to: Path) -> None:
+    """Replace nothing but a publication."""
+    with storage_errors(to):
+        held = sorted(path.name for path in to.iterdir()) if to.exists() else []
+    if held and not {PLAN, RESULTS} <= set(held):
+        raise error(
+            "SD-F711",
+            "the folder to publish to holds something else",
+            where=str(to),
+            got=", ".join(held[:5]),
+            expect="a new or empty folder, or an earlier publication",
+            fix="give another folder",
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Nothing of the machine
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def impersonal(results: Results) -> Results:
+    """The results without the folders of this machine, and beside no earlier publication.
+
+    Raises SD-F712 where arms are told apart by such folders alone: their runs would be taken for those of one arm.
+    """
+    labels = [arm["label"] for arm in results.plan["arms"]]
+    if len({pathless(label) for label in labels}) < len(labels):
+        raise error(
+            "SD-F712",
+            "arms would have one name without the folders of their paths",
+            where=str(results.folder),
+            got=", ".join(label for label in labels if label != pathless(label)),
+            expect="names that differ without them",
+            fix="name the arms in [ablation.arms]",
+        )
+    rows = tuple(
+        replace(row, arm=pathless(row.arm), error=without_paths(homeless(row.error, results))) for row in results.rows
+    )
+    prose = {key: without_paths(results.plan[key]) for key in PROSE}
+    return replace(results, plan={**pathless(in_full(results.plan)), **prose, "published": ""}, rows=rows)
+
+
+def homeless(text: str, results: Results) -> str:
+    """What an error says, without the folders that are known to be of this machine, however they stand there."""
+    known = {str(folder) for folder in (results.folder.resolve().parent, Path.home(), Path.cwd())}
+    for folder in sorted(known - {"/"}, key=len, reverse=True):
+        text = text.replace(f"{folder}/", "")
+    return text
+
+
+def in_full(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan whose arms name every setting by which they differ; one of an earlier version names an added table alone."""
+    arms = [{**arm, "differs": by_leaf(arm["differs"])} if "differs" in arm else arm for arm in plan["arms"]]
+    return {**plan, "arms": arms}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def files(results: Results) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of everything that is published."""
+    logs = logs_of(results)
+    figures = dict(drawn(results, logs))
+    grids = {f"{SAMPLES}/{slug(grid.arm)}.png": grid for grid in samples(results) if grid.png}
+    yield README, readme(results, logs, figures_of(figures), {name: grid.arm for name, grid in grids.items()}).encode()
+    yield REPORT, report(results)
+    yield PLAN, lines(to_json({k: v for k, v in results.plan.items() if k not in OF_THE_MACHINE}, indent=1))
+    yield ENVIRONMENT, lines(to_json(environments(results), indent=1))
+    followed = {metric: targets(results, logs, metric) for metric in results.plan["metrics"]}
+    yield RESULTS, lines(*(to_json(published_row(results, row, logs, followed)) for row in results.rows))
+    yield CURVES, curves_table(results, logs).encode()
+    for arm, recipe in recipes(results):
+        yield f"{RECIPES}/{slug(arm)}.json", lines(to_json(recipe, indent=1))
+    for name, chart in figures.items():
+        yield name, lines(as_file(chart))
+    for name, grid in grids.items():
+        yield name, grid.png or b""
+
+
+def lines(*texts: str) -> bytes:
+    return "".join(f"{text}\n" for text in texts).encode()
+
+
+def published_row(
+    results: Results, row: Row, logs: Logs, followed: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """A run without its folder, with what the tables of the page are made of beside its scores; only what it has.
+
+    Args:
+        followed: by metric and arm, the target.
+    """
+    own = {key: value for key, value in asdict(row).items() if key != "folder"}
+    log = logs[row.arm].get(row.seed, [])
+    arm = next(one for one in results.plan["arms"] if one["label"] == row.arm)
+    for metric, arms in followed.items():
+        curve = points(log, metric)
+        if row.arm in arms and len(curve) > 1:  # as the table counts them
+            step = first_at(curve, arms[row.arm], SCORED[metric.rpartition(".")[2]].better)
+            own.setdefault("curves", {})[metric] = curve
+            flops = None if step is None else flops_until(arm, step)
+            own.setdefault("reached", {})[metric] = {"target": arms[row.arm], "step": step, "flops": flops}
+    if probe := probe_of(results.folder / row.folder):
+        own["probe"] = probe.to_json()
+    return own
+
+
+def targets(results: Results, logs: Logs, metric: str) -> dict[str, float]:
+    """The target of each arm that was followed on a metric."""
+    return {one.arm: one.target for one in reached(results, logs, metric)}
+
+
+def report(results: Results) -> bytes:
+    """`report.html`; a large one without the pictures."""
+    whole = page(results).encode()
+    return whole if len(whole) <= LARGEST_REPORT else page(results, pictures=False).encode()
+
+
+def recipes(results: Results) -> Iterator[tuple[str, Any]]:
+    """The resolved recipe of each arm at the first seed that has one; the others differ from it by their seed."""
+    for arm in results.plan["arms"]:
+        recipe = first_recipe(results.folder, results.of(arm["label"]))
+        if recipe is not None:
+            yield arm["label"], pathless(recipe)
+
+
+def drawn(results: Results, logs: Logs) -> Iterator[tuple[str, Markup]]:
+    """(file, chart): every curve over steps and over FLOPs, and the probes."""
+    for charts in curves(results, logs):
+        for axis in OVER:
+            yield f"{FIGURES}/{slug(title_of(charts[axis]))}-over-{axis}.svg", charts[axis]
+    if probe := probed(results):
+        for chart in probe.charts:
+            yield f"{FIGURES}/{slug(title_of(chart))}.svg", chart
+
+
+def figures_of(drawn: Mapping[str, Markup]) -> list[Figure]:
+    """What the README says of them."""
+    return [Figure(name, title_of(chart)) for name, chart in drawn.items()]
+
+
+def curves_table(results: Results, logs: Logs) -> str:
+    """CSV: arm, key, step, runs, mean over seeds, one standard deviation below and above; thinned, five digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arm", "key", "step", "runs", "mean", "low", "high"])
+    for arm in results.plan["arms"]:
+        runs = list(logs[arm["label"]].values())
+        for key in all_keys({arm["label"]: logs[arm["label"]]}):
+            if key == "step":
+                continue
+            points = [point for point in over_seeds(key, AXES[0], arm, runs) if point]
+            for step, *values in thinned(points):
+                writer.writerow(
+                    [no_formula(arm["label"]), key, int(step), len(runs), *(f"{value:.5g}" for value in values)]
+                )
+    return text.getvalue()
+
+
+def thinned(points: list[T]) -> list[T]:
+    """Every n-th point counted from the last, at most `MOST_POINTS`."""
+    every = -(-len(points) // MOST_POINTS) or 1
+    return points[::-1][::every][::-1]

@@ -1,0 +1,429 @@
+"""The report of an ablation: one HTML file that needs no network and runs no script. No torch.
+
+Made of what the folders of its runs hold, each time the command ends; the words are generated from the statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from markupsafe import Markup
+from PIL import Image
+
+from sddit.ablations.analysis.diagnostics import Diagnosis, Logs, diagnoses, environments, logs_of
+from sddit.ablations.analysis.results import Results, Row
+from sddit.ablations.analysis.statistics import LEVEL, Comparison, Verdict, p_text, summarize
+from sddit.ablations.analysis.table import (
+    against_baselines,
+    apart,
+    changes,
+    comparisons,
+    floors,
+    legend,
+    title,
+    with_spread,
+)
+from sddit.ablations.analysis.targets import Beside, reached
+from sddit.errors import SdditError
+from sddit.evaluation.probe import Probe, read_probe
+from sddit.formatting import big, short
+from sddit.interfaces.metric_names import FIGURES
+from sddit.recipes.parsing import quoted
+from sddit.reports.ablation.caveats import cautions
+from sddit.reports.ablation.conclusions import budget, fairness, findings, summary
+from sddit.reports.ablation.curves import AXES, Charts, diagnostic_charts, loss_charts, metric_charts, probe_chart
+from sddit.reports.ablation.phrases import among
+from sddit.reports.ablation.reproduction import Reproduction, against_published
+from sddit.reports.page import render
+from sddit.reports.run_report import duration
+from sddit.storage.atomic import replace_file
+from sddit.storage.run_folder import REPORT
+
+WIDEST = 480  # pixels of a sample grid as it is embedded
+BAR = 110  # pixels of the drawing of an interval
+PILLS = {"better": "good", "worse": "bad"}
+COST = (
+    "arm",
+    "parameters, sampled",
+    "parameters, trained",
+    "FLOPs, training image",
+    "FLOPs, sampled image",
+    "FLOPs, training",
+    "steps",
+    "images",
+    "time",
+    "images/s",
+    "peak memory",
+)
+
+
+def write_report(results: Results) -> Path:
+    """`report.html` in the ablation's folder, whole or not at all."""
+    path = results.folder / REPORT
+    replace_file(path, page(results).encode())
+    return path
+
+
+def page(results: Results, *, pictures: bool = True) -> str:
+    """The report, as text; without pictures of samples it is a fraction of the size."""
+    logs = logs_of(results)
+    found = cautions(results, logs)
+    compared = {metric: comparisons(results, metric) for metric in results.plan["metrics"]}
+    watched = diagnoses(results, logs)
+    reproduction = against_published(results)
+    return render(
+        "ablation_report.html.j2",
+        plan=results.plan,
+        status=status(results),
+        cautions=found,
+        summary=summary(results, compared, found),
+        findings=findings(results, compared, found),
+        fairness=fairness(results, compared, found),
+        metrics=[(metric, title(metric), FIGURES[metric.rpartition(".")[2]].better) for metric in compared],
+        overview=list(overview(results, compared)),
+        statistics={metric: list(statistics(results, metric, compared[metric])) for metric in compared},
+        reached={metric: list(how_soon(results, logs, metric)) for metric in compared},
+        cost_headings=COST,
+        cost=list(cost(results)),
+        axes=AXES,
+        curves=curves(results, logs),
+        samples=list(samples(results)) if pictures else [],
+        diagnosed=list(dict.fromkeys(one.arm for one in watched)),
+        diagnostics=by_key(watched),
+        diagnostic_charts=diagnostic_charts(results, logs, {one.key: one.monitor for one in watched}),
+        probe=probed(results),
+        reproduction=reproduction,
+        agreements=agreements(reproduction),
+        failures=[row for row in results.rows if row.status == "failed"],
+        runs=runs(results),
+        facts=list(facts(results)),
+        environment=[(key, ", ".join(values)) for key, values in environments(results).items()],
+        commands=list(commands(results)),
+        level=f"{LEVEL:.0%}",
+        legend=legend(compared),
+        floors=floors(results),
+        probed_how=PROBED,
+        target_rule=TARGET,
+        what_differs=list(what_differs(results)),
+        short=short,
+        among=among,
+    )
+
+
+def curves(results: Results, logs: Logs) -> list[Charts]:
+    """Everything that is drawn over a chosen axis."""
+    return [*metric_charts(results, logs), *loss_charts(results, logs)]
+
+
+def status(results: Results) -> str:
+    """`finished`, or how many runs are."""
+    finished = sum(row.status == "finished" for row in results.rows)
+    return "finished" if results.finished else f"{finished} of {len(results.rows)} runs finished"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tables
+# --------------------------------------------------------------------------------------------------------------------
+
+
+TARGET = (
+    "The steps after which a score reached its target, read between the scores that were taken while training; before the end those are "
+    "of weights whose learning rate has not fallen yet. Where the recipe sets no target it is what the baseline ended with in every "
+    "seed. Means are of arms all of whose runs got there: a mean over some would be of the quick ones. Such arms are compared in steps "
+    "and in FLOPs, as the metrics are, and p is corrected for looking at as many of them (Holm)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A metric of an arm."""
+
+    value: str
+    verdict: str  # `baseline`, or the word of its comparison
+    pill: str  # the class of that word
+
+
+def overview(results: Results, compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[dict[str, Any]]:
+    """An arm a line: what changed, every metric with its verdict, what it took."""
+    for arm in results.plan["arms"]:
+        rows = results.of(arm["label"])
+        yield {
+            "arm": arm["label"],
+            "baseline": arm["baseline"],
+            "changes": changes(arm["changes"]),
+            "runs": f"{sum(row.status == 'finished' for row in rows)} of {len(rows)}",
+            "flops": big(arm["flops"]),
+            "cells": [cell(results, arm["label"], metric, compared[metric].get(arm["label"])) for metric in compared],
+        }
+
+
+def cell(results: Results, label: str, metric: str, comparison: Comparison | None) -> Cell:
+    """One metric of one arm; the baseline is compared with nothing."""
+    values = list(results.figure(label, metric).values())
+    value = with_spread(summarize(values)) if values else "none"
+    verdict = comparison.verdict if comparison else "baseline"
+    return Cell(value, verdict.partition(" under ")[0], PILLS.get(verdict, ""))
+
+
+def statistics(results: Results, metric: str, compared: Mapping[str, Comparison]) -> Iterator[dict[str, Any]]:
+    """An arm a line: mean, difference with its interval, p, verdict."""
+    reach = max((abs(v) for c in compared.values() for v in (c.low, c.high, c.difference) if v is not None), default=0)
+    for arm in results.plan["arms"]:
+        label, comparison = arm["label"], compared.get(arm["label"])
+        number, interval = apart(comparison) if comparison else ("", "")
+        yield {
+            "arm": label,
+            "seeds": len(results.figure(label, metric)),
+            "cell": cell(results, label, metric, comparison),
+            "difference": number,
+            "interval": interval,
+            "bar": interval_bar(comparison, reach) if comparison else "",
+            "p": p_text(comparison.p_holm).removeprefix("p ").removeprefix("= ")
+            if comparison and comparison.p_holm is not None
+            else "",
+        }
+
+
+def how_soon(results: Results, logs: Logs, metric: str) -> Iterator[dict[str, str]]:
+    """An arm a line: when it reached the target of the metric. Nothing where that was not followed."""
+    for one in reached(results, logs, metric):
+        bound = "at most " if one.at_once else ""
+        yield {
+            "arm": one.arm,
+            "target": short(one.target),
+            "runs": f"{one.got_there} of {one.runs}",
+            "steps": f"{bound}{with_spread(one.steps)}" if one.steps else "" if one.got_there else "never",
+            "flops": f"{bound}{big(one.flops.mean)}" if one.flops else "",
+            "of_baseline": beside(one.steps_of_baseline, SOONER),
+            "flops_of_baseline": beside(one.flops_of_baseline, CHEAPER),
+        }
+
+
+SOONER: Mapping[Verdict, str] = {"better": "sooner", "worse": "later"}
+CHEAPER: Mapping[Verdict, str] = {"better": "fewer", "worse": "more"}
+
+
+def beside(one: Beside | None, words: Mapping[Verdict, str]) -> str:
+    """`0.83 × sooner (p = 0.013)`; empty where nothing is compared."""
+    if one is None:
+        return ""
+    verdict, p = one.comparison.verdict, one.comparison.p_holm
+    return f"{one.ratio:.2f} × {words.get(verdict, verdict.partition(' under ')[0])}{f' ({p_text(p)})' if p is not None else ''}"
+
+
+def interval_bar(comparison: Comparison, reach: float) -> Markup:
+    """An interval beside zero, drawn on the scale of its metric: -reach to reach."""
+    if comparison.difference is None or comparison.low is None or comparison.high is None or not reach:
+        return Markup("")
+    at = [BAR / 2 * (1 + 0.96 * v / reach) for v in (comparison.low, comparison.high, comparison.difference)]
+    return Markup(
+        '<svg class="interval {}" viewBox="0 0 {} 14" width="{}" height="14" role="img"><title>{}</title>'
+        '<path class="zero" d="M{} 0v14"/><path d="M{:.1f} 7H{:.1f}"/><circle cx="{:.1f}" cy="7" r="3.2"/></svg>'
+    ).format(
+        PILLS.get(comparison.verdict, ""), BAR, BAR, f"{LEVEL:.0%} interval beside zero", BAR // 2, at[0], at[1], at[2]
+    )
+
+
+def cost(results: Results) -> Iterator[list[str]]:
+    """An arm a line: what it is and what it took, by formula and by the clock; see `COST`."""
+    for arm in results.plan["arms"]:
+        finished = [row for row in results.of(arm["label"]) if row.status == "finished"]
+        memory = [row.peak_memory for row in finished if row.peak_memory is not None]
+        speed = [row.images_per_second for row in finished if row.images_per_second is not None]
+        yield [
+            arm["label"],
+            big(arm["sampled_parameters"]),
+            big(arm["parameters"]),
+            big(arm["flops_per_step"] and arm["flops_per_step"] / arm["batch"]),
+            big(arm["sampling_flops_per_image"]),
+            big(arm["flops"]),
+            f"{arm['steps']:,}",
+            f"{arm['images']:,}",
+            duration(mean(row.seconds for row in finished)) if finished else "",
+            short(mean(speed)) if speed else "",
+            big(max(memory), "B") if memory else "",
+        ]
+
+
+def by_key(watched: Sequence[Diagnosis]) -> list[tuple[Diagnosis, dict[str, Diagnosis]]]:
+    """Each diagnostic, and what it is in the arms that have it."""
+    keys: dict[str, dict[str, Diagnosis]] = {}
+    for one in watched:
+        keys.setdefault(one.key, {})[one.arm] = one
+    return [(next(iter(arms.values())), arms) for arms in keys.values()]
+
+
+def runs(results: Results) -> list[tuple[str, list[Row]]]:
+    """The runs of each arm, seed by seed."""
+    return [(arm["label"], results.of(arm["label"])) for arm in results.plan["arms"]]
+
+
+def what_differs(results: Results) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
+    """(arm, its baseline, (key, the baseline's value, the arm's)) of every arm that differs from its baseline by a setting."""
+    for arm in results.plan["arms"]:
+        if found := arm.get("differs"):
+            yield arm["label"], arm["baseline"], [(key, value_of(theirs), value_of(own)) for key, theirs, own in found]
+
+
+def value_of(value: Any) -> str:
+    """A value of a recipe as it is typed there; `none` for one that is not set, `a table` for a component."""
+    return "none" if value is None else "a table" if isinstance(value, Mapping) else quoted(value)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Pictures
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The samples of one arm."""
+
+    arm: str
+    seed: int
+    png: bytes | None  # None: there are none
+
+
+def samples(results: Results) -> Iterator[Grid]:
+    """The last grid of every arm at one seed: the first of those at which most arms have one."""
+    arms = [arm["label"] for arm in results.plan["arms"]]
+    found = {(row.arm, row.seed): path for row in results.rows if (path := last_grid(results.folder / row.folder))}
+    if found:
+        seed = max(results.plan["seeds"], key=lambda seed: sum((arm, seed) in found for arm in arms))
+        for arm in arms:
+            yield Grid(arm, seed, shrunk(found[arm, seed]) if (arm, seed) in found else None)
+
+
+def last_grid(run: Path) -> Path | None:
+    """The newest picture of a run."""
+    return max((run / "samples").glob("step-*.png"), default=None)
+
+
+def shrunk(path: Path) -> bytes | None:
+    """A picture, no wider than is shown; None for a file that is none."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            picture = image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    if picture.width > WIDEST:
+        picture = picture.resize((WIDEST, max(1, round(picture.height * WIDEST / picture.width))))
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The probe
+# --------------------------------------------------------------------------------------------------------------------
+
+
+PROBED = (
+    "Accuracy on held-out images at the best depth and noise level, which is chosen on these images for every arm alike: so it flatters "
+    "all of them. It is looked at beside the metrics, and not counted among them."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What the tokens of the arms tell of the class."""
+
+    rows: Sequence[tuple[str, str, str, str, str]]  # arm, seeds, linear, neighbours, linear beside the baseline
+    charts: Sequence[Markup]
+    chance: float
+    untrained: str  # the linear probe of a network as it was initialised
+
+
+def probed(results: Results) -> Probed | None:
+    """The probes of the runs that have one; None if there is none."""
+    probes: dict[str, dict[int, Probe]] = {arm["label"]: {} for arm in results.plan["arms"]}
+    for row in results.rows:
+        if probe := probe_of(results.folder / row.folder):
+            probes[row.arm][row.seed] = probe
+    having = {label: list(of_seeds.values()) for label, of_seeds in probes.items() if of_seeds}
+    if not having:
+        return None
+    best = {
+        label: {seed: probe.best(probe.linear)[0] for seed, probe in of_seeds.items()}
+        for label, of_seeds in probes.items()
+    }
+    compared = against_baselines(results.plan, best, "higher")
+    rows = [
+        (
+            label,
+            str(len(of_arm)),
+            with_spread(summarize(list(best[label].values()))),
+            with_spread(summarize([probe.best(probe.neighbours)[0] for probe in of_arm])),
+            compared[label].words if label in compared else "baseline",
+        )
+        for label, of_arm in having.items()
+    ]
+    headings = {"linear": "Linear probe: held-out accuracy", "neighbours": "Nearest neighbours: held-out accuracy"}
+    charts = [probe_chart(heading, results, having, which) for which, heading in headings.items()]
+    first = next(iter(having.values()))[0]
+    return Probed(rows, charts, first.chance, f"{first.best(first.linear_untrained)[0]:.3g}")
+
+
+def probe_of(run: Path) -> Probe | None:
+    """The probe of a run; of a damaged one, none."""
+    try:
+        return read_probe(run)
+    except SdditError:
+        return None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What was published
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def agreements(reproduction: Reproduction | None) -> list[dict[str, Any]]:
+    """A metric of an arm a line: published, here, and whether they agree."""
+    return [
+        {
+            "arm": one.arm,
+            "metric": title(one.metric),
+            "published": with_spread(one.published),
+            "here": with_spread(one.here),
+            "identical": f"{one.identical} of {one.twins}",
+            "interval": "" if one.low is None or one.high is None else f"{one.low:.2g}, {one.high:.2g}",
+            "p": "" if one.p_holm is None else p_text(one.p_holm).removeprefix("p ").removeprefix("= "),
+            "cell": Cell("", one.word.partition(" under ")[0], "bad" if one.word == "different" else ""),
+        }
+        for one in (reproduction.agreements if reproduction else ())
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The plan
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def facts(results: Results) -> Iterator[tuple[str, str]]:
+    """What was planned."""
+    plan = results.plan
+    yield "Ablation", f"{plan['name']}-{plan['id']}"
+    yield "Data", plan.get("data", "")
+    yield "Budget", budget(plan["budget"])
+    yield "Seeds", ", ".join(map(str, plan["seeds"]))
+    yield "Metrics", ", ".join(plan["metrics"]) or "none"
+    yield "Tuning", plan["tuning"] or "nothing is stated"
+    yield (
+        "CPU threads of a run",
+        "as the recipe says, or torch's choice" if plan["threads"] is None else str(plan["threads"]),
+    )
+
+
+def commands(results: Results) -> Iterator[tuple[str, str]]:
+    """(what it does, what to type)."""
+    folder = results.folder.name if results.folder.is_absolute() else str(results.folder)
+    yield "Repeat or continue the ablation:", results.plan["command"]
+    yield "Make every run again, in a folder of its own:", f"{results.plan['command']} --no-reuse"
+    if results.rows:
+        yield "One run of it, such as the first:", f"{results.plan['command']} --only {results.rows[0].id}"
+    yield "The table in a paper:", f"sddit-run table {folder} --latex"

@@ -1,0 +1,126 @@
+"""The report of a run, gathered from its folder."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sddit.evaluation.pictures import previews
+from sddit.evaluation.probe import read_probe
+from sddit.evaluation.scores import Scores
+from sddit.recipes.costs import plan
+from sddit.recipes.recipe import Recipe
+from sddit.reports.run_report import NextStep, ReportData, RunCost, write_report
+from sddit.storage.metrics_log import read_metrics
+from sddit.storage.run_folder import ENVIRONMENT, METRICS, read_changes, read_json
+
+NOISE_QUARTERS = ("least noise", "second quarter", "third quarter", "most noise")
+
+
+def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores]) -> str:
+    """`report.html` of a run whose metrics, pictures and environment lie in its folder."""
+    metrics = read_metrics(folder / METRICS)
+    environment = environment_of(folder)
+    grids = previews(folder)
+    return write_report(
+        ReportData(
+            title=recipe.name,
+            summary=summary(recipe),
+            status="finished",
+            command=command(recipe),
+            cost=cost(recipe, metrics, environment["device"]),
+            metrics=metrics,
+            grid=grids[-1][1] if grids else None,
+            previews=grids,
+            scores=scores,
+            probe=read_probe(folder),
+            monitors={label: chosen.params.monitors() for label, chosen in recipe.terms.items()},
+            noise_bins=NOISE_QUARTERS,
+            recipe=recipe.to_json(),
+            origins=recipe.origins,
+            environment=dict(flat(environment)),
+            warnings=[*recipe.warnings, *changes(folder)],
+            next_steps=list(next_steps(recipe, folder)),
+        )
+    )
+
+
+def summary(recipe: Recipe) -> str:
+    """What was trained on what, from the components' own words."""
+    facts = recipe.facts
+    _, height, width = facts.image
+    classes = f"{facts.num_classes} classes" if facts.num_classes else "no classes"
+    terms = " ".join(chosen.component.summary for chosen in recipe.terms.values())
+    data = f"Data: {facts.source}, {height}x{width}, {classes}."
+    return f"{data} Views: {recipe.pair_sampler.component.summary} Losses: {terms}"
+
+
+def command(recipe: Recipe) -> str:
+    """What repeats this run."""
+    return f"sddit-run {recipe.path or recipe.name}"
+
+
+def environment_of(folder: Path) -> dict[str, Any]:
+    """What a run was made with."""
+    found: dict[str, Any] = read_json(folder / ENVIRONMENT)
+    return found
+
+
+def cost_of(recipe: Recipe, folder: Path) -> RunCost:
+    """What a run that lies in `folder` has cost."""
+    return cost(recipe, read_metrics(folder / METRICS), environment_of(folder)["device"])
+
+
+def cost(recipe: Recipe, metrics: list[dict[str, Any]], device: str) -> RunCost:
+    """Counted by formula and measured."""
+    planned = plan(recipe)
+    heads = list(planned.heads_parameters.values())
+    parts = [planned.backbone_parameters, *heads]
+    seconds = metrics[-1]["seconds"] if metrics else 0.0
+    return RunCost(
+        seconds=seconds,
+        images_per_second=metrics[-1]["images"] / seconds if seconds else None,
+        parameters=None if None in parts else sum(part or 0 for part in parts),
+        flops_per_step=planned.flops_per_step,
+        flops=planned.training_flops,
+        peak_memory=peak_memory(),
+        device=device,
+    )
+
+
+def peak_memory() -> float:
+    """Bytes at most held by this process; on CUDA, by its tensors."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return float(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def changes(folder: Path) -> Iterator[str]:
+    """What --allow-change let differ on the way."""
+    for change in read_changes(folder):
+        yield f"changed on the way: {change['key']} from {change['from']} to {change['to']}; schedules over the planned length moved with it"
+
+
+def next_steps(recipe: Recipe, folder: Path) -> Iterator[NextStep]:
+    """What a curious person would do next with any run."""
+    base = command(recipe)
+    yield NextStep("More pictures, with guidance:", f"sddit-run sample {folder} --guidance 1.5")
+    for label in list(recipe.terms)[1:]:
+        yield NextStep(f"The control arm: the same run without loss.{label}:", f"{base} loss.{label}.weight=0")
+    yield NextStep("Is it luck? The same run with another seed:", f"{base} seed={recipe.seed + 1}")
+    yield NextStep("All runs side by side:", f"sddit-run table {folder.parent}")
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every value of nested tables."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value)

@@ -1,0 +1,84 @@
+"""Lock a run folder for one process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+from sddit.errors import error
+from sddit.storage.atomic import (
+    open_file,
+    to_json,
+)
+
+LOCK = "run.lock"
+
+_held: set[int] = set()  # descriptors of the locks of this process
+
+
+# The lock. It belongs to the open file, so the system lets it go when its process ends, however it ends.
+
+
+def take_lock(path: Path) -> tuple[int, str]:
+    """A descriptor that holds the lock while it is open, and the last holder if that one did not let it go itself.
+
+    Raises SD-F701 if another process holds it.
+    """
+    lock = open_file(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = owner_in(lock) or "a process that is just starting"
+        os.close(lock)
+        fix = "wait for it, stop it, or choose another run"
+        raise error("SD-F701", f"the run folder is in use by {holder}", where=str(path.parent), fix=fix) from None
+    last = owner_in(lock)
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, to_json(owner).encode(), 0)
+    _held.add(lock)
+    return lock, last
+
+
+def holder(folder: Path) -> str:
+    """Which process holds a run folder, as `pid 123 on host h since ...`; empty if none does."""
+    try:
+        lock = open_file(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return owner_in(lock) or "a process that is just starting"
+    else:
+        return ""
+    finally:
+        os.close(lock)
+
+
+def release_lock(lock: int) -> None:
+    """Let a lock of this process go, and say so in its file."""
+    if lock in _held:
+        _held.remove(lock)
+        os.ftruncate(lock, 0)
+        os.close(lock)
+
+
+def owner_in(lock: int) -> str:
+    """`pid 123 on host h since ...` from a lock file; empty if it names nobody."""
+    try:
+        owner = json.loads(os.pread(lock, 4096, 0))
+        return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+def _forget_locks() -> None:
+    """A forked child, such as a loader worker, must not keep its parent's folder locked after the parent's death."""
+    for lock in _held:
+        os.close(lock)
+    _held.clear()

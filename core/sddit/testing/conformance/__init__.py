@@ -1,0 +1,1 @@
+"""Conformance checks, one file per kind of component."""

@@ -1,0 +1,1 @@
+"""Toy components of every kind, so that tests and plugin authors need no other plugin."""

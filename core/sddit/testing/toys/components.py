@@ -1,0 +1,256 @@
+"""The toys themselves: every contract of `sddit.interfaces` in its shortest honest form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sddit.diffusion.sigma_grids import spaced
+from sddit.interfaces import (
+    Batch,
+    Context,
+    DataFacts,
+    Denoise,
+    Denoiser,
+    Draws,
+    NoiseSchedule,
+    Outputs,
+    Prediction,
+    Scalings,
+    Tap,
+    View,
+)
+from sddit.losses import LossTerm
+from sddit.testing.toys.params import (
+    SHADE,
+    ToyAgreementParams,
+    ToyDatasetParams,
+    ToyFeatureParams,
+    ToyGuidanceParams,
+    ToyLossParams,
+    ToyPairsParams,
+    ToySamplerParams,
+    ToyScheduleParams,
+    ToyTrackerParams,
+)
+from sddit.value_schedules import value_at
+
+
+class ToySchedule:
+    """x = x0 + t eps; the network sees x / sqrt(1 + t^2) and gives x0."""
+
+    def __init__(self, params: ToyScheduleParams) -> None:
+        self.outputs = params.outputs
+        self.sigma_range = params.t_range
+
+    def t_from_uniform(self, u: Tensor) -> Tensor:
+        low, high = self.sigma_range
+        return low * (high / low) ** u
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def perturb(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return x0 + t.to(x0.dtype)[:, None, None, None] * noise
+
+    def t_from_sigma(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def snap(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def share(self, t: Tensor) -> Tensor:
+        low, high = self.sigma_range
+        return ((t / low).log() / math.log(high / low)).clamp(0, 1)
+
+    def scalings(self, t: Tensor) -> Scalings:
+        return Scalings(torch.zeros_like(t), torch.ones_like(t), (1 + t**2).rsqrt(), t.log() / 4)
+
+    def grid(self, steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+        if kind != "native":
+            return spaced(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+        fall = (sigma_max - sigma_min) / (steps - 1)
+        return [*(sigma_max - step * fall for step in range(steps - 1)), sigma_min, 0.0]
+
+
+class ToyPairs:
+    """A noisy student view with hidden tokens, and the same noise at half the level for a teacher."""
+
+    def __init__(self, params: ToyPairsParams, *, grid: tuple[int, int]) -> None:
+        self.params = params
+        self.tokens = math.prod(grid)
+
+    def __call__(self, batch: Batch, draws: Draws, schedule: NoiseSchedule, ctx: Context) -> dict[str, View]:
+        noise = draws.normal("noise", batch.x0.shape[1:]).to(batch.x0)
+        t = schedule.t_from_uniform(draws.uniform("level"))
+        views = {"student": self.view("student", batch, noise, t, schedule)}
+        views["student"].visible = self.visible(draws, ctx)
+        if self.params.teacher:
+            views["teacher"] = self.view("teacher", batch, noise, t / 2, schedule)
+        return views
+
+    def view(
+        self, network: Literal["student", "teacher"], batch: Batch, noise: Tensor, t: Tensor, schedule: NoiseSchedule
+    ) -> View:
+        x = schedule.perturb(batch.x0, noise, t)
+        return View(network=network, x=x, t=t, labels=batch.labels, x0=batch.x0, noise=noise)
+
+    def visible(self, draws: Draws, ctx: Context) -> Tensor | None:
+        ratio = value_at(self.params.mask_ratio, ctx.step, ctx.total_steps)
+        kept = max(1, math.floor(self.tokens * (1 - ratio) + 1e-9))
+        if kept == self.tokens:
+            return None
+        scores = draws.uniform("mask", (self.tokens,))  # [B, N]
+        return scores.argsort(dim=1)[:, :kept].sort(dim=1).values  # [B, K]
+
+
+class ToyLoss(LossTerm):
+    """mean (x0_hat - x0)^2 over the student's views."""
+
+    def __init__(self, params: ToyLossParams, **_: object) -> None:
+        super().__init__()
+
+    def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
+        errors = []
+        for name, view in views.items():
+            estimate = outputs[name].x0
+            if view.network == "student" and estimate is not None:
+                errors.append((estimate - view.x0).square().mean(dim=(1, 2, 3)))  # [B]
+        return torch.stack(errors).mean(dim=0)
+
+
+class ToyAgreement(LossTerm):
+    """Tokens of a student head against the averaged head's view of the teacher's tokens, minus a running centre."""
+
+    averaged = ("head",)
+    centre: Tensor
+
+    def __init__(self, params: ToyAgreementParams, *, widths: Mapping[Tap, int], **_: object) -> None:
+        super().__init__()
+        width = widths["encoder"]
+        self.momentum = params.momentum
+        self.head = nn.Linear(width, width)
+        self.register_buffer("centre", torch.zeros(width))
+        self.waiting: list[Tensor] = []  # means of the micro-batches, [D] each
+
+    def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
+        student, teacher = outputs["student"].taps["encoder"], outputs["teacher"].taps["encoder"]
+        with torch.no_grad():
+            target = ctx.averaged["head"](teacher.at(student.index))  # [B, K, D]
+            self.waiting.append(ctx.mean(target.mean(dim=(0, 1))))
+        error: Tensor = (self.head(student.patch) - (target - self.centre)).square().mean(dim=(1, 2))  # [B]
+        self.log("centre", self.centre.norm())
+        return error
+
+    def after_step(self, ctx: Context) -> None:
+        if self.waiting:
+            self.centre.lerp_(torch.stack(self.waiting).mean(dim=0).to(self.centre), 1 - self.momentum)
+        self.discard()
+
+    def staged(self) -> list[Tensor]:
+        return self.waiting
+
+    def discard(self) -> None:
+        self.waiting.clear()
+
+
+class ToySampler:
+    """Euler's method on dx/dsigma = (x - D(x, sigma)) / sigma."""
+
+    def __init__(self, params: ToySamplerParams, *, schedule: NoiseSchedule) -> None:
+        self.params = params
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        sigmas: Sequence[float],
+        *,
+        noise: Callable[[int], Tensor],
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        for step, (sigma, lower) in enumerate(pairwise(sigmas)):
+            x = x + (lower - sigma) * (x - denoise(x, sigma).x0.to(x)) / sigma
+            if callback is not None:
+                callback(step, x)
+        return x
+
+
+class ToyGuidance:
+    """The denoiser as it is."""
+
+    def __init__(self, params: ToyGuidanceParams, *, schedule: NoiseSchedule) -> None:
+        self.params = params
+
+    def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise:
+        def denoise(x: Tensor, sigma: float) -> Prediction:
+            return denoiser(x, sigma, labels)
+
+        return denoise
+
+
+class ToyDataset:
+    """One split: the class gives the shade, the index a fixed texture."""
+
+    def __init__(self, params: ToyDatasetParams, *, split: Literal["train", "test"]) -> None:
+        self.facts, self.texture = params.facts(), params.texture
+        self.first, self.count = (
+            (0, self.facts.train_size) if split == "train" else (self.facts.train_size, self.facts.test_size)
+        )
+
+    def __len__(self) -> int:
+        return self.count
+
+    def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        channels, height, width = self.facts.image
+        index = torch.tensor(ids, dtype=torch.int64) + self.first  # [n]
+        classes = max(1, self.facts.num_classes)
+        labels = index % classes
+        shade = (2 * labels + 1) / classes - 1  # [n] in (-1, 1)
+        place = torch.arange(channels * height * width).reshape(1, channels, height, width)
+        texture = self.texture * torch.sin((index[:, None, None, None] + 1) * (place + 1.0))
+        return (SHADE * shade[:, None, None, None] + texture).float(), labels
+
+    def to_images(self, x: Tensor) -> Tensor:
+        grey = x[:, :1].expand(-1, 3, -1, -1)
+        return ((grey.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class ToyFeatures:
+    """Mean and standard deviation of each channel."""
+
+    title = "channel moments"
+    dimensions = 6
+
+    def __init__(self, params: ToyFeatureParams, *, facts: DataFacts, device: torch.device) -> None:
+        self.params = params
+
+    def features(self, images: Tensor) -> Tensor:
+        x = images.float() / 255
+        return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)
+
+    def classes(self, images: Tensor) -> Tensor | None:
+        return None
+
+
+class ToyTracker:
+    """Keeps (step, values) in `rows`."""
+
+    def __init__(self, params: ToyTrackerParams, *, folder: Path) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.closed = False
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.rows.append((step, dict(values)))
+
+    def close(self) -> None:
+        self.closed = True

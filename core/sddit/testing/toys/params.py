@@ -1,0 +1,183 @@
+"""Define settings of the toy components."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from sddit import interfaces as face
+from sddit.value_schedules import Value, bounded
+
+SHADE = 0.7
+"""How far apart the classes of the toy data set are."""
+
+
+class ToyBackboneParams(face.BackboneParams):
+    """A few blocks that mix each token with the mean of those it may see."""
+
+    hidden: int = Field(16, ge=2, le=4096, description="D, the width of a token.")
+    depth: int = Field(2, ge=1, le=64, description="Number of blocks.")
+    patch: int = Field(4, ge=1, description="Side of a patch in pixels.")
+    cls: bool = Field(True, description="Carry a class token.")
+
+    def grid(self, shapes: face.Shapes) -> tuple[int, int]:
+        _, height, width = shapes.image
+        return height // self.patch, width // self.patch
+
+    def block_of(self, tap: face.Tap) -> int:
+        """The number of blocks that run before `tap` is read."""
+        if tap == "encoder":
+            return self.depth
+        if isinstance(tap, int) and 1 <= tap <= self.depth:
+            return tap
+        if isinstance(tap, float) and 0 < tap <= 1:
+            return max(1, round(tap * self.depth))
+        raise ValueError(f"no tap {tap!r}; there are 'encoder', a share of the depth, and blocks 1 to {self.depth}")
+
+    def width(self, tap: face.Tap) -> int:
+        self.block_of(tap)
+        return self.hidden
+
+    @property
+    def has_cls(self) -> bool:
+        return self.cls
+
+    @property
+    def maskable(self) -> bool:
+        return True
+
+    def cost(
+        self, shapes: face.Shapes, *, kept: int, taps: Sequence[face.Tap] = (), output: bool = True
+    ) -> face.Cost | None:
+        tokens = math.prod(self.grid(shapes))
+        patch, width = shapes.image[0] * self.patch**2, self.hidden
+        depth = self.depth if output else max(map(self.block_of, taps), default=0)
+        row = kept + self.cls
+        head = shapes.outputs * patch
+        parameters = (
+            (patch + 1) * width
+            + tokens * width
+            + 2 * width
+            + (shapes.num_classes + 1) * width
+            + self.cls * width
+            + depth * (2 * width + 4 * width**2 + 3 * width)
+            + output * (width + 1) * head
+        )
+        flops = 2 * (
+            tokens * patch * width
+            + width
+            + depth * row * (4 * width**2 + row * width)
+            + (tokens * width * head if output else 0)
+        )
+        return face.Cost(parameters, flops, depth * row * 4 * width)
+
+
+class ToyScheduleParams(face.NoiseScheduleParams):
+    """x = x0 + t eps, and a network that gives x0 itself."""
+
+    t_min: float = Field(0.02, gt=0, description="Lowest noise level.")
+    t_max: float = Field(20.0, gt=0, description="Highest noise level.")
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return self.t_min, self.t_max
+
+
+class ToyPairsParams(face.PairSamplerParams):
+    """One student view, and a teacher view of the same noise at a lower level if asked for."""
+
+    mask_ratio: Annotated[Value, bounded(0, 0.9)] = Field(0.0, description="Share of tokens hidden from the student.")
+    teacher: bool = Field(False, description="Make a teacher view at half the student's noise level.")
+
+    def views(self) -> tuple[face.ViewSpec, ...]:
+        student = face.ViewSpec("student", mask_ratio=self.mask_ratio)
+        return (student, face.ViewSpec("teacher", "teacher")) if self.teacher else (student,)
+
+
+class ToyLossParams(face.LossParams):
+    """Squared error of the estimated clean image."""
+
+    def needs(self) -> face.Needs:
+        return face.Needs(face.Want(output=True))
+
+    def cost(self, *_: Any, **__: Any) -> face.Cost:
+        return face.Cost()
+
+
+class ToyAgreementParams(face.LossParams):
+    """Student tokens, through a head, against the teacher's, minus a running centre."""
+
+    momentum: float = Field(0.9, ge=0, le=1, description="Share of the centre kept at each step.")
+
+    def needs(self) -> face.Needs:
+        return face.Needs(face.Want(taps=("encoder",)), face.Want(taps=("encoder",)))
+
+    def cost(
+        self, backbone: face.BackboneParams, shapes: face.Shapes, view: face.ViewSpec, kept: int
+    ) -> face.Cost | None:
+        width = backbone.width("encoder")
+        return face.Cost((width + 1) * width, 2.0 * kept * width**2, kept * width)
+
+
+class ToySamplerParams(face.SamplerParams):
+    """Euler's method."""
+
+    grid: str = Field("log", description="Spacing of the levels.")
+
+
+class ToyGuidanceParams(face.GuidanceParams):
+    """No guidance."""
+
+
+class ToyAttentionParams(face.AttentionParams):
+    """The softmax written out."""
+
+    @property
+    def takes_bias(self) -> bool:
+        return True
+
+    @property
+    def takes_groups(self) -> bool:
+        return True
+
+
+class ToyDatasetParams(face.DatasetParams):
+    """Images whose colour is their class, plus a fixed texture of their own."""
+
+    size: int = Field(8, ge=4, le=256, description="Height and width.")
+    channels: int = Field(1, ge=1, le=8, description="C.")
+    classes: int = Field(3, ge=0, le=100, description="Number of classes; 0: unconditional.")
+    images: int = Field(24, ge=1, le=10_000, description="Training images; the test split has a third of that.")
+
+    def facts(self) -> face.DataFacts:
+        return face.DataFacts(
+            image=(self.channels, self.size, self.size),
+            class_names=tuple(f"class {index}" for index in range(self.classes)),
+            train_size=self.images,
+            test_size=max(1, self.images // 3),
+            fingerprint=f"toy-{self.size}-{self.channels}-{self.classes}-{self.images}",
+            mean=(0.0,) * self.channels,
+            std=(0.5,) * self.channels,
+            source="made of formulas",
+        )
+
+    @property
+    def texture(self) -> float:
+        """Amplitude of a sine that makes the deviation of the images 0.5, whatever the number of classes."""
+        shades = (1 - 1 / max(1, self.classes) ** 2) / 3  # variance of the classes' shades, evenly in (-1, 1)
+        return math.sqrt(2 * (0.5**2 - SHADE**2 * shades))
+
+
+class ToyFeatureParams(face.FeatureParams):
+    """Mean and deviation of each channel."""
+
+    @property
+    def dimensions(self) -> int:
+        return 6
+
+
+class ToyTrackerParams(face.TrackerParams):
+    """Keeps the numbers in memory."""

@@ -1,0 +1,90 @@
+"""Build a session from a recipe: networks, losses, optimizer and averages."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+from typing import Any, cast
+
+import torch
+from torch._functorch import config as functorch_config
+
+from sddit.distributed.parallel import parallel
+from sddit.distributed.world import World
+from sddit.interfaces import Backbone, NoiseSchedule
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.settings import TrainSettings
+from sddit.training.ema import Teacher, WeightAverage
+from sddit.training.networks import build_backbone, build_terms
+from sddit.training.precision import DTYPES, default_dtype
+from sddit.training.session import Session
+from sddit.training.student import Objective, Student
+from sddit.training.warm_start import begin_from
+
+
+def build_session(
+    recipe: Recipe, device: torch.device, *, resumed: bool = False, world: World | None = None
+) -> Session:
+    """A run before its first step, alone or as one process of a world.
+
+    With `resumed` it is about to be restored from a checkpoint: the weights of `[start]` are then neither read nor needed.
+    """
+    world = world or World()
+    dtype = DTYPES[recipe.train.precision]
+    with default_dtype(dtype):
+        backbone = build_backbone(recipe, device="cpu")
+        notes = [] if recipe.start is None or resumed else begin_from(recipe.start, backbone)
+        schedule: NoiseSchedule = recipe.noise_schedule.build()
+        terms = build_terms(recipe)
+    precision = torch.bfloat16 if recipe.train.precision == "bf16" else None
+    offered = {label: chosen.component.qualified for label, chosen in recipe.terms.items()}
+    student = Student(backbone, terms, schedule, precision, offered).to(device)
+    teacher = build_teacher(recipe, student)
+    averages = {label: WeightAverage(settings, student.backbone) for label, settings in recipe.ema.items()}
+    speed_up(cast(Backbone, backbone), recipe.train)
+    copies = [average.module for average in averages.values()]
+    if teacher is not None:
+        copies += [teacher.backbone, *(module for modules in teacher.modules.values() for module in modules.values())]
+    root = parallel(student, copies, world, recipe.train.distributed)
+    grid = recipe.backbone.params.grid(recipe.shapes)
+    return Session(
+        recipe=recipe,
+        device=device,
+        dataset=recipe.dataset.build(split="train"),
+        schedule=schedule,
+        pair_sampler=recipe.pair_sampler.build(grid=grid),
+        objective=Objective(recipe),
+        student=student,
+        teacher=teacher,
+        averages=averages,
+        optimizer=recipe.optimizer.build()(parameter_groups(recipe, student), device),
+        world=world,
+        root=root,
+        notes=notes,
+    )
+
+
+def build_teacher(recipe: Recipe, student: Student) -> Teacher | None:
+    """The teacher, if a term that counts reads one, without what none of them reads."""
+    wants = [needs.teacher for chosen in recipe.terms.values() if (needs := chosen.params.needs()).teacher is not None]
+    if not wants:
+        return None
+    want = reduce(or_, wants)
+    return Teacher(student.backbone, dict(student.terms.items()), None if want.output else want.taps)
+
+
+def speed_up(backbone: Backbone, settings: TrainSettings) -> None:
+    """Trade memory for time, or a slow start for fast steps, as the recipe says. The copies made before stay as they are."""
+    backbone.set_checkpointing(settings.activation_checkpointing)
+    if settings.compile:
+        functorch_config.donated_buffer = False  # the gradient ratio goes backward twice through one forward
+        for block in backbone.blocks:
+            block.compile()
+
+
+def parameter_groups(recipe: Recipe, student: Student) -> list[dict[str, Any]]:
+    """The backbone, and the terms' own heads at their own rate."""
+    groups = [{"params": list(student.backbone.parameters()), "lr_scale": 1.0, "head": False}]
+    if heads := list(student.terms.parameters()):
+        groups.append({"params": heads, "lr_scale": recipe.optimizer.params.head_lr, "head": True})
+    return groups

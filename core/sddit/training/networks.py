@@ -1,0 +1,62 @@
+"""Build the networks of a recipe, with initial weights keyed by parameter name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sddit.diffusion.draws import generator
+from sddit.recipes.recipe import Recipe
+
+
+def build_backbone(recipe: Recipe, *, device: torch.device | str) -> nn.Module:
+    """The network F with its initial weights, each a function of the seed and its own name alone."""
+    shapes = recipe.shapes
+    with seeded(recipe.seed, "init/backbone"):
+        backbone: nn.Module = recipe.backbone.build(
+            image=shapes.image,
+            num_classes=shapes.num_classes,
+            outputs=shapes.outputs,
+            attention=recipe.attention.build(),
+        )
+    initialise(backbone, recipe.seed, "init")
+    return backbone.to(device)
+
+
+def build_terms(recipe: Recipe) -> dict[str, nn.Module]:
+    """The loss terms that count, with their heads."""
+    backbone = recipe.backbone.params
+    terms: dict[str, nn.Module] = {}
+    for label, chosen in recipe.terms.items():
+        needs = chosen.params.needs()
+        taps = {*needs.student.taps, *(needs.teacher.taps if needs.teacher else ())}
+        with seeded(recipe.seed, f"init/loss/{label}"):
+            terms[label] = chosen.build(
+                widths={tap: backbone.width(tap) for tap in taps},
+                grid=backbone.grid(recipe.shapes),
+                image=recipe.shapes.image,
+                num_classes=recipe.shapes.num_classes,
+            )
+        initialise(terms[label], recipe.seed, f"init/loss/{label}")
+    return terms
+
+
+def initialise(module: nn.Module, seed: int, purpose: str) -> None:
+    """Give each parameter its own random stream, so that a head more or less never shifts another's initial weights."""
+    rule: Callable[[str, Tensor, torch.Generator], None] | None = getattr(module, "init_parameter", None)
+    if rule is None:
+        return
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            rule(name, parameter, generator(seed, f"{purpose}/{name}"))
+
+
+@contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """The global generator keyed for a constructor that draws from it, and put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, purpose).initial_seed())
+        yield

@@ -1,0 +1,54 @@
+"""Complete and clip gradients, and set the learning rate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sddit.interfaces import OptimizerParams
+from sddit.value_schedules import step_of, value_at
+
+
+def complete_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
+    """A parameter that learned before and that this step left without a gradient gets zeros, so that its moments go on.
+
+    One that never had a gradient is left alone: its moments begin when it begins to learn, as for frozen prototypes.
+    """
+    for parameter in parameters:
+        if parameter.grad is None and parameter in optimizer.state:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def forget_untouched(root: nn.Module, optimizer: torch.optim.Optimizer, touched: list[bool]) -> None:
+    """DDP gave zeros to what no rank had a gradient for; one process has none, so that its moments do not begin."""
+    trained = [parameter for parameter in root.parameters() if parameter.requires_grad] if touched else []
+    for parameter, was in zip(trained, touched, strict=True):
+        if not was and parameter not in optimizer.state:
+            parameter.grad = None
+
+
+def clip_gradients(settings: OptimizerParams, parameters: list[Tensor], norm: Tensor) -> None:
+    """Shorten gradients that are longer than the recipe allows: the whole, whose norm is given, or each by itself."""
+    if settings.clip is None:
+        return
+    if settings.clip_scope == "all":
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            torch.nn.utils.clip_grad_norm_(parameter, settings.clip)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerParams, step: int, total: int) -> None:
+    """lr(step) with its linear warm-up, times each group's factor."""
+    warmup = step_of(settings.warmup, total)
+    rate = value_at(settings.lr, step, total) * min(1.0, (step + 1) / warmup if warmup > 0 else 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def numbers_of(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """The plain numbers in each group: settings, and for some optimizers what they count there rather than per weight."""
+    return [
+        {key: value for key, value in group.items() if type(value) in (int, float)} for group in optimizer.param_groups
+    ]

@@ -1,0 +1,187 @@
+"""Save and restore the state of a session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from sddit.distributed.parallel import part_like, parts_like, whole
+from sddit.errors import error
+from sddit.storage import tensors as safetensors_bridge
+from sddit.storage.checkpoints import Checkpoint
+from sddit.storage.manifest import Content, Late
+from sddit.training.ema import under
+from sddit.training.optimization import numbers_of
+from sddit.training.session import Session
+
+# Saving and restoring
+
+
+def files_of(session: Session, extra: Mapping[str, Any], *, copy: bool = False) -> dict[str, Content]:
+    """The files of a checkpoint. No random state: every draw is keyed.
+
+    Tensors are packed when a file is written: until then the session must stand still, unless `copy` takes copies of them
+    to the CPU's memory first. Writing raises SD-N502 for one that is not finite.
+    """
+    optimizer, _ = split_optimizer(session.optimizer)
+    tensors: dict[str, Mapping[str, Tensor]] = {"model": session.student.state_dict(), "optimizer": optimizer}
+    if session.averages:
+        tensors["ema"] = {
+            f"{label}.{k}": v for label, ema in session.averages.items() for k, v in ema.module.state_dict().items()
+        }
+    if session.teacher:
+        tensors["teacher"] = session.teacher.tensors()
+    if isinstance(session.root, FSDPModule):
+        # In the order of names: all ranks have to ask for the same part, and a restored state has no order.
+        tensors = {name: {k: whole(group[k]).cpu() for k in sorted(group)} for name, group in tensors.items()}
+    if copy:
+        tensors = {
+            name: {k: v.detach().to("cpu", copy=True) for k, v in group.items()} for name, group in tensors.items()
+        }
+    files: dict[str, Content] = {
+        f"{name}.safetensors": Late(sum(v.nbytes for v in group.values()), partial(packed, name, group))
+        for name, group in tensors.items()
+    }
+    files["state.json"] = json.dumps(numbers_in(session) | dict(extra), allow_nan=False, indent=1).encode()
+    return files
+
+
+def numbers_in(session: Session) -> dict[str, Any]:
+    """All that is no tensor, as `state.json` holds it."""
+    _, numbers = split_optimizer(session.optimizer)
+    state = session.optimizer.state_dict()["state"]
+    return {
+        "step": session.step,
+        "images": session.step * session.recipe.train.batch,
+        "seed": session.recipe.seed,
+        "seconds": session.seconds,
+        "threads": torch.get_num_threads(),
+        "tally": {name: [number.hex() for number in pair.tolist()] for name, pair in session.tally.items()},
+        "optimizer": numbers,
+        "optimized": {str(index): sorted(entries) for index, entries in sorted(state.items())},
+        "counted": counted_by(session.optimizer, session.built_with),
+        "skipped": session.skipped,
+        "log_cursor": 0,
+    }
+
+
+def packed(name: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a file of tensors. SD-N502 where one is not finite: such a state is never saved."""
+    if bad := safetensors_bridge.non_finite(tensors):
+        raise error(
+            "SD-N502",
+            f"non-finite values in {name}:{bad}; nothing of it is saved",
+            where=name,
+            got="a NaN or an infinity in what was to be saved",
+            fix="lower optimizer.lr, then run again: it continues from the newest checkpoint",
+        )
+    return safetensors_bridge.pack(tensors)
+
+
+def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Put a session where the checkpoint was taken; returns its state.json. A missing item is refused, never rebuilt."""
+    state = checkpoint.state
+    if "imported" in state:
+        raise error(
+            "SD-C448",
+            "imported weights cannot be trained on where they lie: they have no optimizer and no log",
+            where=str(checkpoint.folder),
+            fix=f'a recipe with [start] run = "{checkpoint.folder.parents[1]}"',
+        )
+
+    def read(name: str) -> dict[str, Tensor]:
+        where = f"{checkpoint.folder.name}/{name}"
+        tensors = safetensors_bridge.unpack(checkpoint.read(name), where)
+        safetensors_bridge.require_finite(tensors, where)
+        return tensors
+
+    try:
+        for name in numbers_in(session).keys() - state.keys():
+            raise KeyError(f"state.json: {name} is missing")
+        load(session.student, read("model.safetensors"))
+        join_optimizer(session.optimizer, read("optimizer.safetensors"), state["optimizer"], state["optimized"])
+        restore_counts(session.optimizer, state["counted"])
+        averages = read("ema.safetensors") if session.averages else {}
+        for label, average in session.averages.items():
+            load(average.module, under(f"{label}.", averages))
+        if session.teacher:
+            session.teacher.restore(parts_like(session.teacher.tensors(), read("teacher.safetensors")))
+        session.step = int(state["step"])
+        session.seconds = float(state["seconds"])
+        session.skipped = list(state["skipped"])
+        session.tally = {
+            name: torch.tensor([float.fromhex(number) for number in pair], dtype=torch.float64, device=session.device)
+            for name, pair in state["tally"].items()
+        }
+    except (KeyError, RuntimeError, FileNotFoundError, TypeError, ValueError, AttributeError) as mismatch:
+        first = next(iter(str(mismatch).splitlines()), type(mismatch).__name__)
+        raise error(
+            "SD-C410",
+            "the checkpoint does not fit this recipe",
+            where=str(checkpoint.folder),
+            got=first,
+            expect="a checkpoint of the same recipe",
+            fix="start afresh with --fresh, or use the recipe it was made with",
+        ) from mismatch
+    return state
+
+
+def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Strictly load whole tensors, also where this rank holds a part of each."""
+    module.load_state_dict(parts_like(module.state_dict(), tensors))
+
+
+def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors and as plain numbers."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, entries in optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                numbers.setdefault(str(index), {})[name] = value
+    return tensors, numbers
+
+
+def counted_by(optimizer: torch.optim.Optimizer, built_with: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The numbers of each group that are not as they were built: counts, not settings, which come from the recipe."""
+    return [
+        {key: value for key, value in now.items() if built.get(key) != value}
+        for now, built in zip(numbers_of(optimizer), built_with, strict=True)
+    ]
+
+
+def restore_counts(optimizer: torch.optim.Optimizer, counted: Sequence[Mapping[str, float]]) -> None:
+    """Give the groups back what they counted."""
+    for group, counts in zip(optimizer.param_groups, counted, strict=True):
+        group.update(counts)
+
+
+def join_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, Mapping[str, Any]],
+    optimized: Mapping[str, Sequence[str]],
+) -> None:
+    """The inverse of `split_optimizer`. Settings come from the recipe, so only the state is restored.
+
+    `optimized` are the parameters that have a state, which are all but those that were never given a gradient, and the names
+    of what it holds for each. KeyError for one that is missing.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = part_like(parameters[int(index)], value)
+    for wanted, names in optimized.items():
+        held = state.get(int(wanted))
+        if held is None or not held.keys() >= set(names):
+            raise KeyError(f"optimizer state of parameter {wanted} is missing")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,110 @@
+"""Measure one step, and average measurements over a log interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from sddit.training.session import Session
+
+NOISE_BINS = 4  # each term is also logged by quarter of the training noise density
+GRADIENT_RATIO_EVERY = 100  # steps between measurements of each term's share of the backbone's gradient
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What one step measured, still on the device."""
+
+    terms: dict[str, Tensor]  # unweighted mean of each active term
+    binned: dict[str, Tensor]  # its sums by noise quarter, then counts, [2, NOISE_BINS]
+    grad_norm: Tensor
+    ratios: dict[str, float]  # norm of each weighted term's gradient on the backbone, over the first term's
+    touched: list[bool]  # of several processes: whether this one had a gradient for each parameter of the root
+    taken: bool = True  # else the step was skipped, and measured nothing
+
+
+def ratios_due(session: Session) -> bool:
+    """Whether to measure who leads the network. Not with fsdp: its weights are in the graph only while they are gathered."""
+    return session.step % GRADIENT_RATIO_EVERY == 0 and not isinstance(session.root, FSDPModule)
+
+
+def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
+    """Norm of each weighted term's gradient on the backbone over that of the first term: who leads the network."""
+    parameters = list(session.student.backbone.parameters())
+    norms: dict[str, float] = {}
+    for label, value in reduced.items():
+        gradients = torch.autograd.grad(weights[label] * value, parameters, retain_graph=True, allow_unused=True)
+        means = [session.world.mean(gradient) for gradient in gradients if gradient is not None]
+        norms[label] = float(torch.nn.utils.get_total_norm(means))
+    first, *others = norms
+    return {label: norms[label] / norms[first] for label in others if norms[first] > 0}
+
+
+def noise_edges(session: Session) -> Tensor:
+    """The t that split the training noise density into equal parts, [NOISE_BINS - 1]."""
+    u = torch.arange(1, NOISE_BINS, dtype=torch.float64, device=session.device) / NOISE_BINS
+    return session.schedule.t_from_uniform(u)
+
+
+def bin_by_noise(value: Tensor, t: Tensor, edges: Tensor) -> Tensor:
+    """Sums and counts of `value` [B] by noise quarter, [2, NOISE_BINS]."""
+    index = torch.bucketize(t.to(edges.dtype), edges)
+    sums = torch.zeros(2, NOISE_BINS, dtype=torch.float64, device=value.device)
+    sums[0].index_add_(0, index, value.to(torch.float64))
+    sums[1].index_add_(0, index, torch.ones_like(value, dtype=torch.float64))
+    return sums
+
+
+def tally(session: Session, result: StepResult) -> None:
+    """Add a step to the sums of the current log interval, on the device: nothing is read back before the log is due."""
+    if not result.taken:
+        return
+    seen = {"grad_norm": pair(result.grad_norm)}
+    for label, value in result.terms.items():
+        seen[f"loss/{label}"] = pair(value)
+        for name, diagnostic in session.student.terms[label].diagnostics().items():  # type: ignore[operator]
+            seen[f"{label}/{name}"] = pair(diagnostic)
+    for label, sums in result.binned.items():
+        for quarter, (total, count) in enumerate((sums * session.world.size).T):  # so that the mean is a sum over ranks
+            seen[f"loss/{label}@{quarter + 1}"] = pair(total, count)
+    for label, ratio in result.ratios.items():
+        seen[f"grad_ratio/{label}"] = pair(torch.tensor(ratio))
+    for name, mean in session.world.means(seen).items():
+        add(session.tally, name, mean)
+
+
+def pair(value: Tensor, count: Tensor | None = None) -> Tensor:
+    """A value, and how often it was seen: [2] float64."""
+    value = value.detach().to(torch.float64)
+    return torch.stack([value, torch.ones_like(value) if count is None else count.to(value)])
+
+
+def add(sums: dict[str, Tensor], name: str, more: Tensor) -> None:
+    """Add to the sums under `name`."""
+    sums[name] = sums[name] + more if name in sums else more
+
+
+def log_row(session: Session) -> dict[str, float]:
+    """The means of the interval that ends here, which then begins anew. One read of the device."""
+    names = list(session.tally)
+    sums = torch.stack([session.tally[name].to(session.device) for name in names]).cpu()
+    means = {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count > 0}
+    session.tally = {}
+    took = means.pop("seconds_per_step")
+    weights = session.objective.weights(session.step - 1)
+    row = {
+        "step": float(session.step),
+        "images": float(session.step * session.recipe.train.batch),
+        "seconds": session.seconds,
+        "images_per_second": session.recipe.train.batch / max(took, 1e-9),
+        "lr": session.optimizer.param_groups[0]["lr"] / session.optimizer.param_groups[0]["lr_scale"],
+    }
+    if "grad_norm" in means:  # else every step of the interval was skipped
+        row["loss"] = sum(weight * means.get(f"loss/{label}", 0.0) for label, weight in weights.items())
+    if session.recipe.train.skip_non_finite:
+        row["skipped"] = float(len(session.skipped))
+    return row | {f"weight/{label}": weight for label, weight in weights.items()} | means

@@ -1,0 +1,103 @@
+"""Data sets, feature extractors, an optimizer and trackers: the components that every recipe needs around a method."""
+
+from __future__ import annotations
+
+from sddit import Registry, hookimpl
+from sddit.data.declared import DeclaredParams
+from sddit.interfaces import Dataset, FeatureExtractor, Optimizer, Tracker
+from sddit_standard.datasets.params import DigitsParams, FashionParams, FolderParams, LatentsParams
+from sddit_standard.features.params import ClassifierParams, InceptionParams, MobilenetParams, PixelsParams
+from sddit_standard.params import AdamWParams, CsvParams, TensorboardParams
+
+
+@hookimpl
+def register_datasets(registry: Registry[Dataset]) -> None:
+    registry.add(
+        "digits",
+        "sddit_standard.datasets.image_datasets:digits",
+        params=DigitsParams,
+        summary="Handwritten digits, 8x8 grey, 1437 + 360 images, in the wheel.",
+    )
+    registry.add(
+        "fashion",
+        "sddit_standard.datasets.image_datasets:fashion",
+        params=FashionParams,
+        summary="Fashion-MNIST, 28x28 grey: 10,000 + 2,000 images in the wheel, or all 70,000 of your own copy.",
+        paper="arXiv:1708.07747",
+    )
+    registry.add(
+        "folder",
+        "sddit_standard.datasets.image_datasets:folder",
+        params=FolderParams,
+        summary="Your own images, a sub-folder for each class.",
+    )
+    registry.add(
+        "latents",
+        "sddit_standard.datasets.latent_dataset:latents",
+        params=LatentsParams,
+        summary="Cached latents of your own encoder: its moments, in safetensors shards.",
+    )
+    registry.add(
+        "declared",
+        "sddit.data.declared_dataset:declared",
+        params=DeclaredParams,
+        summary="Shapes without images, to sample models that were trained elsewhere.",
+    )
+
+
+@hookimpl
+def register_features(registry: Registry[FeatureExtractor]) -> None:
+    registry.add(
+        "mobilenet",
+        "sddit_standard.features.extractors:mobilenet",
+        params=MobilenetParams,
+        summary="MobileNetV2 on ImageNet, 96 pooled features. Its distance is not FID, whose network is another.",
+        paper="arXiv:1801.04381",
+    )
+    registry.add(
+        "classifier",
+        "sddit_standard.features.extractors:classifier",
+        params=ClassifierParams,
+        summary="A small CNN that knows the classes of digits or fashion: 64 features, and class accuracy.",
+    )
+    registry.add(
+        "inception",
+        "sddit_standard.features.adm:inception",
+        params=InceptionParams,
+        summary="FID's Inception network, of your own weights file: 2048 features, and ADM's figures. Untested with that file.",
+        paper="arXiv:1706.08500",
+    )
+    registry.add(
+        "pixels",
+        "sddit_standard.features.extractors:pixels",
+        params=PixelsParams,
+        summary="The pixels of a 16x16 thumbnail, 768 features: finds copies of training images that no network favours.",
+    )
+
+
+@hookimpl
+def register_optimizers(registry: Registry[Optimizer]) -> None:
+    registry.add(
+        "adamw",
+        "sddit_standard.optimizers:AdamW",
+        params=AdamWParams,
+        summary="Adam with decoupled weight decay.",
+        paper="arXiv:1711.05101",
+    )
+
+
+@hookimpl
+def register_trackers(registry: Registry[Tracker]) -> None:
+    registry.add(
+        "csv",
+        "sddit_standard.trackers:Csv",
+        params=CsvParams,
+        summary="metrics.csv in the run folder, one line a logged step.",
+    )
+    registry.add(
+        "tensorboard",
+        "sddit_standard.trackers:Tensorboard",
+        params=TensorboardParams,
+        summary="TensorBoard event files in the run folder.",
+        requires=("tensorboard",),
+    )

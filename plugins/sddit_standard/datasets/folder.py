@@ -1,0 +1,245 @@
+"""A folder of the user's own images: what is in it, and what is measured of it. No torch.
+
+The layout is PATH/CLASS/image.png, deeper folders inside a class included; without labels, images anywhere below PATH.
+Names that begin with a dot are left out, and so are files that are no images (they are counted). Links are refused,
+never followed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b, sha256
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sddit.data.facts_cache import cached
+from sddit.data.moments import Moments
+from sddit.errors import Problem, SdditError, error, raise_all
+from sddit.interfaces import DataFacts, Split
+from sddit_standard.datasets.decode import SUFFIXES, decode
+
+if TYPE_CHECKING:
+    from sddit_standard.datasets.params import FolderParams
+
+MOST_BYTES = 2**28  # of one file
+MOST_PROBLEMS = 5  # shown at once
+READ_AHEAD = 256  # images decoded before their turn
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One image file."""
+
+    name: str  # relative path with slashes
+    label: int
+    split: Split
+    stamp: tuple[int, int]  # size in bytes, time of the last change
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The images of a folder in the order of the bytes of their names, equal on every file system."""
+
+    root: Path
+    class_names: tuple[str, ...]
+    images: tuple[Found, ...]
+    others: int  # files that are no images
+
+    def of(self, split: Split) -> list[Found]:
+        return [image for image in self.images if image.split == split]
+
+
+def folder_facts(params: FolderParams) -> DataFacts:
+    """Sizes and classes from the names; fingerprint, mean and std from the images, measured once and kept in a cache."""
+    listing = list_images(params)
+    what = [str(listing.root), params.size, params.channels, params.holdout, params.labels]
+    stamps = [(image.name, *image.stamp) for image in listing.images]
+    measured = cached(["folder", what, stamps], lambda: _measure(listing, params))
+    train, test = len(listing.of("train")), len(listing.of("test"))
+    left_out = f", {listing.others} other files left out" if listing.others else ""
+    return DataFacts(
+        image=(params.channels, params.size, params.size),
+        class_names=listing.class_names,
+        train_size=train,
+        test_size=test,
+        fingerprint=measured["fingerprint"],
+        mean=tuple(measured["mean"]),
+        std=tuple(measured["std"]),
+        source=f"{listing.root}: {train} + {test} images{left_out}",
+    )
+
+
+def list_images(params: FolderParams) -> Listing:
+    """Walk the folder. Raises SD-D300, -D304, -D310, -D314, -D331 or -D332, several problems at once."""
+    root = Path(params.path).expanduser()
+    if not root.is_dir():
+        raise error(
+            "SD-D300", "there is no such folder of images", where="dataset.path", got=params.path, fix="mend the path"
+        )
+    root = root.resolve()
+    try:
+        files = sorted(_files(root), key=lambda file: os.fsencode(file.name))
+    except OSError as failure:
+        raise error(
+            "SD-D300",
+            "a folder of images cannot be read",
+            where=str(failure.filename),
+            got=failure.strerror or str(failure),
+            fix="mend its permissions",
+        ) from None
+    problems = [problem for file in files if (problem := _unusable(file))]
+    images = [file for file in files if Path(file.name).suffix.lower() in SUFFIXES]
+    class_names = tuple(sorted(_folders(root), key=os.fsencode)) if params.labels else ()
+    problems += _class_problems(root, class_names, images, params)
+    raise_all(problems[:MOST_PROBLEMS])
+    number = {name: label for label, name in enumerate(class_names)}
+    found = tuple(
+        Found(file.name, number.get(_class_of(file.name), 0), split_of(file.name, params.holdout), file.stamp)
+        for file in images
+    )
+    return Listing(root, class_names, found, others=len(files) - len(images))
+
+
+def split_of(name: str, holdout: float) -> Split:
+    """The split of an image, by a hash of its name: adding or removing images moves no other one."""
+    share = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+    return "test" if share < holdout else "train"
+
+
+def read_image(listing: Listing, image: Found, params: FolderParams) -> tuple[NDArray[np.uint8], bytes]:
+    """The decoded image [C, size, size] and the hash of its file. Raises SdditError as `decode` does."""
+    path = listing.root / image.name
+    try:
+        data = path.read_bytes()
+    except OSError as failure:
+        raise error(
+            "SD-D301",
+            f"cannot read {image.name}",
+            where=str(path),
+            got=failure.strerror or str(failure),
+            fix="mend its permissions or take it out",
+        ) from None
+    levels = decode(data, name=str(path), size=params.size, channels=params.channels)
+    return levels, sha256(data).digest()
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    stamp: tuple[int, int]
+    link: bool
+
+
+def _files(root: Path, inside: str = "") -> Iterator[_File]:
+    """All files below `root`, and the links, which are not followed."""
+    with os.scandir(root / inside) as entries:
+        for entry in entries:
+            name = f"{inside}{entry.name}"
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(root, f"{name}/")
+            elif entry.is_symlink() or entry.is_file():
+                status = entry.stat(follow_symlinks=False)
+                yield _File(name, (status.st_size, status.st_mtime_ns), entry.is_symlink())
+
+
+def _folders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return [e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")]
+
+
+def _class_of(name: str) -> str:
+    """The first folder of a relative path; empty for a file beside the class folders."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def _unusable(file: _File) -> Problem | None:
+    if file.link:
+        return Problem("SD-D331", "a link lies in the data set", where=file.name, fix="put the file itself there")
+    if not _is_utf8(file.name):
+        return Problem("SD-D332", "a file name is not UTF-8", where=file.name, fix="rename it")
+    if file.stamp[0] > MOST_BYTES and Path(file.name).suffix.lower() in SUFFIXES:
+        return Problem("SD-D310", "an image file is too large", where=file.name, expect=f"at most {MOST_BYTES:,} bytes")
+    return None
+
+
+def _class_problems(root: Path, names: Iterable[str], images: list[_File], params: FolderParams) -> Iterator[Problem]:
+    """What is wrong with the layout as a whole."""
+    fix = "put images there or take it out"
+    if not images:
+        yield Problem("SD-D304", f"no images under {root}", where="dataset.path", expect=", ".join(sorted(SUFFIXES)))
+        return
+    if params.labels:
+        yield from (
+            Problem("SD-D332", "the name of a class is not UTF-8", where=name, fix="rename the folder")
+            for name in names
+            if not _is_utf8(name)
+        )
+        for file in images:
+            if not _class_of(file.name):
+                what = "an image lies beside the class folders"
+                yield Problem("SD-D314", what, where=file.name, fix="move it into one, or set dataset.labels=false")
+    kept = [file for file in images if _is_utf8(file.name) and split_of(file.name, params.holdout) == "train"]
+    used, trained = ({_class_of(file.name) for file in group} for group in (images, kept))
+    for name in names if params.labels else ():
+        if name not in used:
+            yield Problem("SD-D304", f"class {name!r} has no image", where=f"{root}/{name}", fix=fix)
+        elif name not in trained and _is_utf8(name):
+            what = f"every image of class {name!r} is held out for the test split"
+            yield Problem("SD-D304", what, where=f"{root}/{name}", fix="add images or lower dataset.holdout")
+    if not kept:
+        yield Problem("SD-D304", "no image is left to train on", where="dataset.holdout", fix="add images or lower it")
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name from the file system was valid UTF-8: bytes that are not arrive as lone surrogates."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
+# ------------------------------------------------------------------------------------------------------ measurements
+
+
+def _measure(listing: Listing, params: FolderParams) -> dict[str, Any]:
+    """Fingerprint of the files and of how they are read; mean and std of the training split. All files are decoded."""
+    digest = sha256(repr((params.size, params.channels, params.labels, listing.class_names)).encode())
+    moments = Moments(params.channels)
+    problems: list[Problem] = []
+    for image, read in zip(listing.images, _read_all(listing, params), strict=False):
+        if isinstance(read, SdditError):
+            problems += read.problems
+            if len(problems) >= MOST_PROBLEMS:
+                break
+            continue
+        levels, content = read
+        digest.update(repr((image.name, image.label, image.split)).encode() + content)
+        if image.split == "train":
+            moments.add(levels[None])
+    raise_all(problems)
+    mean, std = moments.of_unit_range(255)
+    return {"fingerprint": digest.hexdigest(), "mean": mean, "std": std}
+
+
+def _read_all(listing: Listing, params: FolderParams) -> Iterator[tuple[NDArray[np.uint8], bytes] | SdditError]:
+    """Every image in order, decoded on a few threads and never far ahead."""
+
+    def attempt(image: Found) -> tuple[NDArray[np.uint8], bytes] | SdditError:
+        try:
+            return read_image(listing, image, params)
+        except SdditError as refused:
+            return refused
+
+    images = iter(listing.images)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        while some := list(islice(images, READ_AHEAD)):
+            yield from pool.map(attempt, some)

@@ -1,0 +1,132 @@
+"""Define settings of the built-in feature extractors. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from hashlib import file_digest
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field
+
+from sddit.errors import Problem
+from sddit.interfaces import (
+    DataFacts,
+    FeatureParams,
+)
+from sddit.recipes.recipe import Recipe
+
+
+class MobilenetParams(FeatureParams):
+    """MobileNetV2 with its ImageNet weights, cut after its fourteenth stage. Images are resized to 64x64."""
+
+    @property
+    def dimensions(self) -> int:
+        return 96
+
+
+class ClassifierParams(FeatureParams):
+    """A small network trained to name the classes of an embedded data set: `digits` or `fashion`."""
+
+    @property
+    def dimensions(self) -> int:
+        return 64
+
+    @property
+    def own_figures(self) -> tuple[str, ...]:
+        return ("class_accuracy",)
+
+    def check(self, recipe: Recipe) -> Iterable[Problem]:
+        """The data must be of a kind that a shipped classifier knows."""
+        return no_classifier(recipe.facts)
+
+
+Hash = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+
+
+class InceptionParams(FeatureParams):
+    """FID's Inception network with your own weights file, in a table [features.LABEL]; with FID, sFID, Inception score,
+    precision and recall as ADM's suite defines them (arXiv:2105.05233). Untested with the original weights so far."""
+
+    weights: str = Field(
+        min_length=1,
+        description="The file pt_inception-2015-12-05, relative to the recipe: a state dict, of which weights alone are read.",
+        json_schema_extra={"path": True},
+    )
+    reference: str = Field(
+        "",
+        description="A reference batch, npz: mu and sigma for FID, mu_s and sigma_s for sFID, arr_0 for precision and recall. "
+        "Empty: the Inception score alone.",
+        json_schema_extra={"path": True},
+    )
+    weights_sha256: Hash = Field("", description="Hash that the file must have; filled in where it is left out.")
+    reference_sha256: Hash = Field("", description="The same of the reference.")
+
+    @property
+    def dimensions(self) -> int:
+        return 2048
+
+    @property
+    def own_figures(self) -> tuple[str, ...]:
+        compared = ("fid", "sfid", "precision_adm", "recall_adm") if self.reference else ()
+        return ("inception_score", *compared)
+
+    def fingerprinted(self) -> Self:
+        files = {
+            key: file for key, file in self._files() if not getattr(self, f"{key}_sha256") and Path(file).is_file()
+        }
+        return self.model_copy(update={f"{key}_sha256": hash_of(Path(file)) for key, file in files.items()})
+
+    def check(self, recipe: Recipe) -> Iterable[Problem]:
+        """The files are there, and are the ones that were meant."""
+        label = next(label for label, chosen in recipe.features.items() if chosen.params is self)
+        for key, file in self._files():
+            code, where = "SD-T940" if key == "weights" else "SD-T941", f"features.{label}.{key}"
+            meant = getattr(self, f"{key}_sha256")
+            if not Path(file).is_file():
+                yield Problem(code, f"the file of {key} is not there", where, file)
+            elif (found := hash_of(Path(file))) != meant:
+                yield Problem(code, f"the file of {key} is another one", where, f"sha256 {found}", f"sha256 {meant}")
+
+    def _files(self) -> list[tuple[str, str]]:
+        """(key, path) of the files that are named."""
+        return [(key, path) for key, path in (("weights", self.weights), ("reference", self.reference)) if path]
+
+
+class PixelsParams(FeatureParams):
+    """The image itself, averaged over a grid of 16x16 places: no network and no classes, for any data set."""
+
+    @property
+    def dimensions(self) -> int:
+        return 3 * 16**2
+
+
+def hash_of(path: Path) -> str:
+    """sha256 of a file; a file is read once, as long as neither its size nor its time of change moves."""
+    state = path.stat()
+    return _hash_of(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _hash_of(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def no_classifier(facts: DataFacts) -> list[Problem]:
+    """The problem that no classifier was shipped for this data; none if one was."""
+    assets = Path(__file__).parent / "assets"
+    shipped = sorted(path.stem.removeprefix("classifier_") for path in assets.glob("classifier_*.json"))
+    if facts.domain in shipped:
+        return []
+    return [
+        Problem(
+            "SD-T910",
+            "no classifier was trained for this data set",
+            where="evaluate.features",
+            got=facts.domain or facts.source,
+            expect=f"the data set {' or '.join(shipped)}",
+            fix='evaluate.features=["mobilenet"], or a plugin with a classifier of your own',
+        )
+    ]

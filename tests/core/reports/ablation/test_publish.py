@@ -1,0 +1,307 @@
+"""A published ablation: what is written, that it is stable and impersonal, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from io import StringIO
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from sddit.ablations.analysis.diagnostics import logs_of
+from sddit.ablations.analysis.results import gather, note_failure
+from sddit.errors import SdditError
+from sddit.evaluation.probe import Probe
+from sddit.reports.ablation import publish as publishing
+from sddit.reports.ablation.publish import MOST_POINTS, publish, thinned
+from sddit.reports.ablation.readme import plain
+from sddit.reports.ablation.report import how_soon, page
+from sddit.reports.ablation.reproduction import pathless, without_paths
+
+
+def contents(folder):
+    """Every file by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_everything_is_there_and_nothing_else(finished, tmp_path):
+    written = publish(finished, tmp_path / "pub")
+    held = contents(tmp_path / "pub")
+    assert held.keys() == {str(path.relative_to(tmp_path / "pub")) for path in written}
+    assert held.keys() == {
+        "README.md", "report.html", "results.jsonl", "plan.json", "environment.json", "curves.csv",
+        "recipes/base.json", "recipes/shifted.json", "recipes/rival.json",
+        "samples/base.png", "samples/shifted.png", "samples/rival.png",
+        *(f"figures/{name}-over-{axis}.svg" for name in ("loss.denoise", "toy-FD") for axis in ("steps", "flops")),
+    }  # fmt: skip
+
+
+def test_twice_gives_the_same_bytes(finished, tmp_path, monkeypatch):
+    publish(finished, tmp_path / "one")
+    first = contents(tmp_path / "one")
+    (tmp_path / "one" / "figures" / "of-an-earlier-one.svg").write_text("<svg/>")
+    publish(finished, tmp_path / "one")
+    monkeypatch.chdir(finished)
+    publish(type(finished)("."), tmp_path / "two")
+    assert contents(tmp_path / "one") == first == contents(tmp_path / "two")
+
+
+def test_another_result_gives_other_bytes(finished, tmp_path):
+    publish(finished, tmp_path / "one")
+    run = finished / gather(finished).rows[0].folder
+    (run / "scores.json").write_text(json.dumps({"toy": {"fd": 1.5}}))
+    publish(finished, tmp_path / "two")
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert {name for name in one if one[name] != two[name]} >= {"README.md", "report.html", "results.jsonl"}
+
+
+def test_no_path_of_the_machine_and_no_name_of_a_user(finished, tmp_path):
+    plan = json.loads((finished / "plan.json").read_text())
+    plan["command"] = f"sddit-run {tmp_path}/abl.toml dataset.folder={tmp_path}/images"
+    (finished / "plan.json").write_text(json.dumps(plan))
+    row = gather(finished).rows[-1]
+    (finished / row.folder / "report.html").unlink()
+    note_failure(finished, (finished / row.folder).name, f"SD-D300: nothing lies in '{tmp_path}/data/train'")
+    publish(finished, tmp_path / "pub", unfinished=True)
+    held = contents(tmp_path / "pub")
+    assert not [name for name, content in held.items() if str(tmp_path).encode() in content or b"someone" in content]
+    assert "sddit-run abl.toml dataset.folder=images" in held["README.md"].decode()
+    assert "SD-D300: nothing lies in 'train'" in held["results.jsonl"].decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("read /home/a/b.toml now", "read b.toml now"),
+        ("key=/data/x", "key=x"),
+        ("['~/a b', \"/c/d\"]", "['a b', \"d\"]"),
+        ("../base/x.toml and a/b and 3/4", "../base/x.toml and a/b and 3/4"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+        ("before / after", "before / after"),
+        ("weights 0.1 /0.3 / 1, of /0.1/0.3 and /x", "weights 0.1 /0.3 / 1, of /0.1/0.3 and /x"),
+        ("<i>/y</i> and <script>alert(2)</script><br/>", "<i>/y</i> and <script>alert(2)</script><br/>"),
+        ("10 %/step/run and f(x)/g/h and w/o and/or", "10 %/step/run and f(x)/g/h and w/o and/or"),
+        ("/home//ann///x and /1tb/ann/x but /6e-3/1.2e-2", "x and x but /6e-3/1.2e-2"),
+        ("~/x and ~ann/data/x.npz but ~5/6", "x and x.npz but ~5/6"),
+        ("<b>/home/ann/x</b>", "<b>x</b>"),
+        ("/srv/a.py:/srv/b.py:3 in `/srv/c d/e`", "a.py:b.py:3 in `c d/e`"),
+        ("file:///home/ann/x and sqlite:////home/ann/y.db", "file://x and sqlite://y.db"),
+    ],
+)
+def test_absolute_paths_are_cut(text, cut):
+    assert without_paths(text) == cut
+
+
+@pytest.mark.parametrize(
+    ("setting", "cut"),
+    [
+        ("/home/ann smith/my data/x y.npz", "x y.npz"),
+        ("/data", "data"),
+        ("/0/images/", "images"),
+        ("~/x", "x"),
+        ("~ann/x", "x"),
+        ("images/train", "images/train"),
+        ("hf://org/name", "hf://org/name"),
+        ("", ""),
+        (0.5, 0.5),
+    ],
+)
+def test_a_setting_that_is_a_path_is_cut_whole(setting, cut):
+    assert pathless({"a": [setting], "b": {"c": setting}}) == {"a": [cut], "b": {"c": cut}}
+
+
+def change(path, **values):
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_what_the_author_wrote_stays_as_written_but_for_paths(finished, tmp_path):
+    question = "/a or <i>/y</i>? 0.1 /0.3 / 1, 6e-3/1.2e-2, $x$ for $5 and $6; seen in /home/someone/x.npz"
+    change(finished / "plan.json", question=question)
+    row = gather(finished).rows[-1]
+    (finished / row.folder / "report.html").unlink()
+    mine = f"-I{Path.home()}/my files/include"
+    said = f"<script>alert(2)</script> in '/home/someone/loss.py' {mine}"
+    note_failure(finished, (finished / row.folder).name, said)
+    publish(finished, tmp_path / "pub", unfinished=True)
+    plan = json.loads((tmp_path / "pub" / "plan.json").read_text())
+    assert plan["question"] == question.replace("/home/someone/", "")
+    error = json.loads((tmp_path / "pub" / "results.jsonl").read_text().splitlines()[-1])["error"]
+    assert error == "<script>alert(2)</script> in 'loss.py' -Imy files/include"
+    text = (tmp_path / "pub" / "README.md").read_text()
+    assert r"**/a or \<i>/y\</i>? 0.1 /0.3 / 1, 6e-3/1.2e-2, \$x\$ for \$5 and \$6; seen in x.npz**" in text
+
+
+def test_arms_that_are_named_by_a_path_keep_their_runs(finished, tmp_path):
+    plan = finished / "plan.json"
+    plan.write_text(plan.read_text().replace('"rival"', '"images=/home/someone/cats"'))
+    publish(finished, tmp_path / "pub")
+    held = gather(tmp_path / "pub")
+    assert len(held.figure("images=cats", "toy.fd")) == 3
+    assert "recipes/images-cats.json" in contents(tmp_path / "pub")
+
+
+def test_arms_that_differ_by_a_folder_alone_are_not_merged(finished, tmp_path):
+    plan = finished / "plan.json"
+    text = plan.read_text().replace('"rival"', '"images=/home/someone/cats"')
+    plan.write_text(text.replace('"shifted"', '"images=/home/other/cats"'))
+    labels = [arm["label"] for arm in gather(finished).plan["arms"]]
+    assert len({*labels} & {"images=/home/someone/cats", "images=/home/other/cats"}) == 2
+    with pytest.raises(SdditError, match="SD-F712"):
+        publish(finished, tmp_path / "pub")
+    assert not (tmp_path / "pub").exists()
+
+
+def followed(finished, scores):
+    """Give each run of an arm a curve of scores."""
+    for row in gather(finished).rows:
+        log = [{"step": 2 * k + 2, "seconds": 1.0, "score/toy.fd": one} for k, one in enumerate(scores[row.arm])]
+        (finished / row.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log))
+
+
+def rows_of(folder):
+    """The published rows by arm and seed."""
+    read = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return {(row["arm"], row["seed"]): row for row in read}
+
+
+def test_when_each_run_reached_each_target_is_published(finished, tmp_path):
+    followed(finished, {"base": [4.0, 1.0], "shifted": [1.0, 0.5], "rival": [5.0, 2.0]})
+    publish(finished, tmp_path / "pub")
+    rows = rows_of(tmp_path / "pub")
+    plan = json.loads((tmp_path / "pub" / "plan.json").read_text())
+    spent = {arm["label"]: arm["flops_per_step"] for arm in plan["arms"]}
+    assert rows["base", 0]["curves"] == {"toy.fd": [[2, 4.0], [4, 1.0]]}
+    assert rows["base", 0]["reached"] == {"toy.fd": {"target": 1.0, "step": 4, "flops": 4 * spent["base"]}}
+    assert rows["shifted", 1]["reached"] == {"toy.fd": {"target": 1.0, "step": 2, "flops": 2 * spent["shifted"]}}
+    assert rows["rival", 2]["reached"] == {"toy.fd": {"target": 1.0, "step": None, "flops": None}}
+    table = list(how_soon(gather(finished), logs_of(gather(finished)), "toy.fd"))
+    assert [one["runs"] for one in table] == ["3 of 3", "3 of 3", "0 of 3"]
+    assert [row.scores for row in gather(tmp_path / "pub").rows] == [row.scores for row in gather(finished).rows]
+
+
+def test_runs_that_were_not_followed_or_probed_have_scores_alone(finished, tmp_path):
+    publish(finished, tmp_path / "pub")
+    assert not {"curves", "reached", "probe"} & rows_of(tmp_path / "pub")["base", 0].keys()
+
+
+def test_the_probe_of_each_run_is_published(finished, tmp_path):
+    table = ((0.5, 0.75), (0.25, 0.125))
+    probe = Probe(
+        weights="student", training=9, heldout=8, classes=2, chance=0.5, noise=(0.1, 0.5), sigmas=(0.1, 1.0), blocks=(1, 2),
+        linear=table, neighbours=table, linear_untrained=table, neighbours_untrained=table,
+    )  # fmt: skip
+    for row in gather(finished).rows[1:]:
+        (finished / row.folder / "probe.json").write_text(json.dumps(probe.to_json()))
+    publish(finished, tmp_path / "pub")
+    rows = list(rows_of(tmp_path / "pub").values())
+    assert "probe" not in rows[0]
+    assert all(row["probe"] == json.loads(json.dumps(probe.to_json())) for row in rows[1:])
+    assert "What the tokens tell" in (tmp_path / "pub" / "README.md").read_text()
+
+
+def test_the_settings_of_an_added_loss_are_listed(finished, tmp_path):
+    """Those of a plan that was written with the table as one value, too; a loss of both sides stands as it did."""
+    plan = json.loads((finished / "plan.json").read_text())
+    plan["arms"][1]["differs"] = [["loss.more", None, {"name": "x", "weight": 1.0, "until": None, "t": {"start": 2}}]]
+    plan["arms"][2]["differs"] = [["loss.more", {"name": "x", "weight": 0.1}, None], ["loss.agree.weight", 1.0, 0.25]]
+    change(finished / "plan.json", arms=plan["arms"])
+    publish(finished, tmp_path / "pub")
+    text = (tmp_path / "pub" / "README.md").read_text()
+    assert '`loss.more` none → (name "x", weight 1.0, t.start 2)\n' in text
+    assert '`loss.more` (name "x", weight 0.1) → none, `loss.agree.weight` 1.0 → 0.25\n' in text
+    assert "a table" not in text
+    assert ["loss.more.weight", None, 1.0] in json.loads((tmp_path / "pub" / "plan.json").read_text())["arms"][1][
+        "differs"
+    ]
+
+
+def test_the_readme_says_what_the_report_says(finished, tmp_path):
+    publish(finished, tmp_path / "pub")
+    text = (tmp_path / "pub" / "README.md").read_text()
+    for part in (
+        r"**Does it \*help\*?**", "abl.toml", "## What came out", "in each of 3 seeds (0, 1, 2)", "## Before you believe it",
+        "## The arms", "| **base** | 2 ± 1<br>baseline | 3 of 3 | `none` |", "## Cost", "**Same tuning?** The recipe states: None, see tuning.md",
+        "![loss.denoise](figures/loss.denoise-over-steps.svg)", "![samples of rival](samples/rival.png)", "| packages.torch | 2 |",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "looking at 2 arms" in text
+    linked = re.findall(r"\]\(([^)]+)\)", text)
+    assert linked
+    assert all((tmp_path / "pub" / name).is_file() for name in linked)
+
+
+def test_every_line_of_a_table_has_as_many_cells(finished, tmp_path):
+    publish(finished, tmp_path / "pub")
+    blocks = re.findall(r"(?:^\|.*\n)+", (tmp_path / "pub" / "README.md").read_text(), re.MULTILINE)
+    assert len(blocks) == 5
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_text_stays_text():
+    assert plain("$x$ is $5") == r"\$x\$ is \$5"
+    assert plain("<b>*x* a_b _c_ [d](e) `f` g|h") == r"\<b>\*x\* a_b \_c\_ \[d\](e) \`f\` g\|h"
+
+
+def test_figures_stand_alone(finished, tmp_path):
+    publish(finished, tmp_path / "pub")
+    for path in (tmp_path / "pub" / "figures").glob("*.svg"):
+        picture = ElementTree.fromstring(path.read_text())
+        assert picture.get("width")
+        assert picture[0].tag == "{http://www.w3.org/2000/svg}rect"
+        assert picture[0].get("fill") == "#fff"
+
+
+def test_curves_are_means_over_seeds(finished, tmp_path):
+    publish(finished, tmp_path / "pub")
+    rows = list(csv.DictReader(StringIO((tmp_path / "pub" / "curves.csv").read_text())))
+    (row,) = [one for one in rows if (one["arm"], one["key"], one["step"]) == ("rival", "loss/denoise", "4")]
+    assert (row["runs"], float(row["mean"]), float(row["low"]), float(row["high"])) == ("3", 1.25, 0.25, 2.25)
+    assert {one["key"] for one in rows} == {"seconds", "loss/denoise", "score/toy.fd"}
+
+
+@pytest.mark.parametrize("number", [0, 1, MOST_POINTS, MOST_POINTS + 1, 12345])
+def test_thinned_points_keep_the_last(number):
+    points = list(range(number))
+    kept = thinned(points)
+    assert len(kept) <= MOST_POINTS
+    assert kept[-1:] == points[-1:]
+    assert kept == sorted(kept)
+
+
+def test_a_large_report_goes_without_pictures(finished, tmp_path, monkeypatch):
+    results = gather(finished)
+    assert "data:image/png" in page(results)
+    monkeypatch.setattr(publishing, "LARGEST_REPORT", 1000)
+    publish(finished, tmp_path / "pub")
+    assert "data:image/png" not in (tmp_path / "pub" / "report.html").read_text()
+
+
+def test_what_is_not_finished_is_refused_unless_asked(sddit_run, finished, tmp_path):
+    row = gather(finished).rows[-1]
+    (finished / row.folder / "report.html").unlink()
+    said = sddit_run("publish", finished, tmp_path / "pub")
+    assert said.status == 8
+    assert "SD-F710: 1 of 9 runs are not finished" in said.err
+    assert "rival seed 2 stopped" in said.err
+    assert not (tmp_path / "pub").exists()
+    assert sddit_run("publish", finished, tmp_path / "pub", "--unfinished").status == 0
+    assert "1 of 9 runs are still to be finished" in (tmp_path / "pub" / "README.md").read_text()
+
+
+def test_nothing_else_is_replaced(finished, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").touch()
+    with pytest.raises(SdditError, match="SD-F711"):
+        publish(finished, other)
+    assert contents(other) == {"thesis.tex": b""}
+
+
+def test_what_is_no_ablation_is_refused(sddit_run, tmp_path):
+    said = sddit_run("publish", tmp_path, tmp_path / "pub")
+    assert (said.status, "SD-T922" in said.err) == (2, True)

@@ -1,0 +1,336 @@
+"""A run from recipe to report: continued, repeated, changed, stopped, begun anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sddit
+from sddit.api import load_run
+from sddit.errors import SdditError
+from sddit.generation import LABELS
+from sddit.plugins.host import Host
+from sddit.progress import Progress
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
+from sddit.runs.pipeline import RunResult, evaluate_run, run
+from sddit.storage.metrics_log import read_metrics
+from sddit.storage.run_folder import RunFolder
+from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
+
+EXTRA = """
+save_every = 2
+log_every = 1
+[ema.main]
+decay = 0.9
+ramp = true
+[evaluate]
+samples = 12
+features = ["toy"]
+previews = 2
+per_class = 2
+kid_subsets = 2
+kid_subset_size = 4
+neighbours = 1
+"""
+
+
+class Notes(Progress):
+    """Keeps the lines that stay; optionally sends a signal at a step of the training."""
+
+    def __init__(self, signal_at: int | None = None, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.signal_at, self.number = signal_at, number
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+    def show(self) -> None:
+        if self.name == "training" and self.done == self.signal_at:
+            self.signal_at = None
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The toys, also for what resolves a recipe by itself, such as loading a run."""
+    toys = toy_host()
+    monkeypatch.setattr("sddit.recipes.resolve.the_host", lambda: toys)
+    return toys
+
+
+@pytest.fixture
+def recipe_of(tmp_path: Path, host: Host) -> Callable[..., Recipe]:
+    path = tmp_path / "toy.toml"
+    path.write_text(TOY_PAIR_RECIPE.replace("batch = 8\n", "batch = 8" + EXTRA))
+    return lambda *overrides: resolve(path, overrides, host=host)
+
+
+def go(recipe: Recipe, out: Path, progress: Progress | None = None, **more: object) -> RunResult:
+    return run(recipe, out=out, device="cpu", progress=progress or Progress(), **more)  # type: ignore[arg-type]
+
+
+def test_a_run_leaves_all_that_it_promises_and_the_same_command_says_it_is_finished(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    result = go(recipe_of(), tmp_path / "runs")
+    assert not result.already_finished
+    assert result.folder.name == f"toy-{recipe_of().run_id}"
+    held = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
+    assert {"recipe.resolved.json", "environment.json", "metrics.jsonl", "scores.json", "report.html"} <= held
+    assert {"samples/samples.npz", "samples/step-000002.png", "samples/step-000004.png"} <= held
+    page = result.report.read_text()
+    assert "data:image/png;base64," in page
+    assert "loss.agree" in page
+    before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
+    again = go(recipe_of(), tmp_path / "runs")
+    assert again.already_finished
+    assert again.scores == result.scores
+    assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_stopped_run_continues_to_the_same_bits_and_log(
+    number: int, status: int, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    whole = go(recipe_of(), tmp_path / "whole")
+    notes = Notes(signal_at=1, number=number)
+    with pytest.raises(SystemExit) as stopped:
+        go(recipe_of(), tmp_path / "stopped", notes)
+    assert stopped.value.code == status
+    assert any("the same command continues" in line for line in notes.lines)
+    continued = Notes()
+    ended = go(recipe_of(), tmp_path / "stopped", continued)
+    assert any("continuing after step 1 of 4" in line for line in continued.lines)
+    for name in ("model", "ema", "teacher", "optimizer"):
+        file = f"checkpoints/step-000004/{name}.safetensors"
+        assert (ended.folder / file).read_bytes() == (whole.folder / file).read_bytes()
+    assert (ended.folder / "samples/samples.npz").read_bytes() == (whole.folder / "samples/samples.npz").read_bytes()
+    steps = [row["step"] for row in read_metrics(ended.folder / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 4]  # the scores of the end are a row of their own
+
+
+def test_the_classes_of_the_samples_are_those_that_the_recipe_asks_for(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    for labels, ask in LABELS.items():
+        recipe = recipe_of(f"evaluate.labels={labels}", "evaluate.features=[]")
+        with np.load(go(recipe, tmp_path / "runs").folder / "samples/samples.npz") as held:
+            assert tuple(held["arr_1"]) == ask(recipe.shapes.num_classes, 12, recipe.seed).labels
+
+
+def test_a_run_killed_before_its_scores_only_scores(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    first = go(recipe_of(), tmp_path / "runs")
+    for name in ("report.html", "scores.json", "samples/samples.npz"):
+        (first.folder / name).unlink()
+    checkpoint = (first.folder / "checkpoints/step-000004/model.safetensors").read_bytes()
+    rows = (first.folder / "metrics.jsonl").read_bytes()
+    second = go(recipe_of(), tmp_path / "runs")
+    assert second.scores == first.scores
+    assert (first.folder / "checkpoints/step-000004/model.safetensors").read_bytes() == checkpoint
+    assert (first.folder / "metrics.jsonl").read_bytes() == rows
+
+
+def test_scores_while_training_are_those_of_a_run_that_ends_there(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """With a constant learning rate, the first half of a run of 4 steps is a run of 2."""
+    recipe = recipe_of("evaluate.during=1", "optimizer.lr=1e-2")
+    whole = go(recipe, tmp_path / "whole")
+    rows = [row for row in read_metrics(whole.folder / "metrics.jsonl") if "score/toy.fd" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert rows[1]["score/toy.fd"] == whole.scores["toy"].fd
+    half = go(recipe_of("optimizer.lr=1e-2", "train.steps=2"), tmp_path / "half")
+    assert rows[0]["score/toy.fd"] == pytest.approx(half.scores["toy"].fd, rel=1e-9)
+    assert rows[0]["score/toy.fd"] != rows[1]["score/toy.fd"]
+    assert "How the scores went" in whole.report.read_text()
+    assert "How the scores went" not in half.report.read_text()
+    plain = go(recipe_of("optimizer.lr=1e-2"), tmp_path / "plain")  # looking on the way changes nothing
+    assert plain.scores == whole.scores
+
+
+def test_a_run_stopped_after_it_was_scored_repeats_no_row(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    def rows(folder: Path) -> list[dict[str, float]]:
+        clock = ("seconds", "images_per_second")
+        return [
+            {k: v for k, v in row.items() if k not in clock and not k.startswith("loss/")}
+            for row in read_metrics(folder / "metrics.jsonl")
+        ]
+
+    recipe = recipe_of("evaluate.during=3")
+    whole = go(recipe, tmp_path / "whole")
+    for at in (1, 2, 3):
+        with pytest.raises(SystemExit):
+            go(recipe, tmp_path / "stopped", Notes(signal_at=at))
+    ended = go(recipe, tmp_path / "stopped")
+    assert rows(ended.folder) == rows(whole.folder)
+    (ended.folder / "report.html").unlink()  # killed before the report: scored again, and logged once
+    assert rows(go(recipe, tmp_path / "stopped").folder) == rows(whole.folder)
+    assert sum("score/toy.fd" in row for row in rows(ended.folder)) == 4
+
+
+def test_fresh_sets_the_old_contents_aside_and_deletes_nothing(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    first = go(recipe_of(), tmp_path / "runs")
+    metrics = (first.folder / "metrics.jsonl").read_bytes()
+    second = go(recipe_of(), tmp_path / "runs", fresh=True)
+    assert not second.already_finished
+    assert (second.folder / "aside-1/metrics.jsonl").read_bytes() == metrics
+    assert (second.folder / "report.html").is_file()
+
+
+def test_another_recipe_gets_another_folder_and_the_difference_is_named(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    first = go(recipe_of(), tmp_path / "runs")
+    notes = Notes()
+    second = go(recipe_of("loss.agree.weight=0.25"), tmp_path / "runs", notes)
+    assert second.folder != first.folder
+    assert any("loss.agree.weight 0.5 -> 0.25" in line for line in notes.lines)
+
+
+def test_resuming_with_another_recipe_is_refused_until_each_key_is_allowed(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    first = go(recipe_of(), tmp_path / "runs")
+    longer = recipe_of("train.steps=6", "loss.agree.weight=0.25")
+    with pytest.raises(SdditError) as refused:
+        go(longer, tmp_path / "runs", resume=first.folder, allow=["train.steps"])
+    assert [problem.code for problem in refused.value.problems] == ["SD-C420"]
+    assert "loss.agree.weight" in str(refused.value)
+    assert (first.folder / "report.html").is_file()
+    second = go(longer, tmp_path / "runs", resume=first.folder, allow=["train.steps", "loss.agree.weight"])
+    assert second.folder == first.folder
+    changes = json.loads((first.folder / "changes.json").read_text())
+    assert {change["key"] for change in changes} == {"train.steps", "loss.agree.weight"}
+    assert "changed on the way" in second.report.read_text()
+    assert [row["step"] for row in read_metrics(first.folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6, 6]
+
+
+def test_another_model_is_refused_whatever_is_allowed(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    first = go(recipe_of(), tmp_path / "runs")
+    with pytest.raises(SdditError, match="SD-C410"):
+        go(recipe_of("backbone.hidden=8"), tmp_path / "runs", resume=first.folder, allow=["backbone.hidden"])
+
+
+def test_a_folder_in_use_is_refused(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = recipe_of()
+    with RunFolder(tmp_path / "runs" / f"toy-{recipe.run_id}"), pytest.raises(SdditError, match="SD-F701"):
+        go(recipe, tmp_path / "runs")
+
+
+def test_a_device_that_is_not_there_is_refused(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    with pytest.raises(SdditError, match="SD-P230"):
+        run(recipe_of(), out=tmp_path, device="cuda", progress=Progress())
+    assert not list(tmp_path.glob("toy-*"))
+
+
+def test_unconditional_data_runs_to_the_end(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    result = go(recipe_of("dataset.classes=0"), tmp_path / "runs")
+    assert result.scores["toy"].class_accuracy is None
+    with np.load(result.folder / "samples/samples.npz") as saved:
+        assert set(saved["arr_1"]) == {0}
+
+
+def test_a_loaded_run_samples_its_own_pictures_at_any_batch(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    result = go(recipe_of(), tmp_path / "runs")
+    model = sddit.load(result.folder)
+    with np.load(result.folder / "samples/samples.npz") as saved:
+        first_of_each_class = torch.from_numpy(saved["arr_0"][:3]).permute(0, 3, 1, 2)
+    drawn = sddit.sample(model, per_class=1)
+    difference = (drawn.int() - first_of_each_class.int()).abs()
+    assert int(difference.max()) <= 1
+    other = sddit.sample(model, per_class=1, seed=5)
+    assert int((drawn.int() - other.int()).abs().max()) > 1
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    assert model.denoise(x, 0.5, torch.tensor([0, 3])).shape == x.shape
+
+
+def test_evaluating_a_run_gives_its_scores_and_changes_nothing(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    result = go(recipe_of(), tmp_path / "runs")
+    before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
+    assert evaluate_run(result.folder, device="cpu", progress=Progress()) == result.scores
+    assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("ask", "code"),
+    [
+        (lambda folder: load_run(folder, weights="nobody"), "SD-C446"),
+        (lambda folder: load_run(folder, step=3), "SD-C403"),
+        (lambda folder: load_run(folder.parent), "SD-C445"),
+        (lambda folder: sddit.load(folder / "nothing"), "SD-C444"),
+    ],
+)
+def test_loading_what_is_not_there_says_so(
+    ask: Callable[[Path], object], code: str, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    folder = go(recipe_of(), tmp_path / "runs").folder
+    with pytest.raises(SdditError, match=code):
+        ask(folder)
+
+
+def test_a_run_in_double_precision_is_loaded_in_it(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    folder = go(recipe_of("train.precision=fp64"), tmp_path / "runs").folder
+    assert {p.dtype for p in load_run(folder).backbone.parameters()} == {torch.float64}
+    assert {p.dtype for p in load_run(folder, dtype=torch.float32).backbone.parameters()} == {torch.float32}
+
+
+def test_which_average_is_sampled_is_part_of_what_a_run_is(tmp_path: Path, host: Host) -> None:
+    averages = ["[ema.a]\ndecay = 0.9\n", "[ema.b]\ndecay = 0.8\n"]
+    ids = set()
+    for order in (averages, averages[::-1]):
+        path = tmp_path / "toy.toml"
+        path.write_text(TOY_PAIR_RECIPE + "".join(order))
+        recipe = resolve(path, host=host)
+        assert recipe.evaluate.weights == order[0][5]
+        ids.add(recipe.run_id)
+    assert len(ids) == 2
+
+
+def test_resuming_what_is_no_run_folder_touches_nothing(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "metrics.jsonl").write_text("mine")
+    for folder in (other, tmp_path / "nowhere"):
+        with pytest.raises(SdditError, match="SD-C445"):
+            go(recipe_of(), tmp_path / "runs", resume=folder)
+    assert [path.name for path in other.iterdir()] == ["metrics.jsonl"]
+    assert (other / "metrics.jsonl").read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_table_allows_its_keys_and_a_useless_permission_is_named(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    first = go(recipe_of(), tmp_path / "runs")
+    ramp = recipe_of("optimizer.lr={start=1e-3, end=1e-4}", "train.steps=6")
+    with pytest.raises(SdditError, match=r"'optimizer.rl' does not differ"):
+        go(ramp, tmp_path / "runs", resume=first.folder, allow=["optimizer.rl"])
+    go(ramp, tmp_path / "runs", resume=first.folder, allow=["optimizer.lr", "train.steps"])
+    with pytest.raises(SdditError, match="SD-C422"):
+        go(recipe_of("train.steps=3"), tmp_path / "runs", resume=first.folder, allow=["train.steps", "optimizer"])
+    with pytest.raises(SdditError, match="--fresh"):
+        go(recipe_of(), tmp_path / "runs")
+
+
+def test_a_second_fresh_start_finds_a_free_name(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    folder = go(recipe_of(), tmp_path / "runs").folder
+    for _ in range(2):
+        go(recipe_of(), tmp_path / "runs", fresh=True)
+    (folder / "aside-1").rename(tmp_path / "moved away")
+    go(recipe_of(), tmp_path / "runs", fresh=True)
+    assert sorted(path.name for path in folder.glob("aside-*")) == ["aside-2", "aside-3"]

@@ -1,0 +1,258 @@
+"""A folder of images: its order, classes and split, what is measured of it, and every way it can be wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sddit.errors import SdditError
+from sddit_standard.datasets import image_datasets as splits
+from sddit_standard.datasets.folder import list_images, split_of
+from sddit_standard.datasets.image_datasets import folder
+from sddit_standard.datasets.params import FolderParams
+
+
+def paint(path: Path, seed: int, size: int = 8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    levels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(levels).save(path)
+
+
+def make(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 12) -> Path:
+    for c, name in enumerate(classes):
+        for i in range(count):
+            paint(root / name / f"{i}.png", 100 * c + i)
+    return root
+
+
+def params(root: Path, **keys: Any) -> FolderParams:
+    return FolderParams(path=str(root), **{"size": 8, "holdout": 0.25, **keys})
+
+
+def codes(root: Path, **keys: Any) -> list[str]:
+    with pytest.raises(SdditError) as refused:
+        params(root, **keys).facts()
+    return [problem.code for problem in refused.value.problems]
+
+
+def test_facts_and_images_agree(tmp_path: Path) -> None:
+    chosen = params(make(tmp_path / "d"))
+    facts = chosen.facts()
+    train, test = folder(chosen, split="train"), folder(chosen, split="test")
+    assert facts.class_names == ("cat", "dog")
+    assert facts.image == (3, 8, 8)
+    assert (len(train), len(test)) == (facts.train_size, facts.test_size)
+    assert facts.train_size + facts.test_size == 24
+    assert facts.test_size > 0
+    x, labels = train.fetch(range(len(train)))
+    assert x.dtype == torch.float32
+    assert x.mean(dim=(0, 2, 3)).tolist() == pytest.approx(facts.mean, abs=1e-6)
+    assert x.std(dim=(0, 2, 3), correction=0).tolist() == pytest.approx(facts.std, rel=1e-6)
+    names = [file.name for file in list_images(chosen).of("train")]
+    assert labels.tolist() == [("cat", "dog").index(name.split("/")[0]) for name in names]
+    for image, name in zip(train.to_images(x), names, strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Image.open(tmp_path / "d" / name)))
+
+
+def test_the_order_is_that_of_the_bytes_of_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "d"
+    for i, name in enumerate(["b/x.png", "a/é.png", "a/z.png", "a/deep/a.png", "B/0.png", "a/10.png", "a/9.png"]):
+        paint(root / name, i)
+    chosen = params(root, holdout=0.0)
+    names = [image.name for image in list_images(chosen).images]
+    assert names == ["B/0.png", "a/10.png", "a/9.png", "a/deep/a.png", "a/z.png", "a/é.png", "b/x.png"]
+    assert chosen.facts().class_names == ("B", "a", "b")
+    before, ordinary = chosen.facts(), os.scandir
+
+    class Shuffled:
+        def __init__(self, path: Path) -> None:
+            with ordinary(path) as entries:
+                self.entries = sorted(entries, key=lambda e: e.name, reverse=True)
+
+        def __enter__(self) -> Any:
+            return iter(self.entries)
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+    monkeypatch.setattr("sddit_standard.datasets.folder.os.scandir", Shuffled)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert chosen.facts() == before
+
+
+def test_the_split_of_an_image_depends_on_its_name_alone(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", count=40)
+    before = {image.name: image.split for image in list_images(params(root)).images}
+    paint(root / "cat" / "another.png", 999)
+    (root / "cat" / "3.png").unlink()
+    after = {image.name: image.split for image in list_images(params(root)).images}
+    assert all(after[name] == split for name, split in before.items() if name in after)
+    assert set(before.values()) == {"train", "test"}
+    share = np.mean([split_of(f"c/{i}.png", 0.25) == "test" for i in range(4000)])
+    assert share == pytest.approx(0.25, abs=0.03)
+    assert {split_of(f"c/{i}.png", 0.0) for i in range(100)} == {"train"}
+
+
+def test_the_fingerprint_sees_every_change(tmp_path: Path) -> None:
+    root = make(tmp_path / "d")
+    prints = [params(root).facts().fingerprint]
+    assert params(root).facts().fingerprint == prints[0]
+
+    def note(**keys: Any) -> None:
+        prints.append(params(root, **keys).facts().fingerprint)
+
+    note(size=4)
+    note(channels=1)
+    note(labels=False)
+    note(holdout=0.6)
+    paint(root / "cat" / "0.png", 12345)
+    note()
+    (root / "cat" / "1.png").rename(root / "dog" / "moved.png")
+    note()
+    (root / "dog").rename(root / "wolf")
+    note()
+    assert len(set(prints)) == len(prints)
+
+
+def test_a_moved_folder_has_the_same_fingerprint(tmp_path: Path) -> None:
+    root = make(tmp_path / "d")
+    before = params(root).facts().fingerprint
+    assert params(root.rename(tmp_path / "e")).facts().fingerprint == before
+
+
+def test_what_was_measured_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = params(make(tmp_path / "d"))
+    facts = chosen.facts()
+    monkeypatch.setattr("sddit_standard.datasets.folder._measure", lambda *_: pytest.fail("measured again"))
+    assert chosen.facts() == facts
+
+
+def test_without_labels_images_may_lie_anywhere(tmp_path: Path) -> None:
+    root = make(tmp_path / "d")
+    paint(root / "loose.png", 5)
+    assert codes(root) == ["SD-D314"]
+    chosen = params(root, labels=False, holdout=0.0)
+    assert chosen.facts().class_names == ()
+    data = folder(chosen, split="train")
+    assert len(data) == 25
+    assert not data.fetch(range(25))[1].any()
+
+
+def test_an_empty_test_split_has_no_images(tmp_path: Path) -> None:
+    data = folder(params(make(tmp_path / "d"), holdout=0.0), split="test")
+    assert len(data) == 0
+    assert data.fetch([])[0].shape == (0, 3, 8, 8)
+
+
+def test_grey_images_have_one_channel(tmp_path: Path) -> None:
+    data = folder(params(make(tmp_path / "d"), channels=1, normalize="standard"), split="train")
+    x, _ = data.fetch(range(len(data)))
+    assert x.shape[1:] == (1, 8, 8)
+    assert x.std(correction=0).item() == pytest.approx(0.5, rel=1e-5)
+    assert data.to_images(x).shape[1:] == (3, 8, 8)
+
+
+def test_images_are_decoded_again_only_past_the_memory_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = params(make(tmp_path / "d"))
+    reads: list[str] = []
+    ordinary = splits.read_image
+
+    def counted(listing: Any, image: Any, given: Any) -> Any:
+        reads.append(image.name)
+        return ordinary(listing, image, given)
+
+    monkeypatch.setattr(splits, "read_image", counted)
+    for budget, extra in ((2**30, 0), (5 * 8 * 8 * 3, None)):
+        monkeypatch.setattr(splits, "MEMORY_BUDGET", budget)
+        data = folder(chosen, split="train")
+        reads.clear()
+        first = data.fetch(range(len(data)))[0]
+        again = data.fetch(range(len(data)))[0]
+        assert torch.equal(first, again)
+        assert len(reads) - len(data) == (len(data) - 5 if extra is None else extra)
+
+
+def test_other_files_are_counted_and_hidden_ones_passed_over(tmp_path: Path) -> None:
+    root = make(tmp_path / "d")
+    (root / "README.txt").write_text("hello")
+    (root / "cat" / "notes.json").write_text("{}")
+    (root / ".git").mkdir()
+    (root / "cat" / ".hidden.png").write_text("no image")
+    assert params(root).facts().source.endswith("images, 2 other files left out")
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    assert codes(tmp_path / "nowhere") == ["SD-D300"]
+
+
+def test_a_folder_or_class_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert codes(tmp_path / "empty") == ["SD-D304"]
+    root = make(tmp_path / "d")
+    (root / "fox").mkdir()
+    (root / "owl").mkdir()
+    assert codes(root) == ["SD-D304", "SD-D304"]
+
+
+def test_a_class_that_is_held_out_whole_is_refused(tmp_path: Path) -> None:
+    root = make(tmp_path / "d")
+    name = next(f"{i}.png" for i in range(1000) if split_of(f"fox/{i}.png", 0.25) == "test")
+    paint(root / "fox" / name, 1)
+    assert codes(root) == ["SD-D304"]
+    assert params(root, holdout=0.0).facts().num_classes == 3
+
+
+def test_corrupt_images_are_named_together(tmp_path: Path) -> None:
+    root = make(tmp_path / "d")
+    for name in ("cat/3.png", "dog/4.png"):
+        data = (root / name).read_bytes()
+        (root / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(SdditError) as refused:
+        params(root).facts()
+    assert [problem.code for problem in refused.value.problems] == ["SD-D301", "SD-D301"]
+    assert "cat/3.png" in refused.value.problems[0].what + refused.value.problems[0].where
+    assert "dog/4.png" in refused.value.problems[1].what + refused.value.problems[1].where
+
+
+def test_an_image_that_breaks_after_the_start_is_named(tmp_path: Path) -> None:
+    root = make(tmp_path / "d")
+    data = folder(params(root), split="train")
+    name = list_images(params(root)).of("train")[2].name
+    (root / name).unlink()
+    with pytest.raises(SdditError, match="SD-D301"):
+        data.fetch([2])
+    assert data.fetch([0])[0].shape == (1, 3, 8, 8)
+
+
+def test_links_are_refused(tmp_path: Path) -> None:
+    root = make(tmp_path / "d")
+    (root / "cat" / "link.png").symlink_to(root / "cat" / "0.png")
+    (root / "loop").symlink_to(root)
+    assert codes(root) == ["SD-D331", "SD-D331"]
+    (tmp_path / "way").symlink_to(make(tmp_path / "good"))
+    assert params(tmp_path / "way").facts().num_classes == 2
+
+
+def test_names_that_are_not_utf8_are_refused_and_shown_escaped(tmp_path: Path) -> None:
+    root = make(tmp_path / "d")
+    with open(os.fsencode(root / "cat") + b"/\xff.png", "wb") as file:  # noqa: PTH123  (a path of bytes)
+        file.write((root / "cat" / "0.png").read_bytes())
+    with pytest.raises(SdditError) as refused:
+        params(root).facts()
+    assert [problem.code for problem in refused.value.problems] == ["SD-D332"]
+    assert r"cat/\udcff.png" in str(refused.value)
+    str(refused.value).encode()
+
+
+def test_flat_images_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    (root / "a").mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(root / "a" / f"{i}.png")
+    assert codes(root, holdout=0.0) == ["SD-D309"]
