@@ -64,7 +64,7 @@ def what_it_has(recipe: Recipe) -> tuple[bool, bool, bool]:
     """(a mask on the student, the discrimination term, a teacher that is run)."""
     read = recipe.wants()
     views = [view for view in recipe.pair_sampler.params.views() if view.name in read]
-    masked = any(view.hides for view in views if view.network == "student")
+    masked = any(view.is_masked for view in views if view.network == "student")
     return masked, "discrimination" in recipe.terms, any(view.network == "teacher" for view in views)
 
 

@@ -65,7 +65,7 @@ class DDPM:
         """The nearest trained level, in the dtype of sigma."""
         return self._level(self.t_from_sigma(sigma.double())).to(sigma.dtype)
 
-    def share(self, t: Tensor) -> Tensor:
+    def noise_fraction(self, t: Tensor) -> Tensor:
         """t / T of the whole chain."""
         return self.scalings(t).c_noise / self.total
 

@@ -73,14 +73,14 @@ class PfOdeParams(MaskedViewParams):
         return self.masked("student"), teacher
 
     def idle(self, recipe: Recipe) -> Iterable[str]:
-        return () if any(view.hides for view in self.views()) else ("mask_shape", "teacher_mask")
+        return () if any(view.is_masked for view in self.views()) else ("mask_shape", "teacher_mask")
 
     def warnings(self, recipe: Recipe) -> Iterable[str]:
         """Of a teacher that sees the student's own picture: then there is nothing to infer, whatever the loss falls to."""
         student, teacher = self.views()
         read = any(chosen.params.needs().teacher for chosen in recipe.terms.values())
-        if read and self.teacher_noise == "same" and self.shared_noise and student.hides == teacher.hides:
-            tokens = "the student's visible tokens" if student.hides else "no mask"
+        if read and self.teacher_noise == "same" and self.shared_noise and student.is_masked == teacher.is_masked:
+            tokens = "the student's visible tokens" if student.is_masked else "no mask"
             yield (
                 'student and teacher see the same picture (teacher_noise = "same", shared_noise = true, '
                 f"{tokens}): agreement between them is trivial and teaches nothing"
@@ -211,13 +211,13 @@ class DiscriminationParams(LossParams):
                 fix=f"leave {where}.teacher_tap out, or choose a block of the same span",
             )
 
-    def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, kept: int) -> Cost:
+    def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, num_kept: int) -> Cost:
         """The head on one view: its parameters count once, on the student's side; the teacher keeps no activations."""
         width = backbone.width(self.tap)
         inner = (self.layers - 2) * self.hidden
         mlp = (width + inner + self.bottleneck) * self.hidden
         last = self.bottleneck * self.prototypes
-        tokens = (self.cls_weight > 0) + kept * (self.patch_weight > 0)
+        tokens = (self.cls_weight > 0) + num_kept * (self.patch_weight > 0)
         flops = 2.0 * tokens * (mlp + last)
         if view.network == "teacher":
             return Cost(flops=flops)

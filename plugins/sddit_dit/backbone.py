@@ -94,7 +94,7 @@ class DiT(Frame):
 
     def _refuse(self, visible: Tensor | None, groups: Tensor | None) -> None:
         """Raise ValueError for what this backbone cannot do."""
-        if visible is not None and not self.params.maskable:
+        if visible is not None and not self.params.supports_masking:
             raise ValueError("a DiT without a decoder cannot hide tokens: give it [backbone.decoder]")
         if groups is not None and self.cls_token is not None:
             raise ValueError("groups of tokens and a class token exclude each other: it would see every group")

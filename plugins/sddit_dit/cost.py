@@ -37,8 +37,8 @@ def adaptive_linear_cost(n: int, width: int, outputs: int, condition: int) -> Co
     return linear(n, width, outputs) + linear(1, condition, 2 * width) + Cost(activations=n * 2 * width)
 
 
-def network_cost(params: DiTParams, shapes: Shapes, *, kept: int, blocks: int, output: bool) -> Cost:
-    """The network cut after `blocks` blocks, or whole, on one image of which the encoder sees `kept` tokens."""
+def network_cost(params: DiTParams, shapes: Shapes, *, num_kept: int, blocks: int, output: bool) -> Cost:
+    """The network cut after `blocks` blocks, or whole, on one image of which the encoder sees `num_kept` tokens."""
     (channels, _, _), (rows, columns) = shapes.image, params.grid(shapes)
     tokens = rows * columns
     sizes, sparse, condition = params.block_sizes, params.encoder_depth, params.block_sizes[0][0]
@@ -48,17 +48,17 @@ def network_cost(params: DiTParams, shapes: Shapes, *, kept: int, blocks: int, o
     total += linear(tokens, channels * params.patch**2, condition)
     total += linear(1, SINUSOID, condition) + linear(1, condition, condition)
     for number, (width, _) in enumerate(sizes[:blocks], start=1):
-        n = kept + params.cls_token if number <= sparse else tokens
+        n = num_kept + params.cls_token if number <= sparse else tokens
         total += block_cost(n, width, int(width * params.mlp_ratio), condition)
     if blocks > sparse:
-        total += _decoder_entry(params, tokens, kept)
+        total += _decoder_entry(params, tokens, num_kept)
     if output:
         values = params.patch**2 * shapes.outputs * channels
         total += adaptive_linear_cost(tokens, sizes[-1][0], values, condition)
     return total
 
 
-def _decoder_entry(params: DiTParams, tokens: int, kept: int) -> Cost:
+def _decoder_entry(params: DiTParams, tokens: int, num_kept: int) -> Cost:
     """The bridge, and what hidden positions hold behind it."""
     assert params.decoder is not None
     condition, width = params.block_sizes[0][0], params.block_sizes[-1][0]
@@ -67,7 +67,7 @@ def _decoder_entry(params: DiTParams, tokens: int, kept: int) -> Cost:
         return fill
     if params.decoder.bridge == "own":
         noisy = adaptive_linear_cost(tokens, condition, width, condition)
-        noisy = noisy if kept < tokens else Cost(parameters=noisy.parameters)
-        return adaptive_linear_cost(kept, condition, width, condition) + noisy
-    through = tokens if params.fill == "input" else kept
+        noisy = noisy if num_kept < tokens else Cost(parameters=noisy.parameters)
+        return adaptive_linear_cost(num_kept, condition, width, condition) + noisy
+    through = tokens if params.fill == "input" else num_kept
     return fill + adaptive_linear_cost(through, condition, width, condition)

@@ -130,7 +130,7 @@ class TransformerParams(BackboneParams):
         return self.block_sizes[self.block_of(tap) - 1][0]
 
     @property
-    def maskable(self) -> bool:
+    def supports_masking(self) -> bool:
         """Whether there is a decoder, in which hidden tokens come back."""
         return self.encoder_depth < len(self.block_sizes)
 
@@ -246,5 +246,5 @@ class DiTParams(TransformerParams):
     def has_cls(self) -> bool:
         return self.cls_token
 
-    def cost(self, shapes: Shapes, *, kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost:
-        return network_cost(self, shapes, kept=kept, blocks=self.last_block(taps, output), output=output)
+    def cost(self, shapes: Shapes, *, num_kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost:
+        return network_cost(self, shapes, num_kept=num_kept, blocks=self.last_block(taps, output), output=output)

@@ -46,4 +46,4 @@ class MaskedViewParams(PairSamplerParams):
         return ViewSpec(name, network, mask_ratio=self.mask_ratio, mask_spread=self.mask_spread)
 
     def idle(self, recipe: Recipe) -> Iterable[str]:
-        return () if any(view.hides for view in self.views()) else ("mask_shape",)
+        return () if any(view.is_masked for view in self.views()) else ("mask_shape",)

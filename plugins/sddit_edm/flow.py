@@ -51,7 +51,7 @@ class Flow:
         """Every level is trained."""
         return sigma
 
-    def share(self, t: Tensor) -> Tensor:
+    def noise_fraction(self, t: Tensor) -> Tensor:
         """t."""
         return t
 

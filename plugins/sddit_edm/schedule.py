@@ -52,7 +52,7 @@ class EDM:
         """Every level is trained."""
         return sigma
 
-    def share(self, t: Tensor) -> Tensor:
+    def noise_fraction(self, t: Tensor) -> Tensor:
         """Even in ln sigma between sigma_min and sigma_max, as the network sees noise; the same shape as t."""
         low, high = self.sigma_range
         return ((t / low).log() / math.log(high / low)).clamp(0, 1)

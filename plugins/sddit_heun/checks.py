@@ -172,7 +172,7 @@ class ThousandSteps:
     def snap(self, sigma: Tensor) -> Tensor:
         return sigma
 
-    def share(self, t: Tensor) -> Tensor:
+    def noise_fraction(self, t: Tensor) -> Tensor:
         return t / 1000
 
 

@@ -60,7 +60,7 @@ class ClassifierFree:
         """t / T of the level that the network is asked at."""
         level = torch.tensor([sigma], dtype=torch.float64)
         t = self.schedule.t_from_sigma(self.schedule.snap(level))
-        return self.schedule.share(t).item()
+        return self.schedule.noise_fraction(t).item()
 
     def _combine(self, both: Prediction, batch: int, scale: float) -> Prediction:
         """One prediction for a batch from the one for the doubled batch."""

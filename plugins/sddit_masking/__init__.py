@@ -96,7 +96,7 @@ class ReconstructionParams(LossParams):
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         """There must be something hidden to reconstruct, and more than one value in what is normalised."""
         students = [view for view in recipe.views_of(self) if view.network == "student"]
-        if not any(view.hides for view in students):
+        if not any(view.is_masked for view in students):
             yield Problem(
                 "SD-R108",
                 "nothing is hidden, so there is nothing to reconstruct",

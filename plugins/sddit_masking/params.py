@@ -80,7 +80,7 @@ class MDTParams(TransformerParams):
     def needs_bias(self) -> bool:
         return True
 
-    def cost(self, shapes: Shapes, *, kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost:
+    def cost(self, shapes: Shapes, *, num_kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost:
         """By formula, as `sddit_dit.cost`; a bias of its own for each image, where tokens are hidden, is kept too."""
         grid, blocks = self.grid(shapes), self.last_block(taps, output)
         tokens, (_, width, heads) = math.prod(grid), self.named_size
@@ -88,12 +88,12 @@ class MDTParams(TransformerParams):
         total += linear(tokens, shapes.image[0] * self.patch**2, width)
         total += linear(1, SINUSOID, width) + linear(1, width, width)
         for number in range(1, blocks + 1):
-            n = kept if number <= self.encoder_depth else tokens
+            n = num_kept if number <= self.encoder_depth else tokens
             total += self._block_cost(n, grid) + Cost(activations=heads * n * n if n < tokens else 0)
             total += linear(n, 2 * width, width) if self.takes_skip(number) else Cost()
         if blocks > self.encoder_depth:
             total += Cost(parameters=(tokens + 1) * width)  # the decoder's positions, mask token
-            total += self._block_cost(tokens, grid).times(1 if kept < tokens else 0)  # the interpolater
+            total += self._block_cost(tokens, grid).times(1 if num_kept < tokens else 0)  # the interpolater
         if output:
             total += adaptive_linear_cost(tokens, width, self.patch**2 * shapes.outputs * shapes.image[0], width)
         return total

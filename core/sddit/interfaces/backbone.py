@@ -30,7 +30,7 @@ class BackboneParams(Params):
         return False
 
     @property
-    def maskable(self) -> bool:
+    def supports_masking(self) -> bool:
         """Whether a view may hide tokens from this backbone."""
         return False
 
@@ -39,8 +39,8 @@ class BackboneParams(Params):
         """Whether its attention adds a bias, which not every kernel serves."""
         return False
 
-    def cost(self, shapes: Shapes, *, kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost | None:
-        """One image forward with `kept` visible tokens, cut after the deepest tap if `output` is False."""
+    def cost(self, shapes: Shapes, *, num_kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost | None:
+        """One image forward with `num_kept` visible tokens, cut after the deepest tap if `output` is False."""
         return None
 
 

@@ -69,7 +69,7 @@ class LossParams(Params):
         """What it reads."""
         raise NotImplementedError
 
-    def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, kept: int) -> Cost | None:
+    def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, num_kept: int) -> Cost | None:
         """Training heads and other work on one view of one image; the same head is counted once by the core.
 
         None is "not stated", and then so are the sums it would be part of: a term without heads says `Cost()`.

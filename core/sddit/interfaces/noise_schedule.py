@@ -75,8 +75,8 @@ class NoiseSchedule(Protocol):
         """The nearest level that was trained; the identity for a continuous schedule."""
         ...
 
-    def share(self, t: Tensor) -> Tensor:
-        """Where t lies between no noise, 0, and the most, 1: t / T of rules that speak of it. Same shape as t."""
+    def noise_fraction(self, t: Tensor) -> Tensor:
+        """Return t as a fraction from 0, no noise, to 1, maximum noise: t / T of guidance rules. Same shape as t."""
         ...
 
     def scalings(self, t: Tensor) -> Scalings:

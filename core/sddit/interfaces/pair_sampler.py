@@ -24,7 +24,7 @@ class ViewSpec:
     mask_spread: float = 0.0  # a further share, of which each step hides a random part
 
     @property
-    def hides(self) -> bool:
+    def is_masked(self) -> bool:
         """Whether any token is hidden at any time."""
         return self.mask_spread > 0 or not is_zero(self.mask_ratio)
 

@@ -177,10 +177,10 @@ def _masks(recipe: Recipe) -> Iterator[Problem]:
     """A view hides tokens only where the backbone can run without them, and never all of them."""
     rows, columns = recipe.backbone.params.grid(recipe.shapes)
     for view in recipe.pair_sampler.params.views():
-        if not view.hides:
+        if not view.is_masked:
             continue
         highest = extremes(view.mask_ratio)[1] + view.mask_spread
-        if not recipe.backbone.params.maskable:
+        if not recipe.backbone.params.supports_masking:
             name = recipe.backbone.component.name
             yield Problem(
                 "SD-R108",

@@ -144,18 +144,18 @@ class _Prices:
         self.silent: dict[str, None] = {}
         self._backbone: dict[tuple[int, Want], Cost | None] = {}
 
-    def backbone(self, kept: int, want: Want) -> Cost | None:
-        """One forward of the backbone with `kept` visible tokens, as far as `want` needs it."""
-        key = (kept, want)
+    def backbone(self, num_kept: int, want: Want) -> Cost | None:
+        """One forward of the backbone with `num_kept` visible tokens, as far as `want` needs it."""
+        key = (num_kept, want)
         if key not in self._backbone:
             params, shapes = self.recipe.backbone.params, self.recipe.shapes
-            self._backbone[key] = params.cost(shapes, kept=kept, taps=want.taps, output=want.output)
+            self._backbone[key] = params.cost(shapes, num_kept=num_kept, taps=want.taps, output=want.output)
         return self._stated(self._backbone[key], "backbone", self.recipe.backbone)
 
-    def head(self, label: str, view: ViewSpec, kept: int) -> Cost | None:
+    def head(self, label: str, view: ViewSpec, num_kept: int) -> Cost | None:
         """The work of a term on one view of one image."""
         chosen = self.recipe.terms[label]
-        cost = chosen.params.cost(self.recipe.backbone.params, self.recipe.shapes, view, kept)
+        cost = chosen.params.cost(self.recipe.backbone.params, self.recipe.shapes, view, num_kept)
         return self._stated(cost, f"loss.{label}", chosen)
 
     def head_parameters(self, label: str, network: Network) -> int | None:

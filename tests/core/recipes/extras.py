@@ -83,7 +83,7 @@ class UnpricedParams(face.LossParams):
 
     puzzled: bool = Field(False, description="Fail to state it.")
 
-    def cost(self, backbone: face.BackboneParams, shapes: face.Shapes, view: face.ViewSpec, kept: int) -> None:
+    def cost(self, backbone: face.BackboneParams, shapes: face.Shapes, view: face.ViewSpec, num_kept: int) -> None:
         if self.puzzled:
             raise RuntimeError("puzzled")
 

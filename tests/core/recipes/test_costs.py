@@ -19,8 +19,8 @@ Resolve = Callable[..., Recipe]
 PAIR = ["pair_sampler.teacher=true", "pair_sampler.mask_ratio=0.5", "loss.agree.name=toy_agreement"]
 
 
-def backbone_flops(recipe: Recipe, kept: int, *, output: bool) -> float:
-    cost = recipe.backbone.params.cost(recipe.shapes, kept=kept, taps=("encoder",), output=output)
+def backbone_flops(recipe: Recipe, num_kept: int, *, output: bool) -> float:
+    cost = recipe.backbone.params.cost(recipe.shapes, num_kept=num_kept, taps=("encoder",), output=output)
     assert cost is not None
     return cost.flops
 
@@ -51,7 +51,7 @@ def test_a_teacher_is_cut_seen_once_and_has_its_heads(resolved: Resolve, base: s
     assert student.backbone_flops == 3 * backbone_flops(recipe, 2, output=True)
     assert teacher.backbone_flops == backbone_flops(recipe, 4, output=False)
     assert (student.heads_flops, teacher.heads_flops) == (3 * heads[2].flops, heads[4].flops)
-    cut = recipe.backbone.params.cost(recipe.shapes, kept=4, taps=("encoder",), output=False)
+    cut = recipe.backbone.params.cost(recipe.shapes, num_kept=4, taps=("encoder",), output=False)
     assert cut
     assert made.heads_parameters == {"denoise": 0, "agree": heads[2].parameters}  # two views, one head
     assert made.teacher_parameters == cut.parameters + heads[4].parameters
@@ -90,7 +90,7 @@ def test_memory_by_hand(resolved: Resolve, base: str, precision: str, weight: in
     memory = made.memory
     assert made.backbone_parameters is not None and made.teacher_parameters is not None
     trained = made.backbone_parameters + sum(count or 0 for count in made.heads_parameters.values())
-    body = recipe.backbone.params.cost(recipe.shapes, kept=2)
+    body = recipe.backbone.params.cost(recipe.shapes, num_kept=2)
     head = recipe.losses["agree"].params.cost(recipe.backbone.params, recipe.shapes, ViewSpec("any"), 2)
     assert body and head
     assert memory.weights == memory.gradients == trained * weight

@@ -155,7 +155,7 @@ def test_the_untouched_loss_of_those_mistakes_conforms():
 class HeadParams(faces.ToyLossParams):
     """States the six weights of the head above."""
 
-    def cost(self, backbone: Any, shapes: Any, view: ViewSpec, kept: int) -> Any:
+    def cost(self, backbone: Any, shapes: Any, view: ViewSpec, num_kept: int) -> Any:
         from sddit.interfaces import Cost
 
         return Cost(parameters=6)
@@ -335,8 +335,8 @@ def test_a_backbone_that_has_every_tap_is_said():
         ({"perturb": lambda self, x0, noise, t: x0 + noise}, "perturb is not alpha(t) x0 + sigma(t) noise"),
         ({"t_from_sigma": lambda self, sigma: 2 * sigma}, "t_from_sigma does not undo"),
         ({"snap": lambda self, sigma: sigma * 1.1}, "snap moves a level that was trained"),
-        ({"share": lambda self, t: t}, "share(t) is not within 0 to 1"),
-        ({"share": lambda self, t: 1 / (1 + t)}, "share(t) does not grow with t"),
+        ({"noise_fraction": lambda self, t: t}, "noise_fraction(t) is not within 0 to 1"),
+        ({"noise_fraction": lambda self, t: 1 / (1 + t)}, "noise_fraction(t) does not grow with t"),
         ({"scalings": lambda self, t: Scalings(t, 0 * t, t, t)}, "c_out is 0 somewhere"),
         ({"scalings": lambda self, t: Scalings(t, t, t, 0 * t)}, "c_noise does not tell noise levels apart"),
         ({"grid": lambda self, steps, **_: [80.0 - i for i in range(steps)]}, "has a wrong length"),

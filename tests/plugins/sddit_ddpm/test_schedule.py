@@ -45,7 +45,7 @@ def test_identities(settings: dict[str, Any]) -> None:
     torch.testing.assert_close(back, x0, rtol=1e-9, atol=1e-10 * schedule.sigma_range[1])
     assert (sigma / alpha).diff().min() > 0
     assert c.c_noise.tolist() == schedule.timesteps
-    assert torch.equal(schedule.share(t), c.c_noise / DDPMParams(**settings).timesteps)
+    assert torch.equal(schedule.noise_fraction(t), c.c_noise / DDPMParams(**settings).timesteps)
     assert not torch.allclose(c.c_skip * (alpha * x0 + 1.001 * sigma * eps) + c.c_out * eps, x0, rtol=1e-6, atol=1e-3)
 
 
@@ -94,7 +94,7 @@ def test_noise_is_added_in_the_dtype_of_the_images(dtype: torch.dtype) -> None:
 def test_times_keep_their_dtype() -> None:
     t = torch.tensor([3.0, 700.0], dtype=torch.float32)
     c = ddpm().scalings(t)
-    assert {x.dtype for x in (ddpm().alpha(t), ddpm().sigma(t), ddpm().share(t), c.c_skip, c.c_noise)} == {
+    assert {x.dtype for x in (ddpm().alpha(t), ddpm().sigma(t), ddpm().noise_fraction(t), c.c_skip, c.c_noise)} == {
         torch.float32
     }
 

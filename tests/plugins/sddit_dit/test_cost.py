@@ -17,13 +17,13 @@ from sddit_flash.kernels import Sdpa
 IMAGE = (3, 8, 12)
 
 
-def formula(model: DiT, kept: int, taps: tuple[Tap, ...] = (), output: bool = True) -> Cost:
-    return model.params.cost(Shapes(IMAGE, 5, 2), kept=kept, taps=taps, output=output)
+def formula(model: DiT, num_kept: int, taps: tuple[Tap, ...] = (), output: bool = True) -> Cost:
+    return model.params.cost(Shapes(IMAGE, 5, 2), num_kept=num_kept, taps=taps, output=output)
 
 
-def inputs(kept: int) -> dict[str, Any]:
-    """Two images; 24 tokens each, of which `kept` are visible."""
-    visible = None if kept == 24 else torch.arange(kept).expand(2, -1)
+def inputs(num_kept: int) -> dict[str, Any]:
+    """Two images; 24 tokens each, of which `num_kept` are visible."""
+    visible = None if num_kept == 24 else torch.arange(num_kept).expand(2, -1)
     zeros = torch.zeros(2, dtype=torch.int64)
     return {
         "x": torch.randn(2, *IMAGE).double(),
@@ -33,20 +33,20 @@ def inputs(kept: int) -> dict[str, Any]:
     }
 
 
-def counted(model: DiT, kept: int, **want: Any) -> float:
+def counted(model: DiT, num_kept: int, **want: Any) -> float:
     """FLOPs of one image, as torch counts them on explicit attention."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**inputs(kept), **want)
+        model(**inputs(num_kept), **want)
     return counter.get_total_flops() / 2
 
 
-@pytest.mark.parametrize("kept", [24, 15])
-def test_flops_and_parameters_of_every_kind(make: Any, masked_settings: dict[str, Any], kept: int) -> None:
+@pytest.mark.parametrize("num_kept", [24, 15])
+def test_flops_and_parameters_of_every_kind(make: Any, masked_settings: dict[str, Any], num_kept: int) -> None:
     model = make(image=IMAGE, outputs=2, **masked_settings)
-    cost = formula(model, kept)
-    assert cost.flops == pytest.approx(counted(model, kept), rel=0.01)
+    cost = formula(model, num_kept)
+    assert cost.flops == pytest.approx(counted(model, num_kept), rel=0.01)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
-    assert formula(model, kept - 2).flops != pytest.approx(counted(model, kept), rel=0.01)
+    assert formula(model, num_kept - 2).flops != pytest.approx(counted(model, num_kept), rel=0.01)
 
 
 @pytest.mark.parametrize("taps", [("encoder",), (0.3,), (1, "decoder"), ()])
@@ -66,8 +66,8 @@ def test_flops_and_parameters_of_a_plain_dit(make: Any) -> None:
     assert formula(model, 24).parameters == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("kept", [24, 15])
-def test_activations_kept_for_the_backward_pass(make: Any, kept: int) -> None:
+@pytest.mark.parametrize("num_kept", [24, 15])
+def test_activations_kept_for_the_backward_pass(make: Any, num_kept: int) -> None:
     """Within 5 %, on a fused kernel: distinct memory that autograd holds, parameters apart."""
     model = make(image=IMAGE, outputs=2, depth=4, width=64, decoder={"depth": 2, "width": 64, "heads": 2})
     for module in model.modules():
@@ -81,7 +81,7 @@ def test_activations_kept_for_the_backward_pass(make: Any, kept: int) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = model(**inputs(kept))
+        result = model(**inputs(num_kept))
     numbers = sum(t.untyped_storage().nbytes() // t.element_size() for place, t in held.items() if place not in own)
     assert result[0] is not None
-    assert formula(model, kept).activations == pytest.approx(numbers / 2, rel=0.05)
+    assert formula(model, num_kept).activations == pytest.approx(numbers / 2, rel=0.05)

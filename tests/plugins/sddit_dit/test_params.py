@@ -88,8 +88,8 @@ def test_a_tap_that_does_not_exist_is_refused_with_those_that_do(tap: str | floa
 
 
 def test_only_a_decoder_makes_tokens_hideable() -> None:
-    assert not DiTParams().maskable
-    assert DiTParams(decoder={}).maskable
+    assert not DiTParams().supports_masking
+    assert DiTParams(decoder={}).supports_masking
     assert DiTParams(cls_token=True).has_cls
     assert not DiTParams().has_cls
 
@@ -102,16 +102,16 @@ def test_published_parameter_counts(size: str, dit: float, encoder: float, total
     """DiT with learned variance (arXiv:2212.09748, table 4), and with MaskDiT's decoder, in millions."""
     plain, masked = DiTParams(size=size), DiTParams(size=size, decoder={}, cls_token=True)
     millions = [
-        plain.cost(Shapes(IMAGENET.image, 1000, outputs=2), kept=256).parameters,
-        masked.cost(IMAGENET, kept=204, taps=("encoder",), output=False).parameters,
-        masked.cost(IMAGENET, kept=204).parameters,
+        plain.cost(Shapes(IMAGENET.image, 1000, outputs=2), num_kept=256).parameters,
+        masked.cost(IMAGENET, num_kept=204, taps=("encoder",), output=False).parameters,
+        masked.cost(IMAGENET, num_kept=204).parameters,
     ]
     assert [round(count / 1e6, 1) for count in millions] == [dit, encoder, total]
 
 
 def test_hidden_tokens_cost_less() -> None:
     params = DiTParams(size="B", decoder={})
-    full, half = params.cost(IMAGENET, kept=256), params.cost(IMAGENET, kept=128)
+    full, half = params.cost(IMAGENET, num_kept=256), params.cost(IMAGENET, num_kept=128)
     assert half.parameters == full.parameters
     assert half.flops < 0.7 * full.flops
     assert half.activations < 0.7 * full.activations

@@ -129,7 +129,7 @@ def test_its_range() -> None:
     assert params.level_range == pytest.approx((0.25, 3.0), rel=1e-15)
     assert Flow(params).sigma_range == params.level_range
     t = torch.tensor([0.2, 0.4, 0.75], dtype=torch.float64)
-    assert torch.equal(Flow(params).share(t), t)
+    assert torch.equal(Flow(params).noise_fraction(t), t)
     assert torch.equal(Flow(params).snap(t), t)
 
 

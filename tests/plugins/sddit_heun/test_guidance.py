@@ -48,7 +48,7 @@ class ThousandSteps:
     def snap(self, sigma: Tensor) -> Tensor:
         return sigma / 2
 
-    def share(self, t: Tensor) -> Tensor:
+    def noise_fraction(self, t: Tensor) -> Tensor:
         return t / 1000
 
 

@@ -318,34 +318,34 @@ def test_starting_values_depend_on_name_and_generator_alone(make: Any) -> None:
 IMAGE = (3, 8, 12)
 
 
-def formula(model: MDT, kept: int, taps: tuple[Tap, ...] = (), output: bool = True) -> Cost:
-    return model.params.cost(Shapes(IMAGE, 5, 2), kept=kept, taps=taps, output=output)
+def formula(model: MDT, num_kept: int, taps: tuple[Tap, ...] = (), output: bool = True) -> Cost:
+    return model.params.cost(Shapes(IMAGE, 5, 2), num_kept=num_kept, taps=taps, output=output)
 
 
-def inputs(kept: int) -> dict[str, Any]:
-    """Two images; 24 tokens each, of which `kept` are visible."""
+def inputs(num_kept: int) -> dict[str, Any]:
+    """Two images; 24 tokens each, of which `num_kept` are visible."""
     return {
         "x": torch.randn(2, *IMAGE).double(),
         "c_noise": torch.randn(2).double(),
         "labels": torch.zeros(2, dtype=torch.int64),
-        "visible": None if kept == 24 else torch.arange(kept).expand(2, -1),
+        "visible": None if num_kept == 24 else torch.arange(num_kept).expand(2, -1),
     }
 
 
-def counted(model: MDT, kept: int, **want: Any) -> float:
+def counted(model: MDT, num_kept: int, **want: Any) -> float:
     """FLOPs of one image, as torch counts them on explicit attention."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**inputs(kept), **want)
+        model(**inputs(num_kept), **want)
     return counter.get_total_flops() / 2
 
 
-@pytest.mark.parametrize("kept", [24, 15])
-def test_flops_and_parameters(make: Any, structure: dict[str, Any], kept: int) -> None:
+@pytest.mark.parametrize("num_kept", [24, 15])
+def test_flops_and_parameters(make: Any, structure: dict[str, Any], num_kept: int) -> None:
     model = make(image=IMAGE, outputs=2, **structure)
-    cost = formula(model, kept)
-    assert cost.flops == pytest.approx(counted(model, kept), rel=0.01)
+    cost = formula(model, num_kept)
+    assert cost.flops == pytest.approx(counted(model, num_kept), rel=0.01)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
-    assert formula(model, kept - 2).flops != pytest.approx(counted(model, kept), rel=0.01)
+    assert formula(model, num_kept - 2).flops != pytest.approx(counted(model, num_kept), rel=0.01)
 
 
 @pytest.mark.parametrize("taps", [("encoder",), (0.3,), (1, "decoder"), ()])
@@ -357,8 +357,8 @@ def test_flops_and_parameters_of_a_cut_network(make: Any, structure: dict[str, A
     assert cost.parameters == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("kept", [24, 15])
-def test_activations_kept_for_the_backward_pass(make: Any, kept: int) -> None:
+@pytest.mark.parametrize("num_kept", [24, 15])
+def test_activations_kept_for_the_backward_pass(make: Any, num_kept: int) -> None:
     """Within 5 %, on a fused kernel: distinct memory that autograd holds, parameters apart.
 
     On a CPU torch fuses a bias only where it takes no gradient, so the tables are frozen here.
@@ -377,7 +377,7 @@ def test_activations_kept_for_the_backward_pass(make: Any, kept: int) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = model(**inputs(kept))
+        result = model(**inputs(num_kept))
     numbers = sum(t.untyped_storage().nbytes() // t.element_size() for place, t in held.items() if place not in own)
     assert result[0] is not None
-    assert formula(model, kept).activations == pytest.approx(numbers / 2, rel=0.05)
+    assert formula(model, num_kept).activations == pytest.approx(numbers / 2, rel=0.05)

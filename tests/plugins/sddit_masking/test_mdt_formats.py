@@ -41,7 +41,7 @@ def test_every_size_there_and_back(family: str, size: str) -> None:
     back = layout.to_ours(theirs)
     assert {key: (t.shape, t.dtype) for key, t in back.items()} == {key: (t.shape, t.dtype) for key, t in ours.items()}
     floats = sum(tensor.numel() for tensor in theirs.values() if tensor.is_floating_point())
-    assert floats == sum(p.numel() for p in network.parameters()) == params.cost(shapes, kept=256).parameters
+    assert floats == sum(p.numel() for p in network.parameters()) == params.cost(shapes, num_kept=256).parameters
     blocks = {key.rpartition(".attn.qkv.weight")[0] for key in theirs if key.endswith("attn.qkv.weight")}
     assert len(blocks) == params.named_size[0] + 1
     assert all(theirs[f"{block}.attn.rel_pos_bias.relative_position_index"].shape == (256, 256) for block in blocks)

@@ -112,7 +112,7 @@ def test_skips_begin_in_the_second_half() -> None:
 def test_taps_and_what_it_asks_of_others() -> None:
     params = MDTParams()
     assert [params.block_of(tap) for tap in ("encoder", "decoder", 0.5, 3)] == [8, 12, 6, 3]
-    assert params.maskable
+    assert params.supports_masking
     assert params.needs_bias
     assert not params.has_cls
 
@@ -121,8 +121,8 @@ def test_two_passes_cost_what_was_derived_for_the_published_sizes() -> None:
     """A step of two passes over one of DiT, size L and 256 tokens: 1.76 in v1, 1.86 in v2 at its mean ratio."""
     shapes = Shapes((4, 32, 32), 1000, outputs=2)
     for version, kept, ratio in (("v1", 179, 1.76), ("v2", 153, 1.86)):
-        full, masked = (MDTParams(size="L", version=version).cost(shapes, kept=k).flops for k in (256, kept))
-        assert (full + masked) / DiTParams(size="L").cost(shapes, kept=256).flops == pytest.approx(ratio, abs=0.02)
+        full, masked = (MDTParams(size="L", version=version).cost(shapes, num_kept=k).flops for k in (256, kept))
+        assert (full + masked) / DiTParams(size="L").cost(shapes, num_kept=256).flops == pytest.approx(ratio, abs=0.02)
 
 
 # Within a recipe ---------------------------------------------------------------------------------------------------

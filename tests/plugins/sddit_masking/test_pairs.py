@@ -110,11 +110,11 @@ def test_the_spread_rides_on_the_schedule() -> None:
 
 def test_views_say_what_they_hide() -> None:
     full, masked = MaskedAndFullParams(mask_spread=0.2).views()
-    assert not full.hides
+    assert not full.is_masked
     assert (masked.mask_ratio, masked.mask_spread) == (0.3, 0.2)
-    assert masked.hides
-    assert MaskedParams(mask_ratio=0.0, mask_spread=0.1).views()[0].hides
-    assert not MaskedParams(mask_ratio=0.0).views()[0].hides
+    assert masked.is_masked
+    assert MaskedParams(mask_ratio=0.0, mask_spread=0.1).views()[0].is_masked
+    assert not MaskedParams(mask_ratio=0.0).views()[0].is_masked
 
 
 RECIPE = """

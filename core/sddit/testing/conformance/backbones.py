@@ -46,7 +46,7 @@ class Trial:
 
     def visible(self) -> Tensor | None:
         """Half of the tokens, each sample its own; None where nothing can be hidden."""
-        if not self.case.params.maskable or self.tokens < 2:
+        if not self.case.params.supports_masking or self.tokens < 2:
             return None
         order = things.numbers(things.BATCH, self.tokens, key=3).argsort(dim=1)
         return order[:, : self.tokens // 2].sort(dim=1).values
@@ -206,7 +206,7 @@ def examine_repeats(trial: Trial, backbone: Any, findings: Findings) -> None:
 
 def examine_masks(trial: Trial, backbone: Any, findings: Findings) -> None:
     """With nothing hidden, the masked forward is the full one."""
-    if trial.case.params.maskable:
+    if trial.case.params.supports_masking:
         everything = torch.arange(trial.tokens).expand(things.BATCH, -1)
         full, masked = trial.call(backbone)[0], trial.call(backbone, visible=everything)[0]
         findings.expect(
@@ -283,7 +283,7 @@ def examine_cost(trial: Trial, backbone: Any, findings: Findings) -> None:
     params, shapes = trial.case.params, trial.shapes
     for visible in (None, trial.visible()):
         kept = trial.tokens if visible is None else visible.shape[1]
-        cost = params.cost(shapes, kept=kept)
+        cost = params.cost(shapes, num_kept=kept)
         if cost is None:
             return
         near(cost.parameters, count(backbone), "parameters", findings)

@@ -34,7 +34,7 @@ def examine(case: Case, findings: Findings) -> None:
             examine_perturb(schedule, t, findings)
             examine_scalings(schedule, t, findings)
             examine_levels(schedule, t, findings)
-            examine_share(schedule, t, findings)
+            examine_noise_fraction(schedule, t, findings)
         for kind in case.params.grids:
             with findings.trying(f"it made a grid of kind {kind!r}"):
                 examine_grid(schedule, kind, findings)
@@ -100,14 +100,16 @@ def examine_levels(schedule: NoiseSchedule, t: Tensor, findings: Findings) -> No
     findings.expect(torch.equal(schedule.snap(once), once), "snapping twice is not snapping once")
 
 
-def examine_share(schedule: NoiseSchedule, t: Tensor, findings: Findings) -> None:
+def examine_noise_fraction(schedule: NoiseSchedule, t: Tensor, findings: Findings) -> None:
     """From 0 to 1 as noise grows."""
-    share = schedule.share(t)
-    if things.is_shaped(findings, share, t.shape, "share(t)"):
-        inside = bool(((share >= 0) & (share <= 1)).all())
-        findings.expect(inside, "share(t) is not within 0 to 1", got=f"{share.min():g} to {share.max():g}")
-        rises = bool((share.diff() >= 0).all()) and bool(share[-1] > share[0])
-        findings.expect(rises, "share(t) does not grow with t")
+    fraction = schedule.noise_fraction(t)
+    if things.is_shaped(findings, fraction, t.shape, "noise_fraction(t)"):
+        inside = bool(((fraction >= 0) & (fraction <= 1)).all())
+        findings.expect(
+            inside, "noise_fraction(t) is not within 0 to 1", got=f"{fraction.min():g} to {fraction.max():g}"
+        )
+        rises = bool((fraction.diff() >= 0).all()) and bool(fraction[-1] > fraction[0])
+        findings.expect(rises, "noise_fraction(t) does not grow with t")
 
 
 def examine_grid(schedule: NoiseSchedule, kind: str, findings: Findings) -> None:

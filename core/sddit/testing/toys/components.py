@@ -68,7 +68,7 @@ class ToySchedule:
     def snap(self, sigma: Tensor) -> Tensor:
         return sigma
 
-    def share(self, t: Tensor) -> Tensor:
+    def noise_fraction(self, t: Tensor) -> Tensor:
         low, high = self.sigma_range
         return ((t / low).log() / math.log(high / low)).clamp(0, 1)
 

@@ -46,16 +46,16 @@ class ToyBackboneParams(face.BackboneParams):
         return self.cls
 
     @property
-    def maskable(self) -> bool:
+    def supports_masking(self) -> bool:
         return True
 
     def cost(
-        self, shapes: face.Shapes, *, kept: int, taps: Sequence[face.Tap] = (), output: bool = True
+        self, shapes: face.Shapes, *, num_kept: int, taps: Sequence[face.Tap] = (), output: bool = True
     ) -> face.Cost | None:
         tokens = math.prod(self.grid(shapes))
         patch, width = shapes.image[0] * self.patch**2, self.hidden
         depth = self.depth if output else max(map(self.block_of, taps), default=0)
-        row = kept + self.cls
+        row = num_kept + self.cls
         head = shapes.outputs * patch
         parameters = (
             (patch + 1) * width
@@ -116,10 +116,10 @@ class ToyAgreementParams(face.LossParams):
         return face.Needs(face.Want(taps=("encoder",)), face.Want(taps=("encoder",)))
 
     def cost(
-        self, backbone: face.BackboneParams, shapes: face.Shapes, view: face.ViewSpec, kept: int
+        self, backbone: face.BackboneParams, shapes: face.Shapes, view: face.ViewSpec, num_kept: int
     ) -> face.Cost | None:
         width = backbone.width("encoder")
-        return face.Cost((width + 1) * width, 2.0 * kept * width**2, kept * width)
+        return face.Cost((width + 1) * width, 2.0 * num_kept * width**2, num_kept * width)
 
 
 class ToySamplerParams(face.SamplerParams):
