@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, pairwise, repeat
 
 DDIM = "ddim"
@@ -115,3 +115,10 @@ def _counts(text: str, *, most: int) -> Sequence[int]:
     if len(counts) > most or not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
         raise ValueError(f"cannot read {text!r}: write 250, or 10,15,20, or ddim25")
     return [int(count) for count in counts]
+
+
+@cache
+def trained_chain(betas: str, timesteps: int, beta_min: float, beta_max: float, respacing: str) -> Chain:
+    """Return the chain of `timesteps` linear or cosine betas, or the part of it that `respacing` keeps."""
+    levels = levels_of(cosine_betas(timesteps) if betas == "cosine" else linear_betas(timesteps, beta_min, beta_max))
+    return Chain(tuple(levels[t] for t in respaced(timesteps, respacing)) if respacing else levels)

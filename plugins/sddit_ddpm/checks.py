@@ -14,9 +14,9 @@ from sddit.diffusion.sampling import noise_levels
 from sddit.interfaces import CheckContext, Denoise, Measurement, Outputs, Prediction, Sampler, SamplerParams, View
 from sddit.testing import fixtures as things
 from sddit.verify.published import difference, parity, published
-from sddit_ddpm import DDPMParams, HybridParams
 from sddit_ddpm.chain import Chain
 from sddit_ddpm.loss import Hybrid, log_likelihood
+from sddit_ddpm.params import DDPMParams, HybridParams
 from sddit_ddpm.schedule import DDPM
 
 RESPACINGS = {"full": "", "250": "250", "25": "25", "ddim25": "ddim25", "10,15,20": "10,15,20"}

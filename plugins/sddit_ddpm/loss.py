@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sddit.interfaces import Context, Outputs, View
 from sddit.losses import LossTerm
-from sddit_ddpm import HybridParams
+from sddit_ddpm.params import HybridParams
 from sddit_ddpm.schedule import DDPM, Reverse
 
 HALF_STEP = 1 / 255

@@ -13,8 +13,8 @@ from itertools import pairwise
 from torch import Tensor
 
 from sddit.interfaces import Denoise, Prediction
-from sddit_ddpm import AncestralParams, DDIMParams
 from sddit_ddpm.chain import Chain
+from sddit_ddpm.params import AncestralParams, DDIMParams
 
 Noise = Callable[[int], Tensor]
 """Step -> unit noise [B, C, H, W]."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import Scalings
-from sddit_ddpm import DDPMParams
 from sddit_ddpm.grids import boundaries, timesteps_on
+from sddit_ddpm.params import DDPMParams
 
 
 @dataclass(frozen=True, slots=True)

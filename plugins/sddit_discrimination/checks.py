@@ -18,10 +18,10 @@ from sddit.training.ema import Teacher
 from sddit.training.student import observe
 from sddit.value_schedules import Ramp, value_at
 from sddit.verify.published import Stored, parity, published
-from sddit_discrimination import DiscriminationParams, PfOdeParams
 from sddit_discrimination.head import Head
 from sddit_discrimination.loss import Discrimination, cross_entropy, log_assignments
 from sddit_discrimination.pairs import PfOde
+from sddit_discrimination.params import DiscriminationParams, PfOdeParams
 
 TINY: dict[str, Any] = {"prototypes": 16, "hidden": 12, "bottleneck": 8}
 WANT = Want(taps=("encoder",), cls=True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sddit_discrimination import DiscriminationParams
+from sddit_discrimination.params import DiscriminationParams
 
 Kind = Literal["cls", "patch"]
 

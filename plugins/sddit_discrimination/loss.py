@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from sddit.interfaces import Context, Outputs, Tap, Tokens, View
 from sddit.losses import LossTerm
 from sddit.value_schedules import step_of, value_at
-from sddit_discrimination import DiscriminationParams, collapse, head
+from sddit_discrimination import collapse, head
 from sddit_discrimination.head import Head, Kind
+from sddit_discrimination.params import DiscriminationParams
 
 
 def log_assignments(logits: Tensor, temperature: float, center: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
-from sddit_discrimination import PfOdeParams
+from sddit_discrimination.params import PfOdeParams
 from sddit_dit.pairs import student_view, visible_tokens
 
 OWN = "discrimination/pf_ode"  # prefix of this component's own draws

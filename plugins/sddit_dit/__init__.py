@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from sddit import Registry, hookimpl
 from sddit.interfaces import Backbone, PairSampler
-from sddit_dit.params import DecoderParams, DiTParams
+from sddit_dit.params import DiTParams
 from sddit_dit.view_params import SingleParams
-
-__all__ = ["DecoderParams", "DiTParams", "SingleParams", "register_backbones", "register_pair_samplers"]
 
 
 @hookimpl

@@ -14,8 +14,8 @@ from sddit.testing import fixtures as things
 from sddit.testing.toys.network import ToyAttention
 from sddit.testing.toys.params import ToyAttentionParams
 from sddit.verify.published import network, parity, published
-from sddit_dit import DiTParams
 from sddit_dit.backbone import DiT
+from sddit_dit.params import DiTParams
 
 DECODERS: dict[str, dict[str, Any]] = {
     "split": {"depth": 3, "decoder": {"style": "split", "depth": 1}},

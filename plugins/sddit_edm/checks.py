@@ -13,9 +13,9 @@ from torch import Tensor
 from sddit.interfaces import CheckContext, Measurement, NoiseSchedule, Outputs, View
 from sddit.testing import fixtures as things
 from sddit.verify.published import parity, published
-from sddit_edm import DenoisingParams, EDMParams, FlowParams
 from sddit_edm.flow import Flow
 from sddit_edm.loss import Denoising, native_target
+from sddit_edm.params import DenoisingParams, EDMParams, FlowParams
 from sddit_edm.schedule import EDM
 
 LEVELS = 500

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sddit.diffusion.sigma_grids import spaced
 from sddit.interfaces import Scalings
-from sddit_edm import FlowParams
+from sddit_edm.params import FlowParams
 
 
 class Flow:

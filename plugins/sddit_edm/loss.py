@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sddit.interfaces import Context, NoiseSchedule, Outputs, View
 from sddit.losses import LossTerm
-from sddit_edm import DenoisingParams
+from sddit_edm.params import DenoisingParams
 
 
 class Denoising(LossTerm):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sddit.diffusion.sigma_grids import spaced
 from sddit.interfaces import Scalings
-from sddit_edm import EDMParams
+from sddit_edm.params import EDMParams
 
 
 class EDM:

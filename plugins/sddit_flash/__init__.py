@@ -7,68 +7,8 @@ its kernel, and one that cannot serve a run is refused: none is ever put in anot
 from __future__ import annotations
 
 from sddit import Registry, hookimpl
-from sddit.interfaces import Attention, AttentionParams
-
-
-class EagerParams(AttentionParams):
-    """Explicit softmax: every device, precision and option; keeps the N x N weights for the backward pass."""
-
-    @property
-    def takes_bias(self) -> bool:
-        return True
-
-    @property
-    def takes_groups(self) -> bool:
-        return True
-
-
-class SdpaParams(AttentionParams):
-    """PyTorch's fused kernels, chosen by PyTorch for the device at hand."""
-
-    @property
-    def takes_bias(self) -> bool:
-        return True
-
-    @property
-    def takes_groups(self) -> bool:
-        return True
-
-
-class FlexParams(AttentionParams):
-    """FlexAttention, compiled at the first call. On a CPU it has no backward pass."""
-
-    @property
-    def dtypes(self) -> tuple[str, ...]:
-        return ("fp32", "bf16")
-
-    @property
-    def takes_bias(self) -> bool:
-        return True
-
-    @property
-    def takes_groups(self) -> bool:
-        return True
-
-    @property
-    def backward_devices(self) -> tuple[str, ...]:
-        return ("cuda",)
-
-
-class XformersParams(AttentionParams):
-    """xformers' memory-efficient attention: CUDA alone, no groups."""
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        return ("cuda",)
-
-    @property
-    def dtypes(self) -> tuple[str, ...]:
-        return ("fp32", "bf16")
-
-    @property
-    def takes_bias(self) -> bool:
-        return True
-
+from sddit.interfaces import Attention
+from sddit_flash.params import EagerParams, FlexParams, SdpaParams, XformersParams
 
 AGREEMENT = {"it agrees with the formula": "sddit_flash.checks:agreement"}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import Denoise, Denoiser, NoiseSchedule, Prediction
-from sddit_heun import CFGParams, NoGuidanceParams
+from sddit_heun.params import CFGParams, NoGuidanceParams
 
 
 class NoGuidance:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import Denoise, NoiseSchedule
-from sddit_heun import EulerParams, HeunParams
+from sddit_heun.params import EulerParams, HeunParams
 
 Noise = Callable[[int], Tensor]
 """Step -> unit noise [B, C, H, W]."""

@@ -12,8 +12,8 @@ from sddit.interfaces import CheckContext, Measurement, View
 from sddit.testing import fixtures as things
 from sddit.verify.published import network, parity, published
 from sddit_dit.blocks import patchify
-from sddit_masking import ReconstructionParams
 from sddit_masking.loss import Reconstruction, normalised
+from sddit_masking.params import ReconstructionParams
 
 KEPT = torch.tensor([[0, 3, 5, 6, 9, 10]]).expand(things.BATCH, -1)  # [B, K] of 16 tokens
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sddit.interfaces import Context, Outputs, View
 from sddit.losses import LossTerm
 from sddit_dit.blocks import patchify
-from sddit_masking import ReconstructionParams
+from sddit_masking.params import ReconstructionParams
 
 
 def normalised(patches: Tensor) -> Tensor:

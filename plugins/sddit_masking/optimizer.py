@@ -9,7 +9,7 @@ import torch
 from pytorch_optimizer import Adan as PackagedAdan
 
 from sddit.value_schedules import value_at
-from sddit_masking import AdanParams
+from sddit_masking.params import AdanParams
 
 
 class Adan:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
 from sddit_dit.pairs import student_view, visible_tokens
-from sddit_masking import MaskedAndFullParams, MaskedParams
+from sddit_masking.params import MaskedAndFullParams, MaskedParams
 
 OWN = "masking/masked_and_full"  # prefix of that component's own draws
 

@@ -1,16 +1,22 @@
-"""Settings of the MDT backbone, and what they imply: halves, cost. Imports no torch."""
+"""Settings of masked training: views, reconstruction, the MDT backbone and its optimizer. Imports no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sddit.interfaces import Cost, Shapes, Tap
+from sddit.errors import Problem
+from sddit.interfaces import Cost, LossParams, Needs, OptimizerParams, Shapes, Tap, ViewSpec, Want
+from sddit.value_schedules import Value, bounded
 from sddit_dit.cost import SINUSOID, adaptive_linear_cost, block_cost, linear
 from sddit_dit.params import TransformerParams
+from sddit_dit.view_params import MaskedViewParams, MaskRatio
+
+if TYPE_CHECKING:
+    from sddit.recipes.recipe import Recipe
 
 VERSIONS: dict[str, dict[str, Any]] = {
     "v1": {"decoder_depth": 2, "long_skips": False, "input_skips": False},
@@ -101,3 +107,93 @@ class MDTParams(TransformerParams):
     def _block_cost(self, n: int, grid: tuple[int, int]) -> Cost:
         _, width, heads = self.named_size
         return block_cost(n, width, int(width * self.mlp_ratio), width) + Cost(parameters=table_rows(grid) * heads)
+
+
+class MaskedParams(MaskedViewParams):
+    """Settings of the `masked` pair sampler."""
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        return (self.masked("student"),)
+
+
+class MaskedAndFullParams(MaskedViewParams):
+    """Settings of the `masked_and_full` pair sampler. MDT v2 has `mask_spread` 0.2."""
+
+    mask_ratio: MaskRatio = 0.3
+    shared_noise: bool = Field(False, description="Both views share one noise, as those of other methods do.")
+    label_drop: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Chance that the masked view drops its label, whatever the full view does: in MDT that of the data set. "
+        "Left out: both views have the same label.",
+    )
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        return ViewSpec("full"), self.masked("masked")
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        unlabelled = recipe.facts.num_classes == 0
+        return (*super().idle(recipe), *(("label_drop",) if unlabelled else ()))
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AdanParams(OptimizerParams):
+    """Settings of the `adan` optimizer. MDTv2 ran it without decay."""
+
+    betas: tuple[Beta, Beta, Beta] = Field(
+        (0.98, 0.92, 0.99),
+        strict=False,
+        description="Decay of the averages of the gradient, of its change from step to step, and of the square of both.",
+    )
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the last average.")
+    weight_decay: float = Field(0.0, ge=0, description="Share of a weight taken away at each step, times lr.")
+
+    @property
+    def state_per_parameter(self) -> int:
+        return 4
+
+
+class ReconstructionParams(LossParams):
+    """Settings of the `reconstruction` loss."""
+
+    weight: Annotated[Value, bounded(0)] = Field(
+        0.1, description="Weight of this term: a value schedule. Constant 0 leaves the term out."
+    )
+    target: Literal["noised", "clean"] = Field(
+        "noised", description="What the hidden tokens are compared with: the network's noisy input, or the clean image."
+    )
+    normalize: bool = Field(True, description="Shift and scale each patch of the target to mean 0 and variance 1.")
+
+    def needs(self) -> Needs:
+        return Needs(student=Want(output=True))
+
+    def cost(self, *_: Any, **__: Any) -> Cost:
+        """No heads, and arithmetic on a few numbers per pixel."""
+        return Cost()
+
+    def check(self, recipe: Recipe) -> Iterable[Problem]:
+        """There must be something hidden to reconstruct, and more than one value in what is normalised."""
+        students = [view for view in recipe.views_of(self) if view.network == "student"]
+        if not any(view.is_masked for view in students):
+            yield Problem(
+                "SD-R108",
+                "nothing is hidden, so there is nothing to reconstruct",
+                where="pair_sampler",
+                got=f"{recipe.pair_sampler.component.name!r} with a mask ratio of 0 for the whole run",
+                expect="a student view with a mask ratio above 0",
+                fix='pair_sampler.name = "masked", or pair_sampler.mask_ratio = 0.5, or drop the loss',
+            )
+        tokens = math.prod(recipe.backbone.params.grid(recipe.shapes))
+        if self.normalize and math.prod(recipe.facts.image) == tokens:
+            where = f"loss.{next(label for label, chosen in recipe.losses.items() if chosen.params is self)}.normalize"
+            yield Problem(
+                "SD-R108",
+                "a patch of one value has no variance to normalise",
+                where=where,
+                got="true with one value a patch",
+                expect="larger patches, or false",
+                fix=f"{where} = false",
+            )

@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import sddit_ddpm
 from sddit.interfaces import CheckContext, Measurement
 from sddit.plugins.host import registry
 from sddit.plugins.registry import load_attribute
 from sddit.verify.published import folders
-from sddit_ddpm import loss, samplers
+from sddit_ddpm import chain, loss, params, samplers
 from sddit_ddpm.chain import Chain
 from sddit_ddpm.loss import Hybrid
 
@@ -65,8 +64,8 @@ def test_another_offset_of_the_cosine_is_noticed(monkeypatch: pytest.MonkeyPatch
         abar = [math.cos((i / count + 0.009) / 1.009 * math.pi / 2) ** 2 for i in range(count + 1)]
         return [min(1 - following / before, 0.999) for before, following in pairwise(abar)]
 
-    monkeypatch.setattr(sddit_ddpm, "_chain", sddit_ddpm._chain.__wrapped__)  # forgets what it made
-    monkeypatch.setattr(sddit_ddpm, "cosine_betas", offset)
+    monkeypatch.setattr(params, "trained_chain", chain.trained_chain.__wrapped__)  # without its cache
+    monkeypatch.setattr(chain, "cosine_betas", offset)
     assert broken("noise_schedules", "ddpm") == [
         "cosine: abar, from its closed form",
         "ddpm_a: tables/cosine/betas",

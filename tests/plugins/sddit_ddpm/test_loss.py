@@ -15,8 +15,8 @@ from torch.distributions import Normal, kl_divergence
 
 import sddit
 from sddit.interfaces import Needs, Outputs, View, Want
-from sddit_ddpm import DDPMParams, HybridParams
 from sddit_ddpm.loss import HALF_STEP, log_likelihood
+from sddit_ddpm.params import DDPMParams, HybridParams
 from sddit_ddpm.schedule import DDPM, Reverse
 
 Look = Callable[..., View]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import sddit
 from sddit.diffusion.preconditioning import ModelDenoiser
 from sddit.interfaces import Denoise, Prediction
-from sddit_ddpm import AncestralParams, DDIMParams, DDPMParams
 from sddit_ddpm.chain import Chain
+from sddit_ddpm.params import AncestralParams, DDIMParams, DDPMParams
 from sddit_ddpm.samplers import DDIM, Ancestral
 from sddit_ddpm.schedule import DDPM
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 import sddit
 from sddit.errors import SdditError
 from sddit.interfaces import Outputs, View
-from sddit_ddpm import DDPMParams
+from sddit_ddpm.params import DDPMParams
 from sddit_ddpm.schedule import DDPM
 
 Look = Callable[..., View]

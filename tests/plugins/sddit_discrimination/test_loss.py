@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sddit.interfaces import BackboneParams, Context, Outputs, Shapes, Tokens, View, ViewSpec
-from sddit_discrimination import DiscriminationParams, collapse
+from sddit_discrimination import collapse
 from sddit_discrimination.loss import Discrimination, log_assignments, log_balanced
+from sddit_discrimination.params import DiscriminationParams
 
 B, N, D, K = 6, 16, 8, 12
 VISIBLE = torch.stack(

@@ -9,10 +9,10 @@ from torch import Tensor
 from sddit.diffusion.draws import Draws
 from sddit.interfaces import Batch, Context, View
 from sddit.value_schedules import Ramp
-from sddit_discrimination import PfOdeParams
 from sddit_discrimination.pairs import PfOde
+from sddit_discrimination.params import PfOdeParams
 from sddit_dit.pairs import Single
-from sddit_edm import EDMParams
+from sddit_edm.params import EDMParams
 from sddit_edm.schedule import EDM
 
 GRID = (4, 4)

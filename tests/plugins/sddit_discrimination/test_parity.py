@@ -12,9 +12,9 @@ from torch import Tensor
 from sddit.interfaces import Context, OptimizerParams
 from sddit.training.optimization import clip_gradients
 from sddit.value_schedules import Ramp, Value, value_at
-from sddit_discrimination import DiscriminationParams
 from sddit_discrimination.head import Head
 from sddit_discrimination.loss import Discrimination, cross_entropy, log_assignments
+from sddit_discrimination.params import DiscriminationParams
 
 TEMP_END = 29  # linspace over 30 warm-up epochs includes both ends
 TEACHER_TEMP = Ramp(start=0.04, end=0.07, until=TEMP_END)

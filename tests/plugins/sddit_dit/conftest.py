@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from sddit_dit import DiTParams
 from sddit_dit.backbone import DiT
-from sddit_flash import EagerParams
+from sddit_dit.params import DiTParams
 from sddit_flash.kernels import Eager
+from sddit_flash.params import EagerParams
 
 Make = Callable[..., DiT]
 

@@ -19,8 +19,8 @@ from sddit_dit.blocks import (
     take,
     unpatchify,
 )
-from sddit_flash import EagerParams
 from sddit_flash.kernels import Eager
+from sddit_flash.params import EagerParams
 
 
 def test_patches_hold_their_pixels() -> None:

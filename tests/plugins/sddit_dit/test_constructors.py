@@ -23,14 +23,13 @@ from sddit.interfaces import Shapes
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
 from sddit.training.precision import default_dtype
-from sddit_dit import DiTParams
 from sddit_dit.blocks import sincos_positions
 from sddit_dit.constructors import ratio_of
 from sddit_dit.diffusers_format import DiffusersFormat
 from sddit_dit.formats import CHAIN, DiTFormat, MaskDiTFormat
-from sddit_dit.params import SIZES
-from sddit_flash import EagerParams
+from sddit_dit.params import SIZES, DiTParams
 from sddit_flash.kernels import Eager
+from sddit_flash.params import EagerParams
 
 H = {"H": (32, 1280, 16)}  # MaskDiT's own size
 State = dict[str, Tensor]

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sddit.interfaces import Cost, Shapes, Tap
 from sddit_dit.backbone import DiT
-from sddit_flash import SdpaParams
 from sddit_flash.kernels import Sdpa
+from sddit_flash.params import SdpaParams
 
 IMAGE = (3, 8, 12)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sddit.interfaces import Shapes
-from sddit_dit import DiTParams
 from sddit_dit.formats import CHAIN, DiTFormat, MaskDiTFormat
+from sddit_dit.params import DiTParams
 
 
 @pytest.mark.parametrize(("name", "layout"), [("dit_a", DiTFormat), ("maskdit_a", MaskDiTFormat)])

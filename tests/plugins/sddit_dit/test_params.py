@@ -13,7 +13,8 @@ from sddit.errors import SdditError
 from sddit.interfaces import Shapes
 from sddit.plugins.hookspecs import Registries
 from sddit.recipes.resolve import resolve
-from sddit_dit import DiTParams, register_backbones
+from sddit_dit import register_backbones
+from sddit_dit.params import DiTParams
 
 IMAGENET = Shapes((4, 32, 32), 1000)
 

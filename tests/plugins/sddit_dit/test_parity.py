@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import Shapes
-from sddit_dit import DiTParams
 from sddit_dit.backbone import DiT
 from sddit_dit.formats import DiTFormat, MaskDiTFormat
-from sddit_flash import EagerParams, SdpaParams
+from sddit_dit.params import DiTParams
 from sddit_flash.kernels import Eager, Sdpa
+from sddit_flash.params import EagerParams, SdpaParams
 
 Read = Callable[[str], Any]
 Format = type[DiTFormat] | type[MaskDiTFormat]

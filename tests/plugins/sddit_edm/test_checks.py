@@ -14,9 +14,10 @@ from sddit.interfaces import CheckContext, Measurement, NotHereError
 from sddit.plugins.hookspecs import Registries
 from sddit.plugins.registry import Component
 from sddit.verify.published import folders
-from sddit_edm import EDMParams, checks, register_noise_schedules
+from sddit_edm import checks, register_noise_schedules
 from sddit_edm.flow import Flow
 from sddit_edm.loss import Denoising
+from sddit_edm.params import EDMParams
 from sddit_edm.schedule import EDM
 
 Check = Callable[[CheckContext], Iterator[Measurement]]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sddit.diffusion.preconditioning import denoise_view
 from sddit.interfaces import Cost, Needs, Outputs, Scalings, View, ViewSpec, Want
-from sddit_edm import DenoisingParams, EDMParams
 from sddit_edm.loss import Denoising, native_target, per_token
+from sddit_edm.params import DenoisingParams, EDMParams
 from sddit_edm.schedule import EDM
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from sddit.interfaces import Outputs, View
 from sddit.recipes.resolve import resolve
-from sddit_edm import DenoisingParams, FlowParams
 from sddit_edm.flow import Flow
 from sddit_edm.loss import Denoising, native_target
+from sddit_edm.params import DenoisingParams, FlowParams
 
 
 def flow(**settings: Any) -> Flow:

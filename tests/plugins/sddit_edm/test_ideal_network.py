@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.diffusion.sampling import sample
 from sddit.interfaces import Prediction, View
-from sddit_edm import DenoisingParams, EDMParams
 from sddit_edm.loss import Denoising
+from sddit_edm.params import DenoisingParams, EDMParams
 from sddit_edm.schedule import EDM
 
 IMAGE = (1, 4, 4)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from sddit_edm import EDMParams
+from sddit_edm.params import EDMParams
 from sddit_edm.schedule import EDM
 
 SCALINGS = ("c_skip", "c_out", "c_in", "c_noise")

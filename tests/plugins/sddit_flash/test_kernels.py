@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sddit.plugins.hookspecs import Registries
-from sddit_flash import EagerParams, FlexParams, SdpaParams, XformersParams, register_attention
+from sddit_flash import register_attention
 from sddit_flash.kernels import Eager, Flex, Sdpa, Xformers, softmax
+from sddit_flash.params import EagerParams, FlexParams, SdpaParams, XformersParams
 
 B, HEADS, WIDTH = 2, 3, 8
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sddit.interfaces import Prediction
 from sddit.testing import fixtures as things
-from sddit_heun import CFGParams, NoGuidanceParams
 from sddit_heun.guidance import ClassifierFree, NoGuidance
+from sddit_heun.params import CFGParams, NoGuidanceParams
 
 X = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([0, 4, 1])

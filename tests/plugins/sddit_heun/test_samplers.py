@@ -15,9 +15,9 @@ from torch import Tensor
 from sddit.diffusion.sigma_grids import spaced
 from sddit.interfaces import Denoise, Prediction
 from sddit.testing import fixtures as things
-from sddit_edm import FlowParams
 from sddit_edm.flow import Flow
-from sddit_heun import EulerParams, HeunParams
+from sddit_edm.params import FlowParams
+from sddit_heun.params import EulerParams, HeunParams
 from sddit_heun.samplers import Euler, Heun, parts
 
 

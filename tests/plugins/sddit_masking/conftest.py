@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from sddit_flash import EagerParams
 from sddit_flash.kernels import Eager
-from sddit_masking import MDTParams
+from sddit_flash.params import EagerParams
 from sddit_masking.mdt import MDT
+from sddit_masking.params import MDTParams
 
 Make = Callable[..., MDT]
 STRUCTURES: dict[str, dict[str, Any]] = {

@@ -14,19 +14,19 @@ from sddit.errors import SdditError
 from sddit.interfaces import Batch, Context, Outputs, View
 from sddit.recipes.resolve import resolve
 from sddit.value_schedules import Ramp, value_at
-from sddit_dit import DiTParams
 from sddit_dit.backbone import DiT
 from sddit_dit.blocks import patchify
 from sddit_dit.formats import MaskDiTFormat
 from sddit_dit.pairs import student_view
-from sddit_edm import DenoisingParams, EDMParams
+from sddit_dit.params import DiTParams
 from sddit_edm.loss import Denoising
+from sddit_edm.params import DenoisingParams, EDMParams
 from sddit_edm.schedule import EDM
-from sddit_flash import EagerParams
 from sddit_flash.kernels import Eager
-from sddit_masking import MaskedParams, ReconstructionParams
+from sddit_flash.params import EagerParams
 from sddit_masking.loss import Reconstruction, normalised
 from sddit_masking.pairs import Masked
+from sddit_masking.params import MaskedParams, ReconstructionParams
 
 GRID = (4, 4)
 RECIPE = """

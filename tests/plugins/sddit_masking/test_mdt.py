@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sddit.interfaces import Cost, Shapes, Tap
 from sddit_dit.blocks import patchify, sincos_positions, take
-from sddit_flash import SdpaParams
 from sddit_flash.kernels import Sdpa
+from sddit_flash.params import SdpaParams
 from sddit_masking.mdt import MDT, relative_places
 from sddit_masking.params import table_rows
 

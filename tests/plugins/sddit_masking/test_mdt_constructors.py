@@ -12,8 +12,8 @@ from sddit.errors import SdditError
 from sddit.exchange.conversion import understood
 from sddit.exchange.importing import recipe_of
 from sddit.interfaces import Shapes
-from sddit_flash import EagerParams
 from sddit_flash.kernels import Eager
+from sddit_flash.params import EagerParams
 from sddit_masking.formats import MDTv1Format, MDTv2Format
 from sddit_masking.mdt import MDT
 from sddit_masking.params import MDTParams

@@ -9,11 +9,11 @@ import torch
 
 from sddit.interfaces import Shapes
 from sddit_dit.formats import CHAIN
-from sddit_flash import EagerParams
 from sddit_flash.kernels import Eager
-from sddit_masking import MDTParams
+from sddit_flash.params import EagerParams
 from sddit_masking.formats import MDTv1Format, MDTv2Format
 from sddit_masking.mdt import MDT
+from sddit_masking.params import MDTParams
 
 LAYOUTS: dict[str, Any] = {"MDT": MDTv1Format, "MDTv2": MDTv2Format}
 

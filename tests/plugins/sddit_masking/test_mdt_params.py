@@ -17,9 +17,9 @@ from sddit.recipes.resolve import resolve
 from sddit.training.build import build_session
 from sddit.training.loop import train
 from sddit.training.session import Session
-from sddit_dit import DiTParams
-from sddit_flash import EagerParams
-from sddit_masking import MDTParams
+from sddit_dit.params import DiTParams
+from sddit_flash.params import EagerParams
+from sddit_masking.params import MDTParams
 
 RECIPE = """
 [backbone]

@@ -14,11 +14,11 @@ from torch import Tensor
 import sddit
 from sddit.api import Model
 from sddit.diffusion import masking as masks
-from sddit_flash import EagerParams
 from sddit_flash.kernels import Eager
-from sddit_masking import MDTParams
+from sddit_flash.params import EagerParams
 from sddit_masking.formats import MDTv1Format, MDTv2Format
 from sddit_masking.mdt import MDT
+from sddit_masking.params import MDTParams
 
 Read = Callable[[str], Any]
 LAYOUTS = {"mdtv1_a": MDTv1Format, "mdtv2_a": MDTv2Format}

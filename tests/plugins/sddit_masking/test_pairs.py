@@ -16,10 +16,10 @@ from sddit.recipes.resolve import resolve
 from sddit.testing import ConformanceError, check
 from sddit.value_schedules import Ramp
 from sddit_dit.pairs import student_view
-from sddit_edm import EDMParams
+from sddit_edm.params import EDMParams
 from sddit_edm.schedule import EDM
-from sddit_masking import MaskedAndFullParams, MaskedParams
 from sddit_masking.pairs import Masked, MaskedAndFull
+from sddit_masking.params import MaskedAndFullParams, MaskedParams
 
 GRID = (4, 4)
 COUNT, CLASSES = 512, 10

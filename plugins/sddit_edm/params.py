@@ -1,0 +1,103 @@
+"""Settings of the EDM and flow schedules and of the denoising loss. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from sddit.interfaces import Cost, LossParams, Needs, NoiseScheduleParams, Want
+
+if TYPE_CHECKING:
+    from sddit.recipes.recipe import Recipe
+
+
+class EDMParams(NoiseScheduleParams):
+    """Settings of the `edm` schedule, in which t is sigma itself."""
+
+    p_mean: float = Field(-1.2, description="Mean of ln sigma in training.")
+    p_std: float = Field(1.2, gt=0, description="Standard deviation of ln sigma in training.")
+    sigma_data: Annotated[float, Field(gt=0)] | Literal["measured"] = Field(
+        0.5, description="Standard deviation of the data; `measured`: that of the training split."
+    )
+    sigma_min: float = Field(0.002, gt=0, description="Lowest noise level that is sampled.")
+    sigma_max: float = Field(80.0, gt=0, description="Highest noise level that is sampled.")
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return (self.sigma_min, self.sigma_max)
+
+    @model_validator(mode="after")
+    def _rises(self) -> EDMParams:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError("sigma_min must be below sigma_max")
+        return self
+
+
+class FlowParams(NoiseScheduleParams):
+    """Settings of the `flow` schedule, x = (1 - t) x0 + t eps."""
+
+    t_sampling: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="Training times: uniform in (0, 1), or ln(t / (1 - t)) normal (arXiv:2403.03206)."
+    )
+    logit_mean: float = Field(0.0, description="Mean of ln(t / (1 - t)) in training.")
+    logit_std: float = Field(1.0, gt=0, description="Standard deviation of ln(t / (1 - t)) in training.")
+    t_min: float = Field(0.001, gt=0, lt=1, description="Lowest time that is sampled.")
+    t_max: float = Field(
+        0.999, gt=0, lt=1, description="Highest time that is sampled; at 1 nothing of the image is left."
+    )
+    direction: Literal["noise", "data"] = Field(
+        "noise",
+        description="The network's own time and sign. noise: it is given t and gives eps - x0, as in REPA; data: it is given "
+        "1 - t and gives x0 - eps, as in SiT.",
+    )
+    time_scale: float = Field(
+        1.0, gt=0, description="Factor on the time that the network is given; SiT and REPA give it as it is, in [0, 1]."
+    )
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return (self.t_min, self.t_max)
+
+    @property
+    def level_range(self) -> tuple[float, float]:
+        return (self.t_min / (1 - self.t_min), self.t_max / (1 - self.t_max))
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        return ("logit_mean", "logit_std") if self.t_sampling == "uniform" else ()
+
+    @model_validator(mode="after")
+    def _rises(self) -> FlowParams:
+        if self.t_min >= self.t_max:
+            raise ValueError("t_min must be below t_max")
+        return self
+
+
+class DenoisingParams(LossParams):
+    """Settings of the `denoising` loss."""
+
+    space: Literal["native", "x0", "eps", "v"] = Field(
+        "native",
+        description="What the squared error is taken of: the network's own output (EDM: lambda(sigma) times the error of "
+        "x0; flow: the velocity eps - x0), the clean image, the noise, or v of arXiv:2202.00512.",
+    )
+    weighting: Literal["none", "min_snr"] = Field(
+        "none",
+        description="none: the plain mean. min_snr (arXiv:2303.09556): the error of x0 times min(SNR, snr_gamma), whatever "
+        "the space; on the noise that is min(SNR, snr_gamma) / SNR, on v min(SNR, snr_gamma) / (SNR + 1).",
+    )
+    snr_gamma: float = Field(5.0, gt=0, description="Highest weight that min_snr gives the error of x0.")
+    tokens: Literal["all", "visible"] = Field(
+        "all", description="all: every token; visible: only those that the view does not hide."
+    )
+
+    def needs(self) -> Needs:
+        return Needs(student=Want(output=True))
+
+    def cost(self, *_: Any, **__: Any) -> Cost:
+        """No heads, and arithmetic on a few numbers per pixel."""
+        return Cost()
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        return ("snr_gamma",) if self.weighting == "none" else ("space",)

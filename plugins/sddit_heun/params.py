@@ -1,0 +1,108 @@
+"""Settings of the samplers and of guidance. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sddit.errors import Problem
+from sddit.interfaces import GuidanceParams, SamplerParams
+
+if TYPE_CHECKING:
+    from sddit.recipes.recipe import Recipe
+
+
+class EulerParams(SamplerParams):
+    """Settings of the `euler` sampler."""
+
+    churn: float = Field(0.0, ge=0, description="S_churn: how much fresh noise the whole run adds; 0: none, an ODE.")
+    churn_min: float = Field(0.0, ge=0, description="S_min: lowest level at which noise is added.")
+    churn_max: float | None = Field(None, gt=0, description="S_max: highest such level; left out: no limit.")
+    churn_noise: float = Field(1.0, gt=0, description="S_noise: standard deviation of the added noise.")
+
+    @model_validator(mode="after")
+    def _rises(self) -> EulerParams:
+        for low, high in (("sigma_min", "sigma_max"), ("churn_min", "churn_max")):
+            lower, upper = getattr(self, low), getattr(self, high)
+            if lower is not None and upper is not None and lower >= upper:
+                raise ValueError(f"{low} must be below {high}")
+        return self
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        return () if self.churn else ("churn_min", "churn_max", "churn_noise")
+
+
+class HeunParams(EulerParams):
+    """Settings of the `heun` sampler."""
+
+    coordinates: Literal["ve", "native"] = Field(
+        "ve",
+        description="What its steps are straight in. ve: x / alpha over sigma / alpha, as EDM; native: the schedule's own x, "
+        "alpha and sigma, which for the flow schedule is Heun's method in t, as SiT. Euler is the same in both.",
+    )
+
+    @property
+    def evaluations(self) -> int:
+        return 2 * self.steps - 1  # two a step, and one for the last, which goes to 0
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        schedule = recipe.noise_schedule.params
+        time_is_level = schedule.t_range == schedule.level_range  # alpha = 1: its own coordinates are these
+        return (*super().idle(recipe), *(("coordinates",) if time_is_level else ()))
+
+
+class NoGuidanceParams(GuidanceParams):
+    """The `none` rule has no settings."""
+
+
+class CFGParams(GuidanceParams):
+    """Settings of classifier-free guidance."""
+
+    scale: float = Field(1.5, ge=0, description="0: unconditional, 1: conditional, above: away from unconditional.")
+    shape: Literal["constant", "power_cosine"] = Field(
+        "constant",
+        description="constant: the scale at every level; power_cosine: 1 + (scale - 1) (1 - cos(pi (1 - t / T)^power)) / 2, "
+        "which grows from 1 to the scale as noise falls (MDT, arXiv:2303.14389).",
+    )
+    power: float = Field(4.0, gt=0, description="Exponent of power_cosine: the higher, the later it acts. MDT: 4.")
+    interval: tuple[float, float] | None = Field(
+        None,
+        strict=False,
+        description="Levels [low, high] of sigma between which it acts; elsewhere conditional (arXiv:2404.07724).",
+    )
+    channels: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        "all", description="How many channels, from the first, are guided; the others stay conditional. DiT: 3 of 4."
+    )
+
+    @property
+    def evaluations(self) -> int:
+        one_label = self.scale == 0 and self.shape == "constant" and self.channels == "all"
+        return 1 if self.scale == 1 or one_label else 2
+
+    @property
+    def needs_null_label(self) -> bool:
+        return self.scale != 1
+
+    def idle(self, recipe: Recipe) -> Iterable[str]:
+        if self.scale == 1:
+            return ("shape", "power", "interval", "channels")
+        return ("power",) if self.shape == "constant" else ()
+
+    def check(self, recipe: Recipe) -> Iterable[Problem]:
+        has = recipe.facts.image[0]
+        if self.channels != "all" and self.channels > has:
+            yield Problem(
+                "SD-R108",
+                "guidance of more channels than there are",
+                where="guidance.channels",
+                got=str(self.channels),
+                expect=f'"all", or 1 to {has}',
+            )
+
+    @model_validator(mode="after")
+    def _rises(self) -> CFGParams:
+        if self.interval and not 0 <= self.interval[0] < self.interval[1]:
+            raise ValueError("interval must be [low, high] with 0 <= low < high")
+        return self
