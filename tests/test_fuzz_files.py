@@ -49,7 +49,7 @@ def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_run(finished, to=tmp_path_factory.mktemp("exports") / "exported").folder
+    return export_run(finished, out=tmp_path_factory.mktemp("exports") / "exported").folder
 
 
 def test_damage_to_a_run_folder_is_refused_noticed_or_of_no_effect(

@@ -158,11 +158,11 @@ call([str(here / "tiny.toml"), *TINY, "--out", str(here / "runs")])
 call([run + "/recipe.resolved.json", "-n"])
 do("plugins"); do("plugins", "--json")
 do("show", "losses"); do("explain", "SD-R102")
-do("sample", run, "--count", "1", "--classes", "0")
+do("sample", run, "--per-class", "1", "--classes", "0")
 do("evaluate", run); do("evaluate", run, "--copies")
 for form in ([], ["--markdown"], ["--latex"], ["--csv"]):
     do("table", run, *form)
-do("export", run); do("sample", run + "/export", "--count", "1", "--classes", "0")
+do("export", run); do("sample", run + "/export", "--per-class", "1", "--classes", "0")
 do("import", run + "/export/model.safetensors", "--layout", "dit")
 do("bench", str(here / "tiny.toml"), "--rounds", "1", "--seconds", "0.01")
 do("verify"); do("new-plugin", "mine"); do("publish", run)
@@ -291,7 +291,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("exported")
     recipe = resolve(ROOT / "recipes" / "quickstart.toml", TINY)
     folder = run(recipe, out=place / "runs", device="cpu", progress=Progress()).folder
-    return export_run(folder, to=place / "exported").folder
+    return export_run(folder, out=place / "exported").folder
 
 
 ODD: list[Any] = [None, True, 7, -1, 1e400, "x", "", [], [1], {}, {"name": "x"}, "../../etc/passwd", ["./x.py"]]
@@ -331,7 +331,7 @@ def test_a_file_that_is_no_table_of_ours_never_gives_a_traceback(
     name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    for words in (["sample", "."], ["table", "."], ["export", ".", "--to", "new"], ["evaluate", "."], [name, "-n"]):
+    for words in (["sample", "."], ["table", "."], ["export", ".", "--out", "new"], ["evaluate", "."], [name, "-n"]):
         status = call([str(tmp_path / word) if word in (".", "new", name) else word for word in words])
         assert status not in (1, 0) or words[0] == "table", (words, capsys.readouterr().err)
 

@@ -155,13 +155,13 @@ def as_a_run(recipe: Recipe) -> Reader:
     return read
 
 
-SAMPLE = ("sample", "RUN", "--count", "1", "--classes", "0", "--steps", "2")
+SAMPLE = ("sample", "RUN", "--per-class", "1", "--classes", "0", "--steps", "2")
 TABLES = (("table", "RUN"), ("table", "RUN", "--csv"), ("table", "RUN", "--latex"))
 
 
 def readers_of_a_run(recipe: Recipe) -> list[Reader]:
     """All that reads a run folder. The last one also changes it."""
-    commands = [as_a_command(*words) for words in (*TABLES, ("export", "RUN", "--to", "NEW"), SAMPLE)]
+    commands = [as_a_command(*words) for words in (*TABLES, ("export", "RUN", "--out", "NEW"), SAMPLE)]
     return [as_a_model, as_a_checkpoint(recipe), as_one_of_all, *commands, as_a_run(recipe)]
 
 
@@ -236,7 +236,7 @@ def main() -> int:
     chance = random.Random(given.seed)
     recipe = resolve(given.run / RECIPE)
     with tempfile.TemporaryDirectory() as place:
-        exported = export_run(given.run, to=Path(place) / "exported").folder
+        exported = export_run(given.run, out=Path(place) / "exported").folder
         found = {
             "run folder": fuzz(given.run.resolve(), readers_of_a_run(recipe), given.each, chance),
             "exported folder": fuzz(exported, READERS_OF_AN_EXPORT, given.each, chance),

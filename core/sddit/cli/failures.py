@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from sddit.cli.common import State, error_console, to_nowhere
+from sddit.cli.common import State, error_console, redirect_to_null
 from sddit.distributed import processes
 from sddit.errors import Problem, SdditError, exit_status, out_of_memory, printable, ran_out
 from sddit.plugins.discovery import said
@@ -136,7 +136,7 @@ def reader_gone(broken: BrokenPipeError) -> bool:
 
 def leave_quietly() -> int:
     """The reader of our output went away, as `head` does: that is no failure."""
-    to_nowhere(sys.stdout)
+    redirect_to_null(sys.stdout)
     return 0
 
 

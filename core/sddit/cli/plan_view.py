@@ -1,90 +1,168 @@
-"""The plan that `sddit-run -n` prints: every value with its origin, then what it would cost."""
+"""Print the plan of one run: a summary on one screen, or every value with its origin."""
 
 from __future__ import annotations
 
-from rich.console import Console
+from pathlib import Path
 
-from sddit.cli.commands.show import shown
-from sddit.cli.common import table
-from sddit.errors import printable
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from sddit.cli.base_changes import BaseChanges
+from sddit.cli.common import setting_text, table
+from sddit.errors import SdditError, printable
 from sddit.formatting import big
-from sddit.recipes.costs import Plan
+from sddit.interfaces import ViewSpec
+from sddit.progress import duration
+from sddit.recipes.costs import Pass, Plan
 from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
+from sddit.storage.metrics_log import last_metrics
+from sddit.storage.run_folder import METRICS
+from sddit.value_schedules import Ramp
 
 LABELLED = ("loss", "ema", "tracker")
+SCREEN = 40  # lines of a summary; what does not fit is in --all
+MIN_CHANGES = 8  # lines of changes that are always shown
 
 
-def print_plan(plan: Plan, recipe: Recipe, out: Console) -> None:
-    """The resolved recipe, then parameters, FLOPs and memory, then what was noticed."""
-    print_recipe(recipe, out)
-    out.print(f"{recipe.name}-{plan.run_id}", style="bold")
+def print_summary(plan: Plan, recipe: Recipe, changes: BaseChanges, folder: Path, out: Console) -> None:
+    """Print cost, memory, views, losses and changes from the base recipe."""
     facts = recipe.facts
-    out.print(
-        f"{facts.source}: {facts.train_size:,} training images of {'x'.join(map(str, facts.image))}, "
-        f"{facts.num_classes or 'no'} classes\n"
-    )
-    print_views(plan, out)
-    print_totals(plan, out)
+    size, classes = "x".join(map(str, facts.image)), facts.num_classes or "no"
+    out.print(f"{recipe.name}-{plan.run_id}", style="bold")
+    out.print(printable(f"data: {facts.source}: {facts.train_size:,} training images of {size}, {classes} classes"))
+    print_block("Cost", cost_table(plan, folder), out)
+    print_block("Views", view_table(plan, recipe), out)
+    print_block("Losses", loss_table(recipe), out)
+    fixed = 16 + len(recipe.pair_sampler.params.views()) + len(recipe.losses)  # lines besides the changes
+    print_changes(changes, max(MIN_CHANGES, SCREEN - fixed), out)
+
+
+def print_block(title: str, content: Table, out: Console) -> None:
+    """Print an indented table under a title."""
+    out.print(f"\n{title}", style="bold cyan")
+    out.print(Padding(content, (0, 0, 0, 2), expand=False))
+
+
+def cost_table(plan: Plan, folder: Path) -> Table:
+    """Parameters, FLOPs, time and memory, one line each, with their parts."""
+    heads = [f"{big(count)} in heads of {label}" for label, count in plan.heads_parameters.items() if count != 0]
+    teacher = [f"{big(plan.teacher_parameters)} in the teacher"] if plan.teacher_parameters != 0 else []
+    memory = {name: getattr(plan.memory, name) for name in plan.memory.__slots__}
+    rows = table("", "", "")
+    rows.show_header = False
+    rows.add_row("parameters", big(plan.backbone_parameters), ", ".join(["backbone", *heads, *teacher]))
+    steps = f"{plan.steps:,} steps of {big(plan.flops_per_step, 'FLOPs')}, {plan.batch} images each"
+    rows.add_row("training", big(plan.training_flops, "FLOPs"), f"{steps}; {big(plan.flops_per_image)} per image")
+    samples = f"{plan.sampled:,} images at the end, {big(plan.sampling_flops_per_image, 'FLOPs')} each"
+    rows.add_row("sampling", big(plan.sampling_flops, "FLOPs"), samples)
+    rows.add_row("time", *time_estimate(plan, folder))
+    parts = ", ".join(f"{big(size, 'B')} {name}" for name, size in memory.items() if size != 0)
+    rows.add_row("memory", big(plan.memory.total, "B"), parts)
+    return rows
+
+
+def time_estimate(plan: Plan, folder: Path) -> tuple[str, str]:
+    """Return the training time at the pace that the run's own log shows, and how it is known."""
+    try:
+        last = last_metrics(folder / METRICS)
+        step, seconds = int(last.get("step", 0)), float(last.get("seconds", 0.0))
+    except (SdditError, OSError, ValueError, TypeError):
+        step, seconds = 0, 0.0
+    if step <= 0 or seconds <= 0:
+        return "unknown", "`sddit-run bench RECIPE` measures images per second on this machine"
+    return duration(seconds / step * plan.steps), f"of training, at the pace of the first {step:,} steps in {folder}"
+
+
+def view_table(plan: Plan, recipe: Recipe) -> Table:
+    """What one training step runs for one image: a line per view."""
+    rows = table("view", "network", "mask ratio", "tokens", "FLOPs per image", "in heads", "read by")
+    passes = {one.view: one for one in plan.passes}
+    for view in recipe.pair_sampler.params.views():
+        readers = [label for label, loss in recipe.terms.items() if view in recipe.views_of(loss.params)]
+        cost = view_cost(passes[view.name], plan) if view.name in passes else ["", "", ""]
+        rows.add_row(view.name, view.network, mask_text(view), *cost, ", ".join(readers) or "nothing: not run")
+    return rows
+
+
+def view_cost(one: Pass, plan: Plan) -> list[str]:
+    """Visible tokens, FLOPs per image, and the FLOPs of loss heads among them."""
+    known = one.backbone_flops is not None and one.heads_flops is not None
+    total = (one.backbone_flops or 0) + (one.heads_flops or 0) if known else None
+    return [f"{one.kept:.4g} of {plan.tokens}", big(total), big(one.heads_flops)]
+
+
+def mask_text(view: ViewSpec) -> str:
+    """`none`, `0.3`, `0.3 to 0.5` (drawn per step) or `0.5 -> 0` (over the run)."""
+    if not view.hides:
+        return "none"
+    ratio = schedule_text(view.mask_ratio)
+    if not view.mask_spread:
+        return ratio
+    if isinstance(view.mask_ratio, Ramp):
+        return f"{ratio}, spread {view.mask_spread:g}"
+    return f"{ratio} to {view.mask_ratio + view.mask_spread:g}"
+
+
+def schedule_text(value: float | Ramp) -> str:
+    """`0.1`, or `0.5 -> 0 (cosine)`."""
+    return f"{value.start:g} -> {value.end:g} ({value.shape})" if isinstance(value, Ramp) else f"{value:g}"
+
+
+def loss_table(recipe: Recipe) -> Table:
+    """A line per loss: its component, its weight and the views it reads."""
+    rows = table("loss", "component", "weight", "reads")
+    for label, loss in recipe.losses.items():
+        views = ", ".join(view.name for view in recipe.views_of(loss.params))
+        reads = views if label in recipe.terms else "off: weight 0"
+        rows.add_row(label, loss.component.qualified, schedule_text(loss.params.weight), reads)
+    return rows
+
+
+def print_changes(changes: BaseChanges, limit: int, out: Console) -> None:
+    """Print the keys that differ from the base recipe, old and new value; those of the command line first."""
+    rows = table("", "", "")
+    rows.show_header = False
+    ordered = sorted(changes.changes, key=lambda change: not change.from_command_line)
+    for change in ordered[:limit]:
+        origin = "command line" if change.from_command_line else ""
+        rows.add_row(*map(printable, (change.key, f"{change.old} -> {change.new}", origin)))
+    if len(ordered) > limit:
+        rows.add_row(f"and {len(ordered) - limit} more (--all)", "", "")
+    if not ordered:
+        rows.add_row("none", "", "")
+    print_block(f"Changes from {changes.base or 'the defaults'}", rows, out)
+
+
+def print_notes(plan: Plan, recipe: Recipe, out: Console) -> None:
+    """Print warnings, keys without effect and components that state no cost."""
     for text in (*recipe.warnings, *plan.notes):
         out.print(f"warning: {printable(text)}", style="yellow", soft_wrap=True)
     if idle := [key for key in recipe.idle if not any(key in text for text in recipe.warnings)]:
-        out.print(f"idle here: {', '.join(idle)}", style="dim")
+        out.print(f"no effect here: {', '.join(idle)}", style="dim")
     if plan.not_stated:
         out.print(f"cost not stated by: {', '.join(plan.not_stated)}", style="yellow")
 
 
-def print_recipe(recipe: Recipe, out: Console) -> None:
-    """Each key with its value and where that came from, table by table; what is left at its default is dim."""
+def print_all_values(recipe: Recipe, out: Console) -> None:
+    """Print every key with its value and its origin, table by table; defaults are dim."""
     values, heading = table("", "", ""), ""
     values.show_header = False
     for dotted, value in leaves(recipe.to_json()):
         if (origin := recipe.origins.get(dotted)) is None or value == {}:
-            continue  # an empty table, or what a resolved recipe states beside the settings: name, data, code
-        group, key = split(dotted)
+            continue  # an empty table, or what a resolved recipe states in addition: name, data, code
+        group, key = split_key(dotted)
         if group != heading:
             values.add_row(printable(f"[{group}]"), style="bold cyan")
         heading = group
-        values.add_row(
-            printable(key), printable(shown(value)), printable(origin), style="dim" if origin == "default" else ""
-        )
+        style = "dim" if origin == "default" else ""
+        values.add_row(*map(printable, (key, setting_text(value), origin)), style=style)
     out.print(values)
-    out.print()
 
 
-def split(dotted: str) -> tuple[str, str]:
-    """`loss.denoise.weight` is `weight` of `[loss.denoise]`."""
+def split_key(dotted: str) -> tuple[str, str]:
+    """Split `loss.denoise.weight` into its table, `loss.denoise`, and its key, `weight`."""
     parts = dotted.split(".")
     depth = 2 if parts[0] in LABELLED and len(parts) > 2 else min(1, len(parts) - 1)
     return ".".join(parts[:depth]), ".".join(parts[depth:])
-
-
-def print_views(plan: Plan, out: Console) -> None:
-    """What one training step runs for one image."""
-    views = table("view", "network", "tokens", "FLOPs an image", "of which heads")
-    for one in plan.passes:
-        both = None if one.backbone_flops is None or one.heads_flops is None else one.backbone_flops + one.heads_flops
-        tokens = f"{one.kept:.4g} of {plan.tokens}"
-        views.add_row(one.view, one.network, tokens, big(both), big(one.heads_flops))
-    out.print(views)
-    out.print()
-
-
-def print_totals(plan: Plan, out: Console) -> None:
-    """Parameters, FLOPs, memory: a line each, with the parts they are made of."""
-    heads = [f"{big(count)} heads of {label}" for label, count in plan.heads_parameters.items() if count != 0]
-    teacher = [f"{big(plan.teacher_parameters)} teacher"] if plan.teacher_parameters != 0 else []
-    totals = table("", "", "")
-    totals.show_header = False
-    totals.add_row("parameters", big(plan.backbone_parameters), ", ".join([*heads, *teacher]))
-    totals.add_row(
-        "FLOPs",
-        big(plan.training_flops),
-        f"{plan.steps:,} steps of {big(plan.flops_per_step)} ({plan.batch} images each)",
-    )
-    each = f"{plan.sampled:,} images sampled at the end, {big(plan.sampling_flops_per_image)} each"
-    totals.add_row("", big(plan.sampling_flops), each)
-    memory = {name: getattr(plan.memory, name) for name in plan.memory.__slots__}
-    parts = ", ".join(f"{big(size, 'B')} {name}" for name, size in memory.items() if size != 0)
-    totals.add_row("memory", big(plan.memory.total, "B"), parts)
-    out.print(totals)

@@ -41,13 +41,13 @@ class Exported:
 
 
 def export_run(
-    run: Path, *, to: Path | None = None, weights: str = "", step: int | None = None, layout: str = OURS
+    run: Path, *, out: Path | None = None, weights: str = "", step: int | None = None, layout: str = OURS
 ) -> Exported:
     """Write the network of a run for others.
 
     Args:
         run: a run folder.
-        to: an empty or new folder; None: `export` in the run folder, `export-LAYOUT` for a published layout.
+        out: an empty or new folder; None: `export` in the run folder, `export-LAYOUT` for a published layout.
         weights: `student` or the label of an [ema]; empty: the one the run samples with.
         step: which checkpoint; None: the newest.
         layout: `ours`, which `sddit.load(folder)` reads, or a published one.
@@ -64,7 +64,7 @@ def export_run(
     files = ours(recipe, source, state) if layout == OURS else theirs(recipe, layout, state)
     size = sum(tensor.numel() for tensor in state.values())
     files[CARD] = model_card(recipe, source, layout, size, note).encode()
-    folder = empty(to or run / ("export" if layout == OURS else f"export-{layout}"))
+    folder = empty(out or run / ("export" if layout == OURS else f"export-{layout}"))
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         replace_file(folder / name, data)
@@ -104,7 +104,10 @@ def empty(folder: Path) -> Path:
     real = made(folder)
     if any(real.iterdir()):
         raise error(
-            "SD-F708", "the folder to export to is not empty", where=str(folder), fix="--to another folder, or empty it"
+            "SD-F708",
+            "the folder to export to is not empty",
+            where=str(folder),
+            fix="choose another folder with --out, or empty it",
         )
     return real
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -26,11 +27,17 @@ def test_the_plan_is_printed_with_costs_and_ids(sddit_run, write, ablation, tmp_
     said = sddit_run("-n", write(text))
     plan = make_plan(ablation(text), tmp_path / "runs")
     assert said.status == 0
-    assert said.out.startswith(f"abl-{plan.id}\nDoes it help?\nbudget: 32 images for every arm\n")
-    assert all(run.id in said.out for run in plan.runs)
+    assert said.out.startswith(f"abl-{plan.id}\nDoes it help?\nbudget: 32 images per arm\n")
+    assert "2 arms x 2 seeds = 4; 0 finished; training " in said.out
+    assert not any(run.id in said.out for run in plan.runs)
     assert "pair_sampler.mask_ratio = 0.25" in said.out
     assert "masked: warning: loss.agree.momentum has no effect here" in said.out
-    assert "masked: idle: teacher.momentum" in said.out
+    assert "masked: no effect here: teacher.momentum" in said.out
+    assert len(said.out.splitlines()) <= 40
+    everything = sddit_run("-n", "--all", write(text))
+    assert all(run.id in everything.out for run in plan.runs)
+    assert said.out in everything.out
+    assert re.search(r"^momentum +0.9 +\S+:\d+", everything.out, re.MULTILINE)
     assert not (tmp_path / "runs").exists()
 
 
@@ -55,10 +62,11 @@ def test_the_table_is_shown_at_the_end(sddit_run, write):
     said = sddit_run(write(ARMS), "--jobs", 4)
     assert said.status == 0, said.err
     assert "1.5 ± 0.71" in said.out
-    assert "shows this again" in said.out
+    assert "prints this table again" in said.out
     said = json.loads(sddit_run(write(ARMS), "--json").out)
     assert [row["status"] for row in said["rows"]] == ["finished"] * 4
-    assert "finished" in sddit_run("-n", write(ARMS)).out
+    assert "4 finished; training" in sddit_run("-n", write(ARMS)).out
+    assert re.search(r"^base +2 of 2 finished", sddit_run("-n", write(ARMS)).out, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("pretending")
@@ -78,7 +86,7 @@ def test_one_run_of_the_plan(sddit_run, write, ablation, tmp_path):
     results = gather(plan.folder)
     assert [row.status for row in results.rows] == ["waiting", "waiting", "waiting", "finished"]
     assert (plan.folder / "results.jsonl").is_file()
-    assert "finished before" in sddit_run(write(ARMS), "--only", plan.runs[3].id).out
+    assert "already finished" in sddit_run(write(ARMS), "--only", plan.runs[3].id).out
 
 
 def test_a_failure_of_one_run_is_noted(sddit_run, write, ablation, tmp_path):
@@ -101,12 +109,12 @@ def test_an_unknown_run_is_named_with_the_nearest(sddit_run, write, ablation, tm
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["-n", "--jobs", "2"], "-n runs nothing: leave out --jobs"),
-        (["-n", "--no-reuse"], "-n runs nothing: leave out --no-reuse"),
-        (["--only", "x", "--jobs", "2"], "--only is one run of the plan: leave out --jobs"),
-        (["--only", "x", "--no-reuse"], "--only is one run of the plan: leave out --no-reuse"),
-        (["--fresh"], "--fresh is for one run"),
-        (["--resume", "x"], "--resume is for one run"),
+        (["-n", "--jobs", "2"], "-n runs nothing: remove --jobs"),
+        (["-n", "--no-reuse"], "-n runs nothing: remove --no-reuse"),
+        (["--only", "x", "--jobs", "2"], "--only executes one run of the plan: remove --jobs"),
+        (["--only", "x", "--no-reuse"], "--only executes one run of the plan: remove --no-reuse"),
+        (["--fresh"], "--fresh is for a single run"),
+        (["--resume", "x"], "--resume is for a single run"),
         (["--jobs", "0"], "0 is not in the range"),
     ],
 )
@@ -133,7 +141,7 @@ def test_a_kernel_that_does_not_train_there_is_refused_for_its_arms(sddit_run, w
 
 
 def test_seeds_of_any_recipe_from_the_command_line(sddit_run, toy_recipe):
-    said = sddit_run("-n", toy_recipe, "ablation.seeds=[0,1,2]")
+    said = sddit_run("-n", toy_recipe, "ablation.seeds=[0,1,2]", "--all")
     assert said.status == 0
     assert "seed 2" in said.out
 

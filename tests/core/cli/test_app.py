@@ -65,11 +65,12 @@ def test_a_missing_path_is_a_missing_recipe(sddit_run, toys):
     ("words", "said"),
     [
         (["x.toml", "--frsh"], "Did you mean '--fresh'?"),
-        (["x.toml", "--fresh", "--resume", "runs/x"], "--fresh begins anew and --resume continues"),
-        (["x.toml", "--allow-change", "seed"], "--allow-change is for --resume"),
+        (["x.toml", "--fresh", "--resume", "runs/x"], "--fresh and --resume are mutually exclusive"),
+        (["x.toml", "--allow-change", "seed"], "--allow-change needs --resume"),
         (["plugins", "much"], "unexpected extra argument"),
-        (["-n", "x.toml", "--fresh"], "-n runs nothing: leave out --fresh"),
-        (["-n", "x.toml", "--resume", "runs/x"], "-n runs nothing: leave out --resume"),
+        (["-n", "x.toml", "--fresh"], "-n runs nothing: remove --fresh"),
+        (["-n", "x.toml", "--resume", "runs/x"], "-n runs nothing: remove --resume"),
+        (["x.toml", "--all"], "--all needs -n"),
         (["table", "--csv", "--markdown"], "--csv and --markdown are two forms"),
         (["show", "train", "foo"], "[train] is a table of the recipe"),
         (["show", "--schema"], "--schema prints the settings of one component"),
@@ -189,7 +190,7 @@ def test_a_crash_log_leads_nowhere_else(sddit_run, failing, tmp_path, kind):
         ["sample", "runs/x", "--out", ""],
         ["sample", ""],
         ["export", "runs/x", "--weights", ""],
-        ["export", "runs/x", "--to", ""],
+        ["export", "runs/x", "--out", ""],
         ["import", "x.safetensors", "--layout", "dit", "--weights", ""],
         ["evaluate", ""],
     ],
@@ -198,7 +199,7 @@ def test_an_empty_path_or_name_is_refused(sddit_run, tmp_path, words):
     """It comes from a variable that is not set."""
     said = sddit_run(*words)
     assert said.status == 2
-    assert "it is empty" in said.err
+    assert "must not be empty" in said.err
     assert not [*tmp_path.iterdir()]
 
 

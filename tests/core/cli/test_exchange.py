@@ -52,14 +52,14 @@ def test_in_and_out_again(sddit_run: Callable[..., Any], toys: Host, weights: Pa
     run = next((tmp_path / "runs").iterdir())
     assert f"run: {run}" in said.out
     assert "imported before" in sddit_run("import", weights, "--layout", "toy").out
-    assert sddit_run("sample", run, "--count", 1).status == 0
-    assert sddit_run("export", run, "--layout", "toy", "--to", "out").status == 0
+    assert sddit_run("sample", run, "--per-class", 1).status == 0
+    assert sddit_run("export", run, "--layout", "toy", "--out", "out").status == 0
     there, back = load_file(weights), load_file(tmp_path / "out/model.safetensors")
     assert there.keys() == back.keys()
     assert all(torch.equal(there[name], back[name]) for name in there)
     said = sddit_run("export", run)
     assert said.out.splitlines()[-1].endswith("export/README.md")
-    assert sddit_run("sample", run / "export", "--count", 1, "--classes", "1").status == 0
+    assert sddit_run("sample", run / "export", "--per-class", 1, "--classes", "1").status == 0
     assert sddit_run("table").status == 0
 
 

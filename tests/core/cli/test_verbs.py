@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sddit.cli.commands.explain import EXITS
-from sddit.cli.commands.show import shown
+from sddit.cli.common import setting_text
 from sddit.errors import catalogue
 from sddit.testing import TOY_PAIR_RECIPE
 from sddit_standard.features.adm import AdmScores
@@ -113,8 +113,8 @@ def test_a_component_shown_without_its_kind_is_found(sddit_run, toys):
 
 
 def test_defaults_are_shown_as_a_recipe_writes_them():
-    assert [shown(value) for value in (None, True, "a", 1.0, 1, [0.5, 2], {"start": 0.1}, {})] == [
-        "left out", "true", '"a"', "1.0", "1", "[0.5, 2]", "{ start = 0.1 }", "{}",
+    assert [setting_text(value) for value in (None, True, "a", 1.0, 1, [0.5, 2], {"start": 0.1}, {})] == [
+        "not set", "true", '"a"', "1.0", "1", "[0.5, 2]", "{ start = 0.1 }", "{}",
     ]  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def test_new_plugins_pass_their_own_tests(sddit_run, tmp_path):
 
 
 def test_a_new_loss_trains(sddit_run, toy_recipe):
-    sddit_run("new-plugin", "my_loss", "--in", toy_recipe.parent)
+    sddit_run("new-plugin", "my_loss", "--out", toy_recipe.parent)
     toy_recipe.write_text('plugins = ["./my_loss.py"]\n' + toy_recipe.read_text(encoding="utf-8"), encoding="utf-8")
     said = sddit_run(toy_recipe, "loss.mine.name=my_loss", "loss.mine.bend=0.5", "--json")
     assert said.status == 0, said.err
@@ -217,17 +217,17 @@ def trained(sddit_run, toy_recipe):
 def test_a_run_reports_and_a_second_one_has_nothing_to_do(sddit_run, trained, toy_recipe):
     said = sddit_run(toy_recipe)
     assert said.status == 0
-    assert "finished before" in said.out
+    assert "already finished" in said.out
     assert f"report: {trained}" in said.out.replace("report: runs", f"report: {trained.rpartition('/')[0]}")
 
 
 def test_the_plan_names_every_value_its_origin_and_the_cost(sddit_run, toy_recipe, tmp_path):
-    said = sddit_run("-n", toy_recipe, "train.steps=7")
+    said = sddit_run("-n", toy_recipe, "train.steps=7", "--all")
     assert said.status == 0
     assert re.search(r"^steps +7 +command line", said.out, re.MULTILINE)
     assert re.search(r"^lr +0.001 +\S*toy.toml:\d+", said.out, re.MULTILINE)
     assert re.search(r"^hidden +16 +default", said.out, re.MULTILINE)
-    assert re.search(r"^parameters +2.93 k", said.out, re.MULTILINE)
+    assert re.search(r"^  parameters +2.93 k", said.out, re.MULTILINE)
     assert "7 steps of" in said.out
     assert not (tmp_path / "runs").exists()
     planned = json.loads(sddit_run("-n", toy_recipe, "--json").out)
@@ -237,8 +237,33 @@ def test_the_plan_names_every_value_its_origin_and_the_cost(sddit_run, toy_recip
     assert planned["warnings"] == []
 
 
+def test_a_plan_shows_cost_views_losses_and_changes_on_one_screen(sddit_run, toy_recipe, trained):
+    child = toy_recipe.with_name("child.toml")
+    child.write_text('extends = "toy.toml"\nloss.agree.weight = 0.5\n[train]\nsteps = 9\n', encoding="utf-8")
+    plan = sddit_run("-n", child, "seed=3")
+    assert plan.status == 0, plan.err
+    assert len(plan.out.splitlines()) <= 40
+    lines = [" ".join(line.split()) for line in plan.out.splitlines()]
+    assert "Changes from recipes_of_test/toy.toml" in lines
+    assert "seed 0 (default) -> 3 command line" in lines
+    assert "train.steps 4 -> 9" in lines
+    assert any(re.fullmatch(r"loss.agree.weight \S+ -> 0.5", line) for line in lines)
+    assert any(re.fullmatch(r"student student .+ denoise, agree", line) for line in lines)
+    assert any(re.fullmatch(r"teacher teacher .+ agree", line) for line in lines)
+    assert any(re.fullmatch(r"agree \S+/toy_agreement 0.5 student, teacher", line) for line in lines)
+    assert any(line.startswith("time unknown") for line in lines)
+    planned = sddit_run("-n", toy_recipe)
+    assert "at the pace of the first 4 steps" in planned.out, "its own run has been trained"
+
+
+def test_the_changes_of_a_resolved_recipe_are_those_of_the_command_line(sddit_run, trained):
+    plan = sddit_run("-n", Path(trained) / "recipe.resolved.json", "train.steps=9")
+    changes = plan.out.partition("Changes from")[2].splitlines()[1:]
+    assert [" ".join(line.split()) for line in changes] == ["train.steps 4 -> 9 command line"]
+
+
 def test_sample_draws_the_same_pictures_again(sddit_run, trained):
-    words = ["sample", trained, "--classes", "0,class 2", "--count", "2", "--seeds", "3-4", "--steps", "3"]
+    words = ["sample", trained, "--classes", "0,class 2", "--per-class", "2", "--seeds", "3-4", "--steps", "3"]
     first, second = sddit_run(*words), sddit_run(*words)
     assert first.status == 0, first.err
     files = [re.findall(r"\S+\.npz", said.out)[0] for said in (first, second)]
@@ -273,7 +298,7 @@ def test_a_file_in_the_place_of_a_folder_is_told_before_anything_is_drawn(sddit_
     for out in ("file", "file/below"):
         said = sddit_run("sample", trained, "--out", out)
         assert (said.status, "SD-F705" in said.err) == (8, True)
-    for words in (["--in", "file"], ["--in", "file/below", "--package"]):
+    for words in (["--out", "file"], ["--out", "file/below", "--package"]):
         said = sddit_run("new-plugin", "my_loss", *words)
         assert (said.status, "SD-F705" in said.err) == (8, True)
 

@@ -24,7 +24,7 @@ from sddit.testing.toys.plugin import TOY_RECIPE, toy_host
 
 
 def test_an_exported_folder_draws_the_same_pictures_in_one_line(finished: Path, tmp_path: Path) -> None:
-    exported = export_run(finished, to=tmp_path / "elsewhere")
+    exported = export_run(finished, out=tmp_path / "elsewhere")
     assert {path.name for path in exported.files} == {"config.json", "model.safetensors", "README.md"}
     assert (exported.weights.label, exported.weights.step) == ("main", 4)
     ours, theirs = sddit.load(finished), sddit.load(tmp_path / "elsewhere")
@@ -40,7 +40,7 @@ def test_the_card_says_what_it_is_and_no_path_of_this_machine(finished: Path, tm
     (finished / "scores.json").write_text(
         '{"toy": {"title": "moments", "n": 9, "fd": 1.5, "fd_floor": 0.5, "recall": null}}'
     )
-    card = (export_run(finished, to=tmp_path / "elsewhere", weights="student").folder / "README.md").read_text()
+    card = (export_run(finished, out=tmp_path / "elsewhere", weights="student").folder / "README.md").read_text()
     assert 'sddit.load("this/folder")' in card
     assert "`student`) after 4 steps" in card
     assert "| moments | fd | 1.5 | 0.5 | 9 |" in card
@@ -68,7 +68,7 @@ def test_an_exported_folder_that_changed_is_refused(finished: Path, tmp_path: Pa
 def test_a_config_or_a_recipe_that_was_edited_is_refused_until_its_seal_is_taken_away(
     finished: Path, tmp_path: Path
 ) -> None:
-    exported = export_run(finished, to=tmp_path / "exported").folder / "config.json"
+    exported = export_run(finished, out=tmp_path / "exported").folder / "config.json"
     recipe = finished / "recipe.resolved.json"
     for file in (exported, recipe):
         file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
@@ -87,7 +87,7 @@ def test_weights_of_an_earlier_step_are_not_taken_in_silence(finished: Path, tmp
         sddit.load(finished)
     (newest / "manifest.json").write_bytes(b"")
     with pytest.warns(UserWarning, match=rf"{newest.name} is broken .*SD-C401"):
-        export_run(finished, to=tmp_path / "exported")
+        export_run(finished, out=tmp_path / "exported")
 
 
 def test_what_is_not_there_is_refused(finished: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_what_is_not_there_is_refused(finished: Path, tmp_path: Path) -> None:
         ({"step": 3}, "SD-C403"),
     ):
         with pytest.raises(SdditError, match=code):
-            export_run(finished, to=tmp_path / "elsewhere", **more)  # type: ignore[arg-type]
+            export_run(finished, out=tmp_path / "elsewhere", **more)  # type: ignore[arg-type]
     with pytest.raises(SdditError, match="SD-C445"):
         export_run(tmp_path)
     with pytest.raises(SdditError, match="SD-C445"):
@@ -156,7 +156,7 @@ def test_a_folder_that_brings_code_runs_it_only_where_it_is_trusted(
     folder = run(
         resolve(tmp_path / "toy.toml", overrides), out=tmp_path / "runs", device="cpu", progress=Progress()
     ).folder
-    exported = export_run(folder, to=tmp_path / "elsewhere").folder
+    exported = export_run(folder, out=tmp_path / "elsewhere").folder
     assert "trust_code=True" in (exported / "README.md").read_text()
     canary = exported / "canary"
     (exported / "mine.py").write_text(f"open({str(canary)!r}, 'w').close()\n{loss_source}")

@@ -165,7 +165,7 @@ def test_imported_and_exported_weights_can_be_begun_from(
     sizes = ["backbone.hidden=8", "backbone.depth=1", "dataset.classes=7"]
     session = build_session(recipe_of(f"start.run={imported}", *sizes), CPU)
     assert torch.equal(session.student.backbone.state_dict()["cls"], unpack(toy_file.read_bytes())["net.cls"])
-    exported = export_run(finished, to=tmp_path / "exported").folder
+    exported = export_run(finished, out=tmp_path / "exported").folder
     recipe = recipe_of(f"start.run={exported}")
     session = build_session(recipe, CPU)
     assert torch.equal(session.student.backbone.state_dict()["cls"], weights_in(finished)["cls"])

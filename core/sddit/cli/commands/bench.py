@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sddit.cli.common import Verb, console, error_console, notice, print_json, table
+from sddit.cli.common import (
+    JSON_AND_PROGRESS,
+    SdditCommand,
+    console,
+    device_option,
+    error_console,
+    json_option,
+    notice,
+    print_json,
+    table,
+)
 from sddit.formatting import big
 from sddit.plugins.host import host
 from sddit.progress import progress_on
@@ -35,7 +45,7 @@ class Duration(click.FloatRange):
         return seconds
 
 
-@click.command("bench", cls=Verb, examples=EXAMPLES)
+@click.command("bench", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("recipes", nargs=-1, metavar="[RECIPE ...]")
 @click.option(
     "--rounds", metavar="N", type=click.IntRange(1, 1000), default=5, show_default=True, help="Turns of each recipe."
@@ -48,10 +58,8 @@ class Duration(click.FloatRange):
     show_default=True,
     help="Length of a turn.",
 )
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+@device_option
+@json_option(JSON_AND_PROGRESS)
 def bench(recipes: tuple[str, ...], rounds: int, seconds: float, device: str, as_json: bool) -> None:
     """Measure training speed, in turns, against a matrix product."""
     from sddit.recipes.resolve import resolve

@@ -9,7 +9,19 @@ from typing import Any
 
 import click
 
-from sddit.cli.common import Place, Verb, console, error_console, notice, print_json, state_of, table
+from sddit.cli.common import (
+    JSON_AND_PROGRESS,
+    PathOption,
+    SdditCommand,
+    console,
+    device_option,
+    error_console,
+    json_option,
+    notice,
+    print_json,
+    state_of,
+    table,
+)
 from sddit.distributed import processes
 from sddit.interfaces.metric_names import FIGURES
 from sddit.plugins.host import host
@@ -45,21 +57,19 @@ Look = Callable[[Path, str, Progress], dict[str, Any]]
 Show = Callable[[Mapping[str, Any]], None]
 
 
-@click.command("evaluate", cls=Verb, examples=EXAMPLES)
-@click.argument("run", type=Place())
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
-)
+@click.command("evaluate", cls=SdditCommand, examples=EXAMPLES)
+@click.argument("run", type=PathOption())
+@device_option
 @click.option("--probe", is_flag=True, help="Probe the tokens of every block for the class: probe.json and charts.")
 @click.option("--copies", is_flag=True, help="Look for copies among the samples that the run has kept: copies.json.")
 @click.option(
     "--inception",
-    type=Place(),
+    type=PathOption(),
     metavar="FILE",
     help="The weights of FID's Inception network: FID, sFID and more of the kept samples, in adm.json.",
 )
-@click.option("--reference", type=Place(), metavar="NPZ", help="The reference batch of --inception.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+@click.option("--reference", type=PathOption(), metavar="NPZ", help="The reference batch of --inception.")
+@json_option(JSON_AND_PROGRESS)
 @click.pass_context
 def evaluate(
     ctx: click.Context,

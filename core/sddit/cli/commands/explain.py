@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sddit.cli.common import Verb, console, print_json, table
+from sddit.cli.common import SdditCommand, console, json_option, print_json, table
 from sddit.errors import catalogue, error, one_of
 
 EXAMPLES = """
@@ -28,9 +28,9 @@ EXITS = {
 }
 
 
-@click.command("explain", cls=Verb, examples=EXAMPLES)
+@click.command("explain", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("code", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def explain(code: str | None, as_json: bool) -> None:
     """Say what an error code means and what to do."""
     pages = catalogue()

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import click
 
-from sddit.cli.common import LayoutOption, Place, Verb, notice, word
+from sddit.cli.common import LayoutOption, PathOption, SdditCommand, non_empty, notice
 from sddit.exchange.layouts import OURS
 from sddit.plugins.host import host
 
 EXAMPLES = """
 sddit-run export runs/quickstart-4f2c91d07a55     sddit.load(FOLDER) reads it
-sddit-run export RUN --to my-model --weights student
+sddit-run export RUN --out my-model --weights student
 sddit-run export RUN --layout diffusers
 """
 
 
-@click.command("export", cls=Verb, examples=EXAMPLES)
-@click.argument("run", type=Place())
-@click.option("--to", type=Place(), metavar="FOLDER", help="Left out: RUN/export, or RUN/export-LAYOUT.")
+@click.command("export", cls=SdditCommand, examples=EXAMPLES)
+@click.argument("run", type=PathOption())
+@click.option("--out", type=PathOption(), metavar="DIR", help="Left out: RUN/export, or RUN/export-LAYOUT.")
 @click.option(
-    "--weights", type=word, metavar="LABEL", help="The label of an [ema], or student; left out: what is sampled."
+    "--weights", type=non_empty, metavar="LABEL", help="The label of an [ema], or student; left out: what is sampled."
 )
 @click.option("--step", metavar="N", type=click.IntRange(0), help="The checkpoint of this step; left out: the newest.")
 @click.option(
@@ -32,12 +32,12 @@ sddit-run export RUN --layout diffusers
     metavar="NAME",
     help="ours, or the names of a published one.",
 )
-def export(run: Path, to: Path | None, weights: str | None, step: int | None, layout: str) -> None:
+def export(run: Path, out: Path | None, weights: str | None, step: int | None, layout: str) -> None:
     """Write a run's weights, config and model card to share."""
     from sddit.exchange.exporting import export_run
 
     host().announce = notice
-    exported = export_run(run, to=to, weights=weights or "", step=step, layout=layout)
+    exported = export_run(run, out=out, weights=weights or "", step=step, layout=layout)
     for path in exported.files:
         click.echo(path)
     if exported.note:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sddit.cli.common import LayoutOption, Place, Verb, notice, word
+from sddit.cli.common import LayoutOption, PathOption, SdditCommand, non_empty, notice
 from sddit.errors import error
 from sddit.exchange.arguments import flat, together
 from sddit.exchange.layouts import UNDROPPED
@@ -29,8 +29,8 @@ sddit-run import weights.safetensors --layout mdtv2 --recipe my.toml
 MOST_CONFIG = 2**20  # bytes
 
 
-@click.command("import", cls=Verb, examples=EXAMPLES)
-@click.argument("weights_file", metavar="WEIGHTS", type=Place())
+@click.command("import", cls=SdditCommand, examples=EXAMPLES)
+@click.argument("weights_file", metavar="WEIGHTS", type=PathOption())
 @click.option("--layout", cls=LayoutOption, required=True, metavar="NAME", help="Whose names the tensors have.")
 @click.option(
     "--config",
@@ -41,20 +41,20 @@ MOST_CONFIG = 2**20  # bytes
 )
 @click.option(
     "--recipe",
-    type=word,
+    type=non_empty,
     metavar="RECIPE",
     help="The recipe of these weights; left out: one is made, without data.",
 )
 @click.option(
     "--weights",
-    type=word,
+    type=non_empty,
     metavar="NAME",
     help="Which weights of a nested file: ema or model; left out: ema if there.",
 )
 @click.option(
     "--trust-pickle", is_flag=True, help="Read a .pt file too. It is searched for code first; still, trust its author."
 )
-@click.option("--out", type=Place(), default="runs", show_default=True, help="Folder of run folders.")
+@click.option("--out", type=PathOption(), default="runs", show_default=True, help="Folder of run folders.")
 def import_weights(
     weights_file: Path,
     layout: str,

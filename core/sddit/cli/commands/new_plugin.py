@@ -14,7 +14,7 @@ from string import Template
 import click
 
 from sddit import __version__
-from sddit.cli.common import Place, Verb
+from sddit.cli.common import PathOption, SdditCommand
 from sddit.errors import Problem, error, raise_all
 from sddit.plugins.host import host
 from sddit.storage.atomic import storage_errors
@@ -32,20 +32,20 @@ USAGE = {
 }
 
 
-@click.command("new-plugin", cls=Verb, examples=EXAMPLES)
+@click.command("new-plugin", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("name")
 @click.option("--kind", type=click.Choice(KINDS), default="loss", show_default=True, help="What it adds.")
 @click.option("--package", is_flag=True, help="Write a package rather than one file.")
-@click.option("--in", "folder", type=Place(), default=".", show_default=True, help="Where to write it.")
-def new_plugin(name: str, kind: str, package: bool, folder: Path) -> None:
+@click.option("--out", type=PathOption(), metavar="DIR", default=".", show_default=True, help="Where to write it.")
+def new_plugin(name: str, kind: str, package: bool, out: Path) -> None:
     """Write a working plugin and its test."""
     refuse_bad_name(name, kind)
     written = package_of(name, kind) if package else one_file(name, kind)
-    write(folder, written)
+    write(out, written)
     for path in written:
-        click.echo(f"wrote {folder / path}")
-    steps = [f"pip install -e {folder / name}"] if package else []  # its test finds it by its entry point
-    steps += [f"pytest {folder / path}" for path in written if Path(path).name == f"test_{name}.py"]
+        click.echo(f"wrote {out / path}")
+    steps = [f"pip install -e {out / name}"] if package else []  # its test finds it by its entry point
+    steps += [f"pytest {out / path}" for path in written if Path(path).name == f"test_{name}.py"]
     for lead, step in zip(("next:", ""), steps, strict=False):
         click.echo(f"{lead:<7}{step}")
 
@@ -116,9 +116,7 @@ def fill(template: str, name: str, **more: str) -> str:
 def write(folder: Path, texts: Mapping[str, str]) -> None:
     """All files or none: nothing that exists is overwritten."""
     raise_all(
-        Problem(
-            "SD-R173", "a file is there already", where=str(folder / path), fix="choose another name, or --in FOLDER"
-        )
+        Problem("SD-R173", "a file is there already", where=str(folder / path), fix="choose another name, or --out DIR")
         for path in texts
         if (folder / path).exists()
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sddit.cli.common import Verb, console, error_console, notice, print_json, table
+from sddit.cli.common import SdditCommand, console, error_console, json_option, notice, print_json, table
 from sddit.errors import printable
 from sddit.plugins.discovery import Row
 from sddit.plugins.host import Host, host
@@ -20,9 +20,9 @@ sddit-run plugins --json
 STYLES = {"loaded": "green", "failed": "bold red", "not loaded": "dim", "not allowed": "yellow"}
 
 
-@click.command("plugins", cls=Verb, examples=EXAMPLES)
+@click.command("plugins", cls=SdditCommand, examples=EXAMPLES)
 @click.option("--load", is_flag=True, help="Import third-party plugins too. This runs their code.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def plugins(load: bool, as_json: bool) -> None:
     """List the plugins and what they register."""
     found = host()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sddit.cli.common import Place, Verb, notice, word
+from sddit.cli.common import PathOption, SdditCommand, device_option, non_empty, notice
 from sddit.errors import error, one_of
 from sddit.plugins.host import host
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 sddit-run sample runs/quickstart-4f2c91d07a55
-sddit-run sample RUN --classes 3,7 --count 4 --seeds 0-3
+sddit-run sample RUN --classes 3,7 --per-class 4 --seeds 0-3
 sddit-run sample RUN --steps 40 --sampler euler --guidance 1.5
 """
 NAME = "samples"
 MOST = 10_000  # numbers of one list
 
 
-@click.command("sample", cls=Verb, examples=EXAMPLES)
-@click.argument("run", type=Place())
+@click.command("sample", cls=SdditCommand, examples=EXAMPLES)
+@click.argument("run", type=PathOption())
 @click.option("--classes", metavar="LIST", help="Numbers or names, such as 0,3,7-9; left out: all.")
 @click.option(
-    "--count",
+    "--per-class",
     metavar="N",
     type=click.IntRange(1, 10_000),
     default=8,
@@ -43,17 +43,15 @@ MOST = 10_000  # numbers of one list
 @click.option("--steps", metavar="N", type=click.IntRange(2), help="Sampler steps; left out: the recipe's.")
 @click.option("--guidance", type=float, metavar="SCALE", help="Guidance of this scale; left out: the recipe's.")
 @click.option("--sampler", metavar="NAME", help="Another sampler: sddit-run show samplers.")
-@click.option("--weights", type=word, metavar="LABEL", help="The label of an [ema], or student.")
+@click.option("--weights", type=non_empty, metavar="LABEL", help="The label of an [ema], or student.")
 @click.option("--step", metavar="N", type=click.IntRange(0), help="The checkpoint of this step; left out: the newest.")
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
-)
+@device_option
 @click.option("--trust-code", is_flag=True, help="Run the plugin files that an exported folder brings.")
-@click.option("--out", type=Place(), help="Folder of the pictures; left out: RUN/samples.")
+@click.option("--out", type=PathOption(), help="Folder of the pictures; left out: RUN/samples.")
 def sample(
     run: Path,
     classes: str | None,
-    count: int,
+    per_class: int,
     seeds: str | None,
     steps: int | None,
     guidance: float | None,
@@ -82,15 +80,15 @@ def sample(
         api.sample(
             model,
             classes=wanted,
-            per_class=count,
+            per_class=per_class,
             seed=seed,
             device=device,
             overrides=changes,
         )
         for seed in chosen
-    ]  # for each seed [classes * count, 3, H, W]
-    shape = (len(wanted) or 1, count, *drawn[0].shape[1:])
-    by_class = torch.cat([images.reshape(shape) for images in drawn], dim=1)  # [classes, seeds * count, 3, H, W]
+    ]  # for each seed [classes * per_class, 3, H, W]
+    shape = (len(wanted) or 1, per_class, *drawn[0].shape[1:])
+    by_class = torch.cat([images.reshape(shape) for images in drawn], dim=1)  # [classes, seeds * per_class, 3, H, W]
     for path in write(by_class, model, wanted, folder):
         click.echo(path)
 

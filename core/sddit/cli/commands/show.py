@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from sddit.ablations.planning.ablation_settings import AblationSettings
-from sddit.cli.common import Verb, console, notice, print_json, table
+from sddit.cli.common import SdditCommand, console, json_option, notice, print_json, setting_text, table
 from sddit.errors import error, one_of, printable
 from sddit.plugins import hookspecs
 from sddit.plugins.discovery import plugins_named_by
@@ -41,11 +41,11 @@ TABLES: dict[str, type[BaseModel]] = {
 }
 
 
-@click.command("show", cls=Verb, examples=EXAMPLES)
+@click.command("show", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
 @click.option("--plugin", "extra", multiple=True, metavar="NAME", help="Load this plugin too: a name, or ./file.py.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @click.option("--schema", is_flag=True, help="Print the JSON schema of the settings.")
 def show(kind: str | None, name: str | None, extra: tuple[str, ...], as_json: bool, schema: bool) -> None:
     """Show kinds, components, and their settings."""
@@ -180,29 +180,10 @@ def print_settings(out: Console, settings: Sequence[dict[str, Any]]) -> None:
     if not settings:
         out.print("no settings")
     for entry in settings:
-        default = "needed" if entry["required"] else f"default {shown(entry['default'])}"
+        default = "needed" if entry["required"] else f"default {setting_text(entry['default'])}"
         out.print(f"{entry['key']}", style="bold cyan", end="")
         out.print(f"   {entry['type']}   ({default})")
         out.print(Padding(printable(entry["description"]), (0, 0, 0, 4), expand=False))
-
-
-def shown(value: Any) -> str:
-    """A default as a recipe would write it."""
-    match value:
-        case None:
-            return "left out"
-        case True | False:
-            return str(value).lower()
-        case str():
-            return f'"{value}"'
-        case dict() if not value:
-            return "{}"
-        case dict():
-            return "{ " + ", ".join(f"{key} = {shown(item)}" for key, item in value.items()) + " }"
-        case list() | tuple():
-            return f"[{', '.join(map(shown, value))}]"
-        case _:
-            return str(value)  # 1.0 keeps its point: a moment of 1 is a step, of 1.0 the whole run
 
 
 def settings_of(params: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ import click
 
 from sddit import formatting as forms
 from sddit.ablations.planning.plan import PLAN
-from sddit.cli import common as frame
+from sddit.cli.common import PathOption, SdditCommand, console, notice
+from sddit.cli.common import table as text_table
 from sddit.errors import SdditError, error, printable
 from sddit.interfaces.metric_names import FIGURES, numbers
 from sddit.progress import duration
@@ -44,8 +45,8 @@ class Line:
     unreadable: bool = False  # its folder is damaged: only the name is known
 
 
-@click.command("table", cls=frame.Verb, examples=EXAMPLES)
-@click.argument("folders", nargs=-1, type=frame.Place(), metavar="[RUN ...]")
+@click.command("table", cls=SdditCommand, examples=EXAMPLES)
+@click.argument("folders", nargs=-1, type=PathOption(), metavar="[RUN ...]")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 @click.option("--latex", is_flag=True, help="Print a LaTeX table, for the package booktabs.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV with every figure.")
@@ -121,7 +122,7 @@ def line_of(folder: Path) -> Line:
         line = read(folder)
         cells([line])  # what cannot be shown is damaged too
     except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
-        frame.notice(f"warning: {folder} is unreadable: {reason(fault)}")
+        notice(f"warning: {folder} is unreadable: {reason(fault)}")
         return Line(folder.resolve().name, 0, 0, 0.0, 0.0, {}, unreadable=True)
     return line
 
@@ -180,10 +181,10 @@ def cell(line: Line, label: str, key: str) -> str:
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """For a person."""
-    shown = frame.table(*headings)
+    shown = text_table(*headings)
     for row in rows:
         shown.add_row(*row)
-    frame.console().print(shown)
+    console().print(shown)
 
 
 def print_csv(records: Sequence[dict[str, Any]]) -> None:

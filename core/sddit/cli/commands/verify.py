@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Literal
 import click
 from rich.text import Text
 
-from sddit.cli.common import Place, Verb, console, error_console, notice, print_json, state_of, table
+from sddit.cli.common import (
+    JSON_AND_PROGRESS,
+    PathOption,
+    SdditCommand,
+    console,
+    device_option,
+    error_console,
+    json_option,
+    notice,
+    print_json,
+    state_of,
+    table,
+)
 from sddit.errors import error, printable
 from sddit.plugins.host import host
 from sddit.progress import progress_on
@@ -25,23 +37,21 @@ sddit-run verify --fixtures numbers/   published implementations' numbers too
 STYLES = {"pass": "green", "FAIL": "bold red", "skipped": "yellow"}
 
 
-@click.command("verify", cls=Verb, examples=EXAMPLES)
+@click.command("verify", cls=SdditCommand, examples=EXAMPLES)
 @click.option(
     "--full",
     is_flag=True,
     help="Also look for leaks in recipes that are large or whose data are not here, with narrow networks and noise for "
     "images; and measure kernels that are compiled.",
 )
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
-)
+@device_option
 @click.option(
     "--fixtures",
-    type=Place(exists=True, file_okay=False),
+    type=PathOption(exists=True, file_okay=False),
     metavar="FOLDER",
     help="Where numbers of published implementations lie.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+@json_option(JSON_AND_PROGRESS)
 @click.pass_context
 def verify(
     ctx: click.Context, full: bool, device: Literal["cpu", "cuda"], fixtures: Path | None, as_json: bool

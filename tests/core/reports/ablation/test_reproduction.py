@@ -167,7 +167,7 @@ def test_the_command_compares_at_the_end(sddit_run, write, tmp_path):
     assert "published in" not in (first := sddit_run(path, "--jobs", 3)).out
     assert first.status == 0
     (folder,) = (path for path in (tmp_path / "runs").iterdir() if (path / "plan.json").is_file())
-    assert sddit_run("publish", folder, "results/abl").status == 0
+    assert sddit_run("publish", folder, "--out", "results/abl").status == 0
     said = sddit_run(path)
     assert "Of 1 figure (each metric of each arm) published in results/abl, 1 came out with the same digits" in said.out
     said = sddit_run(path, "train.steps=3", "--jobs", 3)
