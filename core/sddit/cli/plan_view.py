@@ -95,7 +95,7 @@ def view_cost(one: Pass, plan: Plan) -> list[str]:
 
 def mask_text(view: ViewSpec) -> str:
     """`none`, `0.3`, `0.3 to 0.5` (drawn per step) or `0.5 -> 0` (over the run)."""
-    if not view.hides:
+    if not view.is_masked:
         return "none"
     ratio = schedule_text(view.mask_ratio)
     if not view.mask_spread:
