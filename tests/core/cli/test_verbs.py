@@ -239,7 +239,7 @@ def test_the_plan_names_every_value_its_origin_and_the_cost(sddit_run, toy_recip
 
 def test_a_plan_shows_cost_views_losses_and_changes_on_one_screen(sddit_run, toy_recipe, trained):
     child = toy_recipe.with_name("child.toml")
-    child.write_text('extends = "toy.toml"\nloss.agree.weight = 0.5\n[train]\nsteps = 9\n', encoding="utf-8")
+    child.write_text('extends = "toy.toml"\nloss.agree.weight = 0.25\n[train]\nsteps = 9\n', encoding="utf-8")
     plan = sddit_run("-n", child, "seed=3")
     assert plan.status == 0, plan.err
     assert len(plan.out.splitlines()) <= 40
@@ -247,10 +247,10 @@ def test_a_plan_shows_cost_views_losses_and_changes_on_one_screen(sddit_run, toy
     assert "Changes from recipes_of_test/toy.toml" in lines
     assert "seed 0 (default) -> 3 command line" in lines
     assert "train.steps 4 -> 9" in lines
-    assert any(re.fullmatch(r"loss.agree.weight \S+ -> 0.5", line) for line in lines)
+    assert any(re.fullmatch(r"loss.agree.weight 0.5 -> 0.25", line) for line in lines)
     assert any(re.fullmatch(r"student student .+ denoise, agree", line) for line in lines)
     assert any(re.fullmatch(r"teacher teacher .+ agree", line) for line in lines)
-    assert any(re.fullmatch(r"agree \S+/toy_agreement 0.5 student, teacher", line) for line in lines)
+    assert any(re.fullmatch(r"agree \S+/toy_agreement 0.25 student, teacher", line) for line in lines)
     assert any(line.startswith("time unknown") for line in lines)
     planned = sddit_run("-n", toy_recipe)
     assert "at the pace of the first 4 steps" in planned.out, "its own run has been trained"
