@@ -1,4 +1,4 @@
-"""docs/reliability.md is what docs/reliability.json gives; and its tool reads figures, counts and bounds rightly."""
+"""docs/reliability.md is rendered from docs/reliability.json; its tool reads figures, counts and bounds correctly."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ MADE_UP = {
 }
 
 
-def test_the_page_is_what_the_stored_figures_give(tool: ModuleType, stored: dict[str, Any]) -> None:
+def test_the_page_is_rendered_from_the_stored_figures(tool: ModuleType, stored: dict[str, Any]) -> None:
     written = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     assert written == tool.page(stored), "run python tools/reliability.py --page"
 
 
 def test_another_figure_makes_another_page(tool: ModuleType, stored: dict[str, Any]) -> None:
-    """The control: a page that is stale is seen."""
+    """The control: an outdated page is detected."""
     assert tool.page(stored | {"writer-kills": MADE_UP}) != tool.page(stored)
 
 
-def test_made_up_figures_stand_in_the_page(tool: ModuleType) -> None:
+def test_the_page_shows_the_figures(tool: ModuleType) -> None:
     text = tool.page({"writer-kills": MADE_UP})
     assert "| kills after which an acknowledged checkpoint was gone | 7 | 1000 kills |" in text
-    assert "2345 saves" in text and "less than 0.3 %" in text
+    assert "2345 saves" in text and "fewer than 0.3 %" in text
     assert "--writer-kills 1000" in text and "2001-02-03" in text and "a machine: writer-kills." in text
-    assert "The command failed, with 1" in text and "quick" not in text
+    assert "The command failed with status 1" in text and "quick" not in text
     assert "Not measured yet: naive-writer" in text
     quick = tool.page({"writer-kills": MADE_UP | {"quick": True, "exit": 0}})
     assert "| 7 (quick) |" in quick and "--writer-kills 50" in quick and "failed" not in quick
 
 
 def test_every_number_of_the_table_is_measured(tool: ModuleType) -> None:
-    """A row names its figures in braces; none is typed."""
+    """A row names its figures in braces; none is typed by hand."""
     for check in tool.CHECKS:
         for _, measured, count in check.rows:
             assert measured.startswith("{") and not re.search(r"\d", re.sub(r"{[^}]*}", "", measured)), check.name
@@ -107,14 +107,14 @@ def test_the_bound_is_that_of_clopper_and_pearson(tool: ModuleType, failures: in
     assert tool.upper_bound(failures, trials) == pytest.approx(rate, rel=1e-3)
 
 
-def test_no_better_bound_is_right(tool: ModuleType) -> None:
-    """At the bound so few failures come in one of twenty series, as 4000 series show."""
+def test_no_smaller_bound_holds(tool: ModuleType) -> None:
+    """At the bound, one series in twenty has as few failures, as 4000 simulated series show."""
     chance, rate = random.Random(0), tool.upper_bound(1, 40)
     few = sum(sum(chance.random() < rate for _ in range(40)) <= 1 for _ in range(4000))
     assert 0.04 < few / 4000 < 0.06
 
 
-def test_what_is_measured_is_not_measured_again(tool: ModuleType) -> None:
+def test_valid_figures_are_not_measured_again(tool: ModuleType) -> None:
     full = MADE_UP | {"exit": 0}
     assert tool.is_kept(full, quick=False, now="abc1234") and tool.is_kept(full, quick=True, now="abc1234")
     assert tool.is_kept(full | {"quick": True}, quick=True, now="abc1234")

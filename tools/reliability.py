@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Measure how reliable all of it is: store the figures in docs/reliability.json and write docs/reliability.md from them.
+"""Measure reliability: store the figures in docs/reliability.json and write docs/reliability.md from them.
 
-    python tools/reliability.py                 every check at full size: hours; stopped, it goes on where it was
+    python tools/reliability.py                 every check at full size: about 40 minutes; resumes where it was stopped
     python tools/reliability.py --quick         every check with small numbers, marked as such in the page
-    python tools/reliability.py --only stops    one check, whatever is stored of it; the others are kept
+    python tools/reliability.py --only stops    one check again; the others are kept
     python tools/reliability.py --page          measure nothing, write the page again
 
-A check is a command that can also be run alone. Its figures are the last line that it prints, as JSON, or what tests handed
-to pytest's junit file: how many cases passed, and each `record_property`. A figure of the same sources is not measured again.
+A check is a command that can also be run by hand. Its figures are the last line that it prints, as JSON, or taken from
+pytest's junit file: how many cases passed, and each `record_property`. Figures of the same sources are not measured
+again.
 """
 
 from __future__ import annotations
@@ -35,29 +36,24 @@ ROOT = Path(__file__).parents[1]
 STORE = ROOT / "docs" / "reliability.json"
 PAGE = ROOT / "docs" / "reliability.md"
 SOURCES = ("core", "plugins", "recipes")
-"""Where a change makes figures old."""
+"""Folders whose changes make figures outdated."""
 
 Figures = Mapping[str, Any]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The checks
-# --------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One command, and what the page says of its figures. Texts name figures in braces, as `str.format` does."""
+    """One command, and the text about its figures. Texts name figures in braces, as `str.format` does."""
 
     name: str
-    command: str  # in the root of the checkout; $SCRATCH is an empty folder, {size} the size
+    command: str  # run in the root of the checkout; $SCRATCH is an empty folder, {size} the size
     rows: Sequence[tuple[str, str, str]]  # figure, measured, of how many
-    shows: str  # what the figures show, and what they do not
-    full: int = 0  # size; 0: it has but one
+    shows: str  # what the figures show and do not show
+    full: int = 0  # size at which it is published; 0: there is only one size
     quick: int = 0
 
     def line(self, quick: bool) -> str:
-        """The command as it is typed."""
+        """Return the command line."""
         return self.command.format(size=self.quick if quick else self.full)
 
 
@@ -77,20 +73,21 @@ CHECKS = (
             ("kills after which a checkpoint was broken", "{broken}", "{kills} kills"),
             ("kills after which an acknowledged checkpoint was gone", "{lost}", "{kills} kills"),
         ],
-        "A process that saves one checkpoint after another, half the times beside its steps, got SIGKILL shortly after a "
-        "save, {kills} times in one folder; every visible checkpoint was then compared with what was written, by code that "
-        "is not the writer's. {checkpoints} saves were acknowledged. With 95 % confidence less than {bound[broken/kills]} of "
-        "such kills break a checkpoint. A kill leaves the system's page cache whole, so power loss is not shown by this: against "
-        "it stand the order of sync and rename, and hashes that are compared at every start.",
+        "A process saves one checkpoint after another, half of them in the background while training continues, "
+        "and receives SIGKILL shortly after a save, {kills} times in one folder. After each kill every visible "
+        "checkpoint is compared with what was written, by code that is not the writer's. {checkpoints} saves "
+        "were acknowledged. With 95 % confidence fewer than {bound[broken/kills]} of such kills break a "
+        "checkpoint. A kill keeps the system's page cache intact, so this does not show safety against power "
+        "loss, which relies on the order of sync and rename and on hashes that are compared at every start.",
         full=1000,
         quick=50,
     ),
     Check(
         "naive-writer",
         soak("naive-kills"),
-        [("the control: kills that broke a writer that takes no care", "{broken}", "{kills} kills")],
-        "The same kills of a writer that creates a folder and writes its files in place. If they broke nothing, the figures "
-        "above would be those of kills that hit nothing.",
+        [("control: kills that broke a naive writer", "{broken}", "{kills} kills")],
+        "The same kills of a writer that creates a folder and writes its files in place. If they broke nothing, "
+        "the figures above would come from kills that hit nothing.",
         full=100,
         quick=50,
     ),
@@ -100,12 +97,12 @@ CHECKS = (
         [
             ("kills of a training run that broke a checkpoint", "{broken}", "{kills} kills"),
             ("kills after which the newest checkpoint was older than before", "{lost}", "{kills} kills"),
-            ("last weights, samples and rows of the log as in a run nobody killed", "{same}", "{compared} comparisons"),
+            ("final weights, samples and log identical to an uninterrupted run", "{same}", "{compared} comparisons"),
         ],
-        "The quickstart, smaller, got SIGKILL while it started, trained, saved, sampled and scored, and was continued by "
-        "the same command each time; at its end it is compared with an undisturbed run. With 95 % confidence less than "
-        "{bound[broken/kills]} of such kills break a checkpoint. One recipe on one process: for all methods see the resume "
-        "points below.",
+        "The quickstart, made smaller, receives SIGKILL while it starts, trains, saves, samples and scores, and "
+        "the same command resumes it each time; at its end it is compared with an uninterrupted run. With 95 % "
+        "confidence fewer than {bound[broken/kills]} of such kills break a checkpoint. One recipe on one "
+        "process: for all methods see the resume points below.",
         full=100,
         quick=6,
     ),
@@ -113,14 +110,14 @@ CHECKS = (
         "stops",
         soak("stops"),
         [
-            ("runs that SIGTERM ended with everything saved", "{saved}", "{stops} signals"),
+            ("runs stopped by SIGTERM with everything saved", "{saved}", "{stops} signals"),
             ("seconds from SIGTERM to exit, median", "{median_seconds:.2f}", "{stops} signals"),
-            ("seconds from SIGTERM to exit, largest", "{largest_seconds:.2f}", "{stops} signals"),
+            ("seconds from SIGTERM to exit, maximum", "{largest_seconds:.2f}", "{stops} signals"),
         ],
-        "The same small run was told to stop at random moments and continued. Saved: exit status 143, and the last step "
-        "that was logged is in the newest checkpoint. The seconds hold the rest of a step, which took "
-        "{milliseconds_per_step:.0f} ms here, a save, and the end of the process. A larger model takes longer steps and "
-        "saves; a signal while the program is still starting, or during scores, is tested, not timed.",
+        "The same small run is stopped by SIGTERM at random moments and resumed. Saved means exit status 143, "
+        "and the last logged step is in the newest checkpoint. The seconds include the rest of a step "
+        "({milliseconds_per_step:.0f} ms here), a save, and the end of the process. Larger models take longer "
+        "steps and saves. Signals during start-up or scoring are tested, but not timed.",
         full=200,
         quick=10,
     ),
@@ -133,19 +130,20 @@ CHECKS = (
         "python tools/fuzz_files.py $SCRATCH/quickstart-* --each {size}",
         [
             (
-                "damages to a file of a run or an export that went unnoticed and changed something",
+                "silent damages: undetected, and with an effect",
                 "{silent}",
                 "{damages} damages",
             ),
             ("damages that ended in a traceback", "{traceback}", "{damages} damages"),
-            ("damages caught", "{caught}", "{damages} damages"),
+            ("damages detected", "{caught}", "{damages} damages"),
             ("damages without effect on weights, settings or a resumed run", "{no effect}", "{damages} damages"),
         ],
-        "Bits were flipped in, and bytes cut off, every file of a run folder and of an exported one, and the folder was then "
-        "read as all commands do. With 95 % confidence less than {bound[silent/damages]} of such damages are silent. Damage "
-        "without effect lies in what no command takes weights, settings or the state of a run from, or in what is made anew; "
-        "the table says which files these are. What commands print is not compared: a flipped digit of a score or of a row "
-        "of the log is another figure in a table, and nobody is told.",
+        "Bits are flipped in, and bytes cut off, every file of a run folder and of an exported one, and the "
+        "folder is then read as all commands do. With 95 % confidence fewer than {bound[silent/damages]} of such "
+        "damages are silent. Damage without effect is in files from which no command takes weights, settings or "
+        "the state of a run, or that are rewritten; the table lists these files. What commands print is not "
+        "compared: a flipped digit of a score or of a log line shows up as another figure in a table, without a "
+        "warning.",
         full=25,
         quick=4,
     ),
@@ -154,16 +152,16 @@ CHECKS = (
         "python tools/fuzz_recipes.py --most {size}",
         [
             (
-                "mutants of shipped recipes refused before the first step, by the name of the key",
+                "mutants of shipped recipes refused before the first step, naming the key",
                 "{refused by name}",
                 "{mutants} mutants",
             ),
             ("mutants that gave a traceback", "{tracebacks}", "{mutants} mutants"),
             ("milliseconds to a verdict, median", "{ms to verdict, median:.0f}", "{mutants} mutants"),
         ],
-        "Every key of every shipped recipe is misspelt by one edit, given a value of a wrong kind or out of bounds, or moved "
-        "to another table. With 95 % confidence less than {bound[tracebacks/mutants]} of such mutants give a traceback. A "
-        "wrong value that is within its bounds is a recipe, and nobody can refuse it.",
+        "Every key of every shipped recipe is misspelt by one edit, set to a value of a wrong type or out of "
+        "bounds, or moved to another table. With 95 % confidence fewer than {bound[tracebacks/mutants]} of such "
+        "mutants give a traceback. A wrong value within its bounds is a valid recipe and cannot be refused.",
         full=30_000,
         quick=300,
     ),
@@ -172,20 +170,20 @@ CHECKS = (
         tests("test_resume.py"),
         [
             (
-                "resume points that end in the same bits and rows",
+                "resume points that end in the same bits and log",
                 "{exact resume points[sum]:.0f}",
                 "{resume points[sum]:.0f} resume points",
             ),
             (
-                "items of the state whose loss is noticed",
+                "items of the state whose absence is detected",
                 "{test_each_item_of_the_state_is_needed[passed]}",
                 "{test_each_item_of_the_state_is_needed[cases]} items",
             ),
         ],
-        "Every method and loss is stopped after each step of a short run, built anew in a new session, continued, and every "
-        "tensor and every row of the log compared with a run that nobody stopped. The controls leave one item of the "
-        "checkpoint out, and the comparison must then fail: it sees all that is there. On a CPU with one thread; other "
-        "hardware, or another version of torch, makes other numbers.",
+        "Every method and loss is stopped after each step of a short run, rebuilt in a new session and resumed, "
+        "and every tensor and every log line is compared with an uninterrupted run. The controls remove one item "
+        "from the checkpoint, and the comparison must then fail. On a CPU with one thread; other hardware, or "
+        "another version of torch, gives other numbers.",
     ),
     Check(
         "world-size",
@@ -197,38 +195,39 @@ CHECKS = (
                 "{drift[cases]} cases",
             ),
             (
-                "the control: smallest drift of a run whose ranks are spoilt",
+                "control: smallest drift of a run with a fault on its ranks",
                 "{drift of a spoilt run[min]:.1e}",
                 "{drift of a spoilt run[cases]} cases",
             ),
         ],
-        "The same recipe in float64, ten steps on one process and on two: the worst of all weights, averages, teachers and "
-        "moments, over every method and the settings that change how gradients are made. In float32 the sums are rounded "
-        "in another order, and more is to be expected. Two processes on one machine: nothing is said of more, or of GPUs.",
+        "The same recipe in float64, ten steps on one process and on two: the worst of all weights, EMAs, "
+        "teachers and moments, over every method and the settings that change how gradients are computed. In "
+        "float32 sums are rounded in another order, and larger drift is to be expected. Two processes on one "
+        "machine: this shows nothing about more processes or GPUs.",
     ),
     Check(
         "non-finite",
         tests("core/training/test_nonfinite.py"),
         [
             (
-                "values that are not finite and reached a weight, moment, average, teacher or centre",
+                "non-finite values that reached a weight, moment, EMA, teacher or centre",
                 "{test_nothing_that_lasts_is_changed[failed]}",
                 "{test_nothing_that_lasts_is_changed[cases]} injected",
             ),
             (
-                "skipped steps that changed anything that lasts",
+                "skipped steps that changed any state",
                 "{test_a_step_may_be_skipped_and_is_counted[failed]}",
                 "{test_a_step_may_be_skipped_and_is_counted[cases]} injected",
             ),
             (
-                "the control: runs that are spoilt where nobody looks",
+                "control: runs that are corrupted without the check",
                 "{test_without_the_guard_it_would_last[passed]}",
                 "{test_without_the_guard_it_would_last[cases]} injected",
             ),
         ],
-        "A NaN, an infinity or its negative is put into the loss, the gradient, an image, the teacher and what a term "
-        "stages for its statistics. These are the places where one can arise; a number that is finite and wrong is not "
-        "seen by this.",
+        "A NaN, an infinity or its negative is put into the loss, the gradient, an image, the teacher and what a "
+        "loss stages for its statistics. These are where one can arise; a number that is finite and wrong is not "
+        "detected by this.",
     ),
     Check(
         "catalogue",
@@ -241,9 +240,10 @@ CHECKS = (
             ),
             ("tracebacks shown", "{tracebacks[sum]:.0f}", "{test_a_fault_ends_as_documented[cases]} faults"),
         ],
-        "Each fault of the catalogue is provoked; message, code, exit status and remedy are compared, and the run goes on to "
-        "the bits of one that nothing happened to. {proven_by[sum]:.0f} more have tests of their own, which are not counted "
-        "here. The catalogue holds the faults that somebody thought of. What each looks like: [Errors](errors.md).",
+        "Each fault of the catalogue is provoked; message, code, exit status and remedy are compared, and the "
+        "resumed run must end in the bits of an undisturbed one. {proven_by[sum]:.0f} more have tests of their "
+        "own, which are not counted here. The catalogue holds the faults that we thought of. What each looks "
+        "like: [Errors](errors.md).",
     ),
     Check(
         "steps",
@@ -256,9 +256,10 @@ CHECKS = (
                 "{steps} steps",
             ),
         ],
-        "One run of the quickstart, smaller, with saves, previews and scores. Lines are fitted after the first tenth; at the "
-        "end the process held {mebibytes:.0f} MiB, and a step took {milliseconds_per_step:.0f} ms of processor time. Allocators "
-        "take memory in lumps: of a short run the slope is mostly that.",
+        "One run of the quickstart, made smaller, with saves, previews and scores. Lines are fitted after the "
+        "first tenth; at the end the process held {mebibytes:.0f} MiB, and a step took "
+        "{milliseconds_per_step:.0f} ms of processor time. Allocators take memory in large blocks, which "
+        "dominate the slope of a short run.",
         full=20_000,
         quick=300,
     ),
@@ -269,26 +270,21 @@ CHECKS = (
             ("network calls", "{network calls[sum]:.0f}", "{commands[sum]:.0f} commands"),
             ("processes started", "{processes[sum]:.0f}", "{commands[sum]:.0f} commands"),
             (
-                "files written outside of the working folder",
+                "files written outside the working folder",
                 "{files elsewhere[sum]:.0f}",
                 "{commands[sum]:.0f} commands",
             ),
-            ("plugins run that nobody named", "{foreign imports[sum]:.0f}", "{commands[sum]:.0f} commands"),
+            ("plugins run without being named", "{foreign imports[sum]:.0f}", "{commands[sum]:.0f} commands"),
         ],
-        "A run and then every verb of the command line in a process that an audit hook of Python watches, with plugins "
-        "installed and lying about that leave a mark when they are imported; controls show that the hook and the marks work. "
-        "What a library does in C without a word to Python is not seen.",
+        "A run and then every command of the command line, in a process that a Python audit hook watches, with "
+        "plugins installed and present in the folder that leave a mark when they are imported; controls show "
+        "that the hook and the marks work. What a library does in C without notifying Python is not seen.",
     ),
 )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Measuring
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def measure(check: Check, quick: bool) -> dict[str, Any]:
-    """Run the command of a check, show what it prints, and return its figures with where and when they were made."""
+    """Run the command of a check, show its output, and return its figures with machine, date and commit."""
     quick = quick and check.full > 0
     began, last = time.monotonic(), ""
     with tempfile.TemporaryDirectory() as scratch:
@@ -306,7 +302,7 @@ def measure(check: Check, quick: bool) -> dict[str, Any]:
         status = process.wait()
         junit = Path(scratch, "junit.xml")
         if not junit.is_file() and not last.startswith("{"):
-            raise SystemExit(f"{check.name} gave no figures: exit status {status}")
+            raise SystemExit(f"{check.name} printed no figures: exit status {status}")
         figures = of_tests(junit) if junit.is_file() else of_line(last)
     return {
         "figures": figures,
@@ -320,7 +316,7 @@ def measure(check: Check, quick: bool) -> dict[str, Any]:
 
 
 def of_line(line: str) -> dict[str, Any]:
-    """The figures of a tool: what it counted of several files or comparisons is put together."""
+    """Return the figures of a tool, summed over its files or comparisons."""
     found = json.loads(line)
     if "mutants" in found:
         return dict(found)
@@ -332,7 +328,7 @@ def of_line(line: str) -> dict[str, Any]:
 
 
 def of_damages(folders: Mapping[str, Any]) -> dict[str, Any]:
-    """Damages by verdict, and by kind of file: checkpoints of two steps hold the same kinds."""
+    """Count damages by verdict, and by kind of file: checkpoints of two steps hold the same kinds."""
     kinds: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(VERDICTS, 0))
     for place, found in folders.items():
         for file, verdicts in found["by file"].items():
@@ -346,7 +342,7 @@ VERDICTS = ("caught", "no effect", "silent", "traceback")
 
 
 def of_tests(junit: Path) -> dict[str, Any]:
-    """By the name of each test: cases passed and failed. By the name of each property: how often, sum, least and largest."""
+    """Count passed and failed cases per test; for each recorded property return count, sum, minimum and maximum."""
     passed: dict[str, list[bool]] = defaultdict(list)
     handed: dict[str, list[float]] = defaultdict(list)
     for case in ElementTree.parse(junit).iter("testcase"):
@@ -363,7 +359,7 @@ def of_tests(junit: Path) -> dict[str, Any]:
 
 
 def source() -> str:
-    """The commit that last changed what is measured, with a + for changes since."""
+    """Return the commit that last changed the measured sources, with a + for uncommitted changes."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.check_output([*git, "log", "-1", "--format=%h", "--", *SOURCES], text=True).strip()
     changed = subprocess.check_output([*git, "status", "--porcelain", "--", *SOURCES], text=True)
@@ -371,7 +367,7 @@ def source() -> str:
 
 
 def machine() -> str:
-    """What it was measured on, in words."""
+    """Describe this machine."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -383,12 +379,12 @@ def machine() -> str:
 
 
 def is_kept(stored: Mapping[str, Any] | None, quick: bool, now: str) -> bool:
-    """Whether what is stored of a check need not be measured: good, of the same sources, and at this size or more."""
+    """Return whether a stored result is still valid: successful, of the same sources, and at this size or larger."""
     return stored is not None and stored["source"] == now and stored["exit"] == 0 and (quick or not stored["quick"])
 
 
 def expected(check: Check, stored: Mapping[str, Any] | None, quick: bool) -> str:
-    """How long a check will take, from how long it took."""
+    """Estimate how long a check will take, from its last run."""
     if stored is None:
         return "not known yet"
     size, before = (check.quick if q else check.full for q in (quick, stored["quick"]))
@@ -403,17 +399,17 @@ HEAD = """\
 <!-- Written by tools/reliability.py from docs/reliability.json, which it measures. -->
 # Reliability, measured
 
-No number here was typed: `python tools/reliability.py` measures them all and writes this page; with `--only NAME` it measures
-one again. The command behind a figure is named below the table, with what it shows and what it does not; it can be run alone
-in a checkout, where `$SCRATCH` is an empty folder.
+`python tools/reliability.py` measures all of these figures and writes this page; `--only NAME` measures one again.
+Below the table, each figure has its command, which can be run by hand in a checkout (`$SCRATCH` is an empty folder),
+and a note on what it shows and does not show.
 """
 QUICK = """\
-**Figures marked "quick" are of small numbers**, to show that the check runs; the full ones take hours.
+**Figures marked "quick" come from small numbers**, to show that the check runs.
 """
 
 
 def page(stored: Mapping[str, Any]) -> str:
-    """The whole page."""
+    """Return the page as Markdown."""
     done = [(check, stored[check.name]) for check in CHECKS if check.name in stored]
     parts = [HEAD, *[QUICK] * any(found["quick"] for _, found in done), *table(done)]
     missing = [check.name for check in CHECKS if check.name not in stored]
@@ -421,7 +417,7 @@ def page(stored: Mapping[str, Any]) -> str:
         parts.append(f"\nNot measured yet: {', '.join(missing)}.")
     for check, found in done:
         parts += section(check, found)
-    parts.append("\n## Where")
+    parts.append("\n## Machine")
     for place in dict.fromkeys(found["machine"] for _, found in done):
         names = ", ".join(check.name for check, found in done if found["machine"] == place)
         parts.append(f"\n{place}: {names}.")
@@ -429,26 +425,26 @@ def page(stored: Mapping[str, Any]) -> str:
 
 
 def table(done: Sequence[tuple[Check, Mapping[str, Any]]]) -> Iterator[str]:
-    """Every figure, with the name of the check whose command is behind it."""
+    """Yield the table of all figures, each with the name of its check."""
     yield "| figure | measured | of how many | `tools/reliability.py` |\n|---|---|---|---|"
     for check, found in done:
         link = f"[`--only {check.name}`](#{check.name})"
         for row in check.rows:
-            figure, measured, count = (filled(text, found["figures"]) for text in row)
+            figure, measured, count = (fill_in(text, found["figures"]) for text in row)
             yield f"| {figure} | {measured}{' (quick)' if found['quick'] else ''} | {count} | {link} |"
 
 
 def section(check: Check, found: Mapping[str, Any]) -> Iterator[str]:
-    """What one check is, and what its figures say."""
+    """Yield the section of one check: its command and what its figures show."""
     yield f"\n## {check.name}\n\n```bash\n{check.line(found['quick'])}\n```\n"
-    yield f"{fill(filled(check.shows, found['figures']), 120)}\n"
+    yield f"{fill(fill_in(check.shows, found['figures']), 120)}\n"
     yield from kinds(found["figures"])
-    failed = "" if found["exit"] == 0 else f" **The command failed, with {found['exit']}.**"
+    failed = "" if found["exit"] == 0 else f" **The command failed with status {found['exit']}.**"
     yield f"*{found['date']}, {found['seconds']} s, sources of {found['source']}.*{failed}"
 
 
 def kinds(figures: Figures) -> Iterator[str]:
-    """The table of damages by kind of file, where there are such."""
+    """Yield the table of damages by kind of file, if there is one."""
     if "kinds" in figures:
         yield f"| file | {' | '.join(VERDICTS)} |\n|---{'|---' * len(VERDICTS)}|"
         for kind, counts in sorted(figures["kinds"].items()):
@@ -457,7 +453,7 @@ def kinds(figures: Figures) -> Iterator[str]:
 
 
 class Bounds:
-    """`{bound[broken/kills]}`: the upper bound of that rate, in words."""
+    """Format `{bound[broken/kills]}` as the upper bound of that rate."""
 
     def __init__(self, figures: Figures) -> None:
         self.figures = figures
@@ -467,13 +463,13 @@ class Bounds:
         return f"{100 * upper_bound(self.figures[failures], self.figures[trials]):.2g} %"
 
 
-def filled(text: str, figures: Figures) -> str:
-    """A text with its figures."""
+def fill_in(text: str, figures: Figures) -> str:
+    """Return the text with its figures filled in."""
     return text.format_map({**figures, "bound": Bounds(figures)})
 
 
 def upper_bound(failures: int, trials: int, confidence: float = 0.95) -> float:
-    """The rate above which so few failures in so many trials would be rarer than 1 - confidence (Clopper and Pearson)."""
+    """Return the upper confidence bound of a failure rate (Clopper and Pearson)."""
     if failures >= trials:
         return 1.0
     low, high = failures / trials, 1.0
@@ -485,18 +481,13 @@ def upper_bound(failures: int, trials: int, confidence: float = 0.95) -> float:
 
 
 def binomial(k: int, n: int, rate: float) -> float:
-    """The probability of k in n."""
+    """Return the binomial probability of k in n."""
     ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     return math.exp(ways + k * math.log(rate) + (n - k) * math.log1p(-rate))
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The command
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def load() -> dict[str, Any]:
-    """What is stored."""
+    """Return the stored results."""
     found: dict[str, Any] = json.loads(STORE.read_text(encoding="utf-8")) if STORE.is_file() else {}
     return found
 
@@ -516,7 +507,7 @@ def main() -> int:
         takes = expected(check, stored.get(check.name), given.quick)
         print(f"{number} of {len(chosen)}, {check.name} ({takes}): {check.line(given.quick)}", flush=True)
         found = measure(check, given.quick)
-        stored = load() | {check.name: found}  # another check may have been measured beside this one
+        stored = load() | {check.name: found}  # another check may have been measured in the meantime
         try:
             text = page(stored)
         except KeyError as figure:
