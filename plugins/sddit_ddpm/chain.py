@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import accumulate, pairwise, repeat
 
 DDIM = "ddim"
@@ -122,3 +122,9 @@ def trained_chain(betas: str, timesteps: int, beta_min: float, beta_max: float, 
     """Return the chain of `timesteps` linear or cosine betas, or the part of it that `respacing` keeps."""
     levels = levels_of(cosine_betas(timesteps) if betas == "cosine" else linear_betas(timesteps, beta_min, beta_max))
     return Chain(tuple(levels[t] for t in respaced(timesteps, respacing)) if respacing else levels)
+
+
+@lru_cache(maxsize=8)
+def sampled_chain(sigmas: tuple[float, ...]) -> Chain:
+    """Return the chain of a sampler's falling sigmas, whose last is 0."""
+    return Chain(tuple(reversed(sigmas[:-1])))

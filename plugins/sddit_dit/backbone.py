@@ -7,14 +7,14 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import Attention, Shapes, Tap, Tokens
-from sddit_dit.blocks import AdaptiveLinear, Block, Positions, take
+from sddit.interfaces import Attention, Tap, Tokens
+from sddit_dit.blocks import Block, Positions, gather_tokens
 from sddit_dit.decoder_input import BridgedInput, SplitInput
-from sddit_dit.frame import Frame, start
+from sddit_dit.frame import Frame
 from sddit_dit.params import DiTParams
 
 
-class DiT(Frame):
+class DiT(Frame[DiTParams]):
     """A diffusion transformer (arXiv:2212.09748) whose encoder may see fewer tokens than its decoder.
 
     Every token is embedded, e_i = patch_i + position_i. The encoder runs on the class token, if there is one, and on the
@@ -25,41 +25,25 @@ class DiT(Frame):
     `blocks` holds encoder and decoder blocks in depth order.
     """
 
-    def __init__(
-        self, params: DiTParams, *, image: tuple[int, int, int], num_classes: int, outputs: int, attention: Attention
-    ) -> None:
-        shapes = Shapes(image, num_classes, outputs)
-        super().__init__(params, shapes, zero_null=params.null_label == "zero")
-        self.params = params
-        sizes = params.block_sizes
-        width = sizes[0][0]
+    decoder_entry = "decoder_input"
 
+    def build_blocks(self, attention: Attention) -> None:
+        params, sizes = self.params, self.params.block_sizes
+        width = sizes[0][0]
         self.positions = Positions(self.grid, width)
         self.cls_token = nn.Parameter(torch.empty(width)) if params.cls_token else None
         self.blocks = nn.ModuleList(Block(own, heads, params.mlp_ratio, width, attention) for own, heads in sizes)
         self.decoder_input: SplitInput | BridgedInput | None = None
         if params.decoder is not None:
             self.decoder_input = (SplitInput if params.decoder.style == "split" else BridgedInput)(params, self.grid)
-        self.final = AdaptiveLinear(sizes[-1][0], params.patch**2 * image[0] * outputs, width)
-
-        for name, parameter in self.named_parameters():
-            self.init_parameter(name, parameter, torch.default_generator)
 
     def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """Fill one parameter with its starting values, drawn from `generator`: see `sddit_dit.frame.start`."""
-        crossing = {"bridge", "noisy_bridge"} & set(name.split("."))
-        if crossing and self.params.decoder is not None and self.params.decoder.bridge_init == "zero":
+        """Initialize one parameter: zeros for the bridge if its settings say so, otherwise as in `Frame`."""
+        in_bridge = {"bridge", "noisy_bridge"} & set(name.split("."))
+        if in_bridge and self.params.decoder is not None and self.params.decoder.bridge_init == "zero":
             nn.init.zeros_(parameter)
         else:
-            start(name, parameter, generator)
-
-    def truncate(self, taps: Sequence[Tap]) -> None:
-        """Drop every block behind the deepest of `taps`, the way into the decoder if none is in it, and the output."""
-        last = self.params.last_block(taps, output=False)
-        del self.blocks[last:]
-        self.final = None
-        if last <= self.params.encoder_depth:
-            self.decoder_input = None
+            super().init_parameter(name, parameter, generator)
 
     def forward(
         self,
@@ -78,8 +62,8 @@ class DiT(Frame):
         give all N and no class token, which has ended before.
         """
         stop = self.params.last_block(taps, output)
-        self.refuse_beyond(stop, output)
-        self._refuse(visible, groups)
+        self.check_depth(stop, output)
+        self._check_inputs(visible, groups)
         reads = {tap: self.params.block_of(tap) for tap in taps}
         act = self.condition(c_noise, labels)  # [B, D]
         e = self.embed(x) + self.positions.table  # [B, N, D]
@@ -92,7 +76,7 @@ class DiT(Frame):
         raw = self.finish(h, act) if output else None
         return raw, {}, {tap: found[number] for tap, number in reads.items()}
 
-    def _refuse(self, visible: Tensor | None, groups: Tensor | None) -> None:
+    def _check_inputs(self, visible: Tensor | None, groups: Tensor | None) -> None:
         """Raise ValueError for what this backbone cannot do."""
         if visible is not None and not self.params.supports_masking:
             raise ValueError("a DiT without a decoder cannot hide tokens: give it [backbone.decoder]")
@@ -111,7 +95,7 @@ class DiT(Frame):
         """Visible tokens [B, K, D] after the sparse span, or where `stop` cuts it, and the tokens read on the way."""
         h = e
         if visible is not None:
-            h = take(e, visible)
+            h = gather_tokens(e, visible)
             groups = None if groups is None else groups.gather(1, visible)
         if self.cls_token is None:
             h, passed = self._run(h, act, groups, 0, min(stop, self.params.encoder_depth), wanted)

@@ -32,13 +32,13 @@ def unpatchify(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     return split.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], -1, h * patch, w * patch)
 
 
-def take(tokens: Tensor, index: Tensor) -> Tensor:
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """The tokens [B, N, D] at positions `index` [B, K], [B, K, D]."""
     return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]))
 
 
-def put(tokens: Tensor, index: Tensor, into: Tensor) -> Tensor:
-    """A copy of `into` [B, N, D] with `tokens` [B, K, D] at positions `index` [B, K]: undoes `take`."""
+def scatter_tokens(tokens: Tensor, index: Tensor, into: Tensor) -> Tensor:
+    """A copy of `into` [B, N, D] with `tokens` [B, K, D] at positions `index` [B, K]: undoes `gather_tokens`."""
     return into.scatter(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]), tokens.to(into.dtype))
 
 

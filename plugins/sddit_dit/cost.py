@@ -6,12 +6,10 @@ block.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Literal
 
-from sddit.interfaces import Cost, Shapes
-
-if TYPE_CHECKING:
-    from sddit_dit.params import DiTParams
+from sddit.interfaces import Cost
 
 SINUSOID = 256  # features of the noise level
 
@@ -37,37 +35,47 @@ def adaptive_linear_cost(n: int, width: int, outputs: int, condition: int) -> Co
     return linear(n, width, outputs) + linear(1, condition, 2 * width) + Cost(activations=n * 2 * width)
 
 
-def network_cost(params: DiTParams, shapes: Shapes, *, num_kept: int, blocks: int, output: bool) -> Cost:
-    """The network cut after `blocks` blocks, or whole, on one image of which the encoder sees `num_kept` tokens."""
-    (channels, _, _), (rows, columns) = shapes.image, params.grid(shapes)
-    tokens = rows * columns
-    sizes, sparse, condition = params.block_sizes, params.encoder_depth, params.block_sizes[0][0]
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Numbers of a DiT that determine its cost."""
 
-    labels = shapes.num_classes + (params.null_label == "row")
-    total = Cost(parameters=labels * condition + params.cls_token * condition)
-    total += linear(tokens, channels * params.patch**2, condition)
+    tokens: int  # N
+    widths: tuple[int, ...]  # of every block, in depth order
+    encoder_depth: int  # blocks of the sparse span
+    mlp_ratio: float
+    patch_values: int  # C p p
+    outputs: int  # multiples of C in the output
+    labels: int  # rows of the label table
+    cls_token: bool
+    bridge: Literal["shared", "own"] | None  # from encoder to decoder width; None: one width
+    fill: Literal["input", "learned", "zero"] | None  # of hidden positions; None: no decoder
+
+
+def network_cost(sizes: Sizes, *, num_kept: int, blocks: int, output: bool) -> Cost:
+    """Return the cost of the network up to block `blocks`, for one image with `num_kept` tokens visible to the encoder."""
+    tokens, condition = sizes.tokens, sizes.widths[0]
+    total = Cost(parameters=(sizes.labels + sizes.cls_token) * condition)
+    total += linear(tokens, sizes.patch_values, condition)
     total += linear(1, SINUSOID, condition) + linear(1, condition, condition)
-    for number, (width, _) in enumerate(sizes[:blocks], start=1):
-        n = num_kept + params.cls_token if number <= sparse else tokens
-        total += block_cost(n, width, int(width * params.mlp_ratio), condition)
-    if blocks > sparse:
-        total += _decoder_entry(params, tokens, num_kept)
+    for number, width in enumerate(sizes.widths[:blocks], start=1):
+        n = num_kept + sizes.cls_token if number <= sizes.encoder_depth else tokens
+        total += block_cost(n, width, int(width * sizes.mlp_ratio), condition)
+    if blocks > sizes.encoder_depth:
+        total += _decoder_input_cost(sizes, num_kept)
     if output:
-        values = params.patch**2 * shapes.outputs * channels
-        total += adaptive_linear_cost(tokens, sizes[-1][0], values, condition)
+        total += adaptive_linear_cost(tokens, sizes.widths[-1], sizes.patch_values * sizes.outputs, condition)
     return total
 
 
-def _decoder_entry(params: DiTParams, tokens: int, num_kept: int) -> Cost:
-    """The bridge, and what hidden positions hold behind it."""
-    assert params.decoder is not None
-    condition, width = params.block_sizes[0][0], params.block_sizes[-1][0]
-    fill = Cost(parameters=width if params.fill == "learned" else 0)
-    if params.decoder.style == "split":
+def _decoder_input_cost(sizes: Sizes, num_kept: int) -> Cost:
+    """Return the cost of the bridge and of the fill of hidden positions."""
+    tokens, condition, width = sizes.tokens, sizes.widths[0], sizes.widths[-1]
+    fill = Cost(parameters=width if sizes.fill == "learned" else 0)
+    if sizes.bridge is None:
         return fill
-    if params.decoder.bridge == "own":
+    if sizes.bridge == "own":
         noisy = adaptive_linear_cost(tokens, condition, width, condition)
         noisy = noisy if num_kept < tokens else Cost(parameters=noisy.parameters)
         return adaptive_linear_cost(num_kept, condition, width, condition) + noisy
-    through = tokens if params.fill == "input" else num_kept
+    through = tokens if sizes.fill == "input" else num_kept
     return fill + adaptive_linear_cost(through, condition, width, condition)

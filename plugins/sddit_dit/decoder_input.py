@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sddit_dit.blocks import AdaptiveLinear, Positions, put
+from sddit_dit.blocks import AdaptiveLinear, Positions, scatter_tokens
 from sddit_dit.params import DiTParams
 
 
@@ -27,9 +27,9 @@ class SplitInput(nn.Module):
         if visible is None:
             return h
         if self.fill == "input":
-            return put(h, visible, into=e)
+            return scatter_tokens(h, visible, into=e)
         fill = self.positions.table if self.mask_token is None else self.mask_token + self.positions.table
-        return put(h, visible, into=fill.expand_as(e))
+        return scatter_tokens(h, visible, into=fill.expand_as(e))
 
 
 class BridgedInput(nn.Module):
@@ -52,9 +52,9 @@ class BridgedInput(nn.Module):
     def _across(self, h: Tensor, e: Tensor, visible: Tensor | None, act: Tensor) -> Tensor:
         """What each position holds in the decoder's width, before its position is added."""
         if visible is not None and self.fill == "input" and self.noisy_bridge is None:
-            h, visible = put(h, visible, into=e), None  # both kinds through one bridge
+            h, visible = scatter_tokens(h, visible, into=e), None  # both kinds through one bridge
         u: Tensor = self.bridge(h, act)
-        return u if visible is None else put(u, visible, into=self._filled(u, e, act))
+        return u if visible is None else scatter_tokens(u, visible, into=self._filled(u, e, act))
 
     def _filled(self, u: Tensor, e: Tensor, act: Tensor) -> Tensor:
         """The fill at every position, [B, N, width]."""

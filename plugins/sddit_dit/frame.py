@@ -1,84 +1,105 @@
-"""What stands around the blocks of every transformer of this family: patches in, the condition, the output."""
+"""Embed patches and conditions and compute the output: what surrounds the blocks of every transformer of this family."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from typing import ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sddit.interfaces import Shapes
+from sddit.interfaces import Attention, Shapes, Tap
 from sddit_dit.blocks import AdaptiveLinear, LabelEmbedding, TimestepEmbedding, patchify, unpatchify
 from sddit_dit.params import TransformerParams
 
+P = TypeVar("P", bound=TransformerParams)
 
-class Frame(nn.Module):
-    """A transformer without its middle: what a subclass puts there are `blocks`, in depth order, and a `final` layer.
 
-    While `checkpointing` is True what is `run` is computed again in the backward pass instead of keeping its
-    activations; `set_checkpointing` turns it on and off.
+class Frame(nn.Module, Generic[P]):
+    """A transformer without its middle: a subclass makes `blocks`, in depth order, in `build_blocks` and runs them.
+
+    While `checkpointing` is True, `run` recomputes activations in the backward pass instead of keeping them;
+    `set_checkpointing` turns it on and off.
     """
 
     blocks: nn.ModuleList
     final: AdaptiveLinear | None
+    decoder_entry: ClassVar[str]  # name of the module between encoder and decoder; it may be None
 
-    def __init__(self, params: TransformerParams, shapes: Shapes, *, zero_null: bool = False) -> None:
+    def __init__(
+        self, params: P, *, image: tuple[int, int, int], num_classes: int, outputs: int, attention: Attention
+    ) -> None:
         super().__init__()
-        self.grid = params.grid(shapes)
+        self.params = params
+        self.grid = params.grid(Shapes(image, num_classes, outputs))
         self.checkpointing = False
-        self._side = params.patch
         width = params.block_sizes[0][0]
-        self.patch = nn.Linear(params.patch**2 * shapes.image[0], width)
+        self.patch = nn.Linear(params.patch**2 * image[0], width)
         self.timestep = TimestepEmbedding(width)
         # an unconditional model with a zero null label has nothing to learn
-        labelled = shapes.num_classes > 0 or not zero_null
-        self.label = LabelEmbedding(shapes.num_classes, width, zero_null=zero_null) if labelled else None
+        has_labels = num_classes > 0 or not params.zero_null
+        self.label = LabelEmbedding(num_classes, width, zero_null=params.zero_null) if has_labels else None
+        self.build_blocks(attention)
+        self.final = AdaptiveLinear(params.block_sizes[-1][0], params.patch**2 * image[0] * outputs, width)
+        for name, parameter in self.named_parameters():
+            self.init_parameter(name, parameter, torch.default_generator)
+
+    def build_blocks(self, attention: Attention) -> None:
+        """Make positions, `blocks` and the module named by `decoder_entry`."""
+        raise NotImplementedError
+
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """Initialize one parameter from `generator`, as a function of its name alone.
+
+        As DiT (arXiv:2212.09748) and MaskDiT (arXiv:2306.09305): every block is the identity, every output zero.
+        """
+        parts = name.split(".")
+        with torch.no_grad():
+            if "bias" in parts or "modulation" in parts or "final" in parts:
+                parameter.zero_()
+            elif parts[0] in ("timestep", "label", "cls_token") or parts[-1] == "mask_token":
+                parameter.normal_(std=0.02, generator=generator)
+            else:
+                nn.init.xavier_uniform_(parameter, generator=generator)
+
+    def truncate(self, taps: Sequence[Tap]) -> None:
+        """Drop the output, every block after the deepest of `taps`, and the decoder's entry if no tap is in the decoder."""
+        last = self.params.last_block(taps, output=False)
+        del self.blocks[last:]
+        self.final = None
+        if last <= self.params.encoder_depth:
+            setattr(self, self.decoder_entry, None)
 
     def set_checkpointing(self, on: bool) -> None:
-        """Whether to recompute each block in the backward pass."""
+        """Set whether each block is recomputed in the backward pass."""
         self.checkpointing = on
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] as tokens without positions, [B, N, D]."""
+        """Return images [B, C, H, W] as tokens without positions, [B, N, D]."""
         tokens: Tensor = self.patch(patchify(x, self.grid))
         return tokens
 
     def condition(self, c_noise: Tensor, labels: Tensor) -> Tensor:
-        """silu(c), [B, D], never in less than the parameters' own precision: it is small and steers every block."""
+        """Return silu(c), [B, D], never in a lower precision than the parameters: it is small and steers every block."""
         with torch.autocast(c_noise.device.type, enabled=False):
             c = self.timestep(c_noise)
             return F.silu(c if self.label is None else c + self.label(labels))
 
     def run(self, module: nn.Module, *inputs: Tensor | None) -> Tensor:
-        """What a block makes of its inputs."""
+        """Return the output of a block."""
         if self.checkpointing and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False))
         return cast(Tensor, module(*inputs))
 
     def finish(self, x: Tensor, act: Tensor) -> Tensor:
-        """The output [B, outputs * C, H, W], outside autocast: a cheap layer, and the loss is as exact as it is."""
+        """Return the output [B, outputs * C, H, W], outside autocast: the layer is cheap and the loss needs its precision."""
         assert self.final is not None
         with torch.autocast(x.device.type, enabled=False):
-            return unpatchify(self.final(x.to(act.dtype), act), self.grid, self._side)
+            return unpatchify(self.final(x.to(act.dtype), act), self.grid, self.params.patch)
 
-    def refuse_beyond(self, stop: int, output: bool) -> None:
-        """Raise ValueError where a truncated network is asked for more than it has left."""
+    def check_depth(self, stop: int, output: bool) -> None:
+        """Raise ValueError if a truncated network lacks block `stop` or the output."""
         if stop > len(self.blocks) or (output and self.final is None):
             raise ValueError(f"this backbone was cut after block {len(self.blocks)} and cannot go further")
-
-
-def start(name: str, parameter: Tensor, generator: torch.Generator) -> None:
-    """Give one parameter its starting values, drawn from `generator`: a function of its name alone.
-
-    The start of DiT (arXiv:2212.09748) and MaskDiT (arXiv:2306.09305): every block the identity, every output zero.
-    """
-    parts = name.split(".")
-    with torch.no_grad():
-        if "bias" in parts or "modulation" in parts or "final" in parts:
-            parameter.zero_()
-        elif parts[0] in ("timestep", "label", "cls_token") or parts[-1] == "mask_token":
-            parameter.normal_(std=0.02, generator=generator)
-        else:
-            nn.init.xavier_uniform_(parameter, generator=generator)

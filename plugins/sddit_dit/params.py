@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from sddit.errors import Problem, SdditError
 from sddit.interfaces import BackboneParams, Cost, Params, Shapes, Tap
-from sddit_dit.cost import network_cost
+from sddit_dit.cost import Sizes, network_cost
 
 if TYPE_CHECKING:
     from sddit.recipes.recipe import Recipe
@@ -85,6 +85,11 @@ class TransformerParams(BackboneParams):
     def encoder_depth(self) -> int:
         """Blocks of the sparse span, which hidden tokens skip; all of them if there is no decoder."""
         return len(self.block_sizes)
+
+    @property
+    def zero_null(self) -> bool:
+        """Return whether a dropped label is embedded as the zero vector instead of a learned row."""
+        return False
 
     def block_of(self, tap: Tap) -> int:
         """The number, from 1, of the block after which `tap` reads. A depth share 0.3 of D blocks, decoder included,
@@ -243,8 +248,25 @@ class DiTParams(TransformerParams):
         return len(self.block_sizes) - (self.decoder.depth if self.decoder else 0)
 
     @property
+    def zero_null(self) -> bool:
+        return self.null_label == "zero"
+
+    @property
     def has_cls(self) -> bool:
         return self.cls_token
 
     def cost(self, shapes: Shapes, *, num_kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost:
-        return network_cost(self, shapes, num_kept=num_kept, blocks=self.last_block(taps, output), output=output)
+        rows, columns = self.grid(shapes)
+        sizes = Sizes(
+            tokens=rows * columns,
+            widths=tuple(width for width, _ in self.block_sizes),
+            encoder_depth=self.encoder_depth,
+            mlp_ratio=self.mlp_ratio,
+            patch_values=shapes.image[0] * self.patch**2,
+            outputs=shapes.outputs,
+            labels=shapes.num_classes + (not self.zero_null),
+            cls_token=self.cls_token,
+            bridge=self.decoder.bridge if self.decoder else None,
+            fill=self.fill,
+        )
+        return network_cost(sizes, num_kept=num_kept, blocks=self.last_block(taps, output), output=output)

@@ -54,9 +54,9 @@ class ClassifierFree:
             return 1.0
         if scale == 1 or self.params.shape == "constant":
             return scale
-        return 1 + (scale - 1) * (1 - math.cos(math.pi * (1 - self._share(sigma)) ** self.params.power)) / 2
+        return 1 + (scale - 1) * (1 - math.cos(math.pi * (1 - self._noise_fraction(sigma)) ** self.params.power)) / 2
 
-    def _share(self, sigma: float) -> float:
+    def _noise_fraction(self, sigma: float) -> float:
         """t / T of the level that the network is asked at."""
         level = torch.tensor([sigma], dtype=torch.float64)
         t = self.schedule.t_from_sigma(self.schedule.snap(level))

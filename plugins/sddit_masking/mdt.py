@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import Attention, Shapes, Tap, Tokens
-from sddit_dit.blocks import AdaptiveLinear, Block, put, sincos_positions, take
-from sddit_dit.frame import Frame, start
+from sddit.interfaces import Attention, Tap, Tokens
+from sddit_dit.blocks import Block, gather_tokens, scatter_tokens, sincos_positions
+from sddit_dit.frame import Frame
 from sddit_masking.params import MDTParams, table_rows
 
 
@@ -81,11 +81,11 @@ class Interpolater(nn.Module):
         if visible is None:
             return h + self.positions
         everywhere = self.mask_token.expand(h.shape[0], *self.positions.shape)
-        u = put(h, visible, into=everywhere) + self.positions  # [B, N, D]
-        return put(take(u, visible), visible, into=self.block(u, act, places, groups))
+        u = scatter_tokens(h, visible, into=everywhere) + self.positions  # [B, N, D]
+        return scatter_tokens(gather_tokens(u, visible), visible, into=self.block(u, act, places, groups))
 
 
-class MDT(Frame):
+class MDT(Frame[MDTParams]):
     """A masked diffusion transformer (arXiv:2303.14389).
 
     Every token is embedded, e_i = patch_i + position_i. The encoder runs on the visible tokens alone, the interpolater
@@ -96,11 +96,11 @@ class MDT(Frame):
     decoder block takes e, in which hidden positions hold their noisy token.
     """
 
-    def __init__(
-        self, params: MDTParams, *, image: tuple[int, int, int], num_classes: int, outputs: int, attention: Attention
-    ) -> None:
-        super().__init__(params, Shapes(image, num_classes, outputs))
-        self.params = params
+    decoder_entry = "interpolater"
+    places: Tensor
+
+    def build_blocks(self, attention: Attention) -> None:
+        params = self.params
         depth, width, _ = params.named_size
         rows, columns = self.grid
         self.positions = nn.Parameter(torch.empty(rows * columns, width))
@@ -109,16 +109,10 @@ class MDT(Frame):
             for number in range(1, depth + 1)
         )
         self.interpolater: Interpolater | None = Interpolater(params, self.grid, attention)
-        self.final = AdaptiveLinear(width, params.patch**2 * image[0] * outputs, width)
         self.register_buffer("places", relative_places(self.grid), persistent=False)  # [N, N]
 
-        for name, parameter in self.named_parameters():
-            self.init_parameter(name, parameter, torch.default_generator)
-
-    places: Tensor
-
     def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """Fill one parameter with its starting values: sine and cosine for positions, else as `sddit_dit.frame.start`."""
+        """Initialize one parameter: sines and cosines for positions, truncated normals for biases, otherwise as in `Frame`."""
         kind = name.rpartition(".")[2]
         if kind == "positions":
             with torch.no_grad():
@@ -126,15 +120,7 @@ class MDT(Frame):
         elif kind == "table":
             nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
         else:
-            start(name, parameter, generator)
-
-    def truncate(self, taps: Sequence[Tap]) -> None:
-        """Drop every block behind the deepest of `taps`, the interpolater if none is in the decoder, and the output."""
-        last = self.params.last_block(taps, output=False)
-        del self.blocks[last:]
-        self.final = None
-        if last <= self.params.encoder_depth:
-            self.interpolater = None
+            super().init_parameter(name, parameter, generator)
 
     def forward(
         self,
@@ -152,7 +138,7 @@ class MDT(Frame):
         Taps of the encoder give the K visible tokens with their index, those of the decoder all N.
         """
         stop = self.params.last_block(taps, output)
-        self.refuse_beyond(stop, output)
+        self.check_depth(stop, output)
         reads = {tap: self.params.block_of(tap) for tap in taps}
         if visible is not None and visible.shape[1] == len(self.places):
             visible = None  # nothing is hidden
@@ -179,7 +165,10 @@ class MDT(Frame):
         """Visible tokens [B, K, D] after the encoder, or where `stop` cuts it, and the tokens read on the way."""
         h, places = e, self.places
         if visible is not None:
-            h, places = take(e, visible), places[visible[:, :, None], visible[:, None, :]]  # [B, K, D], [B, K, K]
+            h, places = (
+                gather_tokens(e, visible),
+                places[visible[:, :, None], visible[:, None, :]],
+            )  # [B, K, D], [B, K, K]
             groups = None if groups is None else groups.gather(1, visible)
         half = self.params.encoder_depth // 2 if self.params.long_skips else 0
         left: list[Tensor] = []  # what left the blocks of the first half

@@ -9,7 +9,34 @@ from torch import Tensor
 
 from sddit.diffusion.draws import Draws
 from sddit.errors import error
-from sddit.interfaces import Denoiser, Guidance, NoiseSchedule, Sampler, SamplerParams
+from sddit.interfaces import Denoise, Denoiser, Guidance, NoiseSchedule, Sampler, SamplerParams
+
+Noise = Callable[[int], Tensor]
+"""(step) -> unit noise [B, C, H, W], keyed by image."""
+
+
+class StepSampler:
+    """Base class of samplers that go from each noise level to the next: write `step`."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        sigmas: Sequence[float],
+        *,
+        noise: Noise,
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Return x at the last level, which is 0, from x [B, C, H, W] at sigmas[0]. The dtype of x, float64, is kept."""
+        for i in range(len(sigmas) - 1):
+            x = self.step(denoise, x, sigmas, i, noise)
+            if callback is not None:
+                callback(i, x)
+        return x
+
+    def step(self, denoise: Denoise, x: Tensor, sigmas: Sequence[float], i: int, noise: Noise) -> Tensor:
+        """Return x at sigmas[i + 1] from x at sigmas[i]."""
+        raise NotImplementedError
 
 
 def noise_levels(params: SamplerParams, schedule: NoiseSchedule) -> list[float]:

@@ -51,7 +51,7 @@ def test_a_broken_likelihood_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_broken_sampler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samplers, "bounded", lambda x0, clip: 1.001 * x0)
+    monkeypatch.setattr(samplers, "clipped", lambda x0, clip: 1.001 * x0)
     assert len([m for m in measured("samplers", "ddim") if not m.holds]) >= 4
 
 

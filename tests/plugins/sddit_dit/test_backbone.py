@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sddit.interfaces import Tap
 from sddit_dit.backbone import DiT
-from sddit_dit.blocks import patchify, take
+from sddit_dit.blocks import gather_tokens, patchify
 
 B, N = 3, 16
 GRID = (4, 4)
@@ -111,9 +111,9 @@ def test_the_decoder_sees_encoder_output_where_visible_and_the_noisy_embedding_e
     u = input_of(entry, lambda: model(**given, visible=VISIBLE))
     e = model.patch(patchify(given["x"], GRID)) + model.positions.table
     h = model(**given, taps=("encoder",), output=False, visible=VISIBLE)[2]["encoder"].patch
-    assert torch.equal(take(u, HIDDEN), take(e, HIDDEN))
-    assert torch.equal(take(u, VISIBLE), h)
-    assert not torch.equal(h, take(e, VISIBLE))
+    assert torch.equal(gather_tokens(u, HIDDEN), gather_tokens(e, HIDDEN))
+    assert torch.equal(gather_tokens(u, VISIBLE), h)
+    assert not torch.equal(h, gather_tokens(e, VISIBLE))
 
 
 def test_a_fill_that_is_no_token_knows_its_position(make: Any, given: dict[str, Tensor]) -> None:

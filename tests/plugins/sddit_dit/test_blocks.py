@@ -11,12 +11,12 @@ from sddit_dit.blocks import (
     Block,
     LabelEmbedding,
     Positions,
+    gather_tokens,
     modulate,
     patchify,
-    put,
+    scatter_tokens,
     sincos_positions,
     sinusoid,
-    take,
     unpatchify,
 )
 from sddit_flash.kernels import Eager
@@ -40,10 +40,10 @@ def test_unpatchify_undoes_patchify() -> None:
 
 def test_put_undoes_take() -> None:
     tokens, index = torch.randn(2, 6, 4), torch.tensor([[0, 2, 5], [1, 3, 4]])
-    assert torch.equal(take(tokens, index)[1, 2], tokens[1, 4])
-    assert torch.equal(put(take(tokens, index), index, into=tokens), tokens)
-    filled = put(take(tokens, index), index, into=torch.zeros(4).expand(2, 6, 4))
-    assert torch.equal(take(filled, index), take(tokens, index))
+    assert torch.equal(gather_tokens(tokens, index)[1, 2], tokens[1, 4])
+    assert torch.equal(scatter_tokens(gather_tokens(tokens, index), index, into=tokens), tokens)
+    filled = scatter_tokens(gather_tokens(tokens, index), index, into=torch.zeros(4).expand(2, 6, 4))
+    assert torch.equal(gather_tokens(filled, index), gather_tokens(tokens, index))
     assert filled[0, [1, 3, 4]].abs().max() == 0
 
 

@@ -38,8 +38,10 @@ def test_it_holds_here(check: Check) -> None:
 
 def test_a_hidden_token_in_the_encoder_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Visible tokens that carry a little of all others."""
-    honest = backbone.take
-    monkeypatch.setattr(backbone, "take", lambda e, index: honest(e + 1e-12 * e.mean(dim=1, keepdim=True), index))
+    honest = backbone.gather_tokens
+    monkeypatch.setattr(
+        backbone, "gather_tokens", lambda e, index: honest(e + 1e-12 * e.mean(dim=1, keepdim=True), index)
+    )
     assert {what.partition(": ")[2] for what in failing(checks.spans)} >= {
         "encoder numbers that a hidden pixel changes",
         "outputs that change when all tokens are named visible",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -54,7 +54,7 @@ def test_it_holds_here(check: Check, name: str) -> None:
 
 
 def test_a_corrector_that_does_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Heun, "_step", Euler._step)
+    monkeypatch.setattr(Heun, "step", Euler.step)
     assert failing(checks.convergence, "heun") == [
         "order of convergence, 128 to 256 steps, from 2",
         "order of convergence, 256 to 512 steps, from 2",
@@ -65,22 +65,22 @@ def test_a_corrector_that_does_nothing_is_noticed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_last_step_that_falls_short_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Euler._step
+    right = Euler.step
 
-    def short(self: Euler, denoise: Denoise, x: Tensor, sigma: float, following: float) -> Tensor:
-        return right(self, denoise, x, sigma, following or sigma / 2)
+    def short(self: Euler, denoise: Denoise, x: Tensor, sigmas: Sequence[float], i: int, noise: Any) -> Tensor:
+        return right(self, denoise, x, [*sigmas[:-1], sigmas[-1] or sigmas[-2] / 2], i, noise)
 
-    monkeypatch.setattr(Euler, "_step", short)
+    monkeypatch.setattr(Euler, "step", short)
     assert failing(checks.trajectory, "euler") == ["last step beside the denoised image"]
 
 
 def test_churn_without_its_noise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Euler._churn
+    right = Euler.churn
 
-    def quiet(self: Euler, x: Tensor, sigma: float, step: int, steps: int, noise: Any) -> tuple[Tensor, float]:
-        return x, right(self, x, sigma, step, steps, noise)[1]
+    def quiet(self: Euler, x: Tensor, sigmas: Sequence[float], i: int, noise: Any) -> tuple[Tensor, float]:
+        return x, right(self, x, sigmas, i, noise)[1]
 
-    monkeypatch.setattr(Euler, "_churn", quiet)
+    monkeypatch.setattr(Euler, "churn", quiet)
     assert "variance of the samples, from the data's in standard errors" in failing(checks.churned, "heun")
 
 
@@ -96,8 +96,10 @@ def test_guidance_that_forgets_its_interval_is_noticed(monkeypatch: pytest.Monke
 
 
 def test_a_scale_of_another_time_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ClassifierFree._share
-    monkeypatch.setattr(ClassifierFree, "_share", lambda self, sigma: right(self, sigma) - 0.01)  # 1.01 - t / T
+    right = ClassifierFree._noise_fraction
+    monkeypatch.setattr(
+        ClassifierFree, "_noise_fraction", lambda self, sigma: right(self, sigma) - 0.01
+    )  # 1.01 - t / T
     assert failing(checks.power_cosine, "cfg") == [
         "power 4, t / T = 0: scale, from 4",
         "power 4, t / T = 0.5: scale, from 1.029",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,7 @@ from sddit.testing import fixtures as things
 from sddit_edm.flow import Flow
 from sddit_edm.params import FlowParams
 from sddit_heun.params import EulerParams, HeunParams
-from sddit_heun.samplers import Euler, Heun, parts
+from sddit_heun.samplers import Euler, Heun, x0_and_eps
 
 
 class Mixture:
@@ -155,7 +155,7 @@ def test_the_slope_is_minus_sigma_times_the_score(sigma: float) -> None:
     mixture = two_gaussians()
     x = torch.linspace(-2, 2, 41, dtype=torch.float64).mul(1 + sigma).view(-1, 1, 1, 1).requires_grad_()
     (score,) = torch.autograd.grad(mixture.log_parts(x, sigma).logsumexp(1).sum(), x)
-    _, slope = parts(mixture, x, sigma)
+    _, slope = x0_and_eps(mixture, x, sigma)
     torch.testing.assert_close(slope, -sigma * score, rtol=1e-9, atol=1e-9)
     assert not torch.allclose(slope, -1.001 * sigma * score, rtol=1e-5, atol=0)
 
@@ -173,12 +173,13 @@ def orders(errors: list[float]) -> list[float]:
 
 
 class WrongCorrector(Heun):
-    """Takes the second slope at the level the step came from."""
+    """Take the second slope at the level where the step started."""
 
-    def _step(self, denoise: Denoise, x: Tensor, sigma: float, following: float) -> Tensor:
-        x0, eps = parts(denoise, x, sigma)
-        _, eps_end = parts(denoise, x0 + following * eps, sigma)
-        return x + (following - sigma) * (eps + eps_end) / 2
+    def step(self, denoise: Denoise, x: Tensor, sigmas: Sequence[float], i: int, noise: Any) -> Tensor:
+        sigma, sigma_next = sigmas[i], sigmas[i + 1]
+        x0, eps = x0_and_eps(denoise, x, sigma)
+        _, eps_next = x0_and_eps(denoise, x0 + sigma_next * eps, sigma)
+        return x + (sigma_next - sigma) * (eps + eps_next) / 2
 
 
 @pytest.fixture(scope="module")

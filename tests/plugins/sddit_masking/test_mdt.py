@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sddit.interfaces import Cost, Shapes, Tap
-from sddit_dit.blocks import patchify, sincos_positions, take
+from sddit_dit.blocks import gather_tokens, patchify, sincos_positions
 from sddit_flash.kernels import Sdpa
 from sddit_flash.params import SdpaParams
 from sddit_masking.mdt import MDT, relative_places
@@ -105,10 +105,10 @@ def test_the_masked_encoder_is_the_full_one_that_cannot_look_at_hidden_tokens(
     model = make(**structure)
     short = model(**given, taps=("encoder",), output=False, visible=VISIBLE)[2]["encoder"]
     walled = model(**given, taps=("encoder",), output=False, groups=IS_HIDDEN)[2]["encoder"].patch
-    torch.testing.assert_close(short.patch, take(walled, VISIBLE), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(short.patch, gather_tokens(walled, VISIBLE), rtol=1e-12, atol=1e-12)
     assert short.index is VISIBLE
     free = model(**given, taps=("encoder",), output=False)[2]["encoder"].patch
-    assert (short.patch - take(free, VISIBLE)).abs().max() > 1e-3
+    assert (short.patch - gather_tokens(free, VISIBLE)).abs().max() > 1e-3
 
 
 def test_the_encoder_really_runs_on_fewer_tokens(
@@ -142,11 +142,11 @@ def test_the_interpolater_speaks_for_hidden_tokens_alone(make: Any, given: dict[
     h = model(**given, taps=("encoder",), output=False, visible=VISIBLE)[2]["encoder"].patch
     act = model.condition(given["c_noise"], given["labels"])
     out = interpolater(h, act, VISIBLE, places, None)
-    assert torch.equal(take(out, VISIBLE), h + interpolater.positions[VISIBLE])
+    assert torch.equal(gather_tokens(out, VISIBLE), h + interpolater.positions[VISIBLE])
     filled = interpolater.mask_token.expand(B, N, -1).scatter(1, VISIBLE[:, :, None].expand_as(h), h)
     expected = interpolater.block(filled + interpolater.positions, act, places)
-    assert torch.equal(take(out, HIDDEN), take(expected, HIDDEN))
-    assert (take(out, VISIBLE) - take(expected, VISIBLE)).abs().max() > 1e-3
+    assert torch.equal(gather_tokens(out, HIDDEN), gather_tokens(expected, HIDDEN))
+    assert (gather_tokens(out, VISIBLE) - gather_tokens(expected, VISIBLE)).abs().max() > 1e-3
 
 
 def test_with_nothing_hidden_only_the_decoders_positions_are_added(make: Any, given: dict[str, Tensor]) -> None:
