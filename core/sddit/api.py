@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sddit.diffusion.draws import Draws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.errors import error
-from sddit.exchange.conversion import understood
+from sddit.exchange.conversion import convert_from_layout
 from sddit.exchange.files import read_weight_file
 from sddit.generation import generate, of_classes
 from sddit.interfaces import Backbone, Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Tap, View
@@ -218,12 +218,12 @@ def filled(recipe: Recipe, read: Callable[[], dict[str, Tensor]], dtype: torch.d
 
 def load_published(path: Path, layout: str, config: Mapping[str, Any], dtype: torch.dtype | None) -> Model:
     """The network of a safetensors file whose tensors have the names of a published implementation."""
-    published = understood(read_weight_file(path).state, layout, config)
-    wanted = dtype or next(value.dtype for value in published.state.values() if value.is_floating_point())
+    converted = convert_from_layout(read_weight_file(path).state, layout, config)
+    wanted = dtype or next(value.dtype for value in converted.state.values() if value.is_floating_point())
     with default_dtype(wanted):
-        backbone, named = published.trained(build("attention", KERNEL)), published.description.noise_schedule
+        backbone, named = converted.build_trained(build("attention", KERNEL)), converted.description.noise_schedule
         schedule = build("noise_schedules", *named) if named else None
-    return Model(backbone, schedule, published.shapes)
+    return Model(backbone, schedule, converted.shapes)
 
 
 def sample(

@@ -1,1 +1,1 @@
-"""Weights in and out: published layouts, exported folders, and other runs to begin from."""
+"""Import, export and convert weights between runs and published layouts."""

@@ -1,4 +1,4 @@
-"""Arguments of a published constructor: tables in tables. No torch."""
+"""Merge, filter and flatten nested tables, such as the arguments of a published constructor. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def together(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables laid over each other, key by key."""
+def merge_tables(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge tables key by key; later layers win."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             below = merged.get(key)
             both = isinstance(value, Mapping) and isinstance(below, Mapping)
-            merged[key] = together(below, value) if both else value  # type: ignore[arg-type]  # both: below is a table
+            merged[key] = merge_tables(below, value) if both else value  # type: ignore[arg-type]  # both: below is a table
     return merged
 
 
-def without(table: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a table is not given."""
-    left = {}
+def remove_keys(table: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table without the keys that are in `given`."""
+    rest = {}
     for key, value in table.items():
         if isinstance(value, Mapping) and isinstance(inner := given.get(key), Mapping):
-            left[key] = without(value, inner)
+            rest[key] = remove_keys(value, inner)
         elif key not in given:
-            left[key] = value
-    return {key: value for key, value in left.items() if value != {}}
+            rest[key] = value
+    return {key: value for key, value in rest.items() if value != {}}
 
 
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value. Keys that begin with `_` are notes of other programs."""
-    found: dict[str, Any] = {}
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {dotted key: value}. Keys that begin with `_` are skipped: they are notes of other programs."""
+    values: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            values |= flatten(value, f"{prefix}{key}.")
         elif not key.startswith("_"):
-            found[f"{prefix}{key}"] = value
-    return found
+            values[f"{prefix}{key}"] = value
+    return values

@@ -1,4 +1,4 @@
-"""Weights in a published layout as a network of ours, and a network of ours in a published layout."""
+"""Convert weights from a published layout to our parameter names, and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
-from sddit.exchange.arguments import flat, together, without
+from sddit.exchange.arguments import flatten, merge_tables, remove_keys
 from sddit.exchange.layouts import layouts
 from sddit.interfaces import Attention, BackboneParams, Shapes, WeightDescription, WeightFormat
 from sddit.plugins.host import registry
@@ -21,30 +21,30 @@ from sddit.recipes.validation import validated
 from sddit.training.warm_start import misfits
 
 SAME_TABLE = 1e-4
-"""How far a fixed table in a file may be from ours: the official code rounds it to float32 on another way."""
+"""Largest difference between a fixed table in a file and ours: the official code rounds it differently to float32."""
 
 
-def same_table(stored: torch.dtype) -> float:
-    """The same for a table stored in fewer bits, whose values are at most 1: the step between numbers there."""
+def table_tolerance(stored: torch.dtype) -> float:
+    """Return the tolerance for a table stored as `stored`, whose values are at most 1: at least that type's spacing at 1."""
     return max(SAME_TABLE, torch.finfo(stored).eps) if stored.is_floating_point else SAME_TABLE
 
 
-def unused(*given: Any, **more: Any) -> Tensor:
-    """The attention kernel of a network that is only looked at."""
+def no_attention(*inputs: Any, **more: Any) -> Tensor:
+    """Stand in for the attention kernel of a network that is inspected but not run."""
     raise RuntimeError("this network was built without an attention kernel")
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """A network of a published layout in our terms, with the tensors under our names."""
+class ConvertedWeights:
+    """Weights of a published layout under our parameter names, with the settings of their network."""
 
     layout: str
     component: Component[Any]  # the backbone that offers the layout
     params: BackboneParams
     description: WeightDescription
-    config: dict[str, Any]  # all arguments of its constructor
-    told: dict[str, Any]  # those of them that the tensors tell
-    guessed: dict[str, Any]  # those that neither the tensors nor anybody told
+    config: dict[str, Any]  # all arguments of the published constructor
+    inferred: dict[str, Any]  # those that follow from names and shapes of the tensors
+    guessed: dict[str, Any]  # those that neither the tensors nor the user state: the usual values
     state: dict[str, Tensor]
 
     @property
@@ -52,104 +52,109 @@ class Published:
         return self.description.shapes
 
     @property
-    def undropped(self) -> bool:
-        """Whether it was trained without dropped labels: its null label means nothing."""
+    def never_drops_labels(self) -> bool:
+        """Return whether it was trained without label dropout, so that its null label is untrained."""
         return bool(self.description.recipe.get("dataset", {}).get("label_drop") == 0)
 
-    def backbone(self, device: str = "cpu", attention: Attention = unused) -> nn.Module:
-        """The network, untrained; on the device `meta` it takes no memory. Without a kernel it can be looked at, not run."""
+    def build_backbone(self, device: str = "cpu", attention: Attention = no_attention) -> nn.Module:
+        """Build the network with fresh weights; on device `meta` it takes no memory. Without a kernel it cannot run."""
         with torch.device(device):
-            made: nn.Module = self.component.build(
+            backbone: nn.Module = self.component.build(
                 self.params,
                 image=self.shapes.image,
                 num_classes=self.shapes.num_classes,
                 outputs=self.shapes.outputs,
                 attention=attention,
             )
-        return made
+        return backbone
 
-    def trained(self, attention: Attention = unused) -> nn.Module:
-        """The network with its weights, and with the fixed tables of the file where it has them, in the default dtype."""
-        backbone = self.backbone(attention=attention)
+    def build_trained(self, attention: Attention = no_attention) -> nn.Module:
+        """Build the network with its weights, and with the file's fixed tables if it has them, in the default dtype."""
+        backbone = self.build_backbone(attention=attention)
         backbone.load_state_dict({name: tensor.to(torch.get_default_dtype()) for name, tensor in self.state.items()})
         return backbone.eval()
 
     def parameters(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the network. Its fixed tables are ours then: SD-C455 for others than these."""
-        trained, ours = self.trained(), dict(self.backbone().named_buffers())
+        """Return the tensors that a checkpoint holds of the network. Raises SD-C455 if a fixed table differs from ours."""
+        trained, ours = self.build_trained(), dict(self.build_backbone().named_buffers())
         for name, table in trained.named_buffers():
-            allowed = same_table(self.state[name].dtype) if name in self.state else SAME_TABLE
-            if (off := float((table - ours[name]).abs().max())) > allowed:
-                what = f"the fixed table {name!r} of these weights is not ours"
-                raise error("SD-C455", what, where=name, got=f"up to {off:.2g} apart", expect=f"at most {allowed:g}")
+            allowed = table_tolerance(self.state[name].dtype) if name in self.state else SAME_TABLE
+            if (gap := float((table - ours[name]).abs().max())) > allowed:
+                what = f"the fixed table {name!r} of these weights differs from ours"
+                raise error(
+                    "SD-C455", what, where=name, got=f"maximum difference {gap:.2g}", expect=f"at most {allowed:g}"
+                )
         return trained.state_dict()
 
 
-def offering(layout: str) -> Component[Any]:
-    """The backbone that offers a layout. SD-C441 if none does."""
+def backbone_with_layout(layout: str) -> Component[Any]:
+    """Return the backbone component that offers a layout. Raises SD-C441 if none does."""
     known = layouts()
     if layout not in known:
         raise error(
             "SD-C441",
-            f"no weight layout {layout!r}",
+            f"unknown weight layout {layout!r}",
             where="--layout",
-            got=layout or "(none given)",
+            got=layout or "(empty)",
             expect=one_of(layout, known),
         )
     return known[layout]
 
 
-def understood(state: Mapping[str, Tensor], layout: str, given: Mapping[str, Any]) -> Published:
-    """Tensors of a published layout in our terms; only their names and shapes are looked at.
+def convert_from_layout(state: Mapping[str, Tensor], layout: str, given: Mapping[str, Any]) -> ConvertedWeights:
+    """Convert tensors of a published layout. Only their names and shapes are inspected.
 
     Args:
-        state: under the published names.
-        layout: such as `sddit-run import --layout` lists.
-        given: arguments of the published constructor, above what the tensors tell.
+        state: tensors under the published names.
+        layout: a layout that `sddit-run import --help` lists.
+        given: arguments of the published constructor; they override guessed ones.
 
     Raises:
-        SdditError: SD-C454 for arguments that are missing, wrong or at odds with the tensors, SD-C455 for tensors that are
-            not of this layout or of this network.
+        SdditError: SD-C454 for arguments that are missing, wrong or contradict the tensors, SD-C455 for tensors that do not
+            fit this layout or this network.
     """
-    component = offering(layout)
+    component = backbone_with_layout(layout)
     form: WeightFormat = component.format(layout)
     try:
-        told, usual = form.infer(state, given)
+        inferred, usual = form.infer(state, given)
         ours = form.to_ours(state, given)
     except (KeyError, ValueError, IndexError) as unknown:
         raise error(
             "SD-C455",
-            f"these tensors are not of the layout {layout!r}",
+            f"these tensors do not have the layout {layout!r}",
             where="--layout",
-            got=_said(unknown),
+            got=_reason(unknown),
             expect=f"another file, or one of the layouts {', '.join(sorted(layouts()))}",
         ) from unknown
-    _refuse_contradictions(given, told)
-    guessed = without(usual, given)
-    config = together(guessed, told, given)
+    _refuse_contradictions(given, inferred)
+    guessed = remove_keys(usual, given)
+    config = merge_tables(guessed, inferred, given)
     try:
         description = form.describe(config)
         params = cast(BackboneParams, validated(component.params, description.backbone, table="config"))
-        whole = form.config(params, description.shapes, (description.noise_schedule or ("", {}))[1])
+        complete = form.config(params, description.shapes, (description.noise_schedule or ("", {}))[1])
     except (KeyError, ValueError, TypeError) as unfit:
-        raise _bad_config(_said(unfit)) from unfit
+        raise _bad_config(_reason(unfit)) from unfit
     except SdditError as unfit:
         raise _bad_config(unfit.problems[0].what) from unfit
-    _refuse_unused(given, whole, but={*form.idle, *flat(told)})
-    published = Published(layout, component, params, description, whole, told, guessed, ours)
-    _refuse_other_tensors(published)
-    return published
+    _refuse_unused(given, complete, allowed={*form.idle, *flatten(inferred)})
+    converted = ConvertedWeights(layout, component, params, description, complete, inferred, guessed, ours)
+    _refuse_other_tensors(converted)
+    return converted
 
 
-def written(recipe: Recipe, layout: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A backbone of ours as constructor's arguments and tensors of a published layout. It comes back as it went, or is refused.
+def convert_to_layout(
+    recipe: Recipe, layout: str, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Convert our backbone to the constructor arguments and tensors of a published layout, and check the way back.
 
-    Raises SD-C453 for a network that has no place in the layout.
+    Raises SD-C453 for a network that the layout cannot represent.
     """
-    component = offering(layout)
+    component = backbone_with_layout(layout)
     if component.qualified != recipe.backbone.component.qualified:
-        raise _no_place(
-            layout, f"it holds backbones {component.qualified!r}, and this is {recipe.backbone.component.qualified!r}"
+        raise _not_representable(
+            layout,
+            f"it is for the backbone {component.qualified!r}, and this one is {recipe.backbone.component.qualified!r}",
         )
     form: WeightFormat = component.format(layout)
     try:
@@ -158,106 +163,106 @@ def written(recipe: Recipe, layout: str, state: Mapping[str, Tensor]) -> tuple[d
         )
         theirs = form.to_theirs(state, recipe.backbone.params, recipe.shapes)
     except (KeyError, ValueError) as unfit:
-        raise _no_place(layout, _said(unfit)) from unfit
-    back = understood(theirs, layout, config)
-    if reason := unlike(recipe, back):
-        raise _no_place(layout, reason)
+        raise _not_representable(layout, _reason(unfit)) from unfit
+    back = convert_from_layout(theirs, layout, config)
+    if reason := model_mismatch(recipe, back):
+        raise _not_representable(layout, reason)
     if changed := [name for name, tensor in state.items() if not torch.equal(back.state[name], tensor)]:
-        raise _no_place(layout, f"{changed[0]} would not come back")
+        raise _not_representable(layout, f"{changed[0]} would change on the way back")
     return config, theirs
 
 
-def unlike(recipe: Recipe, published: Published) -> str:
-    """The first thing in which the model of a recipe is another than a published one; empty: none."""
-    if reason := unlike_network(recipe, published):
+def model_mismatch(recipe: Recipe, converted: ConvertedWeights) -> str:
+    """Return the first difference between a recipe's model and converted weights; empty if they match."""
+    if reason := network_mismatch(recipe, converted):
         return reason
-    if published.description.noise_schedule is None:
+    if converted.description.noise_schedule is None:
         return ""
-    name, settings = published.description.noise_schedule
+    name, settings = converted.description.noise_schedule
     if registry("noise_schedules").get(name) != recipe.noise_schedule.component:
         return f"noise_schedule.name = {recipe.noise_schedule.component.name}, not {name}"
     own = recipe.noise_schedule.params.model_dump(by_alias=True)
-    if reason := _unlike_settings({key: own.get(key) for key in settings}, settings, "noise_schedule"):
+    if reason := _settings_mismatch({key: own.get(key) for key in settings}, settings, "noise_schedule"):
         return reason
-    if published.undropped and recipe.dataset.params.label_drop:
+    if converted.never_drops_labels and recipe.dataset.params.label_drop:
         return f"dataset.label_drop = {recipe.dataset.params.label_drop:g}, not 0"
     return ""
 
 
-def unlike_network(recipe: Recipe, published: Published) -> str:
-    """The same of the network alone, whatever noise it was trained with.
+def network_mismatch(recipe: Recipe, converted: ConvertedWeights) -> str:
+    """Return the first difference between the networks, whatever noise schedule they were trained with; empty: none.
 
-    A size by name and the same size by numbers are alike: they set different keys, and only keys that both set are compared.
+    A size by name matches the same size by numbers: they set different keys, and only keys that both set are compared.
     """
-    if recipe.backbone.component.qualified != published.component.qualified:
-        return f"backbone.name = {recipe.backbone.component.qualified}, not {published.component.qualified}"
+    if recipe.backbone.component.qualified != converted.component.qualified:
+        return f"backbone.name = {recipe.backbone.component.qualified}, not {converted.component.qualified}"
     for name in ("image", "num_classes", "outputs"):
-        ours, theirs = getattr(recipe.shapes, name), getattr(published.shapes, name)
+        ours, theirs = getattr(recipe.shapes, name), getattr(converted.shapes, name)
         if ours != theirs:
             return f"{name.replace('_', ' ')} = {ours}, not {theirs}"
-    return _unlike_settings(
-        recipe.backbone.params.model_dump(by_alias=True), published.params.model_dump(by_alias=True), "backbone"
+    return _settings_mismatch(
+        recipe.backbone.params.model_dump(by_alias=True), converted.params.model_dump(by_alias=True), "backbone"
     )
 
 
-def _unlike_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], table: str) -> str:
+def _settings_mismatch(ours: Mapping[str, Any], theirs: Mapping[str, Any], table: str) -> str:
     for key, value in ours.items():
         other = theirs.get(key)
         if isinstance(value, Mapping) and isinstance(other, Mapping):
-            if inner := _unlike_settings(value, other, f"{table}.{key}"):
+            if inner := _settings_mismatch(value, other, f"{table}.{key}"):
                 return inner
         elif value != other and value not in (None, "") and other not in (None, ""):
             return f"{table}.{key} = {value}, not {other}"
     return ""
 
 
-def _refuse_contradictions(given: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-    known = flat(told)
+def _refuse_contradictions(given: Mapping[str, Any], inferred: Mapping[str, Any]) -> None:
+    known = flatten(inferred)
     raise_all(
         Problem(
             "SD-C454",
-            f"the config and the tensors say different things of {key!r}",
+            f"the config contradicts the tensors in {key!r}",
             where="--config",
             got=f"{key} = {value}",
-            expect=f"{known[key]}, as the tensors have it",
-            fix="leave it out",
+            expect=f"{known[key]}, as in the tensors",
+            fix="remove it",
         )
-        for key, value in flat(given).items()
+        for key, value in flatten(given).items()
         if key in known and known[key] != value
     )
 
 
-def _refuse_unused(given: Mapping[str, Any], whole: Mapping[str, Any], but: Collection[str]) -> None:
-    """An argument that looks like a misspelt one was meant to change something; others do not concern the network.
+def _refuse_unused(given: Mapping[str, Any], complete: Mapping[str, Any], allowed: Collection[str]) -> None:
+    """Refuse arguments without effect that look like a misspelt key. Others do not concern the network.
 
-    `but` those that leave the network as it is, and those that the tensors confirm.
+    `allowed`: keys that leave the network as it is, and keys that the tensors confirm.
     """
-    known, stated = flat(whole), flat(given)
+    known, stated = flatten(complete), flatten(given)
     problems = []
     for key, value in stated.items():
-        if key in but:
+        if key in allowed:
             continue
         if key not in known and get_close_matches(key, set(known) - set(stated), cutoff=0.8):
-            what, expect = f"the config has no use for {key!r}", one_of(key, known, most=20)
+            what, expect = f"unknown config key {key!r}", one_of(key, known, most=20)
         elif key in known and known[key] != value:
-            what, expect = f"this network cannot be made with {key!r} so", f"{key} = {known[key]}"
+            what, expect = f"this network cannot have this value of {key!r}", f"{key} = {known[key]}"
         else:
             continue
         problems.append(Problem("SD-C454", what, where="--config", got=f"{key} = {value}", expect=expect))
     raise_all(problems)
 
 
-def _refuse_other_tensors(published: Published) -> None:
-    """Names and shapes are those of the network that the arguments make; fixed tables come along or not."""
-    network = published.backbone("meta")
+def _refuse_other_tensors(converted: ConvertedWeights) -> None:
+    """Raise SD-C455 unless names and shapes match the network of the arguments; fixed tables are optional."""
+    network = converted.build_backbone("meta")
     wanted, fixed = network.state_dict(), dict(network.named_buffers())
-    given = {name: tensor for name, tensor in published.state.items() if name in wanted or name not in fixed}
-    if unlike := misfits(given, wanted):
-        what, names = next(iter(unlike.items()))
+    given = {name: tensor for name, tensor in converted.state.items() if name in wanted or name not in fixed}
+    if mismatches := misfits(given, wanted):
+        what, names = next(iter(mismatches.items()))
         raise error(
             "SD-C455",
-            "the tensors are not those of the network that the config describes",
-            where=f"--layout {published.layout}",
+            "the tensors do not fit the network that the config describes",
+            where=f"--layout {converted.layout}",
             got=f"{what.partition(',')[0]}: {', '.join(names[:3])}",
             expect="the layout and the config of these weights",
         )
@@ -266,27 +271,27 @@ def _refuse_other_tensors(published: Published) -> None:
 def _bad_config(reason: str) -> SdditError:
     return error(
         "SD-C454",
-        "the config does not make a network",
+        "the config does not describe a network",
         where="--config",
         got=reason,
-        expect="the arguments of the published constructor that the tensors do not tell",
-        fix="such as --config num_heads=16",
+        expect="the arguments of the published constructor that do not follow from the tensors",
+        fix="add them, e.g. --config num_heads=16",
     )
 
 
-def _no_place(layout: str, reason: str) -> SdditError:
+def _not_representable(layout: str, reason: str) -> SdditError:
     return error(
         "SD-C453",
-        f"this network has no place in the layout {layout!r}",
+        f"the layout {layout!r} cannot hold this network",
         where="--layout",
         got=reason,
-        expect="a network as that layout's own implementation makes it",
-        fix="--layout ours holds every network",
+        expect="a network that the layout's own implementation can build",
+        fix="use --layout ours, which holds every network",
     )
 
 
-def _said(failure: Exception) -> str:
-    """What an exception says; of a KeyError, which quotes, the text itself."""
+def _reason(failure: Exception) -> str:
+    """Return an exception's message; for a KeyError, which quotes its text, the text itself."""
     if isinstance(failure, KeyError):
         key = str(failure.args[0])
         return key if " " in key else f"{key} is missing"

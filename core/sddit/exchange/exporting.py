@@ -1,4 +1,4 @@
-"""`sddit-run export`: the network of a run as a folder that loads without its data, or in a published layout."""
+"""Export the network of a run as a folder that loads without its data, or in a published layout."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from sddit import __version__
 from sddit.data.declared import declared_table
 from sddit.errors import error
-from sddit.exchange.conversion import offering, written
-from sddit.exchange.layouts import OURS, UNDROPPED
+from sddit.exchange.conversion import backbone_with_layout, convert_to_layout
+from sddit.exchange.layouts import NO_LABEL_DROP, OURS
 from sddit.exchange.model_card import model_card
 from sddit.recipes.recipe import Recipe, facts_to_json
 from sddit.recipes.resolve import resolve_without_data
@@ -27,80 +27,80 @@ from sddit.storage.tensors import pack
 from sddit.training.warm_start import read_weights
 
 CARD = "README.md"
-LEFT_OUT = ("tracker", "start", "data")  # of the recipe: what sampling does not need, or `declared` states
+DROPPED_TABLES = ("tracker", "start", "data")  # of the recipe: not needed for sampling, or stated by `declared`
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written where."""
+    """Result of an export."""
 
     folder: Path
     files: tuple[Path, ...]
     weights: Found
-    note: str  # what a person who loads it elsewhere should know
+    note: str  # what users who load it elsewhere should know
 
 
 def export_run(
     run: Path, *, out: Path | None = None, weights: str = "", step: int | None = None, layout: str = OURS
 ) -> Exported:
-    """Write the network of a run for others.
+    """Write the network of a run to a folder to share.
 
     Args:
         run: a run folder.
-        out: an empty or new folder; None: `export` in the run folder, `export-LAYOUT` for a published layout.
-        weights: `student` or the label of an [ema]; empty: the one the run samples with.
-        step: which checkpoint; None: the newest.
+        out: an empty or new folder. Default: `export` in the run folder, `export-LAYOUT` for a published layout.
+        weights: `student` or the label of an [ema]; empty: the weights that the run samples with.
+        step: step of the checkpoint. Default: the newest.
         layout: `ours`, which `sddit.load(folder)` reads, or a published one.
 
     Raises:
-        SdditError: SD-C441 for an unknown layout, SD-C453 for a network that has no place in it, SD-F708 for a folder that
-            holds something.
+        SdditError: SD-C441 for an unknown layout, SD-C453 for a network that it cannot hold, SD-F708 for a folder that is
+            not empty.
     """
-    note = "" if layout == OURS else str(offering(layout).format(layout).note)
+    note = "" if layout == OURS else str(backbone_with_layout(layout).format(layout).note)
     recipe, source = resolve_without_data(recipe_in(run)), found(run, weights, step)
     if layout != OURS and recipe.facts.num_classes and recipe.dataset.params.label_drop == 0:
-        note = f"{note} {UNDROPPED}".strip()
+        note = f"{note} {NO_LABEL_DROP}".strip()
     state = read_weights(source)
-    files = ours(recipe, source, state) if layout == OURS else theirs(recipe, layout, state)
+    files = own_files(recipe, source, state) if layout == OURS else layout_files(recipe, layout, state)
     size = sum(tensor.numel() for tensor in state.values())
     files[CARD] = model_card(recipe, source, layout, size, note).encode()
-    folder = empty(out or run / ("export" if layout == OURS else f"export-{layout}"))
+    folder = empty_folder(out or run / ("export" if layout == OURS else f"export-{layout}"))
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         replace_file(folder / name, data)
     return Exported(folder, tuple(folder / name for name in files), source, note)
 
 
-def ours(recipe: Recipe, source: Found, state: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """Config with the recipe in it, weights under our own names, and the recipe's one-file plugins."""
+def own_files(recipe: Recipe, source: Found, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Return {name: bytes}: config with the recipe, weights under our names, and the recipe's one-file plugins."""
     data = pack(state)
     config = {
         "format": EXPORT_FORMAT,
         "sddit": __version__,
         "weights": {"label": source.label, "step": source.step, "sha256": sha256(data).hexdigest()},
-        "recipe": without_data(recipe),
+        "recipe": recipe_without_data(recipe),
     }
     plugins = {Path(name).name: file.read_bytes() for name, file in recipe.plugin_files.items()}
     return {CONFIG: seal_manifest(config), WEIGHTS: data, **plugins}
 
 
-def theirs(recipe: Recipe, layout: str, state: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """The constructor's arguments and the weights, where the layout has them."""
-    config, tensors = written(recipe, layout, state)
-    config_name, weights_name = offering(layout).format(layout).files
+def layout_files(recipe: Recipe, layout: str, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Return {name: bytes}: constructor arguments and weights under the file names of the layout."""
+    config, tensors = convert_to_layout(recipe, layout, state)
+    config_name, weights_name = backbone_with_layout(layout).format(layout).files
     return {config_name: as_json(config), weights_name: pack(tensors)}
 
 
-def without_data(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe as it can be sampled anywhere: the facts of the data in the place of the data."""
+def recipe_without_data(recipe: Recipe) -> dict[str, Any]:
+    """Return the resolved recipe with the data set replaced by its facts, so that it can be sampled anywhere."""
     tables = recipe.to_json()
     tables["dataset"] = declared_table(facts_to_json(recipe.facts), tables["dataset"])
     tables["evaluate"]["features"] = []
-    return {key: value for key, value in tables.items() if key not in LEFT_OUT}
+    return {key: value for key, value in tables.items() if key not in DROPPED_TABLES}
 
 
-def empty(folder: Path) -> Path:
-    """The folder, made if there is none. SD-F708 if it holds something."""
+def empty_folder(folder: Path) -> Path:
+    """Create the folder if needed and return it. Raises SD-F708 if it is not empty."""
     real = made(folder)
     if any(real.iterdir()):
         raise error(

@@ -1,4 +1,4 @@
-"""Files of weights from elsewhere: which tensors they hold, and where in them."""
+"""Read the tensors of a published weight file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from sddit.exchange.pickles import load_pickle
 from sddit.storage.atomic import open_file
 from sddit.storage.tensors import PICKLES
 
-SETS = ("ema", "model")  # the names under which published files hold their weights, the one to sample with first
+SETS = ("ema", "model")  # names of sets of weights in published files; the preferred one first
 STEPS = ("step", "steps", "train_steps")
-WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile write before every name
+WRAPPERS = ("module.", "_orig_mod.")  # name prefixes that DDP and torch.compile add
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """One set of weights of a file, under its own names."""
+    """One set of weights of a file, under the names of the file."""
 
     path: Path
-    sha256: str  # of the whole file
-    chosen: str  # which set of the file; empty: it holds only one
-    step: int  # at which it was saved, if it says so, else 0
+    sha256: str  # of the entire file
+    chosen: str  # name of the set; empty: the file holds only one
+    step: int  # training step stored in the file, else 0
     state: dict[str, Tensor]
 
 
@@ -39,12 +39,12 @@ def read_weight_file(path: Path, *, weights: str = "", trust_pickle: bool = Fals
 
     Args:
         path: the file.
-        weights: which set of a nested file, such as `ema` or `model`; empty: the average if there is one.
-        trust_pickle: read a pickle too.
+        weights: which set of a nested file, such as `ema` or `model`; empty: `ema` if there is one.
+        trust_pickle: allow a pickle.
 
     Raises:
-        SdditError: SD-C440 for a pickle that is not trusted or does more than hold weights, SD-C404 for a broken file,
-            SD-C444 for none, SD-C446 for a set of weights that it does not hold.
+        SdditError: SD-C440 for a pickle that is not trusted or contains code, SD-C404 for a damaged file, SD-C444 for a
+            missing file, SD-C446 for a missing set of weights.
     """
     try:
         with os.fdopen(open_file(path), "rb") as file:
@@ -53,19 +53,23 @@ def read_weight_file(path: Path, *, weights: str = "", trust_pickle: bool = Fals
             digest = file_digest(file, "sha256").hexdigest()
     except OSError as fault:
         raise error(
-            "SD-C444", "nothing to load", where=str(path), got=fault.strerror or "", expect="a weight file"
+            "SD-C444",
+            "cannot open the weight file",
+            where=str(path),
+            got=fault.strerror or "",
+            expect="a readable file",
         ) from fault
     if pickled and not trust_pickle:
         raise error(
             "SD-C440",
-            "this is a pickle, which can run code when read",
+            "the file is a pickle, which can run code when it is read",
             where=str(path),
             expect="safetensors",
-            fix="where you trust its author: sddit-run import FILE --layout NAME --trust-pickle",
+            fix="if you trust its author: sddit-run import FILE --layout NAME --trust-pickle",
         )
     held: Any = load_pickle(path) if pickled else _load_safetensors(path)
-    chosen, state = _chosen(held, weights, path)
-    return WeightFile(path, digest, chosen, _step(held), _unwrapped(state))
+    chosen, state = _choose_weights(held, weights, path)
+    return WeightFile(path, digest, chosen, _step(held), _without_wrappers(state))
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -74,31 +78,29 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as fault:
         raise error(
             "SD-C404",
-            "not a safetensors file, or not a whole one",
+            "not a safetensors file, or truncated",
             where=str(path),
             got=str(fault)[:160],
-            fix="fetch or convert it again",
+            fix="download or convert it again",
         ) from fault
 
 
-def _chosen(held: Any, weights: str, path: Path) -> tuple[str, dict[str, Tensor]]:
-    """The wanted set of weights and its name: all of a flat file, one of the sets of a nested one."""
+def _choose_weights(held: Any, weights: str, path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Return name and tensors of the requested set: everything in a flat file, one set of a nested file."""
     if _is_state(held):
         if weights:
-            what = "this file holds one set of weights, without a name"
-            raise error("SD-C446", what, where=str(path), got=f"--weights {weights}", fix="leave --weights out")
+            what = "the file holds a single set of weights, without a name"
+            raise error("SD-C446", what, where=str(path), got=f"--weights {weights}", fix="remove --weights")
         return "", dict(held)
     sets = [name for name, value in held.items() if _is_state(value)] if isinstance(held, Mapping) else []
     wanted = weights or next((name for name in SETS if name in sets), "")
     if wanted not in sets:
         raise error(
             "SD-C446",
-            "this file does not hold such weights",
+            "the file has no such set of weights",
             where=str(path),
-            got=wanted or "(none chosen)",
-            expect=one_of(wanted, sets)
-            if sets
-            else "tensors by name, or sets of them under names such as ema and model",
+            got=wanted or "(none selected)",
+            expect=one_of(wanted, sets) if sets else "tensors by name, or sets of tensors such as ema and model",
         )
     return wanted, dict(held[wanted])
 
@@ -112,13 +114,13 @@ def _is_state(value: Any) -> bool:
 
 
 def _step(held: Any) -> int:
-    """The step that a nested file names."""
+    """Return the training step stored in a nested file, else 0."""
     steps = [held[key] for key in STEPS if isinstance(held.get(key), int) and held[key] >= 0]
     return steps[0] if steps else 0
 
 
-def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same without what wrappers write before every name."""
+def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes that wrappers add to every name."""
     for prefix in WRAPPERS:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""`sddit-run import`: weights of a published implementation become a run folder, to sample from and to begin from."""
+"""Import published weights as a run folder, to sample from or to start training from."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sddit import __version__
 from sddit.errors import error
-from sddit.exchange.arguments import flat, together
-from sddit.exchange.conversion import Published, understood, unlike
+from sddit.exchange.arguments import flatten, merge_tables
+from sddit.exchange.conversion import ConvertedWeights, convert_from_layout, model_mismatch
 from sddit.exchange.files import WeightFile, read_weight_file
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
@@ -28,13 +28,13 @@ from sddit.training.precision import DTYPES, default_dtype
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A run folder of imported weights."""
+    """Result of an import."""
 
     folder: Path
     recipe: Recipe
-    published: Published
+    converted: ConvertedWeights
     file: WeightFile
-    already: bool  # it was there before
+    already: bool  # the run folder existed before
 
 
 def import_weights(
@@ -47,95 +47,95 @@ def import_weights(
     weights: str = "",
     trust_pickle: bool = False,
 ) -> Imported:
-    """Write a run folder that samples these weights and that `[start]` can begin from.
+    """Write a run folder with published weights, which can be sampled and named in `[start]`.
 
     Args:
         path: a safetensors file, or a pickle of torch.save if it is trusted.
-        layout: whose names the tensors have.
-        out: the folder of run folders; the new one is `<name of the file>-<id>`, one for each file, set and recipe.
-        config: arguments of the published constructor that the tensors do not tell.
-        recipe: whose network these weights are; None: one is made, with the data set `declared`.
-        weights: which set of a nested file, such as `ema` or `model`; empty: the average if there is one.
-        trust_pickle: read a pickle too.
+        layout: published layout of the tensor names.
+        out: parent folder; the run folder is `<name of the file>-<id>`, one per file, set and recipe.
+        config: arguments of the published constructor that do not follow from the tensors.
+        recipe: recipe of these weights. Default: a new one with the data set `declared`.
+        weights: which set of a nested file, such as `ema` or `model`; empty: `ema` if there is one.
+        trust_pickle: allow a pickle.
 
     Raises:
-        SdditError: the file is not read, the tensors are not of that layout or of that config, or the recipe describes
-            another network.
+        SdditError: the file cannot be read, the tensors do not fit the layout or the config, or the recipe describes
+            a different network (SD-C456).
     """
     file = read_weight_file(path, weights=weights, trust_pickle=trust_pickle)
-    published = understood(file.state, layout, config or {})
-    require_finite(published.state, path.name)
+    converted = convert_from_layout(file.state, layout, config or {})
+    require_finite(converted.state, path.name)
     if recipe is None:
-        recipe = recipe_of(published, name_of(path))
-    elif reason := unlike(recipe, published):
+        recipe = recipe_for_weights(converted, run_name(path))
+    elif reason := model_mismatch(recipe, converted):
         raise error(
             "SD-C456",
-            "the recipe describes another network than these weights are of",
+            "the recipe describes a different network than these weights",
             where=recipe.name,
             got=reason,
             expect="the network of the weights",
-            fix="mend the recipe, or leave --recipe out",
+            fix="correct the recipe, or remove --recipe",
         )
     with default_dtype(DTYPES[recipe.train.precision]):
-        tensors = published.parameters()
-    with RunFolder(out / f"{recipe.name}-{identity(recipe, file)}") as folder:
+        tensors = converted.parameters()
+    with RunFolder(out / f"{recipe.name}-{import_id(recipe, file)}") as folder:
         if already := (folder.path / RECIPE).is_file():
-            return Imported(folder.path, recipe, published, file, already)
-        Store(folder.path / "checkpoints", keep=1).save(file.step, checkpoint(recipe, tensors, file))
+            return Imported(folder.path, recipe, converted, file, already)
+        Store(folder.path / "checkpoints", keep=1).save(file.step, checkpoint_files(recipe, tensors, file))
         for name, plugin in recipe.plugin_files.items():
             folder.write_bytes(Path(name).name, plugin.read_bytes())
-        folder.write_json(PROVENANCE, provenance(published, file))
+        folder.write_json(PROVENANCE, provenance(converted, file))
         folder.write_sealed_json(RECIPE, recipe.to_json())
-    return Imported(folder.path, recipe, published, file, already)
+    return Imported(folder.path, recipe, converted, file, already)
 
 
-def recipe_of(published: Published, name: str) -> Recipe:
-    """A recipe that samples a published network as its authors did, and that trains on nothing."""
-    image, classes = published.shapes.image, published.shapes.num_classes
-    if (schedule := published.description.noise_schedule) is None:
+def recipe_for_weights(converted: ConvertedWeights, name: str) -> Recipe:
+    """Return a recipe that samples a published network as its authors did. It has no training data."""
+    image, classes = converted.shapes.image, converted.shapes.num_classes
+    if (schedule := converted.description.noise_schedule) is None:
         raise error(
             "SD-C442",
-            f"the layout {published.layout!r} comes without a noise schedule",
+            f"the layout {converted.layout!r} states no noise schedule",
             where="--layout",
-            fix="give --recipe, which has one",
+            fix="add --recipe with a recipe that has one",
         )
     tables = {
         "name": name,
-        "backbone": {"name": published.component.qualified, **published.description.backbone},
+        "backbone": {"name": converted.component.qualified, **converted.description.backbone},
         "noise_schedule": {"name": schedule[0], **schedule[1]},
         "dataset": {"name": "sddit/declared", "image": list(image), "classes": classes},
     }
-    return resolve_tables(together(tables, published.description.recipe), None)
+    return resolve_tables(merge_tables(tables, converted.description.recipe), None)
 
 
-def name_of(path: Path) -> str:
-    """The stem of a file as the name of a run."""
+def run_name(path: Path) -> str:
+    """Return a run name made from the stem of a file."""
     return re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "imported"
 
 
-def identity(recipe: Recipe, file: WeightFile) -> str:
-    """Tells imports of one name apart."""
+def import_id(recipe: Recipe, file: WeightFile) -> str:
+    """Return a hash that distinguishes imports of the same name."""
     return sha256(f"{recipe.run_id}/{file.sha256}/{file.chosen}".encode()).hexdigest()[:12]
 
 
-def checkpoint(recipe: Recipe, tensors: Mapping[str, Tensor], file: WeightFile) -> dict[str, bytes]:
-    """The files of a checkpoint that only knows the network: as the student, and as every average of the recipe."""
+def checkpoint_files(recipe: Recipe, tensors: Mapping[str, Tensor], file: WeightFile) -> dict[str, bytes]:
+    """Return {name: bytes} of a checkpoint that holds only the network, as student and as every EMA of the recipe."""
     files = {"model.safetensors": pack({f"backbone.{name}": tensor for name, tensor in tensors.items()})}
     if recipe.ema:
-        averages = {f"{label}.{name}": tensor for label in recipe.ema for name, tensor in tensors.items()}
-        files["ema.safetensors"] = pack(averages)
+        emas = {f"{label}.{name}": tensor for label in recipe.ema for name, tensor in tensors.items()}
+        files["ema.safetensors"] = pack(emas)
     state = {"step": file.step, "imported": file.path.name}
     return {**files, "state.json": json.dumps(state, indent=1).encode()}
 
 
-def provenance(published: Published, file: WeightFile) -> dict[str, Any]:
-    """Where the weights came from."""
+def provenance(converted: ConvertedWeights, file: WeightFile) -> dict[str, Any]:
+    """Return the record of where the weights came from."""
     return {
         "file": file.path.name,
         "sha256": file.sha256,
         "weights": file.chosen,
-        "layout": published.layout,
-        "config": published.config,
-        "guessed": sorted(flat(published.guessed)),
+        "layout": converted.layout,
+        "config": converted.config,
+        "guessed": sorted(flatten(converted.guessed)),
         "sddit": __version__,
     }

@@ -1,4 +1,4 @@
-"""The published layouts of weights that this installation reads and writes. No torch."""
+"""List the published weight layouts that the installed plugins read and write. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 from sddit.plugins.host import registry
 from sddit.plugins.registry import Component
 
-OURS = "ours"  # the layout of our own names, which holds every network
+OURS = "ours"  # the layout with our own parameter names, which can hold every network
 
-UNDROPPED = "These weights were trained without dropped labels: the null label means nothing. Do not guide."
+NO_LABEL_DROP = (
+    "These weights were trained without label dropout, so the null label is untrained: sample without guidance."
+)
 
 
 def layouts() -> dict[str, Component[Any]]:
-    """Every published layout that some backbone offers, with that backbone."""
+    """Return {layout: backbone component that offers it}."""
     return {layout: component for component in registry("backbones") for layout, _ in component.formats}
 
 
 def known_layouts() -> list[str]:
-    """What `sddit-run export --layout` may say."""
+    """Return the values that `sddit-run export --layout` accepts."""
     return [OURS, *sorted(layouts())]

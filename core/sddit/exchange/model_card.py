@@ -1,4 +1,4 @@
-"""The page that goes with exported weights: what they are, what made them, how to load them."""
+"""Write the model card of exported weights: network, training, scores, how to load them."""
 
 from __future__ import annotations
 
@@ -23,52 +23,55 @@ HEADER = """---
 
 
 def model_card(recipe: Recipe, source: Found, layout: str, parameters: int, note: str = "") -> str:
-    """README.md in Markdown. It states no licence: that is for whoever publishes the weights to choose."""
+    """Return README.md in Markdown. It states no licence: the publisher of the weights chooses one."""
     task = "class-conditional" if recipe.facts.num_classes else "unconditional"
     library = "library_name: sddit\n" if layout == "ours" else ""
     sections = [
         f"# {recipe.name}",
-        about(recipe, source, parameters),
+        network_section(recipe, source, parameters),
         "## Load",
-        how_to_load(recipe, layout),
+        load_section(recipe, layout),
         *([note] if note else []),
         "## Training",
-        told(source.folder / PROVENANCE, imported) or training(recipe),
-        *(["## Scores", table] if (table := told(source.folder / SCORES, scores)) else []),
+        read_section(source.folder / PROVENANCE, import_section) or training_table(recipe),
+        *(["## Scores", scores] if (scores := read_section(source.folder / SCORES, score_table)) else []),
         "## Licence",
-        "None is stated here. Whoever publishes these weights chooses one, with regard to the data they were trained on "
-        "and to the licence of the weights they began from, if any; write it as `license:` at the top of this file.",
+        "Not stated yet. Before you publish these weights, choose a licence that respects the training data and the licence "
+        "of the weights that training started from, if any. Write it as `license:` at the top of this file.",
     ]
     return HEADER.format(library=library, task=task) + "\n" + "\n\n".join(sections) + "\n"
 
 
-def about(recipe: Recipe, source: Found, parameters: int) -> str:
+def network_section(recipe: Recipe, source: Found, parameters: int) -> str:
     channels, height, width = recipe.facts.image
     classes = f"{recipe.facts.num_classes:,} classes" if recipe.facts.num_classes else "no classes"
-    kind = "a moving average" if source.label != "student" else "the trained weights"
+    kind = "an EMA of the weights" if source.label != "student" else "the trained weights"
     return (
         f"{recipe.backbone.component.summary} {parameters:,} parameters, for inputs of {channels}x{height}x{width} and "
-        f"{classes}. These are {kind} (`{source.label}`) after {source.step:,} steps. "
+        f"{classes}. This is {kind} (`{source.label}`) after {source.step:,} steps. "
         f"Written by sddit {__version__}."
     )
 
 
-def how_to_load(recipe: Recipe, layout: str) -> str:
+def load_section(recipe: Recipe, layout: str) -> str:
     if layout == "ours":
         some = "classes=[0], per_class=8" if recipe.facts.num_classes else "per_class=8"
         more = ", trust_code=True" if recipe.plugin_files else ""
-        lines = f'import sddit\n\nmodel = sddit.load("this/folder"{more})\nimages = sddit.sample(model, {some})   # uint8 [8, 3, H, W]'
+        sample = f"images = sddit.sample(model, {some})   # uint8 [8, 3, H, W]"
+        lines = f'import sddit\n\nmodel = sddit.load("this/folder"{more})\n{sample}'
         plugins = ", ".join(recipe.plugin_files)
-        note = f" It runs the code of {plugins}, which lies beside the weights." if plugins else ""
-        return f"```python\n{lines}\n```\n\nThe recipe is in `config.json`; no data is needed.{note}"
+        note = f" Loading runs the code in {plugins}, which is next to the weights." if plugins else ""
+        return (
+            f"```python\n{lines}\n```\n\nThe recipe is stored in `config.json`; the training data is not needed.{note}"
+        )
     return (
-        f"The tensors have the names of the layout `{layout}`, and the config holds the arguments of its own "
-        f"implementation. Here: `sddit-run import WEIGHTS --layout {layout} --config CONFIG`."
+        f"The tensors have the names of the layout `{layout}`, and the config holds the constructor arguments of its "
+        f"own implementation. To load it with sddit: `sddit-run import WEIGHTS --layout {layout} --config CONFIG`."
     )
 
 
-def training(recipe: Recipe) -> str:
-    """What the recipe says, without any path of the machine that ran it."""
+def training_table(recipe: Recipe) -> str:
+    """Describe the training of the recipe as a table, without paths of the machine that ran it."""
     facts = recipe.facts
     images = f"{facts.train_size:,} images" if facts.train_size else "an unknown number of images"
     rows = {
@@ -79,48 +82,48 @@ def training(recipe: Recipe) -> str:
         "planned": f"{recipe.train.steps:,} steps of {recipe.train.batch:,} images, {recipe.train.precision}",
         "sampler": f"`{recipe.sampler.component.name}`, {recipe.sampler.params.steps} levels",
         "guidance": f"`{recipe.guidance.component.name}`",
-        **({"begun from": f"weights with sha256 `{recipe.start.sha256[:12]}`"} if recipe.start else {}),
+        **({"started from": f"weights with sha256 `{recipe.start.sha256[:12]}`"} if recipe.start else {}),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {cell(value)} |" for key, value in rows.items())])
 
 
-def imported(provenance: Mapping[str, Any]) -> str:
-    """Weights that were trained elsewhere: all that is known here is the file."""
+def import_section(provenance: Mapping[str, Any]) -> str:
+    """Describe imported weights, of which only the file is known."""
     return (
-        f"Trained elsewhere, and brought in from `{cell(provenance['file'])}` (layout `{provenance['layout']}`, sha256 "
-        f"`{provenance['sha256']}`). Whoever made that file knows the data and the terms."
+        f"Imported from `{cell(provenance['file'])}` (layout `{provenance['layout']}`, sha256 "
+        f"`{provenance['sha256']}`), trained elsewhere. Ask the author of that file for the data and the licence."
     )
 
 
-def scores(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures of a finished run as a table; empty: it has none."""
+def score_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the scores of a finished run as a table; empty if it has none."""
     rows = [row for label, one in found.items() for row in score_rows(label, one)]
     if not rows:
         return ""
-    note = "The floor is what held-out images get in the samples' place. A Frechet distance (fd) here is not FID."
-    return "\n".join(["| by | figure | samples | floor | n |", "|---|---|---|---|---|", *rows, "", note])
+    note = "The floor is the score of held-out real images. The Frechet distance (fd) here is not FID."
+    return "\n".join(["| extractor | metric | samples | floor | n |", "|---|---|---|---|---|", *rows, "", note])
 
 
 def score_rows(label: str, one: Mapping[str, Any]) -> Iterator[str]:
-    """A row for each figure that has a floor."""
+    """Yield a row per metric that has a floor."""
     for key, value in one.items():
         floor = one.get(f"{key}_floor")
         if value is not None and floor is not None:
-            title, figure = cell(str(one.get("title", label))), key.replace("_", " ")
-            yield f"| {title} | {figure} | {float(value):.4g} | {float(floor):.4g} | {one.get('n', '')} |"
+            title, metric = cell(str(one.get("title", label))), key.replace("_", " ")
+            yield f"| {title} | {metric} | {float(value):.4g} | {float(floor):.4g} | {one.get('n', '')} |"
 
 
-def told(path: Path, words: Callable[[Mapping[str, Any]], str]) -> str:
-    """A JSON file of the run folder in words; empty where there is none. SD-F704 for one that is not what a run writes."""
+def read_section(path: Path, render: Callable[[Mapping[str, Any]], str]) -> str:
+    """Render a JSON file of the run folder; empty if it is missing. Raises SD-F704 if a run did not write it so."""
     if not os.path.lexists(path):
         return ""
-    fix = "put a copy back, or move it away: the card then leaves it out"
+    fix = "restore it from a backup, or move it away: the model card is then written without it"
     try:
-        return words(read_json(path, fix=fix))
+        return render(read_json(path, fix=fix))
     except (AttributeError, KeyError, TypeError, ValueError) as fault:
         raise unreadable(path, f"{type(fault).__name__}: {fault}"[:160], fix) from fault
 
 
 def cell(text: str) -> str:
-    """Text inside a cell of a Markdown table."""
+    """Escape text for a cell of a Markdown table."""
     return printable(text).replace("|", "\\|")

@@ -28,12 +28,12 @@ def toys() -> Iterator[Host]:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """A published file of the layout `toy`, with two classes."""
-    from sddit.exchange.conversion import unused
+    from sddit.exchange.conversion import no_attention
     from sddit.interfaces import Shapes
     from sddit.testing.toys.network import ToyBackbone, ToyFormat
 
     params, shapes = ToyBackboneParams(hidden=8), Shapes((1, 8, 8), 2)
-    network = ToyBackbone(params, image=shapes.image, num_classes=2, outputs=1, attention=unused)
+    network = ToyBackbone(params, image=shapes.image, num_classes=2, outputs=1, attention=no_attention)
     path = tmp_path / "their weights.safetensors"
     save_file(ToyFormat.to_theirs(network.state_dict(), params, shapes), path)
     return path
@@ -68,7 +68,7 @@ def test_what_is_refused_says_what_to_do(sddit_run: Callable[..., Any], toys: Ho
         (["import", weights], 2, "--layout"),
         (["import", weights, "--layout", "toi"], 5, "did you mean 'toy'"),
         (["import", "none.safetensors", "--layout", "toy"], 5, "SD-C444"),
-        (["import", weights, "--layout", "toy", "--config", "hidden=4"], 5, "8, as the tensors have it"),
+        (["import", weights, "--layout", "toy", "--config", "hidden=4"], 5, "8, as in the tensors"),
         (["import", weights, "--layout", "toy", "--config", "none.json"], 5, "the config cannot be read"),
         (["export", "nowhere"], 5, "SD-C445"),
     ):

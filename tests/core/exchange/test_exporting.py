@@ -44,7 +44,7 @@ def test_the_card_says_what_it_is_and_no_path_of_this_machine(finished: Path, tm
     assert 'sddit.load("this/folder")' in card
     assert "`student`) after 4 steps" in card
     assert "| moments | fd | 1.5 | 0.5 | 9 |" in card
-    assert "None is stated here" in card
+    assert "Not stated yet" in card
     assert "\nlicense:" not in card
     assert str(tmp_path) not in card
 

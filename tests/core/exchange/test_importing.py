@@ -15,7 +15,7 @@ from torch import Tensor
 
 import sddit
 from sddit.errors import SdditError
-from sddit.exchange.arguments import flat, together, without
+from sddit.exchange.arguments import flatten, merge_tables, remove_keys
 from sddit.exchange.exporting import export_run
 from sddit.exchange.importing import Imported, import_weights
 from sddit.plugins.host import Host
@@ -38,8 +38,8 @@ def written(path: Path, state: dict[str, Tensor]) -> Path:
 
 def test_an_imported_run_samples_and_says_where_it_came_from(toy_file: Path, tmp_path: Path, host: Host) -> None:
     imported = brought_in(toy_file, tmp_path)
-    assert imported.published.told == {**SIZES, "classes": 7}
-    assert imported.published.guessed == {"patch": 4, "channels": 1, "side": 8}
+    assert imported.converted.inferred == {**SIZES, "classes": 7}
+    assert imported.converted.guessed == {"patch": 4, "channels": 1, "side": 8}
     model = sddit.load(imported.folder)
     assert model.num_classes == 7
     state = model.backbone.state_dict()
@@ -67,7 +67,7 @@ def test_classes_are_those_of_the_label_table(classes: int, tmp_path: Path, host
     model = sddit.load(brought_in(path, tmp_path).folder)
     assert model.num_classes == classes
     assert len(sddit.sample(model, per_class=2)) == 2 * max(classes, 1)
-    with pytest.raises(SdditError, match=f"classes = 1000(.|\n)*{classes}, as the tensors have it"):
+    with pytest.raises(SdditError, match=f"classes = 1000(.|\n)*{classes}, as in the tensors"):
         brought_in(path, tmp_path, config={"classes": 1000})
 
 
@@ -80,7 +80,7 @@ def test_there_and_back_gives_the_same_tensors(toy_file: Path, tmp_path: Path, h
     config = json.loads((exported.folder / "config.json").read_text())
     assert config == {**SIZES, "classes": 7, "patch": 4, "channels": 1, "side": 8}
     card = (exported.folder / "README.md").read_text()
-    assert f"brought in from `published.safetensors` (layout `toy`, sha256 `{imported.file.sha256}`)" in card
+    assert f"Imported from `published.safetensors` (layout `toy`, sha256 `{imported.file.sha256}`)" in card
     assert "| planned |" not in card
     again = brought_in(exported.folder / "model.safetensors", tmp_path, config=config)
     assert again.published.guessed == {}
@@ -120,8 +120,8 @@ def test_what_is_not_of_this_layout_is_refused(toy_file: Path, tmp_path: Path, h
 
 def test_a_config_is_used_or_refused(toy_file: Path, tmp_path: Path, host: Host) -> None:
     for config, word in (
-        ({"hidden": 16}, r"hidden = 16(.|\n)*8, as the tensors have it"),
-        ({"patc": 4}, r"no use for 'patc'(.|\n)*did you mean 'patch'"),
+        ({"hidden": 16}, r"hidden = 16(.|\n)*8, as in the tensors"),
+        ({"patc": 4}, r"unknown config key 'patc'(.|\n)*did you mean 'patch'"),
         ({"patch": "two"}, r"does not make a network(.|\n)*'config\.patch'"),
     ):
         with pytest.raises(SdditError, match=f"SD-C454(.|\n)*{word}"):
@@ -174,7 +174,7 @@ def test_a_bare_file_loads_for_its_numbers(toy_file: Path, host: Host, monkeypat
 
 def test_tables_of_arguments() -> None:
     told = {"a": 1, "model": {"depth": 2, "heads": 4}}
-    assert together(told, {"model": {"heads": 8}, "b": 2}) == {"a": 1, "b": 2, "model": {"depth": 2, "heads": 8}}
-    assert without(told, {"model": {"heads": 8}}) == {"a": 1, "model": {"depth": 2}}
-    assert without({"model": {"heads": 4}}, {"model": {"heads": 8}}) == {}
-    assert flat({**told, "_note": 1}) == {"a": 1, "model.depth": 2, "model.heads": 4}
+    assert merge_tables(told, {"model": {"heads": 8}, "b": 2}) == {"a": 1, "b": 2, "model": {"depth": 2, "heads": 8}}
+    assert remove_keys(told, {"model": {"heads": 8}}) == {"a": 1, "model": {"depth": 2}}
+    assert remove_keys({"model": {"heads": 4}}, {"model": {"heads": 8}}) == {}
+    assert flatten({**told, "_note": 1}) == {"a": 1, "model.depth": 2, "model.heads": 4}

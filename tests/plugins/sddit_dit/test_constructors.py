@@ -14,11 +14,11 @@ from torch import Tensor
 
 from sddit.cli.commands.import_weights import say
 from sddit.errors import SdditError
-from sddit.exchange.arguments import flat
-from sddit.exchange.conversion import understood, unlike, written
+from sddit.exchange.arguments import flatten
+from sddit.exchange.conversion import convert_from_layout, convert_to_layout, model_mismatch
 from sddit.exchange.exporting import export_run
-from sddit.exchange.importing import import_weights, recipe_of
-from sddit.exchange.layouts import UNDROPPED
+from sddit.exchange.importing import import_weights, recipe_for_weights
+from sddit.exchange.layouts import NO_LABEL_DROP
 from sddit.interfaces import Shapes
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
@@ -105,10 +105,10 @@ def maskdit_file(
 @pytest.mark.parametrize("patch", [2, 4, 8])
 def test_dit_is_known_by_its_tensors(size: str, patch: int) -> None:
     depth, width, heads = SIZES[size]
-    known = understood(dit_file(depth, width, patch), "dit", {})
+    known = convert_from_layout(dit_file(depth, width, patch), "dit", {})
     assert known.shapes == Shapes((4, 32, 32), 1000, outputs=2)
     assert known.params.named_size == (depth, width, heads)  # type: ignore[attr-defined]
-    assert known.told | known.guessed == known.config
+    assert known.inferred | known.guessed == known.config
     assert known.guessed == {"num_heads": heads}
     assert known.description.noise_schedule == ("ddpm", {"learned_variance": True, **CHAIN})
 
@@ -116,24 +116,29 @@ def test_dit_is_known_by_its_tensors(size: str, patch: int) -> None:
 @pytest.mark.parametrize("size", [*SIZES, *H])
 def test_maskdit_is_known_by_its_tensors(size: str) -> None:
     depth, width, heads = (SIZES | H)[size]
-    known = understood(maskdit_file(depth, width), "maskdit", {})
+    known = convert_from_layout(maskdit_file(depth, width), "maskdit", {})
     params = known.params
     assert isinstance(params, DiTParams)
     assert params.decoder is not None
     assert (params.named_size, params.null_label, params.fill) == ((depth, width, heads), "zero", "learned")
     assert (params.decoder.width, params.decoder.depth, params.decoder.heads) == (512, 8, 16)
     assert known.shapes == Shapes((4, 32, 32), 1000)
-    assert set(flat(known.guessed)) == {"sigma_data", "mae_loss_coef", "model.num_heads", "decoder.decoder_num_heads"}
+    assert set(flatten(known.guessed)) == {
+        "sigma_data",
+        "mae_loss_coef",
+        "model.num_heads",
+        "decoder.decoder_num_heads",
+    }
 
 
 @pytest.mark.parametrize("classes", [0, 7])
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_classes_and_variance_are_read_off(classes: int, outputs: int) -> None:
-    known = understood(dit_file(2, 384, side=16, classes=classes, outputs=outputs), "dit", {})
+    known = convert_from_layout(dit_file(2, 384, side=16, classes=classes, outputs=outputs), "dit", {})
     assert known.shapes == Shapes((4, 16, 16), classes, outputs)
-    masked = understood(maskdit_file(2, 384, classes=classes), "maskdit", {})
+    masked = convert_from_layout(maskdit_file(2, 384, classes=classes), "maskdit", {})
     assert masked.shapes.num_classes == classes
-    assert understood(maskdit_file(2, 384, decoder=False), "maskdit", {}).params.decoder is None  # type: ignore[attr-defined]
+    assert convert_from_layout(maskdit_file(2, 384, decoder=False), "maskdit", {}).params.decoder is None  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -148,8 +153,8 @@ def test_classes_and_variance_are_read_off(classes: int, outputs: int) -> None:
     ],
 )
 def test_a_recipe_is_made_that_samples_as_published(state: State, layout: str) -> None:
-    known = understood(state, layout, {})
-    recipe = recipe_of(known, "x")
+    known = convert_from_layout(state, layout, {})
+    recipe = recipe_for_weights(known, "x")
     assert recipe.shapes == known.shapes
     assert recipe.warnings == ()
     assert recipe.sampler.params.steps == (250 if layout == "dit" else 40)
@@ -164,15 +169,15 @@ def test_a_recipe_is_made_that_samples_as_published(state: State, layout: str) -
         ({"a": torch.zeros(1)}, "dit", {}, "SD-C455"),
         (dit_file(1, 100), "dit", {}, "SD-C454(.|\n)*num_heads is missing"),
         (dit_file(1, 100), "dit", {"num_heads": 3}, "SD-C454(.|\n)*cannot be divided"),
-        (dit_file(1, 384), "dit", {"num_classes": 10}, "SD-C454(.|\n)*1000, as the tensors"),
-        (dit_file(1, 384), "dit", {"num_clases": 3}, "SD-C454(.|\n)*no use for 'num_clases'"),
+        (dit_file(1, 384), "dit", {"num_classes": 10}, "SD-C454(.|\n)*1000, as in the tensors"),
+        (dit_file(1, 384), "dit", {"num_clases": 3}, "SD-C454(.|\n)*unknown config key 'num_clases'"),
         (dit_file(2, 384, side=4) | {"blocks.3.attn.qkv.bias": torch.zeros(1)}, "dit", {}, "SD-C455(.|\n)*no blocks"),
         (dit_file(1, 384) | {"pos_embed": torch.zeros(1, 7, 384)}, "dit", {}, "SD-C455(.|\n)*no square"),
     ],
 )
 def test_what_does_not_fit_is_refused(state: State, layout: str, given: dict[str, Any], words: str) -> None:
     with pytest.raises(SdditError, match=words):
-        understood(state, layout, given)
+        convert_from_layout(state, layout, given)
 
 
 NO_PLACE: list[tuple[Any, dict[str, Any], Shapes, str]] = [
@@ -209,25 +214,25 @@ def test_published_numbers_are_understood_and_come_back(published: Callable[[str
     stored, layout = published(name), name.removesuffix("_a")
     heads = {"num_heads": 4} if layout == "dit" else {"model": {"num_heads": 4}, "decoder": {"decoder_num_heads": 4}}
     state = {key: tensor.float() for key, tensor in stored.state.items()}
-    known = understood(state, layout, heads)
+    known = convert_from_layout(state, layout, heads)
     form = {"dit": DiTFormat, "maskdit": MaskDiTFormat}[layout]
-    network = known.trained()
+    network = known.build_trained()
     theirs = form.to_theirs(network.state_dict(), known.params, known.shapes)  # type: ignore[arg-type]
     assert theirs.keys() == state.keys()
     assert all(torch.equal(theirs[key], state[key]) for key in state)
     spoilt = {**state, (key := next(k for k in state if k.endswith("pos_embed"))): state[key] + 0.1}
     with pytest.raises(SdditError, match=r"SD-C455(.|\n)*fixed table"):
-        understood(spoilt, layout, heads).parameters()
+        convert_from_layout(spoilt, layout, heads).parameters()
 
 
 def test_heads_of_an_unpublished_decoder_are_asked_for() -> None:
     with pytest.raises(SdditError, match=r"SD-C454(.|\n)*decoder\.decoder_num_heads is missing"):
-        understood(maskdit_file(1, 384, inner=64), "maskdit", {})
-    known = understood(maskdit_file(1, 384, inner=64), "maskdit", {"decoder": {"decoder_num_heads": 4}})
+        convert_from_layout(maskdit_file(1, 384, inner=64), "maskdit", {})
+    known = convert_from_layout(maskdit_file(1, 384, inner=64), "maskdit", {"decoder": {"decoder_num_heads": 4}})
     assert isinstance(known.params, DiTParams)
     assert known.params.decoder is not None
     assert (known.params.decoder.width, known.params.decoder.heads) == (64, 4)
-    assert "decoder.decoder_num_heads" not in flat(known.guessed)
+    assert "decoder.decoder_num_heads" not in flatten(known.guessed)
 
 
 @pytest.mark.parametrize("layout", ["dit", "maskdit"])
@@ -237,8 +242,8 @@ def test_a_rounded_mlp_ratio_is_taken_as_it_was_given(layout: str) -> None:
 
     def ratio(**sizes: float) -> float:
         given: dict[str, Any] = {"num_heads": 4, **sizes}
-        known = understood(file, layout, given if layout == "dit" else {"model": given})
-        assert known.backbone("meta").get_submodule("blocks.0.mlp.up").weight.shape == (118, 44)
+        known = convert_from_layout(file, layout, given if layout == "dit" else {"model": given})
+        assert known.build_backbone("meta").get_submodule("blocks.0.mlp.up").weight.shape == (118, 44)
         return known.params.mlp_ratio  # type: ignore[attr-defined,no-any-return]
 
     assert (ratio(mlp_ratio=2.7), ratio()) == (2.7, 118 / 44)
@@ -256,21 +261,21 @@ def test_every_number_of_rows_has_a_ratio() -> None:
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
 def test_a_file_of_half_precision_is_read(published: Callable[[str], Any], stored: torch.dtype) -> None:
     state = {name: tensor.to(stored) for name, tensor in published("dit_a").state.items()}
-    ours = understood(state, "dit", {"num_heads": 4}).parameters()
+    ours = convert_from_layout(state, "dit", {"num_heads": 4}).parameters()
     assert torch.equal(ours["patch.bias"], state["x_embedder.proj.bias"].float())
     off = {**state, "pos_embed": state["pos_embed"] + 4 * torch.finfo(stored).eps}
     with pytest.raises(SdditError, match=r"SD-C455(.|\n)*fixed table"):
-        understood(off, "dit", {"num_heads": 4}).parameters()
+        convert_from_layout(off, "dit", {"num_heads": 4}).parameters()
 
 
 @pytest.mark.parametrize("layout", ["dit", "maskdit"])
 def test_a_registered_class_must_be_of_the_size_of_the_tensors(layout: str) -> None:
     file = dit_file(12, 384, patch=8) if layout == "dit" else maskdit_file(12, 384, patch=8)
     for name in ("DiT-S/8", "DiT_S_8", "models.DiT", "models.maskdit.EDMPrecond(model=models.maskdit.DiT)"):
-        assert understood(file, layout, {"class": name}).params.named_size == (12, 384, 6)  # type: ignore[attr-defined]
+        assert convert_from_layout(file, layout, {"class": name}).params.named_size == (12, 384, 6)  # type: ignore[attr-defined]
     for name in ("DiT-B/8", "DiT-S/2", "DiT-H/8", "DiT_L_8"):
         with pytest.raises(SdditError, match=f"SD-C454(.|\n)*class = {name}(.|\n)*depth 12, width 384, patch 8"):
-            understood(file, layout, {"class": name})
+            convert_from_layout(file, layout, {"class": name})
 
 
 # ------------------------------------------------------------------------------------------------ without dropped labels
@@ -285,34 +290,34 @@ def test_a_label_table_without_a_row_for_none(published: Callable[[str], Any]) -
 
     def raw(state: State, given: dict[str, Any]) -> Tensor:
         with default_dtype(torch.float64):
-            network = understood(state, "dit", given).trained(Eager(EagerParams()))
+            network = convert_from_layout(state, "dit", given).build_trained(Eager(EagerParams()))
         out: Tensor = network(*numbers)[0]
         return out.detach()
 
     whole = raw(stored.state, sizes)
     for given in ({"num_classes": 9}, {"class_dropout_prob": 0}, {"num_classes": 9, "class_dropout_prob": 0.0}):
-        known = understood(nine, "dit", {**sizes, **given})
-        assert (known.shapes.num_classes, known.undropped) == (9, True)
+        known = convert_from_layout(nine, "dit", {**sizes, **given})
+        assert (known.shapes.num_classes, known.never_drops_labels) == (9, True)
         assert torch.equal(known.state["label.weight"][:9], nine[name])
         assert not known.state["label.weight"][9].any()
         assert torch.equal(raw(nine, {**sizes, **given}), whole)
-    known = understood(nine, "dit", sizes)
-    assert (known.shapes.num_classes, known.undropped) == (8, False)
+    known = convert_from_layout(nine, "dit", sizes)
+    assert (known.shapes.num_classes, known.never_drops_labels) == (8, False)
     for wrong in ({"num_classes": 9, "class_dropout_prob": 0.1}, {"num_classes": 8, "class_dropout_prob": 0.0}):
         with pytest.raises(SdditError, match=r"SD-C454(.|\n)*num_classes"):
-            understood(nine, "dit", {**sizes, **wrong})
+            convert_from_layout(nine, "dit", {**sizes, **wrong})
 
 
 def test_weights_without_dropped_labels_are_not_guided() -> None:
-    known = understood(dit_file(1, 384, side=4, classes=6), "dit", {"class_dropout_prob": 0.0})
-    recipe = recipe_of(known, "x")
+    known = convert_from_layout(dit_file(1, 384, side=4, classes=6), "dit", {"class_dropout_prob": 0.0})
+    recipe = recipe_for_weights(known, "x")
     assert (recipe.facts.num_classes, recipe.dataset.params.label_drop) == (7, 0)
     assert (recipe.guidance.component.name, recipe.warnings) == ("none", ())
     with pytest.raises(SdditError, match="SD-T903"):
         resolve_tables({**recipe.to_json(), "guidance": {"name": "cfg", "scale": 1.5}}, None)
-    dropped = recipe_of(understood(dit_file(1, 384, side=4, classes=7), "dit", {}), "x")
+    dropped = recipe_for_weights(convert_from_layout(dit_file(1, 384, side=4, classes=7), "dit", {}), "x")
     assert dropped.guidance.component.name == "cfg"
-    assert "dataset.label_drop = 0.1, not 0" in unlike(dropped, known)
+    assert "dataset.label_drop = 0.1, not 0" in model_mismatch(dropped, known)
 
 
 def test_whoever_brings_them_in_or_hands_them_on_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +330,7 @@ def test_whoever_brings_them_in_or_hands_them_on_is_told(tmp_path: Path, capsys:
         exported = export_run(imported.folder, layout="dit")
         card = (exported.folder / "README.md").read_text()
         for text in (capsys.readouterr().out, exported.note, card):
-            assert (UNDROPPED in text) is told
+            assert (NO_LABEL_DROP in text) is told
         rows = load_file(exported.folder / "model.safetensors")["y_embedder.embedding_table.weight"]
         assert len(rows) == 3 + told  # as with dropped labels
 
@@ -353,12 +358,12 @@ def test_a_network_of_other_noise_has_no_place(layout: str, make: Any) -> None:
 
     for schedule in ("edm", "flow"):
         with pytest.raises(SdditError, match=f"SD-C453(.|\n)*noise_schedule.name = {schedule}, not ddpm"):
-            written(recipe("heun", name=schedule), layout, state)
+            convert_to_layout(recipe("heun", name=schedule), layout, state)
     for other in ({"betas": "cosine"}, {"timesteps": 500}):
         with pytest.raises(SdditError, match=r"SD-C453(.|\n)*noise_schedule\.(betas|timesteps) = (cosine|500), not"):
-            written(recipe("ddim", name="ddpm", learned_variance=False, **other), layout, state)
-    config, theirs = written(recipe("ddim", name="ddpm", learned_variance=False), layout, state)
-    assert understood(theirs, layout, config).params.named_size == (1, 24, 3)  # type: ignore[attr-defined]
+            convert_to_layout(recipe("ddim", name="ddpm", learned_variance=False, **other), layout, state)
+    config, theirs = convert_to_layout(recipe("ddim", name="ddpm", learned_variance=False), layout, state)
+    assert convert_from_layout(theirs, layout, config).params.named_size == (1, 24, 3)  # type: ignore[attr-defined]
 
 
 # ----------------------------------------------------------------------------------------------------------- diffusers
@@ -406,16 +411,16 @@ def test_diffusers_names_and_shapes_are_those_of_its_config(make: Any) -> None:
     config = DiffusersFormat.config(network.params, shapes, {})
     assert (config["num_attention_heads"], config["attention_head_dim"]) == (3, 8)
     assert (config["sample_size"], config["out_channels"], config["num_embeds_ada_norm"]) == (8, 8, 10)
-    known = understood(theirs, "diffusers", config)
+    known = convert_from_layout(theirs, "diffusers", config)
     assert known.guessed == {}
     assert all(torch.equal(known.state[name], tensor) for name, tensor in network.state_dict().items())
     spoilt = {**theirs, (name := "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"): theirs[name] + 1}
     with pytest.raises(SdditError, match=r"SD-C455(.|\n)*different embedders"):
-        understood(spoilt, "diffusers", config)
+        convert_from_layout(spoilt, "diffusers", config)
 
 
 def test_the_published_diffusers_folder_is_understood_without_its_config() -> None:
-    known = understood(
+    known = convert_from_layout(
         empty(diffusers_names(28, 1152, 2, 4, 8, 1000)), "diffusers", {"_class_name": "Transformer2DModel"}
     )
     assert known.params.named_size == (28, 1152, 16)  # type: ignore[attr-defined]

@@ -12,8 +12,8 @@ import click
 
 from sddit.cli.common import LayoutOption, PathOption, SdditCommand, non_empty, notice
 from sddit.errors import error
-from sddit.exchange.arguments import flat, together
-from sddit.exchange.layouts import UNDROPPED
+from sddit.exchange.arguments import flatten, merge_tables
+from sddit.exchange.layouts import NO_LABEL_DROP
 from sddit.plugins.host import host
 from sddit.storage.atomic import open_file
 
@@ -87,7 +87,7 @@ def read_config(words: Sequence[str]) -> dict[str, Any]:
     """`config.json` and `num_heads=16` together, the later over the earlier; `model.num_heads=16` reaches into a table."""
     from sddit.recipes.merge import parse_override
 
-    return together(*(parse_override(word).table if "=" in word else read_file(Path(word)) for word in words))
+    return merge_tables(*(parse_override(word).table if "=" in word else read_file(Path(word)) for word in words))
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
@@ -105,14 +105,14 @@ def read_file(path: Path) -> Mapping[str, Any]:
 
 def say(imported: Imported) -> None:
     """What the tensors told, what was guessed, and where the run is."""
-    published = imported.published
-    shown = {"from the tensors": flat(published.told), "guessed": flat(published.guessed)}
+    published = imported.converted
+    shown = {"from the tensors": flatten(published.inferred), "guessed": flatten(published.guessed)}
     for title, arguments in shown.items():
         if arguments:
             click.echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
     if imported.file.chosen:
         click.echo(f"weights: {imported.file.chosen}, step {imported.file.step}")
-    if published.undropped:
-        click.echo(f"note: {UNDROPPED}")
+    if published.never_drops_labels:
+        click.echo(f"note: {NO_LABEL_DROP}")
     click.echo(f"{'imported before' if imported.already else 'run'}: {imported.folder}")
     click.echo(f"next: sddit-run sample {imported.folder}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sddit.exchange.arguments import flat, together
+from sddit.exchange.arguments import flatten, merge_tables
 from sddit.interfaces import Params, Shapes
 from sddit.plugins.registry import Component
 from sddit.recipes.validation import validated
@@ -51,12 +51,12 @@ def examine_layout(
         again == config, f"the layout {layout!r} describes another network", got=str(again), expect=str(config)
     )
     told, guessed = form.infer(theirs)
-    known = flat(config)
-    wrong = {key: value for key, value in flat(told).items() if known.get(key) != value}
+    known = flatten(config)
+    wrong = {key: value for key, value in flatten(told).items() if known.get(key) != value}
     findings.expect(
         not wrong, f"the tensors of the layout {layout!r} tell what is not so", got=str(wrong), expect=str(config)
     )
-    unknown = flat(together(told, guessed)).keys() - known.keys()
+    unknown = flatten(merge_tables(told, guessed)).keys() - known.keys()
     findings.expect(
         not unknown, f"the layout {layout!r} infers no arguments of its own", got=", ".join(sorted(unknown))
     )
