@@ -83,7 +83,7 @@ def test_there_and_back_gives_the_same_tensors(toy_file: Path, tmp_path: Path, h
     assert f"Imported from `published.safetensors` (layout `toy`, sha256 `{imported.file.sha256}`)" in card
     assert "| planned |" not in card
     again = brought_in(exported.folder / "model.safetensors", tmp_path, config=config)
-    assert again.published.guessed == {}
+    assert again.converted.guessed == {}
 
 
 def test_nested_files_are_read_at_their_step(tmp_path: Path, host: Host, toy_state: Any) -> None:
@@ -122,7 +122,7 @@ def test_a_config_is_used_or_refused(toy_file: Path, tmp_path: Path, host: Host)
     for config, word in (
         ({"hidden": 16}, r"hidden = 16(.|\n)*8, as in the tensors"),
         ({"patc": 4}, r"unknown config key 'patc'(.|\n)*did you mean 'patch'"),
-        ({"patch": "two"}, r"does not make a network(.|\n)*'config\.patch'"),
+        ({"patch": "two"}, r"does not describe a network(.|\n)*'config\.patch'"),
     ):
         with pytest.raises(SdditError, match=f"SD-C454(.|\n)*{word}"):
             brought_in(toy_file, tmp_path, config=config)

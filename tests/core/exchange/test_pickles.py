@@ -157,7 +157,7 @@ def test_a_bomb_and_a_file_too_large_are_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(SdditError, match=r"SD-C404(.|\n)*not the layout that torch.save"):
         read(rewritten(tmp_path / "packed.pt", pickle.dumps({}, protocol=2), zipfile.ZIP_DEFLATED))
     monkeypatch.setattr(pickles, "MAX_PROGRAM", 10)
-    with pytest.raises(SdditError, match="its pickle is too long"):
+    with pytest.raises(SdditError, match="the pickle in it is too large"):
         read(saved(tmp_path / "x.pt", STATE))
     monkeypatch.setattr(pickles, "MAX_BYTES", 100)
     with pytest.raises(SdditError, match="too large"):
