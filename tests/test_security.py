@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import sddit
-from sddit.cli.app import VERBS, call
+from sddit.cli.app import COMMANDS, call
 from sddit.errors import SdditError
 from sddit.exchange.exporting import export_run
 from sddit.progress import Progress
@@ -240,7 +240,7 @@ def test_nothing_is_sent_started_or_written_elsewhere(
     for kind, events in KINDS.items():
         record_property(kind, sum(event.startswith(events) for event in session["seen"]))
     assert session["seen"] == []
-    assert {verb for verb, _ in session["done"]} == {verb.name for verb in VERBS}
+    assert {verb for verb, _ in session["done"]} == {verb.name for verb in COMMANDS}
     refused = {verb for verb, status in session["done"] if status}
     assert refused == {"import", "publish"}  # another layout, and no ablation
 

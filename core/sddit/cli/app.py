@@ -1,4 +1,4 @@
-"""The command itself: a recipe or a verb comes first, and one place turns every failure into a short message."""
+"""Run `sddit-run`: dispatch to a recipe or a command, and turn every failure into a short message and an exit status."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ from sddit.distributed import processes
 from sddit.distributed.signals import end_at_signals
 from sddit.errors import SdditError
 
-VERBS = (plugins, show, sample, evaluate, table, publish, export, import_weights, bench, verify, new_plugin, explain)
-ABOUT = "Train, sample and score what a recipe describes, and write a report. The same command again continues."
+COMMANDS = (plugins, show, sample, evaluate, table, publish, export, import_weights, bench, verify, new_plugin, explain)
+ABOUT = (
+    "Train the diffusion transformer that a recipe describes, sample and score it, and write a report. "
+    "Rerun the same command to resume."
+)
 
 
 class Commands(click.Group):
-    """Verbs, and a recipe in the place of one: whatever is no verb is handed to `run`."""
+    """A group whose first word is a command or a recipe: any other word than a command goes to `run`."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -47,7 +50,7 @@ class Commands(click.Group):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage("sddit-run", "RECIPE [KEY=VALUE ...] [OPTIONS]")
-        formatter.write_usage("sddit-run", "VERB ...", prefix="       ")
+        formatter.write_usage("sddit-run", "COMMAND ...", prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_block(formatter, "Examples", run.examples)
@@ -55,15 +58,15 @@ class Commands(click.Group):
         records = {option.name: record for option in options if (record := option.get_help_record(ctx))}
         with formatter.section("Options"):
             formatter.write_dl(list(records.values()))
-        with formatter.section("Verbs"):
-            formatter.write_dl([(verb.name or "", verb.get_short_help_str(limit=60)) for verb in VERBS])
+        with formatter.section("Commands"):
+            formatter.write_dl([(command.name or "", command.get_short_help_str(limit=64)) for command in COMMANDS])
         formatter.write_paragraph()
-        formatter.write_text("`sddit-run VERB --help` shows examples of a verb.")
+        formatter.write_text("`sddit-run COMMAND --help` shows the options of a command, with examples.")
 
 
 cli = Commands(
     "sddit-run",
-    commands={verb.name: verb for verb in VERBS if verb.name},
+    commands={command.name: command for command in COMMANDS if command.name},
     help=ABOUT,
     params=[debug_option()],
     no_args_is_help=True,
@@ -73,34 +76,34 @@ click.version_option(__version__, prog_name="sddit-run")(cli)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The console script. Ends the process with a documented exit status."""
+    """Run the console script and end the process with a documented exit status."""
     end_at_signals()
-    wait_politely()
+    limit_spinning()
     open_outputs()
-    warnings.showwarning = lambda message, *_: notice(f"warning: {message}")  # without file, line and source
+    warnings.showwarning = lambda message, *_: notice(f"warning: {message}")  # without the source line
     status = call(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        failures.leave_quietly()
+        failures.ignore_broken_pipe()
     except OSError as full:
-        status = failures.of_the_system(full, State())
+        status = failures.report_system_error(full, State())
     processes.end(status)
 
 
-def wait_politely() -> None:
-    """Let CPU threads that wait for each other spin briefly, then sleep. Must come before torch is imported.
+def limit_spinning() -> None:
+    """Let CPU threads that wait for each other spin briefly, then sleep. Call before torch is imported.
 
-    libgomp's own default spins for milliseconds: with several trainings on the same cores, each burns the time that another
-    one waits for. A quickstart step on two cores, alone and beside two other trainings: by default 0.09 s and 5 to 9 s,
-    with this count 0.09 s and 0.2 s. (OMP_WAIT_POLICY=PASSIVE is as polite, and takes 0.14 s alone.)
+    libgomp spins for milliseconds by default, which slows other trainings on the same cores. A quickstart step on two cores
+    takes 0.09 s alone and 5 to 9 s next to two other trainings by default, 0.09 s and 0.2 s with this count.
+    OMP_WAIT_POLICY=PASSIVE also helps, but takes 0.14 s alone.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def open_outputs() -> None:
-    """Print to nowhere where an output is closed, and escape what an output cannot encode."""
+    """Replace closed outputs by the null device, and escape characters that an output cannot encode."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (open until the process ends)
@@ -108,7 +111,7 @@ def open_outputs() -> None:
 
 
 def call(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit status. Every failure ends here."""
+    """Run one command line and return its exit status. Every failure is reported here."""
     state = State()
     try:
         with cli.make_context("sddit-run", list(arguments), obj=state) as context:
@@ -117,19 +120,19 @@ def call(arguments: Sequence[str]) -> int:
         return done.exit_code
     except click.UsageError as usage:
         if usage.ctx is not None and usage.ctx.command is run:
-            usage.ctx = usage.ctx.parent  # whose usage names both a recipe and the verbs
+            usage.ctx = usage.ctx.parent  # its usage names recipes and commands
         usage.show()
         return usage.exit_code
     except SdditError as failure:
-        return failures.of_the_user(failure, state)
+        return failures.report_user_error(failure, state)
     except SystemExit as ended:
-        if not failures.ended_by_a_plugin(ended):
+        if not failures.raised_by_plugin(ended):
             raise
-        return failures.of_code(ended, state)
+        return failures.report_code_error(ended, state)
     except (KeyboardInterrupt, click.Abort):
-        return failures.interrupted()
+        return failures.report_interrupt()
     except BaseException as bug:  # a plugin may raise anything
-        if isinstance(bug, BrokenPipeError) and failures.reader_gone(bug):
-            return failures.leave_quietly()
-        return failures.of_code(bug, state)
+        if isinstance(bug, BrokenPipeError) and failures.stdout_is_closed(bug):
+            return failures.ignore_broken_pipe()
+        return failures.report_code_error(bug, state)
     return 0

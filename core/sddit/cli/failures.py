@@ -1,4 +1,4 @@
-"""How a command ends when it cannot go on: the message, the crash log, the exit status."""
+"""Report failures: print the message, write the crash log, and return the exit status."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ BUG = 1
 INTERRUPTED = 130
 
 
-def of_the_user(failure: SdditError, state: State) -> int:
-    """Something that the person who typed can mend: every problem on stderr."""
-    return ended(failure, failure.problems, failure.exit_status, state)
+def report_user_error(failure: SdditError, state: State) -> int:
+    """Print every problem that the user can fix, and return the exit status."""
+    return report_problems(failure, failure.problems, failure.exit_status, state)
 
 
-def of_code(failure: BaseException, state: State) -> int:
-    """A mistake in code: in a plugin's, if one of its lines was the last of anybody's but a library's; else in ours."""
+def report_code_error(failure: BaseException, state: State) -> int:
+    """Report an unexpected exception: as a plugin's if its code is the innermost in the traceback, else as a bug of ours."""
     what = said(failure)
     frames = traceback.extract_tb(failure.__traceback__)
     for frame in reversed(frames):
         if row := host().owner_of(frame.filename):
-            fix = "mend the plugin; --debug shows the traceback"
+            fix = "correct the line above; --debug shows the full traceback"
             problem = Problem(
                 "SD-P221",
                 f"plugin {row.name!r} raised an error",
@@ -44,138 +44,142 @@ def of_code(failure: BaseException, state: State) -> int:
                 got=what,
                 fix=fix,
             )
-            return ended(failure, [problem], exit_status(problem.code), state)
-    if unfit := misfit(failure):
-        return ended(failure, [unfit], exit_status(unfit.code), state)
+            return report_problems(failure, [problem], exit_status(problem.code), state)
+    if unfit := contract_problem(failure):
+        return report_problems(failure, [unfit], exit_status(unfit.code), state)
     if ran_out(failure):
-        less = "ask for fewer images at once, or free some memory"
-        return of_the_user(out_of_memory(failure, state.progress.name or "this command", what, less), state)
+        fix = "use a smaller batch of images, or free memory"
+        return report_user_error(out_of_memory(failure, state.progress.name or "this command", what, fix), state)
     if isinstance(failure, OSError):
         if state.progress.folder is None:
-            return of_the_system(failure, state)
+            return report_system_error(failure, state)
         if Path(failure.filename or "").is_relative_to(state.progress.folder):
-            return of_the_user(storage_error(failure, Path(failure.filename)), state)
-    lines = [f"error: a bug in the toolkit: {printable(what)}", f"  at:     {frames[-1].filename}:{frames[-1].lineno}"]
+            return report_user_error(storage_error(failure, Path(failure.filename)), state)
+    last = frames[-1]
+    lines = [f"error: a bug in the toolkit: {printable(what)}", f"  at:     {last.filename}:{last.lineno}"]
     if state.progress.folder is None and not state.debug:
-        lines.append("  fix:    none known; please report it with what the same command prints with --debug")
-    tell(lines, "", BUG, failure, state)
+        lines.append("  fix:    unknown; please report it together with the output of the same command with --debug")
+    print_message(lines, "", BUG, failure, state)
     return BUG
 
 
-def of_the_system(failure: OSError, state: State) -> int:
-    """What the operating system refused outside of a run: a file, a folder, or the output itself."""
-    if isinstance(failure, FileNotFoundError) and not here():
-        gone = Problem(
+def report_system_error(failure: OSError, state: State) -> int:
+    """Report an error of the operating system outside of a run: a file, a folder, or the output itself."""
+    if isinstance(failure, FileNotFoundError) and not current_folder_exists():
+        missing = Problem(
             "SD-F707",
-            "the current folder is not there any longer",
-            where="the folder in which the command was typed",
+            "the current folder no longer exists",
+            where="current folder",
             got=failure.strerror or "",
-            fix="cd to one that is there",
+            fix="cd to an existing folder",
         )
-        return ended(failure, [gone], exit_status(gone.code), state)
+        return report_problems(failure, [missing], exit_status(missing.code), state)
     if failure.filename is None:
-        leave_quietly()  # the output: what is still to be written to it would fail again at the end
+        ignore_broken_pipe()  # the output itself: flushing it at exit would fail again
     problem = storage_error(failure, Path(failure.filename or "output")).problems[0]
     if problem.code.startswith("SD-F"):
         problem = replace(
             problem,
             code="SD-F707",
             what="a file or folder cannot be used",
-            fix="mend its permissions or choose another path",
+            fix="fix the file permissions or choose another path",
         )
-    return ended(failure, [problem], exit_status(problem.code), state)
+    return report_problems(failure, [problem], exit_status(problem.code), state)
 
 
-def ended_by_a_plugin(end: SystemExit) -> bool:
-    """Whether it was a plugin's own line that asked to end the process, which is ours to do."""
+def raised_by_plugin(end: SystemExit) -> bool:
+    """Return whether a plugin's own code tried to end the process, which only this program may do."""
     frames = traceback.extract_tb(end.__traceback__)
     return any(host().owner_of(frame.filename) for frame in frames[-1:])
 
 
-def misfit(failure: BaseException) -> Problem | None:
-    """A third party's component that cannot be called as its contract says: the error has no line of the component's."""
+def contract_problem(failure: BaseException) -> Problem | None:
+    """Return the problem of a third-party component whose signature breaks its contract, if it is one.
+
+    Such a call fails before it reaches the component, so the traceback has no line of the plugin.
+    """
     name = getattr(failure, "component", "")
     row = host().rows.get(name.rpartition("/")[0])
     if row is None or row.builtin:
         return None
     return Problem(
         "SD-P220",
-        f"component {name!r} cannot be used as its contract says",
+        f"component {name!r} does not have the signature of its contract",
         where=row.file or row.name,
         got=said(failure),
-        expect="the arguments that sddit.interfaces states for its kind; further ones are taken by **_",
-        fix=f"sddit.testing.check_plugin({(row.file or row.name)!r}) tries each part of the contract",
+        expect="the arguments that sddit.interfaces lists for its kind, and **_ for further ones",
+        fix=f"run sddit.testing.check_plugin({(row.file or row.name)!r}), which tests each part of the contract",
     )
 
 
-def here() -> bool:
-    """Whether the current folder is still there."""
+def current_folder_exists() -> bool:
+    """Return whether the current folder still exists."""
     try:
         return Path.cwd().is_dir()
     except FileNotFoundError:
         return False
 
 
-def interrupted() -> int:
-    """Ctrl-C where there is nothing to save."""
+def report_interrupt() -> int:
+    """Report Ctrl-C in a command that has nothing to save."""
     click.echo("interrupted", err=True)
     return INTERRUPTED
 
 
-def reader_gone(broken: BrokenPipeError) -> bool:
-    """Whether it is our own stdout that nobody reads any longer, rather than a pipe or a socket of a plugin."""
+def stdout_is_closed(broken: BrokenPipeError) -> bool:
+    """Return whether the reader of our stdout is gone, rather than that of a pipe or socket of a plugin."""
     if any(host().owner_of(frame.filename) for frame in traceback.extract_tb(broken.__traceback__)):
         return False
     try:
         output = select.poll()
         output.register(sys.stdout.fileno(), 0)
-    except (OSError, ValueError):  # no file: a notebook's, or a test's
+    except (OSError, ValueError):  # not a file: in a notebook or a test
         return False
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0))
 
 
-def leave_quietly() -> int:
-    """The reader of our output went away, as `head` does: that is no failure."""
+def ignore_broken_pipe() -> int:
+    """Discard further output and return 0: a reader that closes early, such as `head`, is not a failure."""
     redirect_to_null(sys.stdout)
     return 0
 
 
-def ended(failure: BaseException, problems: Sequence[Problem], status: int, state: State) -> int:
-    """Tell every problem; the status to end with."""
-    tell([line for problem in problems for line in problem.lines()], problems[0].code, status, failure, state)
+def report_problems(failure: BaseException, problems: Sequence[Problem], status: int, state: State) -> int:
+    """Print every problem and return the exit status."""
+    print_message([line for problem in problems for line in problem.lines()], problems[0].code, status, failure, state)
     return status
 
 
-def tell(lines: list[str], code: str, status: int, failure: BaseException, state: State) -> None:
-    """A message on stderr, the heads of problems in red on a terminal; and the traceback where it is looked for.
+def print_message(lines: list[str], code: str, status: int, failure: BaseException, state: State) -> None:
+    """Print a message on stderr, first lines of problems in red, and record the traceback.
 
-    Of several processes each notes its failure, and the one that was first is told: by the launcher, if it is ours.
+    Of several processes each records its failure, and only the first failure is printed: by our launcher if there is one.
     """
-    lines = [*lines, *keep(failure, state)]
-    if processes.count() > 1 and not tell_of_several(lines, code, status, state):
+    lines = [*lines, *record_traceback(failure, state)]
+    if processes.count() > 1 and not record_rank_failure(lines, code, status, state):
         return
     out = error_console()
     for line in lines:
         out.print(line, style=None if line.startswith(" ") else "bold red", soft_wrap=True)
 
 
-def tell_of_several(lines: list[str], code: str, status: int, state: State) -> bool:
-    """Note the failure of this rank. Returns whether it is for this rank to tell it."""
+def record_rank_failure(lines: list[str], code: str, status: int, state: State) -> bool:
+    """Record the failure of this rank, and return whether this rank prints it."""
     folder = state.progress.folder
-    watched = os.environ.get(processes.FAILURES)
+    launcher_folder = os.environ.get(processes.FAILURES)
     noted = processes.failures_in(folder) if folder else []
     own = processes.Failure(
         processes.rank(), code, status, state.progress.step, time.monotonic() - processes.BEGAN, tuple(lines)
     )
-    processes.note(own, [Path(place) for place in (folder, watched) if place])
-    if watched:
+    processes.note(own, [Path(path) for path in (folder, launcher_folder) if path])
+    if launcher_folder:
         return False
     same = [other for other in noted if code in processes.PEER_LOST or (other.code, other.step) == (code, own.step)]
     return not same and (folder is not None or processes.local_rank() == 0)
 
 
-def keep(failure: BaseException, state: State) -> list[str]:
-    """Show the traceback with --debug, and write it to the run's crash log if a run had begun. Says where that is."""
+def record_traceback(failure: BaseException, state: State) -> list[str]:
+    """Print the traceback with --debug, and write it to the crash log of a run. Returns a line with its path, if any."""
     text = "".join(traceback.format_exception(failure))
     if state.debug:
         click.echo(text, err=True, nl=False)

@@ -1,4 +1,4 @@
-"""`--nproc N`: one process for each rank on this machine, by torch's elastic launcher, and one message if they fail."""
+"""Start the ranks of `--nproc N` on this machine with torch's elastic launcher, and print one message if they fail."""
 
 from __future__ import annotations
 
@@ -22,15 +22,20 @@ from sddit.distributed.processes import FAILURES, Failure, failures_in
 from sddit.errors import error
 
 STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-PATIENCE = "600"  # seconds for a step and a save after a signal; torch kills after 30 unless told otherwise
+SHUTDOWN_SECONDS = "600"  # for a step and a save after a signal; torch kills after 30 by default
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
-    """Run `sddit-run ARGUMENTS` as `count` processes. Returns the exit status of the run; prints why it failed.
+    """Run `sddit-run ARGUMENTS` as `count` processes, print the cause of a failure, and return the exit status.
 
-    Raises SD-X807 where the system does not let the launcher start them.
+    Raises SD-X807 if the system does not let the launcher start them.
     """
-    with starting(count), TemporaryDirectory(prefix="sddit-") as folder, environment(count, folder), silence():
+    with (
+        launcher_errors(count),
+        TemporaryDirectory(prefix="sddit-") as folder,
+        rank_environment(count, folder),
+        no_logging(),
+    ):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -53,34 +58,34 @@ def launch(arguments: Sequence[str], count: int) -> int:
                 status = next(iter(ended.values()))
         except SignalException as stopped:
             status = 128 + (signal.SIGTERM if stopped.sigval == signal.SIGHUP else stopped.sigval)
-        noted = failures_in(Path(folder))
-        failure = first(noted, ended) if noted or (ended and not status) else None
-    return told(failure) if failure else status
+        recorded = failures_in(Path(folder))
+        failure = root_failure(recorded, ended) if recorded or (ended and not status) else None
+    return print_failure(failure) if failure else status
 
 
-def first(noted: Sequence[Failure], ended: Mapping[int, int]) -> Failure:
-    """The failure that made the others: of a rank that said why, else of one that ended without a word."""
-    cause = next(iter(noted), None)
+def root_failure(recorded: Sequence[Failure], ended: Mapping[int, int]) -> Failure:
+    """Return the failure that caused the others: a recorded one, else that of a rank that ended without a message."""
+    cause = next(iter(recorded), None)
     if cause is not None and cause.code not in ("SD-X801", ""):
         return cause
-    spoke = {failure.rank for failure in noted}
-    silent = {rank: status for rank, status in ended.items() if rank not in spoke and status not in STOPPED}
+    reported = {failure.rank for failure in recorded}
+    silent = {rank: status for rank, status in ended.items() if rank not in reported and status not in STOPPED}
     if not silent and cause is not None:
         return cause
     rank, status = next(iter((silent or ended).items()))
-    step = max((failure.step for failure in noted), default=0)
-    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    step = max((failure.step for failure in recorded), default=0)
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
     problem = error(
         "SD-X801",
         f"rank {rank} {how}",
         where=f"after step {step}",
-        fix="run the same command again: it continues; SIGKILL often means that memory ran out",
+        fix="rerun the same command to resume; SIGKILL often means that the machine ran out of memory",
     ).problems[0]
     return Failure(rank, problem.code, 9, step, 0.0, tuple(problem.lines()))
 
 
-def told(failure: Failure) -> int:
-    """Print a failure; its exit status."""
+def print_failure(failure: Failure) -> int:
+    """Print a failure on stderr and return its exit status."""
     head, *body = failure.said
     out = error_console()
     out.print(head, style="bold red", soft_wrap=True)
@@ -90,8 +95,8 @@ def told(failure: Failure) -> int:
 
 
 @contextmanager
-def starting(count: int) -> Iterator[None]:
-    """Around torch's launcher: what the system refuses to it, such as a port, an open file or a temporary folder."""
+def launcher_errors(count: int) -> Iterator[None]:
+    """Convert errors of torch's launcher, such as no free port or open file, to SD-X807."""
     try:
         yield
     except (OSError, RuntimeError, RendezvousError) as fault:
@@ -100,18 +105,18 @@ def starting(count: int) -> Iterator[None]:
             f"{count} processes could not be started",
             where="--nproc",
             got=f"{type(fault).__name__}: {fault}".splitlines()[0],
-            fix="look at the limits of open files and processes (ulimit -n, ulimit -u) and at the temporary folder (TMPDIR)",
+            fix="check the limits of open files and processes (ulimit -n, ulimit -u) and the temporary folder (TMPDIR)",
         ) from fault
 
 
 @contextmanager
-def environment(count: int, folder: str) -> Iterator[None]:
-    """What the ranks find in their environment: where to note failures, and threads that share the cores."""
+def rank_environment(count: int, folder: str) -> Iterator[None]:
+    """Set the environment of the ranks: where to record failures, and CPU threads that share the cores."""
     before = dict(os.environ)
     os.environ[FAILURES] = folder
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", PATIENCE)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a peer that went is told once, by us
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_SECONDS)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is reported once, by us
     try:
         yield
     finally:
@@ -120,8 +125,8 @@ def environment(count: int, folder: str) -> Iterator[None]:
 
 
 @contextmanager
-def silence() -> Iterator[None]:
-    """No log of torch's launcher: what went wrong is told in our own form."""
+def no_logging() -> Iterator[None]:
+    """Disable the log of torch's launcher: we print the failure ourselves."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

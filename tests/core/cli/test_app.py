@@ -11,11 +11,11 @@ import click
 import pytest
 
 import sddit.runs.pipeline
-from sddit.cli.app import VERBS, cli, wait_politely
+from sddit.cli.app import COMMANDS, cli, limit_spinning
 from sddit.errors import error
 
 
-@pytest.mark.parametrize("words", [[], *[[verb.name] for verb in VERBS]])
+@pytest.mark.parametrize("words", [[], *[[verb.name] for verb in COMMANDS]])
 def test_every_help_fits_eighty_columns_and_has_examples(sddit_run, words):
     said = sddit_run(*words, "--help")
     assert said.status == 0
@@ -29,7 +29,7 @@ def test_the_help_of_a_recipe_is_that_of_the_command(sddit_run):
 
 
 def test_every_verb_is_listed_and_none_other(sddit_run):
-    listed = sddit_run("--help").out.partition("Verbs:")[2]
+    listed = sddit_run("--help").out.partition("Commands:")[2]
     assert set(cli.commands) == {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
 
 
@@ -71,7 +71,7 @@ def test_a_missing_path_is_a_missing_recipe(sddit_run, toys):
         (["-n", "x.toml", "--fresh"], "-n runs nothing: remove --fresh"),
         (["-n", "x.toml", "--resume", "runs/x"], "-n runs nothing: remove --resume"),
         (["x.toml", "--all"], "--all needs -n"),
-        (["table", "--csv", "--markdown"], "--csv and --markdown are two forms"),
+        (["table", "--csv", "--markdown"], "--markdown and --csv are mutually exclusive"),
         (["show", "train", "foo"], "[train] is a table of the recipe"),
         (["show", "--schema"], "--schema prints the settings of one component"),
         (["show", "losses", "--schema"], "--schema prints the settings of one component"),
@@ -87,14 +87,14 @@ def test_a_wrong_flag_is_answered_with_the_usage(sddit_run, words, said):
 def test_threads_wait_politely_unless_told_otherwise(monkeypatch):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
-    wait_politely()
+    limit_spinning()
     assert os.environ["GOMP_SPINCOUNT"] == "1000"
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    wait_politely()
+    limit_spinning()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    wait_politely()
+    limit_spinning()
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
@@ -209,7 +209,7 @@ def test_a_current_folder_that_was_removed_is_named(tmp_path):
     code = "import os; from sddit.cli import main; os.rmdir(os.getcwd()); main(['quickstart', '-n'])"
     said = subprocess.run([sys.executable, "-c", code], cwd=gone, capture_output=True, text=True, check=False)
     assert said.returncode == 8
-    assert "the current folder is not there any longer" in said.stderr
+    assert "the current folder no longer exists" in said.stderr
 
 
 def test_a_reader_that_goes_away_is_no_failure(sddit_process):
@@ -226,8 +226,8 @@ def test_a_reader_that_goes_away_is_no_failure(sddit_process):
 def test_a_broken_pipe_of_ours_ends_quietly_and_any_other_is_told(tmp_path):
     """The one call of the guard that decides, with an output that is read and one that is not."""
     code = (
-        "from sddit.cli.failures import reader_gone\nimport sys\n"
-        "raise SystemExit(3 if reader_gone(BrokenPipeError()) else 4)\n"
+        "from sddit.cli.failures import stdout_is_closed\nimport sys\n"
+        "raise SystemExit(3 if stdout_is_closed(BrokenPipeError()) else 4)\n"
     )
     for read, status in ((True, 4), (False, 3)):
         reader, stdout = os.pipe()

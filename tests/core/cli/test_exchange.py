@@ -40,7 +40,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_the_verbs_stand_where_the_design_puts_them() -> None:
-    names = [verb.name for verb in app.VERBS]
+    names = [verb.name for verb in app.COMMANDS]
     assert names[names.index("publish") + 1 : names.index("bench")] == ["export", "import"]
 
 
@@ -51,7 +51,7 @@ def test_in_and_out_again(sddit_run: Callable[..., Any], toys: Host, weights: Pa
     assert "guessed: patch = 4" in said.out
     run = next((tmp_path / "runs").iterdir())
     assert f"run: {run}" in said.out
-    assert "imported before" in sddit_run("import", weights, "--layout", "toy").out
+    assert "already imported" in sddit_run("import", weights, "--layout", "toy").out
     assert sddit_run("sample", run, "--per-class", 1).status == 0
     assert sddit_run("export", run, "--layout", "toy", "--out", "out").status == 0
     there, back = load_file(weights), load_file(tmp_path / "out/model.safetensors")
@@ -69,7 +69,7 @@ def test_what_is_refused_says_what_to_do(sddit_run: Callable[..., Any], toys: Ho
         (["import", weights, "--layout", "toi"], 5, "did you mean 'toy'"),
         (["import", "none.safetensors", "--layout", "toy"], 5, "SD-C444"),
         (["import", weights, "--layout", "toy", "--config", "hidden=4"], 5, "8, as in the tensors"),
-        (["import", weights, "--layout", "toy", "--config", "none.json"], 5, "the config cannot be read"),
+        (["import", weights, "--layout", "toy", "--config", "none.json"], 5, "cannot read the config"),
         (["export", "nowhere"], 5, "SD-C445"),
     ):
         said = sddit_run(*words)

@@ -179,7 +179,7 @@ def test_the_next_step_is_the_test_of_the_plugin(sddit_run):
     [
         ("lambda", "a reserved word of Python"),
         ("json", "standard library"),
-        ("numpy", "installed here"),
+        ("numpy", "an installed module"),
         ("sddit", "built-in"),
     ],
 )
@@ -369,7 +369,7 @@ def test_evaluate_scores_by_the_files_of_its_user(sddit_run, trained, monkeypatc
         "adm": found.to_json()
     }
     alone = sddit_run("evaluate", trained, "--inception", "w.pth")
-    assert (alone.status, "belong together" in alone.err) == (2, True)
+    assert (alone.status, "must be used together" in alone.err) == (2, True)
 
 
 def test_evaluate_speaks_on_one_rank_of_several(sddit_run, trained, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sddit.cli.commands.import_weights import say
+from sddit.cli.commands.import_weights import print_imported
 from sddit.errors import SdditError
 from sddit.exchange.arguments import flatten
 from sddit.exchange.conversion import convert_from_layout, convert_to_layout, model_mismatch
@@ -326,7 +326,7 @@ def test_whoever_brings_them_in_or_hands_them_on_is_told(tmp_path: Path, capsys:
     save_file(state, tmp_path / "x.safetensors")
     for given, told in (({}, False), ({"class_dropout_prob": 0.0}, True)):
         imported = import_weights(tmp_path / "x.safetensors", layout="dit", out=tmp_path / "runs", config=given)
-        say(imported)
+        print_imported(imported)
         exported = export_run(imported.folder, layout="dit")
         card = (exported.folder / "README.md").read_text()
         for text in (capsys.readouterr().out, exported.note, card):

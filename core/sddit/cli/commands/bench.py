@@ -1,4 +1,4 @@
-"""`sddit-run bench`: training speed of recipes, side by side, and beside the machine's own matrix product."""
+"""`sddit-run bench`: compare the training speed of recipes with each other and with a matrix product."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from sddit.training.benchmark import Bench
 
 EXAMPLES = """
-sddit-run bench                          the shipped recipes on one data set
+sddit-run bench                       the shipped recipes of one data set
 sddit-run bench dit quickstart --rounds 9
 """
 
 
-class Duration(click.FloatRange):
-    """Seconds, up to an hour. A range of click's own takes NaN, which no comparison refuses."""
+class Seconds(click.FloatRange):
+    """Seconds, up to an hour. Also refuses NaN, which click's own range accepts."""
 
     def __init__(self) -> None:
         super().__init__(0, 3600, min_open=True)
@@ -41,71 +41,76 @@ class Duration(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds: float = super().convert(value, param, ctx)
         if math.isnan(seconds):
-            self.fail(f"{value} is no length of time", param, ctx)
+            self.fail(f"{value} is not a duration", param, ctx)
         return seconds
 
 
 @click.command("bench", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("recipes", nargs=-1, metavar="[RECIPE ...]")
 @click.option(
-    "--rounds", metavar="N", type=click.IntRange(1, 1000), default=5, show_default=True, help="Turns of each recipe."
+    "--rounds",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    default=5,
+    show_default=True,
+    help="Rounds; every recipe runs once per round.",
 )
 @click.option(
     "--seconds",
     metavar="N",
-    type=Duration(),
+    type=Seconds(),
     default=1.0,
     show_default=True,
-    help="Length of a turn.",
+    help="Length of one measurement.",
 )
 @device_option
 @json_option(JSON_AND_PROGRESS)
 def bench(recipes: tuple[str, ...], rounds: int, seconds: float, device: str, as_json: bool) -> None:
-    """Measure training speed, in turns, against a matrix product."""
+    """Measure the training speed of recipes, in turns."""
     from sddit.recipes.resolve import resolve
     from sddit.training.benchmark import bench as measure
     from sddit.training.environment import choose_device
 
     host().announce = notice
-    chosen = [resolve(name) for name in recipes] if recipes else shipped()
+    chosen = [resolve(name) for name in recipes] if recipes else shipped_recipes()
     with progress_on(error_console() if as_json else console()) as progress:
-        found = measure(chosen, choose_device(device), rounds, seconds, progress)
+        result = measure(chosen, choose_device(device), rounds, seconds, progress)
     if as_json:
-        print_json(as_record(found))
+        print_json(bench_record(result))
     else:
-        print_bench(found)
+        print_bench(result)
 
 
-def shipped() -> list[Recipe]:
-    """The shipped recipes that train on the same images as the first of them."""
+def shipped_recipes() -> list[Recipe]:
+    """Return the shipped recipes that train on the same images as the first one."""
     from sddit.recipes import search as lookup
     from sddit.recipes.resolve import resolve
 
-    every = [resolve(path) for path in sorted(lookup.shipped().glob("*.toml"))]
-    return [recipe for recipe in every if recipe.facts.fingerprint == every[0].facts.fingerprint]
+    recipes = [resolve(path) for path in sorted(lookup.shipped().glob("*.toml"))]
+    return [recipe for recipe in recipes if recipe.facts.fingerprint == recipes[0].facts.fingerprint]
 
 
-def as_record(found: Bench) -> dict[str, object]:
-    """The benchmark as JSON."""
+def bench_record(result: Bench) -> dict[str, object]:
+    """Return the benchmark as JSON."""
     from dataclasses import asdict
 
-    return asdict(found)
+    return asdict(result)
 
 
-def print_bench(found: Bench) -> None:
-    """A line a recipe, and under it what they are measured against."""
+def print_bench(result: Bench) -> None:
+    """Print a line per recipe, and the peak speeds that they are compared with."""
     out = console()
-    shown = table("recipe", "images/s", f"of {found.figures[0].name}", "FLOPs an image", "of peak")
-    for figure in found.figures:
-        share = "" if figure.peak_share is None else f"{figure.peak_share:.0%}"
-        shown.add_row(
+    rows = table("recipe", "images/s", f"relative to {result.figures[0].name}", "FLOPs per image", "fraction of peak")
+    for figure in result.figures:
+        fraction = "" if figure.peak_share is None else f"{figure.peak_share:.0%}"
+        rows.add_row(
             figure.name,
             f"{figure.images_per_second:,.0f}",
             f"{figure.relative:.2f}",
             big(figure.flops_per_image),
-            share,
+            fraction,
         )
-    out.print(shown)
-    for precision, peak in found.peaks.items():
-        out.print(f"peak: {big(peak, 'FLOP/s')} of a {precision} matrix product, {found.threads} threads", style="dim")
-    out.print(f"median of {found.rounds} rounds, in which the recipes took turns", style="dim")
+    out.print(rows)
+    for precision, peak in result.peaks.items():
+        out.print(f"peak: {big(peak, 'FLOP/s')} in a {precision} matrix product, {result.threads} threads", style="dim")
+    out.print(f"median of {result.rounds} rounds, recipes measured in turns", style="dim")

@@ -1,4 +1,4 @@
-"""`sddit-run evaluate`: the scores of a trained run, what its tokens tell, whether it copies, and FID by your own files."""
+"""`sddit-run evaluate`: score a trained run, probe its tokens, search for copies, or compute FID with your own files."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from sddit.storage.run_folder import RECIPE
 EXAMPLES = """
 sddit-run evaluate runs/quickstart-4f2c91d07a55
 sddit-run evaluate RUN --json
-sddit-run evaluate RUN --probe          what tokens tell of the class
-sddit-run evaluate RUN --copies         the samples nearest to training images
+sddit-run evaluate RUN --probe       class information in the tokens
+sddit-run evaluate RUN --copies      samples closest to training images
 sddit-run evaluate RUN --inception WEIGHTS.pth --reference BATCH.npz
 """
 ROWS = {
@@ -60,15 +60,19 @@ Show = Callable[[Mapping[str, Any]], None]
 @click.command("evaluate", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("run", type=PathOption())
 @device_option
-@click.option("--probe", is_flag=True, help="Probe the tokens of every block for the class: probe.json and charts.")
-@click.option("--copies", is_flag=True, help="Look for copies among the samples that the run has kept: copies.json.")
+@click.option(
+    "--probe", is_flag=True, help="Probe the tokens of every block for class information; writes probe.json and charts."
+)
+@click.option(
+    "--copies", is_flag=True, help="Search the saved samples for copies of training images; writes copies.json."
+)
 @click.option(
     "--inception",
     type=PathOption(),
     metavar="FILE",
-    help="The weights of FID's Inception network: FID, sFID and more of the kept samples, in adm.json.",
+    help="Weights of FID's Inception network: compute FID, sFID and more of the saved samples; writes adm.json.",
 )
-@click.option("--reference", type=PathOption(), metavar="NPZ", help="The reference batch of --inception.")
+@click.option("--reference", type=PathOption(), metavar="NPZ", help="Reference batch for --inception.")
 @json_option(JSON_AND_PROGRESS)
 @click.pass_context
 def evaluate(
@@ -81,7 +85,7 @@ def evaluate(
     reference: Path | None,
     as_json: bool,
 ) -> None:
-    """Sample a run and score the pictures; or look at what it knows and has kept."""
+    """Score the samples of a run, probe it or search for copies."""
     host().announce = notice
     looks: dict[str, tuple[Look, Show]] = {}
     if probe:
@@ -91,11 +95,11 @@ def evaluate(
     if inception is not None and reference is not None:
         looks["adm"] = partial(_adm, weights=inception, reference=reference), print_adm
     elif inception is not None or reference is not None:
-        raise click.UsageError("--inception and --reference belong together: give both")
+        raise click.UsageError("--inception and --reference must be used together")
     if not looks:
         if not is_scored(run):
             if processes.rank() == 0:
-                notice("no scores: the recipe's evaluate.features names no extractor")
+                notice("no scores: evaluate.features in the recipe names no extractor")
                 if as_json:
                     print_json({})
             return
@@ -111,9 +115,6 @@ def evaluate(
         return
     for name, (_, show) in looks.items():
         show(found[name])
-
-
-# What is measured, as JSON; each imports torch when it is called
 
 
 def _scores(run: Path, device: str, progress: Progress) -> dict[str, Any]:
@@ -146,15 +147,12 @@ def _adm(run: Path, device: str, progress: Progress, *, weights: Path, reference
     return found
 
 
-# What is printed of it
-
-
 def print_probe(probe: Mapping[str, Any]) -> None:
-    """Held-out accuracy of both kinds of probe: a line for each block, a column for each noise level."""
+    """Print the held-out accuracy of both probes: a line per block, a column per noise level."""
     out = console()
-    beside = f"chance {probe['chance']:.3f}; in brackets the same network untrained"
+    legend = f"chance {probe['chance']:.3f}; in brackets: the same network untrained"
     for kind, title in (("linear", "linear probe"), ("neighbours", "nearest neighbours")):
-        out.print(f"{title} of {probe['weights']}, {probe['heldout']} held-out images ({beside})", style="bold")
+        out.print(f"{title} of {probe['weights']}, {probe['heldout']} held-out images ({legend})", style="bold")
         block = table("block", *(f"noise {noise:g}" for noise in probe["noise"]))
         for column, number in enumerate(probe["blocks"]):
             pairs = zip(probe[kind], probe[f"{kind}_untrained"], strict=True)
@@ -163,16 +161,16 @@ def print_probe(probe: Mapping[str, Any]) -> None:
 
 
 def print_copies(run: Path, copies: Mapping[str, Mapping[str, Any]]) -> None:
-    """How many samples are near to training images, and where the closest pairs are."""
-    block = table("seen by", "near copies", "held-out images", "closest pairs")
+    """Print the fraction of samples close to training images, and the image file of the closest pairs."""
+    block = table("features", "near copies", "held-out images", "closest pairs")
     for label, one in copies.items():
-        picture = run / "samples" / f"copies-{label.replace('/', '-')}.png"
-        block.add_row(one["title"], figure(one["share"]), figure(one["floor"]), str(picture))
+        pairs_image = run / "samples" / f"copies-{label.replace('/', '-')}.png"
+        block.add_row(one["title"], figure(one["share"]), figure(one["floor"]), str(pairs_image))
     console().print(block)
 
 
 def print_adm(adm: Mapping[str, Any]) -> None:
-    """The figures of ADM's suite; those that the reference cannot give are left out."""
+    """Print the scores of ADM's suite, without those that the reference batch does not allow."""
     out = console()
     out.print(
         f"{adm['samples']} samples against {adm['reference']}, weights {adm['weights_sha256'][:12]}", style="bold"
@@ -185,7 +183,7 @@ def print_adm(adm: Mapping[str, Any]) -> None:
 
 
 def is_scored(run: Path) -> bool:
-    """Whether the run's recipe names an extractor; what is no run folder is refused where it is loaded."""
+    """Return whether the run's recipe names an extractor; a folder that is not a run is refused when it is loaded."""
     from sddit.recipes.resolve import resolve
 
     recipe = run / RECIPE
@@ -193,7 +191,7 @@ def is_scored(run: Path) -> bool:
 
 
 def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
-    """One block an extractor: each figure beside what held-out images get."""
+    """Print a table per extractor: each score next to that of held-out images."""
     out = console()
     for label, one in scores.items():
         out.print(f"{one['title']} ({label}), {one['n']} images against {one['training']}", style="bold")
@@ -207,5 +205,5 @@ def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def figure(value: float | None) -> str:
-    """Four digits, or nothing."""
+    """Format a score with four digits; empty if there is none."""
     return "" if value is None else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""`sddit-run explain`: the page of an error code."""
+"""`sddit-run explain`: print the description of an error code."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sddit.errors import catalogue, error, one_of
 
 EXAMPLES = """
 sddit-run explain SD-R102
-sddit-run explain              every code, with its exit status
+sddit-run explain              all codes, with their exit statuses
 """
 EXITS = {
-    0: "done, or nothing to do",
+    0: "success, or nothing to do",
     1: "a bug in the toolkit",
     2: "usage, recipe, sampling or evaluation",
     3: "plugin, dependency or environment",
@@ -32,12 +32,12 @@ EXITS = {
 @click.argument("code", required=False)
 @json_option()
 def explain(code: str | None, as_json: bool) -> None:
-    """Say what an error code means and what to do."""
+    """Explain an error code: its cause and what to do."""
     pages = catalogue()
     if code is not None:
-        code = full(code)
+        code = full_code(code)
         if code not in pages:
-            raise error("SD-R171", f"no error has the code {code!r}", where="command line", expect=one_of(code, pages))
+            raise error("SD-R171", f"unknown error code {code!r}", where="command line", expect=one_of(code, pages))
         pages = {code: pages[code]}
     if as_json:
         print_json({name: dict(page) for name, page in pages.items()})
@@ -47,13 +47,13 @@ def explain(code: str | None, as_json: bool) -> None:
         print_page(code)
 
 
-def full(code: str) -> str:
-    """`r102` and `sd-r102` are SD-R102."""
+def full_code(code: str) -> str:
+    """Return `SD-R102` for `r102` and `sd-r102`."""
     return code.upper() if code.upper().startswith("SD-") else f"SD-{code.upper()}"
 
 
 def print_page(code: str) -> None:
-    """Title, cause, remedy, exit status."""
+    """Print title, cause, remedy and exit status."""
     page, out = catalogue()[code], console()
     out.print(f"{code}: {page['title']}", style="bold")
     out.print(f"\n{page['cause']}\n")
@@ -62,7 +62,7 @@ def print_page(code: str) -> None:
 
 
 def print_index() -> None:
-    """Every code, and what the exit statuses mean."""
+    """Print every code and the meaning of the exit statuses."""
     out = console()
     codes = table("code", "exit", "")
     for code, page in sorted(catalogue().items()):

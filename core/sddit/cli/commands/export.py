@@ -1,4 +1,4 @@
-"""`sddit-run export`: the network of a run for others."""
+"""`sddit-run export`: write the network of a run to a folder to share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sddit.exchange.layouts import OURS
 from sddit.plugins.host import host
 
 EXAMPLES = """
-sddit-run export runs/quickstart-4f2c91d07a55     sddit.load(FOLDER) reads it
+sddit-run export runs/quickstart-4f2c91d07a55    for sddit.load(DIR)
 sddit-run export RUN --out my-model --weights student
 sddit-run export RUN --layout diffusers
 """
@@ -19,21 +19,29 @@ sddit-run export RUN --layout diffusers
 
 @click.command("export", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("run", type=PathOption())
-@click.option("--out", type=PathOption(), metavar="DIR", help="Left out: RUN/export, or RUN/export-LAYOUT.")
 @click.option(
-    "--weights", type=non_empty, metavar="LABEL", help="The label of an [ema], or student; left out: what is sampled."
+    "--out",
+    type=PathOption(),
+    metavar="DIR",
+    help="Folder to write to; it must be new or empty.  [default: RUN/export, or RUN/export-LAYOUT]",
 )
-@click.option("--step", metavar="N", type=click.IntRange(0), help="The checkpoint of this step; left out: the newest.")
+@click.option(
+    "--weights",
+    type=non_empty,
+    metavar="LABEL",
+    help="Label of an [ema], or student.  [default: the weights that are sampled]",
+)
+@click.option("--step", metavar="N", type=click.IntRange(0), help="Step of the checkpoint.  [default: newest]")
 @click.option(
     "--layout",
     cls=LayoutOption,
     default=OURS,
     show_default=True,
     metavar="NAME",
-    help="ours, or the names of a published one.",
+    help="Tensor names to write: ours, or a published layout.",
 )
 def export(run: Path, out: Path | None, weights: str | None, step: int | None, layout: str) -> None:
-    """Write a run's weights, config and model card to share."""
+    """Export weights, config and model card of a run."""
     from sddit.exchange.exporting import export_run
 
     host().announce = notice

@@ -1,4 +1,4 @@
-"""`sddit-run import`: weights of a published implementation as a run folder."""
+"""`sddit-run import`: convert published weights to a run folder."""
 
 from __future__ import annotations
 
@@ -26,35 +26,39 @@ sddit-run import maskdit.pt --layout maskdit --weights ema --trust-pickle
 sddit-run import weights.safetensors --layout dit --config num_heads=12
 sddit-run import weights.safetensors --layout mdtv2 --recipe my.toml
 """
-MOST_CONFIG = 2**20  # bytes
+MAX_CONFIG = 2**20  # bytes
 
 
 @click.command("import", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("weights_file", metavar="WEIGHTS", type=PathOption())
-@click.option("--layout", cls=LayoutOption, required=True, metavar="NAME", help="Whose names the tensors have.")
+@click.option("--layout", cls=LayoutOption, required=True, metavar="NAME", help="Published layout of the tensor names.")
 @click.option(
     "--config",
     "config",
     multiple=True,
     metavar="FILE|KEY=VALUE",
-    help="Arguments of the published constructor that the tensors do not tell, such as num_heads=16. Repeatable.",
+    help="Arguments of the published constructor that do not follow from the tensors, such as num_heads=16. Repeatable.",
 )
 @click.option(
     "--recipe",
     type=non_empty,
     metavar="RECIPE",
-    help="The recipe of these weights; left out: one is made, without data.",
+    help="Recipe of these weights.  [default: a new one, without data]",
 )
 @click.option(
     "--weights",
     type=non_empty,
     metavar="NAME",
-    help="Which weights of a nested file: ema or model; left out: ema if there.",
+    help="Set of weights in a nested file.  [default: ema, else model]",
 )
 @click.option(
-    "--trust-pickle", is_flag=True, help="Read a .pt file too. It is searched for code first; still, trust its author."
+    "--trust-pickle",
+    is_flag=True,
+    help="Allow a .pt file. It is scanned for code first, but only use files whose author you trust.",
 )
-@click.option("--out", type=PathOption(), default="runs", show_default=True, help="Folder of run folders.")
+@click.option(
+    "--out", type=PathOption(), metavar="DIR", default="runs", show_default=True, help="Parent folder of run folders."
+)
 def import_weights(
     weights_file: Path,
     layout: str,
@@ -64,7 +68,7 @@ def import_weights(
     trust_pickle: bool,
     out: Path,
 ) -> None:
-    """Turn published weights into a run: to sample, to begin from."""
+    """Convert published weights to a run, to sample or to start from."""
     given = read_config(config)
 
     from sddit.exchange.importing import import_weights as start
@@ -80,11 +84,11 @@ def import_weights(
         weights=weights or "",
         trust_pickle=trust_pickle,
     )
-    say(imported)
+    print_imported(imported)
 
 
 def read_config(words: Sequence[str]) -> dict[str, Any]:
-    """`config.json` and `num_heads=16` together, the later over the earlier; `model.num_heads=16` reaches into a table."""
+    """Merge JSON files and `key=value` words, later ones win. `model.num_heads=16` sets a key inside a table."""
     from sddit.recipes.merge import parse_override
 
     return merge_tables(*(parse_override(word).table if "=" in word else read_file(Path(word)) for word in words))
@@ -93,26 +97,26 @@ def read_config(words: Sequence[str]) -> dict[str, Any]:
 def read_file(path: Path) -> Mapping[str, Any]:
     try:
         with os.fdopen(open_file(path), "rb") as file:
-            value = json.loads(file.read(MOST_CONFIG))
+            value = json.loads(file.read(MAX_CONFIG))
     except (OSError, ValueError, RecursionError) as fault:
         raise error(
-            "SD-C454", "the config cannot be read", where=str(path), got=str(fault), expect="JSON, or KEY=VALUE"
+            "SD-C454", "cannot read the config", where=str(path), got=str(fault), expect="JSON, or KEY=VALUE"
         ) from None
     if not isinstance(value, dict):
-        raise error("SD-C454", "the config is no table", where=str(path), expect="a JSON object")
+        raise error("SD-C454", "the config is not a table", where=str(path), expect="a JSON object")
     return value
 
 
-def say(imported: Imported) -> None:
-    """What the tensors told, what was guessed, and where the run is."""
-    published = imported.converted
-    shown = {"from the tensors": flatten(published.inferred), "guessed": flatten(published.guessed)}
-    for title, arguments in shown.items():
+def print_imported(imported: Imported) -> None:
+    """Print which arguments follow from the tensors, which were guessed, and the run folder."""
+    converted = imported.converted
+    groups = {"from the tensors": flatten(converted.inferred), "guessed": flatten(converted.guessed)}
+    for title, arguments in groups.items():
         if arguments:
             click.echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
     if imported.file.chosen:
         click.echo(f"weights: {imported.file.chosen}, step {imported.file.step}")
-    if published.never_drops_labels:
+    if converted.never_drops_labels:
         click.echo(f"note: {NO_LABEL_DROP}")
-    click.echo(f"{'imported before' if imported.already else 'run'}: {imported.folder}")
+    click.echo(f"{'already imported' if imported.already else 'run'}: {imported.folder}")
     click.echo(f"next: sddit-run sample {imported.folder}")

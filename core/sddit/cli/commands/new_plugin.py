@@ -1,4 +1,4 @@
-"""`sddit-run new-plugin`: a plugin that works, to change into one's own."""
+"""`sddit-run new-plugin`: write a working plugin as a starting point."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sddit.storage.atomic import storage_errors
 from sddit.storage.run_folder import made
 
 EXAMPLES = """
-sddit-run new-plugin my_loss                    my_loss.py and test_my_loss.py
+sddit-run new-plugin my_loss               my_loss.py, test_my_loss.py
 sddit-run new-plugin my_steps --kind sampler
-sddit-run new-plugin my_loss --package          a package to install and share
+sddit-run new-plugin my_loss --package     to install and share
 """
 KINDS = ("loss", "sampler")
 USAGE = {
@@ -34,41 +34,43 @@ USAGE = {
 
 @click.command("new-plugin", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("name")
-@click.option("--kind", type=click.Choice(KINDS), default="loss", show_default=True, help="What it adds.")
-@click.option("--package", is_flag=True, help="Write a package rather than one file.")
-@click.option("--out", type=PathOption(), metavar="DIR", default=".", show_default=True, help="Where to write it.")
+@click.option(
+    "--kind", type=click.Choice(KINDS), default="loss", show_default=True, help="Kind of component that it registers."
+)
+@click.option("--package", is_flag=True, help="Write an installable package instead of one file.")
+@click.option("--out", type=PathOption(), metavar="DIR", default=".", show_default=True, help="Folder to write to.")
 def new_plugin(name: str, kind: str, package: bool, out: Path) -> None:
-    """Write a working plugin and its test."""
+    """Write a working plugin and its test, as a starting point."""
     refuse_bad_name(name, kind)
-    written = package_of(name, kind) if package else one_file(name, kind)
-    write(out, written)
-    for path in written:
+    texts = package_files(name, kind) if package else plugin_files(name, kind)
+    write(out, texts)
+    for path in texts:
         click.echo(f"wrote {out / path}")
-    steps = [f"pip install -e {out / name}"] if package else []  # its test finds it by its entry point
-    steps += [f"pytest {out / path}" for path in written if Path(path).name == f"test_{name}.py"]
+    steps = [f"pip install -e {out / name}"] if package else []  # its test finds the plugin by its entry point
+    steps += [f"pytest {out / path}" for path in texts if Path(path).name == f"test_{name}.py"]
     for lead, step in zip(("next:", ""), steps, strict=False):
         click.echo(f"{lead:<7}{step}")
 
 
 def refuse_bad_name(name: str, kind: str) -> None:
-    """It becomes a module, a class and a component."""
-    fitting = re.fullmatch(r"[a-z][a-z0-9_]*", name)
-    holder = holder_of(name) if fitting else ""
-    if fitting and not holder:
+    """Raise SD-R172 unless the name can be that of a module, a class and a component."""
+    valid = re.fullmatch(r"[a-z][a-z0-9_]*", name)
+    holder = holder_of(name) if valid else ""
+    if valid and not holder:
         return
-    guess = f"{name}_{kind}" if fitting else re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_0123456789")
+    guess = f"{name}_{kind}" if valid else re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_0123456789")
     raise error(
         "SD-R172",
         f"{name!r} is {holder}" if holder else f"{name!r} cannot name a plugin",
         where="command line",
         got=name,
-        expect="a name that nothing else has" if holder else "a-z first, then a-z, 0-9 and _",
+        expect="an unused name" if holder else "a letter a-z, then a-z, 0-9 and _",
         fix=f"sddit-run new-plugin {guess}" if guess else "",
     )
 
 
 def holder_of(name: str) -> str:
-    """What has the name already, so that a plugin of that name would not be found or would hide it; empty: nothing."""
+    """Return what already has the name, so that the plugin would not be found or would hide it; empty: nothing."""
     if keyword.iskeyword(name):
         return "a reserved word of Python"
     if name == "sddit" or ((row := host().rows.get(name)) and row.builtin):
@@ -77,31 +79,31 @@ def holder_of(name: str) -> str:
         return "a module of Python's standard library"
     spec = find_spec(name)
     if spec is None or spec.origin is None or Path(spec.origin).resolve().parent == Path.cwd():
-        return ""  # a file beside us hides nothing: SD-R173 refuses to overwrite it
-    return "a module that is installed here"
+        return ""  # a file in the current folder hides nothing: SD-R173 refuses to overwrite it
+    return "an installed module"
 
 
-def one_file(name: str, kind: str) -> dict[str, str]:
-    """{path: text} of a one-file plugin."""
+def plugin_files(name: str, kind: str) -> dict[str, str]:
+    """Return {path: text} of a one-file plugin."""
     return {f"{name}.py": fill(f"{kind}/plugin", name), f"test_{name}.py": fill(f"{kind}/test", name)}
 
 
-def package_of(name: str, kind: str) -> dict[str, str]:
-    """{path: text} of a package; its code is the same file."""
+def package_files(name: str, kind: str) -> dict[str, str]:
+    """Return {path: text} of a package with the same code."""
     usage = Template(USAGE[kind]).substitute(name=name)
     code = fill(f"{kind}/plugin", name).replace(f'plugins = ["./{name}.py"]', f'plugins = ["{name}"]')
     return {
         f"{name}/pyproject.toml": fill("package/pyproject", name),
         f"{name}/README.md": fill("package/readme", name, usage=usage),
         f"{name}/src/{name}/__init__.py": code.replace("in one file", "of its own package").replace(
-            " beside this file", ""
+            " next to this file", ""
         ),
         f"{name}/tests/test_{name}.py": fill("package/test", name),
     }
 
 
 def fill(template: str, name: str, **more: str) -> str:
-    """A template with the plugin's names in place."""
+    """Fill a template with the names of the plugin."""
     words: Mapping[str, str] = {
         "name": name,
         "cls": "".join(part.capitalize() for part in name.split("_")),
@@ -114,9 +116,9 @@ def fill(template: str, name: str, **more: str) -> str:
 
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
-    """All files or none: nothing that exists is overwritten."""
+    """Write all files or none. Raises SD-R173 if one exists."""
     raise_all(
-        Problem("SD-R173", "a file is there already", where=str(folder / path), fix="choose another name, or --out DIR")
+        Problem("SD-R173", "the file already exists", where=str(folder / path), fix="choose another name, or --out DIR")
         for path in texts
         if (folder / path).exists()
     )

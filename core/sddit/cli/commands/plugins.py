@@ -1,4 +1,4 @@
-"""`sddit-run plugins`: what is installed, where it came from, and what it brings."""
+"""`sddit-run plugins`: list the installed plugins, their origin and what they register."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sddit.plugins.discovery import Row
 from sddit.plugins.host import Host, host
 
 EXAMPLES = """
-sddit-run plugins           third-party ones from their metadata
-sddit-run plugins --load    import every one, and say what it registers
+sddit-run plugins           third-party plugins by their metadata
+sddit-run plugins --load    import all, and list their components
 sddit-run plugins --json
 """
 STYLES = {"loaded": "green", "failed": "bold red", "not loaded": "dim", "not allowed": "yellow"}
@@ -36,26 +36,26 @@ def plugins(load: bool, as_json: bool) -> None:
 
 
 def as_record(found: Host, row: Row) -> dict[str, Any]:
-    """One row as JSON, with the packages that its components lack."""
+    """Return one plugin as JSON, with the packages that its components lack."""
     record = {name: value for name, value in asdict(row).items() if name not in ("failure", "code")}
     return {**record, "seconds": round(row.seconds, 4), "builtin": row.builtin, "missing": missing(found, row)}
 
 
 def missing(found: Host, row: Row) -> dict[str, list[str]]:
-    """{component: distributions it needs and that are not installed}."""
+    """Return {component: packages that it needs and that are not installed}."""
     registries = found.registries.all().values()
     return {c.name: lacking for r in registries for c in r if c.origin == row.name and (lacking := c.missing())}
 
 
 def print_rows(found: Host) -> None:
-    """The table, and under it what went wrong."""
+    """Print the table, then the errors of plugins that failed."""
     out = console()
-    shown = table("plugin", "from", "registers", "state")
+    lines = table("plugin", "from", "registers", "state")
     for row in found.rows.values():
         origin = "sddit" if row.builtin else printable(f"{row.distribution} {row.version}")
         state = f"{row.state}" + (f" in {row.seconds:.1f} s" if row.seconds > 1 else "")
-        shown.add_row(printable(row.name), origin, registers(found, row), f"[{STYLES[row.state]}]{state}[/]")
-    out.print(shown, markup=True)
+        lines.add_row(printable(row.name), origin, registers(found, row), f"[{STYLES[row.state]}]{state}[/]")
+    out.print(lines, markup=True)
     errors = error_console()
     for row in found.rows.values():
         if row.error:
@@ -63,11 +63,11 @@ def print_rows(found: Host) -> None:
             if row.where:
                 errors.print(f"  at {row.where}", soft_wrap=True)
     if any(row.state == "not loaded" for row in found.rows.values()):
-        out.print("\nA third-party plugin is used when a recipe names it; --load shows what it registers.", style="dim")
+        out.print("\nThird-party plugins are imported when a recipe names them; --load imports all.", style="dim")
 
 
 def registers(found: Host, row: Row) -> str:
-    """`losses: denoising`, a line for each kind."""
+    """Return `losses: denoising`, a line per kind."""
     lacking = missing(found, row)
     named = {
         kind: [f"{name} (needs {', '.join(lacking[name])})" if name in lacking else name for name in names]

@@ -1,4 +1,4 @@
-"""`sddit-run publish`: an ablation as a folder for a repository. Needs no torch."""
+"""`sddit-run publish`: write the results of an ablation for a repository. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ sddit-run publish ABLATION --out DIR --unfinished   runs finished so far
 @click.command("publish", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("ablation", type=PathOption())
 @click.option("--out", type=PathOption(), metavar="DIR", required=True, help="Folder to write to.")
-@click.option("--unfinished", is_flag=True, help="Publish although runs are missing.")
+@click.option("--unfinished", is_flag=True, help="Publish even if runs are missing.")
 def publish(ablation: Path, out: Path, unfinished: bool) -> None:
-    """Write what came out of an ablation into a folder.
+    """Write the results of an ablation to a folder, for a repository.
 
-    README.md with table, figures and conclusion, the report, a row a run, the curves, the plan: no weights, no paths of this
-    machine. The same runs give the same bytes.
+    Writes README.md with table, figures and conclusions, the HTML report, a row per run, the curves and the plan, without
+    weights or paths of this machine. The same runs always give the same files.
     """
     from sddit.reports.ablation.publish import publish as write
 
@@ -33,10 +33,10 @@ def publish(ablation: Path, out: Path, unfinished: bool) -> None:
             "SD-T922",
             "no ablation to publish",
             where=str(ablation),
-            got="no folder" if not ablation.is_dir() else f"no {PLAN} in it",
+            got="not a folder" if not ablation.is_dir() else f"no {PLAN} in it",
             expect="the folder of an ablation",
-            fix="sddit-run RECIPE   makes one, of a recipe with [ablation]",
+            fix="run  sddit-run RECIPE  with a recipe that has [ablation]",
         )
     written = write(ablation, out, unfinished=unfinished)
     size = sum(path.stat().st_size for path in written)
-    click.echo(f"{out}: {len(written)} files, {size / 1e6:.2g} MB, none of weights")
+    click.echo(f"{out}: {len(written)} files, {size / 1e6:.2g} MB, no weights included")

@@ -1,4 +1,4 @@
-"""`sddit-run sample`: pictures of a trained run."""
+"""`sddit-run sample`: generate images with a trained run."""
 
 from __future__ import annotations
 
@@ -25,29 +25,31 @@ sddit-run sample RUN --classes 3,7 --per-class 4 --seeds 0-3
 sddit-run sample RUN --steps 40 --sampler euler --guidance 1.5
 """
 NAME = "samples"
-MOST = 10_000  # numbers of one list
+MAX_NUMBERS = 10_000  # in one list
 
 
 @click.command("sample", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("run", type=PathOption())
-@click.option("--classes", metavar="LIST", help="Numbers or names, such as 0,3,7-9; left out: all.")
+@click.option("--classes", metavar="LIST", help="Class numbers or names, such as 0,3,7-9.  [default: all]")
 @click.option(
     "--per-class",
     metavar="N",
     type=click.IntRange(1, 10_000),
     default=8,
     show_default=True,
-    help="Images of each class and seed.",
+    help="Images per class and seed.",
 )
-@click.option("--seeds", metavar="LIST", help="Such as 0-3; left out: the run's own.")
-@click.option("--steps", metavar="N", type=click.IntRange(2), help="Sampler steps; left out: the recipe's.")
-@click.option("--guidance", type=float, metavar="SCALE", help="Guidance of this scale; left out: the recipe's.")
-@click.option("--sampler", metavar="NAME", help="Another sampler: sddit-run show samplers.")
-@click.option("--weights", type=non_empty, metavar="LABEL", help="The label of an [ema], or student.")
-@click.option("--step", metavar="N", type=click.IntRange(0), help="The checkpoint of this step; left out: the newest.")
+@click.option("--seeds", metavar="LIST", help="Seeds, such as 0-3.  [default: the seed of the run]")
+@click.option("--steps", metavar="N", type=click.IntRange(2), help="Sampler steps.  [default: those of the recipe]")
+@click.option("--guidance", type=float, metavar="SCALE", help="Guidance scale.  [default: that of the recipe]")
+@click.option("--sampler", metavar="NAME", help="Sampler by name; sddit-run show samplers lists them.")
+@click.option(
+    "--weights", type=non_empty, metavar="LABEL", help="Label of an [ema], or student.  [default: as in the recipe]"
+)
+@click.option("--step", metavar="N", type=click.IntRange(0), help="Step of the checkpoint.  [default: newest]")
 @device_option
-@click.option("--trust-code", is_flag=True, help="Run the plugin files that an exported folder brings.")
-@click.option("--out", type=PathOption(), help="Folder of the pictures; left out: RUN/samples.")
+@click.option("--trust-code", is_flag=True, help="Allow the plugin files of an exported folder to run.")
+@click.option("--out", type=PathOption(), metavar="DIR", help="Folder to write to.  [default: RUN/samples]")
 def sample(
     run: Path,
     classes: str | None,
@@ -62,7 +64,7 @@ def sample(
     trust_code: bool,
     out: Path | None,
 ) -> None:
-    """Draw pictures from a run: a grid (PNG) and the images (npz)."""
+    """Generate images with a run: a grid (PNG) and an array (npz)."""
     import torch
 
     from sddit import api
@@ -76,7 +78,7 @@ def sample(
     wanted = class_numbers(classes, model.require_recipe().facts.class_names)
     chosen = [model.require_recipe().seed] if seeds is None else numbers(seeds, "--seeds")
     folder = made(out or run / NAME)
-    drawn = [
+    by_seed = [
         api.sample(
             model,
             classes=wanted,
@@ -86,43 +88,43 @@ def sample(
             overrides=changes,
         )
         for seed in chosen
-    ]  # for each seed [classes * per_class, 3, H, W]
-    shape = (len(wanted) or 1, per_class, *drawn[0].shape[1:])
-    by_class = torch.cat([images.reshape(shape) for images in drawn], dim=1)  # [classes, seeds * per_class, 3, H, W]
+    ]  # per seed: [classes * per_class, 3, H, W]
+    shape = (len(wanted) or 1, per_class, *by_seed[0].shape[1:])
+    by_class = torch.cat([images.reshape(shape) for images in by_seed], dim=1)  # [classes, seeds * per_class, 3, H, W]
     for path in write(by_class, model, wanted, folder):
         click.echo(path)
 
 
 def overrides(recipe: Recipe, steps: int | None, sampler: str | None, guidance: float | None) -> list[str]:
-    """The flags as changes of the recipe."""
+    """Return the flags as overrides of the recipe."""
     changes = [] if sampler is None else [f"sampler.name={sampler}"]
     changes += [] if steps is None else [f"sampler.steps={steps}"]
-    return changes + ([] if guidance is None else guided(recipe, guidance))
+    return changes + ([] if guidance is None else guidance_overrides(recipe, guidance))
 
 
-def guided(recipe: Recipe, scale: float) -> list[str]:
-    """A scale for the recipe's own guidance rule or, if that has none, for the one rule that has."""
+def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:
+    """Return the overrides for a guidance scale: of the recipe's rule, else of the only rule that has a scale."""
     if "scale" in type(recipe.guidance.params).model_fields:
         return [f"guidance.scale={scale}"]
     scaled = [c.qualified for c in host().registries.guidances if "scale" in c.params.model_fields]
     if len(scaled) != 1:
         raise error(
             "SD-T923",
-            "no guidance rule to give a scale to" if not scaled else "several guidance rules have a scale",
+            "no guidance rule has a scale" if not scaled else "several guidance rules have a scale",
             where="--guidance",
             got=str(scale),
-            expect=f"a recipe whose [guidance] is one of {', '.join(scaled)}" if scaled else "a plugin that brings one",
+            expect=f"a recipe whose [guidance] is one of {', '.join(scaled)}"
+            if scaled
+            else "a plugin with such a rule",
         )
     return [f"guidance.name={scaled[0]}", f"guidance.scale={scale}"]
 
 
 def class_numbers(text: str | None, names: Sequence[str]) -> list[int]:
-    """`0,3,7-9`, or names of classes, as numbers; all of them where nothing is said."""
+    """Convert `0,3,7-9` or class names to numbers. Default: all classes."""
     if text is None or not names:
         if text is not None:
-            raise error(
-                "SD-T920", "this run has no classes to choose from", where="--classes", got=text, fix="leave it out"
-            )
+            raise error("SD-T920", "the run has no classes", where="--classes", got=text, fix="remove --classes")
         return list(range(len(names)))
     by_name = {name.casefold(): number for number, name in enumerate(names)}
     chosen: list[int] = []
@@ -133,33 +135,41 @@ def class_numbers(text: str | None, names: Sequence[str]) -> list[int]:
 
 
 def numbers(text: str, flag: str, names: Sequence[str] = ()) -> list[int]:
-    """`0,3,7-9` as [0, 3, 7, 8, 9]; with `names`, each is the number of one of them."""
+    """Convert `0,3,7-9` to [0, 3, 7, 8, 9]; with `names`, each must be an index of them."""
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
         if match is None:
             expect = "numbers such as 0,3,7-9" + (f", or {one_of(part, names)}" if names else "")
-            raise error("SD-T921", f"{part.strip()!r} is not in the list", where=flag, got=text, expect=expect)
+            raise error("SD-T921", f"{part.strip()!r} is not valid here", where=flag, got=text, expect=expect)
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise error(
                 "SD-T911",
-                f"the range {part.strip()} runs backwards",
+                f"the range {part.strip()} is reversed",
                 where=flag,
                 got=text,
                 expect="the lower number first",
                 fix=f"{flag} {last}-{first}",
             )
         if names and last >= len(names):
-            raise error("SD-T904", f"no class {last}", where=flag, got=text, expect=f"0 to {len(names) - 1}, or a name")
-        if len(found) + last - first >= MOST:
-            raise error("SD-T911", "the list is too long", where=flag, got=text, expect=f"at most {MOST:,} numbers")
+            raise error(
+                "SD-T904",
+                f"class {last} does not exist",
+                where=flag,
+                got=text,
+                expect=f"0 to {len(names) - 1}, or a name",
+            )
+        if len(found) + last - first >= MAX_NUMBERS:
+            raise error(
+                "SD-T911", "the list is too long", where=flag, got=text, expect=f"at most {MAX_NUMBERS:,} numbers"
+            )
         found += range(first, last + 1)
     return found
 
 
 def write(images: Tensor, model: Model, classes: Sequence[int], folder: Path) -> list[Path]:
-    """`drawn-N.png` and `drawn-N.npz`, N counting up: nothing is overwritten."""
+    """Write `drawn-N.png` and `drawn-N.npz` with the next free N, and return their paths."""
     import numpy as np
 
     from sddit.evaluation.grids import grid, png
@@ -169,10 +179,10 @@ def write(images: Tensor, model: Model, classes: Sequence[int], folder: Path) ->
     name = f"drawn-{max(taken, default=0) + 1}"
     columns = images.shape[1]
     class_names = model.require_recipe().facts.class_names
-    picture = png(grid(images.flatten(0, 1), columns, [class_names[number] for number in classes]))
+    image = png(grid(images.flatten(0, 1), columns, [class_names[number] for number in classes]))
     pixels = images.flatten(0, 1).permute(0, 2, 3, 1).contiguous().numpy()  # [n, H, W, 3] as the ADM evaluator reads it
     labels = np.repeat(np.asarray(classes or [0]), columns)
     with storage_errors(folder):
-        (folder / f"{name}.png").write_bytes(picture)
+        (folder / f"{name}.png").write_bytes(image)
         np.savez_compressed(folder / f"{name}.npz", arr_0=pixels, arr_1=labels)
     return [folder / f"{name}.png", folder / f"{name}.npz"]

@@ -1,4 +1,4 @@
-"""`sddit-run show`: what a recipe may choose from, and what each choice may be told."""
+"""`sddit-run show`: list the components that a recipe can use, and their settings."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from sddit.recipes.field_types import expectation, models
 from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
 
 EXAMPLES = """
-sddit-run show                             the kinds of component
-sddit-run show losses                      the losses there are
-sddit-run show losses discrimination       the settings of one
-sddit-run show train                       a table of the recipe itself
+sddit-run show                             all kinds of components
+sddit-run show losses                      the available losses
+sddit-run show losses discrimination       settings of one loss
+sddit-run show train                       settings of [train]
 sddit-run show losses mine --plugin ./mine.py
 """
 TABLES: dict[str, type[BaseModel]] = {
@@ -44,15 +44,17 @@ TABLES: dict[str, type[BaseModel]] = {
 @click.command("show", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
-@click.option("--plugin", "extra", multiple=True, metavar="NAME", help="Load this plugin too: a name, or ./file.py.")
+@click.option(
+    "--plugin", "extra", multiple=True, metavar="NAME", help="Also load this plugin: a name, or ./file.py. Repeatable."
+)
 @json_option()
 @click.option("--schema", is_flag=True, help="Print the JSON schema of the settings.")
 def show(kind: str | None, name: str | None, extra: tuple[str, ...], as_json: bool, schema: bool) -> None:
-    """Show kinds, components, and their settings."""
+    """List kinds of components, components, or settings."""
     if name is not None and kind in TABLES:
-        raise click.UsageError(f"[{kind}] is a table of the recipe, with settings and no components: show {kind}")
+        raise click.UsageError(f"[{kind}] is a table of the recipe and has no components; use: show {kind}")
     if schema and name is None and kind not in TABLES:
-        raise click.UsageError("--schema prints the settings of one component or table: show KIND NAME --schema")
+        raise click.UsageError("--schema prints the settings of one component or table; use: show KIND NAME --schema")
     host().announce = notice
     host().use([*extra, *plugins_named_by([name or ""])], Path.cwd(), where="command line")
     if kind is None:
@@ -66,25 +68,25 @@ def show(kind: str | None, name: str | None, extra: tuple[str, ...], as_json: bo
 
 
 def registry_of(kind: str) -> Registry[Any]:
-    """The registry of a kind, also by the name of its table in a recipe (`loss`)."""
+    """Return the registry of a kind, given as `losses` or by its table in a recipe, `loss`."""
     registries = host().registries.all()
     by_name = {**{r.slot: r for r in registries.values()}, **registries}
     if kind not in by_name:
         holders = [r.kind for r in registries.values() if kind in r.names()]
-        close = f"; sddit-run show {holders[0]} {kind}" if holders else ""
+        close = f", or  sddit-run show {holders[0]} {kind}" if holders else ""
         raise error(
             "SD-R111",
-            f"no kind of component named {kind!r}",
+            f"unknown kind of component {kind!r}",
             where="command line",
             got=kind,
             expect=one_of(kind, [*registries, *TABLES], most=20),
-            fix=f"sddit-run show   lists the kinds{close}",
+            fix=f"run  sddit-run show  for the list of kinds{close}",
         )
     return by_name[kind]
 
 
 def show_kinds(as_json: bool) -> None:
-    """Each kind with its hook's own words, and its components."""
+    """Print each kind with the text of its hook, and its components."""
     registries = host().registries.all()
     if as_json:
         print_json(
@@ -95,23 +97,23 @@ def show_kinds(as_json: bool) -> None:
         )
         return
     out = console()
-    shown = table("kind", "what a recipe chooses from it")
+    shown = table("kind", "use in a recipe, and components")
     for kind, registry in registries.items():
         names = ", ".join(registry.names()) or "none installed"
         shown.add_row(kind, f"{doc(kind)}\n{printable(names)}\n")
     for name, settings in TABLES.items():
         shown.add_row(f"[{name}]", f"{inspect.getdoc(settings)}\n")
     out.print(shown)
-    out.print("sddit-run show KIND NAME   shows the settings of one", style="dim")
+    out.print("sddit-run show KIND NAME   shows the settings of a component", style="dim")
 
 
 def doc(kind: str) -> str:
-    """What the hook of a kind says of itself."""
+    """Return the documentation of the hook of a kind."""
     return inspect.getdoc(getattr(hookspecs, f"register_{kind}")) or ""
 
 
 def show_components(registry: Registry[Any], as_json: bool) -> None:
-    """The components of one kind."""
+    """Print the components of one kind."""
     components = list(registry)
     if as_json:
         print_json([record(component) for component in components])
@@ -127,13 +129,13 @@ def show_components(registry: Registry[Any], as_json: bool) -> None:
 
 
 def needs(component: Component[Any]) -> str:
-    """What it lacks, for the end of its summary."""
+    """Return a note on missing packages, for the end of the summary."""
     lacking = component.missing()
     return f" Needs {', '.join(lacking)}: not installed." if lacking else ""
 
 
 def record(component: Component[Any]) -> dict[str, Any]:
-    """One component as JSON."""
+    """Return one component as JSON."""
     return {
         "kind": component.kind,
         "name": component.name,
@@ -147,7 +149,7 @@ def record(component: Component[Any]) -> dict[str, Any]:
 
 
 def show_component(component: Component[Any], as_json: bool, schema: bool) -> None:
-    """One component: what it is, and its settings."""
+    """Print one component and its settings."""
     if as_json and not schema:
         print_json(record(component))
         return
@@ -163,7 +165,7 @@ def show_component(component: Component[Any], as_json: bool, schema: bool) -> No
 
 
 def show_settings(title: str, params: type[BaseModel], as_json: bool, schema: bool) -> None:
-    """The settings of one table of a recipe."""
+    """Print the settings of one table of a recipe."""
     if schema:
         print_json(params.model_json_schema())
     elif as_json:
@@ -176,29 +178,29 @@ def show_settings(title: str, params: type[BaseModel], as_json: bool, schema: bo
 
 
 def print_settings(out: Console, settings: Sequence[dict[str, Any]]) -> None:
-    """A paragraph a key: the key and what it may be, then what it means."""
+    """Print a paragraph per key: name, type and default, then the description."""
     if not settings:
         out.print("no settings")
     for entry in settings:
-        default = "needed" if entry["required"] else f"default {setting_text(entry['default'])}"
+        default = "required" if entry["required"] else f"default {setting_text(entry['default'])}"
         out.print(f"{entry['key']}", style="bold cyan", end="")
         out.print(f"   {entry['type']}   ({default})")
         out.print(Padding(printable(entry["description"]), (0, 0, 0, 4), expand=False))
 
 
 def settings_of(params: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
-    """Every key, those of tables inside it as `decoder.depth`."""
+    """Return every key; keys of inner tables as `decoder.depth`."""
     return [entry for name, field in params.model_fields.items() for entry in entries(name, field, prefix)]
 
 
 def entries(name: str, field: FieldInfo, prefix: str) -> Iterator[dict[str, Any]]:
-    """One key, and those of the table it is."""
+    """Yield one key, and the keys of its table if it is one."""
     key = f"{prefix}{field.alias or name}"
     yield {
         "key": key,
         "type": expectation(field),
         "required": field.is_required(),
-        "default": plain(field),
+        "default": json_default(field),
         "description": field.description or "",
     }
     for inner in models(field.annotation):
@@ -206,8 +208,8 @@ def entries(name: str, field: FieldInfo, prefix: str) -> Iterator[dict[str, Any]
             yield from settings_of(inner, f"{key}.")
 
 
-def plain(field: FieldInfo) -> Any:
-    """The default as JSON has it."""
+def json_default(field: FieldInfo) -> Any:
+    """Return the default as JSON."""
     value = field.get_default(call_default_factory=True) if not field.is_required() else None
     if value is PydanticUndefined:
         return None

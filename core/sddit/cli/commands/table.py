@@ -1,4 +1,4 @@
-"""`sddit-run table`: the scores of several runs, one line a run; of an ablation, one line an arm. Needs no torch."""
+"""`sddit-run table`: compare the scores of runs, a line per run, or of the arms of an ablation. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from sddit.storage.run_folder import METRICS, RECIPE, SCORES, read_json
 EXAMPLES = """
 sddit-run table                          every run in runs/
 sddit-run table runs/dit-* runs/quickstart-*
-sddit-run table runs/teacher_noise-0c11d2e4f3a5     an ablation, arm by arm
+sddit-run table runs/teacher_noise-0c11d2e4f3a5    the arms of an ablation
 sddit-run table --markdown               or --latex
-sddit-run table --csv > runs.csv         every figure, all digits
+sddit-run table --csv > runs.csv         every score with all digits
 """
 SHOWN = ("fd", "class_accuracy", "precision", "recall")
 FORMS = ("--markdown", "--latex", "--csv")
@@ -34,7 +34,7 @@ FORMS = ("--markdown", "--latex", "--csv")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One run as the table shows it."""
+    """One run as a line of the table."""
 
     name: str
     steps: int
@@ -42,19 +42,19 @@ class Line:
     seconds: float
     images_per_second: float
     scores: dict[str, dict[str, Any]]
-    unreadable: bool = False  # its folder is damaged: only the name is known
+    unreadable: bool = False  # the folder is damaged: only the name is known
 
 
 @click.command("table", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("folders", nargs=-1, type=PathOption(), metavar="[RUN ...]")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
-@click.option("--latex", is_flag=True, help="Print a LaTeX table, for the package booktabs.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV with every figure.")
+@click.option("--latex", is_flag=True, help="Print a LaTeX table (package booktabs).")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV with every score.")
 def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) -> None:
-    """Put the scores of runs side by side."""
+    """Compare the scores of runs, or of the arms of an ablation."""
     if sum((markdown, latex, as_csv)) > 1:
-        one, other = (form for form, given in zip(FORMS, (markdown, latex, as_csv), strict=True) if given)
-        raise click.UsageError(f"{other} and {one} are two forms: give one of them")
+        one, other, *_ = (form for form, is_set in zip(FORMS, (markdown, latex, as_csv), strict=True) if is_set)
+        raise click.UsageError(f"{one} and {other} are mutually exclusive")
     headings, rows, records, legend = of_ablation(folders[0]) if is_ablation(folders) else of_runs(folders)
     if as_csv:
         print_csv(records)
@@ -69,19 +69,19 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
 
 
 Content = tuple[list[str], list[list[str]], list[dict[str, Any]], str]
-"""Headings and rows for a person, records for a program, how to read the rows."""
+"""Headings and rows to print, records for CSV, and a legend."""
 
 
 def is_ablation(folders: Sequence[Path]) -> bool:
-    """Whether this is the folder of one ablation."""
+    """Return whether the folders are one ablation. Raises UsageError for an ablation among other folders."""
     found = [folder for folder in folders if (folder / PLAN).is_file()]
     if found and len(folders) > 1:
-        raise click.UsageError(f"{found[0]} is an ablation: give it alone")
+        raise click.UsageError(f"{found[0]} is an ablation: pass it as the only folder")
     return bool(found)
 
 
 def of_ablation(folder: Path) -> Content:
-    """An arm a line."""
+    """Return the table of an ablation, a line per arm."""
     from sddit.ablations.analysis import table as arms
     from sddit.ablations.analysis.results import gather
 
@@ -93,34 +93,34 @@ def of_ablation(folder: Path) -> Content:
 
 
 def of_runs(folders: Sequence[Path]) -> Content:
-    """A run a line."""
+    """Return the table of runs, a line per run."""
     lines = [line_of(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
     headings, rows = cells(lines)
     return headings, rows, [record(line) for line in lines], ""
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folder itself if it is a run, else the runs in it."""
+    """Return the folder itself if it is a run, else the runs in it. Raises SD-T922 if there are none."""
     if (folder / RECIPE).is_file():
         return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{RECIPE}"))
-    if not found:
+    runs = sorted(path.parent for path in folder.glob(f"*/{RECIPE}"))
+    if not runs:
         raise error(
             "SD-T922",
-            "no run to show",
+            "no run found",
             where=str(folder),
-            got="no folder" if not folder.is_dir() else f"no {RECIPE} in it or below",
-            expect="a run folder, or a folder of them",
-            fix="sddit-run RECIPE   makes one",
+            got="not a folder" if not folder.is_dir() else f"no {RECIPE} in it or its subfolders",
+            expect="a run folder, or the parent of run folders",
+            fix="run  sddit-run RECIPE  to train one",
         )
-    return found
+    return runs
 
 
 def line_of(folder: Path) -> Line:
-    """A run's line; that of a damaged folder says so, and what is wrong goes to stderr."""
+    """Return the line of a run. A damaged folder gives the line `unreadable` and a warning on stderr."""
     try:
         line = read(folder)
-        cells([line])  # what cannot be shown is damaged too
+        cells([line])  # a value that cannot be printed counts as damage
     except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
         notice(f"warning: {folder} is unreadable: {reason(fault)}")
         return Line(folder.resolve().name, 0, 0, 0.0, 0.0, {}, unreadable=True)
@@ -128,7 +128,7 @@ def line_of(folder: Path) -> Line:
 
 
 def reason(fault: Exception) -> str:
-    """What is wrong with a folder, on one line."""
+    """Return on one line what is wrong with a folder."""
     if isinstance(fault, SdditError):
         problem = fault.problems[0]
         return f"{problem.code}: {problem.what}: {Path(problem.where).name}: {problem.got}"
@@ -136,7 +136,7 @@ def reason(fault: Exception) -> str:
 
 
 def read(folder: Path) -> Line:
-    """What a run folder says of itself, finished or not."""
+    """Read a run folder, finished or not."""
     recipe, last = read_json(folder / RECIPE), last_metrics(folder / METRICS)
     scores = read_json(folder / SCORES) if (folder / SCORES).is_file() else {}
     seconds = last.get("seconds", 0.0)
@@ -151,7 +151,7 @@ def read(folder: Path) -> Line:
 
 
 def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: only figures that some run has."""
+    """Return headings and rows, with the scores that at least one run has."""
     wanted = [
         (label, key)
         for label in dict.fromkeys(label for line in lines for label in line.scores)
@@ -163,7 +163,7 @@ def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
 
 
 def about(line: Line) -> list[str]:
-    """Name, steps (of how many, if unfinished) and training time."""
+    """Return name, steps (with the planned number if unfinished) and training time."""
     if line.unreadable:
         return [printable(line.name), "unreadable", ""]
     steps = f"{line.steps:,}" if line.steps >= line.planned else f"{line.steps:,} of {line.planned:,}"
@@ -171,7 +171,7 @@ def about(line: Line) -> list[str]:
 
 
 def cell(line: Line, label: str, key: str) -> str:
-    """One figure; a distance with the floor that held-out images get."""
+    """Return one score; a Frechet distance with its floor, the score of held-out images."""
     scores = line.scores.get(label, {})
     if scores.get(key) is None:
         return ""
@@ -180,15 +180,15 @@ def cell(line: Line, label: str, key: str) -> str:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """For a person."""
-    shown = text_table(*headings)
+    """Print a table on the console."""
+    lines = text_table(*headings)
     for row in rows:
-        shown.add_row(*row)
-    console().print(shown)
+        lines.add_row(*row)
+    console().print(lines)
 
 
 def print_csv(records: Sequence[dict[str, Any]]) -> None:
-    """For a program: every figure of every extractor."""
+    """Print CSV with every score of every extractor."""
     columns = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writerow({name: forms.no_formula(name) for name in columns})
@@ -196,7 +196,7 @@ def print_csv(records: Sequence[dict[str, Any]]) -> None:
 
 
 def record(line: Line) -> dict[str, Any]:
-    """One run by column; of a damaged one only the name, and `unreadable` for its steps."""
+    """Return {column: value} of one run; for a damaged one, its name and `unreadable` as its steps."""
     if line.unreadable:
         return {"run": line.name, "steps": "unreadable"}
     return {

@@ -1,4 +1,4 @@
-"""`sddit-run verify`: the numerical suite on this machine, each number beside its bound."""
+"""`sddit-run verify`: run the numerical checks on this machine, each value next to its bound."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 sddit-run verify                       under a minute on two CPU cores
-sddit-run verify --full                all recipes and kernels: some minutes
+sddit-run verify --full                all recipes and kernels: minutes
 sddit-run verify --device cuda
-sddit-run verify --fixtures numbers/   published implementations' numbers too
+sddit-run verify --fixtures numbers/   also published numbers
 """
 STYLES = {"pass": "green", "FAIL": "bold red", "skipped": "yellow"}
 
@@ -41,22 +41,22 @@ STYLES = {"pass": "green", "FAIL": "bold red", "skipped": "yellow"}
 @click.option(
     "--full",
     is_flag=True,
-    help="Also look for leaks in recipes that are large or whose data are not here, with narrow networks and noise for "
-    "images; and measure kernels that are compiled.",
+    help="Also check large recipes and recipes without local data for leaks, with narrow networks on noise, "
+    "and measure compiled kernels.",
 )
 @device_option
 @click.option(
     "--fixtures",
     type=PathOption(exists=True, file_okay=False),
-    metavar="FOLDER",
-    help="Where numbers of published implementations lie.",
+    metavar="DIR",
+    help="Folder with stored numbers of published implementations.",
 )
 @json_option(JSON_AND_PROGRESS)
 @click.pass_context
 def verify(
     ctx: click.Context, full: bool, device: Literal["cpu", "cuda"], fixtures: Path | None, as_json: bool
 ) -> None:
-    """Measure what this machine computes, and compare it with what it must."""
+    """Check the numerics of this machine against known values."""
     from sddit.interfaces import CheckContext
     from sddit.training.environment import choose_device
     from sddit.verify import verify as measure
@@ -76,30 +76,30 @@ def verify(
 
 
 def print_rows(rows: list[Row]) -> None:
-    """A line a measurement, under the name of what it is of; then the sums."""
+    """Print a line per measurement, grouped by subject and check, then the totals."""
     out = console()
-    shown = table("check", "measured", "bound", "")
+    lines = table("check", "measured", "bound", "")
     of = check = ""
     for row in rows:
         if row.of != of:
-            shown.add_row(printable(row.of), style="bold cyan")
+            lines.add_row(printable(row.of), style="bold cyan")
         if row.check != check or row.of != of:
-            shown.add_row(f"  {printable(row.check)}", style="bold")
+            lines.add_row(f"  {printable(row.check)}", style="bold")
         of, check = row.of, row.check
         verdict = Text(row.verdict, style=STYLES[row.verdict])
         if row.measurement is None:
-            shown.add_row(f"    {printable(row.reason)}", "", "", verdict)
+            lines.add_row(f"    {printable(row.reason)}", "", "", verdict)
         else:
             found = row.measurement
             bound = f"{found.relation} {found.tolerance:.3g}"
-            shown.add_row(f"    {printable(found.what)}", f"{found.value:.3g}", bound, verdict)
-    out.print(shown)
+            lines.add_row(f"    {printable(found.what)}", f"{found.value:.3g}", bound, verdict)
+    out.print(lines)
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in STYLES}
     out.print(f"\n{counts['pass']} pass, {counts['FAIL']} fail, {counts['skipped']} skipped", style="bold")
 
 
 def refuse_failures(rows: list[Row]) -> None:
-    """End with the exit status of wrong numbers if there is one; raises SD-N520."""
+    """Raise SD-N520 if a check failed."""
     failed = [row for row in rows if row.verdict == "FAIL"]
     if not failed:
         return
@@ -110,5 +110,5 @@ def refuse_failures(rows: list[Row]) -> None:
         where=f"{first.of}: {first.check}",
         got=first.reason if found is None else f"{found.what}: {found.value:.3g}",
         expect="" if found is None else f"{found.relation} {found.tolerance:.3g}",
-        fix="do not trust results of this machine before it is mended; report the table with  sddit-run verify --json",
+        fix="do not trust results of this machine until this is fixed; report the output of  sddit-run verify --json",
     )
