@@ -1,7 +1,7 @@
-"""DiT: the backbone, plain or with a decoder and tokens that skip the encoder, and the plain pair sampler.
+"""Register the DiT backbone, plain or with a decoder and tokens that skip the encoder, and the plain pair sampler.
 
-Other plugins may build on what a transformer of these blocks shares (`blocks`, `frame`, `formats`, `cost`, and
-`params.TransformerParams`) and on what pair samplers share (`pairs`, `view_params`).
+Other plugins may use the building blocks of transformers (`blocks`, `frame`, `formats`, `cost`,
+`params.TransformerParams`) and of pair samplers (`pairs`, `view_params`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def register_backbones(registry: Registry[Backbone]) -> None:
         },
         checks={
             "what hidden tokens reach": "sddit_dit.checks:spans",
-            "what stands at hidden places": "sddit_dit.checks:fill",
+            "what fills hidden positions": "sddit_dit.checks:fill",
             "the published DiT": "sddit_dit.checks:published_dit",
             "the published MaskDiT": "sddit_dit.checks:published_maskdit",
         },
@@ -40,6 +40,6 @@ def register_pair_samplers(registry: Registry[PairSampler]) -> None:
         "single",
         "sddit_dit.pairs:Single",
         params=SingleParams,
-        summary="One noisy view of each image, every token seen.",
+        summary="One noisy view of each image, no token hidden.",
         paper="arXiv:2212.09748",
     )

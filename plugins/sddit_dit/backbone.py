@@ -1,4 +1,4 @@
-"""The DiT backbone: encoder, optional decoder, and the sparse span that hidden tokens skip."""
+"""Define the DiT backbone: encoder, optional decoder, and the sparse span that hidden tokens skip."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sddit_dit.params import DiTParams
 class DiT(Frame[DiTParams]):
     """A diffusion transformer (arXiv:2212.09748) whose encoder may see fewer tokens than its decoder.
 
-    Every token is embedded, e_i = patch_i + position_i. The encoder runs on the class token, if there is one, and on the
-    visible tokens alone: a shorter dense sequence. The decoder runs on all N positions: encoder output where visible, the
-    `fill` elsewhere. Without a decoder this is the plain DiT. With nothing hidden both spans see all tokens, bit for bit
-    the same whether `visible` names them all or is None.
+    Every token is embedded, e_i = patch_i + position_i. The encoder runs on the class token, if there is one, and on
+    the visible tokens only: a shorter dense sequence. The decoder runs on all N positions: encoder output where
+    visible, the `fill` elsewhere. Without a decoder this is the plain DiT. If nothing is hidden, both spans see all
+    tokens, and the result is bit-identical whether `visible` lists them all or is None.
 
     `blocks` holds encoder and decoder blocks in depth order.
     """
@@ -53,13 +53,15 @@ class DiT(Frame[DiTParams]):
         *,
         taps: Sequence[Tap] = (),
         output: bool = True,
-        visible: Tensor | None = None,  # [B, K], rising
+        visible: Tensor | None = None,  # [B, K], ascending
         groups: Tensor | None = None,  # [B, N]
     ) -> tuple[Tensor | None, dict[str, Tensor], dict[Tap, Tokens]]:
-        """(raw [B, outputs * C, H, W] or None, no further heads, taps). Stops after the deepest block that is needed.
+        """Return (raw [B, outputs * C, H, W] or None, no further heads, taps).
 
-        Taps inside the sparse span give the K visible tokens with their index, and the class token; taps of the decoder
-        give all N and no class token, which has ended before.
+        Stops after the deepest block that is needed.
+
+        Taps in the sparse span return the K visible tokens with their index, and the class token; taps in the decoder
+        return all N and no class token, which is dropped before the decoder.
         """
         stop = self.params.last_block(taps, output)
         self.check_depth(stop, output)
@@ -68,20 +70,20 @@ class DiT(Frame[DiTParams]):
         act = self.condition(c_noise, labels)  # [B, D]
         e = self.embed(x) + self.positions.table  # [B, N, D]
 
-        h, found = self._encode(e, act, visible, groups, stop, reads.values())
+        h, tapped = self._encode(e, act, visible, groups, stop, reads.values())
         if self.decoder_input is not None and stop > self.params.encoder_depth:
             u = self.decoder_input(h, e, visible, act)  # [B, N, D of the decoder]
-            h, passed = self._run(u, act, groups, self.params.encoder_depth, stop, reads.values())
-            found |= {number: Tokens(tokens) for number, tokens in passed.items()}
+            h, outputs = self._run(u, act, groups, self.params.encoder_depth, stop, reads.values())
+            tapped |= {number: Tokens(tokens) for number, tokens in outputs.items()}
         raw = self.finish(h, act) if output else None
-        return raw, {}, {tap: found[number] for tap, number in reads.items()}
+        return raw, {}, {tap: tapped[number] for tap, number in reads.items()}
 
     def _check_inputs(self, visible: Tensor | None, groups: Tensor | None) -> None:
-        """Raise ValueError for what this backbone cannot do."""
+        """Raise ValueError for inputs that this backbone does not support."""
         if visible is not None and not self.params.supports_masking:
-            raise ValueError("a DiT without a decoder cannot hide tokens: give it [backbone.decoder]")
+            raise ValueError("a DiT without a decoder cannot hide tokens: set [backbone.decoder]")
         if groups is not None and self.cls_token is not None:
-            raise ValueError("groups of tokens and a class token exclude each other: it would see every group")
+            raise ValueError("groups of tokens cannot be combined with a class token, which would see every group")
 
     def _encode(
         self,
@@ -92,25 +94,25 @@ class DiT(Frame[DiTParams]):
         stop: int,
         wanted: Collection[int],
     ) -> tuple[Tensor, dict[int, Tokens]]:
-        """Visible tokens [B, K, D] after the sparse span, or where `stop` cuts it, and the tokens read on the way."""
+        """Return the visible tokens [B, K, D] after the sparse span or block `stop`, and the `wanted` outputs."""
         h = e
         if visible is not None:
             h = gather_tokens(e, visible)
             groups = None if groups is None else groups.gather(1, visible)
         if self.cls_token is None:
-            h, passed = self._run(h, act, groups, 0, min(stop, self.params.encoder_depth), wanted)
-            return h, {number: Tokens(tokens, visible) for number, tokens in passed.items()}
+            h, outputs = self._run(h, act, groups, 0, min(stop, self.params.encoder_depth), wanted)
+            return h, {number: Tokens(tokens, visible) for number, tokens in outputs.items()}
         h = torch.cat([self.cls_token.to(h.dtype).expand(h.shape[0], 1, -1), h], dim=1)
-        h, passed = self._run(h, act, None, 0, min(stop, self.params.encoder_depth), wanted)
-        return h[:, 1:], {n: Tokens(tokens[:, 1:], visible, tokens[:, 0]) for n, tokens in passed.items()}
+        h, outputs = self._run(h, act, None, 0, min(stop, self.params.encoder_depth), wanted)
+        return h[:, 1:], {n: Tokens(tokens[:, 1:], visible, tokens[:, 0]) for n, tokens in outputs.items()}
 
     def _run(
         self, x: Tensor, act: Tensor, groups: Tensor | None, first: int, last: int, wanted: Collection[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """x after blocks first + 1 to last, and after each of the `wanted` among them."""
-        passed: dict[int, Tensor] = {}
+        """Return x after blocks first + 1 to last, and the outputs of the `wanted` blocks by number."""
+        outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks[first:last], start=first + 1):
             x = self.run(block, x, act, groups)
             if number in wanted:
-                passed[number] = x
-        return x, passed
+                outputs[number] = x
+        return x, outputs

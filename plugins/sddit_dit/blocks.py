@@ -1,7 +1,8 @@
-"""The parts of a diffusion transformer (DiT, arXiv:2212.09748), for any plugin to build on.
+"""Building blocks of a diffusion transformer (DiT, arXiv:2212.09748), for use by any plugin.
 
-Nothing here draws random numbers of its own accord beyond torch's defaults: a backbone fills its parameters by name, see
-`sddit_dit.backbone.DiT.init_parameter`. `act` is everywhere silu(c), [B, C], with c the condition: noise level plus label.
+Modules here only use torch's default initialization: a backbone initializes its parameters by name, see
+`sddit_dit.frame.Frame.init_parameter`. `act` is always silu(c), [B, C], where c is the condition: noise level plus
+label.
 """
 
 from __future__ import annotations
@@ -20,38 +21,38 @@ PERIOD = 10_000.0  # longest period of both sinusoids
 
 
 def patchify(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[B, C, H, W] -> [B, N, C p q]: rows of patches first, and in a patch the order of a convolution's kernel."""
+    """Cut images [B, C, H, W] into patches [B, N, C p q], row by row. A patch is ordered like a conv kernel."""
     (b, c, height, width), (h, w) = x.shape, grid
     return x.reshape(b, c, h, height // h, w, width // w).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, -1)
 
 
 def unpatchify(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """[B, N, p p C] -> [B, C, H, W]. Channels come last in a token here, as in the published weights of the final layer."""
+    """Join tokens [B, N, p p C] into images [B, C, H, W]. Channels come last, as in published final layers."""
     h, w = grid
     split = tokens.reshape(tokens.shape[0], h, w, patch, patch, -1)
     return split.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], -1, h * patch, w * patch)
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """The tokens [B, N, D] at positions `index` [B, K], [B, K, D]."""
+    """Return the tokens of [B, N, D] at positions `index` [B, K], as [B, K, D]."""
     return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]))
 
 
 def scatter_tokens(tokens: Tensor, index: Tensor, into: Tensor) -> Tensor:
-    """A copy of `into` [B, N, D] with `tokens` [B, K, D] at positions `index` [B, K]: undoes `gather_tokens`."""
+    """Return a copy of `into` [B, N, D] with `tokens` [B, K, D] at positions `index` [B, K]."""
     return into.scatter(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]), tokens.to(into.dtype))
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """The fixed 2-D table [N, D], float64: half the features for the column, then half for the row; sine before cosine."""
+    """Return the fixed 2-D table [N, D], float64: features of the column, then of the row; sines before cosines."""
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
     rate = PERIOD ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))  # [D / 4]
-    angles = [place.reshape(-1, 1) * rate for place in (columns, rows)]  # two of [N, D / 4]
+    angles = [axis.reshape(-1, 1) * rate for axis in (columns, rows)]  # two of [N, D / 4]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
 class Positions(nn.Module):
-    """The fixed table [N, D]. It is in no state dict; one in loaded weights, under the name `table`, replaces ours."""
+    """Fixed position table [N, D]. It is not saved in state dicts; an entry `table` in loaded weights replaces it."""
 
     table: Tensor
 
@@ -59,10 +60,10 @@ class Positions(nn.Module):
         super().__init__()
         table = sincos_positions(grid, width).to(torch.get_default_dtype())
         self.register_buffer("table", table, persistent=False)
-        self.register_load_state_dict_pre_hook(self._take_table)  # type: ignore[no-untyped-call]  # untyped in torch
+        self.register_load_state_dict_pre_hook(self._load_table)  # type: ignore[no-untyped-call]  # untyped in torch
 
     @staticmethod
-    def _take_table(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_table(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         *_, errors = rest
         if (loaded := state.pop(prefix + "table", None)) is None:
             return
@@ -74,7 +75,7 @@ class Positions(nn.Module):
 
 
 def sinusoid(level: Tensor) -> Tensor:
-    """Noise levels [B] -> [B, 256] in their own dtype, cosines before sines."""
+    """Embed noise levels [B] as [B, 256] in their dtype, cosines before sines."""
     half = SINUSOID // 2
     rate = torch.exp(torch.arange(half, dtype=level.dtype, device=level.device) * (-math.log(PERIOD) / half))
     angle = level[:, None] * rate
@@ -82,17 +83,17 @@ def sinusoid(level: Tensor) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift for x [B, n, D] and one shift and scale [B, D] per image."""
+    """Return x (1 + scale) + shift for x [B, n, D] and one shift and scale [B, D] per image."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
 def normalize(x: Tensor) -> Tensor:
-    """LayerNorm over the last axis, without parameters."""
+    """Apply LayerNorm over the last axis, without parameters."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 class TimestepEmbedding(nn.Module):
-    """Noise level [B] -> [B, D]: sinusoid, Linear, SiLU, Linear."""
+    """Noise levels [B] -> [B, D]: sinusoid, Linear, SiLU, Linear."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """Label [B] -> [B, D]. The null label is the last row of the table, or the zero vector and no row at all (MaskDiT)."""
+    """Labels [B] -> [B, D]. The null label is the last row of the table, or the zero vector without a row (MaskDiT)."""
 
     def __init__(self, num_classes: int, width: int, *, zero_null: bool) -> None:
         super().__init__()
@@ -151,9 +152,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block with adaLN-Zero (arXiv:2212.09748, section 3.2): it starts as the identity.
+    """Transformer block with adaLN-Zero (arXiv:2212.09748, section 3.2), initialized as the identity.
 
-    One Linear of silu(c) gives shift, scale and gate of the attention, then of the MLP. `condition` is the width of c.
+    One Linear of silu(c) computes shift, scale and gate of the attention, then of the MLP. `condition` is the width of
+    c.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, condition: int, attention: Attention) -> None:

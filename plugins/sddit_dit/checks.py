@@ -1,4 +1,4 @@
-"""What `sddit-run verify` measures of the DiT backbone: what hiding tokens may change and what not, and published numbers."""
+"""Measure the effect of hidden tokens in the DiT backbone and compare with published numbers (`sddit-run verify`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit.interfaces import CheckContext, Measurement
-from sddit.testing import fixtures as things
+from sddit.testing import fixtures
 from sddit.testing.toys.network import ToyAttention
 from sddit.testing.toys.params import ToyAttentionParams
 from sddit.verify.published import network, parity, published
@@ -23,24 +23,24 @@ DECODERS: dict[str, dict[str, Any]] = {
     "separate with a mask token": {"fill": "learned", "decoder": {"depth": 1, "width": 12, "heads": 3}},
     "with a class token": {"cls_token": True, "decoder": {"depth": 1, "width": 12, "heads": 3}},
 }
-"""Ways to hide tokens."""
-KEPT = torch.tensor([[0, 3, 5, 6, 9, 10], [1, 2, 4, 7, 8, 15]])  # [B, K] of 16 tokens
+"""Backbones that can hide tokens."""
+VISIBLE = torch.tensor([[0, 3, 5, 6, 9, 10], [1, 2, 4, 7, 8, 15]])  # [B, K] of 16 tokens
 HIDDEN_PIXEL, VISIBLE_PIXEL = (0, 2), (0, 0)  # of token 1, and of token 0, in the first image
 
 
-def made(**settings: Any) -> DiT:
-    """A tiny network with no weight at zero, so that nothing agrees for want of a signal."""
+def build_dit(**settings: Any) -> DiT:
+    """Build a tiny network with random weights, none zero, so that no comparison holds trivially."""
     params = DiTParams(**{"depth": 2, "width": 16, "heads": 2, **settings})
     attention = ToyAttention(ToyAttentionParams())
-    model = DiT(params, image=things.IMAGE, num_classes=things.CLASSES, outputs=1, attention=attention)
-    things.randomised(model, scale=0.3)
+    model = DiT(params, image=fixtures.IMAGE, num_classes=fixtures.CLASSES, outputs=1, attention=attention)
+    fixtures.randomised(model, scale=0.3)
     return model.double()
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """Two images, their levels and labels."""
+    """Return two images with their noise levels and labels."""
     return (
-        things.numbers(2, *things.IMAGE, dtype=torch.float64),
+        fixtures.numbers(2, *fixtures.IMAGE, dtype=torch.float64),
         torch.tensor([-1.0, 0.5]).double(),
         torch.tensor([0, 3]),
     )
@@ -48,13 +48,15 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def spans(context: CheckContext) -> Iterator[Measurement]:
-    """Where nothing is hidden the masked network is the dense one; a hidden token does not reach the encoder."""
+    """Compare masked and dense networks with nothing hidden, and check that hidden tokens do not reach the encoder."""
     x, level, labels = inputs()
     every = torch.arange(16).expand(2, -1)
     for name, settings in DECODERS.items():
-        model = made(**settings)
+        model = build_dit(**settings)
         dense, masked = model(x, level, labels)[0], model(x, level, labels, visible=every)[0]
-        yield Measurement(f"{name}: outputs that change when all tokens are named visible", differing(dense, masked), 0)
+        yield Measurement(
+            f"{name}: outputs that change when all tokens are listed as visible", differing(dense, masked), 0
+        )
 
         before = encoded(model, x)
         yield Measurement(
@@ -67,14 +69,14 @@ def spans(context: CheckContext) -> Iterator[Measurement]:
 
 
 def encoded(model: DiT, x: Tensor) -> Tensor:
-    """The encoder's tokens of the visible places, [B, K, D]."""
+    """Return the encoder's tokens at the visible positions, [B, K, D]."""
     _, level, labels = inputs()
-    tokens: Tensor = model(x, level, labels, taps=("encoder",), output=False, visible=KEPT)[2]["encoder"].patch
+    tokens: Tensor = model(x, level, labels, taps=("encoder",), output=False, visible=VISIBLE)[2]["encoder"].patch
     return tokens
 
 
 def moved(x: Tensor, pixel: tuple[int, int]) -> Tensor:
-    """x with one pixel of the first image changed."""
+    """Return x with one pixel of the first image changed."""
     other = x.clone()
     other[0, :, pixel[0], pixel[1]] += 1.0
     return other
@@ -82,32 +84,32 @@ def moved(x: Tensor, pixel: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def fill(context: CheckContext) -> Iterator[Measurement]:
-    """With fill = "input" a hidden place reaches the decoder as its own embedded noisy token, and needs no mask token."""
-    model, (x, level, labels) = made(**DECODERS["split"]), inputs()
-    given: list[Tensor] = []
+    """Check that fill = "input" passes embedded noisy tokens to the decoder at hidden positions, without mask token."""
+    model, (x, level, labels) = build_dit(**DECODERS["split"]), inputs()
+    recorded: list[Tensor] = []
 
-    def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        given.append(arguments[0])
+    def record(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        recorded.append(arguments[0])
 
-    first = model.blocks[0].register_forward_pre_hook(note)
+    first = model.blocks[0].register_forward_pre_hook(record)
     model(x, level, labels)
     first.remove()
-    decoder = model.blocks[model.params.encoder_depth].register_forward_pre_hook(note)
-    model(x, level, labels, visible=KEPT)
+    decoder = model.blocks[model.params.encoder_depth].register_forward_pre_hook(record)
+    model(x, level, labels, visible=VISIBLE)
     decoder.remove()
-    embedded, entering = given  # [B, N, D]
-    hidden = torch.ones(2, 16, dtype=torch.bool).scatter(1, KEPT, False)
+    embedded, entering = recorded  # [B, N, D]
+    hidden = torch.ones(2, 16, dtype=torch.bool).scatter(1, VISIBLE, False)
     yield Measurement(
-        "hidden places that are not their own embedded token", differing(embedded[hidden], entering[hidden]), 0
+        "hidden positions that are not their own embedded token", differing(embedded[hidden], entering[hidden]), 0
     )
     visible = differing(embedded[~hidden], entering[~hidden])
-    yield Measurement("control: visible places, which the encoder has changed", visible, 1, ">=")
+    yield Measurement("control: visible positions, which the encoder has changed", visible, 1, ">=")
     mask_tokens = sum("mask_token" in name for name, _ in model.named_parameters())
     yield Measurement("mask tokens among the parameters", mask_tokens, 0)
 
 
 def published_dit(context: CheckContext) -> Iterator[Measurement]:
-    """Outputs, block by block, and the gradient to the input of the published DiT."""
+    """Compare outputs, each block and the gradient of the input with the published DiT."""
     assert context.component is not None
     stored = published(context, "dit_a")
     model = network(context.component, "dit", stored)
@@ -122,7 +124,7 @@ def published_dit(context: CheckContext) -> Iterator[Measurement]:
 
 @torch.no_grad()
 def published_maskdit(context: CheckContext) -> Iterator[Measurement]:
-    """Outputs of the published MaskDiT, with and without its mask."""
+    """Compare outputs with the published MaskDiT, with and without its mask."""
     assert context.component is not None
     stored = published(context, "maskdit_a")
     model = network(context.component, "maskdit", stored)
@@ -135,5 +137,5 @@ def published_maskdit(context: CheckContext) -> Iterator[Measurement]:
 
 
 def differing(one: Tensor, two: Tensor) -> float:
-    """How many numbers are not the same bits."""
+    """Count the values that are not bit-identical."""
     return float((one != two).sum()) if one.shape == two.shape else math.inf

@@ -1,7 +1,7 @@
-"""What a DiT costs, by formula. Multiply-adds of matrix products only; softmax, norms and GELU are left out.
+"""Compute the cost of a DiT by formula: FLOPs of matrix products only, without softmax, norms and GELU.
 
-Activations count what torch keeps for the backward pass with a fused attention kernel; `eager` keeps heads * n^2 more per
-block.
+Activations are the numbers that torch keeps for the backward pass with a fused attention kernel; `eager` keeps heads *
+n^2 more per block.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ SINUSOID = 256  # features of the noise level
 
 
 def linear(n: int, inputs: int, outputs: int) -> Cost:
-    """A Linear with bias on n vectors; its input is kept."""
+    """Return the cost of a Linear with bias on n vectors; its input is kept."""
     return Cost(inputs * outputs + outputs, 2.0 * n * inputs * outputs, n * inputs)
 
 
 def block_cost(n: int, width: int, hidden: int, condition: int) -> Cost:
-    """One transformer block on n tokens."""
+    """Return the cost of one transformer block on n tokens."""
     products = (
         linear(n, width, 3 * width) + linear(n, width, width) + linear(n, width, hidden) + linear(n, hidden, width)
     )
     scores = Cost(flops=2.0 * 2 * n * n * width)  # q k^T and the weighted sum of v
     # q, k, v and the fused kernel's output; input, norm and gated branch of both halves; the GELU's input
-    kept = Cost(activations=n * (4 * width + 6 * width + hidden))
-    return products + scores + kept + linear(1, condition, 6 * width)
+    activations = Cost(activations=n * (4 * width + 6 * width + hidden))
+    return products + scores + activations + linear(1, condition, 6 * width)
 
 
 def adaptive_linear_cost(n: int, width: int, outputs: int, condition: int) -> Cost:
-    """LayerNorm, modulation and Linear on n tokens."""
+    """Return the cost of LayerNorm, modulation and Linear on n tokens."""
     return linear(n, width, outputs) + linear(1, condition, 2 * width) + Cost(activations=n * 2 * width)
 
 
@@ -52,7 +52,7 @@ class Sizes:
 
 
 def network_cost(sizes: Sizes, *, num_kept: int, blocks: int, output: bool) -> Cost:
-    """Return the cost of the network up to block `blocks`, for one image with `num_kept` tokens visible to the encoder."""
+    """Return the cost of the network up to block `blocks`, for one image with `num_kept` tokens in the encoder."""
     tokens, condition = sizes.tokens, sizes.widths[0]
     total = Cost(parameters=(sizes.labels + sizes.cls_token) * condition)
     total += linear(tokens, sizes.patch_values, condition)

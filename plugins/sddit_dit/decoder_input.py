@@ -1,7 +1,7 @@
-"""From the encoder's tokens to the decoder's: what stands at visible and at hidden positions.
+"""Turn the encoder's tokens into the decoder's, with a fill at hidden positions.
 
-Letters as in SD-DiT (arXiv:2403.17004): h encoder output at visible positions, e embedded noisy tokens, u decoder input.
-Both modules map (h [B, K, D], e [B, N, D], visible [B, K] or None, silu(c)) to u [B, N, width of the decoder].
+Letters as in SD-DiT (arXiv:2403.17004): h encoder output at visible positions, e embedded noisy tokens, u decoder
+input. Both modules map (h [B, K, D], e [B, N, D], visible [B, K] or None, silu(c)) to u [B, N, width of the decoder].
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sddit_dit.params import DiTParams
 
 
 class SplitInput(nn.Module):
-    """The decoder is the DiT's own last blocks: h passes as it is, and a fill carries its position."""
+    """Input of a decoder that is the last blocks of the DiT: h is unchanged, and the fill includes its position."""
 
     def __init__(self, params: DiTParams, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class SplitInput(nn.Module):
 
 
 class BridgedInput(nn.Module):
-    """The decoder has its own width: a bridge leads there (MaskDiT, arXiv:2306.09305), then positions are added anew."""
+    """Input of a decoder with its own width: a bridge (MaskDiT, arXiv:2306.09305), then positions are added."""
 
     def __init__(self, params: DiTParams, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -47,17 +47,17 @@ class BridgedInput(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(width)) if self.fill == "learned" else None
 
     def forward(self, h: Tensor, e: Tensor, visible: Tensor | None, act: Tensor) -> Tensor:
-        return self._across(h, e, visible, act) + self.positions.table
+        return self._project(h, e, visible, act) + self.positions.table
 
-    def _across(self, h: Tensor, e: Tensor, visible: Tensor | None, act: Tensor) -> Tensor:
-        """What each position holds in the decoder's width, before its position is added."""
+    def _project(self, h: Tensor, e: Tensor, visible: Tensor | None, act: Tensor) -> Tensor:
+        """Return all tokens in the decoder's width, [B, N, width], before positions are added."""
         if visible is not None and self.fill == "input" and self.noisy_bridge is None:
-            h, visible = scatter_tokens(h, visible, into=e), None  # both kinds through one bridge
+            h, visible = scatter_tokens(h, visible, into=e), None  # one bridge for both kinds
         u: Tensor = self.bridge(h, act)
-        return u if visible is None else scatter_tokens(u, visible, into=self._filled(u, e, act))
+        return u if visible is None else scatter_tokens(u, visible, into=self._fill(u, e, act))
 
-    def _filled(self, u: Tensor, e: Tensor, act: Tensor) -> Tensor:
-        """The fill at every position, [B, N, width]."""
+    def _fill(self, u: Tensor, e: Tensor, act: Tensor) -> Tensor:
+        """Return the fill of every position, [B, N, width]."""
         if self.noisy_bridge is not None:
             noisy: Tensor = self.noisy_bridge(e, act)
             return noisy

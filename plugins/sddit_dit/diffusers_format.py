@@ -1,8 +1,8 @@
-"""The layout of `DiTTransformer2DModel` of the library diffusers. Facts of its files only; the library is not needed.
+"""Convert weights to and from the layout of diffusers' `DiTTransformer2DModel`; the library is not needed.
 
-It keeps a copy of the embedders of time and label in every block, and three matrices where DiT has one qkv. It computes the
-sinusoid of the time with rates 10000^(-i / 127) where DiT has 10000^(-i / 128), also for its own conversion of DiT's weights:
-outputs are equal only once `downscale_freq_shift` is 0 there.
+Its files have a copy of the time and label embedders in every block, and three matrices instead of DiT's one qkv. The
+library computes the time sinusoid with rates 10000^(-i / 127) where DiT has 10000^(-i / 128), also for its own
+conversion of DiT's weights: outputs are equal only if `downscale_freq_shift` is 0 there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import NOTHING, Shapes
-from sddit_dit.constructors import USUAL_HEADS, Arguments, blocks_in, config_dit, refuse
+from sddit_dit.constructors import DEFAULT_HEADS, Arguments, blocks_in, config_dit, refuse
 from sddit_dit.formats import Description, Rules, State, describe_dit, kernel, renamed
 from sddit_dit.params import DiTParams
 
@@ -46,22 +46,22 @@ FIXED = {
     "norm_type": "ada_norm_zero",
     "upcast_attention": False,
 }
-"""Arguments that are the same for every DiT."""
+"""Arguments that all DiTs share."""
 
 
 class DiffusersFormat:
-    """A `transformer` folder as `DiTTransformer2DModel.from_pretrained` reads it."""
+    """Format of a `transformer` folder as `DiTTransformer2DModel.from_pretrained` reads it."""
 
     files = ("transformer/config.json", "transformer/diffusion_pytorch_model.safetensors")
     note = (
-        "diffusers 0.42 computes the time embedding with other rates than DiT. For the same outputs set "
+        "diffusers 0.42 computes the time embedding with different rates than DiT. For equal outputs set "
         "`block.norm1.emb.time_proj.downscale_freq_shift = 0` in every block of the loaded transformer."
     )
     idle: tuple[str, ...] = ()
 
     @staticmethod
     def describe(config: Mapping[str, Any]) -> Description:
-        """Of `num_attention_heads`, `attention_head_dim`, `in_channels`, `out_channels`, `num_layers`, `sample_size`, ..."""
+        """Describe a network from `num_attention_heads`, `attention_head_dim`, `num_layers`, `sample_size`, ..."""
         heads, channels = config["num_attention_heads"], config["in_channels"]
         outputs = config.get("out_channels") or channels
         return describe_dit(
@@ -79,7 +79,10 @@ class DiffusersFormat:
 
     @staticmethod
     def config(params: DiTParams, shapes: Shapes, schedule: Mapping[str, Any]) -> Arguments:
-        """Raises ValueError for what is no plain DiT, and for an MLP of another width than four times the tokens'."""
+        """Return the arguments of a plain DiT.
+
+        Raises ValueError for other networks and for an MLP ratio other than 4.
+        """
         known = config_dit(params, shapes)
         refuse({f"an MLP ratio of {params.mlp_ratio:g}": params.mlp_ratio != 4, "no classes": shapes.num_classes == 0})
         return {
@@ -96,24 +99,24 @@ class DiffusersFormat:
 
     @staticmethod
     def infer(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> tuple[Arguments, Arguments]:
-        """All but the heads and the side of the image: positions are not in these files. The usual side is 32."""
+        """Infer all arguments but the heads and the side of the image, which is 32 by default."""
         width, channels, patch, _ = state["pos_embed.proj.weight"].shape
-        told = {
+        arguments = {
             "in_channels": channels,
             "out_channels": len(state["proj_out_2.weight"]) // patch**2,
             "num_layers": blocks_in(state, "transformer_blocks."),
             "patch_size": patch,
             "num_embeds_ada_norm": len(state[f"{embedders(0)}class_embedder.embedding_table.weight"]) - 1,
         }
-        usual: Arguments = {"sample_size": 32}
-        if width in USUAL_HEADS:
-            heads = USUAL_HEADS[width]
-            usual |= {"num_attention_heads": heads, "attention_head_dim": width // heads}
-        return told, usual
+        defaults: Arguments = {"sample_size": 32}
+        if width in DEFAULT_HEADS:
+            heads = DEFAULT_HEADS[width]
+            defaults |= {"num_attention_heads": heads, "attention_head_dim": width // heads}
+        return arguments, defaults
 
     @staticmethod
     def to_ours(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> State:
-        """Raises ValueError if the copies of the embedders differ: then it is no DiT."""
+        """Convert to our names. Raises ValueError if the blocks' copies of the embedders differ."""
         ours: State = {}
         for name, tensor in state.items():
             if not (match := re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", name)):
@@ -146,11 +149,11 @@ class DiffusersFormat:
                 shared = renamed(name, EMBEDDERS, back=True)
                 theirs |= {f"{embedders(block)}{shared}": tensor for block in range(len(params.block_sizes))}
             else:
-                whole = kernel(tensor, params, shapes) if name == "patch.weight" else tensor
-                theirs[renamed(name, OUTER, back=True)] = whole
+                weight = kernel(tensor, params, shapes) if name == "patch.weight" else tensor
+                theirs[renamed(name, OUTER, back=True)] = weight
         return theirs
 
 
 def embedders(block: int) -> str:
-    """Where a block keeps its copy of the embedders."""
+    """Return the prefix of a block's copy of the embedders."""
     return f"transformer_blocks.{block}.norm1.emb."

@@ -1,7 +1,7 @@
-"""Published weights of DiT and MaskDiT, to and from our names. Facts of their files only: names, orders, shapes.
+"""Convert published weights of DiT and MaskDiT to and from our names.
 
-Each is a `sddit.interfaces.WeightFormat`; what their constructors take stands in `constructors`. What the relatives of DiT
-have in common is public, for the formats of other plugins.
+Each format is a `sddit.interfaces.WeightFormat`; constructor arguments are handled in `constructors`. Public functions
+here serve formats of related networks in other plugins.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from sddit_dit.params import DiTParams, TransformerParams
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A published network in our terms."""
+    """A published network as settings of ours."""
 
     backbone: dict[str, Any]  # settings of the backbone
     shapes: Shapes
     noise_schedule: tuple[str, dict[str, Any]]  # name and settings
-    recipe: dict[str, Any] = field(default_factory=dict)  # further tables: how it was trained and is sampled
+    recipe: dict[str, Any] = field(default_factory=dict)  # further tables: how it was trained and how to sample it
 
 
 CHAIN = {"timesteps": 1000, "betas": "linear", "beta_min": 1e-4, "beta_max": 0.02}
-"""The noise that DiT and MDT were trained with, and that their code and diffusers' scheduler sample (arXiv:2212.09748)."""
+"""Noise schedule that DiT and MDT were trained with, as in their code and diffusers' scheduler (arXiv:2212.09748)."""
 
 FILES = ("config.json", "model.safetensors")
-"""Where an export puts the arguments and the weights."""
+"""File names of an export: arguments and weights."""
 
 State = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
@@ -71,7 +71,7 @@ MASK_TOKEN = ("mask_token", "decoder_input.mask_token")
 
 
 def renamed(name: str, rules: Rules, *, back: bool = False) -> str:
-    """`name` with its prefix replaced by the rule that fits. Raises KeyError if none does."""
+    """Return `name` with its prefix replaced by the first matching rule. Raises KeyError if none matches."""
     for theirs, ours in rules:
         old, new = (ours, theirs) if back else (theirs, ours)
         if name.startswith(old):
@@ -80,18 +80,18 @@ def renamed(name: str, rules: Rules, *, back: bool = False) -> str:
 
 
 def kernel(weight: Tensor, params: TransformerParams, shapes: Shapes) -> Tensor:
-    """The weight of our patch embedding [D, C p p] as that of their convolution, [D, C, p, p]."""
+    """Return our patch embedding [D, C p p] as the weight of a convolution, [D, C, p, p]."""
     return weight.reshape(-1, shapes.image[0], params.patch, params.patch)
 
 
 def numbered(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Size and patch of a class built with numbers."""
+    """Return our settings for numeric sizes."""
     names = {"width": "hidden_size", "depth": "depth", "heads": "num_heads", "patch": "patch_size"}
     return {ours: config[theirs] for ours, theirs in names.items()} | {"mlp_ratio": float(config.get("mlp_ratio", 4.0))}
 
 
 def describe_dit(config: Mapping[str, Any], family: str = "DiT") -> Description:
-    """Of `input_size`, `num_classes` and either `class` (DiT-S/2) or the numbers `hidden_size`, `depth`, ..."""
+    """Describe a network from `input_size`, `num_classes` and `class` (DiT-S/2) or `hidden_size`, `depth`, ..."""
     settings = numbered(config) if "hidden_size" in config else sized(config["class"], family)
     side, learned = config["input_size"], config.get("learn_sigma", True)
     shapes = Shapes(
@@ -105,9 +105,9 @@ def describe_dit(config: Mapping[str, Any], family: str = "DiT") -> Description:
 
 
 def recipe_of_dit(shapes: Shapes, *, dropped: bool) -> dict[str, Any]:
-    """One view, and 250 ancestral steps guided on three channels (arXiv:2212.09748); without a learned variance, DDIM.
+    """Return a recipe with one view and 250 ancestral steps guided on three channels (arXiv:2212.09748).
 
-    Unless labels were `dropped` in training there is nothing to guide by, and the recipe says so.
+    Use DDIM if no variance is learned, and no guidance unless labels were `dropped` in training.
     """
     learned = shapes.outputs == 2
     return {
@@ -121,12 +121,12 @@ def recipe_of_dit(shapes: Shapes, *, dropped: bool) -> dict[str, Any]:
 
 
 def guided(shapes: Shapes, **settings: Any) -> dict[str, Any]:
-    """The table of classifier-free guidance, for a network that knows classes."""
+    """Return the table of classifier-free guidance for a network with classes, otherwise nothing."""
     return {"guidance": {"name": "cfg", **settings}} if shapes.num_classes else {}
 
 
 class DiTFormat:
-    """The files of facebookresearch/DiT."""
+    """Format of facebookresearch/DiT."""
 
     files = FILES
     note = ""
@@ -134,7 +134,7 @@ class DiTFormat:
 
     @staticmethod
     def describe(config: Mapping[str, Any]) -> Description:
-        """See `describe_dit`."""
+        """Describe a network: see `describe_dit`."""
         return describe_dit(config)
 
     @staticmethod
@@ -158,7 +158,7 @@ class DiTFormat:
 
 
 class MaskDiTFormat:
-    """The files of Anima-Lab/MaskDiT. Their names carry the prefix `model.` of the preconditioning around the network."""
+    """Format of Anima-Lab/MaskDiT. Names have the prefix `model.` of the preconditioning module."""
 
     files = FILES
     note = ""
@@ -166,12 +166,12 @@ class MaskDiTFormat:
 
     @staticmethod
     def describe(config: Mapping[str, Any]) -> Description:
-        """Of `img_resolution`, `num_classes`, `use_decoder`, `mae_loss_coef` and either `class` or the table `model`."""
+        """Describe a network from `img_resolution`, `num_classes`, `use_decoder` and `class` or `model`."""
         settings = numbered(config["model"]) if "model" in config else sized(config["class"])
         settings["null_label"] = "zero"
         if config.get("use_decoder", True):
             sizes = {"depth": "decoder_depth", "width": "decoder_hidden_size", "heads": "decoder_num_heads"}
-            given = config.get("decoder", {})  # none: the published one
+            given = config.get("decoder", {})  # empty: the published one
             if given and "decoder_num_heads" not in given:
                 raise KeyError("decoder.decoder_num_heads")
             settings["decoder"] = {ours: given[theirs] for ours, theirs in sizes.items() if theirs in given}
@@ -202,7 +202,7 @@ class MaskDiTFormat:
 
 
 def recipe_of_maskdit(shapes: Shapes) -> dict[str, Any]:
-    """Its unmasked tuning stage, and 40 steps of Heun guided by 1.5 (arXiv:2306.09305)."""
+    """Return a recipe of the unmasked tuning stage and 40 steps of Heun with guidance 1.5 (arXiv:2306.09305)."""
     return {
         "pair_sampler": {"name": "single"},
         "loss": {"denoise": {"name": "denoising"}},
@@ -216,7 +216,7 @@ def _encoder_depth(state: Mapping[str, Tensor]) -> int:
 
 
 def _ours(name: str, tensor: Tensor, encoder: int, *, linear_labels: bool) -> tuple[str, Tensor]:
-    """One entry of theirs as one of ours. Their encoder and decoder blocks are one list here."""
+    """Convert one entry of theirs to ours. Their encoder and decoder blocks are one list here."""
     if match := re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.+)", name):
         number = int(match[2]) + (encoder if match[1] else 0)
         return f"blocks.{number}.{renamed(match[3], BLOCK)}", tensor
@@ -230,14 +230,14 @@ def _ours(name: str, tensor: Tensor, encoder: int, *, linear_labels: bool) -> tu
 
 
 def _theirs(state: Mapping[str, Tensor], params: DiTParams, shapes: Shapes, *, linear_labels: bool) -> State:
-    """All entries of ours as theirs, with the fixed tables that their files hold."""
+    """Convert all entries of ours to theirs and add the fixed tables that their files contain."""
     found = {}
     for name, tensor in state.items():
         if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
             number = int(match[1])
-            inside = number < params.encoder_depth
-            place = f"blocks.{number}" if inside else f"decoder_blocks.{number - params.encoder_depth}"
-            found[f"{place}.{renamed(match[2], BLOCK, back=True)}"] = tensor
+            in_encoder = number < params.encoder_depth
+            block = f"blocks.{number}" if in_encoder else f"decoder_blocks.{number - params.encoder_depth}"
+            found[f"{block}.{renamed(match[2], BLOCK, back=True)}"] = tensor
         elif name == LABEL[1]:
             found[LABEL[0]] = tensor.T.contiguous() if linear_labels else tensor
         elif name == MASK_TOKEN[1]:

@@ -1,4 +1,4 @@
-"""Embed patches and conditions and compute the output: what surrounds the blocks of every transformer of this family."""
+"""Embed patches and conditions, and compute the output, for every transformer of this family."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Frame(nn.Module, Generic[P]):
                 nn.init.xavier_uniform_(parameter, generator=generator)
 
     def truncate(self, taps: Sequence[Tap]) -> None:
-        """Drop the output, every block after the deepest of `taps`, and the decoder's entry if no tap is in the decoder."""
+        """Drop the output and every block after the deepest tap, and the decoder entry if no tap needs it."""
         last = self.params.last_block(taps, output=False)
         del self.blocks[last:]
         self.final = None
@@ -82,7 +82,7 @@ class Frame(nn.Module, Generic[P]):
         return tokens
 
     def condition(self, c_noise: Tensor, labels: Tensor) -> Tensor:
-        """Return silu(c), [B, D], never in a lower precision than the parameters: it is small and steers every block."""
+        """Return silu(c), [B, D], never in a lower precision than the parameters: it steers every block."""
         with torch.autocast(c_noise.device.type, enabled=False):
             c = self.timestep(c_noise)
             return F.silu(c if self.label is None else c + self.label(labels))
@@ -94,7 +94,7 @@ class Frame(nn.Module, Generic[P]):
         return cast(Tensor, module(*inputs))
 
     def finish(self, x: Tensor, act: Tensor) -> Tensor:
-        """Return the output [B, outputs * C, H, W], outside autocast: the layer is cheap and the loss needs its precision."""
+        """Return the output [B, outputs * C, H, W], outside autocast: a cheap layer whose precision the loss needs."""
         assert self.final is not None
         with torch.autocast(x.device.type, enabled=False):
             return unpatchify(self.final(x.to(act.dtype), act), self.grid, self.params.patch)

@@ -1,4 +1,4 @@
-"""Settings of the DiT backbone, and what they imply: sizes, taps, cost. Imports no torch."""
+"""Settings of the DiT backbone and what follows from them: sizes, taps, cost. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,37 +18,39 @@ SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 
 """Depth, width and heads of the published sizes (arXiv:2212.09748, table 1)."""
 
 SEPARATE = {"width": 512, "heads": 16, "bridge": "shared", "bridge_init": "zero"}
-"""What a separate decoder is unless told otherwise: MaskDiT's (arXiv:2306.09305)."""
+"""Defaults of a separate decoder: those of MaskDiT (arXiv:2306.09305)."""
 
 
 def _refuse_bad_width(name: str, width: int, heads: int) -> None:
     if width % heads:
-        raise ValueError(f"{name} {width} cannot be divided among {heads} heads")
+        raise ValueError(f"{name} {width} is not divisible by {heads} heads")
     if width % 4:
-        raise ValueError(f"{name} {width} must be divisible by 4: positions have two axes, each with sine and cosine")
+        raise ValueError(
+            f"{name} {width} must be divisible by 4: positions are embedded along two axes, each with sines and cosines"
+        )
 
 
 class TransformerParams(BackboneParams):
     """Sizes, patches and taps of a transformer whose first `encoder_depth` blocks hidden tokens may skip.
 
-    For other plugins' backbones too, with `sddit_dit.frame.Frame`.
+    Backbones of other plugins may use it together with `sddit_dit.frame.Frame`.
     """
 
     size: Literal["", "S", "B", "L", "XL"] = Field(
-        "", description="A published size. Left out: S, or the numbers depth, width and heads."
+        "", description="A published size. If not set: S, or the numbers depth, width and heads."
     )
     depth: int | None = Field(
-        None, ge=1, le=1000, description="Blocks; a separate decoder's are not among them. Only without `size`."
+        None, ge=1, le=1000, description="Number of blocks, without those of a separate decoder. Only without `size`."
     )
     width_: int | None = Field(None, alias="width", ge=4, le=65536, description="Token width. Only without `size`.")
     heads: int | None = Field(None, ge=1, le=1024, description="Attention heads. Only without `size`.")
     patch: int = Field(2, ge=1, le=256, description="Pixels along each side of a patch.")
-    mlp_ratio: float = Field(4.0, gt=0, le=64, description="Width of a block's MLP over its token width.")
+    mlp_ratio: float = Field(4.0, gt=0, le=64, description="Width of a block's MLP as a multiple of its token width.")
 
     @model_validator(mode="before")
     @classmethod
     def _name_a_size(cls, given: Any) -> Any:
-        """State the size where it was left to us, so that a resolved recipe shows it."""
+        """Fill in the default size, so that a resolved recipe shows it."""
         if not isinstance(given, dict) or given.get("size"):
             return given
         numbers = any(given.get(key) is not None for key in ("depth", "width", "heads"))
@@ -59,7 +61,7 @@ class TransformerParams(BackboneParams):
         numbers = {"depth": self.depth, "width": self.width_, "heads": self.heads}
         given = [key for key, value in numbers.items() if value is not None]
         if self.size and given:
-            raise ValueError(f'size "{self.size}" already says {", ".join(given)}; give a size or numbers, not both')
+            raise ValueError(f'size "{self.size}" already sets {", ".join(given)}; set a size or numbers, not both')
         if not self.size and len(given) < len(numbers):
             missing = [key for key in numbers if key not in given]
             raise ValueError(f"without a size, depth, width and heads are all needed; missing: {', '.join(missing)}")
@@ -69,7 +71,7 @@ class TransformerParams(BackboneParams):
 
     @property
     def named_size(self) -> tuple[int, int, int]:
-        """Depth, width and heads, by name or by numbers."""
+        """Depth, width and heads."""
         if self.size:
             return SIZES[self.size]
         assert self.depth is not None and self.width_ is not None and self.heads is not None
@@ -83,7 +85,7 @@ class TransformerParams(BackboneParams):
 
     @property
     def encoder_depth(self) -> int:
-        """Blocks of the sparse span, which hidden tokens skip; all of them if there is no decoder."""
+        """Number of blocks in the sparse span, which hidden tokens skip; all blocks if there is no decoder."""
         return len(self.block_sizes)
 
     @property
@@ -92,8 +94,11 @@ class TransformerParams(BackboneParams):
         return False
 
     def block_of(self, tap: Tap) -> int:
-        """The number, from 1, of the block after which `tap` reads. A depth share 0.3 of D blocks, decoder included,
-        is block max(1, round(0.3 D)). Raises ValueError for a tap that does not exist."""
+        """Return the number, from 1, of the block whose output `tap` reads.
+
+        A depth fraction of 0.3 of D blocks, decoder included, is block max(1, round(0.3 D)). Raises ValueError for a
+        tap that does not exist.
+        """
         total = len(self.block_sizes)
         has_decoder = self.encoder_depth < total
         if tap == "encoder":
@@ -105,13 +110,13 @@ class TransformerParams(BackboneParams):
         if isinstance(tap, int) and 1 <= tap <= total:
             return tap
         names = "encoder, decoder" if has_decoder else "encoder"
-        raise ValueError(f"no tap {tap!r}; there are {names}, a depth share such as 0.3, and blocks 1 to {total}")
+        raise ValueError(
+            f"no tap {tap!r}; expected {names}, a depth fraction such as 0.3, or a block from 1 to {total}"
+        )
 
     def last_block(self, taps: Sequence[Tap], output: bool) -> int:
-        """How many blocks must run for `taps` and, if wanted, the output."""
+        """Return the number of blocks that must run for `taps` and, if `output`, for the output."""
         return len(self.block_sizes) if output else max(map(self.block_of, taps), default=0)
-
-    # What the core asks every backbone --------------------------------------------------------------------------
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         yield from self._patch_problems(recipe.shapes.image)
@@ -119,14 +124,14 @@ class TransformerParams(BackboneParams):
         if int(narrowest * self.mlp_ratio) < 1:
             yield Problem(
                 "SD-R108",
-                "the MLP of a block would have no unit",
+                "the MLP of a block would have no units",
                 where="backbone.mlp_ratio",
                 got=f"{self.mlp_ratio:g} of a width of {narrowest}",
                 expect=f"at least {1 / narrowest:g}",
             )
 
     def grid(self, shapes: Shapes) -> tuple[int, int]:
-        """Tokens along H and W. Raises SdditError if the image cannot be cut into patches."""
+        """Return the numbers of tokens along H and W. Raises SD-R108 if the image cannot be cut into patches."""
         if problems := self._patch_problems(shapes.image):
             raise SdditError(*problems)
         return shapes.image[1] // self.patch, shapes.image[2] // self.patch
@@ -136,7 +141,7 @@ class TransformerParams(BackboneParams):
 
     @property
     def supports_masking(self) -> bool:
-        """Whether there is a decoder, in which hidden tokens come back."""
+        """Return whether there is a decoder, which restores hidden tokens."""
         return self.encoder_depth < len(self.block_sizes)
 
     def _patch_problems(self, image: tuple[int, int, int]) -> list[Problem]:
@@ -156,30 +161,29 @@ class TransformerParams(BackboneParams):
 
 
 class DecoderParams(Params):
-    """`[backbone.decoder]`: what turns encoder tokens into the output."""
+    """Settings of `[backbone.decoder]`, which turns encoder tokens into the output."""
 
     style: Literal["separate", "split"] = Field(
         "separate",
-        description="separate: further blocks of their own width; split: the last `depth` blocks of the DiT itself.",
+        description="separate: additional blocks of another width; split: the last `depth` blocks of the DiT itself.",
     )
-    depth: int = Field(8, ge=1, le=1000, description="Blocks of the decoder.")
-    width: int | None = Field(None, ge=4, le=65536, description="Token width; left out: 512. Only with style separate.")
-    heads: int | None = Field(
-        None, ge=1, le=1024, description="Attention heads; left out: 16. Only with style separate."
-    )
+    depth: int = Field(8, ge=1, le=1000, description="Number of decoder blocks.")
+    width: int | None = Field(None, ge=4, le=65536, description="Token width; default 512. Only with style separate.")
+    heads: int | None = Field(None, ge=1, le=1024, description="Attention heads; default 16. Only with style separate.")
     bridge: Literal["shared", "own"] | None = Field(
         None,
-        description="How noisy tokens at hidden positions reach the decoder's width: through the bridge of the encoder's "
-        "tokens (shared, the default), or a second one of their own. Only with style separate.",
+        description="Projection of noisy tokens at hidden positions to the decoder's width: the bridge of the "
+        "encoder's tokens (shared, the default), or a second one (own). Only with style separate.",
     )
     bridge_init: Literal["zero", "xavier"] | None = Field(
-        None, description="Start of the bridge's Linear; left out: zero, as MaskDiT. Only with style separate."
+        None,
+        description="Initialization of the bridge's Linear; default zero, as in MaskDiT. Only with style separate.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, given: Any) -> Any:
-        """State the sizes of a separate decoder, so that a resolved recipe shows them."""
+        """Fill in the defaults of a separate decoder, so that a resolved recipe shows them."""
         if not isinstance(given, dict) or given.get("style", "separate") != "separate":
             return given
         return {**given, **{key: value for key, value in SEPARATE.items() if given.get(key) is None}}
@@ -188,7 +192,9 @@ class DecoderParams(Params):
     def _refuse_contradictions(self) -> Self:
         if self.style == "split":
             if idle := [key for key in SEPARATE if getattr(self, key) is not None]:
-                raise ValueError(f'{", ".join(idle)}: no effect with style "split", whose blocks are the DiT\'s own')
+                raise ValueError(
+                    f'{", ".join(idle)}: no effect with style "split", which uses blocks of the DiT itself'
+                )
         elif self.width is not None and self.heads is not None:
             _refuse_bad_width("width", self.width, self.heads)
         return self
@@ -198,24 +204,24 @@ class DiTParams(TransformerParams):
     """A diffusion transformer, with an optional decoder and a sparse span that hidden tokens skip."""
 
     cls_token: bool = Field(
-        False, description="A learned class token runs with the encoder; it is dropped before the decoder."
+        False, description="Run a learned class token with the encoder; it is dropped before the decoder."
     )
     null_label: Literal["row", "zero"] = Field(
         "row", description="Embedding of a dropped label: a learned row (DiT) or the zero vector (MaskDiT)."
     )
     decoder: DecoderParams | None = Field(
-        None, description="The decoder. Left out: a plain DiT, from which no token can be hidden."
+        None, description="The decoder. If not set: a plain DiT, which cannot hide tokens."
     )
     fill: Literal["input", "learned", "zero"] | None = Field(
         None,
-        description="What the decoder finds at hidden positions: the embedded noisy token (input, SD-DiT, the default), a "
-        "learned mask token (MaskDiT), or nothing but the position (zero). Only with a decoder.",
+        description="Decoder input at hidden positions: the embedded noisy token (input, SD-DiT, the default), a "
+        "learned mask token (learned, MaskDiT), or only the position (zero). Only with a decoder.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _name_a_fill(cls, given: Any) -> Any:
-        """State the fill where it was left to us, so that a resolved recipe shows it."""
+        """Fill in the default fill, so that a resolved recipe shows it."""
         if isinstance(given, dict) and given.get("decoder") is not None and given.get("fill") is None:
             return {**given, "fill": "input"}
         return given
@@ -224,20 +230,22 @@ class DiTParams(TransformerParams):
     def _refuse_contradictions(self) -> Self:
         if self.decoder is None:
             if self.fill is not None:
-                raise ValueError("fill: no effect without a decoder, since no token is ever hidden")
+                raise ValueError("fill: no effect without a decoder, because no token is hidden")
             return self
         if self.decoder.bridge == "own" and self.fill != "input":
             raise ValueError(
-                f'decoder.bridge "own": no effect with fill "{self.fill}", which sends no noisy token across'
+                f'decoder.bridge "own": no effect with fill "{self.fill}", which does not project noisy tokens'
             )
         depth = self.named_size[0]
         if self.decoder.style == "split" and self.decoder.depth >= depth:
-            raise ValueError(f"a split decoder of {self.decoder.depth} blocks leaves no encoder in a DiT of {depth}")
+            raise ValueError(
+                f"a split decoder of {self.decoder.depth} blocks leaves no encoder blocks in a DiT of depth {depth}"
+            )
         return self
 
     @property
     def block_sizes(self) -> tuple[tuple[int, int], ...]:
-        """As in the base. A split decoder's blocks are among the depth, a separate one's follow."""
+        """Width and heads of every block. A split decoder's blocks count in `depth`, a separate one's are added."""
         if self.decoder is None or self.decoder.style == "split":
             return super().block_sizes
         assert self.decoder.width is not None and self.decoder.heads is not None

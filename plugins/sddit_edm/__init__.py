@@ -1,4 +1,4 @@
-"""The noise schedules of EDM (arXiv:2206.00364) and of flow matching (arXiv:2401.08740), and the denoising loss."""
+"""Register the EDM (arXiv:2206.00364) and flow (arXiv:2401.08740) noise schedules, and the denoising loss."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         "edm",
         "sddit_edm.schedule:EDM",
         params=EDMParams,
-        summary="x = x0 + sigma eps with ln sigma normal in training, and EDM's preconditioning.",
+        summary="x = x0 + sigma eps with normally distributed ln sigma in training, and EDM's preconditioning.",
         paper="arXiv:2206.00364",
         checks={
             "its preconditioning has unit variance": "sddit_edm.checks:identities",
-            "noise grows with t, and back": "sddit_edm.checks:levels",
+            "noise grows with t, and t is recovered": "sddit_edm.checks:levels",
             "levels in training": "sddit_edm.checks:training_levels",
             "the published implementation": "sddit_edm.checks:published_schedule",
         },
@@ -26,12 +26,12 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         "flow",
         "sddit_edm.flow:Flow",
         params=FlowParams,
-        summary="x = (1 - t) x0 + t eps, and a network that gives the velocity eps - x0: SiT's linear path.",
+        summary="x = (1 - t) x0 + t eps, and a network that predicts the velocity eps - x0: SiT's linear path.",
         paper="arXiv:2401.08740",
         checks={
-            "noise grows with t, and back": "sddit_edm.checks:levels",
+            "noise grows with t, and t is recovered": "sddit_edm.checks:levels",
             "times in training": "sddit_edm.checks:training_times",
-            "its velocity stands for the image": "sddit_edm.checks:velocities",
+            "velocity and clean image agree": "sddit_edm.checks:velocities",
         },
     )
 
@@ -42,10 +42,10 @@ def register_losses(registry: Registry[Loss]) -> None:
         "denoising",
         "sddit_edm.loss:Denoising",
         params=DenoisingParams,
-        summary="Mean squared error of the network's output, or of the clean image, noise or v it stands for.",
+        summary="Mean squared error of the network's output, or of the x0, noise or v derived from it.",
         paper="arXiv:2206.00364",
         checks={
-            "nothing learned is a loss of 1": "sddit_edm.checks:zero_network",
+            "the zero network has a loss of 1": "sddit_edm.checks:zero_network",
             "weights by signal-to-noise ratio": "sddit_edm.checks:weights",
             "the published implementations": "sddit_edm.checks:published_loss",
         },

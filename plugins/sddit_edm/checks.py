@@ -1,4 +1,4 @@
-"""What `sddit-run verify` measures of the schedules and of the denoising loss."""
+"""Measure the schedules and the denoising loss for `sddit-run verify`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import CheckContext, Measurement, NoiseSchedule, Outputs, View
-from sddit.testing import fixtures as things
+from sddit.testing import fixtures
 from sddit.verify.published import parity, published
 from sddit_edm.flow import Flow
 from sddit_edm.loss import Denoising, native_target
@@ -22,27 +22,27 @@ LEVELS = 500
 FIVE_ERRORS = 5.0
 
 
-def built(context: CheckContext) -> NoiseSchedule:
-    """The component whose check this is, as it is by default."""
+def build_schedule(context: CheckContext) -> NoiseSchedule:
+    """Build the checked component with its defaults."""
     assert context.component is not None
     schedule: NoiseSchedule = context.component.build(context.component.params())
     return schedule
 
 
 def identities(context: CheckContext) -> Iterator[Measurement]:
-    """What EDM's derivation asks of its preconditioning (arXiv:2206.00364, appendix B.6), over all its levels."""
+    """Measure the identities of EDM's preconditioning (arXiv:2206.00364, appendix B.6) over all noise levels."""
     for dtype, bound in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
         s = torch.logspace(math.log10(0.002), math.log10(80), LEVELS, dtype=dtype)
         off = {"c_in": 0.0, "c_out": 0.0, "c_skip": 0.0, "c_noise": 0.0}
         for sigma_data in (0.5, 0.9):
-            for name, left in leftovers(EDM(EDMParams(sigma_data=sigma_data)), s).items():
-                off[name] = max(off[name], float(left.abs().max()))
+            for name, residual in residuals(EDM(EDMParams(sigma_data=sigma_data)), s).items():
+                off[name] = max(off[name], float(residual.abs().max()))
         for name, value in off.items():
             yield Measurement(f"{str(dtype).removeprefix('torch.')}: identity of {name}", value, bound)
 
 
-def leftovers(schedule: EDM, s: Tensor) -> dict[str, Tensor]:
-    """What is left of each identity, relative to its terms; 1 - c_skip is written without cancellation."""
+def residuals(schedule: EDM, s: Tensor) -> dict[str, Tensor]:
+    """Return the residual of each identity, relative to its terms; 1 - c_skip is written without cancellation."""
     c, sd = schedule.scalings(s), schedule.sigma_data
     one_less_skip = s**2 / (s**2 + sd**2)
     return {
@@ -54,8 +54,8 @@ def leftovers(schedule: EDM, s: Tensor) -> dict[str, Tensor]:
 
 
 def levels(context: CheckContext) -> Iterator[Measurement]:
-    """Noise grows with t and is found again from its level; grids fall from end to end."""
-    schedule = built(context)
+    """Measure that noise grows with t, that t is recovered from the noise level, and that grids fall."""
+    schedule = build_schedule(context)
     low, high = schedule.sigma_range
     u = torch.linspace(0.001, 0.999, LEVELS, dtype=torch.float64)
     t = torch.as_tensor(torch.unique(schedule.t_from_uniform(u)))
@@ -63,81 +63,82 @@ def levels(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("levels at which noise does not grow with t", float((level.diff() <= 0).sum()), 0)
     steps = schedule.scalings(t).c_noise.diff()
     mixed = float(torch.minimum((steps <= 0).sum(), (steps >= 0).sum()))
-    yield Measurement("levels at which c_noise turns back", mixed, 0)
+    yield Measurement("levels at which c_noise is not monotonic", mixed, 0)
     back = schedule.t_from_sigma(level)
-    yield Measurement("t, its level, and t again", float(((back - t) / t).abs().max()), 1e-12)
+    yield Measurement("t recovered from its noise level, relative error", float(((back - t) / t).abs().max()), 1e-12)
     wrong = 0
     for kind in ("edm", "log", "native"):
         for count in (2, 18, 250):
             grid = schedule.grid(count, kind=kind, sigma_min=low, sigma_max=high, rho=7.0)
             ends = (len(grid), grid[0], grid[-2], grid[-1]) == (count + 1, high, low, 0.0)
             wrong += (not ends) + sum(above <= below for above, below in pairwise(grid))
-    yield Measurement("grids that do not fall from sigma_max by way of sigma_min to 0", wrong, 0)
+    yield Measurement("grids that do not fall from sigma_max through sigma_min to 0", wrong, 0)
 
 
 def training_levels(context: CheckContext) -> Iterator[Measurement]:
-    """ln sigma in training is normal, with the mean and the standard deviation that are asked for."""
+    """Measure that ln sigma in training is normal with the given mean and standard deviation."""
     z, u = normal_quantiles()
     sigma = EDM(EDMParams(p_mean=-0.4, p_std=0.7, sigma_data=0.5)).t_from_uniform(u)
-    yield Measurement("quantiles of ln sigma, from p_mean + p_std z", furthest(sigma.log(), 0.7 * z - 0.4), 1e-12)
+    yield Measurement("quantiles of ln sigma, from p_mean + p_std z", max_difference(sigma.log(), 0.7 * z - 0.4), 1e-12)
 
 
 def training_times(context: CheckContext) -> Iterator[Measurement]:
-    """Times in training are uniform, or ln(t / (1 - t)) is normal with the mean and deviation that are asked for."""
+    """Measure that training times are uniform, or normal in ln(t / (1 - t)) with the given mean and std."""
     z, u = normal_quantiles()
     uniform = Flow(FlowParams()).t_from_uniform(u)
-    yield Measurement("uniform: quantiles of t, from u", furthest(uniform, u), 0)
+    yield Measurement("uniform: quantiles of t, from u", max_difference(uniform, u), 0)
     t = Flow(FlowParams(t_sampling="logit_normal", logit_mean=0.3, logit_std=0.6)).t_from_uniform(u)
-    yield Measurement("logit_normal: quantiles of ln(t / (1 - t))", furthest((t / (1 - t)).log(), 0.6 * z + 0.3), 1e-12)
+    logit = (t / (1 - t)).log()
+    yield Measurement("logit_normal: quantiles of ln(t / (1 - t))", max_difference(logit, 0.6 * z + 0.3), 1e-12)
 
 
 def normal_quantiles() -> tuple[Tensor, Tensor]:
-    """Some z, and the share u of standard normal numbers that lie below each."""
+    """Return some z, and the standard normal distribution function at each."""
     z = torch.tensor([-3.0, -1.0, -0.25, 0.0, 0.5, 2.0], dtype=torch.float64)
     return z, torch.tensor([math.erfc(-each / math.sqrt(2)) / 2 for each in z.tolist()], dtype=torch.float64)
 
 
-def furthest(one: Tensor, two: Tensor) -> float:
-    """The largest difference."""
+def max_difference(one: Tensor, two: Tensor) -> float:
+    """Return the maximum absolute difference."""
     return float((one - two).abs().max())
 
 
 def velocities(context: CheckContext) -> Iterator[Measurement]:
-    """The right velocity is preconditioned into the clean image, in the time and the sign of either direction."""
+    """Measure that the exact velocity gives the clean image, with the time and sign of both directions."""
     t = torch.linspace(0.001, 0.999, LEVELS, dtype=torch.float64)
-    x0, noise = (things.numbers(LEVELS, 1, 2, 2, key=key, dtype=torch.float64) for key in (1, 2))
+    x0, noise = (fixtures.numbers(LEVELS, 1, 2, 2, key=key, dtype=torch.float64) for key in (1, 2))
     x = (1 - t)[:, None, None, None] * x0 + t[:, None, None, None] * noise
-    asked: tuple[tuple[Literal["noise", "data"], Tensor, Tensor], ...] = (
-        ("noise", t, noise - x0),  # the network's own time, and what it gives there
+    cases: tuple[tuple[Literal["noise", "data"], Tensor, Tensor], ...] = (
+        ("noise", t, noise - x0),  # time input and output of the network
         ("data", 1 - t, x0 - noise),
     )
-    for direction, time, velocity in asked:
+    for direction, time, velocity in cases:
         schedule = Flow(FlowParams(direction=direction, time_scale=1000.0))
         c = schedule.scalings(t)
         estimate = c.c_skip[:, None, None, None] * x + c.c_out[:, None, None, None] * velocity
         yield Measurement(
-            f"{direction}: perturb, from (1 - t) x0 + t eps", furthest(schedule.perturb(x0, noise, t), x), 0
+            f"{direction}: perturb, from (1 - t) x0 + t eps", max_difference(schedule.perturb(x0, noise, t), x), 0
         )
-        yield Measurement(f"{direction}: c_skip x + c_out R, from x0", furthest(estimate, x0), 1e-14)
-        yield Measurement(f"{direction}: c_in, from 1", furthest(c.c_in, torch.ones_like(t)), 0)
-        yield Measurement(f"{direction}: c_noise, from its time", furthest(c.c_noise, 1000 * time), 1e-12)
+        yield Measurement(f"{direction}: c_skip x + c_out R, from x0", max_difference(estimate, x0), 1e-14)
+        yield Measurement(f"{direction}: c_in, from 1", max_difference(c.c_in, torch.ones_like(t)), 0)
+        yield Measurement(f"{direction}: c_noise, from its time", max_difference(c.c_noise, 1000 * time), 1e-12)
 
 
 def zero_network(context: CheckContext) -> Iterator[Measurement]:
-    """A network that gives 0, on images N(0, sigma_data^2), has a mean loss of 1: also the least of any network."""
+    """Measure that a zero network on images N(0, sigma_data^2) has a mean loss of 1."""
     schedule = EDM(EDMParams())
-    many = 20_000
-    x0 = schedule.sigma_data * things.numbers(many, 1, 4, 4, key=1, dtype=torch.float64)
-    noise = things.numbers(many, 1, 4, 4, key=2, dtype=torch.float64)
-    t = schedule.t_from_uniform((torch.arange(many, dtype=torch.float64) + 0.5) / many)
+    count = 20_000
+    x0 = schedule.sigma_data * fixtures.numbers(count, 1, 4, 4, key=1, dtype=torch.float64)
+    noise = fixtures.numbers(count, 1, 4, 4, key=2, dtype=torch.float64)
+    t = schedule.t_from_uniform((torch.arange(count, dtype=torch.float64) + 0.5) / count)
     loss = value_of(schedule, x0, noise, t, raw=torch.zeros_like(x0))
-    error = float(loss.std()) / math.sqrt(many)
+    error = float(loss.std()) / math.sqrt(count)
     shown = "loss of the zero network on Gaussian images, from 1, in standard errors"
     yield Measurement(shown, abs(float(loss.mean()) - 1) / error, FIVE_ERRORS)
 
 
 def weights(context: CheckContext) -> Iterator[Measurement]:
-    """An estimate that is 1 off counts 1 on x0, SNR on eps, SNR + 1 on v, and min(SNR, gamma) with min_snr."""
+    """Measure the loss of an error of 1 in x0: 1 for x0, SNR for eps, SNR + 1 for v, min(SNR, gamma) for min_snr."""
     snr, gamma = torch.logspace(-3, 4, LEVELS, dtype=torch.float64), 5.0
     expected: dict[str, tuple[dict[str, Any], Tensor]] = {
         "x0": ({"space": "x0"}, torch.ones_like(snr)),
@@ -145,15 +146,15 @@ def weights(context: CheckContext) -> Iterator[Measurement]:
         "v": ({"space": "v"}, snr + 1),
         "min_snr": ({"weighting": "min_snr", "snr_gamma": gamma}, torch.minimum(snr, torch.full_like(snr, gamma))),
     }
-    x0, noise = (things.numbers(LEVELS, 1, 4, 4, key=key, dtype=torch.float64) for key in (1, 2))
+    x0, noise = (fixtures.numbers(LEVELS, 1, 4, 4, key=key, dtype=torch.float64) for key in (1, 2))
     schedules: dict[str, NoiseSchedule] = {"edm": EDM(EDMParams()), "flow": Flow(FlowParams())}
     for name, schedule in schedules.items():
         t = schedule.t_from_sigma(snr.rsqrt())
         raw = raw_of(schedule, x0 + 1, x0, noise, t)
-        for weighed, (settings, weight) in expected.items():
+        for space, (settings, weight) in expected.items():
             value = value_of(schedule, x0, noise, t, raw=raw, **settings)
             yield Measurement(
-                f"{name}: weight of {weighed}, relative", furthest(value / weight, torch.ones_like(t)), 1e-10
+                f"{name}: weight of {space}, relative", max_difference(value / weight, torch.ones_like(t)), 1e-10
             )
 
 
@@ -167,25 +168,25 @@ def value_of(
     visible: Tensor | None = None,
     **settings: Any,
 ) -> Tensor:
-    """The denoising loss of an output, [B]; over the visible tokens of a 4 x 4 grid if some are hidden."""
+    """Return the denoising loss of an output, [B], over the visible tokens of a 4 x 4 grid if some are hidden."""
     x, labels = schedule.perturb(x0, noise, t), torch.zeros(len(x0), dtype=torch.int64)
     view = View(network="student", x=x, t=t, labels=labels, x0=x0, noise=noise, visible=visible)
     term = Denoising(DenoisingParams(tokens="all" if visible is None else "visible", **settings), grid=(4, 4))
-    context = things.context()
+    context = fixtures.context()
     context.schedule = schedule
     value: Tensor = term(context, {"student": view}, {"student": Outputs(raw=raw)})
     return value
 
 
 def raw_of(schedule: NoiseSchedule, denoised: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """The output R that stands for an estimate: its target moved by (D - x0) / c_out."""
+    """Return the output R of an estimate: its target plus (D - x0) / c_out."""
     view = View(network="student", x=x0, t=t, labels=t.long(), x0=x0, noise=noise)
     c_out = schedule.scalings(t).c_out[:, None, None, None]
     return native_target(schedule, view, x0.dtype) + (denoised - x0) / c_out
 
 
 def published_schedule(context: CheckContext) -> Iterator[Measurement]:
-    """Coefficients and grids of the published implementation."""
+    """Compare coefficients and grids with the published implementation."""
     stored = published(context, "edm_a")
     ours: dict[str, Tensor] = {}
     for sigma_data in (0.5, 0.9):
@@ -199,7 +200,7 @@ def published_schedule(context: CheckContext) -> Iterator[Measurement]:
 
 
 def published_loss(context: CheckContext) -> Iterator[Measurement]:
-    """The loss of EDM, and MaskDiT's over visible tokens, at the stored estimates."""
+    """Compare the loss of EDM, and MaskDiT's over visible tokens, at the stored estimates."""
     stored = published(context, "edm_a")
     sigma = stored.outputs["loss/0.5/weight_sigma"][1]
     x0, noise = stored.inputs["images"], stored.inputs["noise_unit"]

@@ -1,4 +1,4 @@
-"""The denoising loss."""
+"""Define the denoising loss."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sddit_edm.params import DenoisingParams
 
 
 class Denoising(LossTerm):
-    """Mean squared error per sample [B] of every view it reads, averaged over those views.
+    """Mean squared error per sample [B], averaged over the views that it reads.
 
-    The network regresses to R* = (x0 - c_skip x) / c_out. At a given x everything else is linear in its error, so that the
+    The network regresses to R* = (x0 - c_skip x) / c_out. At a given x all other quantities are linear in R, so the
     spaces and the weighting are factors on the squared error of R, with SNR = alpha^2 / sigma^2:
 
         x0       c_out^2                    x0 = c_skip x + c_out R
@@ -36,9 +36,9 @@ class Denoising(LossTerm):
         return torch.stack([self._error(ctx.schedule, view, outputs[name]) for name, view in views.items()]).mean(0)
 
     def _error(self, schedule: NoiseSchedule, view: View, outputs: Outputs) -> Tensor:
-        """The error of one view, [B]."""
+        """Return the error of one view, [B]."""
         if outputs.raw is None:
-            raise ValueError("the denoising loss reads the network's output, and this view has none")
+            raise ValueError("the denoising loss needs the network's output, and this view has none")
         squared = (outputs.raw - native_target(schedule, view, outputs.raw.dtype)) ** 2  # [B, C, H, W]
         if self.params.tokens == "visible" and view.visible is not None:
             error = per_token(squared, self.grid).gather(1, view.visible).mean(1)
@@ -47,43 +47,43 @@ class Denoising(LossTerm):
         return error * self._weight(schedule, view.t).to(error.dtype)
 
     def _weight(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-        """The factor on the squared error of R, [B]."""
+        """Return the factor on the squared error of R, [B]."""
         t = t.double()
-        of_x0 = schedule.scalings(t).c_out ** 2
+        x0_weight = schedule.scalings(t).c_out ** 2
         snr = (schedule.alpha(t) / schedule.sigma(t)) ** 2
         if self.params.weighting == "min_snr":
-            return of_x0 * snr.clamp(max=self.params.snr_gamma)
+            return x0_weight * snr.clamp(max=self.params.snr_gamma)
         match self.params.space:
             case "native":
                 return torch.ones_like(t)
             case "x0":
-                return of_x0
+                return x0_weight
             case "eps":
-                return of_x0 * snr
+                return x0_weight * snr
             case "v":
-                return of_x0 * (snr + 1)
+                return x0_weight * (snr + 1)
 
 
 def native_target(schedule: NoiseSchedule, view: View, dtype: torch.dtype) -> Tensor:
-    """R* = (x0 - c_skip x) / c_out, what the network should give, [B, C, H, W].
+    """Return the target of the network, R* = (x0 - c_skip x) / c_out, [B, C, H, W].
 
-    With x = alpha x0 + sigma eps put in, the two almost equal images do not cancel where sigma is small; the one
-    difference left, 1 - c_skip alpha, is a number per sample and is taken in float64.
+    With x = alpha x0 + sigma eps inserted, no nearly equal images are subtracted at small sigma; the remaining
+    difference, 1 - c_skip alpha, is one number per sample and is computed in float64.
     """
     t = view.t.double()
     c = schedule.scalings(t)
-    of_x0 = (1 - c.c_skip * schedule.alpha(t)) / c.c_out  # [B]
-    of_noise = c.c_skip * schedule.sigma(t) / c.c_out
-    return _spread(of_x0, dtype) * view.x0 - _spread(of_noise, dtype) * view.noise
+    x0_factor = (1 - c.c_skip * schedule.alpha(t)) / c.c_out  # [B]
+    noise_factor = c.c_skip * schedule.sigma(t) / c.c_out
+    return _per_image(x0_factor, dtype) * view.x0 - _per_image(noise_factor, dtype) * view.noise
 
 
 def per_token(image: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The mean of each patch over its pixels and channels: [B, C, H, W] -> [B, N], row by row."""
+    """Average each patch over its pixels and channels: [B, C, H, W] -> [B, N], row by row."""
     (rows, columns), (batch, channels, height, width) = grid, image.shape
     patches = image.reshape(batch, channels, rows, height // rows, columns, width // columns)
     return patches.mean((1, 3, 5)).flatten(1)
 
 
-def _spread(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B] -> [B, 1, 1, 1]."""
+def _per_image(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Reshape [B] to [B, 1, 1, 1]."""
     return x.to(dtype)[:, None, None, None]

@@ -19,10 +19,10 @@ class EDMParams(NoiseScheduleParams):
     p_mean: float = Field(-1.2, description="Mean of ln sigma in training.")
     p_std: float = Field(1.2, gt=0, description="Standard deviation of ln sigma in training.")
     sigma_data: Annotated[float, Field(gt=0)] | Literal["measured"] = Field(
-        0.5, description="Standard deviation of the data; `measured`: that of the training split."
+        0.5, description="Standard deviation of the data; `measured`: computed from the training split."
     )
-    sigma_min: float = Field(0.002, gt=0, description="Lowest noise level that is sampled.")
-    sigma_max: float = Field(80.0, gt=0, description="Highest noise level that is sampled.")
+    sigma_min: float = Field(0.002, gt=0, description="Minimum noise level in sampling.")
+    sigma_max: float = Field(80.0, gt=0, description="Maximum noise level in sampling.")
 
     @property
     def t_range(self) -> tuple[float, float]:
@@ -39,21 +39,20 @@ class FlowParams(NoiseScheduleParams):
     """Settings of the `flow` schedule, x = (1 - t) x0 + t eps."""
 
     t_sampling: Literal["uniform", "logit_normal"] = Field(
-        "uniform", description="Training times: uniform in (0, 1), or ln(t / (1 - t)) normal (arXiv:2403.03206)."
+        "uniform",
+        description="Distribution of training times: uniform in (0, 1), or ln(t / (1 - t)) normal (arXiv:2403.03206).",
     )
     logit_mean: float = Field(0.0, description="Mean of ln(t / (1 - t)) in training.")
     logit_std: float = Field(1.0, gt=0, description="Standard deviation of ln(t / (1 - t)) in training.")
-    t_min: float = Field(0.001, gt=0, lt=1, description="Lowest time that is sampled.")
-    t_max: float = Field(
-        0.999, gt=0, lt=1, description="Highest time that is sampled; at 1 nothing of the image is left."
-    )
+    t_min: float = Field(0.001, gt=0, lt=1, description="Minimum time in sampling.")
+    t_max: float = Field(0.999, gt=0, lt=1, description="Maximum time in sampling; at 1 no image content is left.")
     direction: Literal["noise", "data"] = Field(
         "noise",
-        description="The network's own time and sign. noise: it is given t and gives eps - x0, as in REPA; data: it is given "
-        "1 - t and gives x0 - eps, as in SiT.",
+        description="Time input and output sign of the network. noise: input t, output eps - x0, as in REPA; data: "
+        "input 1 - t, output x0 - eps, as in SiT.",
     )
     time_scale: float = Field(
-        1.0, gt=0, description="Factor on the time that the network is given; SiT and REPA give it as it is, in [0, 1]."
+        1.0, gt=0, description="Factor on the network's time input; 1 in SiT and REPA, so that it is in [0, 1]."
     )
 
     @property
@@ -79,24 +78,24 @@ class DenoisingParams(LossParams):
 
     space: Literal["native", "x0", "eps", "v"] = Field(
         "native",
-        description="What the squared error is taken of: the network's own output (EDM: lambda(sigma) times the error of "
-        "x0; flow: the velocity eps - x0), the clean image, the noise, or v of arXiv:2202.00512.",
+        description="Quantity of the squared error: the network's output (EDM: lambda(sigma) times the error "
+        "of x0; flow: the velocity eps - x0), the clean image, the noise, or v of arXiv:2202.00512.",
     )
     weighting: Literal["none", "min_snr"] = Field(
         "none",
-        description="none: the plain mean. min_snr (arXiv:2303.09556): the error of x0 times min(SNR, snr_gamma), whatever "
-        "the space; on the noise that is min(SNR, snr_gamma) / SNR, on v min(SNR, snr_gamma) / (SNR + 1).",
+        description="none: the plain mean. min_snr (arXiv:2303.09556): the error of x0 times min(SNR, snr_gamma) in "
+        "any space; for the noise this is min(SNR, snr_gamma) / SNR, for v min(SNR, snr_gamma) / (SNR + 1).",
     )
-    snr_gamma: float = Field(5.0, gt=0, description="Highest weight that min_snr gives the error of x0.")
+    snr_gamma: float = Field(5.0, gt=0, description="Maximum weight of the error of x0 with min_snr.")
     tokens: Literal["all", "visible"] = Field(
-        "all", description="all: every token; visible: only those that the view does not hide."
+        "all", description="all: every token; visible: only tokens that the view does not hide."
     )
 
     def needs(self) -> Needs:
         return Needs(student=Want(output=True))
 
     def cost(self, *_: Any, **__: Any) -> Cost:
-        """No heads, and arithmetic on a few numbers per pixel."""
+        """Return zero: no heads, and negligible arithmetic per pixel."""
         return Cost()
 
     def idle(self, recipe: Recipe) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""The noise schedule of EDM (arXiv:2206.00364), table 1, last column."""
+"""Define the noise schedule of EDM (arXiv:2206.00364), table 1, last column."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from sddit_edm.params import EDMParams
 class EDM:
     """sigma(t) = t and alpha(t) = 1: the time is the noise level, in the units of the data.
 
-    Tensors keep the dtype of t; what depends on it delicately is written without differences of near numbers.
+    Tensors keep the dtype of t; formulas avoid differences of nearly equal numbers.
     """
 
     outputs = 1
 
     def __init__(self, params: EDMParams) -> None:
         if params.sigma_data == "measured":
-            raise ValueError("sigma_data = 'measured' stands for a number that only a data set knows: give the number")
+            raise ValueError("sigma_data = 'measured' depends on the data set: replace it with a number")
         self.p_mean = params.p_mean
         self.p_std = params.p_std
         self.sigma_data = params.sigma_data
         self.sigma_range = (params.sigma_min, params.sigma_max)
 
     def t_from_uniform(self, u: Tensor) -> Tensor:
-        """ln sigma ~ N(p_mean, p_std^2): [B] in (0, 1) -> [B], made in float64 and given in the dtype of u."""
+        """Return sigma with ln sigma ~ N(p_mean, p_std^2): [B] in (0, 1) -> [B], in the dtype of u."""
         return torch.exp(self.p_mean + self.p_std * torch.special.ndtri(u.double())).to(u.dtype)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """1."""
+        """Return 1."""
         return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """t."""
+        """Return t."""
         return t
 
     def perturb(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x0 + sigma noise, [B, C, H, W] in the dtype of x0; t is [B]."""
+        """Return x0 + sigma noise, [B, C, H, W] in the dtype of x0; t is [B]."""
         return x0 + t.to(x0.dtype)[:, None, None, None] * noise
 
     def t_from_sigma(self, sigma: Tensor) -> Tensor:
-        """sigma."""
+        """Return sigma."""
         return sigma
 
     def snap(self, sigma: Tensor) -> Tensor:
-        """Every level is trained."""
+        """Return sigma: every noise level is trained."""
         return sigma
 
     def noise_fraction(self, t: Tensor) -> Tensor:
-        """Even in ln sigma between sigma_min and sigma_max, as the network sees noise; the same shape as t."""
+        """Return a fraction even in ln sigma, as c_noise is, between sigma_min and sigma_max; same shape as t."""
         low, high = self.sigma_range
         return ((t / low).log() / math.log(high / low)).clamp(0, 1)
 
     def scalings(self, t: Tensor) -> Scalings:
-        """Table 1, "network and preconditioning", at t = sigma [B]."""
+        """Return the scalings of table 1, "network and preconditioning", at t = sigma [B]."""
         variance = t**2 + self.sigma_data**2
         return Scalings(
             c_skip=self.sigma_data**2 / variance,
@@ -68,7 +68,7 @@ class EDM:
         )
 
     def grid(self, steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-        """`steps` levels from sigma_max to sigma_min, both exact, then 0. `native` is even in sigma."""
+        """Return `steps` noise levels from sigma_max to sigma_min, both exact, then 0. `native` is even in sigma."""
         if kind == "native":
             kind, rho = "edm", 1.0
         return spaced(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)

@@ -160,7 +160,7 @@ def test_patches_swapped_with_their_positions_swap_the_output(make: Any, given: 
 
 def test_groups_do_not_see_each_other(make: Any, masked_settings: dict[str, Any], given: dict[str, Tensor]) -> None:
     if masked_settings.get("cls_token"):
-        with pytest.raises(ValueError, match="exclude each other"):
+        with pytest.raises(ValueError, match="cannot be combined"):
             make(**masked_settings)(**given, groups=ALL)
         return
     model = make(**masked_settings)

@@ -44,7 +44,7 @@ def test_a_hidden_token_in_the_encoder_is_noticed(monkeypatch: pytest.MonkeyPatc
     )
     assert {what.partition(": ")[2] for what in failing(checks.spans)} >= {
         "encoder numbers that a hidden pixel changes",
-        "outputs that change when all tokens are named visible",
+        "outputs that change when all tokens are listed as visible",
     }
 
 
@@ -63,7 +63,7 @@ def test_another_fill_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return honest(self, h, e.flip(1), visible, act)
 
     monkeypatch.setattr(SplitInput, "forward", swapped)
-    assert failing(checks.fill) == ["hidden places that are not their own embedded token"]
+    assert failing(checks.fill) == ["hidden positions that are not their own embedded token"]
 
 
 def test_another_network_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

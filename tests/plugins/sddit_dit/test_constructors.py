@@ -168,11 +168,11 @@ def test_a_recipe_is_made_that_samples_as_published(state: State, layout: str) -
         (maskdit_file(1, 384), "dit", {}, r"SD-C455(.|\n)*x_embedder\.proj\.weight is missing"),
         ({"a": torch.zeros(1)}, "dit", {}, "SD-C455"),
         (dit_file(1, 100), "dit", {}, "SD-C454(.|\n)*num_heads is missing"),
-        (dit_file(1, 100), "dit", {"num_heads": 3}, "SD-C454(.|\n)*cannot be divided"),
+        (dit_file(1, 100), "dit", {"num_heads": 3}, "SD-C454(.|\n)*is not divisible"),
         (dit_file(1, 384), "dit", {"num_classes": 10}, "SD-C454(.|\n)*1000, as in the tensors"),
         (dit_file(1, 384), "dit", {"num_clases": 3}, "SD-C454(.|\n)*unknown config key 'num_clases'"),
         (dit_file(2, 384, side=4) | {"blocks.3.attn.qkv.bias": torch.zeros(1)}, "dit", {}, "SD-C455(.|\n)*no blocks"),
-        (dit_file(1, 384) | {"pos_embed": torch.zeros(1, 7, 384)}, "dit", {}, "SD-C455(.|\n)*no square"),
+        (dit_file(1, 384) | {"pos_embed": torch.zeros(1, 7, 384)}, "dit", {}, "SD-C455(.|\n)*not a square"),
     ],
 )
 def test_what_does_not_fit_is_refused(state: State, layout: str, given: dict[str, Any], words: str) -> None:
@@ -184,8 +184,8 @@ NO_PLACE: list[tuple[Any, dict[str, Any], Shapes, str]] = [
     (DiTFormat, {"decoder": {}}, Shapes((4, 8, 8), 3), "a decoder"),
     (DiTFormat, {"cls_token": True}, Shapes((4, 8, 8), 3), "a class token"),
     (DiTFormat, {"null_label": "zero"}, Shapes((4, 8, 8), 3), "zero vector"),
-    (DiTFormat, {}, Shapes((4, 8, 16), 3), "no square"),
-    (MaskDiTFormat, {}, Shapes((4, 8, 8), 3), "a learned row"),
+    (DiTFormat, {}, Shapes((4, 8, 16), 3), "a non-square image"),
+    (MaskDiTFormat, {}, Shapes((4, 8, 8), 3), "a learned null label"),
     (MaskDiTFormat, {"null_label": "zero", "decoder": {}}, Shapes((4, 8, 8), 3), "noisy tokens at hidden"),
     (MaskDiTFormat, {"null_label": "zero"}, Shapes((4, 8, 8), 3, 2), "a learned variance"),
     (

@@ -54,15 +54,15 @@ def test_a_resolved_recipe_reads_back_as_itself(settings: dict[str, Any]) -> Non
 
 def test_contradictions_are_refused_in_plain_words() -> None:
     numbers = {"depth": 2, "width": 16, "heads": 2}
-    assert "give a size or numbers, not both" in refusal(size="S", depth=2)
+    assert "set a size or numbers, not both" in refusal(size="S", depth=2)
     assert "missing: heads" in refusal(depth=2, width=16)
-    assert "cannot be divided among 3 heads" in refusal(depth=2, width=16, heads=3)
+    assert "is not divisible by 3 heads" in refusal(depth=2, width=16, heads=3)
     assert "divisible by 4" in refusal(depth=2, width=18, heads=2)
     assert "no effect without a decoder" in refusal(**numbers, fill="learned")
     assert 'no effect with fill "zero"' in refusal(**numbers, fill="zero", decoder={"bridge": "own"})
     assert "width: no effect" in refusal(**numbers, decoder={"style": "split", "depth": 1, "width": 16})
     assert "leaves no encoder" in refusal(**numbers, decoder={"style": "split", "depth": 2})
-    assert "cannot be divided among 5 heads" in refusal(**numbers, decoder={"width": 12, "heads": 5})
+    assert "is not divisible by 5 heads" in refusal(**numbers, decoder={"width": 12, "heads": 5})
 
 
 def test_an_image_that_patches_do_not_cut_is_refused_with_those_that_do() -> None:
@@ -84,7 +84,7 @@ def test_taps_name_blocks() -> None:
 
 @pytest.mark.parametrize("tap", ["decoder", "middle", 0, 4, -1, 0.0, 1.5])
 def test_a_tap_that_does_not_exist_is_refused_with_those_that_do(tap: str | float | int) -> None:
-    with pytest.raises(ValueError, match=r"there are encoder, a depth share .* blocks 1 to 3"):
+    with pytest.raises(ValueError, match=r"expected encoder, a depth fraction .* block from 1 to 3"):
         DiTParams(depth=3, width=16, heads=2).block_of(tap)
 
 

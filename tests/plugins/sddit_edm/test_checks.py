@@ -86,8 +86,8 @@ def test_levels_that_turn_back_are_noticed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(EDM, "grid", lambda self, steps, **_: [80.0, *[1.0] * (steps - 2), 0.002, 0.0])
     assert failing(checks.levels) == [
         "levels at which noise does not grow with t",
-        "t, its level, and t again",
-        "grids that do not fall from sigma_max by way of sigma_min to 0",
+        "t recovered from its noise level, relative error",
+        "grids that do not fall from sigma_max through sigma_min to 0",
     ]
 
 
@@ -99,7 +99,7 @@ def test_a_c_noise_that_turns_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         return type(c)(c.c_skip, c.c_out, c.c_in, c.c_noise.abs())
 
     monkeypatch.setattr(EDM, "scalings", wrong)
-    assert failing(checks.levels) == ["levels at which c_noise turns back"]
+    assert failing(checks.levels) == ["levels at which c_noise is not monotonic"]
 
 
 def test_a_loss_of_another_weight_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,7 +264,7 @@ def test_one_value_per_sample_with_a_gradient(dtype: torch.dtype, space: str) ->
 def test_an_output_that_was_not_asked_for_is_named() -> None:
     schedule = EDM(EDMParams())
     view, _ = random_case(schedule)
-    with pytest.raises(ValueError, match="reads the network's output"):
+    with pytest.raises(ValueError, match="needs the network's output"):
         loss(schedule, {"a": view}, {"a": Outputs()})
 
 

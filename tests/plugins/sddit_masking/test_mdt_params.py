@@ -97,7 +97,7 @@ def test_contradictions_are_refused_in_plain_words() -> None:
     assert "an encoder of 5 blocks, 7 less 2, has no two halves" in refusal(**numbers, decoder_depth=2)
     assert structure(**numbers, decoder_depth=2, long_skips=False) == (5, 7, False, True)
     assert "decoder_depth 7 leaves no encoder" in refusal(**numbers, decoder_depth=7, version="v1")
-    assert "give a size or numbers, not both" in refusal(size="S", depth=2)
+    assert "set a size or numbers, not both" in refusal(size="S", depth=2)
     assert "Input should be 'v1' or 'v2'" in refusal(version="v3")
     assert "Input should be 'v1' or 'v2'" in refusal(version=["v1"])
 
