@@ -157,6 +157,6 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
 
 
 def test_a_measured_sigma_data_must_have_become_a_number() -> None:
-    with pytest.raises(ValueError, match="give the number"):
+    with pytest.raises(ValueError, match="replace it with a number"):
         EDM(EDMParams(sigma_data="measured"))
     assert edm(sigma_data=1).sigma_data == 1
