@@ -13,7 +13,7 @@ from sddit.interfaces.backbone import Backbone, BackboneParams
 from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
 from sddit.interfaces.checks import Check, CheckContext, Measurement, NotHereError
 from sddit.interfaces.dataset import DataFacts, Dataset, DatasetParams, DrawnDataset, Split
-from sddit.interfaces.features import FeatureExtractor, FeatureParams, FigureExtractor
+from sddit.interfaces.features import EvaluateMode, FeatureExtractor, FeatureParams, FigureExtractor, ModeOption
 from sddit.interfaces.loss import Loss, LossParams, Monitor, Needs, Want
 from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, Scalings
 from sddit.interfaces.optimizer import Optimizer, OptimizerParams
@@ -40,6 +40,7 @@ __all__ = [
     "Denoiser",
     "DrawnDataset",
     "Draws",
+    "EvaluateMode",
     "FeatureExtractor",
     "FeatureParams",
     "FigureExtractor",
@@ -48,6 +49,7 @@ __all__ = [
     "Loss",
     "LossParams",
     "Measurement",
+    "ModeOption",
     "Monitor",
     "NOTHING",
     "Needs",

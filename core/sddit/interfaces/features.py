@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 from sddit.interfaces.params import Params
+
+
+@dataclass(frozen=True, slots=True)
+class ModeOption:
+    """An option of a mode of `sddit-run evaluate`. Its value is a path."""
+
+    name: str  # `inception`: the option `--inception`, and the argument `inception` of the mode's function
+    metavar: str  # how help shows the value, such as `FILE`
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateMode:
+    """A mode of `sddit-run evaluate` that a feature extractor offers. It runs when all its options are given."""
+
+    name: str  # the key of its figures in `--json`
+    options: tuple[ModeOption, ...]
+    function: (
+        str  # "module:function"; called as function(run_folder, device=, progress=, **paths), returns figures as JSON
+    )
+    heading: str  # printed above the table, a format string over the figures: "{samples} samples against {reference}"
+    rows: Mapping[str, str]  # {key of a figure: its title in the table}; a figure that is None is not printed
 
 
 class FeatureParams(Params):
@@ -23,6 +46,11 @@ class FeatureParams(Params):
     def own_figures(self) -> tuple[str, ...]:
         """Names of the figures it measures besides the common ones: `class_accuracy` if it knows classes, and a
         `FigureExtractor`'s own."""
+        return ()
+
+    @classmethod
+    def evaluate_modes(cls) -> tuple[EvaluateMode, ...]:
+        """Return the modes of `sddit-run evaluate` that this extractor offers."""
         return ()
 
     def fingerprinted(self) -> Self:

@@ -149,6 +149,11 @@ def adm_of_run(folder: Path, *, weights: Path, reference: Path, device: str, pro
     return found
 
 
+def evaluate_mode(folder: Path, *, device: str, progress: Progress, inception: Path, reference: Path) -> dict[str, Any]:
+    """Run `sddit-run evaluate RUN --inception FILE --reference NPZ` and return its figures."""
+    return adm_of_run(folder, weights=inception, reference=reference, device=device, progress=progress).to_json()
+
+
 def adm_scores(fake: Seen, held: Reference, real: Seen | None, *, name: str, digest: str) -> AdmScores:
     """Compare what the network made of samples with a reference, and with what it made of the reference's images."""
     pooled = held.pooled or (real and gaussian(real.pooled))

@@ -13,7 +13,9 @@ from pydantic import Field
 from sddit.errors import Problem
 from sddit.interfaces import (
     DataFacts,
+    EvaluateMode,
     FeatureParams,
+    ModeOption,
 )
 from sddit.recipes.recipe import Recipe
 
@@ -42,6 +44,26 @@ class ClassifierParams(FeatureParams):
         return no_classifier(recipe.facts)
 
 
+ADM_MODE = EvaluateMode(
+    name="adm",
+    options=(
+        ModeOption(
+            "inception",
+            "FILE",
+            "Weights of FID's Inception network: compute FID, sFID and more of the saved samples; writes adm.json.",
+        ),
+        ModeOption("reference", "NPZ", "Reference batch for --inception."),
+    ),
+    function="sddit_standard.features.adm:evaluate_mode",
+    heading="{samples} samples against {reference}, weights {weights_sha256:.12}",
+    rows={
+        "fid": "FID",
+        "sfid": "sFID",
+        "inception_score": "Inception score",
+        "precision": "precision",
+        "recall": "recall",
+    },
+)
 Hash = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 
 
@@ -71,6 +93,10 @@ class InceptionParams(FeatureParams):
     def own_figures(self) -> tuple[str, ...]:
         compared = ("fid", "sfid", "precision_adm", "recall_adm") if self.reference else ()
         return ("inception_score", *compared)
+
+    @classmethod
+    def evaluate_modes(cls) -> tuple[EvaluateMode, ...]:
+        return (ADM_MODE,)
 
     def fingerprinted(self) -> Self:
         files = {

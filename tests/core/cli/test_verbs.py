@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from sddit.cli.commands.explain import EXITS
 from sddit.cli.common import setting_text
 from sddit.errors import catalogue
 from sddit.testing import TOY_PAIR_RECIPE
-from sddit_standard.features.adm import AdmScores
 
 # ------------------------------------------------------------------------------------------------------------- plugins
 
@@ -352,37 +352,72 @@ def test_evaluate_probes_and_looks_for_copies(sddit_run, toy_recipe):
     assert json.loads(sddit_run("evaluate", run, "--copies", "--json").out)["copies"]["pixels"]["title"] == "pixels"
 
 
-def adm_scores() -> AdmScores:
-    figures = {"samples": 5, "fid": 12.345, "sfid": None, "inception_score": 3.5, "precision": 0.5, "recall": 0.25}
-    return AdmScores(**figures, reference="r.npz", weights_sha256="ab" * 32)
+MODE_PLUGIN = """
+from sddit import hookimpl
+from sddit.interfaces import EvaluateMode, FeatureParams, ModeOption
+
+def count_files(folder, *, device, progress, first_file, second_file):
+    return {"files": len({first_file, second_file}), "seed": None, "device": device, "run": folder.name}
+
+class MineParams(FeatureParams):
+    @classmethod
+    def evaluate_modes(cls):
+        options = ModeOption("first_file", "FILE", "A file to count."), ModeOption("NAME", "FILE", "Another file.")
+        rows = {"files": "files counted", "seed": "not measured"}
+        return (EvaluateMode("count", options, FUNCTION, "counted on {device}", rows),)
+
+@hookimpl
+def register_features(registry):
+    registry.add("mine", "nowhere:Mine", params=MineParams, summary="Counts files.")
+"""
 
 
-def test_evaluate_scores_by_the_files_of_its_user(sddit_run, trained, monkeypatch):
-    found = adm_scores()
-    monkeypatch.setattr("sddit_standard.features.adm.adm_of_run", lambda *_, **__: found)
-    said = sddit_run("evaluate", trained, "--inception", "w.pth", "--reference", "r.npz")
+@pytest.fixture
+def counting(tmp_path) -> Callable[..., str]:
+    """`counting()` is a plugin whose extractor offers the mode `count`; `counting(name)` names its second option."""
+
+    def write(name: str = "second_file") -> str:
+        source = MODE_PLUGIN.replace('"NAME"', f'"{name}"').replace("FUNCTION", "__name__ + ':count_files'")
+        (tmp_path / "counting.py").write_text(source, encoding="utf-8")
+        return "./counting.py"
+
+    return write
+
+
+def test_evaluate_runs_the_mode_of_a_third_party_extractor(sddit_run, trained, counting):
+    files = ("--first-file", "a", "--second-file", "b")
+    said = sddit_run("evaluate", trained, "--plugin", counting(), *files)
     assert said.status == 0, said.err
-    assert re.search(r"^5 samples against r\.npz, weights abababababab$", said.out, re.MULTILINE)
-    assert re.search(r"^FID +12\.35 *$", said.out, re.MULTILINE)
-    assert "sFID" not in said.out
-    assert json.loads(sddit_run("evaluate", trained, "--inception", "w", "--reference", "r", "--json").out) == {
-        "adm": found.to_json()
-    }
-    alone = sddit_run("evaluate", trained, "--inception", "w.pth")
-    assert (alone.status, "must be used together" in alone.err) == (2, True)
+    assert re.search(r"^counted on cpu$", said.out, re.MULTILINE)
+    assert re.search(r"^files counted +2 *$", said.out, re.MULTILINE)
+    assert "not measured" not in said.out
+    found = json.loads(sddit_run("evaluate", trained, "--plugin=./counting.py", *files, "--json").out)
+    assert found == {"count": {"files": 2, "seed": None, "device": "cpu", "run": Path(trained).name}}
+    alone = sddit_run("evaluate", trained, "--plugin", "./counting.py", "--first-file", "a")
+    assert (alone.status, "--first-file and --second-file must be used together" in alone.err) == (2, True)
+    assert "A file to count." in sddit_run("evaluate", "--plugin", "./counting.py", "--help").out
 
 
-def test_evaluate_speaks_on_one_rank_of_several(sddit_run, trained, monkeypatch):
-    monkeypatch.setattr("sddit_standard.features.adm.adm_of_run", lambda *_, **__: adm_scores())
+def test_evaluate_knows_no_option_of_a_plugin_that_is_not_loaded(sddit_run, trained):
+    said = sddit_run("evaluate", trained, "--first-file", "a")
+    assert (said.status, "--first-file" in said.err) == (2, True)
+
+
+def test_evaluate_refuses_a_mode_option_that_is_taken(sddit_run, trained, counting):
+    said = sddit_run("evaluate", trained, "--plugin", counting("probe"))
+    assert (said.status, "SD-P202" in said.err) == (3, True)
+
+
+def test_evaluate_runs_a_mode_on_every_rank_and_prints_on_one(sddit_run, trained, counting, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    told = {}
+    printed = {}
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        said = sddit_run("evaluate", trained, "--inception", "w.pth", "--reference", "r.npz")
+        said = sddit_run("evaluate", trained, "--plugin", counting(), "--first-file", "a", "--second-file", "b")
         assert said.status == 0, said.err
-        told[rank] = said.out
-    assert "Inception score" in told["0"]
-    assert told["1"] == ""
+        printed[rank] = said.out
+    assert "files counted" in printed["0"]
+    assert printed["1"] == ""
 
 
 def test_table_puts_runs_side_by_side(sddit_run, toy_recipe, tmp_path, monkeypatch):

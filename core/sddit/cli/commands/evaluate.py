@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from sddit.cli.common import (
     table,
 )
 from sddit.distributed import processes
+from sddit.errors import error, printable
+from sddit.interfaces import EvaluateMode, FeatureParams
 from sddit.interfaces.metric_names import FIGURES
-from sddit.plugins.host import host
+from sddit.plugins.host import host, registry
+from sddit.plugins.registry import load_attribute
 from sddit.progress import Progress, progress_on
 from sddit.storage.run_folder import RECIPE
 
@@ -34,6 +38,7 @@ sddit-run evaluate RUN --json
 sddit-run evaluate RUN --probe       class information in the tokens
 sddit-run evaluate RUN --copies      samples closest to training images
 sddit-run evaluate RUN --inception WEIGHTS.pth --reference BATCH.npz
+sddit-run evaluate RUN --plugin ./mine.py --help      options of your own extractor
 """
 ROWS = {
     "fd": "Frechet distance",
@@ -46,18 +51,61 @@ ROWS = {
     "copied": "near copies of training images",
     "class_accuracy": "class accuracy",
 }
-ADM = {
-    "fid": "FID",
-    "sfid": "sFID",
-    "inception_score": "Inception score",
-    "precision": "precision",
-    "recall": "recall",
-}
+MODE_OPTIONS = "sddit.evaluate.mode_options"
 Look = Callable[[Path, str, Progress], dict[str, Any]]
 Show = Callable[[Mapping[str, Any]], None]
 
 
-@click.command("evaluate", cls=SdditCommand, examples=EXAMPLES)
+class EvaluateCommand(SdditCommand):
+    """`evaluate` with the options of the modes that the loaded feature extractors offer."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Load the plugins of `--plugin` first: their extractors may add options."""
+        host().announce = notice
+        host().use(plugins_in(args), Path.cwd(), where="command line")
+        options = {option.name: option for mode in modes(self.params) for option in mode.options}
+        ctx.meta[MODE_OPTIONS] = [
+            click.Option([flag(name)], type=PathOption(), metavar=option.metavar, help=option.help)
+            for name, option in options.items()
+        ]
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *ctx.meta.get(MODE_OPTIONS, ())]
+
+
+def flag(name: str) -> str:
+    """Return `--weights-file` for `weights_file`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def plugins_in(args: Sequence[str]) -> list[str]:
+    """Return the values of `--plugin` in a command line that is not parsed yet."""
+    separate = [value for option, value in pairwise(args) if option == "--plugin"]
+    return separate + [word.partition("=")[2] for word in args if word.startswith("--plugin=")]
+
+
+def modes(own: Sequence[click.Parameter] = ()) -> list[EvaluateMode]:
+    """Return the modes of all loaded extractors. Raises SD-P202 for a name that is taken, by `own` options or another."""
+    taken = {parameter.name: "sddit-run evaluate" for parameter in own}
+    found = []
+    for component in registry("features"):
+        offered = component.params.evaluate_modes() if issubclass(component.params, FeatureParams) else ()
+        for mode in offered:
+            for name in (mode.name, *(option.name for option in mode.options)):
+                if (holder := taken.setdefault(name, component.qualified)) != component.qualified:
+                    raise error(
+                        "SD-P202",
+                        f"evaluate mode or option {name!r} is offered more than once",
+                        where=component.qualified,
+                        got=f"also offered by {holder}",
+                        fix="rename it in the plugin",
+                    )
+            found.append(mode)
+    return found
+
+
+@click.command("evaluate", cls=EvaluateCommand, examples=EXAMPLES)
 @click.argument("run", type=PathOption())
 @device_option
 @click.option(
@@ -66,36 +114,33 @@ Show = Callable[[Mapping[str, Any]], None]
 @click.option(
     "--copies", is_flag=True, help="Search the saved samples for copies of training images; writes copies.json."
 )
-@click.option(
-    "--inception",
-    type=PathOption(),
-    metavar="FILE",
-    help="Weights of FID's Inception network: compute FID, sFID and more of the saved samples; writes adm.json.",
-)
-@click.option("--reference", type=PathOption(), metavar="NPZ", help="Reference batch for --inception.")
+@click.option("--plugin", multiple=True, metavar="NAME", help="Also load this plugin: a name, or ./file.py.")
 @json_option(JSON_AND_PROGRESS)
 @click.pass_context
 def evaluate(
     ctx: click.Context,
+    /,
     run: Path,
     device: str,
     probe: bool,
     copies: bool,
-    inception: Path | None,
-    reference: Path | None,
+    plugin: tuple[str, ...],
     as_json: bool,
+    **paths: Path | None,
 ) -> None:
     """Score the samples of a run, probe it or search for copies."""
-    host().announce = notice
     looks: dict[str, tuple[Look, Show]] = {}
     if probe:
         looks["probe"] = _probe, print_probe
     if copies:
         looks["copies"] = _copies, partial(print_copies, run)
-    if inception is not None and reference is not None:
-        looks["adm"] = partial(_adm, weights=inception, reference=reference), print_adm
-    elif inception is not None or reference is not None:
-        raise click.UsageError("--inception and --reference must be used together")
+    for mode in modes():
+        chosen = {option.name: path for option in mode.options if (path := paths[option.name]) is not None}
+        if len(chosen) == len(mode.options):
+            looks[mode.name] = partial(_mode, mode=mode, paths=chosen), partial(print_mode, mode)
+        elif chosen:
+            names = " and ".join(flag(option.name) for option in mode.options)
+            raise click.UsageError(f"{names} must be used together")
     if not looks:
         if not is_scored(run):
             if processes.rank() == 0:
@@ -135,15 +180,10 @@ def _copies(run: Path, device: str, progress: Progress) -> dict[str, Any]:
     return {label: one.to_json() for label, one in copies_of_run(run, device=device, progress=progress).items()}
 
 
-def _adm(run: Path, device: str, progress: Progress, *, weights: Path, reference: Path) -> dict[str, Any]:
-    from importlib import import_module
-
-    adm = import_module(
-        "sddit_standard.features.adm"
-    )  # the contract of extractors gains a mode for this in the next step
-    found: dict[str, Any] = adm.adm_of_run(
-        run, weights=weights, reference=reference, device=device, progress=progress
-    ).to_json()
+def _mode(
+    run: Path, device: str, progress: Progress, *, mode: EvaluateMode, paths: Mapping[str, Path]
+) -> dict[str, Any]:
+    found: dict[str, Any] = load_attribute(mode.function)(run, device=device, progress=progress, **paths)
     return found
 
 
@@ -169,16 +209,14 @@ def print_copies(run: Path, copies: Mapping[str, Mapping[str, Any]]) -> None:
     console().print(block)
 
 
-def print_adm(adm: Mapping[str, Any]) -> None:
-    """Print the scores of ADM's suite, without those that the reference batch does not allow."""
+def print_mode(mode: EvaluateMode, figures: Mapping[str, Any]) -> None:
+    """Print the figures of an extractor's mode. Those that were not measured are omitted."""
     out = console()
-    out.print(
-        f"{adm['samples']} samples against {adm['reference']}, weights {adm['weights_sha256'][:12]}", style="bold"
-    )
+    out.print(printable(mode.heading.format_map(figures)), style="bold")
     block = table("", "samples")
-    for key, title in ADM.items():
-        if adm[key] is not None:
-            block.add_row(title, figure(adm[key]))
+    for key, title in mode.rows.items():
+        if figures[key] is not None:
+            block.add_row(title, figure(figures[key]))
     out.print(block)
 
 

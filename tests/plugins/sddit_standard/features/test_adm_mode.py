@@ -1,0 +1,41 @@
+"""The mode of `sddit-run evaluate` that the Inception extractor offers."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from sddit_standard.features.adm import AdmScores
+
+
+def adm_scores() -> AdmScores:
+    figures = {"samples": 5, "fid": 12.345, "sfid": None, "inception_score": 3.5, "precision": 0.5, "recall": 0.25}
+    return AdmScores(**figures, reference="r.npz", weights_sha256="ab" * 32)
+
+
+def test_evaluate_scores_by_the_files_of_its_user(sddit_run, monkeypatch):
+    found = adm_scores()
+    monkeypatch.setattr("sddit_standard.features.adm.adm_of_run", lambda *_, **__: found)
+    said = sddit_run("evaluate", "run", "--inception", "w.pth", "--reference", "r.npz")
+    assert said.status == 0, said.err
+    assert re.search(r"^5 samples against r\.npz, weights abababababab$", said.out, re.MULTILINE)
+    assert re.search(r"^FID +12\.35 *$", said.out, re.MULTILINE)
+    assert "sFID" not in said.out
+    assert json.loads(sddit_run("evaluate", "run", "--inception", "w", "--reference", "r", "--json").out) == {
+        "adm": found.to_json()
+    }
+    alone = sddit_run("evaluate", "run", "--inception", "w.pth")
+    assert (alone.status, "must be used together" in alone.err) == (2, True)
+
+
+def test_evaluate_speaks_on_one_rank_of_several(sddit_run, monkeypatch):
+    monkeypatch.setattr("sddit_standard.features.adm.adm_of_run", lambda *_, **__: adm_scores())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = {}
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        said = sddit_run("evaluate", "run", "--inception", "w.pth", "--reference", "r.npz")
+        assert said.status == 0, said.err
+        told[rank] = said.out
+    assert "Inception score" in told["0"]
+    assert told["1"] == ""
