@@ -1,4 +1,4 @@
-"""DDPM (arXiv:2006.11239) as DiT trains it: its noise schedule, the hybrid loss, ancestral and DDIM sampling."""
+"""Register DDPM (arXiv:2006.11239) as used by DiT: noise schedule, hybrid loss, ancestral and DDIM samplers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         "ddpm",
         "sddit_ddpm.schedule:DDPM",
         params=DDPMParams,
-        summary="A chain of timesteps with given betas, and a network that gives the noise and the variance: DiT's.",
+        summary="A chain of timesteps with given betas, and a network that predicts noise and variance: DiT's.",
         paper="arXiv:2006.11239",
         checks={
-            "trained levels are kept": "sddit_ddpm.checks:levels",
+            "trained noise levels are recovered": "sddit_ddpm.checks:levels",
             "the cosine chain in closed form": "sddit_ddpm.checks:cosine",
             "the published implementation": "sddit_ddpm.checks:published_tables",
         },
@@ -29,10 +29,10 @@ def register_losses(registry: Registry[Loss]) -> None:
         "hybrid",
         "sddit_ddpm.loss:Hybrid",
         params=HybridParams,
-        summary="Mean squared error of the noise, plus the variational bound that trains the variance: DiT's and MDT's loss.",
+        summary="Squared error of the noise plus the variational bound that trains the variance: DiT's and MDT's loss.",
         paper="arXiv:2102.09672",
         checks={
-            "the likelihood of all values is 1": "sddit_ddpm.checks:likelihood",
+            "likelihoods add up to 1": "sddit_ddpm.checks:likelihood",
             "several views": "sddit_ddpm.checks:several_views",
             "weights by signal-to-noise ratio": "sddit_ddpm.checks:min_snr",
             "the published implementations": "sddit_ddpm.checks:published_losses",
@@ -49,7 +49,7 @@ def register_samplers(registry: Registry[Sampler]) -> None:
         summary="The reverse chain with its learned variance: DiT's sampler.",
         paper="arXiv:2102.09672",
         checks={
-            "the spread of known images": "sddit_ddpm.checks:spread",
+            "known images keep their mean and variance": "sddit_ddpm.checks:spread",
             "the published implementation": "sddit_ddpm.checks:published_ancestral",
         },
     )
@@ -57,7 +57,7 @@ def register_samplers(registry: Registry[Sampler]) -> None:
         "ddim",
         "sddit_ddpm.samplers:DDIM",
         params=DDIMParams,
-        summary="First-order steps with as much fresh noise as wanted, none by default.",
+        summary="First-order steps with an adjustable amount of fresh noise, none by default.",
         paper="arXiv:2010.02502",
         checks={
             "order of convergence": "sddit_ddpm.checks:convergence",

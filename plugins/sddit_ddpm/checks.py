@@ -1,4 +1,4 @@
-"""What `sddit-run verify` measures of DDPM: its chain, its likelihood, known images, published numbers."""
+"""Measure DDPM's chain, likelihood, samples of known images and published numbers for `sddit-run verify`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sddit.diffusion.sampling import noise_levels
 from sddit.interfaces import CheckContext, Denoise, Measurement, Outputs, Prediction, Sampler, SamplerParams, View
-from sddit.testing import fixtures as things
+from sddit.testing import fixtures
 from sddit.verify.published import difference, parity, published
 from sddit_ddpm.chain import Chain
 from sddit_ddpm.loss import Hybrid, log_likelihood
@@ -21,22 +21,20 @@ from sddit_ddpm.schedule import DDPM
 
 RESPACINGS = {"full": "", "250": "250", "25": "25", "ddim25": "ddim25", "10,15,20": "10,15,20"}
 MEAN, STD = 0.3, 0.5
-"""Of the Gaussian images whose reverse chain is known."""
-MANY = 16_384
+"""Mean and std of Gaussian images, whose reverse chain is known."""
+SAMPLES = 16_384
 FIVE_ERRORS = 5.0
 
 
-# --- the schedule ---------------------------------------------------------------------------------------------------
-
-
 def levels(context: CheckContext) -> Iterator[Measurement]:
-    """A trained level is found again, and every grid visits as many of them as it has steps."""
+    """Measure that trained noise levels are recovered and that grids of n steps have n different trained levels."""
     schedule = DDPM(DDPMParams())
     trained = schedule.chain.levels
     t = torch.arange(len(trained), dtype=torch.float64)
     level = torch.tensor(trained, dtype=torch.float64)
-    yield Measurement("t, its level, and t again", float((schedule.t_from_sigma(level) - t).abs().max()), 0)
-    yield Measurement("trained levels that snapping moves", float((schedule.snap(level) != level).sum()), 0)
+    error = float((schedule.t_from_sigma(level) - t).abs().max())
+    yield Measurement("t recovered from its noise level, error", error, 0)
+    yield Measurement("trained noise levels changed by snapping", float((schedule.snap(level) != level).sum()), 0)
     low, high = schedule.sigma_range
     wrong = 0
     for kind in ("edm", "log", "native", "stride"):
@@ -44,14 +42,14 @@ def levels(context: CheckContext) -> Iterator[Measurement]:
             grid = schedule.grid(steps, kind=kind, sigma_min=low, sigma_max=high, rho=7.0)
             falls = all(above > below for above, below in pairwise(grid)) and grid[-1] == 0
             wrong += not (falls and len(grid) == steps + 1 and set(grid[:-1]) <= set(trained))
-    yield Measurement("grids that are no falling trained levels", wrong, 0)
+    yield Measurement("grids that are not falling trained noise levels", wrong, 0)
 
 
 def cosine(context: CheckContext) -> Iterator[Measurement]:
-    """abar_t = f(t) / f(0) with f(t) = cos^2((t / T + s) / (1 + s) pi / 2), s = 0.008; the last beta is capped."""
+    """Compare abar_t with f(t) / f(0), f(t) = cos^2((t / T + s) / (1 + s) pi / 2), s = 0.008; last beta 0.999."""
 
-    def f(share: float) -> float:
-        return (1 + math.cos(math.pi * (125 * share + 1) / 126)) / 2  # cos^2 of half the angle, s = 1 / 125
+    def f(u: float) -> float:
+        return (1 + math.cos(math.pi * (125 * u + 1) / 126)) / 2  # cos^2 of half the angle, s = 1 / 125
 
     schedule = DDPM(DDPMParams(betas="cosine"))
     t = torch.arange(999, dtype=torch.float64)
@@ -61,13 +59,13 @@ def cosine(context: CheckContext) -> Iterator[Measurement]:
 
 
 def published_tables(context: CheckContext) -> Iterator[Measurement]:
-    """Betas, their product and the posterior's variance of the whole chain and of its respacings."""
+    """Compare betas, their products and posterior variances of the full chain and of its respacings."""
     stored = published(context, "ddpm_a")
     for name, respacing in RESPACINGS.items():
         schedule = DDPM(DDPMParams(respacing=respacing))
-        kept = stored.outputs[f"tables/{name}/timestep_map"].tolist()
-        yield Measurement(f"ddpm_a: tables/{name}: timesteps that differ", float(schedule.timesteps != kept), 0)
-        t = torch.arange(len(kept), dtype=torch.float64)
+        timesteps = stored.outputs[f"tables/{name}/timestep_map"].tolist()
+        yield Measurement(f"ddpm_a: tables/{name}: timesteps that differ", float(schedule.timesteps != timesteps), 0)
+        t = torch.arange(len(timesteps), dtype=torch.float64)
         ours = {
             "betas": torch.tensor(schedule.chain.betas, dtype=torch.float64),
             "alphas_cumprod": schedule.alpha(t) ** 2,
@@ -78,11 +76,8 @@ def published_tables(context: CheckContext) -> Iterator[Measurement]:
     yield from parity("ddpm_a", {"tables/cosine/betas": torch.tensor(betas, dtype=torch.float64)}, stored)
 
 
-# --- the loss -------------------------------------------------------------------------------------------------------
-
-
 def likelihood(context: CheckContext) -> Iterator[Measurement]:
-    """What the first step's likelihood gives to the 256 values of a pixel adds up to 1, wherever its mean is."""
+    """Measure that the likelihoods of the 256 values of a pixel add up to 1 in the first step, for any mean."""
     values = torch.linspace(-1, 1, 256, dtype=torch.float64)[:, None, None, None].expand(-1, 8, 1, 5)
     mean = torch.linspace(-1.1, 1.1, 8, dtype=torch.float64)[:, None, None]
     fraction = torch.linspace(-3, 3, 5, dtype=torch.float64)
@@ -92,7 +87,7 @@ def likelihood(context: CheckContext) -> Iterator[Measurement]:
 
 
 def several_views(context: CheckContext) -> Iterator[Measurement]:
-    """Two views of equal loss are twice one if views are added, and one if they are averaged."""
+    """Measure that two equal views give twice the loss of one if summed, and the same loss if averaged."""
     schedule, given = DDPM(DDPMParams()), outputs_at(torch.arange(0, 1000, 10))
     one = value_of(schedule, *given)
     for over_views, times in (("sum", 2), ("mean", 1)):
@@ -101,7 +96,7 @@ def several_views(context: CheckContext) -> Iterator[Measurement]:
 
 
 def min_snr(context: CheckContext) -> Iterator[Measurement]:
-    """The squared error counts min(SNR, gamma) / SNR, at ratios above gamma and below."""
+    """Measure that the weight of the squared error is min(SNR, gamma) / SNR, above and below gamma."""
     schedule, t = DDPM(DDPMParams()), torch.arange(1000)
     given, gamma = outputs_at(t), 5.0
     plain = value_of(schedule, *given, vb_weight=0.0)
@@ -113,13 +108,13 @@ def min_snr(context: CheckContext) -> Iterator[Measurement]:
 
 
 def outputs_at(t: Tensor) -> list[Tensor]:
-    """x0, noise, t and a network's output for each timestep [B], as `value_of` takes them; float64, two pixels each."""
-    x0, noise = (things.numbers(len(t), 1, 1, 2, key=key, dtype=torch.float64) for key in (1, 2))
-    return [x0, noise, t, things.numbers(len(t), 2, 1, 2, key=3, dtype=torch.float64)]
+    """Return x0, noise, t and a network output for each timestep [B], float64, two pixels each for `value_of`."""
+    x0, noise = (fixtures.numbers(len(t), 1, 1, 2, key=key, dtype=torch.float64) for key in (1, 2))
+    return [x0, noise, t, fixtures.numbers(len(t), 2, 1, 2, key=3, dtype=torch.float64)]
 
 
 def published_losses(context: CheckContext) -> Iterator[Measurement]:
-    """The losses of DiT, of its options, and of MDTv2; and how far float32 is from float64."""
+    """Compare the losses of DiT, of its options and of MDTv2, also in float32."""
     stored, schedule = published(context, "ddpm_a"), DDPM(DDPMParams())
     given = [stored.inputs[name] for name in ("x_start", "noise", "t", "model_output")]
     bound: dict[str, Any] = {"mse_weight": 0.0, "vb_weight": 1000.0, "vb_trains": "all"}
@@ -147,36 +142,33 @@ def value_of(
     views: tuple[str, ...] = ("student",),
     **settings: Any,
 ) -> Tensor:
-    """The hybrid loss of a network's output [B, 2 C, H, W] at timesteps t [B], [B]; `views` are alike."""
+    """Return the hybrid loss [B] of a network output [B, 2 C, H, W] at timesteps t [B]; all `views` are equal."""
     channels, t = x0.shape[1], t.to(x0.dtype)
     view = View(network="student", x=schedule.perturb(x0, noise, t), t=t, labels=t.long(), x0=x0, noise=noise)
-    context = things.context()
+    context = fixtures.context()
     context.schedule = schedule
     outputs = Outputs(raw=output[:, :channels], extra=output[:, channels:])
     value: Tensor = Hybrid(HybridParams(**settings))(context, dict.fromkeys(views, view), dict.fromkeys(views, outputs))
     return value
 
 
-# --- the samplers ---------------------------------------------------------------------------------------------------
-
-
-def sampler(context: CheckContext, **settings: Any) -> tuple[Sampler, list[float]]:
-    """The sampler whose check this is, with these settings, and its levels."""
+def build_sampler(context: CheckContext, **settings: Any) -> tuple[Sampler, list[float]]:
+    """Build the checked sampler with these settings; return it and its sigmas."""
     assert context.component is not None
     schedule, params = DDPM(DDPMParams()), cast(SamplerParams, context.component.params(**settings))
-    made: Sampler = context.component.build(params, schedule=schedule)
-    return made, noise_levels(params, schedule)
+    sampler: Sampler = context.component.build(params, schedule=schedule)
+    return sampler, noise_levels(params, schedule)
 
 
 def ideal(x: Tensor, sigma: float) -> Tensor:
-    """E[x0 | x] of images N(MEAN, STD^2)."""
+    """Return E[x0 | x] of images N(MEAN, STD^2)."""
     return MEAN + STD**2 / (STD**2 + sigma**2) * (x - MEAN)
 
 
 def known_chain(sigmas: list[float]) -> Denoise:
-    """The ideal denoiser, with the variance fraction that makes each reverse step exact.
+    """Return the ideal denoiser, with the variance fraction that makes each reverse step exact.
 
-    x_{t-1} given x_t spreads by the posterior's variance times 1 + gain m, m = STD^2 / (STD^2 + sigma^2).
+    The variance of x_{t-1} given x_t is the posterior's times 1 + gain m, m = STD^2 / (STD^2 + sigma^2).
     """
     chain = Chain(tuple(reversed(sigmas[:-1])))
 
@@ -189,23 +181,23 @@ def known_chain(sigmas: list[float]) -> Denoise:
 
 
 def spread(context: CheckContext) -> Iterator[Measurement]:
-    """With the right variance every reverse step is exact, however long: twelve of them give the data's mean and variance."""
-    walk, sigmas = sampler(context, steps=12)
-    drawn = walk(known_chain(sigmas), sigmas[0] * unit(0), sigmas, noise=lambda step: unit(1 + step))
-    mean = abs(float(drawn.mean()) - MEAN) / (STD / math.sqrt(MANY))
+    """Measure that 12 steps with the exact variance sample the mean and variance of the data: each step is exact."""
+    sampler, sigmas = build_sampler(context, steps=12)
+    drawn = sampler(known_chain(sigmas), sigmas[0] * unit(0), sigmas, noise=lambda step: unit(1 + step))
+    mean = abs(float(drawn.mean()) - MEAN) / (STD / math.sqrt(SAMPLES))
     yield Measurement("mean of the samples, from the data's in standard errors", mean, FIVE_ERRORS)
-    variance = abs(float(drawn.var()) / STD**2 - 1) * math.sqrt(MANY / 2)
+    variance = abs(float(drawn.var()) / STD**2 - 1) * math.sqrt(SAMPLES / 2)
     yield Measurement("variance of the samples, from the data's in standard errors", variance, FIVE_ERRORS)
 
 
 def unit(key: int) -> Tensor:
-    """Unit noise, [MANY, 1, 1, 1]."""
-    return things.numbers(MANY, 1, 1, 1, key=key, dtype=torch.float64)
+    """Return unit noise, [SAMPLES, 1, 1, 1]."""
+    return fixtures.numbers(SAMPLES, 1, 1, 1, key=key, dtype=torch.float64)
 
 
 def convergence(context: CheckContext) -> Iterator[Measurement]:
-    """How fast the error to the exact flow of Gaussian images falls with the steps, without noise."""
-    walk, sigmas = sampler(context)
+    """Measure the order of convergence to the exact flow of Gaussian images, without noise."""
+    sampler, sigmas = build_sampler(context)
     high, low = sigmas[0], sigmas[-2]
     u = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
     x = (high * torch.special.ndtri(u)).view(-1, 1, 1, 1)
@@ -213,7 +205,7 @@ def convergence(context: CheckContext) -> Iterator[Measurement]:
     errors = []
     for steps in (128, 256, 512):
         even = [high * (low / high) ** (i / steps) for i in range(steps + 1)]
-        end = walk(lambda x, sigma: Prediction(ideal(x, sigma)), x, even, noise=lambda step: x)
+        end = sampler(lambda x, sigma: Prediction(ideal(x, sigma)), x, even, noise=lambda step: x)
         errors.append(float((end - exact).square().mean().sqrt()))
     for (coarse, fine), (error, smaller) in zip(pairwise((128, 256, 512)), pairwise(errors), strict=True):
         order = math.log2(error / smaller)
@@ -221,12 +213,12 @@ def convergence(context: CheckContext) -> Iterator[Measurement]:
 
 
 def published_ancestral(context: CheckContext) -> Iterator[Measurement]:
-    """The published implementation's 25 steps of a network in closed form, with its x0 free and bounded."""
+    """Compare 25 steps with the published implementation, for a network in closed form, with and without clipped x0."""
     yield from _published(context, {"ddpm25/final": {}, "ddpm25_clip/final": {"clip": 1.0}})
 
 
 def published_ddim(context: CheckContext) -> Iterator[Measurement]:
-    """The same for DDIM, on both respacings and with noise."""
+    """Compare 25 steps of DDIM with the published implementation, on both respacings and with noise."""
     runs: dict[str, dict[str, Any]] = {
         "ddim_map_25_eta0/final": {},
         "ddim_map_25_eta0.5/final": {"eta": 0.5},
@@ -236,18 +228,18 @@ def published_ddim(context: CheckContext) -> Iterator[Measurement]:
 
 
 def _published(context: CheckContext, runs: dict[str, dict[str, Any]]) -> Iterator[Measurement]:
-    """25 steps with each of the settings."""
+    """Compare 25 steps with each of the settings."""
     stored, schedule = published(context, "ddpm_a"), DDPM(DDPMParams())
     noises: Callable[[int], Tensor] = stored.inputs["loop_noises"].__getitem__
     for name, settings in runs.items():
-        walk, sigmas = sampler(context, steps=25, **settings)
+        sampler, sigmas = build_sampler(context, steps=25, **settings)
         x = math.sqrt(1 + sigmas[0] ** 2) * stored.inputs["loop_xT"]
-        final = walk(lambda x, sigma: closed_form(schedule, x, sigma), x, sigmas, noise=noises)
+        final = sampler(lambda x, sigma: closed_form(schedule, x, sigma), x, sigmas, noise=noises)
         yield from parity("ddpm_a", {name: final}, stored)
 
 
 def closed_form(schedule: DDPM, x: Tensor, sigma: float) -> Prediction:
-    """The stored network at x / alpha: eps = (0.2 + 0.8 u) x_t + 0.1 sin 3 x_t, v = sin(2 x_t + 5 u), u = t / 1000."""
+    """Evaluate the stored network, eps = (0.2 + 0.8 u) x_t + 0.1 sin 3 x_t and v = sin(2 x_t + 5 u), u = t / 1000."""
     u = float(schedule.t_from_sigma(torch.tensor([sigma], dtype=torch.float64))) / 1000
     native = x / math.sqrt(1 + sigma**2)
     eps = native * (0.2 + 0.8 * u) + 0.1 * torch.sin(3 * native)

@@ -22,28 +22,28 @@ from sddit_ddpm.grids import timesteps_on
 if TYPE_CHECKING:
     from sddit.recipes.recipe import Recipe
 
-HIGHEST = 1e6
-"""No chain may end above this level: 1 / alpha would leave nothing of a float32 image."""
+MAX_SIGMA = 1e6
+"""Maximum noise level of a chain: beyond it a float32 x_t has no image content left."""
 
 
 class DDPMParams(NoiseScheduleParams):
-    """Settings of the `ddpm` schedule, in which t counts timesteps: 0 is the least noise."""
+    """Settings of the `ddpm` schedule, in which t counts timesteps from 0, the minimum noise."""
 
-    timesteps: int = Field(1000, ge=2, le=10_000, description="T, how many noise levels are trained.")
+    timesteps: int = Field(1000, ge=2, le=10_000, description="T, the number of trained noise levels.")
     betas: Literal["linear", "cosine"] = Field(
         "linear",
-        description="linear: even from beta_min to beta_max, whatever the number of timesteps (arXiv:2006.11239); cosine: "
-        "those of arXiv:2102.09672, eq. 17.",
+        description="linear: evenly spaced from beta_min to beta_max for any number of timesteps (arXiv:2006.11239); "
+        "cosine: those of arXiv:2102.09672, eq. 17.",
     )
     beta_min: float = Field(1e-4, ge=1e-8, lt=1, description="Variance of the noise that the first timestep adds.")
     beta_max: float = Field(0.02, ge=1e-8, lt=1, description="Variance of the noise that the last timestep adds.")
     respacing: str = Field(
         "",
-        description='Train and sample only a part of the timesteps, as published code writes it: "250" evenly, "10,15,20" '
-        'so many of equal sections, "ddim25" at a whole stride. Empty: all. The network is given the whole chain\'s t.',
+        description='Train and sample only some timesteps, in the notation of published code: "250" evenly, "10,15,20" '
+        'so many of equal sections, "ddim25" at an integer stride. Empty: all. The network gets t of the full chain.',
     )
     learned_variance: bool = Field(
-        True, description="The network's output has channels for the variance of a reverse step: twice as many."
+        True, description="Double the output channels to predict the variance of a reverse step."
     )
 
     @property
@@ -52,12 +52,12 @@ class DDPMParams(NoiseScheduleParams):
 
     @property
     def chain(self) -> Chain:
-        """The trained chain."""
+        """Trained chain."""
         return trained_chain(self.betas, self.timesteps, self.beta_min, self.beta_max, self.respacing)
 
     @property
-    def kept(self) -> list[int]:
-        """The timesteps of the whole chain that are trained, rising: what the network is given for t = 0, 1, ..."""
+    def timestep_map(self) -> list[int]:
+        """Trained timesteps of the full chain, ascending: the network inputs for t = 0, 1, ..."""
         return respaced(self.timesteps, self.respacing or str(self.timesteps))
 
     @property
@@ -76,7 +76,7 @@ class DDPMParams(NoiseScheduleParams):
         return ("beta_min", "beta_max") if self.betas == "cosine" else ()
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
-        """The sampler's grid can be had of the trained levels. What no schedule could serve is the core's to refuse."""
+        """Check that the trained noise levels provide the sampler's grid. The core checks everything else."""
         given, (lowest, highest) = recipe.sampler.params, self.level_range
         low = lowest if given.sigma_min is None else given.sigma_min
         high = highest if given.sigma_max is None else given.sigma_max
@@ -84,17 +84,17 @@ class DDPMParams(NoiseScheduleParams):
             return
         try:
             timesteps_on(self.chain.levels, given.steps, kind=given.grid, sigma_min=low, sigma_max=high, rho=given.rho)
-        except SdditError as refused:
-            yield from refused.problems
+        except SdditError as error:
+            yield from error.problems
 
     @model_validator(mode="after")
     def _makes_a_chain(self) -> DDPMParams:
         if self.beta_min > self.beta_max:
             raise ValueError("beta_min must not be above beta_max")
-        if len(self.kept) < 2:
+        if len(self.timestep_map) < 2:
             raise ValueError("respacing must keep at least two timesteps")
-        if not self.chain.levels[-1] <= HIGHEST:
-            raise ValueError("so many timesteps of such betas leave nothing of the image: lower beta_max or timesteps")
+        if not self.chain.levels[-1] <= MAX_SIGMA:
+            raise ValueError("no image content is left at the last timestep: lower beta_max or timesteps")
         return self
 
 
@@ -105,29 +105,29 @@ class HybridParams(LossParams):
     vb_weight: float = Field(
         1.0,
         ge=0,
-        description="Weight of the variational bound's term at t, in bits per dimension. 1 in DiT: that is the 0.001 of "
-        "arXiv:2102.09672, which weighs the sum over 1000 timesteps.",
+        description="Weight of the variational bound's term at t, in bits per dimension. 1 in DiT: equal to the 0.001 "
+        "of arXiv:2102.09672, which weights the sum over 1000 timesteps.",
     )
     vb_trains: Literal["variance", "all"] = Field(
         "variance",
-        description="variance: within the bound the estimated image is held fixed, so that it trains the variance alone; "
-        "all: it trains both.",
+        description="variance: the bound trains only the variance, with the estimated image held constant; all: it "
+        "trains both.",
     )
     weighting: Literal["none", "min_snr"] = Field(
         "none",
-        description="none: every timestep counts alike. min_snr: the squared error counts min(SNR, snr_gamma) / SNR "
-        "(arXiv:2303.09556), as in MDTv2; the bound does not.",
+        description="none: equal weight for all timesteps. min_snr: weight min(SNR, snr_gamma) / SNR for the squared "
+        "error (arXiv:2303.09556), as in MDTv2, but not for the bound.",
     )
-    snr_gamma: float = Field(5.0, gt=0, description="Signal-to-noise ratio above which min_snr weighs less than 1.")
+    snr_gamma: float = Field(5.0, gt=0, description="Signal-to-noise ratio above which the min_snr weight is below 1.")
     over_views: Literal["mean", "sum"] = Field(
-        "mean", description="Several student views are averaged, or added with weight 1 each, as in MDT."
+        "mean", description="Average several student views, or sum them, as in MDT."
     )
 
     def needs(self) -> Needs:
         return Needs(student=Want(output=True))
 
     def cost(self, *_: Any, **__: Any) -> Cost:
-        """No heads, and arithmetic on a few numbers per pixel."""
+        """Return zero: no heads, and negligible arithmetic per pixel."""
         return Cost()
 
     def idle(self, recipe: Recipe) -> Iterable[str]:
@@ -141,12 +141,12 @@ class HybridParams(LossParams):
             yield "over_views"
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
-        """There is a chain, and a variance for the bound to train."""
+        """Check that there is a chain, and a variance for the bound to train."""
         schedule, where = recipe.noise_schedule, self._key(recipe)
         if not isinstance(schedule.params, DDPMParams):
             yield Problem(
                 "SD-R108",
-                "the hybrid loss is that of a DDPM's chain",
+                "the hybrid loss needs the chain of a DDPM schedule",
                 where=where,
                 got=f"noise schedule {schedule.component.name!r}",
                 expect='noise_schedule.name = "ddpm"',
@@ -155,7 +155,7 @@ class HybridParams(LossParams):
         elif self.vb_weight > 0 and schedule.params.outputs < 2:
             yield Problem(
                 "SD-R108",
-                "the variational bound trains a variance, and this model has none",
+                "the variational bound trains a variance, but this model has none",
                 where=f"{where}.vb_weight",
                 got=f"{self.vb_weight:g} with noise_schedule.learned_variance = false",
                 expect="a learned variance, or 0",
@@ -168,19 +168,19 @@ class HybridParams(LossParams):
     @model_validator(mode="after")
     def _trains_the_image(self) -> HybridParams:
         if self.mse_weight == 0 and (self.vb_weight == 0 or self.vb_trains == "variance"):
-            raise ValueError('mse_weight = 0 needs vb_weight above 0 and vb_trains = "all": else no image is learned')
+            raise ValueError('mse_weight = 0 needs vb_weight above 0 and vb_trains = "all" to learn the image')
         return self
 
 
 class AncestralParams(SamplerParams):
     """Settings of the `ancestral` sampler."""
 
-    steps: int = Field(250, ge=2, le=10_000, description="Noise levels on the way from the highest to zero.")
-    grid: str = Field("native", description="Spacing of the levels: native, edm, log or another that the schedule has.")
+    steps: int = Field(250, ge=2, le=10_000, description="Number of noise levels from the maximum to zero.")
+    grid: str = Field("native", description="Spacing of noise levels: native, edm, log or another of the schedule.")
     clip: float | None = Field(
         None,
         gt=0,
-        description="Bound on the values of the estimated clean image at each step; left out: none, as in DiT.",
+        description="Clip the estimated clean image to [-clip, clip] at each step; default: no clipping, as in DiT.",
     )
 
     @property
@@ -191,14 +191,14 @@ class AncestralParams(SamplerParams):
 class DDIMParams(SamplerParams):
     """Settings of the `ddim` sampler."""
 
-    steps: int = Field(50, ge=2, le=10_000, description="Noise levels on the way from the highest to zero.")
-    grid: str = Field("native", description="Spacing of the levels: native, edm, log or another that the schedule has.")
+    steps: int = Field(50, ge=2, le=10_000, description="Number of noise levels from the maximum to zero.")
+    grid: str = Field("native", description="Spacing of noise levels: native, edm, log or another of the schedule.")
     eta: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of fresh noise: 0 is an ODE, 1 the chain's own posterior (arXiv:2010.02502, eq. 16).",
+        description="Amount of fresh noise: 0 is an ODE, 1 the chain's posterior (arXiv:2010.02502, eq. 16).",
     )
     clip: float | None = Field(
-        None, gt=0, description="Bound on the values of the estimated clean image at each step; left out: none."
+        None, gt=0, description="Clip the estimated clean image to [-clip, clip] at each step; default: no clipping."
     )

@@ -1,7 +1,8 @@
 """Sample along a chain: with its learned variance, or as DDIM.
 
-Samplers work on z = x_t / sqrt(abar_t) = x0 + sigma eps. There the sigmas alone define the chain: abar = 1 / (1 + sigma^2),
-and the posterior is q(z' | z, x0) = N((s'/s)^2 z + (1 - (s'/s)^2) x0, s'^2 (s^2 - s'^2) / s^2) for sigmas s > s'.
+Samplers work on z = x_t / sqrt(abar_t) = x0 + sigma eps. There the sigmas alone define the chain: abar = 1 / (1 +
+sigma^2), and the posterior is q(z' | z, x0) = N((s'/s)^2 z + (1 - (s'/s)^2) x0, s'^2 (s^2 - s'^2) / s^2) for sigmas s
+> s'.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ class Ancestral(StepSampler):
 
 
 class DDIM(StepSampler):
-    """Step to x0 + sqrt(s'^2 - v) (z - x0) / s + sqrt(v) eps, v = eta^2 times the posterior's variance (arXiv:2010.02502, eq. 12).
+    """Step to x0 + sqrt(s'^2 - v) (z - x0) / s + sqrt(v) eps, v = eta^2 times the posterior's variance.
 
-    Without noise, eta = 0, this is Euler's method for the probability-flow ODE, so it works with a model of any schedule.
+    This is arXiv:2010.02502, eq. 12.
+
+    Without noise, eta = 0, this is Euler's method for the probability-flow ODE, so it works with a model of any
+    schedule.
     """
 
     def __init__(self, params: DDIMParams, **_: object) -> None:

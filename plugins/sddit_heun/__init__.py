@@ -1,4 +1,4 @@
-"""Samplers of the probability-flow ODE with EDM's churn (arXiv:2206.00364), and classifier-free guidance."""
+"""Register samplers of the probability-flow ODE with EDM's churn (arXiv:2206.00364), and classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def register_samplers(registry: Registry[Sampler]) -> None:
         paper="arXiv:2206.00364",
         checks={
             "order of convergence": "sddit_heun.checks:convergence",
-            "the flow of known images": "sddit_heun.checks:trajectory",
-            "fresh noise keeps the spread of known images": "sddit_heun.checks:churned",
+            "the exact flow of known images": "sddit_heun.checks:trajectory",
+            "churn keeps the mean and variance of known images": "sddit_heun.checks:churned",
             "the published implementation": "sddit_heun.checks:published_runs",
         },
     )
@@ -30,7 +30,7 @@ def register_samplers(registry: Registry[Sampler]) -> None:
         paper="arXiv:2206.00364",
         checks={
             "order of convergence": "sddit_heun.checks:convergence",
-            "the flow of known images": "sddit_heun.checks:trajectory",
+            "the exact flow of known images": "sddit_heun.checks:trajectory",
         },
     )
 
@@ -41,13 +41,13 @@ def register_guidances(registry: Registry[Guidance]) -> None:
         "none",
         "sddit_heun.guidance:NoGuidance",
         params=NoGuidanceParams,
-        summary="The conditional network as it is.",
+        summary="No guidance: the conditional prediction.",
     )
     registry.add(
         "cfg",
         "sddit_heun.guidance:ClassifierFree",
         params=CFGParams,
-        summary="Classifier-free guidance: constant or power-cosine, on an interval of levels and a choice of channels.",
+        summary="Classifier-free guidance: constant or power-cosine, limited to noise levels and channels if wanted.",
         paper="arXiv:2207.12598",
         checks={
             "linear in the scale": "sddit_heun.checks:linear",

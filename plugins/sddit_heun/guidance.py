@@ -1,4 +1,4 @@
-"""Guidance rules: from a denoiser and labels to one function of (x, sigma)."""
+"""Define guidance rules, which turn a denoiser and labels into one function of (x, sigma)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sddit_heun.params import CFGParams, NoGuidanceParams
 
 
 class NoGuidance:
-    """The conditional prediction."""
+    """No guidance: the conditional prediction."""
 
     def __init__(self, params: NoGuidanceParams, **_: object) -> None:
         pass
@@ -24,9 +24,9 @@ class NoGuidance:
 class ClassifierFree:
     """u + scale (c - u) on x0, with c the prediction for the labels and u the one for the null label.
 
-    x0, the noise and the network's own output are linear in one another at a given x, so guiding one guides all. Both
-    predictions come from one call on a doubled batch, c first; where only one of them counts, only that one is made.
-    What stands beside x0 (extra channels, further heads) is that of the labels, or of the one prediction that is made.
+    x0, the noise and the network's output are linear in each other at a given x, so guiding one guides all. Both
+    predictions come from one call on a doubled batch, c first; if only one of them is needed, only that one is
+    computed. Other outputs (extra channels, further heads) are those for the labels, or those of the only prediction.
     """
 
     def __init__(self, params: CFGParams, *, schedule: NoiseSchedule) -> None:
@@ -48,7 +48,7 @@ class ClassifierFree:
         return denoise
 
     def scale_at(self, sigma: float) -> float:
-        """The scale at one level: 1, which is conditional, outside the interval."""
+        """Return the scale at one noise level: 1, which is conditional, outside the interval."""
         scale, interval = self.params.scale, self.params.interval
         if interval is not None and not interval[0] <= sigma <= interval[1]:
             return 1.0
@@ -57,13 +57,13 @@ class ClassifierFree:
         return 1 + (scale - 1) * (1 - math.cos(math.pi * (1 - self._noise_fraction(sigma)) ** self.params.power)) / 2
 
     def _noise_fraction(self, sigma: float) -> float:
-        """t / T of the level that the network is asked at."""
+        """Return t / T at the noise level of the network's input."""
         level = torch.tensor([sigma], dtype=torch.float64)
         t = self.schedule.t_from_sigma(self.schedule.snap(level))
         return self.schedule.noise_fraction(t).item()
 
     def _combine(self, both: Prediction, batch: int, scale: float) -> Prediction:
-        """One prediction for a batch from the one for the doubled batch."""
+        """Combine the prediction for the doubled batch into one for the batch."""
         c, u = both.x0[:batch], both.x0[batch:]
         guided = u + scale * (c - u)
         if self.params.channels != "all":

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 class EulerParams(SamplerParams):
     """Settings of the `euler` sampler."""
 
-    churn: float = Field(0.0, ge=0, description="S_churn: how much fresh noise the whole run adds; 0: none, an ODE.")
-    churn_min: float = Field(0.0, ge=0, description="S_min: lowest level at which noise is added.")
-    churn_max: float | None = Field(None, gt=0, description="S_max: highest such level; left out: no limit.")
+    churn: float = Field(0.0, ge=0, description="S_churn: amount of fresh noise added over all steps; 0: none, an ODE.")
+    churn_min: float = Field(0.0, ge=0, description="S_min: minimum noise level at which noise is added.")
+    churn_max: float | None = Field(
+        None, gt=0, description="S_max: maximum noise level at which noise is added; default: no limit."
+    )
     churn_noise: float = Field(1.0, gt=0, description="S_noise: standard deviation of the added noise.")
 
     @model_validator(mode="after")
@@ -39,41 +41,45 @@ class HeunParams(EulerParams):
 
     coordinates: Literal["ve", "native"] = Field(
         "ve",
-        description="What its steps are straight in. ve: x / alpha over sigma / alpha, as EDM; native: the schedule's own x, "
-        "alpha and sigma, which for the flow schedule is Heun's method in t, as SiT. Euler is the same in both.",
+        description="Coordinates in which steps are linear. ve: x / alpha over sigma / alpha, as EDM; native: the "
+        "schedule's x, alpha and sigma; for the flow schedule Heun's method in t, as SiT. Euler is the same in both.",
     )
 
     @property
     def evaluations(self) -> int:
-        return 2 * self.steps - 1  # two a step, and one for the last, which goes to 0
+        return 2 * self.steps - 1  # two per step, one in the last step, which goes to 0
 
     def idle(self, recipe: Recipe) -> Iterable[str]:
         schedule = recipe.noise_schedule.params
-        time_is_level = schedule.t_range == schedule.level_range  # alpha = 1: its own coordinates are these
-        return (*super().idle(recipe), *(("coordinates",) if time_is_level else ()))
+        time_is_sigma = schedule.t_range == schedule.level_range  # alpha = 1: both coordinates are equal
+        return (*super().idle(recipe), *(("coordinates",) if time_is_sigma else ()))
 
 
 class NoGuidanceParams(GuidanceParams):
-    """The `none` rule has no settings."""
+    """Settings of the `none` rule: none."""
 
 
 class CFGParams(GuidanceParams):
     """Settings of classifier-free guidance."""
 
-    scale: float = Field(1.5, ge=0, description="0: unconditional, 1: conditional, above: away from unconditional.")
+    scale: float = Field(
+        1.5, ge=0, description="Guidance scale. 0: unconditional; 1: conditional; above 1: away from unconditional."
+    )
     shape: Literal["constant", "power_cosine"] = Field(
         "constant",
-        description="constant: the scale at every level; power_cosine: 1 + (scale - 1) (1 - cos(pi (1 - t / T)^power)) / 2, "
-        "which grows from 1 to the scale as noise falls (MDT, arXiv:2303.14389).",
+        description="constant: the same scale at every noise level; power_cosine: 1 + (scale - 1) "
+        "(1 - cos(pi (1 - t / T)^power)) / 2, which grows from 1 to the scale as noise falls (MDT, arXiv:2303.14389).",
     )
-    power: float = Field(4.0, gt=0, description="Exponent of power_cosine: the higher, the later it acts. MDT: 4.")
+    power: float = Field(
+        4.0, gt=0, description="Exponent of power_cosine: higher values delay guidance to lower noise. MDT: 4."
+    )
     interval: tuple[float, float] | None = Field(
         None,
         strict=False,
-        description="Levels [low, high] of sigma between which it acts; elsewhere conditional (arXiv:2404.07724).",
+        description="Guide only at sigma in [low, high]; conditional elsewhere (arXiv:2404.07724).",
     )
     channels: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        "all", description="How many channels, from the first, are guided; the others stay conditional. DiT: 3 of 4."
+        "all", description="Number of guided channels, from the first; the others stay conditional. DiT: 3 of 4."
     )
 
     @property
@@ -95,7 +101,7 @@ class CFGParams(GuidanceParams):
         if self.channels != "all" and self.channels > has:
             yield Problem(
                 "SD-R108",
-                "guidance of more channels than there are",
+                "more guided channels than the data has",
                 where="guidance.channels",
                 got=str(self.channels),
                 expect=f'"all", or 1 to {has}',

@@ -28,7 +28,10 @@ class Euler(StepSampler):
         return x0 + sigmas[i + 1] * eps
 
     def churn(self, x: Tensor, sigmas: Sequence[float], i: int, noise: Noise) -> tuple[Tensor, float]:
-        """Add noise to raise sigma to sigma_hat = (1 + gamma) sigma: Algorithm 2, lines 4 to 6. Return x and sigma_hat."""
+        """Add noise to raise sigma to sigma_hat = (1 + gamma) sigma: Algorithm 2, lines 4 to 6.
+
+        Return x and sigma_hat.
+        """
         params, sigma = self.params, sigmas[i]
         churn_max = math.inf if params.churn_max is None else params.churn_max
         if params.churn == 0 or not params.churn_min <= sigma <= churn_max:
@@ -43,9 +46,9 @@ class Heun(Euler):
     """Second-order steps: average the slope with that at the end of the Euler step, except in the step to 0.
 
     Along the flow d(alpha x) = x0 d(alpha) + eps d(alpha sigma), for any alpha as a function of sigma. An Euler step
-    keeps x0 and eps constant and arrives at x0 + sigma' eps for every alpha. Heun's step takes the mean of both over its
-    two ends, and there alpha matters: 1 in variance-exploding coordinates, that of the schedule in its native ones. Where
-    alpha(t) and sigma(t) are linear, as in flow matching, the latter is Heun's method in t.
+    keeps x0 and eps constant and arrives at x0 + sigma' eps for every alpha. Heun's step takes the mean of both over
+    its two ends, and there alpha matters: 1 in variance-exploding coordinates, that of the schedule in its native
+    ones. Where alpha(t) and sigma(t) are linear, as in flow matching, the latter is Heun's method in t.
     """
 
     def __init__(self, params: HeunParams, *, schedule: NoiseSchedule) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sddit.errors import SdditError
-from sddit_ddpm.chain import Chain, cosine_betas, even_steps, levels_of, linear_betas, respaced, whole_stride
+from sddit_ddpm.chain import Chain, cosine_betas, even_steps, integer_stride, levels_of, linear_betas, respaced
 from sddit_ddpm.grids import falling, timesteps_on
 
 LEVELS = levels_of(linear_betas(1000, 1e-4, 0.02))
@@ -69,13 +69,13 @@ def test_even_steps_take_both_ends(data: st.DataObject, size: int) -> None:
 
 
 @given(size=st.integers(1, 3000), count=st.integers(1, 3000))
-def test_a_whole_stride_gives_exactly_so_many_or_is_refused(size: int, count: int) -> None:
+def test_an_integer_stride_gives_exactly_so_many_or_is_refused(size: int, count: int) -> None:
     possible = [stride for stride in range(1, size + 1) if len(range(0, size, stride)) == count]
     if possible:
-        assert whole_stride(size, count) == list(range(0, size, possible[0]))
+        assert integer_stride(size, count) == list(range(0, size, possible[0]))
     else:
-        with pytest.raises(ValueError, match="no whole stride"):
-            whole_stride(size, count)
+        with pytest.raises(ValueError, match="no integer stride"):
+            integer_stride(size, count)
 
 
 def test_the_published_notation() -> None:
@@ -91,7 +91,7 @@ def test_the_published_notation() -> None:
     "notation", ["", "ten", "0", "-5", "1001", "400,400,400", "ddim", "ddim37", "ddim5,5", "1.5", "²"]
 )
 def test_what_is_no_respacing_is_refused(notation: str) -> None:
-    with pytest.raises(ValueError, match=r"cannot read|no whole stride|different timesteps"):
+    with pytest.raises(ValueError, match=r"invalid respacing|no integer stride|different timesteps"):
         respaced(1000, notation)
 
 

@@ -225,7 +225,7 @@ def test_what_it_cannot_work_with_is_refused(look: Look, hybrid: Loss) -> None:
     with pytest.raises(ValueError, match="`ddpm` noise schedule"):
         hybrid(edm, view, output)
     plain = DDPM(DDPMParams(learned_variance=False))
-    with pytest.raises(ValueError, match="this model gives none"):
+    with pytest.raises(ValueError, match="this model predicts none"):
         hybrid(plain, view, output)
     with pytest.raises(ValueError, match="network's output"):
         context: Any = SimpleNamespace(schedule=SCHEDULE)

@@ -96,7 +96,7 @@ def test_planning_imports_no_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "code", "says"),
     [
-        (["noise_schedule.name=edm", "sampler.name=heun"], "SD-R108", "that of a DDPM's chain"),
+        (["noise_schedule.name=edm", "sampler.name=heun"], "SD-R108", "needs the chain of a DDPM schedule"),
         (["noise_schedule.learned_variance=false", "sampler.name=ddim"], "SD-R108", "trains a variance"),
         (["noise_schedule.learned_variance=false", "loss.denoise.vb_weight=0"], "SD-R108", "needs a learned variance"),
         (["sampler.steps=1001"], "SD-T908", "at most 1000"),

@@ -60,7 +60,7 @@ def test_a_corrector_that_does_nothing_is_noticed(monkeypatch: pytest.MonkeyPatc
         "order of convergence, 256 to 512 steps, from 2",
         "error after 256 steps",
     ]
-    assert failing(checks.trajectory, "heun") == ["furthest from the exact flow on the way, relative"]
+    assert failing(checks.trajectory, "heun") == ["maximum distance from the exact flow, relative"]
     assert "edm_a: heun/18/final" in failing(checks.published_runs, "heun")
 
 
@@ -71,7 +71,7 @@ def test_a_last_step_that_falls_short_is_noticed(monkeypatch: pytest.MonkeyPatch
         return right(self, denoise, x, [*sigmas[:-1], sigmas[-1] or sigmas[-2] / 2], i, noise)
 
     monkeypatch.setattr(Euler, "step", short)
-    assert failing(checks.trajectory, "euler") == ["last step beside the denoised image"]
+    assert failing(checks.trajectory, "euler") == ["last step, difference from the denoised image"]
 
 
 def test_churn_without_its_noise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,12 +87,12 @@ def test_churn_without_its_noise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 def test_guidance_of_another_scale_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ClassifierFree._combine
     monkeypatch.setattr(ClassifierFree, "_combine", lambda self, both, n, scale: right(self, both, n, scale + 1e-6))
-    assert failing(checks.linear, "cfg") == ["scale 1.5 beside the line", "scale 4 beside the line"]
+    assert failing(checks.linear, "cfg") == ["scale 1.5, from the line", "scale 4, from the line"]
 
 
 def test_guidance_that_forgets_its_interval_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClassifierFree, "scale_at", lambda self, sigma: self.params.scale)
-    assert failing(checks.linear, "cfg") == ["outside its interval beside the conditional"]
+    assert failing(checks.linear, "cfg") == ["outside the interval, from the conditional prediction"]
 
 
 def test_a_scale_of_another_time_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
