@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sddit.data.moments import Moments
+from sddit.data.moments import PixelMoments
 from sddit.data.order import permutation
 from sddit.interfaces import Split
 from sddit_standard.datasets.embedded import ASSETS, Table, fingerprint
@@ -77,7 +77,7 @@ def save(name: str, splits: dict[Split, Table], *, title: str, names: list[str])
     arrays |= {f"{split}_labels": table.labels.astype(np.uint8) for split, table in splits.items()}
     np.savez_compressed(ASSETS / f"{name}.npz", allow_pickle=False, **arrays)
     train, test = splits["train"], splits["test"]
-    moments = Moments(train.images.shape[1])
+    moments = PixelMoments(train.images.shape[1])
     moments.add(train.images)
     mean, std = moments.of_unit_range(train.levels)
     return {

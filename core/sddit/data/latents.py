@@ -31,7 +31,7 @@ Flip = Literal["none", "once", "both"]
 INDEX = "latents.json"
 LOG_VARIANCE = (-30.0, 20.0)  # where MaskDiT and the VAE itself clamp it
 PLAUSIBLE = (0.25, 2.5)  # standard deviation of scaled latents; beyond, the scale was left out or applied twice
-MOST_PROBLEMS = 5  # shown at once
+MAX_PROBLEMS = 5  # shown at once
 
 
 class Shard(BaseModel):
@@ -127,7 +127,7 @@ def read_index(path: str) -> Cache:
 
 
 def _index_problems(failure: ValidationError, place: Path) -> Iterable[Problem]:
-    for detail in failure.errors(include_url=False)[:MOST_PROBLEMS]:
+    for detail in failure.errors(include_url=False)[:MAX_PROBLEMS]:
         key = ".".join(map(str, detail["loc"])) or "the whole"
         got = "" if detail["type"] == "missing" else str(detail["input"])[:80]
         expect = one_of(got, get_args(Layout)) if key == "layout" else detail["msg"]
@@ -140,7 +140,7 @@ def _index_problems(failure: ValidationError, place: Path) -> Iterable[Problem]:
 def verify_shards(cache: Cache) -> None:
     """Compare every shard with the index, by its bytes once and then by size and time. Raises SD-D342, several at once."""
     raise_all(
-        [problem for shard in cache.index.shards if (problem := _shard_problem(cache.root, shard))][:MOST_PROBLEMS]
+        [problem for shard in cache.index.shards if (problem := _shard_problem(cache.root, shard))][:MAX_PROBLEMS]
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Moments:
+class PixelMoments:
     """Gathers a histogram per channel, so that the order of images means nothing and no rounding adds up."""
 
     def __init__(self, channels: int) -> None:

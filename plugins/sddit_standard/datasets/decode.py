@@ -24,8 +24,8 @@ from sddit.errors import SdditError, error
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset((".bmp", ".gif", ".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"))
-MOST_PIXELS = 2**26
-MOST_ELONGATED = 20
+MAX_PIXELS = 2**26
+MAX_ASPECT_RATIO = 20
 MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"))
 GREY_16 = frozenset(("I;16", "I;16L", "I;16B", "I;16N", "I"))
 
@@ -97,15 +97,15 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
 
 def _refuse_large(image: Image.Image, name: str) -> None:
     width, height = image.size
-    if width * height > MOST_PIXELS:
+    if width * height > MAX_PIXELS:
         raise _too_large(name, f"{width}x{height} pixels")
-    if max(width, height) > MOST_ELONGATED * min(width, height):
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise error(
             "SD-D306",
             f"{name} is a strip, of which a square shows next to nothing",
             where=name,
             got=f"{width}x{height} pixels",
-            expect=f"sides that differ by a factor of {MOST_ELONGATED} at most",
+            expect=f"sides that differ by a factor of {MAX_ASPECT_RATIO} at most",
             fix="cut the image yourself or take it out",
         )
 
@@ -116,6 +116,6 @@ def _too_large(name: str, got: str) -> SdditError:
         f"{name} has too many pixels to be decoded safely",
         where=name,
         got=got,
-        expect=f"at most {MOST_PIXELS:,} pixels",
+        expect=f"at most {MAX_PIXELS:,} pixels",
         fix="scale the image down or take it out",
     )

@@ -49,12 +49,12 @@ def fashion_table(source: str, split: Split) -> Table:
 
 def _measure(folder: Path) -> dict[str, Any]:
     """What has to be read from the images themselves."""
-    from sddit.data.moments import Moments
+    from sddit.data.moments import PixelMoments
     from sddit_standard.datasets.embedded import fingerprint
     from sddit_standard.datasets.idx import read_table
 
     train, test = read_table(folder, "train"), read_table(folder, "test")
-    moments = Moments(channels=1)
+    moments = PixelMoments(channels=1)
     moments.add(train.images)
     mean, std = moments.of_unit_range(train.levels)
     sizes = {"train_size": len(train.labels), "test_size": len(test.labels)}

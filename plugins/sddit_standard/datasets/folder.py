@@ -14,27 +14,39 @@ from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sddit.data.facts_cache import cached
-from sddit.data.moments import Moments
+from sddit.data.moments import PixelMoments
 from sddit.errors import Problem, SdditError, error, raise_all
 from sddit.interfaces import DataFacts, Split
 from sddit_standard.datasets.decode import SUFFIXES, decode
 
-if TYPE_CHECKING:
-    from sddit_standard.datasets.params import FolderParams
-
-MOST_BYTES = 2**28  # of one file
-MOST_PROBLEMS = 5  # shown at once
+MAX_BYTES = 2**28  # of one file
+MAX_PROBLEMS = 5  # shown at once
 READ_AHEAD = 256  # images decoded before their turn
 
 
+class FolderSettings(Protocol):
+    """The settings that decide which images are read and how; see `FolderParams`."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def holdout(self) -> float: ...
+    @property
+    def labels(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
-class Found:
+class ImageFile:
     """One image file."""
 
     name: str  # relative path with slashes
@@ -49,23 +61,23 @@ class Listing:
 
     root: Path
     class_names: tuple[str, ...]
-    images: tuple[Found, ...]
+    images: tuple[ImageFile, ...]
     others: int  # files that are no images
 
-    def of(self, split: Split) -> list[Found]:
+    def of(self, split: Split) -> list[ImageFile]:
         return [image for image in self.images if image.split == split]
 
 
-def folder_facts(params: FolderParams) -> DataFacts:
+def folder_facts(settings: FolderSettings) -> DataFacts:
     """Sizes and classes from the names; fingerprint, mean and std from the images, measured once and kept in a cache."""
-    listing = list_images(params)
-    what = [str(listing.root), params.size, params.channels, params.holdout, params.labels]
+    listing = list_images(settings)
+    what = [str(listing.root), settings.size, settings.channels, settings.holdout, settings.labels]
     stamps = [(image.name, *image.stamp) for image in listing.images]
-    measured = cached(["folder", what, stamps], lambda: _measure(listing, params))
+    measured = cached(["folder", what, stamps], lambda: _measure(listing, settings))
     train, test = len(listing.of("train")), len(listing.of("test"))
     left_out = f", {listing.others} other files left out" if listing.others else ""
     return DataFacts(
-        image=(params.channels, params.size, params.size),
+        image=(settings.channels, settings.size, settings.size),
         class_names=listing.class_names,
         train_size=train,
         test_size=test,
@@ -76,12 +88,12 @@ def folder_facts(params: FolderParams) -> DataFacts:
     )
 
 
-def list_images(params: FolderParams) -> Listing:
+def list_images(settings: FolderSettings) -> Listing:
     """Walk the folder. Raises SD-D300, -D304, -D310, -D314, -D331 or -D332, several problems at once."""
-    root = Path(params.path).expanduser()
+    root = Path(settings.path).expanduser()
     if not root.is_dir():
         raise error(
-            "SD-D300", "there is no such folder of images", where="dataset.path", got=params.path, fix="mend the path"
+            "SD-D300", "there is no such folder of images", where="dataset.path", got=settings.path, fix="mend the path"
         )
     root = root.resolve()
     try:
@@ -96,12 +108,12 @@ def list_images(params: FolderParams) -> Listing:
         ) from None
     problems = [problem for file in files if (problem := _unusable(file))]
     images = [file for file in files if Path(file.name).suffix.lower() in SUFFIXES]
-    class_names = tuple(sorted(_folders(root), key=os.fsencode)) if params.labels else ()
-    problems += _class_problems(root, class_names, images, params)
-    raise_all(problems[:MOST_PROBLEMS])
+    class_names = tuple(sorted(_folders(root), key=os.fsencode)) if settings.labels else ()
+    problems += _class_problems(root, class_names, images, settings)
+    raise_all(problems[:MAX_PROBLEMS])
     number = {name: label for label, name in enumerate(class_names)}
     found = tuple(
-        Found(file.name, number.get(_class_of(file.name), 0), split_of(file.name, params.holdout), file.stamp)
+        ImageFile(file.name, number.get(_class_of(file.name), 0), split_of(file.name, settings.holdout), file.stamp)
         for file in images
     )
     return Listing(root, class_names, found, others=len(files) - len(images))
@@ -113,7 +125,7 @@ def split_of(name: str, holdout: float) -> Split:
     return "test" if share < holdout else "train"
 
 
-def read_image(listing: Listing, image: Found, params: FolderParams) -> tuple[NDArray[np.uint8], bytes]:
+def read_image(listing: Listing, image: ImageFile, settings: FolderSettings) -> tuple[NDArray[np.uint8], bytes]:
     """The decoded image [C, size, size] and the hash of its file. Raises SdditError as `decode` does."""
     path = listing.root / image.name
     try:
@@ -126,7 +138,7 @@ def read_image(listing: Listing, image: Found, params: FolderParams) -> tuple[ND
             got=failure.strerror or str(failure),
             fix="mend its permissions or take it out",
         ) from None
-    levels = decode(data, name=str(path), size=params.size, channels=params.channels)
+    levels = decode(data, name=str(path), size=settings.size, channels=settings.channels)
     return levels, sha256(data).digest()
 
 
@@ -169,18 +181,20 @@ def _unusable(file: _File) -> Problem | None:
         return Problem("SD-D331", "a link lies in the data set", where=file.name, fix="put the file itself there")
     if not _is_utf8(file.name):
         return Problem("SD-D332", "a file name is not UTF-8", where=file.name, fix="rename it")
-    if file.stamp[0] > MOST_BYTES and Path(file.name).suffix.lower() in SUFFIXES:
-        return Problem("SD-D310", "an image file is too large", where=file.name, expect=f"at most {MOST_BYTES:,} bytes")
+    if file.stamp[0] > MAX_BYTES and Path(file.name).suffix.lower() in SUFFIXES:
+        return Problem("SD-D310", "an image file is too large", where=file.name, expect=f"at most {MAX_BYTES:,} bytes")
     return None
 
 
-def _class_problems(root: Path, names: Iterable[str], images: list[_File], params: FolderParams) -> Iterator[Problem]:
+def _class_problems(
+    root: Path, names: Iterable[str], images: list[_File], settings: FolderSettings
+) -> Iterator[Problem]:
     """What is wrong with the layout as a whole."""
     fix = "put images there or take it out"
     if not images:
         yield Problem("SD-D304", f"no images under {root}", where="dataset.path", expect=", ".join(sorted(SUFFIXES)))
         return
-    if params.labels:
+    if settings.labels:
         yield from (
             Problem("SD-D332", "the name of a class is not UTF-8", where=name, fix="rename the folder")
             for name in names
@@ -190,9 +204,9 @@ def _class_problems(root: Path, names: Iterable[str], images: list[_File], param
             if not _class_of(file.name):
                 what = "an image lies beside the class folders"
                 yield Problem("SD-D314", what, where=file.name, fix="move it into one, or set dataset.labels=false")
-    kept = [file for file in images if _is_utf8(file.name) and split_of(file.name, params.holdout) == "train"]
+    kept = [file for file in images if _is_utf8(file.name) and split_of(file.name, settings.holdout) == "train"]
     used, trained = ({_class_of(file.name) for file in group} for group in (images, kept))
-    for name in names if params.labels else ():
+    for name in names if settings.labels else ():
         if name not in used:
             yield Problem("SD-D304", f"class {name!r} has no image", where=f"{root}/{name}", fix=fix)
         elif name not in trained and _is_utf8(name):
@@ -210,15 +224,15 @@ def _is_utf8(name: str) -> bool:
 # ------------------------------------------------------------------------------------------------------ measurements
 
 
-def _measure(listing: Listing, params: FolderParams) -> dict[str, Any]:
+def _measure(listing: Listing, settings: FolderSettings) -> dict[str, Any]:
     """Fingerprint of the files and of how they are read; mean and std of the training split. All files are decoded."""
-    digest = sha256(repr((params.size, params.channels, params.labels, listing.class_names)).encode())
-    moments = Moments(params.channels)
+    digest = sha256(repr((settings.size, settings.channels, settings.labels, listing.class_names)).encode())
+    moments = PixelMoments(settings.channels)
     problems: list[Problem] = []
-    for image, read in zip(listing.images, _read_all(listing, params), strict=False):
+    for image, read in zip(listing.images, _read_all(listing, settings), strict=False):
         if isinstance(read, SdditError):
             problems += read.problems
-            if len(problems) >= MOST_PROBLEMS:
+            if len(problems) >= MAX_PROBLEMS:
                 break
             continue
         levels, content = read
@@ -230,12 +244,12 @@ def _measure(listing: Listing, params: FolderParams) -> dict[str, Any]:
     return {"fingerprint": digest.hexdigest(), "mean": mean, "std": std}
 
 
-def _read_all(listing: Listing, params: FolderParams) -> Iterator[tuple[NDArray[np.uint8], bytes] | SdditError]:
+def _read_all(listing: Listing, settings: FolderSettings) -> Iterator[tuple[NDArray[np.uint8], bytes] | SdditError]:
     """Every image in order, decoded on a few threads and never far ahead."""
 
-    def attempt(image: Found) -> tuple[NDArray[np.uint8], bytes] | SdditError:
+    def attempt(image: ImageFile) -> tuple[NDArray[np.uint8], bytes] | SdditError:
         try:
-            return read_image(listing, image, params)
+            return read_image(listing, image, settings)
         except SdditError as refused:
             return refused
 

@@ -17,7 +17,7 @@ from sddit_standard.datasets.embedded import Table
 
 PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 NUM_CLASSES = 10
-MOST_IMAGES = 200_000
+MAX_IMAGES = 200_000
 IMAGES, LABELS = 0x0803, 0x0801  # magic numbers: unsigned bytes in three dimensions, and in one
 
 
@@ -48,7 +48,7 @@ def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
         with gzip.open(path) as file:
             found, *shape = struct.unpack(f">{1 + dimensions}I", file.read(4 * (1 + dimensions)))
             size = math.prod(shape)
-            if found != magic or not 0 < shape[0] <= MOST_IMAGES or size > MOST_IMAGES * 28 * 28:
+            if found != magic or not 0 < shape[0] <= MAX_IMAGES or size > MAX_IMAGES * 28 * 28:
                 raise _malformed(path, f"magic number {found:#x}, sizes {shape}", f"magic number {magic:#x}")
             body = file.read(size + 1)  # never more than the header promises
     except gzip.BadGzipFile as broken:

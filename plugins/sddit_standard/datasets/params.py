@@ -99,7 +99,7 @@ class LatentsParams(ImageParams):
         from sddit.data.scaling import refuse_constant
         from sddit_standard.datasets.latent_facts import latents_facts
 
-        facts = latents_facts(self)
+        facts = latents_facts(self.path, posterior=self.posterior, holdout=self.holdout, labels=self.labels)
         refuse_constant(self, facts)
         return facts
 

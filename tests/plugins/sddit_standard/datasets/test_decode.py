@@ -115,7 +115,7 @@ def seen_at(levels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 @settings(deadline=None, max_examples=60)
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 40))
 def test_the_crop_always_has_the_size_that_was_asked(width: int, height: int, size: int) -> None:
-    if max(width, height) <= module.MOST_ELONGATED * min(width, height):
+    if max(width, height) <= module.MAX_ASPECT_RATIO * min(width, height):
         assert centre_crop(Image.new("L", (width, height), 77), size).size == (size, size)
         assert np.unique(centre_crop(Image.new("L", (width, height), 77), size)).tolist() == [77]
 
