@@ -74,4 +74,4 @@ def test_a_dry_run_says_it_and_imports_no_torch(toy_recipe: Path, device: str, w
     )
     assert done.returncode == 0, done.stderr
     said = [text for text in json.loads(done.stdout)["warnings"] if "--device" in text]
-    assert said == ["--device cuda is not here: torch 2.13.0+cpu is built without CUDA"][:warnings]
+    assert said == ["--device cuda is not available on this machine: torch 2.13.0+cpu is built without CUDA"][:warnings]

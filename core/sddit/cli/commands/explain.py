@@ -12,7 +12,7 @@ sddit-run explain SD-R102
 sddit-run explain              all codes, with their exit statuses
 """
 EXITS = {
-    0: "success, or nothing to do",
+    0: "done, or nothing to do",
     1: "a bug in the toolkit",
     2: "usage, recipe, sampling or evaluation",
     3: "plugin, dependency or environment",

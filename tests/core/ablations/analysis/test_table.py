@@ -176,7 +176,7 @@ def test_the_command_in_markdown_and_csv(sddit_run, folder):
 def test_an_ablation_is_shown_alone(sddit_run, folder, tmp_path):
     said = sddit_run("table", folder, tmp_path)
     assert said.status == 2
-    assert "give it alone" in said.err
+    assert "pass it as the only folder" in said.err
 
 
 def test_its_runs_are_shown_as_runs_too(sddit_run, folder, tmp_path):
