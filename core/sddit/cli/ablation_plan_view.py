@@ -66,7 +66,7 @@ def runs_text(plan: AblationPlan, rows: Sequence[Row]) -> str:
     flops = [arm_of(plan, run).cost.training_flops for run in plan.needed]
     known = [value for value in flops if value is not None]
     total = big(sum(known) if len(known) == len(flops) else None, "FLOPs")
-    shared = f", {len(plan.needed)} of them different" if len(plan.needed) < len(plan.runs) else ""
+    shared = f", {len(plan.needed)} distinct" if len(plan.needed) < len(plan.runs) else ""
     finished = sum(run.id in done for run in plan.needed)
     return f"{product} = {len(plan.runs)}{shared}; {finished} finished; training {total} in total"
 
