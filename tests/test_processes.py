@@ -138,7 +138,7 @@ def test_whatever_ends_a_run_of_two_processes_it_is_told_once_and_the_run_goes_o
     assert not [*run.glob("failure-*")]
 
     status, said = ended(start("1,5,kill", 2))
-    assert status == 9 and "SD-X801: rank 1 was ended by SIGKILL" in said and said.count("error SD-") == 1
+    assert status == 9 and "SD-X801: rank 1 was killed by SIGKILL" in said and said.count("error SD-") == 1
     assert json.loads((run / "failure-0.json").read_text())["code"] == "SD-X801"
 
     status, said = ended(start("1,5,fail", 2))
