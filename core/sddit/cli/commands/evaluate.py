@@ -38,7 +38,7 @@ sddit-run evaluate RUN --json
 sddit-run evaluate RUN --probe       class information in the tokens
 sddit-run evaluate RUN --copies      samples closest to training images
 sddit-run evaluate RUN --inception WEIGHTS.pth --reference BATCH.npz
-sddit-run evaluate RUN --plugin ./mine.py --help      options of your own extractor
+sddit-run evaluate RUN --plugin ./mine.py --help   options of your plugin
 """
 ROWS = {
     "fd": "Frechet distance",
@@ -52,8 +52,8 @@ ROWS = {
     "class_accuracy": "class accuracy",
 }
 MODE_OPTIONS = "sddit.evaluate.mode_options"
-Look = Callable[[Path, str, Progress], dict[str, Any]]
-Show = Callable[[Mapping[str, Any]], None]
+Measure = Callable[[Path, str, Progress], dict[str, Any]]  # (run folder, device, progress) -> JSON
+Print = Callable[[Mapping[str, Any]], None]
 
 
 class EvaluateCommand(SdditCommand):
@@ -71,7 +71,8 @@ class EvaluateCommand(SdditCommand):
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return [*super().get_params(ctx), *ctx.meta.get(MODE_OPTIONS, ())]
+        *own, help_option = super().get_params(ctx)
+        return [*own, *ctx.meta.get(MODE_OPTIONS, ()), help_option]
 
 
 def flag(name: str) -> str:
@@ -114,7 +115,9 @@ def modes(own: Sequence[click.Parameter] = ()) -> list[EvaluateMode]:
 @click.option(
     "--copies", is_flag=True, help="Search the saved samples for copies of training images; writes copies.json."
 )
-@click.option("--plugin", multiple=True, metavar="NAME", help="Also load this plugin: a name, or ./file.py.")
+@click.option(
+    "--plugin", multiple=True, metavar="NAME", help="Also load this plugin: a name, or ./file.py. Repeatable."
+)
 @json_option(JSON_AND_PROGRESS)
 @click.pass_context
 def evaluate(
@@ -129,62 +132,62 @@ def evaluate(
     **paths: Path | None,
 ) -> None:
     """Score the samples of a run, probe it or search for copies."""
-    looks: dict[str, tuple[Look, Show]] = {}
+    parts: dict[str, tuple[Measure, Print]] = {}
     if probe:
-        looks["probe"] = _probe, print_probe
+        parts["probe"] = measure_probe, print_probe
     if copies:
-        looks["copies"] = _copies, partial(print_copies, run)
+        parts["copies"] = measure_copies, partial(print_copies, run)
     for mode in modes():
         chosen = {option.name: path for option in mode.options if (path := paths[option.name]) is not None}
         if len(chosen) == len(mode.options):
-            looks[mode.name] = partial(_mode, mode=mode, paths=chosen), partial(print_mode, mode)
+            parts[mode.name] = partial(measure_mode, mode=mode, paths=chosen), partial(print_mode, mode)
         elif chosen:
             names = " and ".join(flag(option.name) for option in mode.options)
             raise click.UsageError(f"{names} must be used together")
-    if not looks:
+    if not parts:
         if not is_scored(run):
             if processes.rank() == 0:
                 notice("no scores: evaluate.features in the recipe names no extractor")
                 if as_json:
                     print_json({})
             return
-        looks["scores"] = _scores, print_scores
-    shown = progress_on(error_console() if as_json else console()) if processes.rank() == 0 else Progress()
-    with shown as progress:
+        parts["scores"] = measure_scores, print_scores
+    display = progress_on(error_console() if as_json else console()) if processes.rank() == 0 else Progress()
+    with display as progress:
         state_of(ctx).progress = progress
-        found = {name: look(run, device, progress) for name, (look, _) in looks.items()}
+        results = {name: measure(run, device, progress) for name, (measure, _) in parts.items()}
     if processes.rank() > 0:
         return
     if as_json:
-        print_json(found.get("scores", found))
+        print_json(results.get("scores", results))
         return
-    for name, (_, show) in looks.items():
-        show(found[name])
+    for name, (_, print_part) in parts.items():
+        print_part(results[name])
 
 
-def _scores(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+def measure_scores(run: Path, device: str, progress: Progress) -> dict[str, Any]:
     from sddit.runs.pipeline import evaluate_run
 
     return {label: one.to_json() for label, one in evaluate_run(run, device=device, progress=progress).items()}
 
 
-def _probe(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+def measure_probe(run: Path, device: str, progress: Progress) -> dict[str, Any]:
     from sddit.evaluation.tokens import probe_run
 
     return probe_run(run, device=device, progress=progress).to_json()
 
 
-def _copies(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+def measure_copies(run: Path, device: str, progress: Progress) -> dict[str, Any]:
     from sddit.evaluation.copies import copies_of_run
 
     return {label: one.to_json() for label, one in copies_of_run(run, device=device, progress=progress).items()}
 
 
-def _mode(
+def measure_mode(
     run: Path, device: str, progress: Progress, *, mode: EvaluateMode, paths: Mapping[str, Path]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = load_attribute(mode.function)(run, device=device, progress=progress, **paths)
-    return found
+    figures: dict[str, Any] = load_attribute(mode.function)(run, device=device, progress=progress, **paths)
+    return figures
 
 
 def print_probe(probe: Mapping[str, Any]) -> None:
@@ -210,7 +213,7 @@ def print_copies(run: Path, copies: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def print_mode(mode: EvaluateMode, figures: Mapping[str, Any]) -> None:
-    """Print the figures of an extractor's mode. Those that were not measured are omitted."""
+    """Print the scores of an extractor's mode, without those that were not measured."""
     out = console()
     out.print(printable(mode.heading.format_map(figures)), style="bold")
     block = table("", "samples")
