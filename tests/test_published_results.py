@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sddit.ablations.analysis.results import Results, gather
+from sddit.ablations.analysis.results import AblationResults, gather
 from sddit.ablations.analysis.statistics import summarize
 from sddit.ablations.analysis.table import comparisons, with_spread
 from sddit.ablations.planning.arms import expand
@@ -19,14 +19,14 @@ PUBLISHED = ROOT / "docs" / "results"
 ABLATIONS = sorted(path for path in (ROOT / "recipes" / "ablations").glob("*.toml"))
 
 
-def row(results: Results, label: str) -> str:
+def row(results: AblationResults, label: str) -> str:
     """An arm of the README's table, from `mean ± deviation verdict` of each metric on."""
     cells = []
-    for metric in results.plan["metrics"]:
+    for metric in results.plan.metrics:
         compared = comparisons(results, metric)
         word = f" {compared[label].verdict}" if label in compared else ""
         cells.append(with_spread(summarize(list(results.figure(label, metric).values()))) + word)
-    flops = {arm["label"]: arm["flops"] for arm in results.plan["arms"]}
+    flops = {arm.label: arm.flops for arm in results.plan.arms}
     return f"| {' | '.join([*cells, big(flops[label])])} |"
 
 
@@ -35,8 +35,8 @@ def test_every_small_ablation_is_published_and_compares_its_rerun(recipe: Path) 
     published = expand(load(recipe, [])).settings.published
     assert (recipe.parent / published).resolve() == PUBLISHED / recipe.stem
     results = gather(PUBLISHED / recipe.stem)
-    assert results.plan["name"] == recipe.stem
-    assert {one.status for one in results.rows} == {"finished"}
+    assert results.plan.name == recipe.stem
+    assert {one.status for one in results.runs} == {"finished"}
     assert f"({recipe.stem}/README.md)" in (PUBLISHED / "README.md").read_text(encoding="utf-8")
 
 
@@ -47,15 +47,15 @@ def test_nothing_is_published_that_no_recipe_makes() -> None:
 def test_the_readme_says_of_the_main_comparison_what_was_published() -> None:
     results = gather(PUBLISHED / "sd_dit_vs_masking")
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    for arm in results.plan["arms"]:
-        assert row(results, arm["label"]) in page, arm["label"]
+    for arm in results.plan.arms:
+        assert row(results, arm.label) in page, arm.label
     assert row(results, "mdt") != row(results, "maskdit")
 
 
 def verdicts(name: str, label: str) -> set[str]:
     """The words of all metrics on one arm of a published ablation."""
     results = gather(PUBLISHED / name)
-    return {comparisons(results, metric)[label].verdict for metric in results.plan["metrics"]}
+    return {comparisons(results, metric)[label].verdict for metric in results.plan.metrics}
 
 
 def doubtful(name: str) -> set[str]:
@@ -70,8 +70,8 @@ def test_the_readmes_sentences_are_the_verdicts() -> None:
     assert verdicts("sd_dit_vs_masking", "mdt") == {"better"}
     assert verdicts("discrimination_weight", "weight=0.3") == {"better"}
     plan = gather(PUBLISHED / "discrimination_weight").plan
-    flops = {arm["label"]: arm["flops"] for arm in plan["arms"]}
-    assert f"{flops['weight=0.3'] / flops[plan['arms'][0]['baseline']]:.2f}" == "1.81"
+    flops = {arm.label: arm.flops for arm in plan.arms}
+    assert f"{flops['weight=0.3'] / flops[plan.arms[0].baseline]:.2f}" == "1.81"
     assert "weight=0.3" in doubtful("discrimination_weight")
     assert "sd_dit" in doubtful("sd_dit_vs_masking_flops") & doubtful("time_sampling")
     assert doubtful("mask_ratio") == {f"mask_ratio={ratio}" for ratio in ("0.1", "0.2", "0.3", "0.5")}

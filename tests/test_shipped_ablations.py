@@ -256,9 +256,9 @@ def test_a_shipped_ablation_runs_from_end_to_end(tmp_path: Path) -> None:
     smallest += ["evaluate.features=['classifier']", "ablation.metrics=['classifier.fd', 'classifier.class_accuracy']"]
     found = expand(load(RECIPES / "ablations" / "prototypes.toml", smallest))
     results = run_ablation(found, out=tmp_path, device="cpu", progress=Progress(), jobs=2)
-    assert [(row.arm, row.status) for row in results.rows] == [
+    assert [(row.arm, row.status) for row in results.runs] == [
         ("prototypes=32", "finished"),
         ("prototypes=512", "finished"),
     ]
-    for metric in results.plan["metrics"]:
-        assert all(results.figure(row.arm, metric) for row in results.rows), metric
+    for metric in results.plan.metrics:
+        assert all(results.figure(row.arm, metric) for row in results.runs), metric

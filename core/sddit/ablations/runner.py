@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sddit.ablations.analysis.results import (
-    Results,
+    AblationResults,
     forget_failure,
     gather,
     note_failure,
-    read_json,
     status_of,
     write_results,
 )
 from sddit.ablations.planning.arms import Ablation
 from sddit.ablations.planning.budget import Pace, unmeasured
-from sddit.ablations.planning.leak_check import LeakCheck, look_for_leaks
-from sddit.ablations.planning.plan import PLAN, AblationPlan, PlannedRun, folder_of, make_plan, with_threads
+from sddit.ablations.planning.leak_check import look_for_leaks
+from sddit.ablations.planning.plan import AblationPlan, PlannedRun, folder_of, make_plan, with_threads
+from sddit.ablations.planning.records import PLAN, LeakCheck, read_plan
 from sddit.distributed.signals import REQUESTS, StopSignals
 from sddit.errors import SdditError, error, one_of
 from sddit.evaluation.probe import lacks_probe
@@ -49,7 +49,7 @@ STOPPED = {status for number in REQUESTS for status in (128 + number, -number)}
 
 def run_ablation(
     ablation: Ablation, *, out: Path, device: str, progress: Progress, jobs: int = 1, reuse: bool = True
-) -> Results:
+) -> AblationResults:
     """Run what is not finished yet, and gather what came out.
 
     Args:
@@ -109,10 +109,9 @@ def settled(ablation: Ablation, out: Path, copy: int = 1) -> Settled | None:
     for number in (copy, 1):
         path = folder_of(ablation, out, number) / PLAN
         if path.is_file():
-            plan = read_json(path)
-            known = {arm["label"]: arm["leaks"] for arm in plan["arms"] if arm.get("leaks")}
-            leaks = {label: LeakCheck(tuple(one["found"]), one["unchecked"]) for label, one in known.items()}
-            return Settled(plan["budget"]["seconds_per_step"], plan["threads"], leaks)
+            plan = read_plan(path.parent)
+            leaks = {arm.label: arm.leaks for arm in plan.arms if arm.leaks}
+            return Settled(plan.budget.seconds_per_step, plan.threads, leaks)
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from sddit.ablations.analysis.results import Row, readable
+from sddit.ablations.analysis.results import RunOutcome, read_run
 from sddit.ablations.analysis.table import changes
 from sddit.ablations.planning.plan import AblationPlan, PlannedArm, PlannedRun
 from sddit.cli.common import table
@@ -18,11 +18,11 @@ STATES = {"finished": "finished", "failed": "failed", "stopped": "step {step:,}"
 MAX_ARMS = 30  # lines of a summary
 
 
-def run_states(plan: AblationPlan) -> list[Row]:
+def run_states(plan: AblationPlan) -> list[RunOutcome]:
     """Return the current state of each run."""
-    record = plan.to_json()
-    arms = {arm["label"]: arm for arm in record["arms"]}
-    return [readable(plan.folder, run, arms[run["arm"]]) for run in record["runs"]]
+    record = plan.record()
+    arms = record.by_label
+    return [read_run(plan.folder, run, arms[run.arm]) for run in record.runs or ()]
 
 
 def print_ablation_summary(plan: AblationPlan, out: Console) -> None:
@@ -57,7 +57,7 @@ def budget_text(plan: AblationPlan) -> str:
             return f"{plan.budget.amount:,.0f} seconds of training per arm, at the pace measured before"
 
 
-def runs_text(plan: AblationPlan, rows: Sequence[Row]) -> str:
+def runs_text(plan: AblationPlan, rows: Sequence[RunOutcome]) -> str:
     """Return how many runs there are, how many are finished, and what all of them cost."""
     product = f"{count(len(plan.arms), 'arm')} x {count(len(plan.settings.seeds), 'seed')}"
     if plan.budget is None:
@@ -76,7 +76,7 @@ def arm_of(plan: AblationPlan, run: PlannedRun) -> PlannedArm:
     return next(arm for arm in plan.arms if arm.label == run.arm)
 
 
-def arm_cells(arm: PlannedArm, plan: AblationPlan, rows: Sequence[Row]) -> list[str]:
+def arm_cells(arm: PlannedArm, plan: AblationPlan, rows: Sequence[RunOutcome]) -> list[str]:
     """Return the cells of an arm. Its length is open until a budget of time has been measured."""
     own = [row for row in rows if row.arm == arm.label]
     done = sum(row.status == "finished" for row in own)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
-from sddit.ablations.analysis.results import Results
+from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.table import cells, comparisons, floors, legend
 from sddit.ablations.planning.arms import Ablation, expand
 from sddit.ablations.planning.plan import AblationPlan
@@ -36,7 +34,7 @@ def run_ablation_command(ctx: click.Context, merged: Merged, options: RunOptions
 def show_ablation_plan(plan: AblationPlan, options: RunOptions) -> None:
     """Print the plan: a summary, run ids and every value in addition (--all), or JSON."""
     if options.as_json:
-        rows = [asdict(row) for row in run_states(plan)]
+        rows = [run.to_json() for run in run_states(plan)]
         print_json({**plan.to_json(), "folder": str(plan.folder), "states": rows})
         return
     out = console()
@@ -59,13 +57,19 @@ def run_all(ctx: click.Context, ablation: Ablation, options: RunOptions) -> None
             reuse=not options.no_reuse,
         )
     if options.as_json:
-        print_json({"folder": str(results.folder), "plan": results.plan, "rows": [asdict(row) for row in results.rows]})
+        print_json(
+            {
+                "folder": str(results.folder),
+                "plan": results.plan.to_json(),
+                "rows": [run.to_json() for run in results.runs],
+            }
+        )
     else:
         print_results(results)
-    if failed := [row for row in results.rows if row.status == "failed"]:
+    if failed := [row for row in results.runs if row.status == "failed"]:
         raise error(
             "SD-X810",
-            f"{len(failed)} of {len(results.rows)} runs failed",
+            f"{len(failed)} of {len(results.runs)} runs failed",
             where=str(results.folder),
             got=f"{failed[0].arm} seed {failed[0].seed}: {failed[0].error}",
             fix="fix the error, then rerun the same command: finished runs are kept",
@@ -80,14 +84,14 @@ def run_one(ctx: click.Context, plan: AblationPlan, id: str, options: RunOptions
     print_result(result, as_json=options.as_json)
 
 
-def print_results(results: Results) -> None:
+def print_results(results: AblationResults) -> None:
     """Print the table, how to read it, and the location of the report."""
     headings, rows = cells(results)
     lines = table(*headings)
     for row in rows:
         lines.add_row(*map(printable, row))
     console().print(lines)
-    compared = {metric: comparisons(results, metric) for metric in results.plan["metrics"]}
+    compared = {metric: comparisons(results, metric) for metric in results.plan.metrics}
     for text in filter(None, (floors(results), legend(compared))):
         click.echo(text)
     if reproduction := against_published(results):

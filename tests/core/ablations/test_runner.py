@@ -16,8 +16,8 @@ from sddit.ablations import runner
 from sddit.ablations.analysis.results import RESULTS, gather
 from sddit.ablations.planning import leak_check as leaks
 from sddit.ablations.planning import step_time as measure
-from sddit.ablations.planning.leak_check import LeakCheck
 from sddit.ablations.planning.plan import make_plan
+from sddit.ablations.planning.records import LeakCheck
 from sddit.ablations.runner import copy_number, known_plan, run_ablation, threads_for
 from sddit.cli.app import call
 from sddit.errors import SdditError
@@ -54,7 +54,7 @@ def go(found, tmp_path, **settings):
 
 
 def rows_of(results):
-    return {(row.arm, row.seed): row for row in results.rows}
+    return {(row.arm, row.seed): row for row in results.runs}
 
 
 def log_of(results, row):
@@ -85,8 +85,8 @@ def test_two_arms_and_two_seeds_end_to_end(ablation, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "POLL", 0)
     results = go(ablation(ARMS), tmp_path)
     rows = rows_of(results)
-    assert [row.status for row in results.rows] == ["finished"] * 4
-    for row in results.rows:
+    assert [row.status for row in results.runs] == ["finished"] * 4
+    for row in results.runs:
         folder = results.folder / row.folder
         scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["toy"]
         assert row.scores["toy.fd"] == scores["fd"]
@@ -97,9 +97,9 @@ def test_two_arms_and_two_seeds_end_to_end(ablation, tmp_path, monkeypatch):
         assert row.peak_memory > 1e6
         assert folder.name.endswith(row.id)
     assert rows["base", 0].flops < rows["masked", 0].flops  # the base hides half of the tokens
-    assert len({row.scores["toy.fd"] for row in results.rows}) == 4
+    assert len({row.scores["toy.fd"] for row in results.runs}) == 4
     lines = (results.folder / RESULTS).read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["scores"] for line in lines] == [dict(row.scores) for row in results.rows]
+    assert [json.loads(line)["scores"] for line in lines] == [dict(row.scores) for row in results.runs]
 
 
 def test_a_copy_made_again_in_other_processes_is_bit_identical(tmp_path, write):
@@ -132,7 +132,7 @@ def test_what_is_finished_is_not_run_again(ablation, tmp_path):
     assert first.finished
     notes = Notes()
     again = go(found, tmp_path, progress=notes)
-    assert again.rows == first.rows
+    assert again.runs == first.runs
     assert "4 runs, 4 of them finished before" in notes.lines[1]
 
 
@@ -144,7 +144,7 @@ def test_the_first_line_counts_arms_and_seeds(ablation, tmp_path, text, said):
     notes = Notes()
     results = go(ablation(text), tmp_path, progress=notes)
     first = next(line for line, text in enumerate(notes.lines) if said in text)
-    assert notes.lines[first + 1].startswith("1 run, " if len(results.rows) == 1 else "4 runs, ")
+    assert notes.lines[first + 1].startswith("1 run, " if len(results.runs) == 1 else "4 runs, ")
 
 
 @pytest.mark.usefixtures("pretending")
@@ -260,9 +260,9 @@ def test_threads_are_divided_once_and_kept(ablation, tmp_path, monkeypatch):
     found = ablation(ARMS, "ablation.seeds=[0]")
     results = go(found, tmp_path, jobs=4)
     recipe = json.loads(next((results.folder / "recipes").iterdir()).read_text(encoding="utf-8"))
-    assert recipe["train"]["threads"] == results.plan["threads"] == 2
+    assert recipe["train"]["threads"] == results.plan.threads == 2
     assert go(ablation(ARMS, "ablation.seeds=[0,1]"), tmp_path, jobs=1).plan["threads"] == 2
-    assert go(found, tmp_path, jobs=2, reuse=False).plan["threads"] == 2  # a copy is made as the first one was
+    assert go(found, tmp_path, jobs=2, reuse=False).plan.threads == 2  # a copy is made as the first one was
 
 
 @pytest.mark.usefixtures("pretending")
@@ -277,14 +277,14 @@ def test_leaks_are_looked_for_once(ablation, tmp_path, monkeypatch):
     monkeypatch.setattr(leaks, "look", pretend)
     found = ablation(ARMS, "ablation.seeds=[0]")
     plan = go(found, tmp_path).plan
-    assert [arm["leaks"] for arm in plan["arms"]] == [
-        {"found": [], "unchecked": "no time"},
-        {"found": ["x of view 'student'"], "unchecked": ""},
+    assert [arm.leaks for arm in plan.arms] == [
+        LeakCheck((), "no time"),
+        LeakCheck(("x of view 'student'",), ""),
     ]
     assert len(looked) == 2
     again = go(ablation(ARMS), tmp_path).plan
     assert len(looked) == 2
-    assert again["arms"] == json.loads(json.dumps(plan["arms"]))
+    assert again.arms == plan.arms
     assert known_plan(found, tmp_path / "runs").arms[1].leaks == LeakCheck(("x of view 'student'",))
     assert make_plan(found, tmp_path / "elsewhere").arms[1].leaks is None
 
@@ -301,7 +301,7 @@ def test_a_pace_is_measured_once(ablation, tmp_path, monkeypatch):
     found = ablation(ARMS.replace("seeds", 'budget = "time"\nseeds'), "train.steps=10")
     assert known_plan(found, tmp_path / "runs").runs == ()
     results = go(found, tmp_path, jobs=4)
-    assert [arm["steps"] for arm in results.plan["arms"]] == [10, 5]
+    assert [arm.steps for arm in results.plan.arms] == [10, 5]
     assert len(measured) == 1
     assert go(found, tmp_path).finished
     assert go(found, tmp_path, reuse=False, jobs=4).finished

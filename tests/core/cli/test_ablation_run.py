@@ -84,7 +84,7 @@ def test_one_run_of_the_plan(sddit_run, write, ablation, tmp_path):
     assert said.status == 0, said.err
     assert (plan.runs[3].folder / "report.html").is_file()
     results = gather(plan.folder)
-    assert [row.status for row in results.rows] == ["waiting", "waiting", "waiting", "finished"]
+    assert [row.status for row in results.runs] == ["waiting", "waiting", "waiting", "finished"]
     assert (plan.folder / "results.jsonl").is_file()
     assert "already finished" in sddit_run(write(ARMS), "--only", plan.runs[3].id).out
 
@@ -95,8 +95,8 @@ def test_a_failure_of_one_run_is_noted(sddit_run, write, ablation, tmp_path):
     (plan.runs[0].folder / "checkpoints").write_text("in the way", encoding="utf-8")
     said = sddit_run(write(ARMS), "--only", plan.runs[0].id)
     assert said.status != 0
-    assert gather(plan.folder).rows[0].status == "failed"
-    assert gather(plan.folder).rows[0].error.split(":")[0] in said.err
+    assert gather(plan.folder).runs[0].status == "failed"
+    assert gather(plan.folder).runs[0].error.split(":")[0] in said.err
 
 
 def test_an_unknown_run_is_named_with_the_nearest(sddit_run, write, ablation, tmp_path):

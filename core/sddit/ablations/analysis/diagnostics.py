@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sddit.ablations.analysis.results import Results, Row, read_json
+from sddit.ablations.analysis.results import AblationResults, RunOutcome, read_json
 from sddit.errors import SdditError
 from sddit.evaluation.monitors import Verdict, judge, keys_of, label_of, monitors
 from sddit.interfaces import Monitor
@@ -22,18 +22,18 @@ Logs = Mapping[str, Mapping[int, Log]]
 """By arm and seed; of each arm its finished runs, or all that have begun where none is finished."""
 
 
-def logs_of(results: Results) -> Logs:
+def logs_of(results: AblationResults) -> Logs:
     """The metrics of every arm. A log that cannot be read counts as none."""
     logs = {}
-    for arm in results.plan["arms"]:
-        rows = results.of(arm["label"])
+    for arm in results.plan.arms:
+        rows = results.of(arm.label)
         finished = [row for row in rows if row.status == "finished"]
         read = {row.seed: log_of(results.folder, row) for row in finished or rows}
-        logs[arm["label"]] = {seed: log for seed, log in read.items() if log}
+        logs[arm.label] = {seed: log for seed, log in read.items() if log}
     return logs
 
 
-def log_of(folder: Path, row: Row) -> Log:
+def log_of(folder: Path, row: RunOutcome) -> Log:
     """The metrics of one run."""
     try:
         return read_metrics(folder / row.folder / METRICS)
@@ -71,18 +71,17 @@ class Diagnosis:
         return [verdict for verdict in self.verdicts.values() if verdict.state == "look here"]
 
 
-def diagnoses(results: Results, logs: Logs) -> list[Diagnosis]:
+def diagnoses(results: AblationResults, logs: Logs) -> list[Diagnosis]:
     """Every diagnostic of every arm that has it."""
     found = []
-    for arm in results.plan["arms"]:
-        own = logs[arm["label"]]
-        of_terms = {label: [Monitor(**one) for one in listed] for label, listed in arm["monitors"].items()}
+    for arm in results.plan.arms:
+        own = logs[arm.label]
         rows = [{key: 0.0 for log in own.values() for key in keys_of(log)}]  # for its keys
-        for key, monitor in monitors(of_terms, rows).items():
+        for key, monitor in monitors(arm.monitors, rows).items():
             read = {seed: judge(key, monitor, log) for seed, log in own.items()}
             verdicts = {seed: verdict for seed, verdict in read.items() if verdict.value is not None}
             if verdicts:
-                found.append(Diagnosis(arm["label"], key, monitor, verdicts))
+                found.append(Diagnosis(arm.label, key, monitor, verdicts))
     return found
 
 
@@ -91,10 +90,10 @@ def diagnoses(results: Results, logs: Logs) -> list[Diagnosis]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def environments(results: Results) -> dict[str, list[str]]:
+def environments(results: AblationResults) -> dict[str, list[str]]:
     """What the runs were made with: by dotted key, every value that occurs, in order of appearance."""
     found: dict[str, dict[str, None]] = {}
-    for row in results.rows:
+    for row in results.runs:
         for key, value in leaves(environment_of(results.folder / row.folder)):
             found.setdefault(key, {})[str(value)] = None
     return {key: list(values) for key, values in found.items()}

@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from sddit.ablations.planning.plan import PLAN
+from sddit.ablations.planning.records import ArmRecord, PlanRecord, RunRecord, read_plan
 from sddit.errors import SdditError
 from sddit.interfaces.metric_names import numbers
 from sddit.storage import run_folder
@@ -28,8 +28,8 @@ Status = Literal["finished", "failed", "stopped", "waiting"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One run. Figures are what its folder holds by now; None is not known."""
+class RunOutcome:
+    """Outcome of one run so far: a line of `results.jsonl`. None: not known."""
 
     arm: str
     seed: int
@@ -45,54 +45,65 @@ class Row:
     folder: str  # from the ablation's folder
     error: str = ""  # why it failed
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Self:
+        """Read a line of a published `results.jsonl`, which names no folder and has curves that are not read here."""
+        known = {one.name for one in fields(cls)} - {"folder"}
+        return cls(**{key: value for key, value in held.items() if key in known}, folder="")
+
 
 @dataclass(frozen=True, slots=True)
-class Results:
+class AblationResults:
     """An ablation's folder as it stands."""
 
     folder: Path
-    plan: Mapping[str, Any]  # plan.json
-    rows: tuple[Row, ...]
+    plan: PlanRecord
+    runs: tuple[RunOutcome, ...]
 
     @property
     def finished(self) -> bool:
         """Whether every run is."""
-        return all(row.status == "finished" for row in self.rows)
+        return all(run.status == "finished" for run in self.runs)
 
-    def of(self, arm: str) -> list[Row]:
-        """The rows of one arm."""
-        return [row for row in self.rows if row.arm == arm]
+    def of(self, arm: str) -> list[RunOutcome]:
+        """Return the runs of one arm."""
+        return [run for run in self.runs if run.arm == arm]
 
     def figure(self, arm: str, metric: str) -> dict[int, float]:
         """A metric of an arm by seed; only finished runs have one."""
-        rows = [row for row in self.of(arm) if row.status == "finished" and metric in row.scores]
-        return {row.seed: row.scores[metric] for row in rows}
+        runs = [run for run in self.of(arm) if run.status == "finished" and metric in run.scores]
+        return {run.seed: run.scores[metric] for run in runs}
 
 
-def gather(folder: Path) -> Results:
-    """The rows of an ablation's folder, or of a published one. Raises SD-F704 for a plan that cannot be read."""
-    plan = read_json(folder / PLAN)
-    if "runs" not in plan:
-        return Results(folder, plan, tuple(published_rows(folder / RESULTS)))
-    arms = {arm["label"]: arm for arm in plan["arms"]}
-    return Results(folder, plan, tuple(readable(folder, run, arms[run["arm"]]) for run in plan["runs"]))
+def gather(folder: Path) -> AblationResults:
+    """Return the results of an ablation's folder, or of a published one. Raises SD-F704 for a plan that cannot be read."""
+    plan = read_plan(folder)
+    if plan.runs is None:
+        return AblationResults(folder, plan, tuple(published_runs(folder / RESULTS)))
+    arms = plan.by_label
+    return AblationResults(folder, plan, tuple(read_run(folder, run, arms[run.arm]) for run in plan.runs))
 
 
-def published_rows(path: Path) -> Iterator[Row]:
-    """The rows as they were published, whose run folders are elsewhere."""
-    known = {one.name for one in fields(Row)} - {"folder"}
+def published_runs(path: Path) -> Iterator[RunOutcome]:
+    """Yield the published runs, whose run folders are not part of a publication."""
     for line in path.read_text(encoding="utf-8").splitlines():
-        yield Row(**{key: value for key, value in json.loads(line).items() if key in known}, folder="")
+        yield RunOutcome.from_json(json.loads(line))
 
 
-def readable(folder: Path, run: Mapping[str, Any], arm: Mapping[str, Any]) -> Row:
-    """The row of a run; that of a damaged folder says so, and the others stand."""
+def read_run(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:
+    """Return the outcome of a run. A damaged run folder counts as a failed run and does not affect the others."""
     try:
-        return row_of(folder, run, arm)
+        return outcome_of(folder, run, arm)
     except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
-        said = fault.problems[0].what if isinstance(fault, SdditError) else type(fault).__name__
-        return Row(
-            **{key: run[key] for key in ("arm", "seed", "id", "folder")},
+        what = fault.problems[0].what if isinstance(fault, SdditError) else type(fault).__name__
+        return RunOutcome(
+            arm=run.arm,
+            seed=run.seed,
+            id=run.id,
+            folder=run.folder,
             status="failed",
             steps=0,
             images=0,
@@ -100,45 +111,31 @@ def readable(folder: Path, run: Mapping[str, Any], arm: Mapping[str, Any]) -> Ro
             seconds=0.0,
             images_per_second=None,
             peak_memory=None,
-            error=f"its folder is damaged: {said}",
+            error=f"its folder is damaged: {what}",
         )
 
 
-def flops_until(arm: Mapping[str, Any], step: float) -> float | None:
-    """What a run of an arm has spent after so many steps; None where its components do not state it.
-
-    Steps differ where a ramp hides tokens or a term ends: the plan has their cost in equal parts of the run.
-    """
-    whole_run: float | None = arm["flops"]
-    if whole_run is None or step >= arm["steps"]:
-        return whole_run
-    course: list[float] = arm.get("flops_course") or [arm["flops_per_step"]]  # earlier versions' plans have none
-    share: float = arm["steps"] / len(course)  # steps of a part
-    whole = min(int(step / share), len(course) - 1)  # rounding may reach the end before the step does
-    return sum(course[:whole]) * share + (step - whole * share) * course[whole]
-
-
-def row_of(folder: Path, run: Mapping[str, Any], arm: Mapping[str, Any]) -> Row:
-    """What the folder of one run says, beside what the plan says of its arm."""
-    place = folder / run["folder"]
-    last, failure = last_metrics(place / METRICS), failure_of(folder, place.name)
-    status = status_of(place, bool(failure))
+def outcome_of(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:
+    """Read the outcome of a run from its folder."""
+    path = folder / run.folder
+    last, failure = last_metrics(path / METRICS), failure_of(folder, path.name)
+    status = status_of(path, bool(failure))
     steps, seconds = int(last.get("step", 0)), last.get("seconds", 0.0)
-    images = steps * arm["batch"]
-    cost = read_json(place / COST) if status == "finished" and (place / COST).is_file() else {}
-    return Row(
-        arm=run["arm"],
-        seed=run["seed"],
-        id=run["id"],
+    images = steps * arm.batch
+    cost = read_json(path / COST) if status == "finished" and (path / COST).is_file() else {}
+    return RunOutcome(
+        arm=run.arm,
+        seed=run.seed,
+        id=run.id,
         status=status,
         steps=steps,
         images=images,
-        flops=flops_until(arm, steps),
+        flops=arm.flops_until(steps),
         seconds=seconds,
         images_per_second=images / seconds if seconds else None,
         peak_memory=cost.get("peak_memory"),
-        scores=scores_of(place) if status == "finished" else {},
-        folder=run["folder"],
+        scores=scores_of(path) if status == "finished" else {},
+        folder=run.folder,
         error=failure if status == "failed" else "",
     )
 
@@ -167,10 +164,10 @@ def scores_of(run: Path) -> dict[str, float]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def write_results(results: Results) -> Path:
+def write_results(results: AblationResults) -> Path:
     """`results.jsonl`, whole or not at all."""
     path = results.folder / RESULTS
-    replace_file(path, "".join(f"{to_json(asdict(row))}\n" for row in results.rows).encode())
+    replace_file(path, "".join(f"{to_json(run.to_json())}\n" for run in results.runs).encode())
     return path
 
 

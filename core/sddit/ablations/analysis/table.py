@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from sddit.ablations.analysis.results import Results
+from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import LEVEL, Comparison, Sides, Summary, compare, p_text, summarize
+from sddit.ablations.planning.records import ArmRecord, PlanRecord
 from sddit.formatting import big, listed
 from sddit.interfaces import DatasetParams
 from sddit.interfaces.metric_names import FIGURES, Direction
@@ -17,9 +18,9 @@ PREPARED = tuple(f"dataset.{key}" for key in DatasetParams.model_fields)
 """What every data set can be told: to drop labels, flip and scale. The same images and noise are drawn for it."""
 
 
-def cells(results: Results) -> tuple[list[str], list[list[str]]]:
+def cells(results: AblationResults) -> tuple[list[str], list[list[str]]]:
     """Headings and rows for a person."""
-    metrics: list[str] = results.plan["metrics"]
+    metrics = results.plan.metrics
     compared = {metric: comparisons(results, metric) for metric in metrics}
     headings = ["arm", "changes", "runs", "steps", "images", "FLOPs", "parameters"]
     headings += [text for metric in metrics for text in (title(metric), f"difference ({LEVEL:.0%})")]
@@ -28,85 +29,78 @@ def cells(results: Results) -> tuple[list[str], list[list[str]]]:
             *about(arm, results),
             *(text for metric in metrics for text in figures(arm, metric, results, compared[metric])),
         ]
-        for arm in results.plan["arms"]
+        for arm in results.plan.arms
     ]
     return headings, rows
 
 
-def about(arm: Mapping[str, Any], results: Results) -> list[str]:
+def about(arm: ArmRecord, results: AblationResults) -> list[str]:
     """What an arm is and what it costs."""
-    rows = results.of(arm["label"])
+    rows = results.of(arm.label)
     counts = {status: sum(row.status == status for row in rows) for status in ("finished", "failed")}
     runs = f"{counts['finished']} of {len(rows)}" if counts["finished"] < len(rows) else f"{len(rows)}"
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
     return [
-        arm["label"],
-        changes(arm["changes"]),
+        arm.label,
+        changes(arm.changes),
         f"{runs}{failed}",
-        f"{arm['steps']:,}",
-        f"{arm['images']:,}",
-        big(arm["flops"]),
-        big(arm["parameters"]),
+        f"{arm.steps:,}",
+        f"{arm.images:,}",
+        big(arm.flops),
+        big(arm.parameters),
     ]
 
 
 def figures(
-    arm: Mapping[str, Any], metric: str, results: Results, compared: Mapping[str, Comparison]
+    arm: ArmRecord, metric: str, results: AblationResults, compared: Mapping[str, Comparison]
 ) -> tuple[str, str]:
     """A metric of an arm, and how far it is from the baseline's."""
-    values = results.figure(arm["label"], metric)
+    values = results.figure(arm.label, metric)
     mean = with_spread(summarize(list(values.values()))) if values else ""
-    if arm["label"] == arm["baseline"]:
+    if arm.is_baseline:
         return mean, "baseline"
-    return mean, difference(compared[arm["label"]])
+    return mean, difference(compared[arm.label])
 
 
-def comparisons(results: Results, metric: str) -> dict[str, Comparison]:
+def comparisons(results: AblationResults, metric: str) -> dict[str, Comparison]:
     """Every arm but the baselines on one metric, corrected together, by label.
 
     Each is compared with its own baseline, the one at its point of the grid.
     """
-    figures = {arm["label"]: results.figure(arm["label"], metric) for arm in results.plan["arms"]}
+    figures = {arm.label: results.figure(arm.label, metric) for arm in results.plan.arms}
     return against_baselines(results.plan, figures, FIGURES[metric.rpartition(".")[2]].better)
 
 
 def against_baselines(
-    plan: Mapping[str, Any], figures: Mapping[str, Mapping[int, float]], better: Direction
+    plan: PlanRecord, figures: Mapping[str, Mapping[int, float]], better: Direction
 ) -> dict[str, Comparison]:
     """The same of any figure that is known by arm and seed."""
     sides = {
-        arm["label"]: Sides(figures[arm["label"]], figures[arm["baseline"]], paired=not redrawn(arm))
-        for arm in plan["arms"]
-        if arm["label"] != arm["baseline"]
+        arm.label: Sides(figures[arm.label], figures[arm.baseline], paired=not redrawn(arm))
+        for arm in plan.arms
+        if not arm.is_baseline
     }
     return compare(sides, better=better)
 
 
-def redrawn(arm: Mapping[str, Any]) -> list[str]:
+def redrawn(arm: ArmRecord) -> list[str]:
     """The settings of an arm by which its runs do not see the images and the noise of the baseline's runs of the same seed."""
-    anew = differing(arm, "seed", "train.batch", "dataset.", "data.")
+    anew = arm.differing("seed", "train.batch", "dataset.", "data.")
     return [key for key in anew if key not in PREPARED]
 
 
-def differing(arm: Mapping[str, Any], *tables: str) -> list[str]:
-    """The settings of an arm in these tables, or of these keys, that are not its baseline's."""
-    return [
-        key for key, *_ in arm.get("differs", ()) if key.startswith(tables)
-    ]  # plans of an earlier version have none
-
-
-def floors(results: Results) -> str:
+def floors(results: AblationResults) -> str:
     """What unseen real images get in the place of samples, in a sentence; empty where no score was measured."""
     floored = {
         metric: found
-        for metric in results.plan["metrics"]
-        if (found := [row.scores[f"{metric}_floor"] for row in results.rows if f"{metric}_floor" in row.scores])
+        for metric in results.plan.metrics
+        if (found := [row.scores[f"{metric}_floor"] for row in results.runs if f"{metric}_floor" in row.scores])
     }
     if not floored:
         return ""
     each = listed([f"{reach(found)} on {title(metric)}" for metric, found in floored.items()])
     n = f"{next(iter(floored)).rpartition('.')[0]}.n"
-    images = {row.scores[n] for row in results.rows if n in row.scores}
+    images = {row.scores[n] for row in results.runs if n in row.scores}
     at = f", at n = {reach(images)} images a side" if images else ""
     return f"Floors: unseen real images in the samples' place get {each}{at}."
 
@@ -185,20 +179,23 @@ def apart(comparison: Comparison) -> tuple[str, str]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def records(results: Results) -> Iterator[dict[str, Any]]:
+def records(results: AblationResults) -> Iterator[dict[str, Any]]:
     """An arm each, with all digits."""
-    metrics: Sequence[str] = results.plan["metrics"]
+    metrics = results.plan.metrics
     compared = {metric: comparisons(results, metric) for metric in metrics}
-    for arm in results.plan["arms"]:
-        label, rows = arm["label"], results.of(arm["label"])
+    for arm in results.plan.arms:
+        label, rows = arm.label, results.of(arm.label)
         record = {
             "arm": label,
-            "changes": changes(arm["changes"]),
-            "baseline": arm["baseline"],
+            "changes": changes(arm.changes),
+            "baseline": arm.baseline,
             "runs": len(rows),
             "finished": sum(row.status == "finished" for row in rows),
             "failed": sum(row.status == "failed" for row in rows),
-            **{key: arm[key] for key in ("steps", "images", "flops", "parameters")},
+            "steps": arm.steps,
+            "images": arm.images,
+            "flops": arm.flops,
+            "parameters": arm.parameters,
             "seconds": sum(row.seconds for row in rows),
         }
         for metric in metrics:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean
-from typing import Any
 
 from sddit.ablations.analysis.diagnostics import Log, Logs
-from sddit.ablations.analysis.results import Results, flops_until
+from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import Comparison, Direction, Sides, Summary, compare, summarize
 from sddit.ablations.analysis.table import redrawn
+from sddit.ablations.planning.records import ArmRecord, PlanRecord
 from sddit.interfaces.metric_names import FIGURES, SCORE
 
 Point = tuple[float, float]
@@ -42,15 +42,15 @@ class Beside:
     comparison: Comparison  # of all such arms together; better is less
 
 
-def reached(results: Results, logs: Logs, metric: str) -> list[Reached]:
+def reached(results: AblationResults, logs: Logs, metric: str) -> list[Reached]:
     """Arm by arm; nothing for a metric that was not scored while training."""
     better = FIGURES[metric.rpartition(".")[2]].better
-    arms = {arm["label"]: arm for arm in results.plan["arms"]}
+    arms = results.plan.by_label
     curves = {label: {seed: points(log, metric) for seed, log in logs[label].items()} for label in arms}
     curves = {label: {seed: run for seed, run in runs.items() if len(run) > 1} for label, runs in curves.items()}
     found: dict[str, _Found] = {}
     for label, arm in arms.items():
-        target = target_of(results.plan, metric, list(curves[arm["baseline"]].values()), better)
+        target = target_of(results.plan, metric, list(curves[arm.baseline].values()), better)
         if curves[label] and target is not None:
             found[label] = _found(arm, curves[label], target, better)
     return list(_rows(arms, found))
@@ -72,13 +72,13 @@ class _Found:
         return len(self.steps) == self.runs
 
 
-def _found(arm: Mapping[str, Any], curves: Mapping[int, Sequence[Point]], target: float, better: Direction) -> _Found:
+def _found(arm: ArmRecord, curves: Mapping[int, Sequence[Point]], target: float, better: Direction) -> _Found:
     steps = {seed: step for seed, run in curves.items() if (step := first_at(run, target, better)) is not None}
-    flops = {seed: spent for seed, step in steps.items() if (spent := flops_until(arm, step)) is not None}
+    flops = {seed: spent for seed, step in steps.items() if (spent := arm.flops_until(step)) is not None}
     return _Found(target, steps, flops, len(curves), any(reaches(run[0][1], target, better) for run in curves.values()))
 
 
-def _rows(arms: Mapping[str, Mapping[str, Any]], found: Mapping[str, _Found]) -> Iterator[Reached]:
+def _rows(arms: Mapping[str, ArmRecord], found: Mapping[str, _Found]) -> Iterator[Reached]:
     exact = {
         label: one for label, one in found.items() if one.whole and not one.at_once
     }  # a bound compares with nothing
@@ -98,9 +98,9 @@ def _rows(arms: Mapping[str, Mapping[str, Any]], found: Mapping[str, _Found]) ->
         )
 
 
-def _beside(arms: Mapping[str, Mapping[str, Any]], spent: Mapping[str, Mapping[int, float]]) -> dict[str, Beside]:
+def _beside(arms: Mapping[str, ArmRecord], spent: Mapping[str, Mapping[int, float]]) -> dict[str, Beside]:
     """Every arm but the baselines, by label; `spent`: by arm and seed."""
-    bases = {label: spent[base] for label in spent if (base := arms[label]["baseline"]) != label and base in spent}
+    bases = {label: spent[base] for label in spent if (base := arms[label].baseline) != label and base in spent}
     sides = {label: Sides(spent[label], base, paired=not redrawn(arms[label])) for label, base in bases.items()}
     return {
         label: Beside(mean(spent[label].values()) / mean(bases[label].values()), comparison)
@@ -114,12 +114,10 @@ def points(log: Log, metric: str) -> list[Point]:
     return [(line["step"], line[key]) for line in log if key in line and math.isfinite(line[key])]
 
 
-def target_of(
-    plan: Mapping[str, Any], metric: str, baseline: Sequence[Sequence[Point]], better: Direction
-) -> float | None:
+def target_of(plan: PlanRecord, metric: str, baseline: Sequence[Sequence[Point]], better: Direction) -> float | None:
     """The recipe's target, or what the baseline's last scores reached in every seed; None without either."""
-    if metric in plan.get("targets", {}):  # plans of an earlier version have none
-        return float(plan["targets"][metric])
+    if metric in plan.targets:
+        return float(plan.targets[metric])
     ends = [run[-1][1] for run in baseline]
     return (max(ends) if better == "lower" else min(ends)) if ends else None
 

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sddit.ablations.planning.arms import Arm
+from sddit.ablations.planning.records import LeakCheck
 from sddit.formatting import big
 from sddit.progress import Progress
 from sddit.recipes.costs import plan
 from sddit.recipes.recipe import Recipe
 
 LARGEST = 50e6  # parameters: above, looking takes minutes and gigabytes, in float64
-
-
-@dataclass(frozen=True, slots=True)
-class LeakCheck:
-    """What was found in one arm."""
-
-    found: tuple[str, ...] = ()  # where the target shows
-    unchecked: str = ""  # why it was not looked for
 
 
 def look_for_leaks(arms: Sequence[Arm], progress: Progress) -> dict[str, LeakCheck]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,14 @@ from typing import Any
 from sddit.ablations.planning.ablation_settings import AblationSettings
 from sddit.ablations.planning.arms import Ablation
 from sddit.ablations.planning.budget import Budget, Pace, budget_of, unmeasured, within
-from sddit.ablations.planning.leak_check import LeakCheck
+from sddit.ablations.planning.records import (
+    ArmRecord,
+    BudgetRecord,
+    LeakCheck,
+    PlanRecord,
+    RunRecord,
+    SettingDifference,
+)
 from sddit.formatting import slug
 from sddit.plugins.host import Host
 from sddit.recipes.costs import Plan
@@ -27,7 +34,6 @@ from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import RECIPE, REPORT
 
-PLAN = "plan.json"
 WHENCE = ("plugins", "code")
 """Tables of a resolved recipe that say where its components come from: what they do stands in the other tables."""
 
@@ -55,39 +61,38 @@ class PlannedArm:
         parts = [self.cost.backbone_parameters, *self.cost.heads_parameters.values()]
         return None if None in parts else sum(part or 0 for part in parts)
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "label": self.label,
-            "changes": self.changes,
-            "baseline": self.baseline,
-            "named": self.named,
-            "steps": self.cost.steps,
-            "batch": self.cost.batch,
-            "images": self.images,
-            "flops": self.cost.training_flops,
-            "flops_per_step": self.cost.flops_per_step,
-            "flops_course": list(self.cost.course),
-            "sampling_flops_per_image": self.cost.sampling_flops_per_image,
-            "parameters": self.parameters,
-            "sampled_parameters": self.cost.backbone_parameters,
-            "memory": self.cost.memory.total,
-            "not_stated": list(self.cost.not_stated),
-            "idle": list(self.recipe.idle),
-            "warnings": list(self.recipe.warnings),
-            "leaks": asdict(self.leaks) if self.leaks else None,
-            "monitors": {
-                label: [asdict(monitor) for monitor in chosen.params.monitors()]
-                for label, chosen in self.recipe.terms.items()
-            },
-        }
+    def record(self, baseline: PlannedArm) -> ArmRecord:
+        """Return the arm as `plan.json` holds it, with its differences from the baseline."""
+        cost, recipe = self.cost, self.recipe
+        return ArmRecord(
+            label=self.label,
+            changes=self.changes,
+            baseline=self.baseline,
+            named=self.named,
+            steps=cost.steps,
+            batch=cost.batch,
+            images=self.images,
+            flops=cost.training_flops,
+            flops_per_step=cost.flops_per_step,
+            flops_course=tuple(cost.course),
+            sampling_flops_per_image=cost.sampling_flops_per_image,
+            parameters=self.parameters,
+            sampled_parameters=cost.backbone_parameters,
+            memory=cost.memory.total,
+            not_stated=tuple(cost.not_stated),
+            idle=tuple(recipe.idle),
+            warnings=tuple(recipe.warnings),
+            leaks=self.leaks,
+            monitors={label: tuple(chosen.params.monitors()) for label, chosen in recipe.terms.items()},
+            differs=tuple(differs(self, baseline)),
+        )
 
 
-def differs(arm: PlannedArm, baseline: PlannedArm) -> list[tuple[str, Any, Any]]:
-    """(key, the baseline's value, the arm's) of every setting of the resolved recipes that is not the same and changes numbers."""
+def differs(arm: PlannedArm, baseline: PlannedArm) -> Iterator[SettingDifference]:
+    """Yield the settings of the resolved recipes that differ and change numbers."""
     found = differences(baseline.recipe.to_json(), arm.recipe.to_json())
-    return by_leaf(
-        (key, theirs, own) for key, theirs, own, kind in found if kind != "free" and not key.startswith(WHENCE)
-    )
+    settings = [(key, theirs, own) for key, theirs, own, kind in found if kind != "free" and not key.startswith(WHENCE)]
+    return (SettingDifference(*one) for one in by_leaf(settings))
 
 
 def baseline_of(arm: PlannedArm, arms: Sequence[PlannedArm]) -> PlannedArm:
@@ -137,32 +142,33 @@ class AblationPlan:
             first.setdefault(run.folder, run)
         return list(first.values())
 
-    def to_json(self) -> dict[str, Any]:
-        """What `plan.json` holds; run folders are named from the plan's own."""
+    def record(self) -> PlanRecord:
+        """Return the plan as `plan.json` holds it. Run folders are relative to the plan's own."""
         budget = self.budget
-        return {
-            "name": self.name,
-            "id": self.id,
-            "command": self.command,
-            "question": self.settings.question,
-            "tuning": self.settings.tuning,
-            "seeds": list(self.settings.seeds),
-            "metrics": list(self.metrics),
-            "targets": dict(leaves(self.settings.targets)),
-            "budget": {
-                "rule": self.settings.budget,
-                "amount": budget.amount if budget else None,
-                "seconds_per_step": dict(budget.pace) if budget else {},
-            },
-            "threads": self.threads,
-            "published": os.path.relpath(self.published, self.folder) if self.published else "",
-            "data": self.arms[0].recipe.facts.source,
-            "arms": [arm.to_json() | {"differs": differs(arm, baseline_of(arm, self.arms))} for arm in self.arms],
-            "runs": [
-                {"arm": run.arm, "seed": run.seed, "id": run.id, "folder": os.path.relpath(run.folder, self.folder)}
-                for run in self.runs
-            ],
-        }
+        return PlanRecord(
+            name=self.name,
+            id=self.id,
+            command=self.command,
+            question=self.settings.question,
+            tuning=self.settings.tuning,
+            seeds=tuple(self.settings.seeds),
+            metrics=tuple(self.metrics),
+            targets=dict(leaves(self.settings.targets)),
+            budget=BudgetRecord(
+                self.settings.budget, budget.amount if budget else None, dict(budget.pace) if budget else {}
+            ),
+            threads=self.threads,
+            published=os.path.relpath(self.published, self.folder) if self.published else "",
+            data=self.arms[0].recipe.facts.source,
+            arms=tuple(arm.record(baseline_of(arm, self.arms)) for arm in self.arms),
+            runs=tuple(
+                RunRecord(run.arm, run.seed, run.id, os.path.relpath(run.folder, self.folder)) for run in self.runs
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `plan.json`."""
+        return self.record().to_json()
 
 
 def make_plan(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sddit.ablations.planning.plan import PLAN
+from sddit.ablations.planning.records import PLAN
 from sddit.cli.common import PathOption, SdditCommand
 from sddit.errors import error
 

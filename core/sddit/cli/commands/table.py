@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from sddit import formatting as forms
-from sddit.ablations.planning.plan import PLAN
+from sddit.ablations.planning.records import PLAN
 from sddit.cli.common import PathOption, SdditCommand, console, notice
 from sddit.cli.common import table as text_table
 from sddit.errors import SdditError, error, printable
@@ -87,7 +87,7 @@ def of_ablation(folder: Path) -> Content:
 
     results = gather(folder)
     headings, rows = arms.cells(results)
-    compared = {metric: arms.comparisons(results, metric) for metric in results.plan["metrics"]}
+    compared = {metric: arms.comparisons(results, metric) for metric in results.plan.metrics}
     notes = " ".join(filter(None, (arms.floors(results), arms.legend(compared))))
     return headings, [list(map(printable, row)) for row in rows], list(arms.records(results)), notes
 

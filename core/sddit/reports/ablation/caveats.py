@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sddit.ablations.analysis.diagnostics import Diagnosis, Logs, diagnoses, environments
-from sddit.ablations.analysis.results import Results
+from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import LEAST_SEEDS
 from sddit.ablations.analysis.table import title
+from sddit.ablations.planning.records import ArmRecord
 from sddit.formatting import big
 from sddit.reports.ablation.phrases import among, times
 
-Arm = Mapping[str, Any]
+Amount = Callable[[ArmRecord], float | None]
 T = TypeVar("T")
 
 TOLERANCE = 0.02  # share by which two arms' amounts may differ and still count as equal: lengths are whole steps
@@ -35,7 +36,7 @@ class Caution:
     doubt: bool = False  # whether it casts doubt on what these arms show
 
 
-def cautions(results: Results, logs: Logs) -> list[Caution]:
+def cautions(results: AblationResults, logs: Logs) -> list[Caution]:
     """All of them, the gravest first."""
     rules = (
         leaking(results),
@@ -58,26 +59,26 @@ def cautions(results: Results, logs: Logs) -> list[Caution]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def leaking(results: Results) -> Iterator[Caution]:
+def leaking(results: AblationResults) -> Iterator[Caution]:
     """What is trained can see the clean image: its loss falls for nothing."""
-    for arm in results.plan["arms"]:
-        for place in (arm["leaks"] or {}).get("found", ()):
+    for arm in results.plan.arms:
+        for place in arm.leaks.found if arm.leaks else ():
             text = f"what is trained can see its target, other than through the noisy view ({place}): a loss that falls proves nothing."
-            yield Caution("the target leaks", text, (arm["label"],), doubt=True)
+            yield Caution("the target leaks", text, (arm.label,), doubt=True)
 
 
-def warned(results: Results) -> Iterator[Caution]:
+def warned(results: AblationResults) -> Iterator[Caution]:
     """What the recipes of the arms warn of."""
     arms: dict[str, list[str]] = {}
-    for arm in results.plan["arms"]:
-        for text in arm["warnings"]:
-            arms.setdefault(text, []).append(arm["label"])
+    for arm in results.plan.arms:
+        for text in arm.warnings:
+            arms.setdefault(text, []).append(arm.label)
     for text, labels in arms.items():
-        some = len(labels) < len(results.plan["arms"])  # what holds for all arms favours none
+        some = len(labels) < len(results.plan.arms)  # what holds for all arms favours none
         yield Caution("the recipe warns", f"{text}.", tuple(labels), doubt=some)
 
 
-def alarmed(results: Results, logs: Logs) -> Iterator[Caution]:
+def alarmed(results: AblationResults, logs: Logs) -> Iterator[Caution]:
     """Diagnostics that ended outside of what is healthy, such as those of a collapse; a caution for each term."""
     terms: dict[str, dict[str, list[Diagnosis]]] = {}  # by term and key
     for one in diagnoses(results, logs):
@@ -95,12 +96,12 @@ def alarm(one: Diagnosis) -> str:
     return f"in {one.arm}: {one.alarms[0].why} ({len(one.alarms)} of {len(one.verdicts)} runs)"
 
 
-def unlooked(results: Results) -> Iterator[Caution]:
+def unlooked(results: AblationResults) -> Iterator[Caution]:
     """Arms in which nobody looked for a leak, and why."""
     arms: dict[str, list[str]] = {}
-    for arm in results.plan["arms"]:
-        if why := arm["leaks"]["unchecked"] if arm["leaks"] else "the command without --only looks":
-            arms.setdefault(why, []).append(arm["label"])
+    for arm in results.plan.arms:
+        if why := arm.leaks.unchecked if arm.leaks else "the command without --only looks":
+            arms.setdefault(why, []).append(arm.label)
     for why, labels in arms.items():
         yield Caution("leaks unknown", f"nobody looked for a leak of the target: {why}.", tuple(labels))
 
@@ -110,22 +111,20 @@ def unlooked(results: Results) -> Iterator[Caution]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def failed(results: Results) -> Iterator[Caution]:
+def failed(results: AblationResults) -> Iterator[Caution]:
     """Failed runs leave the figures to the runs that survived."""
-    for arm in results.plan["arms"]:
-        rows = results.of(arm["label"])
+    for arm in results.plan.arms:
+        rows = results.of(arm.label)
         count = sum(row.status == "failed" for row in rows)
         if count:
             others = "The figures are of the others, which may be the lucky ones."
             rest = "Nothing is known of it." if count == len(rows) else others
-            yield Caution("failed runs", f"{count} of {len(rows)} runs failed. {rest}", (arm["label"],))
+            yield Caution("failed runs", f"{count} of {len(rows)} runs failed. {rest}", (arm.label,))
 
 
-def few_seeds(results: Results) -> Iterator[Caution]:
+def few_seeds(results: AblationResults) -> Iterator[Caution]:
     """Below three seeds nothing is said of an arm."""
-    finished = {
-        arm["label"]: sum(row.status == "finished" for row in results.of(arm["label"])) for arm in results.plan["arms"]
-    }
+    finished = {arm.label: sum(row.status == "finished" for row in results.of(arm.label)) for arm in results.plan.arms}
     few = {label: count for label, count in finished.items() if count < LEAST_SEEDS}
     if few:
         counts = "; ".join(f"{n} in {among(results.plan, labels)}" for n, labels in alike(few).items())
@@ -133,13 +132,13 @@ def few_seeds(results: Results) -> Iterator[Caution]:
         yield Caution("too few seeds", text, tuple(few))
 
 
-def shared(results: Results) -> Iterator[Caution]:
+def shared(results: AblationResults) -> Iterator[Caution]:
     """An arm with the runs of its baseline is no arm."""
-    for arm in results.plan["arms"]:
-        mine, base = ({row.folder for row in results.of(label)} for label in (arm["label"], arm["baseline"]))
-        if arm["label"] != arm["baseline"] and mine == base:
+    for arm in results.plan.arms:
+        mine, base = ({row.folder for row in results.of(label)} for label in (arm.label, arm.baseline))
+        if not arm.is_baseline and mine == base:
             text = "its recipe is the baseline's, and so are its runs: it differs by nothing, whatever the noise. Shift its `seed`, or use --no-reuse."
-            yield Caution("the same runs", text, (arm["label"],))
+            yield Caution("the same runs", text, (arm.label,))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -147,54 +146,60 @@ def shared(results: Results) -> Iterator[Caution]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def other_sizes(results: Results) -> Iterator[Caution]:
+def other_sizes(results: AblationResults) -> Iterator[Caution]:
     """Arms that sample with more or fewer parameters than their baseline."""
-    yield from unequal(results, "unequal size", "the parameters that sample differ", "sampled_parameters", SIZE)
+    yield from unequal(
+        results, "unequal size", "the parameters that sample differ", lambda arm: arm.sampled_parameters, SIZE
+    )
 
 
-def other_budgets(results: Results) -> Iterator[Caution]:
+def other_budgets(results: AblationResults) -> Iterator[Caution]:
     """Arms that got more or less than their baseline: of what the budget makes equal, or of compute."""
-    rule = results.plan["budget"]["rule"]
+    rule = results.plan.budget.rule
     if rule in ("images", "flops"):
         what = f"the {rule} differ, since whole steps do not hit the budget"
-        yield from unequal(results, "unequal budget", what, rule, TOLERANCE)
+        yield from unequal(
+            results, "unequal budget", what, lambda arm: arm.images if rule == "images" else arm.flops, TOLERANCE
+        )
     if rule != "flops":
-        yield from unequal(results, "unequal compute", f"at equal {rule}, the FLOPs differ", "flops", TOLERANCE)
+        yield from unequal(
+            results, "unequal compute", f"at equal {rule}, the FLOPs differ", lambda arm: arm.flops, TOLERANCE
+        )
     if rule == "time":
         yield from off_pace(results)
 
 
-def off_pace(results: Results) -> Iterator[Caution]:
+def off_pace(results: AblationResults) -> Iterator[Caution]:
     """Arms that trained for longer or shorter than their baseline, though the budget is equal time."""
     late = {}
     for arm, base in beside_baseline(results):
         one, other = seconds(results, arm), seconds(results, base)
         if one and other and not near(one, other, CLOCK):
-            late[arm["label"]] = f"{arm['label']} trained {times(one, other)} as long as {base['label']}"
+            late[arm.label] = f"{arm.label} trained {times(one, other)} as long as {base.label}"
     if late:
         text = f"the machine did not keep the measured pace: {'; '.join(late.values())}."
         yield Caution("unequal budget", text, tuple(late))
 
 
-def unequal(results: Results, cause: str, what: str, key: str, tolerance: float) -> Iterator[Caution]:
-    """A caution of the arms whose amount under `key` of the plan is not that of their baseline."""
+def unequal(results: AblationResults, cause: str, what: str, amount: Amount, tolerance: float) -> Iterator[Caution]:
+    """Yield a caution for the arms whose amount differs from that of their baseline."""
     apart = {}
     for arm, base in beside_baseline(results):
-        mine, other = arm[key], base[key]
-        if None not in (mine, other) and not near(mine, other, tolerance):
-            apart[arm["label"]] = f"{times(mine, other)} the baseline's ({big(mine)} to {big(other)})"
+        mine, other = amount(arm), amount(base)
+        if mine is not None and other is not None and not near(mine, other, tolerance):
+            apart[arm.label] = f"{times(mine, other)} the baseline's ({big(mine)} to {big(other)})"
     if apart:
         each = "; ".join(f"{among(results.plan, labels)} {ratio}" for ratio, labels in alike(apart).items())
         yield Caution(cause, f"{what}: {each}.", tuple(apart))
 
 
-def other_n(results: Results) -> Iterator[Caution]:
+def other_n(results: AblationResults) -> Iterator[Caution]:
     """Distances fall with the number of images: figures at different numbers do not compare."""
-    for metric in results.plan["metrics"]:
+    for metric in results.plan.metrics:
         extractor, _, figure = metric.rpartition(".")
         key = f"{extractor}.{'samples' if figure in OF_ALL_SAMPLES else 'n'}"
         numbers: dict[int, list[str]] = {}
-        for row in results.rows:
+        for row in results.runs:
             if metric in row.scores and key in row.scores:
                 numbers.setdefault(int(row.scores[key]), []).append(row.arm)
         if len(numbers) > 1:
@@ -204,24 +209,24 @@ def other_n(results: Results) -> Iterator[Caution]:
             yield Caution("different n", text, arms)
 
 
-def other_machines(results: Results) -> Iterator[Caution]:
+def other_machines(results: AblationResults) -> Iterator[Caution]:
     """Runs of other versions, devices or threads than their peers."""
     for key, values in environments(results).items():
         if key.startswith(SAME_EVERYWHERE) and len(values) > 1:
             yield Caution("different machines", f"the runs do not agree on {key}: {', '.join(values)}.")
 
 
-def beside_baseline(results: Results) -> Iterator[tuple[Arm, Arm]]:
+def beside_baseline(results: AblationResults) -> Iterator[tuple[ArmRecord, ArmRecord]]:
     """(arm, its baseline) of every arm but the baselines."""
-    arms: dict[str, Arm] = {arm["label"]: arm for arm in results.plan["arms"]}
+    arms = results.plan.by_label
     for arm in arms.values():
-        if arm["label"] != arm["baseline"]:
-            yield arm, arms[arm["baseline"]]
+        if not arm.is_baseline:
+            yield arm, arms[arm.baseline]
 
 
-def seconds(results: Results, arm: Arm) -> float:
+def seconds(results: AblationResults, arm: ArmRecord) -> float:
     """Mean training time of the finished runs of an arm; 0 without any."""
-    spent: Sequence[float] = [row.seconds for row in results.of(arm["label"]) if row.status == "finished"]
+    spent: Sequence[float] = [row.seconds for row in results.of(arm.label) if row.status == "finished"]
     return sum(spent) / len(spent) if spent else 0.0
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
-from typing import Any
 
-from sddit.ablations.analysis.results import Results
+from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import LEAST_SEEDS, LEVEL, Comparison, Verdict, p_text
-from sddit.ablations.analysis.table import PREPARED, apart, differing, redrawn, title
+from sddit.ablations.analysis.table import PREPARED, apart, redrawn, title
+from sddit.ablations.planning.records import BudgetRecord
 from sddit.formatting import big, count, listed
 from sddit.interfaces.metric_names import FIGURES
 from sddit.reports.ablation.caveats import Caution
@@ -48,10 +48,10 @@ class Answer:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def summary(results: Results, compared: Compared, found: Sequence[Caution]) -> list[str]:
+def summary(results: AblationResults, compared: Compared, found: Sequence[Caution]) -> list[str]:
     """The ablation in a few sentences."""
     plan = results.plan
-    arms = {arm["label"]: arm["baseline"] for arm in plan["arms"] if arm["label"] != arm["baseline"]}
+    arms = {arm.label: arm.baseline for arm in plan.arms if not arm.is_baseline}
     said = [under(results)]
     if not arms:
         return [*said, "There is one arm, so nothing is compared."]
@@ -64,24 +64,24 @@ def summary(results: Results, compared: Compared, found: Sequence[Caution]) -> l
     if doubtful := [arm for arm, baseline in arms.items() if doubts_of(arm, baseline, found)]:
         said.append(f"Doubtful, by the cautions about them or their baseline: {among(plan, doubtful)}.")
     said += best_points(results)
-    if failed := sum(row.status == "failed" for row in results.rows):
-        said.append(f"{failed} of {len(results.rows)} runs failed.")
-    if missing := sum(row.status in ("stopped", "waiting") for row in results.rows):
-        said.append(f"{missing} of {len(results.rows)} runs are still to be finished, so this is provisional.")
+    if failed := sum(row.status == "failed" for row in results.runs):
+        said.append(f"{failed} of {len(results.runs)} runs failed.")
+    if missing := sum(row.status in ("stopped", "waiting") for row in results.runs):
+        said.append(f"{missing} of {len(results.runs)} runs are still to be finished, so this is provisional.")
     return said
 
 
-def best_points(results: Results) -> list[str]:
+def best_points(results: AblationResults) -> list[str]:
     """Which point of a grid served each named arm best, a sentence for each metric: what a tuning is read for."""
     points: dict[str, list[str]] = {}
-    for arm in results.plan["arms"]:
-        points.setdefault(arm.get("named", ""), []).append(arm["label"])
+    for arm in results.plan.arms:
+        points.setdefault(arm.named, []).append(arm.label)
     if len(points) < 2 or max(map(len, points.values())) < 2:
         return []
-    return [sentence for metric in results.plan["metrics"] for sentence in best_by(results, metric, points.values())]
+    return [sentence for metric in results.plan.metrics for sentence in best_by(results, metric, points.values())]
 
 
-def best_by(results: Results, metric: str, points: Iterable[Sequence[str]]) -> Iterator[str]:
+def best_by(results: AblationResults, metric: str, points: Iterable[Sequence[str]]) -> Iterator[str]:
     """`Best of its points by mean classifier FD: dit lr=0.012 (8.2), sd_dit lr=0.024 (8).`"""
     choose = min if FIGURES[metric.rpartition(".")[2]].better == "lower" else max
     best = []
@@ -111,37 +111,35 @@ def kind(verdicts: set[Verdict]) -> str:
     return KINDS[3] if "within noise" in verdicts else KINDS[4]
 
 
-def under(results: Results) -> str:
+def under(results: AblationResults) -> str:
     """`Budget: equal images, 3,840 for every arm, in each of 3 seeds (0, 1, 2).`"""
     plan = results.plan
-    numbers = ", ".join(map(str, plan["seeds"]))
-    return f"Budget: {budget(plan['budget'])}, in each of {count(len(plan['seeds']), 'seed')} ({numbers})."
+    numbers = ", ".join(map(str, plan.seeds))
+    return f"Budget: {budget(plan.budget)}, in each of {count(len(plan.seeds), 'seed')} ({numbers})."
 
 
-def budget(settled: Mapping[str, Any]) -> str:
+def budget(settled: BudgetRecord) -> str:
     """`equal images, 3,840 for every arm`: what the budget gives every arm."""
-    rule = f"equal {NAMES[settled['rule']]}"
-    match settled:
-        case {"amount": None}:
-            return rule
-        case {"rule": "flops", "amount": amount}:
-            return f"{rule}, {big(amount)} for every arm"
-    return f"{rule}, {settled['amount']:,.0f} for every arm"
+    rule = f"equal {NAMES[settled.rule]}"
+    if settled.amount is None:
+        return rule
+    if settled.rule == "flops":
+        return f"{rule}, {big(settled.amount)} for every arm"
+    return f"{rule}, {settled.amount:,.0f} for every arm"
 
 
-def findings(results: Results, compared: Compared, found: Sequence[Caution]) -> list[Finding]:
+def findings(results: AblationResults, compared: Compared, found: Sequence[Caution]) -> list[Finding]:
     """Arm by arm, in the order of the plan, where there is a verdict: the table has the others."""
     return [
         Finding(
-            arm["label"],
-            arm["baseline"],
-            clauses({metric: comparisons[arm["label"]] for metric, comparisons in compared.items()}),
-            [sentence(metric, comparisons[arm["label"]]) for metric, comparisons in compared.items()],
-            doubts_of(arm["label"], arm["baseline"], found),
+            arm.label,
+            arm.baseline,
+            clauses({metric: comparisons[arm.label] for metric, comparisons in compared.items()}),
+            [sentence(metric, comparisons[arm.label]) for metric, comparisons in compared.items()],
+            doubts_of(arm.label, arm.baseline, found),
         )
-        for arm in results.plan["arms"]
-        if arm["label"] != arm["baseline"]
-        and any(comparisons[arm["label"]].verdict in DECIDED for comparisons in compared.values())
+        for arm in results.plan.arms
+        if not arm.is_baseline and any(comparisons[arm.label].verdict in DECIDED for comparisons in compared.values())
     ]
 
 
@@ -187,7 +185,7 @@ def sentence(metric: str, comparison: Comparison) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def fairness(results: Results, compared: Compared, found: Sequence[Caution]) -> list[Answer]:
+def fairness(results: AblationResults, compared: Compared, found: Sequence[Caution]) -> list[Answer]:
     """The questions of a reader who knows the field."""
     return [
         parameters(results),
@@ -200,38 +198,36 @@ def fairness(results: Results, compared: Compared, found: Sequence[Caution]) -> 
     ]
 
 
-def parameters(results: Results) -> Answer:
-    arms = results.plan["arms"]
-    sampled = {arm["label"]: arm["sampled_parameters"] for arm in arms}
-    trained = {arm["label"]: arm["parameters"] for arm in arms}
+def parameters(results: AblationResults) -> Answer:
+    arms = results.plan.arms
+    sampled = {arm.label: arm.sampled_parameters for arm in arms}
+    trained = {arm.label: arm.parameters for arm in arms}
     equal = len(set(sampled.values())) == 1
     words = f"At sampling: {spread(sampled)}. In training, with the heads of the losses: {spread(trained)}."
     unknown = None in sampled.values() or None in trained.values()
     return Answer("Same parameters?", words, None if unknown else equal)
 
 
-def flops(results: Results) -> Answer:
-    arms = results.plan["arms"]
-    training = {arm["label"]: arm["flops"] for arm in arms}
-    sampling = {arm["label"]: arm["sampling_flops_per_image"] for arm in arms}
-    images = {arm["label"]: arm["images"] for arm in arms}
+def flops(results: AblationResults) -> Answer:
+    arms = results.plan.arms
+    training = {arm.label: arm.flops for arm in arms}
+    sampling = {arm.label: arm.sampling_flops_per_image for arm in arms}
+    images = {arm.label: arm.images for arm in arms}
     known = [value for value in training.values() if value is not None]
     equal = len(known) == len(training) and max(known) - min(known) <= 0.02 * max(known)
     words = f"A whole training run: {spread(training)}. An image that is sampled: {spread(sampling)}. Images seen: {spread(images, '{:,.0f}'.format)}."
     return Answer("Same FLOPs?", words, equal if len(known) == len(training) else None)
 
 
-def tuning(results: Results) -> Answer:
-    said = results.plan["tuning"]
+def tuning(results: AblationResults) -> Answer:
+    said = results.plan.tuning
     absent = "Nothing is stated: ablation.tuning is the place to say how settings were chosen, for every arm alike."
     return Answer("Same tuning?", f"The recipe states: {said}" if said else absent, None)
 
 
-def seeds(results: Results) -> Answer:
-    counts = {
-        arm["label"]: sum(row.status == "finished" for row in results.of(arm["label"])) for arm in results.plan["arms"]
-    }
-    planned = len(results.plan["seeds"])
+def seeds(results: AblationResults) -> Answer:
+    counts = {arm.label: sum(row.status == "finished" for row in results.of(arm.label)) for arm in results.plan.arms}
+    planned = len(results.plan.seeds)
     if set(counts.values()) == {planned}:
         words = f"{planned} in every arm, all finished."
     else:
@@ -240,12 +236,12 @@ def seeds(results: Results) -> Answer:
     return Answer("How many seeds?", words + less, None)
 
 
-def same_draws(results: Results) -> Answer:
+def same_draws(results: AblationResults) -> Answer:
     """Whether differences by seed are paired, and of what."""
-    arms = results.plan["arms"]
-    anew = [arm["label"] for arm in arms if redrawn(arm)]
-    levels = [arm["label"] for arm in arms if differing(arm, "noise_schedule.") and not redrawn(arm)]
-    prepared = [arm["label"] for arm in arms if differing(arm, *PREPARED) and not redrawn(arm)]
+    arms = results.plan.arms
+    anew = [arm.label for arm in arms if redrawn(arm)]
+    levels = [arm.label for arm in arms if arm.differing("noise_schedule.") and not redrawn(arm)]
+    prepared = [arm.label for arm in arms if arm.differing(*PREPARED) and not redrawn(arm)]
     words = (
         "Arms of one seed see the same images and noise, and begin with equal weights where they share modules. Differences are taken "
         "seed by seed."
@@ -262,7 +258,7 @@ def same_draws(results: Results) -> Answer:
     return Answer("Same data and noise?", words, None if anew or levels or prepared else True)
 
 
-def noise(results: Results, compared: Compared) -> Answer:
+def noise(results: AblationResults, compared: Compared) -> Answer:
     """What the statistics can see."""
     if not any(compared.values()):
         return Answer("Is it noise?", "Nothing is compared.", None)
@@ -282,13 +278,11 @@ def noise(results: Results, compared: Compared) -> Answer:
     return Answer("Is it noise?", words, None)
 
 
-def same_evaluation(results: Results, found: Iterable[Caution]) -> Answer:
+def same_evaluation(results: AblationResults, found: Iterable[Caution]) -> Answer:
     """Whether all arms were sampled and scored alike."""
     unequal = [one.text for one in found if one.cause == "different n"]
     others = {
-        arm["label"]: keys
-        for arm in results.plan["arms"]
-        if (keys := differing(arm, "sampler.", "guidance.", "evaluate."))
+        arm.label: keys for arm in results.plan.arms if (keys := arm.differing("sampler.", "guidance.", "evaluate."))
     }
     unequal += [f"{label} is sampled or scored with another {listed(keys)}." for label, keys in others.items()]
     alike = "Every arm was sampled by the same sampler, and every metric measured on as many images in every run."

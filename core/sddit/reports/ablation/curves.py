@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
 
 from markupsafe import Markup
 
 from sddit.ablations.analysis.diagnostics import Log, Logs
-from sddit.ablations.analysis.results import Results, flops_until
+from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import summarize
 from sddit.ablations.analysis.table import title
+from sddit.ablations.planning.records import ArmRecord
 from sddit.evaluation.monitors import keys_of
 from sddit.evaluation.probe import Probe
 from sddit.interfaces import Monitor
 from sddit.interfaces.metric_names import SCORE
 from sddit.reports.charts import Reference, Series, levels, line_chart
 
-Arm = Mapping[str, Any]
-Position = Callable[[Arm, Mapping[str, float]], float | None]
+Position = Callable[[ArmRecord, Mapping[str, float]], float | None]
 """(arm, line of a log) -> where it stands on the axis."""
 
 
@@ -35,8 +34,8 @@ class Axis:
 
 AXES = (
     Axis("steps", "steps", lambda arm, line: line["step"]),
-    Axis("images", "images", lambda arm, line: line["step"] * arm["batch"]),
-    Axis("flops", "FLOPs", lambda arm, line: flops_until(arm, line["step"])),
+    Axis("images", "images", lambda arm, line: line["step"] * arm.batch),
+    Axis("flops", "FLOPs", lambda arm, line: arm.flops_until(line["step"])),
     Axis("seconds", "seconds", lambda arm, line: line.get("seconds")),
 )
 
@@ -44,13 +43,13 @@ Charts = dict[str, Markup]
 """One chart over each axis, by the axis's key."""
 
 
-def loss_charts(results: Results, logs: Logs) -> list[Charts]:
+def loss_charts(results: AblationResults, logs: Logs) -> list[Charts]:
     """A chart for each loss term, with the arms that have it."""
     keys = [key for key in all_keys(logs) if key.startswith("loss/") and "@" not in key]
     return [over_axes(f"loss.{key.partition('/')[2]}", key, results, logs) for key in keys]
 
 
-def diagnostic_charts(results: Results, logs: Logs, monitors: Mapping[str, Monitor]) -> list[Markup]:
+def diagnostic_charts(results: AblationResults, logs: Logs, monitors: Mapping[str, Monitor]) -> list[Markup]:
     """A chart for each diagnostic over steps, with the arms that have it and the levels to read it against."""
     return [
         chart(monitor.title, lines(key, AXES[0], results, logs), AXES[0].title, levels(monitor))
@@ -63,7 +62,7 @@ def all_keys(logs: Logs) -> list[str]:
     return keys_of([dict.fromkeys(keys_of(log), 0.0) for of_arm in logs.values() for log in of_arm.values()])
 
 
-def over_axes(heading: str, key: str, results: Results, logs: Logs, *, log_y: bool = False) -> Charts:
+def over_axes(heading: str, key: str, results: AblationResults, logs: Logs, *, log_y: bool = False) -> Charts:
     """One key of the logs over each axis."""
     return {axis.key: chart(heading, lines(key, axis, results, logs), axis.title, log_y=log_y) for axis in AXES}
 
@@ -77,17 +76,17 @@ def chart(
     return line_chart(title, drawn, x_label=x_label, references=references, log_y=log_y)
 
 
-def lines(key: str, axis: Axis, results: Results, logs: Logs) -> Iterator[Series]:
+def lines(key: str, axis: Axis, results: AblationResults, logs: Logs) -> Iterator[Series]:
     """One line an arm: mean over seeds at each logged step, in a band of one standard deviation to each side."""
-    for slot, arm in enumerate(results.plan["arms"]):
-        points = [point for point in over_seeds(key, axis, arm, list(logs[arm["label"]].values())) if point]
+    for slot, arm in enumerate(results.plan.arms):
+        points = [point for point in over_seeds(key, axis, arm, list(logs[arm.label].values())) if point]
         if points:
             x, y, low, high = zip(*points, strict=True)
-            yield Series(arm["label"], x, y, low, high, slot)
+            yield Series(arm.label, x, y, low, high, slot)
 
 
 def over_seeds(
-    key: str, axis: Axis, arm: Arm, runs: Sequence[Log]
+    key: str, axis: Axis, arm: ArmRecord, runs: Sequence[Log]
 ) -> Iterator[tuple[float, float, float, float] | None]:
     """(position, mean, low, high) at each step that every run of the arm has logged."""
     by_step = [{line["step"]: line for line in run if key in line} for run in runs]
@@ -108,21 +107,21 @@ def band(values: Sequence[float]) -> tuple[float, float, float]:
     return one.mean, one.mean - spread, one.mean + spread
 
 
-def metric_charts(results: Results, logs: Logs) -> list[Charts]:
+def metric_charts(results: AblationResults, logs: Logs) -> list[Charts]:
     """A chart for each metric that was followed: where the arms ended, and the way there if it was scored too."""
     keys = all_keys(logs)
-    followed = [metric for metric in results.plan["metrics"] if f"{SCORE}{metric}" in keys]
+    followed = [metric for metric in results.plan.metrics if f"{SCORE}{metric}" in keys]
     return [
         over_axes(title(metric), f"{SCORE}{metric}", results, logs, log_y=metric.endswith(".fd")) for metric in followed
     ]
 
 
-def probe_chart(heading: str, results: Results, probes: Mapping[str, Sequence[Probe]], which: str) -> Markup:
+def probe_chart(heading: str, results: AblationResults, probes: Mapping[str, Sequence[Probe]], which: str) -> Markup:
     """Accuracy by depth, at the best noise level of each block: a line an arm, in its band over seeds."""
     series = []
-    for slot, arm in enumerate(results.plan["arms"]):
-        if own := probes.get(arm["label"]):
+    for slot, arm in enumerate(results.plan.arms):
+        if own := probes.get(arm.label):
             best = [[max(column) for column in zip(*getattr(probe, which), strict=True)] for probe in own]
             y, low, high = zip(*(band(values) for values in zip(*best, strict=True)), strict=True)
-            series.append(Series(arm["label"], own[0].blocks, y, low, high, slot))
+            series.append(Series(arm.label, own[0].blocks, y, low, high, slot))
     return line_chart(heading, series, x_label="block")

@@ -15,20 +15,19 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from markupsafe import Markup
 
 from sddit.ablations.analysis.diagnostics import Logs, environments, logs_of
-from sddit.ablations.analysis.results import RESULTS, Results, Row, flops_until, gather
+from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather
 from sddit.ablations.analysis.targets import first_at, points, reached
-from sddit.ablations.planning.plan import PLAN
+from sddit.ablations.planning.records import PLAN, PlanRecord
 from sddit.errors import error
 from sddit.formatting import no_formula, slug
 from sddit.interfaces.metric_names import FIGURES as SCORED
-from sddit.recipes.differences import by_leaf
 from sddit.reports.ablation.curves import AXES, all_keys, over_seeds
 from sddit.reports.ablation.readme import Figure, readme
 from sddit.reports.ablation.report import curves, page, probe_of, probed, samples
@@ -41,8 +40,6 @@ README, CURVES, FIGURES, SAMPLES = "README.md", "curves.csv", "figures", "sample
 OVER = ("steps", "flops")  # the axes of the figures
 LARGEST_REPORT = 1_500_000  # bytes; a larger one goes without its pictures of samples
 MOST_POINTS = 50  # of one key of one arm in `curves.csv`
-OF_THE_MACHINE = ("runs", "threads")  # of plan.json: folders, and what a rerun chooses for itself
-PROSE = ("question", "tuning")  # of plan.json: what the author wrote for people
 
 T = TypeVar("T")
 
@@ -76,17 +73,17 @@ def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
     return [to / name for name in contents]
 
 
-def refuse_unfinished(results: Results) -> None:
+def refuse_unfinished(results: AblationResults) -> None:
     """Publish nothing of which parts are missing, unless asked."""
-    missing = [f"{row.arm} seed {row.seed} {row.status}" for row in results.rows if row.status != "finished"]
-    if missing or not results.rows:
+    missing = [f"{row.arm} seed {row.seed} {row.status}" for row in results.runs if row.status != "finished"]
+    if missing or not results.runs:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise error(
             "SD-F710",
-            f"{len(missing)} of {len(results.rows)} runs are not finished" if results.rows else "nothing was run yet",
+            f"{len(missing)} of {len(results.runs)} runs are not finished" if results.runs else "nothing was run yet",
             where=str(results.folder),
             got=", ".join(missing[:5]) + more,
-            fix=f"{results.plan['command']}   makes them; --unfinished publishes what there is",
+            fix=f"{results.plan.command}   makes them; --unfinished publishes what there is",
         )
 
 
@@ -110,12 +107,12 @@ def refuse_other(to: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def impersonal(results: Results) -> Results:
+def impersonal(results: AblationResults) -> AblationResults:
     """The results without the folders of this machine, and beside no earlier publication.
 
     Raises SD-F712 where arms are told apart by such folders alone: their runs would be taken for those of one arm.
     """
-    labels = [arm["label"] for arm in results.plan["arms"]]
+    labels = results.plan.labels
     if len({pathless(label) for label in labels}) < len(labels):
         raise error(
             "SD-F712",
@@ -126,13 +123,18 @@ def impersonal(results: Results) -> Results:
             fix="name the arms in [ablation.arms]",
         )
     rows = tuple(
-        replace(row, arm=pathless(row.arm), error=without_paths(homeless(row.error, results))) for row in results.rows
+        replace(row, arm=pathless(row.arm), error=without_paths(homeless(row.error, results))) for row in results.runs
     )
-    prose = {key: without_paths(results.plan[key]) for key in PROSE}
-    return replace(results, plan={**pathless(in_full(results.plan)), **prose, "published": ""}, rows=rows)
+    plan = replace(
+        PlanRecord.from_json(pathless(results.plan.to_json())),
+        question=without_paths(results.plan.question),
+        tuning=without_paths(results.plan.tuning),
+        published="",
+    )
+    return replace(results, plan=plan, runs=rows)
 
 
-def homeless(text: str, results: Results) -> str:
+def homeless(text: str, results: AblationResults) -> str:
     """What an error says, without the folders that are known to be of this machine, however they stand there."""
     known = {str(folder) for folder in (results.folder.resolve().parent, Path.home(), Path.cwd())}
     for folder in sorted(known - {"/"}, key=len, reverse=True):
@@ -140,28 +142,22 @@ def homeless(text: str, results: Results) -> str:
     return text
 
 
-def in_full(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """A plan whose arms name every setting by which they differ; one of an earlier version names an added table alone."""
-    arms = [{**arm, "differs": by_leaf(arm["differs"])} if "differs" in arm else arm for arm in plan["arms"]]
-    return {**plan, "arms": arms}
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Files
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def files(results: Results) -> Iterator[tuple[str, bytes]]:
+def files(results: AblationResults) -> Iterator[tuple[str, bytes]]:
     """(name, content) of everything that is published."""
     logs = logs_of(results)
     figures = dict(drawn(results, logs))
     grids = {f"{SAMPLES}/{slug(grid.arm)}.png": grid for grid in samples(results) if grid.png}
     yield README, readme(results, logs, figures_of(figures), {name: grid.arm for name, grid in grids.items()}).encode()
     yield REPORT, report(results)
-    yield PLAN, lines(to_json({k: v for k, v in results.plan.items() if k not in OF_THE_MACHINE}, indent=1))
+    yield PLAN, lines(to_json(replace(results.plan, runs=None).to_json(), indent=1))
     yield ENVIRONMENT, lines(to_json(environments(results), indent=1))
-    followed = {metric: targets(results, logs, metric) for metric in results.plan["metrics"]}
-    yield RESULTS, lines(*(to_json(published_row(results, row, logs, followed)) for row in results.rows))
+    followed = {metric: targets(results, logs, metric) for metric in results.plan.metrics}
+    yield RESULTS, lines(*(to_json(published_row(results, row, logs, followed)) for row in results.runs))
     yield CURVES, curves_table(results, logs).encode()
     for arm, recipe in recipes(results):
         yield f"{RECIPES}/{slug(arm)}.json", lines(to_json(recipe, indent=1))
@@ -176,48 +172,48 @@ def lines(*texts: str) -> bytes:
 
 
 def published_row(
-    results: Results, row: Row, logs: Logs, followed: Mapping[str, Mapping[str, float]]
+    results: AblationResults, row: RunOutcome, logs: Logs, followed: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
     """A run without its folder, with what the tables of the page are made of beside its scores; only what it has.
 
     Args:
         followed: by metric and arm, the target.
     """
-    own = {key: value for key, value in asdict(row).items() if key != "folder"}
+    own = {key: value for key, value in row.to_json().items() if key != "folder"}
     log = logs[row.arm].get(row.seed, [])
-    arm = next(one for one in results.plan["arms"] if one["label"] == row.arm)
+    arm = results.plan.arm(row.arm)
     for metric, arms in followed.items():
         curve = points(log, metric)
         if row.arm in arms and len(curve) > 1:  # as the table counts them
             step = first_at(curve, arms[row.arm], SCORED[metric.rpartition(".")[2]].better)
             own.setdefault("curves", {})[metric] = curve
-            flops = None if step is None else flops_until(arm, step)
+            flops = None if step is None else arm.flops_until(step)
             own.setdefault("reached", {})[metric] = {"target": arms[row.arm], "step": step, "flops": flops}
     if probe := probe_of(results.folder / row.folder):
         own["probe"] = probe.to_json()
     return own
 
 
-def targets(results: Results, logs: Logs, metric: str) -> dict[str, float]:
+def targets(results: AblationResults, logs: Logs, metric: str) -> dict[str, float]:
     """The target of each arm that was followed on a metric."""
     return {one.arm: one.target for one in reached(results, logs, metric)}
 
 
-def report(results: Results) -> bytes:
+def report(results: AblationResults) -> bytes:
     """`report.html`; a large one without the pictures."""
     whole = page(results).encode()
     return whole if len(whole) <= LARGEST_REPORT else page(results, pictures=False).encode()
 
 
-def recipes(results: Results) -> Iterator[tuple[str, Any]]:
+def recipes(results: AblationResults) -> Iterator[tuple[str, Any]]:
     """The resolved recipe of each arm at the first seed that has one; the others differ from it by their seed."""
-    for arm in results.plan["arms"]:
-        recipe = first_recipe(results.folder, results.of(arm["label"]))
+    for arm in results.plan.arms:
+        recipe = first_recipe(results.folder, results.of(arm.label))
         if recipe is not None:
-            yield arm["label"], pathless(recipe)
+            yield arm.label, pathless(recipe)
 
 
-def drawn(results: Results, logs: Logs) -> Iterator[tuple[str, Markup]]:
+def drawn(results: AblationResults, logs: Logs) -> Iterator[tuple[str, Markup]]:
     """(file, chart): every curve over steps and over FLOPs, and the probes."""
     for charts in curves(results, logs):
         for axis in OVER:
@@ -232,20 +228,20 @@ def figures_of(drawn: Mapping[str, Markup]) -> list[Figure]:
     return [Figure(name, title_of(chart)) for name, chart in drawn.items()]
 
 
-def curves_table(results: Results, logs: Logs) -> str:
+def curves_table(results: AblationResults, logs: Logs) -> str:
     """CSV: arm, key, step, runs, mean over seeds, one standard deviation below and above; thinned, five digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["arm", "key", "step", "runs", "mean", "low", "high"])
-    for arm in results.plan["arms"]:
-        runs = list(logs[arm["label"]].values())
-        for key in all_keys({arm["label"]: logs[arm["label"]]}):
+    for arm in results.plan.arms:
+        runs = list(logs[arm.label].values())
+        for key in all_keys({arm.label: logs[arm.label]}):
             if key == "step":
                 continue
             points = [point for point in over_seeds(key, AXES[0], arm, runs) if point]
             for step, *values in thinned(points):
                 writer.writerow(
-                    [no_formula(arm["label"]), key, int(step), len(runs), *(f"{value:.5g}" for value in values)]
+                    [no_formula(arm.label), key, int(step), len(runs), *(f"{value:.5g}" for value in values)]
                 )
     return text.getvalue()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from sddit.ablations.analysis.diagnostics import Logs, environments
-from sddit.ablations.analysis.results import Results
+from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import summarize
 from sddit.ablations.analysis.table import changes, comparisons, difference, floors, legend, title, with_spread
 from sddit.errors import printable
@@ -40,7 +40,7 @@ class Figure:
     title: str
 
 
-def readme(results: Results, logs: Logs, figures: Sequence[Figure], samples: Mapping[str, str]) -> str:
+def readme(results: AblationResults, logs: Logs, figures: Sequence[Figure], samples: Mapping[str, str]) -> str:
     """The page.
 
     Args:
@@ -49,7 +49,7 @@ def readme(results: Results, logs: Logs, figures: Sequence[Figure], samples: Map
         figures: charts, those over several axes one after the other.
         samples: arm by the file of its samples.
     """
-    compared = {metric: comparisons(results, metric) for metric in results.plan["metrics"]}
+    compared = {metric: comparisons(results, metric) for metric in results.plan.metrics}
     found = cautions(results, logs)
     parts = (
         head(results),
@@ -67,23 +67,23 @@ def readme(results: Results, logs: Logs, figures: Sequence[Figure], samples: Map
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
 
 
-def head(results: Results) -> Iterator[str]:
+def head(results: AblationResults) -> Iterator[str]:
     """Question and command."""
     plan = results.plan
-    yield f"# {plain(plan['name'])}"
+    yield f"# {plain(plan.name)}"
     yield ""
-    if plan["question"]:
-        yield f"**{plain(plan['question'])}**"
+    if plan.question:
+        yield f"**{plain(plan.question)}**"
         yield ""
     yield BY_THE_TOOL
     yield ""
     yield "```sh"
-    yield printable(plan["command"])
+    yield printable(plan.command)
     yield "```"
     yield ""
 
 
-def came_out(results: Results, compared: Compared, found: Sequence[Caution]) -> Iterator[str]:
+def came_out(results: AblationResults, compared: Compared, found: Sequence[Caution]) -> Iterator[str]:
     """The conclusion, as the report has it."""
     yield from heading("What came out")
     for sentence in summary(results, compared, found):
@@ -95,38 +95,38 @@ def came_out(results: Results, compared: Compared, found: Sequence[Caution]) -> 
     yield ""
 
 
-def believe(results: Results, found: Sequence[Caution]) -> Iterator[str]:
+def believe(results: AblationResults, found: Sequence[Caution]) -> Iterator[str]:
     """The cautions, as the report has them."""
     if not found:
         return
     yield from heading("Before you believe it")
     for caution in found:
-        some = caution.arms and len(caution.arms) < len(results.plan["arms"])
+        some = caution.arms and len(caution.arms) < len(results.plan.arms)
         where = f" in {plain(among(results.plan, caution.arms))}" if some else ""
         yield f"- **{plain(caution.cause)}**{where}: {plain(caution.text)}"
     yield ""
 
 
-def the_table(results: Results, compared: Compared) -> Iterator[str]:
+def the_table(results: AblationResults, compared: Compared) -> Iterator[str]:
     """An arm a line: every metric, and how far it is from the baseline."""
     yield from heading("The arms")
     names = [f"{title(metric)} ({FIGURES[metric.rpartition('.')[2]].better} is better)" for metric in compared]
     rows = []
-    for arm in results.plan["arms"]:
-        row = [f"**{plain(arm['label'])}**"]
+    for arm in results.plan.arms:
+        row = [f"**{plain(arm.label)}**"]
         for metric, found in compared.items():
-            values = list(results.figure(arm["label"], metric).values())
-            beside = "baseline" if arm["label"] == arm["baseline"] else difference(found[arm["label"]])
+            values = list(results.figure(arm.label, metric).values())
+            beside = "baseline" if arm.is_baseline else difference(found[arm.label])
             row.append(f"{with_spread(summarize(values))}<br>{plain(beside)}" if values else "none")
-        finished = sum(one.status == "finished" for one in results.of(arm["label"]))
-        rows.append([*row, f"{finished} of {len(results.of(arm['label']))}", f"`{code(changes(arm['changes']))}`"])
+        finished = sum(one.status == "finished" for one in results.of(arm.label))
+        rows.append([*row, f"{finished} of {len(results.of(arm.label))}", f"`{code(changes(arm.changes))}`"])
     yield from table(["arm", *names, "runs", "changes"], rows)
     for words in filter(None, (floors(results), legend(compared))):
         yield f"{plain(words)}\n"
     if settings := list(what_differs(results)):
         yield "Every setting by which an arm differs from its baseline:\n"
-        for arm, baseline, keys in settings:
-            yield f"- **{plain(arm)}** against {plain(baseline)}: {', '.join(each_setting(keys))}"
+        for label, baseline, keys in settings:
+            yield f"- **{plain(label)}** against {plain(baseline)}: {', '.join(each_setting(keys))}"
         yield ""
 
 
@@ -147,9 +147,9 @@ def each_setting(keys: Sequence[tuple[str, str, str]]) -> Iterator[str]:
         yield f"`{code(term)}` none → {whole}" if added else f"`{code(term)}` {whole} → none"
 
 
-def the_targets(results: Results, logs: Logs) -> Iterator[str]:
+def the_targets(results: AblationResults, logs: Logs) -> Iterator[str]:
     """After how many steps and FLOPs each arm was where the baseline ended, for metrics that were followed."""
-    found = {metric: list(how_soon(results, logs, metric)) for metric in results.plan["metrics"]}
+    found = {metric: list(how_soon(results, logs, metric)) for metric in results.plan.metrics}
     if not any(found.values()):
         return
     yield from heading("How soon")
@@ -161,16 +161,16 @@ def the_targets(results: Results, logs: Logs) -> Iterator[str]:
             yield from table([title(metric), *names], [[plain(row[key]) for key in keys] for row in rows])
 
 
-def the_cost(results: Results) -> Iterator[str]:
+def the_cost(results: AblationResults) -> Iterator[str]:
     """What each arm took."""
     yield from heading("Cost")
     yield from table(COST, [[plain(text) for text in row] for row in cost(results)])
-    spent = sum(row.seconds for row in results.rows)
-    yield f"Training of all {len(results.rows)} runs: {duration(spent)}, as the runs' own clocks count it."
+    spent = sum(row.seconds for row in results.runs)
+    yield f"Training of all {len(results.runs)} runs: {duration(spent)}, as the runs' own clocks count it."
     yield ""
 
 
-def fair(results: Results, compared: Compared, found: Sequence[Caution]) -> Iterator[str]:
+def fair(results: AblationResults, compared: Compared, found: Sequence[Caution]) -> Iterator[str]:
     """The questions of a reader who knows the field."""
     yield from heading("Is the comparison fair?")
     for answer in fairness(results, compared, found):
@@ -179,7 +179,7 @@ def fair(results: Results, compared: Compared, found: Sequence[Caution]) -> Iter
     yield ""
 
 
-def the_probe(results: Results) -> Iterator[str]:
+def the_probe(results: AblationResults) -> Iterator[str]:
     """What the tokens of each arm tell of the class, where the runs were probed."""
     if (found := probed(results)) is None:
         return
@@ -201,7 +201,7 @@ def the_figures(figures: Sequence[Figure]) -> Iterator[str]:
     yield from table(["", ""], [[picture(one) for one in pair] + [""] * (2 - len(pair)) for pair in pairs])
 
 
-def the_samples(results: Results, samples: Mapping[str, str]) -> Iterator[str]:
+def the_samples(results: AblationResults, samples: Mapping[str, str]) -> Iterator[str]:
     """Grids of all arms at one seed."""
     if not samples:
         return
@@ -213,7 +213,7 @@ def the_samples(results: Results, samples: Mapping[str, str]) -> Iterator[str]:
     yield from table(["", "", ""], [row + [""] * (3 - len(row)) for row in rows])
 
 
-def made_with(results: Results) -> Iterator[str]:
+def made_with(results: AblationResults) -> Iterator[str]:
     """The plan, the versions, and what lies beside the page."""
     yield from heading("Plan and versions")
     named = [(name, value) for name, value in facts(results) if name != "CPU threads of a run"]

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from sddit.ablations.analysis.diagnostics import Diagnosis, Logs, diagnoses, environments, logs_of
-from sddit.ablations.analysis.results import Results, Row
+from sddit.ablations.analysis.results import AblationResults, RunOutcome
 from sddit.ablations.analysis.statistics import LEVEL, Comparison, Verdict, p_text, summarize
 from sddit.ablations.analysis.table import (
     against_baselines,
@@ -62,18 +62,18 @@ COST = (
 )
 
 
-def write_report(results: Results) -> Path:
+def write_report(results: AblationResults) -> Path:
     """`report.html` in the ablation's folder, whole or not at all."""
     path = results.folder / REPORT
     replace_file(path, page(results).encode())
     return path
 
 
-def page(results: Results, *, pictures: bool = True) -> str:
+def page(results: AblationResults, *, pictures: bool = True) -> str:
     """The report, as text; without pictures of samples it is a fraction of the size."""
     logs = logs_of(results)
     found = cautions(results, logs)
-    compared = {metric: comparisons(results, metric) for metric in results.plan["metrics"]}
+    compared = {metric: comparisons(results, metric) for metric in results.plan.metrics}
     watched = diagnoses(results, logs)
     reproduction = against_published(results)
     return render(
@@ -99,7 +99,7 @@ def page(results: Results, *, pictures: bool = True) -> str:
         probe=probed(results),
         reproduction=reproduction,
         agreements=agreements(reproduction),
-        failures=[row for row in results.rows if row.status == "failed"],
+        failures=[row for row in results.runs if row.status == "failed"],
         runs=runs(results),
         facts=list(facts(results)),
         environment=[(key, ", ".join(values)) for key, values in environments(results).items()],
@@ -115,15 +115,15 @@ def page(results: Results, *, pictures: bool = True) -> str:
     )
 
 
-def curves(results: Results, logs: Logs) -> list[Charts]:
+def curves(results: AblationResults, logs: Logs) -> list[Charts]:
     """Everything that is drawn over a chosen axis."""
     return [*metric_charts(results, logs), *loss_charts(results, logs)]
 
 
-def status(results: Results) -> str:
+def status(results: AblationResults) -> str:
     """`finished`, or how many runs are."""
-    finished = sum(row.status == "finished" for row in results.rows)
-    return "finished" if results.finished else f"{finished} of {len(results.rows)} runs finished"
+    finished = sum(row.status == "finished" for row in results.runs)
+    return "finished" if results.finished else f"{finished} of {len(results.runs)} runs finished"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -148,21 +148,21 @@ class Cell:
     pill: str  # the class of that word
 
 
-def overview(results: Results, compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[dict[str, Any]]:
+def overview(results: AblationResults, compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[dict[str, Any]]:
     """An arm a line: what changed, every metric with its verdict, what it took."""
-    for arm in results.plan["arms"]:
-        rows = results.of(arm["label"])
+    for arm in results.plan.arms:
+        rows = results.of(arm.label)
         yield {
-            "arm": arm["label"],
-            "baseline": arm["baseline"],
-            "changes": changes(arm["changes"]),
+            "arm": arm.label,
+            "baseline": arm.baseline,
+            "changes": changes(arm.changes),
             "runs": f"{sum(row.status == 'finished' for row in rows)} of {len(rows)}",
-            "flops": big(arm["flops"]),
-            "cells": [cell(results, arm["label"], metric, compared[metric].get(arm["label"])) for metric in compared],
+            "flops": big(arm.flops),
+            "cells": [cell(results, arm.label, metric, compared[metric].get(arm.label)) for metric in compared],
         }
 
 
-def cell(results: Results, label: str, metric: str, comparison: Comparison | None) -> Cell:
+def cell(results: AblationResults, label: str, metric: str, comparison: Comparison | None) -> Cell:
     """One metric of one arm; the baseline is compared with nothing."""
     values = list(results.figure(label, metric).values())
     value = with_spread(summarize(values)) if values else "none"
@@ -170,11 +170,11 @@ def cell(results: Results, label: str, metric: str, comparison: Comparison | Non
     return Cell(value, verdict.partition(" under ")[0], PILLS.get(verdict, ""))
 
 
-def statistics(results: Results, metric: str, compared: Mapping[str, Comparison]) -> Iterator[dict[str, Any]]:
+def statistics(results: AblationResults, metric: str, compared: Mapping[str, Comparison]) -> Iterator[dict[str, Any]]:
     """An arm a line: mean, difference with its interval, p, verdict."""
     reach = max((abs(v) for c in compared.values() for v in (c.low, c.high, c.difference) if v is not None), default=0)
-    for arm in results.plan["arms"]:
-        label, comparison = arm["label"], compared.get(arm["label"])
+    for arm in results.plan.arms:
+        label, comparison = arm.label, compared.get(arm.label)
         number, interval = apart(comparison) if comparison else ("", "")
         yield {
             "arm": label,
@@ -189,7 +189,7 @@ def statistics(results: Results, metric: str, compared: Mapping[str, Comparison]
         }
 
 
-def how_soon(results: Results, logs: Logs, metric: str) -> Iterator[dict[str, str]]:
+def how_soon(results: AblationResults, logs: Logs, metric: str) -> Iterator[dict[str, str]]:
     """An arm a line: when it reached the target of the metric. Nothing where that was not followed."""
     for one in reached(results, logs, metric):
         bound = "at most " if one.at_once else ""
@@ -229,21 +229,21 @@ def interval_bar(comparison: Comparison, reach: float) -> Markup:
     )
 
 
-def cost(results: Results) -> Iterator[list[str]]:
+def cost(results: AblationResults) -> Iterator[list[str]]:
     """An arm a line: what it is and what it took, by formula and by the clock; see `COST`."""
-    for arm in results.plan["arms"]:
-        finished = [row for row in results.of(arm["label"]) if row.status == "finished"]
+    for arm in results.plan.arms:
+        finished = [row for row in results.of(arm.label) if row.status == "finished"]
         memory = [row.peak_memory for row in finished if row.peak_memory is not None]
         speed = [row.images_per_second for row in finished if row.images_per_second is not None]
         yield [
-            arm["label"],
-            big(arm["sampled_parameters"]),
-            big(arm["parameters"]),
-            big(arm["flops_per_step"] and arm["flops_per_step"] / arm["batch"]),
-            big(arm["sampling_flops_per_image"]),
-            big(arm["flops"]),
-            f"{arm['steps']:,}",
-            f"{arm['images']:,}",
+            arm.label,
+            big(arm.sampled_parameters),
+            big(arm.parameters),
+            big(arm.flops_per_step and arm.flops_per_step / arm.batch),
+            big(arm.sampling_flops_per_image),
+            big(arm.flops),
+            f"{arm.steps:,}",
+            f"{arm.images:,}",
             duration(mean(row.seconds for row in finished)) if finished else "",
             short(mean(speed)) if speed else "",
             big(max(memory), "B") if memory else "",
@@ -258,16 +258,16 @@ def by_key(watched: Sequence[Diagnosis]) -> list[tuple[Diagnosis, dict[str, Diag
     return [(next(iter(arms.values())), arms) for arms in keys.values()]
 
 
-def runs(results: Results) -> list[tuple[str, list[Row]]]:
+def runs(results: AblationResults) -> list[tuple[str, list[RunOutcome]]]:
     """The runs of each arm, seed by seed."""
-    return [(arm["label"], results.of(arm["label"])) for arm in results.plan["arms"]]
+    return [(arm.label, results.of(arm.label)) for arm in results.plan.arms]
 
 
-def what_differs(results: Results) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
+def what_differs(results: AblationResults) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
     """(arm, its baseline, (key, the baseline's value, the arm's)) of every arm that differs from its baseline by a setting."""
-    for arm in results.plan["arms"]:
-        if found := arm.get("differs"):
-            yield arm["label"], arm["baseline"], [(key, value_of(theirs), value_of(own)) for key, theirs, own in found]
+    for arm in results.plan.arms:
+        if found := arm.differs:
+            yield arm.label, arm.baseline, [(key, value_of(theirs), value_of(own)) for key, theirs, own in found]
 
 
 def value_of(value: Any) -> str:
@@ -289,12 +289,12 @@ class Grid:
     png: bytes | None  # None: there are none
 
 
-def samples(results: Results) -> Iterator[Grid]:
+def samples(results: AblationResults) -> Iterator[Grid]:
     """The last grid of every arm at one seed: the first of those at which most arms have one."""
-    arms = [arm["label"] for arm in results.plan["arms"]]
-    found = {(row.arm, row.seed): path for row in results.rows if (path := last_grid(results.folder / row.folder))}
+    arms = [arm.label for arm in results.plan.arms]
+    found = {(row.arm, row.seed): path for row in results.runs if (path := last_grid(results.folder / row.folder))}
     if found:
-        seed = max(results.plan["seeds"], key=lambda seed: sum((arm, seed) in found for arm in arms))
+        seed = max(results.plan.seeds, key=lambda seed: sum((arm, seed) in found for arm in arms))
         for arm in arms:
             yield Grid(arm, seed, shrunk(found[arm, seed]) if (arm, seed) in found else None)
 
@@ -339,10 +339,10 @@ class Probed:
     untrained: str  # the linear probe of a network as it was initialised
 
 
-def probed(results: Results) -> Probed | None:
+def probed(results: AblationResults) -> Probed | None:
     """The probes of the runs that have one; None if there is none."""
-    probes: dict[str, dict[int, Probe]] = {arm["label"]: {} for arm in results.plan["arms"]}
-    for row in results.rows:
+    probes: dict[str, dict[int, Probe]] = {arm.label: {} for arm in results.plan.arms}
+    for row in results.runs:
         if probe := probe_of(results.folder / row.folder):
             probes[row.arm][row.seed] = probe
     having = {label: list(of_seeds.values()) for label, of_seeds in probes.items() if of_seeds}
@@ -404,26 +404,26 @@ def agreements(reproduction: Reproduction | None) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def facts(results: Results) -> Iterator[tuple[str, str]]:
+def facts(results: AblationResults) -> Iterator[tuple[str, str]]:
     """What was planned."""
     plan = results.plan
-    yield "Ablation", f"{plan['name']}-{plan['id']}"
-    yield "Data", plan.get("data", "")
-    yield "Budget", budget(plan["budget"])
-    yield "Seeds", ", ".join(map(str, plan["seeds"]))
-    yield "Metrics", ", ".join(plan["metrics"]) or "none"
-    yield "Tuning", plan["tuning"] or "nothing is stated"
+    yield "Ablation", f"{plan.name}-{plan.id}"
+    yield "Data", plan.data
+    yield "Budget", budget(plan.budget)
+    yield "Seeds", ", ".join(map(str, plan.seeds))
+    yield "Metrics", ", ".join(plan.metrics) or "none"
+    yield "Tuning", plan.tuning or "nothing is stated"
     yield (
         "CPU threads of a run",
-        "as the recipe says, or torch's choice" if plan["threads"] is None else str(plan["threads"]),
+        "as the recipe says, or torch's choice" if plan.threads is None else str(plan.threads),
     )
 
 
-def commands(results: Results) -> Iterator[tuple[str, str]]:
+def commands(results: AblationResults) -> Iterator[tuple[str, str]]:
     """(what it does, what to type)."""
     folder = results.folder.name if results.folder.is_absolute() else str(results.folder)
-    yield "Repeat or continue the ablation:", results.plan["command"]
-    yield "Make every run again, in a folder of its own:", f"{results.plan['command']} --no-reuse"
-    if results.rows:
-        yield "One run of it, such as the first:", f"{results.plan['command']} --only {results.rows[0].id}"
+    yield "Repeat or continue the ablation:", results.plan.command
+    yield "Make every run again, in a folder of its own:", f"{results.plan.command} --no-reuse"
+    if results.runs:
+        yield "One run of it, such as the first:", f"{results.plan.command} --only {results.runs[0].id}"
     yield "The table in a paper:", f"sddit-run table {folder} --latex"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sddit.ablations.analysis.diagnostics import environments
-from sddit.ablations.analysis.results import RESULTS, Results, Row, gather, read_json
+from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather, read_json
 from sddit.ablations.analysis.statistics import LEAST_SEEDS, LEVEL, Summary, holm, summarize, welch
 from sddit.ablations.analysis.table import title
-from sddit.ablations.planning.plan import PLAN
+from sddit.ablations.planning.records import PLAN
 from sddit.errors import SdditError
 from sddit.formatting import count, slug
 from sddit.recipes.differences import differences
@@ -87,10 +87,10 @@ class Reproduction:
         return [said, *([f"Different: {', '.join(named)}."] if named else [])]
 
 
-def against_published(results: Results) -> Reproduction | None:
+def against_published(results: AblationResults) -> Reproduction | None:
     """The results beside those that `[ablation] published` names; None where it names no folder that is there."""
-    place = results.folder / results.plan.get("published", "")
-    if not results.plan.get("published") or not ((place / PLAN).is_file() and (place / RESULTS).is_file()):
+    place = results.folder / results.plan.published
+    if not results.plan.published or not ((place / PLAN).is_file() and (place / RESULTS).is_file()):
         return None
     name = f"{place.resolve().parent.name}/{place.resolve().name}"
     try:
@@ -99,16 +99,16 @@ def against_published(results: Results) -> Reproduction | None:
         return Reproduction(name, (), (("all", "the files there cannot be read"),), ())
 
 
-def compared(here: Results, there: Results, name: str) -> Reproduction:
+def compared(here: AblationResults, there: AblationResults, name: str) -> Reproduction:
     """A rerun (here) beside a publication (there)."""
     agreements, apart = [], []
-    arms = {arm["label"] for arm in there.plan["arms"]}
-    for arm in here.plan["arms"]:
-        label = arm["label"]
+    arms = {arm.label for arm in there.plan.arms}
+    for arm in here.plan.arms:
+        label = arm.label
         if why := "it is not published" if label not in arms else other_settings(here, there, label):
             apart.append((label, why))
             continue
-        for metric in here.plan["metrics"]:
+        for metric in here.plan.metrics:
             published, own = there.figure(label, metric), here.figure(label, metric)
             if published and own:
                 agreements.append(agreement(label, metric, published, own))
@@ -159,7 +159,7 @@ def word(one: Agreement, p_holm: float | None) -> Word:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def other_settings(here: Results, there: Results, arm: str) -> str:
+def other_settings(here: AblationResults, there: AblationResults, arm: str) -> str:
     """Why the runs of an arm are other runs than the published ones; empty if they are the same but for their seeds."""
     ids = {row.seed: row.id for row in there.of(arm)}
     rows = here.of(arm)
@@ -179,7 +179,7 @@ def other_settings(here: Results, there: Results, arm: str) -> str:
     return f"other settings: {'; '.join(found[:MOST_KEYS])}{more}" if found else ""
 
 
-def first_recipe(folder: Path, rows: Sequence[Row]) -> Any:
+def first_recipe(folder: Path, rows: Sequence[RunOutcome]) -> Any:
     """The resolved recipe of the first run that has one."""
     paths = (folder / row.folder / RECIPE for row in rows)
     return next((read_json(path) for path in paths if path.is_file()), None)
@@ -194,9 +194,9 @@ def grouped(apart: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
         yield ", ".join(names), why
 
 
-def notes(here: Results, there: Results) -> Iterator[str]:
+def notes(here: AblationResults, there: AblationResults) -> Iterator[str]:
     """Other seeds, other versions, other machine: what may move digits, and no setting."""
-    own, published = (", ".join(map(str, one.plan["seeds"])) for one in (here, there))
+    own, published = (", ".join(map(str, one.plan.seeds)) for one in (here, there))
     if own != published:
         yield f"Seeds {own} here, {published} there."
     path = there.folder / ENVIRONMENT

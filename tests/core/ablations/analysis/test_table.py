@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -50,7 +51,7 @@ def folder(ablation, tmp_path):
 
 
 def test_a_row_says_what_its_folder_holds(folder):
-    rows = gather(folder).rows
+    rows = gather(folder).runs
     assert [row.status for row in rows] == ["finished", "finished", "failed", "finished", "finished", "stopped", "finished", "finished", "waiting"]  # fmt: skip
     assert rows[0].scores == {"toy.fd": 1.0, "toy.recall": 0.5}  # numbers only
     assert (rows[0].steps, rows[0].images, rows[0].seconds, rows[0].images_per_second) == (4, 32, 2.0, 16.0)
@@ -63,11 +64,11 @@ def test_a_row_says_what_its_folder_holds(folder):
 )
 def test_a_damaged_run_is_a_failed_one_and_the_others_stand(folder, name, text):
     whole = gather(folder)
-    (folder / whole.rows[1].folder / name).write_bytes(text)
+    (folder / whole.runs[1].folder / name).write_bytes(text)
     found = gather(folder)
-    assert found.rows[1].status == "failed"
-    assert found.rows[1].error.startswith("its folder is damaged: ")
-    assert (found.rows[0], found.rows[2:]) == (whole.rows[0], whole.rows[2:])
+    assert found.runs[1].status == "failed"
+    assert found.runs[1].error.startswith("its folder is damaged: ")
+    assert (found.runs[0], found.runs[2:]) == (whole.runs[0], whole.runs[2:])
 
 
 def test_an_arm_a_line_with_mean_spread_and_difference(folder):
@@ -100,9 +101,10 @@ def test_an_interval_without_0_beside_within_noise_is_explained():
 
 def test_a_twin_of_the_baseline_differs_by_nothing(folder):
     twin = gather(folder)
-    arms = twin.plan["arms"]
-    arms[1]["label"], rows = "twin", tuple(twin.rows)
-    same = type(twin)(folder, twin.plan, tuple(
+    base, better, *others = twin.plan.arms
+    plan = replace(twin.plan, arms=(base, replace(better, label="twin"), *others))
+    rows = twin.runs
+    same = type(twin)(folder, plan, tuple(
         type(row)(**{**{key: getattr(row, key) for key in row.__slots__}, "arm": "twin" if row.arm == "better" else row.arm,
                      "scores": {"toy.fd": 1.0 + row.seed}})
         for row in rows if row.arm != "failing"

@@ -1,14 +1,16 @@
 """Groups of arms in words."""
 
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
 from sddit.reports.ablation.phrases import among
 
 
-def plan(*arms: tuple[str, str, str]) -> dict[str, Any]:
-    return {"arms": [{"label": label, "baseline": baseline, "named": named} for label, baseline, named in arms]}
+def plan(*arms: tuple[str, str, str]) -> SimpleNamespace:
+    """A plan of which only the names of the arms matter."""
+    names = [{"label": label, "baseline": baseline, "named": named} for label, baseline, named in arms]
+    return SimpleNamespace(arms=[SimpleNamespace(**one, is_baseline=one["label"] == one["baseline"]) for one in names])
 
 
 FLAT = plan(("base", "base", "base"), ("a", "base", "a"), ("b", "base", "b"))

@@ -51,7 +51,7 @@ def test_twice_gives_the_same_bytes(finished, tmp_path, monkeypatch):
 
 def test_another_result_gives_other_bytes(finished, tmp_path):
     publish(finished, tmp_path / "one")
-    run = finished / gather(finished).rows[0].folder
+    run = finished / gather(finished).runs[0].folder
     (run / "scores.json").write_text(json.dumps({"toy": {"fd": 1.5}}))
     publish(finished, tmp_path / "two")
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
@@ -62,7 +62,7 @@ def test_no_path_of_the_machine_and_no_name_of_a_user(finished, tmp_path):
     plan = json.loads((finished / "plan.json").read_text())
     plan["command"] = f"sddit-run {tmp_path}/abl.toml dataset.folder={tmp_path}/images"
     (finished / "plan.json").write_text(json.dumps(plan))
-    row = gather(finished).rows[-1]
+    row = gather(finished).runs[-1]
     (finished / row.folder / "report.html").unlink()
     note_failure(finished, (finished / row.folder).name, f"SD-D300: nothing lies in '{tmp_path}/data/train'")
     publish(finished, tmp_path / "pub", unfinished=True)
@@ -121,7 +121,7 @@ def change(path, **values):
 def test_what_the_author_wrote_stays_as_written_but_for_paths(finished, tmp_path):
     question = "/a or <i>/y</i>? 0.1 /0.3 / 1, 6e-3/1.2e-2, $x$ for $5 and $6; seen in /home/someone/x.npz"
     change(finished / "plan.json", question=question)
-    row = gather(finished).rows[-1]
+    row = gather(finished).runs[-1]
     (finished / row.folder / "report.html").unlink()
     mine = f"-I{Path.home()}/my files/include"
     said = f"<script>alert(2)</script> in '/home/someone/loss.py' {mine}"
@@ -148,7 +148,7 @@ def test_arms_that_differ_by_a_folder_alone_are_not_merged(finished, tmp_path):
     plan = finished / "plan.json"
     text = plan.read_text().replace('"rival"', '"images=/home/someone/cats"')
     plan.write_text(text.replace('"shifted"', '"images=/home/other/cats"'))
-    labels = [arm["label"] for arm in gather(finished).plan["arms"]]
+    labels = [arm.label for arm in gather(finished).plan.arms]
     assert len({*labels} & {"images=/home/someone/cats", "images=/home/other/cats"}) == 2
     with pytest.raises(SdditError, match="SD-F712"):
         publish(finished, tmp_path / "pub")
@@ -157,7 +157,7 @@ def test_arms_that_differ_by_a_folder_alone_are_not_merged(finished, tmp_path):
 
 def followed(finished, scores):
     """Give each run of an arm a curve of scores."""
-    for row in gather(finished).rows:
+    for row in gather(finished).runs:
         log = [{"step": 2 * k + 2, "seconds": 1.0, "score/toy.fd": one} for k, one in enumerate(scores[row.arm])]
         (finished / row.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log))
 
@@ -180,7 +180,7 @@ def test_when_each_run_reached_each_target_is_published(finished, tmp_path):
     assert rows["rival", 2]["reached"] == {"toy.fd": {"target": 1.0, "step": None, "flops": None}}
     table = list(how_soon(gather(finished), logs_of(gather(finished)), "toy.fd"))
     assert [one["runs"] for one in table] == ["3 of 3", "3 of 3", "0 of 3"]
-    assert [row.scores for row in gather(tmp_path / "pub").rows] == [row.scores for row in gather(finished).rows]
+    assert [row.scores for row in gather(tmp_path / "pub").runs] == [row.scores for row in gather(finished).runs]
 
 
 def test_runs_that_were_not_followed_or_probed_have_scores_alone(finished, tmp_path):
@@ -194,7 +194,7 @@ def test_the_probe_of_each_run_is_published(finished, tmp_path):
         weights="student", training=9, heldout=8, classes=2, chance=0.5, noise=(0.1, 0.5), sigmas=(0.1, 1.0), blocks=(1, 2),
         linear=table, neighbours=table, linear_untrained=table, neighbours_untrained=table,
     )  # fmt: skip
-    for row in gather(finished).rows[1:]:
+    for row in gather(finished).runs[1:]:
         (finished / row.folder / "probe.json").write_text(json.dumps(probe.to_json()))
     publish(finished, tmp_path / "pub")
     rows = list(rows_of(tmp_path / "pub").values())
@@ -282,7 +282,7 @@ def test_a_large_report_goes_without_pictures(finished, tmp_path, monkeypatch):
 
 
 def test_what_is_not_finished_is_refused_unless_asked(sddit_run, finished, tmp_path):
-    row = gather(finished).rows[-1]
+    row = gather(finished).runs[-1]
     (finished / row.folder / "report.html").unlink()
     said = sddit_run("publish", finished, "--out", tmp_path / "pub")
     assert said.status == 8

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from sddit.ablations.analysis.diagnostics import diagnoses, logs_of
-from sddit.ablations.analysis.results import Results, Row, flops_until
+from sddit.ablations.analysis.results import AblationResults, RunOutcome
 from sddit.ablations.analysis.statistics import p_text, student_interval
 from sddit.ablations.analysis.table import comparisons, floors
 from sddit.ablations.analysis.targets import first_at, reached
-from sddit.ablations.planning.leak_check import LARGEST, LeakCheck, look
+from sddit.ablations.planning.leak_check import LARGEST, look
+from sddit.ablations.planning.records import ArmRecord, LeakCheck, PlanRecord
 from sddit.evaluation.probe import Probe
 from sddit.interfaces import Monitor
 from sddit.recipes.resolve import resolve
@@ -56,7 +57,11 @@ def arm(label: str, **changed):
     }
 
 
-def row(label: str, seed: int, fd: float | None, **changed) -> Row:
+def record(label: str, **changed) -> ArmRecord:
+    return ArmRecord.from_json(arm(label, **changed))
+
+
+def row(label: str, seed: int, fd: float | None, **changed) -> RunOutcome:
     """A finished run, or without a figure a failed one."""
     values = {
         "arm": label,
@@ -73,7 +78,7 @@ def row(label: str, seed: int, fd: float | None, **changed) -> Row:
         "folder": f"../runs/{seed}-{len(label)}{label[0]}",
         "error": "SD-N501: a non-finite value" if fd is None else "",
     }
-    return Row(**(values | changed))
+    return RunOutcome(**(values | changed))
 
 
 def png(width: int = 40) -> bytes:
@@ -107,7 +112,7 @@ def make(tmp_path):
         for one in rows:
             if one.status == "finished":
                 fill(folder / one.folder, one.seed, entropy, probe, one.scores["toy.fd"])
-        return Results(folder, planned, rows)
+        return AblationResults(folder, PlanRecord.from_json(planned), rows)
 
     return made
 
@@ -163,7 +168,7 @@ def causes(results):
 
 
 def compared(results):
-    return {metric: comparisons(results, metric) for metric in results.plan["metrics"]}
+    return {metric: comparisons(results, metric) for metric in results.plan.metrics}
 
 
 # Safety --------------------------------------------------------------------------------------------------------------
@@ -172,23 +177,21 @@ def compared(results):
 def hostile(results, text):
     """Every text that a person or a plugin gives is `text`."""
     labels = {"base": "base", "good": text}
-    arms = []
-    for one in results.plan["arms"]:
-        monitor = asdict(Monitor("entropy", text, text, low=9.0))
-        arms.append(
-            {
-                **one,
-                "label": labels[one["label"]],
-                "changes": {f"loss.{text}": text},
-                "warnings": [text] if one["label"] == "good" else [],
-                "leaks": {"found": [text], "unchecked": ""},
-                "monitors": {"agree": [monitor]},
-            }
+    arms = tuple(
+        replace(
+            one,
+            label=labels[one.label],
+            changes={f"loss.{text}": text},
+            warnings=(text,) if one.label == "good" else (),
+            leaks=LeakCheck((text,)),
+            monitors={"agree": (Monitor("entropy", text, text, low=9.0),)},
         )
-    rows = tuple(replace(one, arm=labels[one.arm], error=text, folder=one.folder) for one in results.rows)
+        for one in results.plan.arms
+    )
+    rows = tuple(replace(one, arm=labels[one.arm], error=text, folder=one.folder) for one in results.runs)
     failing = replace(rows[-1], status="failed")
-    plan = {**results.plan, "arms": arms, "question": text, "tuning": text, "command": text, "name": text, "id": text}
-    return Results(results.folder, plan, (*rows[:-1], failing))
+    plan = replace(results.plan, arms=arms, question=text, tuning=text, command=text, name=text, id=text)
+    return AblationResults(results.folder, plan, (*rows[:-1], failing))
 
 
 def test_hostile_text_stays_text(make):
@@ -239,7 +242,7 @@ def test_every_part_is_there(make):
 
 def test_parts_without_content_are_left_out(make):
     results = make({"base": [1.0, 2.0, 3.0]}, probe=False, question="")
-    for one in results.rows:
+    for one in results.runs:
         (results.folder / one.folder / "samples" / "step-000040.png").unlink()
     text = Page(page(results)).text
     for part in ("Failed runs", "Samples side by side", "What the tokens tell", "Before you believe it"):
@@ -249,8 +252,8 @@ def test_parts_without_content_are_left_out(make):
 
 def test_an_ablation_that_has_not_begun_has_a_report(make):
     results = make()
-    waiting = tuple(replace(one, status="waiting", scores={}, folder="../runs/nowhere") for one in results.rows)
-    text = Page(page(replace(results, rows=waiting))).text
+    waiting = tuple(replace(one, status="waiting", scores={}, folder="../runs/nowhere") for one in results.runs)
+    text = Page(page(replace(results, runs=waiting))).text
     assert "0 of 12 runs finished" in text
     assert "12 of 12 runs are still to be finished, so this is provisional." in text
 
@@ -277,7 +280,7 @@ def test_tuning_is_quoted_or_missed(make):
 
 def test_a_damaged_run_leaves_the_rest(make):
     results = make()
-    run = results.folder / results.rows[0].folder
+    run = results.folder / results.runs[0].folder
     for name in ("metrics.jsonl", "probe.json", "environment.json", "samples/step-000040.png"):
         (run / name).write_bytes(b"\xff\xfe{\n")
     found = Page(page(results))
@@ -287,7 +290,7 @@ def test_a_damaged_run_leaves_the_rest(make):
 
 def test_a_wide_picture_is_shrunk(make):
     results = make()
-    path = results.folder / results.rows[0].folder / "samples" / "step-000040.png"
+    path = results.folder / results.runs[0].folder / "samples" / "step-000040.png"
     path.write_bytes(png(width=4000))
     assert len(page(results)) < 400_000
     from sddit.reports.ablation.report import WIDEST, shrunk
@@ -387,10 +390,10 @@ def test_sooner_and_dearer_are_said_with_their_p(make):
 
 def test_flops_are_those_of_the_steps_until_then():
     """A quarter of a run at 1, another at 2, the rest at 4: and the average of it would be wrong everywhere but at the end."""
-    ramp = arm("ramp", flops=110.0, flops_per_step=2.75, flops_course=[1.0, 2.0, 4.0, 4.0])
-    assert [flops_until(ramp, step) for step in (0, 5, 10, 15, 30, 40, 41)] == [0, 5, 10, 20, 70, 110, 110]
-    assert flops_until(arm("even"), 10) == 1e9
-    assert flops_until(arm("silent", flops=None, flops_per_step=None, flops_course=[None]), 10) is None
+    ramp = record("ramp", flops=110.0, flops_per_step=2.75, flops_course=[1.0, 2.0, 4.0, 4.0])
+    assert [ramp.flops_until(step) for step in (0, 5, 10, 15, 30, 40, 41)] == [0, 5, 10, 20, 70, 110, 110]
+    assert record("even").flops_until(10) == 1e9
+    assert record("silent", flops=None, flops_per_step=None, flops_course=[None]).flops_until(10) is None
 
 
 def test_the_recipe_may_name_the_target(make):
@@ -454,8 +457,8 @@ def test_a_twin_with_shifted_seeds_shows_no_difference(make):
 def test_better_on_one_metric_and_worse_on_another_is_mixed(make):
     results = make({label: FD[label] for label in ("base", "good")})
     recall = {"base": [0.5, 0.6, 0.7], "good": [0.3, 0.41, 0.5]}
-    rows = tuple(replace(r, scores={**r.scores, "toy.recall": recall[r.arm][r.seed]}) for r in results.rows)
-    mixed = replace(results, rows=rows)
+    rows = tuple(replace(r, scores={**r.scores, "toy.recall": recall[r.arm][r.seed]}) for r in results.runs)
+    mixed = replace(results, runs=rows)
     assert f"{KINDS[2]}: good." in summary(mixed, compared(mixed), [])
 
 
@@ -518,7 +521,7 @@ def test_failed_runs_and_too_few_seeds(make):
 def test_an_arm_with_the_runs_of_its_baseline(make):
     results = make({label: FD[label] for label in ("base", "same")})
     folders = {one.seed: one.folder for one in results.of("base")}
-    twins = replace(results, rows=tuple(replace(one, folder=folders[one.seed]) for one in results.rows))
+    twins = replace(results, runs=tuple(replace(one, folder=folders[one.seed]) for one in results.runs))
     assert causes(twins)["the same runs"].arms == ("same",)
 
 
@@ -553,17 +556,17 @@ def test_every_setting_that_differs_is_listed(make):
     )
     text = Page(page(results)).text
     assert "Every setting by which an arm differs from its baseline" in text
-    assert "pair_sampler.mask_ratio" in text and "0.0 → 0.5" in text and "none → a table" in text
+    assert "pair_sampler.mask_ratio" in text and "0.0 → 0.5" in text and 'loss.more.name none → "x"' in text
     assert "Every setting" not in Page(page(make())).text
 
 
 def test_floors_stand_beside_the_metrics(make):
     results = make()
     assert floors(results) == ""
-    floored = tuple(replace(one, scores={**one.scores, "toy.fd_floor": 0.4}) for one in results.rows)
+    floored = tuple(replace(one, scores={**one.scores, "toy.fd_floor": 0.4}) for one in results.runs)
     said = "Floors: unseen real images in the samples' place get 0.4 on toy FD, at n = 360 images a side."
-    assert floors(replace(results, rows=floored)) == said
-    assert said in Page(page(replace(results, rows=floored))).text
+    assert floors(replace(results, runs=floored)) == said
+    assert said in Page(page(replace(results, runs=floored))).text
 
 
 def test_unequal_sizes(make):
@@ -583,17 +586,17 @@ def test_unequal_budgets_and_unequal_compute(make):
 def test_a_machine_that_did_not_keep_the_pace(make):
     results = make(budget={"rule": "time", "amount": 8.0, "seconds_per_step": {}})
     assert causes(results) == {}
-    slow = tuple(replace(one, seconds=12.0) if one.arm == "good" else one for one in results.rows)
-    caution = causes(replace(results, rows=slow))["unequal budget"]
+    slow = tuple(replace(one, seconds=12.0) if one.arm == "good" else one for one in results.runs)
+    caution = causes(replace(results, runs=slow))["unequal budget"]
     assert "good trained 1.5 times as long as base" in caution.text
 
 
 def test_metrics_at_different_numbers_of_images(make):
     results = make()
     fewer = tuple(
-        replace(one, scores={**one.scores, "toy.n": 100.0}) if one.arm == "good" else one for one in results.rows
+        replace(one, scores={**one.scores, "toy.n": 100.0}) if one.arm == "good" else one for one in results.runs
     )
-    other = replace(results, rows=fewer)
+    other = replace(results, runs=fewer)
     caution = causes(other)["different n"]
     assert "n = 360 in base, bad, same; n = 100 in good" in caution.text
     assert "Same evaluation? no" in Page(page(other)).text
@@ -602,7 +605,7 @@ def test_metrics_at_different_numbers_of_images(make):
 
 def test_runs_of_different_machines(make):
     results = make()
-    file = results.folder / results.rows[0].folder / "environment.json"
+    file = results.folder / results.runs[0].folder / "environment.json"
     file.write_text(json.dumps({"python": "3.11", "device": "H100", "packages": {"torch": "2"}}))
     assert causes(results)["different machines"].text == "the runs do not agree on device: H100, cpu."
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sddit.ablations.analysis.results import Results, gather
+from sddit.ablations.analysis.results import AblationResults, gather
 from sddit.reports.ablation.publish import publish
 from sddit.reports.ablation.report import page
 from sddit.reports.ablation.reproduction import against_published, agreement, corrected
@@ -20,12 +20,12 @@ def rerun(finished, tmp_path):
     publish(finished, tmp_path / "results" / "toy")
     there = gather(finished)
 
-    def made(figures=None, **plan) -> Results:
+    def made(figures=None, **plan) -> AblationResults:
         rows = [
             replace(row, id=f"{row.id}x", scores={"toy.fd": (figures or {}).get(row.arm, {}).get(row.seed, row.scores["toy.fd"])})
-            for row in there.rows
+            for row in there.runs
         ]  # fmt: skip
-        return replace(there, plan={**there.plan, "published": "../../results/toy", **plan}, rows=tuple(rows))
+        return replace(there, plan=replace(there.plan, **{"published": "../../results/toy", **plan}), runs=tuple(rows))
 
     return made
 
@@ -75,7 +75,7 @@ def test_faithful_reruns_are_seldom_called_different():
 
 def test_other_settings_are_named_and_nothing_is_compared(rerun):
     results = rerun()
-    for row in results.rows:
+    for row in results.runs:
         path = results.folder / row.folder / "recipe.resolved.json"
         recipe = json.loads(path.read_text())
         recipe["train"]["steps"] = 150
@@ -89,7 +89,7 @@ def test_other_settings_are_named_and_nothing_is_compared(rerun):
 
 def test_settings_that_change_no_number_do_not_matter(rerun):
     results = rerun()
-    for row in results.rows:
+    for row in results.runs:
         path = results.folder / row.folder / "recipe.resolved.json"
         recipe = json.loads(path.read_text())
         recipe["train"] |= {"log_every": 7, "threads": 3}
@@ -113,21 +113,21 @@ def test_a_key_that_was_not_known_then_does_not_matter(rerun, tmp_path):
 
 def test_fewer_seeds_are_said_and_compared(rerun):
     results = rerun(seeds=[0, 1])
-    found = against_published(replace(results, rows=tuple(row for row in results.rows if row.seed < 2)))
+    found = against_published(replace(results, runs=tuple(row for row in results.runs if row.seed < 2)))
     assert [one.word for one in found.agreements] == ["identical"] * 3
     assert found.notes == ("Seeds 0, 1 here, 0, 1, 2 there.",)
     moved = rerun({"base": {0: 5.0}}, seeds=[0, 1])
     assert (
-        words(replace(moved, rows=tuple(row for row in moved.rows if row.seed < 2)))["base"]
+        words(replace(moved, runs=tuple(row for row in moved.runs if row.seed < 2)))["base"]
         == "no verdict under 3 seeds"
     )
 
 
 def test_other_metrics_arms_and_versions_are_said(rerun):
     results = rerun(metrics=["toy.fd", "toy.recall"])
-    arms = [{**arm, "label": arm["label"].replace("rival", "newer")} for arm in results.plan["arms"]]
-    rows = tuple(replace(row, arm=row.arm.replace("rival", "newer"), scores={**row.scores, "toy.recall": 0.5}) for row in results.rows)  # fmt: skip
-    results = replace(results, plan={**results.plan, "arms": arms}, rows=rows)
+    arms = tuple(replace(arm, label=arm.label.replace("rival", "newer")) for arm in results.plan.arms)
+    rows = tuple(replace(row, arm=row.arm.replace("rival", "newer"), scores={**row.scores, "toy.recall": 0.5}) for row in results.runs)  # fmt: skip
+    results = replace(results, plan=replace(results.plan, arms=arms), runs=rows)
     for row in rows:
         (results.folder / row.folder / "environment.json").write_text(json.dumps({"packages": {"torch": "3"}}))
     found = against_published(results)

@@ -1,0 +1,185 @@
+"""Read and write `plan.json` as typed records. The only module that knows its keys and those of earlier versions. No torch.
+
+The fields of a record are the keys of the file, in the order in which they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from sddit.ablations.planning.ablation_settings import BudgetRule
+from sddit.interfaces import Monitor
+from sddit.recipes.differences import by_leaf
+from sddit.storage.run_folder import read_json, unreadable
+
+PLAN = "plan.json"
+FIX = "put a copy back"
+
+
+@dataclass(frozen=True, slots=True)
+class LeakCheck:
+    """Result of the leak test of one arm."""
+
+    found: tuple[str, ...] = ()  # where the target is visible
+    unchecked: str = ""  # why the test was not run; empty if it was
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Self:
+        return cls(tuple(held["found"]), held["unchecked"])
+
+
+class SettingDifference(NamedTuple):
+    """One setting in which an arm differs from its baseline. None: not set."""
+
+    key: str
+    baseline: Any
+    arm: Any
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRecord:
+    """Budget that every arm gets. `amount` is None before a budget of time has been measured."""
+
+    rule: BudgetRule
+    amount: float | None  # images, FLOPs or seconds of training
+    seconds_per_step: Mapping[str, float]  # by run id of the arm's recipe before it is cut to the budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmRecord:
+    """One arm of the plan. Costs are by formula; None where a component does not state its cost."""
+
+    label: str
+    changes: Mapping[str, Any]  # dotted key -> value
+    baseline: str  # label of the arm it is compared with
+    named: str  # arm of [ablation.arms] whose grid point this is; empty if there is none
+    steps: int
+    batch: int
+    images: int
+    flops: float | None  # of one training run
+    flops_per_step: float | None  # mean over the run
+    flops_course: tuple[float | None, ...]  # FLOPs per step in equal parts of the run
+    sampling_flops_per_image: float | None
+    parameters: int | None  # trained: backbone and heads
+    sampled_parameters: int | None  # used in sampling: the backbone
+    memory: int | None  # bytes
+    not_stated: tuple[str, ...]
+    idle: tuple[str, ...]
+    warnings: tuple[str, ...]
+    leaks: LeakCheck | None  # None: not tested yet
+    monitors: Mapping[str, tuple[Monitor, ...]]  # by label of the loss
+    differs: tuple[SettingDifference, ...] = ()
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.label == self.baseline
+
+    def flops_until(self, step: float) -> float | None:
+        """Return the training FLOPs of one run up to a step; None if a component does not state its cost.
+
+        The cost of a step changes where a ramp hides tokens or a loss ends, so it is summed over equal parts of the run.
+        """
+        if self.flops is None or step >= self.steps:
+            return self.flops
+        course = [flops or 0.0 for flops in self.flops_course]
+        length = self.steps / len(course)  # steps of a part
+        full = min(int(step / length), len(course) - 1)  # rounding may reach the end before the step does
+        return sum(course[:full]) * length + (step - full * length) * course[full]
+
+    def differing(self, *prefixes: str) -> list[str]:
+        """Return the keys that differ from the baseline's recipe and begin with one of the prefixes."""
+        return [one.key for one in self.differs if one.key.startswith(prefixes)]
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Self:
+        """Read an arm. Earlier versions wrote no `named`, `flops_course`, `differs`; added tables as one difference."""
+        values = _known(cls, held)
+        for key in ("not_stated", "idle", "warnings"):
+            values[key] = tuple(held[key])
+        values["named"] = held.get("named", "")
+        values["flops_course"] = tuple(held.get("flops_course") or [held["flops_per_step"]])
+        values["leaks"] = LeakCheck.from_json(held["leaks"]) if held.get("leaks") else None
+        values["monitors"] = {
+            label: tuple(Monitor(**monitor) for monitor in monitors) for label, monitors in held["monitors"].items()
+        }
+        values["differs"] = tuple(SettingDifference(*one) for one in by_leaf(held.get("differs", ())))
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run of the plan."""
+
+    arm: str
+    seed: int
+    id: str
+    folder: str  # relative to the folder of the plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRecord:
+    """Content of `plan.json`."""
+
+    name: str
+    id: str
+    command: str
+    question: str
+    tuning: str
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...]
+    targets: Mapping[str, float] = field(default_factory=dict)  # by metric
+    budget: BudgetRecord
+    threads: int | None = None  # CPU threads of each run, where the recipe leaves them open
+    published: str = ""  # folder of published results to compare with, relative to the folder of the plan
+    data: str = ""
+    arms: tuple[ArmRecord, ...]
+    runs: tuple[RunRecord, ...] | None  # None in a publication, which has no run folders
+
+    def arm(self, label: str) -> ArmRecord:
+        """Return the arm of a label. Raises KeyError if there is none."""
+        return self.by_label[label]
+
+    @property
+    def by_label(self) -> dict[str, ArmRecord]:
+        return {arm.label: arm for arm in self.arms}
+
+    @property
+    def labels(self) -> list[str]:
+        return [arm.label for arm in self.arms]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `plan.json`; a publication leaves out `runs` and `threads`, which are of the machine."""
+        written = asdict(self)
+        if self.runs is None:
+            del written["runs"], written["threads"]
+        return written
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Self:
+        """Read a plan. Earlier versions wrote no `targets`, `published` and `data`."""
+        values = _known(cls, held)
+        values["seeds"], values["metrics"] = tuple(held["seeds"]), tuple(held["metrics"])
+        values["budget"] = BudgetRecord(**_known(BudgetRecord, held["budget"]))
+        values["arms"] = tuple(map(ArmRecord.from_json, held["arms"]))
+        runs = held.get("runs")
+        values["runs"] = None if runs is None else tuple(RunRecord(**_known(RunRecord, run)) for run in runs)
+        return cls(**values)
+
+
+def read_plan(folder: Path) -> PlanRecord:
+    """Read the plan of an ablation's folder, or of a published one. Raises SD-F704 if it is not one that sddit wrote."""
+    path = folder / PLAN
+    held = read_json(path, fix=FIX)
+    try:
+        return PlanRecord.from_json(held)
+    except (LookupError, TypeError, ValueError, AttributeError) as fault:
+        raise unreadable(path, f"{type(fault).__name__}: {fault}", FIX) from fault
+
+
+def _known(kind: type, held: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the keys that a record has; later versions may have more."""
+    names = {one.name for one in fields(kind)}
+    return {key: value for key, value in held.items() if key in names}
