@@ -261,7 +261,7 @@ def test_threads_are_divided_once_and_kept(ablation, tmp_path, monkeypatch):
     results = go(found, tmp_path, jobs=4)
     recipe = json.loads(next((results.folder / "recipes").iterdir()).read_text(encoding="utf-8"))
     assert recipe["train"]["threads"] == results.plan.threads == 2
-    assert go(ablation(ARMS, "ablation.seeds=[0,1]"), tmp_path, jobs=1).plan["threads"] == 2
+    assert go(ablation(ARMS, "ablation.seeds=[0,1]"), tmp_path, jobs=1).plan.threads == 2
     assert go(found, tmp_path, jobs=2, reuse=False).plan.threads == 2  # a copy is made as the first one was
 
 

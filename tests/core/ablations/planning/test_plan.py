@@ -140,13 +140,13 @@ def test_every_setting_of_an_added_or_removed_loss_differs(ablation, tmp_path):
     [ablation.arms.strong]
     loss.agree.weight = 0.5
     """
-    plan = make_plan(ablation(arms), tmp_path).to_json()
-    without, weak, strong = (arm["differs"] for arm in plan["arms"])
-    assert without == []
+    plan = make_plan(ablation(arms), tmp_path).record()
+    without, weak, strong = (arm.differs for arm in plan.arms)
+    assert without == ()
     assert ("loss.agree.weight", None, 0.25) in weak
     assert ("loss.agree.weight", None, 0.5) in strong
     assert [one for one in weak if one not in strong] == [("loss.agree.weight", None, 0.25)]
     assert not any(isinstance(value, dict) for _, *values in weak for value in values)
-    turned = make_plan(ablation(arms, "ablation.baseline=weak"), tmp_path).to_json()["arms"]
-    assert ("loss.agree.weight", 0.25, None) in turned[0]["differs"]
-    assert turned[2]["differs"] == [("loss.agree.weight", 0.25, 0.5)]  # a loss of both sides: what is not the same
+    turned = make_plan(ablation(arms, "ablation.baseline=weak"), tmp_path).record().arms
+    assert ("loss.agree.weight", 0.25, None) in turned[0].differs
+    assert turned[2].differs == (("loss.agree.weight", 0.25, 0.5),)  # a loss of both sides: what is not the same
