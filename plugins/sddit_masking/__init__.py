@@ -1,4 +1,4 @@
-"""Masked training: MaskDiT's view and reconstruction (arXiv:2306.09305), MDT's backbone and views (arXiv:2303.14389)."""
+"""Register the views, reconstruction loss and backbone of MaskDiT (arXiv:2306.09305) and MDT (arXiv:2303.14389)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def register_backbones(registry: Registry[Backbone]) -> None:
         "mdt",
         "sddit_masking.mdt:MDT",
         params=MDTParams,
-        summary="Masked diffusion transformer: relative positions, and a block that interpolates hidden tokens.",
+        summary="Masked diffusion transformer with relative positions and a block that interpolates hidden tokens.",
         paper="arXiv:2303.14389",
         formats={"mdtv1": "sddit_masking.formats:MDTv1Format", "mdtv2": "sddit_masking.formats:MDTv2Format"},
         checks={"the published MDT": "sddit_masking.checks:published_mdt"},
@@ -26,14 +26,14 @@ def register_pair_samplers(registry: Registry[PairSampler]) -> None:
         "masked",
         "sddit_masking.pairs:Masked",
         params=MaskedParams,
-        summary="One noisy view of each image with a share of its tokens hidden.",
+        summary="One noisy view of each image with a fraction of its tokens hidden.",
         paper="arXiv:2306.09305",
     )
     registry.add(
         "masked_and_full",
         "sddit_masking.pairs:MaskedAndFull",
         params=MaskedAndFullParams,
-        summary="Two noisy views of each image at one level: every token seen, and a share of them hidden.",
+        summary="Two noisy views of each image at one noise level: one full, one with a fraction of tokens hidden.",
         paper="arXiv:2303.14389",
     )
 
@@ -44,10 +44,10 @@ def register_losses(registry: Registry[Loss]) -> None:
         "reconstruction",
         "sddit_masking.loss:Reconstruction",
         params=ReconstructionParams,
-        summary="Mean squared error of the hidden patches, from the visible ones.",
+        summary="Mean squared error of the hidden patches, predicted from the visible ones.",
         paper="arXiv:2306.09305",
         checks={
-            "what hidden patches are compared with": "sddit_masking.checks:target",
+            "targets of hidden patches": "sddit_masking.checks:target",
             "the published MaskDiT": "sddit_masking.checks:published_reconstruction",
         },
     )
@@ -59,7 +59,7 @@ def register_optimizers(registry: Registry[Optimizer]) -> None:
         "adan",
         "sddit_masking.optimizer:Adan",
         params=AdanParams,
-        summary="Adam with Nesterov's look-ahead by the change of the gradient: MDTv2's optimizer.",
+        summary="Adam with Nesterov momentum estimated from gradient differences: MDTv2's optimizer.",
         paper="arXiv:2208.06677",
         requires=("pytorch-optimizer",),
     )

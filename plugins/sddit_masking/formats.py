@@ -1,6 +1,6 @@
-"""Published weights of MDT, to and from our names. Facts of their files only: names, orders, shapes.
+"""Convert published weights of MDT to and from our names.
 
-Each is a `sddit.interfaces.WeightFormat`. Their files also hold the numbers of relative positions, which we make anew.
+Each format is a `sddit.interfaces.WeightFormat`. Their files also contain relative position indices, which we compute.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from sddit_dit.formats import (
     kernel,
     renamed,
 )
-from sddit_masking.mdt import relative_places
+from sddit_masking.mdt import relative_position_index
 from sddit_masking.params import VERSIONS, MDTParams
 
 TABLE = "attn.rel_pos_bias.relative_position_bias_table"
-PLACES = "attn.rel_pos_bias.relative_position_index"
+POSITION_INDEX = "attn.rel_pos_bias.relative_position_index"
 IN_BLOCK: Rules = ((TABLE, "table"), ("skip_linear.", "skip."), *((theirs, f"block.{ours}") for theirs, ours in BLOCK))
 TOKENS: Rules = (
     ("pos_embed", "positions"),
@@ -52,19 +52,19 @@ SIDE = ("sideblocks.0", "interpolater.block")
 
 
 class MDTv1Format:
-    """The files of sail-sg/MDT, branch mdtv1."""
+    """Format of sail-sg/MDT, branch mdtv1."""
 
     files = FILES
     note = ""
     idle = ("class", "class_dropout_prob", "mask_ratio")
     version = "v1"
     family = "MDT"
-    lists: tuple[str, ...] = ("blocks",)  # of blocks, in depth order
-    lost = 0  # how many blocks a network may lack of the depth that it was made with
+    lists: tuple[str, ...] = ("blocks",)  # lists of blocks, in depth order
+    lost = 0  # how many blocks of its depth a network may lack
 
     @classmethod
     def describe(cls, config: Mapping[str, Any]) -> Description:
-        """Of `input_size`, `num_classes`, perhaps `decode_layer`, and either `class` (MDT_S_2) or the numbers."""
+        """Describe a network from `input_size`, `num_classes`, `class` (MDT_S_2) or the sizes, `decode_layer`."""
         described = describe_dit(config, cls.family)
         decoder = config.get("decode_layer", VERSIONS[cls.version]["decoder_depth"])
         settings = {**described.backbone, "version": cls.version, "decoder_depth": decoder}
@@ -72,7 +72,7 @@ class MDTv1Format:
 
     @classmethod
     def config(cls, params: MDTParams, shapes: Shapes, schedule: Mapping[str, Any]) -> Arguments:
-        """Raises ValueError for skips that this version does not have, or lacks one that it has."""
+        """Return the arguments. Raises ValueError if the skips differ from those of this version."""
         own = VERSIONS[cls.version]
         refuse(
             {
@@ -85,11 +85,11 @@ class MDTv1Format:
 
     @classmethod
     def infer(cls, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> tuple[Arguments, Arguments]:
-        """Everything: the tables of relative positions tell the heads. In v1 no tensor tells where the decoder begins."""
+        """Infer all arguments; relative position tables give the heads. In v1 the decoder depth is the default."""
         blocks = [blocks_in(state, f"{part}.") for part in cls.lists]
         first = f"{cls.lists[0]}.0"
         sizes = {**sizes_in(state, f"{first}.mlp.fc1.weight", given), "depth": sum(blocks)}
-        told = {
+        arguments: Arguments = {
             **sizes,
             **image_in(state),
             **labels_and_outputs_in(state, given),
@@ -97,14 +97,14 @@ class MDTv1Format:
             "num_heads": state[f"{first}.{TABLE}"].shape[1],
         }
         if given.get("depth") == sizes["depth"] + cls.lost:
-            told["depth"] = given["depth"]
+            arguments["depth"] = given["depth"]
         if len(blocks) == 1:
-            return told, {"decode_layer": VERSIONS[cls.version]["decoder_depth"]}
-        return {**told, "decode_layer": blocks[-1]}, {}
+            return arguments, {"decode_layer": VERSIONS[cls.version]["decoder_depth"]}
+        return {**arguments, "decode_layer": blocks[-1]}, {}
 
     @classmethod
     def _recipe(cls, described: Description) -> dict[str, Any]:
-        """Two views, and DiT's sampler with power-cosine guidance of 3.8 on three channels (arXiv:2303.14389)."""
+        """Return a recipe with two views, DiT's sampler and guidance on three channels (arXiv:2303.14389)."""
         shapes = described.shapes
         loss = {**described.recipe["loss"]["denoise"], "over_views": "sum"}
         return {
@@ -118,7 +118,9 @@ class MDTv1Format:
     def to_ours(cls, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> State:
         sizes = [len({name.split(".")[1] for name in state if name.startswith(f"{part}.")}) for part in cls.lists]
         rules = cls._rules(sizes)
-        ours = {renamed(name, rules): _as_ours(name, tensor) for name, tensor in state.items() if PLACES not in name}
+        ours = {
+            renamed(name, rules): _as_ours(name, tensor) for name, tensor in state.items() if POSITION_INDEX not in name
+        }
         return with_null(ours, given)
 
     @classmethod
@@ -129,25 +131,25 @@ class MDTv1Format:
             name = renamed(ours, rules, back=True)
             found[name] = kernel(tensor, params, shapes) if ours == "patch.weight" else _as_theirs(name, tensor)
             if name.endswith(TABLE):
-                found[name.replace(TABLE, PLACES)] = relative_places(params.grid(shapes))
+                found[name.replace(TABLE, POSITION_INDEX)] = relative_position_index(params.grid(shapes))
         return found
 
     @classmethod
     def _sizes(cls, params: MDTParams) -> list[int]:
-        """How many blocks each of their lists has."""
+        """Return the number of blocks in each of their lists."""
         return [params.named_size[0]]
 
     @classmethod
     def _rules(cls, sizes: list[int]) -> Rules:
-        """Every prefix of theirs beside ours."""
+        """Return pairs of prefixes, theirs and ours."""
         theirs = [f"{part}.{number}" for part, size in zip(cls.lists, sizes, strict=True) for number in range(size)]
         blocks = [SIDE, *((name, f"blocks.{number}") for number, name in enumerate(theirs))]
-        inside = ((f"{block}.{part}", f"{ours}.{own}") for block, ours in blocks for part, own in IN_BLOCK)
-        return (*inside, *TOKENS, LABEL, *OUTER)
+        in_blocks = ((f"{block}.{part}", f"{ours}.{own}") for block, ours in blocks for part, own in IN_BLOCK)
+        return (*in_blocks, *TOKENS, LABEL, *OUTER)
 
 
 class MDTv2Format(MDTv1Format):
-    """The files of sail-sg/MDT, main branch."""
+    """Format of sail-sg/MDT, main branch."""
 
     version = "v2"
     family = "MDTv2"
@@ -156,12 +158,12 @@ class MDTv2Format(MDTv1Format):
 
     @classmethod
     def describe(cls, config: Mapping[str, Any]) -> Description:
-        """As for v1, of MDTv2_S_2. Where depth less `decode_layer` is odd, their network lacks one block, and so does ours."""
+        """Describe a network as in v1. If the encoder depth is odd, their network lacks one block, and so does ours."""
         described = super().describe(config)
-        whole = MDTParams(**described.backbone, long_skips=False)
-        if whole.encoder_depth % 2 == 0:
+        full = MDTParams(**described.backbone, long_skips=False)
+        if full.encoder_depth % 2 == 0:
             return described
-        depth, width, heads = whole.named_size
+        depth, width, heads = full.named_size
         smaller = {**described.backbone, "size": "", "depth": depth - 1, "width": width, "heads": heads}
         return replace(described, backbone=smaller)
 

@@ -1,4 +1,4 @@
-"""The reconstruction loss of MaskDiT."""
+"""Define the reconstruction loss of MaskDiT."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from sddit_dit.blocks import patchify
 from sddit_masking.params import ReconstructionParams
 
 
-def normalised(patches: Tensor) -> Tensor:
-    """Each patch [..., P] with mean 0 and variance 1: the unbiased variance, plus 1e-6 (arXiv:2111.06377, section 3)."""
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Normalize patches [..., P] to mean 0 and unbiased variance 1, with 1e-6 added (arXiv:2111.06377, section 3)."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
 
 
 def hidden_mean(values: Tensor, visible: Tensor) -> Tensor:
-    """The mean of `values` [B, N] over the tokens that are not at `visible` [B, K]; [B]."""
+    """Average `values` [B, N] over the tokens that are not in `visible` [B, K]; [B]."""
     hidden = torch.ones_like(values).scatter(1, visible, 0.0)
     return (values * hidden).sum(dim=1) / (values.shape[1] - visible.shape[1])
 
 
 class Reconstruction(LossTerm):
-    """Squared error of D(x; sigma) over hidden patches, with no weight by noise level (arXiv:2306.09305, eq. 5).
+    """Squared error of D(x; sigma) over hidden patches, not weighted by noise level (arXiv:2306.09305, eq. 5).
 
-    MaskDiT compares with its *noised* input, normalised per patch, though the prediction is the plain denoised image.
-    Views that hide nothing add nothing; if none hides anything, the term is 0.
+    MaskDiT compares the denoised image with its *noised* input, normalized per patch. Views without hidden tokens are
+    ignored; if no view has hidden tokens, the loss is 0.
     """
 
     def __init__(self, params: ReconstructionParams, *, grid: tuple[int, int], **_: Any) -> None:
@@ -46,15 +46,15 @@ class Reconstruction(LossTerm):
         return torch.stack([_x0(outputs[name]).flatten(1).sum(dim=1) for name in students]).sum(dim=0) * 0.0
 
     def error(self, view: View, x0: Tensor) -> Tensor:
-        """One masked view, [B]."""
+        """Return the error of one masked view, [B]."""
         assert view.visible is not None
         target = patchify((view.x if self.params.target == "noised" else view.x0).to(x0.dtype), self.grid)  # [B, N, P]
         if self.params.normalize:
-            target = normalised(target)
+            target = normalize_patches(target)
         return hidden_mean((patchify(x0, self.grid) - target).square().mean(dim=-1), view.visible)
 
 
 def _x0(output: Outputs) -> Tensor:
-    """The estimate of the clean image, [B, C, H, W]."""
-    assert output.x0 is not None, "the term asks for the output"
+    """Return the estimated clean image, [B, C, H, W]."""
+    assert output.x0 is not None, "needs() asks for the output"
     return output.x0

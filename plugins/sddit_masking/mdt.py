@@ -1,4 +1,4 @@
-"""The MDT backbone: a DiT with relative positions, whose decoder starts from interpolated tokens."""
+"""Define the MDT backbone: a DiT with relative positions, whose decoder starts from interpolated tokens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sddit_dit.frame import Frame
 from sddit_masking.params import MDTParams, table_rows
 
 
-def relative_places(grid: tuple[int, int]) -> Tensor:
-    """The row of a relative position table for each pair of tokens, int64 [N, N].
+def relative_position_index(grid: tuple[int, int]) -> Tensor:
+    """Return the row of a relative position table for each pair of tokens, int64 [N, N].
 
-    Tokens i and j lie (y_i - y_j, x_i - x_j) apart, and the offsets are numbered row by row, the most negative first
+    Tokens i and j have the offset (y_i - y_j, x_i - x_j); offsets are numbered row by row, the most negative first
     (BEiT, arXiv:2106.08254).
     """
     h, w = grid
@@ -25,7 +25,7 @@ def relative_places(grid: tuple[int, int]) -> Tensor:
 
 
 class RelativeBlock(nn.Module):
-    """A DiT block whose attention adds a learned bias by relative position and head.
+    """DiT block with a learned attention bias per relative position and head.
 
     With `takes_skip` its input is [x, skip] through a Linear, as in U-ViT (arXiv:2209.12152).
     """
@@ -52,15 +52,15 @@ class RelativeBlock(nn.Module):
         return out
 
     def bias(self, places: Tensor) -> Tensor:
-        """What each head adds to the scores, [heads, n, n] or [B, heads, n, n]."""
+        """Return the attention bias, [heads, n, n] or [B, heads, n, n]."""
         return self.table.index_select(1, places.flatten()).view(-1, *places.shape).movedim(0, -3)
 
 
 class Interpolater(nn.Module):
-    """From the encoder's visible tokens to a token at every position (MDT, arXiv:2303.14389, section 3.2).
+    """Turn the encoder's visible tokens into tokens at all positions (MDT, arXiv:2303.14389, section 3.2).
 
-    Hidden positions start as a mask token; one block lets them look at the others and keeps its output for them alone.
-    All positions receive the decoder's position, also where nothing is hidden.
+    Hidden positions start as a mask token; one block attends to all tokens, and only hidden positions take its output.
+    All positions get the decoder's position embedding, also if nothing is hidden.
     """
 
     def __init__(self, params: MDTParams, grid: tuple[int, int], attention: Attention) -> None:
@@ -80,20 +80,20 @@ class Interpolater(nn.Module):
     ) -> Tensor:
         if visible is None:
             return h + self.positions
-        everywhere = self.mask_token.expand(h.shape[0], *self.positions.shape)
-        u = scatter_tokens(h, visible, into=everywhere) + self.positions  # [B, N, D]
+        mask_tokens = self.mask_token.expand(h.shape[0], *self.positions.shape)
+        u = scatter_tokens(h, visible, into=mask_tokens) + self.positions  # [B, N, D]
         return scatter_tokens(gather_tokens(u, visible), visible, into=self.block(u, act, places, groups))
 
 
 class MDT(Frame[MDTParams]):
     """A masked diffusion transformer (arXiv:2303.14389).
 
-    Every token is embedded, e_i = patch_i + position_i. The encoder runs on the visible tokens alone, the interpolater
-    fills in the others, and the decoder runs on all N. With nothing hidden, whether `visible` names every token or is
-    None, the interpolater's block has nothing to do and is not run.
+    Every token is embedded, e_i = patch_i + position_i. The encoder runs on the visible tokens only, the interpolater
+    fills in the others, and the decoder runs on all N. If nothing is hidden, whether `visible` lists all tokens or is
+    None, the interpolater's block is not run.
 
-    With `long_skips` the encoder's second half takes the tokens that left the first, mirrored; with `input_skips` every
-    decoder block takes e, in which hidden positions hold their noisy token.
+    With `long_skips` the second half of the encoder takes the outputs of the first, mirrored; with `input_skips` every
+    decoder block takes e, which contains the noisy tokens of hidden positions.
     """
 
     decoder_entry = "interpolater"
@@ -109,10 +109,10 @@ class MDT(Frame[MDTParams]):
             for number in range(1, depth + 1)
         )
         self.interpolater: Interpolater | None = Interpolater(params, self.grid, attention)
-        self.register_buffer("places", relative_places(self.grid), persistent=False)  # [N, N]
+        self.register_buffer("places", relative_position_index(self.grid), persistent=False)  # [N, N]
 
     def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """Initialize one parameter: sines and cosines for positions, truncated normals for biases, otherwise as in `Frame`."""
+        """Initialize one parameter: sinusoids for positions, truncated normals for biases, otherwise as in `Frame`."""
         kind = name.rpartition(".")[2]
         if kind == "positions":
             with torch.no_grad():
@@ -130,12 +130,14 @@ class MDT(Frame[MDTParams]):
         *,
         taps: Sequence[Tap] = (),
         output: bool = True,
-        visible: Tensor | None = None,  # [B, K], rising
+        visible: Tensor | None = None,  # [B, K], ascending
         groups: Tensor | None = None,  # [B, N]
     ) -> tuple[Tensor | None, dict[str, Tensor], dict[Tap, Tokens]]:
-        """(raw [B, outputs * C, H, W] or None, no further heads, taps). Stops after the deepest block that is needed.
+        """Return (raw [B, outputs * C, H, W] or None, no further heads, taps).
 
-        Taps of the encoder give the K visible tokens with their index, those of the decoder all N.
+        Stops after the deepest block that is needed.
+
+        Taps in the encoder return the K visible tokens with their index, those in the decoder all N.
         """
         stop = self.params.last_block(taps, output)
         self.check_depth(stop, output)
@@ -145,13 +147,13 @@ class MDT(Frame[MDTParams]):
         act = self.condition(c_noise, labels)  # [B, D]
         e = self.embed(x) + self.positions  # [B, N, D]
 
-        h, found = self._encode(e, act, visible, groups, stop, reads.values())
+        h, tapped = self._encode(e, act, visible, groups, stop, reads.values())
         if self.interpolater is not None and stop > self.params.encoder_depth:
             u = self.run(self.interpolater, h, act, visible, self.places, groups)  # [B, N, D]
-            h, passed = self._decode(u, e, act, groups, stop, reads.values())
-            found |= passed
+            h, decoder_tapped = self._decode(u, e, act, groups, stop, reads.values())
+            tapped |= decoder_tapped
         raw = self.finish(h, act) if output else None
-        return raw, {}, {tap: found[number] for tap, number in reads.items()}
+        return raw, {}, {tap: tapped[number] for tap, number in reads.items()}
 
     def _encode(
         self,
@@ -162,7 +164,7 @@ class MDT(Frame[MDTParams]):
         stop: int,
         wanted: Collection[int],
     ) -> tuple[Tensor, dict[int, Tokens]]:
-        """Visible tokens [B, K, D] after the encoder, or where `stop` cuts it, and the tokens read on the way."""
+        """Return the visible tokens [B, K, D] after the encoder or block `stop`, and the `wanted` outputs by block."""
         h, places = e, self.places
         if visible is not None:
             h, places = (
@@ -171,16 +173,16 @@ class MDT(Frame[MDTParams]):
             )  # [B, K, D], [B, K, K]
             groups = None if groups is None else groups.gather(1, visible)
         half = self.params.encoder_depth // 2 if self.params.long_skips else 0
-        left: list[Tensor] = []  # what left the blocks of the first half
-        found = {}
+        skips: list[Tensor] = []  # outputs of the first half
+        tapped = {}
         for number, block in enumerate(self.blocks[: min(stop, self.params.encoder_depth)], start=1):
-            skip = left.pop() if self.params.takes_skip(number) else None
+            skip = skips.pop() if self.params.takes_skip(number) else None
             h = self.run(block, h, act, places, groups, skip)
             if number <= half:
-                left.append(h)
+                skips.append(h)
             if number in wanted:
-                found[number] = Tokens(h, visible)
-        return h, found
+                tapped[number] = Tokens(h, visible)
+        return h, tapped
 
     def _decode(
         self,
@@ -191,11 +193,11 @@ class MDT(Frame[MDTParams]):
         stop: int,
         wanted: Collection[int],
     ) -> tuple[Tensor, dict[int, Tokens]]:
-        """All tokens [B, N, D] after the decoder, or where `stop` cuts it, and the tokens read on the way."""
+        """Return all tokens [B, N, D] after the decoder or block `stop`, and the `wanted` outputs by block."""
         first = self.params.encoder_depth
-        found = {}
+        tapped = {}
         for number, block in enumerate(self.blocks[first:stop], start=first + 1):
             u = self.run(block, u, act, self.places, groups, e if self.params.input_skips else None)
             if number in wanted:
-                found[number] = Tokens(u)
-        return u, found
+                tapped[number] = Tokens(u)
+        return u, tapped

@@ -1,4 +1,4 @@
-"""The optimizer that MDTv2 was trained with."""
+"""Define Adan, the optimizer of MDTv2."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sddit_masking.params import AdanParams
 
 
 class Adan:
-    """Adan (arXiv:2208.06677), algorithm 1, as the package pytorch-optimizer implements it."""
+    """Adan (arXiv:2208.06677), algorithm 1, as implemented in pytorch-optimizer."""
 
     def __init__(self, params: AdanParams) -> None:
         self.params = params
 
     def __call__(self, groups: Sequence[Mapping[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-        """groups: dicts with `params`, `lr_scale` and `head`; each keeps its `lr_scale` for the loop to set `lr` by."""
+        """Build the optimizer from groups with `params`, `lr_scale` and `head`; the loop uses `lr_scale`."""
         return PackagedAdan(
             [dict(group) for group in groups],
             lr=value_at(self.params.lr, 0, 1),

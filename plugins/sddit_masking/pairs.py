@@ -1,4 +1,4 @@
-"""The pair samplers of MaskDiT and of MDT."""
+"""Define the pair samplers of MaskDiT and MDT."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
 from sddit_dit.pairs import student_view, visible_tokens
 from sddit_masking.params import MaskedAndFullParams, MaskedParams
 
-OWN = "masking/masked_and_full"  # prefix of that component's own draws
+OWN = "masking/masked_and_full"  # prefix of the purposes of that component's own draws
 
 
 class Masked:
-    """One student view with hidden tokens (MaskDiT, arXiv:2306.09305, section 3.1)."""
+    """Make one student view with hidden tokens (MaskDiT, arXiv:2306.09305, section 3.1)."""
 
     def __init__(self, params: MaskedParams, *, grid: tuple[int, int]) -> None:
         self.params = params
@@ -27,9 +27,9 @@ class Masked:
 
 
 class MaskedAndFull:
-    """Two student views of one image at one level, one with hidden tokens (MDT, arXiv:2303.14389).
+    """Make two student views of each image at one noise level, one with hidden tokens (MDT, arXiv:2303.14389).
 
-    The full view is that of every other method. As in MDT's code the masked one has noise of its own.
+    The full view equals that of every other method. The masked view has its own noise, as in MDT's code.
     """
 
     def __init__(self, params: MaskedAndFullParams, *, grid: tuple[int, int]) -> None:
@@ -51,7 +51,7 @@ class MaskedAndFull:
         return {"full": full, "masked": masked}
 
     def masked_labels(self, batch: Batch, draws: Draws, ctx: Context) -> Tensor:
-        """Labels of the masked view [B]: dropped apart from those of the full one, or with them."""
+        """Return the labels of the masked view [B], dropped independently of the full view or as in it."""
         if self.params.label_drop is None:
             return batch.labels
         dropped = draws.uniform(f"{OWN}/label") < self.params.label_drop

@@ -22,52 +22,52 @@ VERSIONS: dict[str, dict[str, Any]] = {
     "v1": {"decoder_depth": 2, "long_skips": False, "input_skips": False},
     "v2": {"decoder_depth": 4, "long_skips": True, "input_skips": True},
 }
-"""What the two published networks are (arXiv:2303.14389, its first version and its last)."""
+"""Structure of the two published networks (arXiv:2303.14389, first and last version)."""
 
 
 def table_rows(grid: tuple[int, int]) -> int:
-    """Rows of a table of relative positions: one for each offset, and three for a class token that MDT does not have."""
+    """Return the rows of a relative position table: one per offset, and three for an unused class token."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
 
 
 class MDTParams(TransformerParams):
-    """A masked diffusion transformer. All blocks have one width; the last `decoder_depth` of them see every token."""
+    """A masked diffusion transformer. All blocks have one width; the last `decoder_depth` of them see all tokens."""
 
     version: Literal["v1", "v2"] = Field(
-        "v2", description="What stands for the keys below where they are left out: v1 has a decoder of 2 and no skips."
+        "v2", description="Defaults of the keys below: v1 has 2 decoder blocks and no skips, v2 has 4 and both skips."
     )
     decoder_depth: int | None = Field(
-        None, ge=1, le=999, description="Blocks of the decoder, the last of the depth; left out: 4, in v1 2."
+        None, ge=1, le=999, description="Number of decoder blocks, the last of the depth; default 4, in v1 2."
     )
     long_skips: bool | None = Field(
         None,
-        description="Each block of the encoder's second half also takes the tokens that left its mirror in the first; left "
-        "out: true, in v1 false.",
+        description="Each block in the second half of the encoder also takes the output of its mirror block in the "
+        "first; default true, in v1 false.",
     )
     input_skips: bool | None = Field(
         None,
-        description="Each block of the decoder also takes the embedded noisy tokens, hidden ones included; left out: true, "
-        "in v1 false.",
+        description="Each decoder block also takes the embedded noisy tokens, including hidden ones; default true, in "
+        "v1 false.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _name_the_structure(cls, given: Any) -> Any:
-        """State what the version says, so that a resolved recipe shows it."""
+        """Fill in the defaults of the version, so that a resolved recipe shows them."""
         if not isinstance(given, dict):
             return given
         version = VERSIONS.get(str(given.get("version", "v2")), {})
         return {**given, **{key: value for key, value in version.items() if given.get(key) is None}}
 
     @model_validator(mode="after")
-    def _refuse_what_cannot_be_halved(self) -> Self:
+    def _refuse_odd_encoders(self) -> Self:
         depth = self.named_size[0]
         if self.encoder_depth < 1:
-            raise ValueError(f"decoder_depth {self.decoder_depth} leaves no encoder in an MDT of {depth} blocks")
+            raise ValueError(f"decoder_depth {self.decoder_depth} leaves no encoder blocks in an MDT of depth {depth}")
         if self.long_skips and self.encoder_depth % 2:
             raise ValueError(
-                f"long_skips: an encoder of {self.encoder_depth} blocks, {depth} less {self.decoder_depth}, has no two "
-                "halves; make decoder_depth one more or less"
+                f"long_skips: an encoder of {self.encoder_depth} blocks, {depth} - {self.decoder_depth}, cannot be "
+                "halved; change decoder_depth by one"
             )
         return self
 
@@ -77,7 +77,7 @@ class MDTParams(TransformerParams):
         return self.named_size[0] - self.decoder_depth
 
     def takes_skip(self, number: int) -> bool:
-        """Whether block `number`, from 1, takes a skip beside the tokens before it."""
+        """Return whether block `number`, from 1, takes a skip in addition to its input tokens."""
         if number > self.encoder_depth:
             return bool(self.input_skips)
         return bool(self.long_skips) and number > self.encoder_depth // 2
@@ -87,7 +87,7 @@ class MDTParams(TransformerParams):
         return True
 
     def cost(self, shapes: Shapes, *, num_kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost:
-        """By formula, as `sddit_dit.cost`; a bias of its own for each image, where tokens are hidden, is kept too."""
+        """Return the cost, as in `sddit_dit.cost`; with hidden tokens, each image also keeps its attention bias."""
         grid, blocks = self.grid(shapes), self.last_block(taps, output)
         tokens, (_, width, heads) = math.prod(grid), self.named_size
         total = Cost(parameters=(shapes.num_classes + 1 + tokens) * width)  # labels, positions
@@ -117,16 +117,16 @@ class MaskedParams(MaskedViewParams):
 
 
 class MaskedAndFullParams(MaskedViewParams):
-    """Settings of the `masked_and_full` pair sampler. MDT v2 has `mask_spread` 0.2."""
+    """Settings of the `masked_and_full` pair sampler. MDTv2 uses `mask_spread` 0.2."""
 
     mask_ratio: MaskRatio = 0.3
-    shared_noise: bool = Field(False, description="Both views share one noise, as those of other methods do.")
+    shared_noise: bool = Field(False, description="Use the same noise in both views, as other methods do.")
     label_drop: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Chance that the masked view drops its label, whatever the full view does: in MDT that of the data set. "
-        "Left out: both views have the same label.",
+        description="Probability that the masked view drops its label, independently of the full view; MDT: that of "
+        "the data set. Default: both views have the same label.",
     )
 
     def views(self) -> tuple[ViewSpec, ...]:
@@ -141,15 +141,15 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdanParams(OptimizerParams):
-    """Settings of the `adan` optimizer. MDTv2 ran it without decay."""
+    """Settings of the `adan` optimizer. MDTv2 uses no weight decay."""
 
     betas: tuple[Beta, Beta, Beta] = Field(
         (0.98, 0.92, 0.99),
         strict=False,
-        description="Decay of the averages of the gradient, of its change from step to step, and of the square of both.",
+        description="Decay rates of the averages of the gradient, of its difference between steps and of their square.",
     )
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the last average.")
-    weight_decay: float = Field(0.0, ge=0, description="Share of a weight taken away at each step, times lr.")
+    eps: float = Field(1e-8, gt=0, description="Added to the square root of the last average.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay per step, times lr.")
 
     @property
     def state_per_parameter(self) -> int:
@@ -160,40 +160,40 @@ class ReconstructionParams(LossParams):
     """Settings of the `reconstruction` loss."""
 
     weight: Annotated[Value, bounded(0)] = Field(
-        0.1, description="Weight of this term: a value schedule. Constant 0 leaves the term out."
+        0.1, description="Weight of this loss: a value schedule. Constant 0 disables it."
     )
     target: Literal["noised", "clean"] = Field(
-        "noised", description="What the hidden tokens are compared with: the network's noisy input, or the clean image."
+        "noised", description="Target of the hidden tokens: the network's noisy input, or the clean image."
     )
-    normalize: bool = Field(True, description="Shift and scale each patch of the target to mean 0 and variance 1.")
+    normalize: bool = Field(True, description="Normalize each patch of the target to mean 0 and variance 1.")
 
     def needs(self) -> Needs:
         return Needs(student=Want(output=True))
 
     def cost(self, *_: Any, **__: Any) -> Cost:
-        """No heads, and arithmetic on a few numbers per pixel."""
+        """Return zero: no heads, and negligible arithmetic per pixel."""
         return Cost()
 
     def check(self, recipe: Recipe) -> Iterable[Problem]:
-        """There must be something hidden to reconstruct, and more than one value in what is normalised."""
+        """Check that tokens are hidden, and that normalized patches have more than one value."""
         students = [view for view in recipe.views_of(self) if view.network == "student"]
         if not any(view.is_masked for view in students):
             yield Problem(
                 "SD-R108",
-                "nothing is hidden, so there is nothing to reconstruct",
+                "no tokens are hidden, so there is nothing to reconstruct",
                 where="pair_sampler",
-                got=f"{recipe.pair_sampler.component.name!r} with a mask ratio of 0 for the whole run",
+                got=f"{recipe.pair_sampler.component.name!r} with a mask ratio of 0 for the entire run",
                 expect="a student view with a mask ratio above 0",
-                fix='pair_sampler.name = "masked", or pair_sampler.mask_ratio = 0.5, or drop the loss',
+                fix='pair_sampler.name = "masked", or pair_sampler.mask_ratio = 0.5, or remove the loss',
             )
         tokens = math.prod(recipe.backbone.params.grid(recipe.shapes))
         if self.normalize and math.prod(recipe.facts.image) == tokens:
             where = f"loss.{next(label for label, chosen in recipe.losses.items() if chosen.params is self)}.normalize"
             yield Problem(
                 "SD-R108",
-                "a patch of one value has no variance to normalise",
+                "a patch of one value cannot be normalized",
                 where=where,
-                got="true with one value a patch",
+                got="true with one value per patch",
                 expect="larger patches, or false",
                 fix=f"{where} = false",
             )

@@ -37,8 +37,8 @@ def test_it_holds_here(check: Check) -> None:
 def test_a_loss_on_visible_patches_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "hidden_mean", lambda values, visible: values.gather(1, visible).mean(dim=1))
     assert failing(checks.target) == [
-        "share of images whose loss a visible pixel changes",
-        "share of images whose loss a hidden pixel changes",
+        "fraction of images whose loss changes with a visible pixel",
+        "fraction of images whose loss changes with a hidden pixel",
     ]
     assert failing(checks.published_reconstruction) == ["maskdit_a: loss/mae", "maskdit_a: loss/mae_no_norm"]
 
@@ -49,15 +49,15 @@ def test_the_biased_variance_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
         return (patches - mean) / (variance + 1e-6).sqrt()
 
     for module in (loss, checks):
-        monkeypatch.setattr(module, "normalised", biased)
-    assert failing(checks.target) == ["variance of a normalised patch, from 1"]
+        monkeypatch.setattr(module, "normalize_patches", biased)
+    assert failing(checks.target) == ["variance of a normalized patch, from 1"]
     assert failing(checks.published_reconstruction) == ["maskdit_a: loss/mae"]
 
 
 def test_targets_that_are_swapped_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = checks.term
+    honest = checks.build_loss
     swap = {"clean": "noised", "noised": "clean"}
-    monkeypatch.setattr(checks, "term", lambda **s: honest(**{**s, "target": swap[s.get("target", "noised")]}))
+    monkeypatch.setattr(checks, "build_loss", lambda **s: honest(**{**s, "target": swap[s.get("target", "noised")]}))
     assert {"loss of the noisy image itself", "target clean: loss of the clean image itself"} <= set(
         failing(checks.target)
     )

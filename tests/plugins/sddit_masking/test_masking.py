@@ -24,7 +24,7 @@ from sddit_edm.params import DenoisingParams, EDMParams
 from sddit_edm.schedule import EDM
 from sddit_flash.kernels import Eager
 from sddit_flash.params import EagerParams
-from sddit_masking.loss import Reconstruction, normalised
+from sddit_masking.loss import Reconstruction, normalize_patches
 from sddit_masking.pairs import Masked
 from sddit_masking.params import MaskedParams, ReconstructionParams
 
@@ -146,12 +146,12 @@ def test_gradient_is_that_of_the_formula() -> None:
     x0 = torch.randn(4, 4, 8, 8, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(reconstruct(view, x0).sum(), x0)
     hidden = torch.ones(4, 16, 1, dtype=torch.float64).scatter(1, view.visible[:, :, None], 0)
-    expected = 2 * hidden * (patchify(x0, GRID) - normalised(patchify(view.x, GRID))) / (16 * 8)
+    expected = 2 * hidden * (patchify(x0, GRID) - normalize_patches(patchify(view.x, GRID))) / (16 * 8)
     torch.testing.assert_close(patchify(gradient, GRID), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_targets_have_mean_0_and_unbiased_variance_1() -> None:
-    patches = normalised(5 + 3 * torch.randn(2, 3, 16, dtype=torch.float64))
+    patches = normalize_patches(5 + 3 * torch.randn(2, 3, 16, dtype=torch.float64))
     assert patches.mean(-1).abs().max() < 1e-12
     torch.testing.assert_close(patches.var(-1), torch.ones(2, 3, dtype=torch.float64), rtol=1e-6, atol=0)
 
@@ -218,7 +218,7 @@ def test_reconstruction_of_nothing_is_refused(tmp_path: Path) -> None:
     path.write_text(RECIPE, encoding="utf-8")
     resolve(path, ["pair_sampler.mask_ratio={start = 0.5, end = 0.0}"])
     for overrides in (["pair_sampler.mask_ratio=0.0"], ["pair_sampler.name='single'"]):
-        with pytest.raises(SdditError, match="nothing is hidden") as refused:
+        with pytest.raises(SdditError, match="no tokens are hidden") as refused:
             resolve(path, overrides)
         assert [problem.code for problem in refused.value.problems] == ["SD-R108"]
 
@@ -233,8 +233,8 @@ def test_a_patch_of_one_value_cannot_be_normalised(tmp_path: Path) -> None:
     assert problem.where.endswith("(loss.reconstruction.normalize)")
     resolve(path, ["backbone.patch=1", problem.fix.replace(" ", "")])
     with pytest.warns(UserWarning, match="degrees of freedom"):
-        assert normalised(torch.ones(1, 4, 1)).isnan().all()  # why
-    assert not normalised(torch.ones(1, 4, 2)).isnan().any()
+        assert normalize_patches(torch.ones(1, 4, 1)).isnan().all()  # why
+    assert not normalize_patches(torch.ones(1, 4, 2)).isnan().any()
 
 
 def test_a_shape_of_the_mask_is_idle_where_nothing_is_hidden(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sddit.interfaces import Cost, Shapes, Tap
 from sddit_dit.blocks import gather_tokens, patchify, sincos_positions
 from sddit_flash.kernels import Sdpa
 from sddit_flash.params import SdpaParams
-from sddit_masking.mdt import MDT, relative_places
+from sddit_masking.mdt import MDT, relative_position_index
 from sddit_masking.params import table_rows
 
 B, N = 3, 16
@@ -54,7 +54,7 @@ def seen_by(module: nn.Module, run: Any) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("grid", [(4, 4), (2, 5), (1, 3)])
 def test_a_place_is_an_offset(grid: tuple[int, int]) -> None:
-    places = relative_places(grid)
+    places = relative_position_index(grid)
     tokens = list(itertools.product(range(grid[0]), range(grid[1])))
     offsets = {}
     for (i, a), (j, b) in itertools.product(enumerate(tokens), repeat=2):
@@ -68,16 +68,16 @@ def test_a_place_is_an_offset(grid: tuple[int, int]) -> None:
 def test_places_are_those_of_their_files(published: Any) -> None:
     stored = published("mdtv1_a")
     theirs = stored.state["blocks.0.attn.rel_pos_bias.relative_position_index"]
-    assert torch.equal(relative_places(GRID), theirs)
-    assert not torch.equal(relative_places(GRID).T, theirs)
+    assert torch.equal(relative_position_index(GRID), theirs)
+    assert not torch.equal(relative_position_index(GRID).T, theirs)
 
 
 def test_the_bias_is_added_for_each_pair_and_head(make: Any, given: dict[str, Tensor]) -> None:
     block = make(version="v1").blocks[0]
-    bias = block.bias(relative_places(GRID))
+    bias = block.bias(relative_position_index(GRID))
     assert bias.shape == (2, N, N)
     assert bias[1, 5, 2] == block.table[1, (1 + 3) * 7 + (-1 + 3)]  # token 5 at (1, 1), token 2 at (0, 2)
-    masked = block.bias(relative_places(GRID)[VISIBLE[:, :, None], VISIBLE[:, None, :]])
+    masked = block.bias(relative_position_index(GRID)[VISIBLE[:, :, None], VISIBLE[:, None, :]])
     assert masked.shape == (B, 2, 9, 9)
     assert torch.equal(masked[1], bias[:, VISIBLE[1]][:, :, VISIBLE[1]])
     assert not torch.equal(masked[1], masked[0])

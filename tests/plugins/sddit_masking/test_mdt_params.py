@@ -94,7 +94,7 @@ def test_a_resolved_recipe_reads_back_as_itself(settings: dict[str, Any]) -> Non
 
 def test_contradictions_are_refused_in_plain_words() -> None:
     numbers = {"depth": 7, "width": 16, "heads": 2}
-    assert "an encoder of 5 blocks, 7 less 2, has no two halves" in refusal(**numbers, decoder_depth=2)
+    assert "an encoder of 5 blocks, 7 - 2, cannot be halved" in refusal(**numbers, decoder_depth=2)
     assert structure(**numbers, decoder_depth=2, long_skips=False) == (5, 7, False, True)
     assert "decoder_depth 7 leaves no encoder" in refusal(**numbers, decoder_depth=7, version="v1")
     assert "set a size or numbers, not both" in refusal(size="S", depth=2)
