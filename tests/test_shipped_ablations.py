@@ -139,7 +139,7 @@ def test_each_broken_arm_is_warned_of_and_no_sound_one_is() -> None:
     assert not any(check.unchecked for check in checks.values())
     assert "to mend of loss 'leaking'" in checks["leaking"].found[0]
     assert {label for label, arm in found.items() if arm.recipe.warnings} == {"blind"}
-    assert "student and teacher see the same picture" in found["blind"].recipe.warnings[0]
+    assert "student and teacher see the same image" in found["blind"].recipe.warnings[0]
 
 
 # -------------------------------------------------------------------------------------------------- the main comparison

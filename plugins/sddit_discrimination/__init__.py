@@ -1,4 +1,4 @@
-"""SD-DiT (arXiv:2403.17004) as we read it: pairs along one ODE trajectory, and their discrimination."""
+"""Register SD-DiT (arXiv:2403.17004): pairs of views along one ODE trajectory, and the discrimination loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def register_pair_samplers(registry: Registry[PairSampler]) -> None:
         params=PfOdeParams,
         summary="A noisy masked student view and a nearly clean teacher view on one probability-flow ODE trajectory.",
         paper="arXiv:2403.17004",
-        checks={"both views lie on one ray": "sddit_discrimination.checks:ray"},
+        checks={"both views are on one ray from the image": "sddit_discrimination.checks:ray"},
     )
 
 
@@ -25,10 +25,10 @@ def register_losses(registry: Registry[Loss]) -> None:
         "discrimination",
         "sddit_discrimination.loss:Discrimination",
         params=DiscriminationParams,
-        summary="Teacher-student discrimination between two noise levels of one image, over prototypes.",
+        summary="Teacher-student discrimination over prototypes, between two noise levels of one image.",
         paper="arXiv:2403.17004",
         checks={
-            "the teacher is an average and learns nothing": "sddit_discrimination.checks:teacher",
+            "the teacher is a moving average without gradient": "sddit_discrimination.checks:teacher",
             "cross-entropies": "sddit_discrimination.checks:entropies",
             "the published DINO": "sddit_discrimination.checks:published_losses",
         },

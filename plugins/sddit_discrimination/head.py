@@ -1,4 +1,4 @@
-"""The projection head of DINO and iBOT: tokens to logits over prototypes."""
+"""Define the projection head of DINO and iBOT, from tokens to logits over prototypes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Kind = Literal["cls", "patch"]
 
 
 class Head(nn.Module):
-    """Linear layers with GELU between, a normalised bottleneck, weight-normed prototypes (arXiv:2104.14294, appendix C).
+    """Linear layers with GELU, a normalized bottleneck, weight-normalized prototypes (arXiv:2104.14294, appendix C).
 
-    `shared_head` is iBOT's: it decides on the prototypes alone; the layers before them are always shared.
+    `shared_head` is iBOT's: it only shares the prototypes; the layers before them are always shared.
     """
 
     def __init__(self, params: DiscriminationParams, width: int) -> None:
@@ -29,7 +29,7 @@ class Head(nn.Module):
         self.patch_last = None if params.shared_head else Prototypes(params)
 
     def forward(self, tokens: Tensor, kind: Kind, *, frozen: bool = False) -> Tensor:
-        """[..., D] -> logits [..., K]. `frozen` keeps the gradient from the prototypes, not from what lies below."""
+        """Map [..., D] to logits [..., K]. `frozen` blocks the gradient to the prototypes only."""
         last = self.last if kind == "cls" or self.patch_last is None else self.patch_last
         z: Tensor = self.mlp(tokens)
         logits: Tensor = last(F.normalize(z, dim=-1, eps=1e-12), frozen=frozen)
@@ -37,7 +37,7 @@ class Head(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """z -> g_k (v_k / |v_k|) . z, without a bias; with norm_last_layer there is no gain g."""
+    """z -> g_k (v_k / |v_k|) . z, without bias; with norm_last_layer there is no gain g."""
 
     weight_g: nn.Parameter | None
 
@@ -48,7 +48,7 @@ class Prototypes(nn.Module):
         self.register_parameter("weight_g", gain)
 
     def forward(self, z: Tensor, *, frozen: bool = False) -> Tensor:
-        """[..., bottleneck] -> [..., K]."""
+        """Map [..., bottleneck] to [..., K]."""
         weight = F.normalize(self.weight_v, dim=1)
         if self.weight_g is not None:
             weight = self.weight_g * weight
@@ -56,7 +56,7 @@ class Prototypes(nn.Module):
 
 
 def init_parameter(name: str, parameter: Tensor, generator: torch.Generator | None = None) -> None:
-    """Gains 1, biases 0, the rest normal with deviation 0.02, cut at 2."""
+    """Initialize gains with 1, biases with 0, and weights with a normal distribution of std 0.02, truncated at 2."""
     with torch.no_grad():
         if name.endswith("weight_g"):
             parameter.fill_(1.0)

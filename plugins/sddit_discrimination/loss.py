@@ -1,4 +1,4 @@
-"""The discrimination loss of SD-DiT, in the form of DINO and iBOT."""
+"""Define the discrimination loss of SD-DiT, in the form of DINO and iBOT."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from sddit_discrimination.params import DiscriminationParams
 
 
 def log_assignments(logits: Tensor, temperature: float, center: Tensor | None = None) -> Tensor:
-    """log softmax((l - c) / tau) over prototypes, [..., K], in float32 or wider."""
+    """Return log softmax((l - c) / tau) over prototypes, [..., K], in float32 or wider."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if center is not None:
         logits = logits - center
     return torch.log_softmax(logits / temperature, dim=-1)
 
 
-def log_balanced(logits: Tensor, temperature: float, rounds: int, mean: Callable[[Tensor], Tensor]) -> Tensor:
-    """Logits [..., K] to log assignments in which all prototypes weigh alike over the rows of all ranks.
+def log_balanced(logits: Tensor, temperature: float, iterations: int, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    """Map logits [..., K] to log assignments in which all prototypes have equal weight over the rows of all ranks.
 
-    Sinkhorn's alternation on exp(l / tau): columns scaled to one sum, then rows to 1 (arXiv:2006.09882, section 3.1). It is
-    done on logarithms in float64, so that no temperature overflows; `mean` averages over the ranks.
+    Sinkhorn iterations on exp(l / tau): scale columns to equal sums, then rows to 1 (arXiv:2006.09882, section 3.1),
+    computed with logarithms in float64, so that no temperature overflows. `mean` averages over the ranks.
     """
     log_p = (logits.double() / temperature).flatten(0, -2)  # [R, K]
-    for _ in range(rounds):
+    for _ in range(iterations):
         columns = log_p.logsumexp(dim=0)  # [K]
-        level = mean(columns)  # the same on every rank, and near its own, so that exp stays in range
-        log_p = (log_p - level - mean((columns - level).exp()).log()).log_softmax(dim=-1)
+        offset = mean(columns)  # equal on all ranks and close to each, so that exp does not overflow
+        log_p = (log_p - offset - mean((columns - offset).exp()).log()).log_softmax(dim=-1)
     return log_p.view(logits.shape).to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def cross_entropy(p: Tensor, log_q: Tensor) -> Tensor:
-    """- sum_k p_k log q_k of the teacher's p and the student's q, [..., K] -> [...]."""
+    """Return -sum_k p_k log q_k of the teacher's p and the student's q, [..., K] -> [...]."""
     return -(p * log_q).sum(dim=-1)
 
 
@@ -47,12 +47,13 @@ class Discrimination(LossTerm):
     """L_D = w_cls CE(class tokens) + w_patch mean over the student's visible tokens CE(patch tokens), per sample [B].
 
     p = softmax((P_t(g) - C) / tau_t) assigns the teacher's token g to K prototypes, q = softmax(P_s(h) / tau_s) the
-    student's token h (arXiv:2104.14294, eq. 1 and section 3.1; arXiv:2111.07832, eq. 2 and 3). Unlike iBOT's patch term
-    it runs over visible tokens: the student's encoder gives no others. Each student view meets each teacher view.
+    student's token h (arXiv:2104.14294, eq. 1 and section 3.1; arXiv:2111.07832, eq. 2 and 3). Unlike in iBOT, the
+    patch part averages over visible tokens: the student's encoder has no others. Each student view is compared with
+    each teacher view.
 
-    The centres C are moving averages of the teacher's logits over all its tokens, and over the batch of all processes.
-    They move after the step, from sums staged here. `DiscriminationParams.monitors` says how to read the diagnostics.
-    With centering "sinkhorn" the samples of a batch depend on each other, so the loss is one number.
+    The centers C are moving averages of the teacher's logits over all its tokens, and over the batch of all processes.
+    They are updated after the step, from sums staged here. `DiscriminationParams.monitors` explains the diagnostics.
+    With centering "sinkhorn" the samples of a batch depend on each other, so the loss is a scalar.
     """
 
     averaged = ("head",)
@@ -71,7 +72,7 @@ class Discrimination(LossTerm):
             self.init_parameter(name, parameter)
 
     def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator | None = None) -> None:
-        """Give one parameter its initial values."""
+        """Initialize one parameter."""
         head.init_parameter(name, parameter, generator)
 
     def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
@@ -93,22 +94,22 @@ class Discrimination(LossTerm):
             pairs = [
                 self.compare(ctx, views[s], logits[s], views[t], logits[t]) for s in students for t in teachers
             ]  # of [B]
-        each = torch.stack(pairs).mean(dim=0)
-        return each.mean() if self.params.couples_samples else each
+        per_sample = torch.stack(pairs).mean(dim=0)
+        return per_sample.mean() if self.params.couples_samples else per_sample
 
     def tokens(self, view: View, tokens: Tokens) -> dict[Kind, Tensor]:
-        """What a network sees, in the dtype of the head: one token for the image [B, 1, D], its patches [B, n, D]."""
+        """Return the visible tokens of a network in the dtype of the head: cls [B, 1, D] and patch [B, n, D]."""
         dtype = self.head.last.weight_v.dtype
         patch = tokens.at(view.visible).to(dtype)
         if "cls" not in self.weights:
             return {"patch": patch}
         if self.params.cls_source == "mean":
             return {"cls": patch.mean(dim=1, keepdim=True), "patch": patch}
-        assert tokens.cls is not None, "the term asks for the class token"
+        assert tokens.cls is not None, "needs() asks for the class token"
         return {"cls": tokens.cls[:, None].to(dtype), "patch": patch}
 
     def logits(self, head: nn.Module, tokens: Mapping[Kind, Tensor], *, frozen: bool = False) -> dict[Kind, Tensor]:
-        """The tokens of each weighted kind through a head, [B, n, K]."""
+        """Apply a head to the tokens of each kind with a weight, [B, n, K]."""
         return {kind: head(tokens[kind], kind, frozen=frozen) for kind in self.weights}
 
     def compare(
@@ -119,17 +120,17 @@ class Discrimination(LossTerm):
         teacher_view: View,
         teacher: Mapping[Kind, Tensor],
     ) -> Tensor:
-        """The logits of one student view with those of one teacher view, [B]."""
-        terms = []
+        """Compare the logits of one student view with those of one teacher view, [B]."""
+        parts = []
         for kind, weight in self.weights.items():
             targets = teacher[kind]
             if kind == "patch":
                 targets = Tokens(targets, teacher_view.visible).at(view.visible)
-            terms.append(weight * self.term(ctx, kind, student[kind], targets, view.labels).mean(dim=1))
-        return torch.stack(terms).sum(dim=0)
+            parts.append(weight * self.cross_entropies(ctx, kind, student[kind], targets, view.labels).mean(dim=1))
+        return torch.stack(parts).sum(dim=0)
 
-    def term(self, ctx: Context, kind: Kind, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropies [B, n] of logits [B, n, K], and what they tell of collapse."""
+    def cross_entropies(self, ctx: Context, kind: Kind, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropies [B, n] of logits [B, n, K], and log the signs of collapse."""
         with torch.no_grad():
             log_p = self.targets(ctx, kind, teacher)
             p = log_p.exp()
@@ -138,8 +139,8 @@ class Discrimination(LossTerm):
             self.log(f"{kind}_loss", entropies)
             self.log(f"{kind}_entropy", cross_entropy(p, log_p))
             self.log(f"{kind}_kl_uniform", collapse.kl_to_uniform(p, ctx.mean))
-            self.log(f"{kind}_used_teacher", collapse.in_use(p, ctx.mean))
-            self.log(f"{kind}_used_student", collapse.in_use(student, ctx.mean))
+            self.log(f"{kind}_used_teacher", collapse.fraction_used(p, ctx.mean))
+            self.log(f"{kind}_used_student", collapse.fraction_used(student, ctx.mean))
             self.log(f"{kind}_logit_std", teacher.std(dim=-1))
             if self.params.centering == "mean":
                 self.log(f"{kind}_center_norm", self.get_buffer(f"center_{kind}").norm())
@@ -152,7 +153,7 @@ class Discrimination(LossTerm):
         return entropies
 
     def targets(self, ctx: Context, kind: Kind, teacher: Tensor) -> Tensor:
-        """The teacher's log assignments of its logits [B, n, K]."""
+        """Return the teacher's log assignments of its logits [B, n, K]."""
         temperature = value_at(self.params.teacher_temp, ctx.step, ctx.total_steps)
         if self.params.centering == "sinkhorn":
             return log_balanced(teacher, temperature, self.params.sinkhorn_iterations, ctx.mean)
@@ -161,13 +162,13 @@ class Discrimination(LossTerm):
 
     @torch.no_grad()
     def log_features(self, ctx: Context, tokens: Mapping[Kind, Tensor]) -> None:
-        """How far the student's patch tokens differ from each other."""
+        """Log how much the student's patch tokens differ from each other."""
         features = tokens["patch"].flatten(0, 1)
-        self.log("feature_std", collapse.deviation(features, ctx.mean))
+        self.log("feature_std", collapse.feature_std(features, ctx.mean))
         self.log("effective_rank", collapse.effective_rank(features, ctx.gather))
 
     def stage(self, teacher: Mapping[Kind, Tensor]) -> None:
-        """Add the teacher's logits to the sums that move the centres: mean over its tokens, sum over samples."""
+        """Add the teacher's logits to the sums that update the centers: mean over tokens, sum over samples."""
         if self.params.centering != "mean":
             return
         for kind, logits in teacher.items():

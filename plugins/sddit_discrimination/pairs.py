@@ -1,4 +1,4 @@
-"""The pair sampler of SD-DiT."""
+"""Define the pair sampler of SD-DiT."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
 from sddit_discrimination.params import PfOdeParams
 from sddit_dit.pairs import student_view, visible_tokens
 
-OWN = "discrimination/pf_ode"  # prefix of this component's own draws
+OWN = "discrimination/pf_ode"  # prefix of the purposes of this component's own draws
 
 
 class PfOde:
     """x_S = x0 + sigma_S eps for the student and x_T = x0 + sigma_T eps for the teacher (arXiv:2403.17004).
 
-    With the score of one image, (x0 - x) / sigma^2, the probability-flow ODE is dx/dsigma = (x - x0) / sigma: a straight
-    ray, so x_T - x0 = (sigma_T / sigma_S) (x_S - x0) lies on the student's trajectory. Consistency training builds its
-    pairs in this way (arXiv:2303.01469, section 5).
+    With the score of one image, (x0 - x) / sigma^2, the probability-flow ODE is dx/dsigma = (x - x0) / sigma: a
+    straight ray, so x_T - x0 = (sigma_T / sigma_S) (x_S - x0) is on the student's trajectory. Consistency training
+    builds pairs in the same way (arXiv:2303.01469, section 5).
     """
 
     def __init__(self, params: PfOdeParams, *, grid: tuple[int, int]) -> None:
@@ -30,7 +30,7 @@ class PfOde:
         return {"student": student, "teacher": self.teacher_view(student, draws, schedule, ctx)}
 
     def teacher_view(self, student: View, draws: Draws, schedule: NoiseSchedule, ctx: Context) -> View:
-        """The same images at the teacher's level."""
+        """Return the same images at the teacher's noise level."""
         params, t = self.params, student.t
         if params.teacher_noise != "same":
             level = self.teacher_level(schedule.sigma(t) / schedule.alpha(t), draws)
@@ -52,14 +52,14 @@ class PfOde:
         )
 
     def teacher_level(self, sigma: Tensor, draws: Draws) -> Tensor:
-        """sigma_T [B] for the student's levels sigma [B]; the drawn ones are never above the student's."""
-        floor = self.params.teacher_sigma
+        """Return sigma_T [B] for the student's sigma [B]; drawn values never exceed the student's."""
+        minimum = self.params.teacher_sigma
         if self.params.teacher_noise == "fixed":
-            return torch.full_like(sigma, floor)
+            return torch.full_like(sigma, minimum)
         u = draws.uniform(f"{OWN}/level").to(sigma)
         if self.params.teacher_noise == "below":
-            level = floor + u * (sigma - floor)
+            level = minimum + u * (sigma - minimum)
         else:  # offset: along tau of the linear path x = (1 - tau) x0 + tau eps
             tau = (sigma / (1 + sigma) - self.params.teacher_offset * u).clamp(min=0)
             level = tau / (1 - tau)
-        return level.clamp(min=floor).minimum(sigma)
+        return level.clamp(min=minimum).minimum(sigma)

@@ -44,15 +44,15 @@ def test_a_pair_off_the_ray_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(PfOde, "teacher_view", drifting)
     assert failing(checks.ray) == [
-        f"{mode}: the teacher's view beside the ray" for mode in ("fixed", "below", "offset", "same")
+        f"{mode}: distance of the teacher's view from the ray" for mode in ("fixed", "below", "offset", "same")
     ]
 
 
 def test_a_teacher_above_its_student_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PfOde, "teacher_level", lambda self, sigma, draws: 1.5 * sigma)
     assert [what for what in failing(checks.ray) if "above" in what] == [
-        "below: teacher's levels above the student's",
-        "offset: teacher's levels above the student's",
+        "below: teacher's noise levels above the student's",
+        "offset: teacher's noise levels above the student's",
     ]
 
 
@@ -74,7 +74,7 @@ def test_an_average_of_another_momentum_is_noticed(monkeypatch: pytest.MonkeyPat
         honest(target, source, keep - 1e-6)
 
     monkeypatch.setattr(averages, "follow", eager)
-    assert failing(checks.teacher) == ["the average after 5 updates beside its closed form"]
+    assert failing(checks.teacher) == ["the average after 5 updates, difference from its closed form"]
 
 
 def test_a_temperature_that_is_off_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ def test_the_teacher_as_a_constant_leaves_the_gradient() -> None:
     term = term_of(patch_weight=0.0)
     logits_s = torch.randn(B, 1, K, dtype=torch.float64, requires_grad=True)
     logits_t = torch.randn(B, 1, K, dtype=torch.float64, requires_grad=True)
-    value = term.term(context(term), "cls", logits_s, logits_t, torch.zeros(B, dtype=torch.int64))
+    value = term.cross_entropies(context(term), "cls", logits_s, logits_t, torch.zeros(B, dtype=torch.int64))
     (gradient,) = torch.autograd.grad(value.sum(), logits_s)
     p, q = torch.softmax(logits_t / 0.04, -1), torch.softmax(logits_s / 0.1, -1)
     torch.testing.assert_close(gradient, (q - p) / 0.1, rtol=1e-10, atol=1e-14)
@@ -418,7 +418,7 @@ def test_collapse_to_one_prototype_and_to_uniform_raise_the_alarms() -> None:
     def alarms(teacher: Tensor) -> set[str]:
         term = term_of(centering="none")
         noise = torch.randn(B, N, K, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        term.term(context(term), "patch", noise, teacher, torch.arange(B) % 3)
+        term.cross_entropies(context(term), "patch", noise, teacher, torch.arange(B) % 3)
         read = {name: float(value) for name, value in term.diagnostics().items()}
         low = {name for name, value in read.items() if (bound := monitors[name].low) is not None and value < bound}
         return low | {
@@ -443,8 +443,8 @@ def test_kl_to_uniform_and_use() -> None:
     assert abs(float(collapse.kl_to_uniform(one, alone)) - math.log(K)) < 1e-12
     all_alike = torch.eye(K, dtype=torch.float64)
     assert abs(float(collapse.kl_to_uniform(all_alike, alone))) < 1e-12
-    assert float(collapse.in_use(one, alone)) == 1 / K
-    assert float(collapse.in_use(all_alike, alone)) == 1.0
+    assert float(collapse.fraction_used(one, alone)) == 1 / K
+    assert float(collapse.fraction_used(all_alike, alone)) == 1.0
 
 
 def test_effective_rank_counts_directions() -> None:
@@ -526,7 +526,7 @@ def test_head_of_the_paper_has_the_size_of_the_table() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"cls_weight": 0.0, "patch_weight": 0.0}, "nothing is left"),
+        ({"cls_weight": 0.0, "patch_weight": 0.0}, "set weight = 0 instead"),
         ({"shared_head": False, "cls_weight": 0.0}, "has no effect"),
         ({"teacher_temp": 0.0}, "must be at least"),
         ({"prototype": 8}, "Extra inputs"),

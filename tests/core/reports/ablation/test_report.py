@@ -625,12 +625,12 @@ def test_runs_of_different_machines(make):
 )
 def test_a_pair_that_is_one_picture_is_warned_of(overrides, trivial):
     recipe = resolve("quickstart", [f"pair_sampler.{text}" for text in overrides])
-    assert any("pair_sampler: student and teacher see the same picture" in text for text in recipe.warnings) == trivial
+    assert any("pair_sampler: student and teacher see the same image" in text for text in recipe.warnings) == trivial
 
 
 def test_without_a_term_that_reads_the_teacher_nothing_is_warned_of():
     overrides = ["pair_sampler.teacher_noise=same", "pair_sampler.mask_ratio=0", "loss.discrimination.weight=0"]
-    assert not any("same picture" in text for text in resolve("quickstart", overrides).warnings)
+    assert not any("same image" in text for text in resolve("quickstart", overrides).warnings)
 
 
 def test_arms_are_searched_for_leaks(ablation):
