@@ -1,7 +1,7 @@
-"""Attention kernels: softmax(q k^T / sqrt(d) + bias) v in four ways.
+"""Register attention kernels: four implementations of softmax(q k^T / sqrt(d) + bias) v.
 
-`eager` is the reference and the fastest on a CPU up to some hundred tokens; `sdpa` is the one for a GPU. A recipe names
-its kernel, and one that cannot serve a run is refused: none is ever put in another's place.
+`eager` is the reference and the fastest on a CPU up to a few hundred tokens; use `sdpa` on a GPU. A recipe names its
+kernel, and a kernel that does not support a run raises an error: none is replaced silently.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from sddit import Registry, hookimpl
 from sddit.interfaces import Attention
 from sddit_flash.params import EagerParams, FlexParams, SdpaParams, XformersParams
 
-AGREEMENT = {"it agrees with the formula": "sddit_flash.checks:agreement"}
+AGREEMENT = {"agreement with the formula": "sddit_flash.checks:agreement"}
 
 
 @hookimpl
@@ -19,14 +19,14 @@ def register_attention(registry: Registry[Attention]) -> None:
         "eager",
         "sddit_flash.kernels:Eager",
         params=EagerParams,
-        summary="Explicit softmax, the reference; fastest on a CPU up to some hundred tokens.",
+        summary="Explicit softmax, the reference; fastest on a CPU up to a few hundred tokens.",
         checks=AGREEMENT,
     )
     registry.add(
         "sdpa",
         "sddit_flash.kernels:Sdpa",
         params=SdpaParams,
-        summary="PyTorch's fused scaled-dot-product attention; the one for a GPU.",
+        summary="PyTorch's fused scaled-dot-product attention; recommended on a GPU.",
         paper="arXiv:2205.14135",
         checks=AGREEMENT,
     )

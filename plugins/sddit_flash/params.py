@@ -6,7 +6,7 @@ from sddit.interfaces import AttentionParams
 
 
 class EagerParams(AttentionParams):
-    """Explicit softmax: every device, precision and option; keeps the N x N weights for the backward pass."""
+    """Explicit softmax for all devices, precisions and options; keeps the N x N weights for the backward pass."""
 
     @property
     def takes_bias(self) -> bool:
@@ -18,7 +18,7 @@ class EagerParams(AttentionParams):
 
 
 class SdpaParams(AttentionParams):
-    """PyTorch's fused kernels, chosen by PyTorch for the device at hand."""
+    """PyTorch's fused kernels, selected by PyTorch for the device."""
 
     @property
     def takes_bias(self) -> bool:
@@ -50,7 +50,7 @@ class FlexParams(AttentionParams):
 
 
 class XformersParams(AttentionParams):
-    """xformers' memory-efficient attention: CUDA alone, no groups."""
+    """xformers' memory-efficient attention: CUDA only, no groups."""
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -211,5 +211,5 @@ def test_xformers_is_given_a_bias_as_it_demands_and_takes_it_back(xformers: Any,
 
 
 def test_xformers_serves_no_groups(xformers: Any) -> None:
-    with pytest.raises(ValueError, match="serves no groups"):
+    with pytest.raises(ValueError, match="does not support groups"):
         xformers(*qkv(7), groups=options("groups", 7)["groups"])
