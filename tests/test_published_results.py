@@ -11,7 +11,7 @@ from sddit.ablations.analysis.results import AblationResults, gather
 from sddit.ablations.analysis.statistics import summarize
 from sddit.ablations.analysis.table import comparisons, with_spread
 from sddit.ablations.planning.arms import expand
-from sddit.formatting import big
+from sddit.formatting import format_si
 from sddit.recipes.merge import load
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ def row(results: AblationResults, label: str) -> str:
         word = f" {compared[label].verdict}" if label in compared else ""
         cells.append(with_spread(summarize(list(results.figure(label, metric).values()))) + word)
     flops = {arm.label: arm.flops for arm in results.plan.arms}
-    return f"| {' | '.join([*cells, big(flops[label])])} |"
+    return f"| {' | '.join([*cells, format_si(flops[label])])} |"
 
 
 @pytest.mark.parametrize("recipe", ABLATIONS, ids=lambda path: path.stem)

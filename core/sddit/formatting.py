@@ -1,4 +1,4 @@
-"""Numbers as people read them: large ones in few letters, and how many there are of what."""
+"""Format numbers, durations and lists for reading, and tables as Markdown, LaTeX or CSV."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 UNKNOWN = "not stated"
 
 
-def big(number: float | None, unit: str = "") -> str:
-    """`490 k`, `6.8 G`, `84 MB`: three digits."""
+# --------------------------------------------------------------------------------------------------------------------
+# Numbers and words
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def format_si(number: float | None, unit: str = "") -> str:
+    """Return a number with an SI prefix and three digits: `490 k`, `6.8 G`, `84 MB`."""
     if number is None:
         return UNKNOWN
     size, step = float(number), 0
@@ -23,64 +28,8 @@ def big(number: float | None, unit: str = "") -> str:
     return f"{size:.3g} {PREFIXES[step]}{unit}".rstrip()
 
 
-def count(number: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def slug(text: str) -> str:
-    """A name for a file: `mask_ratio=0.1` is `mask_ratio-0.1`."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-"""What LaTeX reads as other than itself."""
-
-
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of GitHub's Markdown."""
-    lines = (map(harmless, headings), ["---"] * len(headings), *(map(harmless, row) for row in rows))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def harmless(cell: str) -> str:
-    """A cell of Markdown that stays one cell of text: no code, no HTML, no link, no formula."""
-    return re.sub(r"([\\`|<>$])", r"\\\1", printable(cell)).replace("](", r"]\(")
-
-
-def latex(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A tabular with the rules of booktabs: the first column to the left, the others to the right."""
-    head, *body = (" & ".join(map(escaped, line)) + r" \\" for line in (headings, *rows))
-    begin = r"\begin{tabular}{l" + "r" * (len(headings) - 1) + "}"
-    return "\n".join((begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"))
-
-
-def escaped(text: str) -> str:
-    """Text as LaTeX prints it."""
-    return "".join(LATEX.get(character, character) for character in text)
-
-
-def no_formula(value: Any) -> Any:
-    """A cell of CSV that a spreadsheet shows and does not compute: a text that begins like a formula gets an apostrophe."""
-    if not isinstance(value, str):
-        return value
-    text = printable(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
-
-
-def short(value: float) -> str:
-    """A number in few letters: 0.00012 -> 1.2e-4, 12000 -> 12k."""
+def format_number(value: float) -> str:
+    """Return a number in at most four digits: `1.2e-4` for 0.00012, `12k` for 12000."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     size = abs(value)
@@ -92,4 +41,69 @@ def short(value: float) -> str:
     return f"{value:.4g}" if size >= 1000 else f"{value:.3g}"
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number and its noun: `1 seed`, `3 seeds`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in two units: `8.5 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds) // 60
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {round(seconds) % 60} s"
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Return an enumeration: `a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def slug(text: str) -> str:
+    """Return a text as part of a file name: `mask_ratio-0.1` for `mask_ratio=0.1`."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
+
+
 # --------------------------------------------------------------------------------------------------------------------
+# Tables
+# --------------------------------------------------------------------------------------------------------------------
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+"""Characters with a meaning in LaTeX, and how to print them."""
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in GitHub's Markdown."""
+    lines = (map(escape_markdown, headings), ["---"] * len(headings), *(map(escape_markdown, row) for row in rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escape_markdown(cell: str) -> str:
+    """Escape a cell of a Markdown table, so that it holds no code, HTML, link or formula."""
+    return re.sub(r"([\\`|<>$])", r"\\\1", printable(cell)).replace("](", r"]\(")
+
+
+def latex_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a tabular for the package booktabs. The first column is left-aligned, the others right-aligned."""
+    head, *body = (" & ".join(map(escape_latex, line)) + r" \\" for line in (headings, *rows))
+    begin = r"\begin{tabular}{l" + "r" * (len(headings) - 1) + "}"
+    return "\n".join((begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"))
+
+
+def escape_latex(text: str) -> str:
+    """Escape the characters with a meaning in LaTeX."""
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+def escape_csv(value: Any) -> Any:
+    """Prefix a text that a spreadsheet would evaluate as a formula with an apostrophe. Other values are unchanged."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

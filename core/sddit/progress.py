@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from sddit.errors import printable
+from sddit.formatting import format_duration
 
 Clock = Callable[[], float]
 LINE_EVERY = 10.0  # seconds between plain lines of a short stage
@@ -117,7 +118,7 @@ class Progress:
 
     def summary(self) -> str:
         """The line that a finished stage leaves."""
-        return columns(self.name, f"done in {duration(self.elapsed)}", self.detail())
+        return columns(self.name, f"done in {format_duration(self.elapsed)}", self.detail())
 
 
 class PlainProgress(Progress):
@@ -139,7 +140,7 @@ class PlainProgress(Progress):
         if left is None or self.elapsed < self._next:
             return
         self._next = self.elapsed + max(LINE_EVERY, LINE_SHARE * (self.elapsed + left))
-        self.note(columns(self.name, f"{self.done:,}/{self.total:,}", self.detail(), f"{duration(left)} left"))
+        self.note(columns(self.name, f"{self.done:,}/{self.total:,}", self.detail(), f"{format_duration(left)} left"))
 
 
 class LiveProgress(Progress):
@@ -183,7 +184,7 @@ class LiveProgress(Progress):
         if self._live is None or self._task is None:
             return
         left = self.remaining()
-        self._bar.update(self._task, completed=self.done, left="" if left is None else f"{duration(left)} left")
+        self._bar.update(self._task, completed=self.done, left="" if left is None else f"{format_duration(left)} left")
         below = Text(f"{'':<{NAME_WIDTH}} {self.detail()}", style="dim", no_wrap=True)
         self._live.update(Group(self._bar, below))
 
@@ -201,10 +202,3 @@ def progress_on(console: Console) -> Progress:
 def columns(name: str, *parts: str) -> str:
     """`training    120/1,000   denoise 0.182`; empty parts are left out."""
     return "   ".join([f"{name:<{NAME_WIDTH}}", *filter(None, parts)])
-
-
-def duration(seconds: float) -> str:
-    """`0:07`, `2:31`, `1:04:09`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

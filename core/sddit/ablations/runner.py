@@ -32,8 +32,8 @@ from sddit.ablations.planning.records import PLAN, LeakCheck, read_plan
 from sddit.distributed.signals import REQUESTS, StopSignals
 from sddit.errors import SdditError, error, one_of
 from sddit.evaluation.probe import lacks_probe
-from sddit.formatting import count
-from sddit.progress import Progress, duration
+from sddit.formatting import format_count, format_duration
+from sddit.progress import Progress
 from sddit.reports.ablation.report import write_report
 from sddit.storage.atomic import replace_file, to_json
 from sddit.storage.lock import holder
@@ -142,10 +142,16 @@ def threads_for(jobs: int) -> int | None:
 
 def announce(plan: AblationPlan, waiting: int, progress: Progress) -> None:
     """The first lines: how many runs, how many of them are there already."""
-    arms, seeds, needed = count(len(plan.arms), "arm"), count(len(plan.settings.seeds), "seed"), len(plan.needed)
+    arms, seeds, needed = (
+        format_count(len(plan.arms), "arm"),
+        format_count(len(plan.settings.seeds), "seed"),
+        len(plan.needed),
+    )
     shared = f", {len(plan.runs) - needed} shared" if needed < len(plan.runs) else ""
     progress.note(f"{plan.name}: {arms} x {seeds}, equal {plan.settings.budget}{shared}")
-    progress.note(f"{count(needed, 'run')}, {needed - waiting} of them finished before; results in {plan.folder}")
+    progress.note(
+        f"{format_count(needed, 'run')}, {needed - waiting} of them finished before; results in {plan.folder}"
+    )
 
 
 def complete(run: PlannedRun) -> bool:
@@ -264,7 +270,7 @@ def conclude(plan: AblationPlan, child: Child, progress: Progress, left: int) ->
     """Say how a process ended; keep why, if it failed."""
     status, title = child.process.returncode, child.run.title
     if status == 0:
-        progress.note(f"{title}: finished in {duration(time.monotonic() - child.began)}, {left} to go")
+        progress.note(f"{title}: finished in {format_duration(time.monotonic() - child.began)}, {left} to go")
     elif status in STOPPED:
         progress.note(f"{title}: stopped after {steps_of(child.run):,} steps, saved")
     else:

@@ -12,7 +12,7 @@ from sddit.ablations.planning.plan import AblationPlan, PlannedArm, PlannedRun
 from sddit.cli.common import table
 from sddit.cli.plan_view import print_all_values
 from sddit.errors import printable
-from sddit.formatting import big, count
+from sddit.formatting import format_count, format_si
 
 STATES = {"finished": "finished", "failed": "failed", "stopped": "step {step:,}", "waiting": ""}
 MAX_ARMS = 30  # lines of a summary
@@ -52,20 +52,20 @@ def budget_text(plan: AblationPlan) -> str:
         case "images":
             return f"{plan.budget.amount:,.0f} images per arm"
         case "flops":
-            return f"{big(plan.budget.amount)} training FLOPs per arm"
+            return f"{format_si(plan.budget.amount)} training FLOPs per arm"
         case "time":
             return f"{plan.budget.amount:,.0f} seconds of training per arm, at the pace measured before"
 
 
 def runs_text(plan: AblationPlan, rows: Sequence[RunOutcome]) -> str:
     """Return how many runs there are, how many are finished, and what all of them cost."""
-    product = f"{count(len(plan.arms), 'arm')} x {count(len(plan.settings.seeds), 'seed')}"
+    product = f"{format_count(len(plan.arms), 'arm')} x {format_count(len(plan.settings.seeds), 'seed')}"
     if plan.budget is None:
         return f"{product}, not planned yet"
     done = {row.id for row in rows if row.status == "finished"}
     flops = [arm_of(plan, run).cost.training_flops for run in plan.needed]
     known = [value for value in flops if value is not None]
-    total = big(sum(known) if len(known) == len(flops) else None, "FLOPs")
+    total = format_si(sum(known) if len(known) == len(flops) else None, "FLOPs")
     shared = f", {len(plan.needed)} distinct" if len(plan.needed) < len(plan.runs) else ""
     finished = sum(run.id in done for run in plan.needed)
     return f"{product} = {len(plan.runs)}{shared}; {finished} finished; training {total} in total"
@@ -82,14 +82,14 @@ def arm_cells(arm: PlannedArm, plan: AblationPlan, rows: Sequence[RunOutcome]) -
     done = sum(row.status == "finished" for row in own)
     failed = sum(row.status == "failed" for row in own)
     runs = f"{done} of {len(own)} finished" if done else f"{len(plan.settings.seeds)}"
-    length = [f"{arm.cost.steps:,}", f"{arm.images:,}", big(arm.cost.training_flops)]
+    length = [f"{arm.cost.steps:,}", f"{arm.images:,}", format_si(arm.cost.training_flops)]
     return [
         arm.label,
         "" if arm.baseline == arm.label else arm.baseline,
         f"{runs}, {failed} failed" if failed else runs,
         *(length if plan.budget is not None else ["by time", "", ""]),
-        big(arm.parameters),
-        big(arm.cost.memory.total, "B"),
+        format_si(arm.parameters),
+        format_si(arm.cost.memory.total, "B"),
         changes(arm.changes),
     ]
 

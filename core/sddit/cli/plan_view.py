@@ -11,9 +11,8 @@ from rich.table import Table
 from sddit.cli.base_changes import BaseChanges
 from sddit.cli.common import setting_text, table
 from sddit.errors import SdditError, printable
-from sddit.formatting import big
+from sddit.formatting import format_duration, format_si
 from sddit.interfaces import ViewSpec
-from sddit.progress import duration
 from sddit.recipes.costs import Pass, Plan
 from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
@@ -47,19 +46,21 @@ def print_block(title: str, content: Table, out: Console) -> None:
 
 def cost_table(plan: Plan, folder: Path) -> Table:
     """Parameters, FLOPs, time and memory, one line each, with their parts."""
-    heads = [f"{big(count)} in heads of {label}" for label, count in plan.heads_parameters.items() if count != 0]
-    teacher = [f"{big(plan.teacher_parameters)} in the teacher"] if plan.teacher_parameters != 0 else []
+    heads = [f"{format_si(count)} in heads of {label}" for label, count in plan.heads_parameters.items() if count != 0]
+    teacher = [f"{format_si(plan.teacher_parameters)} in the teacher"] if plan.teacher_parameters != 0 else []
     memory = {name: getattr(plan.memory, name) for name in plan.memory.__slots__}
     rows = table("", "", "")
     rows.show_header = False
-    rows.add_row("parameters", big(plan.backbone_parameters), ", ".join(["backbone", *heads, *teacher]))
-    steps = f"{plan.steps:,} steps of {big(plan.flops_per_step, 'FLOPs')}, {plan.batch} images each"
-    rows.add_row("training", big(plan.training_flops, "FLOPs"), f"{steps}; {big(plan.flops_per_image)} per image")
-    samples = f"{plan.sampled:,} images at the end, {big(plan.sampling_flops_per_image, 'FLOPs')} each"
-    rows.add_row("sampling", big(plan.sampling_flops, "FLOPs"), samples)
+    rows.add_row("parameters", format_si(plan.backbone_parameters), ", ".join(["backbone", *heads, *teacher]))
+    steps = f"{plan.steps:,} steps of {format_si(plan.flops_per_step, 'FLOPs')}, {plan.batch} images each"
+    rows.add_row(
+        "training", format_si(plan.training_flops, "FLOPs"), f"{steps}; {format_si(plan.flops_per_image)} per image"
+    )
+    samples = f"{plan.sampled:,} images at the end, {format_si(plan.sampling_flops_per_image, 'FLOPs')} each"
+    rows.add_row("sampling", format_si(plan.sampling_flops, "FLOPs"), samples)
     rows.add_row("time", *time_estimate(plan, folder))
-    parts = ", ".join(f"{big(size, 'B')} {name}" for name, size in memory.items() if size != 0)
-    rows.add_row("memory", big(plan.memory.total, "B"), parts)
+    parts = ", ".join(f"{format_si(size, 'B')} {name}" for name, size in memory.items() if size != 0)
+    rows.add_row("memory", format_si(plan.memory.total, "B"), parts)
     return rows
 
 
@@ -72,7 +73,9 @@ def time_estimate(plan: Plan, folder: Path) -> tuple[str, str]:
         step, seconds = 0, 0.0
     if step <= 0 or seconds <= 0:
         return "unknown", "`sddit-run bench RECIPE` measures images per second on this machine"
-    return duration(seconds / step * plan.steps), f"of training, at the pace of the first {step:,} steps in {folder}"
+    return format_duration(
+        seconds / step * plan.steps
+    ), f"of training, at the pace of the first {step:,} steps in {folder}"
 
 
 def view_table(plan: Plan, recipe: Recipe) -> Table:
@@ -90,7 +93,7 @@ def view_cost(one: Pass, plan: Plan) -> list[str]:
     """Visible tokens, FLOPs per image, and the FLOPs of loss heads among them."""
     known = one.backbone_flops is not None and one.heads_flops is not None
     total = (one.backbone_flops or 0) + (one.heads_flops or 0) if known else None
-    return [f"{one.kept:.4g} of {plan.tokens}", big(total), big(one.heads_flops)]
+    return [f"{one.kept:.4g} of {plan.tokens}", format_si(total), format_si(one.heads_flops)]
 
 
 def mask_text(view: ViewSpec) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from sddit.formatting import short
+from sddit.formatting import format_number
 from sddit.interfaces import Monitor
 from sddit.interfaces.metric_names import SCORE
 
@@ -59,7 +59,7 @@ def judge(key: str, monitor: Monitor, metrics: Sequence[Row]) -> Verdict:
 
 def beyond(value: float, word: str, bound: float) -> str:
     """`0.01 is below 0.12`, with as many digits as tell the two apart."""
-    few, most = (short(value), short(bound)), (f"{value:.6g}", f"{bound:.6g}")
+    few, most = (format_number(value), format_number(bound)), (f"{value:.6g}", f"{bound:.6g}")
     return f" is {word} ".join(most if few[0] == few[1] else few)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from sddit.errors import printable
-from sddit.formatting import short
+from sddit.formatting import format_number
 from sddit.interfaces import Monitor
 
 WIDTH, HEIGHT = 460, 250
@@ -159,7 +159,7 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> Iterator[Markup]:
         yield Markup('<path d="M{} {:.1f}H{}" stroke="currentColor" stroke-opacity=".13"/>').format(
             LEFT, y(tick), WIDTH - RIGHT
         )
-        yield _text(LEFT - 6, y(tick) + 3.5, short(tick), "end", opacity=0.75)
+        yield _text(LEFT - 6, y(tick) + 3.5, format_number(tick), "end", opacity=0.75)
     yield Markup('<path d="M{} {}H{}" stroke="currentColor" stroke-opacity=".5"/>').format(
         LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT
     )
@@ -167,7 +167,7 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> Iterator[Markup]:
         yield Markup('<path d="M{:.1f} {}v4" stroke="currentColor" stroke-opacity=".5"/>').format(
             x(tick), HEIGHT - BOTTOM
         )
-        yield _text(x(tick), HEIGHT - BOTTOM + 16, short(tick), "middle", opacity=0.75)
+        yield _text(x(tick), HEIGHT - BOTTOM + 16, format_number(tick), "middle", opacity=0.75)
     yield _text(WIDTH - RIGHT, HEIGHT - 6, x_label, "end", opacity=0.75)
     if y_label:
         yield _text(LEFT - 44, HEIGHT - 6, y_label, "start", opacity=0.75)
@@ -182,7 +182,7 @@ def _levels(references: Sequence[Reference], y: Axis) -> Iterator[Markup]:
             '<path d="M{} {:.1f}H{}" stroke="currentColor" stroke-opacity=".6" stroke-dasharray="1 3" stroke-width="1.3"/>'
         ).format(LEFT, at, WIDTH - RIGHT)
         lowest = at - 4 if at - 4 >= lowest + 12 else max(at, lowest) + 12  # above its line, or below
-        label = f"{reference.name} = {short(reference.y)}"
+        label = f"{reference.name} = {format_number(reference.y)}"
         yield Markup('<g style="paint-order:stroke;stroke:var(--card, #fff);stroke-width:3px">{}</g>').format(
             _text(WIDTH - RIGHT - 2, lowest, label, "end", opacity=0.8)
         )
@@ -287,8 +287,8 @@ def _describe(one: Series) -> str:
     (x0, y0), (x1, y1) = finite[0], finite[-1]
     lowest, highest = min(y for _, y in finite), max(y for _, y in finite)
     return (
-        f"{one.name}: from {short(y0)} at {short(x0)} to {short(y1)} at {short(x1)}, "
-        f"lowest {short(lowest)}, highest {short(highest)}"
+        f"{one.name}: from {format_number(y0)} at {format_number(x0)} to {format_number(y1)} at {format_number(x1)}, "
+        f"lowest {format_number(lowest)}, highest {format_number(highest)}"
     )
 
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from sddit.evaluation.probe import Probe
 from sddit.evaluation.probe import charts as probe_charts
-from sddit.formatting import short
+from sddit.formatting import format_duration, format_number
 from sddit.interfaces import Monitor
 from sddit.interfaces.metric_names import FIGURES, SCORE
 from sddit.reports.charts import Reference, Series, levels, line_chart
@@ -107,7 +107,7 @@ def write_report(run: ReportData) -> str:
         untouched=[setting for setting in settings(run) if setting.untouched],
         cost=cost_rows(run.cost),
         steps=[*suggestions(run, verdicts), *run.next_steps],
-        short=short,
+        format_number=format_number,
     )
 
 
@@ -124,9 +124,9 @@ def headline(run: ReportData) -> Iterator[tuple[str, str, str]]:
                 f"{scores.class_accuracy:.0%}",
                 f"of samples by {scores.title}; real images {scores.class_accuracy_floor:.0%}",
             )
-    yield "Training", duration(run.cost.seconds), run.cost.device
+    yield "Training", format_duration(run.cost.seconds), run.cost.device
     if run.cost.images_per_second is not None:
-        yield "Speed", short(run.cost.images_per_second), "images per second"
+        yield "Speed", format_number(run.cost.images_per_second), "images per second"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +144,16 @@ def score_rows(scores: Scores) -> Iterator[ScoreRow]:
     """Scores beside what real images reach, and what that means."""
     n, k = scores.n, scores.neighbours
     yield ScoreRow(
-        scores.fd_name, n, short(scores.fd), short(scores.fd_floor), f"{scores.times_floor:.1f} times the floor"
+        scores.fd_name,
+        n,
+        format_number(scores.fd),
+        format_number(scores.fd_floor),
+        f"{scores.times_floor:.1f} times the floor",
     )
     yield ScoreRow(
         scores.fd_name,
         scores.samples,
-        short(scores.fd_all),
+        format_number(scores.fd_all),
         "",
         f"all samples: compare at n = {scores.samples:,} only",
     )
@@ -157,8 +161,8 @@ def score_rows(scores: Scores) -> Iterator[ScoreRow]:
     yield ScoreRow(
         scores.kid_name,
         n,
-        f"{short(scores.kid)} ± {short(scores.kid_spread)}",
-        f"{short(scores.kid_floor)} ± {short(scores.kid_floor_spread)}",
+        f"{format_number(scores.kid)} ± {format_number(scores.kid_spread)}",
+        f"{format_number(scores.kid_floor)} ± {format_number(scores.kid_floor_spread)}",
         ("within the spread of real images" if within else "above the spread of real images")
         + f" ({scores.kid_subsets} subsets of {scores.kid_subset_size})",
     )
@@ -210,7 +214,9 @@ def score_rows(scores: Scores) -> Iterator[ScoreRow]:
         )
     for key, value in scores.own.items():
         name = FIGURES[key].title if key in FIGURES else key
-        yield ScoreRow(name, scores.samples, short(value), "", f"all samples: compare at n = {scores.samples:,} only")
+        yield ScoreRow(
+            name, scores.samples, format_number(value), "", f"all samples: compare at n = {scores.samples:,} only"
+        )
 
 
 def suggestions(run: ReportData, verdicts: Sequence[Verdict]) -> Iterator[NextStep]:
@@ -258,14 +264,6 @@ def suggestions(run: ReportData, verdicts: Sequence[Verdict]) -> Iterator[NextSt
         )
 
 
-def duration(seconds: float) -> str:
-    """2 h 5 min, 3 min 20 s, 8.5 s."""
-    if seconds < 59.95:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds) // 60
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {round(seconds) % 60} s"
-
-
 def cost_rows(cost: RunCost) -> Iterator[tuple[str, str]]:
     """What the run cost, in units that a person reads."""
     unknown = "not stated"
@@ -273,8 +271,8 @@ def cost_rows(cost: RunCost) -> Iterator[tuple[str, str]]:
     yield "Trained parameters", unknown if cost.parameters is None else f"{cost.parameters:,}"
     yield "FLOPs of a step", unknown if cost.flops_per_step is None else f"{cost.flops_per_step:.3g}"
     yield "FLOPs of the run", unknown if cost.flops is None else f"{cost.flops:.3g}"
-    yield "Images per second", unknown if cost.images_per_second is None else short(cost.images_per_second)
-    yield "Time in training", duration(cost.seconds)
+    yield "Images per second", unknown if cost.images_per_second is None else format_number(cost.images_per_second)
+    yield "Time in training", format_duration(cost.seconds)
     yield "Peak memory", unknown if cost.peak_memory is None else f"{cost.peak_memory / 2**20:,.0f} MiB"
 
 

@@ -22,7 +22,6 @@ from sddit.reports.charts import (
     Reference,
     Series,
     line_chart,
-    short,
 )
 
 HOSTILE = """</script><img src=x onerror=1>"'{{7*7}}"""
@@ -174,22 +173,3 @@ def test_every_text_is_only_text():
 )
 def test_ticks_are_round(low, high, log, expected):
     assert Axis(low, high, 0, 1, log).ticks() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (0, "0"),
-        (0.5, "0.5"),
-        (1000, "1000"),
-        (12_000, "12k"),
-        (3.4e6, "3.4M"),
-        (2e9, "2G"),
-        (1.2e-5, "1.2e-5"),
-        (1e15, "1e15"),
-        (-0.25, "-0.25"),
-        (math.inf, "inf"),
-    ],
-)
-def test_short(value, expected):
-    assert short(value) == expected

@@ -18,7 +18,6 @@ from sddit.reports.run_report import (
     NextStep,
     ReportData,
     RunCost,
-    duration,
     score_rows,
     settings,
     suggestions,
@@ -290,18 +289,3 @@ def test_settings_name_their_origins_and_read_like_a_recipe():
         "ema": ("none", "default", True),
         "teacher.momentum": ("0.996 → 1", "recipes/y.toml:9", False),
     }
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.25, "0.25 s"),
-        (59.4, "59.4 s"),
-        (59.99, "1 min 0 s"),
-        (171.4, "2 min 51 s"),
-        (3600, "1 h 0 min"),
-        (7500, "2 h 5 min"),
-    ],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sddit.formatting import count
+from sddit.formatting import format_count
 
 Array = NDArray[np.float64]
 Verdict = Literal["better", "worse", "within noise", "no verdict under 3 seeds"]
@@ -71,8 +71,8 @@ class Comparison:
         """`better: -0.12, 95% interval -0.2 to -0.04 over 5 seeds, p = 0.013 corrected for 4 arms`."""
         if self.difference is None or self.low is None or self.high is None:
             measured = "" if self.difference is None else f": {self.difference:+.3g}"
-            return f"{self.verdict}{measured} ({count(self.seeds, 'seed')})"
-        interval = f"{LEVEL:.0%} interval {self.low:.3g} to {self.high:.3g} over {count(self.seeds, 'seed')}"
+            return f"{self.verdict}{measured} ({format_count(self.seeds, 'seed')})"
+        interval = f"{LEVEL:.0%} interval {self.low:.3g} to {self.high:.3g} over {format_count(self.seeds, 'seed')}"
         if self.p is None or self.p_holm is None:
             return f"{self.verdict}: {self.difference:+.3g}, {interval}"
         corrected = f" corrected for {self.family} arms" if self.family > 1 else ""

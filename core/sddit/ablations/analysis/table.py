@@ -9,7 +9,7 @@ from typing import Any
 from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import LEVEL, Comparison, Sides, Summary, compare, p_text, summarize
 from sddit.ablations.planning.records import ArmRecord, PlanRecord
-from sddit.formatting import big, listed
+from sddit.formatting import format_si, join_words
 from sddit.interfaces import DatasetParams
 from sddit.interfaces.metric_names import FIGURES, Direction
 from sddit.recipes.parsing import quoted
@@ -46,8 +46,8 @@ def about(arm: ArmRecord, results: AblationResults) -> list[str]:
         f"{runs}{failed}",
         f"{arm.steps:,}",
         f"{arm.images:,}",
-        big(arm.flops),
-        big(arm.parameters),
+        format_si(arm.flops),
+        format_si(arm.parameters),
     ]
 
 
@@ -98,7 +98,7 @@ def floors(results: AblationResults) -> str:
     }
     if not floored:
         return ""
-    each = listed([f"{reach(found)} on {title(metric)}" for metric, found in floored.items()])
+    each = join_words([f"{reach(found)} on {title(metric)}" for metric, found in floored.items()])
     n = f"{next(iter(floored)).rpartition('.')[0]}.n"
     images = {row.scores[n] for row in results.runs if n in row.scores}
     at = f", at n = {reach(images)} images a side" if images else ""

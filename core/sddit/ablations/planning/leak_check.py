@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sddit.ablations.planning.arms import Arm
 from sddit.ablations.planning.records import LeakCheck
-from sddit.formatting import big
+from sddit.formatting import format_si
 from sddit.progress import Progress
 from sddit.recipes.costs import plan
 from sddit.recipes.recipe import Recipe
@@ -32,7 +32,7 @@ def look(recipe: Recipe) -> LeakCheck:
     size = plan(recipe).backbone_parameters
     if size is not None and size > LARGEST:
         return LeakCheck(
-            unchecked=f"the network has {big(size)} parameters; sddit.verify.leak(recipe) looks all the same"
+            unchecked=f"the network has {format_si(size)} parameters; sddit.verify.leak(recipe) looks all the same"
         )
     from sddit.verify import leak
 

@@ -18,7 +18,7 @@ from sddit.cli.common import (
     print_json,
     table,
 )
-from sddit.formatting import big
+from sddit.formatting import format_si
 from sddit.plugins.host import host
 from sddit.progress import progress_on
 
@@ -107,10 +107,12 @@ def print_bench(result: Bench) -> None:
             figure.name,
             f"{figure.images_per_second:,.0f}",
             f"{figure.relative:.2f}",
-            big(figure.flops_per_image),
+            format_si(figure.flops_per_image),
             fraction,
         )
     out.print(rows)
     for precision, peak in result.peaks.items():
-        out.print(f"peak: {big(peak, 'FLOP/s')} in a {precision} matrix product, {result.threads} threads", style="dim")
+        out.print(
+            f"peak: {format_si(peak, 'FLOP/s')} in a {precision} matrix product, {result.threads} threads", style="dim"
+        )
     out.print(f"median of {result.rounds} rounds, recipes measured in turns", style="dim")

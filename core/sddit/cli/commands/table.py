@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from sddit import formatting as forms
+from sddit import formatting
 from sddit.ablations.planning.records import PLAN
 from sddit.cli.common import PathOption, SdditCommand, console, notice
 from sddit.cli.common import table as text_table
 from sddit.errors import SdditError, error, printable
+from sddit.formatting import format_duration
 from sddit.interfaces.metric_names import FIGURES, numbers
-from sddit.progress import duration
 from sddit.storage.metrics_log import last_metrics
 from sddit.storage.run_folder import METRICS, RECIPE, SCORES, read_json
 
@@ -59,9 +59,9 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
     if as_csv:
         print_csv(records)
     elif latex:
-        click.echo(forms.latex(headings, rows))
+        click.echo(formatting.latex_table(headings, rows))
     elif markdown:
-        click.echo(forms.markdown(headings, rows))
+        click.echo(formatting.markdown_table(headings, rows))
     else:
         print_table(headings, rows)
         if legend:
@@ -167,7 +167,7 @@ def about(line: Line) -> list[str]:
     if line.unreadable:
         return [printable(line.name), "unreadable", ""]
     steps = f"{line.steps:,}" if line.steps >= line.planned else f"{line.steps:,} of {line.planned:,}"
-    return [printable(line.name), steps, duration(line.seconds)]
+    return [printable(line.name), steps, format_duration(line.seconds)]
 
 
 def cell(line: Line, label: str, key: str) -> str:
@@ -191,8 +191,8 @@ def print_csv(records: Sequence[dict[str, Any]]) -> None:
     """Print CSV with every score of every extractor."""
     columns = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
-    writer.writerow({name: forms.no_formula(name) for name in columns})
-    writer.writerows({name: forms.no_formula(value) for name, value in record.items()} for record in records)
+    writer.writerow({name: formatting.escape_csv(name) for name in columns})
+    writer.writerows({name: formatting.escape_csv(value) for name, value in record.items()} for record in records)
 
 
 def record(line: Line) -> dict[str, Any]:

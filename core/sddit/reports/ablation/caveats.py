@@ -11,7 +11,7 @@ from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import LEAST_SEEDS
 from sddit.ablations.analysis.table import title
 from sddit.ablations.planning.records import ArmRecord
-from sddit.formatting import big
+from sddit.formatting import format_si
 from sddit.reports.ablation.phrases import among, times
 
 Amount = Callable[[ArmRecord], float | None]
@@ -187,7 +187,7 @@ def unequal(results: AblationResults, cause: str, what: str, amount: Amount, tol
     for arm, base in beside_baseline(results):
         mine, other = amount(arm), amount(base)
         if mine is not None and other is not None and not near(mine, other, tolerance):
-            apart[arm.label] = f"{times(mine, other)} the baseline's ({big(mine)} to {big(other)})"
+            apart[arm.label] = f"{times(mine, other)} the baseline's ({format_si(mine)} to {format_si(other)})"
     if apart:
         each = "; ".join(f"{among(results.plan, labels)} {ratio}" for ratio, labels in alike(apart).items())
         yield Caution(cause, f"{what}: {each}.", tuple(apart))

@@ -10,7 +10,7 @@ from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import LEAST_SEEDS, LEVEL, Comparison, Verdict, p_text
 from sddit.ablations.analysis.table import PREPARED, apart, redrawn, title
 from sddit.ablations.planning.records import BudgetRecord
-from sddit.formatting import big, count, listed
+from sddit.formatting import format_count, format_si, join_words
 from sddit.interfaces.metric_names import FIGURES
 from sddit.reports.ablation.caveats import Caution
 from sddit.reports.ablation.phrases import among, times
@@ -115,7 +115,7 @@ def under(results: AblationResults) -> str:
     """`Budget: equal images, 3,840 for every arm, in each of 3 seeds (0, 1, 2).`"""
     plan = results.plan
     numbers = ", ".join(map(str, plan.seeds))
-    return f"Budget: {budget(plan.budget)}, in each of {count(len(plan.seeds), 'seed')} ({numbers})."
+    return f"Budget: {budget(plan.budget)}, in each of {format_count(len(plan.seeds), 'seed')} ({numbers})."
 
 
 def budget(settled: BudgetRecord) -> str:
@@ -124,7 +124,7 @@ def budget(settled: BudgetRecord) -> str:
     if settled.amount is None:
         return rule
     if settled.rule == "flops":
-        return f"{rule}, {big(settled.amount)} for every arm"
+        return f"{rule}, {format_si(settled.amount)} for every arm"
     return f"{rule}, {settled.amount:,.0f} for every arm"
 
 
@@ -162,7 +162,7 @@ def clauses(by_metric: Mapping[str, Comparison]) -> str:
     for verdict, start in words.items():
         metrics = [title(metric) for metric, comparison in by_metric.items() if comparison.verdict == verdict]
         if metrics:
-            said.append(f"{start} {listed(metrics)}")
+            said.append(f"{start} {join_words(metrics)}")
     return "; ".join(said)
 
 
@@ -176,8 +176,8 @@ def sentence(metric: str, comparison: Comparison) -> str:
     corrected = ""
     if comparison.p is not None and comparison.p_holm is not None:
         alone = f" ({p_text(comparison.p)} alone)" if comparison.p < 1 - LEVEL <= comparison.p_holm else ""
-        corrected = f", {p_text(comparison.p_holm)} after Holm over {count(comparison.family, 'arm')}{alone}"
-    return f"{name}: {number}{between} over {count(comparison.seeds, 'seed')}{corrected}"
+        corrected = f", {p_text(comparison.p_holm)} after Holm over {format_count(comparison.family, 'arm')}{alone}"
+    return f"{name}: {number}{between} over {format_count(comparison.seeds, 'seed')}{corrected}"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -268,10 +268,10 @@ def noise(results: AblationResults, compared: Compared) -> Answer:
         if widths:
             reaches.append(f"{median(widths):.2g} on {title(metric)}")
     family = max(one.family for arms in compared.values() for one in arms.values())
-    correction = f", after Holm's correction for {count(family, 'arm')} on each metric" if family else ""
+    correction = f", after Holm's correction for {format_count(family, 'arm')} on each metric" if family else ""
     words = (
         f"A verdict needs p < {1 - LEVEL:.2g} by Student's t over {LEAST_SEEDS} seeds or more{correction}. "
-        f"{count(len(compared), 'metric')} {'is' if len(compared) == 1 else 'are'} looked at, and who looks at many sees more by chance. "
+        f"{format_count(len(compared), 'metric')} {'is' if len(compared) == 1 else 'are'} looked at, and who looks at many sees more by chance. "
     )
     if reaches:
         words += f"What could be seen, as half of a usual interval: {', '.join(reaches)}; smaller differences would not show."
@@ -284,7 +284,7 @@ def same_evaluation(results: AblationResults, found: Iterable[Caution]) -> Answe
     others = {
         arm.label: keys for arm in results.plan.arms if (keys := arm.differing("sampler.", "guidance.", "evaluate."))
     }
-    unequal += [f"{label} is sampled or scored with another {listed(keys)}." for label, keys in others.items()]
+    unequal += [f"{label} is sampled or scored with another {join_words(keys)}." for label, keys in others.items()]
     alike = "Every arm was sampled by the same sampler, and every metric measured on as many images in every run."
     words = " ".join(unequal) or alike
     return Answer("Same evaluation?", words, not unequal)
@@ -295,11 +295,11 @@ def same_evaluation(results: AblationResults, found: Iterable[Caution]) -> Answe
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def spread(amounts: Mapping[str, float | None], text: Callable[[float], str] = big) -> str:
+def spread(amounts: Mapping[str, float | None], text: Callable[[float], str] = format_si) -> str:
     """`490 k in every arm`, or `from 410 k (a) to 520 k (b), 1.27 times`."""
     known = {label: amount for label, amount in amounts.items() if amount is not None}
     if len(known) < len(amounts):
-        silent = f"not stated for {listed([label for label in amounts if label not in known])}"
+        silent = f"not stated for {join_words([label for label in amounts if label not in known])}"
         return f"{silent}; the others: {spread(known, text)}" if known else silent
     least, most = min(known, key=lambda label: known[label]), max(known, key=lambda label: known[label])
     if known[least] == known[most]:

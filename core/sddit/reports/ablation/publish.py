@@ -26,7 +26,7 @@ from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcom
 from sddit.ablations.analysis.targets import first_at, points, reached
 from sddit.ablations.planning.records import PLAN, PlanRecord
 from sddit.errors import error
-from sddit.formatting import no_formula, slug
+from sddit.formatting import escape_csv, slug
 from sddit.interfaces.metric_names import FIGURES as SCORED
 from sddit.reports.ablation.curves import AXES, all_keys, over_seeds
 from sddit.reports.ablation.readme import Figure, readme
@@ -241,7 +241,7 @@ def curves_table(results: AblationResults, logs: Logs) -> str:
             points = [point for point in over_seeds(key, AXES[0], arm, runs) if point]
             for step, *values in thinned(points):
                 writer.writerow(
-                    [no_formula(arm.label), key, int(step), len(runs), *(f"{value:.5g}" for value in values)]
+                    [escape_csv(arm.label), key, int(step), len(runs), *(f"{value:.5g}" for value in values)]
                 )
     return text.getvalue()
 

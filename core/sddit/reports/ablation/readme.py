@@ -12,12 +12,12 @@ from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import summarize
 from sddit.ablations.analysis.table import changes, comparisons, difference, floors, legend, title, with_spread
 from sddit.errors import printable
+from sddit.formatting import format_duration
 from sddit.interfaces.metric_names import FIGURES
 from sddit.reports.ablation.caveats import Caution, cautions
 from sddit.reports.ablation.conclusions import Compared, fairness, findings, summary
 from sddit.reports.ablation.phrases import among
 from sddit.reports.ablation.report import COST, PROBED, TARGET, cost, facts, how_soon, probed, what_differs
-from sddit.reports.run_report import duration
 
 BY_THE_TOOL = (
     "Made by `sddit-run publish` from the runs: the words, too, follow from the numbers. "
@@ -166,7 +166,7 @@ def the_cost(results: AblationResults) -> Iterator[str]:
     yield from heading("Cost")
     yield from table(COST, [[plain(text) for text in row] for row in cost(results)])
     spent = sum(row.seconds for row in results.runs)
-    yield f"Training of all {len(results.runs)} runs: {duration(spent)}, as the runs' own clocks count it."
+    yield f"Training of all {len(results.runs)} runs: {format_duration(spent)}, as the runs' own clocks count it."
     yield ""
 
 

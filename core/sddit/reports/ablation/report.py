@@ -31,7 +31,7 @@ from sddit.ablations.analysis.table import (
 from sddit.ablations.analysis.targets import Beside, reached
 from sddit.errors import SdditError
 from sddit.evaluation.probe import Probe, read_probe
-from sddit.formatting import big, short
+from sddit.formatting import format_duration, format_number, format_si
 from sddit.interfaces.metric_names import FIGURES
 from sddit.recipes.parsing import quoted
 from sddit.reports.ablation.caveats import cautions
@@ -40,7 +40,6 @@ from sddit.reports.ablation.curves import AXES, Charts, diagnostic_charts, loss_
 from sddit.reports.ablation.phrases import among
 from sddit.reports.ablation.reproduction import Reproduction, against_published
 from sddit.reports.page import render
-from sddit.reports.run_report import duration
 from sddit.storage.atomic import replace_file
 from sddit.storage.run_folder import REPORT
 
@@ -110,7 +109,7 @@ def page(results: AblationResults, *, pictures: bool = True) -> str:
         probed_how=PROBED,
         target_rule=TARGET,
         what_differs=list(what_differs(results)),
-        short=short,
+        format_number=format_number,
         among=among,
     )
 
@@ -157,7 +156,7 @@ def overview(results: AblationResults, compared: Mapping[str, Mapping[str, Compa
             "baseline": arm.baseline,
             "changes": changes(arm.changes),
             "runs": f"{sum(row.status == 'finished' for row in rows)} of {len(rows)}",
-            "flops": big(arm.flops),
+            "flops": format_si(arm.flops),
             "cells": [cell(results, arm.label, metric, compared[metric].get(arm.label)) for metric in compared],
         }
 
@@ -195,10 +194,10 @@ def how_soon(results: AblationResults, logs: Logs, metric: str) -> Iterator[dict
         bound = "at most " if one.at_once else ""
         yield {
             "arm": one.arm,
-            "target": short(one.target),
+            "target": format_number(one.target),
             "runs": f"{one.got_there} of {one.runs}",
             "steps": f"{bound}{with_spread(one.steps)}" if one.steps else "" if one.got_there else "never",
-            "flops": f"{bound}{big(one.flops.mean)}" if one.flops else "",
+            "flops": f"{bound}{format_si(one.flops.mean)}" if one.flops else "",
             "of_baseline": beside(one.steps_of_baseline, SOONER),
             "flops_of_baseline": beside(one.flops_of_baseline, CHEAPER),
         }
@@ -237,16 +236,16 @@ def cost(results: AblationResults) -> Iterator[list[str]]:
         speed = [row.images_per_second for row in finished if row.images_per_second is not None]
         yield [
             arm.label,
-            big(arm.sampled_parameters),
-            big(arm.parameters),
-            big(arm.flops_per_step and arm.flops_per_step / arm.batch),
-            big(arm.sampling_flops_per_image),
-            big(arm.flops),
+            format_si(arm.sampled_parameters),
+            format_si(arm.parameters),
+            format_si(arm.flops_per_step and arm.flops_per_step / arm.batch),
+            format_si(arm.sampling_flops_per_image),
+            format_si(arm.flops),
             f"{arm.steps:,}",
             f"{arm.images:,}",
-            duration(mean(row.seconds for row in finished)) if finished else "",
-            short(mean(speed)) if speed else "",
-            big(max(memory), "B") if memory else "",
+            format_duration(mean(row.seconds for row in finished)) if finished else "",
+            format_number(mean(speed)) if speed else "",
+            format_si(max(memory), "B") if memory else "",
         ]
 
 

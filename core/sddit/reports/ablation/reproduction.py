@@ -18,7 +18,7 @@ from sddit.ablations.analysis.statistics import LEAST_SEEDS, LEVEL, Summary, hol
 from sddit.ablations.analysis.table import title
 from sddit.ablations.planning.records import PLAN
 from sddit.errors import SdditError
-from sddit.formatting import count, slug
+from sddit.formatting import format_count, slug
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import leaves
 from sddit.recipes.parsing import quoted
@@ -79,7 +79,7 @@ class Reproduction:
         if not self.agreements:
             return [f"Nothing here can be compared with what is published in {self.place}."]
         said = (
-            f"Of {count(len(self.agreements), 'figure')} (each metric of each arm) published in {self.place}, "
+            f"Of {format_count(len(self.agreements), 'figure')} (each metric of each arm) published in {self.place}, "
             f"{len(counts['identical'])} came out with the same digits and {len(counts['agrees'])} more within the error bars; "
             f"{len(different)} {'is' if len(different) == 1 else 'are'} different."
         )
