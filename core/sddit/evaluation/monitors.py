@@ -19,7 +19,7 @@ LEADS = 3.0  # a term whose gradient is so many times that of the first one has 
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class MonitorResult:
     """A monitor read at the end of the run."""
 
     key: str  # of metrics.jsonl
@@ -40,21 +40,21 @@ def monitors(of_terms: Mapping[str, Sequence[Monitor]], metrics: Sequence[Row]) 
     return own | ratios
 
 
-def judge(key: str, monitor: Monitor, metrics: Sequence[Row]) -> Verdict:
+def judge(key: str, monitor: Monitor, metrics: Sequence[Row]) -> MonitorResult:
     """Read a monitor over the last tenth of the run."""
     values = [row[key] for row in metrics if key in row]
     if not values:
-        return Verdict(key, monitor, None, "not measured", "no value in the metrics")
+        return MonitorResult(key, monitor, None, "not measured", "no value in the metrics")
     value = _median(_last_tenth(values))
     if not math.isfinite(value):
-        return Verdict(key, monitor, value, "look here", "it is not a finite number")
+        return MonitorResult(key, monitor, value, "look here", "it is not a finite number")
     if monitor.low is not None and value < monitor.low:
-        return Verdict(key, monitor, value, "look here", beyond(value, "below", monitor.low))
+        return MonitorResult(key, monitor, value, "look here", beyond(value, "below", monitor.low))
     if monitor.high is not None and value > monitor.high:
-        return Verdict(key, monitor, value, "look here", beyond(value, "above", monitor.high))
+        return MonitorResult(key, monitor, value, "look here", beyond(value, "above", monitor.high))
     if monitor.low is None and monitor.high is None:
-        return Verdict(key, monitor, value, "no alarm set", "")
-    return Verdict(key, monitor, value, "healthy", "")
+        return MonitorResult(key, monitor, value, "no alarm set", "")
+    return MonitorResult(key, monitor, value, "healthy", "")
 
 
 def beyond(value: float, word: str, bound: float) -> str:

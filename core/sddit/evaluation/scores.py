@@ -26,7 +26,7 @@ from sddit.evaluation.metrics import (
     precision_recall,
 )
 from sddit.interfaces import Dataset, FeatureExtractor, FigureExtractor
-from sddit.interfaces.metric_names import COURSE
+from sddit.interfaces.metric_names import TRAINING_METRICS
 from sddit.recipes.settings import EvaluateSettings
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Scores:
 
     def course(self) -> Iterator[tuple[str, float]]:
         """The figures that are followed over a run."""
-        for figure in COURSE:
+        for figure in TRAINING_METRICS:
             if (value := getattr(self, figure)) is not None:
                 yield figure, value
 

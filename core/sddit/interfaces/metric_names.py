@@ -1,4 +1,4 @@
-"""The figures of `scores.json` that arms are compared by: what they are called, and which way is better. No torch."""
+"""Names of the metrics in `scores.json`, and which way is better. No torch."""
 
 from __future__ import annotations
 
@@ -7,45 +7,51 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Direction = Literal["lower", "higher"]
+"""Which way a metric improves."""
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """One figure of an extractor."""
+class Metric:
+    """A metric that an extractor measures."""
 
     title: str
     better: Direction
 
 
-FIGURES: Mapping[str, Figure] = {
-    "fd": Figure("FD", "lower"),
-    "fd_all": Figure("FD of all samples", "lower"),
-    "kid": Figure("KID", "lower"),
-    "precision": Figure("precision", "higher"),
-    "recall": Figure("recall", "higher"),
-    "density": Figure("density", "higher"),
-    "coverage": Figure("coverage", "higher"),
-    "copied": Figure("copied", "lower"),
-    "class_accuracy": Figure("accuracy", "higher"),
-    "fid": Figure("FID", "lower"),
-    "sfid": Figure("sFID", "lower"),
-    "inception_score": Figure("Inception score", "higher"),
-    "precision_adm": Figure("precision (ADM)", "higher"),
-    "recall_adm": Figure("recall (ADM)", "higher"),
+KNOWN_METRICS: Mapping[str, Metric] = {
+    "fd": Metric("FD", "lower"),
+    "fd_all": Metric("FD of all samples", "lower"),
+    "kid": Metric("KID", "lower"),
+    "precision": Metric("precision", "higher"),
+    "recall": Metric("recall", "higher"),
+    "density": Metric("density", "higher"),
+    "coverage": Metric("coverage", "higher"),
+    "copied": Metric("copied", "lower"),
+    "class_accuracy": Metric("accuracy", "higher"),
+    "fid": Metric("FID", "lower"),
+    "sfid": Metric("sFID", "lower"),
+    "inception_score": Metric("Inception score", "higher"),
+    "precision_adm": Metric("precision (ADM)", "higher"),
+    "recall_adm": Metric("recall (ADM)", "higher"),
 }
-"""By the name of the field in `sddit.evaluation.scores.Scores`, or of an extractor's own figure."""
+"""By field of `sddit.evaluation.scores.Scores`, or by name of an extractor's own figure."""
 
-OWN = ("class_accuracy", "fid", "sfid", "inception_score", "precision_adm", "recall_adm")
-"""Those that only some extractors measure: `FeatureParams.own_figures` names them."""
+EXTRACTOR_METRICS = ("class_accuracy", "fid", "sfid", "inception_score", "precision_adm", "recall_adm")
+"""Metrics that only some extractors measure, listed in `FeatureParams.own_figures`."""
 
-COURSE = ("fd", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
-"""Those that are followed while training; the others are of all samples of the end."""
+TRAINING_METRICS = ("fd", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
+"""Metrics that are also scored during training; the others need all samples of the final evaluation."""
 
 SCORE = "score/"
-"""How the keys of scores begin in `metrics.jsonl`: `score/classifier.fd`."""
+"""Prefix of the keys of scores in `metrics.jsonl`, as in `score/classifier.fd`."""
 
 
-def numbers(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(figure, value) of everything that `scores.json` holds of one extractor, its own figures included."""
+def metric_of(name: str) -> Metric:
+    """Return the metric of a name with its extractor, such as `classifier.fd`."""
+    return KNOWN_METRICS[name.rpartition(".")[2]]
+
+
+def metric_values(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield (metric, value) of the scores of one extractor in `scores.json`, including its own figures."""
     for key, value in scores.items():
         yield from value.items() if key == "own" else [(key, value)]

@@ -17,7 +17,7 @@ from sddit.evaluation.probe import Probe
 from sddit.evaluation.probe import charts as probe_charts
 from sddit.formatting import format_duration, format_number
 from sddit.interfaces import Monitor
-from sddit.interfaces.metric_names import FIGURES, SCORE
+from sddit.interfaces.metric_names import KNOWN_METRICS, SCORE
 from sddit.reports.charts import Reference, Series, levels, line_chart
 from sddit.reports.page import render
 from sddit.runs.spikes import SPIKE
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 from sddit.evaluation.monitors import (
     CORE_KEYS,
     LEADS,
+    MonitorResult,
     Row,
-    Verdict,
     _bin_order,
     _tail,
     judge,
@@ -213,13 +213,13 @@ def score_rows(scores: Scores) -> Iterator[ScoreRow]:
             f"{scores.class_accuracy:.0%} of samples show the class that was asked for",
         )
     for key, value in scores.own.items():
-        name = FIGURES[key].title if key in FIGURES else key
+        name = KNOWN_METRICS[key].title if key in KNOWN_METRICS else key
         yield ScoreRow(
             name, scores.samples, format_number(value), "", f"all samples: compare at n = {scores.samples:,} only"
         )
 
 
-def suggestions(run: ReportData, verdicts: Sequence[Verdict]) -> Iterator[NextStep]:
+def suggestions(run: ReportData, verdicts: Sequence[MonitorResult]) -> Iterator[NextStep]:
     """What the numbers of this run suggest to try."""
     for verdict in verdicts:
         if verdict.state == "look here":
@@ -295,7 +295,7 @@ def score_charts(run: ReportData) -> list[Markup]:
         label, _, figure = key.removeprefix(SCORE).rpartition(".")
         if not key.startswith(SCORE) or sum(key in row for row in run.metrics) < 2:
             continue
-        title = f"{run.scores[label].title if label in run.scores else label}: {FIGURES[figure].title}"
+        title = f"{run.scores[label].title if label in run.scores else label}: {KNOWN_METRICS[figure].title}"
         floor = getattr(run.scores.get(label), f"{figure}_floor", None)
         references = [] if floor is None else [Reference("unseen real images", floor)]
         charts.append(

@@ -27,8 +27,8 @@ GEMM_SIZE = (2048, 384, 1536)  # rows, in, out: the first MLP layer of DiT-S on 
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """What one recipe did."""
+class Throughput:
+    """Measured training speed of one recipe."""
 
     name: str
     images_per_second: float  # training
@@ -41,7 +41,7 @@ class Figure:
 class Bench:
     """One run of the benchmark."""
 
-    figures: tuple[Figure, ...]
+    figures: tuple[Throughput, ...]
     peaks: dict[str, float]  # precision -> FLOP/s of a matrix product
     rounds: int
     threads: int
@@ -81,12 +81,12 @@ def bench(recipes: Sequence[Recipe], device: torch.device, rounds: int, seconds:
     return Bench(figures, peak, rounds, torch.get_num_threads())
 
 
-def figure(recipe: Recipe, seen: Sequence[float], first: Sequence[float], peak: float) -> Figure:
+def figure(recipe: Recipe, seen: Sequence[float], first: Sequence[float], peak: float) -> Throughput:
     """Medians of one recipe's turns."""
     speed = statistics.median(seen)
     flops = plan(recipe).flops_per_image
     relative = statistics.median(mine / theirs for mine, theirs in zip(seen, first, strict=True))
-    return Figure(recipe.name, speed, flops, relative, None if flops is None else speed * flops / peak)
+    return Throughput(recipe.name, speed, flops, relative, None if flops is None else speed * flops / peak)
 
 
 def steps_per_second(session: Session, steps: int) -> float:

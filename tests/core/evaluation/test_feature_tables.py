@@ -20,7 +20,7 @@ from sddit.errors import SdditError
 from sddit.evaluation.scores import Scorer, Scores
 from sddit.evaluation.scoring import extractors
 from sddit.interfaces import FigureExtractor
-from sddit.interfaces.metric_names import FIGURES
+from sddit.interfaces.metric_names import KNOWN_METRICS
 from sddit.plugins.host import Host
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import load
@@ -126,7 +126,7 @@ def test_only_what_an_extractor_measures_is_a_metric(toy_recipe: Path, files: Pa
 
 def test_the_page_names_every_figure_and_every_extractor() -> None:
     page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    known = [*FIGURES, *(component.name for component in Host().registries.features)]
+    known = [*KNOWN_METRICS, *(component.name for component in Host().registries.features)]
     assert [name for name in known if f"`{name}`" not in page] == []
 
 

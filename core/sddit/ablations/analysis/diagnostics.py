@@ -10,7 +10,7 @@ from typing import Any
 
 from sddit.ablations.analysis.results import AblationResults, RunOutcome, read_json
 from sddit.errors import SdditError
-from sddit.evaluation.monitors import Verdict, judge, keys_of, label_of, monitors
+from sddit.evaluation.monitors import MonitorResult, judge, keys_of, label_of, monitors
 from sddit.interfaces import Monitor
 from sddit.recipes.merge import leaves
 from sddit.storage.metrics_log import read_metrics
@@ -53,7 +53,7 @@ class Diagnosis:
     arm: str
     key: str  # of metrics.jsonl
     monitor: Monitor
-    verdicts: Mapping[int, Verdict]  # by seed; those that have a value
+    verdicts: Mapping[int, MonitorResult]  # by seed; those that have a value
 
     @property
     def term(self) -> str:
@@ -66,7 +66,7 @@ class Diagnosis:
         return median(verdict.value for verdict in self.verdicts.values() if verdict.value is not None)
 
     @property
-    def alarms(self) -> list[Verdict]:
+    def alarms(self) -> list[MonitorResult]:
         """Of the seeds that ended where they should not."""
         return [verdict for verdict in self.verdicts.values() if verdict.state == "look here"]
 

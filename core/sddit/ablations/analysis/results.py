@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from sddit.ablations.planning.records import ArmRecord, PlanRecord, RunRecord, read_plan
 from sddit.errors import SdditError
-from sddit.interfaces.metric_names import numbers
+from sddit.interfaces.metric_names import metric_values
 from sddit.storage import run_folder
 from sddit.storage.atomic import replace_file, to_json
 from sddit.storage.metrics_log import last_metrics
@@ -154,7 +154,7 @@ def scores_of(run: Path) -> dict[str, float]:
     return {
         f"{label}.{key}": float(value)
         for label, figures in scores.items()
-        for key, value in numbers(figures)
+        for key, value in metric_values(figures)
         if isinstance(value, int | float) and math.isfinite(value)
     }
 

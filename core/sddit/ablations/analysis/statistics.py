@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sddit.formatting import format_count
+from sddit.interfaces.metric_names import Direction
 
 Array = NDArray[np.float64]
 Verdict = Literal["better", "worse", "within noise", "no verdict under 3 seeds"]
-Direction = Literal["lower", "higher"]
 
 LEVEL = 0.95  # of the intervals; 1 - LEVEL is the share of false verdicts that a family of arms may have
 LEAST_SEEDS = 3

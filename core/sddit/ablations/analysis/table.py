@@ -11,7 +11,7 @@ from sddit.ablations.analysis.statistics import LEVEL, Comparison, Sides, Summar
 from sddit.ablations.planning.records import ArmRecord, PlanRecord
 from sddit.formatting import format_si, join_words
 from sddit.interfaces import DatasetParams
-from sddit.interfaces.metric_names import FIGURES, Direction
+from sddit.interfaces.metric_names import KNOWN_METRICS, Direction, metric_of
 from sddit.recipes.parsing import quoted
 
 PREPARED = tuple(f"dataset.{key}" for key in DatasetParams.model_fields)
@@ -68,7 +68,7 @@ def comparisons(results: AblationResults, metric: str) -> dict[str, Comparison]:
     Each is compared with its own baseline, the one at its point of the grid.
     """
     figures = {arm.label: results.figure(arm.label, metric) for arm in results.plan.arms}
-    return against_baselines(results.plan, figures, FIGURES[metric.rpartition(".")[2]].better)
+    return against_baselines(results.plan, figures, metric_of(metric).better)
 
 
 def against_baselines(
@@ -119,7 +119,7 @@ def reach(values: Collection[float]) -> str:
 def title(metric: str) -> str:
     """`sddit/classifier.fd` is `classifier FD`."""
     extractor, _, figure = metric.rpartition(".")
-    return f"{extractor.rpartition('/')[2]} {FIGURES[figure].title}"
+    return f"{extractor.rpartition('/')[2]} {KNOWN_METRICS[figure].title}"
 
 
 def changes(values: Mapping[str, Any]) -> str:

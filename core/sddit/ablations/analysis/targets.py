@@ -10,10 +10,10 @@ from statistics import mean
 
 from sddit.ablations.analysis.diagnostics import Log, Logs
 from sddit.ablations.analysis.results import AblationResults
-from sddit.ablations.analysis.statistics import Comparison, Direction, Sides, Summary, compare, summarize
+from sddit.ablations.analysis.statistics import Comparison, Sides, Summary, compare, summarize
 from sddit.ablations.analysis.table import redrawn
 from sddit.ablations.planning.records import ArmRecord, PlanRecord
-from sddit.interfaces.metric_names import FIGURES, SCORE
+from sddit.interfaces.metric_names import SCORE, Direction, metric_of
 
 Point = tuple[float, float]
 """(step, score)."""
@@ -44,7 +44,7 @@ class Beside:
 
 def reached(results: AblationResults, logs: Logs, metric: str) -> list[Reached]:
     """Arm by arm; nothing for a metric that was not scored while training."""
-    better = FIGURES[metric.rpartition(".")[2]].better
+    better = metric_of(metric).better
     arms = results.plan.by_label
     curves = {label: {seed: points(log, metric) for seed, log in logs[label].items()} for label in arms}
     curves = {label: {seed: run for seed, run in runs.items() if len(run) > 1} for label, runs in curves.items()}

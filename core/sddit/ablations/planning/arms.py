@@ -19,7 +19,7 @@ from typing import Any
 
 from sddit.ablations.planning.ablation_settings import AblationSettings
 from sddit.errors import Problem, SdditError, nearest, one_of, raise_all
-from sddit.interfaces.metric_names import FIGURES, OWN
+from sddit.interfaces.metric_names import EXTRACTOR_METRICS, KNOWN_METRICS
 from sddit.plugins.host import Host
 from sddit.recipes.checks import check_device
 from sddit.recipes.merge import Merged, Origin, chain, lay, leaves, parent_of, stacked
@@ -458,7 +458,7 @@ def _metrics(metrics: Sequence[str], arms: Sequence[Arm], merged: Merged) -> Ite
             )
         extractor, _, figure = metric.rpartition(".")
         lacking = [arm.label for arm in arms if not measures(arm.recipe, extractor, figure)]
-        if figure not in FIGURES or (arms and len(lacking) == len(arms)):
+        if figure not in KNOWN_METRICS or (arms and len(lacking) == len(arms)):
             yield _no_metric(metric, arms, where)
         elif lacking:
             yield from naming_arms(
@@ -471,17 +471,19 @@ def _no_metric(metric: str, arms: Sequence[Arm], where: str) -> Problem:
     extractor, _, figure = metric.rpartition(".")
     what = f"no metric {metric!r}"
     if not arms:
-        return Problem("SD-R150", what, where, metric, f"a figure that is {one_of(figure, FIGURES)}")
+        return Problem("SD-R150", what, where, metric, f"a figure that is {one_of(figure, KNOWN_METRICS)}")
     recipe = arms[0].recipe
-    known = [f"{name}.{figure}" for name in recipe.features for figure in FIGURES if measures(recipe, name, figure)]
+    known = [
+        f"{name}.{figure}" for name in recipe.features for figure in KNOWN_METRICS if measures(recipe, name, figure)
+    ]
     if not known:
         return Problem(
             "SD-R150", what, where, metric, fix="name extractors in evaluate.features: sddit-run show features"
         )
     fix = f"name an extractor that measures {figure} in evaluate.features: sddit-run show features"
-    misspelt = extractor not in recipe.features or figure not in FIGURES
+    misspelt = extractor not in recipe.features or figure not in KNOWN_METRICS
     expect = one_of(metric if misspelt else "", known)  # nothing was meant but what it says
-    return Problem("SD-R150", what, where, metric, expect, fix if figure in OWN else "")
+    return Problem("SD-R150", what, where, metric, expect, fix if figure in EXTRACTOR_METRICS else "")
 
 
 def measures(recipe: Recipe, extractor: str, figure: str) -> bool:
@@ -489,7 +491,7 @@ def measures(recipe: Recipe, extractor: str, figure: str) -> bool:
     chosen = recipe.features.get(extractor)
     if chosen is None or (figure == "class_accuracy" and recipe.facts.num_classes < 2):
         return False
-    return figure in FIGURES and (figure not in OWN or figure in chosen.params.own_figures)
+    return figure in KNOWN_METRICS and (figure not in EXTRACTOR_METRICS or figure in chosen.params.own_figures)
 
 
 def _targets(
@@ -499,7 +501,7 @@ def _targets(
 
     def measured(metric: str) -> bool:
         extractor, _, figure = metric.rpartition(".")
-        return any(measures(arm.recipe, extractor, figure) for arm in arms) if arms else figure in FIGURES
+        return any(measures(arm.recipe, extractor, figure) for arm in arms) if arms else figure in KNOWN_METRICS
 
     misspelt = not all(map(measured, metrics))
     for metric, _ in leaves(settings.targets):

@@ -26,7 +26,7 @@ from sddit.cli.common import (
 from sddit.distributed import processes
 from sddit.errors import error, printable
 from sddit.interfaces import EvaluateMode, FeatureParams
-from sddit.interfaces.metric_names import FIGURES
+from sddit.interfaces.metric_names import KNOWN_METRICS
 from sddit.plugins.host import host, registry
 from sddit.plugins.registry import load_attribute
 from sddit.progress import Progress, progress_on
@@ -241,7 +241,7 @@ def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
             if one.get(key) is not None:
                 block.add_row(title.format_map(one), figure(one[key]), figure(one.get(f"{key}_floor")))
         for key, value in one.get("own", {}).items():
-            block.add_row(FIGURES[key].title if key in FIGURES else key, figure(value), "")
+            block.add_row(KNOWN_METRICS[key].title if key in KNOWN_METRICS else key, figure(value), "")
         out.print(block)
 
 

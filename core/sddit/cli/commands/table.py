@@ -17,7 +17,7 @@ from sddit.cli.common import PathOption, SdditCommand, console, notice
 from sddit.cli.common import table as text_table
 from sddit.errors import SdditError, error, printable
 from sddit.formatting import format_duration
-from sddit.interfaces.metric_names import FIGURES, numbers
+from sddit.interfaces.metric_names import KNOWN_METRICS, metric_values
 from sddit.storage.metrics_log import last_metrics
 from sddit.storage.run_folder import METRICS, RECIPE, SCORES, read_json
 
@@ -158,7 +158,12 @@ def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         for key in SHOWN
         if any(line.scores.get(label, {}).get(key) is not None for line in lines)
     ]
-    headings = ["run", "steps", "time", *(f"{label.rpartition('/')[2]} {FIGURES[key].title}" for label, key in wanted)]
+    headings = [
+        "run",
+        "steps",
+        "time",
+        *(f"{label.rpartition('/')[2]} {KNOWN_METRICS[key].title}" for label, key in wanted),
+    ]
     return headings, [[*about(line), *(cell(line, label, key) for label, key in wanted)] for line in lines]
 
 
@@ -205,5 +210,5 @@ def record(line: Line) -> dict[str, Any]:
         "planned": line.planned,
         "seconds": line.seconds,
         "images_per_second": line.images_per_second,
-        **{f"{label}.{key}": value for label, scores in line.scores.items() for key, value in numbers(scores)},
+        **{f"{label}.{key}": value for label, scores in line.scores.items() for key, value in metric_values(scores)},
     }

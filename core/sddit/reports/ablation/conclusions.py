@@ -11,7 +11,7 @@ from sddit.ablations.analysis.statistics import LEAST_SEEDS, LEVEL, Comparison, 
 from sddit.ablations.analysis.table import PREPARED, apart, redrawn, title
 from sddit.ablations.planning.records import BudgetRecord
 from sddit.formatting import format_count, format_si, join_words
-from sddit.interfaces.metric_names import FIGURES
+from sddit.interfaces.metric_names import metric_of
 from sddit.reports.ablation.caveats import Caution
 from sddit.reports.ablation.phrases import among, times
 
@@ -83,7 +83,7 @@ def best_points(results: AblationResults) -> list[str]:
 
 def best_by(results: AblationResults, metric: str, points: Iterable[Sequence[str]]) -> Iterator[str]:
     """`Best of its points by mean classifier FD: dit lr=0.012 (8.2), sd_dit lr=0.024 (8).`"""
-    choose = min if FIGURES[metric.rpartition(".")[2]].better == "lower" else max
+    choose = min if metric_of(metric).better == "lower" else max
     best = []
     for labels in points:
         means = {label: mean(values) for label in labels if (values := results.figure(label, metric).values())}
@@ -168,7 +168,7 @@ def clauses(by_metric: Mapping[str, Comparison]) -> str:
 
 def sentence(metric: str, comparison: Comparison) -> str:
     """`classifier FD (lower is better): -0.47, 95 % interval -0.61 to -0.32 over 3 seeds, p = 0.006 for 2 arms`."""
-    name = f"{title(metric)} ({FIGURES[metric.rpartition('.')[2]].better} is better)"
+    name = f"{title(metric)} ({metric_of(metric).better} is better)"
     number, interval = apart(comparison)
     if not number:
         return f"{name}: no seed finished on both sides"

@@ -27,9 +27,9 @@ from sddit.ablations.analysis.targets import first_at, points, reached
 from sddit.ablations.planning.records import PLAN, PlanRecord
 from sddit.errors import error
 from sddit.formatting import escape_csv, slug
-from sddit.interfaces.metric_names import FIGURES as SCORED
+from sddit.interfaces.metric_names import metric_of
 from sddit.reports.ablation.curves import AXES, all_keys, over_seeds
-from sddit.reports.ablation.readme import Figure, readme
+from sddit.reports.ablation.readme import ChartFile, readme
 from sddit.reports.ablation.report import curves, page, probe_of, probed, samples
 from sddit.reports.ablation.reproduction import RECIPES, first_recipe, pathless, without_paths
 from sddit.reports.charts import as_file, title_of
@@ -185,7 +185,7 @@ def published_row(
     for metric, arms in followed.items():
         curve = points(log, metric)
         if row.arm in arms and len(curve) > 1:  # as the table counts them
-            step = first_at(curve, arms[row.arm], SCORED[metric.rpartition(".")[2]].better)
+            step = first_at(curve, arms[row.arm], metric_of(metric).better)
             own.setdefault("curves", {})[metric] = curve
             flops = None if step is None else arm.flops_until(step)
             own.setdefault("reached", {})[metric] = {"target": arms[row.arm], "step": step, "flops": flops}
@@ -223,9 +223,9 @@ def drawn(results: AblationResults, logs: Logs) -> Iterator[tuple[str, Markup]]:
             yield f"{FIGURES}/{slug(title_of(chart))}.svg", chart
 
 
-def figures_of(drawn: Mapping[str, Markup]) -> list[Figure]:
+def figures_of(drawn: Mapping[str, Markup]) -> list[ChartFile]:
     """What the README says of them."""
-    return [Figure(name, title_of(chart)) for name, chart in drawn.items()]
+    return [ChartFile(name, title_of(chart)) for name, chart in drawn.items()]
 
 
 def curves_table(results: AblationResults, logs: Logs) -> str:

@@ -13,7 +13,7 @@ from sddit.ablations.analysis.statistics import summarize
 from sddit.ablations.analysis.table import changes, comparisons, difference, floors, legend, title, with_spread
 from sddit.errors import printable
 from sddit.formatting import format_duration
-from sddit.interfaces.metric_names import FIGURES
+from sddit.interfaces.metric_names import metric_of
 from sddit.reports.ablation.caveats import Caution, cautions
 from sddit.reports.ablation.conclusions import Compared, fairness, findings, summary
 from sddit.reports.ablation.phrases import among
@@ -33,14 +33,14 @@ with this folder where the recipe has `[ablation] published`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A picture beside the page."""
+class ChartFile:
+    """An image file that the page shows."""
 
     file: str
     title: str
 
 
-def readme(results: AblationResults, logs: Logs, figures: Sequence[Figure], samples: Mapping[str, str]) -> str:
+def readme(results: AblationResults, logs: Logs, figures: Sequence[ChartFile], samples: Mapping[str, str]) -> str:
     """The page.
 
     Args:
@@ -110,7 +110,7 @@ def believe(results: AblationResults, found: Sequence[Caution]) -> Iterator[str]
 def the_table(results: AblationResults, compared: Compared) -> Iterator[str]:
     """An arm a line: every metric, and how far it is from the baseline."""
     yield from heading("The arms")
-    names = [f"{title(metric)} ({FIGURES[metric.rpartition('.')[2]].better} is better)" for metric in compared]
+    names = [f"{title(metric)} ({metric_of(metric).better} is better)" for metric in compared]
     rows = []
     for arm in results.plan.arms:
         row = [f"**{plain(arm.label)}**"]
@@ -190,7 +190,7 @@ def the_probe(results: AblationResults) -> Iterator[str]:
     yield from table(names, [[plain(text) for text in row] for row in found.rows])
 
 
-def the_figures(figures: Sequence[Figure]) -> Iterator[str]:
+def the_figures(figures: Sequence[ChartFile]) -> Iterator[str]:
     """Every picture, two beside each other: the same curve over steps and over FLOPs."""
     if not figures:
         return
@@ -208,7 +208,7 @@ def the_samples(results: AblationResults, samples: Mapping[str, str]) -> Iterato
     yield from heading("Samples")
     yield "At one seed, not chosen: the same place has the same class and the same noise in every arm of equal seed."
     yield ""
-    cells = [f"{picture(Figure(file, f'samples of {arm}'))}<br>{plain(arm)}" for file, arm in samples.items()]
+    cells = [f"{picture(ChartFile(file, f'samples of {arm}'))}<br>{plain(arm)}" for file, arm in samples.items()]
     rows = [cells[start : start + 3] for start in range(0, len(cells), 3)]
     yield from table(["", "", ""], [row + [""] * (3 - len(row)) for row in rows])
 
@@ -239,7 +239,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
     yield ""
 
 
-def picture(figure: Figure) -> str:
+def picture(figure: ChartFile) -> str:
     return f"![{plain(figure.title)}]({figure.file})"
 
 

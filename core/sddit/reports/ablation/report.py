@@ -32,7 +32,7 @@ from sddit.ablations.analysis.targets import Beside, reached
 from sddit.errors import SdditError
 from sddit.evaluation.probe import Probe, read_probe
 from sddit.formatting import format_duration, format_number, format_si
-from sddit.interfaces.metric_names import FIGURES
+from sddit.interfaces.metric_names import metric_of
 from sddit.recipes.parsing import quoted
 from sddit.reports.ablation.caveats import cautions
 from sddit.reports.ablation.conclusions import budget, fairness, findings, summary
@@ -83,7 +83,7 @@ def page(results: AblationResults, *, pictures: bool = True) -> str:
         summary=summary(results, compared, found),
         findings=findings(results, compared, found),
         fairness=fairness(results, compared, found),
-        metrics=[(metric, title(metric), FIGURES[metric.rpartition(".")[2]].better) for metric in compared],
+        metrics=[(metric, title(metric), metric_of(metric).better) for metric in compared],
         overview=list(overview(results, compared)),
         statistics={metric: list(statistics(results, metric, compared[metric])) for metric in compared},
         reached={metric: list(how_soon(results, logs, metric)) for metric in compared},

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from sddit.ablations.analysis.statistics import (
     Comparison,
-    Direction,
     Sides,
     compare,
     holm,
@@ -22,6 +21,7 @@ from sddit.ablations.analysis.statistics import (
     summarize,
     welch,
 )
+from sddit.interfaces.metric_names import Direction
 
 Array = NDArray[np.float64]
 TRIALS = 20_000

@@ -14,7 +14,7 @@ from sddit.ablations.analysis.table import cells, changes, comparisons, differen
 from sddit.ablations.planning.plan import make_plan
 from sddit.errors import SdditError
 from sddit.evaluation.scores import Scores
-from sddit.interfaces.metric_names import FIGURES, OWN
+from sddit.interfaces.metric_names import EXTRACTOR_METRICS, KNOWN_METRICS
 
 ARMS = """
 [ablation]
@@ -142,8 +142,8 @@ def test_changes_in_words():
 
 
 def test_every_figure_is_one_of_the_scores():
-    assert FIGURES.keys() - set(OWN) <= Scores.__dataclass_fields__.keys()
-    assert set(OWN) <= FIGURES.keys()
+    assert KNOWN_METRICS.keys() - set(EXTRACTOR_METRICS) <= Scores.__dataclass_fields__.keys()
+    assert set(EXTRACTOR_METRICS) <= KNOWN_METRICS.keys()
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
