@@ -203,37 +203,37 @@ def soak() -> ModuleType:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class CommandResult:
     """What a command printed, and its exit status."""
 
     status: int
-    out: str
-    err: str
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture
 def sddit_run(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Said]:
+) -> Callable[..., CommandResult]:
     """`sddit_run("plugins", "--json")` in an empty folder, in this process."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object) -> Said:
+    def run(*arguments: object) -> CommandResult:
         capsys.readouterr()
         status = call([str(argument) for argument in arguments])
-        return Said(status, *capsys.readouterr())
+        return CommandResult(status, *capsys.readouterr())
 
     return run
 
 
 @pytest.fixture
-def sddit_process(tmp_path: Path) -> Callable[..., Said]:
+def sddit_process(tmp_path: Path) -> Callable[..., CommandResult]:
     """The same in a process of its own; `before` is Python that runs first, `after` what runs last."""
 
-    def run(*arguments: object, before: str = "", after: str = "") -> Said:
+    def run(*arguments: object, before: str = "", after: str = "") -> CommandResult:
         words = [str(argument) for argument in arguments]
         code = f"{before}\nfrom sddit.cli.app import call\nstatus = call({words!r})\n{after}\nraise SystemExit(status)"
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-        return Said(done.returncode, done.stdout, done.stderr)
+        return CommandResult(done.returncode, done.stdout, done.stderr)
 
     return run

@@ -43,7 +43,7 @@ def resolved(path: Path) -> Recipe:
 
 
 @pytest.mark.parametrize("path", ALL, ids=names(ALL))
-def test_a_recipe_plans_without_warnings_or_idle_keys(path: Path) -> None:
+def test_recipe_plans_without_warnings_or_idle_keys(path: Path) -> None:
     recipe = resolved(path)
     assert recipe.warnings == ()
     assert recipe.idle == ()
@@ -62,7 +62,7 @@ def begin(path: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=names(RUNNABLE))
-def test_a_recipe_trains_two_steps_and_samples(path: Path, tmp_path: Path) -> None:
+def test_recipe_trains_two_steps_and_samples(path: Path, tmp_path: Path) -> None:
     result = run(resolve(path, [*SMALL, *begin(path, tmp_path)]), out=tmp_path, device="cpu", progress=Progress())
     rows = read_metrics(result.folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
@@ -71,7 +71,7 @@ def test_a_recipe_trains_two_steps_and_samples(path: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=names(RUNNABLE))
-def test_the_plan_counts_the_parameters_that_are_built(path: Path) -> None:
+def test_plan_counts_the_parameters_that_are_built(path: Path) -> None:
     from sddit.training.build import build_session
 
     recipe = resolve(path, SMALL + ALONE.get(path.name, []))
@@ -92,7 +92,7 @@ def keys(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 @pytest.mark.parametrize("path", ALL, ids=names(ALL))
-def test_every_misspelt_key_is_named_with_its_nearest(path: Path, tmp_path: Path) -> None:
+def test_every_misspelt_key_suggests_the_nearest(path: Path, tmp_path: Path) -> None:
     text = path.read_text()
     shutil.copytree(RECIPES, tmp_path / "recipes")
     misspelt = tmp_path / "recipes" / path.relative_to(RECIPES)
@@ -116,7 +116,7 @@ STATED = {
 
 
 @pytest.mark.parametrize("name", STATED)
-def test_a_published_size_has_the_parameters_that_were_published(name: str) -> None:
+def test_published_sizes_have_the_published_number_of_parameters(name: str) -> None:
     planned = plan(resolved(RECIPES / "imagenet256" / f"{name}.toml"))
     assert planned.backbone_parameters is not None
     assert round(planned.backbone_parameters / 1e6, 1) == STATED[name]

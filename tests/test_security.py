@@ -401,4 +401,4 @@ def test_what_is_typed_or_found_cannot_steer_the_terminal(
     ):
         assert call(words) != 0
         said = capsys.readouterr()
-        assert not any(mark in said.out + said.err for mark in ("\x1b", "\x07", "\x9b", "\u202e")), words
+        assert not any(mark in said.stdout + said.stderr for mark in ("\x1b", "\x07", "\x9b", "\u202e")), words

@@ -20,12 +20,12 @@ HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class CommandResult:
     """What a command printed, and its exit status."""
 
     status: int
-    out: str
-    err: str
+    stdout: str
+    stderr: str
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class World:
         if self.lock is not None:
             self.lock.close()
 
-    def call(self, line: str) -> Said:
+    def call(self, line: str) -> CommandResult:
         """One command line of sddit-run."""
         self.capture.readouterr()
         with using_host(self.host()):
@@ -52,7 +52,7 @@ class World:
                 status = call([found for word in shlex.split(line) for found in expanded(word)])
             except SystemExit as stopped:
                 status = int(stopped.code or 0)
-        return Said(status, *self.capture.readouterr())
+        return CommandResult(status, *self.capture.readouterr())
 
     def run(self) -> Path:
         """The one run folder."""

@@ -80,18 +80,18 @@ def test_a_fault_ends_as_documented(
     for name, argument in row.get("provoke", {}).items():
         PROVOKERS[name](world, argument)
     said = world.call(row.get("command", "toy.toml"))
-    record_property("tracebacks", (said.out + said.err).count("Traceback"))
+    record_property("tracebacks", (said.stdout + said.stderr).count("Traceback"))
     world.lift()
     for name, argument in row.get("mend", {}).items():
         PROVOKERS[name](world, argument)
     code = row.get("code", "")
-    assert said.status == row.get("exit", catalogue()[code]["exit"] if code else 0), said.err or said.out
-    refuse_a_wrong_form(said.out + said.err)
+    assert said.status == row.get("exit", catalogue()[code]["exit"] if code else 0), said.stderr or said.stdout
+    refuse_a_wrong_form(said.stdout + said.stderr)
     for text in row.get("says", ()):
-        assert text in said.out + said.err, said.out + said.err
+        assert text in said.stdout + said.stderr, said.stdout + said.stderr
     if code:
-        refuse_a_wrong_message(said.err, code, row)
-        assert catalogue()[code]["title"] in world.call(f"explain {code}").out
+        refuse_a_wrong_message(said.stderr, code, row)
+        assert catalogue()[code]["title"] in world.call(f"explain {code}").stdout
     assert not world.runs() or "then" in row, "a row with a run folder says how that goes on"
     if row.get("then"):
         refuse_a_spoilt_folder(row, world, undisturbed)
@@ -118,8 +118,8 @@ def refuse_a_wrong_message(text: str, code: str, row: dict[str, Any]) -> None:
 def refuse_a_spoilt_folder(row: dict[str, Any], world: Any, undisturbed: Any) -> None:
     """The unfaulted command continues the folder, to the numbers of a run that nothing happened to."""
     said = world.call(row["then"])
-    assert said.status == 0, said.err or said.out
-    run = Path(said.out.rpartition("report: ")[2].strip()).parent
+    assert said.status == 0, said.stderr or said.stdout
+    run = Path(said.stdout.rpartition("report: ")[2].strip()).parent
     assert (run / "report.html").is_file()
     assert not [path for path in run.rglob(".*-*") if path.name.startswith((".tmp-", ".del-"))]
     if not row.get("other_numbers"):
@@ -389,13 +389,13 @@ def latents(world: Any, changes: dict[str, Any]) -> None:
 def trained(world: Any, line: str) -> None:
     """A command that ends well was run before."""
     said = world.call(line)
-    assert said.status == 0, said.err
+    assert said.status == 0, said.stderr
 
 
 @provoker
 def in_the_place_of(world: Any, line: str) -> None:
     """The one run folder has the name of the folder that a command is going to use."""
-    plan = json.loads(world.call(f"-n {line} --json").out)
+    plan = json.loads(world.call(f"-n {line} --json").stdout)
     world.run().rename(f"runs/{plan['name']}-{plan['run_id']}")
 
 
@@ -403,7 +403,7 @@ def in_the_place_of(world: Any, line: str) -> None:
 def checkpoint_of(world: Any, line: str) -> None:
     """The checkpoint of step 4 is that of another command."""
     said = world.call(f"{line} --out others")
-    assert said.status == 0, said.err
+    assert said.status == 0, said.stderr
     (theirs,) = Path("others").glob("*/checkpoints/step-000004")
     place = world.run() / "checkpoints" / "step-000004"
     shutil.rmtree(place)
@@ -499,7 +499,7 @@ def stopped(world: Any, step: int) -> None:
         at_step(world, [step - 1, "SIGTERM"])
         said = world.call("toy.toml")
         world.patch = before
-    assert said.status == 143, said.err
+    assert said.status == 143, said.stderr
 
 
 @provoker

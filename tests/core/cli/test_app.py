@@ -1,4 +1,4 @@
-"""The command itself: what comes first, help, and how every failure ends."""
+"""The command line itself: dispatch, help, and how every failure is reported."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ from sddit.errors import error
 
 
 @pytest.mark.parametrize("words", [[], *[[verb.name] for verb in COMMANDS]])
-def test_every_help_fits_eighty_columns_and_has_examples(sddit_run, words):
-    said = sddit_run(*words, "--help")
-    assert said.status == 0
-    assert "Examples:" in said.out
-    assert max(map(len, said.out.splitlines())) <= 80
-    assert len(said.out.splitlines()) <= 50
+def test_help_fits_eighty_columns_and_has_examples(sddit_run, words):
+    result = sddit_run(*words, "--help")
+    assert result.status == 0
+    assert "Examples:" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert len(result.stdout.splitlines()) <= 50
 
 
-def test_the_help_of_a_recipe_is_that_of_the_command(sddit_run):
-    assert sddit_run("any.toml", "--help").out == sddit_run("--help").out
+def test_help_of_a_recipe_is_the_help_of_sddit_run(sddit_run):
+    assert sddit_run("any.toml", "--help").stdout == sddit_run("--help").stdout
 
 
-def test_every_verb_is_listed_and_none_other(sddit_run):
-    listed = sddit_run("--help").out.partition("Commands:")[2]
+def test_help_lists_all_commands(sddit_run):
+    listed = sddit_run("--help").stdout.partition("Commands:")[2]
     assert set(cli.commands) == {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
 
 
-def test_nothing_at_all_is_answered_with_the_usage(sddit_run):
-    said = sddit_run()
-    assert said.status == 2
-    assert "sddit-run RECIPE" in said.out + said.err
+def test_no_arguments_print_the_usage(sddit_run):
+    result = sddit_run()
+    assert result.status == 2
+    assert "sddit-run RECIPE" in result.stdout + result.stderr
 
 
-def test_a_verb_wins_over_a_recipe_of_its_name(sddit_run, toy_recipe, tmp_path):
+def test_command_takes_precedence_over_a_recipe_of_its_name(sddit_run, toy_recipe, tmp_path):
     (tmp_path / "plugins").write_text(toy_recipe.read_text(encoding="utf-8"), encoding="utf-8")
-    assert "registers" in sddit_run("plugins").out
-    said = sddit_run("-n", "./plugins")
-    assert "registers" not in said.out
+    assert "registers" in sddit_run("plugins").stdout
+    result = sddit_run("-n", "./plugins")
+    assert "registers" not in result.stdout
 
 
 @pytest.mark.parametrize(("word", "nearest"), [("plugin", "plugins"), ("exlpain", "explain"), ("toy.tml", "toy.toml")])
-def test_an_unknown_first_word_brings_the_nearest_verb_or_recipe(sddit_run, toys, tmp_path, word, nearest):
+def test_unknown_first_word_suggests_the_nearest_command_or_recipe(sddit_run, toys, tmp_path, word, nearest):
     (tmp_path / "toy.toml").touch()
-    said = sddit_run(word)
-    assert said.status == 2
-    assert "SD-R170" in said.err
-    assert f"did you mean {nearest!r}?" in said.err
-    assert said.out == ""
+    result = sddit_run(word)
+    assert result.status == 2
+    assert "SD-R170" in result.stderr
+    assert f"did you mean {nearest!r}?" in result.stderr
+    assert result.stdout == ""
 
 
-def test_a_missing_path_is_a_missing_recipe(sddit_run, toys):
-    said = sddit_run("recipes/none_of_that_name.toml")
-    assert (said.status, "SD-R121" in said.err) == (2, True)
+def test_missing_path_is_reported_as_a_missing_recipe(sddit_run, toys):
+    result = sddit_run("recipes/none_of_that_name.toml")
+    assert (result.status, "SD-R121" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["x.toml", "--frsh"], "Did you mean '--fresh'?"),
         (["x.toml", "--fresh", "--resume", "runs/x"], "--fresh and --resume are mutually exclusive"),
@@ -77,14 +77,14 @@ def test_a_missing_path_is_a_missing_recipe(sddit_run, toys):
         (["show", "losses", "--schema"], "--schema prints the settings of one component"),
     ],
 )
-def test_a_wrong_flag_is_answered_with_the_usage(sddit_run, words, said):
-    answer = sddit_run(*words)
-    assert answer.status == 2
-    assert said in answer.err
-    assert "Try 'sddit-run" in answer.err
+def test_wrong_flag_prints_the_usage(sddit_run, words, message):
+    result = sddit_run(*words)
+    assert result.status == 2
+    assert message in result.stderr
+    assert "Try 'sddit-run" in result.stderr
 
 
-def test_threads_wait_politely_unless_told_otherwise(monkeypatch):
+def test_spinning_is_limited_unless_the_environment_sets_it(monkeypatch):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     limit_spinning()
@@ -116,63 +116,63 @@ def failing(monkeypatch, toy_recipe, tmp_path):
     return make
 
 
-def test_a_problem_of_the_user_is_told_without_a_traceback(sddit_run, failing, tmp_path):
-    said = sddit_run(failing(error("SD-P230", "no CUDA device", where="--device", fix="--device cpu")))
-    assert said.status == 3
-    assert "error SD-P230: no CUDA device" in said.err
-    assert "Traceback" not in said.err
-    assert f"log:    {tmp_path / 'crash.log'}" in said.err
+def test_user_error_is_printed_without_a_traceback(sddit_run, failing, tmp_path):
+    result = sddit_run(failing(error("SD-P230", "no CUDA device", where="--device", fix="--device cpu")))
+    assert result.status == 3
+    assert "error SD-P230: no CUDA device" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert f"log:    {tmp_path / 'crash.log'}" in result.stderr
     assert "Traceback" in (tmp_path / "crash.log").read_text(encoding="utf-8")
 
 
-def test_a_bug_of_ours_is_short_and_has_a_log(sddit_run, failing, tmp_path):
-    said = sddit_run(failing(ZeroDivisionError("division by zero")))
-    assert said.status == 1
-    assert "error: a bug in the toolkit: ZeroDivisionError: division by zero" in said.err
-    assert str(tmp_path / "crash.log") in said.err
-    assert len(said.err.splitlines()) <= 12
+def test_bug_of_the_toolkit_is_short_and_writes_a_log(sddit_run, failing, tmp_path):
+    result = sddit_run(failing(ZeroDivisionError("division by zero")))
+    assert result.status == 1
+    assert "error: a bug in the toolkit: ZeroDivisionError: division by zero" in result.stderr
+    assert str(tmp_path / "crash.log") in result.stderr
+    assert len(result.stderr.splitlines()) <= 12
     assert "ZeroDivisionError" in (tmp_path / "crash.log").read_text(encoding="utf-8")
 
 
-def test_debug_shows_the_traceback(sddit_run, failing):
+def test_debug_prints_the_traceback(sddit_run, failing):
     for words in (["--debug", failing(ValueError("x"))], [failing(ValueError("x")), "--debug"]):
-        assert "Traceback (most recent call last)" in sddit_run(*words).err
+        assert "Traceback (most recent call last)" in sddit_run(*words).stderr
 
 
 def test_control_characters_of_a_message_are_escaped(sddit_run, failing):
-    assert "\x1b" not in sddit_run(failing(ValueError("a\x1b[31mb"))).err
+    assert "\x1b" not in sddit_run(failing(ValueError("a\x1b[31mb"))).stderr
 
 
 @pytest.mark.parametrize(
     ("failure", "status"),
     [(KeyboardInterrupt(), 130), (click.Abort(), 130), (SystemExit(143), 143)],
 )
-def test_an_end_from_outside_is_quiet(sddit_run, failing, failure, status, monkeypatch):
+def test_interrupt_prints_no_traceback(sddit_run, failing, failure, status, monkeypatch):
     monkeypatch.setattr("sddit.cli.failures.os.dup2", lambda *_: None)
     if isinstance(failure, SystemExit):
         with pytest.raises(SystemExit, match="143"):
             sddit_run(failing(failure))
     else:
-        said = sddit_run(failing(failure))
-        assert said.status == status
-        assert "Traceback" not in said.err
+        result = sddit_run(failing(failure))
+        assert result.status == status
+        assert "Traceback" not in result.stderr
 
 
-def test_a_pipe_that_is_not_our_output_breaks(sddit_run, failing, tmp_path):
-    said = sddit_run(failing(BrokenPipeError(32, "Broken pipe")))
-    assert said.status == 1
-    assert "BrokenPipeError" in said.err
+def test_broken_pipe_other_than_stdout_is_an_error(sddit_run, failing, tmp_path):
+    result = sddit_run(failing(BrokenPipeError(32, "Broken pipe")))
+    assert result.status == 1
+    assert "BrokenPipeError" in result.stderr
     assert "BrokenPipeError" in (tmp_path / "crash.log").read_text(encoding="utf-8")
 
 
-def test_a_bug_that_is_no_exception_is_told(sddit_run, failing):
-    said = sddit_run(failing(GeneratorExit()))
-    assert said.status == 1
-    assert "a bug in the toolkit: GeneratorExit" in said.err
+def test_bug_that_raises_a_base_exception_is_reported(sddit_run, failing):
+    result = sddit_run(failing(GeneratorExit()))
+    assert result.status == 1
+    assert "a bug in the toolkit: GeneratorExit" in result.stderr
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo"])
-def test_a_crash_log_leads_nowhere_else(sddit_run, failing, tmp_path, kind):
+def test_crash_log_replaces_links_and_fifos(sddit_run, failing, tmp_path, kind):
     (tmp_path / "precious").write_text("kept", encoding="utf-8")
     log = tmp_path / "crash.log"
     log.symlink_to(tmp_path / "precious") if kind == "link" else os.mkfifo(log)
@@ -195,24 +195,24 @@ def test_a_crash_log_leads_nowhere_else(sddit_run, failing, tmp_path, kind):
         ["evaluate", ""],
     ],
 )
-def test_an_empty_path_or_name_is_refused(sddit_run, tmp_path, words):
-    """It comes from a variable that is not set."""
-    said = sddit_run(*words)
-    assert said.status == 2
-    assert "must not be empty" in said.err
+def test_empty_path_or_name_is_refused(sddit_run, tmp_path, words):
+    """It usually comes from an unset shell variable."""
+    result = sddit_run(*words)
+    assert result.status == 2
+    assert "must not be empty" in result.stderr
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_current_folder_that_was_removed_is_named(tmp_path):
+def test_removed_current_folder_is_reported(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     code = "import os; from sddit.cli import main; os.rmdir(os.getcwd()); main(['quickstart', '-n'])"
-    said = subprocess.run([sys.executable, "-c", code], cwd=gone, capture_output=True, text=True, check=False)
-    assert said.returncode == 8
-    assert "the current folder no longer exists" in said.stderr
+    result = subprocess.run([sys.executable, "-c", code], cwd=gone, capture_output=True, text=True, check=False)
+    assert result.returncode == 8
+    assert "the current folder no longer exists" in result.stderr
 
 
-def test_a_reader_that_goes_away_is_no_failure(sddit_process):
+def test_closed_reader_is_not_a_failure(sddit_process):
     """As `sddit-run explain | head -1`."""
     code = "from sddit.cli import main; main(['explain'])"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -223,8 +223,8 @@ def test_a_reader_that_goes_away_is_no_failure(sddit_process):
     assert process.returncode == 0
 
 
-def test_a_broken_pipe_of_ours_ends_quietly_and_any_other_is_told(tmp_path):
-    """The one call of the guard that decides, with an output that is read and one that is not."""
+def test_closed_stdout_is_detected(tmp_path):
+    """With a pipe whose reader is open, and one whose reader is closed."""
     code = (
         "from sddit.cli.failures import stdout_is_closed\nimport sys\n"
         "raise SystemExit(3 if stdout_is_closed(BrokenPipeError()) else 4)\n"
@@ -241,7 +241,7 @@ def test_a_broken_pipe_of_ours_ends_quietly_and_any_other_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("output", ["gone", "/dev/full"])
-def test_training_goes_on_without_its_output(output, toy_recipe, tmp_path):
+def test_training_continues_without_stdout(output, toy_recipe, tmp_path):
     """As `sddit-run RECIPE | head -1`, or a log on a full disk: status 0 means that the run is done."""
     code = (
         "import sys; from sddit.cli import main; from sddit.plugins.host import using_host; from sddit.testing import toy_host\n"
@@ -260,7 +260,7 @@ def test_training_goes_on_without_its_output(output, toy_recipe, tmp_path):
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">/dev/null"])
-def test_a_closed_output_is_no_failure(closed):
+def test_closed_output_is_not_a_failure(closed):
     code = "from sddit.cli import main; main(['explain', 'SD-P201'])"
     done = subprocess.run(
         ["/bin/sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], capture_output=True, check=False
@@ -269,7 +269,7 @@ def test_a_closed_output_is_no_failure(closed):
 
 
 @pytest.mark.parametrize("settings", [{"LC_ALL": "C", "TERM": "dumb", "HOME": ""}, {"PYTHONIOENCODING": "ascii"}])
-def test_a_poor_environment_is_no_failure(settings, tmp_path):
+def test_minimal_environment_is_not_a_failure(settings, tmp_path):
     code = "import sys; from sddit.cli.app import open_outputs, call; open_outputs(); print(chr(963)); sys.exit(call(['explain']))"
     environment = {"PATH": os.environ["PATH"], **settings}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment, cwd=tmp_path)
@@ -277,7 +277,7 @@ def test_a_poor_environment_is_no_failure(settings, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["plugins"], ["explain", "--json"]])
-def test_a_full_output_is_told_in_short(words):
+def test_full_disk_for_stdout_is_reported_briefly(words):
     code = f"from sddit.cli import main; main({words!r})"
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -287,26 +287,26 @@ def test_a_full_output_is_told_in_short(words):
     assert "Exception ignored" not in done.stderr
 
 
-def test_a_path_that_cannot_be_used_is_no_bug_outside_of_a_run(sddit_run, monkeypatch, toy_recipe):
+def test_unusable_path_outside_of_a_run_is_a_user_error(sddit_run, monkeypatch, toy_recipe):
     def run(*_, **__):
         raise PermissionError(13, "Permission denied", "/locked/file")
 
     monkeypatch.setattr(sddit.runs.pipeline, "run", run)
-    said = sddit_run(toy_recipe)
-    assert said.status == 8
-    assert "error SD-F707" in said.err
-    assert "/locked/file" in said.err
+    result = sddit_run(toy_recipe)
+    assert result.status == 8
+    assert "error SD-F707" in result.stderr
+    assert "/locked/file" in result.stderr
 
 
-def test_an_error_inside_a_plugin_is_the_plugins(sddit_run, toy_recipe, loss_source):
+def test_error_in_a_plugin_names_its_file_and_line(sddit_run, toy_recipe, loss_source):
     folder = toy_recipe.parent
     (folder / "mine.py").write_text(loss_source.replace("self.scale *", "self.scales *"), encoding="utf-8")
     text = 'plugins = ["./mine.py"]\n' + toy_recipe.read_text(encoding="utf-8") + '[loss.mine]\nname = "mine"\n'
     toy_recipe.write_text(text, encoding="utf-8")
-    said = sddit_run(toy_recipe)
-    assert said.status == 3
-    assert "error SD-P221: plugin 'mine' raised an error" in said.err
+    result = sddit_run(toy_recipe)
+    assert result.status == 3
+    assert "error SD-P221: plugin 'mine' raised an error" in result.stderr
     line = 1 + loss_source.splitlines().index(next(x for x in loss_source.splitlines() if "self.scale *" in x))
-    assert f"{folder / 'mine.py'}:{line}" in said.err
-    assert "has no attribute 'scales'" in said.err
-    assert "sha256" in said.err, "path and hash of the file are told"
+    assert f"{folder / 'mine.py'}:{line}" in result.stderr
+    assert "has no attribute 'scales'" in result.stderr
+    assert "sha256" in result.stderr, "path and hash of the file are printed"

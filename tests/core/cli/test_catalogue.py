@@ -1,4 +1,4 @@
-"""The catalogue of errors and the code that raises them say the same."""
+"""The catalogue of errors matches the code that raises them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LETTER_EXITS = {"R": {2}, "P": {3}, "D": {4}, "C": {5}, "N": {6}, "M": {7}, "F":
 
 
 def used() -> set[str]:
-    """Every code that stands in our source."""
+    """Return every code in our source."""
     files = [*(ROOT / "core").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
     return {code for file in files for code in CODE.findall(file.read_text(encoding="utf-8"))}
 
@@ -27,11 +27,11 @@ def test_every_code_in_the_source_has_a_page():
     assert used() - catalogue().keys() == set()
 
 
-def test_every_page_is_of_a_code_in_the_source():
+def test_every_page_has_a_code_in_the_source():
     assert catalogue().keys() - used() == set()
 
 
-def test_pages_are_whole_and_sorted_and_exit_as_documented():
+def test_pages_are_complete_sorted_and_have_documented_exit_statuses():
     for code, page in catalogue().items():
         assert page.keys() == {"title", "exit", "cause", "remedy"}
         assert all(page[key].strip() for key in ("title", "cause", "remedy"))
@@ -41,7 +41,7 @@ def test_pages_are_whole_and_sorted_and_exit_as_documented():
 
 
 def lacking(source: str) -> Iterator[str]:
-    """The calls of `error(...)` and `Problem(...)` that name no place, or neither remedy nor expectation."""
+    """Yield the calls of `error(...)` and `Problem(...)` without `where`, or with neither `fix` nor `expect`."""
     fields = ("code", "what", "where", "got", "expect", "fix")
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("error", "Problem") and node.args):
@@ -55,12 +55,12 @@ def lacking(source: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("root", ["core", "plugins"])
-def test_every_message_names_a_place_and_what_to_do(root):
+def test_every_error_states_where_and_what_to_do(root):
     found = {str(file): list(lacking(file.read_text(encoding="utf-8"))) for file in (ROOT / root).rglob("*.py")}
     assert {file: calls for file, calls in found.items() if calls} == {}
 
 
-def test_a_message_without_them_is_seen():
+def test_error_without_them_is_detected():
     assert list(lacking('error("SD-R102", "x", where="y", fix="z")\nProblem("SD-R102", "x", "y", "", "z")')) == []
     assert list(lacking('error("SD-R102", "x", fix="z")')) == ["line 1: SD-R102"]
     assert list(lacking('Problem("SD-R102", "x", "y", "z")')) == ["line 1: SD-R102"]

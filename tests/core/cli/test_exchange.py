@@ -1,4 +1,4 @@
-"""`sddit-run import` and `export` as a person meets them."""
+"""`sddit-run import` and `export` on the command line."""
 
 from __future__ import annotations
 
@@ -39,31 +39,33 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_verbs_stand_where_the_design_puts_them() -> None:
+def test_export_and_import_come_after_publish() -> None:
     names = [verb.name for verb in app.COMMANDS]
     assert names[names.index("publish") + 1 : names.index("bench")] == ["export", "import"]
 
 
-def test_in_and_out_again(sddit_run: Callable[..., Any], toys: Host, weights: Path, tmp_path: Path) -> None:
-    said = sddit_run("import", weights, "--layout", "toy")
-    assert said.status == 0, said.err
-    assert "from the tensors: hidden = 8, depth = 2, cls = True, classes = 2" in said.out
-    assert "guessed: patch = 4" in said.out
+def test_import_then_export_gives_the_same_tensors(
+    sddit_run: Callable[..., Any], toys: Host, weights: Path, tmp_path: Path
+) -> None:
+    result = sddit_run("import", weights, "--layout", "toy")
+    assert result.status == 0, result.stderr
+    assert "from the tensors: hidden = 8, depth = 2, cls = True, classes = 2" in result.stdout
+    assert "guessed: patch = 4" in result.stdout
     run = next((tmp_path / "runs").iterdir())
-    assert f"run: {run}" in said.out
-    assert "already imported" in sddit_run("import", weights, "--layout", "toy").out
+    assert f"run: {run}" in result.stdout
+    assert "already imported" in sddit_run("import", weights, "--layout", "toy").stdout
     assert sddit_run("sample", run, "--per-class", 1).status == 0
     assert sddit_run("export", run, "--layout", "toy", "--out", "out").status == 0
     there, back = load_file(weights), load_file(tmp_path / "out/model.safetensors")
     assert there.keys() == back.keys()
     assert all(torch.equal(there[name], back[name]) for name in there)
-    said = sddit_run("export", run)
-    assert said.out.splitlines()[-1].endswith("export/README.md")
+    result = sddit_run("export", run)
+    assert result.stdout.splitlines()[-1].endswith("export/README.md")
     assert sddit_run("sample", run / "export", "--per-class", 1, "--classes", "1").status == 0
     assert sddit_run("table").status == 0
 
 
-def test_what_is_refused_says_what_to_do(sddit_run: Callable[..., Any], toys: Host, weights: Path) -> None:
+def test_refusals_state_what_to_do(sddit_run: Callable[..., Any], toys: Host, weights: Path) -> None:
     for words, status, part in (
         (["import", weights], 2, "--layout"),
         (["import", weights, "--layout", "toi"], 5, "did you mean 'toy'"),
@@ -72,22 +74,22 @@ def test_what_is_refused_says_what_to_do(sddit_run: Callable[..., Any], toys: Ho
         (["import", weights, "--layout", "toy", "--config", "none.json"], 5, "cannot read the config"),
         (["export", "nowhere"], 5, "SD-C445"),
     ):
-        said = sddit_run(*words)
-        assert part in said.err
-        assert said.status == status, said.err
+        result = sddit_run(*words)
+        assert part in result.stderr
+        assert result.status == status, result.stderr
 
 
-def test_a_pickle_needs_trust(sddit_run: Callable[..., Any], toys: Host, weights: Path, tmp_path: Path) -> None:
+def test_pickle_needs_trust_pickle(sddit_run: Callable[..., Any], toys: Host, weights: Path, tmp_path: Path) -> None:
     torch.save({"ema": load_file(weights), "model": {"a": torch.zeros(1)}}, tmp_path / "theirs.pt")
-    said = sddit_run("import", "theirs.pt", "--layout", "toy")
-    assert said.status == 5
-    assert "--trust-pickle" in said.err
-    said = sddit_run("import", "theirs.pt", "--layout", "toy", "--trust-pickle")
-    assert said.status == 0, said.err
-    assert "weights: ema, step 0" in said.out
+    result = sddit_run("import", "theirs.pt", "--layout", "toy")
+    assert result.status == 5
+    assert "--trust-pickle" in result.stderr
+    result = sddit_run("import", "theirs.pt", "--layout", "toy", "--trust-pickle")
+    assert result.status == 0, result.stderr
+    assert "weights: ema, step 0" in result.stdout
 
 
-def test_a_config_is_read_from_files_and_words(tmp_path: Path) -> None:
+def test_config_is_read_from_files_and_words(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"depth": 2, "model": {"heads": 4, "width": 8}}')
     words = [str(tmp_path / "config.json"), "model.heads=8", "name=x"]
     assert read_config(words) == {"depth": 2, "model": {"heads": 8, "width": 8}, "name": "x"}
@@ -100,14 +102,14 @@ def test_a_config_is_read_from_files_and_words(tmp_path: Path) -> None:
 
 def test_help_shows_examples_and_needs_no_torch(sddit_process: Callable[..., Any]) -> None:
     for verb in ("import", "export"):
-        said = sddit_process(verb, "--help", after="import sys; assert 'torch' not in sys.modules")
-        assert said.status == 0, said.err
-        assert "Examples" in said.out
-        assert "Published: diffusers, dit, maskdit, mdtv1, mdtv2." in " ".join(said.out.split())
+        result = sddit_process(verb, "--help", after="import sys; assert 'torch' not in sys.modules")
+        assert result.status == 0, result.stderr
+        assert "Examples" in result.stdout
+        assert "Published: diffusers, dit, maskdit, mdtv1, mdtv2." in " ".join(result.stdout.split())
 
 
-def test_help_names_the_layouts_of_the_plugins_that_are_here(sddit_run: Callable[..., Any], toys: Host) -> None:
+def test_help_lists_the_layouts_of_installed_plugins(sddit_run: Callable[..., Any], toys: Host) -> None:
     for verb in ("import", "export"):
-        said = " ".join(sddit_run(verb, "--help").out.split())
-        assert "Published: toy." in said
-        assert "mdtv1, mdtv2" not in said
+        result = " ".join(sddit_run(verb, "--help").stdout.split())
+        assert "Published: toy." in result
+        assert "mdtv1, mdtv2" not in result

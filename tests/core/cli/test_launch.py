@@ -1,4 +1,4 @@
-"""`--nproc`, where the system does not let torch's launcher start anything."""
+"""`--nproc` where the system does not let torch's launcher start processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
-def test_what_the_system_refuses_to_the_launcher_is_told(tmp_path: Path) -> None:
+def test_launcher_errors_are_reported(tmp_path: Path) -> None:
     limited = 'ulimit -n 20; exec "$@"'
     command = [sys.executable, "-m", "sddit", str(ROOT / "recipes/quickstart.toml"), "--nproc", "2"]
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""The verbs, on toys."""
+"""The commands, on toy components."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from sddit.testing import TOY_PAIR_RECIPE
 # ------------------------------------------------------------------------------------------------------------- plugins
 
 
-def test_plugins_are_listed_with_origin_and_what_they_add(sddit_run, toys, distribution, loss_source):
-    said = sddit_run("plugins")
-    assert said.status == 0
-    assert re.search(r"^sddit +sddit +optimizers: adamw +loaded", said.out, re.MULTILINE)
-    assert "tensorboard" in said.out
+def test_plugins_lists_origin_and_components(sddit_run, toys, distribution, loss_source):
+    result = sddit_run("plugins")
+    assert result.status == 0
+    assert re.search(r"^sddit +sddit +optimizers: adamw +loaded", result.stdout, re.MULTILINE)
+    assert "tensorboard" in result.stdout
 
 
-def test_third_party_plugins_show_what_they_add_after_load(sddit_process, distribution, loss_source, tmp_path):
+def test_plugins_load_lists_components_of_third_party_plugins(sddit_process, distribution, loss_source, tmp_path):
     distribution("acme-dist", "acme", f"print('imported!')\n{loss_source}", "2.5")
     distribution("bad-dist", "bad", "1 / 0")
     path = f"import sys; sys.path[:0] = [{str(tmp_path / 'site_acme-dist')!r}, {str(tmp_path / 'site_bad-dist')!r}]"
-    said = sddit_process("plugins", before=path)
-    assert re.search(r"^acme +acme-dist 2.5 +not loaded", said.out, re.MULTILINE)
-    assert "imported!" not in said.out + said.err
+    result = sddit_process("plugins", before=path)
+    assert re.search(r"^acme +acme-dist 2.5 +not loaded", result.stdout, re.MULTILINE)
+    assert "imported!" not in result.stdout + result.stderr
     loaded = sddit_process("plugins", "--load", before=path)
-    assert re.search(r"^acme +acme-dist 2.5 +losses: mine +loaded", loaded.out, re.MULTILINE)
-    assert "bad: ZeroDivisionError: division by zero" in loaded.err
+    assert re.search(r"^acme +acme-dist 2.5 +losses: mine +loaded", loaded.stdout, re.MULTILINE)
+    assert "bad: ZeroDivisionError: division by zero" in loaded.stderr
     assert loaded.status == 0
-    records = {row["name"]: row for row in json.loads(sddit_process("plugins", "--load", "--json", before=path).out)}
+    records = {row["name"]: row for row in json.loads(sddit_process("plugins", "--load", "--json", before=path).stdout)}
     assert records["acme"]["registers"] == {"losses": ["mine"]}
     assert (records["bad"]["state"], records["bad"]["error"]) == ("failed", "ZeroDivisionError: division by zero")
     assert records["sddit"]["builtin"]
@@ -50,48 +50,49 @@ def test_third_party_plugins_show_what_they_add_after_load(sddit_process, distri
 # ---------------------------------------------------------------------------------------------------------------- show
 
 
-def test_show_lists_kinds_with_the_words_of_their_hooks(sddit_run, toys):
-    said = sddit_run("show")
-    assert "Add loss terms; a recipe uses one as `[loss.<label>]" in said.out
-    assert "toy, toy_agreement" in said.out
-    assert json.loads(sddit_run("show", "--json").out)["losses"]["hook"] == "register_losses"
+def test_show_lists_kinds_with_the_text_of_their_hooks(sddit_run, toys):
+    result = sddit_run("show")
+    assert "Add loss terms; a recipe uses one as `[loss.<label>]" in result.stdout
+    assert "toy, toy_agreement" in result.stdout
+    assert json.loads(sddit_run("show", "--json").stdout)["losses"]["hook"] == "register_losses"
 
 
 def test_show_lists_components_by_kind_and_by_table(sddit_run, toys):
-    assert sddit_run("show", "losses").out == sddit_run("show", "loss").out
-    assert "Student tokens against the teacher's." in sddit_run("show", "losses").out
+    assert sddit_run("show", "losses").stdout == sddit_run("show", "loss").stdout
+    assert "Student tokens against the teacher's." in sddit_run("show", "losses").stdout
 
 
 def test_show_prints_type_default_bounds_and_meaning(sddit_run, toys):
-    said = sddit_run("show", "optimizers", "adamw")
-    assert "arXiv:1711.05101" in said.out
+    result = sddit_run("show", "optimizers", "adamw")
+    assert "arXiv:1711.05101" in result.stdout
     assert re.search(
         r"^betas +\[number, at least 0, below 1, number, at least 0, below 1\] +\(default \[0.9, 0.999\]\)",
-        said.out,
+        result.stdout,
         re.MULTILINE,
     )
-    assert "    Added to the root of the second average." in said.out
+    assert "    Added to the root of the second average." in result.stdout
     entries = {
-        entry["key"]: entry for entry in json.loads(sddit_run("show", "optimizers", "adamw", "--json").out)["settings"]
+        entry["key"]: entry
+        for entry in json.loads(sddit_run("show", "optimizers", "adamw", "--json").stdout)["settings"]
     }
     assert entries["eps"] == {
         "key": "eps", "type": "number, above 0", "required": False, "default": 1e-8,
         "description": "Added to the root of the second average.",
     }  # fmt: skip
-    schema = json.loads(sddit_run("show", "optimizers", "adamw", "--schema").out)
+    schema = json.loads(sddit_run("show", "optimizers", "adamw", "--schema").stdout)
     assert schema["additionalProperties"] is False
 
 
 def test_show_prints_the_core_tables(sddit_run, toys):
-    assert re.search(r"^save_every +whole number, at least 1", sddit_run("show", "train").out, re.MULTILINE)
+    assert re.search(r"^save_every +whole number, at least 1", sddit_run("show", "train").stdout, re.MULTILINE)
 
 
-def test_show_loads_a_plugin_that_is_named(sddit_run, toys, tmp_path, loss_source):
+def test_show_loads_the_plugin_of_its_option(sddit_run, toys, tmp_path, loss_source):
     (tmp_path / "mine.py").write_text(loss_source, encoding="utf-8")
-    said = sddit_run("show", "losses", "mine", "--plugin", "./mine.py")
-    assert said.status == 0
-    assert "scale   number, above 0   (default 1.0)" in said.out
-    assert "A factor." in said.out
+    result = sddit_run("show", "losses", "mine", "--plugin", "./mine.py")
+    assert result.status == 0
+    assert "scale   number, above 0   (default 1.0)" in result.stdout
+    assert "A factor." in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -102,17 +103,17 @@ def test_show_loads_a_plugin_that_is_named(sddit_run, toys, tmp_path, loss_sourc
         (["losses", "acme/x"], "SD-P205", ""),
     ],
 )
-def test_show_refuses_what_is_not_there(sddit_run, toys, words, code, nearest):
-    said = sddit_run("show", *words)
-    assert code in said.err
-    assert nearest in said.err
+def test_show_refuses_unknown_kinds_and_names(sddit_run, toys, words, code, nearest):
+    result = sddit_run("show", *words)
+    assert code in result.stderr
+    assert nearest in result.stderr
 
 
-def test_a_component_shown_without_its_kind_is_found(sddit_run, toys):
-    assert "sddit-run show losses toy_agreement" in sddit_run("show", "toy_agreement").err
+def test_show_suggests_the_kind_of_a_component(sddit_run, toys):
+    assert "sddit-run show losses toy_agreement" in sddit_run("show", "toy_agreement").stderr
 
 
-def test_defaults_are_shown_as_a_recipe_writes_them():
+def test_values_are_printed_as_a_recipe_writes_them():
     assert [setting_text(value) for value in (None, True, "a", 1.0, 1, [0.5, 2], {"start": 0.1}, {})] == [
         "not set", "true", '"a"', "1.0", "1", "[0.5, 2]", "{ start = 0.1 }", "{}",
     ]  # fmt: skip
@@ -121,18 +122,18 @@ def test_defaults_are_shown_as_a_recipe_writes_them():
 # ------------------------------------------------------------------------------------------------------------- explain
 
 
-def test_every_code_has_a_page(sddit_run):
+def test_explain_prints_every_code(sddit_run):
     for code, page in catalogue().items():
-        said = sddit_run("explain", code)
-        assert page["title"] in said.out
-        assert f"Exit status {page['exit']}: {EXITS[page['exit']]}." in said.out
+        result = sddit_run("explain", code)
+        assert page["title"] in result.stdout
+        assert f"Exit status {page['exit']}: {EXITS[page['exit']]}." in result.stdout
 
 
-def test_a_code_may_be_written_short(sddit_run):
-    assert sddit_run("explain", "p201").out == sddit_run("explain", "SD-P201").out
-    assert "SD-P201" in sddit_run("explain").out
-    assert list(json.loads(sddit_run("explain", "p201", "--json").out)) == ["SD-P201"]
-    assert "SD-R171" in sddit_run("explain", "SD-Z999").err
+def test_explain_accepts_short_codes(sddit_run):
+    assert sddit_run("explain", "p201").stdout == sddit_run("explain", "SD-P201").stdout
+    assert "SD-P201" in sddit_run("explain").stdout
+    assert list(json.loads(sddit_run("explain", "p201", "--json").stdout)) == ["SD-P201"]
+    assert "SD-R171" in sddit_run("explain", "SD-Z999").stderr
 
 
 # ---------------------------------------------------------------------------------------------------------- new-plugin
@@ -151,15 +152,15 @@ def test_new_plugins_pass_their_own_tests(sddit_run, tmp_path):
 def test_a_new_loss_trains(sddit_run, toy_recipe):
     sddit_run("new-plugin", "my_loss", "--out", toy_recipe.parent)
     toy_recipe.write_text('plugins = ["./my_loss.py"]\n' + toy_recipe.read_text(encoding="utf-8"), encoding="utf-8")
-    said = sddit_run(toy_recipe, "loss.mine.name=my_loss", "loss.mine.bend=0.5", "--json")
-    assert said.status == 0, said.err
-    log = Path(json.loads(said.out)["folder"], "metrics.jsonl").read_text(encoding="utf-8")
+    result = sddit_run(toy_recipe, "loss.mine.name=my_loss", "loss.mine.bend=0.5", "--json")
+    assert result.status == 0, result.stderr
+    log = Path(json.loads(result.stdout)["folder"], "metrics.jsonl").read_text(encoding="utf-8")
     assert "loss/mine" in json.loads(log.splitlines()[-1])
 
 
 def test_a_new_package_is_a_plugin_once_installed(sddit_run, tmp_path):
-    said = sddit_run("new-plugin", "my_loss", "--package")
-    assert [line.split()[1] for line in said.out.splitlines()[:4]] == [
+    result = sddit_run("new-plugin", "my_loss", "--package")
+    assert [line.split()[1] for line in result.stdout.splitlines()[:4]] == [
         "my_loss/pyproject.toml", "my_loss/README.md", "my_loss/src/my_loss/__init__.py", "my_loss/tests/test_my_loss.py",
     ]  # fmt: skip
     project = (tmp_path / "my_loss" / "pyproject.toml").read_text(encoding="utf-8")
@@ -167,9 +168,9 @@ def test_a_new_package_is_a_plugin_once_installed(sddit_run, tmp_path):
     assert "./my_loss.py" not in (tmp_path / "my_loss" / "src" / "my_loss" / "__init__.py").read_text(encoding="utf-8")
 
 
-def test_the_next_step_is_the_test_of_the_plugin(sddit_run):
-    assert sddit_run("new-plugin", "my_test_loss").out.splitlines()[-1] == "next:  pytest test_my_test_loss.py"
-    assert sddit_run("new-plugin", "my_loss", "--package").out.splitlines()[-2:] == [
+def test_new_plugin_prints_the_test_as_the_next_step(sddit_run):
+    assert sddit_run("new-plugin", "my_test_loss").stdout.splitlines()[-1] == "next:  pytest test_my_test_loss.py"
+    assert sddit_run("new-plugin", "my_loss", "--package").stdout.splitlines()[-2:] == [
         "next:  pip install -e my_loss", "       pytest my_loss/tests/test_my_loss.py",
     ]  # fmt: skip
 
@@ -183,23 +184,23 @@ def test_the_next_step_is_the_test_of_the_plugin(sddit_run):
         ("sddit", "built-in"),
     ],
 )
-def test_a_name_that_something_else_has_is_refused(sddit_run, name, why):
-    said = sddit_run("new-plugin", name)
-    assert (said.status, "SD-R172" in said.err, why in said.err) == (2, True, True)
-    assert f"sddit-run new-plugin {name}_loss" in said.err
+def test_new_plugin_refuses_names_in_use(sddit_run, name, why):
+    result = sddit_run("new-plugin", name)
+    assert (result.status, "SD-R172" in result.stderr, why in result.stderr) == (2, True, True)
+    assert f"sddit-run new-plugin {name}_loss" in result.stderr
 
 
-def test_nothing_is_overwritten(sddit_run, tmp_path):
+def test_new_plugin_overwrites_nothing(sddit_run, tmp_path):
     (tmp_path / "test_my_loss.py").write_text("mine", encoding="utf-8")
-    said = sddit_run("new-plugin", "my_loss")
-    assert (said.status, "SD-R173" in said.err) == (2, True)
+    result = sddit_run("new-plugin", "my_loss")
+    assert (result.status, "SD-R173" in result.stderr) == (2, True)
     assert not (tmp_path / "my_loss.py").exists(), "all files or none"
     assert (tmp_path / "test_my_loss.py").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("name", ["My-Loss", "2fast", "class", "../x", ""])
-def test_a_name_that_no_module_can_have_is_refused(sddit_run, name):
-    assert "SD-R172" in sddit_run("new-plugin", name).err
+def test_new_plugin_refuses_invalid_module_names(sddit_run, name):
+    assert "SD-R172" in sddit_run("new-plugin", name).stderr
 
 
 # -------------------------------------------------------------------------------------------- a run and what follows it
@@ -209,41 +210,41 @@ def test_a_name_that_no_module_can_have_is_refused(sddit_run, name):
 def trained(sddit_run, toy_recipe):
     """The folder of a run of toys with a teacher, by the command."""
     toy_recipe.write_text(TOY_PAIR_RECIPE, encoding="utf-8")
-    said = sddit_run(toy_recipe, "--json")
-    assert said.status == 0, said.err
-    return json.loads(said.out)["folder"]
+    result = sddit_run(toy_recipe, "--json")
+    assert result.status == 0, result.stderr
+    return json.loads(result.stdout)["folder"]
 
 
-def test_a_run_reports_and_a_second_one_has_nothing_to_do(sddit_run, trained, toy_recipe):
-    said = sddit_run(toy_recipe)
-    assert said.status == 0
-    assert "already finished" in said.out
-    assert f"report: {trained}" in said.out.replace("report: runs", f"report: {trained.rpartition('/')[0]}")
+def test_second_run_has_nothing_to_do(sddit_run, trained, toy_recipe):
+    result = sddit_run(toy_recipe)
+    assert result.status == 0
+    assert "already finished" in result.stdout
+    assert f"report: {trained}" in result.stdout.replace("report: runs", f"report: {trained.rpartition('/')[0]}")
 
 
-def test_the_plan_names_every_value_its_origin_and_the_cost(sddit_run, toy_recipe, tmp_path):
-    said = sddit_run("-n", toy_recipe, "train.steps=7", "--all")
-    assert said.status == 0
-    assert re.search(r"^steps +7 +command line", said.out, re.MULTILINE)
-    assert re.search(r"^lr +0.001 +\S*toy.toml:\d+", said.out, re.MULTILINE)
-    assert re.search(r"^hidden +16 +default", said.out, re.MULTILINE)
-    assert re.search(r"^  parameters +2.93 k", said.out, re.MULTILINE)
-    assert "7 steps of" in said.out
+def test_dry_run_all_lists_values_origins_and_cost(sddit_run, toy_recipe, tmp_path):
+    result = sddit_run("-n", toy_recipe, "train.steps=7", "--all")
+    assert result.status == 0
+    assert re.search(r"^steps +7 +command line", result.stdout, re.MULTILINE)
+    assert re.search(r"^lr +0.001 +\S*toy.toml:\d+", result.stdout, re.MULTILINE)
+    assert re.search(r"^hidden +16 +default", result.stdout, re.MULTILINE)
+    assert re.search(r"^  parameters +2.93 k", result.stdout, re.MULTILINE)
+    assert "7 steps of" in result.stdout
     assert not (tmp_path / "runs").exists()
-    planned = json.loads(sddit_run("-n", toy_recipe, "--json").out)
+    planned = json.loads(sddit_run("-n", toy_recipe, "--json").stdout)
     assert planned["backbone_parameters"] == 2928
     assert planned["recipe"]["optimizer"]["lr"] == 0.001
     assert planned["origins"]["train.steps"] != "default"
     assert planned["warnings"] == []
 
 
-def test_a_plan_shows_cost_views_losses_and_changes_on_one_screen(sddit_run, toy_recipe, trained):
+def test_dry_run_shows_cost_views_losses_and_changes_on_one_screen(sddit_run, toy_recipe, trained):
     child = toy_recipe.with_name("child.toml")
     child.write_text('extends = "toy.toml"\nloss.agree.weight = 0.25\n[train]\nsteps = 9\n', encoding="utf-8")
     plan = sddit_run("-n", child, "seed=3")
-    assert plan.status == 0, plan.err
-    assert len(plan.out.splitlines()) <= 40
-    lines = [" ".join(line.split()) for line in plan.out.splitlines()]
+    assert plan.status == 0, plan.stderr
+    assert len(plan.stdout.splitlines()) <= 40
+    lines = [" ".join(line.split()) for line in plan.stdout.splitlines()]
     assert "Changes from recipes_of_test/toy.toml" in lines
     assert "seed 0 (default) -> 3 command line" in lines
     assert "train.steps 4 -> 9" in lines
@@ -253,26 +254,26 @@ def test_a_plan_shows_cost_views_losses_and_changes_on_one_screen(sddit_run, toy
     assert any(re.fullmatch(r"agree \S+/toy_agreement 0.25 student, teacher", line) for line in lines)
     assert any(line.startswith("time unknown") for line in lines)
     planned = sddit_run("-n", toy_recipe)
-    assert "at the pace of the first 4 steps" in planned.out, "its own run has been trained"
+    assert "at the pace of the first 4 steps" in planned.stdout, "its own run has been trained"
 
 
-def test_the_changes_of_a_resolved_recipe_are_those_of_the_command_line(sddit_run, trained):
+def test_changes_of_a_resolved_recipe_are_those_of_the_command_line(sddit_run, trained):
     plan = sddit_run("-n", Path(trained) / "recipe.resolved.json", "train.steps=9")
-    changes = plan.out.partition("Changes from")[2].splitlines()[1:]
+    changes = plan.stdout.partition("Changes from")[2].splitlines()[1:]
     assert [" ".join(line.split()) for line in changes] == ["train.steps 4 -> 9 command line"]
 
 
-def test_sample_draws_the_same_pictures_again(sddit_run, trained):
+def test_sample_gives_the_same_images_again(sddit_run, trained):
     words = ["sample", trained, "--classes", "0,class 2", "--per-class", "2", "--seeds", "3-4", "--steps", "3"]
     first, second = sddit_run(*words), sddit_run(*words)
-    assert first.status == 0, first.err
-    files = [re.findall(r"\S+\.npz", said.out)[0] for said in (first, second)]
+    assert first.status == 0, first.stderr
+    files = [re.findall(r"\S+\.npz", result.stdout)[0] for result in (first, second)]
     assert files[0] != files[1], "nothing is overwritten"
     one, two = (np.load(file) for file in files)
     assert one["arr_0"].shape == (8, 8, 8, 3)
     assert one["arr_1"].tolist() == [0] * 4 + [2] * 4
     assert np.array_equal(one["arr_0"], two["arr_0"])
-    other = np.load(re.findall(r"\S+\.npz", sddit_run(*words[:-4], "--seeds", "5-6").out)[0])
+    other = np.load(re.findall(r"\S+\.npz", sddit_run(*words[:-4], "--seeds", "5-6").stdout)[0])
     assert not np.array_equal(one["arr_0"], other["arr_0"])
     with Image.open(files[0].replace(".npz", ".png")) as picture:
         assert picture.width > picture.height / 2
@@ -287,26 +288,26 @@ def test_sample_draws_the_same_pictures_again(sddit_run, trained):
         (["--sampler", "toi"], "SD-R110"), (["--weights", "ema"], "SD-C446"), (["--guidance", "2"], "SD-T923"),
     ],
 )  # fmt: skip
-def test_sample_refuses_what_is_not_there(sddit_run, trained, words, code):
-    said = sddit_run("sample", trained, *words)
-    assert said.status > 1
-    assert code in said.err
+def test_sample_refuses_invalid_options(sddit_run, trained, words, code):
+    result = sddit_run("sample", trained, *words)
+    assert result.status > 1
+    assert code in result.stderr
 
 
-def test_a_file_in_the_place_of_a_folder_is_told_before_anything_is_drawn(sddit_run, trained, tmp_path):
+def test_file_in_place_of_an_output_folder_is_refused_before_any_work(sddit_run, trained, tmp_path):
     (tmp_path / "file").touch()
     for out in ("file", "file/below"):
-        said = sddit_run("sample", trained, "--out", out)
-        assert (said.status, "SD-F705" in said.err) == (8, True)
+        result = sddit_run("sample", trained, "--out", out)
+        assert (result.status, "SD-F705" in result.stderr) == (8, True)
     for words in (["--out", "file"], ["--out", "file/below", "--package"]):
-        said = sddit_run("new-plugin", "my_loss", *words)
-        assert (said.status, "SD-F705" in said.err) == (8, True)
+        result = sddit_run("new-plugin", "my_loss", *words)
+        assert (result.status, "SD-F705" in result.stderr) == (8, True)
 
 
 @pytest.mark.parametrize("damage", ["model", "label"])
-def test_weights_of_another_model_are_refused(sddit_run, toy_recipe, damage):
+def test_sample_refuses_weights_of_another_model(sddit_run, toy_recipe, damage):
     recipe = toy_recipe.read_text(encoding="utf-8")
-    folder = Path(json.loads(sddit_run(toy_recipe, "--json").out)["folder"])
+    folder = Path(json.loads(sddit_run(toy_recipe, "--json").stdout)["folder"])
     assert sddit_run("sample", folder).status == 0, recipe
     resolved = json.loads((folder / "recipe.resolved.json").read_text(encoding="utf-8"))
     if damage == "model":
@@ -315,41 +316,43 @@ def test_weights_of_another_model_are_refused(sddit_run, toy_recipe, damage):
         resolved["ema"]["other"] = {"decay": 0.9}
     (folder / "recipe.resolved.json").write_text(json.dumps(resolved), encoding="utf-8")
     (folder / "recipe.resolved.json.sha256").unlink()
-    said = sddit_run("sample", folder, *(["--weights", "other"] if damage == "label" else []))
-    assert said.status == 5
-    assert f"SD-C410: the checkpoint does not fit this recipe\n  where:  {folder / 'checkpoints'}" in said.err
-    assert len(said.err.splitlines()) <= 8
+    result = sddit_run("sample", folder, *(["--weights", "other"] if damage == "label" else []))
+    assert result.status == 5
+    assert f"SD-C410: the checkpoint does not fit this recipe\n  where:  {folder / 'checkpoints'}" in result.stderr
+    assert len(result.stderr.splitlines()) <= 8
 
 
-def test_evaluate_says_before_it_samples_that_there_is_nothing_to_score(sddit_run, trained, monkeypatch):
+def test_evaluate_without_extractors_does_not_sample(sddit_run, trained, monkeypatch):
     monkeypatch.setattr("sddit.runs.pipeline.evaluate_run", lambda *_, **__: pytest.fail("sampled"))
-    said = sddit_run("evaluate", trained, "--json")
-    assert (said.status, json.loads(said.out)) == (0, {})
-    assert "names no extractor" in said.err
+    result = sddit_run("evaluate", trained, "--json")
+    assert (result.status, json.loads(result.stdout)) == (0, {})
+    assert "names no extractor" in result.stderr
 
 
 def test_evaluate_prints_scores(sddit_run, toy_recipe):
-    run = json.loads(sddit_run(toy_recipe, 'evaluate.features=["toy"]', "evaluate.samples=24", "--json").out)["folder"]
-    said = sddit_run("evaluate", run)
-    assert said.status == 0, said.err
-    assert re.search(r"^Frechet distance +[\d.e+-]+ +[\d.e+-]+", said.out, re.MULTILINE)
-    scores = json.loads(sddit_run("evaluate", run, "--json").out)
+    run = json.loads(sddit_run(toy_recipe, 'evaluate.features=["toy"]', "evaluate.samples=24", "--json").stdout)[
+        "folder"
+    ]
+    result = sddit_run("evaluate", run)
+    assert result.status == 0, result.stderr
+    assert re.search(r"^Frechet distance +[\d.e+-]+ +[\d.e+-]+", result.stdout, re.MULTILINE)
+    scores = json.loads(sddit_run("evaluate", run, "--json").stdout)
     [one] = scores.values()
     assert one["n"] < one["samples"] == 24
-    assert re.search(rf"^Frechet distance, all 24 samples +{one['fd_all']:.4g} *$", said.out, re.MULTILINE)
+    assert re.search(rf"^Frechet distance, all 24 samples +{one['fd_all']:.4g} *$", result.stdout, re.MULTILINE)
     assert one["title"] == "channel moments"
 
 
-def test_evaluate_probes_and_looks_for_copies(sddit_run, toy_recipe):
-    run = Path(json.loads(sddit_run(toy_recipe, "dataset.images=90", "--json").out)["folder"])
-    said = sddit_run("evaluate", run, "--probe", "--copies")
-    assert said.status == 0, said.err
-    assert re.search(r"^linear probe of student, 30 held-out images \(chance 0\.333", said.out, re.MULTILINE)
-    assert re.search(r"^2 +0\.\d{3} \(0\.\d{3}\)", said.out, re.MULTILINE)
-    assert re.search(r"^pixels +[\d.]+ +0\.0\d+ +\S+copies-pixels\.png *$", said.out, re.MULTILINE)
-    found = json.loads(sddit_run("evaluate", run, "--probe", "--json").out)
+def test_evaluate_probes_and_searches_for_copies(sddit_run, toy_recipe):
+    run = Path(json.loads(sddit_run(toy_recipe, "dataset.images=90", "--json").stdout)["folder"])
+    result = sddit_run("evaluate", run, "--probe", "--copies")
+    assert result.status == 0, result.stderr
+    assert re.search(r"^linear probe of student, 30 held-out images \(chance 0\.333", result.stdout, re.MULTILINE)
+    assert re.search(r"^2 +0\.\d{3} \(0\.\d{3}\)", result.stdout, re.MULTILINE)
+    assert re.search(r"^pixels +[\d.]+ +0\.0\d+ +\S+copies-pixels\.png *$", result.stdout, re.MULTILINE)
+    found = json.loads(sddit_run("evaluate", run, "--probe", "--json").stdout)
     assert found == {"probe": json.loads((run / "probe.json").read_text(encoding="utf-8"))}
-    assert json.loads(sddit_run("evaluate", run, "--copies", "--json").out)["copies"]["pixels"]["title"] == "pixels"
+    assert json.loads(sddit_run("evaluate", run, "--copies", "--json").stdout)["copies"]["pixels"]["title"] == "pixels"
 
 
 MODE_PLUGIN = """
@@ -386,26 +389,26 @@ def counting(tmp_path) -> Callable[..., str]:
 
 def test_evaluate_runs_the_mode_of_a_third_party_extractor(sddit_run, trained, counting):
     files = ("--first-file", "a", "--second-file", "b")
-    said = sddit_run("evaluate", trained, "--plugin", counting(), *files)
-    assert said.status == 0, said.err
-    assert re.search(r"^counted on cpu$", said.out, re.MULTILINE)
-    assert re.search(r"^files counted +2 *$", said.out, re.MULTILINE)
-    assert "not measured" not in said.out
-    found = json.loads(sddit_run("evaluate", trained, "--plugin=./counting.py", *files, "--json").out)
+    result = sddit_run("evaluate", trained, "--plugin", counting(), *files)
+    assert result.status == 0, result.stderr
+    assert re.search(r"^counted on cpu$", result.stdout, re.MULTILINE)
+    assert re.search(r"^files counted +2 *$", result.stdout, re.MULTILINE)
+    assert "not measured" not in result.stdout
+    found = json.loads(sddit_run("evaluate", trained, "--plugin=./counting.py", *files, "--json").stdout)
     assert found == {"count": {"files": 2, "seed": None, "device": "cpu", "run": Path(trained).name}}
     alone = sddit_run("evaluate", trained, "--plugin", "./counting.py", "--first-file", "a")
-    assert (alone.status, "--first-file and --second-file must be used together" in alone.err) == (2, True)
-    assert "A file to count." in sddit_run("evaluate", "--plugin", "./counting.py", "--help").out
+    assert (alone.status, "--first-file and --second-file must be used together" in alone.stderr) == (2, True)
+    assert "A file to count." in sddit_run("evaluate", "--plugin", "./counting.py", "--help").stdout
 
 
 def test_evaluate_knows_no_option_of_a_plugin_that_is_not_loaded(sddit_run, trained):
-    said = sddit_run("evaluate", trained, "--first-file", "a")
-    assert (said.status, "--first-file" in said.err) == (2, True)
+    result = sddit_run("evaluate", trained, "--first-file", "a")
+    assert (result.status, "--first-file" in result.stderr) == (2, True)
 
 
 def test_evaluate_refuses_a_mode_option_that_is_taken(sddit_run, trained, counting):
-    said = sddit_run("evaluate", trained, "--plugin", counting("probe"))
-    assert (said.status, "SD-P202" in said.err) == (3, True)
+    result = sddit_run("evaluate", trained, "--plugin", counting("probe"))
+    assert (result.status, "SD-P202" in result.stderr) == (3, True)
 
 
 def test_evaluate_runs_a_mode_on_every_rank_and_prints_on_one(sddit_run, trained, counting, monkeypatch):
@@ -413,58 +416,58 @@ def test_evaluate_runs_a_mode_on_every_rank_and_prints_on_one(sddit_run, trained
     printed = {}
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        said = sddit_run("evaluate", trained, "--plugin", counting(), "--first-file", "a", "--second-file", "b")
-        assert said.status == 0, said.err
-        printed[rank] = said.out
+        result = sddit_run("evaluate", trained, "--plugin", counting(), "--first-file", "a", "--second-file", "b")
+        assert result.status == 0, result.stderr
+        printed[rank] = result.stdout
     assert "files counted" in printed["0"]
     assert printed["1"] == ""
 
 
-def test_table_puts_runs_side_by_side(sddit_run, toy_recipe, tmp_path, monkeypatch):
+def test_table_compares_runs_and_marks_damaged_ones(sddit_run, toy_recipe, tmp_path, monkeypatch):
     damages = {"recipe.resolved.json": b'{"train": {}}', "scores.json": b"[1]", "metrics.jsonl": b"\xff\xfe\n"}
     for seed in (0, 1):
         sddit_run(toy_recipe, f"seed={seed}", 'evaluate.features=["toy"]', "evaluate.samples=24")
-    said = sddit_run("table")
-    assert said.status == 0, said.err
-    assert len(re.findall(r"^toy-\w{12}  4 ", said.out, re.MULTILINE)) == 2
-    assert "toy FD" in said.out
-    assert "(floor " in said.out
-    markdown = sddit_run("table", "--markdown").out.splitlines()
+    result = sddit_run("table")
+    assert result.status == 0, result.stderr
+    assert len(re.findall(r"^toy-\w{12}  4 ", result.stdout, re.MULTILINE)) == 2
+    assert "toy FD" in result.stdout
+    assert "(floor " in result.stdout
+    markdown = sddit_run("table", "--markdown").stdout.splitlines()
     assert markdown[1].startswith("| --- |")
-    rows = list(csv.DictReader(io.StringIO(sddit_run("table", "--csv").out)))
+    rows = list(csv.DictReader(io.StringIO(sddit_run("table", "--csv").stdout)))
     assert len(rows) == 2
     assert float(rows[0]["images_per_second"]) > 0
     assert any(column.endswith(".fd") for column in rows[0])
     run = sorted((tmp_path / "runs").iterdir())[0]
     monkeypatch.chdir(run)
-    assert re.search(rf"^{run.name} ", sddit_run("table", ".").out, re.MULTILINE)
+    assert re.search(rf"^{run.name} ", sddit_run("table", ".").stdout, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     for name, text in damages.items():
         whole = (run / name).read_bytes()
         (run / name).write_bytes(text)
-        said = sddit_run("table")
-        assert said.status == 0
-        assert re.search(rf"^{run.name} +unreadable", said.out, re.MULTILINE), name
-        assert len(re.findall(r"^toy-\w{12}  4 ", said.out, re.MULTILINE)) == 1, "the other run is shown"
-        assert f"{run.name} is unreadable" in said.err
-        assert f"{run.name},unreadable," in sddit_run("table", "--csv").out
+        result = sddit_run("table")
+        assert result.status == 0
+        assert re.search(rf"^{run.name} +unreadable", result.stdout, re.MULTILINE), name
+        assert len(re.findall(r"^toy-\w{12}  4 ", result.stdout, re.MULTILINE)) == 1, "the other run is shown"
+        assert f"{run.name} is unreadable" in result.stderr
+        assert f"{run.name},unreadable," in sddit_run("table", "--csv").stdout
         (run / name).write_bytes(whole)
-    assert "SD-T922" in sddit_run("table", tmp_path / "nothing").err
+    assert "SD-T922" in sddit_run("table", tmp_path / "nothing").stderr
 
 
 @pytest.mark.parametrize(
     "words", [("--seconds", "nan"), ("--seconds", "inf"), ("--seconds", "0"), ("--rounds", "9" * 20)]
 )
-def test_bench_lasts_a_bounded_time(sddit_run, words):
-    said = sddit_run("bench", *words)
-    assert said.status == 2
-    assert f"Invalid value for '{words[0]}'" in said.err
+def test_bench_refuses_unbounded_durations(sddit_run, words):
+    result = sddit_run("bench", *words)
+    assert result.status == 2
+    assert f"Invalid value for '{words[0]}'" in result.stderr
 
 
 def test_bench_compares_recipes(sddit_run, toy_recipe):
-    said = sddit_run("bench", toy_recipe, toy_recipe, "--rounds", "1", "--seconds", "0.02", "--json")
-    assert said.status == 0, said.err
-    found = json.loads(said.out)
+    result = sddit_run("bench", toy_recipe, toy_recipe, "--rounds", "1", "--seconds", "0.02", "--json")
+    assert result.status == 0, result.stderr
+    found = json.loads(result.stdout)
     assert [figure["name"] for figure in found["figures"]] == ["toy", "toy"]
     assert found["figures"][0]["relative"] == 1
     assert found["peaks"]["fp32"] > 0

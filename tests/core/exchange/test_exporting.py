@@ -23,7 +23,7 @@ from sddit.runs.pipeline import evaluate_run, run
 from sddit.testing.toys.plugin import TOY_RECIPE, toy_host
 
 
-def test_an_exported_folder_draws_the_same_pictures_in_one_line(finished: Path, tmp_path: Path) -> None:
+def test_exported_folder_gives_the_same_samples(finished: Path, tmp_path: Path) -> None:
     exported = export_run(finished, out=tmp_path / "elsewhere")
     assert {path.name for path in exported.files} == {"config.json", "model.safetensors", "README.md"}
     assert (exported.weights.label, exported.weights.step) == ("main", 4)
@@ -36,7 +36,7 @@ def test_an_exported_folder_draws_the_same_pictures_in_one_line(finished: Path, 
     assert str(tmp_path) not in text
 
 
-def test_the_card_says_what_it_is_and_no_path_of_this_machine(finished: Path, tmp_path: Path) -> None:
+def test_model_card_describes_the_model_without_paths_of_this_machine(finished: Path, tmp_path: Path) -> None:
     (finished / "scores.json").write_text(
         '{"toy": {"title": "moments", "n": 9, "fd": 1.5, "fd_floor": 0.5, "recall": null}}'
     )
@@ -49,7 +49,7 @@ def test_the_card_says_what_it_is_and_no_path_of_this_machine(finished: Path, tm
     assert str(tmp_path) not in card
 
 
-def test_an_exported_folder_that_changed_is_refused(finished: Path, tmp_path: Path) -> None:
+def test_modified_export_is_refused(finished: Path, tmp_path: Path) -> None:
     folder = export_run(finished).folder
     assert folder == (finished / "export").resolve()
     with pytest.raises(SdditError, match="SD-F708"):
@@ -65,9 +65,7 @@ def test_an_exported_folder_that_changed_is_refused(finished: Path, tmp_path: Pa
         sddit.load(folder)
 
 
-def test_a_config_or_a_recipe_that_was_edited_is_refused_until_its_seal_is_taken_away(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_edited_config_or_recipe_is_refused_until_its_checksum_is_removed(finished: Path, tmp_path: Path) -> None:
     exported = export_run(finished, out=tmp_path / "exported").folder / "config.json"
     recipe = finished / "recipe.resolved.json"
     for file in (exported, recipe):
@@ -80,7 +78,7 @@ def test_a_config_or_a_recipe_that_was_edited_is_refused_until_its_seal_is_taken
     assert [sddit.load(file.parent).require_recipe().seed for file in (exported, recipe)] == [1, 1]
 
 
-def test_weights_of_an_earlier_step_are_not_taken_in_silence(finished: Path, tmp_path: Path) -> None:
+def test_earlier_checkpoint_is_not_used_silently(finished: Path, tmp_path: Path) -> None:
     newest = max((finished / "checkpoints").glob("step-*"))
     (newest / "state.json").write_bytes(b"{}")
     with pytest.warns(UserWarning, match=f"{newest.name} .*is broken; using"):
@@ -90,7 +88,7 @@ def test_weights_of_an_earlier_step_are_not_taken_in_silence(finished: Path, tmp
         export_run(finished, out=tmp_path / "exported")
 
 
-def test_what_is_not_there_is_refused(finished: Path, tmp_path: Path) -> None:
+def test_missing_runs_weights_and_steps_are_refused(finished: Path, tmp_path: Path) -> None:
     assert known_layouts() == ["ours", "toy"]
     for more, code in (
         ({"layout": "toi"}, "SD-C441"),
@@ -106,7 +104,7 @@ def test_what_is_not_there_is_refused(finished: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_network_without_a_place_in_a_layout_is_refused(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_network_that_a_layout_cannot_hold_is_refused(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     wide = recipe_of()
     folder = run(wide, out=tmp_path / "runs", device="cpu", progress=Progress()).folder
     resolved = json.loads((folder / "recipe.resolved.json").read_text())
@@ -118,7 +116,7 @@ def test_a_network_without_a_place_in_a_layout_is_refused(recipe_of: Callable[..
         export_run(folder, layout="toy")
 
 
-def test_a_run_samples_where_its_data_is_gone_and_neither_trains_nor_scores(
+def test_run_without_its_data_samples_but_does_not_train_or_score(
     recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     images = tmp_path / "images"
@@ -146,9 +144,7 @@ def test_a_run_samples_where_its_data_is_gone_and_neither_trains_nor_scores(
             refused()
 
 
-def test_a_folder_that_brings_code_runs_it_only_where_it_is_trusted(
-    tmp_path: Path, loss_source: str, host: Host
-) -> None:
+def test_exported_code_runs_only_if_trusted(tmp_path: Path, loss_source: str, host: Host) -> None:
     recipe = TOY_RECIPE.replace('[loss.denoise]\nname = "toy"', '[loss.denoise]\nname = "mine"')
     (tmp_path / "toy.toml").write_text(f'plugins = ["./mine.py"]\n{recipe}')
     (tmp_path / "mine.py").write_text(loss_source)

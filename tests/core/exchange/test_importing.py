@@ -36,7 +36,7 @@ def written(path: Path, state: dict[str, Tensor]) -> Path:
     return path
 
 
-def test_an_imported_run_samples_and_says_where_it_came_from(toy_file: Path, tmp_path: Path, host: Host) -> None:
+def test_imported_run_samples_and_records_its_origin(toy_file: Path, tmp_path: Path, host: Host) -> None:
     imported = brought_in(toy_file, tmp_path)
     assert imported.converted.inferred == {**SIZES, "classes": 7}
     assert imported.converted.guessed == {"patch": 4, "channels": 1, "side": 8}
@@ -52,9 +52,7 @@ def test_an_imported_run_samples_and_says_where_it_came_from(toy_file: Path, tmp
     assert imported.folder.name.startswith("published-")
 
 
-def test_the_same_import_again_is_the_same_run_and_another_is_another(
-    toy_file: Path, tmp_path: Path, host: Host
-) -> None:
+def test_repeated_import_gives_the_same_run_folder(toy_file: Path, tmp_path: Path, host: Host) -> None:
     first, second = brought_in(toy_file, tmp_path), brought_in(toy_file, tmp_path)
     assert (first.already, second.already, second.folder) == (False, True, first.folder)
     other = {name: 2 * tensor for name, tensor in load_file(toy_file).items()}
@@ -62,7 +60,9 @@ def test_the_same_import_again_is_the_same_run_and_another_is_another(
 
 
 @pytest.mark.parametrize("classes", [0, 1, 7])
-def test_classes_are_those_of_the_label_table(classes: int, tmp_path: Path, host: Host, toy_state: Any) -> None:
+def test_number_of_classes_follows_from_the_label_table(
+    classes: int, tmp_path: Path, host: Host, toy_state: Any
+) -> None:
     path = written(tmp_path / "x.safetensors", toy_state(classes=classes))
     model = sddit.load(brought_in(path, tmp_path).folder)
     assert model.num_classes == classes
@@ -71,7 +71,7 @@ def test_classes_are_those_of_the_label_table(classes: int, tmp_path: Path, host
         brought_in(path, tmp_path, config={"classes": 1000})
 
 
-def test_there_and_back_gives_the_same_tensors(toy_file: Path, tmp_path: Path, host: Host) -> None:
+def test_import_then_export_keeps_tensors_and_config(toy_file: Path, tmp_path: Path, host: Host) -> None:
     imported = brought_in(toy_file, tmp_path)
     exported = export_run(imported.folder, layout="toy")
     there, back = load_file(toy_file), load_file(exported.folder / "model.safetensors")
@@ -86,7 +86,7 @@ def test_there_and_back_gives_the_same_tensors(toy_file: Path, tmp_path: Path, h
     assert again.converted.guessed == {}
 
 
-def test_nested_files_are_read_at_their_step(tmp_path: Path, host: Host, toy_state: Any) -> None:
+def test_nested_file_keeps_its_step(tmp_path: Path, host: Host, toy_state: Any) -> None:
     held = {"model": toy_state(), "ema": toy_state(fill=0.2), "args": argparse.Namespace(lr=1), "step": 12}
     torch.save(held, tmp_path / "nested.pt")
     imported = brought_in(tmp_path / "nested.pt", tmp_path, trust_pickle=True)
@@ -98,7 +98,7 @@ def test_nested_files_are_read_at_their_step(tmp_path: Path, host: Host, toy_sta
     assert torch.equal(sddit.load(student.folder).backbone.state_dict()["cls"], held["model"]["net.cls"])
 
 
-def test_what_is_not_of_this_layout_is_refused(toy_file: Path, tmp_path: Path, host: Host) -> None:
+def test_tensors_of_another_layout_are_refused(toy_file: Path, tmp_path: Path, host: Host) -> None:
     with pytest.raises(SdditError, match=r"SD-C441(.|\n)*one of toy"):
         import_weights(toy_file, layout="toi", out=tmp_path)
     state = load_file(toy_file)
@@ -118,7 +118,7 @@ def test_what_is_not_of_this_layout_is_refused(toy_file: Path, tmp_path: Path, h
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_config_is_used_or_refused(toy_file: Path, tmp_path: Path, host: Host) -> None:
+def test_config_is_used_or_refused(toy_file: Path, tmp_path: Path, host: Host) -> None:
     for config, word in (
         ({"hidden": 16}, r"hidden = 16(.|\n)*8, as in the tensors"),
         ({"patc": 4}, r"unknown config key 'patc'(.|\n)*did you mean 'patch'"),
@@ -131,7 +131,7 @@ def test_a_config_is_used_or_refused(toy_file: Path, tmp_path: Path, host: Host)
     brought_in(toy_file, tmp_path, config={"patch": 4, "dropout": 0.1, "_made_by": "another program"})
 
 
-def test_a_recipe_must_be_of_the_same_network(toy_file: Path, tmp_path: Path, recipe_of: Callable[..., Recipe]) -> None:
+def test_recipe_of_another_network_is_refused(toy_file: Path, tmp_path: Path, recipe_of: Callable[..., Recipe]) -> None:
     fitting = ["backbone.hidden=8", "backbone.depth=1", "dataset.classes=7"]
     for overrides, word in (
         (["backbone.depth=1", "dataset.classes=7"], "backbone.hidden = 16, not 8"),
@@ -147,9 +147,7 @@ def test_a_recipe_must_be_of_the_same_network(toy_file: Path, tmp_path: Path, re
         assert torch.equal(state["cls"], load_file(toy_file)["net.cls"])
 
 
-def test_an_imported_run_neither_trains_nor_scores(
-    toy_file: Path, tmp_path: Path, recipe_of: Callable[..., Recipe]
-) -> None:
+def test_imported_run_cannot_train_or_score(toy_file: Path, tmp_path: Path, recipe_of: Callable[..., Recipe]) -> None:
     folder = brought_in(toy_file, tmp_path).folder
     with pytest.raises(SdditError, match="SD-D340"):
         run(resolve(folder / "recipe.resolved.json"), out=tmp_path, device="cpu", progress=Progress())
@@ -161,7 +159,7 @@ def test_an_imported_run_neither_trains_nor_scores(
         run(fitting, out=tmp_path, device="cpu", progress=Progress(), resume=folder)
 
 
-def test_a_bare_file_loads_for_its_numbers(toy_file: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weight_file_loads_without_a_recipe(toy_file: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sddit.api.KERNEL", "toy")
     model = sddit.load(toy_file, layout="toy", dtype=torch.float64)
     x = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
@@ -172,7 +170,7 @@ def test_a_bare_file_loads_for_its_numbers(toy_file: Path, host: Host, monkeypat
         sddit.sample(model)
 
 
-def test_tables_of_arguments() -> None:
+def test_argument_tables_merge_filter_and_flatten() -> None:
     told = {"a": 1, "model": {"depth": 2, "heads": 4}}
     assert merge_tables(told, {"model": {"heads": 8}, "b": 2}) == {"a": 1, "b": 2, "model": {"depth": 2, "heads": 8}}
     assert remove_keys(told, {"model": {"heads": 8}}) == {"a": 1, "model": {"depth": 2}}

@@ -51,12 +51,12 @@ BROKEN = {
 }
 
 
-def test_the_toy_layout_conforms(host: Host) -> None:
+def test_toy_layout_conforms(host: Host) -> None:
     check("toy", kind="backbones")
 
 
 @pytest.mark.parametrize("words", BROKEN)
-def test_a_broken_layout_is_named(words: str, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_layout_is_reported(words: str, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sddit.testing.toys.network.ToyFormat", BROKEN[words])
     with pytest.raises(ConformanceError, match=words):
         check("toy", kind="backbones")

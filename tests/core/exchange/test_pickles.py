@@ -44,13 +44,13 @@ NESTED = {
 @pytest.mark.parametrize(
     ("weights", "chosen", "value"), [("", "ema", 1.0), ("model", "model", 0.0), ("ema", "ema", 1.0)]
 )
-def test_a_nested_file_gives_the_set_that_is_asked_for(tmp_path: Path, weights: str, chosen: str, value: float) -> None:
+def test_nested_file_gives_the_requested_set(tmp_path: Path, weights: str, chosen: str, value: float) -> None:
     file = read(saved(tmp_path / "x.pt", NESTED), weights)
     assert (file.chosen, file.step) == (chosen, 70)
     assert file.state["a"].tolist() == [value] * 3
 
 
-def test_a_flat_file_is_one_set(tmp_path: Path) -> None:
+def test_flat_file_is_one_set(tmp_path: Path) -> None:
     file = read(saved(tmp_path / "x.pt", STATE))
     assert (file.chosen, file.step) == ("", 0)
     assert all(torch.equal(file.state[name], STATE[name]) for name in STATE)
@@ -60,14 +60,12 @@ def test_a_flat_file_is_one_set(tmp_path: Path) -> None:
         read(saved(tmp_path / "y.pt", NESTED), "best")
 
 
-def test_the_names_of_wrappers_are_taken_off(tmp_path: Path) -> None:
+def test_prefixes_of_wrappers_are_removed(tmp_path: Path) -> None:
     wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in STATE.items()}
     assert read(saved(tmp_path / "x.pt", {"model": wrapped})).state.keys() == STATE.keys()
 
 
-def test_an_untrusted_pickle_is_not_opened_whatever_it_is_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_untrusted_pickle_is_not_opened_under_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sddit.exchange.files.load_pickle", lambda path: pytest.fail("it was opened"))
     for name in ("x.pt", "x.safetensors", "x.bin"):
         with pytest.raises(SdditError, match=r"SD-C440(.|\n)*--trust-pickle"):
@@ -107,7 +105,7 @@ def rewritten(path: Path, program: bytes, compression: int = zipfile.ZIP_STORED)
 
 @pytest.mark.parametrize("protocol", [2, by_stack, by_old_opcode], ids=["global", "stack global", "inst"])
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_hostile_pickle_is_refused_and_runs_nothing(
+def test_malicious_pickle_is_refused_and_runs_nothing(
     tmp_path: Path, protocol: int | Callable[[Canary], bytes], inside: bool
 ) -> None:
     canary = Canary(tmp_path / "canary")
@@ -121,14 +119,14 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(
     assert not (tmp_path / "canary").exists()
 
 
-def test_the_canary_sings_where_a_pickle_is_simply_read(tmp_path: Path) -> None:
+def test_malicious_pickle_runs_with_plain_pickle_load(tmp_path: Path) -> None:
     """The control."""
     canary = Canary(tmp_path / "canary")
     torch.load(saved(tmp_path / "x.pt", canary), weights_only=False)
     assert canary.path.is_dir()
 
 
-def test_torch_still_refuses_what_the_search_would_let_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_refuses_what_the_scan_would_allow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     canary = Canary(tmp_path / "canary")
     monkeypatch.setattr(pickles, "_refuse_program", lambda path, program: None)
     with pytest.raises(SdditError, match="SD-C404"):
@@ -136,7 +134,7 @@ def test_torch_still_refuses_what_the_search_would_let_through(tmp_path: Path, m
     assert not canary.path.exists()
 
 
-def test_only_whole_files_of_torch_are_read(tmp_path: Path) -> None:
+def test_truncated_files_of_torch_are_refused(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole.pt", {"a": torch.arange(1000.0)}).read_bytes()
     for share in (0.0, 0.1, 0.5, 0.9, 0.99):
         (tmp_path / "cut.pt").write_bytes(whole[: int(len(whole) * share)])
@@ -153,7 +151,7 @@ def test_only_whole_files_of_torch_are_read(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_bomb_and_a_file_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zip_bomb_and_oversized_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SdditError, match=r"SD-C404(.|\n)*not the layout that torch.save"):
         read(rewritten(tmp_path / "packed.pt", pickle.dumps({}, protocol=2), zipfile.ZIP_DEFLATED))
     monkeypatch.setattr(pickles, "MAX_PROGRAM", 10)
@@ -165,8 +163,8 @@ def test_a_bomb_and_a_file_too_large_are_refused(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("place", ["flat", "nested", "in a list", "in arguments", "in itself"])
-def test_a_tensor_larger_than_what_the_file_holds_is_refused(tmp_path: Path, place: str) -> None:
-    """By strides of 0 a few bytes claim gigabytes; a view that shares its numbers claims none that are not there."""
+def test_tensor_larger_than_its_storage_is_refused(tmp_path: Path, place: str) -> None:
+    """With strides of 0 a few bytes claim gigabytes; a view that shares stored values is allowed."""
     bomb = torch.zeros(8).expand(2**20, 2**10, 8)
     itself: list[Any] = [bomb]
     itself.append(itself)
@@ -186,15 +184,15 @@ def test_a_tensor_larger_than_what_the_file_holds_is_refused(tmp_path: Path, pla
     assert torch.equal(view.state["b"], whole.T)
 
 
-def test_one_tensor_under_many_names_is_refused(tmp_path: Path) -> None:
-    """Each name would take memory of its own once it is copied; tied weights are two names, and fine."""
+def test_storage_shared_by_too_many_tensors_is_refused(tmp_path: Path) -> None:
+    """Each tensor takes its own memory once copied; tied weights share one storage twice and are allowed."""
     whole = torch.zeros(1000)
     with pytest.raises(SdditError, match=r"SD-C440(.|\n)*too many tensors(.|\n)*20,000 bytes(.|\n)*4 times the 4,000"):
         read(saved(tmp_path / "x.pt", {str(name): whole for name in range(5)}))
     assert len(read(saved(tmp_path / "y.pt", {str(name): whole for name in range(4)})).state) == 4
 
 
-def test_a_broken_safetensors_file_is_named(tmp_path: Path) -> None:
+def test_damaged_safetensors_file_is_reported(tmp_path: Path) -> None:
     for data in (b"", b"\0" * 4, struct.pack("<Q", 2**40) + b"{}", struct.pack("<Q", 2) + b"[]"):
         (tmp_path / "x.safetensors").write_bytes(data)
         with pytest.raises(SdditError, match="SD-C404"):

@@ -53,7 +53,7 @@ def weights_in(folder: Path, label: str = "main", step: int = 4) -> dict[str, Te
     return {name.removeprefix(f"{label}."): tensor for name, tensor in tensors.items() if name.startswith(f"{label}.")}
 
 
-def test_student_average_and_teacher_begin_from_the_weights(finished: Path, recipe_of: Callable[..., Recipe]) -> None:
+def test_student_ema_and_teacher_start_from_the_weights(finished: Path, recipe_of: Callable[..., Recipe]) -> None:
     session = build_session(recipe_of(f"start.run={finished}"), CPU)
     given = weights_in(finished)
     for network in (session.student.backbone, session.averages["main"].module):
@@ -70,7 +70,7 @@ def test_student_average_and_teacher_begin_from_the_weights(finished: Path, reci
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[1])
 
 
-def test_a_stopped_run_that_began_from_weights_ends_in_the_same_bits(
+def test_interrupted_run_that_started_from_weights_is_bit_identical(
     finished: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     recipe = recipe_of(f"start.run={finished}", "seed=1")
@@ -86,7 +86,7 @@ def test_a_stopped_run_that_began_from_weights_ends_in_the_same_bits(
         assert (ended.folder / file).read_bytes() == (whole.folder / file).read_bytes()
 
 
-def test_the_weights_are_part_of_the_id_and_where_they_lie_is_not(
+def test_run_id_depends_on_the_weights_not_on_their_path(
     finished: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     plain, started = recipe_of(), recipe_of(f"start.run={finished}")
@@ -108,7 +108,7 @@ def test_the_weights_are_part_of_the_id_and_where_they_lie_is_not(
     assert recipe_of(f"start.run={finished}", f"start.sha256={started.start.sha256}").run_id == started.run_id
 
 
-def test_what_cannot_be_begun_from_is_refused_before_anything_runs(
+def test_invalid_start_weights_are_refused_before_anything_runs(
     finished: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     for overrides, code in (
@@ -126,7 +126,7 @@ def test_what_cannot_be_begun_from_is_refused_before_anything_runs(
         recipe_of(f"start.run={finished}")
 
 
-def test_weights_that_do_not_fit_are_refused_by_name_or_left_out_on_demand(
+def test_weights_that_do_not_fit_are_refused_or_skipped_if_partial(
     finished: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     other = [f"start.run={finished}", "backbone.depth=1", "dataset.classes=5"]
@@ -148,7 +148,7 @@ def test_weights_that_do_not_fit_are_refused_by_name_or_left_out_on_demand(
     assert torch.equal(state["label.weight"], fresh["label.weight"])
 
 
-def test_weights_that_changed_since_are_refused(finished: Path, recipe_of: Callable[..., Recipe]) -> None:
+def test_weights_changed_since_planning_are_refused(finished: Path, recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of(f"start.run={finished}")
     file = finished / "checkpoints/step-000004/ema.safetensors"
     data = bytearray(file.read_bytes())
@@ -158,7 +158,7 @@ def test_weights_that_changed_since_are_refused(finished: Path, recipe_of: Calla
         build_session(recipe, CPU)
 
 
-def test_imported_and_exported_weights_can_be_begun_from(
+def test_training_starts_from_imported_and_exported_weights(
     toy_file: Path, finished: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     imported = import_weights(toy_file, layout="toy", out=tmp_path / "imported").folder

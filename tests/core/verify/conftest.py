@@ -15,13 +15,13 @@ from sddit.cli.app import call
 def sddit_run(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., SimpleNamespace]:
-    """`sddit_run("verify", "--json")` in an empty folder: its status, out and err."""
+    """`sddit_run("verify", "--json")` in an empty folder; returns status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> SimpleNamespace:
         capsys.readouterr()
         status = call(arguments)
         out, err = capsys.readouterr()
-        return SimpleNamespace(status=status, out=out, err=err)
+        return SimpleNamespace(status=status, stdout=out, stderr=err)
 
     return run

@@ -102,10 +102,10 @@ def test_the_cores_own_checks_can_be_loaded() -> None:
 def test_the_verb_prints_a_table_and_ends_with_the_status_of_wrong_numbers(host: Any, sddit_run: Any) -> None:
     said = sddit_run("verify")
     assert said.status == 6
-    assert "error SD-N520: 5 of 10 numerical checks failed" in said.err
-    assert "guidances checked/checked: bad" in said.err
-    assert "got:    too far: 2" in said.err
-    lines = [" ".join(line.split()) for line in said.out.splitlines()]
+    assert "error SD-N520: 5 of 10 numerical checks failed" in said.stderr
+    assert "guidances checked/checked: bad" in said.stderr
+    assert "got:    too far: 2" in said.stderr
+    lines = [" ".join(line.split()) for line in said.stdout.splitlines()]
     assert "of checked on cpu 0.5 <= 1 pass" in lines
     assert "too far 2 <= 1 FAIL" in lines
     assert "no-such-package is not installed skipped" in lines
@@ -113,7 +113,7 @@ def test_the_verb_prints_a_table_and_ends_with_the_status_of_wrong_numbers(host:
 
 
 def test_the_verb_gives_json_without_nan(host: Any, sddit_run: Any) -> None:
-    rows = json.loads(sddit_run("verify", "--json").out)
+    rows = json.loads(sddit_run("verify", "--json").stdout)
     assert rows[4] == {
         "of": "guidances checked/checked",
         "check": "bad",
@@ -137,7 +137,7 @@ def test_the_verb_passes_where_all_hold(host: Any, sddit_run: Any, monkeypatch: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_the_verb_refuses_a_device_that_is_not_there(host: Any, sddit_run: Any) -> None:
     said = sddit_run("verify", "--device", "cuda")
-    assert (said.status, "SD-P230" in said.err) == (3, True)
+    assert (said.status, "SD-P230" in said.stderr) == (3, True)
 
 
 def test_a_row_without_a_measurement_is_json_too() -> None:

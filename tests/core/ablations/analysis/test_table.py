@@ -152,12 +152,12 @@ def test_every_figure_is_one_of_the_scores():
 def test_the_command_shows_the_arms(sddit_run, folder):
     said = sddit_run("table", folder)
     assert said.status == 0
-    assert "1.53 ± 1.1" in said.out
-    assert len(said.out.splitlines()) == 4
+    assert "1.53 ± 1.1" in said.stdout
+    assert len(said.stdout.splitlines()) == 4
 
 
 def test_the_command_in_latex(sddit_run, folder):
-    lines = sddit_run("table", folder, "--latex").out.splitlines()
+    lines = sddit_run("table", folder, "--latex").stdout.splitlines()
     assert lines[0] == r"\begin{tabular}{lrrrrrrrrrr}"
     assert lines[1] == r"\toprule"
     assert lines[3] == r"\midrule"
@@ -168,9 +168,9 @@ def test_the_command_in_latex(sddit_run, folder):
 
 
 def test_the_command_in_markdown_and_csv(sddit_run, folder):
-    markdown = sddit_run("table", folder, "--markdown").out.splitlines()
+    markdown = sddit_run("table", folder, "--markdown").stdout.splitlines()
     assert markdown[1] == "| " + " | ".join(["---"] * 11) + " |"
-    csv = sddit_run("table", folder, "--csv").out.splitlines()
+    csv = sddit_run("table", folder, "--csv").stdout.splitlines()
     assert csv[0].startswith("arm,changes,baseline,runs,finished,failed,steps")
     assert len(csv) == 4
 
@@ -178,13 +178,13 @@ def test_the_command_in_markdown_and_csv(sddit_run, folder):
 def test_an_ablation_is_shown_alone(sddit_run, folder, tmp_path):
     said = sddit_run("table", folder, tmp_path)
     assert said.status == 2
-    assert "pass it as the only folder" in said.err
+    assert "pass it as the only folder" in said.stderr
 
 
 def test_its_runs_are_shown_as_runs_too(sddit_run, folder, tmp_path):
     for path in folder.parent.glob("abl-better-*"):
         (path / "recipe.resolved.json").write_text('{"train": {"steps": 4}}', encoding="utf-8")
-    assert len(sddit_run("table", tmp_path / "runs", "--csv").out.splitlines()) == 4
+    assert len(sddit_run("table", tmp_path / "runs", "--csv").stdout.splitlines()) == 4
 
 
 @pytest.mark.parametrize(

@@ -286,8 +286,8 @@ def test_what_is_not_finished_is_refused_unless_asked(sddit_run, finished, tmp_p
     (finished / row.folder / "report.html").unlink()
     said = sddit_run("publish", finished, "--out", tmp_path / "pub")
     assert said.status == 8
-    assert "SD-F710: 1 of 9 runs are not finished" in said.err
-    assert "rival seed 2 stopped" in said.err
+    assert "SD-F710: 1 of 9 runs are not finished" in said.stderr
+    assert "rival seed 2 stopped" in said.stderr
     assert not (tmp_path / "pub").exists()
     assert sddit_run("publish", finished, "--out", tmp_path / "pub", "--unfinished").status == 0
     assert "1 of 9 runs are still to be finished" in (tmp_path / "pub" / "README.md").read_text()
@@ -304,4 +304,4 @@ def test_nothing_else_is_replaced(finished, tmp_path):
 
 def test_what_is_no_ablation_is_refused(sddit_run, tmp_path):
     said = sddit_run("publish", tmp_path, "--out", tmp_path / "pub")
-    assert (said.status, "SD-T922" in said.err) == (2, True)
+    assert (said.status, "SD-T922" in said.stderr) == (2, True)

@@ -164,14 +164,16 @@ def test_a_publication_says_nothing_of_an_earlier_one(rerun, finished, tmp_path)
 def test_the_command_compares_at_the_end(sddit_run, write, tmp_path):
     arms = '[ablation]\nseeds = [0, 1, 2]\npublished = "results/abl"\n'
     path = write(arms)
-    assert "published in" not in (first := sddit_run(path, "--jobs", 3)).out
+    assert "published in" not in (first := sddit_run(path, "--jobs", 3)).stdout
     assert first.status == 0
     (folder,) = (path for path in (tmp_path / "runs").iterdir() if (path / "plan.json").is_file())
     assert sddit_run("publish", folder, "--out", "results/abl").status == 0
     said = sddit_run(path)
-    assert "Of 1 figure (each metric of each arm) published in results/abl, 1 came out with the same digits" in said.out
+    assert (
+        "Of 1 figure (each metric of each arm) published in results/abl, 1 came out with the same digits" in said.stdout
+    )
     said = sddit_run(path, "train.steps=3", "--jobs", 3)
     assert said.status == 0
-    assert "not compared: base: other settings: train.steps is 3 here, 4 there" in said.out
-    assert "1 ± 1" not in sddit_run("table", "results/abl").out
-    assert "2 ± 1" in sddit_run("table", "results/abl").out
+    assert "not compared: base: other settings: train.steps is 3 here, 4 there" in said.stdout
+    assert "1 ± 1" not in sddit_run("table", "results/abl").stdout
+    assert "2 ± 1" in sddit_run("table", "results/abl").stdout

@@ -17,15 +17,15 @@ def test_evaluate_scores_by_the_files_of_its_user(sddit_run, monkeypatch):
     found = adm_scores()
     monkeypatch.setattr("sddit_standard.features.adm.adm_of_run", lambda *_, **__: found)
     said = sddit_run("evaluate", "run", "--inception", "w.pth", "--reference", "r.npz")
-    assert said.status == 0, said.err
-    assert re.search(r"^5 samples against r\.npz, weights abababababab$", said.out, re.MULTILINE)
-    assert re.search(r"^FID +12\.35 *$", said.out, re.MULTILINE)
-    assert "sFID" not in said.out
-    assert json.loads(sddit_run("evaluate", "run", "--inception", "w", "--reference", "r", "--json").out) == {
+    assert said.status == 0, said.stderr
+    assert re.search(r"^5 samples against r\.npz, weights abababababab$", said.stdout, re.MULTILINE)
+    assert re.search(r"^FID +12\.35 *$", said.stdout, re.MULTILINE)
+    assert "sFID" not in said.stdout
+    assert json.loads(sddit_run("evaluate", "run", "--inception", "w", "--reference", "r", "--json").stdout) == {
         "adm": found.to_json()
     }
     alone = sddit_run("evaluate", "run", "--inception", "w.pth")
-    assert (alone.status, "must be used together" in alone.err) == (2, True)
+    assert (alone.status, "must be used together" in alone.stderr) == (2, True)
 
 
 def test_evaluate_speaks_on_one_rank_of_several(sddit_run, monkeypatch):
@@ -35,7 +35,7 @@ def test_evaluate_speaks_on_one_rank_of_several(sddit_run, monkeypatch):
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         said = sddit_run("evaluate", "run", "--inception", "w.pth", "--reference", "r.npz")
-        assert said.status == 0, said.err
-        told[rank] = said.out
+        assert said.status == 0, said.stderr
+        told[rank] = said.stdout
     assert "Inception score" in told["0"]
     assert told["1"] == ""
