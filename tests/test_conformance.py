@@ -12,8 +12,8 @@ from PIL import Image
 
 import sddit
 from sddit.data.latents import write_cache
+from sddit.interfaces import Component
 from sddit.plugins.host import Host
-from sddit.plugins.registry import Component
 from sddit.testing import check
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -65,7 +65,7 @@ def what_it_has(recipe: Recipe) -> tuple[bool, bool, bool]:
     read = recipe.wants()
     views = [view for view in recipe.pair_sampler.params.views() if view.name in read]
     masked = any(view.is_masked for view in views if view.network == "student")
-    return masked, "discrimination" in recipe.terms, any(view.network == "teacher" for view in views)
+    return masked, "discrimination" in recipe.active_losses, any(view.network == "teacher" for view in views)
 
 
 # ----------------------------------------------------------------------------------------------------------------- all

@@ -68,8 +68,8 @@ def test_the_recipe_it_ends_with_extends_the_shipped_one():
     if any(row.state != "loaded" for row in host.rows.values() if row.builtin):
         pytest.skip("a plugin of the quickstart is not here")
     recipe = resolve(DOCS / "examples" / "edges.toml", host=host)
-    assert "edges" in recipe.terms
-    assert len(recipe.terms) > 1
+    assert "edges" in recipe.active_losses
+    assert len(recipe.active_losses) > 1
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sddit.interfaces import Params
+from sddit.interfaces import Component, Params
 from sddit.plugins.hookspecs import hookimpl
-from sddit.plugins.registry import Component, Registry
+from sddit.plugins.registry import Registry
 
 if TYPE_CHECKING:
     from sddit.api import Model, build, context, load, observe, sample, view

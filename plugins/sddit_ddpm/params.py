@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,14 +13,12 @@ from sddit.interfaces import (
     LossParams,
     Needs,
     NoiseScheduleParams,
+    RecipeView,
     SamplerParams,
     Want,
 )
 from sddit_ddpm.chain import Chain, respaced, trained_chain
 from sddit_ddpm.grids import timesteps_on
-
-if TYPE_CHECKING:
-    from sddit.recipes.recipe import Recipe
 
 MAX_SIGMA = 1e6
 """Maximum noise level of a chain: beyond it a float32 x_t has no image content left."""
@@ -72,10 +70,10 @@ class DDPMParams(NoiseScheduleParams):
     def grids(self) -> tuple[str, ...]:
         return ("edm", "log", "native", "stride")
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         return ("beta_min", "beta_max") if self.betas == "cosine" else ()
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         """Check that the trained noise levels provide the sampler's grid. The core checks everything else."""
         given, (lowest, highest) = recipe.sampler.params, self.level_range
         low = lowest if given.sigma_min is None else given.sigma_min
@@ -130,7 +128,7 @@ class HybridParams(LossParams):
         """Return zero: no heads, and negligible arithmetic per pixel."""
         return Cost()
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         if self.vb_weight == 0:
             yield "vb_trains"
         if self.mse_weight == 0:
@@ -140,7 +138,7 @@ class HybridParams(LossParams):
         if len(recipe.views_of(self)) == 1:
             yield "over_views"
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         """Check that there is a chain, and a variance for the bound to train."""
         schedule, where = recipe.noise_schedule, self._key(recipe)
         if not isinstance(schedule.params, DDPMParams):
@@ -162,7 +160,7 @@ class HybridParams(LossParams):
                 fix=f"noise_schedule.learned_variance = true, or {where}.vb_weight = 0",
             )
 
-    def _key(self, recipe: Recipe) -> str:
+    def _key(self, recipe: RecipeView) -> str:
         return next(f"loss.{label}" for label, chosen in recipe.losses.items() if chosen.params is self)
 
     @model_validator(mode="after")

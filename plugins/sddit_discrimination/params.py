@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from sddit.interfaces import (
     LossParams,
     Monitor,
     Needs,
+    RecipeView,
     Shapes,
     Tap,
     ViewSpec,
@@ -22,9 +23,6 @@ from sddit.interfaces import (
 from sddit.value_schedules import Moment, Value, bounded
 from sddit_discrimination.monitors import FEATURES, SHORTCUT, monitors_of
 from sddit_dit.view_params import MaskedViewParams, MaskRatio
-
-if TYPE_CHECKING:
-    from sddit.recipes.recipe import Recipe
 
 USES = {"teacher_sigma": ("fixed", "below", "offset"), "teacher_offset": ("offset",)}
 """Modes of `teacher_noise` in which a key has an effect."""
@@ -72,13 +70,13 @@ class PfOdeParams(MaskedViewParams):
         teacher = ViewSpec("teacher", "teacher") if sees_all else self.masked("teacher", "teacher")
         return self.masked("student"), teacher
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         return () if any(view.is_masked for view in self.views()) else ("mask_shape", "teacher_mask")
 
-    def warnings(self, recipe: Recipe) -> Iterable[str]:
+    def warnings(self, recipe: RecipeView) -> Iterable[str]:
         """Warn if student and teacher see the same image: agreement is then trivial at any value of the loss."""
         student, teacher = self.views()
-        read = any(chosen.params.needs().teacher for chosen in recipe.terms.values())
+        read = any(chosen.params.needs().teacher for chosen in recipe.active_losses.values())
         if read and self.teacher_noise == "same" and self.shared_noise and student.is_masked == teacher.is_masked:
             tokens = "the student's visible tokens" if student.is_masked else "no mask"
             yield (
@@ -86,7 +84,7 @@ class PfOdeParams(MaskedViewParams):
                 f"{tokens}): agreement between them is trivial and teaches nothing"
             )
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         low, high = recipe.noise_schedule.params.level_range
         if self.teacher_noise in USES["teacher_sigma"] and not low <= self.teacher_sigma <= high:
             yield Problem(
@@ -185,7 +183,7 @@ class DiscriminationParams(LossParams):
         student, teacher = self.taps
         return Needs(student=Want(taps=(student,), cls=cls), teacher=Want(taps=(teacher,), cls=cls))
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         if self.centering != "mean":
             yield "center_momentum"
         if self.centering != "sinkhorn":
@@ -193,7 +191,7 @@ class DiscriminationParams(LossParams):
         if self.cls_weight == 0:
             yield "cls_source"
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         try:
             student, teacher = (recipe.backbone.params.width(tap) for tap in self.taps)
         except ValueError:  # the core reports a tap that does not exist

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sddit.errors import Problem, SdditError
-from sddit.interfaces import BackboneParams, Cost, Params, Shapes, Tap
+from sddit.interfaces import BackboneParams, Cost, Params, RecipeView, Shapes, Tap
 from sddit_dit.cost import Sizes, network_cost
-
-if TYPE_CHECKING:
-    from sddit.recipes.recipe import Recipe
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 """Depth, width and heads of the published sizes (arXiv:2212.09748, table 1)."""
@@ -118,7 +115,7 @@ class TransformerParams(BackboneParams):
         """Return the number of blocks that must run for `taps` and, if `output`, for the output."""
         return len(self.block_sizes) if output else max(map(self.block_of, taps), default=0)
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         yield from self._patch_problems(recipe.shapes.image)
         narrowest = min(width for width, _ in self.block_sizes)
         if int(narrowest * self.mlp_ratio) < 1:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from sddit.diffusion.masking import MaskShape
-from sddit.interfaces import Network, PairSamplerParams, ViewSpec
+from sddit.interfaces import Network, PairSamplerParams, RecipeView, ViewSpec
 from sddit.value_schedules import Value, bounded
-
-if TYPE_CHECKING:
-    from sddit.recipes.recipe import Recipe
 
 MaskRatio = Annotated[
     Value,
@@ -45,5 +42,5 @@ class MaskedViewParams(PairSamplerParams):
         """Return a view with tokens hidden according to these keys."""
         return ViewSpec(name, network, mask_ratio=self.mask_ratio, mask_spread=self.mask_spread)
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         return () if any(view.is_masked for view in self.views()) else ("mask_shape",)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sddit.interfaces import Cost, LossParams, Needs, NoiseScheduleParams, Want
-
-if TYPE_CHECKING:
-    from sddit.recipes.recipe import Recipe
+from sddit.interfaces import Cost, LossParams, Needs, NoiseScheduleParams, RecipeView, Want
 
 
 class EDMParams(NoiseScheduleParams):
@@ -63,7 +60,7 @@ class FlowParams(NoiseScheduleParams):
     def level_range(self) -> tuple[float, float]:
         return (self.t_min / (1 - self.t_min), self.t_max / (1 - self.t_max))
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         return ("logit_mean", "logit_std") if self.t_sampling == "uniform" else ()
 
     @model_validator(mode="after")
@@ -98,5 +95,5 @@ class DenoisingParams(LossParams):
         """Return zero: no heads, and negligible arithmetic per pixel."""
         return Cost()
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         return ("snr_gamma",) if self.weighting == "none" else ("space",)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from sddit.errors import Problem
-from sddit.interfaces import GuidanceParams, SamplerParams
-
-if TYPE_CHECKING:
-    from sddit.recipes.recipe import Recipe
+from sddit.interfaces import GuidanceParams, RecipeView, SamplerParams
 
 
 class EulerParams(SamplerParams):
@@ -32,7 +29,7 @@ class EulerParams(SamplerParams):
                 raise ValueError(f"{low} must be below {high}")
         return self
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         return () if self.churn else ("churn_min", "churn_max", "churn_noise")
 
 
@@ -49,7 +46,7 @@ class HeunParams(EulerParams):
     def evaluations(self) -> int:
         return 2 * self.steps - 1  # two per step, one in the last step, which goes to 0
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         schedule = recipe.noise_schedule.params
         time_is_sigma = schedule.t_range == schedule.level_range  # alpha = 1: both coordinates are equal
         return (*super().idle(recipe), *(("coordinates",) if time_is_sigma else ()))
@@ -91,12 +88,12 @@ class CFGParams(GuidanceParams):
     def needs_null_label(self) -> bool:
         return self.scale != 1
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         if self.scale == 1:
             return ("shape", "power", "interval", "channels")
         return ("power",) if self.shape == "constant" else ()
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         has = recipe.facts.image[0]
         if self.channels != "all" and self.channels > has:
             yield Problem(

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sddit.errors import Problem
-from sddit.interfaces import Cost, LossParams, Needs, OptimizerParams, Shapes, Tap, ViewSpec, Want
+from sddit.interfaces import Cost, LossParams, Needs, OptimizerParams, RecipeView, Shapes, Tap, ViewSpec, Want
 from sddit.value_schedules import Value, bounded
 from sddit_dit.cost import SINUSOID, adaptive_linear_cost, block_cost, linear
 from sddit_dit.params import TransformerParams
 from sddit_dit.view_params import MaskedViewParams, MaskRatio
-
-if TYPE_CHECKING:
-    from sddit.recipes.recipe import Recipe
 
 VERSIONS: dict[str, dict[str, Any]] = {
     "v1": {"decoder_depth": 2, "long_skips": False, "input_skips": False},
@@ -132,7 +129,7 @@ class MaskedAndFullParams(MaskedViewParams):
     def views(self) -> tuple[ViewSpec, ...]:
         return ViewSpec("full"), self.masked("masked")
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         unlabelled = recipe.facts.num_classes == 0
         return (*super().idle(recipe), *(("label_drop",) if unlabelled else ()))
 
@@ -174,7 +171,7 @@ class ReconstructionParams(LossParams):
         """Return zero: no heads, and negligible arithmetic per pixel."""
         return Cost()
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         """Check that tokens are hidden, and that normalized patches have more than one value."""
         students = [view for view in recipe.views_of(self) if view.network == "student"]
         if not any(view.is_masked for view in students):

@@ -9,10 +9,9 @@ from pydantic import Field
 
 from sddit.interfaces import (
     OptimizerParams,
+    RecipeView,
     TrackerParams,
 )
-from sddit.recipes.checks import has_heads
-from sddit.recipes.recipe import Recipe
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -38,8 +37,8 @@ class AdamWParams(OptimizerParams):
         """The weight decay of the losses' own heads, or of all else."""
         return self.weight_decay if self.head_weight_decay is None or not head else self.head_weight_decay
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
-        heads = has_heads(recipe)
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
+        heads = recipe.has_heads()
         if not heads:
             yield "head_weight_decay"
         if not self.weight_decay and not (heads and self.decay(head=True)):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sddit.plugins.registry import load_attribute
+from sddit.interfaces.component import load_attribute
 from sddit_standard.params import CsvParams, TensorboardParams
 
 

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sddit.diffusion.preconditioning import ModelDenoiser
-from sddit.interfaces import Prediction
+from sddit.interfaces import Component, Prediction
 from sddit.plugins.host import Host
-from sddit.plugins.registry import Component
 
 REGISTRIES = Host().registries
 GRIDS = {"edm/edm": "edm"}

@@ -17,6 +17,7 @@ import click
 from sddit.cli.common import State, error_console, redirect_to_null
 from sddit.distributed import processes
 from sddit.errors import Problem, SdditError, exit_status, out_of_memory, printable, ran_out
+from sddit.interfaces.component import component_of
 from sddit.plugins.discovery import said
 from sddit.plugins.host import host
 from sddit.storage.atomic import replace_file, storage_error
@@ -98,7 +99,7 @@ def contract_problem(failure: BaseException) -> Problem | None:
 
     Such a call fails before it reaches the component, so the traceback has no line of the plugin.
     """
-    name = getattr(failure, "component", "")
+    name = component_of(failure)
     row = host().rows.get(name.rpartition("/")[0])
     if row is None or row.builtin:
         return None

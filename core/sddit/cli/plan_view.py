@@ -83,7 +83,7 @@ def view_table(plan: Plan, recipe: Recipe) -> Table:
     rows = table("view", "network", "mask ratio", "tokens", "FLOPs per image", "in heads", "read by")
     passes = {one.view: one for one in plan.passes}
     for view in recipe.pair_sampler.params.views():
-        readers = [label for label, loss in recipe.terms.items() if view in recipe.views_of(loss.params)]
+        readers = [label for label, loss in recipe.active_losses.items() if view in recipe.views_of(loss.params)]
         cost = view_cost(passes[view.name], plan) if view.name in passes else ["", "", ""]
         rows.add_row(view.name, view.network, mask_text(view), *cost, ", ".join(readers) or "nothing: not run")
     return rows
@@ -118,7 +118,7 @@ def loss_table(recipe: Recipe) -> Table:
     rows = table("loss", "component", "weight", "reads")
     for label, loss in recipe.losses.items():
         views = ", ".join(view.name for view in recipe.views_of(loss.params))
-        reads = views if label in recipe.terms else "off: weight 0"
+        reads = views if label in recipe.active_losses else "off: weight 0"
         rows.add_row(label, loss.component.qualified, schedule_text(loss.params.weight), reads)
     return rows
 

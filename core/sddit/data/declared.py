@@ -11,8 +11,7 @@ from pydantic import Field, model_validator
 
 from sddit.data.scaling import refuse_constant
 from sddit.errors import Problem, SdditError, error
-from sddit.interfaces import DataFacts, DatasetParams
-from sddit.recipes.recipe import Recipe
+from sddit.interfaces import DataFacts, DatasetParams, RecipeView
 
 NAME = "declared"
 
@@ -105,9 +104,9 @@ class DeclaredParams(DatasetParams):
         refuse_constant(self, facts)
         return facts
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         """Nothing can be scored against no images."""
         return no_images("evaluate.features").problems if recipe.features else ()
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         return ("flip",)

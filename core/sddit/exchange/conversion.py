@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
 from sddit.exchange.arguments import flatten, merge_tables, remove_keys
 from sddit.exchange.layouts import layouts
-from sddit.interfaces import Attention, BackboneParams, Shapes, WeightDescription, WeightFormat
+from sddit.interfaces import Attention, BackboneParams, Component, Shapes, WeightDescription, WeightFormat
 from sddit.plugins.host import registry
-from sddit.plugins.registry import Component
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.validation import validated
 from sddit.training.warm_start import misfits

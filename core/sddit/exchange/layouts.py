@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sddit.interfaces import Component
 from sddit.plugins.host import registry
-from sddit.plugins.registry import Component
 
 OURS = "ours"  # the layout with our own parameter names, which can hold every network
 

@@ -78,7 +78,9 @@ def training_table(recipe: Recipe) -> str:
         "data": f"`{recipe.dataset.component.name}`, {images}, fingerprint `{facts.fingerprint[:12]}`",
         "noise": f"`{recipe.noise_schedule.component.name}`: {recipe.noise_schedule.component.summary}",
         "views": f"`{recipe.pair_sampler.component.name}`: {recipe.pair_sampler.component.summary}",
-        **{f"loss.{label}": f"`{c.component.name}`: {c.component.summary}" for label, c in recipe.terms.items()},
+        **{
+            f"loss.{label}": f"`{c.component.name}`: {c.component.summary}" for label, c in recipe.active_losses.items()
+        },
         "planned": f"{recipe.train.steps:,} steps of {recipe.train.batch:,} images, {recipe.train.precision}",
         "sampler": f"`{recipe.sampler.component.name}`, {recipe.sampler.params.steps} levels",
         "guidance": f"`{recipe.guidance.component.name}`",

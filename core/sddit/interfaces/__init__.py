@@ -12,6 +12,7 @@ from sddit.interfaces.attention import Attention, AttentionParams
 from sddit.interfaces.backbone import Backbone, BackboneParams
 from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
 from sddit.interfaces.checks import Check, CheckContext, Measurement, NotHereError
+from sddit.interfaces.component import Component, Selected
 from sddit.interfaces.dataset import DataFacts, Dataset, DatasetParams, DrawnDataset, Split
 from sddit.interfaces.features import EvaluateMode, FeatureExtractor, FeatureParams, FigureExtractor, ModeOption
 from sddit.interfaces.loss import Loss, LossParams, Monitor, Needs, Want
@@ -19,6 +20,7 @@ from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, 
 from sddit.interfaces.optimizer import Optimizer, OptimizerParams
 from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams, ViewSpec
 from sddit.interfaces.params import Cost, Network, Params, Shapes, Tap
+from sddit.interfaces.recipe_view import RecipeView
 from sddit.interfaces.sampler import Denoise, Denoiser, Guidance, GuidanceParams, Prediction, Sampler, SamplerParams
 from sddit.interfaces.tracker import Tracker, TrackerParams
 from sddit.interfaces.weights import NOTHING, WeightDescription, WeightFormat
@@ -31,6 +33,7 @@ __all__ = [
     "Batch",
     "Check",
     "CheckContext",
+    "Component",
     "Context",
     "Cost",
     "DataFacts",
@@ -64,9 +67,11 @@ __all__ = [
     "PairSamplerParams",
     "Params",
     "Prediction",
+    "RecipeView",
     "Sampler",
     "SamplerParams",
     "Scalings",
+    "Selected",
     "Shapes",
     "Split",
     "Tap",

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from sddit.plugins.registry import Component
-
-
-# Checks: what `sddit-run verify` measures on the machine it runs on
+from sddit.interfaces.component import Component
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from sddit.errors import Problem
-
-if TYPE_CHECKING:
-    from sddit.recipes.recipe import Recipe
-
 
 Tap = str | float | int
 """Where tokens are read: `encoder`, `decoder`, a depth share such as 0.3, or a block number counted from 1."""
@@ -20,24 +16,23 @@ Tap = str | float | int
 Network = Literal["student", "teacher"]
 
 
-# Faces: settings, torch-free
-
-
 class Params(BaseModel):
     """Settings of one component: strict types, no unknown keys, finite numbers, every field described."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
-        """Rules between this component and the other slots of the recipe. None by default."""
+    # `recipe` is a `sddit.interfaces.RecipeView`; it is `Any` here because the view refers to the settings classes.
+
+    def check(self, recipe: Any) -> Iterable[Problem]:
+        """Yield what is wrong between this component and the other slots of the recipe. None by default."""
         return ()
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
-        """Names of own keys that have no effect in this recipe: a person who sets one of them is told. None by default."""
+    def idle(self, recipe: Any) -> Iterable[str]:
+        """Yield names of own keys that have no effect in this recipe; a warning names those that are set."""
         return ()
 
-    def warnings(self, recipe: Recipe) -> Iterable[str]:
-        """What this recipe allows and nobody can mean, one sentence each that names the keys. None by default."""
+    def warnings(self, recipe: Any) -> Iterable[str]:
+        """Yield one sentence for each combination that is allowed but probably a mistake, naming its keys."""
         return ()
 
 

@@ -1,87 +1,15 @@
-"""Components and the registries they are added to. Knows no component and imports no torch."""
+"""Hold the components of each kind, by name. Torch-free."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from sddit import interfaces as face
 from sddit.errors import Problem, SdditError, error, one_of
+from sddit.interfaces import Component
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Component(Generic[T]):
-    """What is known of a component before it is built. Nothing here needs torch."""
-
-    kind: str  # the registry it is in: "losses"
-    name: str  # the short name that a recipe writes
-    factory: (
-        str | Callable[..., T]
-    )  # "package.module:attribute", imported only when built; a one-file plugin may give the class
-    params: type[face.Params]  # its settings: types, defaults, bounds, descriptions
-    summary: str  # one line for listings
-    paper: str = ""  # "arXiv:2303.14389"
-    requires: tuple[str, ...] = ()  # distributions that must be installed to choose it
-    formats: tuple[tuple[str, str], ...] = ()  # (layout, "module:attribute") of converters of published weights
-    checks: tuple[tuple[str, str], ...] = ()  # (what it shows, "module:function") for `sddit-run verify`
-    origin: str = ""  # the plugin that registered it; filled in by the loader
-
-    @property
-    def qualified(self) -> str:
-        return f"{self.origin}/{self.name}"
-
-    def missing(self) -> list[str]:
-        """The distributions of `requires` that are not installed, judged from metadata alone."""
-        return [name for name in self.requires if not _installed(name)]
-
-    def load(self) -> Callable[..., T]:
-        """Import the factory. This is where torch is imported."""
-        if not isinstance(self.factory, str):
-            return self.factory
-        factory: Callable[..., T] = load_attribute(self.factory)
-        return factory
-
-    def build(self, params: face.Params, **runtime: Any) -> T:
-        """Build it from settings (what) and run-time objects (with what)."""
-        with blaming(self.qualified):
-            return self.load()(params, **runtime)
-
-    def format(self, layout: str) -> Any:
-        """The converter for published weights in `layout`."""
-        layouts = dict(self.formats)
-        if layout not in layouts:
-            raise error("SD-C441", f"no weight layout {layout!r}", where=self.qualified, expect=one_of(layout, layouts))
-        return load_attribute(layouts[layout])
-
-
-@contextmanager
-def blaming(component: str) -> Iterator[None]:
-    """Note on an exception at whose boundary it was raised: a call that does not fit has no frame of the component's own."""
-    try:
-        yield
-    except Exception as failure:
-        failure.component = component  # type: ignore[attr-defined]
-        raise
-
-
-def load_attribute(path: str) -> Any:
-    """The object at "package.module:attribute"."""
-    module, _, attribute = path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 class Registry(Generic[T]):

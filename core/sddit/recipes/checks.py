@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,8 +10,8 @@ from pydantic import BaseModel
 
 from sddit.diffusion.masking import keep_count
 from sddit.errors import Problem, SdditError, one_of
-from sddit.interfaces import AttentionParams, Needs, Params
-from sddit.recipes.recipe import Chosen, Recipe
+from sddit.interfaces import AttentionParams, Needs, Params, Selected
+from sddit.recipes.recipe import Recipe, as_view
 from sddit.value_schedules import Ramp, extremes, is_zero, step_of
 
 
@@ -55,12 +54,12 @@ def kernels(recipe: Recipe, serves: Callable[[AttentionParams], bool]) -> str:
     return f"one of {', '.join(names)}" if names else "a kernel that serves it: none is installed"
 
 
-def components(recipe: Recipe) -> dict[str, Chosen[Any]]:
+def components(recipe: Recipe) -> dict[str, Selected[Any]]:
     """Every chosen component by the dotted key of its table; a term of weight 0 is not among them."""
     slots = ("backbone", "noise_schedule", "pair_sampler", "attention", "dataset", "sampler", "guidance", "optimizer")
     return {
         **{slot: getattr(recipe, slot) for slot in slots},
-        **{f"loss.{label}": chosen for label, chosen in recipe.terms.items()},
+        **{f"loss.{label}": chosen for label, chosen in recipe.active_losses.items()},
         **{f"tracker.{label}": chosen for label, chosen in recipe.trackers.items()},
         **{
             f"{'features' if recipe.has_table(label) else 'evaluate.features'}.{label}": chosen
@@ -76,7 +75,7 @@ def _faces_answer(recipe: Recipe) -> Iterator[Problem]:
         ("noise_schedule", "t_range", lambda: recipe.noise_schedule.params.t_range, Sequence),
         ("noise_schedule", "level_range", lambda: recipe.noise_schedule.params.level_range, Sequence),
         ("pair_sampler", "views", recipe.pair_sampler.params.views, Sequence),
-        *((f"loss.{label}", "needs", chosen.params.needs, Needs) for label, chosen in recipe.terms.items()),
+        *((f"loss.{label}", "needs", chosen.params.needs, Needs) for label, chosen in recipe.active_losses.items()),
     ]
     for key, method, ask, kind in questions:
         try:
@@ -94,12 +93,12 @@ def _own_checks(recipe: Recipe) -> Iterator[Problem]:
     """The rules that the chosen components declare themselves."""
     for key, chosen in components(recipe).items():
         try:
-            yield from chosen.params.check(recipe)
+            yield from chosen.params.check(as_view(recipe))
         except Exception as failure:
             yield _broken(key, chosen, "check", failure)
 
 
-def _broken(key: str, chosen: Chosen[Any], method: str, failure: Exception) -> Problem:
+def _broken(key: str, chosen: Selected[Any], method: str, failure: Exception) -> Problem:
     return Problem(
         "SD-P220",
         f"{chosen.component.qualified} cannot answer {type(chosen.params).__name__}.{method}",
@@ -116,7 +115,7 @@ def _broken(key: str, chosen: Chosen[Any], method: str, failure: Exception) -> P
 
 
 def _terms(recipe: Recipe) -> Iterator[Problem]:
-    if not recipe.terms:
+    if not recipe.active_losses:
         labels = ", ".join(recipe.losses) or "none"
         yield Problem("SD-R108", "no loss term has a weight above 0", "loss", labels, "at least one term")
 
@@ -125,7 +124,7 @@ def _views(recipe: Recipe) -> Iterator[Problem]:
     """Each term finds the views it reads, and a teacher if it needs one."""
     made = {view.name: view.network for view in recipe.pair_sampler.params.views()}
     sampler = recipe.pair_sampler.component.name
-    for label, chosen in recipe.terms.items():
+    for label, chosen in recipe.active_losses.items():
         key = f"loss.{label}"
         for name in chosen.params.views:
             if name not in made:
@@ -154,7 +153,7 @@ def _views_of(made: Mapping[str, str], network: str) -> str:
 def _taps(recipe: Recipe) -> Iterator[Problem]:
     """The backbone has the taps that terms read, and a class token where one is read."""
     backbone = recipe.backbone
-    for label, chosen in recipe.terms.items():
+    for label, chosen in recipe.active_losses.items():
         needs = chosen.params.needs()
         for want in filter(None, (needs.student, needs.teacher)):
             for tap in want.taps:
@@ -206,7 +205,7 @@ def _moments(recipe: Recipe) -> Iterator[Problem]:
     for key, chosen in components(recipe).items():
         yield from _ramps(chosen.params, key, total)
     yield from _ramps(recipe.teacher, "teacher", total)
-    for label, chosen in recipe.terms.items():
+    for label, chosen in recipe.active_losses.items():
         if step_of(chosen.params.until, total) < 1:
             key = f"loss.{label}.until"
             yield Problem("SD-R108", f"term {label!r} ends before the first step", key, fix=f"loss.{label}.weight = 0")
@@ -224,7 +223,7 @@ def _learning(recipe: Recipe) -> Iterator[Problem]:
 def _untrained_end(recipe: Recipe) -> Iterator[Problem]:
     """Some term lasts until the end of the run."""
     total = recipe.train.steps
-    ends = {label: step_of(chosen.params.until, total) for label, chosen in recipe.terms.items()}
+    ends = {label: step_of(chosen.params.until, total) for label, chosen in recipe.active_losses.items()}
     last = max(ends, key=lambda label: ends[label], default="")
     if last and 1 <= ends[last] <= total - 1:  # the last step is total - 1, and a term acts before `until`
         yield Problem(
@@ -264,7 +263,7 @@ def _beyond(key: str, moment: float, total: int) -> Iterator[Problem]:
 def _windows(recipe: Recipe) -> Iterator[Problem]:
     """A noise window holds some of the levels that the schedule trains, and belongs to a term that counts by sample."""
     lowest, highest = recipe.noise_schedule.params.t_range
-    for label, chosen in recipe.terms.items():
+    for label, chosen in recipe.active_losses.items():
         if chosen.params.window is None:
             continue
         if chosen.params.couples_samples:
@@ -293,7 +292,7 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         got, fits = f"batch = {batch}, micro_batch = {micro}", max(n for n in range(1, micro + 1) if batch % n == 0)
         what = "the micro-batch does not divide the batch"
         yield Problem("SD-R108", what, "train.micro_batch", got, fix=f"train.micro_batch = {fits}")
-    for label, chosen in recipe.terms.items():
+    for label, chosen in recipe.active_losses.items():
         if micro < batch and chosen.params.couples_samples:
             yield Problem(
                 "SD-R108",
@@ -469,8 +468,8 @@ def _trackers(recipe: Recipe) -> Iterator[Problem]:
 
 def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
     """Those of the given dotted keys that change nothing in this recipe."""
-    prefixes = [f"loss.{label}." for label in recipe.losses if label not in recipe.terms]
-    if all(chosen.params.needs().teacher is None for chosen in recipe.terms.values()):
+    prefixes = [f"loss.{label}." for label in recipe.losses if label not in recipe.active_losses]
+    if all(chosen.params.needs().teacher is None for chosen in recipe.active_losses.values()):
         prefixes.append("teacher.")
     labels = {key.split(".")[1] for key in given if key.startswith("features.")}
     prefixes += [f"features.{label}." for label in labels if label not in recipe.features]
@@ -484,7 +483,7 @@ def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
         silent.add("evaluate.per_class")
     if not recipe.features:
         silent |= {f"evaluate.{key}" for key in ("neighbours", "kid_subsets", "kid_subset_size")}
-    if not has_heads(recipe):
+    if not _trains_heads(recipe):
         silent.add("optimizer.head_lr")
     if recipe.optimizer.params.clip is None:
         silent.add("optimizer.clip_scope")
@@ -498,23 +497,20 @@ def own_warnings(recipe: Recipe) -> list[str]:
     found = []
     for key, chosen in components(recipe).items():
         try:
-            found += [f"{key}: {text}" for text in chosen.params.warnings(recipe)]
+            found += [f"{key}: {text}" for text in chosen.params.warnings(as_view(recipe))]
         except Exception as failure:
             raise SdditError(_broken(key, chosen, "warnings", failure)) from failure
     return found
 
 
-def has_heads(recipe: Recipe) -> bool:
-    """Whether some term trains modules of its own; one that states no cost may."""
-    backbone, shapes = recipe.backbone.params, recipe.shapes
-    tokens = math.prod(backbone.grid(shapes))
-    for label, chosen in recipe.terms.items():
+def _trains_heads(recipe: Recipe) -> bool:
+    """Return whether some loss trains modules of its own, naming the loss that cannot answer."""
+    for label, chosen in recipe.active_losses.items():
         try:
-            costs = [chosen.params.cost(backbone, shapes, view, tokens) for view in recipe.views_of(chosen.params)]
+            if recipe.trains_head(chosen.params):
+                return True
         except Exception as failure:
             raise SdditError(_broken(f"loss.{label}", chosen, "cost", failure)) from failure
-        if any(cost is None or cost.parameters > 0 for cost in costs):
-            return True
     return False
 
 
@@ -523,7 +519,7 @@ def _named_idle(recipe: Recipe) -> Iterator[str]:
     for key, chosen in components(recipe).items():
         defaults = type(chosen.params).model_fields
         try:
-            for name in chosen.params.idle(recipe):
+            for name in chosen.params.idle(as_view(recipe)):
                 if getattr(chosen.params, name) != defaults[name].default:
                     yield f"{key}.{name}"
         except Exception as failure:

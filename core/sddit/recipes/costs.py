@@ -14,8 +14,8 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from sddit.diffusion.masking import keep_count
-from sddit.interfaces import Cost, Network, ViewSpec, Want
-from sddit.recipes.recipe import Chosen, Recipe
+from sddit.interfaces import Cost, Network, Selected, ViewSpec, Want
+from sddit.recipes.recipe import Recipe
 from sddit.value_schedules import Ramp, extremes, step_of, value_at
 
 N = TypeVar("N", int, float)
@@ -109,7 +109,7 @@ def plan(recipe: Recipe) -> Plan:
     """The cost of `recipe` by the formulas of its components."""
     prices = _Prices(recipe)
     full = prices.backbone(prices.tokens, Want(output=True))
-    heads = {label: prices.head_parameters(label, "student") for label in recipe.terms}
+    heads = {label: prices.head_parameters(label, "student") for label in recipe.active_losses}
     teacher = prices.teacher_parameters()
     passes = prices.passes()
     evaluations = recipe.sampler.params.evaluations * recipe.guidance.params.evaluations
@@ -154,13 +154,13 @@ class _Prices:
 
     def head(self, label: str, view: ViewSpec, num_kept: int) -> Cost | None:
         """The work of a term on one view of one image."""
-        chosen = self.recipe.terms[label]
+        chosen = self.recipe.active_losses[label]
         cost = chosen.params.cost(self.recipe.backbone.params, self.recipe.shapes, view, num_kept)
         return self._stated(cost, f"loss.{label}", chosen)
 
     def head_parameters(self, label: str, network: Network) -> int | None:
         """Parameters of a term's heads: one head serves all its views, so each is counted once."""
-        views = [v for v in self.recipe.views_of(self.recipe.terms[label].params) if v.network == network]
+        views = [v for v in self.recipe.views_of(self.recipe.active_losses[label].params) if v.network == network]
         costs = [self.head(label, view, self.kept(view, step=0)) for view in views]
         return None if None in costs else max((cost.parameters for cost in costs if cost), default=0)
 
@@ -170,7 +170,7 @@ class _Prices:
         if not wants:
             return 0
         cut = self.backbone(self.tokens, reduce(or_, wants))
-        heads = [self.head_parameters(label, "teacher") for label in self.recipe.terms]
+        heads = [self.head_parameters(label, "teacher") for label in self.recipe.active_losses]
         return None if cut is None else _sum([cut.parameters, *heads])
 
     def kept(self, view: ViewSpec, step: int) -> int:
@@ -189,7 +189,7 @@ class _Prices:
 
     def _moments(self) -> list[int]:
         """One step if all are alike; else every step of a short run, or the middles of equal parts of a long one."""
-        terms = [chosen.params for chosen in self.recipe.terms.values()]
+        terms = [chosen.params for chosen in self.recipe.active_losses.values()]
         values = [*(view.mask_ratio for view in self.views.values()), *(term.weight for term in terms)]
         steps = self.recipe.train.steps
         alike = not any(isinstance(value, Ramp) for value in values) and all(
@@ -203,14 +203,14 @@ class _Prices:
         recipe, total = self.recipe, self.recipe.train.steps
         active = [
             label
-            for label, chosen in recipe.terms.items()
+            for label, chosen in recipe.active_losses.items()
             if step < step_of(chosen.params.until, total) and value_at(chosen.params.weight, step, total) > 0
         ]
         kept, want = self.kept(view, step), recipe.wants(active).get(view.name)
         if want is None:
             return Pass(view.name, view.network, kept, 0.0, 0.0)
         body = self.backbone(kept, want)
-        readers = [label for label in active if view in recipe.views_of(recipe.terms[label].params)]
+        readers = [label for label in active if view in recipe.views_of(recipe.active_losses[label].params)]
         heads = [self.head(label, view, kept) for label in readers]
         worth = TRAINING[view.network]
         return Pass(view.name, view.network, kept, _times(_flops(body), worth), _times(_sum(map(_flops, heads)), worth))
@@ -224,12 +224,12 @@ class _Prices:
                 continue  # no gradient, nothing kept
             kept = keep_count(self.tokens, extremes(view.mask_ratio)[0])
             costs.append(self.backbone(kept, want))
-            for label, chosen in self.recipe.terms.items():
+            for label, chosen in self.recipe.active_losses.items():
                 if view in self.recipe.views_of(chosen.params):
                     costs.append(self.head(label, view, kept))
         return _sum(None if cost is None else cost.activations for cost in costs)
 
-    def _stated(self, cost: Cost | None, key: str, chosen: Chosen[Any]) -> Cost | None:
+    def _stated(self, cost: Cost | None, key: str, chosen: Selected[Any]) -> Cost | None:
         if cost is None:
             self.silent[f"{key} ({chosen.component.qualified})"] = None
         return cost

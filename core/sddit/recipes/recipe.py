@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from sddit import interfaces as face
-from sddit.interfaces import Params
-from sddit.plugins.registry import Component
+from sddit.interfaces import Params, RecipeView, Selected
 from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
 from sddit.value_schedules import is_zero
 
-P = TypeVar("P", bound=Params)
 Json = Any
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen(Generic[P]):
-    """A component and its settings."""
-
-    component: Component[Any]
-    params: P
-
-    def build(self, **runtime: Any) -> Any:
-        """Build it."""
-        return self.component.build(self.params, **runtime)
-
-    def to_json(self) -> dict[str, Json]:
-        return {"name": self.component.qualified, **self.params.model_dump(mode="json", by_alias=True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,17 +26,17 @@ class Recipe:
     path: Path | None
     seed: int
     plugins: tuple[str, ...]  # as `plugins` names them; a one-file plugin as "./file.py"
-    backbone: Chosen[face.BackboneParams]
-    noise_schedule: Chosen[face.NoiseScheduleParams]
-    pair_sampler: Chosen[face.PairSamplerParams]
-    losses: Mapping[str, Chosen[face.LossParams]]  # by label; terms of constant weight 0 included
-    attention: Chosen[face.AttentionParams]
-    dataset: Chosen[face.DatasetParams]
-    sampler: Chosen[face.SamplerParams]
-    guidance: Chosen[face.GuidanceParams]
-    optimizer: Chosen[face.OptimizerParams]
-    trackers: Mapping[str, Chosen[face.TrackerParams]]
-    features: Mapping[str, Chosen[face.FeatureParams]]
+    backbone: Selected[face.BackboneParams]
+    noise_schedule: Selected[face.NoiseScheduleParams]
+    pair_sampler: Selected[face.PairSamplerParams]
+    losses: Mapping[str, Selected[face.LossParams]]  # by label; terms of constant weight 0 included
+    attention: Selected[face.AttentionParams]
+    dataset: Selected[face.DatasetParams]
+    sampler: Selected[face.SamplerParams]
+    guidance: Selected[face.GuidanceParams]
+    optimizer: Selected[face.OptimizerParams]
+    trackers: Mapping[str, Selected[face.TrackerParams]]
+    features: Mapping[str, Selected[face.FeatureParams]]
     train: TrainSettings
     teacher: TeacherSettings
     ema: Mapping[str, EmaSettings]
@@ -72,20 +56,31 @@ class Recipe:
         return face.Shapes(self.facts.image, self.facts.num_classes, self.noise_schedule.params.outputs)
 
     @property
-    def terms(self) -> dict[str, Chosen[face.LossParams]]:
-        """The terms that are built: those whose weight is not 0 for the whole run."""
+    def active_losses(self) -> dict[str, Selected[face.LossParams]]:
+        """The losses that are built: those whose weight is not 0 for the entire run."""
         return {label: chosen for label, chosen in self.losses.items() if not is_zero(chosen.params.weight)}
 
-    def views_of(self, term: face.LossParams) -> list[face.ViewSpec]:
-        """The views that `term` reads and has a use for."""
-        needs = term.needs()
-        specs = [v for v in self.pair_sampler.params.views() if not term.views or v.name in term.views]
+    def views_of(self, loss: face.LossParams) -> list[face.ViewSpec]:
+        """Return the views that `loss` reads and has a use for."""
+        needs = loss.needs()
+        specs = [v for v in self.pair_sampler.params.views() if not loss.views or v.name in loss.views]
         return [v for v in specs if v.network == "student" or needs.teacher is not None]
+
+    def trains_head(self, loss: face.LossParams) -> bool:
+        """Return whether `loss` trains modules of its own; one that states no cost may."""
+        backbone, shapes = self.backbone.params, self.shapes
+        tokens = math.prod(backbone.grid(shapes))
+        costs = (loss.cost(backbone, shapes, view, tokens) for view in self.views_of(loss))
+        return any(cost is None or cost.parameters > 0 for cost in costs)
+
+    def has_heads(self) -> bool:
+        """Return whether an active loss trains modules of its own."""
+        return any(self.trains_head(chosen.params) for chosen in self.active_losses.values())
 
     def wants(self, labels: Collection[str] | None = None) -> dict[str, face.Want]:
         """For each view that some term reads (of those named, if any are), all that is read from it."""
         wants: dict[str, face.Want] = {}
-        for label, chosen in self.terms.items():
+        for label, chosen in self.active_losses.items():
             if labels is not None and label not in labels:
                 continue
             needs = chosen.params.needs()
@@ -142,6 +137,11 @@ class Recipe:
         identity = {**self.to_json(free=False), "data": self.facts.fingerprint, "code": dict(self.plugin_digests)}
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return sha256(text.encode()).hexdigest()[:12]
+
+
+def as_view(recipe: Recipe) -> RecipeView:
+    """Return the recipe as components see it. The type checker holds that a recipe offers all that the view declares."""
+    return recipe
 
 
 def facts_to_json(facts: face.DataFacts) -> dict[str, Json]:

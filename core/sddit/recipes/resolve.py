@@ -14,14 +14,14 @@ from typing import Any, cast, get_args
 from sddit.data import seen_std
 from sddit.data.declared import declared_table
 from sddit.errors import Problem, SdditError, raise_all
-from sddit.interfaces import AttentionParams, DataFacts
+from sddit.interfaces import AttentionParams, DataFacts, Selected
 from sddit.plugins.host import Host
 from sddit.plugins.host import host as the_host
 from sddit.recipes import checks
 from sddit.recipes.differences import SETTINGS, differences
 from sddit.recipes.merge import Merged, Origin, lay, leaves, load, of_recipe, of_tables, override
 from sddit.recipes.parsing import MAX_INTEGER, quoted
-from sddit.recipes.recipe import Chosen, Recipe
+from sddit.recipes.recipe import Recipe
 from sddit.recipes.selection import LABELLED, SLOTS, Finder
 from sddit.recipes.settings import EmaSettings, StartSettings
 from sddit.recipes.start_weights import located
@@ -203,7 +203,7 @@ def _name(finder: Finder) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _facts(finder: Finder, chosen: Mapping[str, Chosen[Any]]) -> DataFacts | None:
+def _facts(finder: Finder, chosen: Mapping[str, Selected[Any]]) -> DataFacts | None:
     if "dataset" not in chosen:
         return None
     try:
@@ -214,7 +214,7 @@ def _facts(finder: Finder, chosen: Mapping[str, Chosen[Any]]) -> DataFacts | Non
     return None
 
 
-def _measurable(schedule: Chosen[Any]) -> Iterator[tuple[str, Any]]:
+def _measurable(schedule: Selected[Any]) -> Iterator[tuple[str, Any]]:
     """(key, value) of the settings that may be the word `measured`."""
     for name, info in type(schedule.params).model_fields.items():
         if _mentions_measured(info.annotation):
@@ -225,7 +225,7 @@ def _mentions_measured(annotation: Any) -> bool:
     return MEASURED in get_args(annotation) or any(map(_mentions_measured, get_args(annotation)))
 
 
-def _with_measured(finder: Finder, schedule: Chosen[Any], keys: Sequence[str], std: float) -> Chosen[Any]:
+def _with_measured(finder: Finder, schedule: Selected[Any], keys: Sequence[str], std: float) -> Selected[Any]:
     """The schedule with the data's standard deviation where the recipe says `measured`."""
     table = {**schedule.params.model_dump(mode="json", by_alias=True), **dict.fromkeys(keys, std)}
     params = finder.settings(type(schedule.params), table, "noise_schedule")
@@ -233,7 +233,7 @@ def _with_measured(finder: Finder, schedule: Chosen[Any], keys: Sequence[str], s
     return replace(schedule, params=params)
 
 
-def _far_from_measured(schedule: Chosen[Any], std: float, merged: Merged) -> list[str]:
+def _far_from_measured(schedule: Selected[Any], std: float, merged: Merged) -> list[str]:
     return [
         f"noise_schedule.{key} = {value:g} is not what the data has: {std:.4g} ({merged.place(f'noise_schedule.{key}')}); "
         f'write {key} = "{MEASURED}"'

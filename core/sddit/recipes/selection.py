@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sddit.errors import Problem, SdditError, error, nearest, one_of
-from sddit.interfaces import Params
+from sddit.interfaces import Component, Params, Selected
 from sddit.plugins.discovery import plugin_name, plugins_named_by
 from sddit.plugins.host import Host
-from sddit.plugins.registry import Component, Registry
+from sddit.plugins.registry import Registry
 from sddit.recipes.field_types import keys
 from sddit.recipes.merge import Merged
 from sddit.recipes.parsing import quoted
-from sddit.recipes.recipe import Chosen
 from sddit.recipes.validation import validated
 
 P = TypeVar("P", bound=Params)
@@ -63,11 +62,11 @@ class Finder:
         self._broken: set[str] = set()  # the plugins that did not load
         self._use_plugins()
 
-    def slots(self) -> dict[str, Chosen[Any]]:
+    def slots(self) -> dict[str, Selected[Any]]:
         """The one component of each slot, without those that have problems."""
         return self._found({slot: self._slot(slot) for slot in SLOTS})
 
-    def labelled(self, table: str) -> dict[str, Chosen[Any]]:
+    def labelled(self, table: str) -> dict[str, Selected[Any]]:
         """The components of `[loss.LABEL]`, `[tracker.LABEL]` or `[features.LABEL]`, without those that have problems.
 
         An extractor is called what its label says where it has no name: `evaluate.features` names it as if it had no table.
@@ -80,7 +79,7 @@ class Finder:
             }
         )
 
-    def features(self, names: tuple[str, ...], tables: Mapping[str, Chosen[Any]]) -> dict[str, Chosen[Any]]:
+    def features(self, names: tuple[str, ...], tables: Mapping[str, Selected[Any]]) -> dict[str, Selected[Any]]:
         """The extractors that `[evaluate]` names: by the label of a table `[features.LABEL]`, else by name, and by qualified
         name where two share one."""
         given = self.merged.tables.get("features", {})
@@ -106,7 +105,7 @@ class Finder:
             self.problem("SD-R101", "no [loss.LABEL] in the recipe", "", fix="sddit-run show losses")
         return {label: value for label, value in tables.items() if self._can_stand(table, label, value, tables)}
 
-    def choose(self, key: str, table: Any, kind: str, default: str = "") -> Chosen[Any] | None:
+    def choose(self, key: str, table: Any, kind: str, default: str = "") -> Selected[Any] | None:
         """The component that a table names, with its settings; None after a problem."""
         registry: Registry[Any] = self.host.registries.all()[kind]
         if not isinstance(table, dict):
@@ -126,7 +125,7 @@ class Finder:
         fix = f"sddit-run show {kind} {component.name}"
         place = f"features.{component.name}" if key == FEATURES else key  # where what it lacks is to be written
         params = self.settings(component.params, settings, place, fix, also=("name",))
-        return None if params is None else Chosen(component, params)
+        return None if params is None else Selected(component, params)
 
     def settings(self, model: type[P], table: Any, key: str, fix: str = "", also: Sequence[str] = ()) -> P | None:
         """A table as settings, with its paths made absolute; None after problems. `also`: keys that it has besides."""
@@ -203,7 +202,7 @@ class Finder:
             if isinstance(name, str) and not _is_code(name):
                 yield FEATURES, name
 
-    def _slot(self, slot: str) -> Chosen[Any] | None:
+    def _slot(self, slot: str) -> Selected[Any] | None:
         kind, default = SLOTS[slot]
         if slot not in self.merged.tables and not default:
             names = ", ".join(self.host.registries.all()[kind].names())
@@ -255,7 +254,7 @@ class Finder:
         return None
 
     @staticmethod
-    def _found(chosen: Mapping[str, Chosen[Any] | None]) -> dict[str, Chosen[Any]]:
+    def _found(chosen: Mapping[str, Selected[Any] | None]) -> dict[str, Selected[Any]]:
         return {key: value for key, value in chosen.items() if value is not None}
 
 

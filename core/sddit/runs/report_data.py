@@ -39,7 +39,7 @@ def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores])
             previews=grids,
             scores=scores,
             probe=read_probe(folder),
-            monitors={label: chosen.params.monitors() for label, chosen in recipe.terms.items()},
+            monitors={label: chosen.params.monitors() for label, chosen in recipe.active_losses.items()},
             noise_bins=NOISE_QUARTERS,
             recipe=recipe.to_json(),
             origins=recipe.origins,
@@ -55,7 +55,7 @@ def summary(recipe: Recipe) -> str:
     facts = recipe.facts
     _, height, width = facts.image
     classes = f"{facts.num_classes} classes" if facts.num_classes else "no classes"
-    terms = " ".join(chosen.component.summary for chosen in recipe.terms.values())
+    terms = " ".join(chosen.component.summary for chosen in recipe.active_losses.values())
     data = f"Data: {facts.source}, {height}x{width}, {classes}."
     return f"{data} Views: {recipe.pair_sampler.component.summary} Losses: {terms}"
 
@@ -111,7 +111,7 @@ def next_steps(recipe: Recipe, folder: Path) -> Iterator[NextStep]:
     """What a curious person would do next with any run."""
     base = command(recipe)
     yield NextStep("More pictures, with guidance:", f"sddit-run sample {folder} --guidance 1.5")
-    for label in list(recipe.terms)[1:]:
+    for label in list(recipe.active_losses)[1:]:
         yield NextStep(f"The control arm: the same run without loss.{label}:", f"{base} loss.{label}.weight=0")
     yield NextStep("Is it luck? The same run with another seed:", f"{base} seed={recipe.seed + 1}")
     yield NextStep("All runs side by side:", f"sddit-run table {folder.parent}")

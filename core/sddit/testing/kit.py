@@ -19,10 +19,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from sddit.errors import Problem, SdditError, error, one_of
-from sddit.interfaces import Params
+from sddit.interfaces import Component, Params
 from sddit.plugins.discovery import said
 from sddit.plugins.host import host
-from sddit.plugins.registry import Component
 from sddit.recipes.field_types import expectation
 
 CODE = "SD-P220"

@@ -37,7 +37,7 @@ def build_session(
         schedule: NoiseSchedule = recipe.noise_schedule.build()
         terms = build_terms(recipe)
     precision = torch.bfloat16 if recipe.train.precision == "bf16" else None
-    offered = {label: chosen.component.qualified for label, chosen in recipe.terms.items()}
+    offered = {label: chosen.component.qualified for label, chosen in recipe.active_losses.items()}
     student = Student(backbone, terms, schedule, precision, offered).to(device)
     teacher = build_teacher(recipe, student)
     averages = {label: WeightAverage(settings, student.backbone) for label, settings in recipe.ema.items()}
@@ -66,7 +66,11 @@ def build_session(
 
 def build_teacher(recipe: Recipe, student: Student) -> Teacher | None:
     """The teacher, if a term that counts reads one, without what none of them reads."""
-    wants = [needs.teacher for chosen in recipe.terms.values() if (needs := chosen.params.needs()).teacher is not None]
+    wants = [
+        needs.teacher
+        for chosen in recipe.active_losses.values()
+        if (needs := chosen.params.needs()).teacher is not None
+    ]
     if not wants:
         return None
     want = reduce(or_, wants)

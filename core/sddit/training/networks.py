@@ -30,7 +30,7 @@ def build_terms(recipe: Recipe) -> dict[str, nn.Module]:
     """The loss terms that count, with their heads."""
     backbone = recipe.backbone.params
     terms: dict[str, nn.Module] = {}
-    for label, chosen in recipe.terms.items():
+    for label, chosen in recipe.active_losses.items():
         needs = chosen.params.needs()
         taps = {*needs.student.taps, *(needs.teacher.taps if needs.teacher else ())}
         with seeded(recipe.seed, f"init/loss/{label}"):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sddit.diffusion.preconditioning import denoise_view
 from sddit.errors import error
-from sddit.interfaces import Backbone, Context, LossParams, NoiseSchedule, Outputs, View, Want
-from sddit.plugins.registry import blaming
-from sddit.recipes.recipe import Chosen, Recipe
+from sddit.interfaces import Backbone, Context, LossParams, NoiseSchedule, Outputs, Selected, View, Want
+from sddit.interfaces.component import component_boundary
+from sddit.recipes.recipe import Recipe
 from sddit.training.ema import Teacher
 from sddit.value_schedules import step_of, value_at
 
@@ -61,7 +61,7 @@ class Student(nn.Module):
             outputs[name] = observe(self.backbone, self.schedule, views[name], want, self.precision)
         values = {}
         for label, ctx in contexts.items():
-            with blaming(self.offered.get(label, "")):
+            with component_boundary(self.offered.get(label, "")):
                 term_outputs = {name: outputs[name] for name in read[label]}
                 values[label] = self.terms[label](ctx, {name: views[name] for name in read[label]}, term_outputs)
         return values
@@ -85,7 +85,7 @@ class Objective:
 
     def __init__(self, recipe: Recipe) -> None:
         self.total_steps = recipe.train.steps
-        self.params: dict[str, LossParams] = {label: chosen.params for label, chosen in in_order(recipe.terms)}
+        self.params: dict[str, LossParams] = {label: chosen.params for label, chosen in in_order(recipe.active_losses)}
         self.read = {label: [v.name for v in recipe.views_of(params)] for label, params in self.params.items()}
         self.networks = {view.name: view.network for view in recipe.pair_sampler.params.views()}
 
@@ -129,7 +129,7 @@ class Objective:
         return next(view for view in self.read[label] if self.networks[view] == "student")
 
 
-def in_order(terms: Mapping[str, Chosen[LossParams]]) -> list[tuple[str, Chosen[LossParams]]]:
+def in_order(terms: Mapping[str, Selected[LossParams]]) -> list[tuple[str, Selected[LossParams]]]:
     """Terms of the network's own output first, then by label: what leads does not depend on the order in a file."""
     return sorted(terms.items(), key=lambda item: (not item[1].params.needs().student.output, item[0]))
 

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import CheckContext, Measurement, NotHereError
-from sddit.plugins.registry import Component
+from sddit.interfaces import CheckContext, Component, Measurement, NotHereError
 from sddit.storage.tensors import unpack
 from sddit.testing.toys.network import ToyAttention
 from sddit.testing.toys.params import ToyAttentionParams

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 
 from sddit.errors import SdditError
-from sddit.interfaces import Check, CheckContext, Measurement, NotHereError
+from sddit.interfaces import Check, CheckContext, Component, Measurement, NotHereError
+from sddit.interfaces.component import load_attribute
 from sddit.plugins.discovery import said
 from sddit.plugins.host import Host, host
-from sddit.plugins.registry import Component, load_attribute
 from sddit.progress import Progress
 
 CORE = "sddit"

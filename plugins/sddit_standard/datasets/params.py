@@ -11,8 +11,8 @@ from sddit.errors import Problem
 from sddit.interfaces import (
     DataFacts,
     DatasetParams,
+    RecipeView,
 )
-from sddit.recipes.recipe import Recipe
 
 
 class ImageParams(DatasetParams):
@@ -103,7 +103,7 @@ class LatentsParams(ImageParams):
         refuse_constant(self, facts)
         return facts
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         """Latents that are mirrored already are not mirrored again."""
         from sddit.data.latents import read_index
 

@@ -16,8 +16,8 @@ from sddit.interfaces import (
     EvaluateMode,
     FeatureParams,
     ModeOption,
+    RecipeView,
 )
-from sddit.recipes.recipe import Recipe
 
 
 class MobilenetParams(FeatureParams):
@@ -39,7 +39,7 @@ class ClassifierParams(FeatureParams):
     def own_figures(self) -> tuple[str, ...]:
         return ("class_accuracy",)
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         """The data must be of a kind that a shipped classifier knows."""
         return no_classifier(recipe.facts)
 
@@ -104,7 +104,7 @@ class InceptionParams(FeatureParams):
         }
         return self.model_copy(update={f"{key}_sha256": hash_of(Path(file)) for key, file in files.items()})
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         """The files are there, and are the ones that were meant."""
         label = next(label for label, chosen in recipe.features.items() if chosen.params is self)
         for key, file in self._files():

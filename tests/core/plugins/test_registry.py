@@ -6,9 +6,10 @@ import pytest
 from pydantic import Field
 
 from sddit.errors import Problem, SdditError
-from sddit.interfaces import LossParams, Needs, Params, SamplerParams, Want
+from sddit.interfaces import Component, LossParams, Needs, Params, SamplerParams, Want
+from sddit.interfaces.component import load_attribute
 from sddit.plugins.hookspecs import Registries
-from sddit.plugins.registry import SINGULAR, Component, Registry, load_attribute
+from sddit.plugins.registry import SINGULAR, Registry
 
 
 class MineParams(LossParams):

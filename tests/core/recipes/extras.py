@@ -10,8 +10,8 @@ from pydantic import Field
 from sddit import hookimpl
 from sddit import interfaces as face
 from sddit.errors import Problem
+from sddit.interfaces import RecipeView
 from sddit.plugins.registry import Registry
-from sddit.recipes.recipe import Recipe
 from sddit.value_schedules import Value
 
 NEVER = "nowhere:Built"  # these tests build nothing
@@ -66,7 +66,7 @@ class WantingParams(face.LossParams):
     def couples_samples(self) -> bool:
         return self.coupled
 
-    def check(self, recipe: Recipe) -> Iterable[Problem]:
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
         if self.told == 13:
             yield Problem("SD-R108", "thirteen", where="backbone")
         if self.told == 14:
@@ -110,7 +110,7 @@ class GuidedParams(face.GuidanceParams):
     def needs_null_label(self) -> bool:
         return True
 
-    def idle(self, recipe: Recipe) -> Iterable[str]:
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
         if self.scale == 13:
             raise RuntimeError("thirteen")
         return ("shape",) if self.scale == 1 else ()

@@ -65,7 +65,11 @@ def test_labelled_tables(resolved: Resolve, base: str) -> None:
         + '[loss.b]\nname = "toy"\nweight = 0\n[ema.long]\ndecay = 0.5\n[tracker.t]\nname = "toy"\n[evaluate]\nfeatures = ["toy"]'
     )
     recipe = resolved(text)
-    assert (list(recipe.losses), list(recipe.terms), list(recipe.ema)) == (["denoise", "b"], ["denoise"], ["long"])
+    assert (list(recipe.losses), list(recipe.active_losses), list(recipe.ema)) == (
+        ["denoise", "b"],
+        ["denoise"],
+        ["long"],
+    )
     assert (list(recipe.trackers), list(recipe.features)) == (["t"], ["toy"])
     assert recipe.evaluate.features == ("toy/toy",)
     assert resolved(text, "loss.b=false", "ema.long=false").to_json()["loss"].keys() == {"denoise"}

@@ -13,9 +13,8 @@ from pydantic import Field
 from torch import nn
 
 from sddit.errors import SdditError
-from sddit.interfaces import LossParams, Needs, Scalings, ViewSpec, Want
+from sddit.interfaces import Component, LossParams, Needs, Scalings, ViewSpec, Want
 from sddit.plugins.host import Host
-from sddit.plugins.registry import Component
 from sddit.testing import ConformanceError, check, check_plugin
 from sddit.testing.toys import components as models
 from sddit.testing.toys import network

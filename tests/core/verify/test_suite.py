@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 
 from sddit import hookimpl
 from sddit.errors import error
-from sddit.interfaces import CheckContext, Measurement, NotHereError
+from sddit.interfaces import CheckContext, Component, Measurement, NotHereError
 from sddit.plugins.host import using_host
-from sddit.plugins.registry import Component
 from sddit.testing import toy_host
 from sddit.testing.toys.params import ToyGuidanceParams
 from sddit.verify import Row, suite, verify

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import CheckContext, Measurement
+from sddit.interfaces.component import load_attribute
 from sddit.plugins.host import registry
-from sddit.plugins.registry import load_attribute
 from sddit.verify.published import folders
 from sddit_ddpm import chain, loss, params, samplers
 from sddit_ddpm.chain import Chain

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.interfaces import CheckContext, Measurement, NotHereError
+from sddit.interfaces import CheckContext, Component, Measurement, NotHereError
 from sddit.plugins.hookspecs import Registries
-from sddit.plugins.registry import Component
 from sddit.verify.published import folders
 from sddit_edm import checks, register_noise_schedules
 from sddit_edm.flow import Flow

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.interfaces import AttentionParams, CheckContext, Measurement, NotHereError
+from sddit.interfaces import AttentionParams, CheckContext, Component, Measurement, NotHereError
 from sddit.plugins.hookspecs import Registries
-from sddit.plugins.registry import Component
 from sddit_flash import register_attention
 from sddit_flash.checks import agreement
 from sddit_flash.kernels import Eager, same_group

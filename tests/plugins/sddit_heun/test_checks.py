@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from sddit.interfaces import CheckContext, Denoise, Measurement, NotHereError
+from sddit.interfaces import CheckContext, Component, Denoise, Measurement, NotHereError
 from sddit.plugins.hookspecs import Registries
-from sddit.plugins.registry import Component
 from sddit.verify.published import folders
 from sddit_heun import checks, register_guidances, register_samplers
 from sddit_heun.guidance import ClassifierFree

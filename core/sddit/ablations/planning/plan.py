@@ -83,7 +83,7 @@ class PlannedArm:
             idle=tuple(recipe.idle),
             warnings=tuple(recipe.warnings),
             leaks=self.leaks,
-            monitors={label: tuple(chosen.params.monitors()) for label, chosen in recipe.terms.items()},
+            monitors={label: tuple(chosen.params.monitors()) for label, chosen in recipe.active_losses.items()},
             differs=tuple(differs(self, baseline)),
         )
 

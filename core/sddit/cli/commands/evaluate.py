@@ -26,9 +26,9 @@ from sddit.cli.common import (
 from sddit.distributed import processes
 from sddit.errors import error, printable
 from sddit.interfaces import EvaluateMode, FeatureParams
+from sddit.interfaces.component import load_attribute
 from sddit.interfaces.metric_names import KNOWN_METRICS
 from sddit.plugins.host import host, registry
-from sddit.plugins.registry import load_attribute
 from sddit.progress import Progress, progress_on
 from sddit.storage.run_folder import RECIPE
 

@@ -17,10 +17,11 @@ from rich.padding import Padding
 from sddit.ablations.planning.ablation_settings import AblationSettings
 from sddit.cli.common import SdditCommand, console, json_option, notice, print_json, setting_text, table
 from sddit.errors import error, one_of, printable
+from sddit.interfaces import Component
 from sddit.plugins import hookspecs
 from sddit.plugins.discovery import plugins_named_by
 from sddit.plugins.host import host
-from sddit.plugins.registry import Component, Registry
+from sddit.plugins.registry import Registry
 from sddit.recipes.field_types import expectation, models
 from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
 

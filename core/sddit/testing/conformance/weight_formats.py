@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from sddit.exchange.arguments import flatten, merge_tables
-from sddit.interfaces import Params, Shapes
-from sddit.plugins.registry import Component
+from sddit.interfaces import Component, Params, Shapes
 from sddit.recipes.validation import validated
 from sddit.testing.kit import Findings
 

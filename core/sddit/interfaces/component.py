@@ -1,0 +1,107 @@
+"""Describe a component before it is built, and pair it with the settings that a recipe chose. Torch-free."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sddit.errors import error, one_of
+from sddit.interfaces.params import Params
+
+T = TypeVar("T")
+P = TypeVar("P", bound=Params)
+
+COMPONENT_NOTE = "component: "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component(Generic[T]):
+    """A component as its plugin registered it."""
+
+    kind: str  # the registry it is in: "losses"
+    name: str  # the short name that a recipe writes
+    factory: (
+        str | Callable[..., T]
+    )  # "package.module:attribute", imported when built; or the class, in a one-file plugin
+    params: type[Params]  # its settings: types, defaults, bounds, descriptions
+    summary: str  # one line for listings
+    paper: str = ""  # "arXiv:2303.14389"
+    requires: tuple[str, ...] = ()  # distributions that must be installed to choose it
+    formats: tuple[tuple[str, str], ...] = ()  # (layout, "module:attribute") of converters of published weights
+    checks: tuple[tuple[str, str], ...] = ()  # (what it shows, "module:function") for `sddit-run verify`
+    origin: str = ""  # name of the plugin that registered it
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.origin}/{self.name}"
+
+    def missing(self) -> list[str]:
+        """Return the distributions of `requires` that are not installed, judged from metadata alone."""
+        return [name for name in self.requires if not _installed(name)]
+
+    def load(self) -> Callable[..., T]:
+        """Import the factory. This is where torch is imported."""
+        if not isinstance(self.factory, str):
+            return self.factory
+        factory: Callable[..., T] = load_attribute(self.factory)
+        return factory
+
+    def build(self, params: Params, **runtime: Any) -> T:
+        """Build the component from its settings and run-time objects."""
+        with component_boundary(self.qualified):
+            return self.load()(params, **runtime)
+
+    def format(self, layout: str) -> Any:
+        """Return the converter for published weights in `layout`. Raises SdditError (SD-C441) if there is none."""
+        layouts = dict(self.formats)
+        if layout not in layouts:
+            raise error("SD-C441", f"no weight layout {layout!r}", where=self.qualified, expect=one_of(layout, layouts))
+        return load_attribute(layouts[layout])
+
+
+@dataclass(frozen=True, slots=True)
+class Selected(Generic[P]):
+    """A component that a recipe selects, with its settings."""
+
+    component: Component[Any]
+    params: P
+
+    def build(self, **runtime: Any) -> Any:
+        return self.component.build(self.params, **runtime)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.component.qualified, **self.params.model_dump(mode="json", by_alias=True)}
+
+
+@contextmanager
+def component_boundary(component: str) -> Iterator[None]:
+    """Note on an exception which component was called: a call with wrong arguments has no frame of the component's own."""
+    try:
+        yield
+    except Exception as failure:
+        failure.add_note(f"{COMPONENT_NOTE}{component}")
+        raise
+
+
+def component_of(failure: BaseException) -> str:
+    """Return the qualified name of the component that `component_boundary` noted, or an empty string."""
+    notes = [note for note in getattr(failure, "__notes__", ()) if note.startswith(COMPONENT_NOTE)]
+    return notes[-1].removeprefix(COMPONENT_NOTE) if notes else ""
+
+
+def load_attribute(path: str) -> Any:
+    """Import and return the object at "package.module:attribute"."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
