@@ -1,4 +1,4 @@
-"""`sddit-run`: one command to train, and few verbs beside it. Nothing here imports torch before work begins."""
+"""The command line, `sddit-run`. Nothing here imports torch before the work starts."""
 
 from sddit.cli.app import main
 

@@ -15,7 +15,7 @@ from sddit.cli.app import COMMANDS, cli, limit_spinning
 from sddit.errors import error
 
 
-@pytest.mark.parametrize("words", [[], *[[verb.name] for verb in COMMANDS]])
+@pytest.mark.parametrize("words", [[], *[[command.name] for command in COMMANDS]])
 def test_help_fits_eighty_columns_and_has_examples(sddit_run, words):
     result = sddit_run(*words, "--help")
     assert result.status == 0

@@ -40,7 +40,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_export_and_import_come_after_publish() -> None:
-    names = [verb.name for verb in app.COMMANDS]
+    names = [command.name for command in app.COMMANDS]
     assert names[names.index("publish") + 1 : names.index("bench")] == ["export", "import"]
 
 
@@ -101,15 +101,15 @@ def test_config_is_read_from_files_and_words(tmp_path: Path) -> None:
 
 
 def test_help_shows_examples_and_needs_no_torch(sddit_process: Callable[..., Any]) -> None:
-    for verb in ("import", "export"):
-        result = sddit_process(verb, "--help", after="import sys; assert 'torch' not in sys.modules")
+    for command in ("import", "export"):
+        result = sddit_process(command, "--help", after="import sys; assert 'torch' not in sys.modules")
         assert result.status == 0, result.stderr
         assert "Examples" in result.stdout
         assert "Published: diffusers, dit, maskdit, mdtv1, mdtv2." in " ".join(result.stdout.split())
 
 
 def test_help_lists_the_layouts_of_installed_plugins(sddit_run: Callable[..., Any], toys: Host) -> None:
-    for verb in ("import", "export"):
-        result = " ".join(sddit_run(verb, "--help").stdout.split())
+    for command in ("import", "export"):
+        result = " ".join(sddit_run(command, "--help").stdout.split())
         assert "Published: toy." in result
         assert "mdtv1, mdtv2" not in result

@@ -25,50 +25,50 @@ STYLES = {"loaded": "green", "failed": "bold red", "not loaded": "dim", "not all
 @json_option()
 def plugins(load: bool, as_json: bool) -> None:
     """List the plugins and what they register."""
-    found = host()
+    plugin_host = host()
     if load:
-        found.announce = notice
-        found.load_everything()
+        plugin_host.announce = notice
+        plugin_host.load_everything()
     if as_json:
-        print_json([as_record(found, row) for row in found.rows.values()])
+        print_json([plugin_record(plugin_host, row) for row in plugin_host.rows.values()])
     else:
-        print_rows(found)
+        print_rows(plugin_host)
 
 
-def as_record(found: Host, row: Row) -> dict[str, Any]:
+def plugin_record(plugin_host: Host, row: Row) -> dict[str, Any]:
     """Return one plugin as JSON, with the packages that its components lack."""
     record = {name: value for name, value in asdict(row).items() if name not in ("failure", "code")}
-    return {**record, "seconds": round(row.seconds, 4), "builtin": row.builtin, "missing": missing(found, row)}
+    return {**record, "seconds": round(row.seconds, 4), "builtin": row.builtin, "missing": missing(plugin_host, row)}
 
 
-def missing(found: Host, row: Row) -> dict[str, list[str]]:
+def missing(plugin_host: Host, row: Row) -> dict[str, list[str]]:
     """Return {component: packages that it needs and that are not installed}."""
-    registries = found.registries.all().values()
+    registries = plugin_host.registries.all().values()
     return {c.name: lacking for r in registries for c in r if c.origin == row.name and (lacking := c.missing())}
 
 
-def print_rows(found: Host) -> None:
+def print_rows(plugin_host: Host) -> None:
     """Print the table, then the errors of plugins that failed."""
     out = console()
     lines = table("plugin", "from", "registers", "state")
-    for row in found.rows.values():
+    for row in plugin_host.rows.values():
         origin = "sddit" if row.builtin else printable(f"{row.distribution} {row.version}")
         state = f"{row.state}" + (f" in {row.seconds:.1f} s" if row.seconds > 1 else "")
-        lines.add_row(printable(row.name), origin, registers(found, row), f"[{STYLES[row.state]}]{state}[/]")
+        lines.add_row(printable(row.name), origin, registers(plugin_host, row), f"[{STYLES[row.state]}]{state}[/]")
     out.print(lines, markup=True)
     errors = error_console()
-    for row in found.rows.values():
+    for row in plugin_host.rows.values():
         if row.error:
             errors.print(f"\n{row.name}: {printable(row.error)}", style="red", soft_wrap=True)
             if row.where:
                 errors.print(f"  at {row.where}", soft_wrap=True)
-    if any(row.state == "not loaded" for row in found.rows.values()):
+    if any(row.state == "not loaded" for row in plugin_host.rows.values()):
         out.print("\nThird-party plugins are imported when a recipe names them; --load imports all.", style="dim")
 
 
-def registers(found: Host, row: Row) -> str:
+def registers(plugin_host: Host, row: Row) -> str:
     """Return `losses: denoising`, a line per kind."""
-    lacking = missing(found, row)
+    lacking = missing(plugin_host, row)
     named = {
         kind: [f"{name} (needs {', '.join(lacking[name])})" if name in lacking else name for name in names]
         for kind, names in row.registers.items()

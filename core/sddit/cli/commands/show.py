@@ -92,23 +92,23 @@ def show_kinds(as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                kind: {"hook": f"register_{kind}", "doc": doc(kind), "components": r.names()}
+                kind: {"hook": f"register_{kind}", "doc": hook_text(kind), "components": r.names()}
                 for kind, r in registries.items()
             }
         )
         return
     out = console()
-    shown = table("kind", "use in a recipe, and components")
+    rows = table("kind", "use in a recipe, and components")
     for kind, registry in registries.items():
         names = ", ".join(registry.names()) or "none installed"
-        shown.add_row(kind, f"{doc(kind)}\n{printable(names)}\n")
+        rows.add_row(kind, f"{hook_text(kind)}\n{printable(names)}\n")
     for name, settings in TABLES.items():
-        shown.add_row(f"[{name}]", f"{inspect.getdoc(settings)}\n")
-    out.print(shown)
+        rows.add_row(f"[{name}]", f"{inspect.getdoc(settings)}\n")
+    out.print(rows)
     out.print("sddit-run show KIND NAME   shows the settings of a component", style="dim")
 
 
-def doc(kind: str) -> str:
+def hook_text(kind: str) -> str:
     """Return the documentation of the hook of a kind."""
     return inspect.getdoc(getattr(hookspecs, f"register_{kind}")) or ""
 
@@ -117,25 +117,25 @@ def show_components(registry: Registry[Any], as_json: bool) -> None:
     """Print the components of one kind."""
     components = list(registry)
     if as_json:
-        print_json([record(component) for component in components])
+        print_json([component_record(component) for component in components])
         return
     out = console()
-    out.print(f"{doc(registry.kind)}\n")
-    shown = table("name", "plugin", "", "paper")
+    out.print(f"{hook_text(registry.kind)}\n")
+    rows = table("name", "plugin", "", "paper")
     names = [c.name for c in components]
     for c in components:
         name = c.name if names.count(c.name) == 1 else c.qualified
-        shown.add_row(printable(name), printable(c.origin), printable(c.summary + needs(c)), printable(c.paper))
-    out.print(shown)
+        rows.add_row(printable(name), printable(c.origin), printable(c.summary + missing_note(c)), printable(c.paper))
+    out.print(rows)
 
 
-def needs(component: Component[Any]) -> str:
+def missing_note(component: Component[Any]) -> str:
     """Return a note on missing packages, for the end of the summary."""
     lacking = component.missing()
     return f" Needs {', '.join(lacking)}: not installed." if lacking else ""
 
 
-def record(component: Component[Any]) -> dict[str, Any]:
+def component_record(component: Component[Any]) -> dict[str, Any]:
     """Return one component as JSON."""
     return {
         "kind": component.kind,
@@ -152,7 +152,7 @@ def record(component: Component[Any]) -> dict[str, Any]:
 def show_component(component: Component[Any], as_json: bool, schema: bool) -> None:
     """Print one component and its settings."""
     if as_json and not schema:
-        print_json(record(component))
+        print_json(component_record(component))
         return
     if not schema:
         out = console()
@@ -160,7 +160,7 @@ def show_component(component: Component[Any], as_json: bool, schema: bool) -> No
         if component.paper:
             out.print(printable(component.paper))
         if component.missing():
-            out.print(needs(component).strip(), style="yellow")
+            out.print(missing_note(component).strip(), style="yellow")
         out.print()
     show_settings("", component.params, as_json, schema)
 
@@ -191,10 +191,10 @@ def print_settings(out: Console, settings: Sequence[dict[str, Any]]) -> None:
 
 def settings_of(params: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
     """Return every key; keys of inner tables as `decoder.depth`."""
-    return [entry for name, field in params.model_fields.items() for entry in entries(name, field, prefix)]
+    return [entry for name, field in params.model_fields.items() for entry in setting_records(name, field, prefix)]
 
 
-def entries(name: str, field: FieldInfo, prefix: str) -> Iterator[dict[str, Any]]:
+def setting_records(name: str, field: FieldInfo, prefix: str) -> Iterator[dict[str, Any]]:
     """Yield one key, and the keys of its table if it is one."""
     key = f"{prefix}{field.alias or name}"
     yield {

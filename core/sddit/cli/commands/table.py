@@ -29,7 +29,7 @@ sddit-run table --markdown               or --latex
 sddit-run table --csv > runs.csv         every score with all digits
 """
 SHOWN = ("fd", "class_accuracy", "precision", "recall")
-FORMS = ("--markdown", "--latex", "--csv")
+FORMATS = ("--markdown", "--latex", "--csv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class Line:
 def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) -> None:
     """Compare the scores of runs, or of the arms of an ablation."""
     if sum((markdown, latex, as_csv)) > 1:
-        one, other, *_ = (form for form, is_set in zip(FORMS, (markdown, latex, as_csv), strict=True) if is_set)
+        one, other, *_ = (flag for flag, is_set in zip(FORMATS, (markdown, latex, as_csv), strict=True) if is_set)
         raise click.UsageError(f"{one} and {other} are mutually exclusive")
-    headings, rows, records, legend = of_ablation(folders[0]) if is_ablation(folders) else of_runs(folders)
+    headings, rows, records, legend = ablation_table(folders[0]) if is_ablation(folders) else runs_table(folders)
     if as_csv:
         print_csv(records)
     elif latex:
@@ -80,7 +80,7 @@ def is_ablation(folders: Sequence[Path]) -> bool:
     return bool(found)
 
 
-def of_ablation(folder: Path) -> Content:
+def ablation_table(folder: Path) -> Content:
     """Return the table of an ablation, a line per arm."""
     from sddit.ablations.analysis import table as arms
     from sddit.ablations.analysis.results import gather
@@ -92,7 +92,7 @@ def of_ablation(folder: Path) -> Content:
     return headings, [list(map(printable, row)) for row in rows], list(arms.records(results)), notes
 
 
-def of_runs(folders: Sequence[Path]) -> Content:
+def runs_table(folders: Sequence[Path]) -> Content:
     """Return the table of runs, a line per run."""
     lines = [line_of(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
     headings, rows = cells(lines)
@@ -119,7 +119,7 @@ def runs_in(folder: Path) -> list[Path]:
 def line_of(folder: Path) -> Line:
     """Return the line of a run. A damaged folder gives the line `unreadable` and a warning on stderr."""
     try:
-        line = read(folder)
+        line = read_line(folder)
         cells([line])  # a value that cannot be printed counts as damage
     except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
         notice(f"warning: {folder} is unreadable: {reason(fault)}")
@@ -135,7 +135,7 @@ def reason(fault: Exception) -> str:
     return f"{type(fault).__name__}: {fault}"
 
 
-def read(folder: Path) -> Line:
+def read_line(folder: Path) -> Line:
     """Read a run folder, finished or not."""
     recipe, last = read_json(folder / RECIPE), last_metrics(folder / METRICS)
     scores = read_json(folder / SCORES) if (folder / SCORES).is_file() else {}
@@ -164,10 +164,10 @@ def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         "time",
         *(f"{label.rpartition('/')[2]} {KNOWN_METRICS[key].title}" for label, key in wanted),
     ]
-    return headings, [[*about(line), *(cell(line, label, key) for label, key in wanted)] for line in lines]
+    return headings, [[*name_steps_time(line), *(cell(line, label, key) for label, key in wanted)] for line in lines]
 
 
-def about(line: Line) -> list[str]:
+def name_steps_time(line: Line) -> list[str]:
     """Return name, steps (with the planned number if unfinished) and training time."""
     if line.unreadable:
         return [printable(line.name), "unreadable", ""]
