@@ -1,4 +1,4 @@
-"""The made-up weights of registered sizes, which published numbers give by formula instead of storing them."""
+"""Compute the random weights of registered sizes, which published numbers define by formula."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def formula_weights() -> FormulaWeights:
     """`formula_weights(stored, sizes)`: float32 tensors under their names, splitmix64 of (seed, name, element)."""
 
     def make(stored: Any, sizes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        made = {}
+        weights = {}
         for name, scale in stored.meta["scales"].items():
             numbers = uniform((stored.meta["generator_seed"] << 32) + zlib.crc32(name.encode()), sizes[name].numel())
-            made[name] = torch.from_numpy(numbers * np.float32(scale)).reshape(sizes[name])
-        sums = torch.stack([torch.stack([w.double().sum(), w.double().abs().sum()]) for w in made.values()])
+            weights[name] = torch.from_numpy(numbers * np.float32(scale)).reshape(sizes[name])
+        sums = torch.stack([torch.stack([w.double().sum(), w.double().abs().sum()]) for w in weights.values()])
         torch.testing.assert_close(sums, stored.outputs["check/sum_and_abs_sum"], rtol=1e-9, atol=1e-9)
-        return made
+        return weights
 
     return make
 

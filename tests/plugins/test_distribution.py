@@ -1,4 +1,4 @@
-"""Every method on two processes: the weights and the logged numbers of one process, prototypes and centres included."""
+"""Test that every method on two processes has the weights and logs of one process, including prototypes and centers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LOGGED = 1e-6  # diagnostics are kept in float32
 
 @pytest.fixture(scope="module")
 def ran(on_ranks: Callable[..., Any]) -> dict[str, Any]:
-    """What came out of every case on two ranks, and under `alone NAME` on one."""
+    """Return the results of every case on two ranks, and as `alone NAME` on one."""
 
     def case(name: str, method: str, **more: Any) -> dict[str, Any]:
         recipe, settings = METHODS[method]
@@ -66,7 +66,7 @@ def test_two_processes_log_the_rows_of_one(method: str, ran: dict[str, Any], row
 
 
 @pytest.mark.parametrize(("spoil", "method"), [(spoil, name) for spoil, names in SPOILT.items() for name in names])
-def test_what_is_spoilt_is_noticed(
+def test_corruption_is_detected(
     spoil: str,
     method: str,
     ran: dict[str, Any],

@@ -1,8 +1,9 @@
-"""Every sampler under every noise schedule, where all answers are known: pixels that are independent Gaussians.
+"""Test every sampler with every noise schedule on data with known answers: independent Gaussian pixels.
 
-The network is the best there is, and it is asked as a trained one is asked: through the schedule's scalings, at trained
-levels, in the schedule's own coordinates. So one flow leads from noise to images whatever the schedule, a sampler of an ODE
-must come to its end with the error that its order says, and a stochastic one to the distribution of the images.
+The network is the best there is, and it is asked as a trained one is asked: through the schedule's scalings, at
+trained levels, in the schedule's own coordinates. So one flow leads from noise to images whatever the schedule, a
+sampler of an ODE must come to its end with the error that its order says, and a stochastic one to the distribution of
+the images.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ STD = torch.tensor([1.2, 0.5, 0.25, 0.7], dtype=torch.float64).view(1, 1, 1, 4)
 
 
 def pairs(ways: dict[str, list[tuple[dict[str, Any], int]]]) -> list[Any]:
-    """Each (schedule, sampler, settings, number) that a recipe may name, of what is installed."""
+    """Yield each (schedule, sampler, settings, number) that is installed and valid in a recipe."""
     return [
         pytest.param(schedule, sampler, settings, number, id=f"{schedule.name}-{sampler.name}{settings}")
         for schedule in REGISTRIES.noise_schedules
@@ -54,7 +55,7 @@ def pairs(ways: dict[str, list[tuple[dict[str, Any], int]]]) -> list[Any]:
     ]
 
 
-def test_every_sampler_has_a_place_here() -> None:
+def test_every_sampler_is_tested_here() -> None:
     assert {sampler.qualified for sampler in REGISTRIES.samplers} <= ODES.keys() | STOCHASTIC.keys()
     every = {
         (schedule.qualified, sampler.qualified)
@@ -67,7 +68,7 @@ def test_every_sampler_has_a_place_here() -> None:
 
 
 class Watched:
-    """A schedule that remembers the times at which scalings were last asked for."""
+    """A schedule that records the times of the last call of scalings."""
 
     def __init__(self, schedule: Any) -> None:
         self.schedule = schedule
@@ -82,7 +83,7 @@ class Watched:
 
 
 class Ideal(nn.Module):
-    """R = (D - c_skip x) / c_out with D = E[x0 | x], and the variance of the reverse step along `sigmas` where it is asked for.
+    """R = (D - c_skip x) / c_out with D = E[x0 | x], and the variance of the reverse steps along `sigmas` on request.
 
     What time it is it reads from the schedule rather than from c_noise, which only tells times apart.
     """
@@ -110,7 +111,7 @@ class Ideal(nn.Module):
         return raw, {}, {}
 
     def fraction(self, level: float) -> Tensor:
-        """Where the logarithm of Var(x_{t-1} | x_t) lies from that of the posterior's variance, 0, to that of beta, 1.
+        """Return ln Var(x_{t-1} | x_t) as a fraction, from that of the posterior's variance, 0, to that of beta, 1.
 
         With levels s > s': z' given z and x0 has variance s'^2 (1 - s'^2 / s^2), and x0 given z adds its own.
         """
@@ -135,7 +136,7 @@ def sampled(
     std: Tensor = STD,
     noise: Callable[[int], Tensor] | None = None,
 ) -> tuple[Tensor, list[float]]:
-    """Images from unit noise [B, 1, 1, 4] by a network that is ideal for `std`, and the levels that were visited."""
+    """Sample images from unit noise [B, 1, 1, 4] with the ideal network for `std`; return them and the sigmas."""
     built = schedule.build(schedule.params())
     low, high = built.sigma_range
     sigmas = built.grid(steps, kind=GRIDS.get(schedule.qualified, "native"), sigma_min=low, sigma_max=high, rho=7.0)
@@ -154,21 +155,21 @@ def silent(step: int) -> Tensor:
     raise AssertionError("a sampler without fresh noise asked for it")
 
 
-# --- one flow -------------------------------------------------------------------------------------------------------
+# One flow
 
 QUANTILES = torch.special.ndtri((torch.arange(8, dtype=torch.float64) + 0.5) / 8).view(8, 1, 1, 1).expand(8, 1, 1, 4)
 COUNTS = (334, 1000)  # one less is a third of the other: both meet the same trained levels
 
 
 def end_of_flow(x: Tensor, sigmas: list[float]) -> Tensor:
-    """Where the probability-flow ODE takes x at the highest level: down to the lowest, and there to E[x0 | x]."""
+    """Solve the probability-flow ODE exactly from the maximum to the minimum noise level, then return E[x0 | x]."""
     low, high = sigmas[-2], sigmas[0]
     at_lowest = MEAN + (x - MEAN) * ((STD**2 + low**2) / (STD**2 + high**2)).sqrt()
     return MEAN + STD**2 / (STD**2 + low**2) * (at_lowest - MEAN)
 
 
 def errors(*case: Any, **rest: Any) -> list[float]:
-    """Root mean square distance from the end of the flow."""
+    """Return the root mean square distance from the end of the flow."""
     found = []
     for steps in COUNTS:
         images, sigmas = sampled(*case, steps, QUANTILES, **rest)
@@ -181,7 +182,7 @@ def order(errors: list[float]) -> float:
 
 
 @pytest.mark.parametrize(("schedule", "sampler", "settings", "stated"), pairs(ODES))
-def test_every_ode_sampler_ends_where_the_flow_does(
+def test_every_ode_sampler_follows_the_exact_flow(
     schedule: Component[Any], sampler: Component[Any], settings: dict[str, Any], stated: int
 ) -> None:
     found = errors(schedule, sampler, settings)
@@ -189,21 +190,21 @@ def test_every_ode_sampler_ends_where_the_flow_does(
     assert found[-1] < {1: 2e-3, 2: 1e-5}[stated]
 
 
-def test_a_network_that_is_a_little_off_ends_elsewhere() -> None:
-    """The negative control: with a spread wrong by a part in a hundred nothing converges."""
+def test_a_slightly_wrong_network_ends_elsewhere() -> None:
+    """Negative control: with a standard deviation wrong by 1 % nothing converges."""
     flow, heun = REGISTRIES.noise_schedules.get("flow"), REGISTRIES.samplers.get("heun")
     found = errors(flow, heun, {}, std=1.01 * STD)
     assert order(found) < 0.1
     assert found[-1] > 2e-3
 
 
-def test_heun_in_the_time_of_a_flow_is_nearer_than_in_its_levels() -> None:
+def test_heun_in_flow_time_is_closer_than_in_sigma() -> None:
     flow, heun = REGISTRIES.noise_schedules.get("flow"), REGISTRIES.samplers.get("heun")
     native = errors(flow, heun, {"coordinates": "native"})
     assert 10 * native[-1] < errors(flow, heun, {})[-1]
 
 
-# --- one distribution -----------------------------------------------------------------------------------------------
+# One distribution
 
 DRAWS = 4000
 
@@ -212,8 +213,8 @@ def drawn(seed: int) -> Tensor:
     return torch.randn(DRAWS, 1, 1, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def deviations(images: Tensor) -> Tensor:
-    """How many standard errors the means and covariances of [n, 1, 1, 4] are from the truth, [20]."""
+def standard_errors(images: Tensor) -> Tensor:
+    """Return the errors of means and covariances of [n, 1, 1, 4] in standard errors, [20]."""
     points, std = images.flatten(1), STD.flatten()
     mean_errors = std / math.sqrt(DRAWS)
     covariance_errors = torch.outer(std, std) * (1 + torch.eye(4, dtype=torch.float64)).sqrt() / math.sqrt(DRAWS)
@@ -228,6 +229,6 @@ def test_every_stochastic_sampler_has_the_distribution_of_the_images(
 ) -> None:
     case = (schedule, sampler, settings, steps, drawn(0))
     images, _ = sampled(*case, noise=lambda step: drawn(1 + step))
-    assert deviations(images).max() < 5
+    assert standard_errors(images).max() < 5
     images, _ = sampled(*case, noise=lambda step: 1.2 * drawn(1 + step))
-    assert deviations(images).max() > 5
+    assert standard_errors(images).max() > 5

@@ -1,4 +1,4 @@
-"""What the tests of DDPM share: its public pieces, the closed-form network of the stored numbers, closeness."""
+"""Fixtures of the DDPM tests: public components, the closed-form network of the stored numbers, differences."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def look() -> Callable[..., View]:
 
 @pytest.fixture
 def hybrid() -> Loss:
-    """`hybrid(schedule, view, output, **settings)`: the loss [B] of a network's output [B, 2 C, H, W] or [B, C, H, W]."""
+    """`hybrid(schedule, view, output, **settings)`: the loss [B] of an output [B, 2 C, H, W] or [B, C, H, W]."""
 
     def loss(schedule: Any, view: View, output: Tensor, **settings: Any) -> Tensor:
         term = sddit.build("losses", "hybrid", settings)
@@ -62,8 +62,8 @@ def hybrid() -> Loss:
 
 
 @pytest.fixture
-def apart() -> Callable[[Any, Any], float]:
-    """`apart(ours, theirs)`: the largest difference relative to max(1, |theirs|), of outputs that do not vanish."""
+def relative_difference() -> Callable[[Any, Any], float]:
+    """`relative_difference(ours, theirs)`: maximum difference relative to max(1, |theirs|), of nonzero outputs."""
 
     def distance(ours: Any, theirs: Any) -> float:
         a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (ours, theirs))

@@ -1,4 +1,4 @@
-"""The chain's own algebra, and which of its timesteps are visited."""
+"""Test the algebra of the chain and the selection of timesteps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENDS = {"sigma_min": LEVELS[0], "sigma_max": LEVELS[-1], "rho": 7.0}
 
 @pytest.mark.parametrize("betas", [linear_betas(1000, 1e-4, 0.02), cosine_betas(1000)], ids=["linear", "cosine"])
 def test_levels_are_those_of_the_product_of_alphas(betas: list[float]) -> None:
-    """abar in 50 digits; the levels keep 13 of theirs, where 1 - abar in float64 would keep 12 of the lowest."""
+    """Compare with abar in 50 digits: levels are exact to 13 digits, 1 - abar in float64 only to 12."""
     abar, worst = Decimal(1), 0.0
     with localcontext(prec=50):
         for beta, level in zip(betas, levels_of(betas), strict=True):
@@ -30,7 +30,7 @@ def test_levels_are_those_of_the_product_of_alphas(betas: list[float]) -> None:
     assert levels_of([0.36])[0] == pytest.approx(0.75, rel=1e-15)
 
 
-def test_betas_come_back_from_levels() -> None:
+def test_betas_are_recovered_from_levels() -> None:
     betas = linear_betas(1000, 1e-4, 0.02)
     assert (betas[0], betas[-1]) == (1e-4, 0.02)
     assert list(Chain(LEVELS).betas) == pytest.approx(betas, rel=1e-11)
@@ -57,7 +57,7 @@ def test_cosine_betas_are_capped() -> None:
     assert math.prod(1 - beta for beta in betas[:500]) == pytest.approx(0.493844, rel=1e-5)
 
 
-# --- respacing ------------------------------------------------------------------------------------------------------
+# Respacing
 
 
 @given(data=st.data(), size=st.integers(2, 3000))
@@ -69,7 +69,7 @@ def test_even_steps_take_both_ends(data: st.DataObject, size: int) -> None:
 
 
 @given(size=st.integers(1, 3000), count=st.integers(1, 3000))
-def test_an_integer_stride_gives_exactly_so_many_or_is_refused(size: int, count: int) -> None:
+def test_an_integer_stride_gives_the_exact_count_or_is_rejected(size: int, count: int) -> None:
     possible = [stride for stride in range(1, size + 1) if len(range(0, size, stride)) == count]
     if possible:
         assert integer_stride(size, count) == list(range(0, size, possible[0]))
@@ -90,16 +90,16 @@ def test_the_published_notation() -> None:
 @pytest.mark.parametrize(
     "notation", ["", "ten", "0", "-5", "1001", "400,400,400", "ddim", "ddim37", "ddim5,5", "1.5", "²"]
 )
-def test_what_is_no_respacing_is_refused(notation: str) -> None:
+def test_invalid_respacings_are_rejected(notation: str) -> None:
     with pytest.raises(ValueError, match=r"invalid respacing|no integer stride|different timesteps"):
         respaced(1000, notation)
 
 
-# --- grids ----------------------------------------------------------------------------------------------------------
+# Grids
 
 
 @given(data=st.data(), low=st.integers(0, 50), size=st.integers(1, 60))
-def test_numbers_that_meet_move_apart(data: st.DataObject, low: int, size: int) -> None:
+def test_equal_numbers_are_separated(data: st.DataObject, low: int, size: int) -> None:
     high = low + size - 1
     wanted = data.draw(
         st.lists(st.integers(low, high), min_size=1, max_size=size).map(lambda x: sorted(x, reverse=True))
@@ -112,7 +112,7 @@ def test_numbers_that_meet_move_apart(data: st.DataObject, low: int, size: int) 
         assert found == wanted
 
 
-def test_numbers_move_no_further_than_they_must() -> None:
+def test_numbers_move_as_little_as_possible() -> None:
     assert falling([9, 9, 9, 2, 2], 0, 9) == [9, 8, 7, 2, 1]
     assert falling([3, 0, 0, 0], 0, 9) == [3, 2, 1, 0]
     assert falling([9, 8, 8, 5], 5, 9) == [9, 8, 7, 5]
@@ -120,7 +120,7 @@ def test_numbers_move_no_further_than_they_must() -> None:
 
 @pytest.mark.parametrize("kind", ["edm", "log", "native"])
 @pytest.mark.parametrize("steps", [2, 9, 50, 250, 1000])
-def test_a_grid_visits_so_many_trained_levels_from_end_to_end(kind: str, steps: int) -> None:
+def test_a_grid_has_the_requested_number_of_trained_levels_with_both_ends(kind: str, steps: int) -> None:
     visited = timesteps_on(LEVELS, steps, kind=kind, **ENDS)
     assert (len(visited), visited[0], visited[-1]) == (steps, 999, 0)
     assert all(a > b for a, b in pairwise(visited))
@@ -135,7 +135,7 @@ def test_a_grid_takes_the_nearest_levels() -> None:
     assert visited != timesteps_on(LEVELS, 20, kind="edm", **{**ENDS, "rho": 5.0})
 
 
-def test_a_grid_of_part_of_the_levels() -> None:
+def test_a_grid_over_some_of_the_levels() -> None:
     ends = {"sigma_min": LEVELS[10] * 1.001, "sigma_max": LEVELS[100] * 0.999, "rho": 7.0}
     assert timesteps_on(LEVELS, 10, kind="native", **ends) == [100, 90, 80, 70, 60, 50, 40, 30, 20, 10]
     assert timesteps_on(LEVELS, 3, kind="stride", **ends) == [72, 41, 10]
@@ -154,9 +154,7 @@ def test_a_grid_of_part_of_the_levels() -> None:
         (2, "native", {"sigma_min": 1.0, "sigma_max": 1.0001}, "at most 1"),
     ],
 )
-def test_what_the_trained_levels_do_not_give_is_refused(
-    steps: int, kind: str, ends: dict[str, float], says: str
-) -> None:
+def test_unavailable_grids_are_rejected(steps: int, kind: str, ends: dict[str, float], says: str) -> None:
     with pytest.raises(SdditError, match=says) as refused:
         timesteps_on(LEVELS, steps, kind=kind, **{**ENDS, **ends})
     assert [problem.code for problem in refused.value.problems] == ["SD-T908"]

@@ -1,4 +1,4 @@
-"""What `sddit-run verify` shows of DDPM holds here, and fails where what it measures is broken."""
+"""Test that the checks of DDPM in `sddit-run verify` hold, and fail for broken components."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ FIXTURES = folders(Path(__file__).parents[2] / "fixtures" / "published")
 
 
 def measured(kind: str, name: str) -> list[Measurement]:
-    """All that the checks of one component measure."""
+    """Return all measurements of the checks of one component."""
     component = registry(kind).get(name)
     context = CheckContext(component=component, fixtures=FIXTURES)
     return [found for _, path in component.checks for found in load_attribute(path)(context)]
 
 
 @pytest.mark.parametrize(("kind", "name"), COMPONENTS)
-def test_every_check_holds(kind: str, name: str) -> None:
+def test_checks_hold(kind: str, name: str) -> None:
     found = measured(kind, name)
     assert len(found) >= 4
     assert [m for m in found if not m.holds] == []
 
 
-def test_a_broken_chain_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_chain_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Chain, "betas", property(lambda chain: tuple(1.001 * s**2 / (1 + s**2) for s in chain.levels)))
     assert any("tables/25/betas" in m.what and not m.holds for m in measured("noise_schedules", "ddpm"))
     assert any("variance of the samples" in m.what and not m.holds for m in measured("samplers", "ancestral"))
 
 
-def test_a_broken_likelihood_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_likelihood_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "HALF_STEP", 1.01 / 255)
     broken = [m.what for m in measured("losses", "hybrid") if not m.holds]
     assert "sum of the likelihoods of all values, from 1" in broken
     assert "ddpm_a: train/loss" in broken
 
 
-def test_a_broken_sampler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_sampler_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samplers, "clipped", lambda x0, clip: 1.001 * x0)
     assert len([m for m in measured("samplers", "ddim") if not m.holds]) >= 4
 
@@ -59,10 +59,10 @@ def broken(kind: str, name: str) -> list[str]:
     return [m.what for m in measured(kind, name) if not m.holds]
 
 
-def test_another_offset_of_the_cosine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_cosine_offset_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def offset(count: int) -> list[float]:
-        abar = [math.cos((i / count + 0.009) / 1.009 * math.pi / 2) ** 2 for i in range(count + 1)]
-        return [min(1 - following / before, 0.999) for before, following in pairwise(abar)]
+        abars = [math.cos((i / count + 0.009) / 1.009 * math.pi / 2) ** 2 for i in range(count + 1)]
+        return [min(1 - abar_next / abar, 0.999) for abar, abar_next in pairwise(abars)]
 
     monkeypatch.setattr(params, "trained_chain", chain.trained_chain.__wrapped__)  # without its cache
     monkeypatch.setattr(chain, "cosine_betas", offset)
@@ -72,7 +72,7 @@ def test_another_offset_of_the_cosine_is_noticed(monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_a_sum_of_views_that_is_their_mean_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_averaging_instead_of_summing_views_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Hybrid,
         "forward",
@@ -84,7 +84,7 @@ def test_a_sum_of_views_that_is_their_mean_is_noticed(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("wrong", "where"), [("no clamp", "below"), ("no weight", "above"), ("gamma", "above")])
-def test_a_wrong_clamp_is_noticed(monkeypatch: pytest.MonkeyPatch, wrong: str, where: str) -> None:
+def test_a_wrong_clamp_is_detected(monkeypatch: pytest.MonkeyPatch, wrong: str, where: str) -> None:
     right = Hybrid._weight
 
     def weight(self: Hybrid, schedule: Any, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The hybrid loss against textbook formulas: the Kullback-Leibler term, the discretised likelihood, what trains what."""
+"""Test the hybrid loss against textbook formulas: KL divergence, discretized likelihood, gradients."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def numbers(*shape: int, key: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def bound(hybrid: Loss, view: View, output: Tensor) -> Tensor:
-    """L_vb alone, [B]."""
+    """Return L_vb only, [B]."""
     return hybrid(SCHEDULE, view, output) - hybrid(SCHEDULE, view, output, vb_weight=0.0)
 
 
-# --- the bound ------------------------------------------------------------------------------------------------------
+# The bound
 
 
 def test_the_kullback_leibler_term_in_the_chains_own_coordinates(look: Look, hybrid: Loss) -> None:
@@ -61,16 +61,16 @@ def likelihood(x0: Tensor, mean: Tensor, fraction: Tensor) -> Tensor:
     return log_likelihood(x0, x0 - mean, SCHEDULE.reverse(torch.zeros(len(x0), dtype=x0.dtype)), fraction)
 
 
-def test_the_likelihoods_of_all_values_add_up_to_one() -> None:
+def test_the_likelihoods_of_all_values_sum_to_one() -> None:
     """256 values, 8 means, variances between and beyond the two ends."""
     values = torch.linspace(-1, 1, 256, dtype=torch.float64)[:, None, None, None].expand(-1, 8, 1, 5)
     mean = torch.linspace(-1.1, 1.1, 8, dtype=torch.float64)[:, None, None]
     fraction = torch.linspace(-3, 3, 5, dtype=torch.float64)
-    share = likelihood(values, mean, fraction).exp()
-    torch.testing.assert_close(share.sum(0), torch.ones(8, 1, 5, dtype=torch.float64), rtol=0, atol=1e-9)
-    assert (share[:-1].sum(0) - 1).abs().max() > 0.1
-    most = values[share[:, 2, 0, 2].argmax(), 0, 0, 0].item()
-    assert abs(most - mean[2].item()) <= HALF_STEP
+    bins = likelihood(values, mean, fraction).exp()
+    torch.testing.assert_close(bins.sum(0), torch.ones(8, 1, 5, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert (bins[:-1].sum(0) - 1).abs().max() > 0.1
+    mode = values[bins[:, 2, 0, 2].argmax(), 0, 0, 0].item()
+    assert abs(mode - mean[2].item()) <= HALF_STEP
 
 
 def test_the_likelihood_is_that_of_a_normal_distribution() -> None:
@@ -85,8 +85,8 @@ def test_the_likelihood_is_that_of_a_normal_distribution() -> None:
     assert (expected[1:3] > 0.1).all()
 
 
-def test_no_tail_is_lost_in_float32() -> None:
-    """The share of a bin 6 deviations from the mean; a difference of two distribution functions loses it."""
+def test_float32_keeps_the_tails() -> None:
+    """The probability of a bin 6 std from the mean; a difference of two distribution functions loses it."""
     x0 = torch.linspace(-0.9, 0.9, 64, dtype=torch.float64).view(64, 1, 1, 1)
     std = (SCHEDULE.reverse(torch.zeros(1, dtype=torch.float64)).log_low / 2).exp()
     mean = x0 - 6 * std
@@ -101,7 +101,7 @@ def test_no_tail_is_lost_in_float32() -> None:
 
 
 def normal_cdf(a: Tensor) -> Tensor:
-    """As published code takes it."""
+    """Return the normal distribution function as published code approximates it."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3)))
 
 
@@ -116,7 +116,7 @@ def test_single_precision_agrees_with_double_at_every_timestep(look: Look, hybri
     torch.testing.assert_close(narrow.double(), wide, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_are_finite_however_wrong_the_network_is(look: Look, hybrid: Loss) -> None:
+def test_gradients_are_finite_for_any_network_output(look: Look, hybrid: Loss) -> None:
     t = torch.tensor([0, 1, 500, 999])
     view = look(SCHEDULE, numbers(4, 1, 2, 2).float(), numbers(4, 1, 2, 2, key=1).float(), t)
     output = (100 * torch.tensor([-1.0, 1.0])).view(1, 2, 1, 1).repeat(4, 1, 2, 2).requires_grad_()
@@ -127,8 +127,8 @@ def test_gradients_are_finite_however_wrong_the_network_is(look: Look, hybrid: L
     assert output.grad.isfinite().all()
 
 
-def test_the_bound_is_least_at_the_variance_of_the_step(look: Look, hybrid: Loss) -> None:
-    """If the noise is off by m on average, x_{t-1} spreads by the posterior's variance times 1 + gain m: v learns that."""
+def test_the_bound_is_minimal_at_the_variance_of_the_step(look: Look, hybrid: Loss) -> None:
+    """With a mean squared error m of the noise, v learns a variance of x_{t-1} of the posterior's times 1 + gain m."""
     t, m = torch.tensor([1, 30, 500]), 0.7
     noise = numbers(3, 1, 2, 2)
     view = look(SCHEDULE, numbers(3, 1, 2, 2, key=1), noise, t)
@@ -146,7 +146,7 @@ def test_the_bound_is_least_at_the_variance_of_the_step(look: Look, hybrid: Loss
     assert (slope(0.99) < -1e-9).all()
 
 
-# --- what trains what -----------------------------------------------------------------------------------------------
+# Gradients of each part
 
 
 def gradients(look: Look, hybrid: Loss, **settings: Any) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ def gradients(look: Look, hybrid: Loss, **settings: Any) -> tuple[Tensor, Tensor
     return output.grad[:, :1], output.grad[:, 1:]
 
 
-def test_the_bound_trains_the_variance_alone_unless_asked(look: Look, hybrid: Loss) -> None:
+def test_the_bound_trains_only_the_variance_by_default(look: Look, hybrid: Loss) -> None:
     mse, none = gradients(look, hybrid, vb_weight=0.0)
     noise, variance = gradients(look, hybrid)
     both, same = gradients(look, hybrid, vb_trains="all")
@@ -176,7 +176,7 @@ def test_weights_scale_their_parts(look: Look, hybrid: Loss) -> None:
     torch.testing.assert_close(both, 0.3 * parts[0] + 0.001 * parts[1], rtol=1e-12, atol=0)
 
 
-def test_min_snr_weighs_the_squared_error_only(look: Look, hybrid: Loss) -> None:
+def test_min_snr_weights_only_the_squared_error(look: Look, hybrid: Loss) -> None:
     t = torch.tensor([0, 100, 400, 900])
     view, output = look(SCHEDULE, numbers(4, 1, 2, 2), numbers(4, 1, 2, 2, key=1), t), numbers(4, 2, 2, 2)
     snr = (SCHEDULE.alpha(t.double()) / SCHEDULE.sigma(t.double())) ** 2
@@ -188,17 +188,17 @@ def test_min_snr_weighs_the_squared_error_only(look: Look, hybrid: Loss) -> None
     torch.testing.assert_close(with_bound - weighed, bound(hybrid, view, output), rtol=1e-9, atol=1e-12)
 
 
-def test_views_are_averaged_or_added(look: Look, hybrid: Loss) -> None:
+def test_views_are_averaged_or_summed(look: Look, hybrid: Loss) -> None:
     x0, t = numbers(3, 1, 2, 2), torch.tensor([0, 5, 700])
     views = {name: look(SCHEDULE, x0, numbers(3, 1, 2, 2, key=key), t) for key, name in ((1, "full"), (2, "masked"))}
     given = {name: numbers(3, 2, 2, 2, key=7 + i) for i, name in enumerate(views)}
-    alone = torch.stack([hybrid(SCHEDULE, views[name], given[name]) for name in views])
+    separate = torch.stack([hybrid(SCHEDULE, views[name], given[name]) for name in views])
     outputs = {name: Outputs(raw=output[:, :1], extra=output[:, 1:]) for name, output in given.items()}
     context: Any = SimpleNamespace(schedule=SCHEDULE)
     added = sddit.build("losses", "hybrid", {"over_views": "sum"})(context, views, outputs)
     averaged = sddit.build("losses", "hybrid")(context, views, outputs)
-    torch.testing.assert_close(added, alone.sum(0), rtol=1e-13, atol=0)
-    torch.testing.assert_close(averaged, alone.mean(0), rtol=1e-13, atol=0)
+    torch.testing.assert_close(added, separate.sum(0), rtol=1e-13, atol=0)
+    torch.testing.assert_close(averaged, separate.mean(0), rtol=1e-13, atol=0)
     assert not torch.allclose(added, averaged)
 
 
@@ -212,14 +212,14 @@ def test_both_parts_are_logged(look: Look) -> None:
     assert sum(part.item() for part in logged.values()) == pytest.approx(value.mean().item(), rel=1e-6)
 
 
-# --- manners --------------------------------------------------------------------------------------------------------
+# Interface
 
 
-def test_it_reads_the_output_of_students() -> None:
+def test_it_needs_the_output_of_students() -> None:
     assert HybridParams().needs() == Needs(student=Want(output=True))
 
 
-def test_what_it_cannot_work_with_is_refused(look: Look, hybrid: Loss) -> None:
+def test_unsupported_inputs_are_rejected(look: Look, hybrid: Loss) -> None:
     edm = sddit.build("noise_schedules", "edm")
     view, output = look(SCHEDULE, numbers(1, 1, 2, 2), numbers(1, 1, 2, 2), torch.ones(1)), numbers(1, 2, 2, 2)
     with pytest.raises(ValueError, match="`ddpm` noise schedule"):
@@ -242,6 +242,6 @@ def test_what_it_cannot_work_with_is_refused(look: Look, hybrid: Loss) -> None:
         {"over_views": "max"},
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         HybridParams(**settings)

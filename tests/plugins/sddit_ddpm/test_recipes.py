@@ -1,4 +1,4 @@
-"""DDPM within a recipe: a run from training to samples, rules between slots, settings without effect."""
+"""Test DDPM in a recipe: a run from training to samples, rules between slots, settings without effect."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_planning_imports_no_torch(tmp_path: Path) -> None:
         (["sampler.sigma_min=3.0", "sampler.sigma_max=2.0"], "SD-T902", "no noise to remove"),
     ],
 )
-def test_what_cannot_work_is_refused_before_training(
+def test_unsupported_recipes_are_rejected_before_training(
     tmp_path: Path, overrides: list[str], code: str, says: str
 ) -> None:
     with pytest.raises(SdditError, match=says) as refused:
@@ -115,7 +115,7 @@ def test_what_cannot_work_is_refused_before_training(
     assert [problem.code for problem in refused.value.problems] == [code]
 
 
-def test_what_could_be_refused_works(tmp_path: Path) -> None:
+def test_valid_recipes_close_to_rejected_ones_work(tmp_path: Path) -> None:
     for overrides in (
         ["noise_schedule.learned_variance=false", "loss.denoise.vb_weight=0", "sampler.name=ddim"],
         ["sampler.grid=stride", "sampler.steps=38"],
@@ -126,7 +126,7 @@ def test_what_could_be_refused_works(tmp_path: Path) -> None:
         assert recipe(tmp_path, *overrides).noise_schedule.component.name == "ddpm"
 
 
-def test_settings_without_effect_are_named(tmp_path: Path) -> None:
+def test_settings_without_effect_are_reported(tmp_path: Path) -> None:
     gamma, bound = "loss.denoise.snr_gamma=4.0", "loss.denoise.vb_trains=all"
     assert recipe(tmp_path, gamma).idle == ("loss.denoise.snr_gamma",)
     assert recipe(tmp_path, gamma, "loss.denoise.weighting=min_snr").idle == ()

@@ -1,4 +1,4 @@
-"""Ancestral sampling and DDIM on data whose reverse chain is known, and other samplers on a model of the noise."""
+"""Test ancestral sampling and DDIM on data with a known reverse chain, and other samplers on a model of the noise."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def silent(step: int) -> Tensor:
 
 
 class Known:
-    """The ideal denoiser, and the variance fraction with which the reverse step from each of `sigmas` is exact.
+    """The ideal denoiser, with the variance fraction that makes the reverse step from each of `sigmas` exact.
 
-    x_{t-1} given x_t spreads by the posterior's variance times 1 + gain m, where m = Var(x0 | z) / sigma^2 is what is left
-    of the noise's own variance when z is known.
+    x_{t-1} given x_t spreads by the posterior's variance times 1 + gain m, where m = Var(x0 | z) / sigma^2 is what is
+    left of the noise's own variance when z is known.
     """
 
     def __init__(self, sigmas: Sequence[float]) -> None:
@@ -62,8 +62,8 @@ class Known:
         return Prediction(ideal(z, sigma), v.expand_as(z))
 
 
-def deviations(x: Tensor) -> Tensor:
-    """How many standard errors the sample means and covariances of x [n, 1, 1, 2] are from the data's, [5]."""
+def standard_errors(x: Tensor) -> Tensor:
+    """Return the errors of sample means and covariances of x [n, 1, 1, 2] in standard errors, [5]."""
     points, n, variance = x.flatten(1), len(x), STD.flatten() ** 2
     covariance = points.T.cov()
     means = (points.mean(0) - MEAN.flatten()) / (variance / n).sqrt()
@@ -78,24 +78,24 @@ def ancestral(denoise: Denoise, sigmas: Sequence[float], count: int, **settings:
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("native", 12), ("native", 60), ("edm", 20)])
-def test_the_reverse_chain_with_the_right_variance_gives_the_data(kind: str, steps: int) -> None:
-    """100,000 draws. Each step is exact however long it is, so that twelve of them do."""
+def test_the_reverse_chain_with_the_exact_variance_samples_the_data(kind: str, steps: int) -> None:
+    """100,000 samples. Each step is exact at any length, so 12 suffice."""
     sigmas = levels(steps, kind)
-    assert deviations(ancestral(Known(sigmas), sigmas, 100_000)).max() < 5
+    assert standard_errors(ancestral(Known(sigmas), sigmas, 100_000)).max() < 5
 
 
 @pytest.mark.parametrize("v", [-1.0, 1.0])
-def test_the_reverse_chain_with_another_variance_does_not(v: float) -> None:
+def test_the_reverse_chain_with_a_wrong_variance_does_not(v: float) -> None:
     sigmas = levels(60)
     wrong = ancestral(lambda z, s: Prediction(ideal(z, s), torch.full_like(z, v)), sigmas, 100_000)
-    assert deviations(wrong).max() > 5
+    assert standard_errors(wrong).max() > 5
 
 
-# --- DDIM -----------------------------------------------------------------------------------------------------------
+# DDIM
 
 
 def exact_flow(z: Tensor, begin: float, end: float) -> Tensor:
-    """Where the probability-flow ODE takes z from one level to another."""
+    """Solve the probability-flow ODE exactly from one noise level to another."""
     return MEAN + (z - MEAN) * ((STD**2 + end**2) / (STD**2 + begin**2)).sqrt()
 
 
@@ -127,7 +127,7 @@ def test_ddim_without_noise_is_eulers_method() -> None:
     )
 
 
-def test_ddim_with_all_its_noise_is_the_chain_with_the_posteriors_variance() -> None:
+def test_ddim_with_eta_1_is_the_chain_with_the_posteriors_variance() -> None:
     sigmas, noise = levels(20), lambda step: drawn(64, 1 + step)
 
     def lowest(z: Tensor, sigma: float) -> Prediction:
@@ -139,7 +139,7 @@ def test_ddim_with_all_its_noise_is_the_chain_with_the_posteriors_variance() -> 
     assert not torch.allclose(DDIM(DDIMParams(eta=0.9))(lowest, z, sigmas, noise=noise), chain, rtol=1e-3)
 
 
-# --- models of the noise, of the velocity, of EDM's mixture of both -------------------------------------------------
+# Models of the noise, of the velocity, of EDM's mixture of both
 
 
 LEVEL: dict[str, Callable[[float], float]] = {
@@ -147,11 +147,11 @@ LEVEL: dict[str, Callable[[float], float]] = {
     "flow": lambda c_noise: c_noise / (1 - c_noise),
     "ddpm": lambda c_noise: SCHEDULE.chain.levels[round(c_noise)],
 }
-"""The level that c_noise tells, by schedule."""
+"""The noise level of c_noise, by schedule."""
 
 
 class IdealNetwork(nn.Module):
-    """R = (D - c_skip x) / c_out, from what a network is given: c_in x and c_noise, one for the whole batch."""
+    """R = (D - c_skip x) / c_out, from the network's inputs c_in x and c_noise, one for the entire batch."""
 
     blocks = nn.ModuleList()
 
@@ -169,7 +169,7 @@ class IdealNetwork(nn.Module):
 
 
 def denoiser(name: str, steps: int = 60) -> tuple[Denoise, list[float]]:
-    """A model of the schedule `name`, and so many levels of it."""
+    """Return a model of the schedule `name` and its sigmas."""
     schedule = sddit.build("noise_schedules", name)
     model = ModelDenoiser(IdealNetwork(name, schedule), schedule, 0)
     low, high = schedule.sigma_range
@@ -203,7 +203,7 @@ def test_heun_on_a_model_of_the_noise_is_of_second_order() -> None:
     assert 0.8 < orders["ddim"] < 1.2
 
 
-# --- manners --------------------------------------------------------------------------------------------------------
+# Interface
 
 
 def test_the_last_step_gives_the_denoised_image_without_noise() -> None:
@@ -227,7 +227,7 @@ def test_the_last_step_gives_the_denoised_image_without_noise() -> None:
 
 
 @pytest.mark.parametrize("sampler", [Ancestral(AncestralParams(clip=0.25)), DDIM(DDIMParams(clip=0.25))])
-def test_a_clipped_estimate_stays_in_its_bounds(sampler: Any) -> None:
+def test_a_clipped_estimate_stays_within_bounds(sampler: Any) -> None:
     sigmas = levels(20)
     final = sampler(Known(sigmas), sigmas[0] * drawn(500, 0), sigmas, noise=lambda step: drawn(500, 1 + step))
     assert final.abs().max().item() == 0.25
@@ -255,6 +255,6 @@ def test_evaluations_and_grids() -> None:
         (DDIMParams, {"steps": 1}),
     ],
 )
-def test_impossible_settings_are_refused(params: Any, settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(params: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         params(**settings)

@@ -1,4 +1,4 @@
-"""The DDPM schedule against its own identities."""
+"""Test the identities of the DDPM schedule."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_identities(settings: dict[str, Any]) -> None:
     assert not torch.allclose(c.c_skip * (alpha * x0 + 1.001 * sigma * eps) + c.c_out * eps, x0, rtol=1e-6, atol=1e-3)
 
 
-def test_every_timestep_is_trained_as_often() -> None:
+def test_timesteps_are_drawn_uniformly() -> None:
     schedule = ddpm()
     u = (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000
     assert torch.equal(schedule.t_from_uniform(u).long().bincount(), torch.full((1000,), 5))
@@ -60,7 +60,7 @@ def test_every_timestep_is_trained_as_often() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_trained_levels_stay_where_they_are(dtype: torch.dtype) -> None:
+def test_trained_levels_are_unchanged(dtype: torch.dtype) -> None:
     schedule = ddpm()
     t = ALL.to(dtype)
     level = torch.tensor(schedule.chain.levels, dtype=torch.float64).to(dtype)
@@ -69,7 +69,7 @@ def test_trained_levels_stay_where_they_are(dtype: torch.dtype) -> None:
     torch.testing.assert_close(schedule.sigma(t) / schedule.alpha(t), level, rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
-def test_other_levels_go_to_the_nearest() -> None:
+def test_other_levels_snap_to_the_nearest() -> None:
     schedule = ddpm()
     level = torch.tensor(schedule.chain.levels, dtype=torch.float64)
     wanted = torch.logspace(-3, 3, 501, dtype=torch.float64)
@@ -110,7 +110,7 @@ def test_the_denoising_loss_is_the_error_of_the_noise(look: Look) -> None:
     assert not torch.allclose(value, (raw - x0).square().mean((1, 2, 3)), rtol=1e-3)
 
 
-def test_grids_are_of_trained_levels() -> None:
+def test_grids_consist_of_trained_levels() -> None:
     schedule = ddpm()
     low, high = schedule.sigma_range
     for kind in DDPMParams().grids:
@@ -139,6 +139,6 @@ def test_grids_are_of_trained_levels() -> None:
         {"beta_max": 0.9},
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DDPMParams(**settings)

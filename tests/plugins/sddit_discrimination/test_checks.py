@@ -1,4 +1,4 @@
-"""The checks that `sddit-run verify` runs: each holds here, and notices what it is there for."""
+"""Test that the checks of `sddit-run verify` hold, and that each detects the errors it is meant for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Check = Callable[[CheckContext], Iterator[Measurement]]
 
 
 def failing(check: Check) -> list[str]:
-    """What does not hold; skips the test where the stored numbers are not here."""
+    """Return the measurements that do not hold; skip the test if the stored numbers are missing."""
     try:
         rows = list(check(CheckContext(fixtures=folders(None))))
     except NotHereError as absent:
@@ -30,15 +30,15 @@ def failing(check: Check) -> list[str]:
 
 
 @pytest.mark.parametrize("check", [checks.ray, checks.teacher, checks.entropies, checks.published_losses])
-def test_it_holds_here(check: Check) -> None:
+def test_checks_hold(check: Check) -> None:
     assert failing(check) == []
 
 
-def test_a_pair_off_the_ray_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = PfOde.teacher_view
+def test_a_pair_off_the_ray_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = PfOde.teacher_view
 
     def drifting(self: PfOde, *arguments: Any) -> Any:
-        view = honest(self, *arguments)
+        view = original(self, *arguments)
         view.x = view.x + 1e-6 * view.noise
         return view
 
@@ -48,7 +48,7 @@ def test_a_pair_off_the_ray_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_a_teacher_above_its_student_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_noisier_than_its_student_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PfOde, "teacher_level", lambda self, sigma, draws: 1.5 * sigma)
     assert [what for what in failing(checks.ray) if "above" in what] == [
         "below: teacher's noise levels above the student's",
@@ -56,8 +56,8 @@ def test_a_teacher_above_its_student_is_noticed(monkeypatch: pytest.MonkeyPatch)
     ]
 
 
-def test_a_teacher_that_learns_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its copies take a gradient, and the targets are not cut off."""
+def test_a_teacher_with_gradient_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copies require gradients, and the targets are not detached."""
     monkeypatch.setattr(averages, "frozen_copy", lambda module: __import__("copy").deepcopy(module))
 
     def connected(self: Discrimination, ctx: Any, kind: str, logits: Tensor) -> Tensor:
@@ -67,25 +67,27 @@ def test_a_teacher_that_learns_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     assert "teacher's parameters with a gradient" in failing(checks.teacher)
 
 
-def test_an_average_of_another_momentum_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = averages.follow
+def test_a_wrong_momentum_of_the_average_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = averages.follow
 
     def eager(target: nn.Module, source: nn.Module, keep: float) -> None:
-        honest(target, source, keep - 1e-6)
+        original(target, source, keep - 1e-6)
 
     monkeypatch.setattr(averages, "follow", eager)
     assert failing(checks.teacher) == ["the average after 5 updates, difference from its closed form"]
 
 
-def test_a_temperature_that_is_off_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = checks.log_assignments
-    monkeypatch.setattr(checks, "log_assignments", lambda logits, tau, c=None: honest(logits, 1.0001 * tau, c))
+def test_a_wrong_temperature_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = checks.log_assignments
+    monkeypatch.setattr(checks, "log_assignments", lambda logits, tau, c=None: original(logits, 1.0001 * tau, c))
     assert {"ssl_a: dino/loss_by_epoch", "ssl_a: dino/loss_sequence"} <= set(failing(checks.published_losses))
 
 
-def test_a_softmax_that_does_not_add_up_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = checks.log_assignments
-    monkeypatch.setattr(checks, "log_assignments", lambda logits, tau, c=None: honest(logits, tau, c).to(logits) - 1e-4)
+def test_an_unnormalized_softmax_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = checks.log_assignments
+    monkeypatch.setattr(
+        checks, "log_assignments", lambda logits, tau, c=None: original(logits, tau, c).to(logits) - 1e-4
+    )
     assert failing(checks.entropies) == [
         "uniform student, from ln K",
         "the teacher's assignments, summed, from 1",
@@ -93,12 +95,12 @@ def test_a_softmax_that_does_not_add_up_is_noticed(monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_a_centre_of_another_momentum_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = Discrimination.after_step
+def test_a_wrong_momentum_of_the_center_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Discrimination.after_step
 
     def slow(self: Discrimination, ctx: Any) -> None:
         before = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        honest(self, ctx)
+        original(self, ctx)
         for name, buffer in self.named_buffers():
             buffer.lerp_(before[name], 1e-3)
 

@@ -1,4 +1,4 @@
-"""The discrimination loss: identities, gradients, centres, temperatures, precision, cost."""
+"""Test the discrimination loss: identities, gradients, centers, temperatures, precision, cost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def term_of(**keys: object) -> Discrimination:
 
 
 def context(term: Discrimination, step: int = 0, mean: Callable[[Tensor], Tensor] = lambda x: x) -> Context:
-    """A run of 100 steps whose teacher is a copy of the student as it stands."""
+    """Return a context of a run of 100 steps whose teacher is a copy of the current student."""
     teacher = {"head": copy.deepcopy(term.head).eval().requires_grad_(False)}
     return Context(step=step, total_steps=100, schedule=None, draws=None, num_classes=3, averaged=teacher, mean=mean)
 
@@ -56,14 +56,14 @@ def tokens(seed: int, visible: Tensor | None = None, rows: int = B) -> Tokens:
 
 
 def observe(student: Tokens, teacher: Tokens, visible: Tensor | None = None, tap: object = "encoder"):
-    """(views, outputs) of one pair."""
+    """Return (views, outputs) of one pair."""
     rows = len(student.patch)
     views = {"student": view("student", visible, rows), "teacher": view("teacher", None, rows)}
     return views, {"student": Outputs(taps={tap: student}), "teacher": Outputs(taps={tap: teacher})}
 
 
-def test_it_is_the_formula_of_the_method() -> None:
-    """The cross-entropies written out token by token, at the visible tokens, with centres that are not 0."""
+def test_the_loss_follows_its_formula() -> None:
+    """The cross-entropies written out token by token, at the visible tokens, with nonzero centers."""
     term = term_of(cls_weight=0.7, patch_weight=1.3)
     for name in ("center_cls", "center_patch"):
         term.get_buffer(name).normal_()
@@ -86,7 +86,7 @@ def test_it_is_the_formula_of_the_method() -> None:
     torch.testing.assert_close(ours, torch.stack(expected), rtol=1e-12, atol=0)
 
 
-def test_teacher_tokens_at_other_positions_would_be_noticed() -> None:
+def test_teacher_tokens_at_wrong_positions_are_detected() -> None:
     term = term_of(cls_weight=0.0)
     student, teacher = tokens(1, VISIBLE), tokens(2)
     right = term(context(term), *observe(student, teacher, VISIBLE))
@@ -95,7 +95,7 @@ def test_teacher_tokens_at_other_positions_would_be_noticed() -> None:
 
 
 def test_equal_networks_give_the_entropy_of_p() -> None:
-    """Student = teacher, equal temperatures, no centre, no mask: CE(p, p) = H(p); other tokens give more than H(p)."""
+    """Student = teacher, equal temperatures, no center, no mask: CE(p, p) = H(p); other tokens give more than H(p)."""
     same, other = tokens(1), tokens(2)
     for kind in ("cls", "patch"):
         weights = {"cls_weight": 0.0, "patch_weight": 0.0, f"{kind}_weight": 1.0}
@@ -115,7 +115,7 @@ def test_equal_logits_give_ln_k() -> None:
     torch.testing.assert_close(value, torch.full_like(value, 2 * math.log(K)), rtol=1e-12, atol=0)
 
 
-def test_no_gradient_reaches_the_teacher_or_the_centres() -> None:
+def test_no_gradient_reaches_the_teacher_or_the_centers() -> None:
     term = term_of()
     ctx = context(term)
     student, teacher = tokens(1, VISIBLE), tokens(2)
@@ -155,7 +155,7 @@ def test_a_decoder_gets_no_gradient_and_the_head_none_from_another_term() -> Non
     assert all(p.grad is None for p in term.parameters())
 
 
-def test_centres_move_after_the_step_to_the_mean_over_tokens_and_batch() -> None:
+def test_centers_move_after_the_step_to_the_mean_over_tokens_and_batch() -> None:
     term = term_of()
     ctx = context(term)
     teacher = tokens(2)
@@ -173,17 +173,17 @@ def test_centres_move_after_the_step_to_the_mean_over_tokens_and_batch() -> None
         assert mean.abs().max() > 1e-3
 
 
-def test_centre_of_halves_is_that_of_the_whole() -> None:
-    """In micro-batches, and on two processes with shares of unequal size."""
-    whole, halves = term_of(), term_of()
+def test_center_of_half_batches_equals_that_of_the_batch() -> None:
+    """In micro-batches, and on two processes with unequal numbers of samples."""
+    batch, halves = term_of(), term_of()
     student, teacher = tokens(1, VISIBLE), tokens(2)
-    ctx = context(whole)
-    whole(ctx, *observe(student, teacher, VISIBLE))
-    whole.after_step(ctx)
+    ctx = context(batch)
+    batch(ctx, *observe(student, teacher, VISIBLE))
+    batch.after_step(ctx)
     for part in (slice(0, 2), slice(2, B)):
         halves(ctx, *_part(student, teacher, part))
     halves.after_step(ctx)
-    _same_buffers(whole, halves)
+    _same_buffers(batch, halves)
 
     ranks = [term_of(), term_of()]
     for rank, part in zip(ranks, (slice(0, 2), slice(2, B)), strict=True):
@@ -192,18 +192,18 @@ def test_centre_of_halves_is_that_of_the_whole() -> None:
     for rank in ranks:
         means = iter([torch.stack(values).mean(0) for values in zip(*shares, strict=True)])
         rank.after_step(context(rank, mean=lambda _, means=means: next(means)))
-        _same_buffers(whole, rank)
+        _same_buffers(batch, rank)
 
 
-def test_a_mean_of_means_would_be_noticed() -> None:
-    """Control: halves of unequal size, each with its own mean, are not the whole."""
+def test_a_mean_of_means_is_detected() -> None:
+    """Control: means over unequal halves do not equal the mean of the batch."""
     logits = torch.randn(B, 1, K, dtype=torch.float64)
     wrong = (logits[:2].mean(0) + logits[2:].mean(0)) / 2
     assert (wrong - logits.mean(0)).abs().max() > 1e-3
 
 
 def _part(student: Tokens, teacher: Tokens, part: slice):
-    """Views and outputs of some rows of the batch."""
+    """Return views and outputs of some rows of the batch."""
     assert student.cls is not None and teacher.cls is not None
     visible = VISIBLE[part]
     rows = Tokens(student.patch[part], visible, student.cls[part]), Tokens(teacher.patch[part], None, teacher.cls[part])
@@ -211,7 +211,7 @@ def _part(student: Tokens, teacher: Tokens, part: slice):
 
 
 def _all_reduced(rank: Discrimination) -> list[Tensor]:
-    """What a process gives to the all-reduce, in order."""
+    """Return the tensors that a process passes to the all-reduce, in order."""
     given: list[Tensor] = []
 
     def mean(x: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ def test_a_discarded_step_leaves_no_trace() -> None:
     assert all(torch.equal(buffer, torch.zeros_like(buffer)) for buffer in term.buffers())
 
 
-def test_without_centering_there_is_no_centre() -> None:
+def test_without_centering_there_is_no_center() -> None:
     term = term_of(centering="none")
     assert not list(term.buffers())
     term(context(term), *observe(tokens(1), tokens(2)))
@@ -246,7 +246,7 @@ def test_without_centering_there_is_no_centre() -> None:
 
 
 def test_balanced_assignments_by_hand() -> None:
-    """Three rounds on exp(l / tau) as SwAV writes them: columns to one sum, rows to 1 (arXiv:2006.09882)."""
+    """Three iterations on exp(l / tau) as in SwAV: columns to one sum, rows to 1 (arXiv:2006.09882)."""
     logits = 0.3 * torch.randn(B, N, K, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     q = (logits / 0.1).exp().flatten(0, 1)  # [B N, K]
     for _ in range(3):
@@ -257,7 +257,7 @@ def test_balanced_assignments_by_hand() -> None:
     assert not torch.allclose(found, (logits / 0.1).softmax(-1).flatten(0, 1), rtol=1e-2)
 
 
-def test_many_rounds_use_every_prototype_alike_at_any_temperature() -> None:
+def test_many_iterations_balance_all_prototypes_at_any_temperature() -> None:
     logits = torch.randn(B, N, K, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) + torch.arange(K)
     balanced = log_balanced(logits, 1.0, 2000, lambda x: x).exp().flatten(0, 1)
     torch.testing.assert_close(balanced.mean(0), torch.full((K,), 1 / K, dtype=torch.float64), rtol=1e-6, atol=0)
@@ -265,20 +265,20 @@ def test_many_rounds_use_every_prototype_alike_at_any_temperature() -> None:
     assert log_balanced(logits, 1e-4, 3, lambda x: x).exp().sum(-1).allclose(torch.ones(B, N, dtype=torch.float64))
 
 
-def test_balancing_over_ranks_is_balancing_the_whole_batch() -> None:
-    """`mean` hands each rank the average of what both bring: here the other rank's columns are computed beside it."""
+def test_balancing_over_ranks_equals_balancing_the_batch() -> None:
+    """`mean` returns the average over both ranks; the columns of the other rank are computed here."""
     logits = torch.randn(2 * B, N, K, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    whole = log_balanced(logits, 0.2, 3, lambda x: x)
+    batch = log_balanced(logits, 0.2, 3, lambda x: x)
     with ThreadPoolExecutor(2) as pool:
         mean = mean_over(2)
         halves = pool.map(lambda half: log_balanced(half, 0.2, 3, mean), logits.chunk(2))
-        torch.testing.assert_close(torch.cat(list(halves)), whole, rtol=1e-12, atol=1e-12)
-    alone = torch.cat([log_balanced(half, 0.2, 3, lambda x: x) for half in logits.chunk(2)])
-    assert not torch.allclose(alone, whole, rtol=1e-3)
+        torch.testing.assert_close(torch.cat(list(halves)), batch, rtol=1e-12, atol=1e-12)
+    separate = torch.cat([log_balanced(half, 0.2, 3, lambda x: x) for half in logits.chunk(2)])
+    assert not torch.allclose(separate, batch, rtol=1e-3)
 
 
 def mean_over(ranks: int) -> Callable[[Tensor], Tensor]:
-    """An average over threads that stand for ranks."""
+    """Average over threads that represent ranks."""
     brought: list[Tensor] = []
     gate = Barrier(ranks)
 
@@ -332,7 +332,7 @@ def test_norm_last_layer_has_no_gain_and_separate_heads_differ() -> None:
     assert torch.equal(shared.head(x, "cls"), shared.head(x, "patch"))
 
 
-def test_the_mean_of_the_seen_tokens_can_stand_for_the_class_token() -> None:
+def test_the_mean_of_visible_tokens_can_replace_the_class_token() -> None:
     term = term_of(cls_source="mean", patch_weight=0.0)
     student, teacher = tokens(1, VISIBLE), tokens(2)
     value = term(context(term), *observe(Tokens(student.patch, VISIBLE), Tokens(teacher.patch), VISIBLE))
@@ -351,7 +351,7 @@ def test_what_it_needs() -> None:
     assert params(tap=2).needs().teacher == params(tap=2).needs().student
 
 
-def test_every_student_view_meets_every_teacher_view() -> None:
+def test_every_student_view_is_compared_with_every_teacher_view() -> None:
     term = term_of()
     seen = {"a": tokens(1), "b": tokens(2), "c": tokens(3), "d": tokens(4)}
     networks = {"a": "student", "b": "student", "c": "teacher", "d": "teacher"}
@@ -359,12 +359,12 @@ def test_every_student_view_meets_every_teacher_view() -> None:
     outputs = {name: Outputs(taps={"encoder": t}) for name, t in seen.items()}
     together = term(context(term), views, outputs)
     term.discard()
-    alone = [term(context(term), *observe(seen[s], seen[t])) for s in "ab" for t in "cd"]
-    torch.testing.assert_close(together, torch.stack(alone).mean(0), rtol=1e-12, atol=0)
+    separate = [term(context(term), *observe(seen[s], seen[t])) for s in "ab" for t in "cd"]
+    torch.testing.assert_close(together, torch.stack(separate).mean(0), rtol=1e-12, atol=0)
 
 
 def test_bf16_tokens_under_autocast_stay_finite_at_8192_prototypes() -> None:
-    """Logits of +-1 over tau: exp underflows, the loss must not. And the head computes in float32."""
+    """Logits of +-1 / tau: exp underflows, the loss must not. The head computes in float32."""
     logits = torch.ones(4, 8192, dtype=torch.bfloat16)
     logits[:, ::2] = -1
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -397,9 +397,7 @@ def test_initial_weights_follow_their_own_generator() -> None:
             assert torch.equal(parameter, torch.ones_like(parameter))
 
 
-# --------------------------------------------------------------------------------------------------------------------
 # Signs of collapse
-# --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keys", [{}, {"cls_weight": 0.0}, {"centering": "none"}, {"centering": "sinkhorn"}])
@@ -433,18 +431,18 @@ def test_collapse_to_one_prototype_and_to_uniform_raise_the_alarms() -> None:
     assert {"patch_entropy", "patch_logit_std"} <= alarms(torch.zeros(B, N, K, dtype=torch.float64))
 
 
-def alone(x: Tensor) -> Tensor:
-    """A mean over ranks, or what they gather, where there is one."""
+def single_rank(x: Tensor) -> Tensor:
+    """Return x: the mean or gathered tensor of a single rank."""
     return x
 
 
-def test_kl_to_uniform_and_use() -> None:
+def test_kl_to_uniform_and_fraction_used() -> None:
     one = torch.eye(K, dtype=torch.float64)[[3] * 5]
-    assert abs(float(collapse.kl_to_uniform(one, alone)) - math.log(K)) < 1e-12
+    assert abs(float(collapse.kl_to_uniform(one, single_rank)) - math.log(K)) < 1e-12
     all_alike = torch.eye(K, dtype=torch.float64)
-    assert abs(float(collapse.kl_to_uniform(all_alike, alone))) < 1e-12
-    assert float(collapse.fraction_used(one, alone)) == 1 / K
-    assert float(collapse.fraction_used(all_alike, alone)) == 1.0
+    assert abs(float(collapse.kl_to_uniform(all_alike, single_rank))) < 1e-12
+    assert float(collapse.fraction_used(one, single_rank)) == 1 / K
+    assert float(collapse.fraction_used(all_alike, single_rank)) == 1.0
 
 
 def test_effective_rank_counts_directions() -> None:
@@ -453,8 +451,10 @@ def test_effective_rank_counts_directions() -> None:
         torch.randn(4000, 3, dtype=torch.float64, generator=generator)
         @ torch.linalg.qr(torch.randn(8, 3, dtype=torch.float64, generator=generator))[0].T
     )
-    assert abs(float(collapse.effective_rank(three, alone)) - 3) < 0.15
-    assert abs(float(collapse.effective_rank(three[:, :1] * torch.ones(8, dtype=torch.float64), alone)) - 1) < 1e-9
+    assert abs(float(collapse.effective_rank(three, single_rank)) - 3) < 0.15
+    assert (
+        abs(float(collapse.effective_rank(three[:, :1] * torch.ones(8, dtype=torch.float64), single_rank)) - 1) < 1e-9
+    )
 
 
 def test_a_label_shortcut_shows_as_no_divergence_within_a_class() -> None:
@@ -474,9 +474,7 @@ def test_a_label_shortcut_shows_as_no_divergence_within_a_class() -> None:
     assert torch.equal(*single)
 
 
-# --------------------------------------------------------------------------------------------------------------------
 # Cost and settings
-# --------------------------------------------------------------------------------------------------------------------
 
 
 class Width(BackboneParams):
@@ -488,13 +486,13 @@ class Width(BackboneParams):
     "keys",
     [{}, {"shared_head": False}, {"norm_last_layer": True}, {"layers": 2}, {"cls_weight": 0.0}, {"patch_weight": 0.0}],
 )
-def test_cost_is_what_is_counted(keys: dict[str, object]) -> None:
+def test_cost_equals_counted_flops(keys: dict[str, object]) -> None:
     given = params(prototypes=64, hidden=48, bottleneck=16, **keys)
     torch.manual_seed(0)
     term = Discrimination(given, widths={"encoder": 96})
-    kept = VISIBLE.shape[1]
+    num_kept = VISIBLE.shape[1]
     wide = {
-        "student": Tokens(torch.randn(B, kept, 96), VISIBLE, torch.randn(B, 96)),
+        "student": Tokens(torch.randn(B, num_kept, 96), VISIBLE, torch.randn(B, 96)),
         "teacher": Tokens(torch.randn(B, N, 96), None, torch.randn(B, 96)),
     }
     shapes = Shapes((1, 4, 4), 3)
@@ -503,7 +501,7 @@ def test_cost_is_what_is_counted(keys: dict[str, object]) -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             term.logits(term.head, term.tokens(view(network, seen.index), seen))
         counted[network] = counter.get_total_flops() / B
-    student = given.cost(Width(), shapes, ViewSpec("student"), kept)
+    student = given.cost(Width(), shapes, ViewSpec("student"), num_kept)
     teacher = given.cost(Width(), shapes, ViewSpec("teacher", "teacher"), N)
     assert student.parameters == sum(p.numel() for p in term.parameters())
     assert teacher.parameters == 0 and teacher.activations == 0
@@ -532,7 +530,7 @@ def test_head_of_the_paper_has_the_size_of_the_table() -> None:
         ({"prototype": 8}, "Extra inputs"),
     ],
 )
-def test_settings_that_cannot_be(keys: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_rejected(keys: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         params(**keys)
 

@@ -1,4 +1,4 @@
-"""The PF-ODE pair: geometry, levels, shared draws, masks, labels."""
+"""Test the PF-ODE pair: geometry, noise levels, shared draws, masks, labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COUNT = 64
 
 
 class Linear:
-    """The path x = (1 - t) x0 + t eps, whose t is not sigma, with 100 trained levels."""
+    """A schedule x = (1 - t) x0 + t eps, whose t is not sigma, with 100 trained noise levels."""
 
     def t_from_uniform(self, u: Tensor) -> Tensor:
         return 0.01 + 0.98 * u
@@ -50,7 +50,7 @@ def batch(count: int = COUNT) -> Batch:
 
 
 def pair(schedule=None, *, step: int = 0, **keys: object) -> tuple[View, View]:
-    """The student and the teacher view of one batch."""
+    """Return the student and teacher views of one batch."""
     schedule = schedule or EDM(EDMParams())
     draws = Draws(0, step, torch.arange(COUNT))
     ctx = Context(step=step, total_steps=100, schedule=schedule, draws=draws, num_classes=10)
@@ -64,7 +64,7 @@ def level(schedule, view: View) -> Tensor:
 
 
 def apart_from_the_ray(schedule, student: View, teacher: View) -> float:
-    """Largest distance of x_T - x0 from (sigma_T / sigma_S) (x_S - x0), in x / alpha; 0 on one trajectory."""
+    """Return the maximum distance of x_T - x0 from (sigma_T / sigma_S) (x_S - x0), in x / alpha; 0 on a trajectory."""
     ratio = (level(schedule, teacher) / level(schedule, student))[:, None, None, None]
     rays = [view.x / schedule.alpha(view.t)[:, None, None, None] - view.x0 for view in (student, teacher)]
     return float((rays[1] - ratio * rays[0]).abs().max())
@@ -72,7 +72,7 @@ def apart_from_the_ray(schedule, student: View, teacher: View) -> float:
 
 @pytest.mark.parametrize("schedule", [EDM(EDMParams()), Linear()])
 @pytest.mark.parametrize("mode", ["fixed", "same", "below", "offset"])
-def test_both_views_lie_on_one_trajectory(schedule, mode: str) -> None:
+def test_both_views_are_on_one_trajectory(schedule, mode: str) -> None:
     student, teacher = pair(schedule, teacher_noise=mode)
     assert apart_from_the_ray(schedule, student, teacher) < 1e-12
     assert torch.equal(student.noise, teacher.noise)
@@ -104,11 +104,11 @@ def test_same_level_and_noise_is_the_same_image() -> None:
     assert torch.equal(student.x, teacher.x) and torch.equal(student.t, teacher.t)
 
 
-def test_below_is_uniform_between_the_floor_and_the_student() -> None:
+def test_below_is_uniform_between_the_minimum_and_the_student() -> None:
     student, teacher = pair(teacher_noise="below", teacher_sigma=0.01)
-    share = (teacher.t - 0.01) / (student.t - 0.01)
-    assert ((share > 0) & (share < 1)).all()
-    ranks = share.sort().values - (torch.arange(COUNT) + 0.5) / COUNT
+    fraction = (teacher.t - 0.01) / (student.t - 0.01)
+    assert ((fraction > 0) & (fraction < 1)).all()
+    ranks = fraction.sort().values - (torch.arange(COUNT) + 0.5) / COUNT
     assert ranks.abs().max() < 1.95 / COUNT**0.5, "Kolmogorov-Smirnov, 0.1 %"
 
 
@@ -135,7 +135,7 @@ def test_discrete_levels_are_trained_ones() -> None:
 
 
 def test_the_teacher_consumes_no_draw_of_the_student() -> None:
-    """The student's view is that of plain DiT, whatever the teacher does: arms share noise and levels."""
+    """The student's view equals that of plain DiT for any teacher: arms fraction noise and noise levels."""
     draws = Draws(0, 0, torch.arange(COUNT))
     schedule = EDM(EDMParams())
     ctx = Context(step=0, total_steps=100, schedule=schedule, draws=draws, num_classes=10)
@@ -149,7 +149,7 @@ def test_the_teacher_consumes_no_draw_of_the_student() -> None:
     assert not torch.equal(other.x, plain.x)
 
 
-def test_the_student_alone_is_masked() -> None:
+def test_only_the_student_is_masked() -> None:
     student, teacher = pair()
     assert student.visible is not None and student.visible.shape == (COUNT, 12)  # floor(16 * 0.8)
     assert teacher.visible is None
@@ -157,7 +157,7 @@ def test_the_student_alone_is_masked() -> None:
     assert teacher.visible is student.visible
 
 
-def test_views_are_known_beforehand() -> None:
+def test_views_are_known_before_training() -> None:
     student, teacher = PfOdeParams().views()
     assert (student.name, student.network, student.mask_ratio) == ("student", "student", 0.2)
     assert (teacher.name, teacher.network, teacher.mask_ratio) == ("teacher", "teacher", 0.0)
@@ -166,10 +166,10 @@ def test_views_are_known_beforehand() -> None:
 
 def test_the_ratio_follows_its_schedule() -> None:
     ratio = Ramp(start=0.5, end=0.0).model_dump(by_alias=True)
-    kept = [pair(step=step, mask_ratio=ratio)[0].visible for step in (0, 50, 100)]
-    assert kept[0] is not None and kept[0].shape[1] == 8
-    assert kept[1] is not None and kept[1].shape[1] == 12
-    assert kept[2] is None
+    masks = [pair(step=step, mask_ratio=ratio)[0].visible for step in (0, 50, 100)]
+    assert masks[0] is not None and masks[0].shape[1] == 8
+    assert masks[1] is not None and masks[1].shape[1] == 12
+    assert masks[2] is None
 
 
 def test_labels() -> None:
@@ -188,7 +188,7 @@ def test_labels() -> None:
         {"teacher_noise": "below", "teacher_offset": 0.1},
     ],
 )
-def test_a_key_without_effect_is_refused(keys: dict[str, object]) -> None:
+def test_a_key_without_effect_is_rejected(keys: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="has no effect with teacher_noise"):
         PfOdeParams.model_validate(keys)
 

@@ -1,4 +1,4 @@
-"""The numbers of DINO and iBOT (set ssl_a): heads, losses, gradients, centres, schedules. Float64, 1e-9."""
+"""Compare with DINO and iBOT (set ssl_a): heads, losses, gradients, centers, schedules. Float64, 1e-9."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def float64() -> Iterator[None]:
 
 
 def head_of(state: dict[str, Tensor], prefix: str, *, patch: bool = False) -> Head:
-    """Our head with the weights of theirs."""
+    """Return our head with their weights."""
     weights = {key.removeprefix(f"{prefix}."): value for key, value in state.items() if key.startswith(f"{prefix}.")}
     names = {"last_layer.": "last.", "last_layer2.": "patch_last."}
     for theirs, ours in names.items():
@@ -86,7 +86,7 @@ def test_head_on_class_and_patch_tokens(published, name: str, patch: bool) -> No
     close(head(tokens[:, 1:], "patch"), numbers.outputs[f"{name}/patches"])
 
 
-def test_a_tanh_gelu_would_be_noticed(published) -> None:
+def test_a_tanh_gelu_is_detected(published) -> None:
     numbers = published("ssl_a")
     head = head_of(numbers.state, "dino_head")
     for index, layer in enumerate(head.mlp):
@@ -97,7 +97,7 @@ def test_a_tanh_gelu_would_be_noticed(published) -> None:
 
 
 def pair_loss(student: Tensor, teacher: Tensor, center: Tensor, tau_t: float) -> Tensor:
-    """DINO's pairing: each teacher view with each other student view; logits are [views * images, K], view-major."""
+    """Pair as DINO: each teacher view with each other student view; logits are [views * images, K], view-major."""
     students, teachers = student.split(IMAGES), teacher.split(IMAGES)
     terms = [
         cross_entropy(log_assignments(t, tau_t, center).exp(), log_assignments(s, STUDENT_TEMP)).mean()
@@ -109,7 +109,7 @@ def pair_loss(student: Tensor, teacher: Tensor, center: Tensor, tau_t: float) ->
 
 
 def patch_loss(student: Tensor, teacher: Tensor, center: Tensor, tau_t: float, masks: Tensor) -> Tensor:
-    """iBOT's pairing: the same view, mean over masked tokens, then images, then views. masks: [views, images, h, w]."""
+    """Pair as iBOT: the same view, mean over masked tokens, then images, then views. masks: [views, images, h, w]."""
     entropies = cross_entropy(log_assignments(teacher, tau_t, center).exp(), log_assignments(student, STUDENT_TEMP))
     hidden = masks.flatten(2).flatten(0, 1).double()  # [views * images, N]
     return ((entropies * hidden).sum(1) / hidden.sum(1).clamp(min=1)).mean()
@@ -120,7 +120,7 @@ def temperature(epoch: int, schedule: Value = TEACHER_TEMP) -> float:
 
 
 def centre_of(kind: str, start: Tensor) -> Discrimination:
-    """A term that has only the centre of `kind`, at `start`."""
+    """Return a loss that has only the center of `kind`, with value `start`."""
     weights = {"cls_weight": 0.0, "patch_weight": 0.0, f"{kind}_weight": 1.0}
     params = DiscriminationParams(prototypes=start.numel(), hidden=4, bottleneck=4, **weights)
     with float64():
@@ -144,7 +144,7 @@ def test_dino_loss_by_epoch_and_gradient(published) -> None:
     close(gradient, numbers.outputs["dino/grad_student"])
 
 
-def test_dino_centre_over_three_iterations(published) -> None:
+def test_dino_center_over_three_iterations(published) -> None:
     numbers = published("ssl_a")
     term = centre_of("cls", numbers.inputs["dino_center0"])
     tau_t = temperature(numbers.meta["constructor"]["epochs"][1])
@@ -159,7 +159,7 @@ def test_dino_centre_over_three_iterations(published) -> None:
 
 
 def ibot_terms(inputs: dict[str, Tensor], i: int, center: Tensor, center2: Tensor, tau_t: float) -> Tensor:
-    """[class, patch] loss of iteration i."""
+    """Return the [class, patch] loss of iteration i."""
     student_cls = torch.cat([inputs["ibot_student_cls"][i], inputs["ibot_student_local_cls"][i]])
     cls = pair_loss(student_cls, inputs["ibot_teacher_cls"][i], center, tau_t)
     patch = patch_loss(
@@ -186,7 +186,7 @@ def test_ibot_losses_by_epoch_weights_and_gradients(published) -> None:
     close(patch[0], outputs["ibot/grad_student_patch"])
 
 
-def test_ibot_centres_over_three_iterations(published) -> None:
+def test_ibot_centers_over_three_iterations(published) -> None:
     numbers = published("ssl_a")
     inputs, outputs = numbers.inputs, numbers.outputs
     cls, patch = centre_of("cls", inputs["ibot_center0"]), centre_of("patch", inputs["ibot_center2_0"])
@@ -208,7 +208,7 @@ def test_ibot_centres_over_three_iterations(published) -> None:
     close(torch.stack(centres2)[:, None], outputs["ibot/center2_sequence"])
 
 
-def test_a_centre_from_after_the_update_would_be_noticed(published) -> None:
+def test_using_the_updated_center_is_detected(published) -> None:
     numbers = published("ssl_a")
     term = centre_of("cls", numbers.inputs["dino_center0"])
     teacher = numbers.inputs["dino_teacher"][0]
@@ -224,7 +224,7 @@ def series(schedule: Value, count: int) -> Tensor:
 
 
 def test_schedules(published) -> None:
-    """Theirs counts epochs for temperatures and iterations for the rest; warm-ups reach their end one before the last."""
+    """They count epochs for temperatures and iterations for the rest; warmups end one before the last."""
     outputs = published("ssl_a").outputs
     temps = series(TEACHER_TEMP, 100)
     close(temps, outputs["schedule/teacher_temp"])
@@ -241,7 +241,7 @@ def test_schedules(published) -> None:
     close(rates, outputs["schedule/lr"] / 5e-4)
 
 
-def test_each_gradient_clipped_by_itself(published) -> None:
+def test_each_gradient_is_clipped_separately(published) -> None:
     numbers = published("ssl_a")
     parameters = [torch.zeros_like(numbers.inputs[f"clip_grads_{i}"]).requires_grad_() for i in (0, 1)]
     ours = {}

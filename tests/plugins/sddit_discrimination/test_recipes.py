@@ -1,4 +1,4 @@
-"""SD-DiT within a recipe: rules between slots, and what a run with it changes in the shared part of the model."""
+"""Test SD-DiT in a recipe: rules between slots, and its effect on the shared part of the model."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def trained(folder: Path, *overrides: str) -> Session:
         (["backbone.cls_token=false"], "loss.discrimination"),
     ],
 )
-def test_what_cannot_work_together_is_one_problem(tmp_path: Path, overrides: list[str], where: str) -> None:
+def test_incompatible_settings_are_one_problem(tmp_path: Path, overrides: list[str], where: str) -> None:
     with pytest.raises(SdditError) as refused:
         recipe(tmp_path, *overrides)
     assert [problem.code for problem in refused.value.problems] == ["SD-R108"]
@@ -100,7 +100,7 @@ def test_what_cannot_work_together_is_one_problem(tmp_path: Path, overrides: lis
         ["loss.discrimination.tap=1", "loss.discrimination.teacher_tap=2"],
     ],
 )
-def test_what_works_together_trains(tmp_path: Path, overrides: list[str]) -> None:
+def test_compatible_settings_train(tmp_path: Path, overrides: list[str]) -> None:
     session = trained(tmp_path, *overrides, "train.steps=1")
     assert all(parameter.isfinite().all() for parameter in session.student.parameters())
 
@@ -122,15 +122,15 @@ def test_what_works_together_trains(tmp_path: Path, overrides: list[str]) -> Non
         ),
     ],
 )
-def test_a_key_without_effect_is_warned_of(tmp_path: Path, without: str, key: str, effect: str) -> None:
+def test_a_key_without_effect_gives_a_warning(tmp_path: Path, without: str, key: str, effect: str) -> None:
     assert recipe(tmp_path, without, key).idle == (key.partition("=")[0],)
     assert recipe(tmp_path, effect, key).idle == ()
     assert recipe(tmp_path, without).idle == ()
 
 
 @pytest.mark.parametrize("ratio", ["0.0", "0.2"])
-def test_weight_0_is_as_if_the_term_were_not_there(tmp_path: Path, ratio: str) -> None:
-    """The teacher and the term consume no draw that another part shares; with a weight they change the backbone."""
+def test_weight_0_equals_removing_the_loss(tmp_path: Path, ratio: str) -> None:
+    """The teacher and the loss do not change shared draws; with a weight they change the backbone."""
     masked = f"pair_sampler.mask_ratio={ratio}"
     zero = trained(tmp_path, masked, "loss.discrimination.weight=0.0").student.backbone.state_dict()
     absent = trained(tmp_path, masked, "loss.discrimination=false").student.backbone.state_dict()
@@ -139,8 +139,8 @@ def test_weight_0_is_as_if_the_term_were_not_there(tmp_path: Path, ratio: str) -
     assert not all(torch.equal(value, absent[name]) for name, value in some.items())
 
 
-def test_the_discrimination_loss_trains_the_encoder_alone(tmp_path: Path) -> None:
-    """Without the denoising loss the decoder stays as it was; the encoder, the head and the centres move."""
+def test_the_discrimination_loss_trains_only_the_encoder(tmp_path: Path) -> None:
+    """Without the denoising loss the decoder is unchanged; the encoder, the head and the centers change."""
     begin = build_session(recipe(tmp_path), torch.device("cpu")).student.state_dict()
     overrides = ["loss.denoise=false", "loss.discrimination.freeze_last=0"]
     end = trained(tmp_path, *overrides).student.state_dict()

@@ -1,4 +1,4 @@
-"""A DiT for tests: float64, and with no weight at zero, so that nothing agrees for want of a signal."""
+"""Fixtures of a DiT in float64 with random nonzero weights, so that no comparison holds trivially."""
 
 from __future__ import annotations
 
@@ -58,6 +58,6 @@ DECODERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=DECODERS.values(), ids=DECODERS.keys())
 def masked_settings(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Every way to hide tokens."""
+    """Return each backbone that can hide tokens."""
     settings: dict[str, Any] = request.param
     return settings

@@ -1,4 +1,4 @@
-"""The backbone's behaviour: sparse span, taps, cuts, precision, starting values."""
+"""Test the backbone: sparse span, taps, truncation, precision, initial values."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ ALL = torch.arange(N).expand(B, -1)
 
 @pytest.fixture
 def given() -> dict[str, Tensor]:
-    """Images, noise levels and labels; the last label is the null label of five classes."""
+    """Return images, noise levels and labels; the last label is the null label of five classes."""
     g = torch.Generator().manual_seed(7)
     x = torch.randn(B, 3, 8, 8, generator=g, dtype=torch.float64)
     return {"x": x, "c_noise": torch.randn(B, generator=g, dtype=torch.float64), "labels": torch.tensor([0, 4, 5])}
 
 
 def with_changed(x: Tensor, tokens: Tensor) -> Tensor:
-    """Other pixels in the patches at `tokens` [B, k]."""
+    """Return x with other pixels in the patches at `tokens` [B, k]."""
     marks = torch.zeros(B, N, dtype=torch.float64).scatter(1, tokens, 1.0).reshape(B, 1, 4, 4)
     return x + marks.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
 def input_of(module: nn.Module, run: Any) -> Tensor:
-    """The first tensor that `module` receives while `run` runs."""
+    """Return the first input tensor of `module` during `run`."""
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     run()
@@ -44,17 +44,17 @@ def input_of(module: nn.Module, run: Any) -> Tensor:
 
 
 def gradients(model: DiT, given: dict[str, Tensor], **want: Any) -> list[Tensor | None]:
-    """Of every parameter, of a loss that reads output and encoder."""
+    """Return the gradients of every parameter, for a loss of output and encoder tokens."""
     model.zero_grad()
     raw, _, taps = model(**given, taps=("encoder",), **want)
     (raw.square().sum() + taps["encoder"].patch.square().sum()).backward()
     return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
-# Sparse span -------------------------------------------------------------------------------------------------------
+# Sparse span
 
 
-def test_naming_every_token_visible_is_the_dense_forward_bit_for_bit(
+def test_listing_all_tokens_as_visible_is_bit_identical_to_the_dense_forward(
     make: Any, masked_settings: dict[str, Any], given: dict[str, Tensor]
 ) -> None:
     model = make(**masked_settings)
@@ -81,7 +81,7 @@ def test_hidden_pixels_never_reach_the_encoder(
 
 
 @pytest.mark.parametrize(("fill", "reaches"), [("input", True), ("learned", False), ("zero", False)])
-def test_what_hidden_pixels_can_tell_the_output(make: Any, given: dict[str, Tensor], fill: str, reaches: bool) -> None:
+def test_when_hidden_pixels_affect_the_output(make: Any, given: dict[str, Tensor], fill: str, reaches: bool) -> None:
     model = make(decoder={"depth": 1, "width": 12, "heads": 3}, fill=fill)
     x = given["x"].requires_grad_()
     model(**{**given, "x": x}, visible=VISIBLE)[0].square().sum().backward()
@@ -101,7 +101,7 @@ def test_the_encoder_really_runs_on_fewer_tokens(make: Any, given: dict[str, Ten
 
 
 @pytest.mark.parametrize("style", ["separate", "split"])
-def test_the_decoder_sees_encoder_output_where_visible_and_the_noisy_embedding_elsewhere(
+def test_decoder_input_is_encoder_output_at_visible_and_noisy_embedding_at_hidden_positions(
     make: Any, given: dict[str, Tensor], style: str
 ) -> None:
     """u_i of SD-DiT (arXiv:2403.17004): with fill `input`, in front of the shared bridge or of the split decoder."""
@@ -116,7 +116,7 @@ def test_the_decoder_sees_encoder_output_where_visible_and_the_noisy_embedding_e
     assert not torch.equal(h, gather_tokens(e, VISIBLE))
 
 
-def test_a_fill_that_is_no_token_knows_its_position(make: Any, given: dict[str, Tensor]) -> None:
+def test_learned_and_zero_fills_include_the_position(make: Any, given: dict[str, Tensor]) -> None:
     model = make(decoder={"depth": 1, "width": 12, "heads": 3}, fill="learned")
     u = input_of(model.blocks[2], lambda: model(**given, visible=VISIBLE))
     table, token = model.decoder_input.positions.table, model.decoder_input.mask_token
@@ -129,7 +129,7 @@ def test_only_a_learned_fill_has_a_mask_token(make: Any) -> None:
     assert [any("mask_token" in name for name in names[fill]) for fill in names] == [False, True, False]
 
 
-def test_a_noisy_token_may_cross_by_its_own_bridge(make: Any, given: dict[str, Tensor]) -> None:
+def test_noisy_tokens_can_use_a_second_bridge(make: Any, given: dict[str, Tensor]) -> None:
     model = make(decoder={"depth": 1, "width": 12, "heads": 3, "bridge": "own"})
     before, dense = model(**given, visible=VISIBLE)[0], model(**given)[0]
     model.decoder_input.noisy_bridge.linear.weight.data.mul_(2)
@@ -137,7 +137,7 @@ def test_a_noisy_token_may_cross_by_its_own_bridge(make: Any, given: dict[str, T
     assert torch.equal(model(**given)[0], dense)
 
 
-# Symmetry ----------------------------------------------------------------------------------------------------------
+# Symmetry
 
 
 def test_patches_swapped_with_their_positions_swap_the_output(make: Any, given: dict[str, Tensor]) -> None:
@@ -174,7 +174,7 @@ def test_groups_do_not_see_each_other(make: Any, masked_settings: dict[str, Any]
     assert (ungrouped[0][:, 1::2] - ungrouped[1][:, 1::2]).abs().max() > 1e-3
 
 
-# Taps and cuts -----------------------------------------------------------------------------------------------------
+# Taps and cuts
 
 
 def test_taps_carry_their_positions_and_the_class_token(make: Any, given: dict[str, Tensor]) -> None:
@@ -212,15 +212,15 @@ def test_a_truncated_network_reads_the_same_tokens(
     cut.truncate(taps)
     assert set(dict(cut.named_parameters())) < set(dict(model.named_parameters()))
     for visible in (None, VISIBLE):
-        whole = model(**given, taps=taps, visible=visible)[2]
+        full = model(**given, taps=taps, visible=visible)[2]
         read = cut(**given, taps=taps, output=False, visible=visible)[2]
-        assert all(torch.equal(read[tap].patch, whole[tap].patch) for tap in taps)
+        assert all(torch.equal(read[tap].patch, full[tap].patch) for tap in taps)
     with pytest.raises(ValueError, match="cannot go further"):
         cut(**given)
     model(**given)  # the original is untouched
 
 
-def test_a_plain_dit_hides_nothing(make: Any, given: dict[str, Tensor]) -> None:
+def test_a_plain_dit_cannot_hide_tokens(make: Any, given: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match="cannot hide tokens"):
         make()(**given, visible=VISIBLE)
 
@@ -231,7 +231,7 @@ def test_blocks_are_registered_once_in_depth_order(make: Any) -> None:
     assert len(model.state_dict()) == len(dict(model.named_parameters())) == len(set(map(id, model.parameters())))
 
 
-# Shapes, labels, precision -----------------------------------------------------------------------------------------
+# Shapes, labels, precision
 
 
 def test_images_need_not_be_square(make: Any) -> None:
@@ -242,14 +242,14 @@ def test_images_need_not_be_square(make: Any) -> None:
 
 
 @pytest.mark.parametrize("null_label", ["row", "zero"])
-def test_a_model_without_classes_knows_only_the_null_label(make: Any, null_label: str) -> None:
+def test_a_model_without_classes_has_only_the_null_label(make: Any, null_label: str) -> None:
     model = make(num_classes=0, null_label=null_label)
     raw = model(torch.randn(2, 3, 8, 8).double(), torch.zeros(2).double(), torch.zeros(2, dtype=torch.int64))[0]
     assert raw.shape == (2, 3, 8, 8)
     assert raw.isfinite().all()
 
 
-def test_the_condition_steers_the_output(make: Any, given: dict[str, Tensor]) -> None:
+def test_the_condition_affects_the_output(make: Any, given: dict[str, Tensor]) -> None:
     model = make()
     raw = model(**given)[0]
     assert not torch.equal(model(**{**given, "labels": torch.tensor([1, 4, 5])})[0][0], raw[0])
@@ -257,18 +257,18 @@ def test_the_condition_steers_the_output(make: Any, given: dict[str, Tensor]) ->
     assert not torch.equal(model(**{**given, "c_noise": given["c_noise"] + 0.1})[0], raw)
 
 
-def test_checkpointing_changes_no_bit(make: Any, masked_settings: dict[str, Any], given: dict[str, Tensor]) -> None:
+def test_checkpointing_is_bit_identical(make: Any, masked_settings: dict[str, Any], given: dict[str, Tensor]) -> None:
     model = make(**masked_settings)
-    kept = gradients(model, given, visible=VISIBLE)
+    stored = gradients(model, given, visible=VISIBLE)
     calls: list[None] = []
     model.blocks[0].register_forward_pre_hook(lambda *_: calls.append(None))
     model.set_checkpointing(True)
     recomputed = gradients(model, given, visible=VISIBLE)
     assert len(calls) == 2
-    for one, other in zip(kept, recomputed, strict=True):
+    for one, other in zip(stored, recomputed, strict=True):
         assert one is other is None or torch.equal(one, other)
     other_loss = gradients(model, given, visible=ALL)
-    assert any(one is not None and not torch.equal(one, two) for one, two in zip(kept, other_loss, strict=True))
+    assert any(one is not None and not torch.equal(one, two) for one, two in zip(stored, other_loss, strict=True))
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -276,7 +276,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def test_float32_and_bf16_follow_float64(make: Any, given: dict[str, Tensor]) -> None:
-    """Gates of the project: float32 1e-5; bf16 autocast 2e-2 forward and 3e-2 of each gradient."""
+    """Tolerances: float32 1e-5; bf16 autocast 2e-2 for the output and 3e-2 for each gradient."""
     exact, model = (make(cls_token=True, decoder={"depth": 1, "width": 12, "heads": 3}) for _ in range(2))
     for parameter in exact.parameters():
         parameter.data.mul_(0.3).copy_(parameter.data.float())  # weights of a usual size that float32 can hold
@@ -296,10 +296,10 @@ def test_float32_and_bf16_follow_float64(make: Any, given: dict[str, Tensor]) ->
         assert relative(one.grad, two.grad) < 3e-2
 
 
-# Starting values ---------------------------------------------------------------------------------------------------
+# Starting values
 
 
-def test_it_starts_as_the_identity_with_output_zero(make: Any, given: dict[str, Tensor]) -> None:
+def test_blocks_are_initialized_as_identity_with_zero_output(make: Any, given: dict[str, Tensor]) -> None:
     model = make(raw_start=True, cls_token=True, decoder={"depth": 2, "width": 12, "heads": 3}, fill="learned")
     raw, _, taps = model(**given, taps=("encoder", "decoder"))
     assert raw.abs().max() == 0
@@ -307,7 +307,7 @@ def test_it_starts_as_the_identity_with_output_zero(make: Any, given: dict[str, 
     assert torch.equal(taps["decoder"].patch, model.decoder_input.positions.table.expand(B, -1, -1))
 
 
-def test_starting_values_by_kind(make: Any) -> None:
+def test_initial_values_by_kind(make: Any) -> None:
     sizes = {"depth": 1, "width": 64, "heads": 2}
     decoder = {"depth": 1, "width": 32, "heads": 2}
     model = make(raw_start=True, **sizes, num_classes=50, cls_token=True, decoder=decoder, fill="learned")
@@ -328,7 +328,7 @@ def test_starting_values_by_kind(make: Any) -> None:
     assert not xavier.decoder_input.bridge.modulation.weight.any()
 
 
-def test_starting_values_depend_on_name_and_generator_alone(make: Any) -> None:
+def test_initial_values_depend_only_on_name_and_generator(make: Any) -> None:
     def start(model: DiT, seed: int) -> dict[str, Tensor]:
         for name, parameter in model.named_parameters():
             model.init_parameter(name, parameter, torch.Generator().manual_seed(seed + len(name)))

@@ -1,4 +1,4 @@
-"""The parts: patches, positions, sinusoids, embeddings, the block."""
+"""Test the building blocks: patches, positions, sinusoids, embeddings, the block."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sddit_flash.kernels import Eager
 from sddit_flash.params import EagerParams
 
 
-def test_patches_hold_their_pixels() -> None:
+def test_patches_contain_their_pixels() -> None:
     x = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
     tokens = patchify(x, (2, 3))
     assert tokens.shape == (2, 6, 12)
@@ -31,14 +31,14 @@ def test_patches_hold_their_pixels() -> None:
     assert torch.equal(patchify(x, (2, 2))[1, 3], x[1, :, 2:4, 3:6].flatten())  # patches need not be square
 
 
-def test_unpatchify_undoes_patchify() -> None:
+def test_unpatchify_inverts_patchify() -> None:
     x = torch.randn(2, 3, 4, 6)
     channels_last = patchify(x, (2, 3)).reshape(2, 6, 3, 4).transpose(2, 3).reshape(2, 6, 12)
     assert torch.equal(unpatchify(channels_last, (2, 3), 2), x)
     assert not torch.equal(unpatchify(patchify(x, (2, 3)), (2, 3), 2), x)
 
 
-def test_put_undoes_take() -> None:
+def test_scatter_tokens_inverts_gather_tokens() -> None:
     tokens, index = torch.randn(2, 6, 4), torch.tensor([[0, 2, 5], [1, 3, 4]])
     assert torch.equal(gather_tokens(tokens, index)[1, 2], tokens[1, 4])
     assert torch.equal(scatter_tokens(gather_tokens(tokens, index), index, into=tokens), tokens)
@@ -52,7 +52,7 @@ def test_positions_follow_the_formula() -> None:
     width, row, column = 16, 2, 4
     table = sincos_positions((3, 5), width)
     rates = [10_000 ** (-k / (width // 4)) for k in range(width // 4)]
-    expected = [wave(place * rate) for place in (column, row) for wave in (math.sin, math.cos) for rate in rates]
+    expected = [wave(axis * rate) for axis in (column, row) for wave in (math.sin, math.cos) for rate in rates]
     assert table.shape == (15, width)
     torch.testing.assert_close(table[row * 5 + column], torch.tensor(expected).double(), rtol=0, atol=1e-7)
 

@@ -1,4 +1,4 @@
-"""The checks that `sddit-run verify` runs: each holds here, and notices what it is there for."""
+"""Test that the checks of `sddit-run verify` hold, and that each detects the errors it is meant for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Check = Callable[[CheckContext], Iterator[Measurement]]
 
 
 def failing(check: Check) -> list[str]:
-    """What does not hold; skips the test where the stored numbers are not here."""
+    """Return the measurements that do not hold; skip the test if the stored numbers are missing."""
     registries = Registries()
     register_backbones(registries.backbones)
     try:
@@ -32,15 +32,15 @@ def failing(check: Check) -> list[str]:
 
 
 @pytest.mark.parametrize("check", [checks.spans, checks.fill, checks.published_dit, checks.published_maskdit])
-def test_it_holds_here(check: Check) -> None:
+def test_checks_hold(check: Check) -> None:
     assert failing(check) == []
 
 
-def test_a_hidden_token_in_the_encoder_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Visible tokens that carry a little of all others."""
-    honest = backbone.gather_tokens
+def test_hidden_tokens_leaking_into_the_encoder_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mix a little of all tokens into the visible ones."""
+    original = backbone.gather_tokens
     monkeypatch.setattr(
-        backbone, "gather_tokens", lambda e, index: honest(e + 1e-12 * e.mean(dim=1, keepdim=True), index)
+        backbone, "gather_tokens", lambda e, index: original(e + 1e-12 * e.mean(dim=1, keepdim=True), index)
     )
     assert {what.partition(": ")[2] for what in failing(checks.spans)} >= {
         "encoder numbers that a hidden pixel changes",
@@ -48,32 +48,32 @@ def test_a_hidden_token_in_the_encoder_is_noticed(monkeypatch: pytest.MonkeyPatc
     }
 
 
-def test_a_network_that_sees_nothing_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = DiT.embed
-    monkeypatch.setattr(DiT, "embed", lambda self, x: honest(self, torch.zeros_like(x)))
+def test_a_network_ignoring_its_input_fails_the_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = DiT.embed
+    monkeypatch.setattr(DiT, "embed", lambda self, x: original(self, torch.zeros_like(x)))
     assert {what.partition(": ")[2] for what in failing(checks.spans)} == {
         "control, those that a visible pixel changes"
     }
 
 
-def test_another_fill_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = SplitInput.forward
+def test_a_different_fill_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SplitInput.forward
 
     def swapped(self: SplitInput, h: Tensor, e: Tensor, visible: Tensor | None, act: Tensor) -> Tensor:
-        return honest(self, h, e.flip(1), visible, act)
+        return original(self, h, e.flip(1), visible, act)
 
     monkeypatch.setattr(SplitInput, "forward", swapped)
     assert failing(checks.fill) == ["hidden positions that are not their own embedded token"]
 
 
-def test_another_network_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_network_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def rounded(*arguments: Any) -> Any:
-        made = honest(*arguments)
+        model = original(*arguments)
         with torch.no_grad():
-            made.blocks[1].mlp.up.bias[3] += 1e-5
-        return made
+            model.blocks[1].mlp.up.bias[3] += 1e-5
+        return model
 
-    honest = checks.network
+    original = checks.network
     monkeypatch.setattr(checks, "network", rounded)
     assert failing(checks.published_dit) == [
         f"dit_a: {name}" for name in ("forward", "grad_x", "mid/block1", "mid/block2")

@@ -1,4 +1,4 @@
-"""What tensors tell of a published network: at every published size, without the memory of one."""
+"""Test the arguments inferred from published tensors, at every published size, without allocating them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ State = dict[str, Tensor]
 
 
 def empty(shapes: dict[str, tuple[int, ...]]) -> State:
-    """Tensors of any size in the memory of one number."""
+    """Return tensors of any size that use the memory of one number."""
     return {name: torch.zeros(1).expand(*shape) for name, shape in shapes.items()}
 
 
@@ -58,7 +58,7 @@ def block(width: int, condition: int, mlp: int = 0) -> dict[str, tuple[int, ...]
 def trunk(
     width: int, depth: int, patch: int, tokens: int, last: int, rows: int, mlp: int = 0
 ) -> dict[str, tuple[int, ...]]:
-    """What DiT and MaskDiT have in common; `last` is the width before the output, of `rows` values."""
+    """Return the tensors that DiT and MaskDiT share; `last` is the width before the output of `rows` values."""
     shapes: dict[str, tuple[int, ...]] = {
         "pos_embed": (1, tokens, width),
         "x_embedder.proj.weight": (width, 4, patch, patch),
@@ -103,7 +103,7 @@ def maskdit_file(
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("patch", [2, 4, 8])
-def test_dit_is_known_by_its_tensors(size: str, patch: int) -> None:
+def test_dit_arguments_are_inferred_from_tensors(size: str, patch: int) -> None:
     depth, width, heads = SIZES[size]
     known = convert_from_layout(dit_file(depth, width, patch), "dit", {})
     assert known.shapes == Shapes((4, 32, 32), 1000, outputs=2)
@@ -114,7 +114,7 @@ def test_dit_is_known_by_its_tensors(size: str, patch: int) -> None:
 
 
 @pytest.mark.parametrize("size", [*SIZES, *H])
-def test_maskdit_is_known_by_its_tensors(size: str) -> None:
+def test_maskdit_arguments_are_inferred_from_tensors(size: str) -> None:
     depth, width, heads = (SIZES | H)[size]
     known = convert_from_layout(maskdit_file(depth, width), "maskdit", {})
     params = known.params
@@ -133,12 +133,13 @@ def test_maskdit_is_known_by_its_tensors(size: str) -> None:
 
 @pytest.mark.parametrize("classes", [0, 7])
 @pytest.mark.parametrize("outputs", [1, 2])
-def test_classes_and_variance_are_read_off(classes: int, outputs: int) -> None:
+def test_classes_and_variance_are_inferred(classes: int, outputs: int) -> None:
     known = convert_from_layout(dit_file(2, 384, side=16, classes=classes, outputs=outputs), "dit", {})
     assert known.shapes == Shapes((4, 16, 16), classes, outputs)
     masked = convert_from_layout(maskdit_file(2, 384, classes=classes), "maskdit", {})
     assert masked.shapes.num_classes == classes
-    assert convert_from_layout(maskdit_file(2, 384, decoder=False), "maskdit", {}).params.decoder is None  # type: ignore[attr-defined]
+    plain = convert_from_layout(maskdit_file(2, 384, decoder=False), "maskdit", {})
+    assert plain.params.decoder is None  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_a_recipe_is_made_that_samples_as_published(state: State, layout: str) -
         (dit_file(1, 384) | {"pos_embed": torch.zeros(1, 7, 384)}, "dit", {}, "SD-C455(.|\n)*not a square"),
     ],
 )
-def test_what_does_not_fit_is_refused(state: State, layout: str, given: dict[str, Any], words: str) -> None:
+def test_mismatched_arguments_are_rejected(state: State, layout: str, given: dict[str, Any], words: str) -> None:
     with pytest.raises(SdditError, match=words):
         convert_from_layout(state, layout, given)
 
@@ -202,7 +203,7 @@ NO_PLACE: list[tuple[Any, dict[str, Any], Shapes, str]] = [
 
 
 @pytest.mark.parametrize(("layout", "settings", "shapes", "words"), NO_PLACE)
-def test_a_network_without_a_place_is_named(layout: Any, settings: dict[str, Any], shapes: Shapes, words: str) -> None:
+def test_unsupported_features_are_named(layout: Any, settings: dict[str, Any], shapes: Shapes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         layout.config(DiTParams(**settings), shapes, {"sigma_data": 0.5})
     with pytest.raises(ValueError, match="without sigma_data"):
@@ -210,7 +211,7 @@ def test_a_network_without_a_place_is_named(layout: Any, settings: dict[str, Any
 
 
 @pytest.mark.parametrize("name", ["dit_a", "maskdit_a"])
-def test_published_numbers_are_understood_and_come_back(published: Callable[[str], Any], name: str) -> None:
+def test_published_arguments_round_trip(published: Callable[[str], Any], name: str) -> None:
     stored, layout = published(name), name.removesuffix("_a")
     heads = {"num_heads": 4} if layout == "dit" else {"model": {"num_heads": 4}, "decoder": {"decoder_num_heads": 4}}
     state = {key: tensor.float() for key, tensor in stored.state.items()}
@@ -220,9 +221,9 @@ def test_published_numbers_are_understood_and_come_back(published: Callable[[str
     theirs = form.to_theirs(network.state_dict(), known.params, known.shapes)  # type: ignore[arg-type]
     assert theirs.keys() == state.keys()
     assert all(torch.equal(theirs[key], state[key]) for key in state)
-    spoilt = {**state, (key := next(k for k in state if k.endswith("pos_embed"))): state[key] + 0.1}
+    corrupted = {**state, (key := next(k for k in state if k.endswith("pos_embed"))): state[key] + 0.1}
     with pytest.raises(SdditError, match=r"SD-C455(.|\n)*fixed table"):
-        convert_from_layout(spoilt, layout, heads).parameters()
+        convert_from_layout(corrupted, layout, heads).parameters()
 
 
 def test_heads_of_an_unpublished_decoder_are_asked_for() -> None:
@@ -236,7 +237,7 @@ def test_heads_of_an_unpublished_decoder_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("layout", ["dit", "maskdit"])
-def test_a_rounded_mlp_ratio_is_taken_as_it_was_given(layout: str) -> None:
+def test_a_rounded_mlp_ratio_is_kept_as_given(layout: str) -> None:
     """118 rows on a width of 44: 118 / 44, or 2.7, which makes 118.8."""
     file = dit_file(1, 44, mlp=118) if layout == "dit" else maskdit_file(1, 44, decoder=False, mlp=118)
 
@@ -252,7 +253,7 @@ def test_a_rounded_mlp_ratio_is_taken_as_it_was_given(layout: str) -> None:
 
 
 def test_every_number_of_rows_has_a_ratio() -> None:
-    """Some quotients lose a row when their product with the width is cut."""
+    """Some quotients lose a row when their product with the width is truncated."""
     pairs = [(rows, width) for width in range(4, 200, 4) for rows in range(1, 8 * width, 3)]
     assert all(int(width * ratio_of(rows, width, {})) == rows for rows, width in pairs)
     assert not all(int(width * (rows / width)) == rows for rows, width in pairs)
@@ -272,17 +273,18 @@ def test_a_file_of_half_precision_is_read(published: Callable[[str], Any], store
 def test_a_registered_class_must_be_of_the_size_of_the_tensors(layout: str) -> None:
     file = dit_file(12, 384, patch=8) if layout == "dit" else maskdit_file(12, 384, patch=8)
     for name in ("DiT-S/8", "DiT_S_8", "models.DiT", "models.maskdit.EDMPrecond(model=models.maskdit.DiT)"):
-        assert convert_from_layout(file, layout, {"class": name}).params.named_size == (12, 384, 6)  # type: ignore[attr-defined]
+        params = convert_from_layout(file, layout, {"class": name}).params
+        assert params.named_size == (12, 384, 6)  # type: ignore[attr-defined]
     for name in ("DiT-B/8", "DiT-S/2", "DiT-H/8", "DiT_L_8"):
         with pytest.raises(SdditError, match=f"SD-C454(.|\n)*class = {name}(.|\n)*depth 12, width 384, patch 8"):
             convert_from_layout(file, layout, {"class": name})
 
 
-# ------------------------------------------------------------------------------------------------ without dropped labels
+# Weights without label dropout
 
 
-def test_a_label_table_without_a_row_for_none(published: Callable[[str], Any]) -> None:
-    """The first nine labels mean what they mean in the table of eleven rows; the null label means nothing."""
+def test_a_label_table_without_null_row(published: Callable[[str], Any]) -> None:
+    """The first nine labels act as in the table of eleven rows; the null label has no effect."""
     stored = published("dit_a")
     name, sizes = "y_embedder.embedding_table.weight", {"num_heads": 4}
     nine = {**stored.state, name: stored.state[name][:9]}
@@ -294,13 +296,13 @@ def test_a_label_table_without_a_row_for_none(published: Callable[[str], Any]) -
         out: Tensor = network(*numbers)[0]
         return out.detach()
 
-    whole = raw(stored.state, sizes)
+    full = raw(stored.state, sizes)
     for given in ({"num_classes": 9}, {"class_dropout_prob": 0}, {"num_classes": 9, "class_dropout_prob": 0.0}):
         known = convert_from_layout(nine, "dit", {**sizes, **given})
         assert (known.shapes.num_classes, known.never_drops_labels) == (9, True)
         assert torch.equal(known.state["label.weight"][:9], nine[name])
         assert not known.state["label.weight"][9].any()
-        assert torch.equal(raw(nine, {**sizes, **given}), whole)
+        assert torch.equal(raw(nine, {**sizes, **given}), full)
     known = convert_from_layout(nine, "dit", sizes)
     assert (known.shapes.num_classes, known.never_drops_labels) == (8, False)
     for wrong in ({"num_classes": 9, "class_dropout_prob": 0.1}, {"num_classes": 8, "class_dropout_prob": 0.0}):
@@ -308,7 +310,7 @@ def test_a_label_table_without_a_row_for_none(published: Callable[[str], Any]) -
             convert_from_layout(nine, "dit", {**sizes, **wrong})
 
 
-def test_weights_without_dropped_labels_are_not_guided() -> None:
+def test_weights_trained_without_label_dropout_are_not_guided() -> None:
     known = convert_from_layout(dit_file(1, 384, side=4, classes=6), "dit", {"class_dropout_prob": 0.0})
     recipe = recipe_for_weights(known, "x")
     assert (recipe.facts.num_classes, recipe.dataset.params.label_drop) == (7, 0)
@@ -320,27 +322,27 @@ def test_weights_without_dropped_labels_are_not_guided() -> None:
     assert "dataset.label_drop = 0.1, not 0" in model_mismatch(dropped, known)
 
 
-def test_whoever_brings_them_in_or_hands_them_on_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_and_export_report_missing_label_dropout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = {name: tensor.contiguous() for name, tensor in dit_file(1, 384, patch=4, side=4, classes=2).items()}
     state["pos_embed"] = sincos_positions((1, 1), 384)[None].float()
     save_file(state, tmp_path / "x.safetensors")
-    for given, told in (({}, False), ({"class_dropout_prob": 0.0}, True)):
+    for given, reported in (({}, False), ({"class_dropout_prob": 0.0}, True)):
         imported = import_weights(tmp_path / "x.safetensors", layout="dit", out=tmp_path / "runs", config=given)
         print_imported(imported)
         exported = export_run(imported.folder, layout="dit")
         card = (exported.folder / "README.md").read_text()
         for text in (capsys.readouterr().out, exported.note, card):
-            assert (NO_LABEL_DROP in text) is told
+            assert (NO_LABEL_DROP in text) is reported
         rows = load_file(exported.folder / "model.safetensors")["y_embedder.embedding_table.weight"]
-        assert len(rows) == 3 + told  # as with dropped labels
+        assert len(rows) == 3 + reported  # as with dropped labels
 
 
-# --------------------------------------------------------------------------------------------------------- what it means
+# Prediction of the network
 
 
 @pytest.mark.parametrize("layout", ["dit", "diffusers"])
-def test_a_network_of_other_noise_has_no_place(layout: str, make: Any) -> None:
-    """The same tensors, trained to predict other things: their own implementation would sample noise from them."""
+def test_networks_of_other_noise_schedules_are_rejected(layout: str, make: Any) -> None:
+    """The same tensors, trained for another prediction: their implementation would sample noise from them."""
     size = {"depth": 1, "width": 24, "heads": 3}
     state = make(image=(4, 8, 8), num_classes=3, outputs=1, **size).state_dict()
 
@@ -366,13 +368,11 @@ def test_a_network_of_other_noise_has_no_place(layout: str, make: Any) -> None:
     assert convert_from_layout(theirs, layout, config).params.named_size == (1, 24, 3)  # type: ignore[attr-defined]
 
 
-# ----------------------------------------------------------------------------------------------------------- diffusers
-
-
+# Diffusers
 def diffusers_names(
     layers: int, width: int, patch: int, channels: int, out: int, classes: int
 ) -> dict[str, tuple[int, ...]]:
-    """The state dict of `DiTTransformer2DModel`, from its documented config."""
+    """Return the state dict of `DiTTransformer2DModel`, from its documented config."""
     shapes: dict[str, tuple[int, ...]] = {
         "pos_embed.proj.weight": (width, channels, patch, patch),
         "pos_embed.proj.bias": (width,),
@@ -414,12 +414,12 @@ def test_diffusers_names_and_shapes_are_those_of_its_config(make: Any) -> None:
     known = convert_from_layout(theirs, "diffusers", config)
     assert known.guessed == {}
     assert all(torch.equal(known.state[name], tensor) for name, tensor in network.state_dict().items())
-    spoilt = {**theirs, (name := "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"): theirs[name] + 1}
+    corrupted = {**theirs, (name := "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"): theirs[name] + 1}
     with pytest.raises(SdditError, match=r"SD-C455(.|\n)*different embedders"):
-        convert_from_layout(spoilt, "diffusers", config)
+        convert_from_layout(corrupted, "diffusers", config)
 
 
-def test_the_published_diffusers_folder_is_understood_without_its_config() -> None:
+def test_the_published_diffusers_folder_loads_without_its_config() -> None:
     known = convert_from_layout(
         empty(diffusers_names(28, 1152, 2, 4, 8, 1000)), "diffusers", {"_class_name": "Transformer2DModel"}
     )

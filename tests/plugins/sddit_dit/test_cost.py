@@ -1,4 +1,4 @@
-"""The cost formulas against what torch counts and keeps."""
+"""Compare the cost formulas with the FLOPs and activations counted by torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def formula(model: DiT, num_kept: int, taps: tuple[Tap, ...] = (), output: bool 
 
 
 def inputs(num_kept: int) -> dict[str, Any]:
-    """Two images; 24 tokens each, of which `num_kept` are visible."""
+    """Return two images of 24 tokens each, `num_kept` of them visible."""
     visible = None if num_kept == 24 else torch.arange(num_kept).expand(2, -1)
     zeros = torch.zeros(2, dtype=torch.int64)
     return {
@@ -34,7 +34,7 @@ def inputs(num_kept: int) -> dict[str, Any]:
 
 
 def counted(model: DiT, num_kept: int, **want: Any) -> float:
-    """FLOPs of one image, as torch counts them on explicit attention."""
+    """Return the FLOPs of one image, counted by torch with explicit attention."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs(num_kept), **want)
     return counter.get_total_flops() / 2
@@ -68,7 +68,7 @@ def test_flops_and_parameters_of_a_plain_dit(make: Any) -> None:
 
 @pytest.mark.parametrize("num_kept", [24, 15])
 def test_activations_kept_for_the_backward_pass(make: Any, num_kept: int) -> None:
-    """Within 5 %, on a fused kernel: distinct memory that autograd holds, parameters apart."""
+    """Within 5 %, with a fused kernel: distinct memory held by autograd, without parameters."""
     model = make(image=IMAGE, outputs=2, depth=4, width=64, decoder={"depth": 2, "width": 64, "heads": 2})
     for module in model.modules():
         if hasattr(module, "attention") and hasattr(module, "qkv"):
@@ -82,6 +82,6 @@ def test_activations_kept_for_the_backward_pass(make: Any, num_kept: int) -> Non
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = model(**inputs(num_kept))
-    numbers = sum(t.untyped_storage().nbytes() // t.element_size() for place, t in held.items() if place not in own)
+    numbers = sum(t.untyped_storage().nbytes() // t.element_size() for pointer, t in held.items() if pointer not in own)
     assert result[0] is not None
     assert formula(model, num_kept).activations == pytest.approx(numbers / 2, rel=0.05)

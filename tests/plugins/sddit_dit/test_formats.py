@@ -1,4 +1,4 @@
-"""Converters of published weights: there and back, and what they refuse."""
+"""Test converters of published weights: round trips and rejected files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sddit_dit.params import DiTParams
 
 
 @pytest.mark.parametrize(("name", "layout"), [("dit_a", DiTFormat), ("maskdit_a", MaskDiTFormat)])
-def test_there_and_back_changes_nothing(published: Any, name: str, layout: Any) -> None:
+def test_round_trip_is_bit_identical(published: Any, name: str, layout: Any) -> None:
     stored = published(name)
     described = layout.describe(stored.meta["constructor"])
     ours = layout.to_ours(stored.state)
@@ -37,10 +37,10 @@ def test_registered_names_give_sizes() -> None:
     assert DiTParams(**MaskDiTFormat.describe(config).backbone).decoder is None
 
 
-def test_what_is_not_in_the_format_is_refused() -> None:
+def test_unknown_parameters_are_rejected() -> None:
     with pytest.raises(ValueError, match="unknown model 'UNet'"):
         DiTFormat.describe({"class": "UNet", "input_size": 32, "num_classes": 10})
-    with pytest.raises(ValueError, match="unknown model 'DiT-H/2'"):  # a size that only MaskDiT's tensors tell
+    with pytest.raises(ValueError, match="unknown model 'DiT-H/2'"):  # a size that only MaskDiT's tensors identify
         DiTFormat.describe({"class": "DiT-H/2", "input_size": 32, "num_classes": 10})
     with pytest.raises(KeyError, match=r"no such parameter in this format: rope\.weight"):
         DiTFormat.to_ours({"blocks.0.attn.qkv.bias": torch.zeros(3), "rope.weight": torch.zeros(3)})

@@ -19,14 +19,14 @@ from sddit_dit.params import DiTParams
 IMAGENET = Shapes((4, 32, 32), 1000)
 
 
-def refusal(**settings: Any) -> str:
-    """What is said about settings that contradict each other."""
+def error_message(**settings: Any) -> str:
+    """Return the error message of contradictory settings."""
     with pytest.raises(ValidationError) as caught:
         DiTParams(**settings)
     return caught.value.errors()[0]["msg"]
 
 
-def test_settings_left_out_are_stated() -> None:
+def test_defaults_are_filled_in() -> None:
     dumped = DiTParams(decoder={}).model_dump(by_alias=True)
     assert (dumped["size"], dumped["fill"]) == ("S", "input")
     assert dumped["decoder"] == {
@@ -52,20 +52,20 @@ def test_a_resolved_recipe_reads_back_as_itself(settings: dict[str, Any]) -> Non
     assert DiTParams(**params.model_dump(mode="json", by_alias=True)) == params
 
 
-def test_contradictions_are_refused_in_plain_words() -> None:
+def test_contradictions_are_rejected_with_a_reason() -> None:
     numbers = {"depth": 2, "width": 16, "heads": 2}
-    assert "set a size or numbers, not both" in refusal(size="S", depth=2)
-    assert "missing: heads" in refusal(depth=2, width=16)
-    assert "is not divisible by 3 heads" in refusal(depth=2, width=16, heads=3)
-    assert "divisible by 4" in refusal(depth=2, width=18, heads=2)
-    assert "no effect without a decoder" in refusal(**numbers, fill="learned")
-    assert 'no effect with fill "zero"' in refusal(**numbers, fill="zero", decoder={"bridge": "own"})
-    assert "width: no effect" in refusal(**numbers, decoder={"style": "split", "depth": 1, "width": 16})
-    assert "leaves no encoder" in refusal(**numbers, decoder={"style": "split", "depth": 2})
-    assert "is not divisible by 5 heads" in refusal(**numbers, decoder={"width": 12, "heads": 5})
+    assert "set a size or numbers, not both" in error_message(size="S", depth=2)
+    assert "missing: heads" in error_message(depth=2, width=16)
+    assert "is not divisible by 3 heads" in error_message(depth=2, width=16, heads=3)
+    assert "divisible by 4" in error_message(depth=2, width=18, heads=2)
+    assert "no effect without a decoder" in error_message(**numbers, fill="learned")
+    assert 'no effect with fill "zero"' in error_message(**numbers, fill="zero", decoder={"bridge": "own"})
+    assert "width: no effect" in error_message(**numbers, decoder={"style": "split", "depth": 1, "width": 16})
+    assert "leaves no encoder" in error_message(**numbers, decoder={"style": "split", "depth": 2})
+    assert "is not divisible by 5 heads" in error_message(**numbers, decoder={"width": 12, "heads": 5})
 
 
-def test_an_image_that_patches_do_not_cut_is_refused_with_those_that_do() -> None:
+def test_an_indivisible_image_is_rejected_with_valid_patch_sizes() -> None:
     params = DiTParams(patch=8)
     with pytest.raises(SdditError) as caught:
         params.grid(Shapes((1, 28, 28), 10))
@@ -83,12 +83,12 @@ def test_taps_name_blocks() -> None:
 
 
 @pytest.mark.parametrize("tap", ["decoder", "middle", 0, 4, -1, 0.0, 1.5])
-def test_a_tap_that_does_not_exist_is_refused_with_those_that_do(tap: str | float | int) -> None:
+def test_a_nonexistent_tap_is_rejected_with_valid_ones(tap: str | float | int) -> None:
     with pytest.raises(ValueError, match=r"expected encoder, a depth fraction .* block from 1 to 3"):
         DiTParams(depth=3, width=16, heads=2).block_of(tap)
 
 
-def test_only_a_decoder_makes_tokens_hideable() -> None:
+def test_only_a_decoder_supports_masking() -> None:
     assert not DiTParams().supports_masking
     assert DiTParams(decoder={}).supports_masking
     assert DiTParams(cls_token=True).has_cls
@@ -118,7 +118,7 @@ def test_hidden_tokens_cost_less() -> None:
     assert half.activations < 0.7 * full.activations
 
 
-def test_the_face_imports_no_torch() -> None:
+def test_settings_import_no_torch() -> None:
     code = "import sys, sddit_dit, sddit_flash; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -132,7 +132,7 @@ def test_it_is_registered_with_converters_that_exist() -> None:
         assert {"describe", "to_ours", "to_theirs"} <= set(dir(component.format(layout)))
 
 
-def test_an_mlp_without_a_unit_is_refused_before_it_is_built() -> None:
+def test_an_mlp_without_units_is_rejected_before_it_is_built() -> None:
     small = ["backbone.mlp_ratio=0.015", "backbone.decoder.width=64", "backbone.decoder.heads=4"]
     with pytest.raises(SdditError, match=r"SD-R108(.|\n)*backbone\.mlp_ratio(.|\n)*0\.015 of a width of 64"):
         resolve("quickstart", small)

@@ -63,7 +63,7 @@ def denoised(model: DiT, x: Tensor, sigma: Tensor, labels: Tensor, visible: Tens
     return out
 
 
-# DiT ---------------------------------------------------------------------------------------------------------------
+# DiT
 
 
 @pytest.mark.parametrize("kernel", [Eager(EagerParams()), Sdpa(SdpaParams())], ids=["eager", "sdpa"])
@@ -89,7 +89,7 @@ def test_dit_embeddings(published: Read) -> None:
     close(model.label(stored.inputs["y"][:1]), stored.outputs["mid/y_emb"])
 
 
-def test_parity_has_teeth(published: Read) -> None:
+def test_parity_detects_wrong_networks(published: Read) -> None:
     """The gate refuses one bias moved by 1e-5, and positions with the row first."""
     stored = published("dit_a")
     model, _, _ = load(DiTFormat, stored.meta["constructor"], stored.state)
@@ -105,7 +105,7 @@ def test_parity_has_teeth(published: Read) -> None:
         close(model(*inputs)[0], stored.outputs["forward"])
 
 
-# MaskDiT -----------------------------------------------------------------------------------------------------------
+# MaskDiT
 
 
 def test_maskdit_forward_masked_and_not(published: Read) -> None:
@@ -128,7 +128,7 @@ def test_maskdit_forward_masked_and_not(published: Read) -> None:
 
 
 def test_maskdit_gradients_of_its_loss(published: Read) -> None:
-    """Their whole loss, written out: EDM's weight on visible tokens plus 0.1 of the reconstruction of hidden ones."""
+    """Their full loss, written out: EDM's weight on visible tokens plus 0.1 of the reconstruction of hidden ones."""
     stored = published("maskdit_a")
     model, params, shapes = load(MaskDiTFormat, stored.meta["constructor"], stored.state)
     clean, labels, hidden = stored.inputs["images"], labels_of(stored.inputs["y"]), stored.outputs["mask/mask"]
@@ -152,7 +152,7 @@ def test_maskdit_gradients_of_its_loss(published: Read) -> None:
     close(stats, stored.outputs["loss/grad_stats"])
 
 
-# Registered sizes, formula weights ---------------------------------------------------------------------------------
+# Registered sizes, formula weights
 
 
 def full_size(layout: Format, stored: Any, formula_weights: Any) -> DiT:

@@ -1,4 +1,4 @@
-"""The checks that `sddit-run verify` runs: each holds here, and notices what it is there for."""
+"""Test that the checks of `sddit-run verify` hold, and that each detects the errors it is meant for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def schedule(name: str = "edm") -> Component[Any]:
 
 
 def failing(check: Check, component: Component[Any] | None = None) -> list[str]:
-    """What does not hold; skips the test where the stored numbers are not here."""
+    """Return the measurements that do not hold; skip the test if the stored numbers are missing."""
     try:
         rows = list(check(CheckContext(component=component or schedule(), fixtures=folders(None))))
     except NotHereError as absent:
@@ -39,7 +39,7 @@ def failing(check: Check, component: Component[Any] | None = None) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["edm", "flow"])
-def test_levels_hold_here(name: str) -> None:
+def test_checks_of_noise_levels_hold(name: str) -> None:
     assert failing(checks.levels, schedule(name)) == []
 
 
@@ -56,12 +56,12 @@ def test_levels_hold_here(name: str) -> None:
         checks.published_loss,
     ],
 )
-def test_it_holds_here(check: Check) -> None:
+def test_checks_hold(check: Check) -> None:
     assert failing(check) == []
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, name: str, factor: float) -> None:
-    """Every scaling of this name a little off."""
+def scale(monkeypatch: pytest.MonkeyPatch, name: str, factor: float) -> None:
+    """Scale every scaling of this name."""
     right = EDM.scalings
 
     def wrong(self: EDM, t: Tensor) -> Any:
@@ -74,13 +74,13 @@ def spoil(monkeypatch: pytest.MonkeyPatch, name: str, factor: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["c_in", "c_out", "c_skip", "c_noise"])
-def test_a_scaling_that_is_off_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    spoil(monkeypatch, name, 1 + 1e-5)
+def test_a_wrong_scaling_is_detected(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    scale(monkeypatch, name, 1 + 1e-5)
     assert f"float64: identity of {name}" in failing(checks.identities)
     assert f"edm_a: precond/0.5/{name}" in failing(checks.published_schedule)
 
 
-def test_levels_that_turn_back_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nonmonotonic_noise_levels_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EDM, "sigma", lambda self, t: torch.where(t > 2, 4 - t, t).clamp(min=1e-3))
     monkeypatch.setattr(EDM, "grid", lambda self, steps, **_: [80.0, *[1.0] * (steps - 2), 0.002, 0.0])
     assert failing(checks.levels) == [
@@ -90,7 +90,7 @@ def test_levels_that_turn_back_are_noticed(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-def test_a_c_noise_that_turns_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nonmonotonic_c_noise_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     right = EDM.scalings
 
     def wrong(self: EDM, t: Tensor) -> Any:
@@ -101,31 +101,31 @@ def test_a_c_noise_that_turns_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     assert failing(checks.levels) == ["levels at which c_noise is not monotonic"]
 
 
-def test_a_loss_of_another_weight_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_loss_weight_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Denoising._weight
     monkeypatch.setattr(Denoising, "_weight", lambda self, *a: 1.05 * right(self, *a))
     assert len(failing(checks.zero_network)) == 1
     assert len(failing(checks.published_loss)) == 3
 
 
-def spoil_flow(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Flow, Tensor], dict[str, Tensor]]) -> None:
-    """Some scalings of the flow schedule replaced."""
+def replace_scalings(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Flow, Tensor], dict[str, Tensor]]) -> None:
+    """Replace some scalings of the flow schedule."""
     right = Flow.scalings
     monkeypatch.setattr(Flow, "scalings", lambda self, t: replace(right(self, t), **wrong(self, t)))
 
 
-def test_a_velocity_that_overshoots_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_velocity_that_overshoots_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Flow.scalings
-    spoil_flow(monkeypatch, lambda self, t: {"c_out": 1.01 * right(self, t).c_out})
+    replace_scalings(monkeypatch, lambda self, t: {"c_out": 1.01 * right(self, t).c_out})
     assert failing(checks.velocities) == [f"{way}: c_skip x + c_out R, from x0" for way in ("noise", "data")]
 
 
-def test_a_direction_that_changes_neither_sign_nor_time_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil_flow(monkeypatch, lambda self, t: {"c_out": -t, "c_noise": self.params.time_scale * t})
+def test_a_direction_without_effect_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_scalings(monkeypatch, lambda self, t: {"c_out": -t, "c_noise": self.params.time_scale * t})
     assert failing(checks.velocities) == ["data: c_skip x + c_out R, from x0", "data: c_noise, from its time"]
 
 
-def test_a_variance_taken_for_a_standard_deviation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variance_used_as_standard_deviation_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Flow.__init__
 
     def squared(self: Flow, params: Any) -> None:
@@ -135,7 +135,7 @@ def test_a_variance_taken_for_a_standard_deviation_is_noticed(monkeypatch: pytes
     assert failing(checks.training_times) == ["logit_normal: quantiles of ln(t / (1 - t))"]
 
 
-def test_the_datas_deviation_taken_for_that_of_ln_sigma_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigma_data_used_as_std_of_ln_sigma_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     right = EDM.__init__
 
     def confused(self: EDM, params: EDMParams) -> None:
@@ -147,7 +147,7 @@ def test_the_datas_deviation_taken_for_that_of_ln_sigma_is_noticed(monkeypatch: 
 
 
 @pytest.mark.parametrize("bound", ["max", "min"])
-def test_a_clamp_that_is_missing_or_turned_round_is_noticed(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+def test_a_missing_or_inverted_clamp_is_detected(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     def wrong(self: Denoising, schedule: Any, t: Tensor) -> Tensor:
         snr = (schedule.alpha(t) / schedule.sigma(t)) ** 2
         clamped = snr if bound == "max" else snr.clamp(min=self.params.snr_gamma)

@@ -1,4 +1,4 @@
-"""The denoising loss against the published implementation, its other spaces, and the Bayes optimum."""
+"""Test the denoising loss: published implementation, other spaces, Bayes optimum."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sddit_edm.schedule import EDM
 
 
 class VPredicting:
-    """alpha = cos t, sigma = sin t, and the network gives v = alpha eps - sigma x0."""
+    """alpha = cos t, sigma = sin t, and the network predicts v = alpha eps - sigma x0."""
 
     outputs = 1
 
@@ -52,7 +52,7 @@ def look(schedule: Any, x0: Tensor, noise: Tensor, t: Tensor, **rest: Any) -> Vi
 
 
 def stub(x: Tensor, c_noise: Tensor, labels: Tensor, **_: Any) -> Any:
-    """The network of the stored numbers."""
+    """Return the network of the stored numbers."""
     return 0.7 * torch.tanh(1.3 * x) + 0.1 * c_noise[:, None, None, None], {}, {}
 
 
@@ -81,7 +81,7 @@ def test_the_published_implementation(published: Callable[[str], Any], sigma_dat
 
 
 @pytest.mark.parametrize("schedule", [EDM(EDMParams()), VPredicting()])
-def test_the_target_is_what_gives_x0(schedule: Any) -> None:
+def test_the_target_yields_x0(schedule: Any) -> None:
     view, _ = random_case(schedule)
     c = schedule.scalings(view.t)
     target = native_target(schedule, view, torch.float64)
@@ -96,7 +96,7 @@ def test_the_target_is_what_gives_x0(schedule: Any) -> None:
 
 
 @pytest.mark.parametrize("schedule", [EDM(EDMParams()), VPredicting()])
-def test_each_space_is_the_error_it_names(schedule: Any) -> None:
+def test_each_space_is_the_error_of_its_quantity(schedule: Any) -> None:
     view, out = random_case(schedule)
     alpha, sigma = (f(view.t)[:, None, None, None] for f in (schedule.alpha, schedule.sigma))
     noise = (view.x - alpha * out.x0) / sigma
@@ -116,16 +116,16 @@ def test_each_space_is_the_error_it_names(schedule: Any) -> None:
 
 
 class EpsPredicting:
-    """DDPM's thousand times with beta from 1e-4 to 0.02 (arXiv:2006.11239), and the network gives the noise."""
+    """DDPM's thousand times with beta from 1e-4 to 0.02 (arXiv:2006.11239), and the network predicts the noise."""
 
     def __init__(self) -> None:
-        self.kept = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+        self.abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self.kept[t.long()].sqrt()
+        return self.abar[t.long()].sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (1 - self.kept[t.long()]).sqrt()
+        return (1 - self.abar[t.long()]).sqrt()
 
     def perturb(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return self.alpha(t)[:, None, None, None] * x0 + self.sigma(t)[:, None, None, None] * noise
@@ -166,7 +166,7 @@ def test_min_snr_is_one_objective_for_every_space(schedule: Any) -> None:
     assert not torch.allclose(found, loss(schedule, {"a": view}, {"a": out}), rtol=1e-2)
 
 
-def test_edm_weighs_the_error_of_x0_by_lambda() -> None:
+def test_edm_weights_the_error_of_x0_by_lambda() -> None:
     schedule = EDM(EDMParams(sigma_data=0.7))
     view, out = random_case(schedule)
     weight = (view.t**2 + 0.49) / (view.t * 0.7) ** 2
@@ -194,7 +194,7 @@ def test_a_network_of_zeros_has_a_loss_of_one() -> None:
     assert abs(wrong_mean - 1) > 5 * wrong_error
 
 
-def test_low_noise_does_not_cancel_in_float32() -> None:
+def test_no_cancellation_in_float32_at_low_noise() -> None:
     schedule = EDM(EDMParams())
     x0, noise = torch.randn(2, 6, 3, 4, 4, generator=torch.Generator().manual_seed(1)).unbind(0)
     t = torch.full((6,), 0.002)
@@ -210,7 +210,7 @@ def test_low_noise_does_not_cancel_in_float32() -> None:
     assert worst(naive) > 1e-5
 
 
-def test_visible_tokens_alone_can_be_counted() -> None:
+def test_loss_over_visible_tokens_only() -> None:
     schedule = EDM(EDMParams())
     visible = torch.tensor([[0, 3], [1, 2], [0, 1], [2, 3], [1, 3]])
     view, out = random_case(schedule, visible=visible)
@@ -226,7 +226,7 @@ def test_visible_tokens_alone_can_be_counted() -> None:
     assert torch.equal(loss(schedule, {"a": view}, {"a": out}, tokens="visible"), everything)
 
 
-def test_tokens_are_counted_row_by_row() -> None:
+def test_tokens_are_ordered_row_by_row() -> None:
     image = torch.arange(12.0).view(1, 1, 2, 6).expand(1, 2, 2, 6)
     assert per_token(image, (2, 3)).tolist() == [[0.5, 2.5, 4.5, 6.5, 8.5, 10.5]]
 
@@ -236,9 +236,9 @@ def test_views_are_averaged() -> None:
     view, out = random_case(schedule)
     other, other_out = random_case(EDM(EDMParams(sigma_data=0.9)))
     views, outputs = {"a": view, "b": other}, {"a": out, "b": other_out}
-    alone = [loss(schedule, {name: views[name]}, {name: outputs[name]}) for name in views]
-    torch.testing.assert_close(loss(schedule, views, outputs), (alone[0] + alone[1]) / 2)
-    assert not torch.allclose(alone[0], alone[1], rtol=1e-3)
+    separate = [loss(schedule, {name: views[name]}, {name: outputs[name]}) for name in views]
+    torch.testing.assert_close(loss(schedule, views, outputs), (separate[0] + separate[1]) / 2)
+    assert not torch.allclose(separate[0], separate[1], rtol=1e-3)
 
 
 def test_a_learned_variance_is_not_read() -> None:
@@ -261,14 +261,14 @@ def test_one_value_per_sample_with_a_gradient(dtype: torch.dtype, space: str) ->
     assert gradient.abs().amin() > 0
 
 
-def test_an_output_that_was_not_asked_for_is_named() -> None:
+def test_a_missing_output_is_named() -> None:
     schedule = EDM(EDMParams())
     view, _ = random_case(schedule)
     with pytest.raises(ValueError, match="needs the network's output"):
         loss(schedule, {"a": view}, {"a": Outputs()})
 
 
-def test_its_face() -> None:
+def test_needs_and_cost() -> None:
     params = DenoisingParams()
     assert params.needs() == Needs(student=Want(output=True))
     nothing: Any = None

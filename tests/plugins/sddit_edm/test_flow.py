@@ -1,4 +1,4 @@
-"""The flow schedule against its own identities and the published implementation's numbers."""
+"""Test the flow schedule: identities and published implementation."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_training_step_of_the_published_implementation(published: Callable[[st
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("noise", 1), ("data", -1)])
-def test_the_network_gives_the_velocity(direction: str, sign: int) -> None:
+def test_the_network_predicts_the_velocity(direction: str, sign: int) -> None:
     schedule = flow(direction=direction)
     x0, noise = torch.randn(2, 5, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     t = torch.linspace(0.001, 0.999, 5, dtype=torch.float64)
@@ -77,7 +77,7 @@ def test_the_network_gives_the_velocity(direction: str, sign: int) -> None:
     torch.testing.assert_close(back, x0, rtol=1e-12, atol=1e-12)
 
 
-def test_the_network_is_given_the_time_it_is_used_to() -> None:
+def test_the_network_gets_the_time_of_its_direction() -> None:
     t = torch.tensor([0.25, 0.75], dtype=torch.float64)
     assert flow().scalings(t).c_noise.tolist() == [0.25, 0.75]
     assert flow(time_scale=1000.0).scalings(t).c_noise.tolist() == [250.0, 750.0]
@@ -98,7 +98,7 @@ def test_training_times() -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
 def test_levels_near_both_ends(dtype: torch.dtype, tolerance: float) -> None:
-    """In float32 the t nearest to 1 are 6e-8 apart: a level of 1e5 is still known to a percent, and x to rounding."""
+    """In float32 the t nearest to 1 differ by 6e-8: a noise level of 1e5 is exact to 1 %, and x to rounding."""
     schedule = flow(t_min=1e-5, t_max=1 - 1e-5)
     ends = torch.logspace(-5, -0.5, 50, dtype=dtype)
     for t in (ends, 1 - ends):
@@ -134,7 +134,7 @@ def test_its_range() -> None:
 
 
 @given(kind=st.sampled_from(["edm", "log", "native"]), steps=st.integers(2, 200), rho=st.floats(0.1, 100))
-def test_every_grid_falls_to_zero_by_way_of_exact_ends(kind: str, steps: int, rho: float) -> None:
+def test_every_grid_falls_to_zero_through_exact_ends(kind: str, steps: int, rho: float) -> None:
     grid = flow().grid(steps, kind=kind, sigma_min=0.002, sigma_max=500.0, rho=rho)
     assert all(isinstance(level, float) for level in grid)
     assert (len(grid), grid[0], grid[-2], grid[-1]) == (steps + 1, 500.0, 0.002, 0.0)
@@ -161,12 +161,12 @@ def test_the_native_grid_is_even_in_t() -> None:
         {"sigma_data": 0.5},
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         FlowParams(**settings)
 
 
-def test_settings_without_effect_are_told(tmp_path: Path) -> None:
+def test_settings_without_effect_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text('extends = "digits/dit"\n[noise_schedule]\nname = "flow"\n', encoding="utf-8")
     keys = ["noise_schedule.logit_mean=0.5", "noise_schedule.logit_std=2.0"]

@@ -1,4 +1,4 @@
-"""The whole way from keyed noise to samples, with the network that EDM's preconditioning would have to learn."""
+"""Test sampling from keyed noise with the ideal network of EDM's preconditioning."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SCHEDULE = EDM(EDMParams(sigma_data=SIGMA_DATA))
 
 
 def ideal(x: Tensor, sigma: Tensor | float) -> Tensor:
-    """D(x; sigma) for data N(MEAN, STD^2)."""
+    """Return D(x; sigma) for data N(MEAN, STD^2)."""
     return MEAN + STD**2 / (STD**2 + sigma**2) * (x - MEAN)
 
 
 class IdealNetwork(nn.Module):
-    """F = (D - c_skip x) / c_out, from the two things a network is given: c_in x and ln(sigma) / 4."""
+    """F = (D - c_skip x) / c_out, from the network's inputs c_in x and ln(sigma) / 4."""
 
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor, **_: Any
@@ -40,8 +40,8 @@ class IdealNetwork(nn.Module):
 
 
 def euler(denoise: Any, x: Tensor, sigmas: Any, *, noise: Any, callback: Any = None) -> Tensor:
-    for sigma, following in pairwise(sigmas):
-        x = x + (following - sigma) * (x - denoise(x, sigma).x0) / sigma
+    for sigma, sigma_next in pairwise(sigmas):
+        x = x + (sigma_next - sigma) * (x - denoise(x, sigma).x0) / sigma
     return x
 
 
@@ -81,7 +81,7 @@ def test_sampling_through_a_network_is_sampling_of_its_denoiser() -> None:
 
 
 def test_no_network_has_a_lower_loss() -> None:
-    """The Bayes error of R: Var(x0 | x) / c_out^2, averaged over the training levels; any change adds to it."""
+    """The Bayes error of R is Var(x0 | x) / c_out^2, averaged over training noise levels; any change increases it."""
     generator = torch.Generator().manual_seed(0)
     x0 = MEAN + STD * torch.randn(20_000, *IMAGE, generator=generator, dtype=torch.float64)
     noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The EDM schedule against its own identities and the published implementation's numbers."""
+"""Test the EDM schedule: identities and published implementation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def edm(**settings: Any) -> EDM:
 
 
 def identities(schedule: EDM, s: Tensor) -> dict[str, Tensor]:
-    """What EDM's derivation asks of the scalings (arXiv:2206.00364, appendix B.6): each is 0, relative to its terms."""
+    """Return the residuals of EDM's identities (arXiv:2206.00364, appendix B.6), relative to their terms."""
     c, sd = schedule.scalings(s), schedule.sigma_data
     weight = (s**2 + sd**2) / (s * sd) ** 2
     one_less_skip = s**2 / (s**2 + sd**2)  # 1 - c_skip without cancellation
@@ -46,7 +46,7 @@ def test_identities(dtype: torch.dtype, tolerance: float, sigma_data: float) -> 
 
 
 @pytest.mark.parametrize("name", SCALINGS)
-def test_the_identities_notice_a_wrong_scaling(name: str) -> None:
+def test_the_identities_detect_a_wrong_scaling(name: str) -> None:
     class Wrong(EDM):
         def scalings(self, t: Tensor) -> Any:
             right = super().scalings(t)
@@ -89,7 +89,7 @@ def test_training_levels_are_log_normal() -> None:
     assert (shifted[4] / shifted[2]).log().item() == pytest.approx(0.25 * 1.6448536269514722, rel=1e-12)
 
 
-def test_training_levels_are_made_in_float64() -> None:
+def test_training_levels_are_computed_in_float64() -> None:
     u = torch.tensor([1e-7, 0.3, 0.99], dtype=torch.float32)
     levels = edm().t_from_uniform(u)
     assert levels.dtype == torch.float32
@@ -128,7 +128,7 @@ def test_grids_of_the_published_implementation(published: Callable[[str], Any], 
 
 
 @given(kind=st.sampled_from(["edm", "log", "native"]), steps=st.integers(2, 200), rho=st.floats(0.1, 100))
-def test_every_grid_falls_to_zero_by_way_of_exact_ends(kind: str, steps: int, rho: float) -> None:
+def test_every_grid_falls_to_zero_through_exact_ends(kind: str, steps: int, rho: float) -> None:
     grid = edm().grid(steps, kind=kind, sigma_min=0.002, sigma_max=80.0, rho=rho)
     assert all(isinstance(level, float) for level in grid)
     assert (len(grid), grid[0], grid[-2], grid[-1]) == (steps + 1, 80.0, 0.002, 0.0)
@@ -151,12 +151,12 @@ def test_the_native_grid_is_even_in_sigma() -> None:
         {"sigma": 1},
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         EDMParams(**settings)
 
 
-def test_a_measured_sigma_data_must_have_become_a_number() -> None:
+def test_a_measured_sigma_data_must_be_resolved_to_a_number() -> None:
     with pytest.raises(ValueError, match="replace it with a number"):
         EDM(EDMParams(sigma_data="measured"))
     assert edm(sigma_data=1).sigma_data == 1

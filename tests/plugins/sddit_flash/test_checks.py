@@ -1,4 +1,4 @@
-"""The check that `sddit-run verify` runs on every kernel: it holds here, and notices kernels that are a little wrong."""
+"""Test that the check of every kernel holds, and that it detects slightly wrong kernels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def measured(found: Component[Any]) -> list[Measurement]:
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa"])
-def test_it_holds_here(name: str) -> None:
+def test_checks_hold(name: str) -> None:
     rows = measured(component(name))
     assert [row.what.partition(",")[0] for row in rows] == [
         f"{precision}: {what}" for precision in ("fp32", "bf16", "fp64") for what in ("values", "gradients")
@@ -39,14 +39,14 @@ def test_it_holds_here(name: str) -> None:
 
 
 class OneBias(Eager):
-    """Gives every image the first one's bias."""
+    """Apply the bias of the first image to all images."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, **more: Any) -> Tensor:
         return super().__call__(q, k, v, bias=bias[:1] if bias is not None and bias.ndim == 4 else bias, **more)
 
 
 class StuckBias(Eager):
-    """Has no gradient to a bias."""
+    """Return no gradient for a bias."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, **more: Any) -> Tensor:
         return super().__call__(q, k, v, bias=None if bias is None else 0 * bias + bias.detach(), **more)
@@ -58,7 +58,7 @@ class NoScale(Eager):
 
 
 class Soft(Eager):
-    """Groups see a little of each other."""
+    """Let groups attend a little to each other."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, groups: Tensor | None = None, bias: Any = None) -> Tensor:
         if groups is not None:
@@ -68,7 +68,7 @@ class Soft(Eager):
 
 
 class NotANumber(Eager):
-    """NaN in the gradient to q at N = 64, as cuDNN's kernel had."""
+    """Return NaN in the gradient for q at N = 64, as cuDNN's kernel did."""
 
     def __call__(self, q: Tensor, *rest: Tensor, **more: Any) -> Tensor:
         if q.shape[2] == 64 and q.requires_grad:
@@ -87,14 +87,14 @@ class NotANumber(Eager):
         (NotANumber, "fp64: gradients, worst at N = 64, no options"),
     ],
 )
-def test_a_wrong_kernel_is_noticed(kernel: Callable[..., Any], what: str) -> None:
+def test_a_wrong_kernel_is_detected(kernel: Callable[..., Any], what: str) -> None:
     failing = [row.what for row in measured(replace(component("eager"), factory=kernel)) if not row.holds]
     assert any(found.startswith(what) for found in failing), failing
 
 
-def test_what_a_kernel_cannot_is_not_asked_of_it() -> None:
+def test_unsupported_options_are_not_measured() -> None:
     class Plain(AttentionParams):
-        """Neither bias nor groups, and no gradient."""
+        """Support neither bias nor groups nor gradients."""
 
         @property
         def backward_devices(self) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ def test_what_a_kernel_cannot_is_not_asked_of_it() -> None:
     assert all(row.holds and "values, worst at" in row.what and "no options" in row.what for row in rows)
 
 
-def test_what_cannot_run_here_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_that_cannot_run_are_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotHereError, match="runs only on cuda: --device cuda"):
         measured(component("xformers"))
     with pytest.raises(NotHereError, match="--full"):

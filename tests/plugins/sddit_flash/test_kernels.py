@@ -1,4 +1,4 @@
-"""Every kernel against the formula."""
+"""Compare every kernel with the formula."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ B, HEADS, WIDTH = 2, 3, 8
 
 
 def qkv(n: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Tensor]:
-    """Three [B, heads, n, d] cut from one projection, strided as the backbone's are."""
+    """Return three slices [B, heads, n, d] of one projection, strided as in the backbone."""
     g = torch.Generator().manual_seed(5)
     packed = torch.randn(B, n, 3, HEADS, WIDTH, generator=g, dtype=torch.float64).to(device, dtype)
     return [part.detach().requires_grad_() for part in packed.permute(2, 0, 3, 1, 4).unbind(0)]
@@ -42,7 +42,7 @@ KINDS = ["plain", "groups", "shared bias", "bias", "bias and groups"]
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, groups: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v over the tokens of one's own group, sample by sample and token by token."""
+    """softmax(q k^T / sqrt(d) + bias) v over the tokens of the same group, sample by sample and token by token."""
     rows = []
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
@@ -69,7 +69,7 @@ def with_gradients(kernel: Any, inputs: list[Tensor], **given: Tensor) -> list[T
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kernel", [Eager(EagerParams()), Sdpa(SdpaParams())], ids=["eager", "sdpa"])
 def test_forward_and_backward_follow_the_formula(kernel: Any, kind: str, n: int) -> None:
-    """Rows shorter and longer than 16, which `eager` treats apart."""
+    """Rows shorter and longer than 16, which `eager` treats differently."""
     given = {key: t.requires_grad_(t.is_floating_point()) for key, t in options(kind, n).items()}
     for ours, exact in zip(
         with_gradients(kernel, qkv(n), **given), with_gradients(formula, qkv(n), **given), strict=True
@@ -84,7 +84,7 @@ def test_each_option_has_an_effect(kind: str) -> None:
 
 
 def relative_biases(kind: str, n: int) -> dict[str, Tensor]:
-    """The options with biases as a table of relative positions gives them: [N, N, heads] seen as [heads, N, N]."""
+    """Return options with biases as from a table of relative positions: [N, N, heads] seen as [heads, N, N]."""
     given = options(kind, n)
     if "bias" in given:
         given["bias"] = given["bias"].movedim(-3, -1).contiguous().movedim(-1, -3)
@@ -100,7 +100,7 @@ def relative_biases(kind: str, n: int) -> dict[str, Tensor]:
 def test_sdpa_agrees_with_eager_in_values_and_all_gradients(
     dtype: torch.dtype, tolerance: float, n: int, kind: str
 ) -> None:
-    """Of strided q, k, v, of shared and own biases that are strided too, of lengths that are no multiple of 8."""
+    """Of strided q, k, v, of shared and own biases that are strided too, of lengths that are not a multiple of 8."""
     exact = {k: t.requires_grad_(t.is_floating_point()) for k, t in relative_biases(kind, n).items()}
     low = {k: t.detach().to(dtype).requires_grad_() if k == "bias" else t for k, t in relative_biases(kind, n).items()}
     reference = with_gradients(Eager(EagerParams()), qkv(n), **exact)
@@ -111,8 +111,8 @@ def test_sdpa_agrees_with_eager_in_values_and_all_gradients(
         assert (ours.double() - theirs).norm() / theirs.norm() < tolerance
 
 
-def test_a_bias_without_a_gradient_is_served_by_the_fused_kernel_of_the_cpu() -> None:
-    """It refuses three axes, in which a shared bias comes."""
+def test_a_bias_without_gradient_uses_the_fused_cpu_kernel() -> None:
+    """It rejects the three axes of a shared bias."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     kernel, inputs = Sdpa(SdpaParams()), [t.detach() for t in qkv(17, torch.float32)]
@@ -132,7 +132,7 @@ def test_a_bias_without_a_gradient_is_served_by_the_fused_kernel_of_the_cpu() ->
 
 
 @pytest.mark.parametrize("n", [7, 40])
-def test_softmax_is_taken_in_float32_or_wider(n: int) -> None:
+def test_softmax_is_computed_in_float32_or_wider(n: int) -> None:
     scores = torch.randn(2, 3, n, n)
     assert softmax(scores.bfloat16()).dtype == torch.float32
     assert torch.equal(softmax(scores.bfloat16()).sum(-1).round(decimals=5), torch.ones(2, 3, n))
@@ -175,7 +175,7 @@ def test_what_each_kernel_declares() -> None:
 
 
 class Ops:
-    """What xformers' function promises and demands, computed by the formula: [B, N, heads, d], rows of a bias in 16 bytes."""
+    """Compute the formula with the interface of xformers' function: [B, N, heads, d], rows of a bias in 16 bytes."""
 
     @staticmethod
     def memory_efficient_attention(q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None) -> Tensor:
@@ -190,7 +190,7 @@ class Ops:
 
 @pytest.fixture
 def xformers(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The kernel on a stand-in for the package."""
+    """Return the kernel with a replacement of the package."""
     monkeypatch.setattr("sddit_flash.kernels.import_module", lambda name: {"xformers.ops": Ops}[name])
     registries = Registries()
     register_attention(registries.attention)
@@ -202,7 +202,7 @@ def xformers(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("n", [7, 16, 17])
 @pytest.mark.parametrize("kind", ["plain", "shared bias", "bias"])
-def test_xformers_is_given_a_bias_as_it_demands_and_takes_it_back(xformers: Any, kind: str, n: int) -> None:
+def test_xformers_gets_an_aligned_bias_and_its_gradient(xformers: Any, kind: str, n: int) -> None:
     given = {key: t.requires_grad_() for key, t in relative_biases(kind, n).items()}
     for ours, exact in zip(
         with_gradients(xformers, qkv(n), **given), with_gradients(formula, qkv(n), **given), strict=True
@@ -210,6 +210,6 @@ def test_xformers_is_given_a_bias_as_it_demands_and_takes_it_back(xformers: Any,
         torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
 
 
-def test_xformers_serves_no_groups(xformers: Any) -> None:
+def test_xformers_does_not_support_groups(xformers: Any) -> None:
     with pytest.raises(ValueError, match="does not support groups"):
         xformers(*qkv(7), groups=options("groups", 7)["groups"])

@@ -1,4 +1,4 @@
-"""The checks that `sddit-run verify` runs: each holds here, and notices what it is there for."""
+"""Test that the checks of `sddit-run verify` hold, and that each detects the errors it is meant for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def component(name: str) -> Component[Any]:
 
 
 def failing(check: Check, name: str) -> list[str]:
-    """What does not hold of what can be measured; skips the test where no stored numbers are here."""
+    """Return the measurements that do not hold; skip the test if the stored numbers are missing."""
     rows: list[Measurement] = []
     try:
         rows.extend(check(CheckContext(component=component(name), fixtures=folders(None))))
@@ -48,11 +48,11 @@ def failing(check: Check, name: str) -> list[str]:
         (checks.published_scales, "cfg"),
     ],
 )
-def test_it_holds_here(check: Check, name: str) -> None:
+def test_checks_hold(check: Check, name: str) -> None:
     assert failing(check, name) == []
 
 
-def test_a_corrector_that_does_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corrector_without_effect_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Heun, "step", Euler.step)
     assert failing(checks.convergence, "heun") == [
         "order of convergence, 128 to 256 steps, from 2",
@@ -63,7 +63,7 @@ def test_a_corrector_that_does_nothing_is_noticed(monkeypatch: pytest.MonkeyPatc
     assert "edm_a: heun/18/final" in failing(checks.published_runs, "heun")
 
 
-def test_a_last_step_that_falls_short_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_last_step_that_is_too_short_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Euler.step
 
     def short(self: Euler, denoise: Denoise, x: Tensor, sigmas: Sequence[float], i: int, noise: Any) -> Tensor:
@@ -73,7 +73,7 @@ def test_a_last_step_that_falls_short_is_noticed(monkeypatch: pytest.MonkeyPatch
     assert failing(checks.trajectory, "euler") == ["last step, difference from the denoised image"]
 
 
-def test_churn_without_its_noise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_churn_without_noise_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Euler.churn
 
     def quiet(self: Euler, x: Tensor, sigmas: Sequence[float], i: int, noise: Any) -> tuple[Tensor, float]:
@@ -83,18 +83,18 @@ def test_churn_without_its_noise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     assert "variance of the samples, from the data's in standard errors" in failing(checks.churned, "heun")
 
 
-def test_guidance_of_another_scale_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guidance_with_a_wrong_scale_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ClassifierFree._combine
     monkeypatch.setattr(ClassifierFree, "_combine", lambda self, both, n, scale: right(self, both, n, scale + 1e-6))
     assert failing(checks.linear, "cfg") == ["scale 1.5, from the line", "scale 4, from the line"]
 
 
-def test_guidance_that_forgets_its_interval_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guidance_ignoring_its_interval_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClassifierFree, "scale_at", lambda self, sigma: self.params.scale)
     assert failing(checks.linear, "cfg") == ["outside the interval, from the conditional prediction"]
 
 
-def test_a_scale_of_another_time_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scale_at_a_wrong_time_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ClassifierFree._noise_fraction
     monkeypatch.setattr(
         ClassifierFree, "_noise_fraction", lambda self, sigma: right(self, sigma) - 0.01

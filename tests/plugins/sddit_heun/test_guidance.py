@@ -1,4 +1,4 @@
-"""No guidance, and classifier-free guidance with its shape, interval and channels."""
+"""Test no guidance, and classifier-free guidance with its shape, interval and channels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIGMA = 0.7
 
 
 class Labelled:
-    """A denoiser whose every output tells its label, and which counts the calls."""
+    """A denoiser whose outputs identify the label, and which counts calls."""
 
     num_classes = 5
 
@@ -40,7 +40,7 @@ class Labelled:
 
 
 class ThousandSteps:
-    """Of a thousand times t, which are levels as well; asked at a level, the network is asked at half of it."""
+    """A schedule of a thousand times t, which are also noise levels; it snaps each level to half of it."""
 
     def t_from_sigma(self, sigma: Tensor) -> Tensor:
         return sigma
@@ -104,7 +104,7 @@ def test_outside_its_interval_it_is_conditional(sigma: float, acts: bool) -> Non
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.5])
-def test_channels_beyond_the_chosen_stay_conditional(scale: float) -> None:
+def test_other_channels_stay_conditional(scale: float) -> None:
     found = guided(scale=scale, channels=3).x0
     everything = (1 - scale) * unconditional + scale * conditional
     torch.testing.assert_close(found[:, :3], everything[:, :3], rtol=1e-12, atol=1e-12)
@@ -113,7 +113,7 @@ def test_channels_beyond_the_chosen_stay_conditional(scale: float) -> None:
     assert CFGParams(scale=scale, channels=3).evaluations == 2
 
 
-def test_what_stands_beside_x0_is_that_of_the_labels() -> None:
+def test_other_outputs_are_those_for_the_labels() -> None:
     found = guided(Labelled(extras=True), scale=2.0)
     assert found.extra is not None
     assert torch.equal(found.extra, conditional + 10)
@@ -121,7 +121,7 @@ def test_what_stands_beside_x0_is_that_of_the_labels() -> None:
     assert guided(scale=2.0).extra is None
 
 
-# --- a scale that grows as noise falls -------------------------------------------------------------------------------
+# A scale that grows as noise falls
 
 MDT = [("cfg_4.0_pow_4.0", 4.0, 4.0), ("cfg_3.8_pow_0.01", 3.8, 0.01)]
 
@@ -144,14 +144,14 @@ def test_the_scales_of_the_published_implementation(
     assert found(scale=scale, power=power * 1.001) != pytest.approx(expected, rel=1e-9)
 
 
-def power_cosine(share: float, scale: float, power: float) -> float:
-    return 1 + (scale - 1) * (1 - math.cos(math.pi * (1 - share) ** power)) / 2
+def power_cosine(fraction: float, scale: float, power: float) -> float:
+    return 1 + (scale - 1) * (1 - math.cos(math.pi * (1 - fraction) ** power)) / 2
 
 
 @pytest.mark.parametrize("scale", [0.0, 3.0])
 @pytest.mark.parametrize("sigma", [0.002, 0.05, 0.7, 5.0])
-def test_the_scale_follows_the_share_of_noise(sigma: float, scale: float) -> None:
-    """The toy schedule shares evenly in ln sigma between 0.002 and 80."""
+def test_the_scale_follows_the_noise_fraction(sigma: float, scale: float) -> None:
+    """The toy schedule's noise fraction is even in ln sigma between 0.002 and 80."""
     expected = power_cosine(math.log(sigma / 0.002) / math.log(80 / 0.002), scale, 2.0)
     found = guided(sigma=sigma, scale=scale, shape="power_cosine", power=2.0).x0
     c, u = Labelled()(X, sigma, LABELS).x0, Labelled()(X, sigma, NULL).x0
@@ -159,7 +159,7 @@ def test_the_scale_follows_the_share_of_noise(sigma: float, scale: float) -> Non
     assert not torch.allclose(found, u + (expected + 0.01) * (c - u), rtol=1e-6)
 
 
-def test_power_cosine_goes_from_conditional_to_the_whole_scale() -> None:
+def test_power_cosine_goes_from_conditional_to_the_full_scale() -> None:
     denoiser = Labelled()
     assert torch.equal(guided(denoiser, sigma=80.0, scale=3.0, shape="power_cosine").x0, Labelled()(X, 80.0, LABELS).x0)
     assert denoiser.calls == [LABELS.tolist()]
@@ -169,7 +169,7 @@ def test_power_cosine_goes_from_conditional_to_the_whole_scale() -> None:
     assert cfg(scale=3.0).scale_at(80.0) == 3.0
 
 
-def test_the_interval_and_the_channels_hold_for_every_shape() -> None:
+def test_interval_and_channels_apply_to_every_shape() -> None:
     settings: dict[str, Any] = {"scale": 3.0, "shape": "power_cosine", "power": 0.5}
     outside = guided(sigma=SIGMA, interval=[1.0, 2.0], **settings).x0
     assert torch.equal(outside, conditional)
@@ -186,7 +186,7 @@ def test_evaluations_of_every_shape() -> None:
     assert not CFGParams(scale=1.0, shape="power_cosine").needs_null_label
 
 
-# --- manners --------------------------------------------------------------------------------------------------------
+# Interface
 
 
 def test_only_guidance_needs_the_null_label() -> None:
@@ -195,7 +195,7 @@ def test_only_guidance_needs_the_null_label() -> None:
     assert not CFGParams(scale=1.0).needs_null_label
 
 
-def test_more_channels_than_there_are_is_a_problem_of_the_recipe() -> None:
+def test_too_many_channels_are_a_recipe_error() -> None:
     recipe: Any = SimpleNamespace(facts=SimpleNamespace(image=(3, 8, 8)))
     assert [problem.code for problem in CFGParams(channels=4).check(recipe)] == ["SD-R108"]
     assert [*CFGParams(channels=3).check(recipe), *CFGParams().check(recipe)] == []
@@ -214,6 +214,6 @@ def test_more_channels_than_there_are_is_a_problem_of_the_recipe() -> None:
         {"interval": [-1.0, 1.0]},
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         CFGParams(**settings)

@@ -1,4 +1,4 @@
-"""Samplers and guidance within a recipe: settings without effect, and levels that leave nothing to sample."""
+"""Test samplers and guidance in a recipe: settings without effect, and grids without noise to remove."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_coordinates_are_idle_where_the_time_is_the_level(tmp_path: Path) -> Non
     assert recipe(tmp_path, *native, "noise_schedule.name=flow").idle == ()
 
 
-def test_edm_leaves_noise_to_remove_or_is_refused(tmp_path: Path) -> None:
+def test_a_grid_without_noise_to_remove_is_rejected(tmp_path: Path) -> None:
     recipe(tmp_path, "sampler.sigma_min=79.0")
     for override, key in (
         ("sampler.sigma_min=80.0", "sampler.sigma_min"),

@@ -1,4 +1,4 @@
-"""Heun and Euler against the published implementation, exact flows of known data, and their orders of convergence."""
+"""Test Heun and Euler: published implementation, exact flows of known data, orders of convergence."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sddit_heun.samplers import Euler, Heun, x0_and_eps
 
 
 class Mixture:
-    """Data that is a mixture of isotropic Gaussians: its density at any noise level, and its ideal denoiser."""
+    """A mixture of isotropic Gaussians: its density at any noise level, and its ideal denoiser."""
 
     def __init__(self, weights: Tensor, means: Tensor, stds: Tensor) -> None:
         self.weights, self.means, self.stds = weights, means, stds  # [k], [k, C, H, W], [k]
         self.calls: list[tuple[Tensor, float]] = []
 
     def log_parts(self, x: Tensor, sigma: float) -> Tensor:
-        """ln of each component's share of p(x; sigma), [B, k]."""
+        """Return ln of each component's part of p(x; sigma), [B, k]."""
         variance = self.stds**2 + sigma**2
         distance = (x[:, None] - self.means).square().sum((2, 3, 4))
         size = self.means[0].numel()
@@ -58,7 +58,7 @@ def two_gaussians() -> Mixture:
 
 
 def exact_flow(x: Tensor, begin: float, end: float) -> Tensor:
-    """Where the probability-flow ODE of N(MEAN, STD^2) takes x from one level to another."""
+    """Solve the probability-flow ODE of N(MEAN, STD^2) exactly from one noise level to another."""
     return MEAN + (x - MEAN) * math.sqrt((STD**2 + end**2) / (STD**2 + begin**2))
 
 
@@ -66,12 +66,12 @@ def levels(steps: int) -> list[float]:
     return spaced(steps, kind="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0)
 
 
-def silent(step: int) -> Tensor:
+def no_noise(step: int) -> Tensor:
     raise AssertionError("a sampler without churn asked for noise")
 
 
 def start(count: int) -> Tensor:
-    """Quantiles of the prior, [count, 1, 1, 1]."""
+    """Return quantiles of the prior, [count, 1, 1, 1]."""
     u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     return 80 * torch.special.ndtri(u).view(-1, 1, 1, 1)
 
@@ -84,7 +84,7 @@ def euler(**settings: Any) -> Euler:
     return Euler(EulerParams(**settings))
 
 
-# --- the published implementation -----------------------------------------------------------------------------------
+# The published implementation
 
 
 def stored_mixture(inputs: dict[str, Tensor]) -> Mixture:
@@ -95,7 +95,7 @@ def close(found: Tensor, expected: Tensor) -> bool:
     return torch.allclose(found, expected, rtol=1e-11, atol=1e-12)
 
 
-def test_the_denoiser_of_the_stored_numbers(published: Callable[[str], Any]) -> None:
+def test_the_denoiser_of_the_stored_mixture(published: Callable[[str], Any]) -> None:
     stored = published("edm_a")
     mixture = stored_mixture(stored.inputs)
     pairs = zip(stored.inputs["denoiser_x"], stored.inputs["denoiser_sigma"].tolist(), strict=True)
@@ -108,7 +108,7 @@ def test_heun_of_the_published_implementation(published: Callable[[str], Any], s
     stored = published("edm_a")
     mixture, sigmas = stored_mixture(stored.inputs), levels(steps)
     x = stored.inputs["latents"] * sigmas[0]
-    final = heun(steps=steps)(mixture, x, sigmas, noise=silent)
+    final = heun(steps=steps)(mixture, x, sigmas, noise=no_noise)
     assert close(final, stored.outputs[f"heun/{steps}/final"])
     assert [sigma for _, sigma in mixture.calls] == pytest.approx(
         stored.outputs[f"heun/{steps}/network_sigmas"].tolist(), rel=1e-12
@@ -116,7 +116,7 @@ def test_heun_of_the_published_implementation(published: Callable[[str], Any], s
     assert len(mixture.calls) == HeunParams(steps=steps).evaluations == 2 * steps - 1
     if steps == 5:
         assert close(torch.stack([x for x, _ in mixture.calls]), stored.outputs["heun/5/network_inputs"])
-    other = euler(steps=steps)(mixture, x, sigmas, noise=silent)
+    other = euler(steps=steps)(mixture, x, sigmas, noise=no_noise)
     assert not torch.allclose(other, final, rtol=1e-4)
 
 
@@ -141,12 +141,12 @@ def test_churn_of_the_published_implementation(published: Callable[[str], Any]) 
 @pytest.mark.parametrize(
     ("name", "value"), [("churn", 4.0), ("churn_min", 0.5), ("churn_max", 20.0), ("churn_noise", 1.0)]
 )
-def test_every_setting_of_churn_counts(published: Callable[[str], Any], name: str, value: float) -> None:
+def test_every_churn_setting_has_an_effect(published: Callable[[str], Any], name: str, value: float) -> None:
     stored, final, _ = stored_churn(published, **{name: value})
     assert not torch.allclose(final, stored.outputs["churn/final"], rtol=1e-4)
 
 
-# --- known data -----------------------------------------------------------------------------------------------------
+# Known data
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 2.0, 80.0])
@@ -163,8 +163,8 @@ def test_the_slope_is_minus_sigma_times_the_score(sigma: float) -> None:
 def errors(
     sampler: Callable[..., Euler], *, data: Mixture, exact: Tensor, x: Tensor, counts: tuple[int, ...]
 ) -> list[float]:
-    """Root mean square distance from the exact flow at sigma_min, without the last step to 0."""
-    ends = [sampler(steps=n)(data, x, levels(n)[:-1], noise=silent) for n in counts]
+    """Return root mean square distances from the exact flow at sigma_min, without the last step to 0."""
+    ends = [sampler(steps=n)(data, x, levels(n)[:-1], noise=no_noise) for n in counts]
     return [(end - exact).square().mean().sqrt().item() for end in ends]
 
 
@@ -184,9 +184,9 @@ class WrongCorrector(Heun):
 
 @pytest.fixture(scope="module")
 def mixture_flow() -> Tensor:
-    """The exact flow of the mixture, by a step count at which Heun's error is far below what is compared."""
+    """Return the exact flow of the mixture, with so many steps that Heun's error is negligible."""
     torch.set_num_threads(1)
-    return heun(steps=8192)(two_gaussians(), start(64), levels(8192)[:-1], noise=silent)
+    return heun(steps=8192)(two_gaussians(), start(64), levels(8192)[:-1], noise=no_noise)
 
 
 @pytest.mark.parametrize("data", ["gaussian", "mixture"])
@@ -211,14 +211,14 @@ def test_orders_of_convergence(data: str, mixture_flow: Tensor) -> None:
 @pytest.mark.parametrize("sampler", [heun, euler])
 def test_the_last_step_gives_the_denoised_image(sampler: Callable[..., Euler]) -> None:
     data, sigmas = two_gaussians(), levels(12)
-    at_lowest = sampler(steps=12)(data, start(16), sigmas[:-1], noise=silent)
-    final = sampler(steps=12)(data, start(16), sigmas, noise=silent)
+    at_lowest = sampler(steps=12)(data, start(16), sigmas[:-1], noise=no_noise)
+    final = sampler(steps=12)(data, start(16), sigmas, noise=no_noise)
     torch.testing.assert_close(final, data(at_lowest, sigmas[-2]).x0, rtol=1e-12, atol=1e-12)
     assert not torch.allclose(final, at_lowest, rtol=1e-12, atol=1e-12)
 
 
 class Correlated:
-    """Two numbers with a full covariance, as an image of one channel and two pixels."""
+    """Data with a full covariance: images of one channel and two pixels."""
 
     mean = torch.tensor([0.5, -0.3], dtype=torch.float64)
     covariance = torch.tensor([[1.0, 0.6], [0.6, 0.8]], dtype=torch.float64)
@@ -228,8 +228,8 @@ class Correlated:
         return Prediction(self.mean.view(1, 1, 1, 2) + (x - self.mean) @ gain.T)
 
 
-def deviations(x: Tensor) -> Tensor:
-    """How many standard errors the sample means and covariances of x [n, 1, 1, 2] are from `Correlated`, [5]."""
+def standard_errors(x: Tensor) -> Tensor:
+    """Return the errors of sample means and covariances of x [n, 1, 1, 2] from `Correlated` in standard errors, [5]."""
     points, n = x.flatten(1), len(x)
     c = Correlated.covariance
     mean_error = (c.diagonal() / n).sqrt()
@@ -244,10 +244,10 @@ def drawn(count: int, seed: int) -> Tensor:
 
 
 def test_samples_are_distributed_as_the_data() -> None:
-    """100,000 draws. 64 steps: at 32 Heun's own error, 2.5 % of the variance, already exceeds 5 standard errors."""
+    """100,000 samples. 64 steps: at 32 Heun's own error, 2.5 % of the variance, already exceeds 5 standard errors."""
     x = 80 * drawn(100_000, 0)
-    assert deviations(heun(steps=64)(Correlated(), x, levels(64), noise=silent)).max() < 5
-    assert deviations(euler(steps=64)(Correlated(), x, levels(64), noise=silent)).max() > 5
+    assert standard_errors(heun(steps=64)(Correlated(), x, levels(64), noise=no_noise)).max() < 5
+    assert standard_errors(euler(steps=64)(Correlated(), x, levels(64), noise=no_noise)).max() > 5
 
 
 def churned(**settings: float) -> Tensor:
@@ -256,12 +256,12 @@ def churned(**settings: float) -> Tensor:
 
 
 def test_churn_keeps_the_distribution() -> None:
-    assert deviations(churned()).max() < 5
-    assert deviations(churned(churn_noise=1.1)).max() > 5
+    assert standard_errors(churned()).max() < 5
+    assert standard_errors(churned(churn_noise=1.1)).max() > 5
 
 
-def test_churn_forgets_where_it_began() -> None:
-    first = heun(steps=32)(gaussian(), start(64), levels(32), noise=silent)
+def test_churn_forgets_the_initial_noise() -> None:
+    first = heun(steps=32)(gaussian(), start(64), levels(32), noise=no_noise)
     noise = torch.Generator().manual_seed(0)
     sampler = heun(steps=32, churn=12.0)
     second = sampler(
@@ -274,20 +274,20 @@ def test_churn_forgets_where_it_began() -> None:
     assert torch.corrcoef(both)[0, 1].abs() < 0.5
 
 
-# --- coordinates ----------------------------------------------------------------------------------------------------
+# Coordinates
 
 
 def in_time(data: Mixture, x: Tensor, times: list[float], *, corrected: bool) -> Tensor:
-    """Euler's or Heun's method on dx/dt = v(x, t) = eps - x0, x = (1 - t) x0 + t eps: what SiT (arXiv:2401.08740) runs."""
+    """Run Euler's or Heun's method on dx/dt = v(x, t) = eps - x0, x = (1 - t) x0 + t eps, as SiT (arXiv:2401.08740)."""
 
     def velocity(x: Tensor, t: float) -> Tensor:
         x0 = data(x / (1 - t), t / (1 - t)).x0
         return (x - x0) / t
 
-    for t, following in pairwise(times):
+    for t, t_next in pairwise(times):
         v = velocity(x, t)
-        end = x + (following - t) * v
-        x = x + (following - t) * (v + velocity(end, following)) / 2 if corrected and following > 0 else end
+        end = x + (t_next - t) * v
+        x = x + (t_next - t) * (v + velocity(end, t_next)) / 2 if corrected and t_next > 0 else end
     return x
 
 
@@ -298,7 +298,7 @@ def test_in_the_coordinates_of_a_flow_heun_is_heun_in_its_time() -> None:
     schedule: Any = Flow(FlowParams())
 
     def ours(method: type[Euler], params: EulerParams) -> Tensor:
-        return method(params, schedule=schedule)(two_gaussians(), sigmas[0] * unit, sigmas, noise=silent)
+        return method(params, schedule=schedule)(two_gaussians(), sigmas[0] * unit, sigmas, noise=no_noise)
 
     heun_in_t = in_time(two_gaussians(), 0.98 * unit, times, corrected=True)
     euler_in_t = in_time(two_gaussians(), 0.98 * unit, times, corrected=False)
@@ -307,16 +307,16 @@ def test_in_the_coordinates_of_a_flow_heun_is_heun_in_its_time() -> None:
     assert close(ours(Euler, EulerParams()), euler_in_t)
 
 
-def test_where_nothing_is_scaled_the_coordinates_are_the_same() -> None:
+def test_coordinates_are_equal_for_alpha_1() -> None:
     x, sigmas = start(16), levels(12)
-    native = heun(coordinates="native")(two_gaussians(), x, sigmas, noise=silent)
-    assert torch.equal(native, heun()(two_gaussians(), x, sigmas, noise=silent))
+    native = heun(coordinates="native")(two_gaussians(), x, sigmas, noise=no_noise)
+    assert torch.equal(native, heun()(two_gaussians(), x, sigmas, noise=no_noise))
 
 
-# --- manners --------------------------------------------------------------------------------------------------------
+# Interface
 
 
-def test_fresh_noise_is_asked_for_by_step_and_only_where_it_is_added() -> None:
+def test_fresh_noise_is_requested_by_step_and_only_if_added() -> None:
     asked: list[int] = []
 
     def noise(step: int) -> Tensor:
@@ -330,17 +330,17 @@ def test_fresh_noise_is_asked_for_by_step_and_only_where_it_is_added() -> None:
 
 
 @pytest.mark.parametrize("sampler", [heun, euler])
-def test_every_step_is_told(sampler: Callable[..., Euler]) -> None:
-    told: list[tuple[int, Tensor]] = []
-    final = sampler(steps=4)(gaussian(), start(4), levels(4), noise=silent, callback=lambda *step: told.append(step))
-    assert [step for step, _ in told] == [0, 1, 2, 3]
-    assert torch.equal(told[-1][1], final)
+def test_the_callback_gets_every_step(sampler: Callable[..., Euler]) -> None:
+    calls: list[tuple[int, Tensor]] = []
+    final = sampler(steps=4)(gaussian(), start(4), levels(4), noise=no_noise, callback=lambda *step: calls.append(step))
+    assert [step for step, _ in calls] == [0, 1, 2, 3]
+    assert torch.equal(calls[-1][1], final)
 
 
 def test_evaluations_are_counted() -> None:
     for sampler, params in ((heun, HeunParams(steps=7)), (euler, EulerParams(steps=7))):
         data = gaussian()
-        sampler(steps=7)(data, start(2), levels(7), noise=silent)
+        sampler(steps=7)(data, start(2), levels(7), noise=no_noise)
         assert len(data.calls) == params.evaluations
     assert (HeunParams(steps=7).evaluations, EulerParams(steps=7).evaluations) == (13, 7)
 
@@ -358,6 +358,6 @@ def test_evaluations_are_counted() -> None:
     ],
 )
 @pytest.mark.parametrize("params", [HeunParams, EulerParams])
-def test_impossible_settings_are_refused(params: type[EulerParams], settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(params: type[EulerParams], settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         params(**settings)

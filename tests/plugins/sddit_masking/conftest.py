@@ -1,4 +1,4 @@
-"""An MDT for tests: float64, and with no weight at zero, so that nothing agrees for want of a signal."""
+"""Fixtures of an MDT in float64 with random nonzero weights, so that no comparison holds trivially."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Make = Callable[..., MDT]
 STRUCTURES: dict[str, dict[str, Any]] = {
     "v1": {"version": "v1", "depth": 4},
     "v2": {"depth": 6, "decoder_depth": 2},
-    "long skips alone": {"depth": 5, "decoder_depth": 1, "input_skips": False},
-    "input skips alone": {"depth": 4, "decoder_depth": 3, "long_skips": False},
+    "long skips only": {"depth": 5, "decoder_depth": 1, "input_skips": False},
+    "input skips only": {"depth": 4, "decoder_depth": 3, "long_skips": False},
 }
 
 
@@ -46,6 +46,6 @@ def make() -> Make:
 
 @pytest.fixture(params=STRUCTURES.values(), ids=STRUCTURES.keys())
 def structure(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Both published networks, and each kind of skip alone."""
+    """Return both published structures, and each kind of skip separately."""
     settings: dict[str, Any] = request.param
     return settings

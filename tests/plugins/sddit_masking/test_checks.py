@@ -1,4 +1,4 @@
-"""The checks that `sddit-run verify` runs: each holds here, and notices what it is there for."""
+"""Test that the checks of `sddit-run verify` hold, and that each detects the errors it is meant for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Check = Callable[[CheckContext], Iterator[Measurement]]
 
 
 def failing(check: Check) -> list[str]:
-    """What does not hold; skips the test where the stored numbers are not here."""
+    """Return the measurements that do not hold; skip the test if the stored numbers are missing."""
     registries = Registries()
     register_backbones(registries.backbones)
     try:
@@ -30,11 +30,11 @@ def failing(check: Check) -> list[str]:
 
 
 @pytest.mark.parametrize("check", [checks.target, checks.published_reconstruction, checks.published_mdt])
-def test_it_holds_here(check: Check) -> None:
+def test_checks_hold(check: Check) -> None:
     assert failing(check) == []
 
 
-def test_a_loss_on_visible_patches_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_on_visible_patches_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "hidden_mean", lambda values, visible: values.gather(1, visible).mean(dim=1))
     assert failing(checks.target) == [
         "fraction of images whose loss changes with a visible pixel",
@@ -43,7 +43,7 @@ def test_a_loss_on_visible_patches_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     assert failing(checks.published_reconstruction) == ["maskdit_a: loss/mae", "maskdit_a: loss/mae_no_norm"]
 
 
-def test_the_biased_variance_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_biased_variance_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def biased(patches: Tensor) -> Tensor:
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=0)
         return (patches - mean) / (variance + 1e-6).sqrt()
@@ -54,23 +54,23 @@ def test_the_biased_variance_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
     assert failing(checks.published_reconstruction) == ["maskdit_a: loss/mae"]
 
 
-def test_targets_that_are_swapped_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = checks.build_loss
+def test_swapped_targets_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = checks.build_loss
     swap = {"clean": "noised", "noised": "clean"}
-    monkeypatch.setattr(checks, "build_loss", lambda **s: honest(**{**s, "target": swap[s.get("target", "noised")]}))
+    monkeypatch.setattr(checks, "build_loss", lambda **s: original(**{**s, "target": swap[s.get("target", "noised")]}))
     assert {"loss of the noisy image itself", "target clean: loss of the clean image itself"} <= set(
         failing(checks.target)
     )
 
 
-def test_another_network_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = checks.network
+def test_a_different_network_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = checks.network
 
     def moved(*arguments: Any) -> Any:
-        made = honest(*arguments)
+        model = original(*arguments)
         with torch.no_grad():
-            next(made.blocks[1].parameters()).flatten()[3] += 1e-4
-        return made
+            next(model.blocks[1].parameters()).flatten()[3] += 1e-4
+        return model
 
     monkeypatch.setattr(checks, "network", moved)
     assert failing(checks.published_mdt) == [

@@ -1,4 +1,4 @@
-"""MaskDiT's pair sampler and reconstruction loss."""
+"""Test MaskDiT's pair sampler and reconstruction loss."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def reconstruct(view: View, x0: Tensor, **keys: object) -> Tensor:
 
 
 def stored_view(numbers) -> tuple[View, Tensor]:
-    """The loss case of maskdit_a, and its prediction."""
+    """Return the loss case of maskdit_a and its prediction."""
     inputs, outputs = numbers.inputs, numbers.outputs
     t, x0, noise = outputs["loss/sigma"], inputs["images"], inputs["noise_unit"]
     visible = outputs["mask/ids_keep"].sort(dim=1).values
@@ -102,7 +102,7 @@ def test_loss_is_that_of_maskdit(published, name: str, normalize: bool) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"target": "clean"}, {"normalize": False}])
-def test_another_target_would_be_noticed(published, keys: dict[str, object]) -> None:
+def test_a_different_target_is_detected(published, keys: dict[str, object]) -> None:
     numbers = published("maskdit_a")
     view, denoised = stored_view(numbers)
     assert (reconstruct(view, denoised, **keys) - numbers.outputs["loss/mae"]).abs().min() > 1e-3
@@ -116,7 +116,7 @@ def test_total_is_denoising_plus_a_tenth(published) -> None:
 
 
 def test_both_terms_have_the_gradients_of_maskdit(published) -> None:
-    """Network, schedule and the two loss terms together, as a run puts them together: [sum, norm] of every gradient."""
+    """Network, schedule and both losses combined as in a run: [sum, norm] of every gradient."""
     numbers = published("maskdit_a")
     described = MaskDiTFormat.describe(numbers.meta["constructor"])
     params, shapes = DiTParams.model_validate(described.backbone), described.shapes
@@ -156,8 +156,8 @@ def test_targets_have_mean_0_and_unbiased_variance_1() -> None:
     torch.testing.assert_close(patches.var(-1), torch.ones(2, 3, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
-def test_nothing_hidden_gives_0_that_keeps_the_graph() -> None:
-    """No masked token is 0/0 in the formula; the term must be absent then."""
+def test_nothing_hidden_gives_a_loss_of_0_with_a_graph() -> None:
+    """Without hidden tokens the formula is 0/0; the loss must be 0."""
     view = student_view(batch(), context().draws, SCHEDULE)
     x0 = torch.randn(4, 4, 8, 8, requires_grad=True)
     value = reconstruct(view, x0)
@@ -166,7 +166,7 @@ def test_nothing_hidden_gives_0_that_keeps_the_graph() -> None:
     assert torch.equal(gradient, torch.zeros_like(x0))
 
 
-def test_views_that_hide_nothing_do_not_dilute() -> None:
+def test_unmasked_views_do_not_dilute_the_loss() -> None:
     views = {
         "masked": Masked(MaskedParams(), grid=GRID)(batch(), context().draws, SCHEDULE, context())["student"],
         "full": student_view(batch(), context().draws, SCHEDULE),
@@ -177,7 +177,7 @@ def test_views_that_hide_nothing_do_not_dilute() -> None:
 
 
 def test_the_masked_view_is_the_plain_one_with_tokens_hidden() -> None:
-    """Same noise and level as in every other method of the seed."""
+    """Noise and noise level are those of every other method with this seed."""
     masked = Masked(MaskedParams(mask_ratio=0.25), grid=GRID)(batch(), context().draws, SCHEDULE, context())["student"]
     plain = student_view(batch(), context().draws, SCHEDULE)
     assert torch.equal(masked.x, plain.x) and torch.equal(masked.t, plain.t)
@@ -189,11 +189,11 @@ def test_the_masked_view_is_the_plain_one_with_tokens_hidden() -> None:
 def test_the_ratio_follows_its_schedule() -> None:
     """Unmasking, as in the second stage of MaskDiT: 0.5 cos(pi u / 2)^4."""
     pairs = Masked(MaskedParams(mask_ratio=Ramp(start=0.5, end=0.0, shape="cosine", power=2.0)), grid=GRID)
-    kept = []
+    counts = []
     for step in (0, 50, 100):
         visible = pairs(batch(), context().draws, SCHEDULE, context(step))["student"].visible
-        kept.append(16 if visible is None else visible.shape[1])
-    assert kept == [8, 14, 16]
+        counts.append(16 if visible is None else visible.shape[1])
+    assert counts == [8, 14, 16]
 
 
 def test_ratio_schedule_is_that_of_maskdit(published) -> None:
@@ -208,12 +208,12 @@ def test_ratio_schedule_is_that_of_maskdit(published) -> None:
 
 
 @pytest.mark.parametrize("ratio", [1.0, -0.1, {"start": 0.5, "end": 1.0}])
-def test_a_ratio_out_of_bounds_is_refused(ratio: object) -> None:
+def test_a_ratio_out_of_bounds_is_rejected(ratio: object) -> None:
     with pytest.raises(ValueError, match=r"must stay between 0 and 0\.99"):
         MaskedParams.model_validate({"mask_ratio": ratio})
 
 
-def test_reconstruction_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_reconstruction_without_hidden_tokens_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(RECIPE, encoding="utf-8")
     resolve(path, ["pair_sampler.mask_ratio={start = 0.5, end = 0.0}"])
@@ -223,7 +223,7 @@ def test_reconstruction_of_nothing_is_refused(tmp_path: Path) -> None:
         assert [problem.code for problem in refused.value.problems] == ["SD-R108"]
 
 
-def test_a_patch_of_one_value_cannot_be_normalised(tmp_path: Path) -> None:
+def test_a_patch_of_one_value_cannot_be_normalized(tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(RECIPE, encoding="utf-8")
     with pytest.raises(SdditError, match="a patch of one value") as refused:
@@ -237,7 +237,7 @@ def test_a_patch_of_one_value_cannot_be_normalised(tmp_path: Path) -> None:
     assert not normalize_patches(torch.ones(1, 4, 2)).isnan().any()
 
 
-def test_a_shape_of_the_mask_is_idle_where_nothing_is_hidden(tmp_path: Path) -> None:
+def test_the_mask_shape_is_idle_if_nothing_is_hidden(tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(RECIPE, encoding="utf-8")
     block = "pair_sampler.mask_shape=block"

@@ -1,4 +1,4 @@
-"""The MDT backbone: relative positions, interpolater, skips, taps, cuts, cost, starting values."""
+"""Test the MDT backbone: relative positions, interpolater, skips, taps, truncation, cost, initial values."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ IS_HIDDEN = torch.zeros(B, N, dtype=torch.int64).scatter(1, HIDDEN, 1)
 
 @pytest.fixture
 def given() -> dict[str, Tensor]:
-    """Images, noise levels and labels; the last label is the null label of five classes."""
+    """Return images, noise levels and labels; the last label is the null label of five classes."""
     g = torch.Generator().manual_seed(7)
     x = torch.randn(B, 3, 8, 8, generator=g, dtype=torch.float64)
     return {"x": x, "c_noise": torch.randn(B, generator=g, dtype=torch.float64), "labels": torch.tensor([0, 4, 5])}
 
 
 def with_changed(x: Tensor, tokens: Tensor) -> Tensor:
-    """Other pixels in the patches at `tokens` [B, k]."""
+    """Return x with other pixels in the patches at `tokens` [B, k]."""
     marks = torch.zeros(B, N, dtype=torch.float64).scatter(1, tokens, 1.0).reshape(B, 1, 4, 4)
     return x + marks.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
 def seen_by(module: nn.Module, run: Any) -> list[tuple[Any, ...]]:
-    """What `module` receives each time while `run` runs."""
+    """Return the inputs of `module` at each call during `run`."""
     calls: list[tuple[Any, ...]] = []
     handle = module.register_forward_pre_hook(lambda _, args: calls.append(args))
     run()
@@ -49,23 +49,23 @@ def seen_by(module: nn.Module, run: Any) -> list[tuple[Any, ...]]:
     return calls
 
 
-# Relative positions ------------------------------------------------------------------------------------------------
+# Relative positions
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (2, 5), (1, 3)])
-def test_a_place_is_an_offset(grid: tuple[int, int]) -> None:
-    places = relative_position_index(grid)
+def test_an_index_is_an_offset(grid: tuple[int, int]) -> None:
+    index = relative_position_index(grid)
     tokens = list(itertools.product(range(grid[0]), range(grid[1])))
     offsets = {}
     for (i, a), (j, b) in itertools.product(enumerate(tokens), repeat=2):
-        offsets.setdefault(int(places[i, j]), set()).add((a[0] - b[0], a[1] - b[1]))
+        offsets.setdefault(int(index[i, j]), set()).add((a[0] - b[0], a[1] - b[1]))
     assert all(len(found) == 1 for found in offsets.values())
     used = (2 * grid[0] - 1) * (2 * grid[1] - 1)
     assert sorted(offsets) == list(range(used)) == list(range(table_rows(grid) - 3))
     assert [min(found) for _, found in sorted(offsets.items())] == sorted(min(found) for found in offsets.values())
 
 
-def test_places_are_those_of_their_files(published: Any) -> None:
+def test_indices_are_those_of_published_files(published: Any) -> None:
     stored = published("mdtv1_a")
     theirs = stored.state["blocks.0.attn.rel_pos_bias.relative_position_index"]
     assert torch.equal(relative_position_index(GRID), theirs)
@@ -83,10 +83,10 @@ def test_the_bias_is_added_for_each_pair_and_head(make: Any, given: dict[str, Te
     assert not torch.equal(masked[1], masked[0])
 
 
-# Sparse span -------------------------------------------------------------------------------------------------------
+# Sparse span
 
 
-def test_naming_every_token_visible_is_the_dense_forward_bit_for_bit(
+def test_listing_all_tokens_as_visible_is_bit_identical_to_the_dense_forward(
     make: Any, structure: dict[str, Any], given: dict[str, Tensor]
 ) -> None:
     model = make(**structure)
@@ -101,7 +101,7 @@ def test_naming_every_token_visible_is_the_dense_forward_bit_for_bit(
 def test_the_masked_encoder_is_the_full_one_that_cannot_look_at_hidden_tokens(
     make: Any, structure: dict[str, Any], given: dict[str, Tensor]
 ) -> None:
-    """Biases gathered by kept ids, positions and skips of a shorter sequence, against attention with walls."""
+    """Compare the shorter sequence, with gathered biases, positions and skips, with masked attention."""
     model = make(**structure)
     short = model(**given, taps=("encoder",), output=False, visible=VISIBLE)[2]["encoder"]
     walled = model(**given, taps=("encoder",), output=False, groups=IS_HIDDEN)[2]["encoder"].patch
@@ -121,7 +121,7 @@ def test_the_encoder_really_runs_on_fewer_tokens(
 
 
 @pytest.mark.parametrize(("version", "reaches"), [("v1", False), ("v2", True)])
-def test_hidden_pixels_reach_the_output_by_input_skips_alone(
+def test_hidden_pixels_reach_the_output_only_through_input_skips(
     make: Any, given: dict[str, Tensor], version: str, reaches: bool
 ) -> None:
     model = make(version=version)
@@ -132,19 +132,19 @@ def test_hidden_pixels_reach_the_output_by_input_skips_alone(
     assert not torch.equal(model(**given)[0], model(**other)[0])
 
 
-# Interpolater and skips --------------------------------------------------------------------------------------------
+# Interpolater and skips
 
 
-def test_the_interpolater_speaks_for_hidden_tokens_alone(make: Any, given: dict[str, Tensor]) -> None:
-    """Visible ones pass beside its block, and take the decoder's positions with them."""
+def test_the_interpolater_changes_only_hidden_tokens(make: Any, given: dict[str, Tensor]) -> None:
+    """Visible tokens bypass its block and get the decoder's positions."""
     model = make()
-    interpolater, places = model.interpolater, model.places
+    interpolater, index = model.interpolater, model.places
     h = model(**given, taps=("encoder",), output=False, visible=VISIBLE)[2]["encoder"].patch
     act = model.condition(given["c_noise"], given["labels"])
-    out = interpolater(h, act, VISIBLE, places, None)
+    out = interpolater(h, act, VISIBLE, index, None)
     assert torch.equal(gather_tokens(out, VISIBLE), h + interpolater.positions[VISIBLE])
     filled = interpolater.mask_token.expand(B, N, -1).scatter(1, VISIBLE[:, :, None].expand_as(h), h)
-    expected = interpolater.block(filled + interpolater.positions, act, places)
+    expected = interpolater.block(filled + interpolater.positions, act, index)
     assert torch.equal(gather_tokens(out, HIDDEN), gather_tokens(expected, HIDDEN))
     assert (gather_tokens(out, VISIBLE) - gather_tokens(expected, VISIBLE)).abs().max() > 1e-3
 
@@ -176,7 +176,7 @@ def test_only_blocks_that_take_a_skip_have_a_linear_for_it(make: Any, structure:
     assert model.interpolater.block.skip is None
 
 
-# Taps and cuts -----------------------------------------------------------------------------------------------------
+# Taps and cuts
 
 
 @pytest.mark.parametrize("taps", [("encoder",), (1,), ("decoder", 0.4)])
@@ -188,9 +188,9 @@ def test_a_truncated_network_reads_the_same_tokens(
     cut.truncate(taps)
     assert set(dict(cut.named_parameters())) < set(dict(model.named_parameters()))
     for visible in (None, VISIBLE):
-        whole = model(**given, taps=taps, visible=visible)[2]
+        full = model(**given, taps=taps, visible=visible)[2]
         read = cut(**given, taps=taps, output=False, visible=visible)[2]
-        assert all(torch.equal(read[tap].patch, whole[tap].patch) for tap in taps)
+        assert all(torch.equal(read[tap].patch, full[tap].patch) for tap in taps)
     with pytest.raises(ValueError, match="cannot go further"):
         cut(**given)
 
@@ -205,7 +205,7 @@ def test_without_output_it_stops_after_the_deepest_tap(make: Any, given: dict[st
     assert torch.equal(taps[0.5].patch, model(**given, taps=(3,))[2][3].patch)
 
 
-def test_checkpointing_changes_no_bit_and_runs_everything_twice(
+def test_checkpointing_is_bit_identical_and_runs_every_block_twice(
     make: Any, structure: dict[str, Any], given: dict[str, Tensor]
 ) -> None:
     model = make(**structure)
@@ -215,12 +215,12 @@ def test_checkpointing_changes_no_bit_and_runs_everything_twice(
         model(**given, visible=VISIBLE)[0].square().sum().backward()
         return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
-    kept = gradients()
+    stored = gradients()
     model.set_checkpointing(True)
     recomputed: list[list[Tensor | None]] = []
     for module in (model.blocks[-1], model.interpolater):
         assert len(seen_by(module, lambda: recomputed.append(gradients()))) == 2
-    for one, other in zip(kept, recomputed[0], strict=True):
+    for one, other in zip(stored, recomputed[0], strict=True):
         assert one is not None
         assert other is not None
         assert torch.equal(one, other)
@@ -236,7 +236,7 @@ def test_groups_do_not_see_each_other(make: Any, structure: dict[str, Any], give
         assert (both[0][:, ::2] - both[1][:, ::2]).abs().max() > 1e-3
 
 
-# Shapes and precision ----------------------------------------------------------------------------------------------
+# Shapes and precision
 
 
 def test_images_need_not_be_square_nor_have_classes(make: Any) -> None:
@@ -253,7 +253,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_float32_and_bf16_follow_float64(make: Any, given: dict[str, Tensor], kernel: str) -> None:
-    """Gates of the project: float32 1e-5; bf16 autocast 2e-2 forward and 3e-2 of each gradient."""
+    """Tolerances: float32 1e-5; bf16 autocast 2e-2 for the output and 3e-2 for each gradient."""
     exact, model = (make(depth=6, decoder_depth=2) for _ in range(2))
     for parameter in exact.parameters():
         parameter.data.mul_(0.3).copy_(parameter.data.float())  # weights of a usual size that float32 can hold
@@ -275,17 +275,17 @@ def test_float32_and_bf16_follow_float64(make: Any, given: dict[str, Tensor], ke
         assert relative(one.grad, two.grad) < 3e-2
 
 
-# Starting values ---------------------------------------------------------------------------------------------------
+# Starting values
 
 
-def test_it_starts_as_the_identity_with_output_zero(make: Any, given: dict[str, Tensor]) -> None:
+def test_blocks_are_initialized_as_identity_with_zero_output(make: Any, given: dict[str, Tensor]) -> None:
     model = make(raw_start=True, version="v1")
     raw, _, taps = model(**given, taps=("encoder",))
     assert raw.abs().max() == 0
     assert torch.equal(taps["encoder"].patch, model.patch(patchify(given["x"], GRID)) + model.positions)
 
 
-def test_starting_values_by_kind(make: Any) -> None:
+def test_initial_values_by_kind(make: Any) -> None:
     model = make(raw_start=True, width=64, num_classes=50, image=(3, 16, 16))
     values = dict(model.named_parameters())
     zero = {name for name, value in values.items() if not value.any()}
@@ -300,7 +300,7 @@ def test_starting_values_by_kind(make: Any) -> None:
         assert 0.9 * bound < values[name].abs().max() <= bound
 
 
-def test_starting_values_depend_on_name_and_generator_alone(make: Any) -> None:
+def test_initial_values_depend_only_on_name_and_generator(make: Any) -> None:
     def begun(model: MDT, seed: int) -> dict[str, Tensor]:
         for name, parameter in model.named_parameters():
             model.init_parameter(name, parameter, torch.Generator().manual_seed(seed + len(name)))
@@ -313,7 +313,7 @@ def test_starting_values_depend_on_name_and_generator_alone(make: Any) -> None:
     assert not torch.equal(begun(make(), 2)["blocks.0.table"], one["blocks.0.table"])
 
 
-# Cost --------------------------------------------------------------------------------------------------------------
+# Cost
 
 IMAGE = (3, 8, 12)
 
@@ -323,7 +323,7 @@ def formula(model: MDT, num_kept: int, taps: tuple[Tap, ...] = (), output: bool 
 
 
 def inputs(num_kept: int) -> dict[str, Any]:
-    """Two images; 24 tokens each, of which `num_kept` are visible."""
+    """Return two images of 24 tokens each, `num_kept` of them visible."""
     return {
         "x": torch.randn(2, *IMAGE).double(),
         "c_noise": torch.randn(2).double(),
@@ -333,7 +333,7 @@ def inputs(num_kept: int) -> dict[str, Any]:
 
 
 def counted(model: MDT, num_kept: int, **want: Any) -> float:
-    """FLOPs of one image, as torch counts them on explicit attention."""
+    """Return the FLOPs of one image, counted by torch with explicit attention."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs(num_kept), **want)
     return counter.get_total_flops() / 2
@@ -359,7 +359,7 @@ def test_flops_and_parameters_of_a_cut_network(make: Any, structure: dict[str, A
 
 @pytest.mark.parametrize("num_kept", [24, 15])
 def test_activations_kept_for_the_backward_pass(make: Any, num_kept: int) -> None:
-    """Within 5 %, on a fused kernel: distinct memory that autograd holds, parameters apart.
+    """Within 5 %, with a fused kernel: distinct memory held by autograd, without parameters.
 
     On a CPU torch fuses a bias only where it takes no gradient, so the tables are frozen here.
     """
@@ -378,6 +378,6 @@ def test_activations_kept_for_the_backward_pass(make: Any, num_kept: int) -> Non
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = model(**inputs(num_kept))
-    numbers = sum(t.untyped_storage().nbytes() // t.element_size() for place, t in held.items() if place not in own)
+    numbers = sum(t.untyped_storage().nbytes() // t.element_size() for pointer, t in held.items() if pointer not in own)
     assert result[0] is not None
     assert formula(model, num_kept).activations == pytest.approx(numbers / 2, rel=0.05)

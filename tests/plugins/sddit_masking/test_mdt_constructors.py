@@ -1,4 +1,4 @@
-"""What tensors tell of a published MDT, and what has no place among its files."""
+"""Test the arguments inferred from a published MDT, and features that its format does not support."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMS: dict[str, Any] = {"mdtv1": MDTv1Format, "mdtv2": MDTv2Format}
 
 
 @pytest.mark.parametrize("layout", FORMS)
-def test_published_numbers_are_understood_and_come_back(published: Callable[[str], Any], layout: str) -> None:
+def test_published_arguments_round_trip(published: Callable[[str], Any], layout: str) -> None:
     stored = published(f"{layout}_a")
     state = {name: t.float() if t.is_floating_point() else t for name, t in stored.state.items()}
     known = convert_from_layout(state, layout, {})
@@ -44,7 +44,7 @@ def test_a_recipe_is_made_that_samples_as_published(published: Callable[[str], A
     assert recipe.shapes == Shapes((4, 8, 8), 10, outputs=2)
 
 
-def test_what_does_not_fit_is_refused(published: Callable[[str], Any]) -> None:
+def test_mismatched_arguments_are_rejected(published: Callable[[str], Any]) -> None:
     state = published("mdtv2_a").state
     for layout, given, words in (
         ("mdtv1", {}, r"SD-C455(.|\n)*no blocks blocks\.0"),
@@ -70,7 +70,7 @@ def numbered(depth: int, decoder: int) -> dict[str, Any]:
 
 
 def file_of(config: dict[str, Any], layout: str = "mdtv2") -> dict[str, torch.Tensor]:
-    """What an implementation of that layout would save of a network made so."""
+    """Return the state that an implementation of that layout would save."""
     described = FORMS[layout].describe(config)
     params, shapes = MDTParams(**described.backbone), described.shapes
     network = MDT(params, image=shapes.image, num_classes=3, outputs=2, attention=Eager(EagerParams()))
@@ -102,7 +102,7 @@ def test_a_registered_class_must_be_of_the_size_of_the_tensors() -> None:
 
 
 @pytest.mark.parametrize("layout", FORMS)
-def test_a_label_table_without_a_row_for_none(published: Callable[[str], Any], layout: str) -> None:
+def test_a_label_table_without_null_row(published: Callable[[str], Any], layout: str) -> None:
     state = published(f"{layout}_a").state
     name = "y_embedder.embedding_table.weight"
     known = convert_from_layout(state, layout, {"class_dropout_prob": 0.0})

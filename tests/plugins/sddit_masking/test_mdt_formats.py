@@ -1,4 +1,4 @@
-"""Converters of MDT's published weights: there and back at every size, and what they refuse."""
+"""Test converters of MDT's published weights: round trips at every size, and rejected files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYOUTS: dict[str, Any] = {"MDT": MDTv1Format, "MDTv2": MDTv2Format}
 
 
 @pytest.mark.parametrize(("name", "layout"), [("mdtv1_a", MDTv1Format), ("mdtv2_a", MDTv2Format)])
-def test_there_and_back_changes_nothing(published: Any, name: str, layout: Any) -> None:
+def test_round_trip_is_bit_identical(published: Any, name: str, layout: Any) -> None:
     stored = published(name)
     described = layout.describe(stored.meta["constructor"])
     theirs = layout.to_theirs(layout.to_ours(stored.state), MDTParams(**described.backbone), described.shapes)
@@ -30,7 +30,7 @@ def test_there_and_back_changes_nothing(published: Any, name: str, layout: Any) 
 
 @pytest.mark.parametrize("family", LAYOUTS)
 @pytest.mark.parametrize("size", ["S", "B", "L", "XL"])
-def test_every_size_there_and_back(family: str, size: str) -> None:
+def test_every_size_round_trips(family: str, size: str) -> None:
     layout = LAYOUTS[family]
     described = layout.describe({"class": f"{family}_{size}_2", "input_size": 32, "num_classes": 1000})
     params, shapes = MDTParams(**described.backbone), described.shapes
@@ -48,7 +48,7 @@ def test_every_size_there_and_back(family: str, size: str) -> None:
 
 
 def test_names_and_sizes_of_the_registered_v2(published: Any) -> None:
-    """Every float tensor of MDTv2_S_2 and how many numbers they hold, as their class states them."""
+    """Every float tensor of MDTv2_S_2 and its number of elements, as in their class."""
     stored = published("full_mdtv2_s2")
     described = MDTv2Format.describe(stored.meta["constructor"])
     params, shapes = MDTParams(**described.backbone), described.shapes
@@ -86,11 +86,11 @@ def test_an_odd_rest_loses_a_block_in_v2_as_theirs_does() -> None:
 
 
 @pytest.mark.parametrize(("name", "other"), [("mdtv1_a", MDTv2Format), ("mdtv2_a", MDTv1Format)])
-def test_files_of_another_version_are_refused(published: Any, name: str, other: Any) -> None:
+def test_files_of_another_version_are_rejected(published: Any, name: str, other: Any) -> None:
     with pytest.raises(KeyError, match=r"no such parameter in this format: \w*blocks\.0"):
         other.to_ours(published(name).state)
 
 
-def test_another_name_is_refused() -> None:
+def test_an_unknown_name_is_rejected() -> None:
     with pytest.raises(KeyError, match=r"no such parameter in this format: rope\.weight"):
         MDTv2Format.to_ours({"rope.weight": torch.zeros(1)})

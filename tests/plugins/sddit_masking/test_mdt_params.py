@@ -1,4 +1,4 @@
-"""The face of the MDT backbone: what a recipe may say, and what it implies."""
+"""Test the settings of the MDT backbone and what follows from them."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ def structure(**settings: Any) -> tuple[int, int, bool | None, bool | None]:
     return params.encoder_depth, len(params.block_sizes), params.long_skips, params.input_skips
 
 
-def refusal(**settings: Any) -> str:
-    """What is said about settings that contradict each other."""
+def error_message(**settings: Any) -> str:
+    """Return the error message of contradictory settings."""
     with pytest.raises(ValidationError) as caught:
         MDTParams(**settings)
     return caught.value.errors()[0]["msg"]
 
 
-# Settings ----------------------------------------------------------------------------------------------------------
+# Settings
 
 
-def test_a_version_stands_for_a_structure() -> None:
+def test_a_version_sets_the_structure() -> None:
     assert structure() == (8, 12, True, True)
     assert structure(version="v1") == (10, 12, False, False)
     assert structure(size="XL") == (24, 28, True, True)
@@ -92,14 +92,14 @@ def test_a_resolved_recipe_reads_back_as_itself(settings: dict[str, Any]) -> Non
     assert MDTParams(**params.model_dump(mode="json", by_alias=True)) == params
 
 
-def test_contradictions_are_refused_in_plain_words() -> None:
+def test_contradictions_are_rejected_with_a_reason() -> None:
     numbers = {"depth": 7, "width": 16, "heads": 2}
-    assert "an encoder of 5 blocks, 7 - 2, cannot be halved" in refusal(**numbers, decoder_depth=2)
+    assert "an encoder of 5 blocks, 7 - 2, cannot be halved" in error_message(**numbers, decoder_depth=2)
     assert structure(**numbers, decoder_depth=2, long_skips=False) == (5, 7, False, True)
-    assert "decoder_depth 7 leaves no encoder" in refusal(**numbers, decoder_depth=7, version="v1")
-    assert "set a size or numbers, not both" in refusal(size="S", depth=2)
-    assert "Input should be 'v1' or 'v2'" in refusal(version="v3")
-    assert "Input should be 'v1' or 'v2'" in refusal(version=["v1"])
+    assert "decoder_depth 7 leaves no encoder" in error_message(**numbers, decoder_depth=7, version="v1")
+    assert "set a size or numbers, not both" in error_message(size="S", depth=2)
+    assert "Input should be 'v1' or 'v2'" in error_message(version="v3")
+    assert "Input should be 'v1' or 'v2'" in error_message(version=["v1"])
 
 
 def test_skips_begin_in_the_second_half() -> None:
@@ -109,7 +109,7 @@ def test_skips_begin_in_the_second_half() -> None:
     assert [params.takes_skip(number) for number in range(1, 7)] == [False, False, True, True, False, False]
 
 
-def test_taps_and_what_it_asks_of_others() -> None:
+def test_taps_and_requirements() -> None:
     params = MDTParams()
     assert [params.block_of(tap) for tap in ("encoder", "decoder", 0.5, 3)] == [8, 12, 6, 3]
     assert params.supports_masking
@@ -117,7 +117,7 @@ def test_taps_and_what_it_asks_of_others() -> None:
     assert not params.has_cls
 
 
-def test_two_passes_cost_what_was_derived_for_the_published_sizes() -> None:
+def test_two_passes_have_the_derived_cost_at_published_sizes() -> None:
     """A step of two passes over one of DiT, size L and 256 tokens: 1.76 in v1, 1.86 in v2 at its mean ratio."""
     shapes = Shapes((4, 32, 32), 1000, outputs=2)
     for version, kept, ratio in (("v1", 179, 1.76), ("v2", 153, 1.86)):
@@ -125,7 +125,7 @@ def test_two_passes_cost_what_was_derived_for_the_published_sizes() -> None:
         assert (full + masked) / DiTParams(size="L").cost(shapes, num_kept=256).flops == pytest.approx(ratio, abs=0.02)
 
 
-# Within a recipe ---------------------------------------------------------------------------------------------------
+# Within a recipe
 
 
 class Silent:
@@ -146,14 +146,14 @@ def test_it_trains_under_edm_and_every_parameter_moves(tmp_path: Path, version: 
     assert still == []
 
 
-def test_a_kernel_without_bias_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_bias_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe(tmp_path)
     monkeypatch.setattr(EagerParams, "takes_bias", False)
     with pytest.raises(SdditError, match="adds a bias to its attention, which kernel 'eager' cannot"):
         recipe(tmp_path)
 
 
-def test_an_image_that_patches_do_not_cut_is_refused(tmp_path: Path) -> None:
+def test_an_indivisible_image_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(SdditError, match="cannot be cut into patches"):
         recipe(tmp_path, "backbone.patch=3")
 
@@ -164,5 +164,5 @@ def test_its_plan_counts_both_views(tmp_path: Path) -> None:
     assert views["masked"].kept < views["full"].kept
     assert views["masked"].backbone_flops is not None
     assert views["full"].backbone_flops is not None
-    alone = {p.view: p for p in plan(recipe(tmp_path, "loss.masked=false")).passes}
-    assert list(alone) == ["full"]
+    single = {p.view: p for p in plan(recipe(tmp_path, "loss.masked=false")).passes}
+    assert list(single) == ["full"]

@@ -1,4 +1,4 @@
-"""Parity with the published implementations of MDT v1 and v2: their stored numbers, float64, 1e-9 relative."""
+"""Compare with the published implementations of MDT v1 and v2: their stored numbers, float64, 1e-9 relative."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 
 def load(folder: Path, layout: str, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Model:
-    """Their file, read as a user reads it."""
+    """Load their file as a user does."""
     path = folder / "theirs.safetensors"
     save_file(dict(state), path)
     return sddit.load(path, layout=layout, config=config, dtype=torch.float64)
@@ -63,8 +63,8 @@ def test_forward_masked_and_not(published: Read, tmp_path: Path, name: str) -> N
     network.interpolater.register_forward_pre_hook(lambda _, args: seen.update(interpolater_in=args[0]))
     network.interpolater.register_forward_hook(lambda *args: seen.update(interpolater_out=args[2]))
     close(model.raw(*inputs(stored), visible=visible), stored.outputs["masked"])
-    for place in ("visible_tokens_in", "interpolater_in"):
-        close(seen[place][:1], stored.outputs[f"mid/{place}"][:, order[0]])
+    for name in ("visible_tokens_in", "interpolater_in"):
+        close(seen[name][:1], stored.outputs[f"mid/{name}"][:, order[0]])
     close(seen["interpolater_out"][:1], stored.outputs["mid/interpolater_out"])
 
 
@@ -84,8 +84,8 @@ def test_gradients_of_the_masked_pass(published: Read, tmp_path: Path, name: str
     assert not theirs[first][-3:].any()  # of a class token that is not there
 
 
-def test_parity_has_teeth(published: Read, tmp_path: Path) -> None:
-    """The gate refuses offsets counted the other way, other tokens hidden, a lost skip and a lost position."""
+def test_parity_detects_wrong_networks(published: Read, tmp_path: Path) -> None:
+    """The comparison fails for transposed offsets, other hidden tokens, a missing skip and a missing position."""
     stored = published("mdtv2_a")
     visible = stored.outputs["mask/ids_keep"].sort(dim=1).values
 
@@ -102,7 +102,7 @@ def test_parity_has_teeth(published: Read, tmp_path: Path) -> None:
 
 
 @both
-def test_their_mask_is_ours_of_their_draw(published: Read, name: str) -> None:
+def test_masks_agree_for_the_same_draw(published: Read, name: str) -> None:
     """floor(L (1 - r)) tokens stay, those of the smallest numbers; v2 draws r between 0.3 and 0.5."""
     stored = published(name)
 

@@ -1,4 +1,4 @@
-"""Adan by its paper, and after a stop."""
+"""Test Adan against its paper, and after a restart."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ RATE, BETAS, EPS = 0.01, (0.98, 0.92, 0.99), 1e-8
 
 def adan(weights: Tensor) -> torch.optim.Optimizer:
     build = sddit.build("optimizers", "adan", {"lr": RATE})
-    made: torch.optim.Optimizer = build([{"params": [weights], "lr_scale": 1.0, "head": False}], torch.device("cpu"))
-    return made
+    optimizer: torch.optim.Optimizer = build(
+        [{"params": [weights], "lr_scale": 1.0, "head": False}], torch.device("cpu")
+    )
+    return optimizer
 
 
 def gradients(count: int) -> Tensor:
@@ -51,17 +53,17 @@ def test_steps_by_hand() -> None:
     assert not torch.allclose(weights.detach(), torch.ones(5, dtype=torch.float64), rtol=1e-3)
 
 
-def test_a_restored_one_goes_on_with_its_count_of_steps() -> None:
-    whole = torch.ones(5, dtype=torch.float64, requires_grad=True)
-    optimizer = adan(whole)
+def test_a_restored_optimizer_continues_its_step_count() -> None:
+    weights = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    optimizer = adan(weights)
     built_with = numbers_of(optimizer)
     for g in gradients(3):
-        step(optimizer, whole, g)
+        step(optimizer, weights, g)
     tensors, numbers = split_optimizer(optimizer)
     held = {"0": [name.partition(".")[2] for name in tensors]}
     ended = []
     for counted in (counted_by(optimizer, built_with), [{}]):
-        again = whole.detach().clone().requires_grad_()
+        again = weights.detach().clone().requires_grad_()
         restored = adan(again)
         join_optimizer(restored, {k: t.clone() for k, t in tensors.items()}, numbers, held)
         restore_counts(restored, counted)
@@ -69,6 +71,6 @@ def test_a_restored_one_goes_on_with_its_count_of_steps() -> None:
             step(restored, again, g)
         ended.append(again.detach())
     for g in gradients(6)[3:]:
-        step(optimizer, whole, g)
-    assert torch.equal(ended[0], whole.detach())
-    assert not torch.equal(ended[1], whole.detach())
+        step(optimizer, weights, g)
+    assert torch.equal(ended[0], weights.detach())
+    assert not torch.equal(ended[1], weights.detach())

@@ -1,4 +1,4 @@
-"""MDT's two views, and the ratio that a step draws."""
+"""Test MDT's two views, and the mask ratio drawn at each step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def context(step: int = 0) -> Context:
 
 
 def two(step: int = 0, given: Batch | None = None, **keys: Any) -> tuple[View, View]:
-    """The full and the masked view."""
+    """Return the full and the masked view."""
     ctx = context(step)
     views = MaskedAndFull(MaskedAndFullParams(**keys), grid=GRID)(given or batch(), ctx.draws, SCHEDULE, ctx)
     assert list(views) == [spec.name for spec in MaskedAndFullParams(**keys).views()] == ["full", "masked"]
@@ -72,12 +72,12 @@ def test_the_masked_view_has_the_level_and_image_of_the_full_one_and_noise_of_it
 
 def test_both_methods_hide_the_same_tokens_of_a_seed() -> None:
     ctx = context()
-    alone = Masked(MaskedParams(mask_ratio=0.3), grid=GRID)(batch(), ctx.draws, SCHEDULE, ctx)["student"]
-    assert alone.visible is not None
-    assert torch.equal(two()[1].visible, alone.visible)
+    single = Masked(MaskedParams(mask_ratio=0.3), grid=GRID)(batch(), ctx.draws, SCHEDULE, ctx)["student"]
+    assert single.visible is not None
+    assert torch.equal(two()[1].visible, single.visible)
 
 
-def test_labels_are_shared_or_dropped_apart() -> None:
+def test_labels_are_shared_or_dropped_independently() -> None:
     full, masked = two()
     assert masked.labels is full.labels
     full, masked = two(label_drop=0.3)
@@ -89,26 +89,26 @@ def test_labels_are_shared_or_dropped_apart() -> None:
     assert torch.equal(masked.labels, batch().true_labels)  # whatever the full view lost
 
 
-def test_a_spread_ratio_is_one_number_a_step() -> None:
+def test_a_spread_ratio_is_drawn_once_per_step() -> None:
     """v2: r = 0.3 + 0.2 U(0, 1); 16 (1 - r) tokens stay, 11 down to 8."""
-    kept = [two(step, mask_spread=0.2)[1].visible.shape for step in range(40)]
-    assert {shape[0] for shape in kept} == {COUNT}
-    assert {shape[1] for shape in kept} == {8, 9, 10, 11}
-    assert [two(step, mask_spread=0.2)[1].visible.shape for step in range(3)] == kept[:3]
+    shapes = [two(step, mask_spread=0.2)[1].visible.shape for step in range(40)]
+    assert {shape[0] for shape in shapes} == {COUNT}
+    assert {shape[1] for shape in shapes} == {8, 9, 10, 11}
+    assert [two(step, mask_spread=0.2)[1].visible.shape for step in range(3)] == shapes[:3]
     assert {two(step)[1].visible.shape[1] for step in range(5)} == {11}
 
 
-def test_the_spread_rides_on_the_schedule() -> None:
+def test_the_spread_is_added_to_the_schedule() -> None:
     pairs = Masked(MaskedParams(mask_ratio=Ramp(start=0.5, end=0.0), mask_spread=0.1), grid=GRID)
-    kept = []
+    shapes = []
     for step in (0, 100):
         visible = pairs(batch(), context(step).draws, SCHEDULE, context(step))["student"].visible
-        kept.append(16 if visible is None else visible.shape[1])
-    assert kept[0] in (6, 7, 8)
-    assert kept[1] in (14, 15, 16)
+        shapes.append(16 if visible is None else visible.shape[1])
+    assert shapes[0] in (6, 7, 8)
+    assert shapes[1] in (14, 15, 16)
 
 
-def test_views_say_what_they_hide() -> None:
+def test_views_report_their_mask_ratios() -> None:
     full, masked = MaskedAndFullParams(mask_spread=0.2).views()
     assert not full.is_masked
     assert (masked.mask_ratio, masked.mask_spread) == (0.3, 0.2)
@@ -141,7 +141,7 @@ name = "adamw"
 """
 
 
-def test_the_two_views_serve_other_backbones_and_know_their_idle_keys(tmp_path: Path) -> None:
+def test_two_views_work_with_other_backbones_and_report_idle_keys(tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(RECIPE, encoding="utf-8")
     shape, spread = "pair_sampler.mask_shape=block", "pair_sampler.mask_spread=0.1"
@@ -153,12 +153,12 @@ def test_the_two_views_serve_other_backbones_and_know_their_idle_keys(tmp_path: 
 
 
 @pytest.mark.parametrize("keys", [{"mask_spread": -0.1}, {"mask_spread": 1.0}, {"label_drop": 1.5}])
-def test_values_out_of_bounds_are_refused(keys: dict[str, Any]) -> None:
+def test_values_out_of_bounds_are_rejected(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="should be"):
         MaskedAndFullParams(**keys)
 
 
-def test_the_kit_refuses_more_hidden_tokens_than_the_spread_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kit_rejects_more_hidden_tokens_than_the_spread_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     check("masked_and_full", mask_spread=0.2)
     monkeypatch.setattr(masks, "drawn_ratio", lambda draws, ratio, spread: ratio + 2 * spread)
     with pytest.raises(ConformanceError, match="visible of view 'masked' has a wrong shape"):
