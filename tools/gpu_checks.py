@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from sddit.diffusion.draws import generator
+from sddit.errors import describe_exception
 from sddit.generation import generate, of_classes
 from sddit.interfaces import CheckContext, Measurement
-from sddit.plugins.discovery import said
 from sddit.plugins.host import host
 from sddit.recipes.costs import plan
 from sddit.recipes.recipe import Recipe
@@ -339,7 +339,7 @@ def run(sections: Sequence[str], device: Device) -> list[Line]:
         try:
             lines.extend(SECTIONS[name](device))
         except Exception as failure:
-            lines.append(Line(name, said(failure), "", "", "FAIL"))
+            lines.append(Line(name, describe_exception(failure), "", "", "FAIL"))
     return lines
 
 

@@ -92,6 +92,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def describe_exception(failure: BaseException, max_length: int = 240) -> str:
+    """Return type and message of an exception on one line of at most `max_length` characters."""
+    try:
+        message = str(failure)
+    except Exception:
+        message = "(no message: its __str__ fails)"
+    text = " ".join(f"{type(failure).__name__}: {message}".split()).rstrip(": ")
+    return text if len(text) <= max_length else f"{text[:max_length]} ..."
+
+
 HOST = re.compile(r"DefaultCPUAllocator: (can't|not enough memory)|std::bad_alloc|Cannot allocate memory")
 
 

@@ -16,9 +16,8 @@ import click
 
 from sddit.cli.common import State, error_console, redirect_to_null
 from sddit.distributed import processes
-from sddit.errors import Problem, SdditError, exit_status, out_of_memory, printable, ran_out
+from sddit.errors import Problem, SdditError, describe_exception, exit_status, out_of_memory, printable, ran_out
 from sddit.interfaces.component import component_of
-from sddit.plugins.discovery import said
 from sddit.plugins.host import host
 from sddit.storage.atomic import replace_file, storage_error
 
@@ -33,7 +32,7 @@ def report_user_error(failure: SdditError, state: State) -> int:
 
 def report_code_error(failure: BaseException, state: State) -> int:
     """Report an unexpected exception: as a plugin's if its code is the innermost in the traceback, else as a bug of ours."""
-    what = said(failure)
+    what = describe_exception(failure)
     frames = traceback.extract_tb(failure.__traceback__)
     for frame in reversed(frames):
         if row := host().owner_of(frame.filename):
@@ -107,7 +106,7 @@ def contract_problem(failure: BaseException) -> Problem | None:
         "SD-P220",
         f"component {name!r} does not have the signature of its contract",
         where=row.file or row.name,
-        got=said(failure),
+        got=describe_exception(failure),
         expect="the arguments that sddit.interfaces lists for its kind, and **_ for further ones",
         fix=f"run sddit.testing.check_plugin({(row.file or row.name)!r}), which tests each part of the contract",
     )

@@ -1,4 +1,4 @@
-"""Find plugins: entry points, one-file plugins, and the allow-list."""
+"""Describe plugins, import one-file plugins, and apply the allow-list."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ import importlib.util
 import os
 import re
 import sys
-import sysconfig
-import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from sddit.errors import Problem, nearest, one_of
-from sddit.plugins import hookspecs
+from sddit.errors import Problem, one_of
 
 OURS = "sddit"
 FILE = "(file)"
 
 
 @dataclass(slots=True)
-class Row:
+class PluginInfo:
     """One plugin as `sddit-run plugins` lists it."""
 
     name: str
@@ -49,34 +46,6 @@ class Row:
         return self.digest or f"{self.distribution} {self.version}"
 
 
-def refuse_misspelt_hooks(plugin: object) -> None:
-    """A function that looks like a hook but carries no `@hookimpl`, or an unknown name, is a mistake: say which."""
-    known = [name for name in vars(hookspecs) if name.startswith("register_")]
-    for name in dir(plugin):
-        value = getattr(plugin, name, None)
-        marked = callable(value) and hasattr(value, "sddit_impl")
-        if not marked and not (name.startswith("register_") and callable(value)):
-            continue
-        if name not in known:
-            close = nearest(name, known)
-            raise TypeError(
-                f"unknown hook {name!r}; "
-                + (f"did you mean {close!r}?" if close else f"expected {one_of(name, known)}")
-            )
-        if not marked:
-            raise TypeError(f"{name} lacks the @hookimpl decorator (from sddit import hookimpl)")
-
-
-def said(failure: BaseException, most: int = 240) -> str:
-    """What an exception says, on one line of bounded length."""
-    try:
-        words = str(failure)
-    except Exception:
-        words = "(what it says cannot be had: its __str__ fails)"
-    text = " ".join(f"{type(failure).__name__}: {words}".split()).rstrip(": ")
-    return text if len(text) <= most else f"{text[:most]} ..."
-
-
 def plugin_name(path: Path) -> str:
     """The name under which a one-file plugin's components are qualified."""
     return re.sub(r"\W", "_", path.stem)
@@ -87,7 +56,7 @@ def plugins_named_by(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.rpartition("/")[0] for name in names if "/" in name))
 
 
-def _allowed(row: Row) -> bool:
+def is_allowed(row: PluginInfo) -> bool:
     """SDDIT_PLUGINS=a,b limits third-party and one-file plugins; empty means none."""
     limit = os.environ.get("SDDIT_PLUGINS")
     if limit is None or row.builtin:
@@ -96,7 +65,7 @@ def _allowed(row: Row) -> bool:
     return bool(names & {row.name, Path(row.file).name if row.file else row.name})
 
 
-def _not_allowed(name: str) -> Problem:
+def not_allowed(name: str) -> Problem:
     limit = os.environ.get("SDDIT_PLUGINS", "")
     short = Path(name).name
     return Problem(
@@ -109,7 +78,7 @@ def _not_allowed(name: str) -> Problem:
     )
 
 
-def _misplaced(name: str, path: Path, root: Path, where: str) -> Problem | None:
+def location_problem(name: str, path: Path, root: Path, where: str) -> Problem | None:
     """What is wrong with the place of a one-file plugin: code comes only from the recipe's own folder."""
     if not path.is_relative_to(root):
         return Problem(
@@ -132,38 +101,6 @@ def _misplaced(name: str, path: Path, root: Path, where: str) -> Problem | None:
     return None
 
 
-def _load_problem(row: Row, where: str) -> Problem:
-    kind = "built-in plugin" if row.builtin else "plugin"
-    source = row.file or f"{row.distribution} {row.version}"
-    fix = "install sddit again" if row.builtin else "mend the plugin; --debug shows the traceback"
-    return Problem(
-        "SD-P201",
-        f"{kind} {row.name!r} failed to load",
-        where=row.where or row.file or where,
-        got=row.error,
-        expect="" if row.file else f"{source} to load",
-        fix=fix,
-    )
-
-
-def _folder_of(plugin: object) -> str:
-    """Where a package's code lies; of a single module, its file."""
-    file = Path(getattr(plugin, "__file__", None) or "")
-    return str(file.parent if file.name == "__init__.py" else file) if file.name else ""
-
-
-def _last_line(failure: BaseException) -> str:
-    """`file:line` of the innermost frame that is the plugin's own rather than ours or a library's."""
-    if isinstance(failure, SyntaxError) and failure.filename:
-        return f"{failure.filename}:{failure.lineno}"
-    frames = traceback.extract_tb(failure.__traceback__)
-    ours, python = str(Path(__file__).parents[1]), sysconfig.get_path("stdlib")
-    own = [
-        f for f in frames if not f.filename.startswith(("<frozen", ours, python)) and "site-packages" not in f.filename
-    ]
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
-
-
 class _Bytes(importlib.abc.ExecutionLoader):
     """Imports exactly the bytes that were hashed; a stale cache beside the file plays no part."""
 
@@ -177,7 +114,7 @@ class _Bytes(importlib.abc.ExecutionLoader):
         return importlib.util.decode_source(self.source)
 
 
-def _import_file(path: Path, name: str, source: bytes) -> ModuleType:
+def import_file(path: Path, name: str, source: bytes) -> ModuleType:
     module_name = f"sddit_file_{name}"
     spec = importlib.util.spec_from_file_location(module_name, path, loader=_Bytes(path, source))
     if spec is None or spec.loader is None:

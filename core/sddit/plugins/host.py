@@ -8,8 +8,6 @@ plugin is imported only when a recipe gives its path.
 from __future__ import annotations
 
 import contextlib
-import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from hashlib import sha256
@@ -20,30 +18,23 @@ from typing import Any
 import pluggy
 
 from sddit.distributed.signals import Stopped
-from sddit.errors import Problem, error, one_of, raise_all
+from sddit.errors import Problem, describe_exception, error, one_of, raise_all
 from sddit.plugins import hookspecs
 from sddit.plugins.discovery import (
     FILE,
     OURS,
-    Row,
-    _allowed,
-    _folder_of,
-    _import_file,
-    _last_line,
-    _load_problem,
-    _misplaced,
-    _not_allowed,
+    PluginInfo,
+    import_file,
+    is_allowed,
+    location_problem,
+    not_allowed,
     plugin_name,
-    refuse_misspelt_hooks,
-    said,
 )
 from sddit.plugins.hookspecs import Registries
-from sddit.plugins.isolation import unchanged_shared_state
+from sddit.plugins.loading import check_hooks, code_folder, failing_line, import_guarded, load_problem
 from sddit.plugins.registry import Registry
 
 GROUP = "sddit"
-PATIENCE = 30.0
-"""Seconds after which a person is told which plugin is still being imported."""
 
 
 class Host:
@@ -55,7 +46,7 @@ class Host:
 
     def __init__(self, builtins: Collection[str] | None = None) -> None:
         self.registries = Registries()
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, PluginInfo] = {}
         self.announce: Callable[[str], None] = lambda text: None
         """Told the path and hash of a one-file plugin before it is imported, and of one that is slow to import."""
         self._entries: dict[str, EntryPoint] = {}
@@ -78,7 +69,7 @@ class Host:
             if isinstance(row, Problem):
                 problems.append(row)
             elif row.state == "failed":
-                problems.append(_load_problem(row, where))
+                problems.append(load_problem(row, where))
                 causes += [row.failure] if row.failure else []
         try:
             raise_all(problems)
@@ -88,14 +79,14 @@ class Host:
     def load_everything(self) -> None:
         """Import every installed plugin under guard, for `plugins --load`."""
         for name, row in self.rows.items():
-            if _allowed(row):
+            if is_allowed(row):
                 self._load_entry(name)
             else:
                 row.state = "not allowed"
 
     def add(self, name: str, plugin: object) -> None:
         """Register a plugin that is already imported, as tests and notebooks do. What is wrong with it is raised."""
-        row = self.rows[name] = Row(name, "(added)", "")
+        row = self.rows[name] = PluginInfo(name, "(added)", "")
         self._guarded(row, lambda: plugin)
         if row.failure is not None:
             del self.rows[name]
@@ -107,9 +98,9 @@ class Host:
 
     def raise_for_builtins(self) -> None:
         """Raise if one of our own plugins did not load: an installation fault."""
-        raise_all(_load_problem(row, "") for row in self.rows.values() if row.builtin and row.state == "failed")
+        raise_all(load_problem(row, "") for row in self.rows.values() if row.builtin and row.state == "failed")
 
-    def owner_of(self, file: str) -> Row | None:
+    def owner_of(self, file: str) -> PluginInfo | None:
         """The third-party plugin whose code a source file is."""
         owners = (row for row in self.rows.values() if row.code and not row.builtin)
         return next((row for row in owners if Path(file).is_relative_to(row.code)), None)
@@ -122,14 +113,14 @@ class Host:
             found.items(), key=lambda item: (item[0][0] != OURS, item[0][1], item[0][0])
         ):
             name = short if dist == OURS or names.count(short) == 1 else f"{dist}:{short}"
-            self.rows[name] = Row(name, dist, entry.dist.version if entry.dist else "?")
+            self.rows[name] = PluginInfo(name, dist, entry.dist.version if entry.dist else "?")
             self._entries[name] = entry
 
-    def _row_of_entry(self, name: str, where: str) -> Row | Problem:
+    def _row_of_entry(self, name: str, where: str) -> PluginInfo | Problem:
         if name not in self.rows:
             return self._unknown(name, where)
         row = self.rows[name]
-        return self._load_entry(name) if _allowed(row) else _not_allowed(name)
+        return self._load_entry(name) if is_allowed(row) else not_allowed(name)
 
     def _unknown(self, name: str, where: str) -> Problem:
         if twins := [other for other in self.rows if other.endswith(f":{name}")]:
@@ -153,13 +144,13 @@ class Host:
             fix=fix,
         )
 
-    def _row_of_file(self, name: str, folder: Path | None, where: str) -> Row | Problem:
+    def _row_of_file(self, name: str, folder: Path | None, where: str) -> PluginInfo | Problem:
         root = (folder or Path.cwd()).resolve()
         path = (root / name).resolve()
-        row = Row(plugin_name(path), FILE, "", file=str(path))
-        if not _allowed(row):
-            return _not_allowed(name)
-        if problem := _misplaced(name, path, root, where):
+        row = PluginInfo(plugin_name(path), FILE, "", file=str(path))
+        if not is_allowed(row):
+            return not_allowed(name)
+        if problem := location_problem(name, path, root, where):
             return problem
         source = path.read_bytes()
         row.digest = sha256(source).hexdigest()
@@ -174,55 +165,42 @@ class Host:
         if known is not None:  # the same file, edited since: a notebook's second try
             self.remove(row.name)
         self.announce(f"plugin {name}: {path}  sha256 {row.version}")
-        self._guarded(row, lambda: _import_file(path, row.name, source))
+        self._guarded(row, lambda: import_file(path, row.name, source))
         if row.state == "loaded":
             self.rows[row.name] = row
         return row
 
-    def _load_entry(self, name: str) -> Row:
+    def _load_entry(self, name: str) -> PluginInfo:
         row = self.rows[name]
         if row.state == "not loaded":
             self._guarded(row, self._entries[name].load)
         return row
 
-    def _guarded(self, row: Row, load: Callable[[], object]) -> None:
+    def _guarded(self, row: PluginInfo, load: Callable[[], object]) -> None:
         """Import a plugin and let it register. A failure, `sys.exit` included, stays in its row."""
         start = time.perf_counter()
         try:
-            plugin = self._imported(row, load)
-            refuse_misspelt_hooks(plugin)
+            plugin = import_guarded(row, load, self.announce)
+            check_hooks(plugin)
             self._manager.register(plugin, name=row.name)
             self._manager.check_pending()
             self._register(plugin, row)
-            row.code = row.file or _folder_of(plugin)
+            row.code = row.file or code_folder(plugin)
             row.state = "loaded"
         except (Stopped, KeyboardInterrupt):  # a signal came meanwhile, which is no fault of the plugin
             raise
         except BaseException as failure:
             row.state, row.failure = "failed", failure
-            row.error = said(failure)
-            row.where = _last_line(failure)
+            row.error = describe_exception(failure)
+            row.where = failing_line(failure)
             self._forget(row)
         row.seconds = time.perf_counter() - start
 
-    def _imported(self, row: Row, load: Callable[[], object]) -> object:
-        """Import a plugin. A third party's may not print into our output, nor change what all code shares."""
-        if row.builtin:
-            return load()
-        slow = threading.Timer(PATIENCE, self.announce, [f"plugin {row.name}: still being imported"])
-        slow.daemon = True
-        slow.start()
-        try:
-            with contextlib.redirect_stdout(sys.stderr), unchanged_shared_state():
-                return load()
-        finally:
-            slow.cancel()
-
-    def _register(self, plugin: object, row: Row) -> None:
+    def _register(self, plugin: object, row: PluginInfo) -> None:
         others = [p for p in self._manager.get_plugins() if p is not plugin]
         for kind, registry in self.registries.all().items():
             caller = self._manager.subset_hook_caller(f"register_{kind}", others)
-            caller(registry=registry.speaking(row.name))
+            caller(registry=registry.bound_to(row.name))
             if names := [c.name for c in registry if c.origin == row.name]:
                 row.registers[kind] = names
         if not row.registers:
@@ -230,7 +208,7 @@ class Host:
                 "it registers nothing; a plugin has at least one @hookimpl function such as register_losses"
             )
 
-    def _forget(self, row: Row) -> None:
+    def _forget(self, row: PluginInfo) -> None:
         """Leave nothing of a plugin behind."""
         row.registers = {}
         if self._manager.has_plugin(row.name):

@@ -19,18 +19,19 @@ class Registry(Generic[T]):
         self.kind = kind
         self.slot = slot
         self.params = params
+        self.origin = ""
         self._offers: dict[str, list[Component[T]]] = {}
-        self._speaker = ""
 
     @property
     def singular(self) -> str:
         """The kind as a message names one of it."""
         return SINGULAR[self.kind]
 
-    def speaking(self, origin: str) -> Registry[T]:
-        """The same registry, attributing what is added next to `origin`."""
-        self._speaker = origin
-        return self
+    def bound_to(self, origin: str) -> Registry[T]:
+        """Return the same registry as the plugin `origin` sees it: what is added through it has that origin."""
+        bound: Registry[T] = Registry(self.kind, self.slot, self.params)
+        bound.origin, bound._offers = origin, self._offers
+        return bound
 
     def add(
         self,
@@ -73,15 +74,14 @@ class Registry(Generic[T]):
             requires=requires,
             formats=tuple((formats or {}).items()),
             checks=tuple((checks or {}).items()),
-            origin=self._speaker,
+            origin=self.origin,
         )
         self._offers.setdefault(name, []).append(component)
 
     def drop(self, origin: str) -> None:
-        """Take back everything `origin` added: a plugin that failed half-way leaves nothing behind."""
-        self._offers = {
-            name: kept for name, offers in self._offers.items() if (kept := [c for c in offers if c.origin != origin])
-        }
+        """Remove everything `origin` added, such as after a plugin failed half-way."""
+        for offers in self._offers.values():
+            offers[:] = [component for component in offers if component.origin != origin]
 
     def __iter__(self) -> Iterator[Component[T]]:
         for name in sorted(self._offers):

@@ -18,9 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from sddit.errors import Problem, SdditError, error, one_of
+from sddit.errors import Problem, SdditError, describe_exception, error, one_of
 from sddit.interfaces import Component, Params
-from sddit.plugins.discovery import said
 from sddit.plugins.host import host
 from sddit.recipes.field_types import expectation
 
@@ -74,7 +73,7 @@ class Findings:
             frame = traceback.extract_tb(failure.__traceback__)[-1]
             self.add(
                 f"it raised an error while {doing}",
-                got=said(failure),
+                got=describe_exception(failure),
                 where=f"{frame.filename}:{frame.lineno}",
                 fix=fix,
             )

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from sddit.errors import SdditError
+from sddit.errors import SdditError, describe_exception
 from sddit.interfaces import Check, CheckContext, Component, Measurement, NotHereError
 from sddit.interfaces.component import load_attribute
-from sddit.plugins.discovery import said
 from sddit.plugins.host import Host, host
 from sddit.progress import Progress
 
@@ -101,4 +100,4 @@ def rows_of(of: str, name: str, path: str, context: CheckContext) -> Iterator[Ro
     except SdditError as refusal:
         yield Row(of, name, "FAIL", reason=refusal.problems[0].what)
     except Exception as failure:
-        yield Row(of, name, "FAIL", reason=said(failure))
+        yield Row(of, name, "FAIL", reason=describe_exception(failure))

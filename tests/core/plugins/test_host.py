@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sddit.errors import SdditError
-from sddit.plugins.discovery import plugin_name, plugins_named_by, said
+from sddit.errors import SdditError, describe_exception
+from sddit.plugins.discovery import plugin_name, plugins_named_by
 from sddit.plugins.host import Host, host, registry, using_host
 
 HOOK = "from sddit import hookimpl\n"
@@ -396,6 +396,6 @@ def test_a_built_in_that_did_not_load_is_an_installation_fault(core_host):
 
 def test_small_things():
     assert plugin_name(Path("a/my loss-2.py")) == "my_loss_2"
-    assert said(ValueError("a\nb")) == "ValueError: a b"
-    assert said(KeyboardInterrupt()) == "KeyboardInterrupt"
-    assert len(said(ValueError("x" * 10_000))) < 300
+    assert describe_exception(ValueError("a\nb")) == "ValueError: a b"
+    assert describe_exception(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert len(describe_exception(ValueError("x" * 10_000))) < 300

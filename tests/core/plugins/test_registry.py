@@ -31,7 +31,7 @@ class Mine:
 @pytest.fixture
 def losses() -> Registry[object]:
     registry: Registry[object] = Registry("losses", "loss", LossParams)
-    registry.speaking("ours").add("mine", Mine, params=MineParams, summary="One.")
+    registry.bound_to("ours").add("mine", Mine, params=MineParams, summary="One.")
     return registry
 
 
@@ -69,7 +69,7 @@ def test_an_unknown_name_gets_the_nearest(losses: Registry[object]) -> None:
 
 
 def test_two_offers_of_a_name_are_an_error_at_use_and_never_a_winner(losses: Registry[object]) -> None:
-    losses.speaking("theirs").add("mine", Mine, params=MineParams, summary="Another.")
+    losses.bound_to("theirs").add("mine", Mine, params=MineParams, summary="Another.")
     assert losses.names() == ["ours/mine", "theirs/mine"]
     found = refused(losses, "mine")
     assert (found.code, found.expect) == ("SD-P202", "one of ours/mine or theirs/mine")
@@ -77,8 +77,9 @@ def test_two_offers_of_a_name_are_an_error_at_use_and_never_a_winner(losses: Reg
 
 
 def test_a_plugin_can_be_taken_back_whole(losses: Registry[object]) -> None:
-    losses.speaking("theirs").add("mine", Mine, params=MineParams, summary="Another.")
-    losses.add("more", Mine, params=MineParams, summary="More.")
+    theirs = losses.bound_to("theirs")
+    theirs.add("mine", Mine, params=MineParams, summary="Another.")
+    theirs.add("more", Mine, params=MineParams, summary="More.")
     losses.drop("theirs")
     assert [c.qualified for c in losses] == ["ours/mine"]
     assert losses.get("mine").origin == "ours"

@@ -125,7 +125,7 @@ def test_settings_import_no_torch() -> None:
 
 def test_it_is_registered_with_converters_that_exist() -> None:
     registries = Registries()
-    register_backbones(registries.backbones.speaking("dit"))
+    register_backbones(registries.backbones.bound_to("dit"))
     component = registries.backbones.get("dit")
     assert component.load().__name__ == "DiT"
     for layout, _ in component.formats:

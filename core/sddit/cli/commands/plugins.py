@@ -9,7 +9,7 @@ import click
 
 from sddit.cli.common import SdditCommand, console, error_console, json_option, notice, print_json, table
 from sddit.errors import printable
-from sddit.plugins.discovery import Row
+from sddit.plugins.discovery import PluginInfo
 from sddit.plugins.host import Host, host
 
 EXAMPLES = """
@@ -35,13 +35,13 @@ def plugins(load: bool, as_json: bool) -> None:
         print_rows(plugin_host)
 
 
-def plugin_record(plugin_host: Host, row: Row) -> dict[str, Any]:
+def plugin_record(plugin_host: Host, row: PluginInfo) -> dict[str, Any]:
     """Return one plugin as JSON, with the packages that its components lack."""
     record = {name: value for name, value in asdict(row).items() if name not in ("failure", "code")}
     return {**record, "seconds": round(row.seconds, 4), "builtin": row.builtin, "missing": missing(plugin_host, row)}
 
 
-def missing(plugin_host: Host, row: Row) -> dict[str, list[str]]:
+def missing(plugin_host: Host, row: PluginInfo) -> dict[str, list[str]]:
     """Return {component: packages that it needs and that are not installed}."""
     registries = plugin_host.registries.all().values()
     return {c.name: lacking for r in registries for c in r if c.origin == row.name and (lacking := c.missing())}
@@ -66,7 +66,7 @@ def print_rows(plugin_host: Host) -> None:
         out.print("\nThird-party plugins are imported when a recipe names them; --load imports all.", style="dim")
 
 
-def registers(plugin_host: Host, row: Row) -> str:
+def registers(plugin_host: Host, row: PluginInfo) -> str:
     """Return `losses: denoising`, a line per kind."""
     lacking = missing(plugin_host, row)
     named = {

@@ -1,0 +1,83 @@
+"""Import a plugin under guard, and explain why one failed to load."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import sysconfig
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from sddit.errors import Problem, nearest, one_of
+from sddit.plugins import hookspecs
+from sddit.plugins.discovery import PluginInfo
+from sddit.plugins.isolation import unchanged_shared_state
+
+SLOW_IMPORT_SECONDS = 30.0
+"""After this time the user learns which plugin is still being imported."""
+
+
+def import_guarded(row: PluginInfo, load: Callable[[], object], announce: Callable[[str], None]) -> object:
+    """Import a plugin. A third party's may neither print to stdout nor change state that all code shares."""
+    if row.builtin:
+        return load()
+    slow = threading.Timer(SLOW_IMPORT_SECONDS, announce, [f"plugin {row.name}: still being imported"])
+    slow.daemon = True
+    slow.start()
+    try:
+        with contextlib.redirect_stdout(sys.stderr), unchanged_shared_state():
+            return load()
+    finally:
+        slow.cancel()
+
+
+def check_hooks(plugin: object) -> None:
+    """A function that looks like a hook but carries no `@hookimpl`, or an unknown name, is a mistake: say which."""
+    known = [name for name in vars(hookspecs) if name.startswith("register_")]
+    for name in dir(plugin):
+        value = getattr(plugin, name, None)
+        marked = callable(value) and hasattr(value, "sddit_impl")
+        if not marked and not (name.startswith("register_") and callable(value)):
+            continue
+        if name not in known:
+            close = nearest(name, known)
+            raise TypeError(
+                f"unknown hook {name!r}; "
+                + (f"did you mean {close!r}?" if close else f"expected {one_of(name, known)}")
+            )
+        if not marked:
+            raise TypeError(f"{name} lacks the @hookimpl decorator (from sddit import hookimpl)")
+
+
+def load_problem(row: PluginInfo, where: str) -> Problem:
+    kind = "built-in plugin" if row.builtin else "plugin"
+    source = row.file or f"{row.distribution} {row.version}"
+    fix = "install sddit again" if row.builtin else "mend the plugin; --debug shows the traceback"
+    return Problem(
+        "SD-P201",
+        f"{kind} {row.name!r} failed to load",
+        where=row.where or row.file or where,
+        got=row.error,
+        expect="" if row.file else f"{source} to load",
+        fix=fix,
+    )
+
+
+def code_folder(plugin: object) -> str:
+    """Where a package's code lies; of a single module, its file."""
+    file = Path(getattr(plugin, "__file__", None) or "")
+    return str(file.parent if file.name == "__init__.py" else file) if file.name else ""
+
+
+def failing_line(failure: BaseException) -> str:
+    """`file:line` of the innermost frame that is the plugin's own rather than ours or a library's."""
+    if isinstance(failure, SyntaxError) and failure.filename:
+        return f"{failure.filename}:{failure.lineno}"
+    frames = traceback.extract_tb(failure.__traceback__)
+    ours, python = str(Path(__file__).parents[1]), sysconfig.get_path("stdlib")
+    own = [
+        f for f in frames if not f.filename.startswith(("<frozen", ours, python)) and "site-packages" not in f.filename
+    ]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
