@@ -140,7 +140,7 @@ class HybridParams(LossParams):
 
     def check(self, recipe: RecipeView) -> Iterable[Problem]:
         """Check that there is a chain, and a variance for the bound to train."""
-        schedule, where = recipe.noise_schedule, self._key(recipe)
+        schedule, where = recipe.noise_schedule, recipe.key_of(self)
         if not isinstance(schedule.params, DDPMParams):
             yield Problem(
                 "SD-R108",
@@ -159,9 +159,6 @@ class HybridParams(LossParams):
                 expect="a learned variance, or 0",
                 fix=f"noise_schedule.learned_variance = true, or {where}.vb_weight = 0",
             )
-
-    def _key(self, recipe: RecipeView) -> str:
-        return next(f"loss.{label}" for label, chosen in recipe.losses.items() if chosen.params is self)
 
     @model_validator(mode="after")
     def _trains_the_image(self) -> HybridParams:

@@ -197,7 +197,7 @@ class DiscriminationParams(LossParams):
         except ValueError:  # the core reports a tap that does not exist
             return
         if student != teacher:
-            where = f"loss.{next(label for label, chosen in recipe.losses.items() if chosen.params is self)}"
+            where = recipe.key_of(self)
             yield Problem(
                 "SD-R108",
                 "one head cannot process tokens of two widths",

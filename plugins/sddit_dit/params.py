@@ -107,9 +107,7 @@ class TransformerParams(BackboneParams):
         if isinstance(tap, int) and 1 <= tap <= total:
             return tap
         names = "encoder, decoder" if has_decoder else "encoder"
-        raise ValueError(
-            f"no tap {tap!r}; expected {names}, a depth fraction such as 0.3, or a block from 1 to {total}"
-        )
+        raise ValueError(f"{names}, a depth fraction such as 0.3, or a block from 1 to {total}; got {tap!r}")
 
     def last_block(self, taps: Sequence[Tap], output: bool) -> int:
         """Return the number of blocks that must run for `taps` and, if `output`, for the output."""

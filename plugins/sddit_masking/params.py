@@ -185,7 +185,7 @@ class ReconstructionParams(LossParams):
             )
         tokens = math.prod(recipe.backbone.params.grid(recipe.shapes))
         if self.normalize and math.prod(recipe.facts.image) == tokens:
-            where = f"loss.{next(label for label, chosen in recipe.losses.items() if chosen.params is self)}.normalize"
+            where = f"{recipe.key_of(self)}.normalize"
             yield Problem(
                 "SD-R108",
                 "a patch of one value cannot be normalized",

@@ -64,5 +64,8 @@ class RecipeView(Protocol):
     def views_of(self, loss: LossParams) -> Sequence[ViewSpec]:
         """Return the views that `loss` reads."""
 
+    def key_of(self, loss: LossParams) -> str:
+        """Return the key of `loss`, such as `loss.denoise`."""
+
     def has_heads(self) -> bool:
         """Return whether an active loss trains modules of its own. One that states no cost may."""

@@ -66,6 +66,10 @@ class Recipe:
         specs = [v for v in self.pair_sampler.params.views() if not loss.views or v.name in loss.views]
         return [v for v in specs if v.network == "student" or needs.teacher is not None]
 
+    def key_of(self, loss: face.LossParams) -> str:
+        """Return the key of `loss`, such as `loss.denoise`."""
+        return next(f"loss.{label}" for label, chosen in self.losses.items() if chosen.params is loss)
+
     def trains_head(self, loss: face.LossParams) -> bool:
         """Return whether `loss` trains modules of its own; one that states no cost may."""
         backbone, shapes = self.backbone.params, self.shapes

@@ -84,7 +84,7 @@ def test_taps_name_blocks() -> None:
 
 @pytest.mark.parametrize("tap", ["decoder", "middle", 0, 4, -1, 0.0, 1.5])
 def test_a_nonexistent_tap_is_rejected_with_valid_ones(tap: str | float | int) -> None:
-    with pytest.raises(ValueError, match=r"expected encoder, a depth fraction .* block from 1 to 3"):
+    with pytest.raises(ValueError, match=r"encoder, a depth fraction .* block from 1 to 3"):
         DiTParams(depth=3, width=16, heads=2).block_of(tap)
 
 
