@@ -17,7 +17,8 @@ from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
 from sddit.ablations.planning.ablation_settings import BudgetRule
-from sddit.ablations.planning.arms import Ablation, Arm, nested
+from sddit.ablations.planning.arms import Ablation, Arm
+from sddit.ablations.planning.axes import nested
 from sddit.errors import Problem, SdditError, error
 from sddit.plugins.host import Host
 from sddit.recipes.checks import components
