@@ -18,6 +18,7 @@ from sddit.progress import Progress
 from sddit.recipes.merge import load
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
+from sddit.reports.ablation.report import write_report
 from sddit.training.build import build_session
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -255,7 +256,7 @@ def test_a_shipped_ablation_runs_from_end_to_end(tmp_path: Path) -> None:
     smallest += ["ablation.grid.loss.discrimination.prototypes=[32, 512]"]
     smallest += ["evaluate.features=['classifier']", "ablation.metrics=['classifier.fd', 'classifier.class_accuracy']"]
     found = expand(load(RECIPES / "ablations" / "prototypes.toml", smallest))
-    results = run_ablation(found, out=tmp_path, device="cpu", progress=Progress(), jobs=2)
+    results = run_ablation(found, out=tmp_path, device="cpu", progress=Progress(), write_report=write_report, jobs=2)
     assert [(row.arm, row.status) for row in results.runs] == [
         ("prototypes=32", "finished"),
         ("prototypes=512", "finished"),

@@ -1,7 +1,7 @@
-"""Run an ablation: every run a process of its own, several at once, each continued where it stopped.
+"""Run an ablation: every run in a process of its own, several at once, each resumed where it stopped.
 
-What is done is read from the run folders, so the same command goes on after anything: a stop, a kill, a run made by hand.
-A run that fails is noted with its error, and the others go on.
+The state of each run is read from its folder, so that the same command resumes after a stop, a kill, or a run started by hand.
+The error of a failed run is recorded, and the other runs continue.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from sddit.ablations.analysis.results import (
 )
 from sddit.ablations.planning.arms import Ablation
 from sddit.ablations.planning.budget import Pace, unmeasured
-from sddit.ablations.planning.leak_check import look_for_leaks
+from sddit.ablations.planning.leak_check import test_for_leaks
 from sddit.ablations.planning.plan import AblationPlan, PlannedRun, folder_of, make_plan, with_threads
 from sddit.ablations.planning.records import PLAN, LeakCheck, read_plan
 from sddit.distributed.signals import REQUESTS, StopSignals
@@ -34,39 +34,49 @@ from sddit.errors import SdditError, error, one_of
 from sddit.evaluation.probe import lacks_probe
 from sddit.formatting import format_count, format_duration
 from sddit.progress import Progress
-from sddit.reports.ablation.report import write_report
 from sddit.storage.atomic import replace_file, to_json
 from sddit.storage.lock import holder
-from sddit.storage.metrics_log import last_metrics
+from sddit.storage.metrics_log import logged_steps
 from sddit.storage.run_folder import METRICS, RunFolder
 
 RECIPES, LOGS = "recipes", "logs"
-POLL = 0.2  # seconds between looks at the running processes
-GRACE = 10.0  # seconds that a process has to end when this one ends unasked
+POLL = 0.2  # seconds between checks of the running processes
+GRACE = 10.0  # seconds that a process has to end when this one fails
+WriteReport = Callable[[AblationResults], object]
+"""Writes `report.html` from the results; given by the caller, since reports are a layer above."""
+
 STOPPED = {status for number in REQUESTS for status in (128 + number, -number)}
-"""Exit statuses of a run that saved and can go on; the negative ones of a run that a signal met before its first line."""
+"""Exit statuses of a run that saved and can be resumed; negative if the signal came before its first line."""
 
 
 def run_ablation(
-    ablation: Ablation, *, out: Path, device: str, progress: Progress, jobs: int = 1, reuse: bool = True
+    ablation: Ablation,
+    *,
+    out: Path,
+    device: str,
+    progress: Progress,
+    write_report: WriteReport,
+    jobs: int = 1,
+    reuse: bool = True,
 ) -> AblationResults:
-    """Run what is not finished yet, and gather what came out.
+    """Execute the runs that are not finished yet, and write and return the results.
 
     Args:
         ablation: its arms.
-        out: the folder of run folders; the ablation's own, `<name>-<id>`, is among them.
+        out: folder of run folders; the ablation's own, `<name>-<id>`, is one of them.
         device: `cpu` or `cuda`, of every run.
-        progress: where to show how it goes.
-        jobs: processes at once.
-        reuse: False makes a copy of its own in which every run is made again; a copy that was stopped is continued.
+        progress: shows the progress.
+        write_report: writes the report at the end, also after a stop.
+        jobs: number of processes at once.
+        reuse: False repeats every run in a copy of its own; a stopped copy is resumed.
 
     Raises:
-        SdditError: a problem for the person who typed; a run that fails is none, it stands in the results.
+        SdditError: a problem that the user can fix. A failed run does not raise; it is part of the results.
         SystemExit: a signal asked to stop; the runs have saved, and the status is the documented one.
     """
     copy = 1 if reuse else copy_number(ablation, out)
     with RunFolder(folder_of(ablation, out, copy)) as folder, StopSignals() as stop:
-        plan = settle(ablation, out, copy, jobs=jobs, device=device, progress=progress)
+        plan = finalize_plan(ablation, out, copy, jobs=jobs, device=device, progress=progress)
         folder.write_json(PLAN, plan.to_json())
         waiting = [run for run in plan.needed if not complete(run)]
         announce(plan, len(waiting), progress)
@@ -77,7 +87,7 @@ def run_ablation(
         write_results(results)
         write_report(results)
         if stop.signal is not None:
-            progress.note(f"stopped by {stop.signal.name}; the same command continues")
+            progress.note(f"stopped by {stop.signal.name}; rerun the same command to resume")
             raise SystemExit(stop.exit_status)
         return results
 
@@ -88,7 +98,7 @@ def run_ablation(
 
 
 def copy_number(ablation: Ablation, out: Path) -> int:
-    """The further copy to work on: the first one that is not there, or not finished."""
+    """Return the number of the first further copy that does not exist or is not finished."""
     number = 2
     while (folder_of(ablation, out, number) / PLAN).is_file() and gather(folder_of(ablation, out, number)).finished:
         number += 1
@@ -96,52 +106,54 @@ def copy_number(ablation: Ablation, out: Path) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """What a first command measures and chooses, and later ones keep."""
+class MeasuredPlan:
+    """Measurements and choices of the first command, which later ones keep."""
 
     pace: Pace
     threads: int | None
     leaks: Mapping[str, LeakCheck]  # by arm
 
 
-def settled(ablation: Ablation, out: Path, copy: int = 1) -> Settled | None:
-    """What an earlier command settled, for this copy or for the first; None: nothing."""
+def measured_plan(ablation: Ablation, out: Path, copy: int = 1) -> MeasuredPlan | None:
+    """Return what an earlier command measured for this copy or for the first; None without an earlier command."""
     for number in (copy, 1):
         path = folder_of(ablation, out, number) / PLAN
         if path.is_file():
             plan = read_plan(path.parent)
             leaks = {arm.label: arm.leaks for arm in plan.arms if arm.leaks}
-            return Settled(plan.budget.seconds_per_step, plan.threads, leaks)
+            return MeasuredPlan(plan.budget.seconds_per_step, plan.threads, leaks)
     return None
 
 
 def known_plan(ablation: Ablation, out: Path) -> AblationPlan:
-    """The plan as far as it is settled; nothing is measured."""
-    known = settled(ablation, out) or Settled({}, None, {})
+    """Return the plan as far as it is known without measuring."""
+    known = measured_plan(ablation, out) or MeasuredPlan({}, None, {})
     return make_plan(ablation, out, pace=known.pace, threads=known.threads, leaks=known.leaks)
 
 
-def settle(ablation: Ablation, out: Path, copy: int, *, jobs: int, device: str, progress: Progress) -> AblationPlan:
-    """The plan with everything decided."""
-    known = settled(ablation, out, copy) or Settled({}, threads_for(jobs), {})
+def finalize_plan(
+    ablation: Ablation, out: Path, copy: int, *, jobs: int, device: str, progress: Progress
+) -> AblationPlan:
+    """Return the complete plan. Measures the time of a step and tests for leaks where that is not known yet."""
+    known = measured_plan(ablation, out, copy) or MeasuredPlan({}, threads_for(jobs), {})
     pace = known.pace
     if missing := unmeasured(ablation, pace):
         from sddit.ablations.planning.step_time import seconds_per_step  # torch, which only this rule needs
 
         pace = {**pace, **seconds_per_step(missing, device=device, threads=known.threads, progress=progress)}
-    unseen = [arm for arm in ablation.arms if arm.label not in known.leaks]
-    leaks = {**known.leaks, **look_for_leaks(unseen, progress)}
+    untested = [arm for arm in ablation.arms if arm.label not in known.leaks]
+    leaks = {**known.leaks, **test_for_leaks(untested, progress)}
     return make_plan(ablation, out, pace=pace, threads=known.threads, leaks=leaks, copy=copy)
 
 
 def threads_for(jobs: int) -> int | None:
-    """CPU threads of each of several processes at once; one alone has what torch takes by itself."""
+    """Return the CPU threads of each process; None (torch's default) for a single one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return None if jobs == 1 else max(1, cores // jobs)
 
 
 def announce(plan: AblationPlan, waiting: int, progress: Progress) -> None:
-    """The first lines: how many runs, how many of them are there already."""
+    """Print the number of runs, and how many of them are finished."""
     arms, seeds, needed = (
         format_count(len(plan.arms), "arm"),
         format_count(len(plan.settings.seeds), "seed"),
@@ -150,17 +162,17 @@ def announce(plan: AblationPlan, waiting: int, progress: Progress) -> None:
     shared = f", {len(plan.runs) - needed} shared" if needed < len(plan.runs) else ""
     progress.note(f"{plan.name}: {arms} x {seeds}, equal {plan.settings.budget}{shared}")
     progress.note(
-        f"{format_count(needed, 'run')}, {needed - waiting} of them finished before; results in {plan.folder}"
+        f"{format_count(needed, 'run')}, {needed - waiting} of them already finished; results in {plan.folder}"
     )
 
 
 def complete(run: PlannedRun) -> bool:
-    """Whether nothing is left to be done for a run; one that was finished before a probe was asked for gets that."""
+    """Return whether a run is finished, including the probe if the recipe asks for one."""
     return status_of(run.folder, failed=False) == "finished" and not lacks_probe(run.folder, run.recipe)
 
 
 def write_recipe(folder: RunFolder, plan: AblationPlan, run: PlannedRun) -> None:
-    """What the process of a run reads: its resolved recipe, with one-file plugins beside it."""
+    """Write the resolved recipe that the process of a run reads, and its one-file plugins next to it."""
     folder.write_json(f"{RECIPES}/{run.folder.name}.json", with_threads(run.recipe, plan.threads).to_json())
     for name, file in run.recipe.plugin_files.items():
         folder.write_bytes(f"{RECIPES}/{Path(name).name}", file.read_bytes())
@@ -177,25 +189,25 @@ class Child:
 
     run: PlannedRun
     process: subprocess.Popen[bytes]
-    log: Path  # all that it prints
-    began: float
+    log: Path  # its output
+    started: float
 
 
 class Queue:
-    """The runs that are still to be started. One that another process is at is left to it, and waited for."""
+    """Runs that are still to be started. A run that another process has locked is waited for."""
 
     def __init__(self, runs: Sequence[PlannedRun], progress: Progress) -> None:
         self.runs = list(runs)
         self._progress = progress
-        self._held = set[Path]()  # folders of which it was said that another process is at them
+        self._reported = set[Path]()  # locked folders that were printed
 
     def next_free(self) -> PlannedRun | None:
-        """Take the first run that nobody is at; None if there is none by now."""
+        """Remove and return the first run that is not locked; None if there is none."""
         for run in list(self.runs):
             if owner := holder(run.folder):
-                if run.folder not in self._held:
-                    self._progress.note(f"{run.title}: {owner} is at it; waiting for that")
-                self._held.add(run.folder)
+                if run.folder not in self._reported:
+                    self._progress.note(f"{run.title}: locked by {owner}; waiting")
+                self._reported.add(run.folder)
                 continue
             self.runs.remove(run)
             if not complete(run):
@@ -212,9 +224,9 @@ def run_all(
     progress: Progress,
     stop: StopSignals,
 ) -> None:
-    """Run what waits, `jobs` at once. A stop is handed on to each process once, and waited for."""
-    queue, running, told = Queue(waiting, progress), list[Child](), False
-    steps = {run.folder: steps_of(run) for run in plan.needed}
+    """Execute the waiting runs, `jobs` at once. Forward a stop to each process once, and wait for them."""
+    queue, running, stopping = Queue(waiting, progress), list[Child](), False
+    steps = {run.folder: logged_steps(run.folder / METRICS) for run in plan.needed}
     if waiting:
         progress.stage("training", total=sum(run.recipe.train.steps for run in plan.needed), done=sum(steps.values()))
     try:
@@ -222,13 +234,16 @@ def run_all(
             while len(running) < jobs and not stop.requested and (run := queue.next_free()):
                 running.append(start(plan, run, device))
             time.sleep(POLL)
-            if stop.signal is not None and not told:
-                told = True
-                tell(running, stop.signal)
+            if stop.signal is not None and not stopping:
+                stopping = True
+                send_signal(running, stop.signal)
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
-                conclude(plan, child, progress, left=len(queue.runs) + len(running))
-            steps |= {run.folder: steps_of(run) for run in (*queue.runs, *(child.run for child in running))}
+                record_end(plan, child, progress, left=len(queue.runs) + len(running))
+            steps |= {
+                run.folder: logged_steps(run.folder / METRICS)
+                for run in (*queue.runs, *(child.run for child in running))
+            }
             progress.advance(sum(steps.values()))
     finally:
         end_all(running)
@@ -237,7 +252,7 @@ def run_all(
 
 
 def start(plan: AblationPlan, run: PlannedRun, device: str) -> Child:
-    """Start a run in a session of its own: Ctrl-C reaches this process only, which hands it on."""
+    """Start a run in a session of its own: Ctrl-C reaches this process only, which forwards it."""
     forget_failure(plan.folder, run.folder.name)
     log = plan.folder / LOGS / f"{run.folder.name}.txt"
     log.parent.mkdir(exist_ok=True)
@@ -253,34 +268,26 @@ def start(plan: AblationPlan, run: PlannedRun, device: str) -> Child:
 
 
 def command(plan: AblationPlan, run: PlannedRun, device: str) -> list[str]:
-    """What runs one run; anybody may type it."""
+    """Return the command line of one run; it can also be executed by hand."""
     recipe = plan.folder / RECIPES / f"{run.folder.name}.json"
     return [sys.executable, "-P", "-m", "sddit", str(recipe), "--out", str(run.folder.parent), "--device", device]
 
 
-def steps_of(run: PlannedRun) -> int:
-    """The steps that a run has logged; none in a damaged log, of which its process is going to say more."""
-    try:
-        return int(last_metrics(run.folder / METRICS).get("step", 0))
-    except (SdditError, ValueError, TypeError):
-        return 0
-
-
-def conclude(plan: AblationPlan, child: Child, progress: Progress, left: int) -> None:
-    """Say how a process ended; keep why, if it failed."""
+def record_end(plan: AblationPlan, child: Child, progress: Progress, left: int) -> None:
+    """Print how a process ended, and record the error if it failed."""
     status, title = child.process.returncode, child.run.title
     if status == 0:
-        progress.note(f"{title}: finished in {format_duration(time.monotonic() - child.began)}, {left} to go")
+        progress.note(f"{title}: finished in {format_duration(time.monotonic() - child.started)}, {left} left")
     elif status in STOPPED:
-        progress.note(f"{title}: stopped after {steps_of(child.run):,} steps, saved")
+        progress.note(f"{title}: stopped after {logged_steps(child.run.folder / METRICS):,} steps, saved")
     else:
-        why = reason(child.log, status)
+        why = failure_reason(child.log, status)
         note_failure(plan.folder, child.run.folder.name, why)
         progress.warn(f"{title} failed: {why}; {child.log}")
 
 
-def reason(log: Path, status: int) -> str:
-    """Why a run failed, in a line: its first error message, else its last words, else what killed it."""
+def failure_reason(log: Path, status: int) -> str:
+    """Return in a line why a run failed: the signal, its first error message, or its last line."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error").lstrip(": ") for line in lines if line.startswith("error")]
     if status < 0:
@@ -288,15 +295,14 @@ def reason(log: Path, status: int) -> str:
     return next(iter([*errors, *lines[-1:]]), f"exit status {status}")
 
 
-def tell(running: Sequence[Child], number: signal.Signals) -> None:
-    """Hand a signal on."""
+def send_signal(running: Sequence[Child], number: signal.Signals) -> None:
     for child in running:
         child.process.send_signal(number)
 
 
 def end_all(running: Sequence[Child]) -> None:
-    """Leave no process behind, after a second signal or an error of our own."""
-    tell(running, signal.SIGTERM)  # saves and ends; where one was told before, ends at once
+    """End all processes, after a second signal or an error in this process."""
+    send_signal(running, signal.SIGTERM)  # a first signal: save and end; a second one: end at once
     for child in running:
         try:
             child.process.wait(GRACE)
@@ -311,14 +317,14 @@ def end_all(running: Sequence[Child]) -> None:
 
 
 def pick(plan: AblationPlan, id: str) -> PlannedRun:
-    """The run of an id. Raises SD-R152 for one that the plan does not have."""
+    """Return the run of an id. Raises SD-R152 if the plan has no such run, SD-R153 if it has no runs yet."""
     if plan.budget is None:
         raise error(
             "SD-R153",
             "the time of a step is not measured yet, so the plan has no runs",
             where="--only",
             got='ablation.budget = "time"',
-            fix="begin without --only: the first thing done is to measure",
+            fix="start without --only, which measures first",
         )
     runs = {run.id: run for run in reversed(plan.runs)}
     if id not in runs:
@@ -329,10 +335,10 @@ def pick(plan: AblationPlan, id: str) -> PlannedRun:
 
 
 @contextmanager
-def one_of_plan(plan: AblationPlan, run: PlannedRun) -> Iterator[None]:
-    """Around one run of the plan: note its failure, as if the whole plan were run, and bring the results up to date.
+def one_of_plan(plan: AblationPlan, run: PlannedRun, write_report: WriteReport) -> Iterator[None]:
+    """Record the failure of one run in the block, as a command for all runs would, and update results and report.
 
-    Many of these may run at once, on several machines: each file is put in place whole, and says what the folders say.
+    Several of these may run at once, on several machines: files are replaced atomically and follow from the run folders.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     if not (plan.folder / PLAN).is_file():

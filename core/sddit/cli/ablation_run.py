@@ -16,6 +16,7 @@ from sddit.cli.training import print_result, train
 from sddit.errors import error, printable
 from sddit.progress import progress_on
 from sddit.recipes.merge import Merged
+from sddit.reports.ablation.report import write_report
 from sddit.reports.ablation.reproduction import Reproduction, against_published
 from sddit.storage.run_folder import REPORT
 
@@ -53,6 +54,7 @@ def run_all(ctx: click.Context, ablation: Ablation, options: RunOptions) -> None
             out=options.out,
             device=options.device,
             progress=progress,
+            write_report=write_report,
             jobs=options.jobs or 1,
             reuse=not options.no_reuse,
         )
@@ -79,7 +81,7 @@ def run_all(ctx: click.Context, ablation: Ablation, options: RunOptions) -> None
 def run_one(ctx: click.Context, plan: AblationPlan, id: str, options: RunOptions) -> None:
     """Execute one run of the plan in this process, e.g. as a job of a cluster's queue."""
     run = pick(plan, id)
-    with one_of_plan(plan, run):
+    with one_of_plan(plan, run, write_report):
         result = train(ctx, run.recipe, as_json=options.as_json, out=run.folder.parent, device=options.device)
     print_result(result, as_json=options.as_json)
 

@@ -17,7 +17,7 @@ from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
 from sddit.storage.checkpoints import Checkpoint, Store
-from sddit.storage.metrics_log import last_metrics
+from sddit.storage.metrics_log import logged_steps
 from sddit.storage.run_folder import (
     CHANGES,
     ENVIRONMENT,
@@ -164,7 +164,7 @@ def prepare(
     for note in session.notes:
         progress.warn(note)
     if checkpoint is None:
-        if (lost := steps_logged(folder.path)) > 0:
+        if (lost := logged_steps(folder.path / METRICS)) > 0:
             progress.warn(
                 f"{METRICS} tells of {lost:,} steps, and there is no checkpoint of them: training begins anew"
             )
@@ -195,11 +195,3 @@ def describe(recipe: Recipe, folder: RunFolder, device: torch.device) -> None:
     for name, file in recipe.plugin_files.items():  # beside the recipe, so that the folder says all that it needs
         folder.write_bytes(Path(name).name, file.read_bytes())
     folder.write_json(ENVIRONMENT, surroundings.environment(recipe, device))
-
-
-def steps_logged(folder: Path) -> int:
-    """The steps that the log of a run knows of; none in a damaged one."""
-    try:
-        return int(last_metrics(folder / METRICS).get("step", 0))
-    except (SdditError, ValueError, TypeError):
-        return 0

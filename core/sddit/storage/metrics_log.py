@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sddit.errors import error
+from sddit.errors import SdditError, error
 from sddit.interfaces.metric_names import SCORE
 from sddit.storage.atomic import (
     NOT_NUMBERS,
@@ -162,6 +162,14 @@ def last_metrics(path: Path) -> dict[str, Any]:
             if isinstance(row, dict):
                 return row
     return {}
+
+
+def logged_steps(path: Path) -> int:
+    """Return the last step in a log; 0 for a missing or damaged one."""
+    try:
+        return int(last_metrics(path).get("step", 0))
+    except (SdditError, ValueError, TypeError):
+        return 0
 
 
 def whole_lines(data: bytes) -> int:

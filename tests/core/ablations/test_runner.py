@@ -22,6 +22,7 @@ from sddit.ablations.runner import copy_number, known_plan, run_ablation, thread
 from sddit.cli.app import call
 from sddit.errors import SdditError
 from sddit.progress import Progress
+from sddit.reports.ablation.report import write_report
 from sddit.storage.lock import holder
 from sddit.storage.metrics_log import read_metrics
 from sddit.storage.run_folder import RunFolder
@@ -49,7 +50,12 @@ class Notes(Progress):
 
 def go(found, tmp_path, **settings):
     return run_ablation(
-        found, out=tmp_path / "runs", device="cpu", progress=settings.pop("progress", Progress()), **settings
+        found,
+        out=tmp_path / "runs",
+        device="cpu",
+        progress=settings.pop("progress", Progress()),
+        write_report=write_report,
+        **settings,
     )
 
 
@@ -133,7 +139,7 @@ def test_what_is_finished_is_not_run_again(ablation, tmp_path):
     notes = Notes()
     again = go(found, tmp_path, progress=notes)
     assert again.runs == first.runs
-    assert "4 runs, 4 of them finished before" in notes.lines[1]
+    assert "4 runs, 4 of them already finished" in notes.lines[1]
 
 
 @pytest.mark.usefixtures("pretending")
@@ -152,7 +158,7 @@ def test_more_seeds_run_only_what_is_new(ablation, tmp_path):
     go(ablation(ARMS), tmp_path, jobs=4)
     notes = Notes()
     results = go(ablation(ARMS, "ablation.seeds=[0,1,2]"), tmp_path, jobs=4, progress=notes)
-    assert "6 runs, 4 of them finished before" in notes.lines[1]
+    assert "6 runs, 4 of them already finished" in notes.lines[1]
     assert results.finished
 
 
@@ -228,7 +234,7 @@ def test_no_process_outlives_an_error_of_our_own(ablation, tmp_path, monkeypatch
     def broken(*arguments, **settings):
         raise OSError("the disk")
 
-    monkeypatch.setattr(runner, "conclude", broken)
+    monkeypatch.setattr(runner, "record_end", broken)
     with pytest.raises(OSError, match="the disk"):
         go(found, tmp_path, jobs=2)
     assert len(children) == 2

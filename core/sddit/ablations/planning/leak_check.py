@@ -14,7 +14,7 @@ from sddit.recipes.recipe import Recipe
 LARGEST = 50e6  # parameters: above, looking takes minutes and gigabytes, in float64
 
 
-def look_for_leaks(arms: Sequence[Arm], progress: Progress) -> dict[str, LeakCheck]:
+def test_for_leaks(arms: Sequence[Arm], progress: Progress) -> dict[str, LeakCheck]:
     """`sddit.verify.leak` on each arm, by label."""
     if not arms:
         return {}
