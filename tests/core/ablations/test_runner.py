@@ -369,7 +369,7 @@ def test_a_run_that_another_process_is_at_is_waited_for(ablation, tmp_path, fini
         if finishes:
             held.write_text("report.html", "")
     done.join()
-    assert sum(f"base seed 0: pid {os.getpid()}" in line for line in notes.lines) == 1
+    assert sum(f"base seed 0: locked by pid {os.getpid()}" in line for line in notes.lines) == 1
     assert (base / "report.html").is_file()
     assert (base / "metrics.jsonl").exists() != finishes
 
