@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import CheckContext, Measurement, Outputs, View, Want
+from sddit.diffusion.preconditioning import denoise_view
+from sddit.interfaces import Backbone, CheckContext, Measurement, Outputs, View
 from sddit.testing import fixtures
+from sddit.testing.teacher import Teacher
 from sddit.testing.toys.network import ToyAttention, ToyBackbone
 from sddit.testing.toys.params import ToyAttentionParams, ToyBackboneParams
-from sddit.training.ema import Teacher
-from sddit.training.student import observe
 from sddit.value_schedules import Ramp, value_at
 from sddit.verify.published import Stored, parity, published
 from sddit_discrimination.head import Head
@@ -24,7 +24,6 @@ from sddit_discrimination.pairs import PfOde
 from sddit_discrimination.params import DiscriminationParams, PfOdeParams
 
 TINY: dict[str, Any] = {"prototypes": 16, "hidden": 12, "bottleneck": 8}
-WANT = Want(taps=("encoder",), cls=True)
 MOMENTUM, UPDATES = 0.9, 5
 
 
@@ -76,9 +75,10 @@ def build_pair() -> Pair:
 def loss_of(pair: Pair, *, constant: bool = False) -> Tensor:
     """Run one forward pass. With `constant`, the loss gets detached copies of the teacher's outputs."""
     ctx, views = fixtures.context(averaged=pair.teacher.modules["loss"]), views_of(PfOdeParams())
+    networks = {"student": pair.backbone, "teacher": pair.teacher.backbone}
     outputs = {
-        "student": observe(pair.backbone, ctx.schedule, views["student"], WANT, None),
-        "teacher": observe(pair.teacher.backbone, ctx.schedule, views["teacher"], WANT, None),
+        name: denoise_view(cast(Backbone, network), ctx.schedule, views[name], ("encoder",), output=False)
+        for name, network in networks.items()
     }
     if constant:
         outputs["teacher"] = detached(outputs["teacher"])
