@@ -1,4 +1,4 @@
-"""Run `sddit-run`: dispatch to a recipe or a command, and turn every failure into a short message and an exit status."""
+"""Run `sddit-run`: dispatch to a recipe or a command, and turn failures into short messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ABOUT = (
 
 
 class Commands(click.Group):
-    """A group whose first word is a command or a recipe: any other word than a command goes to `run`."""
+    """Group of commands. A first word that is not a command is a recipe, for `run`."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def limit_spinning() -> None:
     """Let CPU threads that wait for each other spin briefly, then sleep. Call before torch is imported.
 
-    libgomp spins for milliseconds by default, which slows other trainings on the same cores. A quickstart step on two cores
-    takes 0.09 s alone and 5 to 9 s next to two other trainings by default, 0.09 s and 0.2 s with this count.
+    libgomp spins for milliseconds by default and slows other trainings on the same cores. By default a quickstart step
+    on two cores takes 0.09 s alone and 5 to 9 s next to two other trainings; with this count, 0.09 s and 0.2 s.
     OMP_WAIT_POLICY=PASSIVE also helps, but takes 0.14 s alone.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -106,7 +106,7 @@ def open_outputs() -> None:
     """Replace closed outputs by the null device, and escape characters that an output cannot encode."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (open until the process ends)
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (stays open)
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 

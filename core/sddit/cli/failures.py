@@ -31,7 +31,7 @@ def report_user_error(failure: SdditError, state: State) -> int:
 
 
 def report_code_error(failure: BaseException, state: State) -> int:
-    """Report an unexpected exception: as a plugin's if its code is the innermost in the traceback, else as a bug of ours."""
+    """Report an unexpected exception: as the error of a plugin with code in the traceback, else as a bug of ours."""
     what = describe_exception(failure)
     frames = traceback.extract_tb(failure.__traceback__)
     for frame in reversed(frames):
@@ -153,7 +153,7 @@ def report_problems(failure: BaseException, problems: Sequence[Problem], status:
 def print_message(lines: list[str], code: str, status: int, failure: BaseException, state: State) -> None:
     """Print a message on stderr, first lines of problems in red, and record the traceback.
 
-    Of several processes each records its failure, and only the first failure is printed: by our launcher if there is one.
+    Each of several processes records its failure; only the first one is printed, by our launcher if there is one.
     """
     lines = [*lines, *record_traceback(failure, state)]
     if processes.count() > 1 and not record_rank_failure(lines, code, status, state):
@@ -179,7 +179,7 @@ def record_rank_failure(lines: list[str], code: str, status: int, state: State) 
 
 
 def record_traceback(failure: BaseException, state: State) -> list[str]:
-    """Print the traceback with --debug, and write it to the crash log of a run. Returns a line with its path, if any."""
+    """Print the traceback with --debug, and write it to the crash log of a run. Return a line with its path, if any."""
     text = "".join(traceback.format_exception(failure))
     if state.debug:
         click.echo(text, err=True, nl=False)

@@ -45,7 +45,7 @@ def print_block(title: str, content: Table, out: Console) -> None:
 
 
 def cost_table(plan: Plan, folder: Path) -> Table:
-    """Parameters, FLOPs, time and memory, one line each, with their parts."""
+    """Return parameters, FLOPs, time and memory, one line each, with their parts."""
     heads = [f"{format_si(count)} in heads of {label}" for label, count in plan.heads_parameters.items() if count != 0]
     teacher = [f"{format_si(plan.teacher_parameters)} in the teacher"] if plan.teacher_parameters != 0 else []
     memory = {name: getattr(plan.memory, name) for name in plan.memory.__slots__}
@@ -79,7 +79,7 @@ def time_estimate(plan: Plan, folder: Path) -> tuple[str, str]:
 
 
 def view_table(plan: Plan, recipe: Recipe) -> Table:
-    """What one training step runs for one image: a line per view."""
+    """Return the views that a training step runs for one image, a line per view."""
     rows = table("view", "network", "mask ratio", "tokens", "FLOPs per image", "in heads", "read by")
     passes = {one.view: one for one in plan.passes}
     for view in recipe.pair_sampler.params.views():
@@ -90,14 +90,14 @@ def view_table(plan: Plan, recipe: Recipe) -> Table:
 
 
 def view_cost(one: Pass, plan: Plan) -> list[str]:
-    """Visible tokens, FLOPs per image, and the FLOPs of loss heads among them."""
+    """Return visible tokens, FLOPs per image, and the part of the FLOPs in loss heads."""
     known = one.backbone_flops is not None and one.heads_flops is not None
     total = (one.backbone_flops or 0) + (one.heads_flops or 0) if known else None
     return [f"{one.kept:.4g} of {plan.tokens}", format_si(total), format_si(one.heads_flops)]
 
 
 def mask_text(view: ViewSpec) -> str:
-    """`none`, `0.3`, `0.3 to 0.5` (drawn per step) or `0.5 -> 0` (over the run)."""
+    """Return `none`, `0.3`, `0.3 to 0.5` (drawn per step) or `0.5 -> 0 (cosine)` (over the run)."""
     if not view.is_masked:
         return "none"
     ratio = schedule_text(view.mask_ratio)
@@ -109,12 +109,12 @@ def mask_text(view: ViewSpec) -> str:
 
 
 def schedule_text(value: float | Ramp) -> str:
-    """`0.1`, or `0.5 -> 0 (cosine)`."""
+    """Return `0.1`, or `0.5 -> 0 (cosine)`."""
     return f"{value.start:g} -> {value.end:g} ({value.shape})" if isinstance(value, Ramp) else f"{value:g}"
 
 
 def loss_table(recipe: Recipe) -> Table:
-    """A line per loss: its component, its weight and the views it reads."""
+    """Return component, weight and views of each loss, a line per loss."""
     rows = table("loss", "component", "weight", "reads")
     for label, loss in recipe.losses.items():
         views = ", ".join(view.name for view in recipe.views_of(loss.params))

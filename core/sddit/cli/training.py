@@ -46,7 +46,7 @@ def print_result(result: RunResult, *, as_json: bool) -> None:
 
 
 def score_line(scores: Scores) -> str:
-    """`FD-MobileNetV2 0.14, 2.4 times its floor 0.057 at n = 360; precision 0.68, recall 0.84; class accuracy 0.97`."""
+    """Return `FD-MobileNetV2 0.14, 2.4 times its floor 0.057 at n = 360; precision 0.68, recall 0.84`."""
     parts = [
         f"{scores.fd_name} {scores.fd:.3g}, {scores.times_floor:.1f} times its floor {scores.fd_floor:.3g} "
         f"at n = {scores.n:,}",

@@ -13,7 +13,7 @@ def merge_tables(*layers: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in layer.items():
             below = merged.get(key)
             both = isinstance(value, Mapping) and isinstance(below, Mapping)
-            merged[key] = merge_tables(below, value) if both else value  # type: ignore[arg-type]  # both: below is a table
+            merged[key] = merge_tables(below, value) if both else value  # type: ignore[arg-type]  # both are tables
     return merged
 
 

@@ -24,7 +24,7 @@ SAME_TABLE = 1e-4
 
 
 def table_tolerance(stored: torch.dtype) -> float:
-    """Return the tolerance for a table stored as `stored`, whose values are at most 1: at least that type's spacing at 1."""
+    """Return the tolerance for a table of values up to 1, stored as dtype `stored`: at least its spacing at 1."""
     return max(SAME_TABLE, torch.finfo(stored).eps) if stored.is_floating_point else SAME_TABLE
 
 
@@ -74,7 +74,7 @@ class ConvertedWeights:
         return backbone.eval()
 
     def parameters(self) -> dict[str, Tensor]:
-        """Return the tensors that a checkpoint holds of the network. Raises SD-C455 if a fixed table differs from ours."""
+        """Return the tensors of the network for a checkpoint. Raises SD-C455 if a fixed table differs from ours."""
         trained, ours = self.build_trained(), dict(self.build_backbone().named_buffers())
         for name, table in trained.named_buffers():
             allowed = table_tolerance(self.state[name].dtype) if name in self.state else SAME_TABLE
@@ -109,8 +109,8 @@ def convert_from_layout(state: Mapping[str, Tensor], layout: str, given: Mapping
         given: arguments of the published constructor; they override guessed ones.
 
     Raises:
-        SdditError: SD-C454 for arguments that are missing, wrong or contradict the tensors, SD-C455 for tensors that do not
-            fit this layout or this network.
+        SdditError: SD-C454 for arguments that are missing, wrong or contradict the tensors, SD-C455 for tensors that
+            do not fit this layout or this network.
     """
     component = backbone_with_layout(layout)
     form: WeightFormat = component.format(layout)

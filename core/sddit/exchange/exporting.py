@@ -53,8 +53,8 @@ def export_run(
         layout: `ours`, which `sddit.load(folder)` reads, or a published one.
 
     Raises:
-        SdditError: SD-C441 for an unknown layout, SD-C453 for a network that it cannot hold, SD-F708 for a folder that is
-            not empty.
+        SdditError: SD-C441 for an unknown layout, SD-C453 for a network that it cannot hold, SD-F708 for a folder that
+            is not empty.
     """
     note = "" if layout == OURS else str(backbone_with_layout(layout).format(layout).note)
     recipe, source = resolve_without_data(recipe_in(run)), found(run, weights, step)

@@ -36,8 +36,8 @@ def model_card(recipe: Recipe, source: Found, layout: str, parameters: int, note
         read_section(source.folder / PROVENANCE, import_section) or training_table(recipe),
         *(["## Scores", scores] if (scores := read_section(source.folder / SCORES, score_table)) else []),
         "## Licence",
-        "Not stated yet. Before you publish these weights, choose a licence that respects the training data and the licence "
-        "of the weights that training started from, if any. Write it as `license:` at the top of this file.",
+        "Not stated yet. Before you publish these weights, choose a licence that respects the training data and the "
+        "licence of the weights that training started from, if any. Write it as `license:` at the top of this file.",
     ]
     return HEADER.format(library=library, task=task) + "\n" + "\n\n".join(sections) + "\n"
 

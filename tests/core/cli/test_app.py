@@ -244,7 +244,8 @@ def test_closed_stdout_is_detected(tmp_path):
 def test_training_continues_without_stdout(output, toy_recipe, tmp_path):
     """As `sddit-run RECIPE | head -1`, or a log on a full disk: status 0 means that the run is done."""
     code = (
-        "import sys; from sddit.cli import main; from sddit.plugins.host import using_host; from sddit.testing import toy_host\n"
+        "import sys; from sddit.cli import main; from sddit.plugins.host import using_host\n"
+        "from sddit.testing import toy_host\n"
         "with using_host(toy_host()): main(sys.argv[1:])\n"
     )
     if output == "gone":
@@ -270,7 +271,10 @@ def test_closed_output_is_not_a_failure(closed):
 
 @pytest.mark.parametrize("settings", [{"LC_ALL": "C", "TERM": "dumb", "HOME": ""}, {"PYTHONIOENCODING": "ascii"}])
 def test_minimal_environment_is_not_a_failure(settings, tmp_path):
-    code = "import sys; from sddit.cli.app import open_outputs, call; open_outputs(); print(chr(963)); sys.exit(call(['explain']))"
+    code = (
+        "import sys; from sddit.cli.app import open_outputs, call\n"
+        "open_outputs(); print(chr(963)); sys.exit(call(['explain']))"
+    )
     environment = {"PATH": os.environ["PATH"], **settings}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -161,7 +161,8 @@ def test_a_new_loss_trains(sddit_run, toy_recipe):
 def test_a_new_package_is_a_plugin_once_installed(sddit_run, tmp_path):
     result = sddit_run("new-plugin", "my_loss", "--package")
     assert [line.split()[1] for line in result.stdout.splitlines()[:4]] == [
-        "my_loss/pyproject.toml", "my_loss/README.md", "my_loss/src/my_loss/__init__.py", "my_loss/tests/test_my_loss.py",
+        "my_loss/pyproject.toml", "my_loss/README.md", "my_loss/src/my_loss/__init__.py",
+        "my_loss/tests/test_my_loss.py",
     ]  # fmt: skip
     project = (tmp_path / "my_loss" / "pyproject.toml").read_text(encoding="utf-8")
     assert '[project.entry-points.sddit]\nmy_loss = "my_loss"' in project

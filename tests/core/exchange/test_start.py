@@ -169,4 +169,5 @@ def test_training_starts_from_imported_and_exported_weights(
     recipe = recipe_of(f"start.run={exported}")
     session = build_session(recipe, CPU)
     assert torch.equal(session.student.backbone.state_dict()["cls"], weights_in(finished)["cls"])
-    assert json.loads((exported / "config.json").read_text())["weights"]["sha256"] == recipe.start.sha256  # type: ignore[union-attr]
+    config = json.loads((exported / "config.json").read_text())
+    assert config["weights"]["sha256"] == recipe.start.sha256  # type: ignore[union-attr]

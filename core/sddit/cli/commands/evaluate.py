@@ -1,4 +1,4 @@
-"""`sddit-run evaluate`: score a trained run, probe its tokens, search for copies, or compute FID with your own files."""
+"""`sddit-run evaluate`: score a trained run, probe its tokens, search for copies, or compute FID with own files."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def plugins_in(args: Sequence[str]) -> list[str]:
 
 
 def modes(own: Sequence[click.Parameter] = ()) -> list[EvaluateMode]:
-    """Return the modes of all loaded extractors. Raises SD-P202 for a name that is taken, by `own` options or another."""
+    """Return the modes of all loaded extractors. Raises SD-P202 for a name in use by `own` options or another mode."""
     taken = {parameter.name: "sddit-run evaluate" for parameter in own}
     found = []
     for component in registry("features"):

@@ -37,7 +37,7 @@ MAX_CONFIG = 2**20  # bytes
     "config",
     multiple=True,
     metavar="FILE|KEY=VALUE",
-    help="Arguments of the published constructor that do not follow from the tensors, such as num_heads=16. Repeatable.",
+    help="Arguments of the published constructor that do not follow from the tensors, e.g. num_heads=16. Repeatable.",
 )
 @click.option(
     "--recipe",

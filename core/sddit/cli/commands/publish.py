@@ -23,8 +23,8 @@ sddit-run publish ABLATION --out DIR --unfinished   runs finished so far
 def publish(ablation: Path, out: Path, unfinished: bool) -> None:
     """Write the results of an ablation to a folder, for a repository.
 
-    Writes README.md with table, figures and conclusions, the HTML report, a row per run, the curves and the plan, without
-    weights or paths of this machine. The same runs always give the same files.
+    Writes README.md with table, figures and conclusions, the HTML report, a row per run, the curves and the plan,
+    without weights or paths of this machine. The same runs always give the same files.
     """
     from sddit.reports.ablation.publish import publish as write
 
