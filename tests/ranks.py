@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sddit.distributed import processes, rendezvous
-from sddit.distributed.parallel import whole
-from sddit.distributed.rendezvous import joined
-from sddit.distributed.world import Processes, World
+from sddit.distributed.parallel import full_tensor
+from sddit.distributed.rendezvous import join_processes
+from sddit.distributed.world import DistributedWorld, World
 from sddit.generation import balanced, generate
 from sddit.plugins.host import host
 from sddit.recipes.resolve import resolve
@@ -63,9 +63,13 @@ def own(self: World, x: Tensor) -> Tensor:
 
 
 SPOILS: Mapping[str, tuple[Any, str, Any]] = {
-    "gradients are not averaged": (build, "parallel", alone),
-    "means are of one rank": (Processes, "mean", own),
-    "all take the same rows": (Processes, "rows", lambda self, begin, count: slice(begin, begin + count // self.size)),
+    "gradients are not averaged": (build, "wrap_parallel", alone),
+    "means are of one rank": (DistributedWorld, "mean", own),
+    "all take the same rows": (
+        DistributedWorld,
+        "rows",
+        lambda self, begin, count: slice(begin, begin + count // self.size),
+    ),
     "untouched gradients stay zero": (nonfinite, "forget_untouched", lambda root, optimizer, touched: None),
 }
 """What an equality test must notice."""
@@ -93,7 +97,7 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     host().add("toy", toys)
-    with joined(torch.device("cpu"), 60.0) as world:
+    with join_processes(torch.device("cpu"), 60.0) as world:
         gradient = coupled_gradient(world)
         if world.main:
             save_file({"gradient": gradient}, folder / f"coupled-{world.size}.safetensors")
@@ -165,7 +169,7 @@ def sampled(made: Session) -> Tensor:
     """Images before they are rounded, an odd number of them, of which each rank draws its share."""
     request = balanced(made.recipe.shapes.num_classes, IMAGES, made.recipe.seed)
     weights = made.weights(made.recipe.sampled_weights)
-    own = request.part(made.world.share(IMAGES))
+    own = request.part(made.world.partition(IMAGES))
     return made.world.collect(
         generate(weights, made.schedule, made.recipe, own, device=made.device), IMAGES
     ).contiguous()
@@ -180,9 +184,9 @@ def tensors_of(made: Session) -> dict[str, Tensor]:
         found |= {f"ema.{label}.{k}": v for k, v in average.module.state_dict().items()}
     for index, entries in made.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
-    return {name: whole(found[name].detach()).clone().contiguous() for name in sorted(found)}
+    return {name: full_tensor(found[name].detach()).clone().contiguous() for name in sorted(found)}
 
 
 if __name__ == "__main__":
     main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
-    processes.end(0)
+    processes.exit_process(0)

@@ -33,7 +33,7 @@ from sddit.recipes.selection import SLOTS
 from sddit.recipes.start_weights import CONFIG, found, is_export, read_config, refuse_unknown_label
 from sddit.recipes.validation import validated
 from sddit.storage.checkpoints import Store
-from sddit.storage.run_folder import RECIPE, recipe_in, refuse_changed
+from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
 from sddit.storage.tensors import unpack
 from sddit.training.ema import under
 from sddit.training.networks import build_backbone
@@ -151,7 +151,7 @@ def load(
 
 def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype: torch.dtype | None = None) -> Model:
     """The network of a run at its newest good checkpoint, or at `step`."""
-    resolved = recipe_in(folder)
+    resolved = recipe_path(folder)
     refuse_changed(resolved)
     recipe = resolve_without_data(resolved)
     label = weights or recipe.sampled_weights

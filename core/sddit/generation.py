@@ -106,7 +106,7 @@ def draw_images(
 ) -> Tensor:
     """What a person looks at, uint8 [n, 3, H, W]: each rank draws its share, the main rank returns all, the others none."""
     count = len(request.ids)
-    share = range(count)[world.share(count)]
+    share = range(count)[world.partition(count)]
     own = request.part(slice(share.start, share.stop) if share else slice(0, 1))  # with nothing to do, any image serves
     x = generate(backbone, schedule, recipe, own, device=device, callback=callback)
     return world.collect(dataset.to_images(x)[: len(share)], count)

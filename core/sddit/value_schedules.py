@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 Shape = Literal["linear", "cosine", "step"]
 
 
-def _share_or_steps(value: int | float) -> int | float:
+def _check_step_or_fraction(value: int | float) -> int | float:
     if isinstance(value, float) and not 0 <= value <= 1:
         raise ValueError("a number with a point is a share of the run, 0.0 to 1.0; a count of steps is a whole number")
     if isinstance(value, int) and value < 0:
@@ -18,7 +18,7 @@ def _share_or_steps(value: int | float) -> int | float:
     return value
 
 
-Moment = Annotated[int | float, AfterValidator(_share_or_steps)]
+StepOrFraction = Annotated[int | float, AfterValidator(_check_step_or_fraction)]
 """A moment of a run: a whole number counts steps, a number with a point is a share of the planned length."""
 
 
@@ -41,8 +41,8 @@ class Ramp(BaseModel):
     power: float = Field(
         1.0, gt=0, le=100, description="Exponent on the share of the way still to go: above 1, most of it comes early."
     )
-    from_: Moment = Field(0, alias="from", description="When the change begins: steps, or a share such as 0.1.")
-    until: Moment = Field(1.0, description="When the change is complete: steps, or a share such as 0.5.")
+    from_: StepOrFraction = Field(0, alias="from", description="When the change begins: steps, or a share such as 0.1.")
+    until: StepOrFraction = Field(1.0, description="When the change is complete: steps, or a share such as 0.5.")
 
     @model_validator(mode="after")
     def _refuse_idle_power(self) -> Ramp:

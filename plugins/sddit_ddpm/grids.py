@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
-from sddit.diffusion.sigma_grids import UNTRAINED, spaced
+from sddit.diffusion.sigma_grids import UNTRAINED, sigma_grid
 from sddit.errors import SdditError, error
 from sddit_ddpm.chain import even_steps, integer_stride
 
@@ -49,7 +49,7 @@ def timesteps_on(
             return [first + i for i in reversed(even_steps(size, steps))]
         case "stride":
             return [first + i for i in reversed(_strided(size, steps))]
-    wanted = spaced(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)[:-1]
+    wanted = sigma_grid(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)[:-1]
     return falling([bisect_left(edges, level) for level in wanted], first, last)
 
 

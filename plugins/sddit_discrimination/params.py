@@ -20,7 +20,7 @@ from sddit.interfaces import (
     ViewSpec,
     Want,
 )
-from sddit.value_schedules import Moment, Value, bounded
+from sddit.value_schedules import StepOrFraction, Value, bounded
 from sddit_discrimination.monitors import FEATURES, SHORTCUT, monitors_of
 from sddit_dit.view_params import MaskedViewParams, MaskRatio
 
@@ -156,7 +156,7 @@ class DiscriminationParams(LossParams):
     sinkhorn_iterations: int = Field(
         3, ge=1, le=100, description="Number of balancing iterations. Only with centering sinkhorn."
     )
-    freeze_last: Moment = Field(
+    freeze_last: StepOrFraction = Field(
         0.002,
         description="Freeze the prototypes until this step or fraction of the run. 1 of 480 epochs by default.",
     )

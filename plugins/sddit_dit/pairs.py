@@ -27,11 +27,11 @@ def visible_tokens(
 ) -> Tensor | None:
     """Draw the tokens [B, K] that the student sees at this step, for the purpose `mask`; None if nothing is hidden."""
     ratio = value_at(params.mask_ratio, ctx.step, ctx.total_steps)
-    return masking.draw(
+    return masking.draw_mask(
         draws,
         "mask",
         grid=grid,
-        ratio=masking.drawn_ratio(draws, ratio, params.mask_spread),
+        ratio=masking.draw_ratio(draws, ratio, params.mask_spread),
         shape=params.mask_shape,
         device=batch.x0.device,
     )

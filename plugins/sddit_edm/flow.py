@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sddit.diffusion.sigma_grids import spaced
+from sddit.diffusion.sigma_grids import sigma_grid
 from sddit.interfaces import Scalings
 from sddit_edm.params import FlowParams
 
@@ -65,7 +65,7 @@ class Flow:
     def grid(self, steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
         """Return `steps` noise levels from sigma_max to sigma_min, both exact, then 0. `native` is even in t."""
         if kind != "native":
-            return spaced(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+            return sigma_grid(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
         high, low = (sigma / (1 + sigma) for sigma in (sigma_max, sigma_min))
         between = [high + step / (steps - 1) * (low - high) for step in range(1, steps - 1)]
         return [sigma_max, *(t / (1 - t) for t in between), sigma_min, 0.0]

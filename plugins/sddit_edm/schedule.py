@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sddit.diffusion.sigma_grids import spaced
+from sddit.diffusion.sigma_grids import sigma_grid
 from sddit.interfaces import Scalings
 from sddit_edm.params import EDMParams
 
@@ -71,4 +71,4 @@ class EDM:
         """Return `steps` noise levels from sigma_max to sigma_min, both exact, then 0. `native` is even in sigma."""
         if kind == "native":
             kind, rho = "edm", 1.0
-        return spaced(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+        return sigma_grid(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)

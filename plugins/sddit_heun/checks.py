@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sddit.diffusion.sampling import Noise
-from sddit.diffusion.sigma_grids import spaced
+from sddit.diffusion.sigma_grids import sigma_grid
 from sddit.interfaces import CheckContext, Denoise, Measurement, Prediction, Sampler
 from sddit.testing import fixtures
 from sddit.verify.published import Stored, parity, published
@@ -33,7 +33,7 @@ def build_sampler(context: CheckContext, **settings: Any) -> Sampler:
 
 
 def edm_sigmas(steps: int) -> list[float]:
-    return spaced(steps, kind="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    return sigma_grid(steps, kind="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0)
 
 
 def ideal(x: Tensor, sigma: float) -> Prediction:

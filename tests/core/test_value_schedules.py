@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from sddit.value_schedules import Moment, Ramp, Value, bounded, extremes, is_zero, step_of, value_at
+from sddit.value_schedules import Ramp, StepOrFraction, Value, bounded, extremes, is_zero, step_of, value_at
 
 SHAPES = ["linear", "cosine", "step"]
-MOMENT = TypeAdapter(Moment)
+MOMENT = TypeAdapter(StepOrFraction)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         failures.ignore_broken_pipe()
     except OSError as full:
         status = failures.report_system_error(full, State())
-    processes.end(status)
+    processes.exit_process(status)
 
 
 def limit_spinning() -> None:

@@ -156,7 +156,7 @@ def print_message(lines: list[str], code: str, status: int, failure: BaseExcepti
     Each of several processes records its failure; only the first one is printed, by our launcher if there is one.
     """
     lines = [*lines, *record_traceback(failure, state)]
-    if processes.count() > 1 and not record_rank_failure(lines, code, status, state):
+    if processes.world_size() > 1 and not record_rank_failure(lines, code, status, state):
         return
     out = error_console()
     for line in lines:
@@ -167,11 +167,11 @@ def record_rank_failure(lines: list[str], code: str, status: int, state: State) 
     """Record the failure of this rank, and return whether this rank prints it."""
     folder = state.progress.folder
     launcher_folder = os.environ.get(processes.FAILURES)
-    noted = processes.failures_in(folder) if folder else []
+    noted = processes.read_failures(folder) if folder else []
     own = processes.Failure(
         processes.rank(), code, status, state.progress.step, time.monotonic() - processes.BEGAN, tuple(lines)
     )
-    processes.note(own, [Path(path) for path in (folder, launcher_folder) if path])
+    processes.write_failure(own, [Path(path) for path in (folder, launcher_folder) if path])
     if launcher_folder:
         return False
     same = [other for other in noted if code in processes.PEER_LOST or (other.code, other.step) == (code, own.step)]

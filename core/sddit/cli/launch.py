@@ -18,7 +18,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sddit.cli.common import error_console
-from sddit.distributed.processes import FAILURES, Failure, failures_in
+from sddit.distributed.processes import FAILURES, Failure, read_failures
 from sddit.errors import error
 
 STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
@@ -58,7 +58,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
                 status = next(iter(ended.values()))
         except SignalException as stopped:
             status = 128 + (signal.SIGTERM if stopped.sigval == signal.SIGHUP else stopped.sigval)
-        recorded = failures_in(Path(folder))
+        recorded = read_failures(Path(folder))
         failure = root_failure(recorded, ended) if recorded or (ended and not status) else None
     return print_failure(failure) if failure else status
 

@@ -42,12 +42,12 @@ def keep_count(tokens: int, ratio: float) -> int:
     )
 
 
-def drawn_ratio(draws: Draws, ratio: float, spread: float) -> float:
+def draw_ratio(draws: Draws, ratio: float, spread: float) -> float:
     """A ratio of [ratio, ratio + spread), one for the whole step on every rank, drawn where it costs no device a wait."""
     return ratio + spread * draws.uniform("mask/ratio", scope="step").item() if spread else ratio
 
 
-def draw(
+def draw_mask(
     draws: Draws,
     purpose: str,
     *,

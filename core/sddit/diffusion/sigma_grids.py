@@ -8,7 +8,7 @@ UNTRAINED = "SD-T908"
 """The code of a refusal by a schedule that trains a fixed list of levels, which the asked ones are not among."""
 
 
-def spaced(steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+def sigma_grid(steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
     """`steps` levels from sigma_max to sigma_min, both exact, then 0.
 
     kind "edm" is eq. 5 of EDM (arXiv:2206.00364), even in sigma^(1/rho); "log" is even in ln sigma, its limit for large

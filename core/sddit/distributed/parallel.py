@@ -20,7 +20,9 @@ from sddit.distributed.world import World
 # The module that is trained
 
 
-def parallel(student: nn.Module, copies: Sequence[nn.Module], world: World, kind: Literal["ddp", "fsdp"]) -> nn.Module:
+def wrap_parallel(
+    student: nn.Module, copies: Sequence[nn.Module], world: World, kind: Literal["ddp", "fsdp"]
+) -> nn.Module:
     """What is called in place of the student: itself, or what averages its gradients over the ranks.
 
     With fsdp each rank keeps a part of every weight, of the student's and alike of its `copies`, the teacher and averages.
@@ -47,24 +49,24 @@ def shard(module: nn.Module, *, reshard_after_forward: bool | None = None) -> No
     fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor of which this rank may hold a part. Every rank has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_like(own: Tensor, tensor: Tensor) -> Tensor:
+def shard_like(own: Tensor, tensor: Tensor) -> Tensor:
     """This rank's part of a whole tensor, as it holds a part of its `own` one."""
     if not isinstance(own, DTensor) or own.shape != tensor.shape:
         return tensor
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
-def parts_like(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def shards_like(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same by name; a name that is not its own stays as it is, to be refused where it is loaded."""
-    return {name: part_like(own[name], tensor) if name in own else tensor for name, tensor in tensors.items()}
+    return {name: shard_like(own[name], tensor) if name in own else tensor for name, tensor in tensors.items()}
 
 
-def accumulating(root: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+def gradient_accumulation(root: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     """Around a forward and backward pass: gradients of all but the last micro-batch stay on this rank."""
     if isinstance(root, FSDPModule):
         root.set_requires_gradient_sync(last)
@@ -74,7 +76,7 @@ def accumulating(root: nn.Module, *, last: bool) -> AbstractContextManager[None]
     return nullcontext()
 
 
-def reaching_all(root: nn.Module, loss: Tensor) -> tuple[Tensor, list[bool]]:
+def reach_all_parameters(root: nn.Module, loss: Tensor) -> tuple[Tensor, list[bool]]:
     """`loss` with a gradient of 0 for every parameter that it does not reach, since DDP waits for each.
 
     Also, for each parameter, whether this batch had a gradient for it. Without DDP nothing waits and nothing is noted.
@@ -82,13 +84,13 @@ def reaching_all(root: nn.Module, loss: Tensor) -> tuple[Tensor, list[bool]]:
     if not isinstance(root, DistributedDataParallel):
         return loss, []
     parameters = [parameter for parameter in root.parameters() if parameter.requires_grad]
-    found = reached(loss)
+    found = reached_parameters(loss)
     missing = [parameter for parameter in parameters if parameter not in found]
     zero = torch.stack([parameter.sum() for parameter in missing]).sum() * 0.0 if missing else 0.0
     return loss + zero, [parameter in found or parameter.grad is not None for parameter in parameters]
 
 
-def reached(loss: Tensor) -> set[Tensor]:
+def reached_parameters(loss: Tensor) -> set[Tensor]:
     """The parameters that a backward pass from `loss` comes to."""
     found: set[Tensor] = set()
     seen: set[Any] = set()

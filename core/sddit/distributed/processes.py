@@ -23,28 +23,28 @@ PEER_LOST = ("SD-X801", "SD-X802")  # codes of ranks that only noticed the failu
 BEGAN = time.monotonic()
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes make this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
     """The number of this process among them, from 0."""
-    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
     """Its number among those of this machine, which is that of its accelerator."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if count() > 1 else 0
+    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
 
 
-def end(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """End this process with an exit status. All that matters is on the disk by then.
 
     One of several ends without the interpreter's own end: torch's threads may still hold tensors, and a thread that wants
     the interpreter while it shuts down aborts the process, which would count as a failed rank.
     """
-    if count() == 1:
+    if world_size() == 1:
         sys.exit(status)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -52,7 +52,7 @@ def end(status: int) -> NoReturn:
     os._exit(status)
 
 
-def told_already() -> bool:
+def is_reported_elsewhere() -> bool:
     """Whether another process says what this one would say before it begins: the main rank, or the launcher of all."""
     return rank() > 0 or FAILURES in os.environ
 
@@ -79,7 +79,7 @@ class Failure:
         return *self.lines, f"  {'rank:':<8}{self.rank}, after step {self.step}"
 
 
-def note(failure: Failure, folders: Iterable[Path]) -> None:
+def write_failure(failure: Failure, folders: Iterable[Path]) -> None:
     """Leave `failure-<rank>.json` where others look for it. Storage that refuses is let be: the message says more."""
     for folder in folders:
         with contextlib.suppress(OSError):
@@ -88,7 +88,7 @@ def note(failure: Failure, folders: Iterable[Path]) -> None:
             staged.replace(folder / f"failure-{failure.rank}.json")
 
 
-def failures_in(folder: Path) -> list[Failure]:
+def read_failures(folder: Path) -> list[Failure]:
     """The failures that were noted there, the first one first."""
     found = []
     for path in folder.glob("failure-*.json"):
@@ -98,7 +98,7 @@ def failures_in(folder: Path) -> list[Failure]:
     return sorted(found, key=lambda failure: failure.order)
 
 
-def forget_failures(folder: Path) -> None:
+def remove_failures(folder: Path) -> None:
     """Remove what an earlier sitting left."""
     for path in folder.glob("failure-*.json"):
         path.unlink(missing_ok=True)

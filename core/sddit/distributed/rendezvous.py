@@ -15,7 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from sddit.distributed import processes
 from sddit.distributed.signals import ignore_signals
-from sddit.distributed.world import Processes, World
+from sddit.distributed.world import DistributedWorld, World
 from sddit.errors import error
 
 JOIN = 30.0  # seconds to find the other processes
@@ -28,20 +28,20 @@ LOST = re.compile(r"\bgloo\b|\bnccl\b|connection (closed|reset|refused)|broken p
 
 
 @contextmanager
-def joined(device: torch.device, timeout: float) -> Iterator[World]:
+def join_processes(device: torch.device, timeout: float) -> Iterator[World]:
     """The world that this process was started in. Raises SD-X806 if the others are not found.
 
     A collective that fails because another rank ended or hangs becomes SD-X801 or SD-X802.
     """
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         yield World()
         return
-    world = Processes(connected(device, timeout), device, timeout)
+    world = DistributedWorld(connect(device, timeout), device, timeout)
     try:
         yield world
     except Exception as fault:
         ignore_signals()  # the launcher sends them as soon as one rank has failed
-        if lost_peer(fault):
+        if is_peer_failure(fault):
             raise world.without_peer("timed out" in str(fault).lower()) from fault
         world.tell_failure()
         raise
@@ -51,13 +51,13 @@ def joined(device: torch.device, timeout: float) -> Iterator[World]:
         world.leave()
 
 
-def lost_peer(fault: Exception) -> bool:
+def is_peer_failure(fault: Exception) -> bool:
     """Whether a collective or the store failed for want of another process, rather than by a fault of this one."""
     named = isinstance(fault, dist.DistNetworkError | dist.DistStoreError | dist.DistBackendError)
     return named or (isinstance(fault, RuntimeError) and bool(LOST.search(str(fault))))
 
 
-def connected(device: torch.device, timeout: float) -> Store:
+def connect(device: torch.device, timeout: float) -> Store:
     """Find the other processes by what torchrun says in the environment, and form their group."""
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     try:
@@ -80,7 +80,7 @@ def connected(device: torch.device, timeout: float) -> Store:
             "the processes of this run did not find each other",
             where="the environment of torchrun",
             got=str(fault).splitlines()[0],
-            expect=f"{processes.count()} processes started by torchrun or --nproc",
+            expect=f"{processes.world_size()} processes started by torchrun or --nproc",
             fix="check --nnodes, the rendezvous address and port, and that all machines were started",
         ) from fault
     return store

@@ -57,7 +57,7 @@ class World:
         own = count // self.size
         return slice(begin + self.rank * own, begin + (self.rank + 1) * own)
 
-    def share(self, count: int) -> slice:
+    def partition(self, count: int) -> slice:
         """This rank's part of any `count` things: in order of rank, of sizes that differ by one at most."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
@@ -73,7 +73,7 @@ class World:
         """The means over all ranks of many values, in one message."""
         return values
 
-    def any(self, flags: Tensor, noted: list[bool]) -> tuple[Tensor, list[bool]]:
+    def synchronize_status(self, flags: Tensor, noted: list[bool]) -> tuple[Tensor, list[bool]]:
         """Which flags [n] of the device, and which noted on the host, are up on any rank. Signals go with the same message."""
         return flags, noted
 
@@ -90,7 +90,7 @@ class World:
         return [value]
 
 
-class Processes(World):
+class DistributedWorld(World):
     """One of several processes."""
 
     def __init__(self, store: Store, device: torch.device, timeout: float) -> None:
@@ -118,7 +118,7 @@ class Processes(World):
         parts = torch.split(self.mean(sent), [value.numel() for value in values.values()])
         return {name: part.view(value.shape) for (name, value), part in zip(values.items(), parts, strict=True)}
 
-    def any(self, flags: Tensor, noted: list[bool]) -> tuple[Tensor, list[bool]]:
+    def synchronize_status(self, flags: Tensor, noted: list[bool]) -> tuple[Tensor, list[bool]]:
         heard = [self.stop.heard == request for request in REQUESTS]
         sent = torch.cat([flags, torch.tensor([*heard, *noted], device=flags.device)]).to(torch.uint8)
         dist.all_reduce(sent, dist.ReduceOp.MAX)

@@ -22,7 +22,7 @@ from sddit.evaluation.thumbnails import PixelFeatures
 from sddit.interfaces import Dataset, FeatureExtractor
 from sddit.progress import Progress
 from sddit.recipes.resolve import resolve
-from sddit.storage.run_folder import RunFolder, recipe_in, unreadable
+from sddit.storage.run_folder import RunFolder, recipe_path, unreadable_error
 from sddit.training.environment import choose_device
 
 COPIES = "copies.json"
@@ -85,7 +85,7 @@ def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str,
     Raises:
         SdditError: SD-C445 for a folder that is no run, SD-T930 for a run without samples, SD-T906 without held-out images.
     """
-    resolved = recipe_in(folder)
+    resolved = recipe_path(folder)
     samples = torch.from_numpy(kept_samples(folder)).permute(0, 3, 1, 2)
     recipe = resolve(resolved)
     chosen = choose_device(device)
@@ -122,5 +122,5 @@ def kept_samples(folder: Path) -> NDArray[np.uint8]:
         images: NDArray[np.uint8] = load_arrays(path, ["arr_0"])["arr_0"]
     except (OSError, ValueError, KeyError) as fault:
         fix = "delete it and report.html, then run the recipe: it samples again"
-        raise unreadable(path, str(fault)[:160], fix) from fault
+        raise unreadable_error(path, str(fault)[:160], fix) from fault
     return images

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sddit.recipes.recipe import Recipe
 from sddit.reports.charts import Reference, Series, line_chart
-from sddit.storage.run_folder import read_json, unreadable
+from sddit.storage.run_folder import read_json, unreadable_error
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -72,7 +72,7 @@ def read_probe(folder: Path) -> Probe | None:
     try:
         return Probe(**_as_tuples(held))
     except (ValueError, TypeError) as fault:
-        raise unreadable(path, str(fault), fix) from fault
+        raise unreadable_error(path, str(fault), fix) from fault
 
 
 def charts(probe: Probe) -> dict[str, Markup]:

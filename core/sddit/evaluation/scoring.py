@@ -14,7 +14,7 @@ from sddit.generation import LABELS, Request, draw_images
 from sddit.interfaces import Dataset, FeatureExtractor, NoiseSchedule
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.storage.run_folder import SCORES, read_json, unreadable
+from sddit.storage.run_folder import SCORES, read_json, unreadable_error
 from sddit.training.session import Session
 
 SAMPLES = "samples/samples.npz"
@@ -22,7 +22,7 @@ SAMPLES = "samples/samples.npz"
 
 def begin_sampling(recipe: Recipe, progress: Progress, world: World) -> None:
     """The stage of the samples of the end, a unit for each step of the sampler in each batch of this rank."""
-    own = len(range(recipe.evaluate.samples)[world.share(recipe.evaluate.samples)])
+    own = len(range(recipe.evaluate.samples)[world.partition(recipe.evaluate.samples)])
     batches = -(-own // recipe.evaluate.batch)
     progress.stage("sampling", total=batches * recipe.sampler.params.steps)
 
@@ -80,4 +80,4 @@ def read_scores(folder: Path) -> dict[str, Scores]:
     try:
         return {label: Scores(**one) for label, one in read_json(folder / SCORES, fix=fix).items()}
     except TypeError as fault:
-        raise unreadable(folder / SCORES, str(fault)[:160], fix) from fault
+        raise unreadable_error(folder / SCORES, str(fault)[:160], fix) from fault

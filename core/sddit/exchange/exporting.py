@@ -22,7 +22,7 @@ from sddit.recipes.resolve import resolve_without_data
 from sddit.recipes.start_weights import CONFIG, EXPORT_FORMAT, WEIGHTS, Found, found
 from sddit.storage.atomic import replace_file
 from sddit.storage.manifest import seal_manifest
-from sddit.storage.run_folder import made, recipe_in
+from sddit.storage.run_folder import ensure_directory, recipe_path
 from sddit.storage.tensors import pack
 from sddit.training.warm_start import read_weights
 
@@ -57,7 +57,7 @@ def export_run(
             is not empty.
     """
     note = "" if layout == OURS else str(backbone_with_layout(layout).format(layout).note)
-    recipe, source = resolve_without_data(recipe_in(run)), found(run, weights, step)
+    recipe, source = resolve_without_data(recipe_path(run)), found(run, weights, step)
     if layout != OURS and recipe.facts.num_classes and recipe.dataset.params.label_drop == 0:
         note = f"{note} {NO_LABEL_DROP}".strip()
     state = read_weights(source)
@@ -101,7 +101,7 @@ def recipe_without_data(recipe: Recipe) -> dict[str, Any]:
 
 def empty_folder(folder: Path) -> Path:
     """Create the folder if needed and return it. Raises SD-F708 if it is not empty."""
-    real = made(folder)
+    real = ensure_directory(folder)
     if any(real.iterdir()):
         raise error(
             "SD-F708",

@@ -11,7 +11,7 @@ from sddit import __version__
 from sddit.errors import printable
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.start_weights import PROVENANCE, Found
-from sddit.storage.run_folder import SCORES, read_json, unreadable
+from sddit.storage.run_folder import SCORES, read_json, unreadable_error
 
 HEADER = """---
 {library}tags:
@@ -123,7 +123,7 @@ def read_section(path: Path, render: Callable[[Mapping[str, Any]], str]) -> str:
     try:
         return render(read_json(path, fix=fix))
     except (AttributeError, KeyError, TypeError, ValueError) as fault:
-        raise unreadable(path, f"{type(fault).__name__}: {fault}"[:160], fix) from fault
+        raise unreadable_error(path, f"{type(fault).__name__}: {fault}"[:160], fix) from fault
 
 
 def cell(text: str) -> str:

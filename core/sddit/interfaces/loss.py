@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 from pydantic import Field
 
-from sddit.value_schedules import Moment, Value, bounded
+from sddit.value_schedules import StepOrFraction, Value, bounded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ class LossParams(Params):
     window: tuple[float, float] | None = Field(
         None, strict=False, description="Noise interval [low, high] of the student's t outside which a sample counts 0."
     )
-    until: Moment = Field(1.0, description="When the term ends: steps, or a share of the run. 1.0: never.")
+    until: StepOrFraction = Field(1.0, description="When the term ends: steps, or a share of the run. 1.0: never.")
 
     def needs(self) -> Needs:
         """What it reads."""

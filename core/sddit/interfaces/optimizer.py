@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from sddit.value_schedules import Moment, Value, bounded
+from sddit.value_schedules import StepOrFraction, Value, bounded
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ class OptimizerParams(Params):
     """Face of an optimizer, with the keys that every optimizer has."""
 
     lr: Annotated[Value, bounded(0)] = Field(1e-4, description="Learning rate: a value schedule.")
-    warmup: Moment = Field(
+    warmup: StepOrFraction = Field(
         0, description="The learning rate grows linearly from 0 until here: steps, or a share of the run."
     )
     clip: float | None = Field(None, gt=0, description="Largest norm of the gradient; left out: no clipping.")

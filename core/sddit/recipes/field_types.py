@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
 from sddit.recipes.parsing import quoted
-from sddit.value_schedules import Between, Moment, Ramp
+from sddit.value_schedules import Between, Ramp, StepOrFraction
 
 SCHEDULE = "{ start, end, shape, power, from, until }"
 
@@ -27,7 +27,7 @@ def words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if get_origin(annotation) is Annotated:
         annotation, *inner = get_args(annotation)
         metadata = [*inner, *metadata]
-    if set(get_args(Moment)[1:]) & {note for note in metadata if isinstance(note, AfterValidator)}:
+    if set(get_args(StepOrFraction)[1:]) & {note for note in metadata if isinstance(note, AfterValidator)}:
         return "steps (a whole number) or a share of the run (0.0 to 1.0)"
     return f"{_kind(annotation)}{_bounds(_flat(metadata))}"
 

@@ -11,7 +11,7 @@ from typing import Any
 from sddit.errors import error, one_of
 from sddit.recipes.settings import StartSettings
 from sddit.storage.checkpoints import Store
-from sddit.storage.manifest import Broken, Checkpoint, broken_error, read_manifest, seal_manifest
+from sddit.storage.manifest import BrokenCheckpoint, Checkpoint, broken_error, read_manifest, seal_manifest
 from sddit.storage.run_folder import RECIPE, read_json, refuse_changed
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -141,12 +141,12 @@ def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
         raise error("SD-C403", f"step {step} not found", where=str(folder), expect=one_of(str(step), map(str, steps)))
     for candidate in reversed(steps) if step is None else [step]:
         try:
-            return read_manifest(store.place(candidate))
-        except Broken as fault:
+            return read_manifest(store.path_of(candidate))
+        except BrokenCheckpoint as fault:
             if step is not None:
-                raise broken_error(store.place(candidate), str(fault)) from fault
+                raise broken_error(store.path_of(candidate), str(fault)) from fault
             warnings.warn(
-                f"{store.place(candidate)} is broken ({fault}); an earlier one is used [SD-C401]", stacklevel=4
+                f"{store.path_of(candidate)} is broken ({fault}); an earlier one is used [SD-C401]", stacklevel=4
             )
     raise error(
         "SD-C447", "this run has no checkpoint yet", where=str(folder), fix="run its recipe until the first save"

@@ -156,7 +156,7 @@ class Watcher:
         """Keep the state before a step that was not finite, and what is known of the step. Returns the error that names it."""
         self.save(session)
         session.world.from_main(self.saver.wait)
-        facts = evidence(session, fault.bad, self.folder.path, self.store.place(session.step))
+        facts = evidence(session, fault.bad, self.folder.path, self.store.path_of(session.step))
         place = self.folder.path / f"non-finite-{session.step:06d}.json"
         if session.world.main:
             self.folder.write_json(place.name, facts)

@@ -15,7 +15,7 @@ from pathlib import Path
 from sddit.api import load_run
 from sddit.data.declared import no_images
 from sddit.distributed import processes
-from sddit.distributed.rendezvous import joined, refuse_differences
+from sddit.distributed.rendezvous import join_processes, refuse_differences
 from sddit.distributed.signals import Stopped, StopSignals
 from sddit.distributed.world import World
 from sddit.errors import error, memory_errors, raise_all
@@ -32,7 +32,7 @@ from sddit.runs.callbacks import Watcher, stop_if_asked
 from sddit.runs.report_data import cost_of, write_run_report
 from sddit.runs.setup import begin, prepare
 from sddit.storage.checkpoints import Store
-from sddit.storage.run_folder import COST, RECIPE, REPORT, SCORES, RunFolder, recipe_in
+from sddit.storage.run_folder import COST, RECIPE, REPORT, SCORES, RunFolder, recipe_path
 from sddit.training import environment as surroundings
 from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
@@ -81,9 +81,9 @@ def run(
         raise error(
             "SD-C445", "not a run folder", where="--resume", got=str(resume), expect=f"a folder that holds {RECIPE}"
         )
-    raise_all(check_processes(recipe, processes.count()))
+    raise_all(check_processes(recipe, processes.world_size()))
     place = resume or out / f"{recipe.name}-{recipe.run_id}"
-    with joined(chosen, recipe.train.timeout) as world, held(place, world) as folder, world.stop as stop:
+    with join_processes(chosen, recipe.train.timeout) as world, held(place, world) as folder, world.stop as stop:
         refuse_differences(world, {"recipe, data and plugins": recipe.run_id, "packages": surroundings.packages()})
         finished = world.from_main(
             lambda: begin(recipe, folder, chosen, progress, fresh=fresh, allow=allow, resumed=resume is not None)
@@ -173,14 +173,14 @@ def score(session: Session, watcher: Watcher) -> dict[str, Scores]:
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
     """Sample and score a run at its newest good checkpoint, finished or not. Changes nothing in its folder."""
     chosen = surroundings.choose_device(device)
-    resolve(recipe_in(folder))  # which needs the data, and says what is wrong with it
+    resolve(recipe_path(folder))  # which needs the data, and says what is wrong with it
     model = load_run(folder)
     recipe = model.require_recipe()
     if not recipe.dataset.params.holds_images:
         raise no_images()
     train_set: Dataset = recipe.dataset.build(split="train")
     schedule = model.require_schedule()
-    with joined(chosen, recipe.train.timeout) as world:
+    with join_processes(chosen, recipe.train.timeout) as world:
         begin_sampling(recipe, progress, world)
         request, images = draw(
             model.backbone.to(chosen),

@@ -50,7 +50,7 @@ def begin(
 ) -> bool:
     """Say what is to be run, and bring the folder in order for it. Returns whether all is done already."""
     announce(recipe, folder, device, progress)
-    processes.forget_failures(folder.path)
+    processes.remove_failures(folder.path)
     if fresh:
         set_aside(folder.path)
     changed = accept_changes(folder, recipe, allow, resumed=resumed)

@@ -16,8 +16,8 @@ from uuid import uuid4
 
 from sddit.errors import SdditError, error
 
-STAGED = ".tmp-"  # begins the name of what is being written
-DOOMED = ".del-"  # begins the name of what is being removed
+STAGED_PREFIX = ".tmp-"  # begins the name of what is being written
+DELETED_PREFIX = ".del-"  # begins the name of what is being removed
 
 NOT_NUMBERS = ("NaN", "Infinity", "-Infinity")  # what JSON has no number for, as text that float() reads
 
@@ -48,7 +48,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def staged_name(folder: Path, label: str) -> Path:
     """A name for unfinished work, in the folder where it will be published: a rename across devices would fail."""
-    return folder / f"{STAGED}{label}-{uuid4().hex}"
+    return folder / f"{STAGED_PREFIX}{label}-{uuid4().hex}"
 
 
 def create(path: Path) -> int:
@@ -85,9 +85,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def doom(folder: Path) -> Path:
+def mark_for_deletion(folder: Path) -> Path:
     """Take a folder away in one durable move, so that freeing its space can be interrupted. Returns its new place."""
-    doomed = folder.with_name(f"{DOOMED}{uuid4().hex}")
+    doomed = folder.with_name(f"{DELETED_PREFIX}{uuid4().hex}")
     folder.rename(doomed)
     sync_folder(folder.parent)
     return doomed
@@ -106,30 +106,30 @@ def remove_leftovers(folder: Path) -> None:
     """Remove unfinished work of a killed process, at any depth. Only for the holder of the run folder's lock."""
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            if not name.startswith((STAGED, DOOMED)):
+            if not name.startswith((STAGED_PREFIX, DELETED_PREFIX)):
                 continue
             leftover = Path(parent, name)
             if name in folders:
                 remove_folder(leftover)
             else:
                 leftover.unlink(missing_ok=True)
-        folders[:] = [name for name in folders if not name.startswith((STAGED, DOOMED))]
+        folders[:] = [name for name in folders if not name.startswith((STAGED_PREFIX, DELETED_PREFIX))]
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON that every reader accepts: a NaN or an infinity is written as text, see `NOT_NUMBERS`."""
-    return json.dumps(_spelled(value), allow_nan=False, indent=indent)
+    return json.dumps(_with_text_for_non_finite(value), allow_nan=False, indent=indent)
 
 
-def _spelled(value: Any) -> Any:
+def _with_text_for_non_finite(value: Any) -> Any:
     """`value` with its non-finite floats as text."""
     if isinstance(value, float) and not math.isfinite(value):
         nan, infinity, minus_infinity = NOT_NUMBERS
         return nan if math.isnan(value) else infinity if value > 0 else minus_infinity
     if isinstance(value, dict):
-        return {key: _spelled(item) for key, item in value.items()}
+        return {key: _with_text_for_non_finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_spelled(item) for item in value]
+        return [_with_text_for_non_finite(item) for item in value]
     return value
 
 

@@ -27,8 +27,8 @@ from pathlib import Path
 
 from sddit.errors import error
 from sddit.storage.atomic import (
-    STAGED,
-    doom,
+    STAGED_PREFIX,
+    mark_for_deletion,
     read_file,
     remove_folder,
     remove_leftovers,
@@ -40,7 +40,7 @@ from sddit.storage.atomic import (
     to_json,
 )
 from sddit.storage.fault_injection import fault_point
-from sddit.storage.manifest import Broken, Checkpoint, Content, broken_error, stage, verify
+from sddit.storage.manifest import BrokenCheckpoint, Checkpoint, Content, broken_error, stage, verify
 
 __all__ = ["Checkpoint", "Store"]
 
@@ -83,7 +83,7 @@ class Store:
         matches = (NAME.fullmatch(entry.name) for entry in os.scandir(self.folder))
         return sorted(int(match[1]) for match in matches if match)
 
-    def place(self, step: int) -> Path:
+    def path_of(self, step: int) -> Path:
         """Where the checkpoint of a step lies, or would."""
         return self.folder / f"step-{step:06d}"
 
@@ -93,7 +93,7 @@ class Store:
         An intact checkpoint of that step is left as it is: a run comes past one again after a resume. Raises SdditError
         where the storage refuses; the older checkpoints are then intact.
         """
-        place = self.place(step)
+        place = self.path_of(step)
         with storage_errors(self.folder):
             if os.path.lexists(place) and not self._moved_aside(place):
                 return place
@@ -116,11 +116,11 @@ class Store:
         tried = []
         for step in reversed(self.steps()):
             try:
-                found = verify(self.place(step))
-            except Broken as fault:
+                found = verify(self.path_of(step))
+            except BrokenCheckpoint as fault:
                 tried.append(f"step-{step:06d} ({fault})")
                 if move_broken:
-                    self._move_aside(self.place(step))
+                    self._move_aside(self.path_of(step))
             else:
                 self.notices += [f"{broken} is broken; using {found.folder.name} [SD-C401]" for broken in tried]
                 return found
@@ -140,9 +140,9 @@ class Store:
             have = ", ".join(str(known) for known in steps) or "none"
             raise error("SD-C403", f"step {step} not found", where=str(self.folder), expect=f"one of {have}")
         try:
-            return verify(self.place(step))
-        except Broken as fault:
-            raise broken_error(self.place(step), str(fault)) from fault
+            return verify(self.path_of(step))
+        except BrokenCheckpoint as fault:
+            raise broken_error(self.path_of(step), str(fault)) from fault
 
     def clean(self) -> None:
         """Remove what a killed process left unfinished."""
@@ -150,10 +150,10 @@ class Store:
 
     def withdraw(self) -> None:
         """Take away what a save under way in another thread has written. It fails then, unless it is complete by now."""
-        for staged in self.folder.glob(f"{STAGED}*"):
+        for staged in self.folder.glob(f"{STAGED_PREFIX}*"):
             with contextlib.suppress(FileNotFoundError):  # it was complete
                 if staged.is_dir():
-                    doom(staged)  # one move: what is published is never half taken away
+                    mark_for_deletion(staged)  # one move: what is published is never half taken away
                 else:
                     staged.unlink()
         self.clean()
@@ -173,7 +173,7 @@ class Store:
             try:
                 stage(staged, step, files)
                 fault_point("ckpt.before_rename")
-                staged.rename(self.place(step))  # the commit point
+                staged.rename(self.path_of(step))  # the commit point
                 break
             except BaseException as cause:
                 shutil.rmtree(staged, ignore_errors=True)
@@ -187,7 +187,7 @@ class Store:
         """Read a new checkpoint back, and note in the index that it was found right."""
         try:
             verify(place)
-        except Broken as fault:
+        except BrokenCheckpoint as fault:
             self._move_aside(place)
             raise storage_error(OSError(errno.EIO, f"{fault}, read back after writing"), place) from fault
         known = {name: text for name, text in _read_index(self.folder).items() if (self.folder / name).is_dir()}
@@ -202,21 +202,21 @@ class Store:
             if step == saved:
                 continue
             if intact == self.keep:
-                doomed = doom(self.place(step))
+                doomed = mark_for_deletion(self.path_of(step))
                 fault_point("ckpt.mid_prune")
                 if doomed.is_symlink():
                     self.notices.append(
                         f"step-{step:06d} is not kept any longer: it was a link, and its files still lie in {doomed.resolve()}"
                     )
                 remove_folder(doomed)
-            elif not self._moved_aside(self.place(step)):
+            elif not self._moved_aside(self.path_of(step)):
                 intact += 1
 
     def _moved_aside(self, place: Path) -> bool:
         """Whether a checkpoint is broken; it is then moved aside and noted."""
         try:
             verify(place)
-        except Broken as fault:
+        except BrokenCheckpoint as fault:
             self.notices.append(
                 f"{place.name} is broken ({fault}); moved aside as {self._move_aside(place).name} [SD-C401]"
             )

@@ -16,25 +16,25 @@ from typing import Any
 from sddit.errors import SdditError, error
 from sddit.storage.atomic import create, open_file, storage_errors, sync_folder
 from sddit.storage.fault_injection import fault_point
-from sddit.storage.migrations import FORMAT, brought_up
+from sddit.storage.migrations import FORMAT, upgrade_state
 
 MANIFEST = "manifest.json"
 UNUSABLE = {errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO}  # others blame no file
 
 
 @dataclass(frozen=True, slots=True)
-class Late:
+class LazyBytes:
     """The bytes of a file, made when its turn comes: then only one file at a time need be in memory."""
 
     size: int  # of the bytes, about: whether they fit is asked before they are made
     make: Callable[[], bytes]
 
 
-Content = bytes | Late
+Content = bytes | LazyBytes
 """What a file of a checkpoint is to hold."""
 
 
-class Broken(Exception):
+class BrokenCheckpoint(Exception):
     """A checkpoint is not what was saved; the text says which file and why."""
 
 
@@ -59,15 +59,15 @@ class Checkpoint:
             with reading(self.path(name)) as file:
                 data = file.read()
             if hashlib.sha256(data).hexdigest() != self.files[name][1]:
-                raise Broken(f"{name}: checksum differs")
-        except Broken as fault:
+                raise BrokenCheckpoint(f"{name}: checksum differs")
+        except BrokenCheckpoint as fault:
             raise broken_error(self.folder, str(fault)) from fault
         return data
 
     @property
     def state(self) -> dict[str, Any]:
         """The contents of state.json, in the form of this version whichever wrote it."""
-        return brought_up(json.loads(self.read("state.json")), self.format)
+        return upgrade_state(json.loads(self.read("state.json")), self.format)
 
 
 def stage(folder: Path, step: int, files: Mapping[str, Content]) -> None:
@@ -100,22 +100,22 @@ def seal_manifest(body: Mapping[str, Any]) -> bytes:
 
 
 def verify(folder: Path) -> Checkpoint:
-    """Compare every byte of a checkpoint with its manifest. Raises Broken, or SD-C430 for one of another format."""
+    """Compare every byte of a checkpoint with its manifest. Raises BrokenCheckpoint, or SD-C430 for one of another format."""
     with storage_errors(folder):
         if not folder.is_dir():
-            raise Broken("it is a link to nothing" if folder.is_symlink() else "it is no folder")
+            raise BrokenCheckpoint("it is a link to nothing" if folder.is_symlink() else "it is no folder")
         checkpoint = read_manifest(folder)
         if folder.name != f"step-{checkpoint.step:06d}":
-            raise Broken(f"{MANIFEST}: it is of step {checkpoint.step}")
+            raise BrokenCheckpoint(f"{MANIFEST}: it is of step {checkpoint.step}")
         present = {entry.name for entry in os.scandir(folder)} - {MANIFEST}
         for name in sorted(present ^ checkpoint.files.keys()):
-            raise Broken(f"{name}: {'missing' if name in checkpoint.files else 'not in the manifest'}")
+            raise BrokenCheckpoint(f"{name}: {'missing' if name in checkpoint.files else 'not in the manifest'}")
         for name, (size, digest) in checkpoint.files.items():
             data_size, data_digest = measure(folder / name)
             if data_size != size:
-                raise Broken(f"{name}: {data_size} bytes, not {size}")
+                raise BrokenCheckpoint(f"{name}: {data_size} bytes, not {size}")
             if data_digest != digest:
-                raise Broken(f"{name}: checksum differs")
+                raise BrokenCheckpoint(f"{name}: checksum differs")
     return checkpoint
 
 
@@ -127,7 +127,7 @@ def read_manifest(folder: Path) -> Checkpoint:
         body: dict[str, Any] = json.loads(data)
         del body["sha256"]
         if seal_manifest(body) != data:
-            raise Broken(f"{MANIFEST}: checksum differs")
+            raise BrokenCheckpoint(f"{MANIFEST}: checksum differs")
         if body["format"] not in range(1, FORMAT + 1):
             raise error(
                 "SD-C430",
@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> Checkpoint:
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
         return Checkpoint(int(body["step"]), folder, files, int(body["format"]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise Broken(f"{MANIFEST}: cannot be read") from None
+        raise BrokenCheckpoint(f"{MANIFEST}: cannot be read") from None
 
 
 def measure(path: Path) -> tuple[int, str]:
@@ -151,13 +151,13 @@ def measure(path: Path) -> tuple[int, str]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BufferedReader]:
-    """A file of a checkpoint, open to read. Broken if it is missing, unreadable, or no file (a link is none)."""
+    """A file of a checkpoint, open to read. BrokenCheckpoint if it is missing, unreadable, or no file (a link is none)."""
     try:
         with os.fdopen(open_file(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             yield file
     except OSError as cause:
         if cause.errno in UNUSABLE:
-            raise Broken(f"{path.name}: {cause.strerror}") from cause
+            raise BrokenCheckpoint(f"{path.name}: {cause.strerror}") from cause
         raise
 
 

@@ -19,7 +19,7 @@ from sddit.storage.atomic import (
     storage_errors,
     to_json,
 )
-from sddit.storage.run_folder import unreadable
+from sddit.storage.run_folder import unreadable_error
 
 TAIL = 1 << 18  # bytes at the end of a metrics log that hold its last row
 
@@ -119,7 +119,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     try:
         data = read_file(path)
     except OSError as fault:
-        raise unreadable(path, fault.strerror or str(fault), "mend its permissions, or put a copy back") from fault
+        raise unreadable_error(
+            path, fault.strerror or str(fault), "mend its permissions, or put a copy back"
+        ) from fault
     return [read_row(path, number, line) for number, line in enumerate(data[: whole_lines(data)].split(b"\n")[:-1], 1)]
 
 

@@ -15,18 +15,18 @@ FORMAT = 2
 State = Mapping[str, Any]
 
 
-def from_1(state: State) -> State:
+def upgrade_from_1(state: State) -> State:
     """2 also names the items of each parameter's optimizer state, and the steps that were skipped."""
     if "imported" in state:
         return state
     return {**state, "optimized": {str(index): [] for index in state["optimized"]}, "skipped": []}
 
 
-STEPS: Mapping[int, Callable[[State], State]] = {1: from_1}
+STEPS: Mapping[int, Callable[[State], State]] = {1: upgrade_from_1}
 """The step from each earlier format to the next."""
 
 
-def brought_up(state: State, written: int) -> dict[str, Any]:
+def upgrade_state(state: State, written: int) -> dict[str, Any]:
     """A `state.json` of format `written` in the form of this version."""
     for number in range(written, FORMAT):
         state = STEPS[number](state)

@@ -39,7 +39,7 @@ class RunFolder:
         self._lock = -1
 
     def __enter__(self) -> Self:
-        self.path = made(self.path)
+        self.path = ensure_directory(self.path)
         with storage_errors(self.path / LOCK):
             self._lock, self.killed = take_lock(self.path / LOCK)
         try:
@@ -95,7 +95,9 @@ def refuse_changed(path: Path) -> None:
         sealed = read_file(seal)[:64] if seal.is_file() else None
         found = hashlib.sha256(read_file(path)).hexdigest().encode()
     except OSError as fault:
-        raise unreadable(path, fault.strerror or str(fault), "mend its permissions, or put a copy back") from fault
+        raise unreadable_error(
+            path, fault.strerror or str(fault), "mend its permissions, or put a copy back"
+        ) from fault
     if sealed not in (None, found):
         raise error(
             "SD-F704",
@@ -107,7 +109,7 @@ def refuse_changed(path: Path) -> None:
         )
 
 
-def recipe_in(folder: Path) -> Path:
+def recipe_path(folder: Path) -> Path:
     """The resolved recipe of a run folder. Raises SD-C445 for a folder that is none."""
     path = folder / RECIPE
     if not path.is_file():
@@ -120,9 +122,9 @@ def read_json(path: Path, kind: type = dict, fix: str = "put a copy back, or sta
     try:
         held = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError) as fault:
-        raise unreadable(path, str(fault), fix) from fault
+        raise unreadable_error(path, str(fault), fix) from fault
     if not isinstance(held, kind):
-        raise unreadable(path, type(held).__name__, fix)
+        raise unreadable_error(path, type(held).__name__, fix)
     return held
 
 
@@ -135,16 +137,16 @@ def read_changes(folder: Path) -> list[dict[str, Any]]:
     for change in found:
         if not isinstance(change, dict) or not change.keys() >= {"key", "from", "to"}:
             fix = "put a copy back, or move the file away: the report then tells of no changes"
-            raise unreadable(path, str(change)[:80], fix)
+            raise unreadable_error(path, str(change)[:80], fix)
     return found
 
 
-def unreadable(path: Path, got: str, fix: str) -> SdditError:
+def unreadable_error(path: Path, got: str, fix: str) -> SdditError:
     """SD-F704."""
     return error("SD-F704", "a file cannot be read", where=str(path), got=got, fix=fix)
 
 
-def made(path: Path) -> Path:
+def ensure_directory(path: Path) -> Path:
     """The real folder at `path`, made if there is none. SD-F705 where none can be made."""
     try:
         with storage_errors(path):

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch._functorch import config as functorch_config
 
-from sddit.distributed.parallel import parallel
+from sddit.distributed.parallel import wrap_parallel
 from sddit.distributed.world import World
 from sddit.interfaces import Backbone, NoiseSchedule
 from sddit.recipes.recipe import Recipe
@@ -45,7 +45,7 @@ def build_session(
     copies = [average.module for average in averages.values()]
     if teacher is not None:
         copies += [teacher.backbone, *(module for modules in teacher.modules.values() for module in modules.values())]
-    root = parallel(student, copies, world, recipe.train.distributed)
+    root = wrap_parallel(student, copies, world, recipe.train.distributed)
     grid = recipe.backbone.params.grid(recipe.shapes)
     return Session(
         recipe=recipe,

@@ -67,7 +67,7 @@ def choose_device(name: str) -> torch.device:
         )
     if name not in ("cpu", "cuda"):
         raise error("SD-R162", f"no device {name!r}", where="--device", got=name, expect="one of cpu, cuda")
-    if name == "cuda" and processes.count() > 1:
+    if name == "cuda" and processes.world_size() > 1:
         torch.cuda.set_device(processes.local_rank())
         return torch.device(name, processes.local_rank())
     return torch.device(name)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sddit.data.order import batch_ids
 from sddit.diffusion.draws import Draws
-from sddit.distributed.parallel import accumulating, reaching_all, whole
+from sddit.distributed.parallel import full_tensor, gradient_accumulation, reach_all_parameters
 from sddit.interfaces import Outputs
 from sddit.training.inputs import context_of, make_batch
 from sddit.training.nonfinite import forget_step, not_finite, skip_step
@@ -68,7 +68,7 @@ def take_step(session: Session, edges: Tensor) -> StepResult:
     result = accumulate(session, weights, edges)
     parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
     complete_gradients(session.optimizer, parameters)
-    result.grad_norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    result.grad_norm = full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if bad := not_finite(session, result):
         forget_step(session)
         skip_step(session, bad)
@@ -98,10 +98,10 @@ def accumulate(session: Session, weights: Mapping[str, float], edges: Tensor) ->
         share = micro / train_settings.batch
         measure_ratio = begin == 0 and len(weights) > 1 and ratios_due(session)
         last = begin + micro == train_settings.batch
-        with accumulating(session.root, last=last):
+        with gradient_accumulation(session.root, last=last):
             loss = forward(session, ids[rows], epochs[rows], weights, share, edges, total, measure_ratio)
             if last:
-                loss, total.touched = reaching_all(session.root, loss)
+                loss, total.touched = reach_all_parameters(session.root, loss)
             if loss.requires_grad:
                 torch.autograd.backward(loss)
     return total

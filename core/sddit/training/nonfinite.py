@@ -21,7 +21,7 @@ def not_finite(session: Session, result: StepResult) -> list[str]:
     values |= {f"what loss.{label} staged": list(term.staged()) for label, term in session.student.terms.items()}  # type: ignore[operator]
     names = [name for name, tensors in values.items() for _ in tensors]
     here = ~torch.stack([torch.isfinite(tensor).all() for tensors in values.values() for tensor in tensors])
-    bad, touched = session.world.any(here, result.touched)
+    bad, touched = session.world.synchronize_status(here, result.touched)
     forget_untouched(session.root, session.optimizer, touched)
     if not bool(bad.any()):
         return []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from sddit.distributed.parallel import whole
+from sddit.distributed.parallel import full_tensor
 from sddit.distributed.world import World
 from sddit.interfaces import Dataset, NoiseSchedule, PairSampler
 from sddit.recipes.recipe import Recipe
@@ -60,5 +60,5 @@ class Session:
         """A backbone of whole weights, from one of which each rank holds a part. All ranks have to ask."""
         with default_dtype(DTYPES[self.recipe.train.precision]):
             made = build_backbone(self.recipe, device="cpu")
-        made.load_state_dict({name: whole(tensor).cpu() for name, tensor in module.state_dict().items()})
+        made.load_state_dict({name: full_tensor(tensor).cpu() for name, tensor in module.state_dict().items()})
         return made.to(self.device).eval().requires_grad_(False)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from sddit.distributed.parallel import part_like, parts_like, whole
+from sddit.distributed.parallel import full_tensor, shard_like, shards_like
 from sddit.errors import error
 from sddit.storage import tensors as safetensors_bridge
 from sddit.storage.checkpoints import Checkpoint
-from sddit.storage.manifest import Content, Late
+from sddit.storage.manifest import Content, LazyBytes
 from sddit.training.ema import under
 from sddit.training.optimization import numbers_of
 from sddit.training.session import Session
@@ -39,13 +39,13 @@ def files_of(session: Session, extra: Mapping[str, Any], *, copy: bool = False) 
         tensors["teacher"] = session.teacher.tensors()
     if isinstance(session.root, FSDPModule):
         # In the order of names: all ranks have to ask for the same part, and a restored state has no order.
-        tensors = {name: {k: whole(group[k]).cpu() for k in sorted(group)} for name, group in tensors.items()}
+        tensors = {name: {k: full_tensor(group[k]).cpu() for k in sorted(group)} for name, group in tensors.items()}
     if copy:
         tensors = {
             name: {k: v.detach().to("cpu", copy=True) for k, v in group.items()} for name, group in tensors.items()
         }
     files: dict[str, Content] = {
-        f"{name}.safetensors": Late(sum(v.nbytes for v in group.values()), partial(packed, name, group))
+        f"{name}.safetensors": LazyBytes(sum(v.nbytes for v in group.values()), partial(packed, name, group))
         for name, group in tensors.items()
     }
     files["state.json"] = json.dumps(numbers_in(session) | dict(extra), allow_nan=False, indent=1).encode()
@@ -111,7 +111,7 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
         for label, average in session.averages.items():
             load(average.module, under(f"{label}.", averages))
         if session.teacher:
-            session.teacher.restore(parts_like(session.teacher.tensors(), read("teacher.safetensors")))
+            session.teacher.restore(shards_like(session.teacher.tensors(), read("teacher.safetensors")))
         session.step = int(state["step"])
         session.seconds = float(state["seconds"])
         session.skipped = list(state["skipped"])
@@ -134,7 +134,7 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Strictly load whole tensors, also where this rank holds a part of each."""
-    module.load_state_dict(parts_like(module.state_dict(), tensors))
+    module.load_state_dict(shards_like(module.state_dict(), tensors))
 
 
 def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -179,7 +179,7 @@ def join_optimizer(
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = part_like(parameters[int(index)], value)
+        state.setdefault(int(index), {})[name] = shard_like(parameters[int(index)], value)
     for wanted, names in optimized.items():
         held = state.get(int(wanted))
         if held is None or not held.keys() >= set(names):

@@ -26,7 +26,7 @@ from sddit.recipes.merge import load
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.storage.checkpoints import Store
-from sddit.storage.manifest import Broken
+from sddit.storage.manifest import BrokenCheckpoint
 from sddit.storage.manifest import verify as verify_sealed
 from sddit.testing import TOY_PAIR_RECIPE, toy_host
 from sddit.training.build import build_session
@@ -98,7 +98,7 @@ def masks(context: CheckContext) -> Iterator[Measurement]:
     rows, kept = 4096, 24
     drawn = Draws(5, 0, torch.arange(rows, device=context.device))
     for shape in get_args(mask.MaskShape):
-        visible = mask.draw(drawn, "mask", grid=(6, 8), ratio=0.5, shape=shape)
+        visible = mask.draw_mask(drawn, "mask", grid=(6, 8), ratio=0.5, shape=shape)
         assert visible is not None
         unsorted = float((visible.diff(dim=1) <= 0).sum()) + rows * abs(visible.shape[1] - kept)
         yield Measurement(f"{shape}: places that are not {kept} rising token numbers", unsorted, 0)
@@ -227,7 +227,7 @@ def refused(place: Path) -> bool:
     """Whether a checkpoint is found broken."""
     try:
         verify_sealed(place)
-    except Broken:
+    except BrokenCheckpoint:
         return True
     return False
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sddit.diffusion.draws import Draws
-from sddit.diffusion.masking import MaskShape, draw, keep_count
+from sddit.diffusion.masking import MaskShape, draw_mask, keep_count
 from sddit.errors import SdditError
 
 SHAPES: list[MaskShape] = ["random", "block", "grid"]
@@ -55,7 +55,7 @@ def test_a_mask_that_leaves_nothing_is_refused(tokens: int, ratio: float) -> Non
 
 
 def test_nothing_hidden_is_none() -> None:
-    assert draw(draws(2), "mask", grid=(4, 4), ratio=0.0) is None
+    assert draw_mask(draws(2), "mask", grid=(4, 4), ratio=0.0) is None
 
 
 @given(
@@ -72,7 +72,7 @@ def test_visible_and_hidden_are_the_grid_again(
     tokens = height * width
     if tokens * (100 - percent) < 100:
         return
-    visible = draw(draws(3, seed), "mask", grid=(height, width), ratio=percent / 100, shape=shape)
+    visible = draw_mask(draws(3, seed), "mask", grid=(height, width), ratio=percent / 100, shape=shape)
     assert visible is not None
     assert visible.dtype == torch.int64
     assert visible.shape == (3, tokens * (100 - percent) // 100)
@@ -88,13 +88,13 @@ def test_visible_and_hidden_are_the_grid_again(
 def test_a_block_is_connected(height: int, width: int, percent: int, seed: int) -> None:
     if height * width * (100 - percent) < 100:
         return
-    visible = draw(draws(4, seed), "mask", grid=(height, width), ratio=percent / 100, shape="block")
+    visible = draw_mask(draws(4, seed), "mask", grid=(height, width), ratio=percent / 100, shape="block")
     assert visible is not None
     assert all(connected(mask) for mask in hidden(visible, (height, width)))
 
 
 def test_random_masks_are_not_connected() -> None:
-    visible = draw(draws(8), "mask", grid=(8, 8), ratio=0.5, shape="random")
+    visible = draw_mask(draws(8), "mask", grid=(8, 8), ratio=0.5, shape="random")
     assert visible is not None
     assert not any(connected(mask) for mask in hidden(visible, (8, 8)))
 
@@ -115,7 +115,7 @@ def z_scores(kept: Tensor, k: int) -> tuple[float, float, float]:
 
 def test_random_masks_are_unbiased() -> None:
     """P(kept) = k / L, P(both kept) = k (k - 1) / (L (L - 1)), and a masked mean has the full mean: 20,000 rows."""
-    visible = draw(draws(20_000), "mask", grid=(4, 8), ratio=0.4)
+    visible = draw_mask(draws(20_000), "mask", grid=(4, 8), ratio=0.4)
     assert visible is not None
     kept = (~hidden(visible, (4, 8))).flatten(1).double()
     assert max(z_scores(kept, visible.shape[1])) < 5
@@ -123,15 +123,15 @@ def test_random_masks_are_unbiased() -> None:
 
 def test_the_statistics_notice_a_bias() -> None:
     """Control: blocks prefer the middle, so the same figures must alarm."""
-    visible = draw(draws(20_000), "mask", grid=(4, 8), ratio=0.4, shape="block")
+    visible = draw_mask(draws(20_000), "mask", grid=(4, 8), ratio=0.4, shape="block")
     assert visible is not None
     kept = (~hidden(visible, (4, 8))).flatten(1).double()
     assert min(z_scores(kept, visible.shape[1])[:2]) > 5
 
 
 def test_a_lattice_of_a_half_is_a_checkerboard_and_of_three_quarters_keeps_one_of_four() -> None:
-    half = draw(draws(8), "mask", grid=(8, 8), ratio=0.5, shape="grid")
-    most = draw(draws(8), "mask", grid=(8, 8), ratio=0.75, shape="grid")
+    half = draw_mask(draws(8), "mask", grid=(8, 8), ratio=0.5, shape="grid")
+    most = draw_mask(draws(8), "mask", grid=(8, 8), ratio=0.75, shape="grid")
     assert half is not None and most is not None
     for mask in hidden(half, (8, 8)):
         assert (mask[1:] != mask[:-1]).all() and (mask[:, 1:] != mask[:, :-1]).all()
@@ -142,10 +142,10 @@ def test_a_lattice_of_a_half_is_a_checkerboard_and_of_three_quarters_keeps_one_o
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_mask_belongs_to_its_sample(shape: MaskShape) -> None:
     """The same masks in any batch; others for another sample, purpose or seed."""
-    eight = draw(draws(8), "mask", grid=(8, 8), ratio=0.3, shape=shape)
-    two = draw(Draws(0, 0, torch.tensor([5, 2])), "mask", grid=(8, 8), ratio=0.3, shape=shape)
-    other_purpose = draw(draws(8), "other", grid=(8, 8), ratio=0.3, shape=shape)
-    other_seed = draw(draws(8, seed=1), "mask", grid=(8, 8), ratio=0.3, shape=shape)
+    eight = draw_mask(draws(8), "mask", grid=(8, 8), ratio=0.3, shape=shape)
+    two = draw_mask(Draws(0, 0, torch.tensor([5, 2])), "mask", grid=(8, 8), ratio=0.3, shape=shape)
+    other_purpose = draw_mask(draws(8), "other", grid=(8, 8), ratio=0.3, shape=shape)
+    other_seed = draw_mask(draws(8, seed=1), "mask", grid=(8, 8), ratio=0.3, shape=shape)
     assert eight is not None and two is not None and other_purpose is not None and other_seed is not None
     assert torch.equal(two, eight[[5, 2]])
     assert not torch.equal(eight[0], eight[1])
@@ -161,7 +161,7 @@ def test_maskdit_keeps_the_same_tokens(published) -> None:
         def uniform(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
             return numbers.inputs["mask_noise"]
 
-    visible = draw(Stored(), "mask", grid=(4, 4), ratio=0.5)
+    visible = draw_mask(Stored(), "mask", grid=(4, 4), ratio=0.5)
     assert visible is not None
     assert torch.equal(visible, numbers.outputs["mask/ids_keep"].sort(dim=1).values)
     assert torch.equal(hidden(visible, (4, 4)).flatten(1).double(), numbers.outputs["mask/mask"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sddit.diffusion.draws import Draws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.diffusion.sampling import noise_levels, sample
-from sddit.diffusion.sigma_grids import spaced
+from sddit.diffusion.sigma_grids import sigma_grid
 from sddit.errors import SdditError
 from sddit.interfaces import Denoise, Prediction, SamplerParams, Scalings, Tap, View
 from sddit.testing.toys.components import ToyGuidance, ToySampler, ToySchedule
@@ -24,7 +24,7 @@ from sddit.testing.toys.params import ToyGuidanceParams, ToySamplerParams, ToySc
 
 IMAGE = (2, 4, 4)
 CLASSES = 3
-SIGMAS = spaced(8, kind="edm", sigma_min=0.02, sigma_max=20.0, rho=7.0)
+SIGMAS = sigma_grid(8, kind="edm", sigma_min=0.02, sigma_max=20.0, rho=7.0)
 SCHEDULE = ToySchedule(ToyScheduleParams())
 EULER = ToySampler(ToySamplerParams(), schedule=SCHEDULE)
 PLAIN = ToyGuidance(ToyGuidanceParams(), schedule=SCHEDULE)
@@ -301,7 +301,7 @@ def test_noise_is_keyed_by_image_and_step() -> None:
 def test_samples_of_an_ideal_network_are_distributed_as_the_data() -> None:
     denoiser = ModelDenoiser(IdealFlowNetwork(), Flow(), 0)
     count = 1000 * math.prod(IMAGE)
-    sigmas = spaced(128, kind="edm", sigma_min=0.01, sigma_max=100.0, rho=7.0)
+    sigmas = sigma_grid(128, kind="edm", sigma_min=0.01, sigma_max=100.0, rho=7.0)
     x = sample(
         denoiser,
         labels=torch.zeros(1000, dtype=torch.int64),
@@ -377,16 +377,16 @@ def test_the_edm_grid_is_equation_5() -> None:
     low, high, rho, n = 0.002, 80.0, 7.0, 40
     a, b = high ** (1 / rho), low ** (1 / rho)
     equation = [(a + i / (n - 1) * (b - a)) ** rho for i in range(n)]
-    grid = spaced(n, kind="edm", sigma_min=low, sigma_max=high, rho=rho)
+    grid = sigma_grid(n, kind="edm", sigma_min=low, sigma_max=high, rho=rho)
     assert grid == pytest.approx([*equation, 0.0], rel=1e-12)
     assert (grid[0], grid[-2]) == (high, low)  # exactly, which the equation alone does not give
-    assert spaced(n, kind="edm", sigma_min=low, sigma_max=high, rho=7.1) != pytest.approx(grid, rel=1e-6)
+    assert sigma_grid(n, kind="edm", sigma_min=low, sigma_max=high, rho=7.1) != pytest.approx(grid, rel=1e-6)
 
 
 def test_the_log_grid_is_the_limit_of_large_rho() -> None:
-    log = spaced(9, kind="log", sigma_min=0.01, sigma_max=100.0, rho=1.0)
+    log = sigma_grid(9, kind="log", sigma_min=0.01, sigma_max=100.0, rho=1.0)
     assert log == pytest.approx([*(10.0 ** (2 - i / 2) for i in range(9)), 0.0], rel=1e-12)
-    assert spaced(9, kind="edm", sigma_min=0.01, sigma_max=100.0, rho=1e9) == pytest.approx(log, rel=1e-7)
+    assert sigma_grid(9, kind="edm", sigma_min=0.01, sigma_max=100.0, rho=1e9) == pytest.approx(log, rel=1e-7)
 
 
 @given(
@@ -397,7 +397,7 @@ def test_the_log_grid_is_the_limit_of_large_rho() -> None:
     rho=st.floats(1e-3, 1e6),
 )
 def test_levels_fall_strictly_between_exact_ends(steps: int, kind: str, low: float, ratio: float, rho: float) -> None:
-    grid = spaced(steps, kind=kind, sigma_min=low, sigma_max=low * ratio, rho=rho)
+    grid = sigma_grid(steps, kind=kind, sigma_min=low, sigma_max=low * ratio, rho=rho)
     assert len(grid) == steps + 1
     assert (grid[0], grid[-2], grid[-1]) == (low * ratio, low, 0.0)
     assert all(above > below for above, below in pairwise(grid))
@@ -405,4 +405,4 @@ def test_levels_fall_strictly_between_exact_ends(steps: int, kind: str, low: flo
 
 def test_an_unknown_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="no grid 'native'"):
-        spaced(5, kind="native", sigma_min=0.1, sigma_max=1.0, rho=1.0)
+        sigma_grid(5, kind="native", sigma_min=0.1, sigma_max=1.0, rho=1.0)

@@ -22,7 +22,7 @@ RUN = """
 import sys, time
 from pathlib import Path
 from sddit.storage.checkpoints import Store
-from sddit.storage.manifest import Late
+from sddit.storage.manifest import LazyBytes
 from sddit.distributed.signals import StopSignals
 
 store, patience, slow = Store(Path(sys.argv[1]), keep=2), float(sys.argv[2]), sys.argv[3] == "slow"
@@ -38,7 +38,7 @@ with StopSignals() as stop:
         print("step", flush=True)
         time.sleep(patience)
         if stop.requested:
-            store.save(step, {"state.json": Late(2, state)})
+            store.save(step, {"state.json": LazyBytes(2, state)})
             raise SystemExit(stop.exit_status)
 """
 

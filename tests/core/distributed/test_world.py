@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from sddit.distributed import rendezvous
-from sddit.distributed.parallel import reached
-from sddit.distributed.rendezvous import joined, lost_peer, refuse_differences
+from sddit.distributed.parallel import reached_parameters
+from sddit.distributed.rendezvous import is_peer_failure, join_processes, refuse_differences
 from sddit.distributed.world import World, digest, refuse_drift
 from sddit.errors import SdditError
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE
@@ -114,7 +114,7 @@ def test_processes_that_are_not_there_are_told_in_time(monkeypatch: pytest.Monke
     monkeypatch.setattr(rendezvous, "JOIN", 1.0)
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}.items():
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(SdditError, match="SD-X806"), joined(torch.device("cpu"), 1.0):
+    with pytest.raises(SdditError, match="SD-X806"), join_processes(torch.device("cpu"), 1.0):
         pass
 
 
@@ -126,7 +126,7 @@ def test_the_others_are_waited_for_as_long_as_joining_may_take_not_as_long_as_a_
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": launcher.port}.items():
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(SdditError, match="SD-X806") as refused, joined(torch.device("cpu"), 0.01):
+    with pytest.raises(SdditError, match="SD-X806") as refused, join_processes(torch.device("cpu"), 0.01):
         pass
     assert "here/1" in str(refused.value)
 
@@ -166,7 +166,7 @@ def test_shares_are_all_there_is_in_order_and_even(count: int, size: int) -> Non
     world.size = size
     shares = []
     for world.rank in range(size):
-        shares.append(range(count)[world.share(count)])
+        shares.append(range(count)[world.partition(count)])
     assert [i for share in shares for i in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1 and max(map(len, shares)) == math.ceil(count / size)
 
@@ -184,8 +184,8 @@ def test_rows_of_a_micro_batch_follow_each_other_by_rank(size: int) -> None:
 def test_reached_are_the_parameters_below_a_loss() -> None:
     used, cut, unused = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
     loss = (used * cut.detach()).sum() + (used**2).mean()
-    assert reached(loss) == {used}
-    assert reached(loss + 0 * unused.sum()) == {used, unused}
+    assert reached_parameters(loss) == {used}
+    assert reached_parameters(loss + 0 * unused.sum()) == {used, unused}
 
 
 @pytest.mark.parametrize(
@@ -207,4 +207,4 @@ def test_reached_are_the_parameters_below_a_loss() -> None:
     ],
 )
 def test_a_fault_of_ones_own_is_not_taken_for_a_lost_peer(fault: Exception, lost: bool) -> None:
-    assert lost_peer(fault) is lost
+    assert is_peer_failure(fault) is lost

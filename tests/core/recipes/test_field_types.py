@@ -11,7 +11,7 @@ from sddit.errors import SdditError
 from sddit.interfaces import Params
 from sddit.recipes.field_types import expectation, field_at, keys, models
 from sddit.recipes.validation import validated
-from sddit.value_schedules import Moment, Value, bounded
+from sddit.value_schedules import StepOrFraction, Value, bounded
 
 
 class Inner(Params):
@@ -38,7 +38,7 @@ class Everything(Params):
     momentum: Annotated[Value, bounded(0, 1)] = Field(
         1.0, description="number or { start, end, shape, power, from, until }, 0 to 1"
     )
-    until: Moment = Field(1.0, description="steps (a whole number) or a share of the run (0.0 to 1.0)")
+    until: StepOrFraction = Field(1.0, description="steps (a whole number) or a share of the run (0.0 to 1.0)")
     names: tuple[str, ...] = Field((), description="list of text")
     window: tuple[float, float] | None = Field(None, description="[number, number]")
     few: tuple[int, ...] = Field((), max_length=3, description="list of whole number, at most 3 of them")

@@ -20,7 +20,7 @@ from sddit.runs.checkpointing import Saver
 from sddit.runs.pipeline import run
 from sddit.storage import fault_injection as faults
 from sddit.storage.checkpoints import Store
-from sddit.storage.manifest import Late
+from sddit.storage.manifest import LazyBytes
 from sddit.storage.metrics_log import read_metrics
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
 from sddit.training.build import build_session
@@ -49,14 +49,14 @@ def ended(saver: Saver) -> None:
         saver._ended.wait()
 
 
-def held(gate: threading.Event) -> Late:
+def held(gate: threading.Event) -> LazyBytes:
     """A file whose turn comes, and that waits for the gate."""
 
     def make() -> bytes:
         gate.wait(60)
         return b"late"
 
-    return Late(4, make)
+    return LazyBytes(4, make)
 
 
 def test_a_save_goes_on_beside_and_is_whole_when_waited_for(saver: Saver, gate: threading.Event) -> None:
@@ -143,7 +143,7 @@ def test_copies_do_not_follow_the_weights(recipe_of: Callable[..., Recipe]) -> N
     """What makes the files those of their own step."""
     session = build_session(recipe_of(), torch.device("cpu"))
     copied, followed = (files_of(session, {}, copy=copy)["model.safetensors"] for copy in (True, False))
-    assert isinstance(copied, Late) and isinstance(followed, Late)
+    assert isinstance(copied, LazyBytes) and isinstance(followed, LazyBytes)
     before = copied.make()
     assert before == followed.make()
     next(session.student.parameters()).data.add_(1.0)
@@ -195,7 +195,7 @@ import sys, time
 from pathlib import Path
 from sddit.storage.checkpoints import Store
 from sddit.runs.checkpointing import Saver
-from sddit.storage.manifest import Late
+from sddit.storage.manifest import LazyBytes
 from sddit.distributed.signals import StopSignals
 
 def slow():
@@ -205,7 +205,7 @@ def slow():
 
 saver = Saver(Store(Path(sys.argv[1]), keep=2), beside=True)
 with StopSignals() as stop:
-    saver.save(1, {"state.json": b"{}", "z.safetensors": Late(4, slow)})
+    saver.save(1, {"state.json": b"{}", "z.safetensors": LazyBytes(4, slow)})
     try:
         while not stop.requested:
             time.sleep(0.01)

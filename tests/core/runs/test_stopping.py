@@ -119,7 +119,7 @@ def assert_valid(folder: Path, *, swept: bool = True) -> None:
     assert not [path for path in folder.rglob("*") if path.name.startswith(bad)]
     store = Store(folder / "checkpoints", keep=9)
     for step in store.steps():
-        sealed.verify(store.place(step))
+        sealed.verify(store.path_of(step))
 
 
 MODES = (

@@ -20,7 +20,7 @@ from sddit.errors import SdditError
 from sddit.storage import checkpoints
 from sddit.storage import fault_injection as faults
 from sddit.storage.checkpoints import Store
-from sddit.storage.manifest import Content, Late, seal_manifest
+from sddit.storage.manifest import Content, LazyBytes, seal_manifest
 from sddit.storage.migrations import FORMAT
 from sddit.storage.tensors import pack, require_finite, unpack
 
@@ -91,7 +91,7 @@ def test_a_file_may_be_made_when_its_turn_comes(store: Store) -> None:
         assert {path.name for path in staged.iterdir()} == {"state.json"}
         return b"one two three"
 
-    store.save(1, {"state.json": b"{}", "model.safetensors": Late(13, made)})
+    store.save(1, {"state.json": b"{}", "model.safetensors": LazyBytes(13, made)})
     assert store.open(1).read("model.safetensors") == b"one two three"
 
 
@@ -150,8 +150,8 @@ def test_a_broken_checkpoint_makes_room_for_a_new_one(store: Store) -> None:
 @pytest.mark.parametrize("where", ["start", "middle", "end"])
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_one_flipped_bit_is_found(two: Store, name: str, where: str) -> None:
-    size = (two.place(2) / name).stat().st_size
-    flip(two.place(2) / name, {"start": 0, "middle": size // 2, "end": size - 1}[where])
+    size = (two.path_of(2) / name).stat().st_size
+    flip(two.path_of(2) / name, {"start": 0, "middle": size // 2, "end": size - 1}[where])
     assert code(lambda: two.open(2)) == "SD-C401"
     newest = two.latest()
     assert newest is not None and newest.step == 1
@@ -179,7 +179,7 @@ def test_every_byte_of_the_manifest_counts(store: Store) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_a_cut_file_is_found(two: Store, name: str, share: float) -> None:
-    os.truncate(two.place(2) / name, int((two.place(2) / name).stat().st_size * share))
+    os.truncate(two.path_of(2) / name, int((two.path_of(2) / name).stat().st_size * share))
     assert code(lambda: two.open(2)) == "SD-C401"
     assert (newest := two.latest()) is not None and newest.step == 1
     assert name in two.notices[0] and ("bytes, not" in two.notices[0] or name == "manifest.json")
@@ -201,7 +201,7 @@ def test_a_cut_file_is_found(two: Store, name: str, share: float) -> None:
     ids=["missing", "no manifest", "extra", "longer", "folder", "link", "deep", "other form", "of another step"],
 )  # fmt: skip
 def test_other_damage_is_found(two: Store, damage: Callable[[Path], object]) -> None:
-    damage(two.place(2))
+    damage(two.path_of(2))
     assert code(lambda: two.open(2)) == "SD-C401"
     assert (newest := two.latest()) is not None and newest.step == 1
 
@@ -217,7 +217,7 @@ def test_bytes_that_change_after_the_check_are_not_handed_out(store: Store) -> N
 
 def test_where_all_are_broken_nothing_starts_afresh(two: Store) -> None:
     for step in (1, 2):
-        flip(two.place(step) / "state.json", 0)
+        flip(two.path_of(step) / "state.json", 0)
     assert code(two.latest) == "SD-C402"
     assert code(two.latest) == "SD-C402", "also when asked again, with both moved aside"
 
@@ -228,7 +228,7 @@ def test_where_nothing_was_saved_there_is_nothing(store: Store) -> None:
 
 
 def test_a_reader_moves_nothing(two: Store) -> None:
-    flip(two.place(2) / "state.json", 0)
+    flip(two.path_of(2) / "state.json", 0)
     before = names(two)
     assert (newest := two.latest(move_broken=False)) is not None and newest.step == 1
     assert names(two) == before
@@ -238,14 +238,14 @@ def test_an_explicit_step_is_that_step_or_an_error(two: Store) -> None:
     with pytest.raises(SdditError, match="one of 1, 2") as caught:
         two.open(5)
     assert caught.value.problems[0].code == "SD-C403"
-    flip(two.place(2) / "state.json", 0)
+    flip(two.path_of(2) / "state.json", 0)
     assert code(lambda: two.open(2)) == "SD-C401"
-    assert two.place(2).is_dir()
+    assert two.path_of(2).is_dir()
 
 
 @pytest.mark.parametrize("format", [0, FORMAT + 1, "1", None])
 def test_another_format_is_refused_and_left_alone(two: Store, format: object) -> None:
-    (two.place(2) / "manifest.json").write_bytes(seal_manifest({"format": format, "step": 2, "files": {}}))
+    (two.path_of(2) / "manifest.json").write_bytes(seal_manifest({"format": format, "step": 2, "files": {}}))
     assert code(two.latest) == "SD-C430"
     assert two.steps() == [1, 2]
 
@@ -259,7 +259,7 @@ def test_only_whole_names_are_checkpoints(store: Store) -> None:
 
 def test_what_only_has_the_name_of_a_checkpoint_is_moved_aside(two: Store) -> None:
     (two.folder / "step-000008").write_bytes(b"a file")
-    (two.folder / "step-000009").symlink_to(two.place(2))
+    (two.folder / "step-000009").symlink_to(two.path_of(2))
     (two.folder / "step-000010").symlink_to("nowhere")
     (two.folder / "broken-step-000010").symlink_to("nowhere either")
     os.mkfifo(two.folder / "step-000011")
@@ -273,8 +273,8 @@ def test_what_only_has_the_name_of_a_checkpoint_is_moved_aside(two: Store) -> No
 def moved(store: Store, step: int, disk: Path) -> Path:
     """A checkpoint goes to another disk, and a link leads there."""
     disk.mkdir(exist_ok=True)
-    store.place(step).rename(disk / "it")
-    store.place(step).symlink_to(disk / "it")
+    store.path_of(step).rename(disk / "it")
+    store.path_of(step).symlink_to(disk / "it")
     return disk / "it"
 
 
@@ -302,7 +302,7 @@ def test_of_a_link_only_the_link_is_removed(two: Store, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_saved_where_a_file_has_its_name(two: Store) -> None:
-    os.mkfifo(two.place(3))
+    os.mkfifo(two.path_of(3))
     assert two.save(3, FILES).is_dir()
     assert "step-000003 is broken (it is no folder)" in two.notices[0]
 
@@ -322,7 +322,7 @@ def test_the_newest_stay(tmp_path: Path, keep: int) -> None:
 def test_a_broken_checkpoint_takes_no_place_of_a_good_one(store: Store) -> None:
     for step in (1, 2, 3):
         store.save(step, FILES)
-    flip(store.place(3) / "model.safetensors", 77)
+    flip(store.path_of(3) / "model.safetensors", 77)
     store.save(4, FILES)
     assert store.steps() == [2, 4] and "broken-step-000003" in names(store)
     assert "step-000003" in store.notices[0]
@@ -341,7 +341,7 @@ def test_nothing_is_removed_before_the_new_one_is_read_back(two: Store, monkeypa
 
     def rotten(path: Path, target: Path) -> Path:
         moved = rename(path, target)
-        if target == two.place(3):
+        if target == two.path_of(3):
             flip(target / "model.safetensors", 5)
         return moved
 
@@ -354,7 +354,7 @@ def test_nothing_is_removed_before_the_new_one_is_read_back(two: Store, monkeypa
 def test_leftovers_go_when_the_lock_is_held(store: Store) -> None:
     store.save(1, FILES)
     for name in (".tmp-2-aa", ".del-bb"):
-        shutil.copytree(store.place(1), store.folder / name)
+        shutil.copytree(store.path_of(1), store.folder / name)
     (store.folder / ".tmp-index.json-cc").write_bytes(b"{")
     store.clean()
     assert names(store) == {"step-000001", "index.json"}
@@ -375,7 +375,7 @@ def test_a_checkpoint_that_would_not_fit_is_not_begun(store: Store, monkeypatch:
     store.save(1, FILES)
     size = sum(len(data) for data in FILES.values())
     usage = shutil.disk_usage(store.folder)
-    model = Late(len(FILES["model.safetensors"]), lambda: pytest.fail("nothing should be written"))
+    model = LazyBytes(len(FILES["model.safetensors"]), lambda: pytest.fail("nothing should be written"))
     later: dict[str, Content] = {**FILES, "model.safetensors": model}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(1.19 * size)))
     with pytest.raises(SdditError, match=r"no space for a checkpoint: need 13\.") as caught:
@@ -441,7 +441,7 @@ def test_a_run_folder_that_has_gone_is_told(store: Store) -> None:
         shutil.rmtree(store.folder)
         return b""
 
-    assert code(lambda: store.save(2, {"a": b"a", "b": Late(0, removes_the_folder), "c": b"c"})) == "SD-F706"
+    assert code(lambda: store.save(2, {"a": b"a", "b": LazyBytes(0, removes_the_folder), "c": b"c"})) == "SD-F706"
 
 
 # -- tensors ---------------------------------------------------------------------------------------------------------
@@ -479,7 +479,7 @@ def bits(tensor: Tensor) -> list[int]:
 
 def test_tensors_through_a_checkpoint(store: Store) -> None:
     weights = {"w": torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
-    store.save(1, {"model.safetensors": pack(weights), "late.safetensors": Late(120, lambda: pack(weights))})
+    store.save(1, {"model.safetensors": pack(weights), "late.safetensors": LazyBytes(120, lambda: pack(weights))})
     for name in ("model.safetensors", "late.safetensors"):
         assert torch.equal(unpack(store.open(1).read(name))["w"], weights["w"])
 

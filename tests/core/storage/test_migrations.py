@@ -41,7 +41,7 @@ def new_session(tmp_path: Path) -> Callable[[], Session]:
 def stored(tmp_path: Path, format: int) -> Store:
     """A store that holds a copy of the checkpoint of that format, and nothing else."""
     store = Store(tmp_path / "checkpoints", keep=2)
-    shutil.copytree(STORED / f"format-{format}", store.place(TAKEN))
+    shutil.copytree(STORED / f"format-{format}", store.path_of(TAKEN))
     return store
 
 

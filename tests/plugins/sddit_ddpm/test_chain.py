@@ -127,9 +127,9 @@ def test_a_grid_has_the_requested_number_of_trained_levels_with_both_ends(kind: 
 
 
 def test_a_grid_takes_the_nearest_levels() -> None:
-    from sddit.diffusion.sigma_grids import spaced
+    from sddit.diffusion.sigma_grids import sigma_grid
 
-    wanted = spaced(20, kind="edm", **ENDS)[:-1]
+    wanted = sigma_grid(20, kind="edm", **ENDS)[:-1]
     visited = timesteps_on(LEVELS, 20, kind="edm", **ENDS)
     assert visited == [min(range(1000), key=lambda t: abs(LEVELS[t] - level)) for level in wanted]
     assert visited != timesteps_on(LEVELS, 20, kind="edm", **{**ENDS, "rho": 5.0})

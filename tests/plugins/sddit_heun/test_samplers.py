@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sddit.diffusion.sigma_grids import spaced
+from sddit.diffusion.sigma_grids import sigma_grid
 from sddit.interfaces import Denoise, Prediction
 from sddit.testing import fixtures as things
 from sddit_edm.flow import Flow
@@ -63,7 +63,7 @@ def exact_flow(x: Tensor, begin: float, end: float) -> Tensor:
 
 
 def levels(steps: int) -> list[float]:
-    return spaced(steps, kind="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    return sigma_grid(steps, kind="edm", sigma_min=0.002, sigma_max=80.0, rho=7.0)
 
 
 def no_noise(step: int) -> Tensor:

@@ -112,9 +112,9 @@ def test_masks_agree_for_the_same_draw(published: Read, name: str) -> None:
             return number
 
     draws = cast(Any, Drawn())
-    ratio = masks.drawn_ratio(draws, 0.3, 0.2 if "ratio_uniform" in stored.inputs else 0.0)
+    ratio = masks.draw_ratio(draws, 0.3, 0.2 if "ratio_uniform" in stored.inputs else 0.0)
     assert ratio == pytest.approx(stored.outputs.get("mask/ratio", 0.3), abs=1e-7)
-    visible = masks.draw(draws, "mask", grid=(4, 4), ratio=ratio)
+    visible = masks.draw_mask(draws, "mask", grid=(4, 4), ratio=ratio)
     assert visible is not None
     assert torch.equal(visible, stored.outputs["mask/ids_keep"].sort(dim=1).values)
     assert not torch.equal(visible, stored.outputs["mask/ids_keep"])

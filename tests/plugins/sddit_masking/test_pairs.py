@@ -160,6 +160,6 @@ def test_values_out_of_bounds_are_rejected(keys: dict[str, Any]) -> None:
 
 def test_the_kit_rejects_more_hidden_tokens_than_the_spread_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     check("masked_and_full", mask_spread=0.2)
-    monkeypatch.setattr(masks, "drawn_ratio", lambda draws, ratio, spread: ratio + 2 * spread)
+    monkeypatch.setattr(masks, "draw_ratio", lambda draws, ratio, spread: ratio + 2 * spread)
     with pytest.raises(ConformanceError, match="visible of view 'masked' has a wrong shape"):
         check("masked_and_full", mask_spread=0.2)

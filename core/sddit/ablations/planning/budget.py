@@ -26,9 +26,9 @@ from sddit.recipes.costs import plan
 from sddit.recipes.merge import Origin, lay
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_merged
-from sddit.value_schedules import Moment, Ramp
+from sddit.value_schedules import Ramp, StepOrFraction
 
-COUNTS_STEPS = next(note for note in get_args(Moment) if isinstance(note, AfterValidator))
+COUNTS_STEPS = next(note for note in get_args(StepOrFraction) if isinstance(note, AfterValidator))
 """The mark of a setting that is a moment: a whole number there counts steps."""
 
 Pace = Mapping[str, float]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 from sddit.ablations.planning.ablation_settings import BudgetRule
 from sddit.interfaces import Monitor
 from sddit.recipes.differences import by_leaf
-from sddit.storage.run_folder import read_json, unreadable
+from sddit.storage.run_folder import read_json, unreadable_error
 
 PLAN = "plan.json"
 FIX = "put a copy back"
@@ -176,7 +176,7 @@ def read_plan(folder: Path) -> PlanRecord:
     try:
         return PlanRecord.from_json(held)
     except (LookupError, TypeError, ValueError, AttributeError) as fault:
-        raise unreadable(path, f"{type(fault).__name__}: {fault}", FIX) from fault
+        raise unreadable_error(path, f"{type(fault).__name__}: {fault}", FIX) from fault
 
 
 def _known(kind: type, held: Mapping[str, Any]) -> dict[str, Any]:

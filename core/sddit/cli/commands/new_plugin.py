@@ -18,7 +18,7 @@ from sddit.cli.common import PathOption, SdditCommand
 from sddit.errors import Problem, error, raise_all
 from sddit.plugins.host import host
 from sddit.storage.atomic import storage_errors
-from sddit.storage.run_folder import made
+from sddit.storage.run_folder import ensure_directory
 
 EXAMPLES = """
 sddit-run new-plugin my_loss               my_loss.py, test_my_loss.py
@@ -123,6 +123,6 @@ def write(folder: Path, texts: Mapping[str, str]) -> None:
         if (folder / path).exists()
     )
     for path, text in texts.items():
-        made((folder / path).parent)
+        ensure_directory((folder / path).parent)
         with storage_errors(folder / path):
             (folder / path).write_text(text, encoding="utf-8")

@@ -121,7 +121,7 @@ def load_recipe(source: str, overrides: tuple[str, ...]) -> Merged:
     from sddit.recipes.merge import load
 
     refuse_unknown_word(source)
-    if not processes.told_already():
+    if not processes.is_reported_elsewhere():
         host().announce = notice
     host().raise_for_builtins()
     return load(source, overrides)

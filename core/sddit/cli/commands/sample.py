@@ -68,7 +68,7 @@ def sample(
     import torch
 
     from sddit import api
-    from sddit.storage.run_folder import made
+    from sddit.storage.run_folder import ensure_directory
     from sddit.training.environment import choose_device
 
     host().announce = notice
@@ -77,7 +77,7 @@ def sample(
     changes = overrides(model.require_recipe(), steps, sampler, guidance)
     wanted = class_numbers(classes, model.require_recipe().facts.class_names)
     chosen = [model.require_recipe().seed] if seeds is None else numbers(seeds, "--seeds")
-    folder = made(out or run / NAME)
+    folder = ensure_directory(out or run / NAME)
     by_seed = [
         api.sample(
             model,

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sddit.diffusion.sigma_grids import spaced
+from sddit.diffusion.sigma_grids import sigma_grid
 from sddit.interfaces import (
     Batch,
     Context,
@@ -77,7 +77,7 @@ class ToySchedule:
 
     def grid(self, steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
         if kind != "native":
-            return spaced(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+            return sigma_grid(steps, kind=kind, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
         fall = (sigma_max - sigma_min) / (steps - 1)
         return [*(sigma_max - step * fall for step in range(steps - 1)), sigma_min, 0.0]
 
