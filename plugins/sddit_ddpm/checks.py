@@ -88,19 +88,19 @@ def likelihood(context: CheckContext) -> Iterator[Measurement]:
 
 def several_views(context: CheckContext) -> Iterator[Measurement]:
     """Measure that two equal views give twice the loss of one if summed, and the same loss if averaged."""
-    schedule, given = DDPM(DDPMParams()), outputs_at(torch.arange(0, 1000, 10))
-    one = value_of(schedule, *given)
+    schedule, inputs = DDPM(DDPMParams()), outputs_at(torch.arange(0, 1000, 10))
+    one = value_of(schedule, *inputs)
     for over_views, times in (("sum", 2), ("mean", 1)):
-        both = value_of(schedule, *given, views=("student", "other"), over_views=over_views)
+        both = value_of(schedule, *inputs, views=("student", "other"), over_views=over_views)
         yield Measurement(f"{over_views}: two equal views, from {times} of one", difference(both, times * one), 1e-12)
 
 
 def min_snr(context: CheckContext) -> Iterator[Measurement]:
     """Measure that the weight of the squared error is min(SNR, gamma) / SNR, above and below gamma."""
     schedule, t = DDPM(DDPMParams()), torch.arange(1000)
-    given, gamma = outputs_at(t), 5.0
-    plain = value_of(schedule, *given, vb_weight=0.0)
-    weight = value_of(schedule, *given, vb_weight=0.0, weighting="min_snr", snr_gamma=gamma) / plain
+    inputs, gamma = outputs_at(t), 5.0
+    plain = value_of(schedule, *inputs, vb_weight=0.0)
+    weight = value_of(schedule, *inputs, vb_weight=0.0, weighting="min_snr", snr_gamma=gamma) / plain
     snr = (schedule.alpha(t.double()) / schedule.sigma(t.double())) ** 2
     for where, chosen, exact in (("above", snr > gamma, gamma / snr), ("below", snr <= gamma, torch.ones_like(snr))):
         off = float((weight / exact - 1)[chosen].abs().max())
@@ -116,20 +116,20 @@ def outputs_at(t: Tensor) -> list[Tensor]:
 def published_losses(context: CheckContext) -> Iterator[Measurement]:
     """Compare the losses of DiT, of its options and of MDTv2, also in float32."""
     stored, schedule = published(context, "ddpm_a"), DDPM(DDPMParams())
-    given = [stored.inputs[name] for name in ("x_start", "noise", "t", "model_output")]
+    inputs = [stored.inputs[name] for name in ("x_start", "noise", "t", "model_output")]
     bound: dict[str, Any] = {"mse_weight": 0.0, "vb_weight": 1000.0, "vb_trains": "all"}
     ours = {
-        "train/loss": value_of(schedule, *given),
-        "train/mse": value_of(schedule, *given, vb_weight=0.0),
-        "train_kl/loss": value_of(schedule, *given, **bound),
+        "train/loss": value_of(schedule, *inputs),
+        "train/mse": value_of(schedule, *inputs, vb_weight=0.0),
+        "train_kl/loss": value_of(schedule, *inputs, **bound),
     }
     yield from parity("ddpm_a", ours, stored)
-    single = value_of(schedule, *(tensor.float() if tensor.is_floating_point() else tensor for tensor in given))
+    single = value_of(schedule, *(tensor.float() if tensor.is_floating_point() else tensor for tensor in inputs))
     off = difference(single.double(), stored.outputs["train/loss"])
     yield Measurement("ddpm_a: train/loss in float32", off, 1e-5)
     stored = published(context, "mdtv2_a")
-    given = [stored.inputs[f"loss_{name}"] for name in ("x0", "noise", "t", "output")]
-    yield from parity("mdtv2_a", {"train/loss": value_of(schedule, *given, weighting="min_snr")}, stored)
+    inputs = [stored.inputs[f"loss_{name}"] for name in ("x0", "noise", "t", "output")]
+    yield from parity("mdtv2_a", {"train/loss": value_of(schedule, *inputs, weighting="min_snr")}, stored)
 
 
 def value_of(

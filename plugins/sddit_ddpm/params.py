@@ -75,13 +75,15 @@ class DDPMParams(NoiseScheduleParams):
 
     def check(self, recipe: RecipeView) -> Iterable[Problem]:
         """Check that the trained noise levels provide the sampler's grid. The core checks everything else."""
-        given, (lowest, highest) = recipe.sampler.params, self.level_range
-        low = lowest if given.sigma_min is None else given.sigma_min
-        high = highest if given.sigma_max is None else given.sigma_max
-        if low >= high or given.grid not in self.grids:
+        sampler, (lowest, highest) = recipe.sampler.params, self.level_range
+        low = lowest if sampler.sigma_min is None else sampler.sigma_min
+        high = highest if sampler.sigma_max is None else sampler.sigma_max
+        if low >= high or sampler.grid not in self.grids:
             return
         try:
-            timesteps_on(self.chain.levels, given.steps, kind=given.grid, sigma_min=low, sigma_max=high, rho=given.rho)
+            timesteps_on(
+                self.chain.levels, sampler.steps, kind=sampler.grid, sigma_min=low, sigma_max=high, rho=sampler.rho
+            )
         except SdditError as error:
             yield from error.problems
 

@@ -203,13 +203,13 @@ def dino_head(stored: Stored) -> Head:
 
 def dino_loss(student: Tensor, teacher: Tensor, center: Tensor, temperature: float) -> Tensor:
     """Compare each teacher view with each other student view, as DINO; logits are [views * images, K], view by view."""
-    terms = [
+    losses = [
         cross_entropy(log_assignments(t, temperature, center).exp(), log_assignments(s, STUDENT_TEMP)).mean()
         for q, t in enumerate(teacher.split(IMAGES))  # type: ignore[no-untyped-call]  # untyped in torch
         for v, s in enumerate(student.split(IMAGES))  # type: ignore[no-untyped-call]
         if v != q
     ]
-    return torch.stack(terms).mean()
+    return torch.stack(losses).mean()
 
 
 def dino_sequence(stored: Stored) -> tuple[Tensor, Tensor]:

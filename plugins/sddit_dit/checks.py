@@ -130,9 +130,9 @@ def published_maskdit(context: CheckContext) -> Iterator[Measurement]:
     model = network(context.component, "maskdit", stored)
     one_hot = stored.inputs["y"]  # its zero row is the null label
     labels = torch.where(one_hot.any(dim=1), one_hot.argmax(dim=1), one_hot.shape[1])
-    given = stored.inputs["x"], stored.inputs["raw_c_noise"], labels
+    inputs = stored.inputs["x"], stored.inputs["raw_c_noise"], labels
     visible = stored.outputs["mask/ids_keep"].sort(dim=1).values
-    ours = {"raw/eval_unmasked": model(*given)[0], "raw/train_masked": model(*given, visible=visible)[0]}
+    ours = {"raw/eval_unmasked": model(*inputs)[0], "raw/train_masked": model(*inputs, visible=visible)[0]}
     yield from parity("maskdit_a", ours, stored)
 
 

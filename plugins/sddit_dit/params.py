@@ -46,21 +46,21 @@ class TransformerParams(BackboneParams):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_a_size(cls, given: Any) -> Any:
+    def _default_size(cls, values: Any) -> Any:
         """Fill in the default size, so that a resolved recipe shows it."""
-        if not isinstance(given, dict) or given.get("size"):
-            return given
-        numbers = any(given.get(key) is not None for key in ("depth", "width", "heads"))
-        return given if numbers else {**given, "size": "S"}
+        if not isinstance(values, dict) or values.get("size"):
+            return values
+        numbers = any(values.get(key) is not None for key in ("depth", "width", "heads"))
+        return values if numbers else {**values, "size": "S"}
 
     @model_validator(mode="after")
     def _refuse_two_sizes(self) -> Self:
         numbers = {"depth": self.depth, "width": self.width_, "heads": self.heads}
-        given = [key for key, value in numbers.items() if value is not None]
-        if self.size and given:
-            raise ValueError(f'size "{self.size}" already sets {", ".join(given)}; set a size or numbers, not both')
-        if not self.size and len(given) < len(numbers):
-            missing = [key for key in numbers if key not in given]
+        set_keys = [key for key, value in numbers.items() if value is not None]
+        if self.size and set_keys:
+            raise ValueError(f'size "{self.size}" already sets {", ".join(set_keys)}; set a size or numbers, not both')
+        if not self.size and len(set_keys) < len(numbers):
+            missing = [key for key in numbers if key not in set_keys]
             raise ValueError(f"without a size, depth, width and heads are all needed; missing: {', '.join(missing)}")
         _, width, heads = self.named_size
         _refuse_bad_width("width", width, heads)
@@ -177,11 +177,11 @@ class DecoderParams(Params):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, given: Any) -> Any:
+    def _default_sizes(cls, values: Any) -> Any:
         """Fill in the defaults of a separate decoder, so that a resolved recipe shows them."""
-        if not isinstance(given, dict) or given.get("style", "separate") != "separate":
-            return given
-        return {**given, **{key: value for key, value in SEPARATE.items() if given.get(key) is None}}
+        if not isinstance(values, dict) or values.get("style", "separate") != "separate":
+            return values
+        return {**values, **{key: value for key, value in SEPARATE.items() if values.get(key) is None}}
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
@@ -215,11 +215,11 @@ class DiTParams(TransformerParams):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_a_fill(cls, given: Any) -> Any:
+    def _default_fill(cls, values: Any) -> Any:
         """Fill in the default fill, so that a resolved recipe shows it."""
-        if isinstance(given, dict) and given.get("decoder") is not None and given.get("fill") is None:
-            return {**given, "fill": "input"}
-        return given
+        if isinstance(values, dict) and values.get("decoder") is not None and values.get("fill") is None:
+            return {**values, "fill": "input"}
+        return values
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:

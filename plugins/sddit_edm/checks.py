@@ -171,10 +171,10 @@ def value_of(
     """Return the denoising loss of an output, [B], over the visible tokens of a 4 x 4 grid if some are hidden."""
     x, labels = schedule.perturb(x0, noise, t), torch.zeros(len(x0), dtype=torch.int64)
     view = View(network="student", x=x, t=t, labels=labels, x0=x0, noise=noise, visible=visible)
-    term = Denoising(DenoisingParams(tokens="all" if visible is None else "visible", **settings), grid=(4, 4))
+    loss = Denoising(DenoisingParams(tokens="all" if visible is None else "visible", **settings), grid=(4, 4))
     context = fixtures.context()
     context.schedule = schedule
-    value: Tensor = term(context, {"student": view}, {"student": Outputs(raw=raw)})
+    value: Tensor = loss(context, {"student": view}, {"student": Outputs(raw=raw)})
     return value
 
 

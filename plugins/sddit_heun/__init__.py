@@ -47,7 +47,7 @@ def register_guidances(registry: Registry[Guidance]) -> None:
         "cfg",
         "sddit_heun.guidance:ClassifierFree",
         params=CFGParams,
-        summary="Classifier-free guidance: constant or power-cosine, limited to noise levels and channels if wanted.",
+        summary="Classifier-free guidance: constant or power-cosine, optionally limited to noise levels and channels.",
         paper="arXiv:2207.12598",
         checks={
             "linear in the scale": "sddit_heun.checks:linear",

@@ -75,7 +75,7 @@ def published_mdt(context: CheckContext) -> Iterator[Measurement]:
     for layout in ("mdtv2", "mdtv1"):
         stored = published(context, f"{layout}_a")
         model = network(context.component, layout, stored)
-        given = stored.inputs["x"], stored.inputs["t"], stored.inputs["y"]
+        inputs = stored.inputs["x"], stored.inputs["t"], stored.inputs["y"]
         visible = stored.outputs["mask/ids_keep"].sort(dim=1).values
-        ours = {"unmasked": model(*given)[0], "masked": model(*given, visible=visible)[0]}
+        ours = {"unmasked": model(*inputs)[0], "masked": model(*inputs, visible=visible)[0]}
         yield from parity(f"{layout}_a", ours, stored)

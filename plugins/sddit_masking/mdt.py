@@ -41,19 +41,19 @@ class RelativeBlock(nn.Module):
         self,
         x: Tensor,  # [B, n, D]
         act: Tensor,  # [B, D]
-        places: Tensor,  # [n, n] or [B, n, n]
+        index: Tensor,  # [n, n] or [B, n, n]
         groups: Tensor | None = None,  # [B, n]
         skip: Tensor | None = None,  # [B, n, D]
     ) -> Tensor:
         if self.skip is not None:
             assert skip is not None, "this block takes a skip"
             x = self.skip(torch.cat([x, skip.to(x.dtype)], dim=-1))
-        out: Tensor = self.block(x, act, groups, self.bias(places))
+        out: Tensor = self.block(x, act, groups, self.bias(index))
         return out
 
-    def bias(self, places: Tensor) -> Tensor:
+    def bias(self, index: Tensor) -> Tensor:
         """Return the attention bias, [heads, n, n] or [B, heads, n, n]."""
-        return self.table.index_select(1, places.flatten()).view(-1, *places.shape).movedim(0, -3)
+        return self.table.index_select(1, index.flatten()).view(-1, *index.shape).movedim(0, -3)
 
 
 class Interpolater(nn.Module):
@@ -75,14 +75,14 @@ class Interpolater(nn.Module):
         h: Tensor,  # [B, K, D]
         act: Tensor,  # [B, D]
         visible: Tensor | None,  # [B, K]; None: all
-        places: Tensor,  # [N, N]
+        index: Tensor,  # [N, N]
         groups: Tensor | None,  # [B, N]
     ) -> Tensor:
         if visible is None:
             return h + self.positions
         mask_tokens = self.mask_token.expand(h.shape[0], *self.positions.shape)
         u = scatter_tokens(h, visible, into=mask_tokens) + self.positions  # [B, N, D]
-        return scatter_tokens(gather_tokens(u, visible), visible, into=self.block(u, act, places, groups))
+        return scatter_tokens(gather_tokens(u, visible), visible, into=self.block(u, act, index, groups))
 
 
 class MDT(Frame[MDTParams]):
@@ -97,7 +97,7 @@ class MDT(Frame[MDTParams]):
     """
 
     decoder_entry = "interpolater"
-    places: Tensor
+    position_index: Tensor
 
     def build_blocks(self, attention: Attention) -> None:
         params = self.params
@@ -109,7 +109,7 @@ class MDT(Frame[MDTParams]):
             for number in range(1, depth + 1)
         )
         self.interpolater: Interpolater | None = Interpolater(params, self.grid, attention)
-        self.register_buffer("places", relative_position_index(self.grid), persistent=False)  # [N, N]
+        self.register_buffer("position_index", relative_position_index(self.grid), persistent=False)  # [N, N]
 
     def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """Initialize one parameter: sinusoids for positions, truncated normals for biases, otherwise as in `Frame`."""
@@ -142,14 +142,14 @@ class MDT(Frame[MDTParams]):
         stop = self.params.last_block(taps, output)
         self.check_depth(stop, output)
         reads = {tap: self.params.block_of(tap) for tap in taps}
-        if visible is not None and visible.shape[1] == len(self.places):
+        if visible is not None and visible.shape[1] == len(self.position_index):
             visible = None  # nothing is hidden
         act = self.condition(c_noise, labels)  # [B, D]
         e = self.embed(x) + self.positions  # [B, N, D]
 
         h, tapped = self._encode(e, act, visible, groups, stop, reads.values())
         if self.interpolater is not None and stop > self.params.encoder_depth:
-            u = self.run(self.interpolater, h, act, visible, self.places, groups)  # [B, N, D]
+            u = self.run(self.interpolater, h, act, visible, self.position_index, groups)  # [B, N, D]
             h, decoder_tapped = self._decode(u, e, act, groups, stop, reads.values())
             tapped |= decoder_tapped
         raw = self.finish(h, act) if output else None
@@ -165,19 +165,17 @@ class MDT(Frame[MDTParams]):
         wanted: Collection[int],
     ) -> tuple[Tensor, dict[int, Tokens]]:
         """Return the visible tokens [B, K, D] after the encoder or block `stop`, and the `wanted` outputs by block."""
-        h, places = e, self.places
+        h, index = e, self.position_index
         if visible is not None:
-            h, places = (
-                gather_tokens(e, visible),
-                places[visible[:, :, None], visible[:, None, :]],
-            )  # [B, K, D], [B, K, K]
+            h = gather_tokens(e, visible)  # [B, K, D]
+            index = index[visible[:, :, None], visible[:, None, :]]  # [B, K, K]
             groups = None if groups is None else groups.gather(1, visible)
         half = self.params.encoder_depth // 2 if self.params.long_skips else 0
         skips: list[Tensor] = []  # outputs of the first half
         tapped = {}
         for number, block in enumerate(self.blocks[: min(stop, self.params.encoder_depth)], start=1):
             skip = skips.pop() if self.params.takes_skip(number) else None
-            h = self.run(block, h, act, places, groups, skip)
+            h = self.run(block, h, act, index, groups, skip)
             if number <= half:
                 skips.append(h)
             if number in wanted:
@@ -197,7 +195,7 @@ class MDT(Frame[MDTParams]):
         first = self.params.encoder_depth
         tapped = {}
         for number, block in enumerate(self.blocks[first:stop], start=first + 1):
-            u = self.run(block, u, act, self.places, groups, e if self.params.input_skips else None)
+            u = self.run(block, u, act, self.position_index, groups, e if self.params.input_skips else None)
             if number in wanted:
                 tapped[number] = Tokens(u)
         return u, tapped

@@ -49,12 +49,12 @@ class MDTParams(TransformerParams):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_the_structure(cls, given: Any) -> Any:
+    def _default_structure(cls, values: Any) -> Any:
         """Fill in the defaults of the version, so that a resolved recipe shows them."""
-        if not isinstance(given, dict):
-            return given
-        version = VERSIONS.get(str(given.get("version", "v2")), {})
-        return {**given, **{key: value for key, value in version.items() if given.get(key) is None}}
+        if not isinstance(values, dict):
+            return values
+        version = VERSIONS.get(str(values.get("version", "v2")), {})
+        return {**values, **{key: value for key, value in version.items() if values.get(key) is None}}
 
     @model_validator(mode="after")
     def _refuse_odd_encoders(self) -> Self:

@@ -138,7 +138,7 @@ def test_hidden_pixels_reach_the_output_only_through_input_skips(
 def test_the_interpolater_changes_only_hidden_tokens(make: Any, given: dict[str, Tensor]) -> None:
     """Visible tokens bypass its block and get the decoder's positions."""
     model = make()
-    interpolater, index = model.interpolater, model.places
+    interpolater, index = model.interpolater, model.position_index
     h = model(**given, taps=("encoder",), output=False, visible=VISIBLE)[2]["encoder"].patch
     act = model.condition(given["c_noise"], given["labels"])
     out = interpolater(h, act, VISIBLE, index, None)

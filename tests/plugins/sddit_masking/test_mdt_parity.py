@@ -95,7 +95,7 @@ def test_parity_detects_wrong_networks(published: Read, tmp_path: Path) -> None:
         with pytest.raises(AssertionError):
             close(model.raw(*inputs(stored), visible=visible), stored.outputs["masked"])
 
-    wrong(lambda network: network.places.copy_(network.places.T.clone()))
+    wrong(lambda network: network.position_index.copy_(network.position_index.T.clone()))
     wrong(lambda network: None, visible=visible.roll(1, dims=0))
     wrong(lambda network: network.blocks[-1].skip.weight[:, 40:].data.zero_())
     wrong(lambda network: network.interpolater.positions.data[3].add_(1e-5))
