@@ -12,7 +12,7 @@ from sddit.ablations.planning.plan import AblationPlan, PlannedArm, PlannedRun
 from sddit.cli.common import table
 from sddit.cli.plan_view import print_all_values
 from sddit.errors import printable
-from sddit.formatting import format_count, format_si
+from sddit.formatting import format_count, format_duration, format_si
 
 STATES = {"finished": "finished", "failed": "failed", "stopped": "step {step:,}", "waiting": ""}
 MAX_ARMS = 30  # lines of a summary
@@ -32,12 +32,18 @@ def print_ablation_summary(plan: AblationPlan, out: Console) -> None:
     if plan.settings.question:
         out.print(printable(plan.settings.question))
     out.print(f"budget: {budget_text(plan)}")
-    out.print(f"runs: {runs_text(plan, rows)}\n")
-    arms = table("arm", "compared with", "runs", "steps", "images", "FLOPs per run", "parameters", "memory", "changes")
+    out.print(f"runs: {runs_text(plan, rows)}")
+    baselines = list(dict.fromkeys(arm.baseline for arm in plan.arms))
+    if len(baselines) == 1:
+        out.print(printable(f"baseline: {baselines[0]}"))
+    own_baseline = ["compared with"] if len(baselines) > 1 else []
+    arms = table("arm", *own_baseline, "runs", "steps", "images", "FLOPs per run", "parameters", "memory", "changes")
     for arm in plan.arms[:MAX_ARMS]:
-        arms.add_row(*map(printable, arm_cells(arm, plan, rows)))
+        compared_with = ["" if arm.baseline == arm.label else arm.baseline] if own_baseline else []
+        arms.add_row(*map(printable, (arm.label, *compared_with, *arm_cells(arm, plan, rows))))
     if len(plan.arms) > MAX_ARMS:
         arms.add_row(f"and {len(plan.arms) - MAX_ARMS} more")
+    out.print()
     out.print(arms)
     for text, style in plan_notes(plan):
         out.print(printable(text), style=style, soft_wrap=True)
@@ -68,7 +74,10 @@ def runs_text(plan: AblationPlan, rows: Sequence[RunOutcome]) -> str:
     total = format_si(sum(known) if len(known) == len(flops) else None, "FLOPs")
     shared = f", {len(plan.needed)} distinct" if len(plan.needed) < len(plan.runs) else ""
     finished = sum(run.id in done for run in plan.needed)
-    return f"{product} = {len(plan.runs)}{shared}; {finished} finished; training {total} in total"
+    time = ""
+    if plan.budget.rule == "time":
+        time = f", {format_duration(plan.budget.amount * len(plan.needed))} one after another"
+    return f"{product} = {len(plan.runs)}{shared}; {finished} finished; training {total} in total{time}"
 
 
 def arm_of(plan: AblationPlan, run: PlannedRun) -> PlannedArm:
@@ -77,15 +86,13 @@ def arm_of(plan: AblationPlan, run: PlannedRun) -> PlannedArm:
 
 
 def arm_cells(arm: PlannedArm, plan: AblationPlan, rows: Sequence[RunOutcome]) -> list[str]:
-    """Return the cells of an arm. Its length is open until a budget of time has been measured."""
+    """Return runs, length, cost and changes of an arm. Its length is open until a budget of time has been measured."""
     own = [row for row in rows if row.arm == arm.label]
     done = sum(row.status == "finished" for row in own)
     failed = sum(row.status == "failed" for row in own)
     runs = f"{done} of {len(own)} finished" if done else f"{len(plan.settings.seeds)}"
     length = [f"{arm.cost.steps:,}", f"{arm.images:,}", format_si(arm.cost.training_flops)]
     return [
-        arm.label,
-        "" if arm.baseline == arm.label else arm.baseline,
         f"{runs}, {failed} failed" if failed else runs,
         *(length if plan.budget is not None else ["by time", "", ""]),
         format_si(arm.parameters),
