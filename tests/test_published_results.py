@@ -9,7 +9,7 @@ import pytest
 
 from sddit.ablations.analysis.results import AblationResults, gather
 from sddit.ablations.analysis.statistics import summarize
-from sddit.ablations.analysis.table import comparisons, with_spread
+from sddit.ablations.analysis.table import comparisons, format_summary
 from sddit.ablations.planning.arms import expand
 from sddit.formatting import format_si
 from sddit.recipes.merge import load
@@ -25,7 +25,7 @@ def row(results: AblationResults, label: str) -> str:
     for metric in results.plan.metrics:
         compared = comparisons(results, metric)
         word = f" {compared[label].verdict}" if label in compared else ""
-        cells.append(with_spread(summarize(list(results.figure(label, metric).values()))) + word)
+        cells.append(format_summary(summarize(list(results.figure(label, metric).values()))) + word)
     flops = {arm.label: arm.flops for arm in results.plan.arms}
     return f"| {' | '.join([*cells, format_si(flops[label])])} |"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 
 from sddit.ablations.analysis.results import RunOutcome, read_run
-from sddit.ablations.analysis.table import changes
+from sddit.ablations.analysis.table import format_changes
 from sddit.ablations.planning.plan import AblationPlan, PlannedArm, PlannedRun
 from sddit.cli.common import table
 from sddit.cli.plan_view import print_all_values
@@ -97,7 +97,7 @@ def arm_cells(arm: PlannedArm, plan: AblationPlan, rows: Sequence[RunOutcome]) -
         *(length if plan.budget is not None else ["by time", "", ""]),
         format_si(arm.parameters),
         format_si(arm.cost.memory.total, "B"),
-        changes(arm.changes),
+        format_changes(arm.changes),
     ]
 
 

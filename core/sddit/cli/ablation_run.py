@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sddit.ablations.analysis.results import AblationResults
-from sddit.ablations.analysis.table import cells, comparisons, floors, legend
+from sddit.ablations.analysis.table import cells, comparisons, family_size, floors_of
 from sddit.ablations.planning.arms import Ablation, expand
 from sddit.ablations.planning.plan import AblationPlan
 from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
@@ -16,6 +16,7 @@ from sddit.cli.training import print_result, train
 from sddit.errors import error, printable
 from sddit.progress import progress_on
 from sddit.recipes.merge import Merged
+from sddit.reports.ablation.phrases import floors_sentence, interval_note
 from sddit.reports.ablation.report import write_report
 from sddit.reports.ablation.reproduction import Reproduction, against_published
 from sddit.storage.run_folder import REPORT
@@ -94,7 +95,7 @@ def print_results(results: AblationResults) -> None:
         lines.add_row(*map(printable, row))
     console().print(lines)
     compared = {metric: comparisons(results, metric) for metric in results.plan.metrics}
-    for text in filter(None, (floors(results), legend(compared))):
+    for text in filter(None, (floors_sentence(floors_of(results)), interval_note(family_size(compared)))):
         click.echo(text)
     if reproduction := against_published(results):
         print_reproduction(reproduction)

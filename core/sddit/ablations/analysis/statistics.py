@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sddit.formatting import format_count
 from sddit.interfaces.metric_names import Direction
 
 Array = NDArray[np.float64]
@@ -65,19 +64,6 @@ class Comparison:
     p_holm: float | None  # corrected for all arms of the family: what the verdict rests on
     family: int  # how many arms were tested together
     verdict: Verdict
-
-    @property
-    def words(self) -> str:
-        """`better: -0.12, 95% interval -0.2 to -0.04 over 5 seeds, p = 0.013 corrected for 4 arms`."""
-        if self.difference is None or self.low is None or self.high is None:
-            measured = "" if self.difference is None else f": {self.difference:+.3g}"
-            return f"{self.verdict}{measured} ({format_count(self.seeds, 'seed')})"
-        interval = f"{LEVEL:.0%} interval {self.low:.3g} to {self.high:.3g} over {format_count(self.seeds, 'seed')}"
-        if self.p is None or self.p_holm is None:
-            return f"{self.verdict}: {self.difference:+.3g}, {interval}"
-        corrected = f" corrected for {self.family} arms" if self.family > 1 else ""
-        alone = f" (alone {p_text(self.p)})" if self.p < 1 - LEVEL <= self.p_holm else ""
-        return f"{self.verdict}: {self.difference:+.3g}, {interval}, {p_text(self.p_holm)}{corrected}{alone}"
 
 
 def summarize(values: Sequence[float]) -> Summary:

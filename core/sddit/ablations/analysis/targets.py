@@ -11,7 +11,7 @@ from statistics import mean
 from sddit.ablations.analysis.diagnostics import Log, Logs
 from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import Comparison, Sides, Summary, compare, summarize
-from sddit.ablations.analysis.table import redrawn
+from sddit.ablations.analysis.table import redrawing_settings
 from sddit.ablations.planning.records import ArmRecord, PlanRecord
 from sddit.interfaces.metric_names import SCORE, Direction, metric_of
 
@@ -101,7 +101,9 @@ def _rows(arms: Mapping[str, ArmRecord], found: Mapping[str, _Found]) -> Iterato
 def _beside(arms: Mapping[str, ArmRecord], spent: Mapping[str, Mapping[int, float]]) -> dict[str, Beside]:
     """Every arm but the baselines, by label; `spent`: by arm and seed."""
     bases = {label: spent[base] for label in spent if (base := arms[label].baseline) != label and base in spent}
-    sides = {label: Sides(spent[label], base, paired=not redrawn(arms[label])) for label, base in bases.items()}
+    sides = {
+        label: Sides(spent[label], base, paired=not redrawing_settings(arms[label])) for label, base in bases.items()
+    }
     return {
         label: Beside(mean(spent[label].values()) / mean(bases[label].values()), comparison)
         for label, comparison in compare(sides, better="lower").items()

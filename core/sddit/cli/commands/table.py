@@ -84,11 +84,14 @@ def ablation_table(folder: Path) -> Content:
     """Return the table of an ablation, a line per arm."""
     from sddit.ablations.analysis import table as arms
     from sddit.ablations.analysis.results import gather
+    from sddit.reports.ablation.phrases import floors_sentence, interval_note
 
     results = gather(folder)
     headings, rows = arms.cells(results)
     compared = {metric: arms.comparisons(results, metric) for metric in results.plan.metrics}
-    notes = " ".join(filter(None, (arms.floors(results), arms.legend(compared))))
+    notes = " ".join(
+        filter(None, (floors_sentence(arms.floors_of(results)), interval_note(arms.family_size(compared))))
+    )
     return headings, [list(map(printable, row)) for row in rows], list(arms.records(results)), notes
 
 

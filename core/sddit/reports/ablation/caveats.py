@@ -9,10 +9,10 @@ from typing import TypeVar
 from sddit.ablations.analysis.diagnostics import Diagnosis, Logs, diagnoses, environments
 from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import LEAST_SEEDS
-from sddit.ablations.analysis.table import title
+from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import ArmRecord
 from sddit.formatting import format_si
-from sddit.reports.ablation.phrases import among, times
+from sddit.reports.ablation.phrases import format_arms, format_ratio
 
 Amount = Callable[[ArmRecord], float | None]
 T = TypeVar("T")
@@ -127,7 +127,7 @@ def few_seeds(results: AblationResults) -> Iterator[Caution]:
     finished = {arm.label: sum(row.status == "finished" for row in results.of(arm.label)) for arm in results.plan.arms}
     few = {label: count for label, count in finished.items() if count < LEAST_SEEDS}
     if few:
-        counts = "; ".join(f"{n} in {among(results.plan, labels)}" for n, labels in alike(few).items())
+        counts = "; ".join(f"{n} in {format_arms(results.plan, labels)}" for n, labels in alike(few).items())
         text = f"fewer than {LEAST_SEEDS} finished seeds ({counts}): no verdict can rest on them."
         yield Caution("too few seeds", text, tuple(few))
 
@@ -175,7 +175,7 @@ def off_pace(results: AblationResults) -> Iterator[Caution]:
     for arm, base in beside_baseline(results):
         one, other = seconds(results, arm), seconds(results, base)
         if one and other and not near(one, other, CLOCK):
-            late[arm.label] = f"{arm.label} trained {times(one, other)} as long as {base.label}"
+            late[arm.label] = f"{arm.label} trained {format_ratio(one, other)} as long as {base.label}"
     if late:
         text = f"the machine did not keep the measured pace: {'; '.join(late.values())}."
         yield Caution("unequal budget", text, tuple(late))
@@ -187,9 +187,9 @@ def unequal(results: AblationResults, cause: str, what: str, amount: Amount, tol
     for arm, base in beside_baseline(results):
         mine, other = amount(arm), amount(base)
         if mine is not None and other is not None and not near(mine, other, tolerance):
-            apart[arm.label] = f"{times(mine, other)} the baseline's ({format_si(mine)} to {format_si(other)})"
+            apart[arm.label] = f"{format_ratio(mine, other)} the baseline's ({format_si(mine)} to {format_si(other)})"
     if apart:
-        each = "; ".join(f"{among(results.plan, labels)} {ratio}" for ratio, labels in alike(apart).items())
+        each = "; ".join(f"{format_arms(results.plan, labels)} {ratio}" for ratio, labels in alike(apart).items())
         yield Caution(cause, f"{what}: {each}.", tuple(apart))
 
 
@@ -205,7 +205,7 @@ def other_n(results: AblationResults) -> Iterator[Caution]:
         if len(numbers) > 1:
             each = "; ".join(f"n = {n:,} in {', '.join(dict.fromkeys(arms))}" for n, arms in numbers.items())
             arms = tuple(dict.fromkeys(arm for labels in numbers.values() for arm in labels))
-            text = f"{title(metric)} was measured on different numbers of images, and does not compare: {each}."
+            text = f"{metric_title(metric)} was measured on different numbers of images, and does not compare: {each}."
             yield Caution("different n", text, arms)
 
 

@@ -8,12 +8,12 @@ from statistics import mean, median
 
 from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import LEAST_SEEDS, LEVEL, Comparison, Verdict, p_text
-from sddit.ablations.analysis.table import PREPARED, apart, redrawn, title
+from sddit.ablations.analysis.table import PREPARED, format_difference, metric_title, redrawing_settings
 from sddit.ablations.planning.records import BudgetRecord
 from sddit.formatting import format_count, format_si, join_words
 from sddit.interfaces.metric_names import metric_of
 from sddit.reports.ablation.caveats import Caution
-from sddit.reports.ablation.phrases import among, times
+from sddit.reports.ablation.phrases import format_arms, format_ratio
 
 DECIDED: tuple[Verdict, ...] = ("better", "worse", "within noise")
 
@@ -60,9 +60,9 @@ def summary(results: AblationResults, compared: Compared, found: Sequence[Cautio
     kinds: dict[str, list[str]] = {}
     for arm in arms:
         kinds.setdefault(kind({comparisons[arm].verdict for comparisons in compared.values()}), []).append(arm)
-    said += [f"{words}: {among(plan, kinds[words])}." for words in KINDS if words in kinds]
+    said += [f"{words}: {format_arms(plan, kinds[words])}." for words in KINDS if words in kinds]
     if doubtful := [arm for arm, baseline in arms.items() if doubts_of(arm, baseline, found)]:
-        said.append(f"Doubtful, by the cautions about them or their baseline: {among(plan, doubtful)}.")
+        said.append(f"Doubtful, by the cautions about them or their baseline: {format_arms(plan, doubtful)}.")
     said += best_points(results)
     if failed := sum(row.status == "failed" for row in results.runs):
         said.append(f"{failed} of {len(results.runs)} runs failed.")
@@ -91,7 +91,7 @@ def best_by(results: AblationResults, metric: str, points: Iterable[Sequence[str
             label = choose(means, key=lambda label: means[label])
             best.append(f"{label} ({means[label]:.3g})")
     if best:
-        yield f"Best of its points by mean {title(metric)}: {', '.join(best)}."
+        yield f"Best of its points by mean {metric_title(metric)}: {', '.join(best)}."
 
 
 KINDS = (
@@ -160,7 +160,7 @@ def clauses(by_metric: Mapping[str, Comparison]) -> str:
     }
     said = []
     for verdict, start in words.items():
-        metrics = [title(metric) for metric, comparison in by_metric.items() if comparison.verdict == verdict]
+        metrics = [metric_title(metric) for metric, comparison in by_metric.items() if comparison.verdict == verdict]
         if metrics:
             said.append(f"{start} {join_words(metrics)}")
     return "; ".join(said)
@@ -168,8 +168,8 @@ def clauses(by_metric: Mapping[str, Comparison]) -> str:
 
 def sentence(metric: str, comparison: Comparison) -> str:
     """`classifier FD (lower is better): -0.47, 95 % interval -0.61 to -0.32 over 3 seeds, p = 0.006 for 2 arms`."""
-    name = f"{title(metric)} ({metric_of(metric).better} is better)"
-    number, interval = apart(comparison)
+    name = f"{metric_title(metric)} ({metric_of(metric).better} is better)"
+    number, interval = format_difference(comparison)
     if not number:
         return f"{name}: no seed finished on both sides"
     between = f", {LEVEL:.0%} interval {interval.replace(', ', ' to ')}" if interval else ""
@@ -239,20 +239,20 @@ def seeds(results: AblationResults) -> Answer:
 def same_draws(results: AblationResults) -> Answer:
     """Whether differences by seed are paired, and of what."""
     arms = results.plan.arms
-    anew = [arm.label for arm in arms if redrawn(arm)]
-    levels = [arm.label for arm in arms if arm.differing("noise_schedule.") and not redrawn(arm)]
-    prepared = [arm.label for arm in arms if arm.differing(*PREPARED) and not redrawn(arm)]
+    anew = [arm.label for arm in arms if redrawing_settings(arm)]
+    levels = [arm.label for arm in arms if arm.differing("noise_schedule.") and not redrawing_settings(arm)]
+    prepared = [arm.label for arm in arms if arm.differing(*PREPARED) and not redrawing_settings(arm)]
     words = (
         "Arms of one seed see the same images and noise, and begin with equal weights where they share modules. Differences are taken "
         "seed by seed."
     )
     if levels:
-        words += f" In {among(results.plan, levels)} the noise has other levels, by the recipe."
+        words += f" In {format_arms(results.plan, levels)} the noise has other levels, by the recipe."
     if prepared:
-        words += f" In {among(results.plan, prepared)} labels are dropped, or images flipped or scaled, otherwise, by the recipe."
+        words += f" In {format_arms(results.plan, prepared)} labels are dropped, or images flipped or scaled, otherwise, by the recipe."
     if anew:
         words += (
-            f" Not so in {among(results.plan, anew)}: another seed, batch or data set draws anew, and the two sides are compared as "
+            f" Not so in {format_arms(results.plan, anew)}: another seed, batch or data set draws anew, and the two sides are compared as "
             "independent runs (Welch's t)."
         )
     return Answer("Same data and noise?", words, None if anew or levels or prepared else True)
@@ -266,7 +266,7 @@ def noise(results: AblationResults, compared: Compared) -> Answer:
     for metric, arms in compared.items():
         widths = [(c.high - c.low) / 2 for c in arms.values() if c.low is not None and c.high is not None]
         if widths:
-            reaches.append(f"{median(widths):.2g} on {title(metric)}")
+            reaches.append(f"{median(widths):.2g} on {metric_title(metric)}")
     family = max(one.family for arms in compared.values() for one in arms.values())
     correction = f", after Holm's correction for {format_count(family, 'arm')} on each metric" if family else ""
     words = (
@@ -304,5 +304,5 @@ def spread(amounts: Mapping[str, float | None], text: Callable[[float], str] = f
     least, most = min(known, key=lambda label: known[label]), max(known, key=lambda label: known[label])
     if known[least] == known[most]:
         return f"{text(known[least])} in every arm"
-    ratio = times(known[most], known[least]) if known[least] else "from nothing"
+    ratio = format_ratio(known[most], known[least]) if known[least] else "from nothing"
     return f"from {text(known[least])} ({least}) to {text(known[most])} ({most}), {ratio}"

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from sddit.ablations.analysis.diagnostics import Log, Logs
 from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import summarize
-from sddit.ablations.analysis.table import title
+from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import ArmRecord
 from sddit.evaluation.monitors import keys_of
 from sddit.evaluation.probe import Probe
@@ -112,7 +112,8 @@ def metric_charts(results: AblationResults, logs: Logs) -> list[Charts]:
     keys = all_keys(logs)
     followed = [metric for metric in results.plan.metrics if f"{SCORE}{metric}" in keys]
     return [
-        over_axes(title(metric), f"{SCORE}{metric}", results, logs, log_y=metric.endswith(".fd")) for metric in followed
+        over_axes(metric_title(metric), f"{SCORE}{metric}", results, logs, log_y=metric.endswith(".fd"))
+        for metric in followed
     ]
 
 

@@ -10,13 +10,21 @@ from itertools import groupby
 from sddit.ablations.analysis.diagnostics import Logs, environments
 from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import summarize
-from sddit.ablations.analysis.table import changes, comparisons, difference, floors, legend, title, with_spread
+from sddit.ablations.analysis.table import (
+    comparisons,
+    family_size,
+    floors_of,
+    format_changes,
+    format_comparison,
+    format_summary,
+    metric_title,
+)
 from sddit.errors import printable
 from sddit.formatting import format_duration
 from sddit.interfaces.metric_names import metric_of
 from sddit.reports.ablation.caveats import Caution, cautions
 from sddit.reports.ablation.conclusions import Compared, fairness, findings, summary
-from sddit.reports.ablation.phrases import among
+from sddit.reports.ablation.phrases import floors_sentence, format_arms, interval_note
 from sddit.reports.ablation.report import COST, PROBED, TARGET, cost, facts, how_soon, probed, what_differs
 
 BY_THE_TOOL = (
@@ -102,7 +110,7 @@ def believe(results: AblationResults, found: Sequence[Caution]) -> Iterator[str]
     yield from heading("Before you believe it")
     for caution in found:
         some = caution.arms and len(caution.arms) < len(results.plan.arms)
-        where = f" in {plain(among(results.plan, caution.arms))}" if some else ""
+        where = f" in {plain(format_arms(results.plan, caution.arms))}" if some else ""
         yield f"- **{plain(caution.cause)}**{where}: {plain(caution.text)}"
     yield ""
 
@@ -110,18 +118,18 @@ def believe(results: AblationResults, found: Sequence[Caution]) -> Iterator[str]
 def the_table(results: AblationResults, compared: Compared) -> Iterator[str]:
     """An arm a line: every metric, and how far it is from the baseline."""
     yield from heading("The arms")
-    names = [f"{title(metric)} ({metric_of(metric).better} is better)" for metric in compared]
+    names = [f"{metric_title(metric)} ({metric_of(metric).better} is better)" for metric in compared]
     rows = []
     for arm in results.plan.arms:
         row = [f"**{plain(arm.label)}**"]
         for metric, found in compared.items():
             values = list(results.figure(arm.label, metric).values())
-            beside = "baseline" if arm.is_baseline else difference(found[arm.label])
-            row.append(f"{with_spread(summarize(values))}<br>{plain(beside)}" if values else "none")
+            beside = "baseline" if arm.is_baseline else format_comparison(found[arm.label])
+            row.append(f"{format_summary(summarize(values))}<br>{plain(beside)}" if values else "none")
         finished = sum(one.status == "finished" for one in results.of(arm.label))
-        rows.append([*row, f"{finished} of {len(results.of(arm.label))}", f"`{code(changes(arm.changes))}`"])
+        rows.append([*row, f"{finished} of {len(results.of(arm.label))}", f"`{code(format_changes(arm.changes))}`"])
     yield from table(["arm", *names, "runs", "changes"], rows)
-    for words in filter(None, (floors(results), legend(compared))):
+    for words in filter(None, (floors_sentence(floors_of(results)), interval_note(family_size(compared)))):
         yield f"{plain(words)}\n"
     if settings := list(what_differs(results)):
         yield "Every setting by which an arm differs from its baseline:\n"
@@ -158,7 +166,7 @@ def the_targets(results: AblationResults, logs: Logs) -> Iterator[str]:
     keys = ("arm", "target", "runs", "steps", "of_baseline", "flops", "flops_of_baseline")
     for metric, rows in found.items():
         if rows:
-            yield from table([title(metric), *names], [[plain(row[key]) for key in keys] for row in rows])
+            yield from table([metric_title(metric), *names], [[plain(row[key]) for key in keys] for row in rows])
 
 
 def the_cost(results: AblationResults) -> Iterator[str]:

@@ -20,13 +20,13 @@ from sddit.ablations.analysis.results import AblationResults, RunOutcome
 from sddit.ablations.analysis.statistics import LEVEL, Comparison, Verdict, p_text, summarize
 from sddit.ablations.analysis.table import (
     against_baselines,
-    apart,
-    changes,
     comparisons,
-    floors,
-    legend,
-    title,
-    with_spread,
+    family_size,
+    floors_of,
+    format_changes,
+    format_difference,
+    format_summary,
+    metric_title,
 )
 from sddit.ablations.analysis.targets import Beside, reached
 from sddit.errors import SdditError
@@ -37,7 +37,7 @@ from sddit.recipes.parsing import quoted
 from sddit.reports.ablation.caveats import cautions
 from sddit.reports.ablation.conclusions import budget, fairness, findings, summary
 from sddit.reports.ablation.curves import AXES, Charts, diagnostic_charts, loss_charts, metric_charts, probe_chart
-from sddit.reports.ablation.phrases import among
+from sddit.reports.ablation.phrases import comparison_text, floors_sentence, format_arms, interval_note
 from sddit.reports.ablation.reproduction import Reproduction, against_published
 from sddit.reports.page import render
 from sddit.storage.atomic import replace_file
@@ -83,7 +83,7 @@ def page(results: AblationResults, *, pictures: bool = True) -> str:
         summary=summary(results, compared, found),
         findings=findings(results, compared, found),
         fairness=fairness(results, compared, found),
-        metrics=[(metric, title(metric), metric_of(metric).better) for metric in compared],
+        metrics=[(metric, metric_title(metric), metric_of(metric).better) for metric in compared],
         overview=list(overview(results, compared)),
         statistics={metric: list(statistics(results, metric, compared[metric])) for metric in compared},
         reached={metric: list(how_soon(results, logs, metric)) for metric in compared},
@@ -104,13 +104,13 @@ def page(results: AblationResults, *, pictures: bool = True) -> str:
         environment=[(key, ", ".join(values)) for key, values in environments(results).items()],
         commands=list(commands(results)),
         level=f"{LEVEL:.0%}",
-        legend=legend(compared),
-        floors=floors(results),
+        legend=interval_note(family_size(compared)),
+        floors=floors_sentence(floors_of(results)),
         probed_how=PROBED,
         target_rule=TARGET,
         what_differs=list(what_differs(results)),
         format_number=format_number,
-        among=among,
+        format_arms=format_arms,
     )
 
 
@@ -154,7 +154,7 @@ def overview(results: AblationResults, compared: Mapping[str, Mapping[str, Compa
         yield {
             "arm": arm.label,
             "baseline": arm.baseline,
-            "changes": changes(arm.changes),
+            "changes": format_changes(arm.changes),
             "runs": f"{sum(row.status == 'finished' for row in rows)} of {len(rows)}",
             "flops": format_si(arm.flops),
             "cells": [cell(results, arm.label, metric, compared[metric].get(arm.label)) for metric in compared],
@@ -164,7 +164,7 @@ def overview(results: AblationResults, compared: Mapping[str, Mapping[str, Compa
 def cell(results: AblationResults, label: str, metric: str, comparison: Comparison | None) -> Cell:
     """One metric of one arm; the baseline is compared with nothing."""
     values = list(results.figure(label, metric).values())
-    value = with_spread(summarize(values)) if values else "none"
+    value = format_summary(summarize(values)) if values else "none"
     verdict = comparison.verdict if comparison else "baseline"
     return Cell(value, verdict.partition(" under ")[0], PILLS.get(verdict, ""))
 
@@ -174,7 +174,7 @@ def statistics(results: AblationResults, metric: str, compared: Mapping[str, Com
     reach = max((abs(v) for c in compared.values() for v in (c.low, c.high, c.difference) if v is not None), default=0)
     for arm in results.plan.arms:
         label, comparison = arm.label, compared.get(arm.label)
-        number, interval = apart(comparison) if comparison else ("", "")
+        number, interval = format_difference(comparison) if comparison else ("", "")
         yield {
             "arm": label,
             "seeds": len(results.figure(label, metric)),
@@ -196,7 +196,7 @@ def how_soon(results: AblationResults, logs: Logs, metric: str) -> Iterator[dict
             "arm": one.arm,
             "target": format_number(one.target),
             "runs": f"{one.got_there} of {one.runs}",
-            "steps": f"{bound}{with_spread(one.steps)}" if one.steps else "" if one.got_there else "never",
+            "steps": f"{bound}{format_summary(one.steps)}" if one.steps else "" if one.got_there else "never",
             "flops": f"{bound}{format_si(one.flops.mean)}" if one.flops else "",
             "of_baseline": beside(one.steps_of_baseline, SOONER),
             "flops_of_baseline": beside(one.flops_of_baseline, CHEAPER),
@@ -356,9 +356,9 @@ def probed(results: AblationResults) -> Probed | None:
         (
             label,
             str(len(of_arm)),
-            with_spread(summarize(list(best[label].values()))),
-            with_spread(summarize([probe.best(probe.neighbours)[0] for probe in of_arm])),
-            compared[label].words if label in compared else "baseline",
+            format_summary(summarize(list(best[label].values()))),
+            format_summary(summarize([probe.best(probe.neighbours)[0] for probe in of_arm])),
+            comparison_text(compared[label]) if label in compared else "baseline",
         )
         for label, of_arm in having.items()
     ]
@@ -386,9 +386,9 @@ def agreements(reproduction: Reproduction | None) -> list[dict[str, Any]]:
     return [
         {
             "arm": one.arm,
-            "metric": title(one.metric),
-            "published": with_spread(one.published),
-            "here": with_spread(one.here),
+            "metric": metric_title(one.metric),
+            "published": format_summary(one.published),
+            "here": format_summary(one.here),
             "identical": f"{one.identical} of {one.twins}",
             "interval": "" if one.low is None or one.high is None else f"{one.low:.2g}, {one.high:.2g}",
             "p": "" if one.p_holm is None else p_text(one.p_holm).removeprefix("p ").removeprefix("= "),

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from sddit.ablations.analysis.diagnostics import environments
 from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather, read_json
 from sddit.ablations.analysis.statistics import LEAST_SEEDS, LEVEL, Summary, holm, summarize, welch
-from sddit.ablations.analysis.table import title
+from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import PLAN
 from sddit.errors import SdditError
 from sddit.formatting import format_count, slug
@@ -83,7 +83,7 @@ class Reproduction:
             f"{len(counts['identical'])} came out with the same digits and {len(counts['agrees'])} more within the error bars; "
             f"{len(different)} {'is' if len(different) == 1 else 'are'} different."
         )
-        named = [f"{one.arm} on {title(one.metric)}" for one in different]
+        named = [f"{one.arm} on {metric_title(one.metric)}" for one in different]
         return [said, *([f"Different: {', '.join(named)}."] if named else [])]
 
 
@@ -113,7 +113,7 @@ def compared(here: AblationResults, there: AblationResults, name: str) -> Reprod
             if published and own:
                 agreements.append(agreement(label, metric, published, own))
             else:
-                apart.append((f"{label}, {title(metric)}", "not published" if own else "no run here has it"))
+                apart.append((f"{label}, {metric_title(metric)}", "not published" if own else "no run here has it"))
     return Reproduction(name, tuple(corrected(agreements)), tuple(grouped(apart)), tuple(notes(here, there)))
 
 

@@ -22,6 +22,7 @@ from sddit.ablations.analysis.statistics import (
     welch,
 )
 from sddit.interfaces.metric_names import Direction
+from sddit.reports.ablation.phrases import comparison_text
 
 Array = NDArray[np.float64]
 TRIALS = 20_000
@@ -238,21 +239,21 @@ def test_a_verdict_can_be_read() -> None:
     near = {seed: 10.09 + offset for seed, offset in enumerate(offsets)}
     arms = {"good": {seed: 9 + offset for seed, offset in enumerate(offsets)}, "near": near}
     found = against(baseline, arms, better="lower")
-    assert found["good"].words == (
+    assert comparison_text(found["good"]) == (
         "better: -1, 95% interval -1.1 to -0.902 over 5 seeds, p < 0.001 corrected for 2 arms"
     )
-    assert found["near"].words == (
+    assert comparison_text(found["near"]) == (
         "within noise: +0.09, 95% interval -0.00816 to 0.188 over 5 seeds, p = 0.064 corrected for 2 arms"
     )
     lucky = {seed: 10.11 + offset for seed, offset in enumerate(offsets)}
     flat = {f"flat {i}": {seed: 10 + offset for seed, offset in enumerate(offsets)} for i in range(4)}
     alone = against(baseline, {"lucky": lucky, **flat}, better="lower")["lucky"]
     assert alone.low > 0
-    assert alone.words.endswith("p = 0.18 corrected for 5 arms (alone p = 0.036)")
+    assert comparison_text(alone).endswith("p = 0.18 corrected for 5 arms (alone p = 0.036)")
     young = against(baseline, {"a": {0: 9.0}, "b": {0: 9.0, 1: 9.5}, "c": {}}, better="lower")
-    assert young["a"].words == "no verdict under 3 seeds: -1 (1 seed)"
-    assert young["b"].words == "no verdict under 3 seeds: -0.75, 95% interval -3.93 to 2.43 over 2 seeds"
-    assert young["c"].words == "no verdict under 3 seeds (0 seeds)"
+    assert comparison_text(young["a"]) == "no verdict under 3 seeds: -1 (1 seed)"
+    assert comparison_text(young["b"]) == "no verdict under 3 seeds: -0.75, 95% interval -3.93 to 2.43 over 2 seeds"
+    assert comparison_text(young["c"]) == "no verdict under 3 seeds (0 seeds)"
 
 
 def test_summaries() -> None:

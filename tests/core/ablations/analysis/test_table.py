@@ -10,11 +10,20 @@ import pytest
 
 from sddit.ablations.analysis.results import failure_of, forget_failure, gather, note_failure
 from sddit.ablations.analysis.statistics import Sides, Summary, compare
-from sddit.ablations.analysis.table import cells, changes, comparisons, difference, legend, records, with_spread
+from sddit.ablations.analysis.table import (
+    cells,
+    comparisons,
+    family_size,
+    format_changes,
+    format_comparison,
+    format_summary,
+    records,
+)
 from sddit.ablations.planning.plan import make_plan
 from sddit.errors import SdditError
 from sddit.evaluation.scores import Scores
 from sddit.interfaces.metric_names import EXTRACTOR_METRICS, KNOWN_METRICS
+from sddit.reports.ablation.phrases import interval_note
 
 ARMS = """
 [ablation]
@@ -92,11 +101,11 @@ def test_an_interval_without_0_beside_within_noise_is_explained():
     arms["far"] = dict(enumerate([0.8, 1.7, 2.75]))
     found = compare({label: Sides(arm, base) for label, arm in arms.items()}, better="lower")
     assert found["far"].high < 0
-    assert difference(found["far"]) == "-0.25 [-0.37, -0.13] within noise (p = 0.078)"
-    assert "corrected for looking at 6 arms (Holm)" in legend({"toy.fd": found})
+    assert format_comparison(found["far"]) == "-0.25 [-0.37, -0.13] within noise (p = 0.078)"
+    assert "Holm-corrected for 6 arms" in interval_note(family_size({"toy.fd": found}))
     alone = compare({"far": Sides(arms["far"], base)}, better="lower")
-    assert difference(alone["far"]) == "-0.25 [-0.37, -0.13] better (p = 0.013)"
-    assert legend({"toy.fd": alone}) == legend({}) == ""
+    assert format_comparison(alone["far"]) == "-0.25 [-0.37, -0.13] better (p = 0.013)"
+    assert interval_note(family_size({"toy.fd": alone})) == interval_note(family_size({})) == ""
 
 
 def test_a_twin_of_the_baseline_differs_by_nothing(folder):
@@ -137,8 +146,8 @@ def test_a_damaged_plan_is_told(folder):
 
 
 def test_changes_in_words():
-    assert changes({}) == "none"
-    assert changes({"a.b": False, "c": "x"}) == 'a.b = false, c = "x"'
+    assert format_changes({}) == "none"
+    assert format_changes({"a.b": False, "c": "x"}) == 'a.b = false, c = "x"'
 
 
 def test_every_figure_is_one_of_the_scores():
@@ -199,4 +208,4 @@ def test_its_runs_are_shown_as_runs_too(sddit_run, folder, tmp_path):
     ],
 )
 def test_a_mean_is_written_with_the_digits_that_count(mean, spread, words):
-    assert with_spread(Summary(3, mean, spread, None, None)) == words
+    assert format_summary(Summary(3, mean, spread, None, None)) == words

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sddit.reports.ablation.phrases import among
+from sddit.reports.ablation.phrases import format_arms
 
 
 def plan(*arms: tuple[str, str, str]) -> SimpleNamespace:
@@ -33,4 +33,4 @@ POINTS = plan(("lr=1", "lr=1", ""), ("lr=2", "lr=1", ""), ("lr=3", "lr=1", ""))
     ],
 )
 def test_arms_are_named_in_the_fewest_words(of, labels, words):
-    assert among(of, labels) == words
+    assert format_arms(of, labels) == words

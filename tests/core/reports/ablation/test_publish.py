@@ -228,7 +228,7 @@ def test_the_readme_says_what_the_report_says(finished, tmp_path):
         "![loss.denoise](figures/loss.denoise-over-steps.svg)", "![samples of rival](samples/rival.png)", "| packages.torch | 2 |",
     ):  # fmt: skip
         assert part in text, part
-    assert "looking at 2 arms" in text
+    assert "Holm-corrected for 2 arms" in text
     linked = re.findall(r"\]\(([^)]+)\)", text)
     assert linked
     assert all((tmp_path / "pub" / name).is_file() for name in linked)

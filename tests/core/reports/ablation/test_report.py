@@ -15,7 +15,7 @@ from PIL import Image
 from sddit.ablations.analysis.diagnostics import diagnoses, logs_of
 from sddit.ablations.analysis.results import AblationResults, RunOutcome
 from sddit.ablations.analysis.statistics import p_text, student_interval
-from sddit.ablations.analysis.table import comparisons, floors
+from sddit.ablations.analysis.table import comparisons, floors_of
 from sddit.ablations.analysis.targets import first_at, reached
 from sddit.ablations.planning.leak_check import LARGEST, look
 from sddit.ablations.planning.records import ArmRecord, LeakCheck, PlanRecord
@@ -25,6 +25,7 @@ from sddit.recipes.resolve import resolve
 from sddit.reports.ablation.caveats import cautions
 from sddit.reports.ablation.conclusions import KINDS, fairness, findings, summary
 from sddit.reports.ablation.curves import AXES, lines, metric_charts
+from sddit.reports.ablation.phrases import floors_sentence
 from sddit.reports.ablation.report import how_soon, page, write_report
 from sddit.reports.charts import as_file
 
@@ -562,10 +563,10 @@ def test_every_setting_that_differs_is_listed(make):
 
 def test_floors_stand_beside_the_metrics(make):
     results = make()
-    assert floors(results) == ""
+    assert floors_of(results) is None and floors_sentence(None) == ""
     floored = tuple(replace(one, scores={**one.scores, "toy.fd_floor": 0.4}) for one in results.runs)
-    said = "Floors: unseen real images in the samples' place get 0.4 on toy FD, at n = 360 images a side."
-    assert floors(replace(results, runs=floored)) == said
+    said = "Floors, the scores of held-out real images: 0.4 on toy FD, at n = 360 images per side."
+    assert floors_sentence(floors_of(replace(results, runs=floored))) == said
     assert said in Page(page(replace(results, runs=floored))).text
 
 
