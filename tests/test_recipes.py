@@ -1,4 +1,4 @@
-"""Every shipped recipe resolves and plans, the small ones train; no key of one can be misspelt unnoticed."""
+"""Every shipped recipe resolves and plans, small ones train, and a misspelt key is always reported."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ALL = sorted(p for p in RECIPES.rglob("*.toml") if p.parent.name != "base" and n
 PUBLISHED = [path for path in ALL if path.parent.name == "imagenet256"]
 RUNNABLE = [path for path in ALL if path not in PUBLISHED]
 ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1"]
-"""What stands for ImageNet's latents where nothing is read from them."""
+"""A stand-in for ImageNet latents in tests that read no data."""
 SECOND_STAGES = {path.name: path.with_name(path.name.replace("-tune", "")) for path in ALL if "-tune" in path.name}
 ALONE = {name: ["start=false"] for name in SECOND_STAGES}
-"""A second stage without the run that it starts from."""
+"""Overrides for a second stage without the run that it starts from."""
 SMALL = ["train.steps=2", "train.batch=16", "train.log_every=1", "optimizer.warmup=0", "evaluate.samples=20"]
 SMALL += ["evaluate.previews=1", "evaluate.per_class=1", "evaluate.features=[]", "sampler.steps=2"]
 
@@ -38,7 +38,7 @@ def names(paths: list[Path]) -> list[str]:
 
 
 def resolved(path: Path) -> Recipe:
-    """A recipe, with stand-ins for what is not on this machine."""
+    """Resolve a recipe, with stand-ins for data that is not on this machine."""
     return resolve(path, (ELSEWHERE if path in PUBLISHED else []) + ALONE.get(path.name, []))
 
 
@@ -54,7 +54,7 @@ def test_recipe_plans_without_warnings_or_idle_keys(path: Path) -> None:
 
 
 def begin(path: Path, out: Path) -> list[str]:
-    """The run that a second stage starts from, as an override; nothing for other recipes."""
+    """Train the run that a second stage starts from, and return it as an override; nothing for other recipes."""
     if path.name not in SECOND_STAGES:
         return []
     first = run(resolve(SECOND_STAGES[path.name], SMALL), out=out, device="cpu", progress=Progress())
@@ -83,7 +83,7 @@ def test_plan_counts_the_parameters_that_are_built(path: Path) -> None:
 
 
 def keys(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every key of a recipe that names a setting; labels and schedules' own keys aside."""
+    """Yield every key of a recipe that names a setting, except labels and the keys of schedules."""
     for name, value in table.items():
         if isinstance(value, dict):
             yield from keys(value, (*path, name))
@@ -104,7 +104,7 @@ def test_every_misspelt_key_suggests_the_nearest(path: Path, tmp_path: Path) -> 
         assert wrong in str(found.value), key
 
 
-# The parameters that the papers and their code state, in millions.
+# Parameters in millions, as stated in the papers and their code.
 STATED = {
     "dit-s2": 32.9,
     "dit-b2": 130.3,

@@ -1,4 +1,4 @@
-"""Toy runs, and toy weights as others would publish them."""
+"""Fixtures: toy runs, and toy weights in a published layout."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ previews = 0
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    """The process's host is one of toys."""
+    """Replace the plugin host of the process by one with toy components."""
     with using_host(toy_host()) as toys:
         yield toys
 
 
 @pytest.fixture
 def recipe_of(tmp_path: Path, host: Host) -> Callable[..., Recipe]:
-    """`recipe_of("train.steps=6")`: the toy pair recipe, with an average."""
+    """`recipe_of("train.steps=6")`: the toy pair recipe, with an EMA."""
     path = tmp_path / "toy.toml"
     path.write_text(TOY_PAIR_RECIPE.replace("batch = 8\n", "batch = 8" + EXTRA))
     return lambda *overrides: resolve(path, overrides)
@@ -45,12 +45,12 @@ def recipe_of(tmp_path: Path, host: Host) -> Callable[..., Recipe]:
 
 @pytest.fixture
 def finished(recipe_of: Callable[..., Recipe], tmp_path: Path) -> Path:
-    """The folder of a finished toy run."""
+    """Return the folder of a finished toy run."""
     return run(recipe_of(), out=tmp_path / "runs", device="cpu", progress=Progress()).folder
 
 
 def toy_state(hidden: int = 8, depth: int = 1, classes: int = 7, *, fill: float = 0.1) -> dict[str, Tensor]:
-    """Weights in the layout `toy`, for images 1x8x8 in patches of 4."""
+    """Return weights in the layout `toy`, for images 1x8x8 in patches of 4."""
     generator = torch.Generator().manual_seed(hidden)
     shapes = {
         "embed.weight": (hidden, 16),
@@ -73,7 +73,7 @@ def toy_state(hidden: int = 8, depth: int = 1, classes: int = 7, *, fill: float 
 
 @pytest.fixture
 def toy_file(tmp_path: Path) -> Path:
-    """A safetensors file of the layout `toy`, with seven classes."""
+    """Write a safetensors file of the layout `toy` with seven classes."""
     path = tmp_path / "published.safetensors"
     save_file(toy_state(), path)
     return path

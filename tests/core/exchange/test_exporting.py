@@ -1,4 +1,4 @@
-"""What goes out comes back: without the data, in any folder, with the same pictures."""
+"""Exported folders load without the data, from any location, and give the same samples."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_exported_folder_gives_the_same_samples(finished: Path, tmp_path: Path) 
     assert {path.name for path in exported.files} == {"config.json", "model.safetensors", "README.md"}
     assert (exported.weights.label, exported.weights.step) == ("main", 4)
     ours, theirs = sddit.load(finished), sddit.load(tmp_path / "elsewhere")
-    pictures = sddit.sample(ours, per_class=2)
-    assert torch.equal(pictures, sddit.sample(theirs, per_class=2))
-    assert not torch.equal(pictures, sddit.sample(sddit.load(finished, weights="student"), per_class=2))
+    images = sddit.sample(ours, per_class=2)
+    assert torch.equal(images, sddit.sample(theirs, per_class=2))
+    assert not torch.equal(images, sddit.sample(sddit.load(finished, weights="student"), per_class=2))
     text = (tmp_path / "elsewhere/config.json").read_text()
     assert json.loads(text)["recipe"]["dataset"]["name"] == "sddit/declared"
     assert str(tmp_path) not in text

@@ -1,4 +1,4 @@
-"""Published weights become runs: to sample, to begin from, to export again with equal tensors."""
+"""Published weights are imported as runs: to sample, to start from, and to export again with equal tensors."""
 
 from __future__ import annotations
 
@@ -171,8 +171,8 @@ def test_weight_file_loads_without_a_recipe(toy_file: Path, host: Host, monkeypa
 
 
 def test_argument_tables_merge_filter_and_flatten() -> None:
-    told = {"a": 1, "model": {"depth": 2, "heads": 4}}
-    assert merge_tables(told, {"model": {"heads": 8}, "b": 2}) == {"a": 1, "b": 2, "model": {"depth": 2, "heads": 8}}
-    assert remove_keys(told, {"model": {"heads": 8}}) == {"a": 1, "model": {"depth": 2}}
+    table = {"a": 1, "model": {"depth": 2, "heads": 4}}
+    assert merge_tables(table, {"model": {"heads": 8}, "b": 2}) == {"a": 1, "b": 2, "model": {"depth": 2, "heads": 8}}
+    assert remove_keys(table, {"model": {"heads": 8}}) == {"a": 1, "model": {"depth": 2}}
     assert remove_keys({"model": {"heads": 4}}, {"model": {"heads": 8}}) == {}
-    assert flatten({**told, "_note": 1}) == {"a": 1, "model.depth": 2, "model.heads": 4}
+    assert flatten({**table, "_note": 1}) == {"a": 1, "model.depth": 2, "model.heads": 4}

@@ -1,4 +1,4 @@
-"""The conformance kit sees a layout of weights that breaks its contract."""
+"""The conformance kit detects weight layouts that break their contract."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Forgetful(ToyFormat):
 class Wishful(ToyFormat):
     @staticmethod
     def infer(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> tuple[dict[str, Any], dict[str, Any]]:
-        told, guessed = ToyFormat.infer(state)
-        return {**told, "classes": 1000}, {**guessed, "patches": 2}
+        inferred, guessed = ToyFormat.infer(state)
+        return {**inferred, "classes": 1000}, {**guessed, "patches": 2}
 
 
 class Bare(ToyFormat):

@@ -1,4 +1,4 @@
-"""The only reader of pickles: what published files hold is read, and nothing else is run."""
+"""The pickle reader: it reads the weights of published files and runs nothing else."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_untrusted_pickle_is_not_opened_under_any_name(tmp_path: Path, monkeypat
 
 
 class Canary:
-    """A pickle of it makes a file when it is read."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,17 +83,17 @@ class Canary:
 
 
 def by_stack(canary: Canary) -> bytes:
-    """The same by STACK_GLOBAL, which names things through texts on the stack."""
+    """The same with STACK_GLOBAL, which takes names from strings on the stack."""
     return pickle.dumps(canary, protocol=4)
 
 
 def by_old_opcode(canary: Canary) -> bytes:
-    """The same by INST, of protocol 0."""
+    """The same with INST, of protocol 0."""
     return b"(S'" + str(canary.path).encode() + b"'\nios\nmkdir\n."
 
 
 def rewritten(path: Path, program: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
-    """A file of torch.save with another pickle in it."""
+    """Return a file of torch.save with its pickle replaced."""
     buffer = io.BytesIO()
     torch.save(STATE, buffer)
     with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w", compression) as new:
@@ -120,7 +120,7 @@ def test_malicious_pickle_is_refused_and_runs_nothing(
 
 
 def test_malicious_pickle_runs_with_plain_pickle_load(tmp_path: Path) -> None:
-    """The control."""
+    """Control: the pickle is harmful."""
     canary = Canary(tmp_path / "canary")
     torch.load(saved(tmp_path / "x.pt", canary), weights_only=False)
     assert canary.path.is_dir()
@@ -136,8 +136,8 @@ def test_torch_refuses_what_the_scan_would_allow(tmp_path: Path, monkeypatch: py
 
 def test_truncated_files_of_torch_are_refused(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole.pt", {"a": torch.arange(1000.0)}).read_bytes()
-    for share in (0.0, 0.1, 0.5, 0.9, 0.99):
-        (tmp_path / "cut.pt").write_bytes(whole[: int(len(whole) * share)])
+    for fraction in (0.0, 0.1, 0.5, 0.9, 0.99):
+        (tmp_path / "cut.pt").write_bytes(whole[: int(len(whole) * fraction)])
         with pytest.raises(SdditError, match="SD-C404"):
             read(tmp_path / "cut.pt")
     (tmp_path / "bare.pt").write_bytes(pickle.dumps({"a": 1}))
@@ -147,7 +147,9 @@ def test_truncated_files_of_torch_are_refused(tmp_path: Path) -> None:
         old = saved(tmp_path / "old.pt", held, _use_new_zipfile_serialization=False)
         with pytest.raises(SdditError, match=r"SD-C404(.|\n)*ask its author") as refused:
             read(old)
-        assert "load and save" not in str(refused.value)  # it may hold code: nobody is sent to load it elsewhere
+        assert "load and save" not in str(
+            refused.value
+        )  # it may contain code, so the message must not suggest to load it elsewhere
     assert not (tmp_path / "canary").exists()
 
 

@@ -1,4 +1,4 @@
-"""`[start]`: a run that begins from the weights of another, and is as exact as any."""
+"""`[start]`: runs that start from the weights of another run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 class Notes(Progress):
-    """Keeps the warnings; stops the run by a signal at a step."""
+    """A progress that records warnings and stops the run by a signal at a step."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         super().__init__()
