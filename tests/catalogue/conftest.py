@@ -14,7 +14,7 @@ import pytest
 from sddit.cli.app import call
 from sddit.plugins.host import Host, using_host
 from sddit.storage.checkpoints import Store
-from sddit.testing import toy_host
+from sddit.testing.toys import plugin as toys
 
 HERE = Path(__file__).parent
 
@@ -28,6 +28,13 @@ class CommandResult:
     stderr: str
 
 
+def toys_and_standard() -> Host:
+    """Return a host with the toys and the standard plugin."""
+    host = Host(builtins=("sddit",))
+    host.add("toy", toys)
+    return host
+
+
 @dataclass(slots=True)
 class World:
     """The folder in which a row is provoked. It holds `toy.toml`; run folders go to `runs`."""
@@ -35,7 +42,7 @@ class World:
     folder: Path
     patch: pytest.MonkeyPatch  # undone before the unfaulted command
     capture: pytest.CaptureFixture[str]
-    host: Callable[[], Host] = toy_host  # a fresh one for each command, as a process has
+    host: Callable[[], Host] = toys_and_standard  # a fresh one for each command, as a process has
     lock: IO[str] | None = None  # of another process, until faults are lifted
 
     def lift(self) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from io import BytesIO
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -15,6 +18,7 @@ from PIL import Image
 from sddit.ablations import runner
 from sddit.ablations.planning.arms import Ablation, expand
 from sddit.ablations.planning.plan import make_plan
+from sddit.plugins import host as host_module
 from sddit.plugins.host import Host
 from sddit.recipes.merge import load
 from sddit.testing import TOY_PAIR_RECIPE, TOY_RECIPE
@@ -46,6 +50,30 @@ def register_losses(registry):
 
 Distribution = Callable[..., None]
 
+NO_PLUGINS = Path(__file__).parent / "no_plugins"
+
+
+def _load(path: Path) -> ModuleType:
+    spec = spec_from_file_location(f"{path.stem}_of_tests", path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+hidden = _load(NO_PLUGINS / "sitecustomize.py")
+
+
+@pytest.fixture(autouse=True)
+def no_builtin_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the built-in plugins from every test of the core and from the processes that it starts."""
+    monkeypatch.setattr(host_module, "entry_points", hidden.entry_points)
+    monkeypatch.setattr(host_module, "_current", [])
+    for name in [name for name in sys.modules if name.partition(".")[0] in hidden.HIDDEN]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [hidden.Hide(), *sys.meta_path])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(NO_PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
 
 @pytest.fixture
 def loss_source() -> str:
@@ -71,9 +99,20 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Distributio
     return make
 
 
+BUILTIN = """
+from sddit import hookimpl
+from sddit.testing.toys.params import ToyOptimizerParams
+
+@hookimpl
+def register_optimizers(registry):
+    registry.add("adamw", "nowhere:Nothing", params=ToyOptimizerParams, summary="A stand-in.")
+"""
+
+
 @pytest.fixture
-def core_host() -> Callable[[], Host]:
-    """Makes a host that finds every entry point and loads only the core's own."""
+def core_host(distribution: Distribution) -> Callable[[], Host]:
+    """Makes a host that finds every entry point and loads only our own, a stand-in for the standard plugin."""
+    distribution("sddit", "sddit", BUILTIN)
     return lambda: Host(builtins=("sddit",))
 
 

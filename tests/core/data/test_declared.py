@@ -93,6 +93,7 @@ def test_many_classes_with_long_names_go_through_a_resolved_recipe(
         assert resolve(tmp_path / "recipe.resolved.json").facts.class_names == tuple(names)
 
 
+@pytest.mark.usefixtures("toys")
 def test_it_conforms() -> None:
     for image in ((3, 8, 8), (4, 8, 8)):
         check("declared", kind="datasets", image=image, classes=3)

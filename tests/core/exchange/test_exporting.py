@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import sddit
 from sddit.errors import SdditError
@@ -19,7 +17,7 @@ from sddit.plugins.host import Host, using_host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.runs.pipeline import evaluate_run, run
+from sddit.runs.pipeline import run
 from sddit.testing.toys.plugin import TOY_RECIPE, toy_host
 
 
@@ -116,35 +114,9 @@ def test_network_that_a_layout_cannot_hold_is_refused(recipe_of: Callable[..., R
         export_run(folder, layout="toy")
 
 
-def test_run_without_its_data_samples_but_does_not_train_or_score(
-    recipe_of: Callable[..., Recipe], tmp_path: Path
+def test_a_folder_that_brings_code_runs_it_only_where_it_is_trusted(
+    tmp_path: Path, loss_source: str, host: Host
 ) -> None:
-    images = tmp_path / "images"
-    for label in ("cat", "dog"):
-        (images / label).mkdir(parents=True)
-        for number in range(12):
-            Image.new("RGB", (8, 8), (20 * number, 5 * number, 90 * (label == "dog"))).save(
-                images / label / f"{number}.png"
-            )
-    overrides = ["dataset.name=folder", f"dataset.path={images}", "dataset.size=8", "dataset.normalize=standard"]
-    recipe = recipe_of(*overrides, "evaluate.features=['toy']", "evaluate.neighbours=1", "dataset.holdout=0.3")
-    folder = run(recipe, out=tmp_path / "runs", device="cpu", progress=Progress()).folder
-    before = sddit.sample(sddit.load(folder), per_class=2)
-    shutil.rmtree(images)
-    model = sddit.load(folder)
-    assert model.require_recipe().facts.class_names == ("cat", "dog")
-    assert torch.equal(sddit.sample(model, per_class=2), before)
-    assert torch.equal(sddit.sample(model, per_class=2, overrides=["sampler.steps=4"]), before)
-    assert torch.equal(sddit.sample(sddit.load(export_run(folder).folder), per_class=2), before)
-    for refused in (
-        lambda: resolve(folder / "recipe.resolved.json"),
-        lambda: evaluate_run(folder, device="cpu", progress=Progress()),
-    ):
-        with pytest.raises(SdditError, match="SD-D300"):
-            refused()
-
-
-def test_exported_code_runs_only_if_trusted(tmp_path: Path, loss_source: str, host: Host) -> None:
     recipe = TOY_RECIPE.replace('[loss.denoise]\nname = "toy"', '[loss.denoise]\nname = "mine"')
     (tmp_path / "toy.toml").write_text(f'plugins = ["./mine.py"]\n{recipe}')
     (tmp_path / "mine.py").write_text(loss_source)

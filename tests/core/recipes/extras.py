@@ -12,6 +12,7 @@ from sddit import interfaces as face
 from sddit.errors import Problem
 from sddit.interfaces import RecipeView
 from sddit.plugins.registry import Registry
+from sddit.testing.toys.params import ToyOptimizerParams
 from sddit.value_schedules import Value
 
 NEVER = "nowhere:Built"  # these tests build nothing
@@ -148,6 +149,16 @@ def register_losses(registry: Registry[face.Loss]) -> None:
 def register_attention(registry: Registry[face.Attention]) -> None:
     registry.add("sdpa", NEVER, params=face.AttentionParams, summary="The default.")
     registry.add("narrow", NEVER, params=NarrowParams, summary="bf16, trained on CUDA only.")
+
+
+@hookimpl
+def register_optimizers(registry: Registry[face.Optimizer]) -> None:
+    registry.add("adamw", NEVER, params=ToyOptimizerParams, summary="The default.")
+
+
+@hookimpl
+def register_trackers(registry: Registry[face.Tracker]) -> None:
+    registry.add("silent", NEVER, params=face.TrackerParams, summary="A second tracker.")
 
 
 @hookimpl

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from sddit.errors import Problem, SdditError
 from sddit.plugins.host import Host
@@ -37,7 +36,7 @@ def test_defaults_are_filled_in_with_their_origin(resolved: Resolve, base: str) 
     recipe = resolved(base, "sampler.steps=6")
     assert (recipe.name, recipe.seed, recipe.train.steps, recipe.sampler.params.steps) == ("recipe", 3, 10, 6)
     assert [recipe.attention.component.name, recipe.guidance.component.name] == ["sdpa", "none"]
-    assert recipe.optimizer.component.qualified == "sddit/adamw"
+    assert recipe.optimizer.component.qualified == "extras/adamw"
     assert (recipe.trackers, recipe.ema, recipe.features) == ({}, {}, {})
     assert recipe.teacher.momentum == Ramp(start=0.996, end=1.0, shape="cosine")
     assert {key: recipe.origins[key] for key in ("seed", "backbone.hidden", "sampler.steps", "train.keep")} == {
@@ -51,7 +50,7 @@ def test_defaults_are_filled_in_with_their_origin(resolved: Resolve, base: str) 
 
 
 def test_what_was_used_is_recorded(resolved: Resolve) -> None:
-    assert resolved().plugin_digests.keys() >= {"toy", "sddit"}
+    assert resolved().plugin_digests.keys() >= {"toy", "extras"}
 
 
 def test_a_neutral_slot_takes_settings_without_a_name(resolved: Resolve, base: str) -> None:
@@ -441,58 +440,6 @@ def test_an_empty_choice_is_not_offered(problems: Problems, base: str) -> None:
     text = base.replace('[backbone]\nname = "toy"\nhidden = 8', '[backbone]\nname = "solid"\npatch = 4\nkind = "C"')
     (found,) = problems(text)
     assert found.expect == "one of A, B"
-
-
-IMAGES = '[dataset]\nname = "folder"\nsize = 8\npath = '
-
-
-def images(folder: str) -> Path:
-    for name in ("cat", "dog"):
-        for i in range(10):
-            path = Path(folder, name, f"{i}.png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), (20 * i, 5 * i, 100)).save(path)
-    return Path(folder).absolute()
-
-
-def test_a_path_is_relative_to_the_recipe_that_names_it(write: Write, base: str, host: Host) -> None:
-    text = base.replace('[dataset]\nname = "toy"\n', f'{IMAGES}"../pictures"\n').replace("batch = 8", "batch = 2")
-    beside, here = images("mine/pictures"), images("pictures")
-    write("mine/recipes/parent.toml", text)
-    child = write("mine/recipes/deeper/child.toml", 'extends = "../parent.toml"\nseed = 4\n')
-    recipe = resolve(child, host=host)
-    assert recipe.to_json()["dataset"]["path"] == str(beside)
-    assert rerun(recipe, write, host).to_json() == recipe.to_json()
-    typed = resolve(child, ["dataset.path=pictures"], host=host)
-    assert typed.to_json()["dataset"]["path"] == str(here)
-    assert changed(recipe, ["seed=5"], host=host).to_json()["dataset"]["path"] == str(beside)
-
-
-def test_what_is_wrong_with_the_data_is_placed_and_shows_the_path_that_was_tried(
-    problems: Problems, base: str, tmp_path: Path
-) -> None:
-    text = base.replace('[dataset]\nname = "toy"\n', f'{IMAGES}"pictures"\n')
-    (missing,) = problems(text)
-    assert missing.where == "recipe.toml:19 (dataset.path)"
-    assert missing.got == str(tmp_path / "pictures")
-    broken = images("pictures") / "cat" / "0.png"
-    broken.write_bytes(b"no image")
-    (found,) = problems(text)
-    assert found.code == "SD-D301"
-    assert found.where.startswith("recipe.toml:16 (")
-
-
-@pytest.mark.parametrize("word", ["embedded", "system"])
-def test_a_word_is_no_path(problems: Problems, resolved: Resolve, base: str, word: str) -> None:
-    def source(name: str) -> str:
-        return base.replace('[dataset]\nname = "toy"', f'[dataset]\nname = "fashion"\nsource = "{name}"')
-
-    (relative,) = problems(source("nowhere"))
-    assert str(Path("nowhere").absolute()) in relative.where
-    try:
-        assert resolved(source(word)).to_json()["dataset"]["source"] == word
-    except SdditError as failure:  # Debian's package may be missing
-        assert "/usr/share/datasets" in failure.problems[0].where
 
 
 def test_a_misspelt_name_is_named_where_it_stands(problems: Problems, base: str) -> None:

@@ -455,9 +455,7 @@ def test_a_mistake_in_a_kernel_is_said():
 
 
 def test_a_mistake_in_an_optimizer_is_said():
-    from sddit_standard.params import AdamWParams
-
-    class Params(AdamWParams):
+    class Params(faces.ToyOptimizerParams):
         @property
         def state_per_parameter(self) -> int:
             return 1
@@ -469,10 +467,8 @@ def test_a_mistake_in_an_optimizer_is_said():
         def __call__(self, groups: Any, device: Any) -> Any:
             return torch.optim.SGD([p for group in groups for p in group["params"]], lr=0.1)
 
-    assert "groups lose their lr_scale" in findings("optimizers", Loses, AdamWParams)
-    from sddit_standard.optimizers import AdamW
-
-    assert "state_per_parameter is not what it keeps" in findings("optimizers", AdamW, Params)
+    assert "groups lose their lr_scale" in findings("optimizers", Loses, faces.ToyOptimizerParams)
+    assert "state_per_parameter is not what it keeps" in findings("optimizers", models.ToyOptimizer, Params)
 
 
 def test_a_mistake_in_a_data_set_is_said():

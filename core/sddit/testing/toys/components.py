@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from sddit.testing.toys.params import (
     ToyFeatureParams,
     ToyGuidanceParams,
     ToyLossParams,
+    ToyOptimizerParams,
     ToyPairsParams,
     ToySamplerParams,
     ToyScheduleParams,
@@ -196,6 +197,23 @@ class ToyGuidance:
             return denoiser(x, sigma, labels)
 
         return denoise
+
+
+class ToyOptimizer:
+    """Adam whose weight decay spares biases and norms."""
+
+    def __init__(self, params: ToyOptimizerParams) -> None:
+        self.params = params
+
+    def __call__(self, groups: Sequence[Mapping[str, Any]], device: torch.device) -> torch.optim.Optimizer:
+        parts = []
+        for group in groups:
+            matrices = [p for p in group["params"] if p.ndim > 1]
+            vectors = [p for p in group["params"] if p.ndim <= 1]
+            for members, decay in ((matrices, self.params.weight_decay), (vectors, 0.0)):
+                if members:
+                    parts.append({**group, "params": members, "weight_decay": decay})
+        return torch.optim.AdamW(parts, lr=value_at(self.params.lr, 0, 1), fused=True)
 
 
 class ToyDataset:

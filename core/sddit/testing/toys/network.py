@@ -166,7 +166,7 @@ class ToyFormat:
     def describe(config: Mapping[str, Any]) -> ToyDescription:
         settings = {name: config[name] for name in ("hidden", "depth", "patch", "cls")}
         shapes = Shapes((config["channels"], config["side"], config["side"]), config["classes"])
-        tables = {table: {"name": "toy"} for table in ("pair_sampler", "guidance", "attention")}
+        tables = {table: {"name": "toy"} for table in ("pair_sampler", "guidance", "attention", "optimizer")}
         trained = {"loss": {"denoise": {"name": "toy"}}, "sampler": {"name": "toy", "steps": 4}}
         return ToyDescription(settings, shapes, ("toy", {}), {**tables, **trained})
 

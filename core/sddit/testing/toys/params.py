@@ -144,6 +144,16 @@ class ToyAttentionParams(face.AttentionParams):
         return True
 
 
+class ToyOptimizerParams(face.OptimizerParams):
+    """Adam with decoupled weight decay."""
+
+    weight_decay: float = Field(0.0, ge=0, description="Decay of matrices; biases and norms do not decay.")
+
+    @property
+    def state_per_parameter(self) -> int:
+        return 2
+
+
 class ToyDatasetParams(face.DatasetParams):
     """Images whose colour is their class, plus a fixed texture of their own."""
 

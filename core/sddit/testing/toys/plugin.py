@@ -20,6 +20,7 @@ from sddit.testing.toys.params import (
     ToyFeatureParams,
     ToyGuidanceParams,
     ToyLossParams,
+    ToyOptimizerParams,
     ToyPairsParams,
     ToySamplerParams,
     ToyScheduleParams,
@@ -45,7 +46,7 @@ name = "toy"
 [dataset]
 name = "toy"
 [optimizer]
-name = "adamw"
+name = "toy"
 lr = 1e-3
 [train]
 steps = 4
@@ -65,10 +66,12 @@ weight = 0.5
 
 
 def toy_host() -> Host:
-    """A host with the core's own plugin and the toys, and nothing else."""
+    """Return a host with the toys and no other plugin. The data set `sddit/declared`, which exports name, is one of them."""
+    from sddit.testing.toys import declared
     from sddit.testing.toys import plugin as toys
 
-    host = Host(builtins=("sddit",))
+    host = Host(builtins=())
+    host.add("sddit", declared)
     host.add("toy", toys)
     return host
 
@@ -129,6 +132,13 @@ def register_guidances(registry: Registry[face.Guidance]) -> None:
 def register_attention(registry: Registry[face.Attention]) -> None:
     registry.add(
         "toy", "sddit.testing.toys.network:ToyAttention", params=ToyAttentionParams, summary="The softmax written out."
+    )
+
+
+@hookimpl
+def register_optimizers(registry: Registry[face.Optimizer]) -> None:
+    registry.add(
+        "toy", "sddit.testing.toys.components:ToyOptimizer", params=ToyOptimizerParams, summary="Adam, decayed weights."
     )
 
 

@@ -555,11 +555,3 @@ def test_class_accuracy_needs_classes_to_tell_apart(ablation, monkeypatch):
     text = '[ablation]\nmetrics = ["toy.class_accuracy"]'
     assert ablation(text).metrics == ("toy.class_accuracy",)
     assert "no metric 'toy.class_accuracy'" in whats(ablation, text, "dataset.classes=1")
-
-
-def test_the_shipped_classifier_says_that_it_classifies_and_the_others_do_not(toys):
-    features = {component.name: component.params for component in toys.registries.features}
-    classifying = [
-        name for name, params in features.items() if "class_accuracy" in params.model_construct().own_figures
-    ]
-    assert classifying == ["classifier"]

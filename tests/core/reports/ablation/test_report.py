@@ -21,7 +21,6 @@ from sddit.ablations.planning.leak_check import LARGEST, look
 from sddit.ablations.planning.records import ArmRecord, LeakCheck, PlanRecord
 from sddit.evaluation.probe import Probe
 from sddit.interfaces import Monitor
-from sddit.recipes.resolve import resolve
 from sddit.reports.ablation.caveats import cautions
 from sddit.reports.ablation.conclusions import KINDS, fairness, findings, summary
 from sddit.reports.ablation.curves import AXES, lines, metric_charts
@@ -612,26 +611,6 @@ def test_runs_of_different_machines(make):
 
 
 # Warnings of recipes, leaks of recipes -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("overrides", "trivial"),
-    [
-        (["teacher_noise=same", "mask_ratio=0"], True),
-        (["teacher_noise=same", "mask_ratio=0.2", "teacher_mask=visible"], True),
-        (["teacher_noise=same", "mask_ratio=0.2"], False),
-        (["teacher_noise=same", "mask_ratio=0", "shared_noise=false"], False),
-        (["mask_ratio=0"], False),
-    ],
-)
-def test_a_pair_that_is_one_picture_is_warned_of(overrides, trivial):
-    recipe = resolve("quickstart", [f"pair_sampler.{text}" for text in overrides])
-    assert any("pair_sampler: student and teacher see the same image" in text for text in recipe.warnings) == trivial
-
-
-def test_without_a_term_that_reads_the_teacher_nothing_is_warned_of():
-    overrides = ["pair_sampler.teacher_noise=same", "pair_sampler.mask_ratio=0", "loss.discrimination.weight=0"]
-    assert not any("same image" in text for text in resolve("quickstart", overrides).warnings)
 
 
 def test_arms_are_searched_for_leaks(ablation):

@@ -19,10 +19,10 @@ from sddit.data.latents import LOG_VARIANCE, mean_and_std, write_cache
 from sddit.diffusion.draws import Draws
 from sddit.errors import SdditError
 from sddit.interfaces import DrawnDataset
-from sddit.plugins.host import using_host
+from sddit.plugins.host import Host
 from sddit.recipes.resolve import resolve
 from sddit.testing import check
-from sddit.testing.toys.plugin import TOY_RECIPE, toy_host
+from sddit.testing.toys.plugin import TOY_RECIPE
 from sddit.training.build import build_session
 from sddit.training.inputs import make_batch
 from sddit.training.session import Session
@@ -158,15 +158,14 @@ def test_pictures_are_three_channels_about_their_mean(tmp_path: Path, channels: 
 
 
 @pytest.fixture
-def session_of(tmp_path: Path) -> Callable[..., Session]:
+def session_of(tmp_path: Path, toys: Host) -> Callable[..., Session]:
     """A session of toys on cached latents."""
     folder = written(tmp_path / "cache")
     recipe = TOY_RECIPE.replace('[dataset]\nname = "toy"', f'[dataset]\nname = "latents"\npath = "{folder}"')
     (tmp_path / "toy.toml").write_text(recipe)
 
     def make(*overrides: str) -> Session:
-        with using_host(toy_host()):
-            return build_session(resolve(tmp_path / "toy.toml", overrides), torch.device("cpu"))
+        return build_session(resolve(tmp_path / "toy.toml", overrides), torch.device("cpu"))
 
     return make
 

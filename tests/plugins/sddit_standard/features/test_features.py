@@ -202,3 +202,11 @@ def test_the_cnn_takes_levels_and_unit_range_alike() -> None:
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8).expand(-1, 3, -1, -1)
     unit = images[:, :1].float() / 127.5 - 1
     torch.testing.assert_close(network(images)[1], network(unit)[1])
+
+
+def test_the_shipped_classifier_says_that_it_classifies_and_the_others_do_not(toys):
+    features = {component.name: component.params for component in toys.registries.features}
+    classifying = [
+        name for name, params in features.items() if "class_accuracy" in params.model_construct().own_figures
+    ]
+    assert classifying == ["classifier"]

@@ -12,7 +12,7 @@ import pytest
 from sddit.cli.commands.explain import EXITS
 from sddit.errors import catalogue
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 CODE = re.compile(r"SD-[RPDCNMFXT]\d{3}")
 LETTER_EXITS = {"R": {2}, "P": {3}, "D": {4}, "C": {5}, "N": {6}, "M": {7}, "F": {8}, "X": {9}, "T": {2, 6}}
 

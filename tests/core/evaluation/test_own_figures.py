@@ -1,0 +1,60 @@
+"""Figures that an extractor measures by itself stand among its scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sddit.ablations.analysis.results import scores_of
+from sddit.evaluation.scores import Scorer, Scores
+from sddit.evaluation.scoring import extractors
+from sddit.interfaces import FigureExtractor
+from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
+from sddit.reports.run_report import score_rows
+
+
+class Bright:
+    """An extractor with a figure of its own."""
+
+    title, dimensions = "bright", 2
+
+    def features(self, images: Tensor) -> Tensor:
+        x = images.float() / 255
+        return torch.stack([x.mean(dim=(1, 2, 3)), x.std(dim=(1, 2, 3))], dim=1)
+
+    def classes(self, images: Tensor) -> None:
+        return None
+
+    def own_figures(self, images: Tensor) -> Mapping[str, float]:
+        return {"fid": float(images.float().mean())}
+
+
+def test_figures_of_an_extractors_own_stand_among_its_scores(toy_recipe: Path, tmp_path: Path) -> None:
+    recipe: Recipe = resolve(toy_recipe, ['evaluate.features=["toy"]', "evaluate.samples=12", "dataset.images=60"])
+    train, test = (recipe.dataset.build(split=name) for name in ("train", "test"))
+    plain = extractors(recipe, torch.device("cpu"))
+    assert isinstance(Bright(), FigureExtractor)
+    assert not isinstance(plain["toy"], FigureExtractor)
+    scorer = Scorer(train, test, {**plain, "bright": Bright()}, recipe.evaluate, 0)
+    images = torch.full((12, 3, 8, 8), 51, dtype=torch.uint8) + torch.arange(12, dtype=torch.uint8)[:, None, None, None]
+    labels = torch.arange(12) % 3
+    found = scorer.score(images, labels)
+    assert found["bright"].own == {"fid": 56.5}
+    assert found["toy"].own == {}
+    assert "own" not in found["toy"].to_json()
+    assert Scores(**json.loads(json.dumps(found["bright"].to_json()))) == found["bright"]
+    assert "FID" in [row.name for row in score_rows(found["bright"])]
+    assert {label: one.own for label, one in scorer.score(images, labels, own=False).items()} == {
+        "toy": {},
+        "bright": {},
+    }
+    (tmp_path / "scores.json").write_text(json.dumps({label: one.to_json() for label, one in found.items()}))
+    assert scores_of(tmp_path)["bright.fid"] == 56.5
+    assert "toy.fid" not in scores_of(tmp_path)
+    assert replace(found["bright"], own={}).to_json().keys() == found["toy"].to_json().keys()
