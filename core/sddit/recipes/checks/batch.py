@@ -1,0 +1,50 @@
+"""Check the sizes of batches, micro-batches and process groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sddit.errors import Problem
+from sddit.recipes.recipe import Recipe
+
+
+def check_batch(recipe: Recipe) -> Iterator[Problem]:
+    """The batch is made of micro-batches, and of images that exist."""
+    batch, micro = recipe.train.batch, recipe.train.micro_batch or recipe.train.batch
+    if batch % micro:
+        got, fits = f"batch = {batch}, micro_batch = {micro}", max(n for n in range(1, micro + 1) if batch % n == 0)
+        what = "the micro-batch does not divide the batch"
+        yield Problem("SD-R108", what, "train.micro_batch", got, fix=f"train.micro_batch = {fits}")
+    for label, chosen in recipe.active_losses.items():
+        if micro < batch and chosen.params.couples_samples:
+            yield Problem(
+                "SD-R108",
+                f"term {label!r} compares the images of a batch, which micro-batches would tear apart",
+                where="train.micro_batch",
+                got=f"batch = {batch}, micro_batch = {micro}",
+                fix=f"train.micro_batch = {batch}, or a smaller batch",
+            )
+    if batch > recipe.facts.train_size and recipe.dataset.params.holds_images:
+        yield Problem(
+            "SD-D305",
+            "the training split is smaller than one batch",
+            where="train.batch",
+            got=f"batch = {batch}, images = {recipe.facts.train_size}",
+            fix=f"train.batch = {recipe.facts.train_size} or less",
+        )
+
+
+def check_processes(recipe: Recipe, count: int) -> Iterator[Problem]:
+    """Each of `count` processes takes an equal part of every forward pass."""
+    key = "train.micro_batch" if recipe.train.micro_batch else "train.batch"
+    images = recipe.train.micro_batch or recipe.train.batch
+    if images % count:
+        fits = max(n for n in range(1, min(images, count) + 1) if images % n == 0)
+        yield Problem(
+            "SD-C421",
+            f"the images of one forward pass are not divisible by {count} processes",
+            where=key,
+            got=f"{key.removeprefix('train.')} = {images}, {count} processes",
+            expect="as many images for every process",
+            fix=f"{fits} processes, or {key}={-(-images // count) * count}",
+        )

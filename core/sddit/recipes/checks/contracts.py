@@ -1,0 +1,65 @@
+"""Ask the chosen components what they need and forbid, and report those that cannot answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from sddit.errors import Problem, SdditError
+from sddit.interfaces import Needs, Selected
+from sddit.recipes.recipe import Recipe, as_view
+
+
+def components(recipe: Recipe) -> dict[str, Selected[Any]]:
+    """Every chosen component by the dotted key of its table; a term of weight 0 is not among them."""
+    slots = ("backbone", "noise_schedule", "pair_sampler", "attention", "dataset", "sampler", "guidance", "optimizer")
+    return {
+        **{slot: getattr(recipe, slot) for slot in slots},
+        **{f"loss.{label}": chosen for label, chosen in recipe.active_losses.items()},
+        **{f"tracker.{label}": chosen for label, chosen in recipe.trackers.items()},
+        **{
+            f"{'features' if recipe.has_table(label) else 'evaluate.features'}.{label}": chosen
+            for label, chosen in recipe.features.items()
+        },
+    }
+
+
+def check_answers(recipe: Recipe) -> Iterator[Problem]:
+    """What every check and the plan build on must be answered; a plugin's author hears which method is at fault."""
+    questions: list[tuple[str, str, Callable[[], object], type]] = [
+        ("backbone", "grid", lambda: recipe.backbone.params.grid(recipe.shapes), Sequence),
+        ("noise_schedule", "t_range", lambda: recipe.noise_schedule.params.t_range, Sequence),
+        ("noise_schedule", "level_range", lambda: recipe.noise_schedule.params.level_range, Sequence),
+        ("pair_sampler", "views", recipe.pair_sampler.params.views, Sequence),
+        *((f"loss.{label}", "needs", chosen.params.needs, Needs) for label, chosen in recipe.active_losses.items()),
+    ]
+    for key, method, ask, kind in questions:
+        try:
+            if not isinstance(answer := ask(), kind):
+                raise TypeError(f"it gave {type(answer).__name__}, not {kind.__name__}")
+        except SdditError as known:
+            yield from known.problems
+        except ValueError as refused:
+            yield Problem("SD-R108", str(refused), where=key, fix=f"change what it names in [{key}]")
+        except Exception as failure:
+            yield broken_contract(key, components(recipe)[key], method, failure)
+
+
+def check_components(recipe: Recipe) -> Iterator[Problem]:
+    """The rules that the chosen components declare themselves."""
+    for key, chosen in components(recipe).items():
+        try:
+            yield from chosen.params.check(as_view(recipe))
+        except Exception as failure:
+            yield broken_contract(key, chosen, "check", failure)
+
+
+def broken_contract(key: str, chosen: Selected[Any], method: str, failure: Exception) -> Problem:
+    return Problem(
+        "SD-P220",
+        f"{chosen.component.qualified} cannot answer {type(chosen.params).__name__}.{method}",
+        where=key,
+        got=f"{type(failure).__name__}: {failure}".rstrip(": "),
+        expect="what sddit.interfaces says",
+        fix="mend the plugin; sddit.testing.check shows all that it must answer",
+    )

@@ -1,0 +1,116 @@
+"""Check that losses, views, taps and masks fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from sddit.diffusion.masking import keep_count
+from sddit.errors import Problem, SdditError, one_of
+from sddit.recipes.recipe import Recipe
+from sddit.value_schedules import extremes
+
+
+def check_losses(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.active_losses:
+        labels = ", ".join(recipe.losses) or "none"
+        yield Problem("SD-R108", "no loss term has a weight above 0", "loss", labels, "at least one term")
+
+
+def check_views(recipe: Recipe) -> Iterator[Problem]:
+    """Each term finds the views it reads, and a teacher if it needs one."""
+    made = {view.name: view.network for view in recipe.pair_sampler.params.views()}
+    sampler = recipe.pair_sampler.component.name
+    for label, chosen in recipe.active_losses.items():
+        key = f"loss.{label}"
+        for name in chosen.params.views:
+            if name not in made:
+                what = f"pair sampler {sampler!r} makes no view {name!r}"
+                yield Problem("SD-R112", what, f"{key}.views", name, one_of(name, made))
+        networks = {view.network for view in recipe.views_of(chosen.params)}
+        if "student" not in networks and set(chosen.params.views) <= made.keys():
+            yield Problem(
+                "SD-R108", f"term {label!r} reads no student view", f"{key}.views", expect=_views_for(made, "student")
+            )
+        if chosen.params.needs().teacher is not None and "teacher" not in networks:
+            yield Problem(
+                "SD-R108",
+                f"term {label!r} needs a teacher view",
+                where=key,
+                got=f"pair sampler {sampler!r} with the views {', '.join(made)}",
+                expect=_views_for(made, "teacher") if "teacher" in made.values() else "a pair sampler that makes one",
+                fix=f"choose one (sddit-run show pair_samplers), or loss.{label}.weight = 0",
+            )  # fmt: skip
+
+
+def _views_for(made: Mapping[str, str], network: str) -> str:
+    return f"one of {', '.join(name for name, of in made.items() if of == network)}"
+
+
+def check_taps(recipe: Recipe) -> Iterator[Problem]:
+    """The backbone has the taps that terms read, and a class token where one is read."""
+    backbone = recipe.backbone
+    for label, chosen in recipe.active_losses.items():
+        needs = chosen.params.needs()
+        for want in filter(None, (needs.student, needs.teacher)):
+            for tap in want.taps:
+                try:
+                    backbone.params.width(tap)
+                except ValueError as refused:
+                    what = f"backbone {backbone.component.name!r} has no tap {tap!r} for term {label!r}"
+                    yield Problem("SD-R113", what, f"loss.{label}", expect=str(refused))
+            if want.cls and not backbone.params.has_cls:
+                yield Problem(
+                    "SD-R108",
+                    f"term {label!r} reads a class token, and backbone {backbone.component.name!r} has none",
+                    where=f"loss.{label}",
+                    fix=f"give the backbone one (sddit-run show backbones {backbone.component.name}), "
+                    "or leave that part of the term out",
+                )
+
+
+def check_masks(recipe: Recipe) -> Iterator[Problem]:
+    """A view hides tokens only where the backbone can run without them, and never all of them."""
+    rows, columns = recipe.backbone.params.grid(recipe.shapes)
+    for view in recipe.pair_sampler.params.views():
+        if not view.is_masked:
+            continue
+        highest = extremes(view.mask_ratio)[1] + view.mask_spread
+        if not recipe.backbone.params.supports_masking:
+            name = recipe.backbone.component.name
+            yield Problem(
+                "SD-R108",
+                f"view {view.name!r} hides tokens, and backbone {name!r} as set cannot run without them",
+                where="pair_sampler",
+                got=f"a mask ratio up to {highest:g}",
+                fix=f"a mask ratio of 0, or a backbone that can (sddit-run show backbones {name})",
+            )
+        try:
+            keep_count(rows * columns, highest)
+        except SdditError as refused:
+            yield from (replace(problem, where="pair_sampler") for problem in refused.problems)
+
+
+def check_windows(recipe: Recipe) -> Iterator[Problem]:
+    """A noise window holds some of the levels that the schedule trains, and belongs to a term that counts by sample."""
+    lowest, highest = recipe.noise_schedule.params.t_range
+    for label, chosen in recipe.active_losses.items():
+        if chosen.params.window is None:
+            continue
+        if chosen.params.couples_samples:
+            yield Problem(
+                "SD-R108",
+                f"term {label!r} is one number for the whole batch: no sample of it can count 0",
+                where=f"loss.{label}.window",
+                fix=f"leave loss.{label}.window out",
+            )
+            continue
+        low, high = chosen.params.window
+        if low >= high or low >= highest or high <= lowest:
+            yield Problem(
+                "SD-R108",
+                f"no noise level lies in the window of term {label!r}",
+                where=f"loss.{label}.window",
+                got=f"[{low:g}, {high:g}]",
+                expect=f"[low, high] within {lowest:g} to {highest:g}",
+            )
