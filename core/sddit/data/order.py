@@ -8,7 +8,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from sddit.errors import error
+from sddit.interfaces.dataset import small_split_error
 
 
 def batch_ids(seed: int, step: int, batch: int, size: int) -> tuple[list[int], list[int]]:
@@ -19,14 +19,7 @@ def batch_ids(seed: int, step: int, batch: int, size: int) -> tuple[list[int], l
     Steps count from 0. Raises SD-D305 for a split smaller than a batch.
     """
     if size < batch:
-        raise error(
-            "SD-D305",
-            "the training split is smaller than one batch",
-            where="train.batch",
-            got=f"{size} images, batches of {batch}",
-            expect=f"a batch of at most {size}",
-            fix=f"train.batch={max(size, 1)}, or more images",
-        )
+        raise small_split_error(size, batch)
     places = [divmod(g, size) for g in range(step * batch, (step + 1) * batch)]
     ids = [int(permutation(seed, epoch, size)[rest]) for epoch, rest in places]
     return ids, [epoch for epoch, _ in places]

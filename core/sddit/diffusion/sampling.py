@@ -41,17 +41,7 @@ class StepSampler:
 
 def noise_levels(params: SamplerParams, schedule: NoiseSchedule) -> list[float]:
     """The levels that a sampler's settings ask of a schedule: `steps` falling ones and 0, variance-exploding."""
-    lowest, highest = schedule.sigma_range
-    low = lowest if params.sigma_min is None else params.sigma_min
-    high = highest if params.sigma_max is None else params.sigma_max
-    if low >= high:
-        raise error(
-            "SD-T902",
-            "sampling has no noise to remove: the lowest level is not below the highest",
-            where="sampler.sigma_min, sampler.sigma_max",
-            got=f"{low:g} and {high:g}",
-            expect=f"sigma_min < sigma_max; the schedule's own are {lowest:g} and {highest:g}",
-        )
+    low, high = params.noise_range(schedule.sigma_range)
     return schedule.grid(params.steps, kind=params.grid, sigma_min=low, sigma_max=high, rho=params.rho)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sddit.diffusion.draws import key_of
-from sddit.errors import Problem, raise_all
+from sddit.errors import raise_all
 from sddit.evaluation.metrics import (
     class_accuracy,
     copied_share,
@@ -27,6 +27,7 @@ from sddit.evaluation.metrics import (
 )
 from sddit.interfaces import Dataset, FeatureExtractor, FigureExtractor
 from sddit.interfaces.metric_names import TRAINING_METRICS
+from sddit.recipes.checks.evaluation import min_images, too_few_images
 from sddit.recipes.settings import EvaluateSettings
 
 if TYPE_CHECKING:
@@ -227,19 +228,12 @@ def scores(
 
 
 def refuse_few(sets: Mapping[str, Sized], neighbours: int) -> None:
-    """Every set needs more images than a ball has neighbours, or there is nothing to measure."""
-    least = max(2, neighbours + 1)
+    """Raise SdditError (SD-T906) for each set with too few images for the statistics."""
+    fix = "use more images, or disable the scores with evaluate.features=[]"
     raise_all(
-        Problem(
-            "SD-T906",
-            f"too few {what} to score",
-            where="evaluate.samples" if what == "samples" else "dataset",
-            got=str(len(images)),
-            expect=f"at least {least} for evaluate.neighbours = {neighbours}",
-            fix="give more images, or turn the scores off with evaluate.features=[]",
-        )
-        for what, images in sets.items()
-        if len(images) < least
+        too_few_images(name, len(images), neighbours, "evaluate.samples" if name == "samples" else "dataset", fix)
+        for name, images in sets.items()
+        if len(images) < min_images(neighbours)
     )
 
 

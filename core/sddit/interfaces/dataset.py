@@ -11,6 +11,7 @@ from pydantic import Field
 if TYPE_CHECKING:
     from torch import Tensor
 
+from sddit.errors import SdditError, error
 from sddit.interfaces.params import Params
 
 Split = Literal["train", "test"]
@@ -84,3 +85,15 @@ class DrawnDataset(Dataset, Protocol):
     def spread(self, ids: Sequence[int]) -> Tensor:
         """Standard deviations [n, C, H, W] float32, in the units of `fetch`."""
         ...
+
+
+def small_split_error(size: int, batch: int) -> SdditError:
+    """Return the refusal (SD-D305) of a training split that is smaller than one batch."""
+    return error(
+        "SD-D305",
+        "the training split is smaller than one batch",
+        where="train.batch",
+        got=f"batch = {batch}, images = {size}",
+        expect=f"a batch of at most {size}",
+        fix=f"train.batch = {max(size, 1)}, or more images",
+    )

@@ -11,6 +11,7 @@ from pydantic import Field
 if TYPE_CHECKING:
     from torch import Tensor
 
+from sddit.errors import error
 from sddit.interfaces.params import Params
 
 
@@ -34,8 +35,27 @@ class SamplerParams(Params):
 
     @property
     def needs_variance(self) -> bool:
-        """Whether the model must have learned a variance: a schedule of two outputs."""
+        """Return whether the model must have learned a variance: a schedule of two outputs."""
         return False
+
+    def noise_range(self, level_range: tuple[float, float]) -> tuple[float, float]:
+        """Return the lowest and the highest level to sample, by default those of the schedule's `level_range`.
+
+        Raises SdditError (SD-T902) if the lowest is not below the highest.
+        """
+        low = level_range[0] if self.sigma_min is None else self.sigma_min
+        high = level_range[1] if self.sigma_max is None else self.sigma_max
+        if low < high:
+            return low, high
+        keys = [f"sampler.{key}" for key in ("sigma_min", "sigma_max") if getattr(self, key) is not None]
+        raise error(
+            "SD-T902",
+            "sampling has no noise to remove: the lowest level is not below the highest",
+            where=keys[0] if keys else "noise_schedule",
+            got=f"sigma_min = {low:g}, sigma_max = {high:g}",
+            expect=f"sigma_min < sigma_max; the schedule's own are {level_range[0]:g} and {level_range[1]:g}",
+            fix=f"remove {' and '.join(keys)}" if keys else "",
+        )
 
 
 class GuidanceParams(Params):

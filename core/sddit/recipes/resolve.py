@@ -22,7 +22,7 @@ from sddit.recipes.differences import SETTINGS, differences
 from sddit.recipes.merge import Merged, Origin, lay, leaves, load, of_recipe, of_tables, override
 from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.selection import LABELLED, SLOTS, Finder
+from sddit.recipes.selection import LABELLED, SLOTS, Selector
 from sddit.recipes.settings import EmaSettings, StartSettings
 from sddit.recipes.start_weights import located
 from sddit.recipes.validation import unknown_key
@@ -90,27 +90,27 @@ def resolve_without_data(source: str | Path, *, host: Host | None = None) -> Rec
 
 def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     """`resolve` for a recipe whose layers are merged already."""
-    finder = Finder(merged, host or the_host())
-    finder.misspelt += _unknown_tables(finder)
-    chosen = finder.slots()
-    labelled = {table: finder.labelled(table) for table in LABELLED}
-    averages = {label: finder.settings(EmaSettings, t, f"ema.{label}") for label, t in finder.labels("ema").items()}
+    selector = Selector(merged, host or the_host())
+    selector.add(_unknown_tables(selector), blocks=False)
+    chosen = selector.slots()
+    labelled = {table: selector.labelled(table) for table in LABELLED}
+    averages = {label: selector.settings(EmaSettings, t, f"ema.{label}") for label, t in selector.labels("ema").items()}
     tables: dict[str, Any] = {
-        key: finder.settings(model, merged.tables.get(key, {}), key)
+        key: selector.settings(model, merged.tables.get(key, {}), key)
         for key, model in SETTINGS.items()
         if key not in ("ema", "start")
     }
-    features = finder.features(tables["evaluate"].features, labelled["features"]) if tables["evaluate"] else {}
-    seed, name, start = _seed(finder), _name(finder), _start(finder)
-    facts = _facts(finder, chosen)
-    if finder.problems:
-        raise_all(dict.fromkeys([*finder.misspelt, *finder.problems]))
+    features = selector.features(tables["evaluate"].features, labelled["features"]) if tables["evaluate"] else {}
+    seed, name, start = _seed(selector), _name(selector), _start(selector)
+    facts = _facts(selector, chosen)
+    if selector.is_blocked:
+        raise_all(selector.problems())
     assert facts is not None  # what is missing has left a problem
 
     std = round_to(seen_std(chosen["dataset"].params, facts), digits=6)
     measured = [key for key, value in _measurable(chosen["noise_schedule"]) if value == MEASURED]
     warnings = _far_from_measured(chosen["noise_schedule"], std, merged)
-    chosen["noise_schedule"] = _with_measured(finder, chosen["noise_schedule"], measured, std)
+    chosen["noise_schedule"] = _with_measured(selector, chosen["noise_schedule"], measured, std)
     qualified = tuple(
         label if label in labelled["features"] else feature.component.qualified for label, feature in features.items()
     )
@@ -137,13 +137,13 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         evaluate=tables["evaluate"].model_copy(update={"features": qualified, "weights": sampled}),
         facts=facts,
         start=start,
-        plugin_digests=finder.used,
+        plugin_digests=selector.used,
         plugin_files={plugin.beside: plugin.path for plugin in merged.plugins if plugin.is_file},
         kernels={
-            c.name: cast(AttentionParams, c.params()) for c in finder.host.registries.attention if not c.missing()
+            c.name: cast(AttentionParams, c.params()) for c in selector.host.registries.attention if not c.missing()
         },
     )
-    raise_all([*finder.misspelt, *(_placed(problem, merged) for problem in checks.check(recipe))])
+    raise_all([*selector.problems(), *(_placed(problem, merged) for problem in checks.check(recipe))])
     return _with_notes(recipe, merged, measured, warnings)
 
 
@@ -152,8 +152,8 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _unknown_tables(finder: Finder) -> Iterator[Problem]:
-    merged, registries = finder.merged, finder.host.registries.all()
+def _unknown_tables(selector: Selector) -> Iterator[Problem]:
+    merged, registries = selector.merged, selector.host.registries.all()
     faces = {**SETTINGS, **{slot: registries[kind].params for slot, (kind, _) in SLOTS.items()}}
     for key, value in merged.tables.items():
         if key in TABLES or (merged.resolved and key in STATED):
@@ -163,38 +163,38 @@ def _unknown_tables(finder: Finder) -> Iterator[Problem]:
         yield replace(problem, fix=f"write {' or '.join(homes)}") if homes else problem
 
 
-def _seed(finder: Finder) -> int:
-    seed = finder.merged.tables.get("seed", 0)
+def _seed(selector: Selector) -> int:
+    seed = selector.merged.tables.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int):
-        finder.problem("SD-R103", "'seed' is of the wrong kind", "seed", f"seed = {quoted(seed)}", "whole number")
+        selector.problem("SD-R103", "'seed' is of the wrong kind", "seed", f"seed = {quoted(seed)}", "whole number")
     elif not 0 <= seed <= MAX_INTEGER:
-        finder.problem("SD-R107", "the seed is out of range", "seed", f"seed = {seed}", "0 to 2^63 - 1")
+        selector.problem("SD-R107", "the seed is out of range", "seed", f"seed = {seed}", "0 to 2^63 - 1")
     else:
         return seed
     return 0
 
 
-def _start(finder: Finder) -> StartSettings | None:
+def _start(selector: Selector) -> StartSettings | None:
     """The weights to begin from, each of them settled: which checkpoint, which label, which hash."""
-    if "start" not in finder.merged.tables:
+    if "start" not in selector.merged.tables:
         return None
-    settings = finder.settings(StartSettings, finder.merged.tables["start"], "start")
+    settings = selector.settings(StartSettings, selector.merged.tables["start"], "start")
     try:
-        return settings and located(settings, stated=finder.merged.resolved)
+        return settings and located(settings, stated=selector.merged.resolved)
     except SdditError as failure:
         keyed = [p if p.where.startswith("start.") else replace(p, where="start.run") for p in failure.problems]
-        finder.problems += [_placed(problem, finder.merged) for problem in keyed]
+        selector.add(_placed(problem, selector.merged) for problem in keyed)
     return None
 
 
-def _name(finder: Finder) -> str:
+def _name(selector: Selector) -> str:
     """What the run's folder is called: the file's name, which its resolved form carries on."""
-    merged = finder.merged
+    merged = selector.merged
     stem = merged.path.stem if merged.path else "recipe"
     name = merged.tables.get("name", stem) if merged.resolved else stem
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w. -]*", name):
         expect = "letters, digits, _, - and . in the name of a recipe"
-        finder.problem("SD-R103", "the name cannot be that of a run folder", "name", quoted(name), expect)
+        selector.problem("SD-R103", "the name cannot be that of a run folder", "name", quoted(name), expect)
     return str(name)
 
 
@@ -203,14 +203,14 @@ def _name(finder: Finder) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _facts(finder: Finder, chosen: Mapping[str, Selected[Any]]) -> DataFacts | None:
+def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts | None:
     if "dataset" not in chosen:
         return None
     try:
         facts: DataFacts = chosen["dataset"].params.facts()
         return facts
     except SdditError as failure:
-        finder.problems += [_placed(problem, finder.merged, around="dataset") for problem in failure.problems]
+        selector.add(_placed(problem, selector.merged, around="dataset") for problem in failure.problems)
     return None
 
 
@@ -225,11 +225,12 @@ def _mentions_measured(annotation: Any) -> bool:
     return MEASURED in get_args(annotation) or any(map(_mentions_measured, get_args(annotation)))
 
 
-def _with_measured(finder: Finder, schedule: Selected[Any], keys: Sequence[str], std: float) -> Selected[Any]:
+def _with_measured(selector: Selector, schedule: Selected[Any], keys: Sequence[str], std: float) -> Selected[Any]:
     """The schedule with the data's standard deviation where the recipe says `measured`."""
     table = {**schedule.params.model_dump(mode="json", by_alias=True), **dict.fromkeys(keys, std)}
-    params = finder.settings(type(schedule.params), table, "noise_schedule")
-    raise_all(finder.problems)
+    params = selector.settings(type(schedule.params), table, "noise_schedule")
+    if selector.is_blocked:
+        raise_all(selector.problems())
     return replace(schedule, params=params)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -46,25 +46,39 @@ FEATURES = "evaluate.features"
 LABEL = re.compile(r"[a-z][a-z0-9_-]*")
 
 
-class Finder:
-    """Looks up components for one recipe.
+class Found(NamedTuple):
+    """A problem of a recipe. One that does not block is an unknown key: the rest of its table is checked as well."""
 
-    What is wrong is gathered: in `problems` where something cannot be built because of it, in `misspelt` where a key means
-    nothing and the rest of its table stands, so that the rules between slots can be asked as well.
-    """
+    problem: Problem
+    blocks: bool
+
+
+class Selector:
+    """Selects the components of one recipe and gathers what is wrong, so that all problems are reported together."""
 
     def __init__(self, merged: Merged, host: Host) -> None:
         self.merged = merged
         self.host = host
-        self.problems: list[Problem] = []
-        self.misspelt: list[Problem] = []
+        self.found: list[Found] = []
         self.used: dict[str, str] = {}  # plugin -> its version, or the hash of its file
         self._broken: set[str] = set()  # the plugins that did not load
         self._use_plugins()
 
+    @property
+    def is_blocked(self) -> bool:
+        """Return whether something cannot be built."""
+        return any(found.blocks for found in self.found)
+
+    def problems(self) -> list[Problem]:
+        """Return each problem once: unknown keys first, then what blocks."""
+        return list(dict.fromkeys(found.problem for found in sorted(self.found, key=lambda found: found.blocks)))
+
+    def add(self, problems: Iterable[Problem], *, blocks: bool = True) -> None:
+        self.found += [Found(problem, blocks) for problem in problems]
+
     def slots(self) -> dict[str, Selected[Any]]:
         """The one component of each slot, without those that have problems."""
-        return self._found({slot: self._slot(slot) for slot in SLOTS})
+        return self._selected({slot: self._slot(slot) for slot in SLOTS})
 
     def labelled(self, table: str) -> dict[str, Selected[Any]]:
         """The components of `[loss.LABEL]`, `[tracker.LABEL]` or `[features.LABEL]`, without those that have problems.
@@ -72,7 +86,7 @@ class Finder:
         An extractor is called what its label says where it has no name: `evaluate.features` names it as if it had no table.
         """
         kind, named = LABELLED[table], table == "features"
-        return self._found(
+        return self._selected(
             {
                 label: self.choose(f"{table}.{label}", t, kind, label if named else "")
                 for label, t in self.labels(table).items()
@@ -137,13 +151,13 @@ class Finder:
         try:
             return validated(model, settings, table=key, where=self.merged.place, fix=fix, also=also)
         except SdditError as failure:
-            meant = as_meant(model, settings)
-            (self.problems if meant is None else self.misspelt).extend(failure.problems)
-            return meant
+            corrected = with_corrected_keys(model, settings)
+            self.add(failure.problems, blocks=corrected is None)
+            return corrected
 
     def problem(self, code: str, what: str, key: str, got: str = "", expect: str = "", fix: str = "") -> None:
         """Note a problem of the value or table at a dotted key."""
-        self.problems.append(Problem(code, what, self.merged.place(key), got, expect, fix))
+        self.add([Problem(code, what, self.merged.place(key), got, expect, fix)])
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
@@ -151,7 +165,7 @@ class Finder:
         try:
             yield
         except SdditError as failure:
-            self.problems += failure.problems
+            self.add(failure.problems)
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -172,7 +186,7 @@ class Finder:
         try:
             self.host.use([name], folder, where=where)
         except SdditError as failure:
-            self.problems += failure.problems
+            self.add(failure.problems)
             self._broken.add(row)
             return False
         return True
@@ -254,11 +268,11 @@ class Finder:
         return None
 
     @staticmethod
-    def _found(chosen: Mapping[str, Selected[Any] | None]) -> dict[str, Selected[Any]]:
+    def _selected(chosen: Mapping[str, Selected[Any] | None]) -> dict[str, Selected[Any]]:
         return {key: value for key, value in chosen.items() if value is not None}
 
 
-def as_meant(model: type[P], settings: Mapping[str, Any]) -> P | None:
+def with_corrected_keys(model: type[P], settings: Mapping[str, Any]) -> P | None:
     """The settings with each unknown key read as the nearest known one, or left out; None if more than that is wrong."""
     known = keys(model)
     meant = {key: value for key, value in settings.items() if key in known}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sddit.errors import Problem
+from sddit.interfaces.dataset import small_split_error
 from sddit.recipes.recipe import Recipe
 
 
@@ -25,13 +26,7 @@ def check_batch(recipe: Recipe) -> Iterator[Problem]:
                 fix=f"train.micro_batch = {batch}, or a smaller batch",
             )
     if batch > recipe.facts.train_size and recipe.dataset.params.holds_images:
-        yield Problem(
-            "SD-D305",
-            "the training split is smaller than one batch",
-            where="train.batch",
-            got=f"batch = {batch}, images = {recipe.facts.train_size}",
-            fix=f"train.batch = {recipe.facts.train_size} or less",
-        )
+        yield from small_split_error(recipe.facts.train_size, batch).problems
 
 
 def check_processes(recipe: Recipe, count: int) -> Iterator[Problem]:

@@ -27,25 +27,30 @@ def check_evaluation(recipe: Recipe) -> Iterator[Problem]:
 
 
 def check_image_counts(recipe: Recipe) -> Iterator[Problem]:
-    """Every set that is scored, or probed, needs more images than one of them has neighbours, and two to have a spread."""
-    least = max(2, recipe.evaluate.neighbours + 1)
+    """Check that every set that is scored, or probed, has enough images."""
+    settings, minimum = recipe.evaluate, min_images(recipe.evaluate.neighbours)
     splits = "dataset.holdout" if "holdout" in type(recipe.dataset.params).model_fields else "dataset"
     sets = (
-        ("samples", recipe.evaluate.samples, "evaluate.samples", f"evaluate.samples = {least}"),
+        ("samples", settings.samples, "evaluate.samples", f"evaluate.samples = {minimum}"),
         ("held-out images", recipe.facts.test_size, splits, f"a higher {splits}"),
         ("training images", recipe.facts.train_size, splits, f"a lower {splits}"),
     )
-    looked_at = sets if recipe.features else sets[1:] if recipe.evaluate.probe else ()
-    for what, count, key, remedy in looked_at:
-        if count < least:
-            yield Problem(
-                "SD-T906",
-                f"too few {what} to score",
-                where=key,
-                got=str(count),
-                expect=f"at least {least} for evaluate.neighbours = {recipe.evaluate.neighbours}",
-                fix=f"{'more images' if key == 'dataset' else remedy}, or {'evaluate.features=[]' if recipe.features else 'evaluate.probe=false'}",
-            )
+    off = "evaluate.features=[]" if recipe.features else "evaluate.probe=false"
+    used = sets if recipe.features else sets[1:] if settings.probe else ()
+    for name, count, key, fix in used:
+        if count < minimum:
+            remedy = "more images" if key == "dataset" else fix
+            yield too_few_images(name, count, settings.neighbours, key, f"{remedy}, or {off}")
+
+
+def min_images(neighbours: int) -> int:
+    """Return how many images a score needs: more than neighbours of one of them, and two for a variance."""
+    return max(2, neighbours + 1)
+
+
+def too_few_images(name: str, count: int, neighbours: int, where: str, fix: str) -> Problem:
+    expect = f"at least {min_images(neighbours)} for evaluate.neighbours = {neighbours}"
+    return Problem("SD-T906", f"too few {name} to score", where, str(count), expect, fix)
 
 
 def check_trackers(recipe: Recipe) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sddit.errors import Problem, one_of
+from sddit.errors import Problem, SdditError, one_of
 from sddit.recipes.recipe import Recipe
 
 
@@ -27,19 +27,10 @@ def check_sampling(recipe: Recipe) -> Iterator[Problem]:
             got=f"noise schedule {schedule.component.name!r} with one output",
             fix="a schedule that learns one, or another sampler: sddit-run show samplers",
         )
-    lowest, highest = recipe.noise_schedule.params.level_range
-    low = lowest if given.sigma_min is None else given.sigma_min
-    high = highest if given.sigma_max is None else given.sigma_max
-    if low >= high:
-        keys = [f"sampler.{key}" for key in ("sigma_min", "sigma_max") if getattr(given, key) is not None]
-        yield Problem(
-            "SD-T902",
-            "sampling has no noise to remove: the lowest level is not below the highest",
-            where=keys[0] if keys else "noise_schedule",
-            got=f"sigma_min = {low:g}, sigma_max = {high:g}",
-            expect=f"sigma_min < sigma_max; the schedule's own are {lowest:g} and {highest:g}",
-            fix=f"leave {' and '.join(keys)} out" if keys else "",
-        )
+    try:
+        given.noise_range(schedule.params.level_range)
+    except SdditError as refused:
+        yield from refused.problems
 
 
 def check_guidance(recipe: Recipe) -> Iterator[Problem]:
