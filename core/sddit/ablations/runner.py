@@ -328,7 +328,7 @@ def pick(plan: AblationPlan, id: str) -> PlannedRun:
         )
     runs = {run.id: run for run in reversed(plan.runs)}
     if id not in runs:
-        fix = "sddit-run -n RECIPE   lists them"
+        fix = "run  sddit-run -n RECIPE --all  to list them"
         raise error("SD-R152", f"no run {id!r} in the plan", where="--only", got=id, expect=one_of(id, runs), fix=fix)
     run = runs[id]
     return PlannedRun(run.arm, run.seed, with_threads(run.recipe, plan.threads), run.folder)
