@@ -58,10 +58,9 @@ class DiT(Frame[DiTParams]):
     ) -> tuple[Tensor | None, dict[str, Tensor], dict[Tap, Tokens]]:
         """Return (raw [B, outputs * C, H, W] or None, no further heads, taps).
 
-        Stops after the deepest block that is needed.
-
-        Taps in the sparse span return the K visible tokens with their index, and the class token; taps in the decoder
-        return all N and no class token, which is dropped before the decoder.
+        Stop after the deepest block that is needed. Taps in the sparse span return the K visible tokens with their
+        index, and the class token; taps in the decoder return all N and no class token, which is dropped before the
+        decoder.
         """
         stop = self.params.last_block(taps, output)
         self.check_depth(stop, output)

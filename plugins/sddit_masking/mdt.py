@@ -135,9 +135,8 @@ class MDT(Frame[MDTParams]):
     ) -> tuple[Tensor | None, dict[str, Tensor], dict[Tap, Tokens]]:
         """Return (raw [B, outputs * C, H, W] or None, no further heads, taps).
 
-        Stops after the deepest block that is needed.
-
-        Taps in the encoder return the K visible tokens with their index, those in the decoder all N.
+        Stop after the deepest block that is needed. Taps in the encoder return the K visible tokens with their index,
+        those in the decoder all N.
         """
         stop = self.params.last_block(taps, output)
         self.check_depth(stop, output)
