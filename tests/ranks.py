@@ -21,13 +21,13 @@ from torch import Tensor
 from sddit.distributed import processes, rendezvous
 from sddit.distributed.parallel import full_tensor
 from sddit.distributed.rendezvous import join_processes
-from sddit.distributed.world import DistributedWorld, World
+from sddit.distributed.world import World
 from sddit.generation import balanced, generate
 from sddit.plugins.host import host
 from sddit.recipes.resolve import resolve
 from sddit.storage.checkpoints import Store
 from sddit.testing.toys import plugin as toys
-from sddit.training import build, nonfinite
+from sddit.training import build, loop
 from sddit.training.build import build_session
 from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
@@ -70,7 +70,7 @@ SPOILS: Mapping[str, tuple[Any, str, Any]] = {
         "rows",
         lambda self, begin, count: slice(begin, begin + count // self.size),
     ),
-    "untouched gradients stay zero": (nonfinite, "forget_untouched", lambda root, optimizer, touched: None),
+    "untouched gradients stay zero": (loop, "drop_unused_gradients", lambda root, optimizer, used: None),
 }
 """What an equality test must notice."""
 
@@ -78,7 +78,7 @@ SPOILS: Mapping[str, tuple[Any, str, Any]] = {
 def spoil_staged(world: World, session: Session) -> None:
     """A NaN that only the second rank sees, in what a term of it staged."""
     if world.rank == 1 and session.step == 3:
-        for staged in session.student.terms["agree"].staged():  # type: ignore[operator]
+        for staged in session.student.terms["agree"].staged():
             staged.fill_(math.nan)
 
 

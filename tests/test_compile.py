@@ -42,8 +42,8 @@ def agree(device: str, precision: str, tolerance: float) -> None:
     plain, weights = trained(device, f"train.precision={precision}")
     compiled, compiled_weights = trained(device, f"train.precision={precision}", "train.compile=true")
     for one, two in zip(plain, compiled, strict=True):
-        assert one.terms.keys() == two.terms.keys() == {"denoise", "discrimination"}
-        torch.testing.assert_close(two.terms, one.terms, rtol=tolerance, atol=tolerance)
+        assert one.measured.losses.keys() == two.measured.losses.keys() == {"denoise", "discrimination"}
+        torch.testing.assert_close(two.measured.losses, one.measured.losses, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(two.grad_norm, one.grad_norm, rtol=tolerance, atol=tolerance)
         assert two.ratios == pytest.approx(one.ratios, rel=tolerance)
     assert plain[0].ratios.keys() == {"discrimination"}  # measured at the first step: two backward passes

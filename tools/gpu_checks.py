@@ -130,7 +130,7 @@ def trained(device: Device) -> Iterator[Line]:
 
 def beside(of: str, one: StepResult, two: StepResult, bound: float) -> Iterator[Line]:
     """The terms and the gradient norm of two steps."""
-    pairs = {f"loss {label}": (one.terms[label], two.terms[label]) for label in two.terms}
+    pairs = {f"loss {label}": (one.measured.losses[label], two.measured.losses[label]) for label in two.measured.losses}
     for what, (mine, theirs) in {**pairs, "gradient norm": (one.grad_norm, two.grad_norm)}.items():
         yield line(of, Measurement(what, abs(float(mine) / float(theirs) - 1), bound))
 

@@ -11,13 +11,18 @@ from sddit.plugins.registry import Registry
 
 if TYPE_CHECKING:
     from sddit.api import Model, build, context, load, observe, sample, view
+    from sddit.backbones import Backbone
+    from sddit.losses import LossTerm
 
 __version__ = "0.1.0"
 HEAVY = dict.fromkeys(("Model", "build", "load", "sample", "context", "observe", "view"), "sddit.api")
+HEAVY |= {"Backbone": "sddit.backbones", "LossTerm": "sddit.losses"}
 """What needs torch, and is imported when first asked for."""
 
 __all__ = [
+    "Backbone",
     "Component",
+    "LossTerm",
     "Model",
     "Params",
     "Registry",

@@ -14,18 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from sddit.backbones import Backbone
 from sddit.diffusion.draws import Draws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.errors import error
 from sddit.exchange.conversion import convert_from_layout
 from sddit.exchange.files import read_weight_file
 from sddit.generation import generate, of_classes
-from sddit.interfaces import Backbone, Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Tap, View
+from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Tap, View
 from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
@@ -69,7 +70,7 @@ def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runti
 class Model:
     """A trained network F, with the noise schedule that says what its output means."""
 
-    backbone: nn.Module
+    backbone: Backbone
     schedule: NoiseSchedule | None
     shapes: Shapes
     recipe: Recipe | None = None  # of the run it came from
@@ -284,7 +285,7 @@ def view(
 
 def observe(model: Model, seen: View, *, taps: Sequence[Tap] = (), output: bool = True) -> Outputs:
     """What a loaded network gives for a view, with gradient: its own output, the x0 made of it, tokens at `taps`."""
-    return denoise_view(cast(Backbone, model.backbone), model.require_schedule(), seen, taps, output)
+    return denoise_view(model.backbone, model.require_schedule(), seen, taps, output)
 
 
 def context(

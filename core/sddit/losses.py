@@ -1,8 +1,9 @@
-"""The base class of loss terms."""
+"""Provide the base class of losses, and a typed collection of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import ItemsView, Iterable, Mapping, ValuesView
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -47,3 +48,19 @@ class LossTerm(nn.Module):
         read = {name: total / count for name, (total, count) in self._logged.items()}
         self._logged.clear()
         return read
+
+
+class Losses(nn.ModuleDict):
+    """{label: loss}, a ModuleDict whose members are known to be losses."""
+
+    def __init__(self, losses: Mapping[str, LossTerm]) -> None:
+        super().__init__(losses)
+
+    def __getitem__(self, label: str) -> LossTerm:
+        return cast(LossTerm, super().__getitem__(label))
+
+    def items(self) -> ItemsView[str, LossTerm]:
+        return cast(ItemsView[str, LossTerm], super().items())
+
+    def values(self) -> ValuesView[LossTerm]:
+        return cast(ValuesView[LossTerm], super().values())

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sddit import Backbone
 from sddit.diffusion.preconditioning import denoise_view
-from sddit.interfaces import Backbone, CheckContext, Measurement, Outputs, View
+from sddit.interfaces import CheckContext, Measurement, Outputs, View
+from sddit.losses import Losses
 from sddit.testing import fixtures
 from sddit.testing.teacher import Teacher
 from sddit.testing.toys.network import ToyAttention, ToyBackbone
@@ -50,7 +52,7 @@ def views_of(params: PfOdeParams) -> dict[str, View]:
 class Pair:
     """A student, its loss and its teacher, float64."""
 
-    backbone: nn.Module
+    backbone: Backbone
     loss: Discrimination
     teacher: Teacher
 
@@ -69,7 +71,7 @@ def build_pair() -> Pair:
         loss = Discrimination(DiscriminationParams(**TINY), widths={"encoder": 12})
     fixtures.randomised(backbone, scale=0.3)
     fixtures.randomised(loss, scale=0.3)
-    return Pair(backbone, loss, Teacher(backbone, {"loss": loss}, ("encoder",)))
+    return Pair(backbone, loss, Teacher(backbone, Losses({"loss": loss}), ("encoder",)))
 
 
 def loss_of(pair: Pair, *, constant: bool = False) -> Tensor:
@@ -77,7 +79,7 @@ def loss_of(pair: Pair, *, constant: bool = False) -> Tensor:
     ctx, views = fixtures.context(averaged=pair.teacher.modules["loss"]), views_of(PfOdeParams())
     networks = {"student": pair.backbone, "teacher": pair.teacher.backbone}
     outputs = {
-        name: denoise_view(cast(Backbone, network), ctx.schedule, views[name], ("encoder",), output=False)
+        name: denoise_view(network, ctx.schedule, views[name], ("encoder",), output=False)
         for name, network in networks.items()
     }
     if constant:
@@ -135,7 +137,7 @@ def closed_form(pair: Pair, first: dict[str, Tensor]) -> float:
     for step in range(UPDATES):
         for key, parameter in enumerate([*pair.backbone.parameters(), *pair.loss.parameters()]):
             parameter.add_(0.1 * fixtures.numbers(*parameter.shape, key=100 * step + key, dtype=torch.float64))
-        pair.teacher.update(pair.backbone, {"loss": pair.loss}, MOMENTUM)
+        pair.teacher.update(pair.backbone, Losses({"loss": pair.loss}), MOMENTUM)
         weight = (1 - MOMENTUM) * MOMENTUM ** (UPDATES - 1 - step)
         now = {f"backbone.{name}": value for name, value in pair.backbone.state_dict().items()}
         now |= {f"loss.{name}": value for name, value in pair.loss.state_dict().items()}

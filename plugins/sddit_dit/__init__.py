@@ -6,10 +6,15 @@ Other plugins may use the building blocks of transformers (`blocks`, `frame`, `f
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sddit import Registry, hookimpl
-from sddit.interfaces import Backbone, PairSampler
+from sddit.interfaces import PairSampler
 from sddit_dit.params import DiTParams
 from sddit_dit.view_params import SingleParams
+
+if TYPE_CHECKING:
+    from sddit import Backbone
 
 
 @hookimpl

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from sddit import Backbone
 from sddit.interfaces import Attention, Shapes, Tap
 from sddit_dit.blocks import AdaptiveLinear, LabelEmbedding, TimestepEmbedding, patchify, unpatchify
 from sddit_dit.params import TransformerParams
@@ -17,14 +18,13 @@ from sddit_dit.params import TransformerParams
 P = TypeVar("P", bound=TransformerParams)
 
 
-class Frame(nn.Module, Generic[P]):
+class Frame(Backbone, Generic[P]):
     """A transformer without its middle: a subclass makes `blocks`, in depth order, in `build_blocks` and runs them.
 
     While `checkpointing` is True, `run` recomputes activations in the backward pass instead of keeping them;
     `set_checkpointing` turns it on and off.
     """
 
-    blocks: nn.ModuleList
     final: AdaptiveLinear | None
     decoder_entry: ClassVar[str]  # name of the module between encoder and decoder; it may be None
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sddit import Registry, hookimpl
-from sddit.interfaces import Backbone, Loss, Optimizer, PairSampler
+from sddit.interfaces import Loss, Optimizer, PairSampler
 from sddit_masking.params import AdanParams, MaskedAndFullParams, MaskedParams, MDTParams, ReconstructionParams
+
+if TYPE_CHECKING:
+    from sddit import Backbone
 
 
 @hookimpl

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import Backbone, NoiseSchedule, Outputs, Prediction, Tap, View
+from sddit.interfaces import NoiseSchedule, Outputs, Prediction, Tap, View
 
 
 def precondition(
-    backbone: Backbone,
+    backbone: nn.Module,
     schedule: NoiseSchedule,
     x: Tensor,
     t: Tensor,
@@ -33,7 +32,7 @@ def precondition(
     """F and D at x [B, C, H, W], each sample at its own time t [B], in the schedule's own coordinates.
 
     Args:
-        backbone: F.
+        backbone: F, called as `sddit.Backbone.forward`.
         schedule: what its input and output mean.
         x: the noisy images.
         t: their noise levels.
@@ -70,7 +69,7 @@ def precondition(
 
 
 def denoise_view(
-    backbone: Backbone,
+    backbone: nn.Module,
     schedule: NoiseSchedule,
     view: View,
     taps: Sequence[Tap] = (),
@@ -100,7 +99,7 @@ class ModelDenoiser:
     evaluation mode and in the dtype of its weights; all else is done in the dtype of x, float64 in a sampler.
 
     Args:
-        backbone: a `Backbone` that is an nn.Module.
+        backbone: called as `sddit.Backbone.forward`.
         schedule: the noise schedule it was trained with.
         num_classes: of its training data; this number is the null label.
         autocast: precision in which the network is run, such as torch.bfloat16; None: that of its weights.
@@ -120,9 +119,10 @@ class ModelDenoiser:
         level = torch.full((len(x),), sigma, dtype=torch.float64, device=x.device)
         t = self.schedule.t_from_sigma(self.schedule.snap(level))
         native = _over_image(self.schedule.alpha(t), x) * x
-        network = cast(Backbone, self.backbone)
         with _evaluating(self.backbone):
-            out = precondition(network, self.schedule, native, t, labels, dtype=self.dtype, autocast=self.autocast)
+            out = precondition(
+                self.backbone, self.schedule, native, t, labels, dtype=self.dtype, autocast=self.autocast
+            )
         if out.x0 is None:
             raise ValueError("the network gave no output: it was truncated")
         return Prediction(out.x0, out.extra, {name: x0 for name, (_, x0) in out.heads.items()})

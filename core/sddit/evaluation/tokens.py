@@ -6,20 +6,20 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sddit.api import load_run
+from sddit.backbones import Backbone
 from sddit.data import seen_std
 from sddit.diffusion.draws import Draws
 from sddit.diffusion.preconditioning import precondition
 from sddit.errors import error
 from sddit.evaluation.probe import PROBE, Array, Integers, Probe, charts, linear_accuracy, neighbour_accuracy
 from sddit.evaluation.scores import choose, refuse_few
-from sddit.interfaces import Backbone, Dataset, NoiseSchedule
+from sddit.interfaces import Dataset, NoiseSchedule
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.reports.charts import as_file
@@ -75,12 +75,12 @@ def write_probe(folder: RunFolder, found: Probe) -> None:
     folder.write_json(PROBE, found.to_json())
 
 
-def probe(trained: nn.Module, schedule: NoiseSchedule, recipe: Recipe, progress: Progress) -> Probe:
+def probe(trained: Backbone, schedule: NoiseSchedule, recipe: Recipe, progress: Progress) -> Probe:
     """Probe a network on the data of its recipe, and beside it the same network untrained."""
     untrained = build_backbone(recipe, device=next(trained.parameters()).device).eval()
     training, heldout = (split_of(recipe, name) for name in ("train", "test"))
     refuse_few({"training images": training.ids, "held-out images": heldout.ids}, recipe.evaluate.neighbours)
-    blocks = range(1, 1 + len(cast(Backbone, trained).blocks))
+    blocks = range(1, 1 + len(trained.blocks))
     sigmas = levels(schedule, seen_std(recipe.dataset.params, recipe.facts))
     tables: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     progress.stage("probing", total=2 * len(sigmas))
@@ -137,7 +137,7 @@ def pooled(
         x = schedule.perturb(x0.double(), noise.double(), t).to(weight.device)
         null = torch.full((len(ids),), split.dataset.facts.num_classes, device=weight.device)
         out = precondition(
-            cast(Backbone, network),
+            network,
             schedule,
             x,
             t.to(weight.device),

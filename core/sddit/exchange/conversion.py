@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sddit.backbones import Backbone
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
 from sddit.exchange.arguments import flatten, merge_tables, remove_keys
 from sddit.exchange.layouts import layouts
@@ -55,10 +56,10 @@ class ConvertedWeights:
         """Return whether it was trained without label dropout, so that its null label is untrained."""
         return bool(self.description.recipe.get("dataset", {}).get("label_drop") == 0)
 
-    def build_backbone(self, device: str = "cpu", attention: Attention = no_attention) -> nn.Module:
+    def build_backbone(self, device: str = "cpu", attention: Attention = no_attention) -> Backbone:
         """Build the network with fresh weights; on device `meta` it takes no memory. Without a kernel it cannot run."""
         with torch.device(device):
-            backbone: nn.Module = self.component.build(
+            backbone: Backbone = self.component.build(
                 self.params,
                 image=self.shapes.image,
                 num_classes=self.shapes.num_classes,
@@ -67,7 +68,7 @@ class ConvertedWeights:
             )
         return backbone
 
-    def build_trained(self, attention: Attention = no_attention) -> nn.Module:
+    def build_trained(self, attention: Attention = no_attention) -> Backbone:
         """Build the network with its weights, and with the file's fixed tables if it has them, in the default dtype."""
         backbone = self.build_backbone(attention=attention)
         backbone.load_state_dict({name: tensor.to(torch.get_default_dtype()) for name, tensor in self.state.items()})

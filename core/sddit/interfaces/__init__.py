@@ -9,7 +9,7 @@ The null label is `num_classes`, whatever the number of classes; an unconditiona
 """
 
 from sddit.interfaces.attention import Attention, AttentionParams
-from sddit.interfaces.backbone import Backbone, BackboneParams
+from sddit.interfaces.backbone import BackboneParams
 from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
 from sddit.interfaces.checks import Check, CheckContext, Measurement, NotHereError
 from sddit.interfaces.component import Component, Selected
@@ -28,7 +28,6 @@ from sddit.interfaces.weights import NOTHING, WeightDescription, WeightFormat
 __all__ = [
     "Attention",
     "AttentionParams",
-    "Backbone",
     "BackboneParams",
     "Batch",
     "Check",

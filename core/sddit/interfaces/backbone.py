@@ -1,15 +1,9 @@
-"""Define the contract of a backbone."""
+"""Define the settings contract of a backbone. `sddit.Backbone` is the class of the network itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-from sddit.interfaces.batch import Tokens
 from sddit.interfaces.params import Cost, Params, Shapes, Tap
 
 
@@ -42,35 +36,3 @@ class BackboneParams(Params):
     def cost(self, shapes: Shapes, *, num_kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost | None:
         """One image forward with `num_kept` visible tokens, cut after the deepest tap if `output` is False."""
         return None
-
-
-class Backbone(Protocol):
-    """The network F. Its output heads are exported with it."""
-
-    blocks: nn.ModuleList  # in depth order
-
-    def __call__(
-        self,
-        x: Tensor,  # [B, C, H, W], already scaled by c_in
-        c_noise: Tensor,  # [B]
-        labels: Tensor,  # [B]
-        *,
-        taps: Sequence[Tap] = (),
-        output: bool = True,
-        visible: Tensor | None = None,  # [B, K]
-        groups: Tensor | None = None,  # [B, N]
-    ) -> tuple[Tensor | None, dict[str, Tensor], dict[Tap, Tokens]]:
-        """(raw [B, outputs * C, H, W] or None, further heads, taps)."""
-        ...
-
-    def truncate(self, taps: Sequence[Tap]) -> None:
-        """Drop everything that is not needed to reach `taps`: a teacher carries no decoder."""
-        ...
-
-    def set_checkpointing(self, on: bool) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        ...
-
-    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        """Give one parameter its initial values, from a generator keyed by the seed and this name. Terms may have it too."""
-        ...

@@ -10,12 +10,15 @@ def register_losses(registry: Registry[Loss]) -> None:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from sddit import interfaces as face
 from sddit.plugins.registry import Registry
+
+if TYPE_CHECKING:
+    from sddit import Backbone
 
 hookspec = pluggy.HookspecMarker("sddit")
 hookimpl = pluggy.HookimplMarker("sddit")
@@ -25,7 +28,7 @@ class Registries:
     """All registries, by kind. The slot is the table of a recipe that chooses from it."""
 
     def __init__(self) -> None:
-        self.backbones: Registry[face.Backbone] = Registry("backbones", "backbone", face.BackboneParams)
+        self.backbones: Registry[Backbone] = Registry("backbones", "backbone", face.BackboneParams)
         self.noise_schedules: Registry[face.NoiseSchedule] = Registry(
             "noise_schedules", "noise_schedule", face.NoiseScheduleParams
         )
@@ -47,7 +50,7 @@ class Registries:
 
 
 @hookspec
-def register_backbones(registry: Registry[face.Backbone]) -> None:
+def register_backbones(registry: Registry[Backbone]) -> None:
     """Add networks; a recipe uses one as `[backbone] name = "..."`."""
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import or_
-from typing import Any, cast
+from typing import Any
 
 import torch
+from torch import nn
 from torch._functorch import config as functorch_config
 
+from sddit.backbones import Backbone
 from sddit.distributed.parallel import wrap_parallel
 from sddit.distributed.world import World
-from sddit.interfaces import Backbone, NoiseSchedule
+from sddit.interfaces import NoiseSchedule
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.settings import TrainSettings
 from sddit.training.ema import Teacher, WeightAverage
@@ -37,12 +39,12 @@ def build_session(
         schedule: NoiseSchedule = recipe.noise_schedule.build()
         terms = build_terms(recipe)
     precision = torch.bfloat16 if recipe.train.precision == "bf16" else None
-    offered = {label: chosen.component.qualified for label, chosen in recipe.active_losses.items()}
-    student = Student(backbone, terms, schedule, precision, offered).to(device)
+    component_names = {label: chosen.component.qualified for label, chosen in recipe.active_losses.items()}
+    student = Student(backbone, terms, schedule, precision, component_names).to(device)
     teacher = build_teacher(recipe, student)
     averages = {label: WeightAverage(settings, student.backbone) for label, settings in recipe.ema.items()}
-    speed_up(cast(Backbone, backbone), recipe.train)
-    copies = [average.module for average in averages.values()]
+    speed_up(backbone, recipe.train)
+    copies: list[nn.Module] = [average.module for average in averages.values()]
     if teacher is not None:
         copies += [teacher.backbone, *(module for modules in teacher.modules.values() for module in modules.values())]
     root = wrap_parallel(student, copies, world, recipe.train.distributed)
@@ -74,7 +76,7 @@ def build_teacher(recipe: Recipe, student: Student) -> Teacher | None:
     if not wants:
         return None
     want = reduce(or_, wants)
-    return Teacher(student.backbone, dict(student.terms.items()), None if want.output else want.taps)
+    return Teacher(student.backbone, student.terms, None if want.output else want.taps)
 
 
 def speed_up(backbone: Backbone, settings: TrainSettings) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import Backbone, Tap
+from sddit.backbones import Backbone
+from sddit.interfaces import Tap
+from sddit.losses import Losses
 from sddit.recipes.settings import EmaSettings
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def follow(target: nn.Module, source: nn.Module, keep: float) -> None:
@@ -28,7 +32,7 @@ def follow(target: nn.Module, source: nn.Module, keep: float) -> None:
             buffer.copy_(fresh[name])
 
 
-def frozen_copy(module: nn.Module) -> nn.Module:
+def frozen_copy(module: M) -> M:
     """A copy in evaluation mode that takes no gradient."""
     return copy.deepcopy(module).eval().requires_grad_(False)
 
@@ -36,7 +40,7 @@ def frozen_copy(module: nn.Module) -> nn.Module:
 class WeightAverage:
     """A generation EMA of the student: `[ema.LABEL]`."""
 
-    def __init__(self, settings: EmaSettings, student: nn.Module) -> None:
+    def __init__(self, settings: EmaSettings, student: Backbone) -> None:
         self.settings = settings
         self.module = frozen_copy(student)
 
@@ -56,16 +60,16 @@ class Teacher:
     It is no submodule of what is trained: it has no gradient, no optimizer state and no decoder.
     """
 
-    def __init__(self, backbone: nn.Module, terms: Mapping[str, nn.Module], taps: Sequence[Tap] | None) -> None:
+    def __init__(self, backbone: Backbone, terms: Losses, taps: Sequence[Tap] | None) -> None:
         self.backbone = frozen_copy(backbone)
         if taps is not None:  # None: a term reads its output
-            cast(Backbone, self.backbone).truncate(taps)
+            self.backbone.truncate(taps)
         self.modules: dict[str, dict[str, nn.Module]] = {
-            label: {name: frozen_copy(term.get_submodule(name)) for name in term.averaged}  # type: ignore[union-attr]
+            label: {name: frozen_copy(term.get_submodule(name)) for name in term.averaged}
             for label, term in terms.items()
         }
 
-    def update(self, backbone: nn.Module, terms: Mapping[str, nn.Module], momentum: float) -> None:
+    def update(self, backbone: nn.Module, terms: Losses, momentum: float) -> None:
         """theta_t <- m theta_t + (1 - m) theta_s, after the optimizer step."""
         follow(self.backbone, backbone, momentum)
         for label, modules in self.modules.items():

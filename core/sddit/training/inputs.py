@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from sddit.diffusion.draws import Draws
@@ -12,7 +10,7 @@ from sddit.training.session import Session
 
 
 def context_of(session: Session, draws: Draws) -> Context:
-    """What pair samplers and terms may know at this step."""
+    """Return what pair samplers and losses may know at this step."""
     return Context(
         step=session.step,
         total_steps=session.total_steps,
@@ -24,8 +22,8 @@ def context_of(session: Session, draws: Draws) -> Context:
     )
 
 
-def make_batch(session: Session, ids: Any, draws: Draws) -> Batch:
-    """Fetch images, draw those that are distributions, mirror some, drop some labels."""
+def make_batch(session: Session, ids: list[int], draws: Draws) -> Batch:
+    """Fetch a batch, sample latent posteriors, then apply horizontal flips and label dropout."""
     settings, dataset = session.recipe.dataset.params, session.dataset
     x0, true_labels = dataset.fetch(ids)
     dtype = next(session.student.parameters()).dtype

@@ -8,28 +8,33 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sddit.backbones import Backbone
 from sddit.diffusion.draws import generator
+from sddit.errors import error
+from sddit.losses import LossTerm
 from sddit.recipes.recipe import Recipe
 
 
-def build_backbone(recipe: Recipe, *, device: torch.device | str) -> nn.Module:
+def build_backbone(recipe: Recipe, *, device: torch.device | str) -> Backbone:
     """The network F with its initial weights, each a function of the seed and its own name alone."""
     shapes = recipe.shapes
     with seeded(recipe.seed, "init/backbone"):
-        backbone: nn.Module = recipe.backbone.build(
+        backbone = recipe.backbone.build(
             image=shapes.image,
             num_classes=shapes.num_classes,
             outputs=shapes.outputs,
             attention=recipe.attention.build(),
         )
+    _require_subclass(backbone, Backbone, "backbone")
     initialise(backbone, recipe.seed, "init")
-    return backbone.to(device)
+    built: Backbone = backbone.to(device)
+    return built
 
 
-def build_terms(recipe: Recipe) -> dict[str, nn.Module]:
+def build_terms(recipe: Recipe) -> dict[str, LossTerm]:
     """The loss terms that count, with their heads."""
     backbone = recipe.backbone.params
-    terms: dict[str, nn.Module] = {}
+    terms: dict[str, LossTerm] = {}
     for label, chosen in recipe.active_losses.items():
         needs = chosen.params.needs()
         taps = {*needs.student.taps, *(needs.teacher.taps if needs.teacher else ())}
@@ -40,6 +45,7 @@ def build_terms(recipe: Recipe) -> dict[str, nn.Module]:
                 image=recipe.shapes.image,
                 num_classes=recipe.shapes.num_classes,
             )
+        _require_subclass(terms[label], LossTerm, f"loss.{label}")
         initialise(terms[label], recipe.seed, f"init/loss/{label}")
     return terms
 
@@ -60,3 +66,16 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, purpose).initial_seed())
         yield
+
+
+def _require_subclass(module: object, base: type[nn.Module], where: str) -> None:
+    """Raise SD-P220 for a network that does not subclass the base class of its kind."""
+    if not isinstance(module, base):
+        raise error(
+            "SD-P220",
+            f"the component is not a subclass of sddit.{base.__name__}",
+            where=where,
+            got=f"{type(module).__module__}.{type(module).__qualname__}",
+            expect=f"a subclass of sddit.{base.__name__}",
+            fix=f"derive the class from sddit.{base.__name__}; sddit.testing.check lists what it lacks",
+        )

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from sddit.data.order import batch_ids
 from sddit.errors import Problem, SdditError
-from sddit.training.optimization import forget_untouched
 from sddit.training.session import Session
-from sddit.training.step_metrics import StepResult
+from sddit.training.step_metrics import Measured
 
 
-def not_finite(session: Session, result: StepResult) -> list[str]:
-    """What of a step holds a NaN or an infinity: losses, the gradient, what terms staged, on any rank.
+def synchronize_step_status(
+    session: Session, measured: Measured, grad_norm: Tensor, used: list[bool]
+) -> tuple[list[str], list[bool]]:
+    """Agree with all ranks on the state of this step, in one message: the only read of the device in a step.
 
-    The one read of the device in a step, and the one message by which ranks agree on what to do with it.
+    Args:
+        session: before its update.
+        measured: the losses of this rank.
+        grad_norm: norm of the gradient.
+        used: for each parameter of the root, whether this rank has a gradient for it; empty without DDP.
+
+    Returns:
+        What holds a NaN or an infinity on any rank, by name; and `used` of any rank. Stop signals are exchanged as well.
     """
-    values = {f"loss.{label}": [value] for label, value in result.terms.items()}
-    values["the gradient"] = [result.grad_norm]
-    values |= {f"what loss.{label} staged": list(term.staged()) for label, term in session.student.terms.items()}  # type: ignore[operator]
+    values = {f"loss.{label}": [value] for label, value in measured.losses.items()}
+    values["the gradient"] = [grad_norm]
+    values |= {f"what loss.{label} staged": list(loss.staged()) for label, loss in session.student.terms.items()}
     names = [name for name, tensors in values.items() for _ in tensors]
-    here = ~torch.stack([torch.isfinite(tensor).all() for tensors in values.values() for tensor in tensors])
-    bad, touched = session.world.synchronize_status(here, result.touched)
-    forget_untouched(session.root, session.optimizer, touched)
-    if not bool(bad.any()):
-        return []
-    return list(dict.fromkeys(name for name, flag in zip(names, bad.tolist(), strict=True) if flag))
+    own = ~torch.stack([torch.isfinite(tensor).all() for tensors in values.values() for tensor in tensors])
+    flags, used = session.world.synchronize_status(own, used)
+    if not bool(flags.any()):
+        return [], used
+    return list(dict.fromkeys(name for name, flag in zip(names, flags.tolist(), strict=True) if flag)), used
 
 
-def forget_step(session: Session) -> None:
-    """Drop what a step left behind that is not taken: gradients, what terms staged and measured."""
+def discard_step(session: Session) -> None:
+    """Drop the gradients, staged statistics and diagnostics of a step that is not taken."""
     session.optimizer.zero_grad(set_to_none=True)
-    for term in session.student.terms.values():
-        term.discard()  # type: ignore[operator]
-        term.diagnostics()  # type: ignore[operator]
+    for loss in session.student.terms.values():
+        loss.discard()
+        loss.diagnostics()
 
 
 def skip_step(session: Session, bad: list[str]) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sddit.data.order import batch_ids
 from sddit.storage.run_folder import RECIPE
-from sddit.training.loop import accumulate, training_mode
-from sddit.training.nonfinite import forget_step
+from sddit.training.loop import accumulate_gradients, training_mode
+from sddit.training.nonfinite import discard_step
 from sddit.training.session import Session
 from sddit.training.step_metrics import noise_edges
 
@@ -68,8 +68,8 @@ def retrace(session: Session) -> Trace:
     x0, _ = session.dataset.fetch(ids)  # [B, C, H, W]
     trace = Trace([i for i, fine in zip(ids, x0.isfinite().flatten(1).all(dim=1).tolist(), strict=True) if not fine])
     with training_mode(session), torch.compiler.set_stance("force_eager"), watched(session, trace):
-        accumulate(session, session.objective.weights(session.step), noise_edges(session))
-    forget_step(session)
+        accumulate_gradients(session, session.objective.weights(session.step), noise_edges(session))
+    discard_step(session)
     trace.output, trace.gradient = (
         next(filter(None, session.world.from_all(name)), "") for name in (trace.output, trace.gradient)
     )

@@ -19,11 +19,14 @@ def complete_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor
             parameter.grad = torch.zeros_like(parameter)
 
 
-def forget_untouched(root: nn.Module, optimizer: torch.optim.Optimizer, touched: list[bool]) -> None:
-    """DDP gave zeros to what no rank had a gradient for; one process has none, so that its moments do not begin."""
-    trained = [parameter for parameter in root.parameters() if parameter.requires_grad] if touched else []
-    for parameter, was in zip(trained, touched, strict=True):
-        if not was and parameter not in optimizer.state:
+def drop_unused_gradients(root: nn.Module, optimizer: torch.optim.Optimizer, used: list[bool]) -> None:
+    """Remove the zeros that DDP fills in for parameters without a gradient on any rank, so that their moments do not begin.
+
+    One process alone has no gradient for them either. `used` is empty without DDP.
+    """
+    trained = [parameter for parameter in root.parameters() if parameter.requires_grad] if used else []
+    for parameter, has_gradient in zip(trained, used, strict=True):
+        if not has_gradient and parameter not in optimizer.state:
             parameter.grad = None
 
 

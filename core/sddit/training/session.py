@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from sddit.backbones import Backbone
 from sddit.distributed.parallel import full_tensor
 from sddit.distributed.world import World
 from sddit.interfaces import Dataset, NoiseSchedule, PairSampler
@@ -49,14 +50,14 @@ class Session:
     def total_steps(self) -> int:
         return self.recipe.train.steps
 
-    def weights(self, label: str) -> nn.Module:
+    def weights(self, label: str) -> Backbone:
         """The backbone to sample with: an EMA by its label, or `student`."""
         module = self.student.backbone if label == "student" else self.averages[label].module
         if isinstance(self.root, FSDPModule):  # ranks sample different numbers of images: each needs all weights
             return self.gathered(module)
         return module
 
-    def gathered(self, module: nn.Module) -> nn.Module:
+    def gathered(self, module: nn.Module) -> Backbone:
         """A backbone of whole weights, from one of which each rank holds a part. All ranks have to ask."""
         with default_dtype(DTYPES[self.recipe.train.precision]):
             made = build_backbone(self.recipe, device="cpu")

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from sddit.interfaces import View
 from sddit.training.session import Session
+from sddit.training.student import Objective, mask_outside_window
 
 NOISE_BINS = 4  # each term is also logged by quarter of the training noise density
 GRADIENT_RATIO_EVERY = 100  # steps between measurements of each term's share of the backbone's gradient
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a micro-batch or an entire batch measured, still on the device."""
+
+    losses: dict[str, Tensor]  # unweighted mean of each active loss
+    binned: dict[str, Tensor]  # its sums by noise quarter, then counts, [2, NOISE_BINS]
+    ratios: dict[str, float]  # norm of each weighted loss's gradient on the backbone, over the first one's
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What one step measured, still on the device."""
 
-    terms: dict[str, Tensor]  # unweighted mean of each active term
-    binned: dict[str, Tensor]  # its sums by noise quarter, then counts, [2, NOISE_BINS]
+    measured: Measured  # empty if the step was skipped
     grad_norm: Tensor
-    ratios: dict[str, float]  # norm of each weighted term's gradient on the backbone, over the first term's
-    touched: list[bool]  # of several processes: whether this one had a gradient for each parameter of the root
-    taken: bool = True  # else the step was skipped, and measured nothing
+    taken: bool  # False: the step was skipped
+
+
+def sum_measured(parts: Sequence[Measured]) -> Measured:
+    """Add up the measurements of the micro-batches of a batch; the gradient ratios are those of the first."""
+    first = parts[0]
+    return Measured(
+        {label: sum((part.losses[label] for part in parts[1:]), start=first.losses[label]) for label in first.losses},
+        {label: sum((part.binned[label] for part in parts[1:]), start=first.binned[label]) for label in first.binned},
+        first.ratios,
+    )
 
 
 def ratios_due(session: Session) -> bool:
@@ -59,37 +77,49 @@ def bin_by_noise(value: Tensor, t: Tensor, edges: Tensor) -> Tensor:
     return sums
 
 
-def tally(session: Session, result: StepResult) -> None:
-    """Add a step to the sums of the current log interval, on the device: nothing is read back before the log is due."""
+def bin_losses(
+    objective: Objective, values: Mapping[str, Tensor], views: Mapping[str, View], edges: Tensor
+) -> dict[str, Tensor]:
+    """Return sums and counts by noise quarter, [2, NOISE_BINS], of each loss with one value per sample."""
+    binned = {}
+    for label, value in values.items():
+        if value.dim():
+            t = views[objective.student_view(label)].t
+            seen = mask_outside_window(objective.params[label].window, t, value)
+            binned[label] = bin_by_noise(seen.detach(), t, edges)
+    return binned
+
+
+def accumulate_metrics(session: Session, result: StepResult) -> None:
+    """Add a step to the sums of the current log interval, on the device, without a device sync."""
     if not result.taken:
         return
-    seen = {"grad_norm": pair(result.grad_norm)}
-    for label, value in result.terms.items():
-        seen[f"loss/{label}"] = pair(value)
-        for name, diagnostic in session.student.terms[label].diagnostics().items():  # type: ignore[operator]
-            seen[f"{label}/{name}"] = pair(diagnostic)
-    for label, sums in result.binned.items():
+    own = {"grad_norm": value_and_count(result.grad_norm)}
+    for label, value in result.measured.losses.items():
+        own[f"loss/{label}"] = value_and_count(value)
+        for name, diagnostic in session.student.terms[label].diagnostics().items():
+            own[f"{label}/{name}"] = value_and_count(diagnostic)
+    for label, sums in result.measured.binned.items():
         for quarter, (total, count) in enumerate((sums * session.world.size).T):  # so that the mean is a sum over ranks
-            seen[f"loss/{label}@{quarter + 1}"] = pair(total, count)
-    for label, ratio in result.ratios.items():
-        seen[f"grad_ratio/{label}"] = pair(torch.tensor(ratio))
-    for name, mean in session.world.means(seen).items():
-        add(session.tally, name, mean)
+            own[f"loss/{label}@{quarter + 1}"] = value_and_count(total, count)
+    for label, ratio in result.measured.ratios.items():
+        own[f"grad_ratio/{label}"] = value_and_count(torch.tensor(ratio))
+    for name, mean in session.world.means(own).items():
+        add_to_sums(session.tally, name, mean)
 
 
-def pair(value: Tensor, count: Tensor | None = None) -> Tensor:
-    """A value, and how often it was seen: [2] float64."""
+def value_and_count(value: Tensor, count: Tensor | None = None) -> Tensor:
+    """Return [value, count] in float64; the count is 1 by default."""
     value = value.detach().to(torch.float64)
     return torch.stack([value, torch.ones_like(value) if count is None else count.to(value)])
 
 
-def add(sums: dict[str, Tensor], name: str, more: Tensor) -> None:
-    """Add to the sums under `name`."""
+def add_to_sums(sums: dict[str, Tensor], name: str, more: Tensor) -> None:
     sums[name] = sums[name] + more if name in sums else more
 
 
 def log_row(session: Session) -> dict[str, float]:
-    """The means of the interval that ends here, which then begins anew. One read of the device."""
+    """Return the means of the current log interval and reset it. Performs one device sync."""
     names = list(session.tally)
     sums = torch.stack([session.tally[name].to(session.device) for name in names]).cpu()
     means = {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count > 0}

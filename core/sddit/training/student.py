@@ -1,79 +1,90 @@
-"""The objective of one batch: views, teacher, student, terms. Everything that has a gradient stands in one forward."""
+"""Run the trained networks on the views of a batch and evaluate the losses; everything with a gradient is one forward."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from sddit.backbones import Backbone
 from sddit.diffusion.preconditioning import denoise_view
 from sddit.errors import error
-from sddit.interfaces import Backbone, Context, LossParams, NoiseSchedule, Outputs, Selected, View, Want
+from sddit.interfaces import Context, LossParams, NoiseSchedule, Outputs, Selected, View, Want
 from sddit.interfaces.component import component_boundary
+from sddit.losses import Losses, LossTerm
 from sddit.recipes.recipe import Recipe
 from sddit.training.ema import Teacher
 from sddit.value_schedules import step_of, value_at
 
 
+@dataclass(frozen=True, slots=True)
+class ActiveTerm:
+    """One loss that counts at this step, with all that its forward receives except the outputs of the networks."""
+
+    label: str
+    ctx: Context
+    views: dict[str, View]  # those it reads, by name
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRequest:
+    """A view that a network has to process, and what the losses read from the result."""
+
+    view: View
+    want: Want
+
+
 class Student(nn.Module):
-    """Backbone and loss terms: the one root module that is trained."""
+    """Backbone and losses: the one root module that is trained."""
 
     def __init__(
         self,
-        backbone: nn.Module,
-        terms: Mapping[str, nn.Module],
+        backbone: Backbone,
+        terms: Mapping[str, LossTerm],
         schedule: NoiseSchedule,
         precision: torch.dtype | None = None,
-        offered: Mapping[str, str] | None = None,
+        component_names: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.offered = dict(offered or {})  # term -> qualified name of its component
+        self.component_names = dict(component_names or {})  # label of a loss -> qualified name of its component
         self.backbone = backbone
-        self.terms = nn.ModuleDict(terms)
+        self.terms = Losses(terms)  # the attribute's name is part of the keys of checkpoints
         self.schedule = schedule
-        self.precision = precision  # of the backbone's matrix products; the terms keep the dtype of the weights
+        self.precision = precision  # of the backbone's matrix products; the losses keep the dtype of the weights
 
     def forward(
-        self,
-        contexts: Mapping[str, Context],
-        views: Mapping[str, View],
-        wants: Mapping[str, Want],
-        seen: Mapping[str, Outputs],
-        read: Mapping[str, Sequence[str]],
+        self, terms: Sequence[ActiveTerm], requests: Mapping[str, ViewRequest], teacher: Mapping[str, Outputs]
     ) -> dict[str, Tensor]:
-        """All student views, then all terms.
+        """Run the backbone on every requested view, then all active losses.
 
         Args:
-            contexts: for each active term, what it may know.
-            views: every view by name.
-            wants: for each student view that is read, what is read from it.
-            seen: the teacher's outputs by view.
-            read: for each active term, the views it reads.
+            terms: the active losses.
+            requests: the student views that are read, by name.
+            teacher: the teacher's outputs by view.
 
         Returns:
-            Each active term, [B] or a scalar, before its weight.
+            The value of each active loss, [B] or a scalar, before its weight.
         """
-        outputs = dict(seen)
-        for name, want in wants.items():
-            outputs[name] = observe(self.backbone, self.schedule, views[name], want, self.precision)
+        outputs = dict(teacher)
+        for name, request in requests.items():
+            outputs[name] = run_network(self.backbone, self.schedule, request.view, request.want, self.precision)
         values = {}
-        for label, ctx in contexts.items():
-            with component_boundary(self.offered.get(label, "")):
-                term_outputs = {name: outputs[name] for name in read[label]}
-                values[label] = self.terms[label](ctx, {name: views[name] for name in read[label]}, term_outputs)
+        for term in terms:
+            with component_boundary(self.component_names.get(term.label, "")):
+                values[term.label] = self.terms[term.label](
+                    term.ctx, term.views, {name: outputs[name] for name in term.views}
+                )
         return values
 
 
-def observe(
-    backbone: nn.Module, schedule: NoiseSchedule, view: View, want: Want, precision: torch.dtype | None
+def run_network(
+    backbone: Backbone, schedule: NoiseSchedule, view: View, want: Want, precision: torch.dtype | None
 ) -> Outputs:
-    """One network on one view: its output and the wanted taps, in the dtype of the view whatever the network ran in."""
-    outputs = denoise_view(
-        cast(Backbone, backbone), schedule, view, taps=want.taps, output=want.output, autocast=precision
-    )
+    """Run one network on one view. Returns its output and the wanted taps in the dtype of the view, for any precision."""
+    outputs = denoise_view(backbone, schedule, view, taps=want.taps, output=want.output, autocast=precision)
     for tokens in outputs.taps.values():
         tokens.patch = tokens.patch.to(view.x.dtype)
         tokens.cls = None if tokens.cls is None else tokens.cls.to(view.x.dtype)
@@ -85,7 +96,9 @@ class Objective:
 
     def __init__(self, recipe: Recipe) -> None:
         self.total_steps = recipe.train.steps
-        self.params: dict[str, LossParams] = {label: chosen.params for label, chosen in in_order(recipe.active_losses)}
+        self.params: dict[str, LossParams] = {
+            label: chosen.params for label, chosen in by_priority(recipe.active_losses)
+        }
         self.read = {label: [v.name for v in recipe.views_of(params)] for label, params in self.params.items()}
         self.networks = {view.name: view.network for view in recipe.pair_sampler.params.views()}
 
@@ -114,28 +127,41 @@ class Objective:
         modules = teacher.modules if teacher else {}
         return {label: dataclasses.replace(ctx, averaged=modules.get(label, {})) for label in labels}
 
-    def reduce(self, label: str, value: Tensor, view: View, share: float) -> Tensor:
-        """The part of the batch's mean that this micro-batch of `share` of the batch contributes; a scalar.
+    def requests(self, labels: Sequence[str], network: str, views: Mapping[str, View]) -> dict[str, ViewRequest]:
+        """Return the views that one network has to process for the active losses, by name."""
+        return {name: ViewRequest(views[name], want) for name, want in self.wants(labels, network).items()}
 
-        A sample whose noise lies outside the term's window counts 0; the mean still runs over all samples, so that the
-        sum over micro-batches is the same as in one piece.
+    def active_terms(
+        self, labels: Sequence[str], ctx: Context, views: Mapping[str, View], teacher: Teacher | None
+    ) -> list[ActiveTerm]:
+        """Return the active losses with their contexts and the views they read."""
+        return [
+            ActiveTerm(label, context, {name: views[name] for name in self.read[label]})
+            for label, context in self.contexts(ctx, labels, teacher).items()
+        ]
+
+    def reduce(self, label: str, value: Tensor, view: View, fraction: float) -> Tensor:
+        """Scale the mean over this micro-batch by its fraction of the batch. Returns a scalar.
+
+        A sample whose noise level is outside the loss's window counts 0. The mean still runs over all samples, so that
+        the sum over micro-batches equals the mean over the batch.
         """
         if self.params[label].couples_samples:
-            return value * share
-        return inside(self.params[label].window, view.t, value).mean() * share
+            return value * fraction
+        return mask_outside_window(self.params[label].window, view.t, value).mean() * fraction
 
     def student_view(self, label: str) -> str:
         """The view whose noise level stands for the sample in windows and in the log by noise level."""
         return next(view for view in self.read[label] if self.networks[view] == "student")
 
 
-def in_order(terms: Mapping[str, Selected[LossParams]]) -> list[tuple[str, Selected[LossParams]]]:
-    """Terms of the network's own output first, then by label: what leads does not depend on the order in a file."""
+def by_priority(terms: Mapping[str, Selected[LossParams]]) -> list[tuple[str, Selected[LossParams]]]:
+    """Sort losses: those of the network's own output first, then by label, independent of the order in the recipe."""
     return sorted(terms.items(), key=lambda item: (not item[1].params.needs().student.output, item[0]))
 
 
-def inside(window: tuple[float, float] | None, t: Tensor, value: Tensor) -> Tensor:
-    """`value` [B] where t [B] lies in the window, 0 elsewhere."""
+def mask_outside_window(window: tuple[float, float] | None, t: Tensor, value: Tensor) -> Tensor:
+    """Return `value` [B] where t [B] is within the window, 0 elsewhere."""
     if window is None:
         return value
     low, high = window

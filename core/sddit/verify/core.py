@@ -30,7 +30,7 @@ from sddit.storage.manifest import BrokenCheckpoint
 from sddit.storage.manifest import verify as verify_sealed
 from sddit.testing import TOY_PAIR_RECIPE, toy_host
 from sddit.training.build import build_session
-from sddit.training.loop import accumulate, take_step, training_mode
+from sddit.training.loop import accumulate_gradients, take_step, training_mode
 from sddit.training.session import Session
 from sddit.training.state import files_of, restore
 from sddit.training.step_metrics import noise_edges
@@ -142,9 +142,9 @@ def gradient(context: CheckContext, precision: str, *overrides: str) -> Tensor:
     session = build_session(toy(f"train.precision={precision}", *overrides), torch.device(context.device))
     assert session.teacher is not None
     session.student.load_state_dict(build_session(toy(), torch.device(context.device)).student.state_dict())
-    session.teacher.update(session.student.backbone, dict(session.student.terms.items()), momentum=0.0)
+    session.teacher.update(session.student.backbone, session.student.terms, momentum=0.0)
     with training_mode(session):
-        accumulate(session, session.objective.weights(0), noise_edges(session))
+        accumulate_gradients(session, session.objective.weights(0), noise_edges(session))
     found = [p.grad.double().flatten() for p in session.student.parameters() if p.grad is not None]
     return torch.cat(found).cpu()
 

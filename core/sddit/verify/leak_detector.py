@@ -36,9 +36,9 @@ from sddit.interfaces import (
 from sddit.recipes.recipe import Recipe
 from sddit.training.build import build_session
 from sddit.training.inputs import make_batch
-from sddit.training.loop import teach
+from sddit.training.loop import teacher_outputs
 from sddit.training.session import Session
-from sddit.training.student import observe
+from sddit.training.student import run_network
 
 IMAGES = 4
 MOMENTS = (0.0, 0.5)  # of the run: ramps and late terms show more than one face
@@ -160,7 +160,7 @@ class Scene:
 
     def predicted(self, name: str, view: View) -> Outputs:
         """What the student gives for a view."""
-        return observe(self.session.student.backbone, self.session.schedule, view, self.wants[name], None)
+        return run_network(self.session.student.backbone, self.session.schedule, view, self.wants[name], None)
 
     def holding(self, name: str, view: View, change: Tensor) -> Draws:
         """The draws that keep x_t of a view where it was: eps moves by -(alpha / sigma) change.
@@ -217,7 +217,7 @@ def given_to_modules(scene: Scene, label: str, look: Look, student: Mapping[str,
     """Every tensor that the trained modules of a term are called with, by module and number of the call."""
     views, draws = look
     session, term = scene.session, scene.session.student.terms[label]
-    outputs = {**student, **teach(session, views, scene.labels)}
+    outputs = {**student, **teacher_outputs(session, views, scene.labels)}
     read = session.objective.read[label]
     given: dict[str, Tensor] = {}
 
@@ -236,7 +236,7 @@ def given_to_modules(scene: Scene, label: str, look: Look, student: Mapping[str,
     finally:
         for handle in hooks:
             handle.remove()
-        term.discard()  # type: ignore[operator]  # a loss term, which torch knows as a module
+        term.discard()
     return given
 
 

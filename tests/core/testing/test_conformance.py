@@ -301,6 +301,17 @@ def test_a_mistake_in_a_backbone_is_said(changes, said):
     assert said in findings("backbones", backbone(**changes), faces.ToyBackboneParams)
 
 
+def test_a_backbone_that_is_another_kind_of_module_is_said():
+    class Plain(nn.Module):
+        def __init__(self, params: Any, **more: Any) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(1, 1)])
+
+    found = findings("backbones", Plain, faces.ToyBackboneParams)
+    assert "it is not a subclass of sddit.Backbone" in found
+    assert "it lacks truncate, set_checkpointing, init_parameter" in found
+
+
 def test_the_unspoiled_backbone_conforms():
     check(component("backbones", backbone(), faces.ToyBackboneParams))
     check(component("backbones", backbone(), faces.ToyBackboneParams), cls=False, depth=1)

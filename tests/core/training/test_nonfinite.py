@@ -132,13 +132,13 @@ def in_an_image(patch: pytest.MonkeyPatch, value: float) -> None:
 
 
 def in_the_teacher(patch: pytest.MonkeyPatch, value: float) -> None:
-    def spoilt(session: Session, views: Any, labels: Any, teach: Any = loop.teach) -> Any:
-        outputs = teach(session, views, labels)
+    def spoilt(session: Session, views: Any, labels: Any, honest: Any = loop.teacher_outputs) -> Any:
+        outputs = honest(session, views, labels)
         if session.step == BAD:
             outputs["teacher"].taps["encoder"].patch[0] = value
         return outputs
 
-    patch.setattr(loop, "teach", spoilt)
+    patch.setattr(loop, "teacher_outputs", spoilt)
 
 
 def in_what_is_staged(patch: pytest.MonkeyPatch, value: float) -> None:
@@ -192,7 +192,7 @@ def test_without_the_guard_it_would_last(
     """The control: each of these spoils the run where nobody looks."""
     session = session_of(recipe_of())
     plant(monkeypatch, float("nan"))
-    monkeypatch.setattr(loop, "not_finite", lambda session, result: [])
+    monkeypatch.setattr(loop, "synchronize_step_status", lambda session, measured, grad_norm, used: ([], used))
     advance(session, BAD + 1)
     assert any(not bool(tensor.isfinite().all()) for tensor in state_of(session).values())
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sddit.backbones import Backbone
 from sddit.interfaces import Shapes, Tap
 from sddit.testing import fixtures as things
 from sddit.testing.conformance import weight_formats
@@ -127,6 +128,12 @@ def is_a_backbone(backbone: Any, findings: Findings) -> bool:
     """A module with its blocks in order and the methods that the core calls."""
     if not findings.expect(isinstance(backbone, nn.Module), "it is no torch.nn.Module", got=type(backbone).__name__):
         return False
+    findings.expect(
+        isinstance(backbone, Backbone),
+        "it is not a subclass of sddit.Backbone",
+        got=type(backbone).__name__,
+        fix="derive the class from sddit.Backbone",
+    )
     blocks = getattr(backbone, "blocks", None)
     findings.expect(
         isinstance(blocks, nn.ModuleList) and len(blocks) > 0,
@@ -134,9 +141,7 @@ def is_a_backbone(backbone: Any, findings: Findings) -> bool:
         got=type(blocks).__name__,
     )
     missing = [name for name in METHODS if not callable(getattr(backbone, name, None))]
-    return findings.expect(
-        not missing, f"it lacks {', '.join(missing)}", fix="sddit.interfaces.Backbone says what they do"
-    )
+    return findings.expect(not missing, f"it lacks {', '.join(missing)}", fix="sddit.Backbone documents them")
 
 
 def examine_outputs(trial: Trial, backbone: Any, findings: Findings) -> None:

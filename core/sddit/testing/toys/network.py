@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from sddit.backbones import Backbone
 from sddit.interfaces import (
     NOTHING,
     Attention,
@@ -44,7 +45,7 @@ class ToyBlock(nn.Module):
         return tokens + update
 
 
-class ToyBackbone(nn.Module):
+class ToyBackbone(Backbone):
     """Patches, blocks on visible tokens, hidden places filled with their input token, a linear output."""
 
     def __init__(

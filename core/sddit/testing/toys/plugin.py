@@ -8,6 +8,8 @@ Registered as a plugin named `toy`, they make a recipe that trains in a blink wi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sddit import interfaces as face
 from sddit.plugins.hookspecs import hookimpl
 from sddit.plugins.host import Host
@@ -26,6 +28,9 @@ from sddit.testing.toys.params import (
     ToyScheduleParams,
     ToyTrackerParams,
 )
+
+if TYPE_CHECKING:
+    from sddit import Backbone
 
 TOY_RECIPE = """
 [backbone]
@@ -77,7 +82,7 @@ def toy_host() -> Host:
 
 
 @hookimpl
-def register_backbones(registry: Registry[face.Backbone]) -> None:
+def register_backbones(registry: Registry[Backbone]) -> None:
     registry.add(
         "toy",
         "sddit.testing.toys.network:ToyBackbone",

@@ -1,0 +1,47 @@
+"""Provide the base class of backbones."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sddit.interfaces import Tap, Tokens
+
+
+class Backbone(nn.Module, ABC):
+    """The network F. Subclass it, and register the subclass with its `BackboneParams`.
+
+    It is built with its params and the keywords `image` (C, H, W), `num_classes`, `outputs` and `attention`. Its output
+    heads are exported with it. `blocks` holds the blocks in depth order.
+    """
+
+    blocks: nn.ModuleList
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,  # [B, C, H, W], already scaled by c_in
+        c_noise: Tensor,  # [B]
+        labels: Tensor,  # [B] int64
+        *,
+        taps: Sequence[Tap] = (),
+        output: bool = True,
+        visible: Tensor | None = None,  # [B, K]
+        groups: Tensor | None = None,  # [B, N]
+    ) -> tuple[Tensor | None, dict[str, Tensor], dict[Tap, Tokens]]:
+        """Return (raw [B, outputs * C, H, W] or None, further heads by name, tokens by tap)."""
+
+    @abstractmethod
+    def truncate(self, taps: Sequence[Tap]) -> None:
+        """Drop everything that is not needed to reach `taps`: a teacher has no decoder."""
+
+    @abstractmethod
+    def set_checkpointing(self, on: bool) -> None:
+        """Set whether each block is recomputed in the backward pass instead of keeping its activations."""
+
+    @abstractmethod
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """Initialize one parameter from a generator that is keyed by the seed and `name`. A loss may have this too."""
