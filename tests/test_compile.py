@@ -38,15 +38,15 @@ def trained(device: str, *overrides: str) -> tuple[list[StepResult], torch.Tenso
 
 
 def agree(device: str, precision: str, tolerance: float) -> None:
-    """Terms, gradient norm, gradient ratio and weights, compiled and not; another seed differs by more."""
+    """Compare losses, gradient norm, gradient ratio and weights with and without compilation; another seed differs more."""
     plain, weights = trained(device, f"train.precision={precision}")
     compiled, compiled_weights = trained(device, f"train.precision={precision}", "train.compile=true")
     for one, two in zip(plain, compiled, strict=True):
         assert one.measured.losses.keys() == two.measured.losses.keys() == {"denoise", "discrimination"}
         torch.testing.assert_close(two.measured.losses, one.measured.losses, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(two.grad_norm, one.grad_norm, rtol=tolerance, atol=tolerance)
-        assert two.ratios == pytest.approx(one.ratios, rel=tolerance)
-    assert plain[0].ratios.keys() == {"discrimination"}  # measured at the first step: two backward passes
+        assert two.measured.ratios == pytest.approx(one.measured.ratios, rel=tolerance)
+    assert plain[0].measured.ratios.keys() == {"discrimination"}  # measured at the first step: two backward passes
     assert (compiled_weights - weights).norm() / weights.norm() < tolerance
     _, others = trained(device, f"train.precision={precision}", "seed=1")
     assert (others - weights).norm() / weights.norm() > 10 * tolerance
