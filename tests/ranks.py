@@ -21,7 +21,7 @@ from torch import Tensor
 from sddit.distributed import processes, rendezvous
 from sddit.distributed.parallel import full_tensor
 from sddit.distributed.rendezvous import join_processes
-from sddit.distributed.world import World
+from sddit.distributed.world import DistributedWorld, World
 from sddit.generation import balanced, generate
 from sddit.plugins.host import host
 from sddit.recipes.resolve import resolve
