@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sddit.interfaces.component import load_attribute
 from sddit_standard.params import CsvParams, TensorboardParams
 
 
@@ -56,7 +56,7 @@ class Tensorboard:
     """Event files in `tensorboard/` of the run folder. A continued run hides what it logs again."""
 
     def __init__(self, params: TensorboardParams, *, folder: Path) -> None:
-        self._writer_class = load_attribute("torch.utils.tensorboard:SummaryWriter")
+        self._writer_class = importlib.import_module("torch.utils.tensorboard").SummaryWriter
         self.folder = folder / "tensorboard"
         self.writer: Any = None
 

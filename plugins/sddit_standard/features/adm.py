@@ -19,19 +19,15 @@ from torch import Tensor
 
 from sddit.data.archives import load_arrays
 from sddit.errors import SdditError, error
-from sddit.evaluation.copies import kept_samples
 from sddit.evaluation.metrics import Array, frechet, inception_score, moments, precision_recall
 from sddit.evaluation.thumbnails import in_chunks
 from sddit.interfaces import DataFacts
 from sddit.progress import Progress
-from sddit.storage.run_folder import RunFolder
-from sddit.training.environment import choose_device
 from sddit_standard.features.inception import PLACES, POOLED, Inception, Seen, load_inception, look, prepared
 
 if TYPE_CHECKING:
     from sddit_standard.features.params import InceptionParams
 
-ADM = "adm.json"
 PART = 5000  # images of one Inception score, whose mean over parts is given
 NEIGHBOURS = 3  # of precision and recall
 BATCH = 256
@@ -122,36 +118,29 @@ def score_of(seen: Seen) -> float:
     return float(inception_score(seen.classes.double().numpy(), PART).mean())
 
 
-def adm_of_run(folder: Path, *, weights: Path, reference: Path, device: str, progress: Progress) -> AdmScores:
-    """The figures of the samples that a run has kept. Writes `adm.json` into its folder.
+def score_samples(
+    samples: NDArray[np.uint8], *, inception: Path, reference: Path, device: torch.device, progress: Progress
+) -> dict[str, Any]:
+    """Score the saved samples of a run for `sddit-run evaluate RUN --inception FILE --reference NPZ`.
 
     Args:
-        folder: the run's.
-        weights: the Inception file.
+        samples: uint8 [n, H, W, 3].
+        inception: weights of FID's Inception network.
         reference: npz with `mu` and `sigma`, `mu_s` and `sigma_s`, or with images `arr_0` uint8 [n, H, W, 3], or with both.
-        device: `cpu` or `cuda`.
-        progress: where to show how it goes.
+        device: where the network runs.
+        progress: where progress is shown.
 
     Raises:
-        SdditError: SD-T930 for a run without samples, SD-T940 for other weights, SD-T941 for another reference.
+        SdditError: SD-T940 for other weights, SD-T941 for another reference.
     """
-    chosen = choose_device(device)
-    samples = kept_samples(folder)
     held = read_reference(reference)
-    network, digest = load_inception(weights, chosen)
-    fake = see(network, samples, chosen, progress, "samples")
-    real = None if held.images is None else see(network, held.images, chosen, progress, "reference")
+    network, digest = load_inception(inception, device)
+    fake = see(network, samples, device, progress, "samples")
+    real = None if held.images is None else see(network, held.images, device, progress, "reference")
     progress.stage("scoring")
     found = adm_scores(fake, held, real, name=reference.name, digest=digest)
     progress.end_stage()
-    with RunFolder(folder) as run:
-        run.write_json(ADM, found.to_json())
-    return found
-
-
-def evaluate_mode(folder: Path, *, device: str, progress: Progress, inception: Path, reference: Path) -> dict[str, Any]:
-    """Run `sddit-run evaluate RUN --inception FILE --reference NPZ` and return its figures."""
-    return adm_of_run(folder, weights=inception, reference=reference, device=device, progress=progress).to_json()
+    return found.to_json()
 
 
 def adm_scores(fake: Seen, held: Reference, real: Seen | None, *, name: str, digest: str) -> AdmScores:

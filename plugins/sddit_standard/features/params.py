@@ -54,7 +54,7 @@ ADM_MODE = EvaluateMode(
         ),
         ModeOption("reference", "NPZ", "Reference batch for --inception."),
     ),
-    function="sddit_standard.features.adm:evaluate_mode",
+    function="sddit_standard.features.adm:score_samples",
     heading="{samples} samples against {reference}, weights {weights_sha256:.12}",
     rows={
         "fid": "FID",

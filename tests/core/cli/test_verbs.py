@@ -343,8 +343,8 @@ MODE_PLUGIN = """
 from sddit import hookimpl
 from sddit.interfaces import EvaluateMode, FeatureParams, ModeOption
 
-def count_files(folder, *, device, progress, first_file, second_file):
-    return {"files": len({first_file, second_file}), "seed": None, "device": device, "run": folder.name}
+def count_files(samples, *, device, progress, first_file, second_file):
+    return {"files": len({first_file, second_file}), "seed": None, "device": str(device), "samples": len(samples)}
 
 class MineParams(FeatureParams):
     @classmethod
@@ -379,7 +379,9 @@ def test_evaluate_runs_the_mode_of_a_third_party_extractor(sddit_run, trained, c
     assert re.search(r"^files counted +2 *$", result.stdout, re.MULTILINE)
     assert "not measured" not in result.stdout
     found = json.loads(sddit_run("evaluate", trained, "--plugin=./counting.py", *files, "--json").stdout)
-    assert found == {"count": {"files": 2, "seed": None, "device": "cpu", "run": Path(trained).name}}
+    assert found == {"count": {"files": 2, "seed": None, "device": "cpu", "samples": found["count"]["samples"]}}
+    assert json.loads((Path(trained) / "count.json").read_text()) == found["count"]
+    assert found["count"]["samples"] > 0
     alone = sddit_run("evaluate", trained, "--plugin", "./counting.py", "--first-file", "a")
     assert (alone.status, "--first-file and --second-file must be used together" in alone.stderr) == (2, True)
     assert "A file to count." in sddit_run("evaluate", "--plugin", "./counting.py", "--help").stdout

@@ -26,7 +26,6 @@ from sddit.cli.common import (
 from sddit.distributed import processes
 from sddit.errors import error, printable
 from sddit.interfaces import EvaluateMode, FeatureParams
-from sddit.interfaces.component import load_attribute
 from sddit.interfaces.metric_names import KNOWN_METRICS
 from sddit.plugins.host import host, registry
 from sddit.progress import Progress, progress_on
@@ -186,8 +185,9 @@ def measure_copies(run: Path, device: str, progress: Progress) -> dict[str, Any]
 def measure_mode(
     run: Path, device: str, progress: Progress, *, mode: EvaluateMode, paths: Mapping[str, Path]
 ) -> dict[str, Any]:
-    figures: dict[str, Any] = load_attribute(mode.function)(run, device=device, progress=progress, **paths)
-    return figures
+    from sddit.evaluation.modes import run_mode
+
+    return run_mode(run, mode, paths=paths, device=device, progress=progress)
 
 
 def print_probe(probe: Mapping[str, Any]) -> None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
+import pytest
+
 from sddit_standard.features.adm import AdmScores
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The folder of a run that holds its samples alone."""
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    np.savez(tmp_path / "run" / "samples" / "samples.npz", arr_0=np.zeros((5, 8, 8, 3), dtype=np.uint8))
+    return tmp_path / "run"
 
 
 def adm_scores() -> AdmScores:
@@ -13,28 +24,28 @@ def adm_scores() -> AdmScores:
     return AdmScores(**figures, reference="r.npz", weights_sha256="ab" * 32)
 
 
-def test_evaluate_scores_by_the_files_of_its_user(sddit_run, monkeypatch):
+def test_evaluate_scores_by_the_files_of_its_user(sddit_run, monkeypatch, finished):
     found = adm_scores()
-    monkeypatch.setattr("sddit_standard.features.adm.adm_of_run", lambda *_, **__: found)
-    said = sddit_run("evaluate", "run", "--inception", "w.pth", "--reference", "r.npz")
+    monkeypatch.setattr("sddit_standard.features.adm.score_samples", lambda *_, **__: found.to_json())
+    said = sddit_run("evaluate", finished, "--inception", "w.pth", "--reference", "r.npz")
     assert said.status == 0, said.stderr
     assert re.search(r"^5 samples against r\.npz, weights abababababab$", said.stdout, re.MULTILINE)
     assert re.search(r"^FID +12\.35 *$", said.stdout, re.MULTILINE)
     assert "sFID" not in said.stdout
-    assert json.loads(sddit_run("evaluate", "run", "--inception", "w", "--reference", "r", "--json").stdout) == {
+    assert json.loads(sddit_run("evaluate", finished, "--inception", "w", "--reference", "r", "--json").stdout) == {
         "adm": found.to_json()
     }
-    alone = sddit_run("evaluate", "run", "--inception", "w.pth")
+    alone = sddit_run("evaluate", finished, "--inception", "w.pth")
     assert (alone.status, "must be used together" in alone.stderr) == (2, True)
 
 
-def test_evaluate_speaks_on_one_rank_of_several(sddit_run, monkeypatch):
-    monkeypatch.setattr("sddit_standard.features.adm.adm_of_run", lambda *_, **__: adm_scores())
+def test_evaluate_speaks_on_one_rank_of_several(sddit_run, monkeypatch, finished):
+    monkeypatch.setattr("sddit_standard.features.adm.score_samples", lambda *_, **__: adm_scores().to_json())
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = {}
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        said = sddit_run("evaluate", "run", "--inception", "w.pth", "--reference", "r.npz")
+        said = sddit_run("evaluate", finished, "--inception", "w.pth", "--reference", "r.npz")
         assert said.status == 0, said.stderr
         told[rank] = said.stdout
     assert "Inception score" in told["0"]

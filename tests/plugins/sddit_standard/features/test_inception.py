@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,10 @@ from torch.nn import functional as F
 
 from sddit.errors import SdditError
 from sddit.evaluation.metrics import frechet_distance, inception_score, precision_recall
+from sddit.evaluation.modes import run_mode
 from sddit.progress import Progress
 from sddit_standard.features import adm
-from sddit_standard.features.adm import Reference, adm_of_run, adm_scores, gaussian, read_reference
+from sddit_standard.features.adm import Reference, adm_scores, gaussian, read_reference
 from sddit_standard.features.inception import (
     CLASSES,
     Convolution,
@@ -29,6 +31,7 @@ from sddit_standard.features.inception import (
     look,
     prepared,
 )
+from sddit_standard.features.params import ADM_MODE
 
 CPU = torch.device("cpu")
 
@@ -299,14 +302,9 @@ def test_a_run_is_scored_by_the_files_of_its_user(
 
     monkeypatch.setattr(adm, "look", glance)
     monkeypatch.setattr(adm, "BATCH", 5)
-    found = adm_of_run(
-        tmp_path,
-        weights=tmp_path / "weights.pth",
-        reference=tmp_path / "reference.npz",
-        device="cpu",
-        progress=Progress(),
-    )
+    paths = {"inception": tmp_path / "weights.pth", "reference": tmp_path / "reference.npz"}
+    found = run_mode(tmp_path, ADM_MODE, paths=paths, device="cpu", progress=Progress())
     assert looked == [5, 4, 5, 2]
-    assert found.samples == 9
-    assert found.reference == "reference.npz"
-    assert (tmp_path / "adm.json").is_file()
+    assert found["samples"] == 9
+    assert found["reference"] == "reference.npz"
+    assert json.loads((tmp_path / "adm.json").read_text()) == found
