@@ -15,6 +15,7 @@ from sddit.interfaces.metric_names import SCORE
 CORE_KEYS = ("loss/", "weight/", "grad_ratio/", SCORE)  # what a run logs by itself; the rest is a term's own
 Row = Mapping[str, float]
 State = Literal["healthy", "look here", "no alarm set", "not measured"]
+GRADIENT_SPIKE = 10.0  # a gradient norm this many times its usual size deserves a warning
 LEADS = 3.0  # a term whose gradient is so many times that of the first one has taken the lead
 
 

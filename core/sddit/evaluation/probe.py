@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from sddit.recipes.recipe import Recipe
-from sddit.reports.charts import Reference, Series, line_chart
 from sddit.storage.run_folder import read_json, unreadable_error
 
 Array = NDArray[np.float64]
@@ -73,23 +71,6 @@ def read_probe(folder: Path) -> Probe | None:
         return Probe(**_as_tuples(held))
     except (ValueError, TypeError) as fault:
         raise unreadable_error(path, str(fault), fix) from fault
-
-
-def charts(probe: Probe) -> dict[str, Markup]:
-    """`linear` and `neighbours`: accuracy over depth, a line for each noise level."""
-    return {
-        "linear": _chart(probe, "Linear probe", probe.linear, probe.linear_untrained),
-        "neighbours": _chart(probe, f"{NEIGHBOURS} nearest neighbours", probe.neighbours, probe.neighbours_untrained),
-    }
-
-
-def _chart(probe: Probe, title: str, trained: Table, untrained: Table) -> Markup:
-    return line_chart(
-        f"{title}: held-out accuracy",
-        [Series(f"noise {noise:g}", probe.blocks, row) for noise, row in zip(probe.noise, trained, strict=True)],
-        x_label="block",
-        references=[Reference("chance", probe.chance), Reference("untrained at best", max(map(max, untrained)))],
-    )
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -20,14 +20,15 @@ from sddit.distributed.signals import Stopped, StopSignals
 from sddit.distributed.world import World
 from sddit.errors import error, memory_errors, raise_all
 from sddit.evaluation import pictures
+from sddit.evaluation.probing import probe
 from sddit.evaluation.scores import Scores
 from sddit.evaluation.scoring import SAMPLES, begin_sampling, draw, draw_of, read_scores, score_images, scorer_of
-from sddit.evaluation.tokens import probe, write_probe
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
 from sddit.recipes.checks import check_processes
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
+from sddit.reports.run.probe import write_probe
 from sddit.runs.callbacks import Watcher, stop_if_asked
 from sddit.runs.report_data import cost_of, write_run_report
 from sddit.runs.setup import begin, prepare

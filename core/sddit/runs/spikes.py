@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-SPIKE = 10.0
-"""How many times its average so far a gradient is worth a warning."""
+from sddit.evaluation.monitors import GRADIENT_SPIKE
+
 FIRST = 3
 """Values before there is an average worth the name."""
 
@@ -18,7 +18,7 @@ class Spikes:
 
     def seen(self, norm: float) -> float:
         """How many times its average a spike is; 0 for what is none."""
-        if self.count >= FIRST and norm > SPIKE * self.mean > 0:
+        if self.count >= FIRST and norm > GRADIENT_SPIKE * self.mean > 0:
             return norm / self.mean
         if math.isfinite(norm):
             self.count += 1

@@ -16,7 +16,7 @@ from sddit.evaluation.scoring import extractors
 from sddit.interfaces import FigureExtractor
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.reports.run_report import score_rows
+from sddit.reports.run.score_table import score_rows
 
 
 class Bright:

@@ -15,22 +15,23 @@ import torch
 from numpy.typing import NDArray
 
 from sddit.errors import SdditError
-from sddit.evaluation import tokens
+from sddit.evaluation import probing
 from sddit.evaluation.probe import (
     NEIGHBOURS,
     RIDGE,
     TEMPERATURE,
     Probe,
-    charts,
     linear_accuracy,
     neighbour_accuracy,
     read_probe,
 )
-from sddit.evaluation.tokens import NOISE, Split, levels, pooled, probe_run, split_of
+from sddit.evaluation.probing import NOISE, Split, levels, pooled, probe_run, split_of
 from sddit.progress import Progress
 from sddit.recipes.resolve import resolve
 from sddit.reports.charts import as_file
+from sddit.reports.run.probe import probe_charts, write_probe
 from sddit.runs.pipeline import run
+from sddit.storage.run_folder import RunFolder
 from sddit.testing.toys.components import ToySchedule
 from sddit.testing.toys.params import ToyScheduleParams
 from sddit.training.networks import build_backbone
@@ -110,8 +111,10 @@ def finished(toy_recipe: Path, tmp_path: Path) -> Path:
 
 def test_a_run_is_probed_and_its_probe_is_kept(finished: Path) -> None:
     found = probe_run(finished, device="cpu", progress=Progress())
+    with RunFolder(finished) as folder:
+        write_probe(folder, found)
     assert read_probe(finished) == found
-    for name, chart in charts(found).items():
+    for name, chart in probe_charts(found).items():
         assert (finished / f"probe-{name}.svg").read_text(encoding="utf-8") == as_file(chart)
     assert (found.weights, found.training, found.heldout, found.classes) == ("student", 90, 30, 3)
     assert found.chance == pytest.approx(1 / 3)
@@ -170,7 +173,7 @@ def test_tokens_know_the_image_and_not_the_label(toy_recipe: Path, monkeypatch: 
         network.label.weight[:3] += 10  # type: ignore[union-attr, operator, index]
     relabelled, _ = pooled(network, schedule, split, 0.5, (1, 2), seed=0)
     assert all(np.array_equal(relabelled[block], found[block]) for block in found)
-    monkeypatch.setattr(tokens, "BATCH", 7)
+    monkeypatch.setattr(probing, "BATCH", 7)
     parted, _ = pooled(network, schedule, split, 0.5, (1, 2), seed=0)
     few, _ = pooled(network, schedule, Split("train", split.dataset, split.ids[3:5]), 0.5, (1, 2), seed=0)
     for block in found:
@@ -212,13 +215,13 @@ def made_up(**changed: Any) -> Probe:
 
 
 def test_charts_show_depth_noise_and_floors() -> None:
-    linear, neighbours = (str(charts(made_up())[name]) for name in ("linear", "neighbours"))
+    linear, neighbours = (str(probe_charts(made_up())[name]) for name in ("linear", "neighbours"))
     assert "Linear probe: held-out accuracy" in linear
     assert "20 nearest neighbours" in neighbours
-    for text in ("noise 0.1", "noise 0.5", "chance = 0.25", "untrained at best = 0.4"):
+    for text in ("noise 0.1", "noise 0.5", "chance = 0.25", "best of the untrained network = 0.4"):
         assert text in linear
-    assert "untrained at best = 0.35" in neighbours
-    assert ElementTree.fromstring(as_file(charts(made_up())["linear"])).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "best of the untrained network = 0.35" in neighbours
+    assert ElementTree.fromstring(as_file(probe_charts(made_up())["linear"])).tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_the_best_of_equal_entries_is_the_shallowest_and_cleanest() -> None:

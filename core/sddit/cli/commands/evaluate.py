@@ -171,9 +171,14 @@ def measure_scores(run: Path, device: str, progress: Progress) -> dict[str, Any]
 
 
 def measure_probe(run: Path, device: str, progress: Progress) -> dict[str, Any]:
-    from sddit.evaluation.tokens import probe_run
+    from sddit.evaluation.probing import probe_run
+    from sddit.reports.run.probe import write_probe
+    from sddit.storage.run_folder import RunFolder
 
-    return probe_run(run, device=device, progress=progress).to_json()
+    probe = probe_run(run, device=device, progress=progress)
+    with RunFolder(run) as folder:
+        write_probe(folder, probe)
+    return probe.to_json()
 
 
 def measure_copies(run: Path, device: str, progress: Progress) -> dict[str, Any]:

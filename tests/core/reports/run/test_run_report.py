@@ -14,15 +14,11 @@ from PIL import Image
 from sddit.evaluation.monitors import judge
 from sddit.evaluation.scores import Scores
 from sddit.interfaces import Monitor
-from sddit.reports.run_report import (
-    NextStep,
-    ReportData,
-    RunCost,
-    score_rows,
-    settings,
-    suggestions,
-    write_report,
-)
+from sddit.reports.run.data import NextStep, ReportData, RunCost
+from sddit.reports.run.report import write_report
+from sddit.reports.run.score_table import score_rows
+from sddit.reports.run.settings import settings
+from sddit.reports.run.suggestions import suggestions
 
 HOSTILE = """</script><img src=x onerror=1>"'{{7*7}}"""
 
@@ -209,7 +205,7 @@ def test_scores_in_words():
     assert words[1] == "all samples: compare at n = 1,000 only"
     assert "within the spread" in words[2]
     assert "above the spread" in list(score_rows(toy_scores(kid=0.01)))[2].words
-    assert words[-1] == "94% of samples show the class that was asked for"
+    assert words[-1] == "94% of samples show the requested class"
     assert len(list(score_rows(toy_scores(class_accuracy=None, class_accuracy_floor=None)))) == len(words) - 1
 
 
@@ -225,12 +221,12 @@ def test_scores_that_an_earlier_version_did_not_take_have_no_row():
     before, after = (list(score_rows(toy_scores(**values))) for values in ({}, later))
     new = [row for row in after if row not in before]
     assert [row.name for row in new] == ["Density (k = 3)", "Coverage (k = 3)", "Near copies"]
-    assert [(row.value, row.real, row.n) for row in new] == [
+    assert [(row.value, row.floor, row.n) for row in new] == [
         ("0.90", "1.00", 360),
         ("0.50", "0.90", 360),
         ("0.200", "0.050", 1000),
     ]
-    assert new[2].words == "20.0% of samples lie as near to a training image as 5.0% of real ones do"
+    assert new[2].words == "20.0% of samples are as close to a training image as 5.0% of held-out real images"
 
 
 def advice(**changed) -> list[str]:

@@ -17,13 +17,11 @@ from sddit.data import seen_std
 from sddit.diffusion.draws import Draws
 from sddit.diffusion.preconditioning import precondition
 from sddit.errors import error
-from sddit.evaluation.probe import PROBE, Array, Integers, Probe, charts, linear_accuracy, neighbour_accuracy
+from sddit.evaluation.probe import Array, Integers, Probe, linear_accuracy, neighbour_accuracy
 from sddit.evaluation.scores import choose, refuse_few
 from sddit.interfaces import Dataset, NoiseSchedule
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.reports.charts import as_file
-from sddit.storage.run_folder import RunFolder
 from sddit.training.environment import choose_device
 from sddit.training.networks import build_backbone
 
@@ -46,8 +44,6 @@ class Split:
 def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
     """Probe the weights that a run samples with, at its newest good checkpoint.
 
-    Writes `probe.json`, and its charts `probe-linear.svg` and `probe-neighbours.svg`, into the run folder.
-
     Raises:
         SdditError: SD-T931 for data without classes, SD-T906 for data without held-out images.
     """
@@ -62,17 +58,7 @@ def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
             got=f"{recipe.facts.num_classes} classes",
             expect="a data set with labels",
         )
-    found = probe(model.backbone.to(chosen), model.require_schedule(), recipe, progress)
-    with RunFolder(folder) as held:
-        write_probe(held, found)
-    return found
-
-
-def write_probe(folder: RunFolder, found: Probe) -> None:
-    """Keep a probe and its charts in the run folder."""
-    for name, chart in charts(found).items():
-        folder.write_text(f"probe-{name}.svg", as_file(chart))
-    folder.write_json(PROBE, found.to_json())
+    return probe(model.backbone.to(chosen), model.require_schedule(), recipe, progress)
 
 
 def probe(trained: Backbone, schedule: NoiseSchedule, recipe: Recipe, progress: Progress) -> Probe:

@@ -1,0 +1,1 @@
+"""The report of a run: headline, scores, charts, settings and suggestions."""

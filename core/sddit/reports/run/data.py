@@ -1,0 +1,58 @@
+"""All that the report of a run shows, as plain records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sddit.evaluation.monitors import Row
+from sddit.evaluation.probe import Probe
+from sddit.interfaces import Monitor
+
+if TYPE_CHECKING:
+    from sddit.evaluation.scores import Scores
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """Something worth trying, and what to type for it."""
+
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCost:
+    """What a run cost. None: not known."""
+
+    seconds: float  # of training
+    images_per_second: float | None = None
+    parameters: int | None = None  # trained
+    flops_per_step: float | None = None  # forward and backward, teacher and heads counted
+    flops: float | None = None  # of the whole run
+    peak_memory: float | None = None  # bytes
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """All that a report shows."""
+
+    title: str
+    summary: str  # the question, in a sentence
+    status: str  # "finished", "stopped at step 400 of 1000"
+    command: str  # what repeats this run, such as "sddit-run recipes/quickstart.toml"
+    cost: RunCost
+    metrics: Sequence[Row]  # the lines of metrics.jsonl
+    grid: bytes | None = None  # PNG of the final samples
+    previews: Sequence[tuple[int, bytes]] = ()  # (step, PNG) over the run
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    probe: Probe | None = None
+    monitors: Mapping[str, Sequence[Monitor]] = field(default_factory=dict)  # by the label of their term
+    noise_bins: Sequence[str] = ()  # names of the bins of "loss/<label>@<bin>", least noise first
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # resolved
+    origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> where its value came from
+    environment: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    next_steps: Sequence[NextStep] = ()
