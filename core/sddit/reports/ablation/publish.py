@@ -1,23 +1,19 @@
-"""Publish an ablation: a folder that a repository can hold, with all that a reader and a rerun need. No torch, no weights.
+"""Publish an ablation: a folder for a repository, with all that a reader and a rerun need. No torch, no weights.
 
-README.md          the question, the table, figures and conclusion in the tool's words
-report.html        the same in full
-results.jsonl      a row a run, all digits: its scores, its curves of scores, when it reached the targets, its probe
-curves.csv         every logged key of every arm: mean and deviation over seeds
-plan.json, environment.json, recipes/    what was run, and with what
-figures/, samples/ pictures
+README.md          the question, the table, the figures and the conclusions, generated from the numbers
+results.jsonl      one row per run, with all digits: its scores, their curves, when it reached the targets, its probe
+plan.json, environment.json, recipes/    what was run, and with which versions
+figures/, samples/ images
 
-The same runs give the same bytes. Nothing of the machine's folders is in them.
+The same runs give the same bytes. No path of this machine is included.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from markupsafe import Markup
 
@@ -26,22 +22,18 @@ from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcom
 from sddit.ablations.analysis.targets import first_at, points, reached
 from sddit.ablations.planning.records import PLAN, PlanRecord
 from sddit.errors import error
-from sddit.formatting import escape_csv, slug
+from sddit.formatting import slug
 from sddit.interfaces.metric_names import metric_of
-from sddit.reports.ablation.curves import AXES, all_keys, over_seeds
 from sddit.reports.ablation.readme import ChartFile, readme
-from sddit.reports.ablation.report import curves, page, probe_of, probed, samples
+from sddit.reports.ablation.report import curves, probe_of, probed, samples
 from sddit.reports.ablation.reproduction import RECIPES, first_recipe, pathless, without_paths
 from sddit.reports.charts import as_file, title_of
 from sddit.storage.atomic import replace_file, storage_errors, to_json
-from sddit.storage.run_folder import ENVIRONMENT, REPORT
+from sddit.storage.run_folder import ENVIRONMENT
 
-README, CURVES, FIGURES, SAMPLES = "README.md", "curves.csv", "figures", "samples"
+README, FIGURES, SAMPLES = "README.md", "figures", "samples"
+REPORT, CURVES = "report.html", "curves.csv"  # duplicates that earlier versions published
 OVER = ("steps", "flops")  # the axes of the figures
-LARGEST_REPORT = 1_500_000  # bytes; a larger one goes without its pictures of samples
-MOST_POINTS = 50  # of one key of one arm in `curves.csv`
-
-T = TypeVar("T")
 
 
 def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
@@ -66,6 +58,8 @@ def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
     for name in (FIGURES, SAMPLES, RECIPES):
         for stale in sorted((to / name).glob("*")):
             stale.unlink()
+    for name in (REPORT, CURVES):
+        (to / name).unlink(missing_ok=True)
     for name, content in contents.items():
         with storage_errors(to / name):
             (to / name).parent.mkdir(parents=True, exist_ok=True)
@@ -153,12 +147,10 @@ def files(results: AblationResults) -> Iterator[tuple[str, bytes]]:
     figures = dict(drawn(results, logs))
     grids = {f"{SAMPLES}/{slug(grid.arm)}.png": grid for grid in samples(results) if grid.png}
     yield README, readme(results, logs, figures_of(figures), {name: grid.arm for name, grid in grids.items()}).encode()
-    yield REPORT, report(results)
     yield PLAN, lines(to_json(replace(results.plan, runs=None).to_json(), indent=1))
     yield ENVIRONMENT, lines(to_json(environments(results), indent=1))
     followed = {metric: targets(results, logs, metric) for metric in results.plan.metrics}
     yield RESULTS, lines(*(to_json(published_row(results, row, logs, followed)) for row in results.runs))
-    yield CURVES, curves_table(results, logs).encode()
     for arm, recipe in recipes(results):
         yield f"{RECIPES}/{slug(arm)}.json", lines(to_json(recipe, indent=1))
     for name, chart in figures.items():
@@ -199,12 +191,6 @@ def targets(results: AblationResults, logs: Logs, metric: str) -> dict[str, floa
     return {one.arm: one.target for one in reached(results, logs, metric)}
 
 
-def report(results: AblationResults) -> bytes:
-    """`report.html`; a large one without the pictures."""
-    whole = page(results).encode()
-    return whole if len(whole) <= LARGEST_REPORT else page(results, pictures=False).encode()
-
-
 def recipes(results: AblationResults) -> Iterator[tuple[str, Any]]:
     """The resolved recipe of each arm at the first seed that has one; the others differ from it by their seed."""
     for arm in results.plan.arms:
@@ -226,27 +212,3 @@ def drawn(results: AblationResults, logs: Logs) -> Iterator[tuple[str, Markup]]:
 def figures_of(drawn: Mapping[str, Markup]) -> list[ChartFile]:
     """What the README says of them."""
     return [ChartFile(name, title_of(chart)) for name, chart in drawn.items()]
-
-
-def curves_table(results: AblationResults, logs: Logs) -> str:
-    """CSV: arm, key, step, runs, mean over seeds, one standard deviation below and above; thinned, five digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arm", "key", "step", "runs", "mean", "low", "high"])
-    for arm in results.plan.arms:
-        runs = list(logs[arm.label].values())
-        for key in all_keys({arm.label: logs[arm.label]}):
-            if key == "step":
-                continue
-            points = [point for point in over_seeds(key, AXES[0], arm, runs) if point]
-            for step, *values in thinned(points):
-                writer.writerow(
-                    [escape_csv(arm.label), key, int(step), len(runs), *(f"{value:.5g}" for value in values)]
-                )
-    return text.getvalue()
-
-
-def thinned(points: list[T]) -> list[T]:
-    """Every n-th point counted from the last, at most `MOST_POINTS`."""
-    every = -(-len(points) // MOST_POINTS) or 1
-    return points[::-1][::every][::-1]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,10 +13,9 @@ from sddit.ablations.analysis.diagnostics import logs_of
 from sddit.ablations.analysis.results import gather, note_failure
 from sddit.errors import SdditError
 from sddit.evaluation.probe import Probe
-from sddit.reports.ablation import publish as publishing
-from sddit.reports.ablation.publish import MOST_POINTS, publish, thinned
+from sddit.reports.ablation.publish import publish
 from sddit.reports.ablation.readme import plain
-from sddit.reports.ablation.report import how_soon, page
+from sddit.reports.ablation.report import how_soon
 from sddit.reports.ablation.reproduction import pathless, without_paths
 
 
@@ -32,7 +29,7 @@ def test_everything_is_there_and_nothing_else(finished, tmp_path):
     held = contents(tmp_path / "pub")
     assert held.keys() == {str(path.relative_to(tmp_path / "pub")) for path in written}
     assert held.keys() == {
-        "README.md", "report.html", "results.jsonl", "plan.json", "environment.json", "curves.csv",
+        "README.md", "results.jsonl", "plan.json", "environment.json",
         "recipes/base.json", "recipes/shifted.json", "recipes/rival.json",
         "samples/base.png", "samples/shifted.png", "samples/rival.png",
         *(f"figures/{name}-over-{axis}.svg" for name in ("loss.denoise", "toy-FD") for axis in ("steps", "flops")),
@@ -42,7 +39,8 @@ def test_everything_is_there_and_nothing_else(finished, tmp_path):
 def test_twice_gives_the_same_bytes(finished, tmp_path, monkeypatch):
     publish(finished, tmp_path / "one")
     first = contents(tmp_path / "one")
-    (tmp_path / "one" / "figures" / "of-an-earlier-one.svg").write_text("<svg/>")
+    for stale in ("figures/of-an-earlier-one.svg", "report.html", "curves.csv"):
+        (tmp_path / "one" / stale).write_text("stale")
     publish(finished, tmp_path / "one")
     monkeypatch.chdir(finished)
     publish(type(finished)("."), tmp_path / "two")
@@ -55,7 +53,7 @@ def test_another_result_gives_other_bytes(finished, tmp_path):
     (run / "scores.json").write_text(json.dumps({"toy": {"fd": 1.5}}))
     publish(finished, tmp_path / "two")
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
-    assert {name for name in one if one[name] != two[name]} >= {"README.md", "report.html", "results.jsonl"}
+    assert {name for name in one if one[name] != two[name]} >= {"README.md", "results.jsonl"}
 
 
 def test_no_path_of_the_machine_and_no_name_of_a_user(finished, tmp_path):
@@ -254,31 +252,6 @@ def test_figures_stand_alone(finished, tmp_path):
         assert picture.get("width")
         assert picture[0].tag == "{http://www.w3.org/2000/svg}rect"
         assert picture[0].get("fill") == "#fff"
-
-
-def test_curves_are_means_over_seeds(finished, tmp_path):
-    publish(finished, tmp_path / "pub")
-    rows = list(csv.DictReader(StringIO((tmp_path / "pub" / "curves.csv").read_text())))
-    (row,) = [one for one in rows if (one["arm"], one["key"], one["step"]) == ("rival", "loss/denoise", "4")]
-    assert (row["runs"], float(row["mean"]), float(row["low"]), float(row["high"])) == ("3", 1.25, 0.25, 2.25)
-    assert {one["key"] for one in rows} == {"seconds", "loss/denoise", "score/toy.fd"}
-
-
-@pytest.mark.parametrize("number", [0, 1, MOST_POINTS, MOST_POINTS + 1, 12345])
-def test_thinned_points_keep_the_last(number):
-    points = list(range(number))
-    kept = thinned(points)
-    assert len(kept) <= MOST_POINTS
-    assert kept[-1:] == points[-1:]
-    assert kept == sorted(kept)
-
-
-def test_a_large_report_goes_without_pictures(finished, tmp_path, monkeypatch):
-    results = gather(finished)
-    assert "data:image/png" in page(results)
-    monkeypatch.setattr(publishing, "LARGEST_REPORT", 1000)
-    publish(finished, tmp_path / "pub")
-    assert "data:image/png" not in (tmp_path / "pub" / "report.html").read_text()
 
 
 def test_what_is_not_finished_is_refused_unless_asked(sddit_run, finished, tmp_path):
