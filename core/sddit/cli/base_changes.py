@@ -40,13 +40,15 @@ class BaseChanges:
 def changes_from_base(merged: Merged, recipe: Recipe) -> BaseChanges:
     """Compare what the recipe file and the command line set with the recipe that the file extends.
 
-    A resolved recipe (`.json`) states every key, so it is its own base: only the command line changes it.
+    A resolved recipe (`.json`) states every key, so it is its own base: only the command line changes it. The same holds
+    for a file that extends none, if there are overrides.
     """
     assert merged.path is not None, "a recipe that was read has a path"
     layers = chain(merged.path)
-    inherited = layers if merged.resolved else layers[:-1]
+    own_base = merged.resolved or (len(layers) == 1 and bool(merged.overrides))
+    inherited = layers if own_base else layers[:-1]
     base = stacked(merged.path, inherited, ()).tables if inherited else {}
-    in_file = {} if merged.resolved else layers[-1].tables
+    in_file = {} if own_base else layers[-1].tables
     keys = dict.fromkeys(setting_keys(in_file), False)
     keys |= {parse_override(text).path: True for text in merged.overrides}
     changes = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -69,13 +70,12 @@ def time_estimate(plan: Plan, folder: Path) -> tuple[str, str]:
     try:
         last = last_metrics(folder / METRICS)
         step, seconds = int(last.get("step", 0)), float(last.get("seconds", 0.0))
-    except (SdditError, OSError, ValueError, TypeError):
+    except (SdditError, OSError, ValueError, TypeError, AttributeError, OverflowError):  # no log, or a damaged one
         step, seconds = 0, 0.0
-    if step <= 0 or seconds <= 0:
+    if not (step > 0 and 0 < seconds < math.inf):
         return "unknown", "`sddit-run bench RECIPE` measures images per second on this machine"
-    return format_duration(
-        seconds / step * plan.steps
-    ), f"of training, at the pace of the first {step:,} steps in {folder}"
+    total = format_duration(seconds / step * plan.steps)
+    return total, f"of training, at the pace of the first {step:,} steps in {folder}"
 
 
 def view_table(plan: Plan, recipe: Recipe) -> Table:
@@ -125,16 +125,16 @@ def loss_table(recipe: Recipe) -> Table:
 
 def print_changes(changes: BaseChanges, limit: int, out: Console) -> None:
     """Print the keys that differ from the base recipe, old and new value; those of the command line first."""
-    rows = table("", "", "")
+    rows = table("", "")
     rows.show_header = False
     ordered = sorted(changes.changes, key=lambda change: not change.from_command_line)
     for change in ordered[:limit]:
-        origin = "command line" if change.from_command_line else ""
-        rows.add_row(*map(printable, (change.key, f"{change.old} -> {change.new}", origin)))
+        origin = "   (command line)" if change.from_command_line else ""
+        rows.add_row(*map(printable, (change.key, f"{change.old} -> {change.new}{origin}")))
     if len(ordered) > limit:
-        rows.add_row(f"and {len(ordered) - limit} more (--all)", "", "")
+        rows.add_row(f"and {len(ordered) - limit} more (--all)", "")
     if not ordered:
-        rows.add_row("none", "", "")
+        rows.add_row("none", "")
     print_block(f"Changes from {changes.base or 'the defaults'}", rows, out)
 
 

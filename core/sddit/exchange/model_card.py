@@ -48,7 +48,7 @@ def network_section(recipe: Recipe, source: Found, parameters: int) -> str:
     kind = "an EMA of the weights" if source.label != "student" else "the trained weights"
     return (
         f"{recipe.backbone.component.summary} {parameters:,} parameters, for inputs of {channels}x{height}x{width} and "
-        f"{classes}. This is {kind} (`{source.label}`) after {source.step:,} steps. "
+        f"{classes}. The file holds {kind} (`{source.label}`) after {source.step:,} steps. "
         f"Written by sddit {__version__}."
     )
 

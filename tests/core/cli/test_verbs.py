@@ -230,7 +230,7 @@ def test_dry_run_shows_cost_views_losses_and_changes_on_one_screen(sddit_run, to
     assert len(plan.stdout.splitlines()) <= 40
     lines = [" ".join(line.split()) for line in plan.stdout.splitlines()]
     assert "Changes from recipes_of_test/toy.toml" in lines
-    assert "seed 0 (default) -> 3 command line" in lines
+    assert "seed 0 (default) -> 3 (command line)" in lines
     assert "train.steps 4 -> 9" in lines
     assert any(re.fullmatch(r"loss.agree.weight 0.5 -> 0.25", line) for line in lines)
     assert any(re.fullmatch(r"student student .+ denoise, agree", line) for line in lines)
@@ -244,7 +244,16 @@ def test_dry_run_shows_cost_views_losses_and_changes_on_one_screen(sddit_run, to
 def test_changes_of_a_resolved_recipe_are_those_of_the_command_line(sddit_run, trained):
     plan = sddit_run("-n", Path(trained) / "recipe.resolved.json", "train.steps=9")
     changes = plan.stdout.partition("Changes from")[2].splitlines()[1:]
-    assert [" ".join(line.split()) for line in changes] == ["train.steps 4 -> 9 command line"]
+    assert [" ".join(line.split()) for line in changes] == ["train.steps 4 -> 9 (command line)"]
+
+
+def test_changes_of_a_recipe_without_a_base_are_those_of_the_command_line_or_from_the_defaults(sddit_run, toy_recipe):
+    changes = sddit_run("-n", toy_recipe, "train.steps=9").stdout.partition("Changes from ")[2].splitlines()
+    assert [" ".join(line.split()) for line in changes[1:]] == ["train.steps 4 -> 9 (command line)"]
+    assert changes[0].endswith("toy.toml")
+    changes = sddit_run("-n", toy_recipe).stdout.partition("Changes from ")[2].splitlines()
+    assert changes[0] == "the defaults"
+    assert "train.steps 1000 (default) -> 4" in [" ".join(line.split()) for line in changes]
 
 
 def test_sample_gives_the_same_images_again(sddit_run, trained):
