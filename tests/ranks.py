@@ -180,8 +180,8 @@ def tensors_of(made: Session) -> dict[str, Tensor]:
     found = {f"student.{k}": v for k, v in made.student.state_dict().items()}
     if made.teacher is not None:
         found |= {f"teacher.{k}": v for k, v in made.teacher.tensors().items()}
-    for label, average in made.averages.items():
-        found |= {f"ema.{label}.{k}": v for k, v in average.module.state_dict().items()}
+    for label, ema in made.emas.items():
+        found |= {f"ema.{label}.{k}": v for k, v in ema.module.state_dict().items()}
     for index, entries in made.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
     return {name: full_tensor(found[name].detach()).clone().contiguous() for name in sorted(found)}

@@ -295,7 +295,7 @@ def context(
     step: int = 0,
     total_steps: int = 1,
     seed: int = 0,
-    averaged: Mapping[str, nn.Module] | None = None,
+    ema_modules: Mapping[str, nn.Module] | None = None,
 ) -> Context:
     """What a loss may know of a run: a moment of one.
 
@@ -304,7 +304,7 @@ def context(
         num_classes: the null label.
         step, total_steps: the moment, for schedules of values.
         seed: of what the loss draws by itself.
-        averaged: the teacher's copy of the loss's own modules.
+        ema_modules: the teacher's copy of the loss's own modules.
     """
     return Context(
         step=step,
@@ -312,5 +312,5 @@ def context(
         schedule=schedule,
         draws=Draws(seed, step, torch.zeros(1, dtype=torch.int64)),
         num_classes=num_classes,
-        averaged=averaged or {},
+        ema_modules=ema_modules or {},
     )

@@ -15,10 +15,10 @@ class LossTerm(nn.Module):
     """A labelled term of the objective. Subclass it, write `forward`, and register the subclass.
 
     Return one value per sample, [B], so that noise windows, micro-batches and the log by noise level work. Declare
-    modules to be averaged by the teacher in `averaged`; change buffers only in `after_step`.
+    the modules of which the teacher keeps an EMA in `ema_modules`; change buffers only in `after_step`.
     """
 
-    averaged: tuple[str, ...] = ()
+    ema_modules: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class LossTerm(nn.Module):
         raise NotImplementedError
 
     def log(self, name: str, value: Tensor) -> None:
-        """Note a diagnostic. It is averaged over the micro-batches of a step and the steps of a log line; no host sync."""
+        """Note a diagnostic. It is ema_modules over the micro-batches of a step and the steps of a log line; no host sync."""
         total, count = self._logged.get(name, (torch.zeros((), dtype=torch.float32, device=value.device), 0))
         self._logged[name] = (total + value.detach().float().mean(), count + 1)
 

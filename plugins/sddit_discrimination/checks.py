@@ -76,7 +76,7 @@ def build_pair() -> Pair:
 
 def loss_of(pair: Pair, *, constant: bool = False) -> Tensor:
     """Run one forward pass. With `constant`, the loss gets detached copies of the teacher's outputs."""
-    ctx, views = fixtures.context(averaged=pair.teacher.modules["loss"]), views_of(PfOdeParams())
+    ctx, views = fixtures.context(ema_modules=pair.teacher.modules["loss"]), views_of(PfOdeParams())
     networks = {"student": pair.backbone, "teacher": pair.teacher.backbone}
     outputs = {
         name: denoise_view(network, ctx.schedule, views[name], ("encoder",), output=False)

@@ -56,7 +56,7 @@ class Discrimination(LossTerm):
     With centering "sinkhorn" the samples of a batch depend on each other, so the loss is a scalar.
     """
 
-    averaged = ("head",)
+    ema_modules = ("head",)
 
     def __init__(self, params: DiscriminationParams, *, widths: Mapping[Tap, int], **_: Any) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Discrimination(LossTerm):
             for name, view in teachers.items():
                 with torch.no_grad():
                     tokens = self.tokens(view, outputs[name].taps[teacher_tap])
-                    logits[name] = self.logits(ctx.averaged["head"], tokens)
+                    logits[name] = self.logits(ctx.ema_modules["head"], tokens)
                     self.stage(logits[name])
             for name, view in students.items():
                 tokens = self.tokens(view, outputs[name].taps[student_tap])

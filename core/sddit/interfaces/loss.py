@@ -90,10 +90,10 @@ class Loss(Protocol):
     """One labelled term: an nn.Module, normally a subclass of `sddit.losses.LossTerm`.
 
     It may own training heads and buffers. Buffers change only in `after_step`, from statistics staged in forward, so
-    that a skipped step changes nothing. `averaged` names the submodules of which the teacher keeps a moving average.
+    that a skipped step changes nothing. `ema_modules` names the submodules of which the teacher keeps a moving average.
     """
 
-    averaged: tuple[str, ...]
+    ema_modules: tuple[str, ...]
 
     def __call__(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
         """One value per sample [B], or a scalar if its params say `couples_samples`."""

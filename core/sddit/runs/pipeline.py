@@ -34,7 +34,7 @@ from sddit.runs.report_data import cost_of, write_run_report
 from sddit.runs.setup import begin, prepare
 from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import COST, RECIPE, REPORT, SCORES, RunFolder, recipe_path
-from sddit.training import environment as surroundings
+from sddit.training.environment import choose_device, packages
 from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
 from sddit.training.session import Session
@@ -75,7 +75,7 @@ def run(
         SdditError: a problem for the person who typed.
         SystemExit: a signal asked to stop; everything is saved, and the status is the documented one.
     """
-    chosen = surroundings.choose_device(device)
+    chosen = choose_device(device)
     if not recipe.dataset.params.holds_images:
         raise no_images()
     if resume is not None and not (resume / RECIPE).is_file():
@@ -85,7 +85,7 @@ def run(
     raise_all(check_processes(recipe, processes.world_size()))
     place = resume or out / f"{recipe.name}-{recipe.run_id}"
     with join_processes(chosen, recipe.train.timeout) as world, held(place, world) as folder, world.stop as stop:
-        refuse_differences(world, {"recipe, data and plugins": recipe.run_id, "packages": surroundings.packages()})
+        refuse_differences(world, {"recipe, data and plugins": recipe.run_id, "packages": packages()})
         finished = world.from_main(
             lambda: begin(recipe, folder, chosen, progress, fresh=fresh, allow=allow, resumed=resume is not None)
         )
@@ -173,7 +173,7 @@ def score(session: Session, watcher: Watcher) -> dict[str, Scores]:
 
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
     """Sample and score a run at its newest good checkpoint, finished or not. Changes nothing in its folder."""
-    chosen = surroundings.choose_device(device)
+    chosen = choose_device(device)
     resolve(recipe_path(folder))  # which needs the data, and says what is wrong with it
     model = load_run(folder)
     recipe = model.require_recipe()

@@ -30,8 +30,8 @@ from sddit.storage.run_folder import (
     read_json,
     refuse_changed,
 )
-from sddit.training import environment as surroundings
 from sddit.training.build import build_session
+from sddit.training.environment import configure, describe_environment, device_name
 from sddit.training.session import Session
 from sddit.training.state import restore
 
@@ -64,7 +64,7 @@ def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: 
     classes = f"{facts.num_classes} classes" if facts.num_classes else "no classes"
     kernel = f"attention {recipe.attention.component.name}, {recipe.train.precision}"
     progress.note(f"{recipe.name}: {facts.source}, {classes}")
-    progress.note(f"run folder {folder.path}, {surroundings.device_name(device)}, {kernel}")
+    progress.note(f"run folder {folder.path}, {device_name(device)}, {kernel}")
     if folder.killed:
         progress.note(f"the last process here, {folder.killed}, ended without a word: killed, or out of memory")
     for warning in recipe.warnings:
@@ -157,7 +157,7 @@ def prepare(
     checkpoint = newest(store, world)
     while store.notices:
         progress.warn(store.notices.pop(0))
-    surroundings.configure(recipe, device, threads=checkpoint.state.get("threads") if checkpoint else None)
+    configure(recipe, device, threads=checkpoint.state.get("threads") if checkpoint else None)
     if world.main:
         describe(recipe, folder, device)
     session = build_session(recipe, device, resumed=checkpoint is not None, world=world)
@@ -194,4 +194,4 @@ def describe(recipe: Recipe, folder: RunFolder, device: torch.device) -> None:
     folder.write_sealed_json(RECIPE, recipe.to_json())
     for name, file in recipe.plugin_files.items():  # beside the recipe, so that the folder says all that it needs
         folder.write_bytes(Path(name).name, file.read_bytes())
-    folder.write_json(ENVIRONMENT, surroundings.environment(recipe, device))
+    folder.write_json(ENVIRONMENT, describe_environment(recipe, device))

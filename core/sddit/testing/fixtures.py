@@ -15,6 +15,7 @@ from sddit.interfaces import Batch, Context, NoiseSchedule, Shapes
 from sddit.testing.kit import Findings
 from sddit.testing.toys.components import ToySchedule
 from sddit.testing.toys.params import ToyScheduleParams
+from sddit.training.precision import default_dtype as default_dtype
 
 BATCH, CLASSES, GRID, IMAGE = 6, 3, (4, 4), (2, 8, 8)
 """Six images of 2x8x8, seen as 4x4 tokens, of three classes."""
@@ -55,7 +56,7 @@ def draws(step: int = STEP, rows: slice = slice(None)) -> Draws:
     return Draws(7, step, torch.arange(BATCH)[rows])
 
 
-def context(step: int = STEP, rows: slice = slice(None), averaged: Mapping[str, nn.Module] | None = None) -> Context:
+def context(step: int = STEP, rows: slice = slice(None), ema_modules: Mapping[str, nn.Module] | None = None) -> Context:
     """A moment in the middle of a run."""
     return Context(
         step=step,
@@ -63,7 +64,7 @@ def context(step: int = STEP, rows: slice = slice(None), averaged: Mapping[str, 
         schedule=schedule(),
         draws=draws(step, rows),
         num_classes=CLASSES,
-        averaged=averaged or {},
+        ema_modules=ema_modules or {},
     )
 
 
@@ -73,17 +74,6 @@ def randomised(module: nn.Module, scale: float = 0.1) -> nn.Module:
         for key, parameter in enumerate(module.parameters()):
             parameter.copy_(scale * numbers(*parameter.shape, key=key, dtype=torch.float64))
     return module
-
-
-@contextlib.contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Build modules in this precision."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

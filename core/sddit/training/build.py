@@ -1,4 +1,4 @@
-"""Build a session from a recipe: networks, losses, optimizer and averages."""
+"""Build a session from a recipe: networks, losses, optimizer and EMAs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sddit.distributed.world import World
 from sddit.interfaces import NoiseSchedule
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.settings import TrainSettings
-from sddit.training.ema import Teacher, WeightAverage
+from sddit.training.ema import EMA, Teacher
 from sddit.training.networks import build_backbone, build_terms
 from sddit.training.precision import DTYPES, default_dtype
 from sddit.training.session import Session
@@ -42,9 +42,9 @@ def build_session(
     component_names = {label: chosen.component.qualified for label, chosen in recipe.active_losses.items()}
     student = Student(backbone, terms, schedule, precision, component_names).to(device)
     teacher = build_teacher(recipe, student)
-    averages = {label: WeightAverage(settings, student.backbone) for label, settings in recipe.ema.items()}
-    speed_up(backbone, recipe.train)
-    copies: list[nn.Module] = [average.module for average in averages.values()]
+    emas = {label: EMA(settings, student.backbone) for label, settings in recipe.ema.items()}
+    apply_performance_settings(backbone, recipe.train)
+    copies: list[nn.Module] = [ema.module for ema in emas.values()]
     if teacher is not None:
         copies += [teacher.backbone, *(module for modules in teacher.modules.values() for module in modules.values())]
     root = wrap_parallel(student, copies, world, recipe.train.distributed)
@@ -58,7 +58,7 @@ def build_session(
         objective=Objective(recipe),
         student=student,
         teacher=teacher,
-        averages=averages,
+        emas=emas,
         optimizer=recipe.optimizer.build()(parameter_groups(recipe, student), device),
         world=world,
         root=root,
@@ -79,7 +79,7 @@ def build_teacher(recipe: Recipe, student: Student) -> Teacher | None:
     return Teacher(student.backbone, student.terms, None if want.output else want.taps)
 
 
-def speed_up(backbone: Backbone, settings: TrainSettings) -> None:
+def apply_performance_settings(backbone: Backbone, settings: TrainSettings) -> None:
     """Trade memory for time, or a slow start for fast steps, as the recipe says. The copies made before stay as they are."""
     backbone.set_checkpointing(settings.activation_checkpointing)
     if settings.compile:

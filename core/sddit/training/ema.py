@@ -1,4 +1,4 @@
-"""Moving averages of weights: the generation EMAs and the teacher. One rule, two uses, neither reads the other."""
+"""Keep exponential moving averages of weights: the EMAs used for generation, and the teacher."""
 
 from __future__ import annotations
 
@@ -17,67 +17,67 @@ from sddit.recipes.settings import EmaSettings
 M = TypeVar("M", bound=nn.Module)
 
 
-def follow(target: nn.Module, source: nn.Module, keep: float) -> None:
-    """target <- keep * target + (1 - keep) * source, by parameter name; buffers are copied.
+def ema_update_(target: nn.Module, source: nn.Module, decay: float) -> None:
+    """Update target <- decay * target + (1 - decay) * source in place, by parameter name; buffers are copied.
 
-    `target` may lack parameters of `source` (a truncated teacher), never have others. Weights are float32 or wider, also
-    under bf16 autocast: a bf16 average with decay 0.9999 would never move.
+    `target` may lack parameters of `source` (a truncated teacher) but has no others. Weights are float32 or wider, also
+    under bf16 autocast: a bf16 average with decay 0.9999 would never change.
     """
-    newest = dict(source.named_parameters())
+    source_parameters = dict(source.named_parameters())
     names, values = zip(*target.named_parameters(), strict=True)
     with torch.no_grad():
-        torch._foreach_lerp_(list(values), [newest[name].detach() for name in names], 1.0 - keep)
-        fresh = dict(source.named_buffers())
+        torch._foreach_lerp_(list(values), [source_parameters[name].detach() for name in names], 1.0 - decay)
+        source_buffers = dict(source.named_buffers())
         for name, buffer in target.named_buffers():
-            buffer.copy_(fresh[name])
+            buffer.copy_(source_buffers[name])
 
 
 def frozen_copy(module: M) -> M:
-    """A copy in evaluation mode that takes no gradient."""
+    """Return a copy in evaluation mode that takes no gradient."""
     return copy.deepcopy(module).eval().requires_grad_(False)
 
 
-class WeightAverage:
-    """A generation EMA of the student: `[ema.LABEL]`."""
+class EMA:
+    """An EMA of the student's backbone, used for generation: `[ema.LABEL]`."""
 
     def __init__(self, settings: EmaSettings, student: Backbone) -> None:
         self.settings = settings
         self.module = frozen_copy(student)
 
     def decay(self, step: int) -> float:
-        """The share kept after optimizer step number `step`, counted from 0."""
+        """Return the decay after optimizer step number `step`, counted from 0."""
         ramp = (1 + step) / (10 + step) if self.settings.ramp else 1.0
         return min(self.settings.decay, ramp)
 
     def update(self, student: nn.Module, step: int) -> None:
-        """One step; call it once after each optimizer step."""
-        follow(self.module, student, self.decay(step))
+        """Update once; call this after each optimizer step."""
+        ema_update_(self.module, student, self.decay(step))
 
 
 class Teacher:
-    """Moving averages of the student's backbone, cut after the deepest wanted tap, and of the terms' own modules.
+    """EMAs of the student's backbone, truncated after the deepest wanted tap, and of modules of the losses.
 
-    It is no submodule of what is trained: it has no gradient, no optimizer state and no decoder.
+    It is not a submodule of what is trained: it has no gradient, no optimizer state and no decoder.
     """
 
     def __init__(self, backbone: Backbone, terms: Losses, taps: Sequence[Tap] | None) -> None:
         self.backbone = frozen_copy(backbone)
-        if taps is not None:  # None: a term reads its output
+        if taps is not None:  # None: a loss reads its output
             self.backbone.truncate(taps)
         self.modules: dict[str, dict[str, nn.Module]] = {
-            label: {name: frozen_copy(term.get_submodule(name)) for name in term.averaged}
+            label: {name: frozen_copy(term.get_submodule(name)) for name in term.ema_modules}
             for label, term in terms.items()
         }
 
     def update(self, backbone: nn.Module, terms: Losses, momentum: float) -> None:
-        """theta_t <- m theta_t + (1 - m) theta_s, after the optimizer step."""
-        follow(self.backbone, backbone, momentum)
+        """Update theta_t <- m theta_t + (1 - m) theta_s, after the optimizer step."""
+        ema_update_(self.backbone, backbone, momentum)
         for label, modules in self.modules.items():
             for name, module in modules.items():
-                follow(module, terms[label].get_submodule(name), momentum)
+                ema_update_(module, terms[label].get_submodule(name), momentum)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All its weights by name, for a checkpoint."""
+        """Return all weights by name, for a checkpoint."""
         named = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
         for label, modules in self.modules.items():
             for name, module in modules.items():
@@ -85,7 +85,7 @@ class Teacher:
         return named
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`; a missing or surplus name raises."""
+        """Load what `tensors` returned. Raises KeyError for a missing or surplus name."""
         if tensors.keys() != self.tensors().keys():
             raise KeyError("the teacher's tensors are not those of this recipe")
         self.backbone.load_state_dict(under("backbone.", tensors))
@@ -95,5 +95,5 @@ class Teacher:
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries whose name begins with `prefix`, without it."""
+    """Return the entries whose name starts with `prefix`, without the prefix."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, plugins, device. No user name, no path of a home, no environment variable."""
+"""Describe and configure the environment of a run: versions, plugins, device. Never user names, paths or variables."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sddit.training.devices import numbers_of, oldest_torch, torch_version
 PACKAGES = ("sddit", "torch", "numpy", "pydantic", "safetensors", "pillow", "xformers")
 
 
-def environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """Versions and machine, for `environment.json` and the report."""
+def describe_environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """Return versions, device and numerical settings, for `environment.json` and the report."""
     return {
         "python": sys.version.split()[0],
         "packages": packages(),
@@ -33,12 +33,12 @@ def environment(recipe: Recipe, device: torch.device) -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """The versions of what the numbers of a run may depend on."""
+    """Return the versions of the packages that the results of a run may depend on."""
     return {name: found for name in PACKAGES if (found := installed(name))}
 
 
 def installed(distribution: str) -> str:
-    """The version of an installed distribution, or nothing."""
+    """Return the version of a distribution; empty if it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -46,12 +46,12 @@ def installed(distribution: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """`cpu`, or the accelerator's own name."""
+    """Return `cpu`, or the name of the accelerator."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `--device`. Raises SD-P230 where it is not there, SD-P211 where torch is too old to be used at all."""
+    """Return the device of `--device`. Raises SD-P230 if it is not usable, SD-P211 if torch is too old."""
     if (found := torch_version()) and numbers_of(found) < numbers_of(oldest := oldest_torch()):
         raise error(
             "SD-P211",
@@ -74,9 +74,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def configure(recipe: Recipe, device: torch.device, threads: int | None = None) -> None:
-    """Threads and determinism of this process, before anything is built.
+    """Set the threads and determinism of this process, before anything is built.
 
-    `threads` is the count a checkpoint recorded: on a CPU the bits depend on it, so a run keeps the one it began with.
+    `threads` is the number stored in a checkpoint: on a CPU the bits depend on it, so a run keeps its first one.
     """
     if count := recipe.train.threads or threads:
         torch.set_num_threads(count)

@@ -97,7 +97,7 @@ def take_step(session: Session, edges: Tensor) -> StepResult:
     set_learning_rate(session.optimizer, session.recipe.optimizer.params, session.step, session.total_steps)
     session.optimizer.step()
     session.optimizer.zero_grad(set_to_none=True)
-    for ema in session.averages.values():
+    for ema in session.emas.values():
         ema.update(session.student.backbone, session.step)
     if session.teacher is not None:
         momentum = value_at(session.recipe.teacher.momentum, session.step, session.total_steps)

@@ -13,7 +13,7 @@ from sddit.distributed.parallel import full_tensor
 from sddit.distributed.world import World
 from sddit.interfaces import Dataset, NoiseSchedule, PairSampler
 from sddit.recipes.recipe import Recipe
-from sddit.training.ema import Teacher, WeightAverage
+from sddit.training.ema import EMA, Teacher
 from sddit.training.networks import build_backbone
 from sddit.training.optimization import numbers_of
 from sddit.training.precision import DTYPES, default_dtype
@@ -32,7 +32,7 @@ class Session:
     objective: Objective
     student: Student
     teacher: Teacher | None
-    averages: dict[str, WeightAverage]
+    emas: dict[str, EMA]
     optimizer: torch.optim.Optimizer
     world: World
     root: nn.Module  # what is called in the student's place: itself, or what averages its gradients over the world
@@ -52,7 +52,7 @@ class Session:
 
     def weights(self, label: str) -> Backbone:
         """The backbone to sample with: an EMA by its label, or `student`."""
-        module = self.student.backbone if label == "student" else self.averages[label].module
+        module = self.student.backbone if label == "student" else self.emas[label].module
         if isinstance(self.root, FSDPModule):  # ranks sample different numbers of images: each needs all weights
             return self.gathered(module)
         return module

@@ -31,9 +31,9 @@ def files_of(session: Session, extra: Mapping[str, Any], *, copy: bool = False) 
     """
     optimizer, _ = split_optimizer(session.optimizer)
     tensors: dict[str, Mapping[str, Tensor]] = {"model": session.student.state_dict(), "optimizer": optimizer}
-    if session.averages:
+    if session.emas:
         tensors["ema"] = {
-            f"{label}.{k}": v for label, ema in session.averages.items() for k, v in ema.module.state_dict().items()
+            f"{label}.{k}": v for label, ema in session.emas.items() for k, v in ema.module.state_dict().items()
         }
     if session.teacher:
         tensors["teacher"] = session.teacher.tensors()
@@ -107,9 +107,9 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
         load(session.student, read("model.safetensors"))
         join_optimizer(session.optimizer, read("optimizer.safetensors"), state["optimizer"], state["optimized"])
         restore_counts(session.optimizer, state["counted"])
-        averages = read("ema.safetensors") if session.averages else {}
-        for label, average in session.averages.items():
-            load(average.module, under(f"{label}.", averages))
+        stored = read("ema.safetensors") if session.emas else {}
+        for label, ema in session.emas.items():
+            load(ema.module, under(f"{label}.", stored))
         if session.teacher:
             session.teacher.restore(shards_like(session.teacher.tensors(), read("teacher.safetensors")))
         session.step = int(state["step"])

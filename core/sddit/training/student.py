@@ -125,7 +125,7 @@ class Objective:
     def contexts(self, ctx: Context, labels: Sequence[str], teacher: Teacher | None) -> dict[str, Context]:
         """The context of each active term, with the teacher's copy of its own modules."""
         modules = teacher.modules if teacher else {}
-        return {label: dataclasses.replace(ctx, averaged=modules.get(label, {})) for label in labels}
+        return {label: dataclasses.replace(ctx, ema_modules=modules.get(label, {})) for label in labels}
 
     def requests(self, labels: Sequence[str], network: str, views: Mapping[str, View]) -> dict[str, ViewRequest]:
         """Return the views that one network has to process for the active losses, by name."""

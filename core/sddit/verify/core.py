@@ -192,7 +192,7 @@ def advance(session: Session, steps: int) -> None:
 def state_of(session: Session) -> dict[str, Tensor]:
     """Every tensor on which the next step depends, by name."""
     parts: dict[str, Mapping[str, Tensor]] = {"student": session.student.state_dict()}
-    parts |= {f"ema.{label}": average.module.state_dict() for label, average in session.averages.items()}
+    parts |= {f"ema.{label}": ema.module.state_dict() for label, ema in session.emas.items()}
     if session.teacher is not None:
         parts["teacher"] = session.teacher.tensors()
     moments = session.optimizer.state_dict()["state"]

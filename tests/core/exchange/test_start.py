@@ -56,7 +56,7 @@ def weights_in(folder: Path, label: str = "main", step: int = 4) -> dict[str, Te
 def test_student_ema_and_teacher_start_from_the_weights(finished: Path, recipe_of: Callable[..., Recipe]) -> None:
     session = build_session(recipe_of(f"start.run={finished}"), CPU)
     given = weights_in(finished)
-    for network in (session.student.backbone, session.averages["main"].module):
+    for network in (session.student.backbone, session.emas["main"].module):
         state = network.state_dict()
         assert state.keys() == given.keys()
         assert all(torch.equal(state[name], given[name]) for name in given)

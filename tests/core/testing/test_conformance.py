@@ -182,7 +182,7 @@ def leaky(self: Any, ctx: Any, views: Any, outputs: Any) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"averaged": ("heads",)}, "`averaged` names what it does not have: heads"),
+        ({"ema_modules": ("heads",)}, "`ema_modules` names what it does not have: heads"),
         ({"discard": lambda self: None}, "discard did not forget what forward staged: centre"),
         ({"staged": lambda self: ()}, "a NaN reaches a buffer, and staged() does not show it"),
         ({"forward": leaky}, "the loss has a gradient to the teacher: teacher.taps['encoder'].patch"),

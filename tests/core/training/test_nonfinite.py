@@ -346,7 +346,7 @@ def test_weights_that_are_not_finite_are_never_saved(where: str, recipe_of: Call
     """They cannot become so by a step; this is the last door."""
     session = session_of(recipe_of())
     assert session.teacher is not None
-    module = {"student": session.student, "ema": session.averages["main"].module, "teacher": session.teacher.backbone}
+    module = {"student": session.student, "ema": session.emas["main"].module, "teacher": session.teacher.backbone}
     files = files_of(session, {})
     assert [made(content) for content in files.values()], "the control"
     next(module[where].parameters()).data.flatten()[0] = float("inf")

@@ -69,9 +69,7 @@ def everything(session: Session) -> dict[str, Tensor]:
     assert session.teacher is not None
     found = {f"student.{k}": v for k, v in session.student.state_dict().items()}
     found |= {f"teacher.{k}": v for k, v in session.teacher.tensors().items()}
-    found |= {
-        f"ema.{k}": v for label in session.averages for k, v in session.averages[label].module.state_dict().items()
-    }
+    found |= {f"ema.{k}": v for label in session.emas for k, v in session.emas[label].module.state_dict().items()}
     for index, entries in session.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
     return {name: value.clone() for name, value in found.items()}
@@ -110,7 +108,7 @@ FORGET: dict[str, Callable[[Session], object]] = {
     "teacher backbone": lambda s: [p.data.zero_() for p in s.teacher.backbone.parameters()],  # type: ignore[union-attr]
     "teacher's copy of the head": lambda s: [p.data.zero_() for p in s.teacher.modules["agree"]["head"].parameters()],  # type: ignore[union-attr]
     "buffer of a term": lambda s: [b.zero_() for b in s.student.terms["agree"].buffers()],
-    "generation EMA": lambda s: [p.data.zero_() for p in s.averages["main"].module.parameters()],
+    "generation EMA": lambda s: [p.data.zero_() for p in s.emas["main"].module.parameters()],
     "step": lambda s: setattr(s, "step", s.step - 1),
     "head of a term": lambda s: [p.data.zero_() for p in s.student.terms["agree"].parameters()],
 }
@@ -331,12 +329,12 @@ def test_the_teacher_has_no_gradient_and_follows_its_closed_form(new_session: Ca
 
 def test_the_generation_ema_is_the_closed_form_and_not_the_teacher(new_session: Callable[..., Session]) -> None:
     session = new_session("train.precision=fp64", "ema.main.ramp=false", "teacher.momentum=0.5")
-    expected = {k: v.clone() for k, v in session.averages["main"].module.named_parameters()}
+    expected = {k: v.clone() for k, v in session.emas["main"].module.named_parameters()}
     for step in range(3):
         run_to(session, step + 1)
         now = dict(session.student.backbone.named_parameters())
         expected = {k: 0.9 * v + 0.1 * now[k].detach() for k, v in expected.items()}
-    found = dict(session.averages["main"].module.named_parameters())
+    found = dict(session.emas["main"].module.named_parameters())
     assert max(distance(found[k], expected[k]) for k in found) < 1e-12
     assert session.teacher is not None
     teacher = dict(session.teacher.backbone.named_parameters())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit.interfaces import CheckContext, Measurement, NotHereError
-from sddit.training import ema as averages
+from sddit.training import ema
 from sddit.verify.published import folders
 from sddit_discrimination import checks
 from sddit_discrimination.loss import Discrimination
@@ -58,7 +58,7 @@ def test_a_teacher_noisier_than_its_student_is_detected(monkeypatch: pytest.Monk
 
 def test_a_teacher_with_gradient_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its copies require gradients, and the targets are not detached."""
-    monkeypatch.setattr(averages, "frozen_copy", lambda module: __import__("copy").deepcopy(module))
+    monkeypatch.setattr(ema, "frozen_copy", lambda module: __import__("copy").deepcopy(module))
 
     def connected(self: Discrimination, ctx: Any, kind: str, logits: Tensor) -> Tensor:
         return torch.log_softmax(logits, dim=-1)
@@ -68,12 +68,12 @@ def test_a_teacher_with_gradient_is_detected(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_wrong_momentum_of_the_average_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = averages.follow
+    original = ema.ema_update_
 
     def eager(target: nn.Module, source: nn.Module, keep: float) -> None:
         original(target, source, keep - 1e-6)
 
-    monkeypatch.setattr(averages, "follow", eager)
+    monkeypatch.setattr(ema, "ema_update_", eager)
     assert failing(checks.teacher) == ["the average after 5 updates, difference from its closed form"]
 
 

@@ -37,7 +37,7 @@ def term_of(**keys: object) -> Discrimination:
 def context(term: Discrimination, step: int = 0, mean: Callable[[Tensor], Tensor] = lambda x: x) -> Context:
     """Return a context of a run of 100 steps whose teacher is a copy of the current student."""
     teacher = {"head": copy.deepcopy(term.head).eval().requires_grad_(False)}
-    return Context(step=step, total_steps=100, schedule=None, draws=None, num_classes=3, averaged=teacher, mean=mean)
+    return Context(step=step, total_steps=100, schedule=None, draws=None, num_classes=3, ema_modules=teacher, mean=mean)
 
 
 def view(network: str, visible: Tensor | None = None, rows: int = B) -> View:
@@ -127,7 +127,7 @@ def test_no_gradient_reaches_the_teacher_or_the_centers() -> None:
     assert student.cls is not None and student.cls.grad is not None
     assert teacher.patch.grad is None and teacher.cls is not None and teacher.cls.grad is None
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in term.parameters())
-    assert all(p.grad is None for p in ctx.averaged["head"].parameters())
+    assert all(p.grad is None for p in ctx.ema_modules["head"].parameters())
     assert not any(buffer.requires_grad for buffer in term.buffers())
 
 
@@ -163,7 +163,7 @@ def test_centers_move_after_the_step_to_the_mean_over_tokens_and_batch() -> None
     term(ctx, *observe(tokens(1, VISIBLE), teacher, VISIBLE))
     assert all(torch.equal(buffer, before[name]) for name, buffer in term.named_buffers())
     term.after_step(ctx)
-    head = ctx.averaged["head"]
+    head = ctx.ema_modules["head"]
     expected = {
         "center_cls": head(teacher.cls, "cls").mean(0),
         "center_patch": head(teacher.patch, "patch").mean((0, 1)),

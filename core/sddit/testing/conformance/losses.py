@@ -56,7 +56,7 @@ def built(case: Case, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def is_a_term(term: Any, findings: Findings) -> bool:
-    """A module with the methods that the loop calls, and with the submodules it wants averaged."""
+    """A module with the methods that the loop calls, and with the submodules named in `ema_modules`."""
     if not findings.expect(
         isinstance(term, nn.Module),
         "it is no torch.nn.Module",
@@ -68,10 +68,10 @@ def is_a_term(term: Any, findings: Findings) -> bool:
     missing = [name for name in methods if not callable(getattr(term, name, None))]
     findings.expect(not missing, f"it lacks {', '.join(missing)}", fix="subclass sddit.losses.LossTerm")
     children = dict(term.named_modules())
-    unknown = [name for name in getattr(term, "averaged", ()) if name not in children]
+    unknown = [name for name in getattr(term, "ema_modules", ()) if name not in children]
     findings.expect(
         not unknown,
-        f"`averaged` names what it does not have: {', '.join(unknown)}",
+        f"`ema_modules` names what it does not have: {', '.join(unknown)}",
         expect=f"of {', '.join(filter(None, children))}",
     )
     return not missing and not unknown
@@ -136,8 +136,8 @@ def outputs_of(
 
 def called(term: Any, scene: Scene, step: int = things.STEP) -> Any:
     """The term's value in a scene."""
-    averaged = {name: things.copy_of(term.get_submodule(name)) for name in term.averaged}
-    context = replace(things.context(step, averaged=averaged), schedule=scene.schedule)
+    ema_modules = {name: things.copy_of(term.get_submodule(name)) for name in term.ema_modules}
+    context = replace(things.context(step, ema_modules=ema_modules), schedule=scene.schedule)
     return term(context, scene.views, scene.outputs)
 
 

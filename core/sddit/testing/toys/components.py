@@ -132,7 +132,7 @@ class ToyLoss(LossTerm):
 class ToyAgreement(LossTerm):
     """Tokens of a student head against the averaged head's view of the teacher's tokens, minus a running centre."""
 
-    averaged = ("head",)
+    ema_modules = ("head",)
     centre: Tensor
 
     def __init__(self, params: ToyAgreementParams, *, widths: Mapping[Tap, int], **_: object) -> None:
@@ -146,7 +146,7 @@ class ToyAgreement(LossTerm):
     def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
         student, teacher = outputs["student"].taps["encoder"], outputs["teacher"].taps["encoder"]
         with torch.no_grad():
-            target = ctx.averaged["head"](teacher.at(student.index))  # [B, K, D]
+            target = ctx.ema_modules["head"](teacher.at(student.index))  # [B, K, D]
             self.waiting.append(ctx.mean(target.mean(dim=(0, 1))))
         error: Tensor = (self.head(student.patch) - (target - self.centre)).square().mean(dim=(1, 2))  # [B]
         self.log("centre", self.centre.norm())
