@@ -18,4 +18,4 @@ def test_the_first_values_and_an_average_of_zero_are_no_measure() -> None:
     spikes = Spikes()
     assert [spikes.seen(norm) for norm in (1.0, 100.0, 1e4)] == [0, 0, 0]
     still = Spikes()
-    assert [still.observe(0.0) for _ in range(4)] + [still.seen(5.0)] == [0] * 5
+    assert [still.seen(0.0) for _ in range(4)] + [still.seen(5.0)] == [0] * 5
