@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sddit.ablations.planning.arms import expand
-from sddit.ablations.planning.leak_check import look_for_leaks
+from sddit.ablations.planning.leak_check import check_for_leaks
 from sddit.ablations.planning.plan import AblationPlan, PlannedArm, make_plan
 from sddit.ablations.runner import run_ablation
 from sddit.errors import SdditError
@@ -135,7 +135,7 @@ def test_the_twin_shares_its_runs_and_no_other_arm_does() -> None:
 
 def test_each_broken_arm_is_warned_of_and_no_sound_one_is() -> None:
     found = arms("ablations/sanity")
-    checks = look_for_leaks(list(found.values()), Progress())
+    checks = check_for_leaks(list(found.values()), Progress())
     assert {label for label, check in checks.items() if check.found} == {"leaking"}
     assert not any(check.unchecked for check in checks.values())
     assert "to mend of loss 'leaking'" in checks["leaking"].found[0]

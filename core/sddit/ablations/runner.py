@@ -26,7 +26,7 @@ from sddit.ablations.analysis.results import (
 )
 from sddit.ablations.planning.arms import Ablation
 from sddit.ablations.planning.budget import Pace, unmeasured
-from sddit.ablations.planning.leak_check import test_for_leaks
+from sddit.ablations.planning.leak_check import check_for_leaks
 from sddit.ablations.planning.plan import AblationPlan, PlannedRun, folder_of, make_plan, with_threads
 from sddit.ablations.planning.records import PLAN, LeakCheck, read_plan
 from sddit.distributed.signals import REQUESTS, StopSignals
@@ -142,7 +142,7 @@ def finalize_plan(
 
         pace = {**pace, **seconds_per_step(missing, device=device, threads=known.threads, progress=progress)}
     untested = [arm for arm in ablation.arms if arm.label not in known.leaks]
-    leaks = {**known.leaks, **test_for_leaks(untested, progress)}
+    leaks = {**known.leaks, **check_for_leaks(untested, progress)}
     return make_plan(ablation, out, pace=pace, threads=known.threads, leaks=leaks, copy=copy)
 
 

@@ -280,7 +280,7 @@ def test_leaks_are_looked_for_once(ablation, tmp_path, monkeypatch):
         hides = recipe.pair_sampler.params.mask_ratio < 0.5
         return LeakCheck(("x of view 'student'",) if hides else (), "" if hides else "no time")
 
-    monkeypatch.setattr(leaks, "look", pretend)
+    monkeypatch.setattr(leaks, "check_recipe", pretend)
     found = ablation(ARMS, "ablation.seeds=[0]")
     plan = go(found, tmp_path).plan
     assert [arm.leaks for arm in plan.arms] == [

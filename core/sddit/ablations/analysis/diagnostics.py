@@ -1,4 +1,4 @@
-"""What the runs of an ablation logged on the way: their metrics, how their diagnostics ended, what they ran on. No torch."""
+"""Read the metrics, monitors and environments that the runs of an ablation logged. No torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sddit.storage.metrics_log import read_metrics
 from sddit.storage.run_folder import ENVIRONMENT, METRICS
 
 Log = Sequence[Mapping[str, float]]
-"""The lines of one run's `metrics.jsonl`."""
+"""Lines of one run's `metrics.jsonl`."""
 Logs = Mapping[str, Mapping[int, Log]]
-"""By arm and seed; of each arm its finished runs, or all that have begun where none is finished."""
+"""By arm and seed: the finished runs of each arm, or all started runs if none is finished."""
 
 
 def logs_of(results: AblationResults) -> Logs:
-    """The metrics of every arm. A log that cannot be read counts as none."""
+    """Return the metrics of every arm. A log that cannot be read counts as missing."""
     logs = {}
     for arm in results.plan.arms:
         rows = results.of(arm.label)
@@ -34,7 +34,7 @@ def logs_of(results: AblationResults) -> Logs:
 
 
 def log_of(folder: Path, row: RunOutcome) -> Log:
-    """The metrics of one run."""
+    """Return the metrics of one run; empty if they cannot be read."""
     try:
         return read_metrics(folder / row.folder / METRICS)
     except (OSError, SdditError):
@@ -48,7 +48,7 @@ def log_of(folder: Path, row: RunOutcome) -> Log:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One diagnostic of one arm, read at the end of each of its runs."""
+    """Values of one monitor of one arm, at the end of each of its runs."""
 
     arm: str
     key: str  # of metrics.jsonl
@@ -57,7 +57,7 @@ class Diagnosis:
 
     @property
     def term(self) -> str:
-        """Label of the loss term that it is of."""
+        """Label of the loss that logs it."""
         return label_of(self.key)
 
     @property
@@ -67,12 +67,12 @@ class Diagnosis:
 
     @property
     def alarms(self) -> list[MonitorResult]:
-        """Of the seeds that ended where they should not."""
+        """Results of the seeds that raised an alarm."""
         return [verdict for verdict in self.verdicts.values() if verdict.state == "look here"]
 
 
 def diagnoses(results: AblationResults, logs: Logs) -> list[Diagnosis]:
-    """Every diagnostic of every arm that has it."""
+    """Return the diagnosis of every monitor of every arm."""
     found = []
     for arm in results.plan.arms:
         own = logs[arm.label]
@@ -91,7 +91,7 @@ def diagnoses(results: AblationResults, logs: Logs) -> list[Diagnosis]:
 
 
 def environments(results: AblationResults) -> dict[str, list[str]]:
-    """What the runs were made with: by dotted key, every value that occurs, in order of appearance."""
+    """Return the environments of the runs: every value that occurs, by dotted key."""
     found: dict[str, dict[str, None]] = {}
     for row in results.runs:
         for key, value in leaves(environment_of(results.folder / row.folder)):
@@ -100,7 +100,7 @@ def environments(results: AblationResults) -> dict[str, list[str]]:
 
 
 def environment_of(run: Path) -> Mapping[str, Any]:
-    """`environment.json` of a run, or nothing."""
+    """Return `environment.json` of a run; empty if it cannot be read."""
     try:
         read = read_json(run / ENVIRONMENT)
     except SdditError:

@@ -1,7 +1,7 @@
-"""What the runs of an ablation came to: one row a run, read from the run folders each time. No torch.
+"""Read the results of an ablation from its run folders, one record per run. No torch.
 
-`results.jsonl` is these rows as they were when the ablation's command last ended; only that of a published ablation, whose run
-folders are elsewhere, is read.
+`results.jsonl` holds these records as of the end of the last command. It is read only for a published ablation, which has no
+run folders.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RunOutcome:
 
 @dataclass(frozen=True, slots=True)
 class AblationResults:
-    """An ablation's folder as it stands."""
+    """Plan and runs of an ablation's folder, as far as they are finished."""
 
     folder: Path
     plan: PlanRecord
@@ -65,7 +65,7 @@ class AblationResults:
 
     @property
     def finished(self) -> bool:
-        """Whether every run is."""
+        """Whether every run is finished."""
         return all(run.status == "finished" for run in self.runs)
 
     def of(self, arm: str) -> list[RunOutcome]:
@@ -73,13 +73,13 @@ class AblationResults:
         return [run for run in self.runs if run.arm == arm]
 
     def figure(self, arm: str, metric: str) -> dict[int, float]:
-        """A metric of an arm by seed; only finished runs have one."""
+        """Return a metric of an arm by seed; only finished runs have one."""
         runs = [run for run in self.of(arm) if run.status == "finished" and metric in run.scores]
         return {run.seed: run.scores[metric] for run in runs}
 
 
 def gather(folder: Path) -> AblationResults:
-    """Return the results of an ablation's folder, or of a published one. Raises SD-F704 for a plan that cannot be read."""
+    """Return the results of an ablation's folder or a published one. Raises SD-F704 if the plan cannot be read."""
     plan = read_plan(folder)
     if plan.runs is None:
         return AblationResults(folder, plan, tuple(published_runs(folder / RESULTS)))
@@ -141,14 +141,14 @@ def outcome_of(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:
 
 
 def status_of(run: Path, failed: bool) -> Status:
-    """Finished wins: what failed once may have been repeated by hand."""
+    """Return the status of a run. A finished one may have failed before, and been repeated by hand."""
     if (run / REPORT).is_file():
         return "finished"
     return "failed" if failed else "stopped" if (run / METRICS).is_file() else "waiting"
 
 
 def scores_of(run: Path) -> dict[str, float]:
-    """Every number of `scores.json`, as `extractor.figure`."""
+    """Return every number of `scores.json`, by `extractor.metric`."""
     path = run / SCORES
     scores: Mapping[str, Mapping[str, Any]] = read_json(path) if path.is_file() else {}
     return {
@@ -165,29 +165,29 @@ def scores_of(run: Path) -> dict[str, float]:
 
 
 def write_results(results: AblationResults) -> Path:
-    """`results.jsonl`, whole or not at all."""
+    """Write `results.jsonl` atomically."""
     path = results.folder / RESULTS
     replace_file(path, "".join(f"{to_json(run.to_json())}\n" for run in results.runs).encode())
     return path
 
 
 def note_failure(folder: Path, run: str, text: str) -> None:
-    """Keep why a run failed, by the name of its folder."""
+    """Record why a run failed, by the name of its folder."""
     (folder / FAILURES).mkdir(parents=True, exist_ok=True)
     replace_file(folder / FAILURES / f"{run}.txt", text.encode())
 
 
 def forget_failure(folder: Path, run: str) -> None:
-    """The run is tried again."""
+    """Remove the record of a failure, before the run is tried again."""
     (folder / FAILURES / f"{run}.txt").unlink(missing_ok=True)
 
 
 def failure_of(folder: Path, run: str) -> str:
-    """Why a run failed when it was last tried; empty if it did not."""
+    """Return why the last attempt of a run failed; empty if it did not."""
     path = folder / FAILURES / f"{run}.txt"
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of an ablation or a run. Raises SD-F704 where it is not what this program wrote."""
+    """Read a JSON file of an ablation or a run. Raises SD-F704 if it is damaged."""
     return run_folder.read_json(path, fix="put a copy back")

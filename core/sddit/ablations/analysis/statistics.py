@@ -1,9 +1,9 @@
-"""What seeds can tell: means, paired differences, Student-t intervals, and a verdict in plain words. numpy, no torch.
+"""Compare arms over seeds: means, paired differences, Student-t intervals, and a verdict. numpy, no torch.
 
-An ablation repeats every arm over the same seeds. Arms of one seed share batches, noise and initial weights, so arm and
-baseline are compared seed by seed: what a seed does to both cancels. An arm with draws of its own is compared as independent
-runs, by Welch's t. Seeds are few, hence Student's t. The percentile
-bootstrap is no substitute: its nominal 95 % intervals hold the truth in 75 % of cases at 3 seeds and in 84 % at 5.
+An ablation repeats every arm with the same seeds. Arms of one seed share batches, noise and initial weights, so arm and baseline
+are compared by seed: what a seed does to both cancels. An arm with draws of its own is compared as independent runs, by
+Welch's t. Seeds are few, hence Student's t. The percentile bootstrap cannot replace it: its nominal 95 % intervals contain the
+true value in 75 % of cases at 3 seeds and in 84 % at 5.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sddit.interfaces.metric_names import Direction
 Array = NDArray[np.float64]
 Verdict = Literal["better", "worse", "within noise", "no verdict under 3 seeds"]
 
-LEVEL = 0.95  # of the intervals; 1 - LEVEL is the share of false verdicts that a family of arms may have
-LEAST_SEEDS = 3
+LEVEL = 0.95  # of the intervals; 1 - LEVEL is the accepted rate of false verdicts of a family of arms
+MIN_SEEDS = 3
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ LEAST_SEEDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One figure of one arm over its seeds. The interval is of the mean; with one seed there is neither spread nor interval."""
+    """One metric of one arm over its seeds. The interval is of the mean; one seed has no spread and no interval."""
 
     seeds: int
     mean: float
@@ -43,7 +43,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """One figure of an arm and of its baseline, by seed. A seed that failed is left out."""
+    """One metric of an arm and of its baseline, by seed, without failed seeds."""
 
     arm: Mapping[int, float]
     baseline: Mapping[int, float]
@@ -52,22 +52,20 @@ class Sides:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One figure of an arm minus that of its baseline."""
+    """One metric of an arm minus that of its baseline."""
 
     seeds: int
     difference: float | None  # mean over seeds of arm - baseline; None without a seed of both
-    low: (
-        float | None
-    )  # interval of this arm alone: Student's t of the paired differences, Welch's of runs that are no pairs
+    low: float | None  # interval of this arm alone, by Student's t of paired differences or Welch's of independent runs
     high: float | None
     p: float | None  # two-sided, of this arm alone; None under 3 seeds
-    p_holm: float | None  # corrected for all arms of the family: what the verdict rests on
+    p_holm: float | None  # corrected for all arms of the family: decides the verdict
     family: int  # how many arms were tested together
     verdict: Verdict
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Mean and spread of a figure over seeds. Raises ValueError for none, or for one that is not finite."""
+    """Return mean and spread of a metric over seeds. Raises ValueError without values, or for one that is not finite."""
     x = _finite(values)
     if not len(x):
         raise ValueError("no seed to summarise")
@@ -78,24 +76,24 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def compare(sides: Mapping[str, Sides], *, better: Direction) -> dict[str, Comparison]:
-    """Every arm against its baseline, on one figure.
+    """Compare every arm with its baseline on one metric.
 
     Args:
-        sides: by name of the arm.
-        better: which way the figure should go.
+        sides: by label of the arm.
+        better: which way the metric improves.
 
     Returns:
-        By name; the verdicts of all of them together are false in at most 1 - LEVEL of ablations in which no arm differs.
-        That guarantee is for one figure: who looks at many figures sees more.
+        By label. If no arm differs, any verdict is false in at most 1 - LEVEL of ablations. That holds for one metric; over
+        several metrics false verdicts add up.
     """
-    apart = {name: _paired(one) if one.paired else _unpaired(one) for name, one in sides.items()}
-    tested = {name: d.p for name, d in apart.items() if d.p is not None and d.seeds >= LEAST_SEEDS}
+    differences = {name: _paired(one) if one.paired else _unpaired(one) for name, one in sides.items()}
+    tested = {name: d.p for name, d in differences.items() if d.p is not None and d.seeds >= MIN_SEEDS}
     corrected = dict(zip(tested, holm(list(tested.values())).tolist(), strict=True))
-    return {name: _comparison(d, corrected.get(name), len(tested), better) for name, d in apart.items()}
+    return {name: _comparison(d, corrected.get(name), len(tested), better) for name, d in differences.items()}
 
 
 class _Difference(NamedTuple):
-    """The mean of arm - baseline, with what the runs tell of its noise: None as far as they are too few for that."""
+    """Mean of arm - baseline with its interval and p; None if there are too few runs."""
 
     seeds: int
     mean: float | None = None
@@ -105,7 +103,7 @@ class _Difference(NamedTuple):
 
 
 def _paired(sides: Sides) -> _Difference:
-    """By the differences over the seeds of both."""
+    """Compare by the differences over the seeds of both."""
     seeds = sorted(sides.arm.keys() & sides.baseline.keys())
     d = _finite([sides.arm[seed] for seed in seeds]) - _finite([sides.baseline[seed] for seed in seeds])
     if len(d) < 2:
@@ -115,7 +113,7 @@ def _paired(sides: Sides) -> _Difference:
 
 
 def _unpaired(sides: Sides) -> _Difference:
-    """By the means of two independent samples: which run stands beside which is arbitrary, and must not decide."""
+    """Compare the means of two independent samples, in which runs have no counterpart."""
     x, y = _finite(list(sides.arm.values())), _finite(list(sides.baseline.values()))
     seeds = min(len(x), len(y))
     if seeds < 2:
@@ -135,12 +133,12 @@ def _comparison(d: _Difference, p_holm: float | None, family: int, better: Direc
 def _finite(values: Sequence[float]) -> Array:
     x = np.asarray(values, dtype=np.float64)
     if not np.isfinite(x).all():
-        raise ValueError("a figure that is not finite is no measurement: its run has failed, leave the seed out")
+        raise ValueError("a value is not finite: its run has failed, remove the seed")
     return x
 
 
 def p_text(p: float) -> str:
-    """`p = 0.013`, `p < 0.001`."""
+    """Return p as text: `p = 0.013`, `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
@@ -150,12 +148,12 @@ def p_text(p: float) -> str:
 
 
 def student_interval(values: ArrayLike, level: float = LEVEL) -> tuple[Array, Array, Array]:
-    """Mean, low and high of the Student-t interval of the mean, over the last axis of [..., n], n >= 2.
+    """Return mean, low and high of the Student-t interval of the mean, over the last axis of [..., n], n >= 2.
 
-    Exact for normal values. Nominal 95 % was measured on made-up noise at 3, 5 and 10 seeds: differences of paired runs whose
-    noise is exponential, 95.5, 95.2 and 94.9 %, as most of a skew cancels between the two sides; with heavy lognormal tails
-    97.2, 97.6 and 97.0 %, wider than need be. A skew of one side alone stays: a single arm with exponential noise, 88, 88 and 90 %,
-    and differences of exponential noise whose two scales are 4 to 1, 90 %. Those intervals promise too much.
+    Exact for normal values. Measured coverage of the nominal 95 % on synthetic noise, at 3, 5 and 10 seeds: paired differences
+    of exponential noise 95.5, 95.2 and 94.9 %, since most of the skew cancels; of lognormal noise with heavy tails 97.2, 97.6
+    and 97.0 %, wider than necessary. The skew of one side alone remains: a single arm with exponential noise 88, 88 and 90 %,
+    differences of exponential noise with scales 4 to 1 90 %. Those intervals are too narrow.
     """
     x = np.asarray(values, dtype=np.float64)
     n = x.shape[-1]
@@ -165,7 +163,7 @@ def student_interval(values: ArrayLike, level: float = LEVEL) -> tuple[Array, Ar
 
 
 def student_p(differences: ArrayLike) -> Array:
-    """Two-sided p-value that the mean of [..., n] is 0. Differences that are 0 for every seed have p = 1."""
+    """Return the two-sided p-value that the mean of [..., n] is 0. Differences that are 0 for every seed have p = 1."""
     d = np.asarray(differences, dtype=np.float64)
     n = d.shape[-1]
     mean, error = np.abs(d.mean(axis=-1)), d.std(axis=-1, ddof=1) / math.sqrt(n)
@@ -175,9 +173,9 @@ def student_p(differences: ArrayLike) -> Array:
 
 
 def welch(one: ArrayLike, other: ArrayLike, level: float = LEVEL) -> tuple[float, float, float, float]:
-    """(difference, low, high, p) of the means of two independent samples, [n] - [m], whose spreads may differ (Welch 1947).
+    """Return (difference, low, high, p) of the means of two independent samples, [n] - [m] (Welch 1947).
 
-    Degrees of freedom by Satterthwaite. Samples without any spread differ surely, p = 0, or not at all, p = 1.
+    The spreads may differ; degrees of freedom by Satterthwaite. Samples without any spread have p = 0 or 1.
     """
     x, y = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     parts = np.asarray([sample.var(ddof=1) / len(sample) for sample in (x, y)])
@@ -191,9 +189,9 @@ def welch(one: ArrayLike, other: ArrayLike, level: float = LEVEL) -> tuple[float
 
 
 def holm(p: ArrayLike) -> Array:
-    """Holm's correction (1979) over the last axis of [..., m]: the p-values of m tests made together.
+    """Return the p-values of m tests made together, corrected by Holm (1979), over the last axis of [..., m].
 
-    Rejecting where the result is below 5 % makes any false rejection at all a 5 % event, whatever ties the tests.
+    Rejecting below 5 % has a 5 % probability of any false rejection, for any dependence of the tests.
     """
     p = np.asarray(p, dtype=np.float64)
     order = np.argsort(p, axis=-1)
@@ -210,9 +208,9 @@ def holm(p: ArrayLike) -> Array:
 
 
 def student_quantile(p: float, dof: float) -> float:
-    """The t below which Student's distribution with `dof` > 0 degrees of freedom has the share p, 0 < p < 1.
+    """Return the quantile at p, 0 < p < 1, of Student's distribution with `dof` > 0 degrees of freedom.
 
-    Newton's method on the upper tail. That falls and is convex, so from 0 the steps rise to the root and do not pass it.
+    By Newton's method on the upper tail, which decreases and is convex: steps from 0 approach the root from below.
     """
     if not 0 < p < 1 or dof <= 0:
         raise ValueError(f"no quantile for p = {p}, {dof} degrees of freedom")
@@ -228,17 +226,17 @@ def student_quantile(p: float, dof: float) -> float:
 
 
 def student_tail(t: ArrayLike, dof: float) -> Array:
-    """The share of Student's distribution above t >= 0: I_x(dof/2, 1/2) / 2 with x = dof / (dof + t^2)."""
+    """Return the upper tail probability of Student's distribution at t >= 0: I_x(dof/2, 1/2) / 2, x = dof / (dof + t^2)."""
     square = np.minimum(np.asarray(t, dtype=np.float64) ** 2, 1e300)
     x, y = dof / (dof + square), square / (dof + square)  # x + y = 1, each without the other's rounding
     edge = 1.5 / (dof / 2 + 2.5)  # where both fractions are quick: y < (b + 1) / (a + b + 2)
-    tail = _beta_share(dof / 2, 0.5, np.minimum(x, 1 - edge))
-    body = 1 - _beta_share(0.5, dof / 2, np.minimum(y, edge))
+    tail = _incomplete_beta(dof / 2, 0.5, np.minimum(x, 1 - edge))
+    body = 1 - _incomplete_beta(0.5, dof / 2, np.minimum(y, edge))
     return np.asarray(np.where(y < edge, body, tail) / 2)
 
 
-def _beta_share(a: float, b: float, x: Array) -> Array:
-    """The incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22), for x < (a + 1) / (a + b + 2)."""
+def _incomplete_beta(a: float, b: float, x: Array) -> Array:
+    """Return the incomplete beta function I_x(a, b) by its continued fraction (DLMF 8.17.22), x < (a + 1) / (a + b + 2)."""
     fraction = np.ones_like(x)
     for m in range(30 + int(2 * math.sqrt(max(a, b))), 0, -1):  # from the inside out
         even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))

@@ -1,4 +1,4 @@
-"""Tabulate an ablation: one line per arm, with each metric over the seeds and its difference from the baseline. No torch."""
+"""Tabulate an ablation: one line per arm, with each metric over the seeds and its difference. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sddit.interfaces.metric_names import KNOWN_METRICS, Direction, metric_of
 from sddit.recipes.parsing import quoted
 
 PREPARED = tuple(f"dataset.{key}" for key in DatasetParams.model_fields)
-"""Settings of every data set that prepare images: label dropout, flips, scaling. They leave the drawn images and noise unchanged."""
+"""Settings of every data set for label dropout, flips and scaling, which leave drawn images and noise unchanged."""
 
 
 def cells(results: AblationResults) -> tuple[list[str], list[list[str]]]:
@@ -86,7 +86,7 @@ def against_baselines(
 
 
 def redrawing_settings(arm: ArmRecord) -> list[str]:
-    """Return the settings by which runs of an arm see other images and noise than the baseline's runs of the same seed."""
+    """Return the settings that give an arm other images and noise than its baseline at the same seed."""
     keys = arm.differing("seed", "train.batch", "dataset.", "data.")
     return [key for key in keys if key not in PREPARED]
 
@@ -145,7 +145,7 @@ def format_summary(summary: Summary) -> str:
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """Return difference, interval, verdict and p: `-0.12 [-0.2, -0.04] better (p = 0.013)`; empty without a difference."""
+    """Return `-0.12 [-0.2, -0.04] better (p = 0.013)`; empty without a difference."""
     if comparison.difference is None:
         return ""
     number, interval = format_difference(comparison)

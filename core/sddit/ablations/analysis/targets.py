@@ -1,4 +1,4 @@
-"""How soon arms get somewhere: the steps and FLOPs after which a score reaches a target. Read from the runs' curves. No torch."""
+"""Compute the steps and FLOPs after which a score reaches a target, from the curves of the runs. No torch."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ class Reached:
     target: float
     runs: int  # with a curve
     got_there: int  # runs that reached it
-    steps: Summary | None  # where all did: a mean over some would be of the quick ones, and compare with nothing
+    steps: Summary | None  # only if every run did: averaging the fast ones alone would flatter the arm
     flops: Summary | None  # of as many steps
-    at_once: bool  # whether some run was there at its first score already, so that its steps are too many
-    steps_of_baseline: Beside | None  # where every run of both got there, and none was there at once
-    flops_of_baseline: Beside | None
+    at_once: bool  # whether some run had reached it at its first score, so that its steps are an upper bound
+    steps_of_baseline: Relative | None  # if every run of both reached it, and none at its first score
+    flops_of_baseline: Relative | None
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What an arm took, beside what its baseline took."""
+class Relative:
+    """Steps or FLOPs of an arm relative to those of its baseline."""
 
     ratio: float  # of the means
     comparison: Comparison  # of all such arms together; better is less
 
 
 def reached(results: AblationResults, logs: Logs, metric: str) -> list[Reached]:
-    """Arm by arm; nothing for a metric that was not scored while training."""
+    """Return the arms with a curve of the metric; empty if it was not scored during training."""
     better = metric_of(metric).better
     arms = results.plan.by_label
     curves = {label: {seed: points(log, metric) for seed, log in logs[label].items()} for label in arms}
@@ -58,7 +58,7 @@ def reached(results: AblationResults, logs: Logs, metric: str) -> list[Reached]:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What the curves of one arm say of a target."""
+    """When the curves of one arm reached a target."""
 
     target: float
     steps: Mapping[int, float]  # by seed, of the runs that reached it
@@ -67,7 +67,7 @@ class _Found:
     at_once: bool
 
     @property
-    def whole(self) -> bool:
+    def all_reached(self) -> bool:
         """Whether every run reached it."""
         return len(self.steps) == self.runs
 
@@ -80,44 +80,44 @@ def _found(arm: ArmRecord, curves: Mapping[int, Sequence[Point]], target: float,
 
 def _rows(arms: Mapping[str, ArmRecord], found: Mapping[str, _Found]) -> Iterator[Reached]:
     exact = {
-        label: one for label, one in found.items() if one.whole and not one.at_once
-    }  # a bound compares with nothing
-    steps = _beside(arms, {label: one.steps for label, one in exact.items()})
-    flops = _beside(arms, {label: one.flops for label, one in exact.items() if one.flops})
+        label: one for label, one in found.items() if one.all_reached and not one.at_once
+    }  # a bound is not compared
+    steps = _relative(arms, {label: one.steps for label, one in exact.items()})
+    flops = _relative(arms, {label: one.flops for label, one in exact.items() if one.flops})
     for label, one in found.items():
         yield Reached(
             label,
             one.target,
             one.runs,
             len(one.steps),
-            summarize(list(one.steps.values())) if one.whole else None,
-            summarize(list(one.flops.values())) if one.whole and one.flops else None,
+            summarize(list(one.steps.values())) if one.all_reached else None,
+            summarize(list(one.flops.values())) if one.all_reached and one.flops else None,
             one.at_once,
             steps.get(label),
             flops.get(label),
         )
 
 
-def _beside(arms: Mapping[str, ArmRecord], spent: Mapping[str, Mapping[int, float]]) -> dict[str, Beside]:
-    """Every arm but the baselines, by label; `spent`: by arm and seed."""
+def _relative(arms: Mapping[str, ArmRecord], spent: Mapping[str, Mapping[int, float]]) -> dict[str, Relative]:
+    """Compare every arm with its baseline, by label; `spent`: by arm and seed."""
     bases = {label: spent[base] for label in spent if (base := arms[label].baseline) != label and base in spent}
     sides = {
         label: Sides(spent[label], base, paired=not redrawing_settings(arms[label])) for label, base in bases.items()
     }
     return {
-        label: Beside(mean(spent[label].values()) / mean(bases[label].values()), comparison)
+        label: Relative(mean(spent[label].values()) / mean(bases[label].values()), comparison)
         for label, comparison in compare(sides, better="lower").items()
     }
 
 
 def points(log: Log, metric: str) -> list[Point]:
-    """The scores of one run over its steps."""
+    """Return the scores of one run over its steps."""
     key = f"{SCORE}{metric}"
     return [(line["step"], line[key]) for line in log if key in line and math.isfinite(line[key])]
 
 
 def target_of(plan: PlanRecord, metric: str, baseline: Sequence[Sequence[Point]], better: Direction) -> float | None:
-    """The recipe's target, or what the baseline's last scores reached in every seed; None without either."""
+    """Return the recipe's target, or what the baseline reached at the end in every seed; None without either."""
     if metric in plan.targets:
         return float(plan.targets[metric])
     ends = [run[-1][1] for run in baseline]
@@ -125,14 +125,14 @@ def target_of(plan: PlanRecord, metric: str, baseline: Sequence[Sequence[Point]]
 
 
 def reaches(score: float, target: float, better: Direction) -> bool:
-    """Whether a score is as good as the target."""
+    """Return whether a score is as good as the target."""
     return score <= target if better == "lower" else score >= target
 
 
 def first_at(run: Sequence[Point], target: float, better: Direction) -> float | None:
-    """The step at which a curve first reaches the target; its first step if it begins there, None if it never does.
+    """Return the step at which a curve first reaches the target, interpolated; None if it does not.
 
-    Between two scores a distance falls about exponentially, so it is a line in its logarithm; another figure is a line.
+    Between two scores a distance is interpolated linearly in its logarithm, another metric linearly.
     """
     if reaches(run[0][1], target, better):
         return run[0][0]

@@ -14,7 +14,7 @@ from sddit.recipes.resolve import ABLATION as TABLE
 from sddit.value_schedules import Ramp
 
 GRID, PAIRS = f"{TABLE}.grid", f"{TABLE}.pairs"
-SUFFIX_PARTS = 2  # parts of a dotted key that distinguish `loss.a.weight` from `loss.b.weight`, and name the schedule of `lr.start`
+SUFFIX_PARTS = 2  # parts of a dotted key that distinguish `loss.a.weight` from `loss.b.weight`, or name a schedule
 
 
 @dataclass(frozen=True, slots=True)

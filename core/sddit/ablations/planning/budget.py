@@ -1,9 +1,9 @@
-"""How long each arm trains, so that all have as much of one thing as the recipe without changes has. No torch.
+"""Set the length of each arm so that all use the same budget as the recipe without changes. No torch.
 
-images: train.steps x train.batch. flops: by the components' formulas, backward pass, teacher and heads counted. time: by
-seconds per step, measured once. A moment that is a share of the run moves with its length by itself; one that counts steps
-(`warmup = 50`) means that step of the recipe's own length, and is moved in proportion. An arm of equal FLOPs or equal time
-is thus a run of its own length, learning rate and ramps included, and never a longer one cut short.
+images: train.steps x train.batch. flops: by the components' formulas, with backward pass, teacher and heads. time: by seconds
+per step, measured once. A point in training given as a fraction of the run scales with its length; one in steps
+(`warmup = 50`) refers to the recipe's own length and is rescaled. An arm of equal FLOPs or equal time is thus a complete run of
+its own length, with learning rate and ramps, not a longer run that was cut.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from sddit.recipes.resolve import resolve_merged
 from sddit.value_schedules import Ramp, StepOrFraction
 
 COUNTS_STEPS = next(note for note in get_args(StepOrFraction) if isinstance(note, AfterValidator))
-"""The mark of a setting that is a moment: a whole number there counts steps."""
+"""Annotation of a setting that is a point in training: an int there counts steps."""
 
 Pace = Mapping[str, float]
-"""Seconds per training step by the id of the arm's recipe before it is cut to the budget."""
+"""Seconds per training step, by run id of the arm's recipe before it is cut to the budget."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What every arm gets."""
+    """Budget of every arm."""
 
     rule: BudgetRule
     amount: float  # images, FLOPs or seconds of training
@@ -45,7 +45,7 @@ class Budget:
 
 
 def unmeasured(ablation: Ablation, pace: Pace) -> dict[str, Recipe]:
-    """The recipes, by id, whose seconds per step a budget of time still needs."""
+    """Return the recipes, by id, whose seconds per step a budget of time still needs."""
     if ablation.settings.budget != "time":
         return {}
     recipes = [ablation.base, *(arm.recipe for arm in ablation.arms)]
@@ -53,7 +53,7 @@ def unmeasured(ablation: Ablation, pace: Pace) -> dict[str, Recipe]:
 
 
 def budget_of(ablation: Ablation, pace: Pace) -> Budget:
-    """The images, FLOPs or seconds of the recipe without changes. Raises SD-R151 where its FLOPs are not stated."""
+    """Return the budget of the recipe without changes. Raises SD-R151 if its FLOPs are not stated."""
     base, rule = ablation.base, ablation.settings.budget
     match rule:
         case "images":
@@ -65,21 +65,22 @@ def budget_of(ablation: Ablation, pace: Pace) -> Budget:
     return Budget(rule, amount, pace)
 
 
-def within(budget: Budget, arm: Arm, host: Host | None = None) -> Recipe:
-    """The arm's recipe at the length that spends the budget to half a step.
+def recipe_at_budget(budget: Budget, arm: Arm, host: Host | None = None) -> Recipe:
+    """Return the arm's recipe at the length that uses the budget to within half a step.
 
-    What a step costs on average may change with the length, where a ramp of visible tokens is rounded to whole ones: hence
-    the loop.
+    The mean cost of a step may change with the length, since ramps of visible tokens are rounded: hence the loop.
     """
     recipes = {arm.recipe.train.steps: arm.recipe}
     recipe = arm.recipe
-    while (steps := max(1, round(budget.amount / step_of(budget, arm, recipe)))) not in recipes:
+    while (steps := max(1, round(budget.amount / amount_per_step(budget, arm, recipe)))) not in recipes:
         recipe = recipes[steps] = at_length(arm, steps, host)
-    return min(recipes.values(), key=lambda one: abs(budget.amount - one.train.steps * step_of(budget, arm, one)))
+    return min(
+        recipes.values(), key=lambda one: abs(budget.amount - one.train.steps * amount_per_step(budget, arm, one))
+    )
 
 
-def step_of(budget: Budget, arm: Arm, recipe: Recipe) -> float:
-    """The share of the budget that a step of `recipe`, the arm at some length, takes."""
+def amount_per_step(budget: Budget, arm: Arm, recipe: Recipe) -> float:
+    """Return the amount of budget that a step of the arm takes, at the length of `recipe`."""
     match budget.rule:
         case "images":
             return float(recipe.train.batch)
@@ -90,7 +91,7 @@ def step_of(budget: Budget, arm: Arm, recipe: Recipe) -> float:
 
 
 def flops_per_step(recipe: Recipe) -> float:
-    """By the formulas of the recipe's components. Raises SD-R151 where one of them states none."""
+    """Return the FLOPs per step by the components' formulas. Raises SD-R151 if a component states none."""
     cost = plan(recipe)
     if cost.flops_per_step is None:
         raise error(
@@ -104,11 +105,11 @@ def flops_per_step(recipe: Recipe) -> float:
 
 
 def at_length(arm: Arm, steps: int, host: Host | None = None) -> Recipe:
-    """The arm as a run of `steps`: what counts steps moves with the length."""
+    """Return the arm as a run of `steps`, with the settings that count steps rescaled."""
     merged, factor = deepcopy(arm.merged), steps / arm.recipe.train.steps
     origin = Origin("budget")
     lay(merged, {"train": {"steps": steps}}, lambda key: origin)
-    for key, value in moved(arm.recipe, factor):
+    for key, value in rescaled(arm.recipe, factor):
         lay(merged, nested(key, value), lambda key: origin)
     try:
         return resolve_merged(merged, host=host)
@@ -122,18 +123,18 @@ def _of_arm(arm: Arm, steps: int, problem: Problem) -> Problem:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Moments that count steps
+# Settings that count steps
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def moved(recipe: Recipe, factor: float) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of each setting that counts steps, at `factor` times the length."""
+def rescaled(recipe: Recipe, factor: float) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of each setting that counts steps, at `factor` times the length."""
     for key, chosen in components(recipe).items():
-        yield from _moved_in(chosen.params, key, factor)
-    yield from _moved_in(recipe.teacher, "teacher", factor)
+        yield from _rescaled_in(chosen.params, key, factor)
+    yield from _rescaled_in(recipe.teacher, "teacher", factor)
 
 
-def _moved_in(settings: BaseModel, table: str, factor: float) -> Iterator[tuple[str, Any]]:
+def _rescaled_in(settings: BaseModel, table: str, factor: float) -> Iterator[tuple[str, Any]]:
     for name, info in type(settings).model_fields.items():
         key, value = f"{table}.{info.alias or name}", getattr(settings, name)
         if isinstance(value, Ramp):
@@ -142,7 +143,7 @@ def _moved_in(settings: BaseModel, table: str, factor: float) -> Iterator[tuple[
             if ends.items() - ramp.items():
                 yield key, ramp | ends
         elif isinstance(value, BaseModel):
-            yield from _moved_in(value, key, factor)
+            yield from _rescaled_in(value, key, factor)
         elif _is_moment(info) and _scaled(value, factor) != value:
             yield key, _scaled(value, factor)
 
@@ -152,5 +153,5 @@ def _is_moment(info: FieldInfo) -> bool:
 
 
 def _scaled(moment: int | float, factor: float) -> int | float:
-    """A count of steps in proportion, and no less than one; a share, and the beginning, as they are."""
+    """Return a number of steps rescaled, at least 1; fractions and 0 are unchanged."""
     return max(1, round(moment * factor)) if isinstance(moment, int) and moment > 0 else moment

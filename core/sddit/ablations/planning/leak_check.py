@@ -1,4 +1,4 @@
-"""Whether an arm's losses can see their target: looked for once, before the first run. Torch only where it is looked."""
+"""Test once, before the first run, whether the losses of an arm can see their target. Imports torch only to test."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from sddit.progress import Progress
 from sddit.recipes.costs import plan
 from sddit.recipes.recipe import Recipe
 
-LARGEST = 50e6  # parameters: above, looking takes minutes and gigabytes, in float64
+MAX_PARAMETERS = 50e6  # above this the test, in float64, takes minutes and gigabytes
 
 
-def test_for_leaks(arms: Sequence[Arm], progress: Progress) -> dict[str, LeakCheck]:
-    """`sddit.verify.leak` on each arm, by label."""
+def check_for_leaks(arms: Sequence[Arm], progress: Progress) -> dict[str, LeakCheck]:
+    """Run `sddit.verify.leak` on each arm. Returns results by label."""
     if not arms:
         return {}
     progress.stage("leak test", total=len(arms))
     checks = {}
     for arm in arms:
-        checks[arm.label] = look(arm.recipe)
+        checks[arm.label] = check_recipe(arm.recipe)
         progress.tick()
     progress.end_stage()
     return checks
 
 
-def look(recipe: Recipe) -> LeakCheck:
-    """One recipe, on the CPU. What fails there is for its runs to report, not for this check."""
+def check_recipe(recipe: Recipe) -> LeakCheck:
+    """Test one recipe on the CPU. An error of the recipe is left to its runs to report."""
     size = plan(recipe).backbone_parameters
-    if size is not None and size > LARGEST:
+    if size is not None and size > MAX_PARAMETERS:
         return LeakCheck(
-            unchecked=f"the network has {format_si(size)} parameters; sddit.verify.leak(recipe) looks all the same"
+            unchecked=f"the network has {format_si(size)} parameters; sddit.verify.leak(recipe) tests it anyway"
         )
     from sddit.verify import leak
 
@@ -42,5 +42,5 @@ def look(recipe: Recipe) -> LeakCheck:
         return LeakCheck(unchecked=f"{type(failure).__name__}: {failure}")
     failing = [(one.relation, one.what.removeprefix(f"{recipe.name}: ")) for one in measured if not one.holds]
     if controls := [what for relation, what in failing if relation == ">="]:
-        return LeakCheck(unchecked=f"nothing would show: {controls[0]}")
+        return LeakCheck(unchecked=f"the test would not detect a leak: {controls[0]}")
     return LeakCheck(tuple(what for _, what in failing))

@@ -1,7 +1,7 @@
-"""The runs of an ablation: arms x seeds, each with its id, its cost and its folder. No torch.
+"""Plan the runs of an ablation: arms x seeds, each with its id, cost and folder. No torch.
 
-A run's id is the one it has on its own (`Recipe.run_id`): a run that was made outside of the ablation, or by another one, is
-found in `--out` by its id and reused, and two arms that are the same recipe share their runs.
+A run's id is that of its recipe (`Recipe.run_id`). A run from outside the ablation, or from another one, is found in `--out` by
+its id and reused; two arms with the same recipe share their runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from sddit.ablations.planning.ablation_settings import AblationSettings
 from sddit.ablations.planning.arms import Ablation
-from sddit.ablations.planning.budget import Budget, Pace, budget_of, unmeasured, within
+from sddit.ablations.planning.budget import Budget, Pace, budget_of, recipe_at_budget, unmeasured
 from sddit.ablations.planning.records import (
     ArmRecord,
     BudgetRecord,
@@ -34,13 +34,13 @@ from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import RECIPE, REPORT
 
-WHENCE = ("plugins", "code")
-"""Tables of a resolved recipe that say where its components come from: what they do stands in the other tables."""
+SOURCE_TABLES = ("plugins", "code")
+"""Tables of a resolved recipe with the sources of its components; what these do is set in the other tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedArm:
-    """An arm at the length that its budget gives it."""
+    """An arm at the length that its budget allows."""
 
     label: str
     changes: dict[str, Any]
@@ -48,16 +48,16 @@ class PlannedArm:
     named: str
     recipe: Recipe
     cost: Plan
-    leaks: LeakCheck | None = None  # None: not looked for yet
+    leaks: LeakCheck | None = None  # None: not tested yet
 
     @property
     def images(self) -> int:
-        """Over the whole run."""
+        """Images seen in the run."""
         return self.cost.steps * self.cost.batch
 
     @property
     def parameters(self) -> int | None:
-        """Trained: the backbone and the heads of the terms."""
+        """Trained parameters: the backbone and the heads of the losses."""
         parts = [self.cost.backbone_parameters, *self.cost.heads_parameters.values()]
         return None if None in parts else sum(part or 0 for part in parts)
 
@@ -91,12 +91,14 @@ class PlannedArm:
 def differs(arm: PlannedArm, baseline: PlannedArm) -> Iterator[SettingDifference]:
     """Yield the settings of the resolved recipes that differ and change numbers."""
     found = differences(baseline.recipe.to_json(), arm.recipe.to_json())
-    settings = [(key, theirs, own) for key, theirs, own, kind in found if kind != "free" and not key.startswith(WHENCE)]
+    settings = [
+        (key, theirs, own) for key, theirs, own, kind in found if kind != "free" and not key.startswith(SOURCE_TABLES)
+    ]
     return (SettingDifference(*one) for one in by_leaf(settings))
 
 
 def baseline_of(arm: PlannedArm, arms: Sequence[PlannedArm]) -> PlannedArm:
-    """The arm that another is compared with."""
+    """Return the arm that another is compared with."""
     return next(one for one in arms if one.label == arm.baseline)
 
 
@@ -120,23 +122,23 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AblationPlan:
-    """All that an ablation is going to run."""
+    """All runs of an ablation."""
 
     name: str
     id: str
     settings: AblationSettings
     metrics: tuple[str, ...]
-    arms: tuple[PlannedArm, ...]  # at the recipe's own length while the budget is not settled
-    runs: tuple[PlannedRun, ...]  # seed after seed, so that all arms can be compared early; none while not settled
+    arms: tuple[PlannedArm, ...]  # at the recipe's own length while the budget is not known
+    runs: tuple[PlannedRun, ...]  # by seed, so that all arms can be compared early; none while the budget is not known
     budget: Budget | None  # None: of time, and not measured yet
     folder: Path
-    threads: int | None = None  # of each run, where the recipe leaves it open
-    command: str = ""  # what to type for it
+    threads: int | None = None  # of each run, where the recipe does not set them
+    command: str = ""  # the command that runs it
     published: Path | None = None  # results to compare with
 
     @property
     def needed(self) -> list[PlannedRun]:
-        """The runs, each once: arms that are the same recipe share theirs."""
+        """The runs without repetition: arms with the same recipe share theirs."""
         first: dict[Path, PlannedRun] = {}
         for run in self.runs:
             first.setdefault(run.folder, run)
@@ -181,19 +183,19 @@ def make_plan(
     copy: int = 1,
     host: Host | None = None,
 ) -> AblationPlan:
-    """The plan of an ablation in the folder `out` of run folders.
+    """Return the plan of an ablation in the folder `out` of run folders.
 
     Args:
-        pace: seconds per step of every arm, for a budget of time; without it the plan is not settled and has no runs.
+        pace: seconds per step of every arm, for a budget of time; without it the plan has no runs.
         threads: CPU threads of each run.
-        leaks: by arm, what looking for leaks has found.
+        leaks: results of the leak test, by arm.
         copy: 1: runs are reused. 2 and above: that further copy, in which nothing is shared.
 
     Raises:
-        SdditError: where an arm cannot be run at the length that its budget gives it.
+        SdditError: if an arm cannot be run at the length that its budget allows.
     """
     budget = None if unmeasured(ablation, pace or {}) else budget_of(ablation, pace or {})
-    lengths = [within(budget, arm, host) if budget else arm.recipe for arm in ablation.arms]
+    lengths = [recipe_at_budget(budget, arm, host) if budget else arm.recipe for arm in ablation.arms]
     arms = tuple(
         PlannedArm(
             arm.label, dict(arm.changes), arm.baseline, arm.named, recipe, cost_of(recipe), (leaks or {}).get(arm.label)
@@ -218,19 +220,19 @@ def make_plan(
 
 
 def runs_of(ablation: Ablation, arms: Sequence[PlannedArm], out: Path, *, shared: bool) -> Iterator[PlannedRun]:
-    """Arms x seeds, each with its folder; `shared`: equal recipes share one."""
-    places: dict[str, Path] = {}
+    """Yield arms x seeds, each with its folder; `shared`: equal recipes share one."""
+    folders: dict[str, Path] = {}
     for seed in ablation.settings.seeds:
         for arm in arms:
             name = run_name(ablation.base.name, arm.label)
             recipe = replace(arm.recipe, name=name, seed=arm.recipe.seed + seed)
             own = out / f"{name}-{recipe.run_id}"
-            place = places.setdefault(recipe.run_id, place_of(recipe, own)) if shared else own
+            place = folders.setdefault(recipe.run_id, run_folder_of(recipe, own)) if shared else own
             yield PlannedRun(arm.label, seed, replace(recipe, name=place.name[: -len(recipe.run_id) - 1]), place)
 
 
 def ablation_id(ablation: Ablation) -> str:
-    """Hash of the arms before they are cut to the budget, and of the budget. More seeds or metrics keep the id."""
+    """Return a hash of the arms before they are cut to the budget, and of the budget. More seeds or metrics keep the id."""
     identity = {
         "base": ablation.base.run_id,
         "arms": {arm.label: arm.recipe.run_id for arm in ablation.arms},
@@ -240,25 +242,25 @@ def ablation_id(ablation: Ablation) -> str:
 
 
 def folder_of(ablation: Ablation, out: Path, copy: int = 1) -> Path:
-    """The ablation's own folder, `<name>-<id>`, beside the folders of its runs; a further copy's holds its runs too."""
+    """Return the ablation's own folder, `<name>-<id>`, next to its run folders; a further copy contains its runs."""
     name = f"{ablation.base.name}-{ablation_id(ablation)}"
     return out / (name if copy == 1 else f"{name}-copy{copy}")
 
 
 def run_name(ablation: str, arm: str) -> str:
-    """What the run folders of an arm begin with: `mask_ratio=0.1` is `mask_ratio-0.1` there."""
+    """Return the prefix of the run folders of an arm, such as `abl-mask_ratio-0.1` for the arm `mask_ratio=0.1`."""
     return f"{ablation}-{slug(arm)}"
 
 
-def place_of(recipe: Recipe, own: Path) -> Path:
-    """The folder of a run: one beside `own` that holds it already, finished before unfinished; else `own`."""
-    held = [path for path in sorted(own.parent.glob(f"*-{recipe.run_id}")) if holds(path, recipe)]
+def run_folder_of(recipe: Recipe, own: Path) -> Path:
+    """Return the folder of a run: an existing one next to `own`, preferably finished; else `own`."""
+    held = [path for path in sorted(own.parent.glob(f"*-{recipe.run_id}")) if is_run_of(path, recipe)]
     finished = [path for path in held if (path / REPORT).is_file()]
     return next(iter([*finished, *held]), own)
 
 
-def holds(folder: Path, recipe: Recipe) -> bool:
-    """Whether a run folder is of this recipe still: `--allow-change` may have led it elsewhere."""
+def is_run_of(folder: Path, recipe: Recipe) -> bool:
+    """Return whether a run folder still has this recipe; `--allow-change` may have changed it."""
     try:
         held = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -267,7 +269,7 @@ def holds(folder: Path, recipe: Recipe) -> bool:
 
 
 def with_threads(recipe: Recipe, threads: int | None) -> Recipe:
-    """The recipe with that many CPU threads, unless it says itself how many."""
+    """Return the recipe with that many CPU threads, unless it sets them itself."""
     if threads is None or recipe.train.threads is not None:
         return recipe
     return replace(recipe, train=recipe.train.model_copy(update={"threads": threads}))

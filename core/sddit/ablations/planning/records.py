@@ -1,4 +1,4 @@
-"""Read and write `plan.json` as typed records. The only module that knows its keys and those of earlier versions. No torch.
+"""Read and write `plan.json` as typed records, including those of earlier versions. No torch.
 
 The fields of a record are the keys of the file, in the order in which they are written.
 """
@@ -95,7 +95,7 @@ class ArmRecord:
 
     @classmethod
     def from_json(cls, held: Mapping[str, Any]) -> Self:
-        """Read an arm. Earlier versions wrote no `named`, `flops_course`, `differs`; added tables as one difference."""
+        """Read an arm. Earlier versions wrote no `named`, `flops_course` and `differs`, or whole tables in `differs`."""
         values = _known(cls, held)
         for key in ("not_stated", "idle", "warnings"):
             values[key] = tuple(held[key])
@@ -151,7 +151,7 @@ class PlanRecord:
         return [arm.label for arm in self.arms]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `plan.json`; a publication leaves out `runs` and `threads`, which are of the machine."""
+        """Return the content of `plan.json`; a publication has no `runs` and `threads`, which depend on the machine."""
         written = asdict(self)
         if self.runs is None:
             del written["runs"], written["threads"]
@@ -170,7 +170,7 @@ class PlanRecord:
 
 
 def read_plan(folder: Path) -> PlanRecord:
-    """Read the plan of an ablation's folder, or of a published one. Raises SD-F704 if it is not one that sddit wrote."""
+    """Read the plan of an ablation's folder or a published one. Raises SD-F704 if it is damaged."""
     path = folder / PLAN
     held = read_json(path, fix=FIX)
     try:

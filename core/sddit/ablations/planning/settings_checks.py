@@ -45,7 +45,7 @@ def _read(table: Mapping[str, Any], merged: Merged) -> AblationSettings:
 
 
 def _pieces(merged: Merged) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (key, table with that key) of what can be read separately: each key of `[ablation]`, and each of its arms."""
+    """Yield (key, table with that key) for each key of `[ablation]`, and for each of its arms."""
     given = merged.tables[TABLE]
     if not isinstance(given, dict):
         problem = Problem("SD-R103", f"{TABLE!r} must be a table", merged.place(TABLE), quoted(given), f"[{TABLE}]")

@@ -1,4 +1,4 @@
-"""Seconds per training step of the arms, for a budget of time. Measured once, then kept in the plan."""
+"""Measure seconds per training step of the arms, for a budget of time. The plan keeps them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WARMUP_STEPS = 2
 def seconds_per_step(
     recipes: Mapping[str, Recipe], *, device: str, threads: int | None, progress: Progress
 ) -> dict[str, float]:
-    """The median of several turns by id. The recipes take turns, and one at a time is in memory.
+    """Return the median of several measurements by id. The recipes take turns, with one at a time in memory.
 
     Args:
         recipes: by id.
-        threads: CPU threads of each run, where its recipe leaves them open.
+        threads: CPU threads of each run, where its recipe does not set them.
     """
     seen: dict[str, list[float]] = {id: [] for id in recipes}
     progress.stage("measuring", total=ROUNDS * len(recipes))
@@ -37,7 +37,7 @@ def seconds_per_step(
 
 
 def one_turn(recipe: Recipe, device: str) -> float:
-    """Seconds of one training step, data and update included, after a short warm-up."""
+    """Return seconds per training step, including data and update, after a short warm-up."""
     session = build_session(recipe, choose_device(device))
     steps_per_second(session, WARMUP_STEPS)
     steps = max(1, round(SECONDS * steps_per_second(session, 1)))

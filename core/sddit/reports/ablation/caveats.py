@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from sddit.ablations.analysis.diagnostics import Diagnosis, Logs, diagnoses, environments
 from sddit.ablations.analysis.results import AblationResults
-from sddit.ablations.analysis.statistics import LEAST_SEEDS
+from sddit.ablations.analysis.statistics import MIN_SEEDS
 from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import ArmRecord
 from sddit.formatting import format_si
@@ -125,10 +125,10 @@ def failed(results: AblationResults) -> Iterator[Caution]:
 def few_seeds(results: AblationResults) -> Iterator[Caution]:
     """Below three seeds nothing is said of an arm."""
     finished = {arm.label: sum(row.status == "finished" for row in results.of(arm.label)) for arm in results.plan.arms}
-    few = {label: count for label, count in finished.items() if count < LEAST_SEEDS}
+    few = {label: count for label, count in finished.items() if count < MIN_SEEDS}
     if few:
         counts = "; ".join(f"{n} in {format_arms(results.plan, labels)}" for n, labels in alike(few).items())
-        text = f"fewer than {LEAST_SEEDS} finished seeds ({counts}): no verdict can rest on them."
+        text = f"fewer than {MIN_SEEDS} finished seeds ({counts}): no verdict can rest on them."
         yield Caution("too few seeds", text, tuple(few))
 
 

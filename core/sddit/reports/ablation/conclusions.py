@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 from sddit.ablations.analysis.results import AblationResults
-from sddit.ablations.analysis.statistics import LEAST_SEEDS, LEVEL, Comparison, Verdict, p_text
+from sddit.ablations.analysis.statistics import LEVEL, MIN_SEEDS, Comparison, Verdict, p_text
 from sddit.ablations.analysis.table import PREPARED, format_difference, metric_title, redrawing_settings
 from sddit.ablations.planning.records import BudgetRecord
 from sddit.formatting import format_count, format_si, join_words
@@ -99,7 +99,7 @@ KINDS = (
     "Worse than the baseline on at least one metric, better on none",
     "Better on some metrics and worse on others",
     "No difference from the baseline beyond noise, on any metric",
-    f"No verdict under {LEAST_SEEDS} seeds",
+    f"No verdict under {MIN_SEEDS} seeds",
 )
 
 
@@ -232,7 +232,7 @@ def seeds(results: AblationResults) -> Answer:
         words = f"{planned} in every arm, all finished."
     else:
         words = f"Finished of {planned}: " + ", ".join(f"{label} {number}" for label, number in counts.items()) + "."
-    less = "" if min(counts.values()) >= LEAST_SEEDS else f" Under {LEAST_SEEDS} there is no verdict."
+    less = "" if min(counts.values()) >= MIN_SEEDS else f" Under {MIN_SEEDS} there is no verdict."
     return Answer("How many seeds?", words + less, None)
 
 
@@ -270,7 +270,7 @@ def noise(results: AblationResults, compared: Compared) -> Answer:
     family = max(one.family for arms in compared.values() for one in arms.values())
     correction = f", after Holm's correction for {format_count(family, 'arm')} on each metric" if family else ""
     words = (
-        f"A verdict needs p < {1 - LEVEL:.2g} by Student's t over {LEAST_SEEDS} seeds or more{correction}. "
+        f"A verdict needs p < {1 - LEVEL:.2g} by Student's t over {MIN_SEEDS} seeds or more{correction}. "
         f"{format_count(len(compared), 'metric')} {'is' if len(compared) == 1 else 'are'} looked at, and who looks at many sees more by chance. "
     )
     if reaches:

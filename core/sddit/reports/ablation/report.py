@@ -28,7 +28,7 @@ from sddit.ablations.analysis.table import (
     format_summary,
     metric_title,
 )
-from sddit.ablations.analysis.targets import Beside, reached
+from sddit.ablations.analysis.targets import Relative, reached
 from sddit.errors import SdditError
 from sddit.evaluation.probe import Probe, read_probe
 from sddit.formatting import format_duration, format_number, format_si
@@ -207,7 +207,7 @@ SOONER: Mapping[Verdict, str] = {"better": "sooner", "worse": "later"}
 CHEAPER: Mapping[Verdict, str] = {"better": "fewer", "worse": "more"}
 
 
-def beside(one: Beside | None, words: Mapping[Verdict, str]) -> str:
+def beside(one: Relative | None, words: Mapping[Verdict, str]) -> str:
     """`0.83 × sooner (p = 0.013)`; empty where nothing is compared."""
     if one is None:
         return ""

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from sddit.ablations.analysis.diagnostics import environments
 from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather, read_json
-from sddit.ablations.analysis.statistics import LEAST_SEEDS, LEVEL, Summary, holm, summarize, welch
+from sddit.ablations.analysis.statistics import LEVEL, MIN_SEEDS, Summary, holm, summarize, welch
 from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import PLAN
 from sddit.errors import SdditError
@@ -121,7 +121,7 @@ def agreement(arm: str, metric: str, published: Mapping[int, float], here: Mappi
     """One figure by seed on both sides; the word follows once all are known."""
     twins = published.keys() & here.keys()
     low = high = p = None
-    if min(len(published), len(here)) >= LEAST_SEEDS:
+    if min(len(published), len(here)) >= MIN_SEEDS:
         _, low, high, p = welch(list(here.values()), list(published.values()))
     return Agreement(
         arm,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sddit.ablations.planning.budget import budget_of, unmeasured, within
+from sddit.ablations.planning.budget import budget_of, recipe_at_budget, unmeasured
 from sddit.ablations.planning.plan import make_plan
 from sddit.errors import SdditError
 from sddit.recipes.costs import plan
@@ -18,7 +18,7 @@ LONG = "train.steps=500"
 def lengths(found, pace=None):
     """Steps by arm."""
     budget = budget_of(found, pace or {})
-    return {arm.label: within(budget, arm).train.steps for arm in found.arms}
+    return {arm.label: recipe_at_budget(budget, arm).train.steps for arm in found.arms}
 
 
 def test_equal_images_are_equal_steps_at_one_batch(ablation):
@@ -54,7 +54,7 @@ FLOPS = """
 def test_equal_flops_to_half_a_step(ablation):
     found = ablation(FLOPS, LONG)
     budget = budget_of(found, {})
-    costs = {arm.label: plan(within(budget, arm)) for arm in found.arms}
+    costs = {arm.label: plan(recipe_at_budget(budget, arm)) for arm in found.arms}
     for cost in costs.values():
         assert cost.training_flops == pytest.approx(budget.amount, abs=cost.flops_per_step / 2)
     assert len({cost.steps for cost in costs.values()}) > 4  # of their own lengths
@@ -65,7 +65,7 @@ def test_other_lengths_would_not_be_equal(ablation):
     """The negative control: at equal images the FLOPs differ by far more than half a step."""
     found = ablation(FLOPS.replace('"flops"', '"images"'), LONG)
     budget = budget_of(found, {})
-    costs = [plan(within(budget, arm)) for arm in found.arms]
+    costs = [plan(recipe_at_budget(budget, arm)) for arm in found.arms]
     assert any(abs(cost.training_flops - costs[0].training_flops) > 10 * cost.flops_per_step for cost in costs)
 
 
@@ -83,7 +83,7 @@ MOMENTS = """
 
 def test_what_counts_steps_moves_with_the_length(ablation):
     found = ablation(MOMENTS, LONG)
-    (half,) = (within(budget_of(found, {}), arm) for arm in found.arms)
+    (half,) = (recipe_at_budget(budget_of(found, {}), arm) for arm in found.arms)
     assert half.train.steps == 250
     assert half.optimizer.params.warmup == 25
     assert (half.optimizer.params.lr.from_, half.optimizer.params.lr.until) == (50, 225)
@@ -93,13 +93,13 @@ def test_what_counts_steps_moves_with_the_length(ablation):
 
 def test_an_arm_at_its_own_length_is_as_a_run_alone(ablation, write):
     found = ablation(MOMENTS.replace("train.batch = 16", ""), LONG)
-    (same,) = (within(budget_of(found, {}), arm) for arm in found.arms)
+    (same,) = (recipe_at_budget(budget_of(found, {}), arm) for arm in found.arms)
     assert same is found.arms[0].recipe
 
 
 def test_a_moment_never_becomes_the_beginning(ablation):
     found = ablation(MOMENTS.replace("50\n", "1\n").replace("16", "24"), LONG)
-    (short,) = (within(budget_of(found, {}), arm) for arm in found.arms)
+    (short,) = (recipe_at_budget(budget_of(found, {}), arm) for arm in found.arms)
     assert short.optimizer.params.warmup == 1  # a third of a step
 
 
@@ -150,7 +150,7 @@ def test_an_arm_that_cannot_be_of_its_length_is_named(ablation, tmp_path):
 
 def test_the_length_is_seen_as_the_budgets(ablation):
     found = ablation(MOMENTS, LONG)
-    half = within(budget_of(found, {}), found.arms[0])
+    half = recipe_at_budget(budget_of(found, {}), found.arms[0])
     assert half.origins["train.steps"] == half.origins["optimizer.warmup"] == "budget"
 
 

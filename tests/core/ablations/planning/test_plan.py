@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sddit.ablations.planning.plan import ablation_id, holds, make_plan, run_name, with_threads
+from sddit.ablations.planning.plan import ablation_id, is_run_of, make_plan, run_name, with_threads
 from sddit.recipes.resolve import changed, resolve
 
 ARMS = """
@@ -75,12 +75,12 @@ def test_a_run_that_was_led_elsewhere_is_not_reused(ablation, tmp_path):
     found = ablation(ARMS)
     folder = tmp_path / f"alone-{found.base.run_id}"
     put(folder, changed(found.base, ["train.steps=9"]), "report.html")
-    assert not holds(folder, found.base)
+    assert not is_run_of(folder, found.base)
     assert make_plan(found, tmp_path).runs[0].folder.name == f"abl-base-{found.base.run_id}"
     put(tmp_path / "same", changed(found.base, ["train.log_every=3"]))
-    assert holds(tmp_path / "same", found.base)  # a free key
+    assert is_run_of(tmp_path / "same", found.base)  # a free key
     (tmp_path / "same" / "recipe.resolved.json").write_text("{", encoding="utf-8")
-    assert not holds(tmp_path / "same", found.base)
+    assert not is_run_of(tmp_path / "same", found.base)
 
 
 def test_more_seeds_and_metrics_keep_the_id_and_other_arms_do_not(ablation):

@@ -17,7 +17,7 @@ from sddit.ablations.analysis.results import AblationResults, RunOutcome
 from sddit.ablations.analysis.statistics import p_text, student_interval
 from sddit.ablations.analysis.table import comparisons, floors_of
 from sddit.ablations.analysis.targets import first_at, reached
-from sddit.ablations.planning.leak_check import LARGEST, look
+from sddit.ablations.planning.leak_check import MAX_PARAMETERS, check_recipe
 from sddit.ablations.planning.records import ArmRecord, LeakCheck, PlanRecord
 from sddit.evaluation.probe import Probe
 from sddit.interfaces import Monitor
@@ -615,13 +615,13 @@ def test_runs_of_different_machines(make):
 
 def test_arms_are_searched_for_leaks(ablation):
     base = ablation("[ablation]\nseeds = [0]\n").arms[0].recipe
-    assert look(base) == LeakCheck()
+    assert check_recipe(base) == LeakCheck()
 
 
 def test_what_cannot_be_searched_says_why(ablation, monkeypatch):
     recipe = ablation("[ablation]\nseeds = [0]\n").arms[0].recipe
     monkeypatch.setattr("sddit.verify.leak", lambda recipe: 1 / 0)
-    assert look(recipe).unchecked == "ZeroDivisionError: division by zero"
-    monkeypatch.setattr("sddit.ablations.planning.leak_check.LARGEST", 1)
-    assert "parameters" in look(recipe).unchecked
-    assert math.isfinite(LARGEST)
+    assert check_recipe(recipe).unchecked == "ZeroDivisionError: division by zero"
+    monkeypatch.setattr("sddit.ablations.planning.leak_check.MAX_PARAMETERS", 1)
+    assert "parameters" in check_recipe(recipe).unchecked
+    assert math.isfinite(MAX_PARAMETERS)
