@@ -1,7 +1,7 @@
 """Run an ablation: every run in a process of its own, several at once, each resumed where it stopped.
 
-The state of each run is read from its folder, so that the same command resumes after a stop, a kill, or a run started by hand.
-The error of a failed run is recorded, and the other runs continue.
+The state of each run is read from its folder, so that the same command resumes after a stop, a kill, or a run started
+by hand. The error of a failed run is recorded, and the other runs continue.
 """
 
 from __future__ import annotations
@@ -338,7 +338,8 @@ def pick(plan: AblationPlan, id: str) -> PlannedRun:
 def one_of_plan(plan: AblationPlan, run: PlannedRun, write_report: WriteReport) -> Iterator[None]:
     """Record the failure of one run in the block, as a command for all runs would, and update results and report.
 
-    Several of these may run at once, on several machines: files are replaced atomically and follow from the run folders.
+    Several of these may run at once, on several machines: files are replaced atomically and follow from the run
+    folders.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     if not (plan.folder / PLAN).is_file():

@@ -1,7 +1,7 @@
 """Read the results of an ablation from its run folders, one record per run. No torch.
 
-`results.jsonl` holds these records as of the end of the last command. It is read only for a published ablation, which has no
-run folders.
+`results.jsonl` holds these records as of the end of the last command. It is read only for a published ablation, which
+has no run folders.
 """
 
 from __future__ import annotations

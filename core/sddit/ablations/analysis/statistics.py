@@ -1,9 +1,9 @@
 """Compare arms over seeds: means, paired differences, Student-t intervals, and a verdict. numpy, no torch.
 
-An ablation repeats every arm with the same seeds. Arms of one seed share batches, noise and initial weights, so arm and baseline
-are compared by seed: what a seed does to both cancels. An arm with draws of its own is compared as independent runs, by
-Welch's t. Seeds are few, hence Student's t. The percentile bootstrap cannot replace it: its nominal 95 % intervals contain the
-true value in 75 % of cases at 3 seeds and in 84 % at 5.
+An ablation repeats every arm with the same seeds. Arms of one seed share batches, noise and initial weights, so arm and
+baseline are compared by seed: what a seed does to both cancels. An arm with draws of its own is compared as independent
+runs, by Welch's t. Seeds are few, hence Student's t. The percentile bootstrap cannot replace it: its nominal 95 %
+intervals contain the true value in 75 % of cases at 3 seeds and in 84 % at 5.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Comparison:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Return mean and spread of a metric over seeds. Raises ValueError without values, or for one that is not finite."""
+    """Return mean and spread over seeds. Raises ValueError without values, or for one that is not finite."""
     x = _finite(values)
     if not len(x):
         raise ValueError("no seed to summarise")
@@ -83,8 +83,8 @@ def compare(sides: Mapping[str, Sides], *, better: Direction) -> dict[str, Compa
         better: which way the metric improves.
 
     Returns:
-        By label. If no arm differs, any verdict is false in at most 1 - LEVEL of ablations. That holds for one metric; over
-        several metrics false verdicts add up.
+        By label. If no arm differs, any verdict is false in at most 1 - LEVEL of ablations. That holds for one
+        metric; over several metrics false verdicts add up.
     """
     differences = {name: _paired(one) if one.paired else _unpaired(one) for name, one in sides.items()}
     tested = {name: d.p for name, d in differences.items() if d.p is not None and d.seeds >= MIN_SEEDS}
@@ -150,10 +150,11 @@ def p_text(p: float) -> str:
 def student_interval(values: ArrayLike, level: float = LEVEL) -> tuple[Array, Array, Array]:
     """Return mean, low and high of the Student-t interval of the mean, over the last axis of [..., n], n >= 2.
 
-    Exact for normal values. Measured coverage of the nominal 95 % on synthetic noise, at 3, 5 and 10 seeds: paired differences
-    of exponential noise 95.5, 95.2 and 94.9 %, since most of the skew cancels; of lognormal noise with heavy tails 97.2, 97.6
-    and 97.0 %, wider than necessary. The skew of one side alone remains: a single arm with exponential noise 88, 88 and 90 %,
-    differences of exponential noise with scales 4 to 1 90 %. Those intervals are too narrow.
+    Exact for normal values. Measured coverage of the nominal 95 % on synthetic noise, at 3, 5 and 10 seeds: paired
+    differences of exponential noise 95.5, 95.2 and 94.9 %, since most of the skew cancels; of lognormal noise with
+    heavy tails 97.2, 97.6 and 97.0 %, wider than necessary. The skew of one side alone remains: a single arm with
+    exponential noise 88, 88 and 90 %, differences of exponential noise with scales 4 to 1 90 %. Those intervals are too
+    narrow.
     """
     x = np.asarray(values, dtype=np.float64)
     n = x.shape[-1]
@@ -226,7 +227,7 @@ def student_quantile(p: float, dof: float) -> float:
 
 
 def student_tail(t: ArrayLike, dof: float) -> Array:
-    """Return the upper tail probability of Student's distribution at t >= 0: I_x(dof/2, 1/2) / 2, x = dof / (dof + t^2)."""
+    """Return the upper tail of Student's distribution at t >= 0: I_x(dof/2, 1/2) / 2, x = dof / (dof + t^2)."""
     square = np.minimum(np.asarray(t, dtype=np.float64) ** 2, 1e300)
     x, y = dof / (dof + square), square / (dof + square)  # x + y = 1, each without the other's rounding
     edge = 1.5 / (dof / 2 + 2.5)  # where both fractions are quick: y < (b + 1) / (a + b + 2)
@@ -236,7 +237,7 @@ def student_tail(t: ArrayLike, dof: float) -> Array:
 
 
 def _incomplete_beta(a: float, b: float, x: Array) -> Array:
-    """Return the incomplete beta function I_x(a, b) by its continued fraction (DLMF 8.17.22), x < (a + 1) / (a + b + 2)."""
+    """Return the incomplete beta I_x(a, b), x < (a + 1) / (a + b + 2), by a continued fraction (DLMF 8.17.22)."""
     fraction = np.ones_like(x)
     for m in range(30 + int(2 * math.sqrt(max(a, b))), 0, -1):  # from the inside out
         even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))

@@ -32,24 +32,24 @@ class AblationSettings(Params):
     )
     targets: dict[str, dict[str, float]] = Field(
         {},
-        description="Scores to reach, such as targets.classifier.fd = 10. The report shows after how many steps and FLOPs each "
-        "arm reached them, for metrics that [evaluate] also scores during training. Not set: what the baseline reached "
-        "in every seed.",
+        description="Scores to reach, such as targets.classifier.fd = 10. The report shows the steps and FLOPs after "
+        "which each arm reached them, for metrics that [evaluate] also scores during training. Not set: what the "
+        "baseline reached in every seed.",
     )
     budget: BudgetRule = Field(
         "images",
-        description="What is equal in every arm, and equal to the recipe without changes: images, flops (by the components' "
+        description="What is equal in every arm and in the recipe without changes: images, flops (by the components' "
         "formulas), or time (measured once, before the first run).",
     )
     tuning: str = Field(
         "",
-        description="How the settings of each arm were chosen, and with how much effort; quoted in the report. Every arm, "
-        "including the baseline, should get the same effort.",
+        description="How the settings of each arm were chosen, and with how much effort; quoted in the report. Every "
+        "arm, including the baseline, should get the same effort.",
     )
     published: str = Field(
         "",
-        description="Folder of published results (`sddit-run publish`), relative to the recipe. The command and the report compare "
-        "this ablation with them. Changes no run; a folder that does not exist is ignored.",
+        description="Folder of published results (`sddit-run publish`), relative to the recipe. The command and the "
+        "report compare this ablation with them. Changes no run; a folder that does not exist is ignored.",
     )
     arms: dict[str, dict[str, Any]] = Field(
         {},
@@ -59,5 +59,5 @@ class AblationSettings(Params):
     pairs: tuple[dict[str, Any], ...] = Field(
         (),
         strict=False,
-        description="[[ablation.pairs]]: lists of equal length whose values are paired by position; crossed with the rest.",
+        description="[[ablation.pairs]]: lists of equal length, paired by position and crossed with the rest.",
     )

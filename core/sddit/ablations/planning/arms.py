@@ -1,8 +1,8 @@
 """Resolve the arms of `[ablation]`: every arm is a recipe of its own, checked before the first run. No torch.
 
-The axes are crossed: the named arms, each key of the grid, each table of pairs. The changes of an arm are merged into the
-recipe as a file would be: a table whose `name` changes is replaced, and `loss.x = false` removes a loss. In an arm, `extends`
-replaces the recipe that the ablation extends; what the ablation sets for all arms is merged into that.
+The axes are crossed: the named arms, each key of the grid, each table of pairs. The changes of an arm are merged into
+the recipe as a file would be: a table whose `name` changes is replaced, and `loss.x = false` removes a loss. In an arm,
+`extends` replaces the recipe that the ablation extends; what the ablation sets for all arms is merged into that.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def apply_changes(merged: Merged, changes: Iterable[Change]) -> Merged:
 def rebase(merged: Merged, changes: Iterable[Change]) -> Merged:
     """Return a copy of the recipe, based on the recipe that an arm extends if it extends one.
 
-    That recipe, with its parents, replaces what the oldest file with `[ablation]` extends. What this file sets for all arms,
-    its children and the command line are merged into it as before.
+    That recipe, with its parents, replaces what the oldest file with `[ablation]` extends. What this file sets for all
+    arms, its children and the command line are merged into it as before.
     """
     for change in changes:
         if EXTENDS in change.table:

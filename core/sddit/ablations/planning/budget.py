@@ -1,9 +1,9 @@
 """Set the length of each arm so that all use the same budget as the recipe without changes. No torch.
 
-images: train.steps x train.batch. flops: by the components' formulas, with backward pass, teacher and heads. time: by seconds
-per step, measured once. A point in training given as a fraction of the run scales with its length; one in steps
-(`warmup = 50`) refers to the recipe's own length and is rescaled. An arm of equal FLOPs or equal time is thus a complete run of
-its own length, with learning rate and ramps, not a longer run that was cut.
+images: train.steps x train.batch. flops: by the components' formulas, with backward pass, teacher and heads. time: by
+seconds per step, measured once. A point in training given as a fraction of the run scales with its length; one in steps
+(`warmup = 50`) refers to the recipe's own length and is rescaled. An arm of equal FLOPs or equal time is thus a
+complete run of its own length, with learning rate and ramps, not a longer run that was cut.
 """
 
 from __future__ import annotations

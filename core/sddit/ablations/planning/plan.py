@@ -1,7 +1,7 @@
 """Plan the runs of an ablation: arms x seeds, each with its id, cost and folder. No torch.
 
-A run's id is that of its recipe (`Recipe.run_id`). A run from outside the ablation, or from another one, is found in `--out` by
-its id and reused; two arms with the same recipe share their runs.
+A run's id is that of its recipe (`Recipe.run_id`). A run from outside the ablation, or from another one, is found in
+`--out` by its id and reused; two arms with the same recipe share their runs.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def runs_of(ablation: Ablation, arms: Sequence[PlannedArm], out: Path, *, shared
 
 
 def ablation_id(ablation: Ablation) -> str:
-    """Return a hash of the arms before they are cut to the budget, and of the budget. More seeds or metrics keep the id."""
+    """Return a hash of the arms at their own length and of the budget. More seeds or metrics keep the id."""
     identity = {
         "base": ablation.base.run_id,
         "arms": {arm.label: arm.recipe.run_id for arm in ablation.arms},

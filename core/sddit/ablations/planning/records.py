@@ -80,7 +80,8 @@ class ArmRecord:
     def flops_until(self, step: float) -> float | None:
         """Return the training FLOPs of one run up to a step; None if a component does not state its cost.
 
-        The cost of a step changes where a ramp hides tokens or a loss ends, so it is summed over equal parts of the run.
+        The cost of a step changes where a ramp hides tokens or a loss ends, so it is summed over equal parts of the
+        run.
         """
         if self.flops is None or step >= self.steps:
             return self.flops
@@ -95,7 +96,7 @@ class ArmRecord:
 
     @classmethod
     def from_json(cls, held: Mapping[str, Any]) -> Self:
-        """Read an arm. Earlier versions wrote no `named`, `flops_course` and `differs`, or whole tables in `differs`."""
+        """Read an arm. Earlier versions wrote no `named`, `flops_course` and `differs`, or tables in `differs`."""
         values = _known(cls, held)
         for key in ("not_stated", "idle", "warnings"):
             values[key] = tuple(held[key])
