@@ -40,7 +40,7 @@ GROUNDS = {
 CONTROLS = ("c0", "c1", "c2", "sd_dit")
 ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1"]
 ELSEWHERE += ["evaluate.features=[]", "ablation.metrics=[]"]
-"""What stands for ImageNet's latents, of which there is nothing to score."""
+"""Replaces ImageNet's latents, which have no images to score."""
 
 
 @cache
@@ -96,13 +96,13 @@ def test_a_small_one_is_scored_by_two_kinds_of_extractor(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
-def test_a_large_one_is_the_twin_of_a_small_one(path: Path) -> None:
+def test_a_large_ablation_has_the_arms_of_a_small_one(path: Path) -> None:
     small, large = planned(f"ablations/{path.stem}"), planned(f"ablations/imagenet256/{path.stem}")
     assert small.settings.question == large.settings.question
     assert len(large.settings.seeds) == len(small.settings.seeds)
 
 
-def test_every_small_one_has_a_large_twin() -> None:
+def test_every_small_ablation_has_a_large_one() -> None:
     """But for the one at equal FLOPs, which is a key on the command line there."""
     assert {path.stem for path in SMALL} - {path.stem for path in LARGE} == {"sd_dit_vs_masking_flops"}
 
@@ -122,10 +122,10 @@ def test_arms_of_one_seed_are_pairs(name: str) -> None:
     assert all(one == shared[0] for one in shared)
 
 
-# ------------------------------------------------------------------------------------------- the one whose answer is known
+# ----------------------------------------------------------------------------------- the one whose answer is known
 
 
-def test_the_twin_shares_its_runs_and_no_other_arm_does() -> None:
+def test_the_equal_arm_shares_its_runs_and_no_other_arm_does() -> None:
     ids = {
         arm: {run.id for run in planned("ablations/sanity").runs if run.arm == arm} for arm in arms("ablations/sanity")
     }
@@ -214,7 +214,7 @@ def test_small_ones_share_the_runs_of_the_quickstart() -> None:
     assert len(set.intersection(*runs)) == 1
 
 
-def test_no_weight_is_no_term_and_no_teacher() -> None:
+def test_a_weight_of_zero_removes_loss_and_teacher() -> None:
     found = recipes("ablations/discrimination_weight")
     assert what_it_has(found["weight=0.0"]) == (True, False, False)
     assert what_it_has(found["weight=0.03"]) == (True, True, True)

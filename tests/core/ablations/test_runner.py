@@ -109,11 +109,11 @@ def test_two_arms_and_two_seeds_end_to_end(ablation, tmp_path, monkeypatch):
 
 
 def test_a_copy_made_again_in_other_processes_is_bit_identical(tmp_path, write):
-    """`--no-reuse`: twins, which share a run by default, are each run again, from the command line."""
+    """`--no-reuse`: equal arms, which share a run by default, are each run again, from the command line."""
     (tmp_path / "toys.py").write_text("from sddit.testing.toys.plugin import *\n", encoding="utf-8")
-    text = write("[ablation]\nseeds = [0]\n[ablation.arms.base]\n[ablation.arms.twin]\n").read_text(encoding="utf-8")
-    (tmp_path / "twins.toml").write_text(f'plugins = ["./toys.py"]\n{text}\n', encoding="utf-8")
-    command = [sys.executable, "-m", "sddit", "twins.toml", "--no-reuse", "--jobs", "2", "--json"]
+    text = write("[ablation]\nseeds = [0]\n[ablation.arms.base]\n[ablation.arms.same]\n").read_text(encoding="utf-8")
+    (tmp_path / "equal.toml").write_text(f'plugins = ["./toys.py"]\n{text}\n', encoding="utf-8")
+    command = [sys.executable, "-m", "sddit", "equal.toml", "--no-reuse", "--jobs", "2", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -128,7 +128,7 @@ def test_a_copy_made_again_in_other_processes_is_bit_identical(tmp_path, write):
     assert said["rows"][0]["seconds"] != said["rows"][1]["seconds"]  # they are two runs
 
 
-# --------------------------------------------------------------------------------------------------- with pretended ones
+# --------------------------------------------------------------------------------------------- with pretended ones
 
 
 @pytest.mark.usefixtures("pretending")
@@ -163,7 +163,7 @@ def test_more_seeds_run_only_what_is_new(ablation, tmp_path):
 
 
 @pytest.mark.usefixtures("pretending")
-def test_a_failed_run_stays_in_the_results_and_the_others_go_on(ablation, tmp_path):
+def test_a_failed_run_stays_in_the_results_and_the_others_continue(ablation, tmp_path):
     notes = Notes()
     results = go(ablation(ARMS.replace("masked", "bad")), tmp_path, progress=notes)
     rows = rows_of(results)
@@ -185,14 +185,14 @@ def test_a_killed_run_is_a_failed_one(ablation, tmp_path):
 
 
 @pytest.mark.usefixtures("pretending")
-def test_a_mended_run_is_tried_again(ablation, tmp_path, monkeypatch):
+def test_a_fixed_run_is_tried_again(ablation, tmp_path, monkeypatch):
     found = ablation(ARMS.replace("masked", "bad"), "ablation.seeds=[0]")
     assert rows_of(go(found, tmp_path))["bad", 0].status == "failed"
     trainer = tmp_path / "trainer.py"
     trainer.write_text(trainer.read_text(encoding="utf-8").replace('"bad" in', '"none" in'), encoding="utf-8")
-    mended = go(found, tmp_path)
-    assert mended.finished
-    assert rows_of(mended)["bad", 0].error == ""
+    fixed = go(found, tmp_path)
+    assert fixed.finished
+    assert rows_of(fixed)["bad", 0].error == ""
 
 
 @pytest.mark.usefixtures("pretending")
@@ -225,7 +225,7 @@ def test_a_stop_is_handed_on_waited_for_and_continued(ablation, tmp_path, number
 
 
 @pytest.mark.usefixtures("pretending")
-def test_no_process_outlives_an_error_of_our_own(ablation, tmp_path, monkeypatch):
+def test_no_process_outlives_an_error_of_the_ablation(ablation, tmp_path, monkeypatch):
     found = ablation(ARMS.replace("masked", "slow"), "train.steps=200", "ablation.seeds=[0]")
     children = []
     real = runner.start
@@ -272,7 +272,7 @@ def test_threads_are_divided_once_and_kept(ablation, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("pretending")
-def test_leaks_are_looked_for_once(ablation, tmp_path, monkeypatch):
+def test_leaks_are_tested_once(ablation, tmp_path, monkeypatch):
     looked = []
 
     def pretend(recipe):
@@ -355,7 +355,7 @@ def test_two_commands_at_once_are_refused(ablation, tmp_path):
 
 @pytest.mark.usefixtures("pretending")
 @pytest.mark.parametrize("finishes", [True, False])
-def test_a_run_that_another_process_is_at_is_waited_for(ablation, tmp_path, finishes):
+def test_a_run_that_another_process_has_locked_is_waited_for(ablation, tmp_path, finishes):
     """What a command leaves behind that was killed itself, or what `--only` runs elsewhere."""
     found = ablation(ARMS, "ablation.seeds=[0]")
     base, masked = (run.folder for run in make_plan(found, tmp_path / "runs").runs)
@@ -374,7 +374,7 @@ def test_a_run_that_another_process_is_at_is_waited_for(ablation, tmp_path, fini
     assert (base / "metrics.jsonl").exists() != finishes
 
 
-def test_nobody_holds_a_folder_that_is_not_there_or_was_let_go(tmp_path):
+def test_a_missing_or_released_folder_is_not_locked(tmp_path):
     assert holder(tmp_path / "none") == ""
     with RunFolder(tmp_path / "run"):
         assert holder(tmp_path / "run").startswith(f"pid {os.getpid()} on host ")
@@ -382,6 +382,7 @@ def test_nobody_holds_a_folder_that_is_not_there_or_was_let_go(tmp_path):
 
 
 def test_planning_and_gathering_need_no_torch():
-    code = "import sys, sddit.ablations.runner, sddit.ablations.analysis.table, sddit.cli.ablation_run; print('torch' in sys.modules)"
+    modules = "sddit.ablations.runner, sddit.ablations.analysis.table, sddit.cli.ablation_run"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -138,7 +138,7 @@ def test_holm_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_no_family_of_equal_arms_is_told_apart_more_often_than_stated(seeds: int) -> None:
+def test_no_family_of_equal_arms_is_distinguished_more_often_than_stated(seeds: int) -> None:
     rng = np.random.default_rng(seeds)
     own = rng.normal(size=(TRIALS, 6, seeds))
     baseline = rng.normal(size=(TRIALS, 1, seeds))
@@ -163,7 +163,7 @@ def test_a_null_ablation_says_so_at_the_stated_rate() -> None:
     assert alarms / 600 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
 
 
-def test_draws_of_ones_own_are_told_apart_no_more_often_than_stated() -> None:
+def test_independent_draws_are_distinguished_no_more_often_than_stated() -> None:
     rng = np.random.default_rng(5)
     arm, baseline = rng.normal(size=(2, 2000, 5))
     sides = [Sides(dict(enumerate(x)), dict(enumerate(y)), paired=False) for x, y in zip(arm, baseline, strict=True)]
@@ -184,7 +184,7 @@ def test_verdicts_follow_the_seeds_not_the_means() -> None:
         "same": dict(enumerate(10 + luck + 0.5 * np.array([1, -1, 1, -1, 0.2]))),
         "young": {0: 1.0, 1: 1.0},
         "failed": {},
-        "twin": baseline,
+        "same": baseline,
     }
     found = against(baseline, arms, better="lower")
     assert {name: one.verdict for name, one in found.items()} == {
@@ -193,22 +193,22 @@ def test_verdicts_follow_the_seeds_not_the_means() -> None:
         "same": "within noise",
         "young": "no verdict under 3 seeds",
         "failed": "no verdict under 3 seeds",
-        "twin": "within noise",
+        "same": "within noise",
     }
     assert {name: one.verdict for name, one in against(baseline, arms, better="higher").items()}["good"] == "worse"
     assert {one.family for one in found.values()} == {4}
-    good, twin, young = found["good"], found["twin"], found["young"]
+    good, same, young = found["good"], found["same"], found["young"]
     assert good.difference == pytest.approx(-1, abs=0.1)
     assert good.low < good.difference < good.high < 0
     assert good.p < good.p_holm < 0.05
-    assert (twin.difference, twin.p, twin.p_holm) == (0, 1, 1)
+    assert (same.difference, same.p, same.p_holm) == (0, 1, 1)
     assert young.p is young.p_holm is None
     shuffled = dict(zip(baseline, rng.permutation(list(arms["good"].values())), strict=True))
     assert against(baseline, {"good": shuffled}, better="lower")["good"].verdict == "within noise"  # unpaired: lost
 
 
 def test_draws_of_ones_own_are_compared_in_any_order() -> None:
-    """Which run of the one side stands beside which of the other is arbitrary there."""
+    """Runs of the two sides have no counterpart."""
     rng = np.random.default_rng(3)
     arm, baseline = rng.normal(size=(2, 5))
 

@@ -40,7 +40,7 @@ FD = {"base": [1.0, 2.0, 3.0], "better": [0.5, 1.5, 2.6]}
 
 @pytest.fixture
 def folder(ablation, tmp_path):
-    """The folder of an ablation two arms of which are finished; the third failed, but for one run that is under way."""
+    """The folder of an ablation with two finished arms; of the third, one run failed and one is in progress."""
     plan = make_plan(ablation(ARMS), tmp_path / "runs")
     plan.folder.mkdir(parents=True)
     (plan.folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
@@ -61,7 +61,8 @@ def folder(ablation, tmp_path):
 
 def test_a_row_says_what_its_folder_holds(folder):
     rows = gather(folder).runs
-    assert [row.status for row in rows] == ["finished", "finished", "failed", "finished", "finished", "stopped", "finished", "finished", "waiting"]  # fmt: skip
+    third = ("failed", "stopped", "waiting")
+    assert [row.status for row in rows] == [word for last in third for word in ("finished", "finished", last)]
     assert rows[0].scores == {"toy.fd": 1.0, "toy.recall": 0.5}  # numbers only
     assert (rows[0].steps, rows[0].images, rows[0].seconds, rows[0].images_per_second) == (4, 32, 2.0, 16.0)
     assert rows[2].error.startswith("SD-N501")
@@ -95,7 +96,7 @@ def test_an_arm_a_line_with_mean_spread_and_difference(folder):
     assert rows[1][-1] == "+0 [0, 0] within noise (p = 1)"
 
 
-def test_an_interval_without_0_beside_within_noise_is_explained():
+def test_an_interval_without_0_next_to_within_noise_is_explained():
     base = dict(enumerate([1.0, 2.0, 3.0]))
     arms = {f"arm{number}": dict(enumerate([1.1, 1.9, 3.0])) for number in range(5)}
     arms["far"] = dict(enumerate([0.8, 1.7, 2.75]))
@@ -108,18 +109,17 @@ def test_an_interval_without_0_beside_within_noise_is_explained():
     assert interval_note(family_size({"toy.fd": alone})) == interval_note(family_size({})) == ""
 
 
-def test_a_twin_of_the_baseline_differs_by_nothing(folder):
-    twin = gather(folder)
-    base, better, *others = twin.plan.arms
-    plan = replace(twin.plan, arms=(base, replace(better, label="twin"), *others))
-    rows = twin.runs
+def test_a_copy_of_the_baseline_does_not_differ(folder):
+    found = gather(folder)
+    base, better, *others = found.plan.arms
+    plan = replace(found.plan, arms=(base, replace(better, label="copy"), *others))
+    rows = found.runs
     same = type(twin)(folder, plan, tuple(
-        type(row)(**{**{key: getattr(row, key) for key in row.__slots__}, "arm": "twin" if row.arm == "better" else row.arm,
-                     "scores": {"toy.fd": 1.0 + row.seed}})
+        replace(row, arm="copy" if row.arm == "better" else row.arm, scores={"toy.fd": 1.0 + row.seed})
         for row in rows if row.arm != "failing"
     ))  # fmt: skip
-    assert comparisons(same, "toy.fd")["twin"].verdict == "within noise"
-    assert comparisons(same, "toy.fd")["twin"].difference == 0
+    assert comparisons(same, "toy.fd")["copy"].verdict == "within noise"
+    assert comparisons(same, "toy.fd")["copy"].difference == 0
 
 
 def test_the_record_of_a_program_has_all_digits(folder):
@@ -139,7 +139,7 @@ def test_a_failure_is_kept_until_the_next_try(tmp_path):
     assert failure_of(tmp_path, "a") == ""
 
 
-def test_a_damaged_plan_is_told(folder):
+def test_a_damaged_plan_is_reported(folder):
     (folder / "plan.json").write_text("{", encoding="utf-8")
     with pytest.raises(SdditError, match="SD-F704"):
         gather(folder)

@@ -109,12 +109,16 @@ def test_pairs_go_together_and_are_crossed_with_the_rest(ablation):
         optimizer.lr = [1e-3, 2e-3]
         loss.agree.weight = [0.1, 0.2]
     """)
-    values = [(a.recipe.pair_sampler.params.mask_ratio, a.recipe.optimizer.params.lr, a.recipe.losses["agree"].params.weight) for a in found.arms]  # fmt: skip
+    recipes = [arm.recipe for arm in found.arms]
+    values = [
+        (one.pair_sampler.params.mask_ratio, one.optimizer.params.lr, one.losses["agree"].params.weight)
+        for one in recipes
+    ]
     assert values == [(0.0, 1e-3, 0.1), (0.0, 2e-3, 0.2), (0.5, 1e-3, 0.1), (0.5, 2e-3, 0.2)]
     assert {arm.baseline for arm in found.arms} == {found.arms[0].label}  # one point of the grid, for all
 
 
-def test_keys_that_end_alike_are_told_apart(ablation):
+def test_keys_with_the_same_suffix_get_longer_names(ablation):
     found = ablation("""
         [ablation.grid]
         loss.agree.weight = [0.1]
@@ -172,7 +176,7 @@ GROUND = (
 
 @pytest.fixture
 def layers(toys, tmp_path):
-    """`layers(child, ablation)`: an ablation over the toy recipe, a child of it; with another recipe beside them."""
+    """`layers(child, ablation)`: an ablation over the toy recipe, a child of it; with another recipe next to them."""
 
     def put(child, ablation):
         files = {
@@ -205,7 +209,7 @@ def test_an_arm_that_extends_a_recipe_is_that_recipe_under_what_the_ablation_say
     base, other = expand(load(layers("[train]\nbatch = 4", STACK), ["evaluate.previews=1"])).arms
     assert other.changes == {"extends": "other.toml", "optimizer.lr": 0.25}
     assert (list(base.recipe.losses), list(other.recipe.losses)) == (["denoise", "agree"], ["only"])
-    assert other.recipe.backbone.params.depth == 3  # the other recipe's, where nobody says more
+    assert other.recipe.backbone.params.depth == 3  # the other recipe's, where nothing else sets it
     assert other.recipe.train.steps == 7  # until the budget is cut
     assert other.recipe.evaluate.samples == base.recipe.evaluate.samples == 12  # the ablation's
     assert other.recipe.train.batch == base.recipe.train.batch == 4  # its child's
@@ -371,7 +375,8 @@ def test_a_mistake_of_the_recipe_itself_names_no_arm(ablation):
             "'loss.agree.weight' is set by arm 'a' and by [ablation.grid], which would undo the arm",
         ),
         (
-            "[ablation.arms.a]\nteacher.momentum = { start = 0.5, end = 1.0 }\n[ablation.grid]\nteacher.momentum = [0.1]",
+            "[ablation.arms.a]\nteacher.momentum = { start = 0.5, end = 1.0 }\n"
+            "[ablation.grid]\nteacher.momentum = [0.1]",
             "SD-R150",
             "'teacher.momentum' is set by arm 'a' and by [ablation.grid], which would undo the arm",
         ),
@@ -397,7 +402,7 @@ def test_a_seed_must_stay_one(ablation):
     assert (found.code, found.what) == ("SD-R107", "arm 'a': the seed is out of range")
 
 
-def test_a_misspelt_table_of_the_ablation_is_named_beside_what_it_leaves_behind(write):
+def test_a_misspelt_table_of_the_ablation_is_reported_with_its_consequences(write):
     with pytest.raises(SdditError) as caught:
         expand(load(write(ARMS.replace("[ablation.arms.plain]", "[ablaiton.arms.plain]"))))
     assert [(p.code, p.what) for p in caught.value.problems] == [
@@ -420,7 +425,7 @@ def test_problems_of_the_table_of_the_arms_and_of_the_metrics_come_together(abla
         [ablation]
         budget = "steps"
         seeds = [1, 1]
-        baseline = "nobody"
+        baseline = "missing"
         metrics = ["toy.fdd", "toy.fd"]
         targets.toy.recal = 1
         [ablation.arms.sound]
@@ -433,7 +438,7 @@ def test_problems_of_the_table_of_the_arms_and_of_the_metrics_come_together(abla
         [
             "'ablation.budget' has no such choice",
             "a seed is listed twice",
-            "no arm 'nobody' to compare with",
+            "no arm 'missing' to compare with",
             "no metric 'toy.fdd'",
             "target of 'toy.recal', which is not a metric of this ablation",
             "arm 'bad': 'loss.agree.weight' is of the wrong kind",
@@ -491,7 +496,7 @@ def test_what_follows_from_a_misspelt_metric_is_not_said_of_a_recipe_that_cannot
     assert whats(ablation, text, "backbone.depth=0") == ["'backbone.depth' is out of range", "no metric 'toy.kdi'"]
 
 
-def test_a_baseline_beside_a_mistake_elsewhere_is_judged(ablation):
+def test_a_baseline_is_checked_despite_an_error_elsewhere(ablation):
     text = '[ablation]\nbaseline = "c"\nbudget = "steps"\n[ablation.arms.a]\ntrain.steps = 3'
     assert "no arm 'c' to compare with" in whats(ablation, text)
     assert len(whats(ablation, text.replace('"c"', '"a"'))) == 2
@@ -549,7 +554,7 @@ def test_class_accuracy_is_a_metric_of_an_extractor_that_classifies_alone(ablati
     assert ("an extractor that measures class_accuracy" in found.fix) is classes
 
 
-def test_class_accuracy_needs_classes_to_tell_apart(ablation, monkeypatch):
+def test_class_accuracy_needs_two_classes(ablation, monkeypatch):
     params = type(ablation("[ablation]").base.features["toy"].params)
     monkeypatch.setattr(params, "own_figures", ("class_accuracy",))
     text = '[ablation]\nmetrics = ["toy.class_accuracy"]'

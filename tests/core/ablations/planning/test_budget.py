@@ -88,7 +88,7 @@ def test_what_counts_steps_moves_with_the_length(ablation):
     assert half.optimizer.params.warmup == 25
     assert (half.optimizer.params.lr.from_, half.optimizer.params.lr.until) == (50, 225)
     assert half.losses["agree"].params.until == 125
-    assert half.teacher.momentum.until == 0.5  # a share moves by itself
+    assert half.teacher.momentum.until == 0.5  # a fraction scales with the length
 
 
 def test_an_arm_at_its_own_length_is_as_a_run_alone(ablation, write):

@@ -15,7 +15,7 @@ seeds = [0, 3]
 [ablation.arms.base]
 [ablation.arms.masked]
 pair_sampler.mask_ratio = 0.25
-[ablation.arms.twin]
+[ablation.arms.same]
 """
 
 
@@ -36,7 +36,7 @@ def test_a_run_has_the_id_that_it_has_alone(ablation, write, tmp_path):
 
 def test_seed_after_seed_so_that_arms_can_be_compared_early(ablation, tmp_path):
     plan = make_plan(ablation(ARMS), tmp_path)
-    assert [(run.arm, run.seed) for run in plan.runs] == [(a, s) for s in (0, 3) for a in ("base", "masked", "twin")]
+    assert [(run.arm, run.seed) for run in plan.runs] == [(a, s) for s in (0, 3) for a in ("base", "masked", "same")]
 
 
 def test_seeds_count_from_the_seed_of_the_recipe_or_of_the_arm(ablation, tmp_path):
@@ -44,10 +44,10 @@ def test_seeds_count_from_the_seed_of_the_recipe_or_of_the_arm(ablation, tmp_pat
     assert [run.recipe.seed for run in plan.runs] == [10, 10, 100, 13, 13, 103]
 
 
-def test_twins_share_their_runs(ablation, tmp_path):
+def test_equal_arms_share_their_runs(ablation, tmp_path):
     plan = make_plan(ablation(ARMS), tmp_path)
-    base, _, twin = plan.runs[:3]
-    assert base.folder == twin.folder
+    base, _, same = plan.runs[:3]
+    assert base.folder == same.folder
     assert [run.arm for run in plan.needed] == ["base", "masked", "base", "masked"]
 
 
@@ -67,7 +67,7 @@ def test_a_run_made_elsewhere_is_found_and_a_finished_one_first(ablation, write,
     put(tmp_path / f"zulu-{base.run_id}", base, "report.html")
     run = make_plan(found, tmp_path).runs[0]
     assert run.folder.name == f"zulu-{base.run_id}"
-    assert run.recipe.name == "zulu"  # so that a process goes on in that folder
+    assert run.recipe.name == "zulu"  # so that a process continues in that folder
 
 
 def test_a_run_that_was_led_elsewhere_is_not_reused(ablation, tmp_path):
