@@ -184,7 +184,7 @@ def test_verdicts_follow_the_seeds_not_the_means() -> None:
         "same": dict(enumerate(10 + luck + 0.5 * np.array([1, -1, 1, -1, 0.2]))),
         "young": {0: 1.0, 1: 1.0},
         "failed": {},
-        "same": baseline,
+        "equal": baseline,
     }
     found = against(baseline, arms, better="lower")
     assert {name: one.verdict for name, one in found.items()} == {
@@ -193,15 +193,15 @@ def test_verdicts_follow_the_seeds_not_the_means() -> None:
         "same": "within noise",
         "young": "no verdict under 3 seeds",
         "failed": "no verdict under 3 seeds",
-        "same": "within noise",
+        "equal": "within noise",
     }
     assert {name: one.verdict for name, one in against(baseline, arms, better="higher").items()}["good"] == "worse"
     assert {one.family for one in found.values()} == {4}
-    good, same, young = found["good"], found["same"], found["young"]
+    good, equal, young = found["good"], found["equal"], found["young"]
     assert good.difference == pytest.approx(-1, abs=0.1)
     assert good.low < good.difference < good.high < 0
     assert good.p < good.p_holm < 0.05
-    assert (same.difference, same.p, same.p_holm) == (0, 1, 1)
+    assert (equal.difference, equal.p, equal.p_holm) == (0, 1, 1)
     assert young.p is young.p_holm is None
     shuffled = dict(zip(baseline, rng.permutation(list(arms["good"].values())), strict=True))
     assert against(baseline, {"good": shuffled}, better="lower")["good"].verdict == "within noise"  # unpaired: lost

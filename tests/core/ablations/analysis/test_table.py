@@ -114,7 +114,7 @@ def test_a_copy_of_the_baseline_does_not_differ(folder):
     base, better, *others = found.plan.arms
     plan = replace(found.plan, arms=(base, replace(better, label="copy"), *others))
     rows = found.runs
-    same = type(twin)(folder, plan, tuple(
+    same = type(found)(folder, plan, tuple(
         replace(row, arm="copy" if row.arm == "better" else row.arm, scores={"toy.fd": 1.0 + row.seed})
         for row in rows if row.arm != "failing"
     ))  # fmt: skip
