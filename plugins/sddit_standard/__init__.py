@@ -16,13 +16,13 @@ def register_datasets(registry: Registry[Dataset]) -> None:
         "digits",
         "sddit_standard.datasets.image_datasets:digits",
         params=DigitsParams,
-        summary="Handwritten digits, 8x8 grey, 1437 + 360 images, in the wheel.",
+        summary="Handwritten digits, 8x8 grey, 1437 + 360 images, included.",
     )
     registry.add(
         "fashion",
         "sddit_standard.datasets.image_datasets:fashion",
         params=FashionParams,
-        summary="Fashion-MNIST, 28x28 grey: 10,000 + 2,000 images in the wheel, or all 70,000 of your own copy.",
+        summary="Fashion-MNIST, 28x28 grey: 10,000 + 2,000 images included, or all 70,000 of your own copy.",
         paper="arXiv:1708.07747",
     )
     registry.add(

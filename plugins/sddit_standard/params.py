@@ -23,9 +23,9 @@ class AdamWParams(OptimizerParams):
         (0.9, 0.999), strict=False, description="Decay of the averages of the gradient and of its square."
     )
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second average.")
-    weight_decay: float = Field(0.0, ge=0, description="Share of a weight taken away at each step, times lr.")
+    weight_decay: float = Field(0.0, ge=0, description="Fraction of a weight subtracted at each step, times lr.")
     head_weight_decay: float | None = Field(
-        None, ge=0, description="Weight decay of the losses' own heads; left out: weight_decay."
+        None, ge=0, description="Weight decay of the losses' own heads; not set: weight_decay."
     )
     decay_all: bool = Field(False, description="Decay biases, norms and other one-dimensional weights too.")
 

@@ -34,7 +34,7 @@ class Csv:
         """Every line is already on disk."""
 
     def _before(self, step: int) -> list[dict[str, str]]:
-        """The lines of earlier steps; one that a crash cut short is left out."""
+        """Return the lines of earlier steps, without one that a crash truncated."""
         if not self.path.is_file():
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -42,7 +42,7 @@ class Csv:
         return [row for row in rows if int(float(row["step"])) < step]
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        """Write the file anew, with a column for every number there is, and swap it in whole."""
+        """Rewrite the file atomically, with a column for every number."""
         self.columns = list(dict.fromkeys(name for row in rows for name in row))
         aside = self.path.with_suffix(".tmp")
         with aside.open("w", newline="", encoding="utf-8") as file:

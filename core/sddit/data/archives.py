@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_MEMBERS = 1000
-MOST_BYTES = 64 * 2**30  # unpacked, in all; 50,000 images of 512 x 512 take 37
-MOST_RATIO = 200  # unpacked to packed, beyond HARMLESS; photographs reach 2, an archive of zeros 1000
+MAX_MEMBERS = 1000
+MAX_BYTES = 64 * 2**30  # unpacked, in all; 50,000 images of 512 x 512 take 37
+MAX_RATIO = 200  # unpacked to packed, beyond HARMLESS; photographs reach 2, an archive of zeros 1000
 HARMLESS = 256 * 2**20
 
 
@@ -28,13 +28,13 @@ def load_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
             return {name: held[name] for name in names if name in held}
     except OSError:
         raise
-    except Exception as broken:  # zipfile and numpy raise whatever a damaged file leads them into
+    except Exception as broken:  # zipfile and numpy raise any exception on a damaged file
         raise ValueError(f"{type(broken).__name__}: {broken}") from broken
 
 
 def _refuse_large(members: Sequence[zipfile.ZipInfo]) -> None:
     unpacked, packed = sum(member.file_size for member in members), sum(member.compress_size for member in members)
-    if len(members) > MOST_MEMBERS or len({member.filename for member in members}) < len(members):
+    if len(members) > MAX_MEMBERS or len({member.filename for member in members}) < len(members):
         raise ValueError(f"an archive of {len(members)} members, or of two of one name")
-    if unpacked > MOST_BYTES or unpacked > max(HARMLESS, MOST_RATIO * packed):
+    if unpacked > MAX_BYTES or unpacked > max(HARMLESS, MAX_RATIO * packed):
         raise ValueError(f"{packed:,} bytes that unpack to {unpacked:,}: more than is read")

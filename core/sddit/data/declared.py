@@ -1,4 +1,4 @@
-"""A data set of which only the facts are known: for models that come from elsewhere. It holds no images. No torch."""
+"""Declare the facts of a data set without images, for models that were trained elsewhere. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = "declared"
 
 
 def declared_facts(params: DeclaredParams) -> DataFacts:
-    """What a recipe declares, with mean 0 and deviation 0.5 in every channel where it does not say."""
+    """Return the facts that a recipe declares. Default per channel: mean 0 and standard deviation 0.5."""
     channels, height, width = params.image
     names = params.class_names or numbered(params.classes)
     mean, std = params.mean or (0.0,) * channels, params.std or (0.5,) * channels
@@ -82,8 +82,8 @@ class DeclaredParams(DatasetParams):
     image: tuple[Size, Size, Size] = Field(strict=False, description="C, H and W as the network sees them.")
     classes: int = Field(0, ge=0, le=10**6, description="Number of classes; 0: unconditional. Or give class_names.")
     class_names: tuple[str, ...] = Field((), strict=False, description="Names of the classes, by label.")
-    mean: tuple[float, ...] = Field((), strict=False, description="Of each channel; left out: 0.")
-    std: tuple[Spread, ...] = Field((), strict=False, description="Of each channel; left out: 0.5.")
+    mean: tuple[float, ...] = Field((), strict=False, description="Mean of each channel; not set: 0.")
+    std: tuple[Spread, ...] = Field((), strict=False, description="Standard deviation of each channel; not set: 0.5.")
     train_images: int = Field(0, ge=0, le=10**12, description="How many images the model was trained on; 0: not known.")
 
     @model_validator(mode="after")

@@ -32,7 +32,7 @@ def _folder() -> Path:
 
 
 def _keep(path: Path, value: dict[str, Any]) -> None:
-    """Write whole or not at all; a folder that cannot be written is no fault."""
+    """Write atomically. A folder that cannot be written is ignored."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:

@@ -30,7 +30,7 @@ Flip = Literal["none", "once", "both"]
 
 INDEX = "latents.json"
 LOG_VARIANCE = (-30.0, 20.0)  # where MaskDiT and the VAE itself clamp it
-PLAUSIBLE = (0.25, 2.5)  # standard deviation of scaled latents; beyond, the scale was left out or applied twice
+PLAUSIBLE = (0.25, 2.5)  # standard deviation of scaled latents; outside, the scale is missing or was applied twice
 MAX_PROBLEMS = 5  # shown at once
 
 
@@ -97,7 +97,7 @@ def read_index(path: str) -> Cache:
     except (OSError, UnicodeDecodeError) as failure:
         raise error(
             "SD-D341",
-            "this is no folder of latents",
+            "not a folder of latents",
             where="dataset.path",
             got=f"{path}: {f'no {INDEX}' if isinstance(failure, FileNotFoundError) else failure}",
             expect=f"a folder with {INDEX} and shards",
@@ -121,7 +121,7 @@ def read_index(path: str) -> Cache:
             "mirrored pairs make an even number",
             where=str(place),
             got=f"{index.rows} latents",
-            fix='flip = "none" or "once", or write the cache anew',
+            fix='flip = "none" or "once", or write the cache again',
         )
     return Cache(root.resolve(), index)
 
@@ -133,8 +133,8 @@ def _index_problems(failure: ValidationError, place: Path) -> Iterable[Problem]:
         expect = one_of(got, get_args(Layout)) if key == "layout" else detail["msg"]
         what = "unknown layout of latents" if key == "layout" else f"{INDEX} cannot be used: {key}"
         if detail["type"] == "json_invalid":
-            what, got, expect = f"{INDEX} is no JSON, or not a whole one", detail["msg"], ""
-        yield Problem("SD-D341", what, str(place), got, expect, "copy it again, or write the cache anew")
+            what, got, expect = f"{INDEX} is invalid or truncated JSON", detail["msg"], ""
+        yield Problem("SD-D341", what, str(place), got, expect, "copy it again, or write the cache again")
 
 
 def verify_shards(cache: Cache) -> None:
@@ -146,7 +146,7 @@ def verify_shards(cache: Cache) -> None:
 
 def _shard_problem(root: Path, shard: Shard) -> Problem | None:
     path = root / shard.file
-    fix = "copy it again, or write the cache anew"
+    fix = "copy it again, or write the cache again"
     if path.is_symlink() or not path.is_file():
         return Problem("SD-D342", f"shard {shard.file} is missing", where=str(path), fix=fix)
     status = path.stat()
@@ -183,8 +183,8 @@ def write_cache(
         folder: a new or unfinished cache; a finished one is not overwritten.
         shards: pairs of moments [n, 2C, h, w] (float16 or float32, before scaling) and labels [n]; each pair makes a file.
         layout: what the second C channels are.
-        scale: the factor that brings the latents to a deviation near 1, such as 0.18215 of Stable Diffusion's first VAE.
-        encoder: its name, for people: which VAE, and which range of pixels it was fed.
+        scale: the factor that brings the latents to a standard deviation near 1, such as 0.18215 of Stable Diffusion's first VAE.
+        encoder: its name: which VAE, and its range of pixel values.
         class_names: by label; none: unconditional, and every label is 0.
         flip: `none`; `once` if images were mirrored at random before encoding; `both` if each is followed by its mirror image.
 
@@ -212,7 +212,7 @@ def write_cache(
         measured.add(*mean_and_std(array, layout))
         written.append(_write_shard(root, number, array, numbers))
     if measured is None:
-        raise error("SD-D308", "there are no latents to write", where=str(root), expect="at least one shard")
+        raise error("SD-D308", "no latents to write", where=str(root), expect="at least one shard")
     std = [scale * s for s in measured.std]
     _refuse_implausible(scale, std)
     index = Index(
@@ -241,7 +241,7 @@ def mean_and_std(moments: NDArray[Any], layout: Layout) -> tuple[NDArray[np.floa
 
 
 class _Measured:
-    """Mean, deviation and posterior spread per channel, shard after shard (Chan et al. 1979: no digits are lost)."""
+    """Accumulate mean, standard deviation and posterior spread per channel, shard after shard (Chan et al. 1979: no digits are lost)."""
 
     def __init__(self, channels: int, size: tuple[int, ...]) -> None:
         self.channels, self.size = channels, size
@@ -278,10 +278,10 @@ def _usable_moments(moments: ArrayLike, layout: Layout, where: str) -> NDArray[A
     if array.ndim != 4 or array.shape[1] % 2 or 0 in array.shape or array.dtype not in (np.float16, np.float32):
         raise error(
             "SD-D308",
-            "these are no moments",
+            "these arrays cannot be moments",
             where=where,
             got=f"{array.dtype} {array.shape}",
-            expect="float16 or float32 of shape (n, 2C, h, w): C means, then C log-variances or deviations",
+            expect="float16 or float32 of shape (n, 2C, h, w): C means, then C log-variances or standard deviations",
         )
     if not np.isfinite(array).all():
         raise error("SD-D308", "moments hold NaN or infinity", where=where, fix="encode in float32")
@@ -297,7 +297,7 @@ def _usable_labels(labels: ArrayLike, classes: int, where: str) -> NDArray[np.in
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise error(
             "SD-D307",
-            "these are no labels",
+            "these arrays cannot be labels",
             where=where,
             got=f"{array.dtype} {array.shape}",
             expect="whole numbers (n,)",
@@ -315,10 +315,10 @@ def _refuse_implausible(scale: float, std: Sequence[float]) -> None:
     if not low <= pooled <= high:
         raise error(
             "SD-D308",
-            "latents of this scale do not suit a diffusion model: was it left out, or applied twice?",
+            "latents of this scale do not suit a diffusion model: the scale is missing or was applied twice",
             where="scale",
             got=f"{scale:g}, which gives a standard deviation of {pooled:.3g}",
-            expect=f"a deviation from {low:g} to {high:g}",
+            expect=f"a standard deviation from {low:g} to {high:g}",
             fix=f"scale = {scale / pooled:.4g} gives 1" if pooled else "look at the encoder: these latents do not vary",
         )
 

@@ -1,4 +1,4 @@
-"""What a person sees of what the network sees."""
+"""Convert network-space tensors to images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 3.0
 
 
 class Shown:
-    """What a person sees of x without a decoder."""
+    """Convert network-space tensors to uint8 previews without a decoder."""
 
     def __init__(self, params: DatasetParams, facts: DataFacts) -> None:
         seen = scaling(params, facts)

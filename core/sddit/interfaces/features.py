@@ -44,7 +44,7 @@ class FeatureParams(Params):
 
     @property
     def own_figures(self) -> tuple[str, ...]:
-        """Names of the figures it measures besides the common ones: `class_accuracy` if it knows classes, and a
+        """Names of the figures it measures in addition to the common ones: `class_accuracy` if it knows classes, and a
         `FigureExtractor`'s own."""
         return ()
 

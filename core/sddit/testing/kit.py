@@ -1,6 +1,6 @@
 """The conformance kit: what holds for a component of any kind, and how findings are gathered.
 
-What holds for one kind stands in the module of that name beside this one (`losses.py`, `backbones.py`, ...), in a function
+What holds for one kind is in the module of that name under `conformance` (`losses.py`, `backbones.py`, ...), in a function
 `examine(case, findings)`. Components are tried on tiny shapes, on the CPU.
 """
 
@@ -64,7 +64,7 @@ class Findings:
 
     @contextlib.contextmanager
     def trying(self, doing: str, fix: str = "") -> Iterator[None]:
-        """Note what is raised inside, and go on after it."""
+        """Note what is raised inside, and continue after it."""
         try:
             yield
         except SdditError as refusal:
@@ -89,7 +89,7 @@ def check(
         kind: its registry, such as `losses`, where the name alone is not enough.
         runtime: what to build it with, in place of the kit's own tiny things; for a loss also the noise `schedule` of
             its views, where one of its own kind is needed.
-        params: its settings as a recipe would write them; what is left out takes its default.
+        params: its settings as a recipe would write them; a setting that is not given takes its default.
 
     Raises:
         ConformanceError: with everything that was found.
@@ -161,7 +161,7 @@ def settings_of(component: Component[Any], given: Mapping[str, Any], findings: F
             findings.add(
                 f"setting {key!r} cannot stand: {problem['msg']}",
                 got=repr(problem["input"]) if problem["type"] != "missing" else "nothing",
-                fix=f"check(..., {key}=...), or give it a default",
+                fix=f"check(..., {key}=...), or declare a default",
             )
     return None
 

@@ -1,4 +1,4 @@
-"""The numerical checks behind `sddit-run verify`: what a machine computes, beside what it must.
+"""The numerical checks behind `sddit-run verify`: what a machine computes, next to what it must.
 
     rows = list(sddit.verify.verify())                 # every check of the core and of the built-in components
     found = sddit.verify.leak(recipe)                  # whether what is trained can see its target

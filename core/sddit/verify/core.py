@@ -1,4 +1,4 @@
-"""The checks of the core: what holds whatever the method. Trained things are the toys of `sddit.testing`."""
+"""The checks of the core: what holds for every method. Trained things are the toys of `sddit.testing`."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def masks(context: CheckContext) -> Iterator[Measurement]:
             often = torch.bincount(visible.flatten(), minlength=48).double() / rows
             error = math.sqrt(0.25 / rows)
             yield Measurement(
-                "random: share of each token, in standard errors",
+                "random: fraction of each token, in standard errors",
                 float((often - 0.5).abs().max()) / error,
                 FIVE_ERRORS,
             )
@@ -133,8 +133,8 @@ def gradients(context: CheckContext) -> Iterator[Measurement]:
             parts = gradient(context, precision, f"train.micro_batch={micro}")
             shown = f"{precision}: 8 images at once and {micro} at a time"
             yield Measurement(shown, apart(parts, whole[precision]), bound)
-    yield Measurement("fp32 beside fp64", apart(whole["fp32"], whole["fp64"]), 1e-5)
-    yield Measurement("bf16 beside fp32", apart(whole["bf16"], whole["fp32"]), 3e-2)
+    yield Measurement("fp32 next to fp64", apart(whole["fp32"], whole["fp64"]), 1e-5)
+    yield Measurement("bf16 next to fp32", apart(whole["bf16"], whole["fp32"]), 3e-2)
 
 
 def gradient(context: CheckContext, precision: str, *overrides: str) -> Tensor:
@@ -172,7 +172,7 @@ def checkpoints(context: CheckContext) -> Iterator[Measurement]:
         forgetful.optimizer.state.clear()
         advance(forgetful, 2)
         yield Measurement("control: they differ without the optimizer's state", changed(forgetful, straight), 1, ">=")
-        yield Measurement("share of flipped bits that are noticed", noticed(place), 1, ">=")
+        yield Measurement("fraction of flipped bits that are noticed", noticed(place), 1, ">=")
 
 
 def session_after(steps: int) -> Session:
@@ -208,7 +208,7 @@ def changed(one: Session, two: Session) -> float:
 
 
 def noticed(place: Path) -> float:
-    """The share of flipped bits, three in every file of a checkpoint, for which it is refused."""
+    """Return the fraction of flipped bits, three in every file of a checkpoint, for which it is refused."""
     outcomes = []
     for file in sorted(place.iterdir()):
         size = file.stat().st_size
@@ -239,7 +239,7 @@ def refused(place: Path) -> bool:
 GROUND = "base"
 """The folder of what recipes extend."""
 OUTSIDE = ("SD-D", "SD-C")
-"""Codes of what a recipe needs beside itself: data, and weights to begin with."""
+"""Codes of what a recipe needs besides itself: data, and start weights."""
 SMALL = 5_000_000
 """Parameters of the largest network that a quick look takes."""
 IMAGINED = (
@@ -249,7 +249,7 @@ IMAGINED = (
     "dataset.label_drop=0.1",
     "evaluate.features=[]",
 )
-"""In place of data: small latents of which nothing is read but noise."""
+"""In place of data: small latents whose images are noise."""
 NARROW = ("backbone.size=", "backbone.depth=12", "backbone.width=32", "backbone.heads=4")
 """In place of a size: few numbers, in which the decoder and the skips of the shipped recipes still have room."""
 WITHOUT_START = "start=false"
@@ -275,7 +275,7 @@ def leaks(context: CheckContext) -> Iterator[Measurement]:
     """
     folder, left = lookup.shipped(), []
     for path in sorted(path for path in folder.rglob("*.toml") if path.parent.name != GROUND):
-        recipe = at_hand(path)
+        recipe = available_recipe(path)
         if recipe is not None:
             yield from leak(recipe, context)
         elif context.full:
@@ -291,7 +291,7 @@ def leaks(context: CheckContext) -> Iterator[Measurement]:
         )
 
 
-def at_hand(path: Path) -> Recipe | None:
+def available_recipe(path: Path) -> Recipe | None:
     """A recipe as it is, if nothing that it needs is missing here and its network is small."""
     try:
         recipe = resolve(path)

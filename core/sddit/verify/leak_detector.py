@@ -271,7 +271,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def outputs_of(one: Outputs, two: Outputs) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
-    """The tensors of two outputs side by side, with a name. The noisy image itself is no part of them."""
+    """The tensors of two outputs side by side, with a name. The noisy image itself is not among them."""
     yield "raw", one.raw, two.raw
     for tap, tokens in one.taps.items():
         yield f"tap {tap!r}", tokens.patch, two.taps[tap].patch

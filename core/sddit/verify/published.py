@@ -1,4 +1,4 @@
-"""Stored numbers of published implementations, where a person has them: `<name>.safetensors` beside `<name>.json`."""
+"""Stored numbers of published implementations, where they are available: `<name>.safetensors` next to `<name>.json`."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Stored:
 
 def folders(named: Path | None) -> tuple[Path, ...]:
     """Where stored numbers may lie: a folder that was named, that of SDDIT_FIXTURES, those of a checkout."""
-    beside = Path(__file__).parents[3] / "tests" / "fixtures" / "published"
+    shipped = Path(__file__).parents[3] / "tests" / "fixtures" / "published"
     own = os.environ.get("SDDIT_FIXTURES")
-    places = [named, Path(own) if own else None, beside]
+    places = [named, Path(own) if own else None, shipped]
     return tuple(place for place in places if place is not None and place.is_dir())
 
 
@@ -62,7 +62,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def parity(name: str, ours: Mapping[str, Tensor], stored: Stored) -> Iterator[Measurement]:
-    """Our numbers beside the stored ones: {name of the output: ours}."""
+    """Compare our numbers with the stored ones: {name of the output: ours}."""
     for key, tensor in ours.items():
         assert tensor.dtype == torch.float64, f"{key} must be compared in float64"
         yield Measurement(f"{name}: {key}", difference(tensor, stored.outputs[key]), TOLERANCE)

@@ -26,7 +26,7 @@ CORE_CHECKS = {
     "a run from a checkpoint is the run itself": "sddit.verify.core:checkpoints",
     "no recipe sees its target": "sddit.verify.core:leaks",
 }
-"""The checks that hold whatever the method: {what it shows: path}."""
+"""The checks that hold for every method: {what it shows: path}."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def decode(data: bytes, *, name: str, size: int, channels: int) -> NDArray[np.ui
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, "more pixels than can be") from None
-    except Exception as broken:  # Pillow's readers raise whatever a damaged file leads them into
+    except Exception as broken:  # Pillow's readers raise any exception on a damaged file
         raise error(
             "SD-D301",
             f"cannot decode {name}",
@@ -102,7 +102,7 @@ def _refuse_large(image: Image.Image, name: str) -> None:
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise error(
             "SD-D306",
-            f"{name} is a strip, of which a square shows next to nothing",
+            f"{name} is a strip; a square cut from it shows almost nothing",
             where=name,
             got=f"{width}x{height} pixels",
             expect=f"sides that differ by a factor of {MAX_ASPECT_RATIO} at most",

@@ -1,4 +1,4 @@
-"""The data sets that travel in the wheel: `assets/NAME.npz`, and what is known of each in `assets/facts.json`. No torch."""
+"""The data sets that are included: `assets/NAME.npz`, and what is known of each in `assets/facts.json`. No torch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A folder of the user's own images: what is in it, and what is measured of it. No torch.
 
 The layout is PATH/CLASS/image.png, deeper folders inside a class included; without labels, images anywhere below PATH.
-Names that begin with a dot are left out, and so are files that are no images (they are counted). Links are refused,
-never followed.
+Names that begin with a dot are ignored. Files that are not images are ignored and counted. Links are refused, never
+followed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Listing:
     root: Path
     class_names: tuple[str, ...]
     images: tuple[ImageFile, ...]
-    others: int  # files that are no images
+    others: int  # files that are not images
 
     def of(self, split: Split) -> list[ImageFile]:
         return [image for image in self.images if image.split == split]
@@ -75,7 +75,7 @@ def folder_facts(settings: FolderSettings) -> DataFacts:
     stamps = [(image.name, *image.stamp) for image in listing.images]
     measured = cached(["folder", what, stamps], lambda: _measure(listing, settings))
     train, test = len(listing.of("train")), len(listing.of("test"))
-    left_out = f", {listing.others} other files left out" if listing.others else ""
+    ignored = f", {listing.others} other files ignored" if listing.others else ""
     return DataFacts(
         image=(settings.channels, settings.size, settings.size),
         class_names=listing.class_names,
@@ -84,7 +84,7 @@ def folder_facts(settings: FolderSettings) -> DataFacts:
         fingerprint=measured["fingerprint"],
         mean=tuple(measured["mean"]),
         std=tuple(measured["std"]),
-        source=f"{listing.root}: {train} + {test} images{left_out}",
+        source=f"{listing.root}: {train} + {test} images{ignored}",
     )
 
 
@@ -93,7 +93,11 @@ def list_images(settings: FolderSettings) -> Listing:
     root = Path(settings.path).expanduser()
     if not root.is_dir():
         raise error(
-            "SD-D300", "there is no such folder of images", where="dataset.path", got=settings.path, fix="mend the path"
+            "SD-D300",
+            "this folder of images does not exist",
+            where="dataset.path",
+            got=settings.path,
+            fix="correct the path",
         )
     root = root.resolve()
     try:
@@ -104,7 +108,7 @@ def list_images(settings: FolderSettings) -> Listing:
             "a folder of images cannot be read",
             where=str(failure.filename),
             got=failure.strerror or str(failure),
-            fix="mend its permissions",
+            fix="fix its permissions",
         ) from None
     problems = [problem for file in files if (problem := _unusable(file))]
     images = [file for file in files if Path(file.name).suffix.lower() in SUFFIXES]
@@ -136,7 +140,7 @@ def read_image(listing: Listing, image: ImageFile, settings: FolderSettings) -> 
             f"cannot read {image.name}",
             where=str(path),
             got=failure.strerror or str(failure),
-            fix="mend its permissions or take it out",
+            fix="fix its permissions or remove it",
         ) from None
     levels = decode(data, name=str(path), size=settings.size, channels=settings.channels)
     return levels, sha256(data).digest()
@@ -172,13 +176,13 @@ def _folders(root: Path) -> list[str]:
 
 
 def _class_of(name: str) -> str:
-    """The first folder of a relative path; empty for a file beside the class folders."""
+    """The first folder of a relative path; empty for a file next to the class folders."""
     return name.partition("/")[0] if "/" in name else ""
 
 
 def _unusable(file: _File) -> Problem | None:
     if file.link:
-        return Problem("SD-D331", "a link lies in the data set", where=file.name, fix="put the file itself there")
+        return Problem("SD-D331", "the data set contains a link", where=file.name, fix="put the file itself there")
     if not _is_utf8(file.name):
         return Problem("SD-D332", "a file name is not UTF-8", where=file.name, fix="rename it")
     if file.stamp[0] > MAX_BYTES and Path(file.name).suffix.lower() in SUFFIXES:
@@ -202,7 +206,7 @@ def _class_problems(
         )
         for file in images:
             if not _class_of(file.name):
-                what = "an image lies beside the class folders"
+                what = "an image is next to the class folders"
                 yield Problem("SD-D314", what, where=file.name, fix="move it into one, or set dataset.labels=false")
     kept = [file for file in images if _is_utf8(file.name) and split_of(file.name, settings.holdout) == "train"]
     used, trained = ({_class_of(file.name) for file in group} for group in (images, kept))

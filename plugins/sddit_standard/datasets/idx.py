@@ -61,7 +61,7 @@ def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
             "a file cannot be read",
             where=str(path),
             got=broken.strerror or str(broken),
-            fix="mend its permissions, or fetch it again",
+            fix="fix its permissions, or fetch it again",
         ) from None
     if len(body) != size:
         raise _malformed(

@@ -54,13 +54,13 @@ class ImageSplit:
         return len(self._labels)
 
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images as the network sees them, [n, C, H, W] float32, and labels [n] int64 (0 where there are no classes)."""
+        """Images as the network sees them, [n, C, H, W] float32, and labels [n] int64 (0 without classes)."""
         index = torch.as_tensor(ids, dtype=torch.int64)
         unit = self._pixels(index).float() * (2 / self._levels) - 1  # [n, C, H, W] in [-1, 1]
         return unit * self._scale + self._shift, self._labels[index]
 
     def to_images(self, x: Tensor) -> Tensor:
-        """What a person looks at, [n, 3, H, W] uint8: the scaling undone, cut to black and white, grey made three channels."""
+        """Return images [n, 3, H, W] uint8: unscaled, clipped, and grey repeated to three channels."""
         return self._shown.pixels(x)
 
     def _pixels(self, index: Tensor) -> Tensor:

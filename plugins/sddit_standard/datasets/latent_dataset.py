@@ -45,7 +45,7 @@ class LatentSplit:
         return len(self._rows)
 
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Means as the network sees them, [n, C, h, w] float32, and labels [n] int64 (0 where there are no classes)."""
+        """Means as the network sees them, [n, C, h, w] float32, and labels [n] int64 (0 without classes)."""
         index = torch.as_tensor(ids, dtype=torch.int64)
         mean = self._half(index, 0) * self._index.scale
         return mean * self._scale + self._shift, self._labels[index]
@@ -94,7 +94,7 @@ def open_shard(cache: Cache, shard: Shard) -> Tensor:
 
 
 def read_labels(cache: Cache, *, labelled: bool) -> Tensor:
-    """Labels of all rows [n] int64; zeros where the classes are not learned. Raises SD-D307 for one that is no class."""
+    """Labels of all rows [n] int64; zeros where the classes are not learned. Raises SD-D307 for an unknown class."""
     if not labelled or not cache.index.class_names:
         return torch.zeros(cache.index.rows, dtype=torch.int64)
     parts = []
@@ -104,7 +104,7 @@ def read_labels(cache: Cache, *, labelled: bool) -> Tensor:
         if not whole or int(labels.min()) < 0 or int(labels.max()) > highest:
             raise error(
                 "SD-D307",
-                f"labels of shard {shard.file} are no class numbers",
+                f"labels of shard {shard.file} are not class numbers",
                 where=str(cache.root / shard.file),
                 got=f"{int(labels.min())} to {int(labels.max())}" if whole else f"{labels.dtype} {tuple(labels.shape)}",
                 expect=f"{shard.count} whole numbers from 0 to {highest}",
@@ -125,5 +125,5 @@ def read_tensor(path: Path, name: str) -> Tensor:
             f"shard {path.name} cannot be read",
             where=str(path),
             got=str(failure),
-            fix="copy it again, or write the cache anew",
+            fix="copy it again, or write the cache again",
         ) from None

@@ -16,7 +16,7 @@ from sddit.interfaces import (
 
 
 class ImageParams(DatasetParams):
-    """The key that every data set of images here has."""
+    """The key of every data set of images."""
 
     labels: bool = Field(True, description="Learn the classes; false: unconditional, with no class at all.")
 
@@ -37,7 +37,7 @@ class FashionParams(ImageParams):
     source: str = Field(
         "embedded",
         min_length=1,
-        description="embedded: the 12,000 images of the wheel; system: Debian's package dataset-fashion-mnist; else the "
+        description="embedded: the 12,000 images that are included; system: Debian's package dataset-fashion-mnist; else the "
         "folder with its four .gz files. Only this one is tried.",
         json_schema_extra={"path": True, "words": ["embedded", "system"]},
     )
@@ -63,7 +63,10 @@ class FolderParams(ImageParams):
     size: int = Field(32, ge=4, le=1024, description="Height and width in pixels; images are scaled and cut to it.")
     channels: Literal[1, 3] = Field(3, description="3: colour; 1: grey.")
     holdout: float = Field(
-        0.1, ge=0, le=0.9, description="Share of images in the test split, chosen by each one's name: it never moves."
+        0.1,
+        ge=0,
+        le=0.9,
+        description="Fraction of images in the test split, chosen by a hash of each name, so that an image never changes its split.",
     )
 
     def facts(self) -> DataFacts:
@@ -84,7 +87,7 @@ class LatentsParams(ImageParams):
         json_schema_extra={"path": True},
     )
     posterior: Literal["sample", "mean"] = Field(
-        "sample", description="sample: drawn anew at every visit of an image; mean: always the middle of its posterior."
+        "sample", description="sample: drawn again each time an image is used; mean: always the mean of its posterior."
     )
     normalize: Literal["range", "standard"] = Field(
         "range",
@@ -92,7 +95,7 @@ class LatentsParams(ImageParams):
         "(EDM2, arXiv:2312.02696).",
     )
     holdout: float = Field(
-        0.0, ge=0, le=0.9, description="Share of latents in the test split; 0: train on all of them."
+        0.0, ge=0, le=0.9, description="Fraction of latents in the test split; 0: train on all of them."
     )
 
     def facts(self) -> DataFacts:

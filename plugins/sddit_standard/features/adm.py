@@ -207,7 +207,7 @@ def _gaussian_of(arrays: Mapping[str, NDArray[Any]], mean: str, covariance: str)
 def _refusal(path: Path, got: str) -> SdditError:
     return error(
         "SD-T941",
-        "this is no reference batch",
+        "not a reference batch",
         where=str(path),
         got=got,
         expect="an npz with mu and sigma of 2048 features, or with images arr_0 uint8 [n, H, W, 3]",

@@ -35,7 +35,7 @@ def mobilenet(params: MobilenetParams, *, facts: DataFacts, device: torch.device
 
 
 def classifier(params: ClassifierParams, *, facts: DataFacts, device: torch.device) -> ClassifierFeatures:
-    """The class CNN of the data set at hand. Raises SD-T910 if none was shipped for it."""
+    """Return the class CNN of the data set. Raises SD-T910 if none was shipped for it."""
     raise_all(no_classifier(facts))
     return ClassifierFeatures(facts.domain, device)
 
@@ -75,7 +75,7 @@ class MobileNetFeatures:
 
 
 class ClassifierFeatures:
-    """The 64 features of a class CNN before its last layer, each of mean 0 and deviation 1 over the training split."""
+    """The 64 features of a class CNN before its last layer, each of mean 0 and standard deviation 1 over the training split."""
 
     dimensions = FEATURES
 

@@ -57,7 +57,7 @@ class Convolution(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches beside each other, joined along channels; the last is a pool."""
+    """Parallel branches, joined along channels; the last is a pool."""
 
     def __init__(self, width: int, steps: Steps, *, pool: int = 0, peak: bool = False) -> None:
         """`pool`: channels after the pool; 0: the block halves the image, by its pool and by the last step of each branch.

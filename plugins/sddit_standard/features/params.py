@@ -73,7 +73,7 @@ class InceptionParams(FeatureParams):
 
     weights: str = Field(
         min_length=1,
-        description="The file pt_inception-2015-12-05, relative to the recipe: a state dict, of which weights alone are read.",
+        description="The file pt_inception-2015-12-05, relative to the recipe: a state dict; only weights are read.",
         json_schema_extra={"path": True},
     )
     reference: str = Field(
@@ -82,7 +82,7 @@ class InceptionParams(FeatureParams):
         "Empty: the Inception score alone.",
         json_schema_extra={"path": True},
     )
-    weights_sha256: Hash = Field("", description="Hash that the file must have; filled in where it is left out.")
+    weights_sha256: Hash = Field("", description="Hash that the file must have; filled in if not set.")
     reference_sha256: Hash = Field("", description="The same of the reference.")
 
     @property

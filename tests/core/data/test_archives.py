@@ -37,7 +37,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: py
 
 def test_too_many_members_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "many.npz", "w") as archive:
-        for number in range(archives.MOST_MEMBERS + 1):
+        for number in range(archives.MAX_MEMBERS + 1):
             archive.writestr(f"{number}.npy", b"")
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "twice.npz", "w") as archive:
         for value in (1, 2):

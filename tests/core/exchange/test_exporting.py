@@ -110,7 +110,7 @@ def test_network_that_a_layout_cannot_hold_is_refused(recipe_of: Callable[..., R
     resolved["dataset"] = {"name": "declared", "image": [1, 8, 16], "classes": 3}
     (folder / "recipe.resolved.json").write_text(json.dumps(resolved))
     (folder / "recipe.resolved.json.sha256").unlink()
-    with pytest.raises(SdditError, match=r"SD-C453(.|\n)*no place for an image that is no square"):
+    with pytest.raises(SdditError, match=r"SD-C453(.|\n)*no place for an image that is not square"):
         export_run(folder, layout="toy")
 
 

@@ -44,7 +44,7 @@ class Bare(ToyFormat):
 
 BROKEN = {
     "does not come back": Sideways(),
-    "tell what is not so": Wishful(),
+    "imply wrong arguments": Wishful(),
     "infers no arguments of its own": Wishful(),
     "has no note": Bare(),
     "depth": Forgetful(),

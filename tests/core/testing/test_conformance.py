@@ -213,7 +213,7 @@ def test_a_head_that_costs_other_than_stated_or_gets_no_gradient_is_said():
 
 
 def test_a_loss_that_is_no_module_or_does_not_build_is_said():
-    assert "it is no torch.nn.Module" in findings("losses", lambda params, **_: object(), faces.ToyLossParams)
+    assert "it is not a torch.nn.Module" in findings("losses", lambda params, **_: object(), faces.ToyLossParams)
     assert "it raised an error while it was built" in findings(
         "losses", lambda params: ToyLoss(params), faces.ToyLossParams
     )
@@ -348,7 +348,7 @@ def test_a_backbone_that_has_every_tap_is_said():
         ({"noise_fraction": lambda self, t: t}, "noise_fraction(t) is not within 0 to 1"),
         ({"noise_fraction": lambda self, t: 1 / (1 + t)}, "noise_fraction(t) does not grow with t"),
         ({"scalings": lambda self, t: Scalings(t, 0 * t, t, t)}, "c_out is 0 somewhere"),
-        ({"scalings": lambda self, t: Scalings(t, t, t, 0 * t)}, "c_noise does not tell noise levels apart"),
+        ({"scalings": lambda self, t: Scalings(t, t, t, 0 * t)}, "c_noise does not distinguish noise levels"),
         ({"grid": lambda self, steps, **_: [80.0 - i for i in range(steps)]}, "has a wrong length"),
         ({"grid": lambda self, steps, sigma_min, sigma_max, **_: [sigma_min] * steps + [0.0]}, "does not fall to 0"),
     ],
@@ -385,7 +385,7 @@ def set_to(name: str, key: str, make: Callable[[Any], Any]) -> Callable[..., Non
         (set_to("student", "x", lambda x: x + 1), "is not alpha(t) x0 + sigma(t) noise"),
         (set_to("student", "visible", lambda v: None), "view 'student' hides nothing"),
         (set_to("student", "visible", lambda v: v[:, :-1]), "visible of view 'student' has a wrong shape"),
-        (set_to("student", "visible", lambda v: v.flip(1)), "are no rising token numbers"),
+        (set_to("student", "visible", lambda v: v.flip(1)), "are not rising token numbers"),
         (set_to("student", "noise", torch.zeros_like), "every step has the same noise in view 'student'"),
         (set_to("student", "noise", torch.randn_like), "took numbers from torch's global generator"),
         (set_to("student", "noise", lambda noise: noise + next(COUNTER)), "the same draws give another noise"),
@@ -498,7 +498,7 @@ def test_a_mistake_in_a_data_set_is_said():
     for part in (
         "another length",
         "images are not float32",
-        "no class numbers",
+        "not class numbers",
         "depends on the order",
         "uint8",
         "mean and std",

@@ -59,7 +59,7 @@ def test_masks_that_favour_a_token_are_noticed(monkeypatch: pytest.MonkeyPatch) 
         return scores
 
     monkeypatch.setattr("sddit.diffusion.masking._random", favouring)
-    assert failing(core.masks) == ["random: share of each token, in standard errors"]
+    assert failing(core.masks) == ["random: fraction of each token, in standard errors"]
 
 
 def test_a_sum_in_place_of_a_mean_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,4 +82,4 @@ def test_a_forgotten_teacher_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_unchecked_manifest_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "verify_sealed", lambda place: None)
-    assert failing(core.checkpoints) == ["share of flipped bits that are noticed"]
+    assert failing(core.checkpoints) == ["fraction of flipped bits that are noticed"]

@@ -31,7 +31,7 @@ def examine(case: Case, findings: Findings) -> None:
 
 
 def extras(case: Case) -> list[str]:
-    """What is handed over beside q, k and v."""
+    """The optional arguments of an attention kernel, next to q, k and v."""
     bias = ["bias [heads, N, N]", "bias [B, heads, N, N]"] if case.params.takes_bias else []
     return ["", *bias, *(["groups"] if case.params.takes_groups else [])]
 

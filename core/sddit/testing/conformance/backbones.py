@@ -20,7 +20,7 @@ from sddit.testing.toys.network import ToyAttention
 from sddit.testing.toys.params import ToyAttentionParams
 
 SIZES = (8, 16, 32, 64)
-MOST_TOKENS = 256
+MAX_TOKENS = 256
 METHODS = ("truncate", "set_checkpointing", "init_parameter")
 
 
@@ -97,10 +97,10 @@ def trial_of(case: Case, outputs: int, findings: Findings) -> Trial | None:
     for size in SIZES:
         shapes = things.shapes(outputs, (2, size, size))
         rows, columns = case.params.grid(shapes)
-        if 4 <= rows * columns <= MOST_TOKENS and size % rows == 0 and size % columns == 0:
+        if 4 <= rows * columns <= MAX_TOKENS and size % rows == 0 and size % columns == 0:
             return Trial(case, shapes, rows * columns, taps_of(case, findings))
     findings.add(
-        f"no image of {SIZES} pixels has between 4 and {MOST_TOKENS} tokens",
+        f"no image of {SIZES} pixels has between 4 and {MAX_TOKENS} tokens",
         fix="check(..., patch=...) with a smaller patch",
     )
     return None
@@ -126,7 +126,7 @@ def taps_of(case: Case, findings: Findings) -> tuple[Tap, ...]:
 
 def is_a_backbone(backbone: Any, findings: Findings) -> bool:
     """A module with its blocks in order and the methods that the core calls."""
-    if not findings.expect(isinstance(backbone, nn.Module), "it is no torch.nn.Module", got=type(backbone).__name__):
+    if not findings.expect(isinstance(backbone, nn.Module), "it is not a torch.nn.Module", got=type(backbone).__name__):
         return False
     findings.expect(
         isinstance(backbone, Backbone),
@@ -137,7 +137,7 @@ def is_a_backbone(backbone: Any, findings: Findings) -> bool:
     blocks = getattr(backbone, "blocks", None)
     findings.expect(
         isinstance(blocks, nn.ModuleList) and len(blocks) > 0,
-        "`blocks` is no ModuleList of blocks",
+        "`blocks` is not a ModuleList of blocks",
         got=type(blocks).__name__,
     )
     missing = [name for name in METHODS if not callable(getattr(backbone, name, None))]
@@ -152,7 +152,7 @@ def examine_outputs(trial: Trial, backbone: Any, findings: Findings) -> None:
         with things.no_global_randomness(findings, "forward"):
             raw, heads, taps = trial.call(backbone, visible=visible)
         things.is_shaped(findings, raw, image, "its output")
-        findings.expect(isinstance(heads, dict), "its heads are no dict", got=type(heads).__name__)
+        findings.expect(isinstance(heads, dict), "its heads are not a dict", got=type(heads).__name__)
         alone, _, same = trial.call(backbone, visible=visible, output=False)
         findings.expect(alone is None, "it gives an output with output=False")
         if not findings.expect(
@@ -169,7 +169,7 @@ def examine_outputs(trial: Trial, backbone: Any, findings: Findings) -> None:
 
 
 def examine_tap(trial: Trial, tap: Tap, tokens: Any, visible: Tensor | None, findings: Findings) -> None:
-    """One tap: the visible tokens, or all, and the class token beside them."""
+    """Check one tap: the visible tokens, or all, and the class token next to them."""
     width = trial.case.params.width(tap)
     if tokens.index is None:
         count = trial.tokens

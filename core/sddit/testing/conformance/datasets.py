@@ -10,7 +10,7 @@ from sddit.testing import fixtures as things
 from sddit.testing.kit import Case, Findings
 
 SOME = 4096
-"""Images that are read to compare mean and deviation."""
+"""Images that are read to compare mean and standard deviation."""
 
 
 def examine(case: Case, findings: Findings) -> None:
@@ -29,7 +29,7 @@ def examine(case: Case, findings: Findings) -> None:
         for split, size in (("train", facts.train_size), ("test", facts.test_size)):
             with findings.trying(f"the {split} split was read"):
                 examine_split(case.build(split=split), split, size, facts, findings)
-        with findings.trying("mean and deviation were compared"):
+        with findings.trying("mean and standard deviation were compared"):
             examine_moments(case, facts, findings)
 
 
@@ -53,7 +53,7 @@ def examine_split(dataset: Dataset, split: str, size: int, facts: DataFacts, fin
         inside = labels.dtype == torch.int64 and bool(((labels >= 0) & (labels < max(1, facts.num_classes))).all())
         findings.expect(
             inside,
-            "labels are no class numbers",
+            "labels are not class numbers",
             got=f"{labels.tolist()} {labels.dtype}",
             expect=f"int64 below {facts.num_classes}",
         )
@@ -90,13 +90,13 @@ def examine_spread(dataset: DrawnDataset, ids: list[int], images: torch.Tensor, 
 
 
 def examine_moments(case: Case, facts: DataFacts, findings: Findings) -> None:
-    """The stated mean and deviation are those of the training images in [-1, 1]."""
+    """Check that the stated mean and standard deviation are those of the training images in [-1, 1]."""
     if case.params.normalize != "range" or facts.train_size > SOME:
         return
     dataset = case.build(split="train")
     images, _ = dataset.fetch(range(facts.train_size))
     mean, std = images.double().mean(dim=(0, 2, 3)), images.double().std(dim=(0, 2, 3))
-    if isinstance(dataset, DrawnDataset):  # the deviation of what is drawn
+    if isinstance(dataset, DrawnDataset):  # the standard deviation of what is drawn
         std = (std**2 + dataset.spread(range(facts.train_size)).double().square().mean(dim=(0, 2, 3))).sqrt()
     close = torch.allclose(mean, mean.new_tensor(facts.mean), atol=0.02) and torch.allclose(
         std, std.new_tensor(facts.std), rtol=0.02

@@ -59,7 +59,7 @@ def is_a_term(term: Any, findings: Findings) -> bool:
     """A module with the methods that the loop calls, and with the submodules named in `ema_modules`."""
     if not findings.expect(
         isinstance(term, nn.Module),
-        "it is no torch.nn.Module",
+        "it is not a torch.nn.Module",
         got=type(term).__name__,
         fix="subclass sddit.losses.LossTerm",
     ):
@@ -250,7 +250,7 @@ def examine_memory(case: Case, findings: Findings) -> None:
 
 
 def examine_staging(case: Case, findings: Findings) -> None:
-    """What would spoil a buffer is seen in staged(), before after_step."""
+    """Check that what would make a buffer non-finite is in staged(), before after_step."""
     term, given = built(case), scene(case, masked=False)
     with torch.no_grad():
         for leaf in (*given.student.values(), *given.teacher.values()):

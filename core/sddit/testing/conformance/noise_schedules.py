@@ -85,7 +85,7 @@ def examine_scalings(schedule: NoiseSchedule, t: Tensor, findings: Findings) -> 
     findings.expect(bool((scalings.c_out != 0).all()), "c_out is 0 somewhere: there the network says nothing")
     differences = scalings.c_noise.diff()
     apart = bool((differences > 0).all() or (differences < 0).all())
-    findings.expect(apart, "c_noise does not tell noise levels apart", expect="strictly rising or falling with t")
+    findings.expect(apart, "c_noise does not distinguish noise levels", expect="strictly rising or falling with t")
 
 
 def examine_levels(schedule: NoiseSchedule, t: Tensor, findings: Findings) -> None:
@@ -118,7 +118,7 @@ def examine_grid(schedule: NoiseSchedule, kind: str, findings: Findings) -> None
     for steps in (2, 9):
         levels = schedule.grid(steps, kind=kind, sigma_min=low, sigma_max=high, rho=7.0)
         shown = f"grid({steps}, kind={kind!r})"
-        if not findings.expect(all(type(level) is float for level in levels), f"{shown} are no Python floats"):
+        if not findings.expect(all(type(level) is float for level in levels), f"{shown} are not Python floats"):
             continue
         findings.expect(
             len(levels) == steps + 1, f"{shown} has a wrong length", got=str(len(levels)), expect=str(steps + 1)

@@ -21,7 +21,7 @@ def examine(case: Case, findings: Findings) -> None:
     with findings.trying("it was built"):
         optimizer, weights = started(case)
         if not findings.expect(
-            isinstance(optimizer, torch.optim.Optimizer), "it is no torch optimizer", got=type(optimizer).__name__
+            isinstance(optimizer, torch.optim.Optimizer), "it is not a torch optimizer", got=type(optimizer).__name__
         ):
             return
         scales = {group.get("lr_scale") for group in optimizer.param_groups}
@@ -76,7 +76,7 @@ def descend(optimizer: torch.optim.Optimizer, weights: list[Tensor], steps: int)
 
 
 def examine_state(case: Case, optimizer: torch.optim.Optimizer, weights: list[Tensor], findings: Findings) -> None:
-    """As many numbers a weight as stated; a restored one goes on alike."""
+    """As many numbers a weight as stated; a restored one continues identically."""
     kept = [
         value
         for state in optimizer.state.values()
@@ -94,4 +94,4 @@ def examine_state(case: Case, optimizer: torch.optim.Optimizer, weights: list[Te
     descend(optimizer, weights, 3)
     descend(twin, copies, 3)
     same = all(torch.equal(mine, weight) for mine, weight in zip(copies, weights, strict=True))
-    findings.expect(same, "a restored optimizer goes on differently", fix="keep all state in state_dict()")
+    findings.expect(same, "a restored optimizer continues differently", fix="keep all state in state_dict()")

@@ -89,7 +89,7 @@ def examine_mask(spec: ViewSpec, view: View, findings: Findings) -> None:
         inside = bool(((view.visible >= 0) & (view.visible < TOKENS)).all())
         rising = bool((view.visible.diff(dim=1) > 0).all())
         findings.expect(
-            inside and rising, f"{what} are no rising token numbers", expect=f"0 to {TOKENS - 1}, each once"
+            inside and rising, f"{what} are not rising token numbers", expect=f"0 to {TOKENS - 1}, each once"
         )
 
 

@@ -27,7 +27,7 @@ def examine(component: Component[Any], params: Params, shapes: Shapes, backbone:
 def examine_layout(
     layout: str, component: Component[Any], params: Params, shapes: Shapes, backbone: nn.Module, findings: Findings
 ) -> None:
-    """Arguments and tensors come back as they went, and the tensors tell nothing that is not so."""
+    """Arguments and tensors come back as they went, and nothing wrong is inferred from the tensors."""
     form = component.format(layout)
     for attribute in ("files", "note", "idle"):
         findings.expect(hasattr(form, attribute), f"the layout {layout!r} has no {attribute}")
@@ -53,7 +53,7 @@ def examine_layout(
     known = flatten(config)
     wrong = {key: value for key, value in flatten(told).items() if known.get(key) != value}
     findings.expect(
-        not wrong, f"the tensors of the layout {layout!r} tell what is not so", got=str(wrong), expect=str(config)
+        not wrong, f"the tensors of the layout {layout!r} imply wrong arguments", got=str(wrong), expect=str(config)
     )
     unknown = flatten(merge_tables(told, guessed)).keys() - known.keys()
     findings.expect(

@@ -157,7 +157,7 @@ class ToyDescription:
 
 
 class ToyFormat:
-    """A published layout: every name begins with `net.`, the label table lies on its side, and no tensor tells `patch`."""
+    """A published layout: every name begins with `net.`, the label table is transposed, and no tensor implies `patch`."""
 
     files = ("config.json", "model.safetensors")
     note = ""
@@ -175,7 +175,7 @@ class ToyFormat:
     def config(params: ToyBackboneParams, shapes: Shapes, schedule: Mapping[str, Any]) -> dict[str, Any]:
         channels, height, width = shapes.image
         if height != width:
-            raise ValueError("it has no place for an image that is no square")
+            raise ValueError("it has no place for an image that is not square")
         if shapes.outputs > 1:
             raise ValueError("it has no place for a learned variance")
         sizes = {"channels": channels, "side": height, "classes": shapes.num_classes}

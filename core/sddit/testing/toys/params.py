@@ -35,7 +35,7 @@ class ToyBackboneParams(face.BackboneParams):
             return tap
         if isinstance(tap, float) and 0 < tap <= 1:
             return max(1, round(tap * self.depth))
-        raise ValueError(f"no tap {tap!r}; there are 'encoder', a share of the depth, and blocks 1 to {self.depth}")
+        raise ValueError(f"no tap {tap!r}; there are 'encoder', a fraction of the depth, and blocks 1 to {self.depth}")
 
     def width(self, tap: face.Tap) -> int:
         self.block_of(tap)
@@ -89,7 +89,9 @@ class ToyScheduleParams(face.NoiseScheduleParams):
 class ToyPairsParams(face.PairSamplerParams):
     """One student view, and a teacher view of the same noise at a lower level if asked for."""
 
-    mask_ratio: Annotated[Value, bounded(0, 0.9)] = Field(0.0, description="Share of tokens hidden from the student.")
+    mask_ratio: Annotated[Value, bounded(0, 0.9)] = Field(
+        0.0, description="Fraction of tokens hidden from the student."
+    )
     teacher: bool = Field(False, description="Make a teacher view at half the student's noise level.")
 
     def views(self) -> tuple[face.ViewSpec, ...]:
@@ -110,7 +112,7 @@ class ToyLossParams(face.LossParams):
 class ToyAgreementParams(face.LossParams):
     """Student tokens, through a head, against the teacher's, minus a running centre."""
 
-    momentum: float = Field(0.9, ge=0, le=1, description="Share of the centre kept at each step.")
+    momentum: float = Field(0.9, ge=0, le=1, description="Fraction of the centre kept at each step.")
 
     def needs(self) -> face.Needs:
         return face.Needs(face.Want(taps=("encoder",)), face.Want(taps=("encoder",)))
@@ -176,13 +178,13 @@ class ToyDatasetParams(face.DatasetParams):
 
     @property
     def texture(self) -> float:
-        """Amplitude of a sine that makes the deviation of the images 0.5, whatever the number of classes."""
+        """Amplitude of a sine that makes the standard deviation of the images 0.5 for any number of classes."""
         shades = (1 - 1 / max(1, self.classes) ** 2) / 3  # variance of the classes' shades, evenly in (-1, 1)
         return math.sqrt(2 * (0.5**2 - SHADE**2 * shades))
 
 
 class ToyFeatureParams(face.FeatureParams):
-    """Mean and deviation of each channel."""
+    """Mean and standard deviation of each channel."""
 
     @property
     def dimensions(self) -> int:

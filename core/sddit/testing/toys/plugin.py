@@ -157,7 +157,10 @@ def register_datasets(registry: Registry[face.Dataset]) -> None:
 @hookimpl
 def register_features(registry: Registry[face.FeatureExtractor]) -> None:
     registry.add(
-        "toy", "sddit.testing.toys.components:ToyFeatures", params=ToyFeatureParams, summary="Means and deviations."
+        "toy",
+        "sddit.testing.toys.components:ToyFeatures",
+        params=ToyFeatureParams,
+        summary="Means and standard deviations.",
     )
 
 

@@ -184,7 +184,7 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(tmp_path: Path) -> 
     (root / "cat" / "notes.json").write_text("{}")
     (root / ".git").mkdir()
     (root / "cat" / ".hidden.png").write_text("no image")
-    assert params(root).facts().source.endswith("images, 2 other files left out")
+    assert params(root).facts().source.endswith("images, 2 other files ignored")
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def test_tensors_that_do_not_fit_the_index_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "more", "code", "words"),
     [
-        ([(moments()[:, :7], labels())], {}, "SD-D308", "no moments"),
+        ([(moments()[:, :7], labels())], {}, "SD-D308", "cannot be moments"),
         ([(moments(dtype=np.float64), labels())], {}, "SD-D308", "float64"),
         ([(moments() * np.float32("nan"), labels())], {}, "SD-D308", "NaN or infinity"),
         ([(moments(), labels())], {"layout": "mean+std"}, "SD-D308", r"negative(.|\n)*mean\+logvar"),
@@ -306,7 +306,7 @@ def test_tensors_that_do_not_fit_the_index_are_named(tmp_path: Path) -> None:
         ([(moments(), labels()[:9])], {}, "SD-D308", "do not fit together"),
         ([(moments(), labels()), (moments()[:, :6], labels())], {}, "SD-D308", "shard 1"),
         ([], {}, "SD-D308", "no latents"),
-        ([(moments(), labels())], {"scale": 1.0}, "SD-D308", "was it left out, or applied twice"),
+        ([(moments(), labels())], {"scale": 1.0}, "SD-D308", "missing or was applied twice"),
         ([(moments(), labels())], {"scale": SCALE**2}, "SD-D308", r"scale = 0\.\d+ gives 1"),
     ],
 )
