@@ -12,7 +12,7 @@ from sddit.interfaces import Context, Outputs, View
 
 
 class LossTerm(nn.Module):
-    """A labelled term of the objective. Subclass it, write `forward`, and register the subclass.
+    """A labelled loss of the objective. Subclass it, write `forward`, and register the subclass.
 
     Return one value per sample, [B], so that noise windows, micro-batches and the log by noise level work. Declare
     the modules of which the teacher keeps an EMA in `ema_modules`; change buffers only in `after_step`.
@@ -25,7 +25,7 @@ class LossTerm(nn.Module):
         self._logged: dict[str, tuple[Tensor, int]] = {}
 
     def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
-        """One value per sample [B], or a scalar if the params say `couples_samples`."""
+        """Return one value per sample [B], or a scalar if the params set `couples_samples`."""
         raise NotImplementedError
 
     def log(self, name: str, value: Tensor) -> None:
@@ -34,17 +34,17 @@ class LossTerm(nn.Module):
         self._logged[name] = (total + value.detach().float().mean(), count + 1)
 
     def after_step(self, ctx: Context) -> None:
-        """Change buffers here, from what forward staged. Not called for a skipped step."""
+        """Update buffers from what forward staged. Not called for a skipped step."""
 
     def staged(self) -> Iterable[Tensor]:
-        """What forward staged for `after_step`: a step with a NaN or an infinity in it is not taken."""
+        """Return what forward staged for `after_step`. The step is skipped if any of it is non-finite."""
         return ()
 
     def discard(self) -> None:
-        """Forget what forward staged: the step is not taken."""
+        """Discard what forward staged: the step is not taken."""
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Averages of what was logged since the last call, on the device."""
+        """Return the means of what was logged since the last call, on the device."""
         read = {name: total / count for name, (total, count) in self._logged.items()}
         self._logged.clear()
         return read

@@ -27,9 +27,9 @@ from sddit.training.warm_start import begin_from
 def build_session(
     recipe: Recipe, device: torch.device, *, resumed: bool = False, world: World | None = None
 ) -> Session:
-    """A run before its first step, alone or as one process of a world.
+    """Build the session of a run before its first step, for one process of `world`.
 
-    With `resumed` it is about to be restored from a checkpoint: the weights of `[start]` are then neither read nor needed.
+    With `resumed` a checkpoint will be restored: the weights of `[start]` are then neither read nor needed.
     """
     world = world or World()
     dtype = DTYPES[recipe.train.precision]
@@ -67,7 +67,7 @@ def build_session(
 
 
 def build_teacher(recipe: Recipe, student: Student) -> Teacher | None:
-    """The teacher, if a term that counts reads one, without what none of them reads."""
+    """Build the teacher if an active loss reads one, without the parts that none of them reads."""
     wants = [
         needs.teacher
         for chosen in recipe.active_losses.values()
@@ -80,7 +80,7 @@ def build_teacher(recipe: Recipe, student: Student) -> Teacher | None:
 
 
 def apply_performance_settings(backbone: Backbone, settings: TrainSettings) -> None:
-    """Trade memory for time, or a slow start for fast steps, as the recipe says. The copies made before stay as they are."""
+    """Apply activation checkpointing and compilation as the recipe says. Copies made before are not affected."""
     backbone.set_checkpointing(settings.activation_checkpointing)
     if settings.compile:
         functorch_config.donated_buffer = False  # the gradient ratio goes backward twice through one forward
@@ -89,7 +89,7 @@ def apply_performance_settings(backbone: Backbone, settings: TrainSettings) -> N
 
 
 def parameter_groups(recipe: Recipe, student: Student) -> list[dict[str, Any]]:
-    """The backbone, and the terms' own heads at their own rate."""
+    """Return the backbone, and the heads of the losses at their own learning rate."""
     groups = [{"params": list(student.backbone.parameters()), "lr_scale": 1.0, "head": False}]
     if heads := list(student.terms.parameters()):
         groups.append({"params": heads, "lr_scale": recipe.optimizer.params.head_lr, "head": True})

@@ -16,7 +16,7 @@ from sddit.recipes.recipe import Recipe
 
 
 def build_backbone(recipe: Recipe, *, device: torch.device | str) -> Backbone:
-    """The network F with its initial weights, each a function of the seed and its own name alone."""
+    """Build the network F. Each initial weight is a function of the seed and the parameter's name alone."""
     shapes = recipe.shapes
     with seeded(recipe.seed, "init/backbone"):
         backbone = recipe.backbone.build(
@@ -32,7 +32,7 @@ def build_backbone(recipe: Recipe, *, device: torch.device | str) -> Backbone:
 
 
 def build_terms(recipe: Recipe) -> dict[str, LossTerm]:
-    """The loss terms that count, with their heads."""
+    """Build the active losses, with their heads."""
     backbone = recipe.backbone.params
     terms: dict[str, LossTerm] = {}
     for label, chosen in recipe.active_losses.items():
@@ -51,7 +51,7 @@ def build_terms(recipe: Recipe) -> dict[str, LossTerm]:
 
 
 def initialise(module: nn.Module, seed: int, purpose: str) -> None:
-    """Give each parameter its own random stream, so that a head more or less never shifts another's initial weights."""
+    """Initialize each parameter from its own random stream, so that adding a head changes no other initial weight."""
     rule: Callable[[str, Tensor, torch.Generator], None] | None = getattr(module, "init_parameter", None)
     if rule is None:
         return
@@ -62,7 +62,7 @@ def initialise(module: nn.Module, seed: int, purpose: str) -> None:
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """The global generator keyed for a constructor that draws from it, and put back afterwards."""
+    """Seed the global generator for constructors that draw from it, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, purpose).initial_seed())
         yield

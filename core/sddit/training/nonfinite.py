@@ -45,7 +45,7 @@ def discard_step(session: Session) -> None:
 
 
 def skip_step(session: Session, bad: list[str]) -> None:
-    """Go on to the next step with nothing changed. Raises NonFinite once the recipe allows no more of this."""
+    """Continue with the next step, nothing changed. Raises NonFinite if the recipe allows no more skipped steps."""
     allowed = session.recipe.train.skip_non_finite
     if len(session.skipped) == allowed:
         raise NonFinite(session, bad)
@@ -54,7 +54,7 @@ def skip_step(session: Session, bad: list[str]) -> None:
 
 
 class NonFinite(SdditError):
-    """A step whose numbers were not finite, and that the recipe does not let be skipped. Nothing was changed by it."""
+    """Raised for a non-finite step that the recipe does not allow to be skipped. The step changed nothing."""
 
     def __init__(self, session: Session, bad: list[str]) -> None:
         ids, _ = batch_ids(session.recipe.seed, session.step, session.recipe.train.batch, len(session.dataset))

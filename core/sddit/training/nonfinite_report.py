@@ -1,4 +1,4 @@
-"""What is kept of a step whose numbers were not finite: its samples, where the first bad number arose, how to repeat it."""
+"""Diagnose a non-finite step: affected samples, the first module with a NaN, and a command that reproduces it."""
 
 from __future__ import annotations
 

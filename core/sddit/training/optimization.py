@@ -10,9 +10,9 @@ from sddit.value_schedules import step_of, value_at
 
 
 def complete_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
-    """A parameter that learned before and that this step left without a gradient gets zeros, so that its moments go on.
+    """Fill missing gradients with zeros for parameters with optimizer state, so that their moments keep decaying.
 
-    One that never had a gradient is left alone: its moments begin when it begins to learn, as for frozen prototypes.
+    One that never had a gradient is skipped: its moments begin when it starts to learn, as for frozen prototypes.
     """
     for parameter in parameters:
         if parameter.grad is None and parameter in optimizer.state:
@@ -31,7 +31,7 @@ def drop_unused_gradients(root: nn.Module, optimizer: torch.optim.Optimizer, use
 
 
 def clip_gradients(settings: OptimizerParams, parameters: list[Tensor], norm: Tensor) -> None:
-    """Shorten gradients that are longer than the recipe allows: the whole, whose norm is given, or each by itself."""
+    """Clip the gradient to the recipe's maximum norm: all parameters together, of norm `norm`, or each by itself."""
     if settings.clip is None:
         return
     if settings.clip_scope == "all":
@@ -43,7 +43,7 @@ def clip_gradients(settings: OptimizerParams, parameters: list[Tensor], norm: Te
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerParams, step: int, total: int) -> None:
-    """lr(step) with its linear warm-up, times each group's factor."""
+    """Set lr(step) with its linear warm-up, times each group's factor."""
     warmup = step_of(settings.warmup, total)
     rate = value_at(settings.lr, step, total) * min(1.0, (step + 1) / warmup if warmup > 0 else 1.0)
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Everything that training depends on, built from a recipe, saved whole and restored whole."""
+"""Hold everything that training depends on."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Session:
     emas: dict[str, EMA]
     optimizer: torch.optim.Optimizer
     world: World
-    root: nn.Module  # what is called in the student's place: itself, or what averages its gradients over the world
+    root: nn.Module  # the student itself, or its DDP wrapper
     step: int = 0  # optimizer steps taken
     seconds: float = 0.0  # spent training, earlier sittings included
     tally: dict[str, Tensor] = field(default_factory=dict)  # of this log interval: sum and count, [2] float64
     skipped: list[int] = field(default_factory=list)  # steps that were not taken: their numbers were not finite
     built_with: list[dict[str, float]] = field(init=False)  # numbers in the optimizer's groups before the first step
-    notes: list[str] = field(default_factory=list)  # what a person should be told once, before the first step
+    notes: list[str] = field(default_factory=list)  # shown to the user once, before the first step
 
     def __post_init__(self) -> None:
         self.built_with = numbers_of(self.optimizer)
@@ -51,14 +51,14 @@ class Session:
         return self.recipe.train.steps
 
     def weights(self, label: str) -> Backbone:
-        """The backbone to sample with: an EMA by its label, or `student`."""
+        """Return the backbone to sample with: an EMA by its label, or `student`."""
         module = self.student.backbone if label == "student" else self.emas[label].module
         if isinstance(self.root, FSDPModule):  # ranks sample different numbers of images: each needs all weights
             return self.gathered(module)
         return module
 
     def gathered(self, module: nn.Module) -> Backbone:
-        """A backbone of whole weights, from one of which each rank holds a part. All ranks have to ask."""
+        """Return a backbone with full weights from one that is sharded over the ranks. Call it on all ranks."""
         with default_dtype(DTYPES[self.recipe.train.precision]):
             made = build_backbone(self.recipe, device="cpu")
         made.load_state_dict({name: full_tensor(tensor).cpu() for name, tensor in module.state_dict().items()})

@@ -92,7 +92,7 @@ def run_network(
 
 
 class Objective:
-    """Which terms are active when, what they read, and how they add up."""
+    """Decide which losses are active at a step, what they read, and how they add up."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.total_steps = recipe.train.steps
@@ -103,7 +103,7 @@ class Objective:
         self.networks = {view.name: view.network for view in recipe.pair_sampler.params.views()}
 
     def weights(self, step: int) -> dict[str, float]:
-        """The weight of each term that counts at `step`: a term of weight 0, or past its end, is left out."""
+        """Return the weight of each active loss at `step`: none of weight 0, none past its end."""
         return {
             label: weight
             for label, params in self.params.items()
@@ -112,7 +112,7 @@ class Objective:
         }
 
     def wants(self, labels: Sequence[str], network: str) -> dict[str, Want]:
-        """What the active terms read from each view of one network."""
+        """Return what the active losses read from each view of one network."""
         wants: dict[str, Want] = {}
         for label in labels:
             needs = self.params[label].needs()
@@ -123,7 +123,7 @@ class Objective:
         return wants
 
     def contexts(self, ctx: Context, labels: Sequence[str], teacher: Teacher | None) -> dict[str, Context]:
-        """The context of each active term, with the teacher's copy of its own modules."""
+        """Return the context of each active loss, with the teacher's copy of its own modules."""
         modules = teacher.modules if teacher else {}
         return {label: dataclasses.replace(ctx, ema_modules=modules.get(label, {})) for label in labels}
 
@@ -151,7 +151,7 @@ class Objective:
         return mask_outside_window(self.params[label].window, view.t, value).mean() * fraction
 
     def student_view(self, label: str) -> str:
-        """The view whose noise level stands for the sample in windows and in the log by noise level."""
+        """Return the view whose noise level is used for windows and for the log by noise level."""
         return next(view for view in self.read[label] if self.networks[view] == "student")
 
 
@@ -169,7 +169,7 @@ def mask_outside_window(window: tuple[float, float] | None, t: Tensor, value: Te
 
 
 def refuse_malformed(label: str, params: LossParams, value: Tensor, batch: int) -> None:
-    """What a term returns is checked at every step, without a read of the device: shape, type, gradient."""
+    """Check shape, type and gradient of what a loss returns, at every step, without a device sync."""
     expected = () if params.couples_samples else (batch,)
     where = f"loss.{label}"
     if not isinstance(value, Tensor):
