@@ -29,7 +29,7 @@ class LossTerm(nn.Module):
         raise NotImplementedError
 
     def log(self, name: str, value: Tensor) -> None:
-        """Note a diagnostic. It is ema_modules over the micro-batches of a step and the steps of a log line; no host sync."""
+        """Log a diagnostic: its mean over the micro-batches and steps of a log interval. No device sync."""
         total, count = self._logged.get(name, (torch.zeros((), dtype=torch.float32, device=value.device), 0))
         self._logged[name] = (total + value.detach().float().mean(), count + 1)
 

@@ -23,7 +23,7 @@ def synchronize_step_status(
         used: for each parameter of the root, whether this rank has a gradient for it; empty without DDP.
 
     Returns:
-        What holds a NaN or an infinity on any rank, by name; and `used` of any rank. Stop signals are exchanged as well.
+        The names of what is non-finite on any rank, and `used` of any rank. Stop signals are exchanged as well.
     """
     values = {f"loss.{label}": [value] for label, value in measured.losses.items()}
     values["the gradient"] = [grad_norm]

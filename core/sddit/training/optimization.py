@@ -20,7 +20,7 @@ def complete_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor
 
 
 def drop_unused_gradients(root: nn.Module, optimizer: torch.optim.Optimizer, used: list[bool]) -> None:
-    """Remove the zeros that DDP fills in for parameters without a gradient on any rank, so that their moments do not begin.
+    """Remove DDP's zeros for parameters without a gradient on any rank, so that their moments do not begin.
 
     One process alone has no gradient for them either. `used` is empty without DDP.
     """
@@ -51,7 +51,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerParam
 
 
 def numbers_of(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
-    """The plain numbers in each group: settings, and for some optimizers what they count there rather than per weight."""
+    """Return the plain numbers in each group: settings, and the counters that some optimizers keep there."""
     return [
         {key: value for key, value in group.items() if type(value) in (int, float)} for group in optimizer.param_groups
     ]

@@ -26,8 +26,8 @@ from sddit.training.session import Session
 def files_of(session: Session, extra: Mapping[str, Any], *, copy: bool = False) -> dict[str, Content]:
     """The files of a checkpoint. No random state: every draw is keyed.
 
-    Tensors are packed when a file is written: until then the session must stand still, unless `copy` takes copies of them
-    to the CPU's memory first. Writing raises SD-N502 for one that is not finite.
+    Tensors are packed when a file is written: until then the session must not change, unless `copy` copies them to
+    the CPU first. Writing raises SD-N502 for one that is not finite.
     """
     optimizer, _ = split_optimizer(session.optimizer)
     tensors: dict[str, Mapping[str, Tensor]] = {"model": session.student.state_dict(), "optimizer": optimizer}
@@ -85,7 +85,7 @@ def packed(name: str, tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Put a session where the checkpoint was taken; returns its state.json. A missing item is refused, never rebuilt."""
+    """Restore a session from a checkpoint, and return its state.json. A missing item is an error."""
     state = checkpoint.state
     if "imported" in state:
         raise error(
@@ -172,8 +172,7 @@ def join_optimizer(
 ) -> None:
     """The inverse of `split_optimizer`. Settings come from the recipe, so only the state is restored.
 
-    `optimized` are the parameters that have a state, which are all but those that were never given a gradient, and the names
-    of what it holds for each. KeyError for one that is missing.
+    `optimized` names what the state holds for each parameter that has ever had a gradient. KeyError for one that is missing.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}

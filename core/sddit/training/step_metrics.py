@@ -46,7 +46,7 @@ def sum_measured(parts: Sequence[Measured]) -> Measured:
 
 
 def ratios_due(session: Session) -> bool:
-    """Whether to measure who leads the network. Not with fsdp: its weights are in the graph only while they are gathered."""
+    """Return whether to measure gradient ratios. Not with FSDP: its weights are in the graph only while gathered."""
     return session.step % GRADIENT_RATIO_EVERY == 0 and not isinstance(session.root, FSDPModule)
 
 

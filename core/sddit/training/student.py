@@ -1,4 +1,4 @@
-"""Run the trained networks on the views of a batch and evaluate the losses; everything with a gradient is one forward."""
+"""Run the student on the views of a batch and evaluate the losses, in one forward pass."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Student(nn.Module):
 def run_network(
     backbone: Backbone, schedule: NoiseSchedule, view: View, want: Want, precision: torch.dtype | None
 ) -> Outputs:
-    """Run one network on one view. Returns its output and the wanted taps in the dtype of the view, for any precision."""
+    """Run one network on one view. Returns its output and the wanted taps in the dtype of the view."""
     outputs = denoise_view(backbone, schedule, view, taps=want.taps, output=want.output, autocast=precision)
     for tokens in outputs.taps.values():
         tokens.patch = tokens.patch.to(view.x.dtype)
