@@ -31,9 +31,9 @@ HEAD = """\
 <!-- Written by tools/errors_page.py from core/sddit/catalogue.toml and tests/catalogue/rows.toml. -->
 # Errors
 
-Every mistake that a person can mend ends with a short message: what was wrong, where, what was expected, what to do, and a
-code. `sddit-run explain CODE` prints the page of a code, `sddit-run explain` lists them all. The traceback is in `crash.log`
-of the run folder, and `--debug` shows it.
+Every mistake that a user can fix ends with a short message: what is wrong, where, what was expected, the fix, and a code.
+`sddit-run explain CODE` prints the entry of a code, `sddit-run explain` lists all of them. The traceback is in `crash.log` of
+the run folder, and `--debug` shows it.
 
 ```
 error SD-R102: unknown key 'optimizer.lrr'
@@ -49,7 +49,7 @@ Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def page(rows: Rows) -> str:
-    """The whole page."""
+    """Return the page."""
     parts = [HEAD, *statuses(), *proof(rows)]
     for letter, title in KINDS.items():
         parts.append(f"\n## {title}\n")
@@ -68,15 +68,15 @@ def statuses() -> Iterator[str]:
 def proof(rows: Rows) -> Iterator[str]:
     """How many faults are provoked, and which are not."""
     faults = [row for several in rows.values() for row in several]
-    left_out = [row for row in faults if "not_here" in row or "waits" in row]
+    excluded = [row for row in faults if "not_here" in row or "waits" in row]
     elsewhere = sum("proven_by" in row for row in faults)
     yield (
         f"\nThe failure catalogue, `tests/catalogue/rows.toml`, lists {len(faults)} faults: "
-        f"{len(faults) - len(left_out) - elsewhere} are provoked one by one by `tests/catalogue`, which compares the message, "
-        "the exit status and how the run goes on (to the same bits as if nothing had happened); "
-        f"{elsewhere} more have tests of their own. {len(left_out)} cannot happen or do not yet apply:\n"
+        f"{len(faults) - len(excluded) - elsewhere} are provoked one by one by `tests/catalogue`, which compares the message, "
+        "the exit status and how the run resumes (bit-identical to an undisturbed run); "
+        f"{elsewhere} more have tests of their own. {len(excluded)} cannot happen or do not yet apply:\n"
     )
-    yield from (f"- {row['fault']}: {row.get('not_here') or 'waits for ' + row['waits']}" for row in left_out)
+    yield from (f"- {row['fault']}: {row.get('not_here') or 'waits for ' + row['waits']}" for row in excluded)
 
 
 def of_code(code: str, entry: Mapping[str, Any], rows: Rows) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""One form for every mistake a person can mend: what was wrong, where, what was expected, the remedy, a code.
+"""Report every mistake that a user can fix in one form: what is wrong, where, what was expected, the fix, a code.
 
-The codes, their causes and their exit statuses stand in `catalogue.toml`; `sddit-run explain CODE` prints a page of it.
+The codes, their causes and exit statuses are in `catalogue.toml`; `sddit-run explain CODE` prints an entry.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing to mend. `where` is a file, a line or a dotted key; `fix` is what to type."""
+    """One thing to fix. `where` is a file, a line or a dotted key; `fix` is what to do, by default the catalogue's remedy."""
 
     code: str
     what: str
@@ -28,15 +28,20 @@ class Problem:
     fix: str = ""
 
     def lines(self) -> list[str]:
-        """The problem as printed: a head line, then only the fields that say something."""
-        fields = {"where": self.where, "got": self.got, "expect": self.expect, "fix": self.fix}
+        """Return the problem as printed: a head line, then the fields that are set."""
+        fields = {
+            "where": self.where,
+            "got": self.got,
+            "expect": self.expect,
+            "fix": self.fix or default_fix(self.code),
+        }
         head = f"error {self.code}: {printable(self.what)}"
         body = [f"  {name + ':':<8}{printable(text)}" for name, text in fields.items() if text]
         return [head, *body, f"  {'more:':<8}sddit-run explain {self.code}"]
 
 
 class SdditError(Exception):
-    """Problems for the person who typed. Carries as many as were found, so that all can be mended at once."""
+    """One or more problems for the user: all that were found, so that they can be fixed together."""
 
     def __init__(self, *problems: Problem) -> None:
         if not problems:
@@ -51,7 +56,7 @@ class SdditError(Exception):
 
 
 def error(code: str, what: str, **fields: str) -> SdditError:
-    """Short for an `SdditError` of one problem."""
+    """Return an `SdditError` with one problem."""
     return SdditError(Problem(code, what, **fields))
 
 
@@ -63,32 +68,38 @@ def raise_all(problems: Iterable[Problem]) -> None:
 
 @cache
 def catalogue() -> Mapping[str, Mapping[str, Any]]:
-    """Every documented code: {code: {title, exit, cause, remedy}}."""
+    """Return every documented code: {code: {title, exit, cause, remedy}}, and `action` where the remedy is the default fix."""
     text = files("sddit").joinpath("catalogue.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
 
 def exit_status(code: str) -> int:
-    """The exit status that belongs to `code`; 1 (a bug of ours) for a code that is not in the catalogue."""
+    """Return the exit status of `code`; 1 (a bug of sddit) if it is not in the catalogue."""
     return int(catalogue().get(code, {}).get("exit", 1))
 
 
+def default_fix(code: str) -> str:
+    """Return the remedy of `code` if the catalogue marks it as a concrete action, or an empty string."""
+    entry = catalogue().get(code, {})
+    return str(entry["remedy"]) if entry.get("action") else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name closest to a misspelt one, or an empty string."""
+    """Return the known name closest to a misspelt one, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else ""
 
 
-def one_of(name: str, known: Iterable[str], most: int = 12) -> str:
-    """`one of a, b, c   (did you mean 'b'?)`, for the `expect` of a problem."""
+def one_of(name: str, known: Iterable[str], max_names: int = 12) -> str:
+    """Return `one of a, b, c   (did you mean 'b'?)`, for the `expect` of a problem."""
     names = sorted(known)
-    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    shown = ", ".join(names[:max_names]) + (", ..." if len(names) > max_names else "")
     close = nearest(name, names)
     return f"one of {shown}" + (f"   (did you mean {close!r}?)" if close else "")
 
 
 def printable(text: str) -> str:
-    """`text` safe for a terminal: control, bidi and line-breaking characters are shown escaped."""
+    """Return `text` with control, bidi and line-breaking characters escaped, safe for a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
@@ -102,12 +113,12 @@ def describe_exception(failure: BaseException, max_length: int = 240) -> str:
     return text if len(text) <= max_length else f"{text[:max_length]} ..."
 
 
-HOST = re.compile(r"DefaultCPUAllocator: (can't|not enough memory)|std::bad_alloc|Cannot allocate memory")
+HOST_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough memory)|std::bad_alloc|Cannot allocate memory")
 
 
 @contextmanager
 def memory_errors(where: str, *, got: str, fix: str) -> Iterator[None]:
-    """Turn what torch, NumPy or Python raise when memory runs out into SD-M601, with what was tried and what would take less."""
+    """Convert out-of-memory exceptions of torch, NumPy and Python into SD-M601, with what was tried and what needs less."""
     try:
         yield
     except (MemoryError, RuntimeError) as failure:
@@ -117,13 +128,13 @@ def memory_errors(where: str, *, got: str, fix: str) -> Iterator[None]:
 
 
 def ran_out(failure: BaseException) -> bool:
-    """Whether an exception says that memory, a device's or the computer's, ran out."""
+    """Return whether an exception means that device or host memory ran out."""
     return isinstance(failure, MemoryError) or (
-        type(failure).__name__ == "OutOfMemoryError" or HOST.search(str(failure)) is not None
+        type(failure).__name__ == "OutOfMemoryError" or HOST_MEMORY.search(str(failure)) is not None
     )
 
 
 def out_of_memory(failure: BaseException, where: str, got: str, fix: str) -> SdditError:
-    """SD-M601."""
+    """Return the error SD-M601."""
     first = str(failure).partition("\n")[0].partition(". ")[0][:160]
     return error("SD-M601", f"out of memory: {first or 'none is left'}", where=where, got=got, fix=fix)

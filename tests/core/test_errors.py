@@ -61,13 +61,14 @@ def test_the_nearest_name_is_offered_if_there_is_one() -> None:
     assert (nearest("pach", ["patch", "width"]), nearest("zzz", ["patch"])) == ("patch", "")
     assert one_of("pach", ["width", "patch"]) == "one of patch, width   (did you mean 'patch'?)"
     assert one_of("zzz", ["b", "a"]) == "one of a, b"
-    assert one_of("zzz", [f"n{i:02}" for i in range(20)], most=2) == "one of n00, n01, ..."
+    assert one_of("zzz", [f"n{i:02}" for i in range(20)], max_names=2) == "one of n00, n01, ..."
 
 
-def test_every_entry_of_the_catalogue_is_whole() -> None:
+def test_every_entry_of_the_catalogue_is_complete() -> None:
     for code, entry in catalogue().items():
         assert re.fullmatch(r"SD-[RPDCNMFXT]\d{3}", code), code
-        assert set(entry) == {"title", "exit", "cause", "remedy"}, code
+        assert set(entry) - {"action"} == {"title", "exit", "cause", "remedy"}, code
+        assert entry.get("action", True) is True, code
         assert entry["exit"] in EXITS.get(code[3], SAMPLING), code
         assert all(str(entry[key]).strip() for key in ("title", "cause", "remedy")), code
 
@@ -75,3 +76,11 @@ def test_every_entry_of_the_catalogue_is_whole() -> None:
 def test_every_code_in_the_core_is_in_the_catalogue() -> None:
     used = {code for path in CORE.rglob("*.py") for code in re.findall(r"SD-[RPDCNMFXT]\d{3}", path.read_text("utf-8"))}
     assert used - set(catalogue()) == set()
+
+
+def test_the_fix_defaults_to_a_remedy_that_is_a_concrete_action() -> None:
+    remedy = catalogue()["SD-P202"]["remedy"]
+    assert f"  fix:    {remedy}" in Problem("SD-P202", "x").lines()
+    assert "  fix:    type this" in Problem("SD-P202", "x", fix="type this").lines()
+    assert not any("fix:" in line for line in Problem("SD-R102", "x").lines()), "a general remedy"
+    assert not any("fix:" in line for line in Problem("ACME-1", "x").lines()), "a code of a plugin"

@@ -243,7 +243,7 @@ def _refuse_unused(given: Mapping[str, Any], complete: Mapping[str, Any], allowe
         if key in allowed:
             continue
         if key not in known and get_close_matches(key, set(known) - set(stated), cutoff=0.8):
-            what, expect = f"unknown config key {key!r}", one_of(key, known, most=20)
+            what, expect = f"unknown config key {key!r}", one_of(key, known, max_names=20)
         elif key in known and known[key] != value:
             what, expect = f"this network cannot have this value of {key!r}", f"{key} = {known[key]}"
         else:

@@ -5,7 +5,7 @@ component needs, provides and costs without importing torch, so that recipes are
 
 Letters in shapes: B batch, C channels, H W image or latent, N tokens, K kept tokens, D width, d head width.
 t grows with noise in every schedule; sigma is the noise level in variance-exploding coordinates (x / alpha, sigma / alpha).
-The null label is `num_classes`, whatever the number of classes; an unconditional model has 0 classes and only that label.
+The null label is `num_classes`, for any number of classes; an unconditional model has 0 classes and only that label.
 """
 
 from sddit.interfaces.attention import Attention, AttentionParams

@@ -28,20 +28,20 @@ class Batch:
 
 
 class Draws(Protocol):
-    """Keyed randomness: a pure function of (seed, purpose, step, sample). The order of calls means nothing.
+    """Keyed randomness: a pure function of (seed, purpose, step, sample). The order of calls does not matter.
 
     A component's own purposes are named `<plugin>/<component>/<purpose>`. With scope="step" one value is drawn for the
-    whole batch, equal on every rank; the result then has shape [1, *shape] and lies on the CPU, where it may decide shapes.
+    entire batch, equal on every rank; the result then has shape [1, *shape] and is on the CPU, so that it may set shapes.
     """
 
     def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Literal["sample", "step"] = "sample") -> Tensor:
-        """Standard normal numbers, [B, *shape] float32."""
+        """Return standard normal numbers, [B, *shape] float32."""
         ...
 
     def uniform(
         self, purpose: str, shape: Sequence[int] = (), *, scope: Literal["sample", "step"] = "sample"
     ) -> Tensor:
-        """Uniform numbers in the open interval (0, 1), [B, *shape] float64."""
+        """Return uniform numbers in the open interval (0, 1), [B, *shape] float64."""
         ...
 
 
@@ -103,5 +103,5 @@ class Context:
 
     @property
     def progress(self) -> float:
-        """Share of the planned steps that are done."""
+        """Fraction of the planned steps that are done."""
         return self.step / self.total_steps

@@ -12,7 +12,7 @@ from sddit.interfaces.component import Component
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One number, beside the bound it must keep. A NaN keeps none."""
+    """One measured number, with the bound it must satisfy. NaN satisfies none."""
 
     what: str  # what was measured: "order of convergence, distance from 2"
     value: float
@@ -21,18 +21,18 @@ class Measurement:
 
     @property
     def holds(self) -> bool:
-        """Whether the number keeps its bound."""
+        """Return whether the number satisfies its bound."""
         return self.value >= self.tolerance if self.relation == ">=" else self.value <= self.tolerance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckContext:
-    """What a check may know of the machine and of the call."""
+    """Machine and options of a check."""
 
     component: Component[Any] | None = None  # the one whose check it is; None for a check of the core
     device: Literal["cpu", "cuda"] = "cpu"
     full: bool = False  # take the time it needs
-    fixtures: tuple[Path, ...] = ()  # folders in which numbers of published implementations may lie
+    fixtures: tuple[Path, ...] = ()  # folders that may hold numbers of published implementations
 
 
 class NotHereError(Exception):

@@ -70,7 +70,7 @@ class Dataset(Protocol):
         ...
 
     def to_images(self, x: Tensor) -> Tensor:
-        """What a person looks at: uint8 [n, 3, H, W]."""
+        """Return images for viewing: uint8 [n, 3, H, W]."""
         ...
 
 
@@ -78,8 +78,8 @@ class Dataset(Protocol):
 class DrawnDataset(Dataset, Protocol):
     """A data set that holds a normal distribution for each image, such as an encoder's posterior over its latent.
 
-    `fetch` gives the means. Training draws x0 = mean + spread * noise anew at every visit of an image, keyed like every
-    other draw.
+    `fetch` returns the means. Training draws a new x0 = mean + spread * noise at every visit of an image, keyed like all
+    draws.
     """
 
     def spread(self, ids: Sequence[int]) -> Tensor:

@@ -54,15 +54,15 @@ class FeatureParams(Params):
         return ()
 
     def fingerprinted(self) -> Self:
-        """These settings with the hash of each file that they name: `weights` goes with a key `weights_sha256`.
+        """Return these settings with the hash of each file that they name: `weights` has a key `weights_sha256`.
 
-        The hash is part of the run id, the path beside it is not.
+        The hash is part of the run id, the path is not.
         """
         return self
 
 
 class FeatureExtractor(Protocol):
-    """Images to vectors, for metrics. `classes` is None where the extractor is no classifier."""
+    """Images to vectors, for metrics. `classes` is None if the extractor is not a classifier."""
 
     title: str  # how figures name it, such as "MobileNetV2"
     dimensions: int
@@ -81,5 +81,5 @@ class FigureExtractor(FeatureExtractor, Protocol):
     """A feature extractor that measures figures of its own besides."""
 
     def own_figures(self, images: Tensor) -> Mapping[str, float]:
-        """All samples, uint8 [n, 3, H, W] -> figures by name. One that cannot be measured is left out."""
+        """All samples, uint8 [n, 3, H, W] -> figures by name. Figures that cannot be measured are omitted."""
         ...

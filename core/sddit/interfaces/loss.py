@@ -42,7 +42,7 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """How to read one diagnostic of a loss term: what a report prints beside its curve."""
+    """How to read one diagnostic of a loss: text that a report prints next to its curve."""
 
     name: str  # as the term logs it
     title: str
@@ -63,7 +63,7 @@ class LossParams(Params):
     window: tuple[float, float] | None = Field(
         None, strict=False, description="Noise interval [low, high] of the student's t outside which a sample counts 0."
     )
-    until: StepOrFraction = Field(1.0, description="When the term ends: steps, or a share of the run. 1.0: never.")
+    until: StepOrFraction = Field(1.0, description="When the loss ends: steps, or a fraction of the run. 1.0: never.")
 
     def needs(self) -> Needs:
         """What it reads."""
@@ -77,38 +77,38 @@ class LossParams(Params):
         return None
 
     def monitors(self) -> tuple[Monitor, ...]:
-        """The diagnostics it logs that tell health from trouble."""
+        """Return the diagnostics that show whether training is healthy, by name."""
         return ()
 
     @property
     def couples_samples(self) -> bool:
-        """Whether the term is a scalar of the whole batch, rather than one value per sample [B]."""
+        """Return whether the loss is one scalar for the entire batch, rather than one value per sample [B]."""
         return False
 
 
 class Loss(Protocol):
-    """One labelled term: an nn.Module, normally a subclass of `sddit.losses.LossTerm`.
+    """One labelled loss: an nn.Module, normally a subclass of `sddit.losses.LossTerm`.
 
     It may own training heads and buffers. Buffers change only in `after_step`, from statistics staged in forward, so
-    that a skipped step changes nothing. `ema_modules` names the submodules of which the teacher keeps a moving average.
+    that a skipped step changes nothing. `ema_modules` names the submodules that the teacher averages.
     """
 
     ema_modules: tuple[str, ...]
 
     def __call__(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
-        """One value per sample [B], or a scalar if its params say `couples_samples`."""
+        """Return one value per sample [B], or a scalar if its params have `couples_samples`."""
         ...
 
     def after_step(self, ctx: Context) -> None:
-        """Called once after each optimizer step that was taken."""
+        """Update buffers, once after each optimizer step that was taken."""
         ...
 
     def staged(self) -> Iterable[Tensor]:
-        """What forward staged for `after_step`, on the device. A step is not taken where any of it is not finite."""
+        """Return what forward staged for `after_step`, on the device. The step is skipped if it is not finite."""
         ...
 
     def discard(self) -> None:
-        """Forget what forward staged: the step is not taken."""
+        """Discard what forward staged, because the step is skipped."""
         ...
 
     def diagnostics(self) -> dict[str, Tensor]:

@@ -20,11 +20,11 @@ class OptimizerParams(Params):
 
     lr: Annotated[Value, bounded(0)] = Field(1e-4, description="Learning rate: a value schedule.")
     warmup: StepOrFraction = Field(
-        0, description="The learning rate grows linearly from 0 until here: steps, or a share of the run."
+        0, description="The learning rate grows linearly from 0 until here: steps, or a fraction of the run."
     )
-    clip: float | None = Field(None, gt=0, description="Largest norm of the gradient; left out: no clipping.")
+    clip: float | None = Field(None, gt=0, description="Maximum norm of the gradient. Default: no clipping.")
     clip_scope: Literal["all", "each"] = Field(
-        "all", description="Of what the norm is taken: all gradients as one, or each parameter's by itself (DINO)."
+        "all", description="Scope of the norm: all gradients together, or each parameter separately (DINO)."
     )
     head_lr: float = Field(1.0, ge=0, description="Factor on the learning rate of the losses' own heads.")
 

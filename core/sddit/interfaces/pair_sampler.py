@@ -20,8 +20,8 @@ class ViewSpec:
 
     name: str
     network: Network = "student"
-    mask_ratio: Value = 0.0  # share of tokens hidden from the sparse span
-    mask_spread: float = 0.0  # a further share, of which each step hides a random part
+    mask_ratio: Value = 0.0  # fraction of tokens hidden from the sparse span
+    mask_spread: float = 0.0  # maximum further fraction: each step hides a random part of it
 
     @property
     def is_masked(self) -> bool:

@@ -16,15 +16,15 @@ from sddit.interfaces.params import Params
 
 
 class SamplerParams(Params):
-    """Face of a sampler, with the keys that every sampler has. Levels are in variance-exploding coordinates."""
+    """Settings that every sampler has. Levels are in variance-exploding coordinates."""
 
     steps: int = Field(18, ge=2, le=10_000, description="Noise levels on the way from the highest to zero.")
-    sigma_min: float | None = Field(None, gt=0, description="Lowest level; left out: the schedule's own.")
-    sigma_max: float | None = Field(None, gt=0, description="Highest level; left out: the schedule's own.")
+    sigma_min: float | None = Field(None, gt=0, description="Lowest noise level. Default: the schedule's.")
+    sigma_max: float | None = Field(None, gt=0, description="Highest noise level. Default: the schedule's.")
     grid: str = Field(
         "edm",
         description="Spacing of the levels: edm (arXiv:2206.00364, eq. 5), log, native (even in the schedule's own t), or "
-        "a further one that the schedule has.",
+        "another one that the schedule has.",
     )
     rho: float = Field(7.0, gt=0, description="Exponent of the edm grid.")
 
@@ -59,11 +59,11 @@ class SamplerParams(Params):
 
 
 class GuidanceParams(Params):
-    """Face of a guidance rule."""
+    """Settings of a guidance rule."""
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations for one guided one."""
+        """Network evaluations for one guided prediction."""
         return 1
 
     @property

@@ -49,7 +49,7 @@ class WeightFormat(Protocol):
     """
 
     files: tuple[str, str]  # where an exported folder holds the config (JSON) and the weights (safetensors)
-    note: str  # what a person who loads such a folder elsewhere should know; empty: nothing
+    note: str  # a note for users who load such a folder elsewhere; empty: none
     idle: tuple[str, ...]  # further arguments of the constructor, which leave the network as the others make it
 
     def describe(self, config: Mapping[str, Any]) -> WeightDescription:
@@ -57,7 +57,7 @@ class WeightFormat(Protocol):
         ...
 
     def config(self, params: Any, shapes: Shapes, schedule: Mapping[str, Any]) -> dict[str, Any]:
-        """The way back: all arguments, as JSON. Raises ValueError, saying why, for a network that has no place in the layout.
+        """Return all arguments of a network, as JSON. Raises ValueError, with the reason, if the layout cannot hold it.
 
         `schedule` are the settings of the noise schedule: some layouts state one of them among the arguments.
         """
@@ -66,19 +66,19 @@ class WeightFormat(Protocol):
     def infer(
         self, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(the arguments that names and shapes tell, guesses of others: what is usual for a network of that size).
+        """Return (the arguments that follow from names and shapes, guesses of the others for a network of that size).
 
-        `given` are arguments that somebody stated. Where tensors may be told of in two ways (an MLP of 118 rows on 44 has
-        the ratio 2.7, and 118 / 44), the one that was given is told; where they contradict it, what they tell.
+        `given` are arguments that the caller set. If several values describe the tensors (an MLP of 118 rows on 44 has
+        the ratio 2.7, or 118 / 44), the given one is returned; if the tensors contradict it, the value that they imply.
         Raises KeyError for tensors that are not of this layout.
         """
         ...
 
     def to_ours(self, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> dict[str, Tensor]:
-        """Our names, `given` as for `infer`. The result loads strictly, fixed tables included. Raises KeyError for an
+        """Return the tensors under our names, `given` as for `infer`. The result loads strictly, fixed tables included. Raises KeyError for an
         unknown name."""
         ...
 
     def to_theirs(self, state: Mapping[str, Tensor], params: Any, shapes: Shapes) -> dict[str, Tensor]:
-        """Their names, of the parameters of our backbone."""
+        """Return the parameters of our backbone under the names of the layout."""
         ...

@@ -42,22 +42,22 @@ class PluginInfo:
 
     @property
     def identity(self) -> str:
-        """What a run id hashes of this plugin: the file's bytes, or distribution and version."""
+        """What a run id hashes of this plugin: the hash of the file, or distribution and version."""
         return self.digest or f"{self.distribution} {self.version}"
 
 
 def plugin_name(path: Path) -> str:
-    """The name under which a one-file plugin's components are qualified."""
+    """Return the name of a one-file plugin, which qualifies its components."""
     return re.sub(r"\W", "_", path.stem)
 
 
 def plugins_named_by(names: Iterable[str]) -> tuple[str, ...]:
-    """The plugins that qualified component names ask for: `acme/masked` asks for `acme`."""
+    """Return the plugins that qualified component names refer to: `acme/masked` asks for `acme`."""
     return tuple(dict.fromkeys(name.rpartition("/")[0] for name in names if "/" in name))
 
 
 def is_allowed(row: PluginInfo) -> bool:
-    """SDDIT_PLUGINS=a,b limits third-party and one-file plugins; empty means none."""
+    """Return whether SDDIT_PLUGINS=a,b allows a third-party or one-file plugin; empty allows none."""
     limit = os.environ.get("SDDIT_PLUGINS")
     if limit is None or row.builtin:
         return True
@@ -79,15 +79,15 @@ def not_allowed(name: str) -> Problem:
 
 
 def location_problem(name: str, path: Path, root: Path, where: str) -> Problem | None:
-    """What is wrong with the place of a one-file plugin: code comes only from the recipe's own folder."""
+    """Return what is wrong with the location of a one-file plugin: it must be in the recipe's folder."""
     if not path.is_relative_to(root):
         return Problem(
             "SD-R130",
-            "a one-file plugin lies inside the recipe's folder",
+            "a one-file plugin must be inside the recipe's folder",
             where=where,
             got=name,
             expect=f"a file in {root}",
-            fix="copy the file beside the recipe",
+            fix="copy the file next to the recipe",
         )
     if not path.is_file():
         nearby = [f"./{found.name}" for found in root.glob("*.py") if found.is_file()]
@@ -96,13 +96,13 @@ def location_problem(name: str, path: Path, root: Path, where: str) -> Problem |
             f"no plugin file {name!r}",
             where=where,
             got=f"{path} (a folder)" if path.is_dir() else str(path),
-            expect=one_of(name, nearby) if nearby else "a file beside the recipe",
+            expect=one_of(name, nearby) if nearby else "a file next to the recipe",
         )
     return None
 
 
 class _Bytes(importlib.abc.ExecutionLoader):
-    """Imports exactly the bytes that were hashed; a stale cache beside the file plays no part."""
+    """Loader of exactly the bytes that were hashed; a stale bytecode cache is ignored."""
 
     def __init__(self, path: Path, source: bytes) -> None:
         self.path, self.source = path, source

@@ -66,7 +66,7 @@ def register_pair_samplers(registry: Registry[face.PairSampler]) -> None:
 
 @hookspec
 def register_losses(registry: Registry[face.Loss]) -> None:
-    """Add loss terms; a recipe uses one as `[loss.<label>] name = "..."`."""
+    """Add losses; a recipe uses one as `[loss.<label>] name = "..."`."""
 
 
 @hookspec

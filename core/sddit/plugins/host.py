@@ -1,4 +1,4 @@
-"""Find and load plugins. One bad plugin stays in its own row and harms no other command.
+"""Find and load plugins. A broken plugin is listed as failed and affects no other command.
 
 Built-in plugins are entry points of our own distribution in the group `sddit`, exactly as a third party's would be, and are
 always loaded. A third-party plugin is listed from its metadata and imported only when a recipe names it; a one-file
@@ -48,7 +48,7 @@ class Host:
         self.registries = Registries()
         self.rows: dict[str, PluginInfo] = {}
         self.announce: Callable[[str], None] = lambda text: None
-        """Told the path and hash of a one-file plugin before it is imported, and of one that is slow to import."""
+        """Called with the path and hash of a one-file plugin before its import, and with plugins that import slowly."""
         self._entries: dict[str, EntryPoint] = {}
         self._manager = pluggy.PluginManager("sddit")
         self._manager.add_hookspecs(hookspecs)
@@ -58,7 +58,7 @@ class Host:
                 self._load_entry(name)
 
     def use(self, names: Iterable[str], folder: Path | None = None, *, where: str = "plugins") -> None:
-        """Load the plugins a recipe names: an entry point's name, or `./file.py` beside the recipe.
+        """Load the plugins a recipe names: an entry point's name, or `./file.py` next to the recipe.
 
         Raises SdditError with every unknown, forbidden or broken one.
         """
@@ -85,7 +85,7 @@ class Host:
                 row.state = "not allowed"
 
     def add(self, name: str, plugin: object) -> None:
-        """Register a plugin that is already imported, as tests and notebooks do. What is wrong with it is raised."""
+        """Register a plugin that is already imported, as tests and notebooks do. Its errors are raised."""
         row = self.rows[name] = PluginInfo(name, "(added)", "")
         self._guarded(row, lambda: plugin)
         if row.failure is not None:
@@ -93,20 +93,20 @@ class Host:
             raise row.failure
 
     def remove(self, name: str) -> None:
-        """Take back a plugin that was added, or loaded from a file, and all it registered."""
+        """Remove a plugin that was added, or loaded from a file, and all it registered."""
         self._forget(self.rows.pop(name))
 
     def raise_for_builtins(self) -> None:
-        """Raise if one of our own plugins did not load: an installation fault."""
+        """Raise if one of our own plugins did not load: a broken installation."""
         raise_all(load_problem(row, "") for row in self.rows.values() if row.builtin and row.state == "failed")
 
     def owner_of(self, file: str) -> PluginInfo | None:
-        """The third-party plugin whose code a source file is."""
+        """Return the third-party plugin that a source file belongs to."""
         owners = (row for row in self.rows.values() if row.code and not row.builtin)
         return next((row for row in owners if Path(file).is_relative_to(row.code)), None)
 
     def _find(self) -> None:
-        """A row for every entry point, ours first. Twins of one name are listed as `distribution:name`."""
+        """List every entry point, ours first. Names that two distributions share become `distribution:name`."""
         found = {(entry.dist.name if entry.dist else "?", entry.name): entry for entry in entry_points(group=GROUP)}
         names = [name for _, name in found]
         for (dist, short), entry in sorted(
@@ -123,16 +123,16 @@ class Host:
         return self._load_entry(name) if is_allowed(row) else not_allowed(name)
 
     def _unknown(self, name: str, where: str) -> Problem:
-        if twins := [other for other in self.rows if other.endswith(f":{name}")]:
+        if candidates := [other for other in self.rows if other.endswith(f":{name}")]:
             return Problem(
                 "SD-P203",
                 f"two distributions offer a plugin named {name!r}",
                 where=where,
                 got=name,
-                expect=one_of(name, twins),
+                expect=one_of(name, candidates),
                 fix="write the distribution before the name",
             )
-        fix = f"pip install the package that brings {name!r}, or mend the name; a file is written './{name}.py'"
+        fix = f"pip install the package that brings {name!r}, or correct the name; a file is written './{name}.py'"
         if "/" in name or name.startswith("."):
             fix = f"a plugin's file ends in .py: './{Path(name).stem}.py'"
         return Problem(
@@ -177,7 +177,7 @@ class Host:
         return row
 
     def _guarded(self, row: PluginInfo, load: Callable[[], object]) -> None:
-        """Import a plugin and let it register. A failure, `sys.exit` included, stays in its row."""
+        """Import a plugin and let it register. A failure, including `sys.exit`, is recorded in its row."""
         start = time.perf_counter()
         try:
             plugin = import_guarded(row, load, self.announce)
@@ -187,7 +187,7 @@ class Host:
             self._register(plugin, row)
             row.code = row.file or code_folder(plugin)
             row.state = "loaded"
-        except (Stopped, KeyboardInterrupt):  # a signal came meanwhile, which is no fault of the plugin
+        except (Stopped, KeyboardInterrupt):  # a signal came meanwhile, which the plugin did not cause
             raise
         except BaseException as failure:
             row.state, row.failure = "failed", failure
@@ -209,7 +209,7 @@ class Host:
             )
 
     def _forget(self, row: PluginInfo) -> None:
-        """Leave nothing of a plugin behind."""
+        """Remove everything a plugin registered."""
         row.registers = {}
         if self._manager.has_plugin(row.name):
             self._manager.unregister(name=row.name)
@@ -221,7 +221,7 @@ _current: list[Host] = []
 
 
 def host() -> Host:
-    """The process's host, with the built-in plugins loaded."""
+    """Return the host of this process, with the built-in plugins loaded."""
     if not _current:
         _current.append(Host())
     return _current[-1]
@@ -229,7 +229,7 @@ def host() -> Host:
 
 @contextlib.contextmanager
 def using_host(other: Host) -> Iterator[Host]:
-    """Let `host()` be another one for a while: tests, and tools that compare installations."""
+    """Replace `host()` inside the block, as tests and tools that compare installations do."""
     _current.append(other)
     try:
         yield other
@@ -238,7 +238,7 @@ def using_host(other: Host) -> Iterator[Host]:
 
 
 def registry(kind: str) -> Registry[Any]:
-    """The registry of one kind: `losses`, `backbones`, ... Raises SdditError for an unknown kind."""
+    """Return the registry of one kind: `losses`, `backbones`, ... Raises SdditError for an unknown kind."""
     registries = host().registries.all()
     if kind not in registries:
         raise error("SD-R111", f"no registry named {kind!r}", where=kind, expect=one_of(kind, registries))

@@ -1,4 +1,4 @@
-"""State that all code of a process shares, and that importing a plugin must leave alone. Imports none of what it watches."""
+"""Guard process-wide state that importing a plugin must not change. Imports none of the modules it watches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """One piece of shared state: its name for a message, how to read it, and how to put it back."""
+    """One piece of shared state: its name for a message, how to read it, and how to restore it."""
 
     name: str
     read: Callable[[], Any]
@@ -68,7 +68,7 @@ SHARED = (
 
 @contextlib.contextmanager
 def unchanged_shared_state() -> Iterator[None]:
-    """Run a block and put back the shared state it changed; if it raised nothing itself, RuntimeError names what.
+    """Restore the shared state that a block changed; if it raised nothing itself, raise RuntimeError naming the state.
 
     A module that the block is the first to import is compared with its fresh state, where that is known.
     """
@@ -76,15 +76,15 @@ def unchanged_shared_state() -> Iterator[None]:
     try:
         yield
     finally:
-        changed = [item.name for item in SHARED if _put_back(item, before)]
+        changed = [item.name for item in SHARED if _restore_if_changed(item, before)]
     if changed:
         raise RuntimeError(
             f"importing it changed {', '.join(changed)}; do that when a component is built, not on import"
         )
 
 
-def _put_back(item: Shared, before: dict[str, Any]) -> bool:
-    """Whether `item` had changed and was restored."""
+def _restore_if_changed(item: Shared, before: dict[str, Any]) -> bool:
+    """Restore `item` if it changed, and return whether it did."""
     if item.module not in sys.modules or (item.name not in before and item.fresh is None):
         return False
     was = before[item.name] if item.name in before else item.fresh() if item.fresh else None

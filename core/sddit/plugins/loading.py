@@ -34,7 +34,7 @@ def import_guarded(row: PluginInfo, load: Callable[[], object], announce: Callab
 
 
 def check_hooks(plugin: object) -> None:
-    """A function that looks like a hook but carries no `@hookimpl`, or an unknown name, is a mistake: say which."""
+    """Raise TypeError for a hook of unknown name, or one without the `@hookimpl` decorator."""
     known = [name for name in vars(hookspecs) if name.startswith("register_")]
     for name in dir(plugin):
         value = getattr(plugin, name, None)
@@ -54,7 +54,7 @@ def check_hooks(plugin: object) -> None:
 def load_problem(row: PluginInfo, where: str) -> Problem:
     kind = "built-in plugin" if row.builtin else "plugin"
     source = row.file or f"{row.distribution} {row.version}"
-    fix = "install sddit again" if row.builtin else "mend the plugin; --debug shows the traceback"
+    fix = "install sddit again" if row.builtin else "correct the line above; --debug shows the full traceback"
     return Problem(
         "SD-P201",
         f"{kind} {row.name!r} failed to load",
@@ -66,13 +66,13 @@ def load_problem(row: PluginInfo, where: str) -> Problem:
 
 
 def code_folder(plugin: object) -> str:
-    """Where a package's code lies; of a single module, its file."""
+    """Return the folder of a package's code; of a single module, its file."""
     file = Path(getattr(plugin, "__file__", None) or "")
     return str(file.parent if file.name == "__init__.py" else file) if file.name else ""
 
 
 def failing_line(failure: BaseException) -> str:
-    """`file:line` of the innermost frame that is the plugin's own rather than ours or a library's."""
+    """Return `file:line` of the innermost frame in the plugin's own code."""
     if isinstance(failure, SyntaxError) and failure.filename:
         return f"{failure.filename}:{failure.lineno}"
     frames = traceback.extract_tb(failure.__traceback__)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """The components of one kind. Two offers of one name stay listed; using the bare name is then an error."""
+    """The components of one kind. Two of one name are both listed; using the bare name is then an error."""
 
     def __init__(self, kind: str, slot: str, params: type[face.Params]) -> None:
         self.kind = kind
@@ -24,7 +24,7 @@ class Registry(Generic[T]):
 
     @property
     def singular(self) -> str:
-        """The kind as a message names one of it."""
+        """One component of this kind, for messages."""
         return SINGULAR[self.kind]
 
     def bound_to(self, origin: str) -> Registry[T]:
@@ -88,11 +88,11 @@ class Registry(Generic[T]):
             yield from self._offers[name]
 
     def names(self) -> list[str]:
-        """Every name a recipe may write; clashing ones in their qualified form."""
+        """Return every name a recipe may write; ambiguous ones in their qualified form."""
         return [c.name if len(self._offers[c.name]) == 1 else c.qualified for c in self]
 
     def get(self, name: str, *, where: str = "") -> Component[T]:
-        """Find `name` or `plugin/name`. Two offers of one bare name are an error here, at use."""
+        """Return the component `name` or `plugin/name`. Raises SdditError (SD-R110, SD-P202) if there is none, or several."""
         plugin, _, short = name.rpartition("/")
         offers = [c for c in self._offers.get(short, []) if plugin in ("", c.origin)]
         if not offers:
@@ -102,7 +102,7 @@ class Registry(Generic[T]):
                 where=where,
                 got=name,
                 expect=one_of(name, self.names()),
-                fix=f"sddit-run show {self.kind}   lists them; a third-party one is used when the recipe's `plugins` name it",
+                fix=f"sddit-run show {self.kind}   lists them; a third-party one is used when the recipe's `plugins` lists it",
             )
         if len(offers) > 1:
             choices = " or ".join(c.qualified for c in offers)
@@ -112,12 +112,11 @@ class Registry(Generic[T]):
                 where=where,
                 got=name,
                 expect=f"one of {choices}",
-                fix="write the plugin before the name",
             )
         return offers[0]
 
     def usable(self, name: str, *, where: str = "") -> Component[T]:
-        """`get`, and refuse one whose optional dependency is missing."""
+        """Return `get(name)`. Raises SdditError (SD-P210) if an optional dependency is missing."""
         component = self.get(name, where=where)
         if missing := component.missing():
             raise SdditError(

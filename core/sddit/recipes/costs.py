@@ -1,4 +1,4 @@
-"""What a recipe will cost, by the components' own formulas. Imports no torch and runs nothing.
+"""Estimate the cost of a recipe from its components' formulas. Torch-free; nothing is run.
 
 FLOPs count two per multiply-add. A student's view costs its forward three times (the backward pass takes two), a teacher's
 view once. A component that states no cost leaves the sums it belongs to unknown, and is named.
@@ -24,7 +24,7 @@ TRAINING = {"student": 3, "teacher": 1}
 """Forward passes that one training pass of a view is worth."""
 
 MOMENTS = 200
-"""Steps at which a changing mask ratio is looked at for its mean over the run."""
+"""Maximum number of steps at which a changing mask ratio or weight is evaluated."""
 
 BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}  # of a weight; under bf16 the weights stay fp32
 ACTIVATION_BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
@@ -67,9 +67,9 @@ class Plan:
     batch: int
     tokens: int  # of one image
     backbone_parameters: int | None
-    heads_parameters: Mapping[str, int | None]  # by label of the term; they train and are not exported
-    teacher_parameters: int | None  # 0: no term needs a teacher
-    passes: tuple[Pass, ...]  # the views that some term reads
+    heads_parameters: Mapping[str, int | None]  # by label of the loss; they train and are not exported
+    teacher_parameters: int | None  # 0: no loss needs a teacher
+    passes: tuple[Pass, ...]  # the views that some loss reads
     course: tuple[float | None, ...]  # FLOPs of a step in equal parts of the run: one part if all steps are alike
     sampling_flops_per_image: float | None
     sampled: int  # images generated at the end
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def flops_per_image(self) -> float | None:
-        """Of one image in one training step, backward included."""
+        """FLOPs of one image in one training step, including the backward pass."""
         return _sum(flops for p in self.passes for flops in (p.backbone_flops, p.heads_flops))
 
     @property
@@ -88,12 +88,12 @@ class Plan:
 
     @property
     def training_flops(self) -> float | None:
-        """Of the whole run."""
+        """FLOPs of the entire run."""
         return _times(self.flops_per_step, self.steps)
 
     @property
     def sampling_flops(self) -> float | None:
-        """Of the images at the end of the run; previews are left out."""
+        """FLOPs of the images at the end of the run, without previews."""
         return _times(self.sampling_flops_per_image, self.sampled)
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Plan:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """The cost of `recipe` by the formulas of its components."""
+    """Return the cost of `recipe` by the formulas of its components."""
     prices = _Prices(recipe)
     full = prices.backbone(prices.tokens, Want(output=True))
     heads = {label: prices.head_parameters(label, "student") for label in recipe.active_losses}
@@ -134,7 +134,7 @@ def plan(recipe: Recipe) -> Plan:
 
 
 class _Prices:
-    """What the components of one recipe say they cost, and who does not say."""
+    """Costs that the components of one recipe state, and the components that state none."""
 
     def __init__(self, recipe: Recipe) -> None:
         rows, columns = recipe.backbone.params.grid(recipe.shapes)
@@ -145,7 +145,7 @@ class _Prices:
         self._backbone: dict[tuple[int, Want], Cost | None] = {}
 
     def backbone(self, num_kept: int, want: Want) -> Cost | None:
-        """One forward of the backbone with `num_kept` visible tokens, as far as `want` needs it."""
+        """Return the cost of a backbone forward with `num_kept` visible tokens, up to what `want` needs."""
         key = (num_kept, want)
         if key not in self._backbone:
             params, shapes = self.recipe.backbone.params, self.recipe.shapes
@@ -153,19 +153,19 @@ class _Prices:
         return self._stated(self._backbone[key], "backbone", self.recipe.backbone)
 
     def head(self, label: str, view: ViewSpec, num_kept: int) -> Cost | None:
-        """The work of a term on one view of one image."""
+        """Return the cost of a loss on one view of one image."""
         chosen = self.recipe.active_losses[label]
         cost = chosen.params.cost(self.recipe.backbone.params, self.recipe.shapes, view, num_kept)
         return self._stated(cost, f"loss.{label}", chosen)
 
     def head_parameters(self, label: str, network: Network) -> int | None:
-        """Parameters of a term's heads: one head serves all its views, so each is counted once."""
+        """Return the parameters of a loss's heads. One head serves all its views, so it is counted once."""
         views = [v for v in self.recipe.views_of(self.recipe.active_losses[label].params) if v.network == network]
         costs = [self.head(label, view, self.kept(view, step=0)) for view in views]
         return None if None in costs else max((cost.parameters for cost in costs if cost), default=0)
 
     def teacher_parameters(self) -> int | None:
-        """The backbone cut after its deepest wanted tap, and the averaged heads."""
+        """Return the parameters of the backbone up to its deepest tap, and of the averaged heads."""
         wants = [want for name, want in self.recipe.wants().items() if self.views[name].network == "teacher"]
         if not wants:
             return 0
@@ -174,12 +174,12 @@ class _Prices:
         return None if cut is None else _sum([cut.parameters, *heads])
 
     def kept(self, view: ViewSpec, step: int) -> int:
-        """Visible tokens of a view at a step; where their number is drawn, in the middle of its range."""
+        """Return the visible tokens of a view at a step; the middle of the range if their number is random."""
         ratio = value_at(view.mask_ratio, step, self.recipe.train.steps)
         return keep_count(self.tokens, ratio + view.mask_spread / 2)
 
     def passes(self) -> list[list[Pass]]:
-        """The views that are run, each at all moments of the run."""
+        """Return each view that is run, at the sampled steps."""
         moments = self._moments()
         return [
             [self._pass(view, step) for step in moments]
@@ -188,7 +188,7 @@ class _Prices:
         ]
 
     def _moments(self) -> list[int]:
-        """One step if all are alike; else every step of a short run, or the middles of equal parts of a long one."""
+        """Return one step if all cost the same; else every step of a short run, or midpoints of equal parts of a long one."""
         terms = [chosen.params for chosen in self.recipe.active_losses.values()]
         values = [*(view.mask_ratio for view in self.views.values()), *(term.weight for term in terms)]
         steps = self.recipe.train.steps
@@ -199,7 +199,7 @@ class _Prices:
         return [(2 * part + 1) * steps // (2 * parts) for part in range(parts)]
 
     def _pass(self, view: ViewSpec, step: int) -> Pass:
-        """A view at one step: nothing is run for it while no term that reads it counts."""
+        """Return the pass of a view at one step. It costs nothing while no loss that reads it is active."""
         recipe, total = self.recipe, self.recipe.train.steps
         active = [
             label
@@ -216,7 +216,7 @@ class _Prices:
         return Pass(view.name, view.network, kept, _times(_flops(body), worth), _times(_sum(map(_flops, heads)), worth))
 
     def activations(self) -> float | None:
-        """Numbers kept for the backward pass of one image, at the largest number of visible tokens."""
+        """Return the numbers stored for the backward pass of one image, at the maximum number of visible tokens."""
         costs: list[Cost | None] = []
         for name, want in self.recipe.wants().items():
             view = self.views[name]
@@ -272,7 +272,7 @@ def _flops(cost: Cost | None) -> float | None:
 
 
 def _sum(values: Iterable[N | None]) -> N | None:
-    """The sum, or None if a summand is not known."""
+    """Return the sum, or None if a summand is unknown."""
     total: N | int = 0
     for value in values:
         if value is None:

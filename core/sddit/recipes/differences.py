@@ -1,4 +1,4 @@
-"""What differs between two resolved recipes, and whether a run may go on across it."""
+"""Compare two resolved recipes, and classify whether a run can continue across each difference."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ SETTINGS: Mapping[str, type[Params]] = {
     "start": StartSettings,
 }
 IDENTITY = {"data.image", "data.classes", "data.fingerprint"}
-"""What tells one data set from another; the rest of `data` follows from it, or is for people."""
+"""Keys that identify a data set; the rest of `data` follows from them, or is informative."""
 FREE_TABLES = {"name", "tracker"}
 SHAPES = {"data.image", "data.classes", "noise_schedule.name", "optimizer.name"}
-"""Beside the backbone and the labelled tables, what decides the shapes of the tensors in a checkpoint."""
+"""Keys that determine the shapes of tensors in a checkpoint, in addition to the backbone and the labelled tables."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any, Class]]:
-    """(dotted key, old value, new value, class) of every difference; None stands for a key that is not there.
+    """Return (dotted key, old value, new value, class) of every difference; None: the key is not set.
 
-    free changes no number; numeric gives other numbers from here on; structural has other tensors, so that no checkpoint of
-    the one fits the other. A label that only one of them has is one difference.
+    free changes no number; numeric gives other numbers from here on; structural changes tensors, so that checkpoints do not
+    fit. A label that only one of them has is one difference.
     """
     found: list[tuple[str, Any, Any, Class]] = []
     for table in ("loss", "ema"):
@@ -57,19 +57,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
 
 
 def by_leaf(found: Iterable[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value), where a table that only one side has is told setting by setting.
+    """Return (dotted key, old value, new value), with a table that only one side has split into its settings.
 
-    A setting that is None is as if it were not there.
+    A setting of None counts as not set.
     """
-    told: list[tuple[str, Any, Any]] = []
+    leaf_differences: list[tuple[str, Any, Any]] = []
     for key, old, new in found:
         if isinstance(new, Mapping):
-            told += [(name, old, value) for name, value in leaves(new, (key,)) if value is not None]
+            leaf_differences += [(name, old, value) for name, value in leaves(new, (key,)) if value is not None]
         elif isinstance(old, Mapping):
-            told += [(name, value, new) for name, value in leaves(old, (key,)) if value is not None]
+            leaf_differences += [(name, value, new) for name, value in leaves(old, (key,)) if value is not None]
         else:
-            told.append((key, old, new))
-    return told
+            leaf_differences.append((key, old, new))
+    return leaf_differences
 
 
 def _class(key: str) -> Class:

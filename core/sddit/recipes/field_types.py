@@ -1,4 +1,4 @@
-"""What a setting allows, in a few words: `whole number, 1 to 100`. For messages and for `sddit-run show`."""
+"""Describe what a setting allows, such as `whole number, 1 to 100`, for messages and `sddit-run show`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SCHEDULE = "{ start, end, shape, power, from, until }"
 
 
 def expectation(field: FieldInfo) -> str:
-    """What `field` allows."""
+    """Return what `field` allows."""
     return words(field.annotation, field.metadata)
 
 
 def words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """What a type and its constraints allow."""
+    """Return what a type and its constraints allow."""
     if get_origin(annotation) is Annotated:
         annotation, *inner = get_args(annotation)
         metadata = [*inner, *metadata]
     if set(get_args(StepOrFraction)[1:]) & {note for note in metadata if isinstance(note, AfterValidator)}:
-        return "steps (a whole number) or a share of the run (0.0 to 1.0)"
+        return "steps (a whole number) or a fraction of the run (0.0 to 1.0)"
     return f"{_kind(annotation)}{_bounds(_flat(metadata))}"
 
 
@@ -50,7 +50,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _flat(metadata: Iterable[Any]) -> Iterable[Any]:
-    """The single constraints in `metadata`; pydantic hands some on inside a nested Field."""
+    """Yield the single constraints in `metadata`; pydantic passes some inside a nested Field."""
     for note in metadata:
         if isinstance(note, FieldInfo):
             yield from _flat(note.metadata)
@@ -86,19 +86,19 @@ def _bounds(metadata: Iterable[Any]) -> str:
 
 
 def keys(model: type[BaseModel]) -> list[str]:
-    """The keys of `model` as a recipe writes them."""
+    """Return the keys of `model` as a recipe writes them."""
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def models(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes inside a type: of `DecoderParams | None`, the first."""
+    """Return the settings classes inside a type: of `DecoderParams | None`, the first."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for arg in get_args(annotation) for model in models(arg)]
 
 
 def field_at(model: type[BaseModel], path: Sequence[str | int]) -> FieldInfo | None:
-    """The field at a path of keys below `model`; the one around it for a place in a list."""
+    """Return the field at a path of keys below `model`; for a list index, the field of the list."""
     found: FieldInfo | None = None
     inside = [model]
     for step in path:

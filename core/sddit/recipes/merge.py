@@ -1,4 +1,4 @@
-"""Lay the layers of a recipe on each other: parents, the file, the command line. Each value keeps its origin."""
+"""Merge the layers of a recipe: parents, the file, the command line. Each value keeps its origin."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin as a recipe names it. A one-file plugin lies in the folder of the file that names it."""
+    """A plugin as a recipe names it. A one-file plugin is in the folder of the recipe."""
 
     name: str
     folder: Path
@@ -43,12 +43,12 @@ class Plugin:
 
     @property
     def path(self) -> Path:
-        """Where a one-file plugin lies."""
+        """Path of a one-file plugin."""
         return self.folder / self.name
 
     @property
-    def beside(self) -> str:
-        """The name in a resolved recipe, beside which a one-file plugin lies, whatever folder it came from."""
+    def resolved_name(self) -> str:
+        """The name in a resolved recipe, which has one-file plugins next to it."""
         return f"./{self.path.name}" if self.is_file else self.name
 
 
@@ -65,18 +65,18 @@ class Merged:
 
     @property
     def command(self) -> str:
-        """What to type for this recipe, the overrides included."""
+        """The command line of this recipe, including overrides."""
         name = called(self.path) if self.path else "RECIPE"
         return shlex.join(["sddit-run", name, *self.overrides])
 
     def place(self, key: str) -> str:
-        """Where `key` was given, or the nearest table around it."""
+        """Return where `key` was set, or the nearest table around it."""
         while key and key not in self.origins:
             key = key.rpartition(".")[0]
         return self.origins[key].place if key else shown(self.path) if self.path else ""
 
     def absolute(self, key: str, path: str) -> str:
-        """The path that was given for `key`, which is relative to the file that says so."""
+        """Return the absolute form of the path set for `key`, which is relative to the file that sets it."""
         origin = self.origins.get(key)
         folder = origin.folder if origin else Path()
         return os.path.normpath((folder / Path(path).expanduser()).absolute())
@@ -89,35 +89,35 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Merged:
 
 
 def stacked(path: Path, layers: Sequence[Source], overrides: Sequence[str]) -> Merged:
-    """The recipe at `path`, made of files, the oldest first, and of a command line."""
+    """Return the recipe at `path`, merged from files, the oldest first, and overrides."""
     merged = Merged(path, resolved=path.suffix == ".json", overrides=tuple(overrides))
     for layer in layers:
         _take_plugins(merged, layer, path.parent)
         inherited = layer.path != path or merged.resolved or bool(overrides)  # a command line makes a file its parent
-        lay(merged, layer.tables, _origins_in(layer, inherited=inherited))
+        merge_into(merged, layer.tables, _origins_in(layer, inherited=inherited))
     override(merged, overrides)
     return merged
 
 
 def of_recipe(recipe: Recipe) -> Merged:
-    """A resolved recipe as layers again, to be changed."""
+    """Return a resolved recipe as layers again, to be changed."""
     merged = Merged(recipe.path, resolved=True)
     tables = recipe.to_json()
     for name in tables.pop("plugins"):
         file = recipe.plugin_files.get(name)
         merged.plugins.append(Plugin(file.name if file else name, file.parent if file else Path.cwd(), "plugins"))
-    lay(merged, tables, lambda key: Origin(recipe.origins.get(key, ""), inherited=True))
+    merge_into(merged, tables, lambda key: Origin(recipe.origins.get(key, ""), inherited=True))
     return merged
 
 
 def of_tables(tables: Mapping[str, Any], path: Path | None) -> Merged:
-    """The tables of a resolved recipe, whose one-file plugins lie beside `path`."""
+    """Return the tables of a resolved recipe as layers; its one-file plugins are next to `path`."""
     where = shown(path) if path else ""
     raise_all(odd_values(tables, lambda key: where))
     merged = Merged(path, resolved=True)
     own = {key: value for key, value in tables.items() if key != "plugins"}
     merged.plugins += _plugins(tables.get("plugins", []), path.parent if path else Path.cwd(), where)
-    lay(merged, own, lambda key: Origin(where, inherited=True, folder=path.parent if path else Path()))
+    merge_into(merged, own, lambda key: Origin(where, inherited=True, folder=path.parent if path else Path()))
     return merged
 
 
@@ -131,7 +131,7 @@ def _origins_in(layer: Source, inherited: bool) -> Callable[[str], Origin]:
 
 
 def chain(path: Path, where: str = "") -> list[Source]:
-    """The file, which is asked for at `where`, and all it extends, the oldest first.
+    """Return the file, which is requested at `where`, and all that it extends, the oldest first.
 
     Raises SdditError (SD-R120, SD-R121) for a cycle or a missing one.
     """
@@ -149,7 +149,7 @@ def chain(path: Path, where: str = "") -> list[Source]:
                 "SD-R120",
                 f"more than {MAX_CHAIN} recipes extend each other",
                 where=where,
-                fix="write what they say into fewer files",
+                fix="merge them into fewer files",
             )
         source = read(path)
         sources.append(source)
@@ -161,7 +161,7 @@ def chain(path: Path, where: str = "") -> list[Source]:
 
 
 def parent_of(folder: Path, parent: Any, where: str) -> Path:
-    """The file that `extends` means in a folder: `base/x.toml` there, or `quickstart`, a shipped recipe by its name."""
+    """Return the file that `extends` names in a folder: `base/x.toml` there, or `quickstart`, a shipped recipe by its name."""
     if isinstance(parent, str) and re.fullmatch(r"[\w-]+(/[\w-]+)*", parent):
         return shipped() / f"{parent}.toml"
     if not isinstance(parent, str) or not parent.endswith(".toml") or Path(parent).is_absolute():
@@ -176,24 +176,24 @@ def parent_of(folder: Path, parent: Any, where: str) -> Path:
 
 
 def _take_plugins(merged: Merged, layer: Source, home: Path) -> None:
-    """Add the plugins a layer names; a child cannot take away what its parent needs."""
+    """Add the plugins a layer names; a child cannot remove what its parent needs."""
     where = layer.place("plugins")
     for plugin in _plugins(layer.tables.pop("plugins", []), layer.path.parent, where):
         if plugin.is_file and not _related(plugin.folder, home):
             raise error(
                 "SD-R130",
-                "code is reached through `extends` from elsewhere",
+                "a recipe outside this folder names code",
                 where=where,
                 got=plugin.name,
                 expect=f"a file that is named by a recipe in {shown(home)}",
-                fix=f"copy {plugin.name} beside your recipe and name it there",
+                fix=f"copy {plugin.name} next to your recipe and name it there",
             )
         if plugin not in merged.plugins:
             merged.plugins.append(plugin)
 
 
 def _related(folder: Path, home: Path) -> bool:
-    """Whether one folder lies in the other: `recipes/` and `recipes/ablations/` belong together."""
+    """Return whether one folder contains the other: `recipes/` and `recipes/ablations/` belong together."""
     a, b = folder.resolve(), home.resolve()
     return a.is_relative_to(b) or b.is_relative_to(a)
 
@@ -216,16 +216,16 @@ def _plugins(value: Any, folder: Path, where: str) -> list[Plugin]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def lay(merged: Merged, over: Mapping[str, Any], origin: Callable[[str], Origin]) -> None:
-    """Lay a table over what is there.
+def merge_into(merged: Merged, over: Mapping[str, Any], origin: Callable[[str], Origin]) -> None:
+    """Merge a table into the recipe.
 
-    Tables are merged key by key. Replaced whole are: lists, a table whose `name` changes (its other keys belong to another
-    component), and a value schedule that is given with start and end. `false` in place of a table removes it.
+    Tables are merged key by key. Replaced entirely: lists, a table whose `name` changes (its other keys belong to another
+    component), and a value schedule that sets start and end. `false` in place of a table removes it.
     """
-    _lay(merged, merged.tables, over, origin, ())
+    _merge_table(merged, merged.tables, over, origin, ())
 
 
-def _lay(
+def _merge_table(
     merged: Merged, base: dict[str, Any], over: Mapping[str, Any], origin: Callable[[str], Origin], at: tuple[str, ...]
 ) -> None:
     for key, new in over.items():
@@ -234,7 +234,7 @@ def _lay(
         old = base.get(key)
         if isinstance(old, dict) and isinstance(new, Mapping) and not _replaces(new, old):
             merged.origins[dotted] = origin(dotted)
-            _lay(merged, old, new, origin, path)
+            _merge_table(merged, old, new, origin, path)
             continue
         for gone in [k for k in merged.origins if k == dotted or k.startswith(f"{dotted}.")]:
             del merged.origins[gone]
@@ -251,7 +251,7 @@ def _replaces(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
 
 
 def _same_component(one: Any, other: Any) -> bool:
-    """Whether two names mean the same: `masked` is `acme/masked`, and `acme/masked` is not `other/masked`."""
+    """Return whether two names are the same component: `masked` is `acme/masked`, and `acme/masked` is not `other/masked`."""
     if not (isinstance(one, str) and isinstance(other, str)):
         return bool(one == other)
     bare = "/" not in one or "/" not in other
@@ -259,7 +259,7 @@ def _same_component(one: Any, other: Any) -> bool:
 
 
 def nodes(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """The dotted keys of a value and, if it is a table, of all in it."""
+    """Yield the dotted keys of a value and, if it is a table, of everything in it."""
     if path:
         yield ".".join(path)
     if isinstance(value, Mapping):
@@ -268,7 +268,7 @@ def nodes(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in a table that is no table itself; an empty table counts as a value."""
+    """Yield (dotted key, value) of each value in a table and its sub-tables; an empty table counts as a value."""
     for key, inner in value.items():
         if isinstance(inner, Mapping) and inner:
             yield from leaves(inner, (*path, key))
@@ -291,7 +291,7 @@ class Override:
 
     @property
     def table(self) -> dict[str, Any]:
-        """The override as a table to lay over the recipe."""
+        """The override as a table to merge into the recipe."""
         table = self.value
         for key in reversed(self.path):
             table = {key: table}
@@ -307,7 +307,13 @@ def parse_override(text: str) -> Override:
             "SD-R133", "an override is key=value", where=COMMAND_LINE, got=text, expect="such as train.steps=200"
         )
     if key == "extends":
-        raise error("SD-R133", "`extends` stands in a file", where=COMMAND_LINE, got=text, fix="write a small recipe")
+        raise error(
+            "SD-R133",
+            "`extends` cannot be set on the command line",
+            where=COMMAND_LINE,
+            got=text,
+            fix="write it into a recipe",
+        )
     override = Override(text, tuple(key.split(".")), parse_value(value.strip(), COMMAND_LINE))
     raise_all(odd_values(override.table, lambda key: COMMAND_LINE))
     return override
@@ -327,10 +333,10 @@ def override(merged: Merged, texts: Sequence[str]) -> None:
     for o in sorted(overrides, key=lambda o: (0, len(o.path)) if o.path[-1] == "name" else (1, 0)):
         if o.value is False and isinstance(_at(merged.tables, o.path), dict):
             removals.append(o)
-        lay(merged, o.table, _always(origins[o]))
+        merge_into(merged, o.table, _always(origins[o]))
     found = {id(origin) for origin in merged.origins.values()}
     raise_all(
-        Problem("SD-R134", "an override has no effect", COMMAND_LINE, o.text, "one override of a key", "leave it out")
+        Problem("SD-R134", "an override has no effect", COMMAND_LINE, o.text, "one override of a key", "remove it")
         for o in overrides
         if (_at(merged.tables, o.path) is not None if o in removals else id(origins[o]) not in found)
     )
@@ -341,7 +347,7 @@ def _always(origin: Origin) -> Callable[[str], Origin]:
 
 
 def _at(tables: Mapping[str, Any], path: Sequence[str]) -> Any:
-    """What stands at a path of keys, or None."""
+    """Return the value at a path of keys, or None."""
     found: Any = tables
     for key in path:
         found = found.get(key) if isinstance(found, Mapping) else None

@@ -1,4 +1,4 @@
-"""Read one recipe file. Caps come before parsing, every mistake gets a place and a remedy, and each key has a line."""
+"""Read one recipe file, with size limits, the line of each key, and a location and fix for every mistake."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ MAX_LINE = 4096  # the time of tomllib grows with the square of one dotted key
 MAX_DEPTH = 16
 MAX_INTEGER = 2**63 - 1
 IN_RANGE = "at most 2^63 - 1"
-ONE_VALUE = "give each key an override of its own"
+ONE_VALUE = "write one override for each key"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The tables of one file, and where they stand."""
+    """The tables of one file, and their lines."""
 
     path: Path
     tables: dict[str, Any]
     lines: Mapping[str, int] = field(default_factory=dict)  # dotted key -> line, counted from 1
 
     def place(self, key: str) -> str:
-        """`recipes/tiny.toml:14`, the line of a dotted key or of the nearest table around it."""
+        """Return `recipes/tiny.toml:14`, the line of a dotted key or of the nearest table around it."""
         while key and key not in self.lines:
             key = key.rpartition(".")[0]
         return f"{shown(self.path)}:{self.lines[key]}" if key else shown(self.path)
 
 
 def shown(path: Path) -> str:
-    """A path as messages write it: short where it lies in the current folder."""
+    """Return a path for messages: relative if it is in the current folder."""
     here, full = Path.cwd(), Path(os.path.normpath(path.absolute()))
     return str(full.relative_to(here)) if full.is_relative_to(here) else str(path)
 
@@ -84,7 +84,7 @@ def _decoded(path: Path) -> str:
             "the recipe cannot be read",
             where=shown(path),
             got=failure.strerror or "",
-            fix="mend its permissions, or give another path",
+            fix="fix its permissions, or pass another path",
         ) from None
     if len(data) > most:
         raise error("SD-R131", "the recipe is too large", where=shown(path), got="more", expect=f"at most {most} bytes")
@@ -106,7 +106,7 @@ def _refuse_hidden(path: Path, text: str) -> None:
         if unicodedata.category(character) in {"Cc", "Cf", "Zl", "Zp"} and character not in "\t\n\r":
             raise error(
                 "SD-R132",
-                "the recipe holds a character that cannot be seen",
+                "the recipe contains an invisible character",
                 where=f"{shown(path)}:{text.count(chr(10), 0, position) + 1}",
                 got=f"U+{ord(character):04X} {unicodedata.name(character, '')}".strip(),
                 fix="delete it",
@@ -124,13 +124,13 @@ def _parse_json(path: Path, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as failure:
         raise error(
             "SD-R100",
-            "this is no JSON",
+            "invalid JSON",
             where=shown(path),
             got=str(failure),
-            fix="put a copy back, or use the recipe it was resolved from",
+            fix="restore it from a backup, or use the recipe it was resolved from",
         ) from None
     if not isinstance(tables, dict):
-        raise error("SD-R101", "this is no resolved recipe", where=shown(path), expect="an object of tables")
+        raise error("SD-R101", "not a resolved recipe", where=shown(path), expect="an object of tables")
     raise_all(odd_values(tables, lambda key: shown(path)))
     return tables
 
@@ -149,9 +149,9 @@ def _parse_toml(path: Path, text: str, entries: list[Entry]) -> dict[str, Any]:
 
 
 def parse_value(text: str, where: str) -> Any:
-    """One TOML value, as an override writes it; text that is no TOML value stands for itself.
+    """Parse the value of an override as TOML; text that is not valid TOML is returned unchanged.
 
-    Raises SdditError for a value that starts like TOML (a quote or bracket) and is none, and for more than one value.
+    Raises SdditError for invalid TOML that starts with a quote or bracket, and for more than one value.
     """
     if len(text) > MAX_LINE or "\n" in text or "\r" in text:
         raise error("SD-R133", "an override is one value on one line", where=where, got=quoted(text), fix=ONE_VALUE)
@@ -174,7 +174,7 @@ def _too_deep(where: str) -> SdditError:
 
 
 def odd_values(tables: Mapping[str, Any], place: Any) -> list[Problem]:
-    """Keys and values that TOML allows and no recipe means: dates, inf and nan, huge integers, quoted dotted keys."""
+    """Return problems of keys and values that TOML allows but recipes do not: dates, inf, nan, huge integers, quoted dots."""
     return list(_odd(tables, (), place))
 
 
@@ -208,7 +208,7 @@ def _odd_key(name: str, where: str) -> Iterator[Problem]:
 
 
 def quoted(value: Any, most: int = 60) -> str:
-    """A value as TOML would write it, cut to a length that a message can carry."""
+    """Return a value as TOML writes it, truncated for a message."""
     match value:
         case bool():
             text = str(value).lower()
@@ -244,7 +244,7 @@ _TOKEN = re.compile(r'''"""|\'\'\'|"(?:[^"\\]|\\.)*"|'[^']*'|#.*|[][{}]''')
 
 
 def scan(text: str) -> Iterator[Entry]:
-    """The headers and `key =` lines of a TOML text, which may have mistakes. tomllib keeps no positions of its own."""
+    """Yield the headers and `key =` lines of a TOML text, which may be invalid: tomllib keeps no positions."""
     table, quotes, depth = "", "", 0
     for number, line in enumerate(text.split("\n"), 1):
         rest = line
@@ -262,7 +262,7 @@ def scan(text: str) -> Iterator[Entry]:
 
 
 def _dotted(text: str) -> str:
-    """The key as tomllib gives it: quotes and escapes of its parts undone, as far as they can be."""
+    """Return the key as tomllib returns it, with quotes and escapes resolved where possible."""
     return ".".join(_unquoted(part) for part in re.findall(_PART, text))
 
 
@@ -274,7 +274,7 @@ def _unquoted(part: str) -> str:
 
 
 def _still_open(rest: str, quotes: str, depth: int) -> tuple[str, int]:
-    """The multi-line quotes and the brackets that are open at the end of a line."""
+    """Return the multi-line quotes and the number of brackets that are open at the end of a line."""
     while True:
         if quotes:
             end = rest.find(quotes)
@@ -294,12 +294,12 @@ def _still_open(rest: str, quotes: str, depth: int) -> tuple[str, int]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What was meant
+# What to fix
 # --------------------------------------------------------------------------------------------------------------------
 
 
 def _syntax_problem(file: str, text: str, message: str, entries: list[Entry]) -> Problem:
-    """What a person should mend, from tomllib's message and the text."""
+    """Return what to fix, from tomllib's message and the text."""
     lines = text.split("\n")
     position = re.search(r"\(at line (\d+), column (\d+)\)", message)
     number, column = (int(position[1]), int(position[2])) if position else (len(lines), 1)
@@ -329,35 +329,35 @@ def _syntax_problem(file: str, text: str, message: str, entries: list[Entry]) ->
 
 
 def _twice(file: str, where: str, got: str, entries: list[Entry]) -> Problem:
-    """Which key tomllib found twice: it does not say."""
+    """Find the key that is set twice: tomllib does not name it."""
     first: dict[str, Entry] = {}
     for entry in entries:
         earlier = first.setdefault(entry.key, entry)
         if earlier is not entry and {earlier.kind, entry.kind} != {"array"}:
             lines = f"lines {earlier.line} and {entry.line}"
-            return Problem("SD-R104", f"{entry.key!r} given twice ({lines})", f"{file}:{entry.line}", fix="keep one")
+            return Problem("SD-R104", f"{entry.key!r} given twice ({lines})", f"{file}:{entry.line}")
         parents = (entry.key.rsplit(".", n)[0] for n in range(1, entry.key.count(".") + 1))
         for value in (first[p] for p in parents if p in first and first[p].kind == "value"):
             what = f"{value.key!r} is a value on line {value.line} and a table on line {entry.line}"
-            return Problem("SD-R104", what, f"{file}:{entry.line}", fix="keep one")
-    return Problem("SD-R104", "a key or a table is given twice", where, got, fix="keep one")
+            return Problem("SD-R104", what, f"{file}:{entry.line}")
+    return Problem("SD-R104", "a key or a table is given twice", where, got)
 
 
 def _token(line: str, column: int) -> str:
-    """The word of `line` in which `column`, counted from 1, lies."""
+    """Return the word of `line` at `column`, counted from 1."""
     before = re.split(r"[\s=,[{]", line[: column - 1])[-1]
     return before + re.split(r"[\s,\]}#]", line[column - 1 :])[0]
 
 
 def meant(word: str) -> str:
-    """How to write `word`, which is no TOML value, or an empty string where that cannot be guessed."""
+    """Return how to write `word`, which is not a TOML value, or an empty string if that cannot be guessed."""
     low = word.lower()
     if low in {"true", "yes", "on"}:
         return "write true"
     if low in {"false", "no", "off"}:
         return "write false"
     if low in {"none", "null", "nil", "~"}:
-        return "leave the key out for its default: TOML has no empty value"
+        return "remove the key to use its default: TOML has no empty value"
     if re.fullmatch(r"[+-]?0\d+", word):
         return f"write {int(word)}"
     if re.fullmatch(r"[+-]?\d+\.", word):

@@ -20,7 +20,7 @@ Json = Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What a run is. Two equal ones have one id and one run folder."""
+    """Everything that defines a run. Equal recipes have one id and one run folder."""
 
     name: str  # file stem
     path: Path | None
@@ -29,7 +29,7 @@ class Recipe:
     backbone: Selected[face.BackboneParams]
     noise_schedule: Selected[face.NoiseScheduleParams]
     pair_sampler: Selected[face.PairSamplerParams]
-    losses: Mapping[str, Selected[face.LossParams]]  # by label; terms of constant weight 0 included
+    losses: Mapping[str, Selected[face.LossParams]]  # by label, including those of constant weight 0
     attention: Selected[face.AttentionParams]
     dataset: Selected[face.DatasetParams]
     sampler: Selected[face.SamplerParams]
@@ -42,17 +42,19 @@ class Recipe:
     ema: Mapping[str, EmaSettings]
     evaluate: EvaluateSettings
     facts: face.DataFacts
-    start: StartSettings | None = None  # the weights to begin from; None: fresh ones
+    start: StartSettings | None = None  # the weights to start from; None: new ones
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> where its value came from
-    idle: tuple[str, ...] = ()  # keys that were given and have no effect here
-    warnings: tuple[str, ...] = ()  # what is allowed and probably not meant
+    idle: tuple[str, ...] = ()  # keys that are set and have no effect here
+    warnings: tuple[str, ...] = ()  # what is allowed but probably a mistake
     plugin_digests: Mapping[str, str] = field(default_factory=dict)  # plugin -> version or file hash
-    plugin_files: Mapping[str, Path] = field(default_factory=dict)  # "./file.py" -> where that plugin lies
-    kernels: Mapping[str, face.AttentionParams] = field(default_factory=dict)  # that could be chosen, as they come
+    plugin_files: Mapping[str, Path] = field(default_factory=dict)  # "./file.py" -> path of that plugin
+    kernels: Mapping[str, face.AttentionParams] = field(
+        default_factory=dict
+    )  # that could be chosen, with their defaults
 
     @property
     def shapes(self) -> face.Shapes:
-        """What the backbone is built for."""
+        """Input and output shapes of the backbone."""
         return face.Shapes(self.facts.image, self.facts.num_classes, self.noise_schedule.params.outputs)
 
     @property
@@ -82,7 +84,7 @@ class Recipe:
         return any(self.trains_head(chosen.params) for chosen in self.active_losses.values())
 
     def wants(self, labels: Collection[str] | None = None) -> dict[str, face.Want]:
-        """For each view that some term reads (of those named, if any are), all that is read from it."""
+        """Return what is read from each view, by all active losses or by those in `labels`."""
         wants: dict[str, face.Want] = {}
         for label, chosen in self.active_losses.items():
             if labels is not None and label not in labels:
@@ -99,13 +101,13 @@ class Recipe:
         return self.evaluate.weights or next(iter(self.ema), "student")
 
     def has_table(self, feature: str) -> bool:
-        """Whether an extractor is set in a table `[features.LABEL]`, rather than named by `[evaluate]` alone."""
+        """Return whether an extractor is set in a table `[features.LABEL]`, rather than named by `[evaluate]` alone."""
         return feature in self.evaluate.features and "/" not in feature
 
     def to_json(self, *, free: bool = True) -> dict[str, Json]:
-        """The resolved recipe. Without `free`, only what decides the numbers: the part that the run id hashes.
+        """Return the resolved recipe. Without `free`, only what determines the numbers: the part that the run id hashes.
 
-        With it, this is what `recipe.resolved.json` holds and `resolve` reads again; one-file plugins then lie beside it.
+        With it, the content of `recipe.resolved.json`, which `resolve` reads again; one-file plugins are next to that file.
         """
         tables: dict[str, Json] = {
             "seed": self.seed,
@@ -149,7 +151,7 @@ def as_view(recipe: Recipe) -> RecipeView:
 
 
 def facts_to_json(facts: face.DataFacts) -> dict[str, Json]:
-    """What is known of the data, so that a run can be sampled where the data itself is gone."""
+    """Return what is known of the data, so that a run can be sampled without the data."""
     known = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(facts).items()}
     return {"classes": facts.num_classes, **known}
 
@@ -160,11 +162,11 @@ def _settings(settings: Params, free: bool) -> dict[str, Json]:
 
 
 def _without_paths(table: dict[str, Json], free: bool) -> dict[str, Json]:
-    """The settings of an extractor; without `free`, a path goes where the file's hash stands beside it."""
+    """Return the settings of an extractor; without `free`, paths whose file hash is also stored are removed."""
     return {key: value for key, value in table.items() if free or f"{key}_sha256" not in table}
 
 
 def is_free(settings: type[Params], key: str) -> bool:
-    """Whether a key of one of the core's tables changes no number."""
+    """Return whether a key of one of the core's tables changes no number."""
     info = settings.model_fields.get(key)
     return info is not None and isinstance(info.json_schema_extra, Mapping) and bool(info.json_schema_extra.get("free"))

@@ -1,6 +1,6 @@
-"""From a recipe as written to a recipe as run: components found, settings checked, defaults filled in, slots fitted.
+"""Resolve a recipe: select its components, check their settings, fill in defaults, and check the slots together.
 
-All problems are collected and raised together, before anything runs. Nothing here imports torch.
+All problems are collected and raised together, before anything runs. Torch-free.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sddit.plugins.host import Host
 from sddit.plugins.host import host as the_host
 from sddit.recipes import checks
 from sddit.recipes.differences import SETTINGS, differences
-from sddit.recipes.merge import Merged, Origin, lay, leaves, load, of_recipe, of_tables, override
+from sddit.recipes.merge import Merged, Origin, leaves, load, merge_into, of_recipe, of_tables, override
 from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.selection import LABELLED, SLOTS, Selector
@@ -28,19 +28,19 @@ from sddit.recipes.start_weights import located
 from sddit.recipes.validation import unknown_key
 
 ABLATION = "ablation"
-"""The table of arms. It changes nothing of the recipe itself: resolved, an ablation is the recipe without changes."""
+"""The table of arms. It changes no other key: resolved, an ablation is its recipe without the arms."""
 
 TABLES = ("seed", "plugins", "extends", *SLOTS, *LABELLED, *SETTINGS, ABLATION)
 STATED = ("name", "data", "code")
-"""What only a resolved recipe holds: its name, and what the data and the plugins were."""
+"""Tables of resolved recipes only: the name, and what the data and the plugins were."""
 
 MEASURED = "measured"
 TOLERANCE = 0.1
-"""How far a given sigma_data may be from the measured one before the recipe is warned of."""
+"""Maximum relative difference between sigma_data and the measured value without a warning."""
 
 
 def resolve(source: str | Path, overrides: Sequence[str] = (), *, host: Host | None = None) -> Recipe:
-    """A recipe by path or name, with `key=value` overrides, checked and complete.
+    """Return a recipe by path or name, with `key=value` overrides, checked and complete.
 
     Args:
         source: a `.toml` file, a `recipe.resolved.json`, or the name of a recipe in `recipes/` or among the shipped ones.
@@ -54,27 +54,27 @@ def resolve(source: str | Path, overrides: Sequence[str] = (), *, host: Host | N
 
 
 def changed(recipe: Recipe, overrides: Sequence[str], *, host: Host | None = None) -> Recipe:
-    """A resolved recipe with further overrides, checked again; the rest stays as it is."""
+    """Return a resolved recipe with further overrides, checked again."""
     merged = of_recipe(recipe)
     override(merged, overrides)
     return resolve_merged(merged, host=host)
 
 
 def resolve_tables(tables: Mapping[str, Any], path: Path | None, *, host: Host | None = None) -> Recipe:
-    """The tables of a resolved recipe that stand elsewhere than in a file of their own.
+    """Resolve tables of a resolved recipe that are stored inside another file.
 
     Args:
-        tables: what is left out takes its default.
-        path: the file in which they stand, beside which one-file plugins lie; None: nowhere.
+        tables: keys that are not set take their defaults.
+        path: the file that stores them, next to its one-file plugins; None: no file.
     """
     return resolve_merged(of_tables(tables, path), host=host)
 
 
 def resolve_without_data(source: str | Path, *, host: Host | None = None) -> Recipe:
-    """A `recipe.resolved.json` whose data may be gone: what it states of the data then stands in its place.
+    """Resolve a `recipe.resolved.json` whose data may be missing.
 
-    With its data it is what `resolve` gives. Without, its data set is `declared`: the recipe samples as before, and neither
-    trains nor scores.
+    Without the data, its data set is `declared`, from what the file states: the recipe samples as before, but cannot train
+    or score.
     """
     merged = load(source)
     try:
@@ -84,12 +84,14 @@ def resolve_without_data(source: str | Path, *, host: Host | None = None) -> Rec
         if not about_data or "mean" not in merged.tables.get("data", {}):
             raise
     stand_in = {"dataset": declared_table(merged.tables.pop("data"), merged.tables["dataset"])}
-    lay(merged, {**stand_in, "evaluate": {"features": []}}, lambda key: Origin("stated by the run", inherited=True))
+    merge_into(
+        merged, {**stand_in, "evaluate": {"features": []}}, lambda key: Origin("stated by the run", inherited=True)
+    )
     return resolve_merged(merged, host=host)
 
 
 def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
-    """`resolve` for a recipe whose layers are merged already."""
+    """Resolve a recipe whose layers are already merged."""
     selector = Selector(merged, host or the_host())
     selector.add(_unknown_tables(selector), blocks=False)
     chosen = selector.slots()
@@ -119,7 +121,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         name=name,
         path=merged.path,
         seed=seed,
-        plugins=tuple(dict.fromkeys(plugin.beside for plugin in merged.plugins)),
+        plugins=tuple(dict.fromkeys(plugin.resolved_name for plugin in merged.plugins)),
         backbone=chosen["backbone"],
         noise_schedule=chosen["noise_schedule"],
         pair_sampler=chosen["pair_sampler"],
@@ -138,7 +140,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         facts=facts,
         start=start,
         plugin_digests=selector.used,
-        plugin_files={plugin.beside: plugin.path for plugin in merged.plugins if plugin.is_file},
+        plugin_files={plugin.resolved_name: plugin.path for plugin in merged.plugins if plugin.is_file},
         kernels={
             c.name: cast(AttentionParams, c.params()) for c in selector.host.registries.attention if not c.missing()
         },
@@ -154,13 +156,13 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
 
 def _unknown_tables(selector: Selector) -> Iterator[Problem]:
     merged, registries = selector.merged, selector.host.registries.all()
-    faces = {**SETTINGS, **{slot: registries[kind].params for slot, (kind, _) in SLOTS.items()}}
+    params = {**SETTINGS, **{slot: registries[kind].params for slot, (kind, _) in SLOTS.items()}}
     for key, value in merged.tables.items():
         if key in TABLES or (merged.resolved and key in STATED):
             continue
         problem = unknown_key(key, f"{key} = {quoted(value)}", TABLES, merged.place(key), "")
-        homes = [f"{table}.{key}" for table, face in faces.items() if key in face.model_fields]
-        yield replace(problem, fix=f"write {' or '.join(homes)}") if homes else problem
+        tables = [f"{table}.{key}" for table, model in params.items() if key in model.model_fields]
+        yield replace(problem, fix=f"write {' or '.join(tables)}") if tables else problem
 
 
 def _seed(selector: Selector) -> int:
@@ -175,7 +177,7 @@ def _seed(selector: Selector) -> int:
 
 
 def _start(selector: Selector) -> StartSettings | None:
-    """The weights to begin from, each of them settled: which checkpoint, which label, which hash."""
+    """Return the weights to start from, with checkpoint, label and hash filled in."""
     if "start" not in selector.merged.tables:
         return None
     settings = selector.settings(StartSettings, selector.merged.tables["start"], "start")
@@ -188,7 +190,7 @@ def _start(selector: Selector) -> StartSettings | None:
 
 
 def _name(selector: Selector) -> str:
-    """What the run's folder is called: the file's name, which its resolved form carries on."""
+    """Return the name of the run: the stem of the file, which the resolved form keeps."""
     merged = selector.merged
     stem = merged.path.stem if merged.path else "recipe"
     name = merged.tables.get("name", stem) if merged.resolved else stem
@@ -199,7 +201,7 @@ def _name(selector: Selector) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The data's own numbers
+# What is measured from the data
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +217,7 @@ def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts
 
 
 def _measurable(schedule: Selected[Any]) -> Iterator[tuple[str, Any]]:
-    """(key, value) of the settings that may be the word `measured`."""
+    """Yield (key, value) of the settings that accept the word `measured`."""
     for name, info in type(schedule.params).model_fields.items():
         if _mentions_measured(info.annotation):
             yield info.alias or name, getattr(schedule.params, name)
@@ -236,7 +238,7 @@ def _with_measured(selector: Selector, schedule: Selected[Any], keys: Sequence[s
 
 def _far_from_measured(schedule: Selected[Any], std: float, merged: Merged) -> list[str]:
     return [
-        f"noise_schedule.{key} = {value:g} is not what the data has: {std:.4g} ({merged.place(f'noise_schedule.{key}')}); "
+        f"noise_schedule.{key} = {value:g} differs from the standard deviation of the data, {std:.4g} ({merged.place(f'noise_schedule.{key}')}); "
         f'write {key} = "{MEASURED}"'
         for key, value in _measurable(schedule)
         if isinstance(value, float) and abs(value - std) > TOLERANCE * std
@@ -244,7 +246,7 @@ def _far_from_measured(schedule: Selected[Any], std: float, merged: Merged) -> l
 
 
 def round_to(value: float, digits: int) -> float:
-    """`value` to so many digits: the last bits of a long sum shall not decide a run's id."""
+    """Round `value` to `digits` significant digits, so that the last bits of a long sum do not change a run id."""
     return float(f"{value:.{digits}g}")
 
 
@@ -254,14 +256,14 @@ def round_to(value: float, digits: int) -> float:
 
 
 def _placed(problem: Problem, merged: Merged, around: str = "") -> Problem:
-    """A problem that names a dotted key, with file and line before it; one that names something else, with `around`'s."""
+    """Return a problem with the file and line of its dotted key, or of the key `around` if it names none."""
     known = problem.where.partition(".")[0] in TABLES and " " not in problem.where
     key = problem.where if known else around
     return replace(problem, where=f"{merged.place(key)} ({problem.where})") if key else problem
 
 
 def _with_notes(recipe: Recipe, merged: Merged, measured: Sequence[str], warnings: list[str]) -> Recipe:
-    """The recipe with the origin of each value, the idle keys and the warnings."""
+    """Return the recipe with the origin of each value, the idle keys and the warnings."""
     origins = {key: _origin(key, merged) for key, _ in leaves(recipe.to_json()) if key.partition(".")[0] not in STATED}
     for key in measured:
         origins[f"noise_schedule.{key}"] += ", measured"
@@ -279,7 +281,7 @@ def _origin(key: str, merged: Merged) -> str:
 
 
 def _changed_since(recipe: Recipe, merged: Merged) -> list[str]:
-    """What a resolved recipe says of the data and the plugins, where that is no longer so."""
+    """Describe changes of the data and the plugins since a recipe was resolved."""
     stated: dict[str, Any] = {
         key: merged.tables[key] for key in ("data", "code") if merged.resolved and key in merged.tables
     }

@@ -11,7 +11,7 @@ FOLDER = "recipes"
 
 
 def find(source: str | Path) -> Path:
-    """The file of a recipe: the path as given, else its name in `recipes/` here, else among the shipped ones.
+    """Return the file of a recipe: the path, else its name in `recipes/` here, else among the shipped ones.
 
     Raises SdditError (SD-R121) with the nearest names.
     """
@@ -24,32 +24,32 @@ def find(source: str | Path) -> Path:
         where=str(source),
         got="a folder" if Path(source).is_dir() else "no such file",
         expect=one_of(str(source), names()),
-        fix="give a path, or one of these names",
+        fix="pass a path, or one of these names",
     )
 
 
 def names() -> list[str]:
-    """The recipes that can be given by name: `quickstart`, `base/fashion`."""
+    """Return the recipes that can be given by name: `quickstart`, `base/fashion`."""
     folders = (Path(FOLDER), shipped())
     found = {path.relative_to(f).with_suffix("").as_posix() for f in folders for path in f.rglob("*.toml")}
     return sorted(found)
 
 
 def shipped() -> Path:
-    """The recipes that come with sddit: those in the wheel, or those of the checkout it runs from."""
+    """Return the folder of the shipped recipes: in the wheel, or in the checkout."""
     package = Path(__file__).resolve().parents[1]
     packaged = package / "shipped_recipes"
     return packaged if packaged.is_dir() else package.parents[1] / FOLDER
 
 
 def called(path: Path) -> str:
-    """What finds a recipe again, in any folder if it is a shipped one: `recipes/quickstart.toml`."""
+    """Return the path or name that finds a recipe again; a shipped one from any folder: `recipes/quickstart.toml`."""
     within = path.resolve().is_relative_to(shipped().resolve())
     return f"{FOLDER}/{path.resolve().relative_to(shipped().resolve()).as_posix()}" if within else shown(path)
 
 
 def _candidates(given: Path) -> list[Path]:
-    """Where a recipe may lie, the nearest first. The README's `recipes/quickstart.toml` works in any folder."""
+    """Return where a recipe may be, the nearest first. The README's `recipes/quickstart.toml` works in any folder."""
     if given.is_absolute() or ".." in given.parts or not given.name:
         return [given]
     name = PurePath(*given.parts[1:]) if len(given.parts) > 1 and given.parts[0] == FOLDER else given
@@ -58,6 +58,6 @@ def _candidates(given: Path) -> list[Path]:
 
 
 def nearby(path: Path) -> str:
-    """What may have been meant by a file that is not there, for the `expect` of a problem."""
-    beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-    return one_of(path.name, beside) if beside else f"a file in {shown(path.parent)}"
+    """Return the recipes next to a missing file, for the `expect` of a problem."""
+    siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+    return one_of(path.name, siblings) if siblings else f"a file in {shown(path.parent)}"

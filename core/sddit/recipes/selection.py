@@ -77,11 +77,11 @@ class Selector:
         self.found += [Found(problem, blocks) for problem in problems]
 
     def slots(self) -> dict[str, Selected[Any]]:
-        """The one component of each slot, without those that have problems."""
+        """Return the component of each slot, without those that have problems."""
         return self._selected({slot: self._slot(slot) for slot in SLOTS})
 
     def labelled(self, table: str) -> dict[str, Selected[Any]]:
-        """The components of `[loss.LABEL]`, `[tracker.LABEL]` or `[features.LABEL]`, without those that have problems.
+        """Return the components of `[loss.LABEL]`, `[tracker.LABEL]` or `[features.LABEL]`, without those that have problems.
 
         An extractor is called what its label says where it has no name: `evaluate.features` names it as if it had no table.
         """
@@ -94,7 +94,7 @@ class Selector:
         )
 
     def features(self, names: tuple[str, ...], tables: Mapping[str, Selected[Any]]) -> dict[str, Selected[Any]]:
-        """The extractors that `[evaluate]` names: by the label of a table `[features.LABEL]`, else by name, and by qualified
+        """Return the extractors that `[evaluate]` names: by the label of a table `[features.LABEL]`, else by name, and by qualified
         name where two share one."""
         given = self.merged.tables.get("features", {})
         plain = [name for name in dict.fromkeys(names) if name not in given]
@@ -109,7 +109,7 @@ class Selector:
         return {**dict(zip(keys, filter(None, chosen), strict=True)), **labelled}
 
     def labels(self, table: str) -> dict[str, Any]:
-        """The labelled tables of `table` whose labels can stand."""
+        """Return the labelled tables of `table` that are valid."""
         tables = self.merged.tables.get(table, {})
         if not isinstance(tables, dict):
             got = f"{table} = {quoted(tables)}"
@@ -117,10 +117,10 @@ class Selector:
             return {}
         if table == "loss" and not tables:
             self.problem("SD-R101", "no [loss.LABEL] in the recipe", "", fix="sddit-run show losses")
-        return {label: value for label, value in tables.items() if self._can_stand(table, label, value, tables)}
+        return {label: value for label, value in tables.items() if self._is_valid(table, label, value, tables)}
 
     def choose(self, key: str, table: Any, kind: str, default: str = "") -> Selected[Any] | None:
-        """The component that a table names, with its settings; None after a problem."""
+        """Return the component that a table names, with its settings; None after a problem."""
         registry: Registry[Any] = self.host.registries.all()[kind]
         if not isinstance(table, dict):
             got = f"{key.rpartition('.')[2]} = {quoted(table)}"
@@ -142,7 +142,7 @@ class Selector:
         return None if params is None else Selected(component, params)
 
     def settings(self, model: type[P], table: Any, key: str, fix: str = "", also: Sequence[str] = ()) -> P | None:
-        """A table as settings, with its paths made absolute; None after problems. `also`: keys that it has besides."""
+        """Return a table as settings, with absolute paths; None after problems. `also`: further keys that it may have."""
         if not isinstance(table, dict):
             got = f"{key} = {quoted(table)}"
             self.problem("SD-R103", f"{key!r} must be a table", key, got, f"[{key}]")
@@ -156,12 +156,12 @@ class Selector:
             return corrected
 
     def problem(self, code: str, what: str, key: str, got: str = "", expect: str = "", fix: str = "") -> None:
-        """Note a problem of the value or table at a dotted key."""
+        """Add a problem of the value or table at a dotted key."""
         self.add([Problem(code, what, self.merged.place(key), got, expect, fix)])
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
-        """Note what is raised inside, and go on after it."""
+        """Add the problems of an SdditError that is raised inside, and continue after it."""
         try:
             yield
         except SdditError as failure:
@@ -180,7 +180,7 @@ class Selector:
                 self._use(asked, asked, None, self.merged.place(key))
 
     def _use(self, name: str, row: str, folder: Path | None, where: str) -> bool:
-        """Load a plugin and say whether it is there. One that failed before is not complained of again."""
+        """Load a plugin and return whether it is loaded. One that failed before is not reported again."""
         if row in self._broken:
             return False
         try:
@@ -192,9 +192,9 @@ class Selector:
         return True
 
     def _absolute(self, model: type[Params], table: Mapping[str, Any], key: str) -> dict[str, str]:
-        """The paths in a table: of the fields that declare `json_schema_extra={"path": True}`, those that are no word.
+        """Return the paths in a table, made absolute: the fields with `json_schema_extra={"path": True}`.
 
-        A field lists the words that stand for something else than a path: `{"path": True, "words": ["embedded"]}`.
+        A field lists the words that are not paths: `{"path": True, "words": ["embedded"]}`.
         """
         found = {}
         for name, field in model.model_fields.items():
@@ -224,7 +224,7 @@ class Selector:
             return None
         return self.choose(slot, self.merged.tables.get(slot, {}), kind, default)
 
-    def _can_stand(self, table: str, label: str, value: Any, others: Mapping[str, Any]) -> bool:
+    def _is_valid(self, table: str, label: str, value: Any, others: Mapping[str, Any]) -> bool:
         key = f"{table}.{label}"
         if value is False:
             known = [name for name, other in others.items() if isinstance(other, dict)]
@@ -273,7 +273,7 @@ class Selector:
 
 
 def with_corrected_keys(model: type[P], settings: Mapping[str, Any]) -> P | None:
-    """The settings with each unknown key read as the nearest known one, or left out; None if more than that is wrong."""
+    """Return the settings with each unknown key read as the nearest known one, or ignored; None if more is wrong."""
     known = keys(model)
     meant = {key: value for key, value in settings.items() if key in known}
     for key, value in settings.items():
@@ -290,5 +290,5 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def _is_code(name: str) -> bool:
-    """Whether a name looks like a file or an import path rather than `component` or `plugin/component`."""
+    """Return whether a name looks like a file or an import path rather than `component` or `plugin/component`."""
     return name.startswith((".", "/", "~")) or name.endswith(".py") or ":" in name.rpartition("/")[2]

@@ -10,7 +10,7 @@ from sddit.interfaces import Params
 from sddit.value_schedules import Value, bounded
 
 FREE: dict[str, Any] = {"free": True}
-"""Marks a key that changes no number: it is left out of the run id and may change on resume."""
+"""Marks a key that changes no number: it is not part of the run id and may change on resume."""
 
 Precision = Literal["fp32", "bf16", "fp64"]
 
@@ -18,16 +18,16 @@ Precision = Literal["fp32", "bf16", "fp64"]
 class TrainSettings(Params):
     """`[train]`: length, batch, precision and saving."""
 
-    steps: int = Field(1000, ge=1, le=10**9, description="Optimizer steps of the whole run.")
+    steps: int = Field(1000, ge=1, le=10**9, description="Optimizer steps of the run.")
     batch: int = Field(128, ge=1, le=10**6, description="Images of one optimizer step, over all processes.")
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="Images of one forward pass, over all processes; gradients accumulate to one batch. Left out: the batch.",
+        description="Images of one forward pass, over all processes; gradients accumulate to one batch. Default: the batch.",
     )
     precision: Precision = Field("fp32", description="fp32; bf16 (networks under autocast, losses in fp32); fp64.")
     deterministic: bool | None = Field(
-        None, description="Same bits on every run of one machine type. Left out: true on a CPU, false on CUDA."
+        None, description="Same bits on every run of one machine type. Default: true on a CPU, false on CUDA."
     )
     activation_checkpointing: bool = Field(
         False, description="Recompute each block in the backward pass instead of keeping its activations."
@@ -53,15 +53,15 @@ class TrainSettings(Params):
         description="Of several processes: seconds that one waits for another within a step before the run ends with SD-X802.",
         json_schema_extra=FREE,
     )
-    compile: bool = Field(False, description="torch.compile each block: pays on runs of many minutes.")
+    compile: bool = Field(False, description="torch.compile each block: worthwhile for runs of many minutes.")
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; recorded and reused on resume.", json_schema_extra=FREE
     )
     save_every: int = Field(500, ge=1, description="Steps between checkpoints.", json_schema_extra=FREE)
     save_async: bool = Field(
         False,
-        description="Write checkpoints beside the next steps, from a copy in the CPU's memory: pays where saving takes many "
-        "steps' time. A save that fails stops the run at its next step.",
+        description="Write checkpoints in the background from a CPU copy. Useful when saving takes longer than a few steps. "
+        "A failed save stops the run at its next step.",
         json_schema_extra=FREE,
     )
     keep: int = Field(2, ge=1, description="Verified checkpoints to keep.", json_schema_extra=FREE)
@@ -74,41 +74,41 @@ class TeacherSettings(Params):
     momentum: Annotated[Value, bounded(0, 1)] = Field(
         default={"start": 0.996, "end": 1.0, "shape": "cosine"},
         validate_default=True,
-        description="Share of the teacher kept at each step: a value schedule. By default that of BYOL, which DINO and iBOT keep.",
+        description="Fraction of the teacher kept at each step: a value schedule. Default: that of BYOL, DINO and iBOT.",
     )
 
 
 class EmaSettings(Params):
     """`[ema.LABEL]`: a moving average of the student for sampling. Separate from the teacher."""
 
-    decay: float = Field(0.9999, ge=0, lt=1, description="Share kept at each step.")
+    decay: float = Field(0.9999, ge=0, lt=1, description="Fraction of the average kept at each step.")
     ramp: bool = Field(False, description="Use min(decay, (1 + step) / (10 + step)): for short runs.")
 
 
 class StartSettings(Params):
-    """`[start]`: begin from the weights of another run rather than from fresh ones, with a fresh optimizer."""
+    """`[start]`: start from the weights of another run, with a new optimizer."""
 
     run: str = Field(
         min_length=1,
-        description="The run folder, or a folder made by `sddit-run export`, relative to the recipe. Its weights decide the "
-        "run id, wherever it lies.",
+        description="The run folder, or a folder made by `sddit-run export`, relative to the recipe. Its weights, not its "
+        "path, determine the run id.",
         json_schema_extra={"path": True, **FREE},
     )
     weights: str = Field(
         "", description="The label of an [ema] of that run, or `student`. Empty: the one that run samples with."
     )
     step: int | None = Field(
-        None, ge=0, description="Which checkpoint of that run; left out: the newest.", json_schema_extra=FREE
+        None, ge=0, description="Step of the checkpoint of that run. Default: the newest.", json_schema_extra=FREE
     )
     partial: bool = Field(
         False,
-        description="Begin also where the networks differ: what the weights lack or hold in another shape starts fresh, and "
-        "what they hold beyond this network is left out.",
+        description="Also start if the networks differ: tensors that are missing or have another shape are initialized, and "
+        "tensors that this network does not have are ignored.",
     )
     sha256: str = Field(
         "",
         pattern="^([0-9a-f]{64})?$",
-        description="Hash that the file of the weights must have; filled in where it is left out.",
+        description="Hash that the weight file must have; filled in if not set.",
     )
 
 
@@ -121,7 +121,7 @@ class EvaluateSettings(Params):
         description="balanced: class after class in turn; random: drawn for each image from the seed.",
     )
     features: tuple[str, ...] = Field(
-        (), strict=False, description="Feature extractors of the scores; none: no scores, only pictures."
+        (), strict=False, description="Feature extractors of the scores; none: no scores, only images."
     )
     weights: str = Field(
         "",
@@ -132,15 +132,15 @@ class EvaluateSettings(Params):
         0,
         ge=0,
         le=1000,
-        description="Scores while training: at how many points before the end, evenly. Each samples as many images as the "
-        "distances of the end are made of.",
+        description="Scores while training: at how many evenly spaced points before the end. Each uses as many images as the "
+        "final scores.",
     )
     previews: int = Field(6, ge=0, le=1000, description="Sample grids over the run, the last one included.")
     per_class: int = Field(8, ge=1, le=64, description="Images of each class in a grid.")
     probe: bool = Field(
         False,
-        description="At the end, ask the tokens of every block for the class: probe.json and its charts, as `evaluate --probe` "
-        "makes them. Takes forward passes over both splits, trained and untrained, at four noise levels.",
+        description="At the end, predict the class from the tokens of every block: writes probe.json and charts, as "
+        "`evaluate --probe`. Needs forward passes over both splits, trained and untrained, at four noise levels.",
         json_schema_extra=FREE,
     )
     neighbours: int = Field(3, ge=1, le=100, description="k of precision and recall.")

@@ -1,4 +1,4 @@
-"""Where trained weights lie: a run folder, or a folder made by `sddit-run export`. Finding them needs no torch."""
+"""Find trained weights in a run folder or an exported folder. Torch-free."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Found:
 
 
 def found(folder: Path, label: str = "", step: int | None = None) -> Found:
-    """The weights `label` of a folder; empty: the ones that it samples with.
+    """Return the weights `label` of a folder; empty: those that it samples with.
 
     Raises SD-C445 for a folder of another kind, SD-C446 for a label it does not have, SD-C403 for a step, SD-C447 for a run
     without a checkpoint.
@@ -50,12 +50,12 @@ def found(folder: Path, label: str = "", step: int | None = None) -> Found:
 
 
 def located(start: StartSettings, *, stated: bool) -> StartSettings:
-    """The table `[start]` with label, step and hash filled in.
+    """Return the table `[start]` with label, step and hash filled in.
 
     Args:
-        start: as it was written.
-        stated: whether a resolved recipe says so: its hash then stands unread, since a run that has begun goes on without
-            the weights it began from.
+        start: the table as written.
+        stated: whether it comes from a resolved recipe: its hash is then not checked, since a run that has started no longer
+            needs the weights it started from.
 
     Raises:
         SdditError: as `found` does, and SD-C451 where the hash is not the one that the table names.
@@ -66,22 +66,22 @@ def located(start: StartSettings, *, stated: bool) -> StartSettings:
     if start.sha256 not in ("", weights.sha256):
         raise error(
             "SD-C451",
-            "the weights to begin from are others than the recipe names",
+            "the weights to start from differ from those that the recipe names",
             where="start.sha256",
             got=weights.sha256,
             expect=start.sha256,
-            fix="give start.step, or leave start.sha256 out",
+            fix="set start.step, or remove start.sha256",
         )
     return start.model_copy(update={"weights": weights.label, "step": weights.step, "sha256": weights.sha256})
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder holds a config as `sddit-run export` writes it."""
+    """Return whether a folder holds a config as `sddit-run export` writes it."""
     return (folder / CONFIG).is_file() and "recipe" in _json(folder / CONFIG)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of an exported folder. Raises SD-C430 for another format."""
+    """Return the config of an exported folder. Raises SD-C430 for another format."""
     config = _json(folder / CONFIG)
     if config.get("format") != EXPORT_FORMAT:
         got = f"format {config.get('format')}, this version reads {EXPORT_FORMAT}"
@@ -98,7 +98,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "SD-F704",
             "the config is not what was exported",
             where=str(folder / CONFIG),
-            fix='put a copy back; if you changed it yourself, remove its key "sha256"',
+            fix='restore it from a backup; if you changed it yourself, remove its key "sha256"',
         )
     if not _is_config(config):
         raise error(
@@ -106,7 +106,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "the config is not as sddit-run export writes it",
             where=str(folder / CONFIG),
             expect="a table `recipe`, and a table `weights` with label, step and sha256",
-            fix="put a copy back",
+            fix="restore it from a backup",
         )
     return config
 
@@ -148,9 +148,7 @@ def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
             warnings.warn(
                 f"{store.path_of(candidate)} is broken ({fault}); an earlier one is used [SD-C401]", stacklevel=4
             )
-    raise error(
-        "SD-C447", "this run has no checkpoint yet", where=str(folder), fix="run its recipe until the first save"
-    )
+    raise error("SD-C447", "this run has no checkpoint yet", where=str(folder))
 
 
 def _in_export(folder: Path, label: str, step: int | None) -> Found:
@@ -162,12 +160,12 @@ def _in_export(folder: Path, label: str, step: int | None) -> Found:
 
 
 def refuse_unknown_label(label: str, known: Collection[str], folder: Path) -> None:
-    """SD-C446 for weights that a folder does not have."""
+    """Raise SdditError (SD-C446) for weights that a folder does not have."""
     if label not in known:
         raise error("SD-C446", f"no weights {label!r} here", where=str(folder), got=label, expect=one_of(label, known))
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A table of JSON, which in a folder from elsewhere may be none of ours; empty where it is none at all."""
-    held: Any = read_json(path, object, fix="put a copy back")
+    """Return a JSON object; an empty one if the file holds something else."""
+    held: Any = read_json(path, object, fix="restore it from a backup")
     return held if isinstance(held, dict) else {}

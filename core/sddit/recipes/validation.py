@@ -1,4 +1,4 @@
-"""Check one table with its settings class, and say what is wrong with it in words for the person who typed."""
+"""Validate one table with its settings class, and describe every problem for the user."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def validated(
     fix: str = "",
     also: Sequence[str] = (),
 ) -> M:
-    """Settings from the keys of one table. Raises SdditError with all that is wrong with them.
+    """Return the settings from the keys of one table. Raises SdditError with every problem.
 
     Args:
         table: the dotted key of the table, such as `loss.denoise`.
-        where: a place, or a function from a dotted key to the place where it was given.
-        fix: what lists the keys of this table.
-        also: keys that the table may have besides, and that are not in `given`: the `name` of a component.
+        where: a location, or a function from a dotted key to where it was set.
+        fix: a command that lists the keys of this table.
+        also: further keys that the table may have, which are not in `given`: the `name` of a component.
     """
     try:
         # As JSON, a list is a tuple, and nothing else is taken for what it is not.
@@ -46,7 +46,7 @@ def validated(
 
 
 def _grouped(failure: ValidationError, given: Mapping[str, Any]) -> list[tuple[Path, list[ErrorDetails]]]:
-    """Errors by the path of what was typed. Of a union, only the branch that reaches deepest speaks."""
+    """Group errors by the path in the table. Of a union, only the branch that matches deepest is reported."""
     groups: dict[Path, list[ErrorDetails]] = {}
     for detail in failure.errors(include_url=False):
         groups.setdefault(_typed_path(detail, given), []).append(detail)
@@ -54,7 +54,7 @@ def _grouped(failure: ValidationError, given: Mapping[str, Any]) -> list[tuple[P
 
 
 def _typed_path(detail: ErrorDetails, given: Mapping[str, Any]) -> Path:
-    """The location without the names that pydantic gives to the branches of a union."""
+    """Return the location without the names that pydantic gives to the branches of a union."""
     path: list[str | int] = []
     inside: Any = given
     for step in detail["loc"]:
@@ -79,7 +79,7 @@ def _problem(
     dotted = ".".join(str(step) for step in (table, *path) if step != "")
     where, detail = place(dotted), errors[0]
     if not path:
-        return Problem("SD-R108", f"{dotted!r} contradicts itself: {_said(detail)}", where, fix=fix)
+        return Problem("SD-R108", f"{dotted!r} contradicts itself: {_message(detail)}", where, fix=fix)
     last, value, field = path[-1], detail["input"], field_at(model, path)
     expect = expectation(field) if field else ""
     got = f"{f'{path[-2]}[{last}]' if isinstance(last, int) else last} = {quoted(value)}"
@@ -102,18 +102,18 @@ def _problem(
             )
         case "value_error" | "assertion_error":
             return Problem(
-                "SD-R108", f"{dotted!r} is not allowed: {_said(detail)}", where, got, expect or _said(detail)
+                "SD-R108", f"{dotted!r} is not allowed: {_message(detail)}", where, got, expect or _message(detail)
             )
         case kind if kind.endswith("_type") or kind == "missing" or len(errors) > 1:
             return Problem("SD-R103", f"{dotted!r} is of the wrong kind", where, got, expect, _meant(value, expect))
-    return Problem("SD-R108", f"{dotted!r} is out of range", where, got, expect or _said(detail))
+    return Problem("SD-R108", f"{dotted!r} is out of range", where, got, expect or _message(detail))
 
 
 def unknown_key(dotted: str, got: str, known: Sequence[str], where: str, fix: str) -> Problem:
-    """A key that its table does not have."""
+    """Return the problem of a key that its table does not have."""
     key = dotted.rpartition(".")[2]
     if key in TOP_KEYS and "." in dotted:
-        what = f"unknown key {dotted!r}: top-level keys stand above the first [table]"
+        what = f"unknown key {dotted!r}: top-level keys must be above the first [table]"
         return Problem("SD-R102", what, where, got, fix=f"move {key!r} to the top of the file")
     rename = "rename the key" if known else "remove the key"
     return Problem(
@@ -123,18 +123,18 @@ def unknown_key(dotted: str, got: str, known: Sequence[str], where: str, fix: st
 
 
 def _keys_around(model: type[BaseModel], path: Path) -> list[str]:
-    """The keys that may stand where the last step of `path` stands."""
+    """Return the keys that are allowed at the last step of `path`."""
     field = field_at(model, path[:-1])
     return [key for inner in (models(field.annotation) if field else [model]) for key in keys(inner)]
 
 
-def _said(detail: ErrorDetails) -> str:
-    """The message of a validator, without pydantic's preface."""
+def _message(detail: ErrorDetails) -> str:
+    """Return the message of a validator, without pydantic's prefix."""
     return detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
 def _meant(value: Any, expect: str) -> str:
-    """A remedy for a text where something else is expected, as an override's `True` or `010` becomes, or the reverse."""
+    """Return a fix for text where another type is expected, such as an override's `True` or `010`, or the reverse."""
     if isinstance(value, str):
         if "text" in expect:
             return ""
@@ -144,7 +144,7 @@ def _meant(value: Any, expect: str) -> str:
 
 
 def _plain(expect: str) -> str:
-    """A remedy for a word where a number or a truth value is expected, and nothing else."""
+    """Return a fix for a word where only a number or a boolean is expected."""
     if expect == "true or false":
         return "write true or false"
     kind = expect.partition(",")[0]

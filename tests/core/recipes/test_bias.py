@@ -76,7 +76,7 @@ def test_a_kernel_without_a_bias_is_refused_where_one_is_needed(problems: Callab
     (problem,) = problems("biased", "plain")
     assert (problem.code, problem.got) == ("SD-R108", "plain")
     assert "(attention.name)" in problem.where
-    assert problem.what == "backbone 'biased' adds a bias to its attention, which kernel 'plain' cannot"
+    assert problem.what == "backbone 'biased' adds a bias to its attention, which kernel 'plain' does not support"
     assert problem.expect == "one of toy"
 
 

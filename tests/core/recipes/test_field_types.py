@@ -38,7 +38,7 @@ class Everything(Params):
     momentum: Annotated[Value, bounded(0, 1)] = Field(
         1.0, description="number or { start, end, shape, power, from, until }, 0 to 1"
     )
-    until: StepOrFraction = Field(1.0, description="steps (a whole number) or a share of the run (0.0 to 1.0)")
+    until: StepOrFraction = Field(1.0, description="steps (a whole number) or a fraction of the run (0.0 to 1.0)")
     names: tuple[str, ...] = Field((), description="list of text")
     window: tuple[float, float] | None = Field(None, description="[number, number]")
     few: tuple[int, ...] = Field((), max_length=3, description="list of whole number, at most 3 of them")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sddit.errors import Problem, SdditError
-from sddit.recipes.merge import Merged, Origin, lay, leaves, load, nodes, override, parse_override
+from sddit.recipes.merge import Merged, Origin, leaves, load, merge_into, nodes, override, parse_override
 
 Write = Callable[[str, str], Path]
 
@@ -26,7 +26,7 @@ def refused(source: Path, *overrides: str) -> Problem:
 def laid(*layers: dict[str, Any]) -> dict[str, Any]:
     merged = Merged(None)
     for layer in layers:
-        lay(merged, layer, lambda key: Origin("somewhere"))
+        merge_into(merged, layer, lambda key: Origin("somewhere"))
     assert set(merged.origins) == set(nodes(merged.tables))  # every table and value has an origin, and nothing else has
     return merged.tables
 
@@ -184,7 +184,7 @@ def test_overrides_of_different_keys_commute(
     results = []
     for order in (texts, shuffled):
         merged = Merged(None)
-        lay(merged, a, lambda key: Origin("file"))
+        merge_into(merged, a, lambda key: Origin("file"))
         override(merged, order)
         results.append(merged.tables)
     assert results[0] == results[1]

@@ -295,7 +295,7 @@ def test_a_wrong_setting_says_what_is_allowed(
             "a count of steps is a whole number",
             "",
         ),
-        ("until = 'x'", "SD-R103", "'loss.denoise.until' is of the wrong kind", "steps (a whole number) or a share"),
+        ("until = 'x'", "SD-R103", "'loss.denoise.until' is of the wrong kind", "steps (a whole number) or a fraction"),
         ("views = 'student'", "SD-R103", "'loss.denoise.views' is of the wrong kind", "list of text"),
         ("window = [1.0]", "SD-R103", "'loss.denoise.window' is of the wrong kind", "[number, number]"),
     ],

@@ -28,7 +28,7 @@ from sddit.ablations.planning.settings_checks import EXTENDS, long_names, read_s
 from sddit.errors import raise_all
 from sddit.plugins.host import Host
 from sddit.recipes.checks import check_device
-from sddit.recipes.merge import Merged, Origin, chain, lay, parent_of, stacked
+from sddit.recipes.merge import Merged, Origin, chain, merge_into, parent_of, stacked
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import ABLATION as TABLE
 from sddit.recipes.resolve import resolve_merged
@@ -122,7 +122,7 @@ def apply_changes(merged: Merged, changes: Iterable[Change]) -> Merged:
     changed.origins = {key: replace(origin, inherited=True) for key, origin in changed.origins.items()}
     for change in changes:
         table = {key: value for key, value in change.table.items() if key != EXTENDS}
-        lay(changed, table, _origins_in(merged, change.given))
+        merge_into(changed, table, _origins_in(merged, change.given))
     return changed
 
 

@@ -23,7 +23,7 @@ from sddit.errors import Problem, SdditError, error
 from sddit.plugins.host import Host
 from sddit.recipes.checks import components
 from sddit.recipes.costs import plan
-from sddit.recipes.merge import Origin, lay
+from sddit.recipes.merge import Origin, merge_into
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_merged
 from sddit.value_schedules import Ramp, StepOrFraction
@@ -108,9 +108,9 @@ def at_length(arm: Arm, steps: int, host: Host | None = None) -> Recipe:
     """Return the arm as a run of `steps`, with the settings that count steps rescaled."""
     merged, factor = deepcopy(arm.merged), steps / arm.recipe.train.steps
     origin = Origin("budget")
-    lay(merged, {"train": {"steps": steps}}, lambda key: origin)
+    merge_into(merged, {"train": {"steps": steps}}, lambda key: origin)
     for key, value in rescaled(arm.recipe, factor):
-        lay(merged, nested(key, value), lambda key: origin)
+        merge_into(merged, nested(key, value), lambda key: origin)
     try:
         return resolve_merged(merged, host=host)
     except SdditError as failure:

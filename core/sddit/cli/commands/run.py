@@ -154,7 +154,7 @@ def refuse_unknown_word(word: str) -> None:
             f"{word!r} is neither a recipe nor a command",
             where="command line",
             got=word,
-            expect=one_of(word, known, most=20),
+            expect=one_of(word, known, max_names=20),
             fix="run  sddit-run --help  for the list of commands",
         ) from None
 

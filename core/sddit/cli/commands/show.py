@@ -80,7 +80,7 @@ def registry_of(kind: str) -> Registry[Any]:
             f"unknown kind of component {kind!r}",
             where="command line",
             got=kind,
-            expect=one_of(kind, [*registries, *TABLES], most=20),
+            expect=one_of(kind, [*registries, *TABLES], max_names=20),
             fix=f"run  sddit-run show  for the list of kinds{close}",
         )
     return by_name[kind]

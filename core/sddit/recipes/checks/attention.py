@@ -24,7 +24,7 @@ def check_attention(recipe: Recipe) -> Iterator[Problem]:
     if backbone.params.needs_bias and not kernel.params.takes_bias:
         yield Problem(
             "SD-R108",
-            f"backbone {backbone.component.name!r} adds a bias to its attention, which kernel {kernel.component.name!r} cannot",
+            f"backbone {backbone.component.name!r} adds a bias to its attention, which kernel {kernel.component.name!r} does not support",
             where="attention.name",
             got=kernel.component.name,
             expect=kernels(recipe, lambda params: params.takes_bias and precision in params.dtypes),
@@ -32,7 +32,7 @@ def check_attention(recipe: Recipe) -> Iterator[Problem]:
 
 
 def check_device(recipe: Recipe, device: str) -> list[Problem]:
-    """What stops this recipe from being trained on a device type (`cpu`, `cuda`): its attention kernel."""
+    """Return why this recipe cannot train on a device type (`cpu`, `cuda`): its attention kernel."""
     kernel = recipe.attention
     if device in trains_on(kernel.params):
         return []
@@ -51,11 +51,11 @@ def check_device(recipe: Recipe, device: str) -> list[Problem]:
 
 
 def trains_on(kernel: AttentionParams) -> list[str]:
-    """The device types on which a kernel goes forward and backward."""
+    """Return the device types on which a kernel runs forward and backward."""
     return [device for device in kernel.devices if device in kernel.backward_devices]
 
 
 def kernels(recipe: Recipe, serves: Callable[[AttentionParams], bool]) -> str:
-    """The installed kernels that serve, for the `expect` of a problem."""
+    """Return the installed kernels that are suitable, for the `expect` of a problem."""
     names = [name for name, params in recipe.kernels.items() if serves(params)]
-    return f"one of {', '.join(names)}" if names else "a kernel that serves it: none is installed"
+    return f"one of {', '.join(names)}" if names else "a suitable kernel: none is installed"

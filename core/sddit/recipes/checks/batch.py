@@ -10,7 +10,7 @@ from sddit.recipes.recipe import Recipe
 
 
 def check_batch(recipe: Recipe) -> Iterator[Problem]:
-    """The batch is made of micro-batches, and of images that exist."""
+    """Check that micro-batches divide the batch, and that the data has a full batch of images."""
     batch, micro = recipe.train.batch, recipe.train.micro_batch or recipe.train.batch
     if batch % micro:
         got, fits = f"batch = {batch}, micro_batch = {micro}", max(n for n in range(1, micro + 1) if batch % n == 0)
@@ -20,7 +20,7 @@ def check_batch(recipe: Recipe) -> Iterator[Problem]:
         if micro < batch and chosen.params.couples_samples:
             yield Problem(
                 "SD-R108",
-                f"term {label!r} compares the images of a batch, which micro-batches would tear apart",
+                f"loss {label!r} needs the entire batch, so it cannot be used with micro-batches",
                 where="train.micro_batch",
                 got=f"batch = {batch}, micro_batch = {micro}",
                 fix=f"train.micro_batch = {batch}, or a smaller batch",
@@ -30,7 +30,7 @@ def check_batch(recipe: Recipe) -> Iterator[Problem]:
 
 
 def check_processes(recipe: Recipe, count: int) -> Iterator[Problem]:
-    """Each of `count` processes takes an equal part of every forward pass."""
+    """Check that each of `count` processes gets an equal part of every forward pass."""
     key = "train.micro_batch" if recipe.train.micro_batch else "train.batch"
     images = recipe.train.micro_batch or recipe.train.batch
     if images % count:
@@ -40,6 +40,6 @@ def check_processes(recipe: Recipe, count: int) -> Iterator[Problem]:
             f"the images of one forward pass are not divisible by {count} processes",
             where=key,
             got=f"{key.removeprefix('train.')} = {images}, {count} processes",
-            expect="as many images for every process",
+            expect="the same number of images for every process",
             fix=f"{fits} processes, or {key}={-(-images // count) * count}",
         )

@@ -11,7 +11,7 @@ from sddit.recipes.recipe import Recipe, as_view
 
 
 def components(recipe: Recipe) -> dict[str, Selected[Any]]:
-    """Every chosen component by the dotted key of its table; a term of weight 0 is not among them."""
+    """Return every selected component by the dotted key of its table, without losses of weight 0."""
     slots = ("backbone", "noise_schedule", "pair_sampler", "attention", "dataset", "sampler", "guidance", "optimizer")
     return {
         **{slot: getattr(recipe, slot) for slot in slots},
@@ -25,7 +25,7 @@ def components(recipe: Recipe) -> dict[str, Selected[Any]]:
 
 
 def check_answers(recipe: Recipe) -> Iterator[Problem]:
-    """What every check and the plan build on must be answered; a plugin's author hears which method is at fault."""
+    """Check that components answer what the other checks and the plan need, naming the method that fails."""
     questions: list[tuple[str, str, Callable[[], object], type]] = [
         ("backbone", "grid", lambda: recipe.backbone.params.grid(recipe.shapes), Sequence),
         ("noise_schedule", "t_range", lambda: recipe.noise_schedule.params.t_range, Sequence),
@@ -36,7 +36,7 @@ def check_answers(recipe: Recipe) -> Iterator[Problem]:
     for key, method, ask, kind in questions:
         try:
             if not isinstance(answer := ask(), kind):
-                raise TypeError(f"it gave {type(answer).__name__}, not {kind.__name__}")
+                raise TypeError(f"it returned {type(answer).__name__}, not {kind.__name__}")
         except SdditError as known:
             yield from known.problems
         except ValueError as refused:
@@ -46,7 +46,7 @@ def check_answers(recipe: Recipe) -> Iterator[Problem]:
 
 
 def check_components(recipe: Recipe) -> Iterator[Problem]:
-    """The rules that the chosen components declare themselves."""
+    """Apply the rules that the components declare themselves."""
     for key, chosen in components(recipe).items():
         try:
             yield from chosen.params.check(as_view(recipe))
@@ -57,9 +57,9 @@ def check_components(recipe: Recipe) -> Iterator[Problem]:
 def broken_contract(key: str, chosen: Selected[Any], method: str, failure: Exception) -> Problem:
     return Problem(
         "SD-P220",
-        f"{chosen.component.qualified} cannot answer {type(chosen.params).__name__}.{method}",
+        f"{chosen.component.qualified} failed to answer {type(chosen.params).__name__}.{method}",
         where=key,
         got=f"{type(failure).__name__}: {failure}".rstrip(": "),
         expect="what sddit.interfaces says",
-        fix="mend the plugin; sddit.testing.check shows all that it must answer",
+        fix="fix the plugin; sddit.testing.check tests the entire contract",
     )

@@ -54,7 +54,7 @@ def too_few_images(name: str, count: int, neighbours: int, where: str, fix: str)
 
 
 def check_trackers(recipe: Recipe) -> Iterator[Problem]:
-    """Two trackers of one component would write the same files."""
+    """Check that each tracker is used once: two of one component would write the same files."""
     first: dict[str, str] = {}
     for label, chosen in recipe.trackers.items():
         name = chosen.component.qualified

@@ -10,7 +10,7 @@ from sddit.recipes.recipe import Recipe, as_view
 
 
 def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
-    """Those of the given dotted keys that change nothing in this recipe."""
+    """Return those of the given dotted keys that have no effect in this recipe."""
     prefixes = [f"loss.{label}." for label in recipe.losses if label not in recipe.active_losses]
     if all(chosen.params.needs().teacher is None for chosen in recipe.active_losses.values()):
         prefixes.append("teacher.")
@@ -36,7 +36,7 @@ def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
 
 
 def own_warnings(recipe: Recipe) -> list[str]:
-    """What the chosen components warn of, each sentence after the key of its table."""
+    """Return the warnings of the components, each sentence after the key of its table."""
     found = []
     for key, chosen in components(recipe).items():
         try:
@@ -58,7 +58,7 @@ def _trains_heads(recipe: Recipe) -> bool:
 
 
 def _named_idle(recipe: Recipe) -> Iterator[str]:
-    """The dotted keys that components call idle themselves, as far as they are set to other than their defaults."""
+    """Yield the dotted keys that components report as idle, if they are not at their defaults."""
     for key, chosen in components(recipe).items():
         defaults = type(chosen.params).model_fields
         try:

@@ -14,31 +14,31 @@ from sddit.value_schedules import extremes
 def check_losses(recipe: Recipe) -> Iterator[Problem]:
     if not recipe.active_losses:
         labels = ", ".join(recipe.losses) or "none"
-        yield Problem("SD-R108", "no loss term has a weight above 0", "loss", labels, "at least one term")
+        yield Problem("SD-R108", "no loss has a weight above 0", "loss", labels, "at least one loss")
 
 
 def check_views(recipe: Recipe) -> Iterator[Problem]:
-    """Each term finds the views it reads, and a teacher if it needs one."""
+    """Check that each loss has the views it reads, and a teacher if it needs one."""
     made = {view.name: view.network for view in recipe.pair_sampler.params.views()}
     sampler = recipe.pair_sampler.component.name
     for label, chosen in recipe.active_losses.items():
         key = f"loss.{label}"
         for name in chosen.params.views:
             if name not in made:
-                what = f"pair sampler {sampler!r} makes no view {name!r}"
+                what = f"pair sampler {sampler!r} has no view {name!r}"
                 yield Problem("SD-R112", what, f"{key}.views", name, one_of(name, made))
         networks = {view.network for view in recipe.views_of(chosen.params)}
         if "student" not in networks and set(chosen.params.views) <= made.keys():
             yield Problem(
-                "SD-R108", f"term {label!r} reads no student view", f"{key}.views", expect=_views_for(made, "student")
+                "SD-R108", f"loss {label!r} reads no student view", f"{key}.views", expect=_views_for(made, "student")
             )
         if chosen.params.needs().teacher is not None and "teacher" not in networks:
             yield Problem(
                 "SD-R108",
-                f"term {label!r} needs a teacher view",
+                f"loss {label!r} needs a teacher view",
                 where=key,
                 got=f"pair sampler {sampler!r} with the views {', '.join(made)}",
-                expect=_views_for(made, "teacher") if "teacher" in made.values() else "a pair sampler that makes one",
+                expect=_views_for(made, "teacher") if "teacher" in made.values() else "a pair sampler with one",
                 fix=f"choose one (sddit-run show pair_samplers), or loss.{label}.weight = 0",
             )  # fmt: skip
 
@@ -48,7 +48,7 @@ def _views_for(made: Mapping[str, str], network: str) -> str:
 
 
 def check_taps(recipe: Recipe) -> Iterator[Problem]:
-    """The backbone has the taps that terms read, and a class token where one is read."""
+    """Check that the backbone has the taps that losses read, and a class token if one is read."""
     backbone = recipe.backbone
     for label, chosen in recipe.active_losses.items():
         needs = chosen.params.needs()
@@ -57,20 +57,20 @@ def check_taps(recipe: Recipe) -> Iterator[Problem]:
                 try:
                     backbone.params.width(tap)
                 except ValueError as refused:
-                    what = f"backbone {backbone.component.name!r} has no tap {tap!r} for term {label!r}"
+                    what = f"backbone {backbone.component.name!r} has no tap {tap!r} for loss {label!r}"
                     yield Problem("SD-R113", what, f"loss.{label}", expect=str(refused))
             if want.cls and not backbone.params.has_cls:
                 yield Problem(
                     "SD-R108",
-                    f"term {label!r} reads a class token, and backbone {backbone.component.name!r} has none",
+                    f"loss {label!r} reads a class token, but backbone {backbone.component.name!r} has none",
                     where=f"loss.{label}",
-                    fix=f"give the backbone one (sddit-run show backbones {backbone.component.name}), "
-                    "or leave that part of the term out",
+                    fix=f"enable one in the backbone (sddit-run show backbones {backbone.component.name}), "
+                    "or disable that part of the loss",
                 )
 
 
 def check_masks(recipe: Recipe) -> Iterator[Problem]:
-    """A view hides tokens only where the backbone can run without them, and never all of them."""
+    """Check that masked views keep some tokens, and that the backbone supports masking."""
     rows, columns = recipe.backbone.params.grid(recipe.shapes)
     for view in recipe.pair_sampler.params.views():
         if not view.is_masked:
@@ -80,10 +80,10 @@ def check_masks(recipe: Recipe) -> Iterator[Problem]:
             name = recipe.backbone.component.name
             yield Problem(
                 "SD-R108",
-                f"view {view.name!r} hides tokens, and backbone {name!r} as set cannot run without them",
+                f"view {view.name!r} hides tokens, but backbone {name!r} does not support masking as configured",
                 where="pair_sampler",
                 got=f"a mask ratio up to {highest:g}",
-                fix=f"a mask ratio of 0, or a backbone that can (sddit-run show backbones {name})",
+                fix=f"a mask ratio of 0, or a backbone that supports masking (sddit-run show backbones {name})",
             )
         try:
             keep_count(rows * columns, highest)
@@ -92,7 +92,7 @@ def check_masks(recipe: Recipe) -> Iterator[Problem]:
 
 
 def check_windows(recipe: Recipe) -> Iterator[Problem]:
-    """A noise window holds some of the levels that the schedule trains, and belongs to a term that counts by sample."""
+    """Check that noise windows contain trained levels, and belong to losses with one value per sample."""
     lowest, highest = recipe.noise_schedule.params.t_range
     for label, chosen in recipe.active_losses.items():
         if chosen.params.window is None:
@@ -100,16 +100,16 @@ def check_windows(recipe: Recipe) -> Iterator[Problem]:
         if chosen.params.couples_samples:
             yield Problem(
                 "SD-R108",
-                f"term {label!r} is one number for the whole batch: no sample of it can count 0",
+                f"loss {label!r} is one value for the entire batch, so it cannot have a noise window",
                 where=f"loss.{label}.window",
-                fix=f"leave loss.{label}.window out",
+                fix=f"remove loss.{label}.window",
             )
             continue
         low, high = chosen.params.window
         if low >= high or low >= highest or high <= lowest:
             yield Problem(
                 "SD-R108",
-                f"no noise level lies in the window of term {label!r}",
+                f"the window of loss {label!r} contains no noise level of the schedule",
                 where=f"loss.{label}.window",
                 got=f"[{low:g}, {high:g}]",
                 expect=f"[low, high] within {lowest:g} to {highest:g}",

@@ -9,7 +9,7 @@ from sddit.recipes.recipe import Recipe
 
 
 def check_sampling(recipe: Recipe) -> Iterator[Problem]:
-    """Sampling begins above the level at which it ends, on a grid and with outputs that the model has."""
+    """Check that the model has the grid, the levels and the outputs that the sampler needs."""
     given, schedule = recipe.sampler.params, recipe.noise_schedule
     if given.grid not in schedule.params.grids:
         yield Problem(
@@ -22,7 +22,7 @@ def check_sampling(recipe: Recipe) -> Iterator[Problem]:
     if given.needs_variance and schedule.params.outputs < 2:
         yield Problem(
             "SD-R108",
-            f"sampler {recipe.sampler.component.name!r} needs a learned variance, and this model has none",
+            f"sampler {recipe.sampler.component.name!r} needs a learned variance, but this model has none",
             where="sampler.name",
             got=f"noise schedule {schedule.component.name!r} with one output",
             fix="a schedule that learns one, or another sampler: sddit-run show samplers",
@@ -38,12 +38,12 @@ def check_guidance(recipe: Recipe) -> Iterator[Problem]:
     if not rule.params.needs_null_label:
         return
     if recipe.facts.num_classes == 0:
-        what = f"guidance {rule.component.name!r} needs classes, and the data has none"
+        what = f"guidance {rule.component.name!r} needs classes, but the data has none"
         yield Problem("SD-T903", what, "guidance.name", rule.component.name, fix='guidance.name = "none"')
     elif recipe.dataset.params.label_drop == 0:
         yield Problem(
             "SD-T903",
-            f"guidance {rule.component.name!r} needs a model that was trained with dropped labels",
+            f"guidance {rule.component.name!r} needs a model trained with label dropout",
             where="dataset.label_drop",
             got="label_drop = 0",
             fix='dataset.label_drop = 0.1, or guidance.name = "none"',
