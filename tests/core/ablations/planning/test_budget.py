@@ -144,7 +144,7 @@ def test_an_arm_that_cannot_be_of_its_length_is_named(ablation, tmp_path):
         loss.agree.until = 0.4
         """
     )
-    with pytest.raises(SdditError, match="arm 'big' at 2 steps: term 'agree' ends before the first step"):
+    with pytest.raises(SdditError, match="arm 'big' at 2 steps: loss 'agree' ends before the first step"):
         make_plan(found, tmp_path)
 
 
