@@ -139,11 +139,11 @@ def test_a_run_that_asks_for_it_is_probed_at_its_end(toy_recipe: Path, tmp_path:
     folder, _ = finish()
     weights = (folder / "checkpoints" / "step-000004" / "model.safetensors").read_bytes()
     assert read_probe(folder) is None
-    assert "What the tokens tell" not in (folder / "report.html").read_text(encoding="utf-8")
+    assert "Class information" not in (folder / "report.html").read_text(encoding="utf-8")
     assert finish("evaluate.probe=true") == (folder, False)  # the same run: only the probe is added
     found = read_probe(folder)
     assert found is not None
-    assert "What the tokens tell of the class" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "Class information in the tokens" in (folder / "report.html").read_text(encoding="utf-8")
     assert (folder / "checkpoints" / "step-000004" / "model.safetensors").read_bytes() == weights
     assert finish("evaluate.probe=true") == (folder, True)
     assert probe_run(folder, device="cpu", progress=Progress()) == found

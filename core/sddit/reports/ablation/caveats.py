@@ -1,10 +1,14 @@
-"""What a reader must know before believing an ablation: each caution names its cause and the arms. No torch."""
+"""What a reader must know before trusting an ablation: each caveat names its kind, its arms and its numbers. No torch.
+
+Its sentence is the macro of its kind in `templates/sentences.j2`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Any, TypeVar
 
 from sddit.ablations.analysis.diagnostics import Diagnosis, Logs, diagnoses, environments
 from sddit.ablations.analysis.results import AblationResults
@@ -13,13 +17,14 @@ from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import ArmRecord
 from sddit.formatting import format_si
 from sddit.reports.ablation.phrases import format_arms, format_ratio
+from sddit.reports.sentences import sentence
 
 Amount = Callable[[ArmRecord], float | None]
 T = TypeVar("T")
 
-TOLERANCE = 0.02  # share by which two arms' amounts may differ and still count as equal: lengths are whole steps
-SIZE = 0.001  # the same of parameters: a few dozen decide nothing
-CLOCK = 0.1  # the same of measured seconds
+TOLERANCE = 0.02  # relative difference up to which amounts count as equal: runs last a whole number of steps
+SIZE_TOLERANCE = 0.001  # the same for parameters: a few dozen are irrelevant
+TIME_TOLERANCE = 0.1  # the same for measured seconds
 OF_ALL_SAMPLES = ("fd_all", "class_accuracy", "copied")
 """Figures of all samples; the others are of n, the largest number at which there are as many held-out images."""
 SAME_EVERYWHERE = ("python", "packages.", "system", "device", "threads")
@@ -27,217 +32,178 @@ SAME_EVERYWHERE = ("python", "packages.", "system", "device", "threads")
 
 
 @dataclass(frozen=True, slots=True)
-class Caution:
-    """Something that may mislead."""
+class Caveat:
+    """Something that may mislead a reader."""
 
-    cause: str  # in a word or two
-    text: str  # a sentence
-    arms: tuple[str, ...] = ()  # that it is about; none: the whole ablation
-    doubt: bool = False  # whether it casts doubt on what these arms show
+    kind: str  # such as "unequal compute"
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # what the sentence of this kind contains
+    arms: tuple[str, ...] = ()  # concerned arms; empty: the ablation itself
+    doubt: bool = False  # whether it makes the results of these arms doubtful
+
+    @property
+    def text(self) -> str:
+        """The caveat in a sentence, as plain text."""
+        return sentence(self.kind.replace(" ", "_"), **self.numbers)
 
 
-def cautions(results: AblationResults, logs: Logs) -> list[Caution]:
-    """All of them, the gravest first."""
+def caveats(results: AblationResults, logs: Logs) -> list[Caveat]:
+    """Return all caveats, the most serious first."""
     rules = (
-        leaking(results),
-        warned(results),
-        alarmed(results, logs),
-        unlooked(results),
-        failed(results),
+        target_leaks(results),
+        recipe_warnings(results),
+        alarms(results, logs),
+        unchecked_leaks(results),
+        failed_runs(results),
         few_seeds(results),
-        shared(results),
-        other_sizes(results),
-        other_budgets(results),
-        other_n(results),
-        other_machines(results),
+        runs_of_baseline(results),
+        unequal_sizes(results),
+        unequal_budgets(results),
+        different_n(results),
+        different_machines(results),
     )
-    return [caution for rule in rules for caution in rule]
+    return [caveat for rule in rules for caveat in rule]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Arms that are not what they seem
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def leaking(results: AblationResults) -> Iterator[Caution]:
-    """What is trained can see the clean image: its loss falls for nothing."""
+def target_leaks(results: AblationResults) -> Iterator[Caveat]:
+    """Yield arms whose loss can see the clean image."""
     for arm in results.plan.arms:
-        for place in arm.leaks.found if arm.leaks else ():
-            text = f"what is trained can see its target, other than through the noisy view ({place}): a loss that falls proves nothing."
-            yield Caution("the target leaks", text, (arm.label,), doubt=True)
+        for path in arm.leaks.found if arm.leaks else ():
+            yield Caveat("the target leaks", {"path": path}, (arm.label,), doubt=True)
 
 
-def warned(results: AblationResults) -> Iterator[Caution]:
-    """What the recipes of the arms warn of."""
-    arms: dict[str, list[str]] = {}
-    for arm in results.plan.arms:
-        for text in arm.warnings:
-            arms.setdefault(text, []).append(arm.label)
+def recipe_warnings(results: AblationResults) -> Iterator[Caveat]:
+    """Yield the warnings of the recipes. One that holds for every arm favours none."""
+    arms = group((text, arm.label) for arm in results.plan.arms for text in arm.warnings)
     for text, labels in arms.items():
-        some = len(labels) < len(results.plan.arms)  # what holds for all arms favours none
-        yield Caution("the recipe warns", f"{text}.", tuple(labels), doubt=some)
+        yield Caveat("the recipe warns", {"warning": text}, tuple(labels), doubt=len(labels) < len(results.plan.arms))
 
 
-def alarmed(results: AblationResults, logs: Logs) -> Iterator[Caution]:
-    """Diagnostics that ended outside of what is healthy, such as those of a collapse; a caution for each term."""
-    terms: dict[str, dict[str, list[Diagnosis]]] = {}  # by term and key
-    for one in diagnoses(results, logs):
-        if one.alarms:
-            terms.setdefault(one.term, {}).setdefault(one.key, []).append(one)
-    for term, keys in terms.items():
-        arms = dict.fromkeys(one.arm for group in keys.values() for one in group)
-        each = " ".join(f"{group[0].monitor.title} {'; '.join(map(alarm, group))}." for group in keys.values())
-        text = f"loss.{term} does not end healthy, so it may have collapsed or learnt nothing. {each}"
-        yield Caution("diagnostics alarm", text, tuple(arms), doubt=True)
+def alarms(results: AblationResults, logs: Logs) -> Iterator[Caveat]:
+    """Yield a caveat per loss whose monitors, such as those of a collapse, ended outside their healthy range."""
+    losses = group((one.term, one) for one in diagnoses(results, logs) if one.alarms)
+    for loss, found in losses.items():
+        monitors = [
+            (some[0].monitor.title, [alarm(one) for one in some])
+            for some in group((one.key, one) for one in found).values()
+        ]
+        order = [one.arm for some in group((one.key, one) for one in found).values() for one in some]
+        yield Caveat("diagnostics alarm", {"loss": loss, "monitors": monitors}, tuple(dict.fromkeys(order)), doubt=True)
 
 
-def alarm(one: Diagnosis) -> str:
-    """`in masked: 0.01 is below 0.12 (3 of 3 runs)`."""
-    return f"in {one.arm}: {one.alarms[0].why} ({len(one.alarms)} of {len(one.verdicts)} runs)"
+def alarm(one: Diagnosis) -> dict[str, Any]:
+    """Return the numbers of an alarm in one arm."""
+    return {"arm": one.arm, "why": one.alarms[0].why, "count": len(one.alarms), "runs": len(one.verdicts)}
 
 
-def unlooked(results: AblationResults) -> Iterator[Caution]:
-    """Arms in which nobody looked for a leak, and why."""
-    arms: dict[str, list[str]] = {}
-    for arm in results.plan.arms:
-        if why := arm.leaks.unchecked if arm.leaks else "the command without --only looks":
-            arms.setdefault(why, []).append(arm.label)
-    for why, labels in arms.items():
-        yield Caution("leaks unknown", f"nobody looked for a leak of the target: {why}.", tuple(labels))
+def unchecked_leaks(results: AblationResults) -> Iterator[Caveat]:
+    """Yield arms that were not checked for a leak of the target, and why."""
+    reasons = group(
+        (arm.leaks.unchecked if arm.leaks else "run the command without --only", arm.label) for arm in results.plan.arms
+    )
+    for reason, labels in reasons.items():
+        if reason:
+            yield Caveat("leaks unknown", {"reason": reason}, tuple(labels))
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Runs
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def failed(results: AblationResults) -> Iterator[Caution]:
-    """Failed runs leave the figures to the runs that survived."""
+def failed_runs(results: AblationResults) -> Iterator[Caveat]:
+    """Yield arms with failed runs: the scores are those of the other runs."""
     for arm in results.plan.arms:
         rows = results.of(arm.label)
-        count = sum(row.status == "failed" for row in rows)
-        if count:
-            others = "The figures are of the others, which may be the lucky ones."
-            rest = "Nothing is known of it." if count == len(rows) else others
-            yield Caution("failed runs", f"{count} of {len(rows)} runs failed. {rest}", (arm.label,))
+        if count := sum(row.status == "failed" for row in rows):
+            yield Caveat("failed runs", {"count": count, "runs": len(rows)}, (arm.label,))
 
 
-def few_seeds(results: AblationResults) -> Iterator[Caution]:
-    """Below three seeds nothing is said of an arm."""
+def few_seeds(results: AblationResults) -> Iterator[Caveat]:
+    """Yield the arms with fewer seeds than a verdict needs."""
     finished = {arm.label: sum(row.status == "finished" for row in results.of(arm.label)) for arm in results.plan.arms}
     few = {label: count for label, count in finished.items() if count < MIN_SEEDS}
     if few:
-        counts = "; ".join(f"{n} in {format_arms(results.plan, labels)}" for n, labels in alike(few).items())
-        text = f"fewer than {MIN_SEEDS} finished seeds ({counts}): no verdict can rest on them."
-        yield Caution("too few seeds", text, tuple(few))
+        labels = group((count, label) for label, count in few.items())
+        counts = [(count, format_arms(results.plan, arms)) for count, arms in labels.items()]
+        yield Caveat("too few seeds", {"needed": MIN_SEEDS, "counts": counts}, tuple(few))
 
 
-def shared(results: AblationResults) -> Iterator[Caution]:
-    """An arm with the runs of its baseline is no arm."""
+def runs_of_baseline(results: AblationResults) -> Iterator[Caveat]:
+    """Yield arms that share the runs of their baseline."""
     for arm in results.plan.arms:
         mine, base = ({row.folder for row in results.of(label)} for label in (arm.label, arm.baseline))
         if not arm.is_baseline and mine == base:
-            text = "its recipe is the baseline's, and so are its runs: it differs by nothing, whatever the noise. Shift its `seed`, or use --no-reuse."
-            yield Caution("the same runs", text, (arm.label,))
+            yield Caveat("the same runs", {}, (arm.label,))
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Unequal terms
-# --------------------------------------------------------------------------------------------------------------------
+def unequal_sizes(results: AblationResults) -> Iterator[Caveat]:
+    """Yield arms that sample with more or fewer parameters than their baseline."""
+    yield from unequal(results, "unequal size", lambda arm: arm.sampled_parameters, SIZE_TOLERANCE)
 
 
-def other_sizes(results: AblationResults) -> Iterator[Caution]:
-    """Arms that sample with more or fewer parameters than their baseline."""
-    yield from unequal(
-        results, "unequal size", "the parameters that sample differ", lambda arm: arm.sampled_parameters, SIZE
-    )
-
-
-def other_budgets(results: AblationResults) -> Iterator[Caution]:
-    """Arms that got more or less than their baseline: of what the budget makes equal, or of compute."""
+def unequal_budgets(results: AblationResults) -> Iterator[Caveat]:
+    """Yield arms that received more or less than their baseline: of the budget, or of compute."""
     rule = results.plan.budget.rule
-    if rule in ("images", "flops"):
-        what = f"the {rule} differ, since whole steps do not hit the budget"
-        yield from unequal(
-            results, "unequal budget", what, lambda arm: arm.images if rule == "images" else arm.flops, TOLERANCE
-        )
-    if rule != "flops":
-        yield from unequal(
-            results, "unequal compute", f"at equal {rule}, the FLOPs differ", lambda arm: arm.flops, TOLERANCE
-        )
     if rule == "time":
-        yield from off_pace(results)
+        yield from unequal(results, "unequal budget", lambda arm: seconds(results, arm), TIME_TOLERANCE, rule=rule)
+    else:
+        budget: Amount = (lambda arm: arm.images) if rule == "images" else (lambda arm: arm.flops)
+        yield from unequal(results, "unequal budget", budget, TOLERANCE, rule=rule)
+    if rule != "flops":
+        yield from unequal(results, "unequal compute", lambda arm: arm.flops, TOLERANCE, rule=rule)
 
 
-def off_pace(results: AblationResults) -> Iterator[Caution]:
-    """Arms that trained for longer or shorter than their baseline, though the budget is equal time."""
-    late = {}
-    for arm, base in beside_baseline(results):
-        one, other = seconds(results, arm), seconds(results, base)
-        if one and other and not near(one, other, CLOCK):
-            late[arm.label] = f"{arm.label} trained {format_ratio(one, other)} as long as {base.label}"
-    if late:
-        text = f"the machine did not keep the measured pace: {'; '.join(late.values())}."
-        yield Caution("unequal budget", text, tuple(late))
+def unequal(results: AblationResults, kind: str, amount: Amount, tolerance: float, **numbers: str) -> Iterator[Caveat]:
+    """Yield a caveat for the arms whose amount differs from that of their baseline."""
+    ratios = []
+    arms = results.plan.by_label
+    for arm in arms.values():
+        mine, base = amount(arm), amount(arms[arm.baseline])
+        baseline = arm.baseline if kind == "unequal budget" else ""  # the sentence of another kind does not name it
+        if mine and base and abs(mine - base) > tolerance * max(abs(mine), abs(base)):
+            ratios.append((arm.label, (format_ratio(mine, base), format_si(mine), format_si(base), baseline)))
+    if ratios:
+        each = [
+            {
+                "arms": format_arms(results.plan, labels),
+                "ratio": ratio,
+                "amount": mine,
+                "reference": base,
+                "baseline": baseline,
+            }
+            for (ratio, mine, base, baseline), labels in group((what, label) for label, what in ratios).items()
+        ]
+        yield Caveat(kind, {"ratios": each, **numbers}, tuple(label for label, _ in ratios))
 
 
-def unequal(results: AblationResults, cause: str, what: str, amount: Amount, tolerance: float) -> Iterator[Caution]:
-    """Yield a caution for the arms whose amount differs from that of their baseline."""
-    apart = {}
-    for arm, base in beside_baseline(results):
-        mine, other = amount(arm), amount(base)
-        if mine is not None and other is not None and not near(mine, other, tolerance):
-            apart[arm.label] = f"{format_ratio(mine, other)} the baseline's ({format_si(mine)} to {format_si(other)})"
-    if apart:
-        each = "; ".join(f"{format_arms(results.plan, labels)} {ratio}" for ratio, labels in alike(apart).items())
-        yield Caution(cause, f"{what}: {each}.", tuple(apart))
-
-
-def other_n(results: AblationResults) -> Iterator[Caution]:
-    """Distances fall with the number of images: figures at different numbers do not compare."""
+def different_n(results: AblationResults) -> Iterator[Caveat]:
+    """Yield metrics that were measured on different numbers of images: distances fall with that number."""
     for metric in results.plan.metrics:
         extractor, _, figure = metric.rpartition(".")
         key = f"{extractor}.{'samples' if figure in OF_ALL_SAMPLES else 'n'}"
-        numbers: dict[int, list[str]] = {}
-        for row in results.runs:
-            if metric in row.scores and key in row.scores:
-                numbers.setdefault(int(row.scores[key]), []).append(row.arm)
+        numbers = group(
+            (int(row.scores[key]), row.arm) for row in results.runs if metric in row.scores and key in row.scores
+        )
         if len(numbers) > 1:
-            each = "; ".join(f"n = {n:,} in {', '.join(dict.fromkeys(arms))}" for n, arms in numbers.items())
-            arms = tuple(dict.fromkeys(arm for labels in numbers.values() for arm in labels))
-            text = f"{metric_title(metric)} was measured on different numbers of images, and does not compare: {each}."
-            yield Caution("different n", text, arms)
+            each = [(n, list(dict.fromkeys(arms))) for n, arms in numbers.items()]
+            arms = tuple(dict.fromkeys(arm for _, labels in each for arm in labels))
+            yield Caveat("different n", {"metric": metric_title(metric), "numbers": each}, arms)
 
 
-def other_machines(results: AblationResults) -> Iterator[Caution]:
-    """Runs of other versions, devices or threads than their peers."""
+def different_machines(results: AblationResults) -> Iterator[Caveat]:
+    """Yield versions, devices and numbers of threads that differ between runs."""
     for key, values in environments(results).items():
         if key.startswith(SAME_EVERYWHERE) and len(values) > 1:
-            yield Caution("different machines", f"the runs do not agree on {key}: {', '.join(values)}.")
+            yield Caveat("different machines", {"key": key, "values": list(values)})
 
 
-def beside_baseline(results: AblationResults) -> Iterator[tuple[ArmRecord, ArmRecord]]:
-    """(arm, its baseline) of every arm but the baselines."""
-    arms = results.plan.by_label
-    for arm in arms.values():
-        if not arm.is_baseline:
-            yield arm, arms[arm.baseline]
+def seconds(results: AblationResults, arm: ArmRecord) -> float | None:
+    """Return the mean training time of the finished runs of an arm."""
+    spent = [row.seconds for row in results.of(arm.label) if row.status == "finished"]
+    return mean(spent) if spent else None
 
 
-def seconds(results: AblationResults, arm: ArmRecord) -> float:
-    """Mean training time of the finished runs of an arm; 0 without any."""
-    spent: Sequence[float] = [row.seconds for row in results.of(arm.label) if row.status == "finished"]
-    return sum(spent) / len(spent) if spent else 0.0
+K = TypeVar("K")
 
 
-def near(one: float, other: float, share: float) -> bool:
-    """Whether two amounts count as equal."""
-    return abs(one - other) <= share * max(abs(one), abs(other))
-
-
-def alike(said: Mapping[str, T]) -> dict[T, list[str]]:
-    """The arms of which the same is said, by what it is."""
-    arms: dict[T, list[str]] = {}
-    for label, what in said.items():
-        arms.setdefault(what, []).append(label)
-    return arms
+def group(pairs: Iterator[tuple[K, T]]) -> dict[K, list[T]]:
+    """Return the values of each key, in order of first appearance."""
+    grouped: dict[K, list[T]] = {}
+    for key, value in pairs:
+        grouped.setdefault(key, []).append(value)
+    return grouped

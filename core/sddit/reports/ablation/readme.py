@@ -22,7 +22,7 @@ from sddit.ablations.analysis.table import (
 from sddit.errors import printable
 from sddit.formatting import format_duration
 from sddit.interfaces.metric_names import metric_of
-from sddit.reports.ablation.caveats import Caution, cautions
+from sddit.reports.ablation.caveats import Caveat, caveats
 from sddit.reports.ablation.conclusions import Compared, fairness, findings, summary
 from sddit.reports.ablation.phrases import floors_sentence, format_arms, interval_note
 from sddit.reports.ablation.report import COST, PROBED, TARGET, cost, facts, how_soon, probed, what_differs
@@ -54,7 +54,7 @@ def readme(results: AblationResults, logs: Logs, figures: Sequence[ChartFile], s
         samples: arm by the file of its samples.
     """
     compared = {metric: comparisons(results, metric) for metric in results.plan.metrics}
-    found = cautions(results, logs)
+    found = caveats(results, logs)
     parts = (
         head(results),
         came_out(results, compared, found),
@@ -87,7 +87,7 @@ def head(results: AblationResults) -> Iterator[str]:
     yield ""
 
 
-def came_out(results: AblationResults, compared: Compared, found: Sequence[Caution]) -> Iterator[str]:
+def came_out(results: AblationResults, compared: Compared, found: Sequence[Caveat]) -> Iterator[str]:
     """The conclusion, as the report has it."""
     yield from heading("What came out")
     for sentence in summary(results, compared, found):
@@ -99,15 +99,15 @@ def came_out(results: AblationResults, compared: Compared, found: Sequence[Cauti
     yield ""
 
 
-def believe(results: AblationResults, found: Sequence[Caution]) -> Iterator[str]:
-    """The cautions, as the report has them."""
+def believe(results: AblationResults, found: Sequence[Caveat]) -> Iterator[str]:
+    """The caveats, as the report has them."""
     if not found:
         return
-    yield from heading("Before you believe it")
-    for caution in found:
-        some = caution.arms and len(caution.arms) < len(results.plan.arms)
-        where = f" in {plain(format_arms(results.plan, caution.arms))}" if some else ""
-        yield f"- **{plain(caution.cause)}**{where}: {plain(caution.text)}"
+    yield from heading("Caveats")
+    for caveat in found:
+        some = caveat.arms and len(caveat.arms) < len(results.plan.arms)
+        where = f" in {plain(format_arms(results.plan, caveat.arms))}" if some else ""
+        yield f"- **{plain(caveat.kind)}**{where}: {plain(caveat.text)}"
     yield ""
 
 
@@ -156,9 +156,9 @@ def the_targets(results: AblationResults, logs: Logs) -> Iterator[str]:
     found = {metric: list(how_soon(results, logs, metric)) for metric in results.plan.metrics}
     if not any(found.values()):
         return
-    yield from heading("How soon")
+    yield from heading("Steps and FLOPs to a target")
     yield f"{TARGET}\n"
-    names = ("target", "runs that got there", "steps", "beside the baseline", "training FLOPs", "beside the baseline")
+    names = ("target", "runs that reached it", "steps", "vs. baseline", "training FLOPs", "vs. baseline")
     keys = ("arm", "target", "runs", "steps", "of_baseline", "flops", "flops_of_baseline")
     for metric, rows in found.items():
         if rows:
@@ -170,11 +170,11 @@ def the_cost(results: AblationResults) -> Iterator[str]:
     yield from heading("Cost")
     yield from table(COST, [[plain(text) for text in row] for row in cost(results)])
     spent = sum(row.seconds for row in results.runs)
-    yield f"Training of all {len(results.runs)} runs: {format_duration(spent)}, as the runs' own clocks count it."
+    yield f"Training of all {len(results.runs)} runs: {format_duration(spent)}, measured by the runs."
     yield ""
 
 
-def fair(results: AblationResults, compared: Compared, found: Sequence[Caution]) -> Iterator[str]:
+def fair(results: AblationResults, compared: Compared, found: Sequence[Caveat]) -> Iterator[str]:
     """The questions of a reader who knows the field."""
     yield from heading("Is the comparison fair?")
     for answer in fairness(results, compared, found):
@@ -187,10 +187,10 @@ def the_probe(results: AblationResults) -> Iterator[str]:
     """What the tokens of each arm tell of the class, where the runs were probed."""
     if (found := probed(results)) is None:
         return
-    yield from heading("What the tokens tell of the class")
-    yield f"{PROBED} Chance is {found.chance:.3g}, the network as it was initialised gets {found.untrained}."
+    yield from heading("Class information in the tokens")
+    yield f"{PROBED} Chance is {found.chance:.3g}; the untrained network reaches {found.untrained}."
     yield ""
-    names = ("arm", "seeds", "linear probe", "nearest neighbours", "linear probe beside the baseline")
+    names = ("arm", "seeds", "linear probe", "nearest neighbours", "linear probe vs. baseline")
     yield from table(names, [[plain(text) for text in row] for row in found.rows])
 
 
@@ -199,7 +199,7 @@ def the_figures(figures: Sequence[ChartFile]) -> Iterator[str]:
     if not figures:
         return
     yield from heading("Figures")
-    yield "Means over seeds, in bands of one standard deviation to each side."
+    yield "Means over seeds, with bands of ± one standard deviation."
     yield ""
     pairs = [figures[start : start + 2] for start in range(0, len(figures), 2)]
     yield from table(["", ""], [[picture(one) for one in pair] + [""] * (2 - len(pair)) for pair in pairs])
@@ -210,7 +210,7 @@ def the_samples(results: AblationResults, samples: Mapping[str, str]) -> Iterato
     if not samples:
         return
     yield from heading("Samples")
-    yield "At one seed, not chosen: the same place has the same class and the same noise in every arm of equal seed."
+    yield "One seed, not cherry-picked. Each position has the same class and the same noise in every arm."
     yield ""
     cells = [f"{picture(ChartFile(file, f'samples of {arm}'))}<br>{plain(arm)}" for file, arm in samples.items()]
     rows = [cells[start : start + 3] for start in range(0, len(cells), 3)]

@@ -34,7 +34,7 @@ from sddit.evaluation.probe import Probe, read_probe
 from sddit.formatting import format_duration, format_number, format_si
 from sddit.interfaces.metric_names import metric_of
 from sddit.recipes.parsing import quoted
-from sddit.reports.ablation.caveats import cautions
+from sddit.reports.ablation.caveats import caveats
 from sddit.reports.ablation.conclusions import budget, fairness, findings, summary
 from sddit.reports.ablation.curves import AXES, Charts, diagnostic_charts, loss_charts, metric_charts, probe_chart
 from sddit.reports.ablation.phrases import comparison_text, floors_sentence, format_arms, interval_note
@@ -71,7 +71,7 @@ def write_report(results: AblationResults) -> Path:
 def page(results: AblationResults, *, pictures: bool = True) -> str:
     """The report, as text; without pictures of samples it is a fraction of the size."""
     logs = logs_of(results)
-    found = cautions(results, logs)
+    found = caveats(results, logs)
     compared = {metric: comparisons(results, metric) for metric in results.plan.metrics}
     watched = diagnoses(results, logs)
     reproduction = against_published(results)
@@ -79,7 +79,7 @@ def page(results: AblationResults, *, pictures: bool = True) -> str:
         "ablation_report.html.j2",
         plan=results.plan,
         status=status(results),
-        cautions=found,
+        caveats=found,
         summary=summary(results, compared, found),
         findings=findings(results, compared, found),
         fairness=fairness(results, compared, found),
@@ -131,10 +131,10 @@ def status(results: AblationResults) -> str:
 
 
 TARGET = (
-    "The steps after which a score reached its target, read between the scores that were taken while training; before the end those are "
-    "of weights whose learning rate has not fallen yet. Where the recipe sets no target it is what the baseline ended with in every "
-    "seed. Means are of arms all of whose runs got there: a mean over some would be of the quick ones. Such arms are compared in steps "
-    "and in FLOPs, as the metrics are, and p is corrected for looking at as many of them (Holm)."
+    "Steps and FLOPs at which a score reached its target, interpolated between the scores taken during training. Scores before the end "
+    "are measured at a learning rate that has not decayed yet. Unless the recipe sets a target, it is the score that the baseline reached "
+    "in every seed. Means are shown only where every seed reached the target; averaging the fast ones alone would flatter the arm. These "
+    "arms are compared as on the metrics, with p-values Holm-corrected for their number."
 )
 
 
@@ -323,8 +323,8 @@ def shrunk(path: Path) -> bytes | None:
 
 
 PROBED = (
-    "Accuracy on held-out images at the best depth and noise level, which is chosen on these images for every arm alike: so it flatters "
-    "all of them. It is looked at beside the metrics, and not counted among them."
+    "Accuracy on held-out images at the best depth and noise level. These are chosen on the same images for every arm, so all accuracies "
+    "are optimistic. The probe is shown next to the metrics and is not one of them."
 )
 
 

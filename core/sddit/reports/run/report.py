@@ -45,7 +45,7 @@ def write_report(run: ReportData) -> str:
 def headline(run: ReportData) -> Iterator[tuple[str, str, str]]:
     """The figures that a reader wants first: (name, figure, beside it)."""
     for scores in run.scores.values():
-        yield scores.fd_name, f"{scores.times_floor:.1f} ×", "the distance of unseen real images"
+        yield scores.fd_name, f"{scores.times_floor:.1f} ×", "the floor (held-out real images)"
         if scores.class_accuracy is not None and scores.class_accuracy_floor is not None:
             yield (
                 "Class accuracy",

@@ -198,7 +198,7 @@ def test_the_probe_of_each_run_is_published(finished, tmp_path):
     rows = list(rows_of(tmp_path / "pub").values())
     assert "probe" not in rows[0]
     assert all(row["probe"] == json.loads(json.dumps(probe.to_json())) for row in rows[1:])
-    assert "What the tokens tell" in (tmp_path / "pub" / "README.md").read_text()
+    assert "Class information" in (tmp_path / "pub" / "README.md").read_text()
 
 
 def test_the_settings_of_an_added_loss_are_listed(finished, tmp_path):
@@ -221,7 +221,7 @@ def test_the_readme_says_what_the_report_says(finished, tmp_path):
     publish(finished, tmp_path / "pub")
     text = (tmp_path / "pub" / "README.md").read_text()
     for part in (
-        r"**Does it \*help\*?**", "abl.toml", "## What came out", "in each of 3 seeds (0, 1, 2)", "## Before you believe it",
+        r"**Does it \*help\*?**", "abl.toml", "## What came out", "in each of 3 seeds (0, 1, 2)", "## Caveats",
         "## The arms", "| **base** | 2 ± 1<br>baseline | 3 of 3 | `none` |", "## Cost", "**Same tuning?** The recipe states: None, see tuning.md",
         "![loss.denoise](figures/loss.denoise-over-steps.svg)", "![samples of rival](samples/rival.png)", "| packages.torch | 2 |",
     ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""The report of an ablation: made-up results in, every part, number, word and caution out."""
+"""The report of an ablation: made-up results in, every part, number, word and caveat out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sddit.ablations.planning.leak_check import MAX_PARAMETERS, check_recipe
 from sddit.ablations.planning.records import ArmRecord, LeakCheck, PlanRecord
 from sddit.evaluation.probe import Probe
 from sddit.interfaces import Monitor
-from sddit.reports.ablation.caveats import cautions
+from sddit.reports.ablation.caveats import caveats
 from sddit.reports.ablation.conclusions import KINDS, fairness, findings, summary
 from sddit.reports.ablation.curves import AXES, lines, metric_charts
 from sddit.reports.ablation.phrases import floors_sentence
@@ -164,7 +164,7 @@ class Page(HTMLParser):
 
 
 def causes(results):
-    return {one.cause: one for one in cautions(results, logs_of(results))}
+    return {one.kind: one for one in caveats(results, logs_of(results))}
 
 
 def compared(results):
@@ -231,9 +231,9 @@ def test_the_page_loads_nothing_and_runs_nothing(make):
 def test_every_part_is_there(make):
     text = Page(page(make(FD | {"none": [None, None, None]}))).text
     for part in (
-        "Does it help?", "Before you believe it", "What came out", "The arms", "Cost", "Is the comparison fair?",
+        "Does it help?", "Caveats", "What came out", "The arms", "Cost", "Is the comparison fair?",
         "Same parameters?", "Same FLOPs?", "Same tuning?", "How many seeds?", "Is it noise?", "Curves", "over seconds",
-        "Samples side by side", "Diagnostics", "Entropy of the teacher", "What the tokens tell of the class",
+        "Samples side by side", "Diagnostics", "Entropy of the teacher", "Class information in the tokens",
         "Failed runs", "SD-N501: a non-finite value", "Plan, versions, commands", "sddit-run tiny.toml --only base0",
         "loss.good.weight = 0.5", "packages.torch",
     ):  # fmt: skip
@@ -245,7 +245,7 @@ def test_parts_without_content_are_left_out(make):
     for one in results.runs:
         (results.folder / one.folder / "samples" / "step-000040.png").unlink()
     text = Page(page(results)).text
-    for part in ("Failed runs", "Samples side by side", "What the tokens tell", "Before you believe it"):
+    for part in ("Failed runs", "Samples side by side", "Class information", "Caveats"):
         assert part not in text
     assert "nothing is compared" in text
 
@@ -255,7 +255,7 @@ def test_an_ablation_that_has_not_begun_has_a_report(make):
     waiting = tuple(replace(one, status="waiting", scores={}, folder="../runs/nowhere") for one in results.runs)
     text = Page(page(replace(results, runs=waiting))).text
     assert "0 of 12 runs finished" in text
-    assert "12 of 12 runs are still to be finished, so this is provisional." in text
+    assert "12 of 12 runs are still to be finished, so these results are provisional." in text
 
 
 def test_the_numbers_are_those_of_the_statistics(make):
@@ -267,15 +267,15 @@ def test_the_numbers_are_those_of_the_statistics(make):
     assert (found.difference, found.low, found.high) == (mean, low, high)
     assert f"{mean:+.2f}" in text
     assert f"{low:.2f}, {high:.2f}" in text
-    assert f"{low:.2f} to {high:.2f} over 3 seeds, {p_text(found.p_holm)} after Holm over 3 arms" in text
+    assert f"{low:.2f} to {high:.2f} over 3 seeds, {p_text(found.p_holm)} Holm-corrected for 3 arms" in text
     assert "2 ± 1" in text
 
 
 def test_tuning_is_quoted_or_missed(make):
-    assert "Nothing is stated: ablation.tuning" in Page(page(make())).text
+    assert "Not stated. State in ablation.tuning" in Page(page(make())).text
     stated = Page(page(make(tuning="Three rates for each arm."))).text
     assert "The recipe states: Three rates for each arm." in stated
-    assert "Nothing is stated" not in stated
+    assert "Not stated" not in stated
 
 
 def test_a_damaged_run_leaves_the_rest(make):
@@ -284,7 +284,7 @@ def test_a_damaged_run_leaves_the_rest(make):
     for name in ("metrics.jsonl", "probe.json", "environment.json", "samples/step-000040.png"):
         (run / name).write_bytes(b"\xff\xfe{\n")
     found = Page(page(results))
-    assert "base : no picture" in found.text
+    assert "base : no image" in found.text
     assert len([tag for tag, _ in found.elements if tag == "img"]) == 3
 
 
@@ -429,12 +429,12 @@ def test_the_best_point_of_each_arm_is_named(make):
     figures = {"a x=1": [1.0, 2.0, 3.0], "a x=2": [1.5, 1.0, 1.0], "b x=1": [4.0, 4.0, 4.0], "b x=2": [5.0, 4.0, 4.0]}
     results = make(figures, arms={label: {"named": label[0], "baseline": f"a{label[1:]}"} for label in figures})
     said = summary(results, compared(results), [])
-    assert "Best of its points by mean toy FD: a x=2 (1.17), b x=1 (4)." in said
-    assert "Best of its points by mean toy recall: a x=1 (0.5), b x=1 (0.5)." in said
+    assert "Best point of each arm by mean toy FD: a x=2 (1.17), b x=1 (4)." in said
+    assert "Best point of each arm by mean toy recall: a x=1 (0.5), b x=1 (0.5)." in said
     apart = make(arms={label: {"named": label} for label in FD})
-    assert not any("Best of its points" in sentence for sentence in summary(apart, compared(apart), []))
+    assert not any("Best point of each arm" in sentence for sentence in summary(apart, compared(apart), []))
     grid = make(arms={label: {"named": ""} for label in FD})  # one list of points, no arms
-    assert not any("Best of its points" in sentence for sentence in summary(grid, compared(grid), []))
+    assert not any("Best point of each arm" in sentence for sentence in summary(grid, compared(grid), []))
 
 
 def test_better_worse_and_within_noise_in_words(make):
@@ -451,7 +451,7 @@ def test_better_worse_and_within_noise_in_words(make):
 
 def test_a_twin_with_shifted_seeds_shows_no_difference(make):
     results = make({"base": [1.0, 2.0, 3.0, 2.2, 1.4], "twin": [2.1, 1.2, 2.9, 1.6, 2.0]})
-    assert "No difference from the baseline beyond noise, on any metric: twin." in Page(page(results)).text
+    assert "No difference from the baseline beyond noise on any metric: twin." in Page(page(results)).text
 
 
 def test_better_on_one_metric_and_worse_on_another_is_mixed(make):
@@ -468,22 +468,22 @@ def test_no_verdict_under_three_seeds(make):
     assert findings(results, compared(results), []) == []
 
 
-# Cautions ------------------------------------------------------------------------------------------------------------
+# Caveats ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_honest_ablation_needs_no_caution(make):
+def test_an_honest_ablation_needs_no_caveat(make):
     assert causes(make()) == {}
 
 
 def test_a_leak_of_the_target(make):
     results = make(arms={"good": {"leaks": {"found": ["input 1 to head of loss 'x'"], "unchecked": ""}}})
-    caution = causes(results)["the target leaks"]
-    assert caution.arms == ("good",)
-    assert "input 1 to head of loss 'x'" in caution.text
-    doubted = {one.arm: one.doubts for one in findings(results, compared(results), [caution])}
+    caveat = causes(results)["the target leaks"]
+    assert caveat.arms == ("good",)
+    assert "input 1 to head of loss 'x'" in caveat.text
+    doubted = {one.arm: one.doubts for one in findings(results, compared(results), [caveat])}
     assert doubted == {"good": ["the target leaks"], "bad": [], "same": []}
-    assert any(said.endswith("their baseline: good.") for said in summary(results, compared(results), [caution]))
-    of_all = findings(results, compared(results), [replace(caution, arms=("base",))])
+    assert any(said.endswith("its baseline: good.") for said in summary(results, compared(results), [caveat]))
+    of_all = findings(results, compared(results), [replace(caveat, arms=("base",))])
     assert [one.doubts for one in of_all] == [["the target leaks in the baseline"]] * 3
     assert "doubtful: the target leaks" in Page(page(results)).text
 
@@ -494,19 +494,19 @@ def test_a_leak_that_nobody_looked_for(make, leaks):
 
 
 def test_what_the_recipe_of_an_arm_warns_of(make):
-    caution = causes(make(arms={"good": {"warnings": ["both views are the same picture"]}}))["the recipe warns"]
-    assert (caution.arms, caution.doubt) == (("good",), True)
-    assert caution.text == "both views are the same picture."
+    caveat = causes(make(arms={"good": {"warnings": ["both views are the same picture"]}}))["the recipe warns"]
+    assert (caveat.arms, caveat.doubt) == (("good",), True)
+    assert caveat.text == "both views are the same picture."
     everywhere = make(arms={label: {"warnings": ["sigma_data is far off"]} for label in FD})
     assert causes(everywhere)["the recipe warns"].doubt is False
 
 
 def test_a_collapse(make):
     results = make(entropy=0.25)
-    caution = causes(results)["diagnostics alarm"]
-    assert caution.arms == tuple(FD)
-    assert "loss.agree does not end healthy, so it may have collapsed" in caution.text
-    assert "Entropy of the teacher in base: 0.25 is below 1 (3 of 3 runs)" in caution.text
+    caveat = causes(results)["diagnostics alarm"]
+    assert caveat.arms == tuple(FD)
+    assert "The monitors of loss.agree raised alarms at the end of training: the loss may have collapsed" in caveat.text
+    assert "Entropy of the teacher: 0.25 is below 1 in base (3 of 3 runs)" in caveat.text
     assert diagnoses(results, logs_of(results))[0].value == 0.25
     assert "alarm in 3 of 3" in Page(page(results)).text
 
@@ -536,17 +536,18 @@ def test_what_arms_do_not_share_is_said_from_their_whole_recipes(make):
     assert (data.good, evaluation.good) == (True, True)
     data, evaluation, same = answers(("noise_schedule.p_mean", -1.2, -0.4), ("sampler.steps", 12, 4))
     assert (data.good, evaluation.good, same) == (None, False, paired)
-    assert "In good the noise has other levels" in data.words
-    assert "good is sampled or scored with another sampler.steps" in evaluation.words
+    assert "In good, the recipe sets other noise levels" in data.words
+    assert "good is sampled or scored with a different sampler.steps" in evaluation.words
     for key in ("dataset.label_drop", "dataset.flip", "dataset.normalize"):
         data, _, same = answers((key, 0, 1))
         assert (
-            data.good is None and "In good labels are dropped, or images flipped or scaled, otherwise" in data.words
+            data.good is None
+            and "In good, the recipe drops labels, or flips or scales images, in another way" in data.words
         ), key
         assert same == paired, key
     for key in ("seed", "train.batch", "dataset.holdout", "data.fingerprint"):
         data, _, apart = answers((key, 0, 7))
-        assert data.good is None and "Not so in good" in data.words, key
+        assert data.good is None and "Except in good" in data.words, key
         assert apart > paired, key  # Welch's: what the seeds share does not cancel
 
 
@@ -570,8 +571,8 @@ def test_floors_stand_beside_the_metrics(make):
 
 
 def test_unequal_sizes(make):
-    caution = causes(make(arms={"good": {"sampled_parameters": 15_000}}))["unequal size"]
-    assert caution.text == "the parameters that sample differ: good 1.5 times the baseline's (15 k to 10 k)."
+    caveat = causes(make(arms={"good": {"sampled_parameters": 15_000}}))["unequal size"]
+    assert caveat.text == "Parameters at sampling: good 1.5 times the baseline's (15 k vs. 10 k)."
 
 
 def test_unequal_budgets_and_unequal_compute(make):
@@ -587,8 +588,8 @@ def test_a_machine_that_did_not_keep_the_pace(make):
     results = make(budget={"rule": "time", "amount": 8.0, "seconds_per_step": {}})
     assert causes(results) == {}
     slow = tuple(replace(one, seconds=12.0) if one.arm == "good" else one for one in results.runs)
-    caution = causes(replace(results, runs=slow))["unequal budget"]
-    assert "good trained 1.5 times as long as base" in caution.text
+    caveat = causes(replace(results, runs=slow))["unequal budget"]
+    assert "good trained 1.5 times as long as base" in caveat.text
 
 
 def test_metrics_at_different_numbers_of_images(make):
@@ -597,8 +598,8 @@ def test_metrics_at_different_numbers_of_images(make):
         replace(one, scores={**one.scores, "toy.n": 100.0}) if one.arm == "good" else one for one in results.runs
     )
     other = replace(results, runs=fewer)
-    caution = causes(other)["different n"]
-    assert "n = 360 in base, bad, same; n = 100 in good" in caution.text
+    caveat = causes(other)["different n"]
+    assert "n = 360 in base, bad, same; n = 100 in good" in caveat.text
     assert "Same evaluation? no" in Page(page(other)).text
     assert "Same evaluation? yes" in Page(page(results)).text
 
@@ -607,7 +608,7 @@ def test_runs_of_different_machines(make):
     results = make()
     file = results.folder / results.runs[0].folder / "environment.json"
     file.write_text(json.dumps({"python": "3.11", "device": "H100", "packages": {"torch": "2"}}))
-    assert causes(results)["different machines"].text == "the runs do not agree on device: H100, cpu."
+    assert causes(results)["different machines"].text == "The runs differ in device: H100, cpu."
 
 
 # Warnings of recipes, leaks of recipes -------------------------------------------------------------------------------

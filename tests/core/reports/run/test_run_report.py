@@ -140,8 +140,8 @@ def test_parts_stand_in_the_order_a_reader_wants():
     html = write_report(run)
     first = base64.b64encode(run.grid or b"").decode()
     order = [
-        "Look here first", first, "How close to real images", "How the images grew", "Losses</h2>", "by noise level</h2>",
-        "Diagnostics</h2>", "Optimisation</h2>", "Recipe</h2>", "Cost</h2>", "What to try next",
+        "Look here first", first, "How close to real images", "Samples during training", "Losses</h2>", "by noise level</h2>",
+        "Diagnostics</h2>", "Optimisation</h2>", "Recipe</h2>", "Cost</h2>", "Suggestions",
     ]  # fmt: skip
     places = [html.index(part) for part in order]
     assert places == sorted(places)
@@ -160,7 +160,7 @@ def test_a_run_with_nothing_but_a_title_still_has_a_report():
     bare = ReportData(title="t", summary="s", status="stopped", command="c", cost=RunCost(seconds=1), metrics=[])
     text = Page(write_report(bare)).text
     assert "not stated" in text
-    for absent in ("Look here first", "How close", "How the images grew", "Losses", "Diagnostics", "Recipe"):
+    for absent in ("Look here first", "How close", "Samples during training", "Losses", "Diagnostics", "Recipe"):
         assert absent not in text
 
 
