@@ -188,7 +188,7 @@ def live(folder, beside):
     store = Store(Path(folder), keep=2)
     store.clean()
     newest = store.latest()
-    saver = Saver(store, beside=beside)
+    saver = Saver(store, background=beside)
     step = newest.step if newest else 0
     while True:
         step += 1

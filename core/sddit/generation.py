@@ -1,4 +1,4 @@
-"""Images from a trained network, as a run, a command or a notebook asks for them."""
+"""Generate images with a trained network, for runs, commands and notebooks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from sddit.distributed.world import World
 from sddit.errors import memory_errors
 from sddit.interfaces import Dataset, NoiseSchedule
 from sddit.recipes.recipe import Recipe
+from sddit.training.session import Session
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Which images: image number i is a function of the seed, i and its label, whatever else is asked for beside it."""
+    """The images to generate. Image number i depends only on the seed, i and its label, not on the other images."""
 
     labels: tuple[int, ...]  # one per image; num_classes is the null label
     ids: tuple[int, ...]  # image numbers
@@ -30,29 +31,29 @@ class Request:
             raise ValueError("one label per image number")
 
     def part(self, rows: slice) -> Request:
-        """Some of the images."""
+        """Return the request for some of the images."""
         return Request(self.labels[rows], self.ids[rows], self.seed)
 
 
 def balanced(num_classes: int, count: int, seed: int) -> Request:
-    """`count` images, class after class in turn: image i is of class i mod num_classes."""
+    """Request `count` images, cycling through the classes: image i has class i mod num_classes."""
     classes = max(num_classes, 1)
     return Request(tuple(i % classes for i in range(count)), tuple(range(count)), seed)
 
 
 def random_labels(num_classes: int, count: int, seed: int) -> Request:
-    """`count` images, each of a class drawn for it: the label of image i is a function of the seed and i alone."""
+    """Request `count` images of random classes. The label of image i depends only on the seed and i."""
     ids = torch.arange(count)
     drawn = Draws(seed, 0, ids).uniform("sample/label") * max(num_classes, 1)
     return Request(tuple(drawn.long().tolist()), tuple(ids.tolist()), seed)
 
 
 LABELS = {"balanced": balanced, "random": random_labels}
-"""What `evaluate.labels` may say, and the request it stands for."""
+"""{value of `evaluate.labels`: function that makes the request}."""
 
 
 def of_classes(classes: Sequence[int], per_class: int, num_classes: int, seed: int) -> Request:
-    """`per_class` images of each class, class by class, with the numbers that `balanced` gives them."""
+    """Request `per_class` images of each class, class by class, with the image numbers of `balanced`."""
     turn = max(num_classes, 1)
     pairs = [(label, label % turn + column * turn) for label in classes for column in range(per_class)]
     return Request(tuple(label for label, _ in pairs), tuple(number for _, number in pairs), seed)
@@ -68,7 +69,7 @@ def generate(
     batch: int | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Sample with the recipe's sampler, guidance and precision: [n, C, H, W] float64 on the CPU, as the network sees images."""
+    """Sample with the recipe's sampler, guidance and precision. Returns [n, C, H, W] float64 on the CPU, in network space."""
     denoiser = ModelDenoiser(
         backbone,
         schedule,
@@ -93,7 +94,7 @@ def generate(
         return images.cpu()
 
 
-def draw_images(
+def generate_images(
     backbone: nn.Module,
     schedule: NoiseSchedule,
     recipe: Recipe,
@@ -104,9 +105,39 @@ def draw_images(
     world: World,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """What a person looks at, uint8 [n, 3, H, W]: each rank draws its share, the main rank returns all, the others none."""
+    """Generate images uint8 [n, 3, H, W], divided among the ranks. The main rank returns all, the others none."""
     count = len(request.ids)
-    share = range(count)[world.partition(count)]
-    own = request.part(slice(share.start, share.stop) if share else slice(0, 1))  # with nothing to do, any image serves
-    x = generate(backbone, schedule, recipe, own, device=device, callback=callback)
-    return world.collect(dataset.to_images(x)[: len(share)], count)
+    own = range(count)[world.partition(count)]
+    part = request.part(slice(own.start, own.stop) if own else slice(0, 1))  # without work, generate any image
+    x = generate(backbone, schedule, recipe, part, device=device, callback=callback)
+    return world.collect(dataset.to_images(x)[: len(own)], count)
+
+
+def scoring_request(recipe: Recipe, count: int) -> Request:
+    """Return the request for the first `count` images that are scored, with the labels that the recipe asks for."""
+    return LABELS[recipe.evaluate.labels](recipe.shapes.num_classes, count, recipe.seed)
+
+
+def sample_session(
+    session: Session, count: int, callback: Callable[[int, Tensor], None] | None = None
+) -> tuple[Request, Tensor]:
+    """Generate the first `count` images that are scored, with the weights of a session as they are now."""
+    recipe = session.recipe
+    request, weights = scoring_request(recipe, count), session.weights(recipe.sampled_weights)
+    images = generate_images(
+        weights,
+        session.schedule,
+        recipe,
+        session.dataset,
+        request,
+        device=session.device,
+        world=session.world,
+        callback=callback,
+    )
+    return request, images
+
+
+def sampling_steps(recipe: Recipe, world: World) -> int:
+    """Return the sampler steps that this rank takes for the final samples, counted once per batch."""
+    own = len(range(recipe.evaluate.samples)[world.partition(recipe.evaluate.samples)])
+    return -(-own // recipe.evaluate.batch) * recipe.sampler.params.steps

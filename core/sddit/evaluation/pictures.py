@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from sddit.evaluation.grids import grid, png
-from sddit.generation import Request, balanced, draw_images, of_classes
+from sddit.generation import Request, balanced, generate_images, of_classes
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import RunFolder
 from sddit.training.session import Session
@@ -33,7 +33,7 @@ def write_preview(session: Session, folder: RunFolder) -> None:
     """`samples/step-000123.png`: the same seeds at every preview, with the weights that the final samples use."""
     recipe = session.recipe
     request, columns, names = grid_request(recipe)
-    images = draw_images(
+    images = generate_images(
         session.weights(recipe.sampled_weights),
         session.schedule,
         recipe,

@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sddit.distributed.world import World
 from sddit.evaluation.scores import Scorer, Scores
-from sddit.generation import LABELS, Request, draw_images
-from sddit.interfaces import Dataset, FeatureExtractor, NoiseSchedule
-from sddit.progress import Progress
+from sddit.generation import Request
+from sddit.interfaces import Dataset, FeatureExtractor
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import SCORES, read_json, unreadable_error
-from sddit.training.session import Session
 
 SAMPLES = "samples/samples.npz"
-
-
-def begin_sampling(recipe: Recipe, progress: Progress, world: World) -> None:
-    """The stage of the samples of the end, a unit for each step of the sampler in each batch of this rank."""
-    own = len(range(recipe.evaluate.samples)[world.partition(recipe.evaluate.samples)])
-    batches = -(-own // recipe.evaluate.batch)
-    progress.stage("sampling", total=batches * recipe.sampler.params.steps)
-
-
-def draw_of(
-    session: Session, count: int, callback: Callable[[int, Tensor], None] | None = None
-) -> tuple[Request, Tensor]:
-    """The first `count` of the images that are scored, with the weights as they are now."""
-    weights = session.weights(session.recipe.sampled_weights)
-    return draw(
-        weights, session.schedule, session.recipe, session.dataset, session.device, session.world, count, callback
-    )
-
-
-def draw(
-    backbone: nn.Module,
-    schedule: NoiseSchedule,
-    recipe: Recipe,
-    dataset: Dataset,
-    device: torch.device,
-    world: World,
-    count: int,
-    callback: Callable[[int, Tensor], None] | None = None,
-) -> tuple[Request, Tensor]:
-    """The images that are scored, of the classes that the recipe asks for, uint8 [count, 3, H, W] on the main rank."""
-    request = LABELS[recipe.evaluate.labels](recipe.shapes.num_classes, count, recipe.seed)
-    images = draw_images(backbone, schedule, recipe, dataset, request, device=device, world=world, callback=callback)
-    return request, images
 
 
 def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Scorer | None:

@@ -1,4 +1,4 @@
-"""When checkpoints are written: within the step, or beside the steps that follow. No torch here."""
+"""Write checkpoints within the step, or in the background of the following steps. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from sddit.storage.manifest import Content
 
 
 class Saver:
-    """Saves the checkpoints of a run. At most one save is under way.
+    """Save the checkpoints of a run, at most one at a time.
 
-    Within the step, `save` returns when the checkpoint is on the disk. Beside the steps it returns at once, and the contents
-    must be copies that nothing changes; what goes wrong is raised by the next call of `save`, `poll` or `wait`, so that a
-    save that failed is never taken for one that did not. Only `wait` says that all is saved.
+    In the foreground, `save` returns when the checkpoint is on disk. In the background it returns at once, and the contents
+    must be copies that nothing changes. A failed background save raises at the next call of `save`, `poll` or `wait`, so
+    that it cannot go unnoticed. Only `wait` guarantees that everything is saved.
     """
 
-    def __init__(self, store: Store, *, beside: bool) -> None:
+    def __init__(self, store: Store, *, background: bool) -> None:
         self.store = store
-        self.beside = beside
-        self._ended: threading.Event | None = None  # set when the save under way is over; None: there is none
+        self.background = background
+        self._ended: threading.Event | None = None  # set when the save in progress ends; None: no save in progress
         self._failure: BaseException | None = None
 
     def save(self, step: int, files: Mapping[str, Content]) -> None:
-        """Save the checkpoint of a step, after the one under way."""
+        """Save the checkpoint of a step, after the save in progress."""
         self.wait()
-        if not self.beside:
+        if not self.background:
             self.store.save(step, files)
             return
         self._ended = threading.Event()
@@ -34,21 +34,21 @@ class Saver:
         threading.Thread(target=self._write, args=(step, files, self._ended), name=f"save-{step}", daemon=True).start()
 
     def poll(self) -> None:
-        """Raise what went wrong, if a save has failed by now."""
+        """Raise the exception of a background save that has failed."""
         if self._ended is not None and self._ended.is_set():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the save under way. Raises what went wrong with it."""
+        """Wait for the save in progress. Raises its exception if it fails."""
         if self._ended is None:
             return
-        self._ended.wait()  # no join: one that a signal cuts short takes a living thread for a dead one
+        self._ended.wait()  # not join(): interrupted by a signal, it takes a running thread for a finished one
         self._ended, failure, self._failure = None, self._failure, None
         if failure is not None:
             raise failure
 
     def abandon(self) -> None:
-        """Give up the save under way, at once: nothing half-written stays. The process is about to end."""
+        """Abandon the save in progress and remove its files. For a process that is about to end."""
         if self._ended is not None and not self._ended.is_set():
             self.store.withdraw()
 

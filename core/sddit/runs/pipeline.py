@@ -1,8 +1,7 @@
-"""One run, from a recipe to a report: train, sample, score, write. Running it again continues where it stopped.
+"""Run a recipe from training to report. The same call resumes an interrupted run.
 
-What is done is read from the folder, never remembered elsewhere: a checkpoint of the last step means trained,
-`report.html` means finished. Each file is put in place whole, so a kill at any moment loses at most the steps since the
-last save.
+Progress is read from the run folder alone: a checkpoint of the last step means trained, `report.html` means finished.
+Files are replaced atomically, so a kill at any moment loses at most the steps since the last save.
 """
 
 from __future__ import annotations
@@ -22,16 +21,17 @@ from sddit.errors import error, memory_errors, raise_all
 from sddit.evaluation import pictures
 from sddit.evaluation.probing import probe
 from sddit.evaluation.scores import Scores
-from sddit.evaluation.scoring import SAMPLES, begin_sampling, draw, draw_of, read_scores, score_images, scorer_of
+from sddit.evaluation.scoring import SAMPLES, read_scores, score_images, scorer_of
+from sddit.generation import generate_images, sample_session, sampling_steps, scoring_request
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
 from sddit.recipes.checks import check_processes
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.reports.run.probe import write_probe
-from sddit.runs.callbacks import Watcher, stop_if_asked
+from sddit.runs.callbacks import RunCallbacks, stop_if_asked
 from sddit.runs.report_data import cost_of, write_run_report
-from sddit.runs.setup import begin, prepare
+from sddit.runs.setup import prepare_folder, prepare_session
 from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import COST, RECIPE, REPORT, SCORES, RunFolder, recipe_path
 from sddit.training.environment import choose_device, packages
@@ -42,7 +42,7 @@ from sddit.training.session import Session
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """Where a run stands when its command ends."""
+    """The result of a run."""
 
     folder: Path
     report: Path
@@ -60,20 +60,20 @@ def run(
     allow: Sequence[str] = (),
     resume: Path | None = None,
 ) -> RunResult:
-    """Train, sample, score and report, as far as it is not done yet.
+    """Train, sample, score and report. Finished parts are not repeated.
 
     Args:
         recipe: what to run.
         out: the folder of run folders; the run's own is `<recipe>-<id>` in it.
         device: `cpu` or `cuda`.
-        progress: where to show how it goes; a silent one on all but the main rank.
-        fresh: set what the folder holds aside and begin anew.
-        allow: keys that may differ from the recipe of the folder given by `resume`.
-        resume: continue this run folder instead.
+        progress: the display; a silent one on every rank but the main one.
+        fresh: move the contents of the folder aside and start over.
+        allow: keys that may differ from the recipe of the folder `resume`.
+        resume: run folder to continue instead.
 
     Raises:
-        SdditError: a problem for the person who typed.
-        SystemExit: a signal asked to stop; everything is saved, and the status is the documented one.
+        SdditError: an error that the user can fix.
+        SystemExit: a signal arrived; everything is saved, and the status is the documented one.
     """
     chosen = choose_device(device)
     if not recipe.dataset.params.holds_images:
@@ -83,45 +83,51 @@ def run(
             "SD-C445", "not a run folder", where="--resume", got=str(resume), expect=f"a folder that holds {RECIPE}"
         )
     raise_all(check_processes(recipe, processes.world_size()))
-    place = resume or out / f"{recipe.name}-{recipe.run_id}"
-    with join_processes(chosen, recipe.train.timeout) as world, held(place, world) as folder, world.stop as stop:
+    path = resume or out / f"{recipe.name}-{recipe.run_id}"
+    with (
+        join_processes(chosen, recipe.train.timeout) as world,
+        locked_run_folder(path, world) as folder,
+        world.stop as stop,
+    ):
         refuse_differences(world, {"recipe, data and plugins": recipe.run_id, "packages": packages()})
         finished = world.from_main(
-            lambda: begin(recipe, folder, chosen, progress, fresh=fresh, allow=allow, resumed=resume is not None)
+            lambda: prepare_folder(
+                recipe, folder, chosen, progress, fresh=fresh, allow=allow, resumed=resume is not None
+            )
         )
-        progress.folder = folder.path  # from here on a crash log has its place in it
+        progress.folder = folder.path  # crash logs go there from now on
         if finished:
             return RunResult(folder.path, folder.path / REPORT, read_scores(folder.path), already_finished=True)
         store = Store(folder.path / "checkpoints", keep=recipe.train.keep)
-        with ending(stop, progress, "before the first step"):
-            session, cursor = prepare(recipe, folder, store, chosen, progress, world)
+        with exit_on_signal(stop, progress, "before the first step"):
+            session, cursor = prepare_session(recipe, folder, store, chosen, progress, world)
         progress.step = session.step
-        with Watcher(session, folder, store, cursor, stop, progress) as watcher:
-            with ending(stop, progress, "before the first step"):
-                watcher.catch_up(session)
+        with RunCallbacks(session, folder, store, cursor, stop, progress) as callbacks:
+            with exit_on_signal(stop, progress, "before the first step"):
+                callbacks.catch_up(session)
             progress.stage("training", total=recipe.train.steps, done=session.step)
             try:
-                with training_memory(recipe):
-                    train(session, watcher)
+                with training_memory_errors(recipe):
+                    train(session, callbacks)
             except NonFinite as fault:
-                raise watcher.kept(session, fault) from fault
-            stop.alone = True  # there is no further step after which all could stop
-            with ending(stop, progress, "after the last step"):
-                scores = finish(session, watcher)
+                raise callbacks.save_before_nonfinite(session, fault) from fault
+            stop.alone = True  # no step follows after which all ranks could stop together
+            with exit_on_signal(stop, progress, "after the last step"):
+                scores = finish(session, callbacks)
         return RunResult(folder.path, folder.path / REPORT, scores, already_finished=False)
 
 
 @contextmanager
-def held(place: Path, world: World) -> Iterator[RunFolder]:
-    """The run folder, which the main rank holds for all and alone writes to."""
-    with RunFolder(place) if world.main else nullcontext(RunFolder(place)) as folder:
+def locked_run_folder(path: Path, world: World) -> Iterator[RunFolder]:
+    """Lock a run folder. The main rank holds the lock for all ranks, and only it writes to the folder."""
+    with RunFolder(path) if world.main else nullcontext(RunFolder(path)) as folder:
         folder.path = Path(world.from_main(lambda: str(folder.path)))
         yield folder
 
 
 @contextmanager
-def ending(stop: StopSignals, progress: Progress, when: str) -> Iterator[None]:
-    """Where nothing has to be saved: a signal ends the process at once, with the documented status."""
+def exit_on_signal(stop: StopSignals, progress: Progress, when: str) -> Iterator[None]:
+    """Let a signal end the process at once, with the documented status, where nothing has to be saved."""
     try:
         with stop.at_once():
             yield
@@ -129,8 +135,8 @@ def ending(stop: StopSignals, progress: Progress, when: str) -> Iterator[None]:
         stop_if_asked(stop, progress, when)
 
 
-def training_memory(recipe: Recipe) -> AbstractContextManager[None]:
-    """Around training: memory that runs out is told with what would take less of it."""
+def training_memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
+    """Turn out-of-memory exceptions of training into errors that name settings with a lower memory use."""
     batch = recipe.train.micro_batch or recipe.train.batch
     less = [] if batch == 1 else [f"train.micro_batch = {max(n for n in range(1, batch // 2 + 1) if batch % n == 0)}"]
     if not recipe.train.activation_checkpointing:
@@ -140,14 +146,14 @@ def training_memory(recipe: Recipe) -> AbstractContextManager[None]:
     )
 
 
-def finish(session: Session, watcher: Watcher) -> dict[str, Scores]:
-    """The pictures, the scores, the probe, the report."""
-    folder, progress = watcher.folder, watcher.progress
-    scores = score(session, watcher)
-    weights = session.weights(session.recipe.sampled_weights)  # of which each rank may hold a part
+def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
+    """Write samples, scores, probe and report."""
+    folder, progress = callbacks.folder, callbacks.progress
+    scores = score(session, callbacks)
+    weights = session.weights(session.recipe.sampled_weights)  # every rank calls this: each may hold a shard
     if not session.world.main:
         return {}
-    watcher.scored(session, scores)
+    callbacks.log_scores(session, scores)
     folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
     if session.recipe.evaluate.probe:
         write_probe(folder, probe(weights, session.schedule, session.recipe, progress))
@@ -158,23 +164,23 @@ def finish(session: Session, watcher: Watcher) -> dict[str, Scores]:
     return scores
 
 
-def score(session: Session, watcher: Watcher) -> dict[str, Scores]:
-    """Sample as many images as the recipe says, keep them, and compare them with real ones."""
-    progress = watcher.progress
-    begin_sampling(session.recipe, progress, session.world)
-    request, images = draw_of(session, session.recipe.evaluate.samples, lambda step, x: progress.tick())
+def score(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
+    """Sample the images that the recipe asks for, write them, and score them."""
+    progress = callbacks.progress
+    progress.stage("sampling", total=sampling_steps(session.recipe, session.world))
+    request, images = sample_session(session, session.recipe.evaluate.samples, lambda step, x: progress.tick())
     if not session.world.main:
         return {}
-    pictures.write_samples(watcher.folder, SAMPLES, images, request)
-    if watcher.scorer is not None:
+    pictures.write_samples(callbacks.folder, SAMPLES, images, request)
+    if callbacks.scorer is not None:
         progress.stage("scoring")
-    return score_images(watcher.scorer, request, images)
+    return score_images(callbacks.scorer, request, images)
 
 
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
-    """Sample and score a run at its newest good checkpoint, finished or not. Changes nothing in its folder."""
+    """Sample and score a run at its newest intact checkpoint, finished or not. Changes nothing in its folder."""
     chosen = choose_device(device)
-    resolve(recipe_path(folder))  # which needs the data, and says what is wrong with it
+    resolve(recipe_path(folder))  # raises if the data is missing or damaged
     model = load_run(folder)
     recipe = model.require_recipe()
     if not recipe.dataset.params.holds_images:
@@ -182,16 +188,17 @@ def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, 
     train_set: Dataset = recipe.dataset.build(split="train")
     schedule = model.require_schedule()
     with join_processes(chosen, recipe.train.timeout) as world:
-        begin_sampling(recipe, progress, world)
-        request, images = draw(
+        progress.stage("sampling", total=sampling_steps(recipe, world))
+        request = scoring_request(recipe, recipe.evaluate.samples)
+        images = generate_images(
             model.backbone.to(chosen),
             schedule,
             recipe,
             train_set,
-            chosen,
-            world,
-            recipe.evaluate.samples,
-            lambda step, x: progress.tick(),
+            request,
+            device=chosen,
+            world=world,
+            callback=lambda step, x: progress.tick(),
         )
         scorer = scorer_of(recipe, train_set, chosen) if world.main else None
         if scorer is not None:

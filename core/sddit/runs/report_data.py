@@ -1,4 +1,4 @@
-"""The report of a run, gathered from its folder."""
+"""Gather the data of a run's report from its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOISE_QUARTERS = ("least noise", "second quarter", "third quarter", "most noise"
 
 
 def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores]) -> str:
-    """`report.html` of a run whose metrics, pictures and environment lie in its folder."""
+    """Return the HTML report of a run folder."""
     metrics = read_metrics(folder / METRICS)
     environment = environment_of(folder)
     grids = previews(folder)
@@ -52,7 +52,7 @@ def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores])
 
 
 def summary(recipe: Recipe) -> str:
-    """What was trained on what, from the components' own words."""
+    """Describe data, views and losses, from the summaries of the components."""
     facts = recipe.facts
     _, height, width = facts.image
     classes = f"{facts.num_classes} classes" if facts.num_classes else "no classes"
@@ -62,23 +62,23 @@ def summary(recipe: Recipe) -> str:
 
 
 def command(recipe: Recipe) -> str:
-    """What repeats this run."""
+    """Return the command that repeats this run."""
     return f"sddit-run {recipe.path or recipe.name}"
 
 
 def environment_of(folder: Path) -> dict[str, Any]:
-    """What a run was made with."""
+    """Read the environment of a run."""
     found: dict[str, Any] = read_json(folder / ENVIRONMENT)
     return found
 
 
 def cost_of(recipe: Recipe, folder: Path) -> RunCost:
-    """What a run that lies in `folder` has cost."""
+    """Return the cost of the run in `folder`."""
     return cost(recipe, read_metrics(folder / METRICS), environment_of(folder)["device"])
 
 
 def cost(recipe: Recipe, metrics: list[dict[str, Any]], device: str) -> RunCost:
-    """Counted by formula and measured."""
+    """Return parameters and FLOPs by formula, and time and memory as measured."""
     planned = plan(recipe)
     heads = list(planned.heads_parameters.values())
     parts = [planned.backbone_parameters, *heads]
@@ -95,7 +95,7 @@ def cost(recipe: Recipe, metrics: list[dict[str, Any]], device: str) -> RunCost:
 
 
 def peak_memory() -> float:
-    """Bytes at most held by this process; on CUDA, by its tensors."""
+    """Return the peak memory of this process in bytes; on CUDA, that of its tensors."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return float(torch.cuda.max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024
@@ -103,18 +103,21 @@ def peak_memory() -> float:
 
 
 def changes(folder: Path) -> Iterator[str]:
-    """What --allow-change let differ on the way."""
+    """Yield a sentence for each change that --allow-change permitted."""
     for change in read_changes(folder):
-        yield f"changed on the way: {change['key']} from {change['from']} to {change['to']}; schedules over the planned length moved with it"
+        yield (
+            f"changed during the run: {change['key']} from {change['from']} to {change['to']}; "
+            "schedules relative to the planned length changed with it"
+        )
 
 
 def next_steps(recipe: Recipe, folder: Path) -> Iterator[NextStep]:
-    """What a curious person would do next with any run."""
+    """Yield commands to try next with any run."""
     base = command(recipe)
-    yield NextStep("More pictures, with guidance:", f"sddit-run sample {folder} --guidance 1.5")
+    yield NextStep("More samples, with guidance:", f"sddit-run sample {folder} --guidance 1.5")
     for label in list(recipe.active_losses)[1:]:
         yield NextStep(f"The control arm: the same run without loss.{label}:", f"{base} loss.{label}.weight=0")
-    yield NextStep("Is it luck? The same run with another seed:", f"{base} seed={recipe.seed + 1}")
+    yield NextStep("The same run with another seed, to see the variation:", f"{base} seed={recipe.seed + 1}")
     yield NextStep("All runs side by side:", f"sddit-run table {folder.parent}")
 
 

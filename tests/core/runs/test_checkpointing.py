@@ -32,7 +32,7 @@ FILES = {"state.json": b"{}", "model.safetensors": b"m" * 1000}
 @pytest.fixture
 def saver(tmp_path: Path) -> Saver:
     faults.reached.clear()
-    return Saver(Store(tmp_path / "checkpoints", keep=2), beside=True)
+    return Saver(Store(tmp_path / "checkpoints", keep=2), background=True)
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def slow():
     time.sleep(float(sys.argv[2]))
     return b"late"
 
-saver = Saver(Store(Path(sys.argv[1]), keep=2), beside=True)
+saver = Saver(Store(Path(sys.argv[1]), keep=2), background=True)
 with StopSignals() as stop:
     saver.save(1, {"state.json": b"{}", "z.safetensors": LazyBytes(4, slow)})
     try:

@@ -106,7 +106,7 @@ def test_a_stopped_run_continues_to_the_same_bits_and_log(
     with pytest.raises(SystemExit) as stopped:
         go(recipe_of(), tmp_path / "stopped", notes)
     assert stopped.value.code == status
-    assert any("the same command continues" in line for line in notes.lines)
+    assert any("rerun the same command to resume" in line for line in notes.lines)
     continued = Notes()
     ended = go(recipe_of(), tmp_path / "stopped", continued)
     assert any("continuing after step 1 of 4" in line for line in continued.lines)
@@ -212,7 +212,7 @@ def test_resuming_with_another_recipe_is_refused_until_each_key_is_allowed(
     assert second.folder == first.folder
     changes = json.loads((first.folder / "changes.json").read_text())
     assert {change["key"] for change in changes} == {"train.steps", "loss.agree.weight"}
-    assert "changed on the way" in second.report.read_text()
+    assert "changed during the run" in second.report.read_text()
     assert [row["step"] for row in read_metrics(first.folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6, 6]
 
 

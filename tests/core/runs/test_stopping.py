@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from sddit.evaluation import pictures, scoring
+from sddit import generation
+from sddit.evaluation import pictures
 from sddit.plugins.host import using_host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.runs import callbacks as watcher
-from sddit.runs import pipeline as running
-from sddit.runs import setup as beginning
+from sddit.runs import callbacks, pipeline, setup
 from sddit.runs.pipeline import RunResult, run
 from sddit.storage import checkpoints
 from sddit.storage import manifest as sealed
@@ -81,16 +80,16 @@ def before(owner: Any, name: str, turn: int = 1) -> Point:
 
 
 POINTS: dict[str, tuple[Point, int]] = {
-    "start-up": (before(beginning, "build_session"), 0),
+    "start-up": (before(setup, "build_session"), 0),
     "mid-step": (before(ToyAgreement, "forward", 3), 3),
-    "between steps": (before(watcher.Watcher, "logged", 3), 3),
+    "between steps": (before(callbacks.RunCallbacks, "logged", 3), 3),
     "a save": (before(checkpoints, "stage", 2), 4),
     "the end of a save": (before(checkpoints, "sync_folder", 3), 4),
-    "a preview": (before(pictures, "draw_images"), 3),
-    "scores while training": (before(watcher, "score_images", 2), 4),
-    "sampling": (before(scoring, "draw_images", 3), 6),
-    "scoring": (before(running, "score_images"), 6),
-    "the report": (before(running, "write_run_report"), 6),
+    "a preview": (before(pictures, "generate_images"), 3),
+    "scores while training": (before(callbacks, "score_images", 2), 4),
+    "sampling": (before(generation, "generate_images", 3), 6),
+    "scoring": (before(pipeline, "score_images"), 6),
+    "the report": (before(pipeline, "write_run_report"), 6),
 }
 """What the run is at, how that is known, and how many of its 6 steps are then taken."""
 
