@@ -1,1 +1,1 @@
-"""Durable storage: atomic writes, the run folder and its lock, the metrics log, and checkpoints. Torch-free but for `tensors`."""
+"""Atomic writes, the run folder and its lock, the metrics log, and checkpoints. Torch-free except for `tensors`."""

@@ -1,4 +1,4 @@
-"""Writing files so that a kill, a full disk or a lost cable leaves the old one or the new one, never half of one."""
+"""Write files atomically: after a kill, a full disk or a lost connection, either the old or the new file is there."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from uuid import uuid4
 
 from sddit.errors import SdditError, error
 
-STAGED_PREFIX = ".tmp-"  # begins the name of what is being written
-DELETED_PREFIX = ".del-"  # begins the name of what is being removed
+STAGED_PREFIX = ".tmp-"  # of names of unfinished files and folders
+DELETED_PREFIX = ".del-"  # of names of folders that are being removed
 
-NOT_NUMBERS = ("NaN", "Infinity", "-Infinity")  # what JSON has no number for, as text that float() reads
+NOT_NUMBERS = ("NaN", "Infinity", "-Infinity")  # as text, which float() reads: JSON has no such numbers
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -28,9 +28,9 @@ IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY, errno.EN
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one move: written beside it, synced, renamed. A link at `path` is replaced, not followed.
+    """Write `data` to `path` atomically: to a temporary file in the same folder, which is synced and renamed.
 
-    Raises SdditError where the storage refuses; `path` is then as it was.
+    A link at `path` is replaced, not followed. Raises SdditError if the storage fails; `path` is then unchanged.
     """
     staged = staged_name(path.parent, path.name)
     with storage_errors(path):
@@ -47,19 +47,19 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def staged_name(folder: Path, label: str) -> Path:
-    """A name for unfinished work, in the folder where it will be published: a rename across devices would fail."""
+    """Return a temporary name in the folder of the final one, since a rename across devices would fail."""
     return folder / f"{STAGED_PREFIX}{label}-{uuid4().hex}"
 
 
 def create(path: Path) -> int:
-    """A descriptor of a new file. What lies there already, a link included, is an error. Modes honour the umask."""
+    """Create a file and return its descriptor. Raises OSError if the path exists, also as a link. The umask applies."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def open_file(path: Path | str, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file, made if `flags` say so.
+    """Open a regular file and return its descriptor.
 
-    OSError for anything else: a folder, and what could keep us waiting for ever, as a FIFO or a device does.
+    Raises OSError for anything else: a folder, or a FIFO or device, which could block for ever.
     """
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     mode = os.fstat(descriptor).st_mode
@@ -71,13 +71,13 @@ def open_file(path: Path | str, flags: int = os.O_RDONLY) -> int:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a regular file. OSError for anything else, at once."""
+    """Return the bytes of a regular file. Raises OSError for anything else, without blocking."""
     with os.fdopen(open_file(path), "rb") as file:
         return file.read()
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: without it a rename may be lost with the power."""
+    """Make the names in a folder durable: without it, a power failure may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -86,15 +86,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def mark_for_deletion(folder: Path) -> Path:
-    """Take a folder away in one durable move, so that freeing its space can be interrupted. Returns its new place."""
-    doomed = folder.with_name(f"{DELETED_PREFIX}{uuid4().hex}")
-    folder.rename(doomed)
+    """Rename a folder durably, so that its removal can be interrupted. Returns the new path."""
+    marked = folder.with_name(f"{DELETED_PREFIX}{uuid4().hex}")
+    folder.rename(marked)
     sync_folder(folder.parent)
-    return doomed
+    return marked
 
 
 def remove_folder(folder: Path) -> None:
-    """Free what a folder takes. Of a link only the link goes: what lies elsewhere is not ours to delete."""
+    """Remove a folder. Of a link, only the link is removed, not its target."""
     if folder.is_symlink():
         with suppress(OSError):
             folder.unlink()
@@ -103,7 +103,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove unfinished work of a killed process, at any depth. Only for the holder of the run folder's lock."""
+    """Remove the temporary files of a killed process, at any depth. Only for the holder of the run folder's lock."""
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if not name.startswith((STAGED_PREFIX, DELETED_PREFIX)):
@@ -117,12 +117,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON that every reader accepts: a NaN or an infinity is written as text, see `NOT_NUMBERS`."""
+    """Return standard JSON: NaN and infinities are written as text, see `NOT_NUMBERS`."""
     return json.dumps(_with_text_for_non_finite(value), allow_nan=False, indent=indent)
 
 
 def _with_text_for_non_finite(value: Any) -> Any:
-    """`value` with its non-finite floats as text."""
+    """Replace non-finite floats by text."""
     if isinstance(value, float) and not math.isfinite(value):
         nan, infinity, minus_infinity = NOT_NUMBERS
         return nan if math.isnan(value) else infinity if value > 0 else minus_infinity
@@ -135,7 +135,7 @@ def _with_text_for_non_finite(value: Any) -> Any:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the body into the error that a person can act on."""
+    """Turn an OSError of the body into an error with a fix."""
     try:
         yield
     except OSError as cause:
@@ -143,24 +143,22 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def storage_error(cause: OSError, path: Path) -> SdditError:
-    """The documented error for what the operating system refused at `path`."""
+    """Return the documented error for an OSError at `path`."""
     where, got = str(path), f"{cause.strerror or cause} ({errno.errorcode.get(cause.errno or 0, '?')})"
     if cause.errno in FULL:
-        return error(
-            "SD-M610", "no space left to write to", where=where, got=got, fix="free some space, then run again"
-        )
+        return error("SD-M610", "no space left to write to", where=where, got=got, fix="free some space, then rerun")
     if cause.errno == errno.EFBIG:
-        fix = "raise the limit (ulimit -f), then run again"
+        fix = "raise the limit (ulimit -f), then rerun"
         return error("SD-M610", "a file is larger than the limit on file sizes", where=where, got=got, fix=fix)
     if cause.errno in FORBIDDEN:
-        return error("SD-F703", "the run folder cannot be used", where=where, got=got, fix="mend its permissions")
+        return error("SD-F703", "the run folder cannot be used", where=where, got=got, fix="fix its permissions")
     if cause.errno == errno.ENAMETOOLONG:
         fix = "choose a shorter name"
         return error("SD-F705", "a path of the run folder is too long", where=where, got=got, fix=fix)
     if cause.errno in GONE:
-        return error("SD-F706", "the run folder has gone", where=where, got=got, fix="put it back, then run again")
+        return error("SD-F706", "the run folder no longer exists", where=where, got=got, fix="restore it, then rerun")
     if cause.errno in IN_THE_WAY:
         return error(
             "SD-F705", "a path of the run folder cannot be used", where=where, got=got, fix="move away what is there"
         )
-    return error("SD-M611", "the storage failed", where=where, got=got, fix="look at the disk or mount, then run again")
+    return error("SD-M611", "the storage failed", where=where, got=got, fix="check the disk or mount, then rerun")

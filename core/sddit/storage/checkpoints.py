@@ -1,16 +1,16 @@
-"""Checkpoints that are whole or absent, and known to be what was written. No torch here, and nothing is unpickled.
+"""Save, verify and remove checkpoints. A checkpoint is complete or absent. Torch-free, and nothing is unpickled.
 
     <run>/checkpoints/
         step-000400/        model.safetensors, state.json, ... and manifest.json with the size and sha256 of each
-        index.json          which checkpoints were read back and found right, for people
-        .tmp-... .del-...   unfinished work of a killed process
-        broken-step-...     moved aside because a byte differed
+        index.json          which checkpoints were read back and verified, for users
+        .tmp-... .del-...   temporary files of a killed process
+        broken-step-...     damaged, so moved aside
 
-`checkpoints`, or a checkpoint in it, may be a link to a folder on another disk: it is used as if it lay here, and only the
-link goes when the checkpoint's time is over.
+`checkpoints`, or a checkpoint in it, may be a link to a folder on another disk. It is used like a folder, and when an old
+checkpoint is removed, only the link is.
 
-A checkpoint is staged beside its place, synced, and appears by one rename: that is the moment it exists. Numbers in
-`state.json` on which the bits of a run depend are written with `float.hex()` and read with `float.fromhex()`.
+A checkpoint is written to a temporary folder, synced, and published by one rename. Numbers in `state.json` on which the
+bits of a run depend are written with `float.hex()` and read with `float.fromhex()`.
 """
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ __all__ = ["Checkpoint", "Store"]
 INDEX = "index.json"
 NAME = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,})")
 
-SPARE = 1.2  # free space wanted, in sizes of the checkpoint
-PASSING = {errno.EIO, errno.ESTALE, errno.EDQUOT}  # what a network file system may get over
-PAUSES = (0.2, 1.0, 5.0)  # seconds before each further try
+SPARE = 1.2  # required free space, as a multiple of the checkpoint's size
+TRANSIENT = {errno.EIO, errno.ESTALE, errno.EDQUOT}  # a network file system may recover from these
+PAUSES = (0.2, 1.0, 5.0)  # seconds before each retry
 
 
 class Store:
     """The checkpoints of one run.
 
-    `save`, `latest` and `clean` change the folder: they are for the process that holds the run folder's lock.
-    `notices` gathers what a person should be told.
+    `save`, `latest` and `clean` change the folder, so only the process that holds the run folder's lock may call them.
+    `notices` collects messages for the user.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
-        self.keep = keep  # verified checkpoints that stay
+        self.keep = keep  # number of verified checkpoints to keep
         self.notices: list[str] = []
 
     def steps(self) -> list[int]:
-        """The steps of all visible checkpoints, rising, unverified.
+        """Return the steps of all checkpoints, ascending, without verifying them.
 
-        Raises SD-F705 where their folder is there and cannot be looked into, as a link to a disk that is not mounted.
+        Raises SD-F705 if their folder exists but cannot be read, e.g. a link to a disk that is not mounted.
         """
         if not os.path.lexists(self.folder):
             return []
@@ -78,39 +78,39 @@ class Store:
                 where=str(self.folder),
                 got="a link to nothing" if self.folder.is_symlink() else "a file",
                 expect="a folder, or a link to one",
-                fix="put back what it leads to, or move it away",
+                fix="restore its target, or move it away",
             )
         matches = (NAME.fullmatch(entry.name) for entry in os.scandir(self.folder))
         return sorted(int(match[1]) for match in matches if match)
 
     def path_of(self, step: int) -> Path:
-        """Where the checkpoint of a step lies, or would."""
+        """Return the path of the checkpoint of a step."""
         return self.folder / f"step-{step:06d}"
 
     def save(self, step: int, files: Mapping[str, Content]) -> Path:
         """Save a checkpoint, verify it, then remove the oldest ones beyond `keep`. Returns its folder.
 
-        An intact checkpoint of that step is left as it is: a run comes past one again after a resume. Raises SdditError
-        where the storage refuses; the older checkpoints are then intact.
+        An intact checkpoint of that step is left unchanged: a resumed run may pass it again. Raises SdditError if the
+        storage fails; the older checkpoints are then intact.
         """
-        place = self.path_of(step)
+        path = self.path_of(step)
         with storage_errors(self.folder):
-            if os.path.lexists(place) and not self._moved_aside(place):
-                return place
+            if os.path.lexists(path) and not self._moved_aside(path):
+                return path
             if not self.folder.is_dir():
-                self.folder.mkdir()  # a run folder that has gone is not made anew
+                self.folder.mkdir()  # without parents: a deleted run folder is not created again
                 sync_folder(self.folder.parent)
             self._refuse_when_full(files)
             self._publish(step, files)
-            self._confirm(place)
+            self._confirm(path)
             self._prune(step)
-        return place
+        return path
 
     def latest(self, *, move_broken: bool = True) -> Checkpoint | None:
-        """The newest intact checkpoint; None where none was ever saved.
+        """Return the newest intact checkpoint; None if none was ever saved.
 
-        Broken ones on the way are moved aside and noted. A reader without the lock passes `move_broken=False`. Raises
-        SD-C402 if there are checkpoints and none is intact: a run does not start afresh by itself.
+        Newer broken ones are moved aside, with a notice. A reader without the lock passes `move_broken=False`. Raises
+        SD-C402 if there are checkpoints but none is intact: a run never restarts without --fresh.
         """
         aside = sorted(path.name for path in self.folder.glob("broken-step-*"))
         tried = []
@@ -131,11 +131,11 @@ class Store:
             "no usable checkpoint",
             where=str(self.folder),
             got=f"{len(tried)} tried: {', '.join(tried)}",
-            fix="put a copy of one back, or start afresh with --fresh",
+            fix="restore one from a backup, or start over with --fresh",
         )
 
     def open(self, step: int) -> Checkpoint:
-        """The checkpoint of one step. SD-C403 if there is none, SD-C401 if it is broken; it is then left in place."""
+        """Return the checkpoint of one step. Raises SD-C403 if there is none, SD-C401 if it is broken."""
         if step not in (steps := self.steps()):
             have = ", ".join(str(known) for known in steps) or "none"
             raise error("SD-C403", f"step {step} not found", where=str(self.folder), expect=f"one of {have}")
@@ -145,21 +145,21 @@ class Store:
             raise broken_error(self.path_of(step), str(fault)) from fault
 
     def clean(self) -> None:
-        """Remove what a killed process left unfinished."""
+        """Remove the temporary files of a killed process."""
         remove_leftovers(self.folder)
 
     def withdraw(self) -> None:
-        """Take away what a save under way in another thread has written. It fails then, unless it is complete by now."""
+        """Remove the files of a save in progress in another thread, which then fails unless it is already complete."""
         for staged in self.folder.glob(f"{STAGED_PREFIX}*"):
             with contextlib.suppress(FileNotFoundError):  # it was complete
                 if staged.is_dir():
-                    mark_for_deletion(staged)  # one move: what is published is never half taken away
+                    mark_for_deletion(staged)  # atomic: a published checkpoint is never removed in part
                 else:
                     staged.unlink()
         self.clean()
 
     def _refuse_when_full(self, files: Mapping[str, Content]) -> None:
-        """SD-M610 unless the checkpoint fits."""
+        """Raise SD-M610 unless the checkpoint fits on the disk."""
         size = sum(len(content) if isinstance(content, bytes) else content.size for content in files.values())
         free = shutil.disk_usage(self.folder).free
         if free < SPARE * size:
@@ -167,7 +167,7 @@ class Store:
             raise error("SD-M610", f"no space for a checkpoint: {need}", where=str(self.folder), fix="free some space")
 
     def _publish(self, step: int, files: Mapping[str, Content]) -> None:
-        """Stage, sync, rename. Tries again where the storage may only be slow to recover."""
+        """Stage, sync and rename a checkpoint. Retries errors from which the storage may recover."""
         for pause in (*PAUSES, None):
             staged = staged_name(self.folder, str(step))
             try:
@@ -177,65 +177,66 @@ class Store:
                 break
             except BaseException as cause:
                 shutil.rmtree(staged, ignore_errors=True)
-                if pause is None or not isinstance(cause, OSError) or cause.errno not in PASSING:
+                if pause is None or not isinstance(cause, OSError) or cause.errno not in TRANSIENT:
                     raise
             time.sleep(pause)
         fault_point("ckpt.after_rename")
         sync_folder(self.folder)
 
-    def _confirm(self, place: Path) -> None:
-        """Read a new checkpoint back, and note in the index that it was found right."""
+    def _confirm(self, path: Path) -> None:
+        """Read a new checkpoint back, and mark it as verified in the index."""
         try:
-            verify(place)
+            verify(path)
         except BrokenCheckpoint as fault:
-            self._move_aside(place)
-            raise storage_error(OSError(errno.EIO, f"{fault}, read back after writing"), place) from fault
+            self._move_aside(path)
+            raise storage_error(OSError(errno.EIO, f"{fault}, read back after writing"), path) from fault
         known = {name: text for name, text in _read_index(self.folder).items() if (self.folder / name).is_dir()}
-        known[place.name] = "verified"
+        known[path.name] = "verified"
         replace_file(self.folder / INDEX, to_json(known, indent=1).encode())
 
     def _prune(self, saved: int) -> None:
-        """Remove checkpoints beyond the newest `keep` that are intact. Broken ones do not count, they are moved aside."""
+        """Remove all but the newest `keep` intact checkpoints. Broken ones are moved aside and do not count."""
         fault_point("ckpt.before_prune")
-        intact = 1  # the one just saved, which also stays if later steps of another resume lie here
+        intact = 1  # the one just saved, which is kept even if there are later steps of another resume
         for step in reversed(self.steps()):
             if step == saved:
                 continue
             if intact == self.keep:
-                doomed = mark_for_deletion(self.path_of(step))
+                marked = mark_for_deletion(self.path_of(step))
                 fault_point("ckpt.mid_prune")
-                if doomed.is_symlink():
+                if marked.is_symlink():
+                    files = marked.resolve()
                     self.notices.append(
-                        f"step-{step:06d} is not kept any longer: it was a link, and its files still lie in {doomed.resolve()}"
+                        f"step-{step:06d} is no longer kept; it was a link, its files are still in {files}"
                     )
-                remove_folder(doomed)
+                remove_folder(marked)
             elif not self._moved_aside(self.path_of(step)):
                 intact += 1
 
-    def _moved_aside(self, place: Path) -> bool:
-        """Whether a checkpoint is broken; it is then moved aside and noted."""
+    def _moved_aside(self, path: Path) -> bool:
+        """Return whether a checkpoint is broken. It is then moved aside, with a notice."""
         try:
-            verify(place)
+            verify(path)
         except BrokenCheckpoint as fault:
             self.notices.append(
-                f"{place.name} is broken ({fault}); moved aside as {self._move_aside(place).name} [SD-C401]"
+                f"{path.name} is broken ({fault}); moved aside as {self._move_aside(path).name} [SD-C401]"
             )
             return True
         return False
 
-    def _move_aside(self, place: Path) -> Path:
-        """Rename a broken checkpoint so that nothing takes it for a good one, and a person can look at it."""
-        aside = place.with_name(f"broken-{place.name}")
+    def _move_aside(self, path: Path) -> Path:
+        """Rename a broken checkpoint, so that nothing loads it and the user can inspect it. Returns the new path."""
+        aside = path.with_name(f"broken-{path.name}")
         while os.path.lexists(aside):
             aside = aside.with_name(f"{aside.name}-again")
         with storage_errors(self.folder):
-            place.rename(aside)
+            path.rename(aside)
             sync_folder(self.folder)
         return aside
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """The index, which is for people: one that cannot be read is begun again."""
+    """Read the index, which is only for users; an unreadable one is replaced."""
     try:
         index: dict[str, str] = json.loads(read_file(folder / INDEX))
         return dict(index)
@@ -244,7 +245,7 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _readable(size: float) -> str:
-    """A size in bytes for people."""
+    """Format a size in bytes."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.1f} {unit}"

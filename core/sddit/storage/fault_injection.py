@@ -1,11 +1,11 @@
-"""Faults on demand, so that tests can break a run where it hurts. Inert unless SDDIT_FAULT is set.
+"""Inject faults for tests. Inert unless SDDIT_FAULT is set.
 
-`SDDIT_FAULT=name:action[@n]` acts at the point `name`: each time it is reached, or with `@n` the n-th time only.
+`SDDIT_FAULT=name:action[@n]` acts at the point `name`, each time or only the n-th time that it is reached:
 
     kill          SIGKILL to this process
     raise:ENOSPC  OSError with that errno
-    sleep:0.5     wait so many seconds
-    nan           the point returns "nan", and its caller spoils its own value
+    sleep:0.5     wait for this many seconds
+    nan           the point returns "nan", and its caller corrupts its own value
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from sddit.errors import SdditError, error, one_of
 
@@ -31,53 +30,26 @@ POINTS: Mapping[str, str] = {
     "ckpt.before_prune": "a checkpoint is verified, older ones are still there",
     "ckpt.mid_prune": "an old checkpoint is renamed, its files are not yet removed",
 }
-"""Every point there is, and when it is reached."""
+"""{point: when it is reached}."""
+
+FORM = re.compile(r"([\w.]+):(kill|nan|raise:[A-Z0-9]+|sleep:[\d.]+)(?:@([1-9]\d*))?")
 
 reached: Counter[str] = Counter()
-"""How often the point that SDDIT_FAULT names was reached in this process."""
-
-FORM = re.compile(r"(?P<point>[\w.]+):(?P<action>kill|nan|raise:[A-Z0-9]+|sleep:[\d.]+)(@(?P<turn>[1-9]\d*))?")
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What SDDIT_FAULT asks for."""
-
-    point: str
-    action: str  # kill, nan, raise:ERRNO or sleep:SECONDS
-    turn: int | None  # the n-th time only; None: every time
+"""How often this process reached the point that SDDIT_FAULT names."""
 
 
 def fault_point(name: str) -> str:
-    """Act out the fault that SDDIT_FAULT plants here. Returns `nan` if the caller is to spoil its value, else nothing."""
+    """Carry out the fault that SDDIT_FAULT sets for this point. Returns "nan" if the caller is to corrupt its value."""
     text = os.environ.get("SDDIT_FAULT")
     if text is None:
         return ""
-    fault = parse(text)
-    if fault.point != name:
+    point, action, turn = parse_fault(text)
+    if point != name:
         return ""
     reached[name] += 1
-    if fault.turn not in (None, reached[name]):
+    if turn not in (None, reached[name]):
         return ""
-    print(f"fault: {name} {fault.action}", file=sys.stderr, flush=True)  # tests look for this: the point fired
-    return act(fault.action)
-
-
-def parse(text: str) -> Fault:
-    """`name:action[@n]`, or an SdditError that says what is wrong with it."""
-    match = FORM.fullmatch(text)
-    if match is None:
-        raise refused(text, "name:action[@n] with action kill, nan, raise:ERRNO or sleep:SECONDS")
-    if match["point"] not in POINTS:
-        raise refused(text, one_of(match["point"], POINTS))
-    action: str = match["action"]
-    if action.startswith("raise:") and not hasattr(errno, action.removeprefix("raise:")):
-        raise refused(text, "the name of an errno, such as raise:ENOSPC")
-    return Fault(match["point"], action, int(match["turn"]) if match["turn"] else None)
-
-
-def act(action: str) -> str:
-    """Carry out one action."""
+    print(f"fault: {name} {action}", file=sys.stderr, flush=True)  # tests check that the point was reached
     kind, _, argument = action.partition(":")
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -89,7 +61,20 @@ def act(action: str) -> str:
     return "nan" if kind == "nan" else ""
 
 
-def refused(text: str, expect: str) -> SdditError:
+def parse_fault(text: str) -> tuple[str, str, int | None]:
+    """Return point, action and turn of `name:action[@n]`. Raises SD-R160 for any other text."""
+    match = FORM.fullmatch(text)
+    if match is None:
+        raise _unknown_fault(text, "name:action[@n] with action kill, nan, raise:ERRNO or sleep:SECONDS")
+    point, action, turn = match.groups()
+    if point not in POINTS:
+        raise _unknown_fault(text, one_of(point, POINTS))
+    if action.startswith("raise:") and not hasattr(errno, action.removeprefix("raise:")):
+        raise _unknown_fault(text, "the name of an errno, such as raise:ENOSPC")
+    return point, action, int(turn) if turn else None
+
+
+def _unknown_fault(text: str, expect: str) -> SdditError:
     return error(
         "SD-R160",
         "SDDIT_FAULT names no known fault",

@@ -17,16 +17,14 @@ from sddit.storage.atomic import (
 
 LOCK = "run.lock"
 
+# A lock belongs to the open file, so the system releases it when its process ends for any reason.
 _held: set[int] = set()  # descriptors of the locks of this process
 
 
-# The lock. It belongs to the open file, so the system lets it go when its process ends, however it ends.
-
-
 def take_lock(path: Path) -> tuple[int, str]:
-    """A descriptor that holds the lock while it is open, and the last holder if that one did not let it go itself.
+    """Take the lock. Returns its descriptor, and the previous holder if that process exited without releasing it.
 
-    Raises SD-F701 if another process holds it.
+    Raises SD-F701 if another process holds the lock.
     """
     lock = open_file(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     try:
@@ -45,7 +43,7 @@ def take_lock(path: Path) -> tuple[int, str]:
 
 
 def holder(folder: Path) -> str:
-    """Which process holds a run folder, as `pid 123 on host h since ...`; empty if none does."""
+    """Return the process that locks a run folder, as `pid 123 on host h since ...`; empty if none does."""
     try:
         lock = open_file(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -61,7 +59,7 @@ def holder(folder: Path) -> str:
 
 
 def release_lock(lock: int) -> None:
-    """Let a lock of this process go, and say so in its file."""
+    """Release a lock of this process and empty its file."""
     if lock in _held:
         _held.remove(lock)
         os.ftruncate(lock, 0)
@@ -69,7 +67,7 @@ def release_lock(lock: int) -> None:
 
 
 def owner_in(lock: int) -> str:
-    """`pid 123 on host h since ...` from a lock file; empty if it names nobody."""
+    """Read `pid 123 on host h since ...` from a lock file; empty if it names no process."""
     try:
         owner = json.loads(os.pread(lock, 4096, 0))
         return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}"
@@ -77,8 +75,11 @@ def owner_in(lock: int) -> str:
         return ""
 
 
-def _forget_locks() -> None:
-    """A forked child, such as a loader worker, must not keep its parent's folder locked after the parent's death."""
+def _close_locks_in_child() -> None:
+    """Close inherited locks: a forked child must not keep its parent's folder locked after the parent's end."""
     for lock in _held:
         os.close(lock)
     _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_locks_in_child)

@@ -1,4 +1,4 @@
-"""One checkpoint on disk: staging it with a manifest of hashes, and comparing it with that manifest."""
+"""Write one checkpoint with a manifest of hashes, and verify it against that manifest."""
 
 from __future__ import annotations
 
@@ -19,44 +19,51 @@ from sddit.storage.fault_injection import fault_point
 from sddit.storage.migrations import FORMAT, upgrade_state
 
 MANIFEST = "manifest.json"
-UNUSABLE = {errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO}  # others blame no file
+UNUSABLE = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENXIO,
+}  # errors that are the fault of the file
 
 
 @dataclass(frozen=True, slots=True)
 class LazyBytes:
-    """The bytes of a file, made when its turn comes: then only one file at a time need be in memory."""
+    """The bytes of a file, made when it is written, so that only one file at a time is in memory."""
 
-    size: int  # of the bytes, about: whether they fit is asked before they are made
+    size: int  # approximate, in bytes: free space is checked before `make` is called
     make: Callable[[], bytes]
 
 
 Content = bytes | LazyBytes
-"""What a file of a checkpoint is to hold."""
+"""Contents of a file of a checkpoint."""
 
 
 class BrokenCheckpoint(Exception):
-    """A checkpoint is not what was saved; the text says which file and why."""
+    """A checkpoint that differs from what was saved. The text names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint whose every byte was compared with its manifest."""
+    """A checkpoint that was verified against its manifest."""
 
     step: int
     folder: Path
     files: Mapping[str, tuple[int, str]]  # name -> size in bytes, sha256
-    format: int = FORMAT  # the one it was written in
+    format: int = FORMAT  # in which it was written
 
     def path(self, name: str) -> Path:
-        """Where a file lies. KeyError if the checkpoint has none of that name."""
+        """Return the path of a file. Raises KeyError if the checkpoint has no such file."""
         if name not in self.files:
             raise KeyError(f"{name} is not in {self.folder.name}")
         return self.folder / name
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file, compared with the manifest again, so that they are the bytes that were saved."""
+        """Return the bytes of a file, verified again. Raises SD-C401 if they differ from the manifest."""
         try:
-            with reading(self.path(name)) as file:
+            with open_checkpoint_file(self.path(name)) as file:
                 data = file.read()
             if hashlib.sha256(data).hexdigest() != self.files[name][1]:
                 raise BrokenCheckpoint(f"{name}: checksum differs")
@@ -66,12 +73,12 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The contents of state.json, in the form of this version whichever wrote it."""
+        """The contents of state.json, upgraded to the current format."""
         return upgrade_state(json.loads(self.read("state.json")), self.format)
 
 
 def stage(folder: Path, step: int, files: Mapping[str, Content]) -> None:
-    """Write a whole checkpoint at `folder`, durable down to its names."""
+    """Write a checkpoint to `folder` and sync its files and their names."""
     folder.mkdir()
     seals = {}
     for name, content in files.items():
@@ -94,16 +101,16 @@ def write_file(path: Path, content: Content) -> tuple[int, str]:
 
 
 def seal_manifest(body: Mapping[str, Any]) -> bytes:
-    """A manifest with its own sha256 in it: one form for one content, so that any changed byte shows."""
+    """Return a manifest with its own sha256. Equal contents give equal bytes, so that any change is detected."""
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({**body, "sha256": digest}, sort_keys=True, indent=1).encode()
 
 
 def verify(folder: Path) -> Checkpoint:
-    """Compare every byte of a checkpoint with its manifest. Raises BrokenCheckpoint, or SD-C430 for one of another format."""
+    """Verify every byte of a checkpoint. Raises BrokenCheckpoint, or SD-C430 for an unknown format."""
     with storage_errors(folder):
         if not folder.is_dir():
-            raise BrokenCheckpoint("it is a link to nothing" if folder.is_symlink() else "it is no folder")
+            raise BrokenCheckpoint("it is a link to nothing" if folder.is_symlink() else "it is not a folder")
         checkpoint = read_manifest(folder)
         if folder.name != f"step-{checkpoint.step:06d}":
             raise BrokenCheckpoint(f"{MANIFEST}: it is of step {checkpoint.step}")
@@ -111,7 +118,7 @@ def verify(folder: Path) -> Checkpoint:
         for name in sorted(present ^ checkpoint.files.keys()):
             raise BrokenCheckpoint(f"{name}: {'missing' if name in checkpoint.files else 'not in the manifest'}")
         for name, (size, digest) in checkpoint.files.items():
-            data_size, data_digest = measure(folder / name)
+            data_size, data_digest = size_and_sha256(folder / name)
             if data_size != size:
                 raise BrokenCheckpoint(f"{name}: {data_size} bytes, not {size}")
             if data_digest != digest:
@@ -120,9 +127,9 @@ def verify(folder: Path) -> Checkpoint:
 
 
 def read_manifest(folder: Path) -> Checkpoint:
-    """What the manifest of a checkpoint promises, once the manifest's own sha256 was found right."""
+    """Read the manifest of a checkpoint and verify its own sha256. The files are not read."""
     try:
-        with reading(folder / MANIFEST) as file:
+        with open_checkpoint_file(folder / MANIFEST) as file:
             data = file.read()
         body: dict[str, Any] = json.loads(data)
         del body["sha256"]
@@ -142,16 +149,16 @@ def read_manifest(folder: Path) -> Checkpoint:
         raise BrokenCheckpoint(f"{MANIFEST}: cannot be read") from None
 
 
-def measure(path: Path) -> tuple[int, str]:
-    """Size in bytes and sha256 of a file."""
-    with reading(path) as file:
+def size_and_sha256(path: Path) -> tuple[int, str]:
+    """Return the size in bytes and the sha256 of a file."""
+    with open_checkpoint_file(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[BufferedReader]:
-    """A file of a checkpoint, open to read. BrokenCheckpoint if it is missing, unreadable, or no file (a link is none)."""
+def open_checkpoint_file(path: Path) -> Iterator[BufferedReader]:
+    """Open a file of a checkpoint. Raises BrokenCheckpoint if it is missing, unreadable or not a file, e.g. a link."""
     try:
         with os.fdopen(open_file(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             yield file
@@ -163,5 +170,8 @@ def reading(path: Path) -> Iterator[BufferedReader]:
 
 def broken_error(folder: Path, fault: str) -> SdditError:
     return error(
-        "SD-C401", f"the checkpoint is broken: {fault}", where=str(folder), fix="use another step, or put a copy back"
+        "SD-C401",
+        f"the checkpoint is broken: {fault}",
+        where=str(folder),
+        fix="use another step, or restore it from a backup",
     )

@@ -24,15 +24,12 @@ from sddit.storage.run_folder import unreadable_error
 TAIL = 1 << 18  # bytes at the end of a metrics log that hold its last row
 
 
-# Metrics
-
-
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, in the file as soon as it is appended.
+    """Append rows to `metrics.jsonl`: one JSON object per line, written at once.
 
-    A checkpoint keeps the log's cursor, its length in bytes. A resumed run hands it back with the checkpoint's step, and
-    what was logged after the checkpoint is cut off, to be logged again: no row is lost or doubled. With `cursor=None` all
-    whole lines stay. A torn last line goes either way.
+    A checkpoint stores the log's cursor, its length in bytes. A resumed run passes it with the checkpoint's step, and the
+    rows after the checkpoint are removed, to be logged again: no row is lost or duplicated. With `cursor=None` all
+    complete lines are kept. An incomplete last line is always removed.
     """
 
     def __init__(self, path: Path, cursor: int | None = None, step: int = 0) -> None:
@@ -40,18 +37,18 @@ class MetricsLog:
         with storage_errors(path):
             os.close(open_file(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW))
             data = read_file(path)
-            data = data[: whole_lines(data)]
-            self.changed = cursor is not None and not left_at(data, cursor, step)
-            """Whether the file is not as the checkpoint left it. Then the rows up to its step are kept."""
+            data = data[: length_of_complete_lines(data)]
+            self.changed = cursor is not None and not ends_at_cursor(data, cursor, step)
+            """Whether the file was changed after the checkpoint. The rows up to its step are then kept."""
             if self.changed:
-                data, cursor = b"".join(rows_until(data, step)), None
+                data, cursor = b"".join(lines_until(data, step)), None
                 replace_file(path, data)
             self.cursor = len(data[:cursor])
             self._file = open_file(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
             os.ftruncate(self._file, self.cursor)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row. If the storage refuses, SdditError, and the log is as it was."""
+        """Append a row. Raises SdditError if the storage fails; the log is then unchanged."""
         line = to_json(dict(row)).encode() + b"\n"
         with storage_errors(self.path):
             try:
@@ -62,7 +59,7 @@ class MetricsLog:
         self.cursor += len(line)
 
     def sync(self) -> int:
-        """Make all rows durable. Returns the cursor, for the checkpoint."""
+        """Sync all rows to disk. Returns the cursor, for the checkpoint."""
         with storage_errors(self.path):
             os.fsync(self._file)
         return self.cursor
@@ -71,34 +68,34 @@ class MetricsLog:
         os.close(self._file)
 
 
-def left_at(data: bytes, cursor: int, step: int) -> bool:
-    """Whether whole lines of a log have the end that a checkpoint of this step saw at its cursor.
+def ends_at_cursor(data: bytes, cursor: int, step: int) -> bool:
+    """Return whether a log of complete lines has the rows of a checkpoint's step right before the cursor.
 
-    What an editor adds or takes away above it moves that end, into a row or to the end of another one.
+    A line added or removed above the cursor moves this boundary.
     """
     before, after = data[:cursor], data[cursor:]
-    if len(before) < cursor or whole_lines(before) < cursor:
+    if len(before) < cursor or length_of_complete_lines(before) < cursor:
         return False
-    last = row_in(before.splitlines()[-1]) if before else None
-    following = row_in(after.splitlines()[0]) if after else None
+    last = parse_row(before.splitlines()[-1]) if before else None
+    following = parse_row(after.splitlines()[0]) if after else None
     if last is not None and last["step"] > step:
         return False
     return following is None or following["step"] > step or is_score_of(step, following)
 
 
-def rows_until(data: bytes, step: int) -> Iterator[bytes]:
-    """The lines of a log but for rows of later steps, and scores of this one, which are logged again.
+def lines_until(data: bytes, step: int) -> Iterator[bytes]:
+    """Yield the lines of a log without rows of later steps and without scores of this step, which are logged again.
 
-    What is no row stays, for a person to look at.
+    Lines that are not rows are kept for the user to inspect.
     """
     for line in data.splitlines(keepends=True):
-        row = row_in(line)
+        row = parse_row(line)
         if row is None or (row["step"] <= step and not is_score_of(step, row)):
             yield line
 
 
-def row_in(line: bytes) -> dict[str, Any] | None:
-    """A row, with a step that is a number; None: the line is none."""
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """Return the row in a line; None if the line is not a row with a numeric step."""
     try:
         row: dict[str, Any] = json.loads(line)
         return row if isinstance(row["step"], int | float) else None
@@ -107,26 +104,29 @@ def row_in(line: bytes) -> dict[str, Any] | None:
 
 
 def is_score_of(step: int, row: Mapping[str, Any]) -> bool:
-    """Whether a row holds scores of this step. They are logged after the step is saved, and anew where a stop cut them short."""
+    """Return whether a row has scores of this step. They are logged after the save, so a resumed run logs them again."""
     return row["step"] == step and any(name.startswith(SCORE) for name in row)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics log, also of one that is being written; NaN and infinities are floats again.
+    """Read the rows of a metrics log, even while it is written. NaN and infinities are floats again.
 
-    Raises SD-F704 for a whole line that is no row, and for a file that cannot be read.
+    Raises SD-F704 for a complete line that is not a row, and for an unreadable file.
     """
     try:
         data = read_file(path)
     except OSError as fault:
         raise unreadable_error(
-            path, fault.strerror or str(fault), "mend its permissions, or put a copy back"
+            path, fault.strerror or str(fault), "fix its permissions, or restore it from a backup"
         ) from fault
-    return [read_row(path, number, line) for number, line in enumerate(data[: whole_lines(data)].split(b"\n")[:-1], 1)]
+    return [
+        read_row(path, number, line)
+        for number, line in enumerate(data[: length_of_complete_lines(data)].split(b"\n")[:-1], 1)
+    ]
 
 
 def read_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """One line of a metrics log."""
+    """Parse one line of a metrics log. Raises SD-F704 if it is not a row."""
     try:
         row: dict[str, Any] = json.loads(line)
         return {key: float(value) if value in NOT_NUMBERS else value for key, value in row.items()}
@@ -136,14 +136,14 @@ def read_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
             "a line of the metrics cannot be read",
             where=f"{path}:{number}",
             got=f"{type(fault).__name__}: {fault}",
-            fix="put a copy back, or delete that line",
+            fix="restore the file from a backup, or delete that line",
         ) from fault
 
 
 def last_metrics(path: Path) -> dict[str, Any]:
-    """The last whole row of a metrics log, read from its end; nothing before the first row.
+    """Return the last complete row of a metrics log; an empty one if there is none. Only the end of the file is read.
 
-    Raises SD-F704 for a file that is no such log.
+    Raises SD-F704 for a file that is not a metrics log.
     """
     if not path.is_file():
         return {}
@@ -155,11 +155,11 @@ def last_metrics(path: Path) -> dict[str, Any]:
             "SD-F704",
             "the metrics cannot be read",
             where=str(path),
-            got="bytes that are no text of ours",
-            fix="put a copy back, or delete the damaged line",
+            got="bytes that are not ASCII text",
+            fix="restore the file from a backup, or delete the damaged line",
         )
     for line in reversed(tail.splitlines()):
-        with contextlib.suppress(ValueError, RecursionError):  # cut short by a crash
+        with contextlib.suppress(ValueError, RecursionError):  # incomplete after a crash
             row = json.loads(line)
             if isinstance(row, dict):
                 return row
@@ -174,13 +174,13 @@ def logged_steps(path: Path) -> int:
         return 0
 
 
-def whole_lines(data: bytes) -> int:
-    """The length of `data` up to its last line end."""
+def length_of_complete_lines(data: bytes) -> int:
+    """Return the length of `data` up to and including its last newline."""
     return data.rfind(b"\n") + 1
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data`, also where the system takes it in parts."""
+    """Write all of `data`, even if the system accepts it in parts."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

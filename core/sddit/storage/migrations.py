@@ -1,7 +1,7 @@
-"""Checkpoints of earlier versions, read as if this one had written them. None is ever rewritten. No torch here.
+"""Upgrade the state of checkpoints of earlier formats when they are read. Files are never rewritten. Torch-free.
 
-A change of what `state.json` holds gets a number and a step here; a checkpoint takes all steps from its number on. One of
-every format lies in `tests/fixtures/checkpoints` and is read by the tests for ever.
+Each change of `state.json` gets a format number and an upgrade step here. `tests/fixtures/checkpoints` has a checkpoint of
+every format.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 FORMAT = 2
-"""What this version writes."""
+"""The format that this version writes."""
 
 State = Mapping[str, Any]
 
 
 def upgrade_from_1(state: State) -> State:
-    """2 also names the items of each parameter's optimizer state, and the steps that were skipped."""
+    """Add the item names of each parameter's optimizer state, and the skipped steps."""
     if "imported" in state:
         return state
     return {**state, "optimized": {str(index): [] for index in state["optimized"]}, "skipped": []}
 
 
 STEPS: Mapping[int, Callable[[State], State]] = {1: upgrade_from_1}
-"""The step from each earlier format to the next."""
+"""{format: function that upgrades it to the next}."""
 
 
 def upgrade_state(state: State, written: int) -> dict[str, Any]:
-    """A `state.json` of format `written` in the form of this version."""
+    """Upgrade a `state.json` of format `written` to the current format."""
     for number in range(written, FORMAT):
         state = STEPS[number](state)
     return dict(state)

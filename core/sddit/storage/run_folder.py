@@ -1,4 +1,4 @@
-"""The run folder: one writer at a time, every file whole, and a metrics log that loses and repeats no row."""
+"""Read and write the files of a run folder. It has one writer at a time, and its files are replaced atomically."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from sddit.storage.atomic import (
     sync_folder,
     to_json,
 )
-from sddit.storage.lock import LOCK, _forget_locks, release_lock, take_lock
+from sddit.storage.lock import LOCK, release_lock, take_lock
 
 RECIPE, ENVIRONMENT, METRICS = "recipe.resolved.json", "environment.json", "metrics.jsonl"
 SCORES, COST, REPORT, CHANGES = "scores.json", "cost.json", "report.html", "changes.json"
-SEAL = ".sha256"  # ends the name of the file that holds the hash of the one beside it
+SEAL = ".sha256"  # suffix of the file with the sha256 of another file
 
 
 class RunFolder:
-    """The folder of one run, `runs/<recipe>-<id>`, held by one process while it is entered.
+    """The folder of one run, `runs/<recipe>-<id>`, locked by one process while it is entered.
 
-    Entering makes the folder, takes its lock, tries whether it can be written to, and removes what a killed process
-    left unfinished. Raises SD-F701 if another process holds it, SD-F703 if it cannot be written to, SD-F705 if the path
-    is no folder. `path` is then the real folder: a link in the way is followed once, here.
+    Entering creates the folder, locks it, checks that it is writable, and removes the temporary files of a killed process.
+    Raises SD-F701 if another process holds the lock, SD-F703 if the folder is not writable, SD-F705 if the path is not a
+    folder. Links in `path` are resolved once, on entering.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.killed = ""  # the last holder, if it ended without letting go: it was killed
+        self.killed = ""  # the previous holder of the lock, if it exited without releasing it
         self._lock = -1
 
     def __enter__(self) -> Self:
@@ -58,27 +58,27 @@ class RunFolder:
         release_lock(self._lock)
 
     def write_bytes(self, name: str, data: bytes) -> Path:
-        """Write a file whole or not at all. `name` may lead into a subfolder, which is made. Returns the file's path."""
+        """Write a file atomically and return its path. `name` may include a subfolder, which is created."""
         path = self.path / name
         if not path.is_relative_to(self.path) or ".." in path.parts:
             raise ValueError(f"{name!r} leads out of the run folder")
-        if path.parent != self.path and self.path.is_dir():  # a run folder that has gone is not made anew
+        if path.parent != self.path and self.path.is_dir():  # a deleted run folder is not created again
             path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, data)
         return path
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write text as UTF-8, whole or not at all."""
+        """Write text as UTF-8, atomically."""
         return self.write_bytes(name, text.encode())
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write JSON, whole or not at all. A NaN or an infinity is written as text."""
+        """Write JSON atomically. NaN and infinities are written as text."""
         return self.write_text(name, to_json(value, indent=1) + "\n")
 
     def write_sealed_json(self, name: str, value: Any) -> Path:
-        """Write JSON, and its sha256 beside it in the form of `sha256sum`, for `refuse_changed`.
+        """Write JSON, and its sha256 to a second file in the format of `sha256sum`, for `refuse_changed`.
 
-        The old seal goes first: a kill between the two files leaves one without a seal, not one that looks changed.
+        The old hash is removed first: after a kill between the two writes, the file has no hash rather than a wrong one.
         """
         with storage_errors(self.path):
             (self.path / f"{name}{SEAL}").unlink(missing_ok=True)
@@ -89,14 +89,14 @@ class RunFolder:
 
 
 def refuse_changed(path: Path) -> None:
-    """SD-F704 where a file is not what was written, by the seal beside it. One without a seal is taken as it is."""
+    """Raise SD-F704 if a file differs from the sha256 stored with it. A file without one is accepted."""
     seal = path.with_name(f"{path.name}{SEAL}")
     try:
         sealed = read_file(seal)[:64] if seal.is_file() else None
         found = hashlib.sha256(read_file(path)).hexdigest().encode()
     except OSError as fault:
         raise unreadable_error(
-            path, fault.strerror or str(fault), "mend its permissions, or put a copy back"
+            path, fault.strerror or str(fault), "fix its permissions, or restore it from a backup"
         ) from fault
     if sealed not in (None, found):
         raise error(
@@ -105,49 +105,48 @@ def refuse_changed(path: Path) -> None:
             where=str(path),
             got=f"sha256 {found[:12].decode()}...",
             expect=f"as in {seal.name}",
-            fix=f"put a copy back; if you changed it yourself, delete {seal.name}",
+            fix=f"restore it from a backup; if you changed it yourself, delete {seal.name}",
         )
 
 
 def recipe_path(folder: Path) -> Path:
-    """The resolved recipe of a run folder. Raises SD-C445 for a folder that is none."""
+    """Return the path of the resolved recipe of a run folder. Raises SD-C445 if the folder is not one."""
     path = folder / RECIPE
     if not path.is_file():
         raise error("SD-C445", "not a run folder", where=str(folder), expect=f"a folder that holds {RECIPE}")
     return path
 
 
-def read_json(path: Path, kind: type = dict, fix: str = "put a copy back, or start afresh with --fresh") -> Any:
-    """A JSON file of a run folder. Raises SD-F704 where it is not what this program wrote, which is of this kind."""
+def read_json(path: Path, kind: type = dict, fix: str = "restore it from a backup, or start over with --fresh") -> Any:
+    """Read a JSON file of a run folder. Raises SD-F704 if it is unreadable or its value is not of type `kind`."""
     try:
-        held = json.loads(read_file(path))
+        value = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError) as fault:
         raise unreadable_error(path, str(fault), fix) from fault
-    if not isinstance(held, kind):
-        raise unreadable_error(path, type(held).__name__, fix)
-    return held
+    if not isinstance(value, kind):
+        raise unreadable_error(path, type(value).__name__, fix)
+    return value
 
 
 def read_changes(folder: Path) -> list[dict[str, Any]]:
-    """What --allow-change let differ on the way of a run: `key`, `from` and `to` of each. SD-F704 for anything else."""
+    """Read the changes permitted by --allow-change: `key`, `from` and `to` of each. Raises SD-F704 for a damaged file."""
     path = folder / CHANGES
     if not os.path.lexists(path):
         return []
     found: list[dict[str, Any]] = read_json(path, list)
     for change in found:
         if not isinstance(change, dict) or not change.keys() >= {"key", "from", "to"}:
-            fix = "put a copy back, or move the file away: the report then tells of no changes"
+            fix = "restore the file from a backup, or move it away: the report then shows no changes"
             raise unreadable_error(path, str(change)[:80], fix)
     return found
 
 
 def unreadable_error(path: Path, got: str, fix: str) -> SdditError:
-    """SD-F704."""
     return error("SD-F704", "a file cannot be read", where=str(path), got=got, fix=fix)
 
 
 def ensure_directory(path: Path) -> Path:
-    """The real folder at `path`, made if there is none. SD-F705 where none can be made."""
+    """Create the folder `path` if necessary and return its real path. Raises SD-F705 if that is impossible."""
     try:
         with storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -156,17 +155,14 @@ def ensure_directory(path: Path) -> Path:
         cause = refused.__cause__
         if not isinstance(cause, (FileExistsError, NotADirectoryError, FileNotFoundError)):
             raise
-        got, fix = "a file, or a link to nothing, is in the way", "move it away, or choose another place"
+        got, fix = "a file, or a link to nothing, is in the way", "move it away, or choose another path"
         if isinstance(cause, FileNotFoundError):
-            got, fix = f"the system makes no folder there ({cause.strerror})", "choose another place"
+            got, fix = f"the system cannot create a folder there ({cause.strerror})", "choose another path"
         raise error(
             "SD-F705",
-            "the folder cannot be made here",
+            "the folder cannot be created",
             where=str(path),
             got=got,
             expect="a folder, or a free name",
             fix=fix,
         ) from refused
-
-
-os.register_at_fork(after_in_child=_forget_locks)

@@ -1,4 +1,4 @@
-"""Tensors to bytes and back, bit for bit, in the safetensors format: reading one runs no code."""
+"""Convert tensors to bytes and back, bit for bit, in the safetensors format, which cannot run code when read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  #
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """The bytes of named tensors of any shape, dtype, device and layout. Tensors that share memory are each written."""
-    return safetensors.torch.save(_apart(tensors))
+    """Return the bytes of named tensors of any shape, dtype, device and layout. Shared memory is written once per tensor."""
+    return safetensors.torch.save(_without_shared_memory(tensors))
 
 
 def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:
-    """Tensors on the CPU from the bytes of `pack`, which came from `where`.
+    """Return tensors on the CPU from the bytes of `pack`. `where` names their origin in errors.
 
-    Raises SD-C440 for a pickle, SD-C404 for what is no safetensors.
+    Raises SD-C440 for a pickle, SD-C404 for anything else that is not safetensors.
     """
     try:
         return safetensors.torch.load(data)
@@ -30,7 +30,7 @@ def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:
         if data.startswith(PICKLES):
             raise error(
                 "SD-C440",
-                "this is a pickle, which can run code when read",
+                "a pickle, which can run code when read",
                 where=where,
                 expect="safetensors",
                 fix="convert it first",
@@ -41,7 +41,7 @@ def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """SD-C450 naming the first tensor with a NaN or an infinity. `where` says what they are, such as `ema`."""
+    """Raise SD-C450 with the first tensor that has a NaN or an infinity. `where` names the group, such as `ema`."""
     if name := non_finite(tensors):
         raise error(
             "SD-C450",
@@ -53,18 +53,18 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def non_finite(tensors: Mapping[str, Tensor]) -> str:
-    """The name of the first tensor with a NaN or an infinity; empty: there is none."""
+    """Return the name of the first tensor with a NaN or an infinity; empty if there is none."""
     return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), "")
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Dense copies where needed: safetensors takes contiguous CPU tensors, no two of them in one storage."""
-    apart: dict[str, Tensor] = {}
+def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors where needed: safetensors requires contiguous CPU tensors that share no storage."""
+    separate: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         dense = tensor.detach().cpu().contiguous()
         if dense.untyped_storage().data_ptr() in storages:
             dense = dense.clone()
         storages.add(dense.untyped_storage().data_ptr())
-        apart[name] = dense
-    return apart
+        separate[name] = dense
+    return separate

@@ -304,7 +304,7 @@ def test_of_a_link_only_the_link_is_removed(two: Store, tmp_path: Path) -> None:
 def test_a_checkpoint_is_saved_where_a_file_has_its_name(two: Store) -> None:
     os.mkfifo(two.path_of(3))
     assert two.save(3, FILES).is_dir()
-    assert "step-000003 is broken (it is no folder)" in two.notices[0]
+    assert "step-000003 is broken (it is not a folder)" in two.notices[0]
 
 
 # -- keep-k ----------------------------------------------------------------------------------------------------------
