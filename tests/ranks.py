@@ -85,7 +85,7 @@ def spoil_staged(world: World, session: Session) -> None:
 def tell_to_stop(world: World, session: Session) -> None:
     """A signal that only the second rank gets."""
     if world.rank == 1 and session.step == 3:
-        world.stop.heard = signal.SIGTERM
+        world.stop.received = signal.SIGTERM
 
 
 FAULTS: Mapping[str, Callable[[World, Session], None]] = {"nan": spoil_staged, "signal": tell_to_stop}

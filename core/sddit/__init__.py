@@ -1,4 +1,4 @@
-"""sddit: the open toolkit for training diffusion transformers faster by self-supervision."""
+"""sddit: an open-source toolkit for studying self-supervised training of diffusion transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 HEAVY = dict.fromkeys(("Model", "build", "load", "sample", "context", "observe", "view"), "sddit.api")
 HEAVY |= {"Backbone": "sddit.backbones", "LossTerm": "sddit.losses"}
-"""What needs torch, and is imported when first asked for."""
+"""{public name: module}, for names that need torch. They are imported on first use."""
 
 __all__ = [
     "Backbone",

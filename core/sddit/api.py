@@ -1,10 +1,15 @@
-"""sddit from Python: `build` a component, `load` a run or published weights, `sample` from it.
+"""Use sddit from Python: load a run or published weights, sample, build components, evaluate losses on chosen inputs.
 
 import sddit
 
 model = sddit.load("runs/quickstart-1a2b3c")
 images = sddit.sample(model, classes=[3, 7], per_class=4)             # uint8 [8, 3, H, W]
 x0 = model.denoise(x, sigma, labels)                                  # [B, C, H, W]
+
+schedule = model.require_schedule()
+seen = sddit.view(schedule, x0, noise, t, labels)                     # a noisy view of given images
+outputs = sddit.observe(model, seen, taps=["encoder"])                # with gradient
+ctx = sddit.context(schedule, num_classes=model.num_classes)          # for a loss built with `sddit.build`
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +46,6 @@ from sddit.training.networks import build_backbone
 from sddit.training.precision import DTYPES, default_dtype
 from sddit.training.warm_start import read_weights
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-
 KERNEL = SLOTS["attention"].default
 """The attention kernel of weights that come without a recipe."""
 
@@ -55,8 +56,8 @@ def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runti
     Args:
         kind: the registry, such as `losses`.
         name: the component, `name` or `plugin/name`.
-        params: its settings as a recipe would write them; what is left out takes its default.
-        runtime: what it is built with; `sddit.interfaces` says what each kind takes.
+        params: its settings as in a recipe; the others take their defaults.
+        runtime: further arguments; see `sddit.interfaces` for each kind.
 
     Raises:
         SdditError: for an unknown name or a wrong setting, all problems at once.
@@ -68,49 +69,47 @@ def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runti
 
 @dataclass(slots=True)
 class Model:
-    """A trained network F, with the noise schedule that says what its output means."""
+    """A trained network F with its noise schedule, which defines the meaning of its output."""
 
     backbone: Backbone
     schedule: NoiseSchedule | None
     shapes: Shapes
-    recipe: Recipe | None = None  # of the run it came from
+    recipe: Recipe | None = None  # of its run, if any
 
     @property
     def num_classes(self) -> int:
-        """Classes; the same number is the null label."""
+        """Number of classes, which is also the null label."""
         return self.shapes.num_classes
 
     @torch.no_grad()
     def raw(self, x: Tensor, t: Tensor, labels: Tensor, visible: Tensor | None = None) -> Tensor:
-        """The network's own output at its own time: x [B, C, H, W] as it enters, t [B] integer steps or c_noise."""
+        """Return the raw network output for its raw inputs: x [B, C, H, W], t [B] integer steps or c_noise."""
         output, _, _ = self.backbone(x, t.to(x.dtype), labels, visible=visible)
         return torch.as_tensor(output)
 
     @torch.no_grad()
     def denoise(self, x: Tensor, sigma: float | Tensor, labels: Tensor) -> Tensor:
-        """The estimate of x0 [B, C, H, W] for x of noise level sigma, variance-exploding: a number, or one for each image [B]."""
+        """Estimate x0 [B, C, H, W] from x at variance-exploding noise level sigma: one number, or one per image [B]."""
         denoiser = ModelDenoiser(self.backbone, self.require_schedule(), self.num_classes)
         if isinstance(sigma, Tensor) and sigma.dim():
             return torch.cat([denoiser(x[i : i + 1], float(s), labels[i : i + 1]).x0 for i, s in enumerate(sigma)])
         return denoiser(x, float(sigma), labels).x0
 
     def dataset(self, split: str = "test") -> Dataset:
-        """The data set of the run it came from."""
+        """Return the data set of its run."""
         dataset: Dataset = self.require_recipe().dataset.build(split=split)
         return dataset
 
     def require_schedule(self) -> NoiseSchedule:
-        """The noise schedule; weights of some published layouts come without one."""
+        """Return the noise schedule. Raises SD-C442 for weights without one, as in some published layouts."""
         if self.schedule is None:
-            raise error(
-                "SD-C442", "these weights came without a noise schedule", where="model.schedule", fix="use model.raw"
-            )
+            raise error("SD-C442", "these weights have no noise schedule", where="model.schedule", fix="use model.raw")
         return self.schedule
 
     def require_recipe(self) -> Recipe:
-        """The recipe of the run it came from; weights from elsewhere have none."""
+        """Return the recipe of its run. Raises SD-C443 for weights that are not from a run."""
         if self.recipe is None:
-            raise error("SD-C443", "these weights came without a recipe", where="model.recipe", fix="load a run folder")
+            raise error("SD-C443", "these weights have no recipe", where="model.recipe", fix="load a run folder")
         return self.recipe
 
 
@@ -124,16 +123,16 @@ def load(
     dtype: torch.dtype | None = None,
     trust_code: bool = False,
 ) -> Model:
-    """Load a run folder, a folder of `sddit-run export`, or a safetensors file in a published layout. No data is needed.
+    """Load a run folder, a folder of `sddit-run export`, or a safetensors file in a published layout. Needs no data.
 
     Args:
         source: the folder, or a `.safetensors` file.
         layout: for a file, the published layout, such as `dit` or `maskdit`.
-        config: for a file, those of the constructor's arguments, under their published names, that the tensors do not tell.
-        weights: for a run, `student` or the label of an [ema]; empty: the one the run samples with.
-        step: for a run, which checkpoint; None: the newest good one.
-        dtype: of the weights; None: as they are.
-        trust_code: for an exported folder, run the one-file plugins that it brings, if any: they can do what you can.
+        config: for a file, constructor arguments that the tensors do not determine, under their published names.
+        weights: for a run, `student` or the label of an [ema]; empty: the weights the run samples with.
+        step: for a run, the checkpoint; None: the newest intact one.
+        dtype: of the weights; None: unchanged.
+        trust_code: for an exported folder, run the one-file plugins that it contains. They run with your permissions.
     """
     path = Path(source)
     if path.is_dir():
@@ -151,7 +150,7 @@ def load(
 
 
 def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype: torch.dtype | None = None) -> Model:
-    """The network of a run at its newest good checkpoint, or at `step`."""
+    """Load the network of a run at its newest intact checkpoint, or at `step`."""
     resolved = recipe_path(folder)
     refuse_changed(resolved)
     recipe = resolve_without_data(resolved)
@@ -163,7 +162,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
         raise error(
             "SD-C447", "this run has no checkpoint yet", where=str(folder), fix="run its recipe until the first save"
         )
-    for notice in store.notices:  # weights of an earlier step than was asked for
+    for notice in store.notices:  # e.g. a broken checkpoint, so an earlier one is used
         warnings.warn(notice, stacklevel=3)
     name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
 
@@ -171,7 +170,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
         file = f"{name}.safetensors"
         return under(prefix, unpack(checkpoint.read(file), str(checkpoint.folder / file)))
 
-    return filled(recipe, read, dtype, where=f"{checkpoint.folder}, {label}")
+    return build_with_weights(recipe, read, dtype, where=f"{checkpoint.folder}, {label}")
 
 
 def load_exported(
@@ -182,24 +181,26 @@ def load_exported(
     dtype: torch.dtype | None = None,
     trust_code: bool = False,
 ) -> Model:
-    """The network of a folder that `sddit-run export` wrote. Raises SD-C457 if it brings code that is not trusted."""
+    """Load the network of a folder from `sddit-run export`. Raises SD-C457 if it contains code that is not trusted."""
     tables = read_config(folder)["recipe"]
     code = [name for name in tables.get("plugins", []) if str(name).endswith(".py")]
     if code and not trust_code:
         raise error(
             "SD-C457",
-            "this folder brings code of its own; nothing of it was run",
+            "this folder contains plugin code; none of it was run",
             where=str(folder),
             got=", ".join(map(str, code)),
             fix="read it; then sddit.load(FOLDER, trust_code=True), or sddit-run sample FOLDER --trust-code",
         )
     recipe = resolve_tables(tables, folder / CONFIG)
     source = found(folder, weights, step)
-    return filled(recipe, lambda: read_weights(source), dtype, where=str(folder))
+    return build_with_weights(recipe, lambda: read_weights(source), dtype, where=str(folder))
 
 
-def filled(recipe: Recipe, read: Callable[[], dict[str, Tensor]], dtype: torch.dtype | None, *, where: str) -> Model:
-    """The network of a recipe with weights. Raises SD-C410 where these are of another one."""
+def build_with_weights(
+    recipe: Recipe, read: Callable[[], dict[str, Tensor]], dtype: torch.dtype | None, *, where: str
+) -> Model:
+    """Build the network of a recipe and load its weights. Raises SD-C410 if they do not fit."""
     with default_dtype(dtype or DTYPES[recipe.train.precision]):
         backbone = build_backbone(recipe, device="cpu")
         schedule: NoiseSchedule = recipe.noise_schedule.build()
@@ -212,13 +213,13 @@ def filled(recipe: Recipe, read: Callable[[], dict[str, Tensor]], dtype: torch.d
             where=where,
             got=shorten(str(mismatch), 160),
             expect="a checkpoint of the same recipe",
-            fix=f"put the {RECIPE} of this run back",
+            fix=f"restore the {RECIPE} of this run",
         ) from mismatch
     return Model(backbone.eval(), schedule, recipe.shapes, recipe)
 
 
 def load_published(path: Path, layout: str, config: Mapping[str, Any], dtype: torch.dtype | None) -> Model:
-    """The network of a safetensors file whose tensors have the names of a published implementation."""
+    """Load the network of a safetensors file with the tensor names of a published implementation."""
     converted = convert_from_layout(read_weight_file(path).state, layout, config)
     wanted = dtype or next(value.dtype for value in converted.state.values() if value.is_floating_point())
     with default_dtype(wanted):
@@ -237,16 +238,16 @@ def sample(
     device: str = "cpu",
     overrides: Sequence[str] = (),
 ) -> Tensor:
-    """Images of a loaded run, uint8 [n, 3, H, W], class by class.
+    """Sample images of a loaded run, uint8 [n, 3, H, W], class by class.
 
     Args:
         model: from `load` of a run folder.
-        classes: which; None: all of them.
-        per_class: images of each.
-        seed: None: the run's own, so that the pictures are those of its grids.
+        classes: class numbers; None: all classes.
+        per_class: images of each class.
+        seed: None: that of the run, which gives the images of its grids.
         steps: sampler steps; None: the recipe's.
         device: `cpu` or `cuda`.
-        overrides: of the recipe's sampler and guidance, such as `["guidance.name=cfg", "guidance.scale=1.5"]`.
+        overrides: changes of the recipe's sampler and guidance, such as `["guidance.name=cfg", "guidance.scale=1.5"]`.
     """
     recipe = model.require_recipe()
     changes = [*overrides, *([f"sampler.steps={steps}"] if steps is not None else [])]
@@ -268,23 +269,23 @@ def view(
     visible: Tensor | None = None,
     network: Network = "student",
 ) -> View:
-    """A noisy look at given images.
+    """Return a noisy view of given images.
 
     Args:
-        schedule: what t means.
+        schedule: defines the meaning of t.
         x0: clean images [B, C, H, W].
         noise: unit noise [B, C, H, W].
         t: noise levels [B] in the schedule's own time.
         labels: [B]; the number of classes is the null label.
-        visible: [B, K] tokens that are not hidden, rising; None: all.
-        network: which network sees it.
+        visible: [B, K] tokens that are not hidden, ascending; None: all.
+        network: the network that receives the view.
     """
     x = schedule.perturb(x0, noise, t)
     return View(network=network, x=x, t=t, labels=labels, x0=x0, noise=noise, visible=visible)
 
 
 def observe(model: Model, seen: View, *, taps: Sequence[Tap] = (), output: bool = True) -> Outputs:
-    """What a loaded network gives for a view, with gradient: its own output, the x0 made of it, tokens at `taps`."""
+    """Run a loaded network on a view, with gradient. Returns its output, the resulting x0, and tokens at `taps`."""
     return denoise_view(model.backbone, model.require_schedule(), seen, taps, output)
 
 
@@ -297,14 +298,14 @@ def context(
     seed: int = 0,
     ema_modules: Mapping[str, nn.Module] | None = None,
 ) -> Context:
-    """What a loss may know of a run: a moment of one.
+    """Return the context of a loss at one point in training.
 
     Args:
-        schedule: that of the views.
+        schedule: noise schedule of the views.
         num_classes: the null label.
-        step, total_steps: the moment, for schedules of values.
-        seed: of what the loss draws by itself.
-        ema_modules: the teacher's copy of the loss's own modules.
+        step, total_steps: the point in training, for value schedules.
+        seed: for the draws of the loss itself.
+        ema_modules: the teacher's copies of the modules of the loss.
     """
     return Context(
         step=step,

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live display on a terminal, a line now and then elsewhere, or nothing."""
+"""Show the progress of a run: a live display on a terminal, occasional lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from sddit.formatting import format_duration
 
 Clock = Callable[[], float]
 LINE_EVERY = 10.0  # seconds between plain lines of a short stage
-LINE_SHARE = 0.02  # of the whole stage between plain lines of a long one
-NAME_WIDTH = 9  # of the longest stage name, so that lines stand in columns
+LINE_FRACTION = 0.02  # of a long stage between plain lines
+NAME_WIDTH = 9  # of the longest stage name, to align the columns
 
 
 class Progress:
-    """The silent one, for notebooks and tests; subclasses override `note`, `begin`, `show` and `close`.
+    """A silent display, for notebooks and tests. Subclasses override `note`, `begin`, `show` and `close`.
 
-    A run calls `stage` when a part of it begins, `advance` or `tick` as it goes on, `note` and `warn` for lines that stay,
-    and sets `folder` as soon as there is one, so that a crash log has a place.
+    A run calls `stage` when a part of it begins, `advance` or `tick` as it proceeds, and `note` and `warn` for permanent
+    lines. It sets `folder` as soon as it exists, so that a crash log can be written there.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.folder: Path | None = None
-        self.step = 0  # optimizer steps taken, for the note of a failure
-        self.name = ""  # the stage that runs; empty: none
+        self.step = 0  # optimizer steps taken, for failure records
+        self.name = ""  # the current stage; empty: none
         self.total: int | None = None
         self.done = 0
         self.values: dict[str, float] = {}
@@ -45,9 +45,9 @@ class Progress:
         """Begin a part of the run: `training`, `sampling`, `scoring`, `report`.
 
         Args:
-            name: what is shown.
-            total: units of the whole stage; None where nobody can tell.
-            done: units that were there already.
+            name: label of the stage.
+            total: units of the entire stage; None if unknown.
+            done: units already done.
         """
         self.end_stage()
         self.name, self.total, self.done, self.values = name, total, done, {}
@@ -56,36 +56,36 @@ class Progress:
         self.show()
 
     def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
-        """`done` units are done. Of `values`, `loss/<label>` and `images_per_second` are shown."""
+        """Set the number of units done. Of `values`, `loss/<label>` and `images_per_second` are shown."""
         self.done = done
         self.values.update(values or {})
         self.show()
 
     def tick(self) -> None:
-        """One unit more is done."""
+        """Count one more unit as done."""
         self.advance(self.done + 1)
 
     def end_stage(self) -> None:
-        """The part that runs is over."""
+        """End the current stage."""
         if self.name:
             self.note(self.summary())
             self.name = ""
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Show a permanent line."""
 
     def warn(self, text: str) -> None:
-        """A warning that stays."""
+        """Show a permanent warning."""
         self.note(f"warning: {text}")
 
     def begin(self) -> None:
-        """A stage begins."""
+        """Start to show a stage."""
 
     def show(self) -> None:
-        """Bring what is seen up to date."""
+        """Update the display."""
 
     def close(self) -> None:
-        """Leave the screen in order, whatever happened."""
+        """Restore the terminal, also after an exception."""
 
     def __enter__(self) -> Self:
         return self
@@ -99,11 +99,11 @@ class Progress:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the stage began in this sitting."""
+        """Seconds since the stage began in this process."""
         return self._clock() - self._begun
 
     def remaining(self) -> float | None:
-        """Seconds that the rest of the stage takes at the pace so far; None before there is a pace."""
+        """Estimate the seconds until the stage ends from its speed so far; None before the first unit."""
         if self.total is None or self.done <= self._first:
             return None
         return self.elapsed / (self.done - self._first) * (self.total - self.done)
@@ -117,12 +117,12 @@ class Progress:
         return "   ".join(parts)
 
     def summary(self) -> str:
-        """The line that a finished stage leaves."""
+        """Return the line shown for a finished stage."""
         return columns(self.name, f"done in {format_duration(self.elapsed)}", self.detail())
 
 
 class PlainProgress(Progress):
-    """Lines of text: the first at the first news, then one every ten seconds, or every fiftieth of a long stage."""
+    """A display of plain lines: one at the first update, then every ten seconds, or every 2 % of a long stage."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         super().__init__(clock)
@@ -139,12 +139,12 @@ class PlainProgress(Progress):
         left = self.remaining()
         if left is None or self.elapsed < self._next:
             return
-        self._next = self.elapsed + max(LINE_EVERY, LINE_SHARE * (self.elapsed + left))
+        self._next = self.elapsed + max(LINE_EVERY, LINE_FRACTION * (self.elapsed + left))
         self.note(columns(self.name, f"{self.done:,}/{self.total:,}", self.detail(), f"{format_duration(left)} left"))
 
 
 class LiveProgress(Progress):
-    """A bar with the time left, and under it the losses by term."""
+    """A progress bar with the remaining time, and below it each loss."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         super().__init__(clock)
@@ -195,10 +195,10 @@ class LiveProgress(Progress):
 
 
 def progress_on(console: Console) -> Progress:
-    """The display that suits where it is shown."""
+    """Return the display for a console: live on a terminal, plain lines elsewhere."""
     return LiveProgress(console) if console.is_terminal and not console.is_dumb_terminal else PlainProgress(console)
 
 
 def columns(name: str, *parts: str) -> str:
-    """`training    120/1,000   denoise 0.182`; empty parts are left out."""
+    """`training    120/1,000   denoise 0.182`, without empty parts."""
     return "   ".join([f"{name:<{NAME_WIDTH}}", *filter(None, parts)])

@@ -1,4 +1,4 @@
-"""Value schedules: one implementation for weights, momenta, temperatures, ratios and learning rates."""
+"""Schedules of values over a run: weights, momenta, temperatures, ratios and learning rates."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Shape = Literal["linear", "cosine", "step"]
 
 def _check_step_or_fraction(value: int | float) -> int | float:
     if isinstance(value, float) and not 0 <= value <= 1:
-        raise ValueError("a number with a point is a share of the run, 0.0 to 1.0; a count of steps is a whole number")
+        raise ValueError("a float is a fraction of the run, 0.0 to 1.0; write a number of steps as an integer")
     if isinstance(value, int) and value < 0:
-        raise ValueError("a count of steps cannot be negative")
+        raise ValueError("a number of steps cannot be negative")
     return value
 
 
 StepOrFraction = Annotated[int | float, AfterValidator(_check_step_or_fraction)]
-"""A moment of a run: a whole number counts steps, a number with a point is a share of the planned length."""
+"""A point in training: an int is a step, a float in [0, 1] a fraction of the planned run."""
 
 
-def step_of(moment: int | float, total: int) -> float:
-    """The step at which `moment` lies in a run of `total` steps."""
-    return float(moment) if isinstance(moment, int) else moment * total
+def step_of(point: int | float, total: int) -> float:
+    """Return the step of a `StepOrFraction` in a run of `total` steps."""
+    return float(point) if isinstance(point, int) else point * total
 
 
 class Ramp(BaseModel):
-    """A value that moves from `start` to `end` between two moments, and stays there."""
+    """A value that changes from `start` to `end` between two points in training, and then stays constant."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
@@ -39,15 +39,17 @@ class Ramp(BaseModel):
         description="linear; cosine (half a period); step (jumps at `until`).",
     )
     power: float = Field(
-        1.0, gt=0, le=100, description="Exponent on the share of the way still to go: above 1, most of it comes early."
+        1.0, gt=0, le=100, description="Exponent on the remaining fraction: above 1, most of the change comes early."
     )
-    from_: StepOrFraction = Field(0, alias="from", description="When the change begins: steps, or a share such as 0.1.")
-    until: StepOrFraction = Field(1.0, description="When the change is complete: steps, or a share such as 0.5.")
+    from_: StepOrFraction = Field(
+        0, alias="from", description="When the change begins: steps, or a fraction such as 0.1."
+    )
+    until: StepOrFraction = Field(1.0, description="When the change is complete: steps, or a fraction such as 0.5.")
 
     @model_validator(mode="after")
     def _refuse_idle_power(self) -> Ramp:
         if self.shape == "step" and self.power != 1:
-            raise ValueError("power: no effect with shape step, which has no way to go")
+            raise ValueError("power: has no effect with shape step, which changes at once")
         return self
 
 
@@ -56,9 +58,9 @@ Value = float | Ramp
 
 
 def value_at(value: Value, step: int, total: int) -> float:
-    """The value of a schedule at `step` of a run planned for `total` steps.
+    """Return the value of a schedule at `step` of a run planned for `total` steps.
 
-    A ramp reaches `end` exactly at the step that `until` names. With shape cosine from 0 to the run's length it is the
+    A ramp reaches `end` exactly at `until`. With shape cosine from 0 to the run's length it is the
     momentum schedule of DINO (arXiv:2104.14294): end + (start - end) (1 + cos(pi u)) / 2 with u = step / total. With power
     2 it is cos(pi u / 2)^4.
     """
@@ -69,11 +71,11 @@ def value_at(value: Value, step: int, total: int) -> float:
     u = min(max(u, 0.0), 1.0)
     if u == 1.0:
         return value.end  # exactly, which the cosine of a rounded pi / 2 is not
-    return value.end + (value.start - value.end) * math.pow(_left(value.shape, u), value.power)
+    return value.end + (value.start - value.end) * math.pow(_remaining(value.shape, u), value.power)
 
 
-def _left(shape: Shape, u: float) -> float:
-    """The share of the way that is still to go at u in [0, 1]."""
+def _remaining(shape: Shape, u: float) -> float:
+    """Return the remaining fraction of the change at u in [0, 1]."""
     match shape:
         case "linear":
             return 1.0 - u
@@ -84,17 +86,17 @@ def _left(shape: Shape, u: float) -> float:
 
 
 def extremes(value: Value) -> tuple[float, float]:
-    """The lowest and highest value a schedule takes."""
+    """Return the lowest and highest value of a schedule."""
     return (min(value.start, value.end), max(value.start, value.end)) if isinstance(value, Ramp) else (value, value)
 
 
 def is_zero(value: Value) -> bool:
-    """Whether a schedule is zero for the whole run: then what it weighs is not built."""
+    """Return whether a schedule is zero for the entire run. A loss with such a weight is not built."""
     return extremes(value) == (0.0, 0.0)
 
 
 class Between:
-    """Validator for `Value`: every value it takes lies in [low, high]."""
+    """Validator for `Value`: requires all its values to be in [low, high]."""
 
     def __init__(self, low: float, high: float = math.inf) -> None:
         self.low, self.high = low, high
@@ -110,5 +112,5 @@ class Between:
 
 
 def bounded(low: float, high: float = math.inf) -> AfterValidator:
-    """`Annotated[Value, bounded(0, 1)]`: a schedule whose every value lies in the bounds."""
+    """Return a validator: `Annotated[Value, bounded(0, 1)]` is a schedule with all values within the bounds."""
     return AfterValidator(Between(low, high))

@@ -86,7 +86,7 @@ def root_failure(recorded: Sequence[Failure], ended: Mapping[int, int]) -> Failu
 
 def print_failure(failure: Failure) -> int:
     """Print a failure on stderr and return its exit status."""
-    head, *body = failure.said
+    head, *body = failure.message
     out = error_console()
     out.print(head, style="bold red", soft_wrap=True)
     for line in body:

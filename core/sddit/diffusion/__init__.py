@@ -1,1 +1,1 @@
-"""Diffusion mathematics shared by training and sampling: preconditioning, sampling, sigma grids, masking and keyed draws."""
+"""Diffusion mathematics of training and sampling: preconditioning, sampling, sigma grids, masking, keyed draws."""

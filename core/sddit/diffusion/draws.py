@@ -1,10 +1,10 @@
-"""Keyed randomness: every draw is a pure function of (seed, purpose, step, sample), never of a hidden state.
+"""Draw keyed random numbers: each is a pure function of (seed, purpose, step, sample), without hidden state.
 
-Hence exact resume, the same samples at any batch size and number of processes, and ablation arms that see the same noise.
+This gives exact resume, equal samples at any batch size and number of processes, and equal noise in all ablation arms.
 The generator is Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), whose output is a
 function of a 64-bit key and a 128-bit counter. Here the key is a hash of seed and purpose, and the counter holds
-(block, sample, step, epoch); the epoch tells the visits of one image apart. All draws of a batch are one vectorised call,
-on the device where they are used.
+(block, sample, step, epoch); the epoch distinguishes the visits of one image. All draws of a batch are one vectorised
+call, on the device where they are used.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ Scope = Literal["sample", "step"]
 
 
 def key_of(seed: int, purpose: str) -> tuple[int, int]:
-    """The Philox key of a purpose: 64 bits of blake2b, as two words."""
+    """Return the Philox key of a purpose: 64 bits of blake2b, as two words."""
     digest = blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Philox 4x32-10. counter: [4, n] int64 holding 32-bit words; returns [4, n] of the same kind."""
+    """Apply Philox 4x32-10 to counters [4, n], int64 with 32-bit words. Returns the same shape and kind."""
     a, b, c, d = counter
     for turn in range(ROUNDS):
-        left, right = a * MULTIPLIERS[0], c * MULTIPLIERS[1]  # they wrap at 64 bits: both halves stay right
+        left, right = (
+            a * MULTIPLIERS[0],
+            c * MULTIPLIERS[1],
+        )  # products wrap at 64 bits, which keeps both halves correct
         k0, k1 = ((key[i] + turn * WEYL[i]) & MASK for i in range(2))
         a, b = ((right >> 32) & MASK) ^ b ^ k0, right & MASK
         c, d = ((left >> 32) & MASK) ^ d ^ k1, left & MASK
@@ -50,7 +53,7 @@ class Draws:
         seed: the recipe's seed.
         step: optimizer step, or sampler step when sampling.
         ids: [B] image index of each sample.
-        epochs: [B] which visit of that image it is; None: the first.
+        epochs: [B] number of the visit of that image; None: the first.
     """
 
     def __init__(self, seed: int, step: int, ids: Tensor, epochs: Tensor | None = None) -> None:
@@ -60,19 +63,25 @@ class Draws:
         self._epochs = torch.zeros_like(self._ids) if epochs is None else epochs.to(torch.int64)
 
     def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
-        """Standard normal numbers, [B, *shape] float32 ([1, *shape] on the CPU for scope="step"). Box-Muller in float64."""
+        """Return standard normal numbers [B, *shape] float32, by Box-Muller in float64.
+
+        With scope="step": [1, *shape] on the CPU, one draw for the entire batch.
+        """
         count = math.prod(shape)
         u = self._uniform(purpose, 2 * count, scope)
         radius = (-2 * u[:, :count].log()).sqrt_()
         return radius.mul_((2 * math.pi * u[:, count:]).cos_()).to(torch.float32).view(-1, *shape)
 
     def uniform(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
-        """Uniform numbers in the open interval (0, 1), [B, *shape] float64 ([1, *shape] on the CPU for scope="step")."""
+        """Return uniform numbers in the open interval (0, 1), [B, *shape] float64.
+
+        With scope="step": [1, *shape] on the CPU, one draw for the entire batch.
+        """
         return self._uniform(purpose, math.prod(shape), scope).view(-1, *shape)
 
     def _uniform(self, purpose: str, count: int, scope: Scope) -> Tensor:
-        """[B, count] uniform numbers of 32 bits."""
-        ids, epochs = (self._ids, self._epochs) if scope == "sample" else self._whole_batch()
+        """Return [B, count] uniform numbers of 32 bits."""
+        ids, epochs = (self._ids, self._epochs) if scope == "sample" else self._batch_counter()
         blocks = -(-count // WORDS)
         shape = (len(ids), blocks)
         counter = torch.stack(
@@ -87,12 +96,12 @@ class Draws:
         numbers = words.view(WORDS, *shape).permute(1, 2, 0).reshape(len(ids), blocks * WORDS)
         return (numbers[:, :count].to(torch.float64) + 0.5) / 2.0**32
 
-    def _whole_batch(self) -> tuple[Tensor, Tensor]:
+    def _batch_counter(self) -> tuple[Tensor, Tensor]:
         zero = torch.zeros(1, dtype=torch.int64)
         return zero, zero
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator keyed by purpose, for initial weights: `generator(seed, "init/blocks.0.attn.qkv.weight")`."""
+    """Return a CPU generator keyed by purpose, for initial weights: `generator(seed, "init/blocks.0.attn.qkv.weight")`."""
     low, high = key_of(seed, purpose)
     return torch.Generator().manual_seed((high << 31) ^ low)

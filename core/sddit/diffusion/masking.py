@@ -1,4 +1,4 @@
-"""Which tokens a view hides: one implementation for every pair sampler. Importing it needs no torch."""
+"""Draw the tokens that a view hides, for every pair sampler. Torch is imported only when a mask is drawn."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ASPECTS = (0.3, 1 / 0.3)
 """Height over width of a hidden block, as iBOT and BEiT draw it (arXiv:2106.08254, algorithm 1)."""
 
 BAYER = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
-"""Bayer's ordered dither: its first 4, 8 or 12 places form regular lattices."""
+"""Bayer's ordered dither: its first 4, 8 or 12 positions form regular lattices."""
 
 
 def keep_count(tokens: int, ratio: float) -> int:
-    """K, the visible ones of `tokens` when a share `ratio` is hidden: floor(L (1 - r) + 1e-9).
+    """Return the number K of visible tokens when a fraction `ratio` of `tokens` is hidden: floor(L (1 - r) + 1e-9).
 
-    The small term undoes rounding: 10 (1 - 0.9) is 0.9999999999999998, and one token must stay. A ratio above 0 hides at
-    least one token, except below 1e-9 of one, where a decaying schedule passes on its way to 0.
+    The small term undoes rounding: 10 (1 - 0.9) is 0.9999999999999998, and one token must stay visible. A ratio above 0
+    hides at least one token, except for ratios below 1e-9 / L, which a decaying schedule passes on its way to 0.
 
     Raises SdditError (SD-R108) for a ratio outside [0, 1) and for one that leaves no token.
     """
@@ -43,7 +43,7 @@ def keep_count(tokens: int, ratio: float) -> int:
 
 
 def draw_ratio(draws: Draws, ratio: float, spread: float) -> float:
-    """A ratio of [ratio, ratio + spread), one for the whole step on every rank, drawn where it costs no device a wait."""
+    """Draw a ratio in [ratio, ratio + spread), the same for the entire step on every rank. Needs no device sync."""
     return ratio + spread * draws.uniform("mask/ratio", scope="step").item() if spread else ratio
 
 
@@ -56,7 +56,7 @@ def draw_mask(
     shape: MaskShape = "random",
     device: torch.device | str | None = None,
 ) -> Tensor | None:
-    """The visible tokens of each sample, [B, K] int64 rising, or None where nothing is hidden.
+    """Draw the visible tokens of each sample, [B, K] int64 ascending, or None if nothing is hidden.
 
     Every sample hides the same number of tokens, so that a masked batch is a shorter dense sequence.
 
@@ -64,11 +64,11 @@ def draw_mask(
         draws: keyed randomness; the same purpose gives the same masks in every arm of a seed.
         purpose: the name of the draw, `mask` where the student is masked.
         grid: tokens along H and W.
-        ratio: share of tokens to hide; K is `keep_count` of it.
+        ratio: fraction of tokens to hide; K is its `keep_count`.
         shape: random: any tokens, each equally likely (MAE, arXiv:2111.06377); block: the hidden ones form one connected
-            region of a random place and aspect, near a rectangle; grid: the hidden ones lie as evenly as a shifted 4 x 4
-            Bayer pattern allows (at 1/2 a checkerboard, at 3/4 one of each 2 x 2 stays).
-        device: where the indices are wanted; None: where the draws are made.
+            region of random position and aspect, close to a rectangle; grid: the hidden ones are spread as evenly as a
+            shifted 4 x 4 Bayer pattern allows (at 1/2 a checkerboard, at 3/4 one of each 2 x 2 stays visible).
+        device: device of the result; None: that of the draws.
     """
     tokens = math.prod(grid)
     kept = keep_count(tokens, ratio)
@@ -78,7 +78,7 @@ def draw_mask(
     return scores.argsort(dim=1)[:, :kept].sort(dim=1).values.to(device)
 
 
-# Each of these gives a score per token, [B, N]; the tokens of the lowest scores stay visible.
+# Each function below returns a score per token, [B, N]; the tokens with the lowest scores stay visible.
 
 
 def _random(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:
@@ -86,10 +86,10 @@ def _random(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:
 
 
 def _block(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:
-    """Minus a distance from a random centre that grows with |dy| and with |dx|.
+    """Return minus a distance from a random centre that increases with |dy| and with |dx|.
 
-    From any token of such a ball one walks to the centre without leaving it, first along x and then along y: whatever the
-    number hidden, they are connected.
+    The tokens within any distance are connected: from each of them, a path along x and then along y to the centre stays
+    within that distance.
     """
     import torch
 
@@ -101,11 +101,13 @@ def _block(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:
     dy = (rows - height * u[:, :1]).abs() / stretch  # [B, H]
     dx = (columns - width * u[:, 1:2]).abs() * stretch  # [B, W]
     dy, dx = dy[:, :, None], dx[:, None, :]
-    return -(torch.maximum(dy, dx) + 1e-3 * (dy + dx)).flatten(1)  # a rectangle's distance, made strictly rising
+    return -(torch.maximum(dy, dx) + 1e-3 * (dy + dx)).flatten(
+        1
+    )  # distance whose balls are rectangles, made strictly increasing
 
 
 def _lattice(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:
-    """A Bayer pattern shifted at random; tokens of one rank are told apart by the draw's remaining numbers."""
+    """Return a randomly shifted Bayer pattern; the remaining numbers of the draw break ties."""
     import torch
 
     u = draws.uniform(purpose, (2 + math.prod(grid),))

@@ -1,7 +1,7 @@
-"""Preconditioning, once for training and sampling: a network F and a noise schedule are a denoiser D.
+"""Precondition a network: F and a noise schedule form a denoiser D, in training and sampling alike.
 
-D(x) = c_skip x + c_out F(c_in x, c_noise): EDM (arXiv:2206.00364), eq. 7. Every schedule has this form, and its scalings
-say what the network's output means.
+D(x) = c_skip x + c_out F(c_in x, c_noise): EDM (arXiv:2206.00364), eq. 7. Every schedule has this form; its scalings
+define the meaning of the network's output.
 """
 
 from __future__ import annotations
@@ -29,30 +29,36 @@ def precondition(
     dtype: torch.dtype | None = None,
     autocast: torch.dtype | None = None,
 ) -> Outputs:
-    """F and D at x [B, C, H, W], each sample at its own time t [B], in the schedule's own coordinates.
+    """Evaluate F and D at x [B, C, H, W], each sample at its own time t [B], in the schedule's own coordinates.
 
     Args:
         backbone: F, called as `sddit.Backbone.forward`.
-        schedule: what its input and output mean.
+        schedule: defines the meaning of its input and output.
         x: the noisy images.
         t: their noise levels.
         labels: [B].
-        taps: where tokens are read.
-        output: whether F's own output is wanted; if not, it stops after the deepest tap.
+        taps: positions at which tokens are returned.
+        output: whether to compute F's output; if not, F stops after the deepest tap.
         visible: [B, K] tokens that are not hidden; None: all.
         groups: [B, N] tokens of different groups do not attend to each other.
-        dtype: of the numbers that F is given; None: that of x.
-        autocast: precision in which F alone is run; None: as the caller has set it.
+        dtype: of the inputs of F; None: that of x.
+        autocast: precision of F alone; None: the caller's setting.
 
     Returns:
-        raw, x0 and extra in float32 or wider, and the taps as F gave them.
+        raw, x0 and extra in float32 or wider, and the taps as F returned them.
     """
     c = schedule.scalings(t.double())
     c_in, c_skip, c_out = (_over_image(each, x) for each in (c.c_in, c.c_skip, c.c_out))
-    given = dtype or x.dtype
+    input_dtype = dtype or x.dtype
     with torch.autocast(x.device.type, autocast) if autocast else nullcontext():
         raw, heads, tokens = backbone(
-            (c_in * x).to(given), c.c_noise.to(given), labels, taps=taps, output=output, visible=visible, groups=groups
+            (c_in * x).to(input_dtype),
+            c.c_noise.to(input_dtype),
+            labels,
+            taps=taps,
+            output=output,
+            visible=visible,
+            groups=groups,
         )
     if raw is None:
         return Outputs(taps=tokens)
@@ -77,7 +83,7 @@ def denoise_view(
     *,
     autocast: torch.dtype | None = None,
 ) -> Outputs:
-    """`precondition` for one view of a batch."""
+    """Apply `precondition` to one view of a batch."""
     return precondition(
         backbone,
         schedule,
@@ -93,16 +99,16 @@ def denoise_view(
 
 
 class ModelDenoiser:
-    """A trained network as D(x; sigma, labels) in variance-exploding coordinates, whatever its schedule.
+    """A trained network as D(x; sigma, labels) in variance-exploding coordinates, for any schedule.
 
-    x is x_t / alpha(t) and sigma is sigma(t) / alpha(t); a level is snapped to one that was trained. The network runs in
-    evaluation mode and in the dtype of its weights; all else is done in the dtype of x, float64 in a sampler.
+    x is x_t / alpha(t) and sigma is sigma(t) / alpha(t); a level is snapped to a trained one. The network runs in
+    evaluation mode and in the dtype of its weights; everything else uses the dtype of x, float64 in a sampler.
 
     Args:
         backbone: called as `sddit.Backbone.forward`.
-        schedule: the noise schedule it was trained with.
-        num_classes: of its training data; this number is the null label.
-        autocast: precision in which the network is run, such as torch.bfloat16; None: that of its weights.
+        schedule: the noise schedule of its training.
+        num_classes: of its training data; also the null label.
+        autocast: precision of the network, such as torch.bfloat16; None: that of its weights.
     """
 
     def __init__(
@@ -115,7 +121,7 @@ class ModelDenoiser:
         self.dtype = next((weight.dtype for weight in backbone.parameters()), torch.float64)
 
     def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
-        """x [B, C, H, W] at one noise level, labels [B] -> x0 and what else the network gives."""
+        """Predict x0 and the other outputs of the network for x [B, C, H, W] at one noise level, labels [B]."""
         level = torch.full((len(x),), sigma, dtype=torch.float64, device=x.device)
         t = self.schedule.t_from_sigma(self.schedule.snap(level))
         native = _over_image(self.schedule.alpha(t), x) * x
@@ -124,23 +130,23 @@ class ModelDenoiser:
                 self.backbone, self.schedule, native, t, labels, dtype=self.dtype, autocast=self.autocast
             )
         if out.x0 is None:
-            raise ValueError("the network gave no output: it was truncated")
+            raise ValueError("the network is truncated and has no output")
         return Prediction(out.x0, out.extra, {name: x0 for name, (_, x0) in out.heads.items()})
 
 
 def _over_image(coefficient: Tensor, x: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1] in the dtype of x, float32 at least."""
+    """Reshape [B] to [B, 1, 1, 1], in the dtype of x or float32, the wider one."""
     return coefficient.to(torch.promote_types(x.dtype, torch.float32))[:, None, None, None]
 
 
 def _widened(x: Tensor) -> Tensor:
-    """x in float32 at least."""
+    """Return x in float32 or wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the mode it was in afterwards."""
+    """Put a model into evaluation mode, and restore its mode afterwards."""
     was = model.training
     if was:
         model.eval()

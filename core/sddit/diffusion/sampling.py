@@ -1,4 +1,4 @@
-"""From keyed noise to images: any sampler, any guidance, any trained model, the same pictures at any batch size."""
+"""Sample images from keyed noise with any sampler, guidance and model. The batch size does not change the images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StepSampler:
 
 
 def noise_levels(params: SamplerParams, schedule: NoiseSchedule) -> list[float]:
-    """The levels that a sampler's settings ask of a schedule: `steps` falling ones and 0, variance-exploding."""
+    """Return the noise levels of a sampler: `steps` falling variance-exploding ones, then 0. Raises SD-T902."""
     low, high = params.noise_range(schedule.sigma_range)
     return schedule.grid(params.steps, kind=params.grid, sigma_min=low, sigma_max=high, rho=params.rho)
 
@@ -59,22 +59,22 @@ def sample(
     batch: int,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Images [n, C, H, W], float64, on the device of `labels`.
+    """Sample images [n, C, H, W], float64, on the device of `labels`.
 
     Args:
         denoiser: the trained network, normally a `ModelDenoiser`.
-        labels: [n] int64, from 0 to num_classes, which is the null label; where they lie is where sampling is done.
-        image_ids: n numbers. The noise of an image is a function of the seed and its number alone.
+        labels: [n] int64, from 0 to num_classes, which is the null label; sampling runs on their device.
+        image_ids: n numbers. The noise of an image depends only on the seed and its number.
         seed: of the run.
-        sampler: how to go from noise to images.
-        guidance: how labels act.
-        sigmas: falling levels that end with 0, such as `noise_levels` gives.
+        sampler: solver from noise to images.
+        guidance: combines conditional and unconditional predictions.
+        sigmas: falling levels that end with 0, as from `noise_levels`.
         image: C, H, W.
-        batch: images at once; it changes nothing but rounding.
+        batch: images at once; affects only rounding.
         callback: called after each sampler step with (step, x [B, C, H, W]), batch after batch.
 
     Raises:
-        SdditError: SD-T904 for a label that does not exist, SD-T905 for an image that is not finite.
+        SdditError: SD-T904 for an unknown label, SD-T905 for a non-finite image.
     """
     _refuse_unknown_labels(labels, denoiser.num_classes)
     ids = torch.as_tensor(image_ids, dtype=torch.int64, device=labels.device)
@@ -93,7 +93,7 @@ def sample(
 
 
 def _fresh_noise(seed: int, ids: Tensor, image: tuple[int, int, int]) -> Callable[[int], Tensor]:
-    """Sampler step -> the unit noise that a stochastic sampler adds there, [B, C, H, W]."""
+    """Return a function of the sampler step: the unit noise [B, C, H, W] that a stochastic sampler adds there."""
     return lambda step: Draws(seed, step, ids).normal("sample/fresh", image)
 
 
@@ -114,7 +114,7 @@ def _refuse_not_finite(x: Tensor, ids: Tensor) -> None:
     if len(broken):
         raise error(
             "SD-T905",
-            "sampled images hold NaN or infinity; nothing was saved",
+            "sampled images contain NaN or infinity; nothing was saved",
             where="sampling",
             got=f"{len(broken)} of {len(ids)}, image {broken[0].item()} first",
             fix="sample an earlier checkpoint, or a lower guidance scale",

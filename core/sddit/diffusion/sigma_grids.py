@@ -1,25 +1,25 @@
-"""Grids of noise levels that are the same for every schedule. No torch, so that a dry run may ask for one."""
+"""Compute grids of noise levels that apply to every schedule. Torch-free, so that a dry run can use them."""
 
 from __future__ import annotations
 
 import math
 
 UNTRAINED = "SD-T908"
-"""The code of a refusal by a schedule that trains a fixed list of levels, which the asked ones are not among."""
+"""Error code of a schedule with a fixed list of trained levels, for levels outside this list."""
 
 
 def sigma_grid(steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-    """`steps` levels from sigma_max to sigma_min, both exact, then 0.
+    """Return `steps` levels from sigma_max to sigma_min, both exact, then 0.
 
-    kind "edm" is eq. 5 of EDM (arXiv:2206.00364), even in sigma^(1/rho); "log" is even in ln sigma, its limit for large
-    rho. Eq. 5 is written relative to sigma_max, with expm1 and log1p, so that no rho overflows or rounds levels together.
+    kind "edm" is eq. 5 of EDM (arXiv:2206.00364), evenly spaced in sigma^(1/rho); "log" is evenly spaced in
+    ln sigma, its limit for large rho. Eq. 5 is written relative to sigma_max, with expm1 and log1p, so that no rho overflows or merges levels.
     """
     fall = math.log(sigma_min / sigma_max)
-    shares = [i / (steps - 1) for i in range(1, steps - 1)]
+    fractions = [i / (steps - 1) for i in range(1, steps - 1)]
     if kind == "edm":
-        between = [rho * math.log1p(share * math.expm1(fall / rho)) for share in shares]
+        between = [rho * math.log1p(fraction * math.expm1(fall / rho)) for fraction in fractions]
     elif kind == "log":
-        between = [share * fall for share in shares]
+        between = [fraction * fall for fraction in fractions]
     else:
-        raise ValueError(f"no grid {kind!r} that is the same for every schedule; there are 'edm' and 'log'")
+        raise ValueError(f"unknown grid {kind!r}; expected 'edm' or 'log'")
     return [sigma_max, *(sigma_max * math.exp(level) for level in between), sigma_min, 0.0]

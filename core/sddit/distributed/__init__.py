@@ -1,1 +1,1 @@
-"""Several processes: ranks, signals, the process group, and wrapping the model in DDP or FSDP2."""
+"""Ranks, signals, the process group, and wrapping the model in DDP or FSDP2."""

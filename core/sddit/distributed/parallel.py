@@ -1,4 +1,4 @@
-"""Wrap the model for several processes: DDP or FSDP2."""
+"""Wrap the model in DDP or FSDP2, and convert between full tensors and shards."""
 
 from __future__ import annotations
 
@@ -17,31 +17,29 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sddit.distributed.world import World
 
-# The module that is trained
-
 
 def wrap_parallel(
     student: nn.Module, copies: Sequence[nn.Module], world: World, kind: Literal["ddp", "fsdp"]
 ) -> nn.Module:
-    """What is called in place of the student: itself, or what averages its gradients over the ranks.
+    """Return the module to call instead of the student: itself, or a wrapper that averages gradients over the ranks.
 
-    With fsdp each rank keeps a part of every weight, of the student's and alike of its `copies`, the teacher and averages.
+    With fsdp, each rank holds a shard of every weight of the student and of its `copies`, the teacher and the EMAs.
     """
     if world.size == 1:
         return student
     if kind == "fsdp":
         shard(student)
         for copy in copies:
-            shard(copy, reshard_after_forward=True)  # no backward pass comes to do it
+            shard(copy, reshard_after_forward=True)  # no backward pass will do it
         return student
-    with warnings.catch_warnings():  # newer versions of torch rename the argument, and warn of the name that all know
+    with warnings.catch_warnings():  # newer versions of torch rename the argument
         warnings.simplefilter("ignore", FutureWarning)
-        # Buffers change in `after_step`, alike on all ranks.
+        # Buffers change in `after_step`, in the same way on all ranks.
         return DistributedDataParallel(student, broadcast_buffers=False)
 
 
 def shard(module: nn.Module, *, reshard_after_forward: bool | None = None) -> None:
-    """Split the weights over the ranks: gathered block by block where there are blocks, the rest at once."""
+    """Shard the weights over the ranks: one group per block where the module has blocks, one group for the rest."""
     mesh = init_device_mesh(next(module.parameters()).device.type, (dist.get_world_size(),))
     for part in module.modules():
         for block in getattr(part, "blocks", ()):
@@ -50,24 +48,24 @@ def shard(module: nn.Module, *, reshard_after_forward: bool | None = None) -> No
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this rank may hold a part. Every rank has to ask."""
+    """Return the full tensor if this rank holds a shard. Every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(own: Tensor, tensor: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, as it holds a part of its `own` one."""
+    """Return this rank's shard of a full tensor, sharded like its `own`."""
     if not isinstance(own, DTensor) or own.shape != tensor.shape:
         return tensor
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 def shards_like(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same by name; a name that is not its own stays as it is, to be refused where it is loaded."""
+    """Apply `shard_like` by name. Unknown names are kept, so that loading rejects them."""
     return {name: shard_like(own[name], tensor) if name in own else tensor for name, tensor in tensors.items()}
 
 
 def gradient_accumulation(root: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Around a forward and backward pass: gradients of all but the last micro-batch stay on this rank."""
+    """Keep the gradients of all but the last micro-batch on this rank. Wrap a forward and backward pass in it."""
     if isinstance(root, FSDPModule):
         root.set_requires_gradient_sync(last)
     if isinstance(root, DistributedDataParallel) and not last:
@@ -77,9 +75,9 @@ def gradient_accumulation(root: nn.Module, *, last: bool) -> AbstractContextMana
 
 
 def reach_all_parameters(root: nn.Module, loss: Tensor) -> tuple[Tensor, list[bool]]:
-    """`loss` with a gradient of 0 for every parameter that it does not reach, since DDP waits for each.
+    """Return `loss` with a gradient of 0 for each parameter that it does not reach, since DDP waits for every parameter.
 
-    Also, for each parameter, whether this batch had a gradient for it. Without DDP nothing waits and nothing is noted.
+    Also returns, for each parameter, whether this batch has a gradient for it. Without DDP this list is empty.
     """
     if not isinstance(root, DistributedDataParallel):
         return loss, []
@@ -91,7 +89,7 @@ def reach_all_parameters(root: nn.Module, loss: Tensor) -> tuple[Tensor, list[bo
 
 
 def reached_parameters(loss: Tensor) -> set[Tensor]:
-    """The parameters that a backward pass from `loss` comes to."""
+    """Return the parameters that a backward pass from `loss` reaches."""
     found: set[Tensor] = set()
     seen: set[Any] = set()
     waiting = [loss.grad_fn]

@@ -1,8 +1,8 @@
-"""Which of several processes this one is, as torchrun says by its environment, and what a failed one leaves. No torch.
+"""Read rank and world size from torchrun's environment, and record failures per rank. Torch-free.
 
-Each rank that fails writes `failure-<rank>.json` into the run folder, {code, exit, step, seconds, ...}: torchrun hides the
-exit statuses of its processes, so a job script decides by these files. With --nproc the launcher does, and prints the one
-that came first; FAILURES then names a folder of its own, since a rank may fail before there is a run folder.
+Each rank that fails writes `failure-<rank>.json` into the run folder, {code, exit, step, seconds, ...}, since torchrun
+hides the exit statuses of its processes. A job script can read these files. With --nproc the launcher reads them and
+prints the first failure; FAILURES then names a second folder, since a rank may fail before there is a run folder.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from pathlib import Path
 from typing import NoReturn
 
 FAILURES = "SDDIT_FAILURES"  # environment variable: the folder in which the launcher looks for failures
-PEER_LOST = ("SD-X801", "SD-X802")  # codes of ranks that only noticed the failure of another
+PEER_LOST = ("SD-X801", "SD-X802")  # codes of ranks that only noticed the failure of another rank
 
 BEGAN = time.monotonic()
 
 
 def world_size() -> int:
-    """How many processes make this run."""
+    """Return the number of processes of this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """The number of this process among them, from 0."""
+    """Return the rank of this process, from 0."""
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """Its number among those of this machine, which is that of its accelerator."""
+    """Return the rank of this process on its machine, which is also the index of its accelerator."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
 
 
 def exit_process(status: int) -> NoReturn:
-    """End this process with an exit status. All that matters is on the disk by then.
+    """Exit with a status. All results must be on disk.
 
-    One of several ends without the interpreter's own end: torch's threads may still hold tensors, and a thread that wants
-    the interpreter while it shuts down aborts the process, which would count as a failed rank.
+    One of several processes skips the interpreter's shutdown: a thread of torch that needs the interpreter during shutdown
+    would abort the process, which would count as a failed rank.
     """
     if world_size() == 1:
         sys.exit(status)
@@ -53,34 +53,34 @@ def exit_process(status: int) -> NoReturn:
 
 
 def is_reported_elsewhere() -> bool:
-    """Whether another process says what this one would say before it begins: the main rank, or the launcher of all."""
+    """Return whether the main rank or the launcher prints the messages of this process before the run."""
     return rank() > 0 or FAILURES in os.environ
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How one rank ended."""
+    """The failure of one rank."""
 
     rank: int
-    code: str  # of the message; empty: a bug
+    code: str  # error code; empty for a bug
     exit: int
-    step: int  # optimizer steps it had taken
-    seconds: float  # since it was started
-    lines: tuple[str, ...]  # the message
+    step: int  # optimizer steps taken
+    seconds: float  # since the process started
+    lines: tuple[str, ...]  # of the message
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """Causes come before what they caused, then steps, then ranks: the clocks of machines are not compared."""
+        """Sort key: causes before their consequences, then by step and rank. Clocks of machines are not compared."""
         return self.code in PEER_LOST, self.step, self.rank
 
     @property
-    def said(self) -> tuple[str, ...]:
-        """The message, with the rank it came from."""
+    def message(self) -> tuple[str, ...]:
+        """The lines of the message, with rank and step."""
         return *self.lines, f"  {'rank:':<8}{self.rank}, after step {self.step}"
 
 
 def write_failure(failure: Failure, folders: Iterable[Path]) -> None:
-    """Leave `failure-<rank>.json` where others look for it. Storage that refuses is let be: the message says more."""
+    """Write `failure-<rank>.json` into each folder. Storage errors are ignored: the message itself matters more."""
     for folder in folders:
         with contextlib.suppress(OSError):
             staged = folder / f".tmp-failure-{failure.rank}"
@@ -89,16 +89,16 @@ def write_failure(failure: Failure, folders: Iterable[Path]) -> None:
 
 
 def read_failures(folder: Path) -> list[Failure]:
-    """The failures that were noted there, the first one first."""
+    """Read the failures in a folder, in order of `Failure.order`."""
     found = []
     for path in folder.glob("failure-*.json"):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # gone, or not ours
-            noted = json.loads(path.read_text(encoding="utf-8"))
-            found.append(Failure(**noted | {"lines": tuple(noted["lines"])}))
+        with contextlib.suppress(OSError, ValueError, TypeError):  # removed, or not written by sddit
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found.append(Failure(**record | {"lines": tuple(record["lines"])}))
     return sorted(found, key=lambda failure: failure.order)
 
 
 def remove_failures(folder: Path) -> None:
-    """Remove what an earlier sitting left."""
+    """Remove the failures of an earlier start."""
     for path in folder.glob("failure-*.json"):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Join the processes of a run, and notice when one is lost."""
+"""Connect the processes of a run, and detect when one is lost."""
 
 from __future__ import annotations
 
@@ -18,20 +18,17 @@ from sddit.distributed.signals import ignore_signals
 from sddit.distributed.world import DistributedWorld, World
 from sddit.errors import error
 
-JOIN = 30.0  # seconds to find the other processes
+JOIN = 30.0  # seconds to wait for the other processes
 
 LOST = re.compile(r"\bgloo\b|\bnccl\b|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
-"""What gloo says when a collective lost a peer, in a plain RuntimeError."""
-
-
-# Joining and leaving
+"""Messages of the plain RuntimeError that a collective raises when it loses a peer."""
 
 
 @contextmanager
 def join_processes(device: torch.device, timeout: float) -> Iterator[World]:
-    """The world that this process was started in. Raises SD-X806 if the others are not found.
+    """Join the other processes of a run and yield their `World`. Raises SD-X806 if they do not connect.
 
-    A collective that fails because another rank ended or hangs becomes SD-X801 or SD-X802.
+    Raises SD-X801 or SD-X802 when a collective fails because another rank ended or hangs.
     """
     if processes.world_size() == 1:
         yield World()
@@ -40,10 +37,10 @@ def join_processes(device: torch.device, timeout: float) -> Iterator[World]:
     try:
         yield world
     except Exception as fault:
-        ignore_signals()  # the launcher sends them as soon as one rank has failed
+        ignore_signals()  # the launcher sends signals as soon as one rank has failed
         if is_peer_failure(fault):
-            raise world.without_peer("timed out" in str(fault).lower()) from fault
-        world.tell_failure()
+            raise world.peer_lost_error("timed out" in str(fault).lower()) from fault
+        world.announce_failure()
         raise
     else:
         dist.destroy_process_group()
@@ -52,19 +49,19 @@ def join_processes(device: torch.device, timeout: float) -> Iterator[World]:
 
 
 def is_peer_failure(fault: Exception) -> bool:
-    """Whether a collective or the store failed for want of another process, rather than by a fault of this one."""
+    """Return whether a collective or the store failed because another process is missing."""
     named = isinstance(fault, dist.DistNetworkError | dist.DistStoreError | dist.DistBackendError)
     return named or (isinstance(fault, RuntimeError) and bool(LOST.search(str(fault))))
 
 
 def connect(device: torch.device, timeout: float) -> Store:
-    """Find the other processes by what torchrun says in the environment, and form their group."""
+    """Connect to the other processes by torchrun's environment, and form the process group."""
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     try:
         store: Store
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN)))
         store.set_timeout(timedelta(seconds=JOIN))
-        store.set(f"here/{rank}", "")  # the group itself waits for `timeout` only, which is meant for a step
+        store.set(f"here/{rank}", "")  # `timeout` of the group is meant for steps
         store.wait([f"here/{other}" for other in range(size)])
         dist.init_process_group(
             backend,
@@ -87,13 +84,13 @@ def connect(device: torch.device, timeout: float) -> Store:
 
 
 def refuse_differences(world: World, facts: Mapping[str, Any]) -> None:
-    """SD-X803 on a rank whose facts are not those of the main rank: they would not make one run."""
+    """Raise SD-X803 on a rank whose facts differ from those of the main rank."""
     main, own = world.from_all(dict(facts))[0], dict(facts)
     for what, value in main.items():
         if own[what] != value:
             raise error(
                 "SD-X803",
-                f"rank {world.rank} has other {what} than rank 0",
+                f"rank {world.rank} and rank 0 differ in {what}",
                 where=f"rank {world.rank}",
                 got=str(own[what]),
                 expect=str(value),

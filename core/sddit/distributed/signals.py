@@ -1,4 +1,4 @@
-"""Stopping on request: the first signal lets the step finish and be saved, the second one stops at once."""
+"""Stop on a signal: the first lets the step finish and be saved, the second stops at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def end_at_signals() -> None:
-    """Let SIGTERM and SIGUSR1 end the process as SystemExit does, so that everything is closed on the way. For a program
-    that is about to start: `StopSignals` has it save first where there is something to save.
+    """Let SIGTERM and SIGUSR1 raise SystemExit, so that everything is closed before the process ends.
+
+    This is for the start of a program; later, `StopSignals` lets it save first.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -27,18 +28,18 @@ def end_at_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """Let no request end the process: it is about to end by itself, with a cause to tell."""
+    """Ignore signals, for a process that is about to end with an error of its own."""
     if threading.current_thread() is threading.main_thread():
         for number in REQUESTS:
             signal.signal(number, signal.SIG_IGN)
 
 
 class Stopped(SystemExit):
-    """The first signal came where nothing had to be saved before the program could end."""
+    """Raised by the first signal where nothing has to be saved."""
 
 
 class StopSignals:
-    """Notes SIGTERM, SIGINT and SIGUSR1 while it is entered.
+    """Record SIGTERM, SIGINT and SIGUSR1 while it is entered.
 
         with StopSignals() as stop:
             for step in steps:
@@ -47,24 +48,24 @@ class StopSignals:
                     save()
                     raise SystemExit(stop.exit_status)
 
-    A second signal raises SystemExit(128 + its number) wherever the program is. One of several processes does not stop for
-    what it `heard` by itself, but for what all have `agreed` on, so that they stop after the same step.
+    A second signal raises SystemExit(128 + its number) at once. One of several processes stops for the signal that all have
+    `agreed` on, not for the one that it `received`, so that all stop after the same step.
 
-    SIGHUP, a lost terminal, counts as SIGTERM unless the process was started to outlive it (nohup). Outside the main
-    thread nothing is noted: Python delivers signals to the main thread only.
+    SIGHUP, a closed terminal, counts as SIGTERM unless the process ignores it (nohup). Outside the main thread nothing is
+    recorded: Python delivers signals to the main thread only.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
         self.alone = alone
-        self.heard: Signals | None = None  # the first one that this process received
-        self.agreed: Signals | None = None  # the one that some process received, as all know
-        self._hold = True  # whether the first signal is only noted
+        self.received: Signals | None = None  # the first one that this process received
+        self.agreed: Signals | None = None  # the first one that any process received, known to all
+        self._hold = True  # whether the first signal is only recorded
         self._before: dict[signal.Signals, Any] = {}
 
     @property
     def signal(self) -> Signals | None:
-        """The one to stop for."""
-        return self.heard if self.alone else self.agreed
+        """The signal to stop for."""
+        return self.received if self.alone else self.agreed
 
     @property
     def requested(self) -> bool:
@@ -80,14 +81,14 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             for number in (*REQUESTS, *(() if outlives_terminal else (signal.SIGHUP,))):
-                self._before[number] = signal.signal(number, self._note)
+                self._before[number] = signal.signal(number, self._record)
         return self
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise Stopped at the first signal already, one that came before included: nothing here needs to be finished.
+        """Raise Stopped at the first signal, including an earlier one: nothing inside needs to be finished.
 
-        Of several processes, only where all have agreed: one of them alone does not leave the others waiting.
+        Several processes stop only for a signal that all have agreed on, so that none waits for another.
         """
         if self.signal is not None:
             raise Stopped(self.exit_status)
@@ -104,10 +105,10 @@ class StopSignals:
             signal.signal(number, handler)
         self._before.clear()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        received = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
-        if self.heard is not None:
-            raise SystemExit(128 + received)
-        self.heard = received
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        arrived = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
+        if self.received is not None:
+            raise SystemExit(128 + arrived)
+        self.received = arrived
         if not self._hold:
             raise Stopped(self.exit_status)

@@ -1,13 +1,13 @@
-"""One run on many processes: who does what, and what all of them know. torch's own engine does the work.
+"""Divide work among the processes of a run, and exchange results between them.
 
-A `World` is what the code around it asks, whatever its size: its rows of a batch, means over all ranks, whether anybody
-saw a NaN or a signal. Alone it answers at once, with what it was given.
+`World` is one process and `DistributedWorld` one of several; both have the same interface, so that callers need not
+distinguish them.
 
-Of several processes each takes its slice of every micro-batch. All draws are keyed by sample, so the slices together are
-the batch of one process; a term's value is the mean over the ranks, and its gradient is that mean's.
+Each process takes its slice of every micro-batch. All draws are keyed by sample, so the slices together equal the batch of
+one process. A loss is the mean over the ranks, and so is its gradient.
 
-There are two ways to wait. Collectives, in the steps, end after `timeout` seconds. Where one rank works on its own (it saves,
-it draws more images than another), the others wait for as long as it shows signs of life: `from_main` and `from_all`.
+There are two ways to wait. Collectives, used within steps, time out after `timeout` seconds. Where one rank works alone
+(it saves, or samples more images than another), the others wait as long as its heartbeat continues: `from_main`, `from_all`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,13 @@ from sddit.distributed.signals import REQUESTS, StopSignals
 from sddit.errors import SdditError, error
 
 Json = TypeVar("Json")
-BEAT = 1.0  # seconds between signs of life
-POLL = 0.02  # seconds between looks at what others said
-ASK = 3.0  # seconds that ranks which lost another one give each other to say so
-
-
-# The world
+BEAT = 1.0  # seconds between heartbeats
+POLL = 0.02  # seconds between reads of the store
+ASK = 3.0  # seconds in which ranks that lost a peer report it to each other
 
 
 class World:
-    """One process, which has nobody to ask. `stop` notes the signals that ask it to stop."""
+    """A run of one process. `stop` records the signals that request a stop."""
 
     rank = 0
     size = 1
@@ -49,44 +46,47 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes the files and talks to people."""
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
     def rows(self, begin: int, count: int) -> slice:
-        """This rank's part of the `count` rows from `begin` on, as large as every other's."""
+        """Return this rank's rows of the `count` rows from `begin` on. All ranks get equally many."""
         own = count // self.size
         return slice(begin + self.rank * own, begin + (self.rank + 1) * own)
 
     def partition(self, count: int) -> slice:
-        """This rank's part of any `count` things: in order of rank, of sizes that differ by one at most."""
+        """Return this rank's slice of `count` items: in order of rank, with sizes that differ by at most one."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def gather(self, x: Tensor) -> Tensor:
-        """x [B, ...] of this rank -> [size * B, ...] of all, in order of rank."""
+        """Concatenate x [B, ...] of all ranks to [size * B, ...], in order of rank."""
         return x
 
     def mean(self, x: Tensor) -> Tensor:
-        """The mean over all ranks."""
+        """Return the mean over all ranks."""
         return x
 
     def means(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The means over all ranks of many values, in one message."""
+        """Return the means over all ranks of several values, with one collective."""
         return values
 
-    def synchronize_status(self, flags: Tensor, noted: list[bool]) -> tuple[Tensor, list[bool]]:
-        """Which flags [n] of the device, and which noted on the host, are up on any rank. Signals go with the same message."""
-        return flags, noted
+    def synchronize_status(self, flags: Tensor, host_flags: list[bool]) -> tuple[Tensor, list[bool]]:
+        """Combine flags [n] on the device and flags on the host over all ranks, by logical or.
+
+        The same collective exchanges the signals that ranks received, which sets `stop.agreed`.
+        """
+        return flags, host_flags
 
     def collect(self, parts: Tensor, count: int) -> Tensor:
-        """The shares of `count` things [n, ...] together on the main rank; on the others none."""
+        """Concatenate the `partition` slices [n, ...] of `count` items on the main rank; the others return none."""
         return parts
 
     def from_main(self, work: Callable[[], Json]) -> Json:
-        """What the main rank makes of `work`, a JSON value, on every rank."""
+        """Run `work` on the main rank and return its result, a JSON value, on every rank."""
         return work()
 
     def from_all(self, value: Json) -> list[Json]:
-        """What every rank says, JSON values in order of rank."""
+        """Return the JSON values of all ranks, in order of rank."""
         return [value]
 
 
@@ -100,8 +100,8 @@ class DistributedWorld(World):
         self.store = PrefixStore("sddit", store)
         self._meetings = 0
         self._left = threading.Event()
-        self._pulse = threading.Thread(target=self._beat, daemon=True)
-        self._pulse.start()
+        self._heartbeat = threading.Thread(target=self._beat, daemon=True)
+        self._heartbeat.start()
 
     def gather(self, x: Tensor) -> Tensor:
         gathered: Tensor = Gather.apply(x)  # type: ignore[no-untyped-call]
@@ -118,16 +118,16 @@ class DistributedWorld(World):
         parts = torch.split(self.mean(sent), [value.numel() for value in values.values()])
         return {name: part.view(value.shape) for (name, value), part in zip(values.items(), parts, strict=True)}
 
-    def synchronize_status(self, flags: Tensor, noted: list[bool]) -> tuple[Tensor, list[bool]]:
-        heard = [self.stop.heard == request for request in REQUESTS]
-        sent = torch.cat([flags, torch.tensor([*heard, *noted], device=flags.device)]).to(torch.uint8)
+    def synchronize_status(self, flags: Tensor, host_flags: list[bool]) -> tuple[Tensor, list[bool]]:
+        received = [self.stop.received == request for request in REQUESTS]
+        sent = torch.cat([flags, torch.tensor([*received, *host_flags], device=flags.device)]).to(torch.uint8)
         dist.all_reduce(sent, dist.ReduceOp.MAX)
-        told = [bool(flag) for flag in sent[len(flags) :].tolist()]
-        self.stop.agreed = next((request for request, said in zip(REQUESTS, told, strict=False) if said), None)
-        return sent[: len(flags)].bool(), told[len(REQUESTS) :]
+        on_host = [bool(flag) for flag in sent[len(flags) :].tolist()]
+        self.stop.agreed = next((request for request, flag in zip(REQUESTS, on_host, strict=False) if flag), None)
+        return sent[: len(flags)].bool(), on_host[len(REQUESTS) :]
 
     def collect(self, parts: Tensor, count: int) -> Tensor:
-        self.from_all("drawn")  # some have more to do than others, or are slower
+        self.from_all("sampled")  # ranks may have different amounts of work
         padded = torch.zeros(-(-count // self.size), *parts.shape[1:], dtype=parts.dtype)
         padded[: len(parts)] = parts.cpu()
         received = [torch.empty_like(padded) for _ in range(self.size)] if self.main else None
@@ -137,46 +137,46 @@ class DistributedWorld(World):
 
     def from_main(self, work: Callable[[], Json]) -> Json:
         self._meetings += 1
-        key = f"told/{self._meetings}"
+        key = f"main/{self._meetings}"
         if self.main:
-            made = work()
-            self.store.set(key, json.dumps(made))
-            return made
+            result = work()
+            self.store.set(key, json.dumps(result))
+            return result
         self._await(key, 0)
-        told: Json = json.loads(self.store.get(key))
-        return told
+        received: Json = json.loads(self.store.get(key))
+        return received
 
     def from_all(self, value: Json) -> list[Json]:
         self._meetings += 1
-        keys = [f"said/{self._meetings}/{rank}" for rank in range(self.size)]
+        keys = [f"all/{self._meetings}/{rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], json.dumps(value))
         for rank, key in enumerate(keys):
             self._await(key, rank)
         return [json.loads(self.store.get(key)) for key in keys]
 
     def _await(self, key: str, rank: int) -> None:
-        """Wait for what `rank` is to say, while it lives."""
+        """Wait until `rank` has set `key`, as long as its heartbeat continues."""
         last, since = b"", time.monotonic()
         while not self.store.check([key]):
             beat = self.store.get(f"beat/{rank}") if self.store.check([f"beat/{rank}"]) else b""
             if beat != last:
                 last, since = beat, time.monotonic()
             if self.store.check([f"failed/{rank}"]):
-                raise self.lost([rank], [])
+                raise self._lost_error([rank], [])
             if time.monotonic() - since > self.timeout:
-                raise self.lost([], [rank])
+                raise self._lost_error([], [rank])
             time.sleep(POLL)
 
     def _beat(self) -> None:
-        """Show signs of life until this rank leaves. Where the store has gone, and with it the launcher, end at once.
+        """Send heartbeats until this rank leaves. If the store is gone, and with it the launcher, end at once.
 
-        Nobody would hear of this rank any more, and it could save nothing with the others: as if it were killed.
+        Without the store, this rank can neither report anything nor save together with the others.
         """
         while not self._left.wait(BEAT):
             try:
                 self.store.set(f"beat/{self.rank}", str(time.monotonic()))
             except RuntimeError:
-                if not self._left.wait(BEAT):  # not just the end of the run
+                if not self._left.wait(BEAT):  # not the end of the run
                     self._end_alone()
 
     def _end_alone(self) -> None:
@@ -185,57 +185,63 @@ class DistributedWorld(World):
                 "SD-X804",
                 "the launcher of this run ended",
                 where=f"noticed by rank {self.rank}",
-                fix="run the same command again: it continues; SIGKILL often means that memory ran out",
+                fix="rerun the same command to resume; SIGKILL often means that memory ran out",
             )
             os.write(2, "\n".join([*fault.problems[0].lines(), ""]).encode())
         else:
-            time.sleep(ASK)  # the main rank tells it, and must not take this end for the cause
+            time.sleep(ASK)  # the main rank reports first, and must not take this exit for the cause
         os._exit(9)
 
     def leave(self) -> None:
-        """This rank takes part in nothing more. A thread within torch's own code at exit would abort the process."""
+        """Stop the heartbeat thread. A thread inside torch at exit would abort the process."""
         self._left.set()
-        self._pulse.join()
+        self._heartbeat.join()
 
-    def tell_failure(self) -> None:
-        """Let the others know that this rank goes."""
+    def announce_failure(self) -> None:
+        """Notify the other ranks that this rank failed."""
         with suppress(RuntimeError):
             self.store.set(f"failed/{self.rank}", "")
 
-    def without_peer(self, timed_out: bool) -> SdditError:
-        """The error of a collective that did not come to its end. Ranks that wait say so: who does not is the cause."""
+    def peer_lost_error(self, timed_out: bool) -> SdditError:
+        """Return the error for an interrupted collective. Ranks that wait report so; a rank that does not is the cause."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         try:
             self.store.set(f"waits/{self.rank}", "")
             time.sleep(ASK)
             failed = [rank for rank in others if self.store.check([f"failed/{rank}"])]
             silent = [rank for rank in others if rank not in failed and not self.store.check([f"waits/{rank}"])]
-        except RuntimeError:  # the store has gone: with the launcher, or its machine
+        except RuntimeError:  # the store is gone, and with it the launcher or its machine
             if self.main:
                 self._end_alone()
             failed, silent = others, []
-        return self.lost([], silent) if timed_out and silent and not failed else self.lost(failed or silent, [])
+        return (
+            self._lost_error([], silent)
+            if timed_out and silent and not failed
+            else self._lost_error(failed or silent, [])
+        )
 
-    def lost(self, failed: Sequence[int], silent: Sequence[int]) -> SdditError:
-        """SD-X801 for ranks that have ended, SD-X802 for ranks that live and do not answer."""
+    def _lost_error(self, failed: Sequence[int], silent: Sequence[int]) -> SdditError:
+        """Return SD-X801 for ranks that ended, or SD-X802 for ranks that are alive but do not answer."""
         if silent:
             return error(
                 "SD-X802",
-                f"{named(silent)} did not answer for {self.timeout:.0f} s",
+                f"{format_ranks(silent)} did not answer for {self.timeout:.0f} s",
                 where=f"waiting on rank {self.rank}",
-                fix="look at that process and its machine; where a step may take that long, raise train.timeout",
+                fix="check that process and its machine; if a step may take that long, raise train.timeout",
             )
-        what = f"{named(failed)} ended" if failed else "another process ended"
-        return error("SD-X801", what, where=f"noticed by rank {self.rank}", fix="read what that process said last")
+        cause = f"{format_ranks(failed)} ended" if failed else "another process ended"
+        return error(
+            "SD-X801", cause, where=f"noticed by rank {self.rank}", fix="read the last messages of that process"
+        )
 
 
-def named(ranks: Sequence[int]) -> str:
-    """`rank 1`, `ranks 1, 3`."""
+def format_ranks(ranks: Sequence[int]) -> str:
+    """Return `rank 1` or `ranks 1, 3`."""
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 class Gather(torch.autograd.Function):
-    """All ranks' rows. What is minimised is the mean over ranks, so a row's gradient is the sum of what all make of it."""
+    """Gather the rows of all ranks. The gradient of a row is the sum of the gradients of all ranks for it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -252,41 +258,41 @@ class Gather(torch.autograd.Function):
 
 
 class Mean(torch.autograd.Function):
-    """The mean over ranks, of values and of gradients."""
+    """Average values over ranks, and their gradients too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return averaged(x)
+        return mean_over_ranks(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return averaged(gradients[0])
+        return mean_over_ranks(gradients[0])
 
 
-def averaged(x: Tensor) -> Tensor:
-    """A new tensor, the mean of x over all ranks."""
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """Return the mean of x over all ranks, as a new tensor."""
     total = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total / dist.get_world_size()
 
 
 def refuse_drift(world: World, tensors: Mapping[str, Tensor]) -> None:
-    """SD-X805 where ranks that all hold whole weights do not hold the same ones. Parts are not compared."""
+    """Raise SD-X805 if ranks hold different weights. Sharded weights are not compared."""
     if world.size == 1 or any(isinstance(tensor, DTensor) for tensor in tensors.values()):
         return
-    main, own = world.from_all(digest(tensors))[0], digest(tensors)
+    main, own = world.from_all(checksum(tensors))[0], checksum(tensors)
     if own != main:
         raise error(
             "SD-X805",
-            f"the weights of rank {world.rank} are not those of rank 0",
+            f"the weights of rank {world.rank} differ from those of rank 0",
             where=f"rank {world.rank}",
-            got=f"a sum of {own}",
-            expect=f"a sum of {main}",
-            fix="look at that machine's memory and device; the newest checkpoint is from before",
+            got=f"checksum {own}",
+            expect=f"checksum {main}",
+            fix="check that machine's memory and device; the newest checkpoint was saved before",
         )
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A sum of all numbers in float64, in which the last bit of one shows."""
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sum of all values in float64, in hexadecimal. A change of one bit changes it."""
     sums = [tensor.detach().double().sum() for tensor in tensors.values() if tensor.is_floating_point()]
     return float(torch.stack(sums).sum()).hex()

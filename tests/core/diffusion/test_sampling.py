@@ -404,5 +404,5 @@ def test_levels_fall_strictly_between_exact_ends(steps: int, kind: str, low: flo
 
 
 def test_an_unknown_grid_is_refused() -> None:
-    with pytest.raises(ValueError, match="no grid 'native'"):
+    with pytest.raises(ValueError, match="unknown grid 'native'"):
         sigma_grid(5, kind="native", sigma_min=0.1, sigma_max=1.0, rho=1.0)

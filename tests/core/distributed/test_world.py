@@ -141,7 +141,7 @@ def test_a_rank_with_other_facts_is_refused() -> None:
     refuse_differences(Second(), {"recipe": "a"})
     with pytest.raises(SdditError, match="SD-X803") as refused:
         refuse_differences(Second(), {"recipe": "b"})
-    assert "rank 1 has other recipe than rank 0" in str(refused.value)
+    assert "rank 1 and rank 0 differ in recipe" in str(refused.value)
 
 
 def test_weights_that_drifted_apart_are_refused() -> None:

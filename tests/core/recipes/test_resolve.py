@@ -283,16 +283,16 @@ def test_a_wrong_setting_says_what_is_allowed(
         (
             "weight = { start = 1, end = 0, from = 1.5 }",
             "SD-R108",
-            "'loss.denoise.weight.from' is not allowed: a number with a point is a share of the run, 0.0 to 1.0; "
-            "a count of steps is a whole number",
+            "'loss.denoise.weight.from' is not allowed: a float is a fraction of the run, 0.0 to 1.0; "
+            "write a number of steps as an integer",
             "",
         ),
         ("weight = { start = 1, end = 'x' }", "SD-R103", "'loss.denoise.weight.end' is of the wrong kind", "number"),
         (
             "until = 1.5",
             "SD-R108",
-            "'loss.denoise.until' is not allowed: a number with a point is a share of the run, 0.0 to 1.0; "
-            "a count of steps is a whole number",
+            "'loss.denoise.until' is not allowed: a float is a fraction of the run, 0.0 to 1.0; "
+            "write a number of steps as an integer",
             "",
         ),
         ("until = 'x'", "SD-R103", "'loss.denoise.until' is of the wrong kind", "steps (a whole number) or a fraction"),
