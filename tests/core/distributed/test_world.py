@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import TCPStore
 from sddit.distributed import rendezvous
 from sddit.distributed.parallel import reached_parameters
 from sddit.distributed.rendezvous import is_peer_failure, join_processes, refuse_differences
-from sddit.distributed.world import World, digest, refuse_drift
+from sddit.distributed.world import World, checksum, refuse_drift
 from sddit.errors import SdditError
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE
 
@@ -149,7 +149,7 @@ def test_weights_that_drifted_apart_are_refused() -> None:
         rank, size = 1, 2
 
         def from_all(self, value: Any) -> list[Any]:
-            return [digest(weights), value]
+            return [checksum(weights), value]
 
     weights = {"w": torch.ones(3), "names": torch.tensor([1, 2])}
     refuse_drift(Second(), weights)
