@@ -1,4 +1,4 @@
-"""Are samples copies? The samples of a run that lie nearest to training images, as numbers and as pictures."""
+"""Are samples copies? The samples of a run that lie nearest to training images, as numbers and as images."""
 
 from __future__ import annotations
 

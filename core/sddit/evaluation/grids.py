@@ -1,4 +1,4 @@
-"""Pictures of samples: a row for each class, or a column for each moment of training."""
+"""Images of samples: a row for each class, or a column for each moment of training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> Image.I
 
 
 def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file, the same for the same picture."""
+    """The bytes of a PNG file, the same for the same image."""
     buffer = BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

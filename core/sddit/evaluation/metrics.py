@@ -15,7 +15,7 @@ from sddit.errors import error
 
 Array = NDArray[np.float64]
 
-NEAREST = 0.05  # share of unseen real images that are as near to a training image as what is called copied
+NEAREST = 0.05  # fraction of unseen real images that are as near to a training image as what is called copied
 CHUNK = 256  # rows of a matrix of pairs that are in memory at once
 
 
@@ -152,7 +152,7 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, k: int) -> tuple[float, f
     """Density and coverage (arXiv:2002.09797).
 
     Density: real balls that hold a fake, on average, over k; 1 is expected of equal distributions, more is possible.
-    Coverage: share of real balls that hold at least one fake.
+    Coverage: fraction of real balls that hold at least one fake.
     """
     real, fake = _pair(real, fake)
     hits, held = _balls(real, fake, k)
@@ -169,12 +169,12 @@ def nearest(points: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.int64],
 
 
 def copied_share(distances: ArrayLike, unseen: ArrayLike) -> tuple[float, float]:
-    """Share of samples that lie as near to a training image as only the nearest of unseen real images do, and the floor.
+    """Return the fraction of samples that lie as near to a training image as only the nearest of unseen real images do, and the floor.
 
     What is near is said by the unseen images: `NEAREST` of them lie so near by chance. A model that learned the
     distribution has about that share, one that stores training images has more, wherever else its samples are; the
     comparison of the two sets of distances is that of Meehan et al. (arXiv:2004.05675), here in the tail where copies are.
-    Samples near the middle of the data are near to many training images and count as well: look at the pictures.
+    Samples near the middle of the data are near to many training images and count as well: look at the images.
 
     Args:
         distances: [n] of each sample to its nearest training image.
@@ -239,7 +239,7 @@ def inception_score(probabilities: ArrayLike, size: int) -> Array:
 
 
 def class_accuracy(seen: ArrayLike, asked: ArrayLike) -> float:
-    """Share of images in which a classifier sees the class that was asked for. Both are [n] integers."""
+    """Return the fraction of images in which a classifier sees the class that was asked for. Both are [n] integers."""
     seen, asked = np.asarray(seen), np.asarray(asked)
     if seen.shape != asked.shape or seen.ndim != 1 or not len(seen):
         raise ValueError(f"expected two lists of equal length, got shapes {seen.shape} and {asked.shape}")
@@ -247,7 +247,7 @@ def class_accuracy(seen: ArrayLike, asked: ArrayLike) -> float:
 
 
 def _chunks(x: Array, size: int | None = None) -> Iterator[tuple[int, Array]]:
-    """(index of the first row, rows), `CHUNK` rows at a time unless told."""
+    """(index of the first row, rows), `CHUNK` rows at a time by default."""
     size = size or CHUNK
     for start in range(0, len(x), size):
         yield start, x[start : start + size]

@@ -12,11 +12,11 @@ from sddit.formatting import format_number
 from sddit.interfaces import Monitor
 from sddit.interfaces.metric_names import SCORE
 
-CORE_KEYS = ("loss/", "weight/", "grad_ratio/", SCORE)  # what a run logs by itself; the rest is a term's own
+CORE_KEYS = ("loss/", "weight/", "grad_ratio/", SCORE)  # what every run logs; the rest is a term's own
 Row = Mapping[str, float]
 State = Literal["healthy", "look here", "no alarm set", "not measured"]
 GRADIENT_SPIKE = 10.0  # a gradient norm this many times its usual size deserves a warning
-LEADS = 3.0  # a term whose gradient is so many times that of the first one has taken the lead
+LEADS = 3.0  # a loss whose gradient is this many times that of the first one dominates training
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def judge(key: str, monitor: Monitor, metrics: Sequence[Row]) -> MonitorResult:
 
 
 def beyond(value: float, word: str, bound: float) -> str:
-    """`0.01 is below 0.12`, with as many digits as tell the two apart."""
+    """`0.01 is below 0.12`, with enough digits to distinguish them."""
     few, most = (format_number(value), format_number(bound)), (f"{value:.6g}", f"{bound:.6g}")
     return f" is {word} ".join(most if few[0] == few[1] else few)
 

@@ -1,8 +1,8 @@
-"""What the tokens of a network tell of the class: a linear probe and nearest neighbours, by depth and noise level. No torch.
+"""Probe the class information in tokens: a linear probe and nearest neighbours, by depth and noise level. No torch.
 
-Features are mean-pooled patch tokens; the network is given the null label, so that only the image can tell. Beside every
-accuracy stands that of the same network with its initial weights: even random features beat chance. Where blocks begin as
-identities (adaLN-Zero) these tell no more than the mean patch, and a handful of steps lifts them: what a method adds is
+Features are mean-pooled patch tokens; the network is given the null label, so the class must come from the image. Every
+accuracy is reported next to that of the same network with its initial weights: even random features beat chance. Where blocks begin as
+identities (adaLN-Zero) these hold no more than the mean patch, and a handful of steps lifts them: what a method adds is
 seen against another trained network, not against this floor.
 """
 
@@ -23,7 +23,9 @@ Integers = NDArray[np.int64]
 Table = tuple[tuple[float, ...], ...]
 
 PROBE = "probe.json"
-RIDGE = 1e-3  # penalty on the squared weights of the linear probe, per training image; features have deviation 1
+RIDGE = (
+    1e-3  # penalty on the squared weights of the linear probe, per training image; features have standard deviation 1
+)
 NEIGHBOURS = 20
 TEMPERATURE = 0.07  # of the neighbours' votes
 CHUNK = 512  # rows of a matrix of pairs that are in memory at once
@@ -37,8 +39,10 @@ class Probe:
     training: int  # images
     heldout: int
     classes: int
-    chance: float  # share of the most frequent class among the held-out images
-    noise: tuple[float, ...]  # noise levels as sigma / (sigma + deviation of the data): 0 clean, 1 nothing but noise
+    chance: float  # fraction of the most frequent class among the held-out images
+    noise: tuple[
+        float, ...
+    ]  # noise levels as sigma / (sigma + standard deviation of the data): 0 clean, 1 nothing but noise
     sigmas: tuple[float, ...]  # the same in variance-exploding coordinates
     blocks: tuple[int, ...]  # the tokens after these, counted from 1
     linear: Table
@@ -65,7 +69,7 @@ def read_probe(folder: Path) -> Probe | None:
     path = folder / PROBE
     if not path.is_file():
         return None
-    fix = "sddit-run evaluate RUN --probe   makes it anew"
+    fix = "sddit-run evaluate RUN --probe   writes it again"
     held = read_json(path, fix=fix)
     try:
         return Probe(**_as_tuples(held))

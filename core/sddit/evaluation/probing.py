@@ -1,4 +1,4 @@
-"""The probe of a run: tokens of every block at a few noise levels, and what they tell of the class."""
+"""The probe of a run: tokens of every block at a few noise levels, and the class information in them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from sddit.training.environment import choose_device
 from sddit.training.networks import build_backbone
 
 NOISE = (0.1, 0.3, 0.5, 0.7)
-"""sigma / (sigma + deviation of the data): the time of a linear path from data to noise, whatever the schedule."""
-MOST_IMAGES = 10_000
+"""sigma / (sigma + standard deviation of the data): the time of a linear path from data to noise for any schedule."""
+MAX_IMAGES = 10_000
 """Of a split; of a larger one as many are drawn, keyed by the seed."""
 BATCH = 256
 
@@ -62,7 +62,7 @@ def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
 
 
 def probe(trained: Backbone, schedule: NoiseSchedule, recipe: Recipe, progress: Progress) -> Probe:
-    """Probe a network on the data of its recipe, and beside it the same network untrained."""
+    """Probe a network on the data of its recipe, and the same network untrained."""
     untrained = build_backbone(recipe, device=next(trained.parameters()).device).eval()
     training, heldout = (split_of(recipe, name) for name in ("train", "test"))
     refuse_few({"training images": training.ids, "held-out images": heldout.ids}, recipe.evaluate.neighbours)
@@ -94,7 +94,7 @@ def probe(trained: Backbone, schedule: NoiseSchedule, recipe: Recipe, progress: 
 def split_of(recipe: Recipe, name: str) -> Split:
     """A split of the recipe's data, or as much of it as is looked at."""
     dataset: Dataset = recipe.dataset.build(split=name)
-    return Split(name, dataset, choose(MOST_IMAGES, len(dataset), recipe.seed, f"probe/{name}"))
+    return Split(name, dataset, choose(MAX_IMAGES, len(dataset), recipe.seed, f"probe/{name}"))
 
 
 def levels(schedule: NoiseSchedule, deviation: float) -> list[float]:

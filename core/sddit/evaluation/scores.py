@@ -66,11 +66,11 @@ class Scores:
     recall_floor: float
     density: float | None = None  # mean number of real balls around a sample, over k; 1 of equal distributions
     density_floor: float | None = None
-    coverage: float | None = None  # share of real balls that hold a sample
+    coverage: float | None = None  # fraction of real balls that hold a sample
     coverage_floor: float | None = None
-    copied: float | None = None  # share of samples as near to a training image as few real images are
+    copied: float | None = None  # fraction of samples as near to a training image as few real images are
     copied_floor: float | None = None
-    class_accuracy: float | None = None  # share of samples in which the extractor sees the asked class
+    class_accuracy: float | None = None  # fraction of samples in which the extractor sees the asked class
     class_accuracy_floor: float | None = None  # the same of held-out real images and their labels
     own: Mapping[str, float] = field(default_factory=dict)  # figures that only this extractor measures, of all samples
 

@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 30, 38  # margins around the plot
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")  # the same order: a second way to tell lines apart
-MOST_POINTS = 300
+MAX_POINTS = 300
 BESIDE = 7  # pixels that single points stand apart, so that those at one place are all seen
 LETTER = 6.4  # width of an average letter of the legend, pixels
 
@@ -246,12 +246,12 @@ def _points(one: Series, x: Axis, y: Axis) -> list[list[Point]]:
 
 
 def _thin(run: list[Point]) -> list[Point]:
-    """At most about `MOST_POINTS` points: the ends, and lowest and highest of each stretch, so that no spike is lost."""
-    if len(run) <= MOST_POINTS:
+    """At most about `MAX_POINTS` points: the ends, and lowest and highest of each stretch, so that no spike is lost."""
+    if len(run) <= MAX_POINTS:
         return run
-    size = 2 * len(run) / MOST_POINTS
+    size = 2 * len(run) / MAX_POINTS
     kept = {run[0], run[-1]}
-    for i in range(MOST_POINTS // 2):
+    for i in range(MAX_POINTS // 2):
         stretch = run[int(i * size) : int((i + 1) * size)]
         kept |= {min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])}
     return sorted(kept)
@@ -280,7 +280,7 @@ def _text(
 
 
 def _describe(one: Series) -> str:
-    """What a reader who cannot see the line is told."""
+    """Describe a line to a reader who cannot see it."""
     finite = [(a, b) for a, b in zip(one.x, one.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
     if not finite:
         return f"{one.name}: nothing measured"

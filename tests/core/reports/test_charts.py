@@ -14,7 +14,7 @@ from sddit.reports.charts import (
     BOTTOM,
     HEIGHT,
     LEFT,
-    MOST_POINTS,
+    MAX_POINTS,
     RIGHT,
     TOP,
     WIDTH,
@@ -119,7 +119,7 @@ def test_long_series_are_thinned_but_keep_their_spikes_and_ends():
     y = [math.sin(i / 500) for i in range(20_000)]
     y[12_345] = 9.0
     [points] = lines(line_chart("t", [Series("a", range(20_000), y)]))
-    assert MOST_POINTS / 2 < len(points) <= MOST_POINTS + 2
+    assert MAX_POINTS / 2 < len(points) <= MAX_POINTS + 2
     peak = min(points, key=lambda p: p[1])
     [whole] = lines(line_chart("t", [Series("a", [0, 12_345, 19_999], [y[0], 9.0, -1.0])]))
     assert peak == pytest.approx(whole[1], abs=0.2)

@@ -40,7 +40,7 @@ def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
     """Write the publication of an ablation.
 
     Args:
-        folder: the ablation's, beside its runs.
+        folder: of the ablation, next to its runs.
         to: a new or empty folder, or one that holds an earlier publication, which is replaced.
         unfinished: publish also what is not finished.
 
@@ -48,7 +48,7 @@ def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
         The files that were written.
 
     Raises:
-        SdditError: SD-F710 for an ablation with runs that are missing, SD-F711 where something else lies in `to`.
+        SdditError: SD-F710 for an ablation with runs that are missing, SD-F711 where `to` holds other files.
     """
     results = gather(folder.resolve())
     if not unfinished:
@@ -68,7 +68,7 @@ def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
 
 
 def refuse_unfinished(results: AblationResults) -> None:
-    """Publish nothing of which parts are missing, unless asked."""
+    """Refuse to publish an ablation with missing runs, unless requested."""
     missing = [f"{row.arm} seed {row.seed} {row.status}" for row in results.runs if row.status != "finished"]
     if missing or not results.runs:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

@@ -184,7 +184,7 @@ def fair(results: AblationResults, compared: Compared, found: Sequence[Caveat]) 
 
 
 def the_probe(results: AblationResults) -> Iterator[str]:
-    """What the tokens of each arm tell of the class, where the runs were probed."""
+    """Yield the class information in the tokens of each arm, where the runs were probed."""
     if (found := probed(results)) is None:
         return
     yield from heading("Class information in the tokens")
@@ -195,7 +195,7 @@ def the_probe(results: AblationResults) -> Iterator[str]:
 
 
 def the_figures(figures: Sequence[ChartFile]) -> Iterator[str]:
-    """Every picture, two beside each other: the same curve over steps and over FLOPs."""
+    """Yield every figure, two per row: the same curve over steps and over FLOPs."""
     if not figures:
         return
     yield from heading("Figures")
@@ -218,7 +218,7 @@ def the_samples(results: AblationResults, samples: Mapping[str, str]) -> Iterato
 
 
 def made_with(results: AblationResults) -> Iterator[str]:
-    """The plan, the versions, and what lies beside the page."""
+    """The plan, the versions, and the files next to the page."""
     yield from heading("Plan and versions")
     named = [(name, value) for name, value in facts(results) if name != "CPU threads of a run"]
     machine = [(key, ", ".join(values)) for key, values in environments(results).items()]

@@ -216,7 +216,7 @@ def beside(one: Relative | None, words: Mapping[Verdict, str]) -> str:
 
 
 def interval_bar(comparison: Comparison, reach: float) -> Markup:
-    """An interval beside zero, drawn on the scale of its metric: -reach to reach."""
+    """An interval and zero, drawn on the scale of its metric: -reach to reach."""
     if comparison.difference is None or comparison.low is None or comparison.high is None or not reach:
         return Markup("")
     at = [BAR / 2 * (1 + 0.96 * v / reach) for v in (comparison.low, comparison.high, comparison.difference)]
@@ -224,7 +224,7 @@ def interval_bar(comparison: Comparison, reach: float) -> Markup:
         '<svg class="interval {}" viewBox="0 0 {} 14" width="{}" height="14" role="img"><title>{}</title>'
         '<path class="zero" d="M{} 0v14"/><path d="M{:.1f} 7H{:.1f}"/><circle cx="{:.1f}" cy="7" r="3.2"/></svg>'
     ).format(
-        PILLS.get(comparison.verdict, ""), BAR, BAR, f"{LEVEL:.0%} interval beside zero", BAR // 2, at[0], at[1], at[2]
+        PILLS.get(comparison.verdict, ""), BAR, BAR, f"{LEVEL:.0%} interval and zero", BAR // 2, at[0], at[1], at[2]
     )
 
 
@@ -275,7 +275,7 @@ def value_of(value: Any) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Pictures
+# Images
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +299,7 @@ def samples(results: AblationResults) -> Iterator[Grid]:
 
 
 def last_grid(run: Path) -> Path | None:
-    """The newest picture of a run."""
+    """Return the newest sample grid of a run."""
     return max((run / "samples").glob("step-*.png"), default=None)
 
 
@@ -330,9 +330,9 @@ PROBED = (
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What the tokens of the arms tell of the class."""
+    """Class information in the tokens of each arm."""
 
-    rows: Sequence[tuple[str, str, str, str, str]]  # arm, seeds, linear, neighbours, linear beside the baseline
+    rows: Sequence[tuple[str, str, str, str, str]]  # arm, seeds, linear, neighbours, linear compared with the baseline
     charts: Sequence[Markup]
     chance: float
     untrained: str  # the linear probe of a network as it was initialised

@@ -1,4 +1,4 @@
-"""A rerun beside what was published of the same ablation: the same digits, within the error bars, different, or not comparable.
+"""Compare a rerun with what was published of the same ablation: the same digits, within the error bars, different, or not comparable.
 
 The runs of one arm are compared by Welch's t over seeds, and all figures of all arms are corrected together (Holm): of faithful
 reruns, at most one in twenty is called different anywhere. No torch.
@@ -39,7 +39,7 @@ ABSOLUTE = re.compile(
 """The folders of an absolute path inside a text, up to its last name: of `1 /0.3`, `</i>` and `/x` alone, nothing is one."""
 WHOLE = re.compile(r"~[^/\s]*/|/")
 """How a setting begins that is taken for an absolute path as a whole."""
-MOST_KEYS = 4  # that are named where settings differ
+MAX_KEYS = 4  # that are named where settings differ
 
 Word = Literal["identical", "agrees", "different", "no verdict under 3 seeds"]
 T = TypeVar("T")
@@ -64,9 +64,9 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """A rerun beside a publication."""
+    """A rerun compared with a publication."""
 
-    place: str  # the publication, as people call it
+    place: str  # the publication, by its folder
     agreements: tuple[Agreement, ...]
     apart: tuple[tuple[str, str], ...]  # (what cannot be compared, why)
     notes: tuple[str, ...]  # what else is not the same
@@ -88,7 +88,7 @@ class Reproduction:
 
 
 def against_published(results: AblationResults) -> Reproduction | None:
-    """The results beside those that `[ablation] published` names; None where it names no folder that is there."""
+    """Compare the results with those that `[ablation] published` names; None where it names no folder that is there."""
     place = results.folder / results.plan.published
     if not results.plan.published or not ((place / PLAN).is_file() and (place / RESULTS).is_file()):
         return None
@@ -100,7 +100,7 @@ def against_published(results: AblationResults) -> Reproduction | None:
 
 
 def compared(here: AblationResults, there: AblationResults, name: str) -> Reproduction:
-    """A rerun (here) beside a publication (there)."""
+    """Compare a rerun (here) with a publication (there)."""
     agreements, apart = [], []
     arms = {arm.label for arm in there.plan.arms}
     for arm in here.plan.arms:
@@ -167,7 +167,7 @@ def other_settings(here: AblationResults, there: AblationResults, arm: str) -> s
         return ""
     recipe, published = first_recipe(here.folder, rows), there.folder / RECIPES / f"{slug(arm)}.json"
     if recipe is None or not published.is_file():
-        return "its recipe is not at hand"
+        return "its recipe is not available"
     before = read_json(published)
     known = dict(leaves(before))
     found = [
@@ -175,8 +175,8 @@ def other_settings(here: AblationResults, there: AblationResults, arm: str) -> s
         for key, old, new, kind in differences(before, pathless(recipe))
         if kind != "free" and key != "seed" and (key in known or isinstance(new, Mapping))
     ]  # a single key that was not known then is of a later version: what it is set to by itself is what was done before
-    more = f", and {len(found) - MOST_KEYS} more" if len(found) > MOST_KEYS else ""
-    return f"other settings: {'; '.join(found[:MOST_KEYS])}{more}" if found else ""
+    more = f", and {len(found) - MAX_KEYS} more" if len(found) > MAX_KEYS else ""
+    return f"other settings: {'; '.join(found[:MAX_KEYS])}{more}" if found else ""
 
 
 def first_recipe(folder: Path, rows: Sequence[RunOutcome]) -> Any:
@@ -212,7 +212,7 @@ def notes(here: AblationResults, there: AblationResults) -> Iterator[str]:
 
 
 def without_paths(text: str) -> str:
-    """A text for people in which every absolute path is cut to its last name, and nothing else is touched."""
+    """Return a text in which every absolute path is cut to its last name, and nothing else is touched."""
     return ABSOLUTE.sub("", text)
 
 

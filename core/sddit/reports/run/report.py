@@ -58,7 +58,7 @@ def headline(run: ReportData) -> Iterator[tuple[str, str, str]]:
 
 
 def cost_rows(cost: RunCost) -> Iterator[tuple[str, str]]:
-    """What the run cost, in units that a person reads."""
+    """What the run cost, in readable units."""
     unknown = "not stated"
     yield "Device", cost.device or unknown
     yield "Trained parameters", unknown if cost.parameters is None else f"{cost.parameters:,}"
