@@ -1,4 +1,4 @@
-"""Trains a list of cases as one rank of several, or alone, and keeps what came out: the program of `on_ranks`.
+"""Train a list of cases as one rank of several, or alone, and store the results: the program of `on_ranks`.
 
 torchrun's environment, python tests/ranks.py CASES.json FOLDER
 """
@@ -32,13 +32,13 @@ from sddit.training.build import build_session
 from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
 from sddit.training.session import Session
-from sddit.training.state import files_of, restore
+from sddit.training.state import checkpoint_files, restore
 
 IMAGES = 7
 
 
 class Until:
-    """An observer that stops after a number of steps, and keeps what was logged."""
+    """Callbacks that stop after a number of steps, and keep the rows of the log."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -53,16 +53,16 @@ class Until:
 
 
 def alone(student: Any, *others: Any) -> Any:
-    """The student without what averages its gradients."""
+    """Return the student without the wrapper that averages its gradients."""
     return student
 
 
 def own(self: World, x: Tensor) -> Tensor:
-    """No mean over ranks."""
+    """Return x, without a mean over ranks."""
     return x
 
 
-SPOILS: Mapping[str, tuple[Any, str, Any]] = {
+DEFECTS: Mapping[str, tuple[Any, str, Any]] = {
     "gradients are not averaged": (build, "wrap_parallel", alone),
     "means are of one rank": (DistributedWorld, "mean", own),
     "all take the same rows": (
@@ -72,28 +72,28 @@ SPOILS: Mapping[str, tuple[Any, str, Any]] = {
     ),
     "untouched gradients stay zero": (loop, "drop_unused_gradients", lambda root, optimizer, used: None),
 }
-"""What an equality test must notice."""
+"""Defects that an equality test must detect."""
 
 
-def spoil_staged(world: World, session: Session) -> None:
-    """A NaN that only the second rank sees, in what a term of it staged."""
+def corrupt_staged(world: World, session: Session) -> None:
+    """Plant a NaN on the second rank only, in the staged statistics of a loss."""
     if world.rank == 1 and session.step == 3:
         for staged in session.student.terms["agree"].staged():
             staged.fill_(math.nan)
 
 
-def tell_to_stop(world: World, session: Session) -> None:
-    """A signal that only the second rank gets."""
+def send_stop(world: World, session: Session) -> None:
+    """Send a stop signal to the second rank only."""
     if world.rank == 1 and session.step == 3:
         world.stop.received = signal.SIGTERM
 
 
-FAULTS: Mapping[str, Callable[[World, Session], None]] = {"nan": spoil_staged, "signal": tell_to_stop}
-"""What happens to one rank after the forward pass of a step."""
+FAULTS: Mapping[str, Callable[[World, Session], None]] = {"nan": corrupt_staged, "signal": send_stop}
+"""Faults of one rank after the forward pass of a step."""
 
 
 def main(cases: list[dict[str, Any]], folder: Path) -> None:
-    """Each case in turn, in one process group."""
+    """Train each case in turn, in one process group."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     host().add("toy", toys)
@@ -102,12 +102,12 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
         if world.main:
             save_file({"gradient": gradient}, folder / f"coupled-{world.size}.safetensors")
         for case in cases:
-            took = trained(case, world, folder)
-            keep(took, folder / case["name"])
+            result = trained(case, world, folder)
+            keep(result, folder / case["name"])
 
 
 def coupled_gradient(world: World) -> Tensor:
-    """The gradient of a loss that compares each row with the rows of all ranks, and with their mean."""
+    """Return the gradient of a loss that compares each row with the rows of all ranks, and with their mean."""
     x = torch.sin(torch.arange(24.0, dtype=torch.float64)).view(8, 3)
     weight = torch.eye(3, dtype=torch.float64).requires_grad_()
     rows = world.rows(0, 8)
@@ -121,68 +121,68 @@ def coupled_gradient(world: World) -> Tensor:
 
 
 def trained(case: Mapping[str, Any], world: World, folder: Path) -> tuple[Session, Until]:
-    """The session of a case after its steps, with one thing spoilt if the case says so."""
+    """Return the session of a case after its steps, with a planted defect if the case names one."""
     recipe = resolve(Path(case["recipe"]), case["overrides"])
     until = Until(case["steps"])
-    owner, name, value = SPOILS.get(case.get("spoil", ""), (rendezvous, "JOIN", rendezvous.JOIN))
+    owner, name, value = DEFECTS.get(case.get("defect", ""), (rendezvous, "JOIN", rendezvous.JOIN))
     whole = getattr(owner, name)
     setattr(owner, name, value)
     try:
-        made = build_session(recipe, torch.device("cpu"), world=world)
+        session = build_session(recipe, torch.device("cpu"), world=world)
         if begin := case.get("begin"):
             found = Store(folder / begin / "checkpoints", keep=1).latest()
             assert found is not None
-            restore(made, found)
-        with suppress(StopIteration, NonFinite), happening(case.get("fault"), made):
-            train(made, until)
+            restore(session, found)
+        with suppress(StopIteration, NonFinite), happening(case.get("fault"), session):
+            train(session, until)
     finally:
         setattr(owner, name, whole)
-    return made, until
+    return session, until
 
 
 @contextmanager
-def happening(fault: str | None, made: Session) -> Iterator[None]:
+def happening(fault: str | None, session: Session) -> Iterator[None]:
     """Let a fault happen after each forward pass."""
     if fault is None:
         yield
         return
-    hook = made.student.register_forward_hook(lambda *_: FAULTS[fault](made.world, made))
+    hook = session.student.register_forward_hook(lambda *_: FAULTS[fault](session.world, session))
     try:
         yield
     finally:
         hook.remove()
 
 
-def keep(took: tuple[Session, Until], folder: Path) -> None:
-    """The rows, the weights, and a checkpoint."""
-    made, until = took
-    files, tensors = files_of(made, {}), tensors_of(made)  # of which each rank may hold a part
-    images = sampled(made)
-    if made.world.main:
+def keep(result: tuple[Session, Until], folder: Path) -> None:
+    """Store the rows, the weights and a checkpoint."""
+    session, until = result
+    files, tensors = checkpoint_files(session, {}), tensors_of(session)  # each rank may hold a part of them
+    images = sampled(session)
+    if session.world.main:
         folder.mkdir(parents=True)
         (folder / "rows.json").write_text(json.dumps(until.rows))
-        Store(folder / "checkpoints", keep=1).save(made.step, files)
+        Store(folder / "checkpoints", keep=1).save(session.step, files)
         save_file({**tensors, "images": images}, folder / "tensors.safetensors")
 
 
-def sampled(made: Session) -> Tensor:
-    """Images before they are rounded, an odd number of them, of which each rank draws its share."""
-    request = balanced(made.recipe.shapes.num_classes, IMAGES, made.recipe.seed)
-    weights = made.weights(made.recipe.sampled_weights)
-    own = request.part(made.world.partition(IMAGES))
-    return made.world.collect(
-        generate(weights, made.schedule, made.recipe, own, device=made.device), IMAGES
+def sampled(session: Session) -> Tensor:
+    """Return images before rounding, an odd number of them; each rank samples a part."""
+    request = balanced(session.recipe.shapes.num_classes, IMAGES, session.recipe.seed)
+    weights = session.weights(session.recipe.sampled_weights)
+    own = request.part(session.world.partition(IMAGES))
+    return session.world.collect(
+        generate(weights, session.schedule, session.recipe, own, device=session.device), IMAGES
     ).contiguous()
 
 
-def tensors_of(made: Session) -> dict[str, Tensor]:
-    """All tensors on which the future depends."""
-    found = {f"student.{k}": v for k, v in made.student.state_dict().items()}
-    if made.teacher is not None:
-        found |= {f"teacher.{k}": v for k, v in made.teacher.tensors().items()}
-    for label, ema in made.emas.items():
+def tensors_of(session: Session) -> dict[str, Tensor]:
+    """Return copies of all tensors that the next steps depend on."""
+    found = {f"student.{k}": v for k, v in session.student.state_dict().items()}
+    if session.teacher is not None:
+        found |= {f"teacher.{k}": v for k, v in session.teacher.tensors().items()}
+    for label, ema in session.emas.items():
         found |= {f"ema.{label}.{k}": v for k, v in ema.module.state_dict().items()}
-    for index, entries in made.optimizer.state_dict()["state"].items():
+    for index, entries in session.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
     return {name: full_tensor(found[name].detach()).clone().contiguous() for name in sorted(found)}
 

@@ -1,4 +1,4 @@
-"""`train.compile = true` changes nothing but the speed, on a recipe of two terms whose gradient ratio goes backward twice."""
+"""`train.compile = true` changes only the speed, on a recipe of two losses whose gradient ratios run backward twice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY = (
 
 
 def trained(device: str, *overrides: str) -> tuple[list[StepResult], torch.Tensor]:
-    """What two steps of a tiny quickstart measured, and all its weights after them."""
+    """Return the results of two steps of a tiny quickstart, and all its weights after them."""
     session = build_session(resolve("quickstart", [*TINY, *overrides]), torch.device(device))
     edges = noise_edges(session)
     with training_mode(session):
@@ -38,21 +38,21 @@ def trained(device: str, *overrides: str) -> tuple[list[StepResult], torch.Tenso
 
 
 def agree(device: str, precision: str, tolerance: float) -> None:
-    """Compare losses, gradient norm, gradient ratio and weights with and without compilation; another seed differs more."""
+    """Compare losses, gradient norm and ratio, and weights with and without compilation; another seed differs more."""
     plain, weights = trained(device, f"train.precision={precision}")
     compiled, compiled_weights = trained(device, f"train.precision={precision}", "train.compile=true")
     for one, two in zip(plain, compiled, strict=True):
-        assert one.measured.losses.keys() == two.measured.losses.keys() == {"denoise", "discrimination"}
-        torch.testing.assert_close(two.measured.losses, one.measured.losses, rtol=tolerance, atol=tolerance)
+        assert one.metrics.losses.keys() == two.metrics.losses.keys() == {"denoise", "discrimination"}
+        torch.testing.assert_close(two.metrics.losses, one.metrics.losses, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(two.grad_norm, one.grad_norm, rtol=tolerance, atol=tolerance)
-        assert two.measured.ratios == pytest.approx(one.measured.ratios, rel=tolerance)
-    assert plain[0].measured.ratios.keys() == {"discrimination"}  # measured at the first step: two backward passes
+        assert two.metrics.ratios == pytest.approx(one.metrics.ratios, rel=tolerance)
+    assert plain[0].metrics.ratios.keys() == {"discrimination"}  # measured at the first step: two backward passes
     assert (compiled_weights - weights).norm() / weights.norm() < tolerance
     _, others = trained(device, f"train.precision={precision}", "seed=1")
     assert (others - weights).norm() / weights.norm() > 10 * tolerance
 
 
-# both are of torch's compiler: a module of torch that uses its own deprecated script_method, and a look at inner gradients
+# both come from torch's compiler: it uses torch's deprecated script_method, and reads inner gradients
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),

@@ -1,7 +1,7 @@
-"""FLOPs by formula, which equal budgets and costs rest on, are what an operator counter sees: whole steps, whole samples.
+"""Compare the FLOPs by formula, on which equal budgets and costs depend, with an operator counter: steps and samples.
 
-Each component's own formula is compared in the tests of its plugin; here second passes, teacher, decoder, heads, dropped tokens
-and the backward pass come together, for every system that ships.
+Each component's own formula is compared in the tests of its plugin; here second passes, teacher, decoder, heads,
+dropped tokens and the backward pass come together, for every system that ships.
 """
 
 from __future__ import annotations
@@ -33,14 +33,12 @@ SYSTEMS = {
     "digits/mdtv2": ("pair_sampler.mask_spread=0.0",),
     "digits/mdtv2-edm": ("pair_sampler.mask_spread=0.0",),
 }
-"""What makes the number of kept tokens one and the same at every step, where a recipe varies it; the plan has its mean."""
+"""Overrides that keep the number of kept tokens constant where a recipe varies it; the plan has its mean."""
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_step_takes_what_the_plan_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        step_metrics, "GRADIENT_RATIO_EVERY", 10**9
-    )  # the diagnostic's further backward passes are no training
+def test_a_step_takes_the_planned_flops(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_metrics, "GRADIENT_RATIO_EVERY", 10**9)  # its backward passes are not part of training
     recipe = resolve(name, [*SHORT, *SYSTEMS[name]])
     session = build_session(recipe, torch.device("cpu"))
     session.step = 1
@@ -54,7 +52,7 @@ def test_a_step_takes_what_the_plan_says(name: str, monkeypatch: pytest.MonkeyPa
         assert rest != pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
-def test_heads_are_a_part_that_would_be_missed() -> None:
+def test_heads_are_a_noticeable_part() -> None:
     parts = plan(resolve("quickstart", SHORT)).passes
     heads = sum(part.heads_flops or 0 for part in parts)
     assert heads > 0.05 * sum(part.backbone_flops or 0 for part in parts)
@@ -69,7 +67,7 @@ def test_heads_are_a_part_that_would_be_missed() -> None:
         ("quickstart", ("guidance.name=cfg", "guidance.scale=1.5")),
     ],
 )
-def test_an_image_takes_what_the_plan_says(name: str, overrides: tuple[str, ...]) -> None:
+def test_an_image_takes_the_planned_flops(name: str, overrides: tuple[str, ...]) -> None:
     recipe = resolve(name, [*SHORT, *overrides])
     session = build_session(recipe, torch.device("cpu"))
     request = balanced(recipe.shapes.num_classes, 3, 0)

@@ -1,7 +1,7 @@
-"""Every shipped method continues exactly: N steps are k steps, a kill and the rest, bit for bit, for every k.
+"""Resume every shipped method exactly: N steps equal k steps, a kill and the rest, bit for bit, for every k.
 
-A kill is a process that ends and another that begins: nothing of the first is left but its checkpoint. Here the second is
-a session built anew, of which every tensor and every row of the log is compared; `test_soak.py` kills real processes.
+Only the checkpoint of a killed process remains. Here a new session replaces the second process, and every tensor and
+every row of the log is compared; `test_soak.py` kills real processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sddit.storage.checkpoints import Store
 from sddit.training.build import build_session
 from sddit.training.loop import train
 from sddit.training.session import Session
-from sddit.training.state import files_of, restore
+from sddit.training.state import checkpoint_files, restore
 from sddit.verify.core import state_of
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +39,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "SD-DiT, no centre": ("quickstart", *SD, "loss.discrimination.centering=none"),
     "SD-DiT, Sinkhorn": ("quickstart", *SD, "loss.discrimination.centering=sinkhorn"),
     "SD-DiT, class tokens, head frozen at first": (
-        "quickstart", *SD, "backbone.cls_token=true", "loss.discrimination.cls_source=token", "loss.discrimination.freeze_last=3",
+        "quickstart", *SD, "backbone.cls_token=true", "loss.discrimination.cls_source=token",
+        "loss.discrimination.freeze_last=3",
     ),
     "SD-DiT, accumulated": ("quickstart", *SD, "train.micro_batch=2"),
     "SD-DiT, a term that ends and one that begins": (
@@ -60,7 +61,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 
 def new(name: str) -> Session:
-    """A run before its first step."""
+    """Build a run before its first step."""
     if "Adan" in name and find_spec("pytorch_optimizer") is None:
         pytest.skip("pytorch-optimizer is not installed")
     recipe, *overrides = RUNS[name]
@@ -71,7 +72,7 @@ def new(name: str) -> Session:
 
 
 class Watcher:
-    """Keeps the rows of the log, and saves after each step if it has a store; stops where it is told."""
+    """Callbacks that keep the rows of the log, save after each step to `store` if set, and stop at step `until`."""
 
     def __init__(self, until: int, store: Store | None = None) -> None:
         self.until, self.store = until, store
@@ -83,7 +84,7 @@ class Watcher:
 
     def stepped(self, session: Session) -> None:
         if self.store is not None:
-            self.store.save(session.step, files_of(session, {"log_cursor": len(self.rows)}))
+            self.store.save(session.step, checkpoint_files(session, {"log_cursor": len(self.rows)}))
         if session.step == self.until:
             raise StopIteration
 
@@ -98,7 +99,7 @@ def advance(session: Session, until: int = STEPS, store: Store | None = None) ->
 
 
 def outcome(session: Session, rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-    """All that a run ends with: every tensor, and every number of the log."""
+    """Return the final state of a run: every tensor, and every number of the log."""
     tensors = {name: tensor.clone() for name, tensor in state_of(session).items()}
     return tensors | {f"row {i}: {name}": value for i, row in enumerate(rows) for name, value in row.items()}
 
@@ -113,26 +114,26 @@ def alike(one: Any, two: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the checkpoints of the killed runs lie."""
+    """Return the folder for the checkpoints of the killed runs."""
     return tmp_path_factory.mktemp("killed")
 
 
 @cache
 def undisturbed(name: str) -> dict[str, Any]:
-    """What a run ends with that nobody saves or stops."""
+    """Return the outcome of a run without saves or stops."""
     session = new(name)
     return outcome(session, advance(session))
 
 
 @cache
 def killed(name: str, folder: Path) -> tuple[Store, list[dict[str, float]]]:
-    """The checkpoints after every step but the last of a run that is then killed, and the rows it logged."""
+    """Return the checkpoints of all steps but the last of a run that is then killed, and the rows it logged."""
     store = Store(folder / name, keep=STEPS)
     return store, advance(new(name), STEPS - 1, store)
 
 
 def resumed(name: str, step: int, folder: Path) -> tuple[Session, list[dict[str, float]]]:
-    """A new process that goes on after `step`, and the rows of the log up to the cursor of its checkpoint."""
+    """Return a new session that continues after `step`, and the rows of the log up to the cursor of its checkpoint."""
     store, rows = killed(name, folder)
     session = new(name)
     state = restore(session, store.open(step))
@@ -203,8 +204,8 @@ ITEMS: dict[str, tuple[str, Drop]] = {
     "steps counted per group": (
         "MDTv2, Adan", lambda session, fresh: [group.pop("step") for group in session.optimizer.param_groups],
     ),
-    "step, and with it schedules and place in the data": ("MaskDiT", put("step")),
-    "sums of the log": ("MaskDiT", put("tally")),
+    "step, and with it schedules and position in the data": ("MaskDiT", put("step")),
+    "sums of the log": ("MaskDiT", put("sums")),
 }  # fmt: skip
 
 
@@ -220,14 +221,14 @@ def test_each_item_of_the_state_is_needed(item: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("cursor", [0, 2])
 def test_the_cursor_of_the_log_is_needed(cursor: int, folder: Path) -> None:
-    """After step 3 one row stands: with another cursor a row is lost or doubled."""
+    """The log has one row after step 3: with another cursor a row is lost or doubled."""
     session, rows = resumed("MDT", 3, folder)
     assert len(rows) == 1
     assert differing(outcome(session, killed("MDT", folder)[1][:cursor] + advance(session)), undisturbed("MDT")) != []
 
 
 def test_another_seed_ends_elsewhere() -> None:
-    """The control of every comparison here: it does not call all runs equal."""
+    """The control of every comparison here: not all runs are equal."""
     recipe, *overrides = RUNS["MDT"]
     other = resolve(ROOT / "recipes" / f"{recipe}.toml", [*SMALL, "train.batch=8", *overrides, "seed=1"])
     session = build_session(other, torch.device("cpu"))

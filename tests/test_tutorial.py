@@ -58,7 +58,7 @@ def test_the_plugin_it_ends_with_trains(tmp_path):
     session = build_session(resolve("edges.toml"), torch.device("cpu"))
     edges = noise_edges(session)
     for _ in range(2):
-        terms = take_step(session, edges).measured.losses
+        terms = take_step(session, edges).metrics.losses
         session.step += 1
     assert 0 < terms["edges"] < 100
 

@@ -41,7 +41,7 @@ from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import RECIPE, REPORT
 from sddit.storage.tensors import pack
 from sddit.training.build import build_session
-from sddit.training.state import files_of, restore
+from sddit.training.state import checkpoint_files, restore
 
 Verdict = Literal["caught", "no effect", "silent", "traceback"]
 
@@ -112,7 +112,7 @@ def as_a_checkpoint(recipe: Recipe) -> Reader:
             return Read("none")
         session = build_session(recipe, torch.device("cpu"), resumed=True)
         state = restore(session, checkpoint)
-        files = files_of(session, {"log_cursor": state["log_cursor"]})
+        files = checkpoint_files(session, {"log_cursor": state["log_cursor"]})
         written = [content if isinstance(content, bytes) else content.make() for content in files.values()]
         return Read(digest(*written), store.notices)
 

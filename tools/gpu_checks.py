@@ -34,11 +34,11 @@ from sddit.recipes.resolve import resolve
 from sddit.storage.checkpoints import Store
 from sddit.storage.tensors import unpack
 from sddit.testing.toys import plugin as toys
-from sddit.training.benchmark import timed
+from sddit.training.benchmark import seconds_per_call
 from sddit.training.build import build_session
 from sddit.training.loop import take_step, training_mode
 from sddit.training.session import Session
-from sddit.training.state import files_of, restore
+from sddit.training.state import checkpoint_files, restore
 from sddit.training.step_metrics import StepResult, noise_edges
 from sddit.verify import verify
 from sddit.verify.leak_detector import fill
@@ -130,7 +130,7 @@ def trained(device: Device) -> Iterator[Line]:
 
 def beside(of: str, one: StepResult, two: StepResult, bound: float) -> Iterator[Line]:
     """The terms and the gradient norm of two steps."""
-    pairs = {f"loss {label}": (one.measured.losses[label], two.measured.losses[label]) for label in two.measured.losses}
+    pairs = {f"loss {label}": (one.metrics.losses[label], two.metrics.losses[label]) for label in two.metrics.losses}
     for what, (mine, theirs) in {**pairs, "gradient norm": (one.grad_norm, two.grad_norm)}.items():
         yield line(of, Measurement(what, abs(float(mine) / float(theirs) - 1), bound))
 
@@ -140,7 +140,7 @@ def resumed(recipe: Recipe, device: Device) -> Session:
     half, _ = after(recipe, device, STEPS // 2)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "checkpoints", keep=1)
-        store.save(half.step, files_of(half, {}))
+        store.save(half.step, checkpoint_files(half, {}))
         session = build_session(recipe, torch.device(device))
         found = store.latest()
         assert found is not None
@@ -269,8 +269,8 @@ def images_per_second(recipe: Recipe, device: Device) -> float:
         session.step = 1  # not 0: there the ratio of gradients would be measured
 
     with training_mode(session):
-        timed(step, 3, session.device)
-        seconds = statistics.median(timed(step, 10, session.device) for _ in range(5))
+        seconds_per_call(step, 3, session.device)
+        seconds = statistics.median(seconds_per_call(step, 10, session.device) for _ in range(5))
     return recipe.train.batch / seconds
 
 
@@ -278,8 +278,8 @@ def product(device: Device, side: int = 8192) -> float:
     """FLOP/s of a large bf16 matrix product: what this device can do at best."""
     numbers = torch.randn(side, side, generator=generator(0, "gpu_checks"))
     a, b = (numbers.to(device, torch.bfloat16) for _ in range(2))
-    timed(lambda: a @ b, 3, torch.device(device))
-    return 2 * side**3 / statistics.median(timed(lambda: a @ b, 10, torch.device(device)) for _ in range(5))
+    seconds_per_call(lambda: a @ b, 3, torch.device(device))
+    return 2 * side**3 / statistics.median(seconds_per_call(lambda: a @ b, 10, torch.device(device)) for _ in range(5))
 
 
 # The table ----------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from sddit.recipes.validation import validated
 from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
 from sddit.storage.tensors import unpack
-from sddit.training.ema import under
+from sddit.training.ema import with_prefix
 from sddit.training.networks import build_backbone
 from sddit.training.precision import DTYPES, default_dtype
 from sddit.training.warm_start import read_weights
@@ -168,7 +168,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
 
     def read() -> dict[str, Tensor]:
         file = f"{name}.safetensors"
-        return under(prefix, unpack(checkpoint.read(file), str(checkpoint.folder / file)))
+        return with_prefix(prefix, unpack(checkpoint.read(file), str(checkpoint.folder / file)))
 
     return build_with_weights(recipe, read, dtype, where=f"{checkpoint.folder}, {label}")
 

@@ -14,8 +14,8 @@ from sddit.interfaces import Context, Outputs, View
 class LossTerm(nn.Module):
     """A labelled loss of the objective. Subclass it, write `forward`, and register the subclass.
 
-    Return one value per sample, [B], so that noise windows, micro-batches and the log by noise level work. Declare
-    the modules of which the teacher keeps an EMA in `ema_modules`; change buffers only in `after_step`.
+    Return one value per sample, [B], so that noise windows, micro-batches and the log by noise level work. In
+    `ema_modules`, declare the modules whose EMA the teacher keeps; change buffers only in `after_step`.
     """
 
     ema_modules: tuple[str, ...] = ()

@@ -62,6 +62,12 @@ def located(start: StartSettings, *, stated: bool) -> StartSettings:
     """
     if stated and start.sha256:
         return start
+    weights = find_start(start)
+    return start.model_copy(update={"weights": weights.label, "step": weights.step, "sha256": weights.sha256})
+
+
+def find_start(start: StartSettings) -> Found:
+    """Return the weights of `[start]`. Raises SdditError as `found` does, and SD-C451 if their hash is not `sha256`."""
     weights = found(Path(start.run), start.weights, start.step)
     if start.sha256 not in ("", weights.sha256):
         raise error(
@@ -72,7 +78,7 @@ def located(start: StartSettings, *, stated: bool) -> StartSettings:
             expect=start.sha256,
             fix="set start.step, or remove start.sha256",
         )
-    return start.model_copy(update={"weights": weights.label, "step": weights.step, "sha256": weights.sha256})
+    return weights
 
 
 def is_export(folder: Path) -> bool:

@@ -26,9 +26,9 @@ from sddit.storage.checkpoints import Store
 from sddit.storage.metrics_log import MetricsLog, last_metrics
 from sddit.storage.run_folder import METRICS, RunFolder
 from sddit.training.nonfinite import NonFinite
-from sddit.training.nonfinite_report import evidence
+from sddit.training.nonfinite_report import nonfinite_report
 from sddit.training.session import Session
-from sddit.training.state import files_of
+from sddit.training.state import checkpoint_files
 
 MIN_NORMS = 3  # gradient norms before their average is used
 
@@ -158,7 +158,7 @@ class RunCallbacks:
         """Save a checkpoint, or start to save it in the background."""
         refuse_drift(session.world, session.student.state_dict())
         cursor = self.log.sync() if self.log is not None else 0
-        files = files_of(session, {"log_cursor": cursor}, copy=self.saver.background and session.world.main)
+        files = checkpoint_files(session, {"log_cursor": cursor}, copy=self.saver.background and session.world.main)
         session.world.from_main(lambda: self.saver.save(session.step, files))
 
     def finish_saving(self) -> None:
@@ -178,7 +178,7 @@ class RunCallbacks:
         """Save the state before a non-finite step and a report of the step. Returns the error that names both."""
         self.save(session)
         session.world.from_main(self.saver.wait)
-        facts = evidence(session, fault.bad, self.folder.path, self.store.path_of(session.step))
+        facts = nonfinite_report(session, fault.bad, self.folder.path, self.store.path_of(session.step))
         path = self.folder.path / f"non-finite-{session.step:06d}.json"
         if session.world.main:
             self.folder.write_json(path.name, facts)

@@ -1,1 +1,1 @@
-"""Training: one loop, read top to bottom, and what it is made of."""
+"""Train a recipe: one loop, read top to bottom, and its parts."""

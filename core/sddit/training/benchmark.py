@@ -1,7 +1,7 @@
-"""Speed as ratios of one run: training steps of several recipes in turn, beside the machine's own matrix product.
+"""Measure training speed: steps of several recipes in turns, compared with a matrix product on the same machine.
 
-Times of shared machines lie, ratios taken side by side much less: the recipes take turns, round after round, and each
-figure is a median over the rounds.
+Absolute times on shared machines are unreliable, ratios measured in turns much less so: the recipes take turns, round
+after round, and each figure is a median over the rounds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Throughput:
     images_per_second: float  # training
     flops_per_image: float | None  # of one training step, by the components' formulas
     relative: float  # images/s over those of the first recipe, round by round
-    peak_share: float | None  # counted FLOPs per second over the matrix product's
+    peak_share: float | None  # FLOP/s divided by those of the matrix product
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ def bench(recipes: Sequence[Recipe], device: torch.device, rounds: int, seconds:
     """Time training steps of each recipe in turn.
 
     Args:
-        recipes: the first one is what the others are compared with.
-        device: where.
+        recipes: compared with the first one.
+        device: where to run.
         rounds: turns of each recipe.
-        seconds: about how long one turn lasts.
-        progress: where to show how it goes.
+        seconds: approximate duration of one turn.
+        progress: shows the rounds.
     """
     sessions = [build_session(recipe, device) for recipe in recipes]
     progress.stage("bench", total=rounds * (len(sessions) + 1))
@@ -69,59 +69,59 @@ def bench(recipes: Sequence[Recipe], device: torch.device, rounds: int, seconds:
         for precision in precisions:
             peaks[precision].append(matrix_product(precision, device, seconds / 4))
         progress.tick()
-        for session, steps, seen in zip(sessions, turns, speeds, strict=True):
-            seen.append(steps_per_second(session, steps) * session.recipe.train.batch)
+        for session, steps, speed in zip(sessions, turns, speeds, strict=True):
+            speed.append(steps_per_second(session, steps) * session.recipe.train.batch)
             progress.tick()
     progress.end_stage()
     peak = {precision: statistics.median(values) for precision, values in peaks.items()}
     figures = tuple(
-        figure(recipe, seen, speeds[0], peak[recipe.train.precision])
-        for recipe, seen in zip(recipes, speeds, strict=True)
+        throughput(recipe, speed, speeds[0], peak[recipe.train.precision])
+        for recipe, speed in zip(recipes, speeds, strict=True)
     )
     return Bench(figures, peak, rounds, torch.get_num_threads())
 
 
-def figure(recipe: Recipe, seen: Sequence[float], first: Sequence[float], peak: float) -> Throughput:
-    """Medians of one recipe's turns."""
-    speed = statistics.median(seen)
+def throughput(recipe: Recipe, speeds: Sequence[float], first: Sequence[float], peak: float) -> Throughput:
+    """Return the medians over the turns of one recipe; `first` are the speeds of the recipe to compare with."""
+    speed = statistics.median(speeds)
     flops = plan(recipe).flops_per_image
-    relative = statistics.median(mine / theirs for mine, theirs in zip(seen, first, strict=True))
+    relative = statistics.median(mine / theirs for mine, theirs in zip(speeds, first, strict=True))
     return Throughput(recipe.name, speed, flops, relative, None if flops is None else speed * flops / peak)
 
 
 def steps_per_second(session: Session, steps: int) -> float:
-    """Take real training steps, data and update included."""
+    """Return the speed of real training steps, including data and update."""
     edges = noise_edges(session)
     configure(session.recipe, session.device)
     session.student.train()
 
     def step() -> None:
-        if session.step == session.total_steps:  # beyond its end a run has nothing to compute
+        if session.step == session.total_steps:  # a finished run has no active losses
             session.step = 0
         take_step(session, edges)
 
-    return 1 / timed(step, steps, session.device)
+    return 1 / seconds_per_call(step, steps, session.device)
 
 
 def matrix_product(precision: str, device: torch.device, seconds: float) -> float:
-    """FLOP/s of a matrix product of DiT's shapes: what this machine can do at best."""
+    """Return the FLOP/s of a matrix product with the shapes of a DiT: the peak speed of this machine."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[precision]
     rows, inner, columns = GEMM_SIZE
     a, b = torch.randn(rows, inner, device=device).to(dtype), torch.randn(inner, columns, device=device).to(dtype)
-    turns = max(1, round(seconds / timed(lambda: a @ b, 3, device)))
-    return 2 * rows * inner * columns / timed(lambda: a @ b, turns, device)
+    turns = max(1, round(seconds / seconds_per_call(lambda: a @ b, 3, device)))
+    return 2 * rows * inner * columns / seconds_per_call(lambda: a @ b, turns, device)
 
 
-def timed(work: Callable[[], object], times: int, device: torch.device) -> float:
-    """Seconds of one call, over several."""
-    synchronise(device)
-    began = time.perf_counter()
+def seconds_per_call(work: Callable[[], object], times: int, device: torch.device) -> float:
+    """Return the mean duration of a call over `times` calls."""
+    synchronize(device)
+    start = time.perf_counter()
     for _ in range(times):
         work()
-    synchronise(device)
-    return (time.perf_counter() - began) / times
+    synchronize(device)
+    return (time.perf_counter() - start) / times
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -21,7 +21,7 @@ from sddit.training.networks import build_backbone, build_terms
 from sddit.training.precision import DTYPES, default_dtype
 from sddit.training.session import Session
 from sddit.training.student import Objective, Student
-from sddit.training.warm_start import begin_from
+from sddit.training.warm_start import load_start_weights
 
 
 def build_session(
@@ -35,7 +35,7 @@ def build_session(
     dtype = DTYPES[recipe.train.precision]
     with default_dtype(dtype):
         backbone = build_backbone(recipe, device="cpu")
-        notes = [] if recipe.start is None or resumed else begin_from(recipe.start, backbone)
+        notes = [] if recipe.start is None or resumed else load_start_weights(recipe.start, backbone)
         schedule: NoiseSchedule = recipe.noise_schedule.build()
         terms = build_terms(recipe)
     precision = torch.bfloat16 if recipe.train.precision == "bf16" else None
@@ -83,7 +83,7 @@ def apply_performance_settings(backbone: Backbone, settings: TrainSettings) -> N
     """Apply activation checkpointing and compilation as the recipe says. Copies made before are not affected."""
     backbone.set_checkpointing(settings.activation_checkpointing)
     if settings.compile:
-        functorch_config.donated_buffer = False  # the gradient ratio goes backward twice through one forward
+        functorch_config.donated_buffer = False  # gradient ratios run backward twice through one forward
         for block in backbone.blocks:
             block.compile()
 

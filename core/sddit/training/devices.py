@@ -1,4 +1,4 @@
-"""What can be known of a machine's devices without importing torch."""
+"""Check the devices of a machine without importing torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""What a GPU's driver leaves on Linux: NVIDIA's, the one of Windows' Linux, AMD's."""
+"""Files of GPU drivers on Linux: NVIDIA, WSL, AMD."""
 
 
-def surely_absent(device: str) -> str:
-    """Why `--device` cannot be used here, or nothing where it may be: only torch knows for sure."""
+def unavailable_reason(device: str) -> str:
+    """Return why `--device` is certainly not usable; empty if it may be: only torch knows for sure."""
     if device != "cuda":
         return ""
     torch = torch_version()
@@ -29,22 +29,22 @@ def surely_absent(device: str) -> str:
 
 
 def torch_version() -> str:
-    """As its distribution states it: 2.13.0+cpu."""
+    """Return the installed version of torch, e.g. 2.13.0+cpu; empty if it is not installed."""
     try:
         return version("torch")
     except PackageNotFoundError:
         return ""
 
 
-def oldest_torch() -> str:
-    """The oldest torch that sddit's own distribution asks for: 2.10; an empty text where it is not installed as one."""
+def min_torch_version() -> str:
+    """Return the minimum version of torch that sddit requires; empty if sddit is not installed as a distribution."""
     try:
-        asked = requires("sddit") or []
+        requirements = requires("sddit") or []
     except PackageNotFoundError:
         return ""
-    return next((match[1] for text in asked if (match := re.fullmatch(r"torch\s*>=\s*([\d.]+)", text))), "")
+    return next((match[1] for text in requirements if (match := re.fullmatch(r"torch\s*>=\s*([\d.]+)", text))), "")
 
 
-def numbers_of(version: str) -> tuple[int, ...]:
-    """2.13.0+cpu as (2, 13, 0), to compare."""
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Return 2.13.0+cpu as (2, 13, 0), to compare."""
     return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])))

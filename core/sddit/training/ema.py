@@ -88,12 +88,12 @@ class Teacher:
         """Load what `tensors` returned. Raises KeyError for a missing or surplus name."""
         if tensors.keys() != self.tensors().keys():
             raise KeyError("the teacher's tensors are not those of this recipe")
-        self.backbone.load_state_dict(under("backbone.", tensors))
+        self.backbone.load_state_dict(with_prefix("backbone.", tensors))
         for label, modules in self.modules.items():
             for name, module in modules.items():
-                module.load_state_dict(under(f"{label}.{name}.", tensors))
+                module.load_state_dict(with_prefix(f"{label}.{name}.", tensors))
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the entries whose name starts with `prefix`, without the prefix."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

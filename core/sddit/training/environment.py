@@ -12,7 +12,7 @@ import torch
 from sddit.distributed import processes
 from sddit.errors import error
 from sddit.recipes.recipe import Recipe
-from sddit.training.devices import numbers_of, oldest_torch, torch_version
+from sddit.training.devices import min_torch_version, torch_version, version_numbers
 
 PACKAGES = ("sddit", "torch", "numpy", "pydantic", "safetensors", "pillow", "xformers")
 
@@ -52,7 +52,7 @@ def device_name(device: torch.device) -> str:
 
 def choose_device(name: str) -> torch.device:
     """Return the device of `--device`. Raises SD-P230 if it is not usable, SD-P211 if torch is too old."""
-    if (found := torch_version()) and numbers_of(found) < numbers_of(oldest := oldest_torch()):
+    if (found := torch_version()) and version_numbers(found) < version_numbers(oldest := min_torch_version()):
         raise error(
             "SD-P211",
             f"torch {found} is too old",

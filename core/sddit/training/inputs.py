@@ -1,12 +1,49 @@
-"""Prepare the inputs of a step: the batch and its context."""
+"""Prepare the inputs of a step: micro-batches, random draws, images and context."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 
+from sddit.data.order import batch_ids
 from sddit.diffusion.draws import Draws
 from sddit.interfaces import Batch, Context, DrawnDataset
 from sddit.training.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """The samples of one forward and backward pass on this rank."""
+
+    ids: list[int]  # index of each image in its split
+    epochs: list[int]  # epoch of each
+    fraction: float  # of the batch, all ranks together
+    first: bool
+    last: bool
+
+
+def micro_batches(session: Session) -> Iterator[MicroBatch]:
+    """Yield this rank's part of each micro-batch of the current step."""
+    settings = session.recipe.train
+    size = settings.micro_batch or settings.batch
+    ids, epochs = step_samples(session)
+    for start in range(0, settings.batch, size):
+        rows = session.world.rows(start, size)
+        last = start + size == settings.batch
+        yield MicroBatch(ids[rows], epochs[rows], size / settings.batch, first=start == 0, last=last)
+
+
+def step_samples(session: Session) -> tuple[list[int], list[int]]:
+    """Return the ids and epochs of all samples of the current step, over all ranks."""
+    return batch_ids(session.recipe.seed, session.step, session.recipe.train.batch, len(session.dataset))
+
+
+def draws_of(session: Session, ids: list[int], epochs: list[int]) -> Draws:
+    """Return the keyed random draws of these samples at the current step."""
+    index, epoch = (torch.as_tensor(numbers, device=session.device) for numbers in (ids, epochs))
+    return Draws(session.recipe.seed, session.step, index, epoch)
 
 
 def context_of(session: Session, draws: Draws) -> Context:

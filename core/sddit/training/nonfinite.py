@@ -5,29 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sddit.data.order import batch_ids
 from sddit.errors import Problem, SdditError
+from sddit.training.inputs import step_samples
 from sddit.training.session import Session
-from sddit.training.step_metrics import Measured
+from sddit.training.step_metrics import BatchMetrics
 
 
 def synchronize_step_status(
-    session: Session, measured: Measured, grad_norm: Tensor, used: list[bool]
+    session: Session, metrics: BatchMetrics, grad_norm: Tensor, used: list[bool]
 ) -> tuple[list[str], list[bool]]:
     """Agree with all ranks on the state of this step, in one message: the only read of the device in a step.
 
     Args:
         session: before its update.
-        measured: the losses of this rank.
+        metrics: the losses of this rank.
         grad_norm: norm of the gradient.
         used: for each parameter of the root, whether this rank has a gradient for it; empty without DDP.
 
     Returns:
         The names of what is non-finite on any rank, and `used` of any rank. Stop signals are exchanged as well.
     """
-    values = {f"loss.{label}": [value] for label, value in measured.losses.items()}
-    values["the gradient"] = [grad_norm]
-    values |= {f"what loss.{label} staged": list(loss.staged()) for label, loss in session.student.terms.items()}
+    values = {f"loss.{label}": [value] for label, value in metrics.losses.items()}
+    values["gradient"] = [grad_norm]
+    values |= {
+        f"staged statistics of loss.{label}": list(loss.staged()) for label, loss in session.student.terms.items()
+    }
     names = [name for name, tensors in values.items() for _ in tensors]
     own = ~torch.stack([torch.isfinite(tensor).all() for tensors in values.values() for tensor in tensors])
     flags, used = session.world.synchronize_status(own, used)
@@ -57,15 +59,15 @@ class NonFinite(SdditError):
     """Raised for a non-finite step that the recipe does not allow to be skipped. The step changed nothing."""
 
     def __init__(self, session: Session, bad: list[str]) -> None:
-        ids, _ = batch_ids(session.recipe.seed, session.step, session.recipe.train.batch, len(session.dataset))
-        before = f", after {len(session.skipped)} skipped steps" if session.skipped else ""
+        ids, _ = step_samples(session)
+        skipped = f", after {len(session.skipped)} skipped steps" if session.skipped else ""
         self.bad = bad
         super().__init__(
             Problem(
                 "SD-N501",
-                f"a non-finite value at step {session.step}{before}; nothing was changed by it",
+                f"non-finite values at step {session.step}{skipped}; the step was not applied",
                 where=f"samples {', '.join(map(str, ids[:8]))}, ...",
-                got=f"{', '.join(bad)}: not finite",
+                got=f"{', '.join(bad)}: non-finite",
                 expect="finite losses and gradients",
                 fix="lower optimizer.lr, set optimizer.clip, or train.precision=fp32; look at these samples",
             )

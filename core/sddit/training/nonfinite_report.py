@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sddit.data.order import batch_ids
 from sddit.storage.run_folder import RECIPE
+from sddit.training.inputs import step_samples
 from sddit.training.loop import accumulate_gradients, training_mode
 from sddit.training.nonfinite import discard_step
 from sddit.training.session import Session
@@ -22,23 +22,23 @@ from sddit.training.step_metrics import noise_edges
 
 @dataclass(slots=True)
 class Trace:
-    """Where a step first had a number that is not finite; empty: nowhere."""
+    """Where a step first had a non-finite number; empty if it had none."""
 
-    inputs: list[int]  # samples that come so out of the data set
-    output: str = ""  # the first module with such an output
-    gradient: str = ""  # the first module, going backward, with such a gradient at its output
+    inputs: list[int]  # samples that are non-finite in the data set
+    output: str = ""  # the first module with a non-finite output
+    gradient: str = ""  # the first module, going backward, with a non-finite gradient at its output
 
     @property
-    def began(self) -> str:
-        """Where it began, in a few words; empty: unknown."""
-        return (
-            f"samples {', '.join(map(str, self.inputs))} of the data" if self.inputs else self.output or self.gradient
-        )
+    def origin(self) -> str:
+        """Where the first non-finite number arose, in a few words; empty: unknown."""
+        if self.inputs:
+            return f"samples {', '.join(map(str, self.inputs))} of the data"
+        return self.output or self.gradient
 
 
-def evidence(session: Session, bad: list[str], run: Path, checkpoint: Path) -> dict[str, Any]:
-    """The facts of the step that the session stands before, for `non-finite-STEP.json` of its run folder."""
-    ids, epochs = batch_ids(session.recipe.seed, session.step, session.recipe.train.batch, len(session.dataset))
+def nonfinite_report(session: Session, bad: list[str], run: Path, checkpoint: Path) -> dict[str, Any]:
+    """Return the contents of `non-finite-STEP.json` for the step that the session is about to take."""
+    ids, epochs = step_samples(session)
     trace = retrace(session)
     return {
         "step": session.step,
@@ -46,28 +46,29 @@ def evidence(session: Session, bad: list[str], run: Path, checkpoint: Path) -> d
         "samples": ids,
         "epochs": epochs,
         "not_finite": bad,
-        "began_in": trace.began,
+        "began_in": trace.origin,
         "samples_not_finite": trace.inputs,
         "first_output": trace.output,
         "first_gradient": trace.gradient,
         "skipped_before": session.skipped,
         "state_before": str(checkpoint.relative_to(run)),
-        "repeat": repeat(session, run),
+        "repeat": reproduction_command(session, run),
     }
 
 
-def repeat(session: Session, run: Path) -> str:
-    """The command that takes the step again: it continues from the state before it."""
+def reproduction_command(session: Session, run: Path) -> str:
+    """Return the command that takes the step again, from the state before it."""
     command = ["sddit-run", str(run / RECIPE), "--resume", str(run)]
     return shlex.join([*command, *(["--device", "cuda"] if session.device.type == "cuda" else [])])
 
 
 def retrace(session: Session) -> Trace:
-    """Take the step once more, up to its gradient, and watch every module. The session is afterwards as it was."""
-    ids, _ = batch_ids(session.recipe.seed, session.step, session.recipe.train.batch, len(session.dataset))
+    """Repeat the step up to its gradient while watching every module. The session does not change."""
+    ids, _ = step_samples(session)
     x0, _ = session.dataset.fetch(ids)  # [B, C, H, W]
-    trace = Trace([i for i, fine in zip(ids, x0.isfinite().flatten(1).all(dim=1).tolist(), strict=True) if not fine])
-    with training_mode(session), torch.compiler.set_stance("force_eager"), watched(session, trace):
+    intact = x0.isfinite().flatten(1).all(dim=1).tolist()
+    trace = Trace([i for i, finite in zip(ids, intact, strict=True) if not finite])
+    with training_mode(session), torch.compiler.set_stance("force_eager"), watching(session, trace):
         accumulate_gradients(session, session.objective.weights(session.step), noise_edges(session))
     discard_step(session)
     trace.output, trace.gradient = (
@@ -77,22 +78,22 @@ def retrace(session: Session) -> Trace:
 
 
 @contextmanager
-def watched(session: Session, trace: Trace) -> Iterator[None]:
-    """Note in `trace` the first module with a bad output, and the first with a bad gradient at its output."""
+def watching(session: Session, trace: Trace) -> Iterator[None]:
+    """Record in `trace` the first module with a non-finite output, and the first with such a gradient at its output."""
 
     def watch(name: str, module: nn.Module) -> Any:
-        def seen(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        def check_outputs(module: nn.Module, inputs: Any, outputs: Any) -> None:
             for tensor in tensors_in(outputs):
-                if not trace.output and not finite(tensor):
+                if not trace.output and not is_finite(tensor):
                     trace.output = name
                 if tensor.requires_grad:
-                    tensor.register_hook(came_back)  # type: ignore[no-untyped-call]  # torch left it untyped
+                    tensor.register_hook(check_gradient)  # type: ignore[no-untyped-call]  # torch left it untyped
 
-        def came_back(gradient: Tensor) -> None:
-            if not trace.gradient and not finite(gradient):
+        def check_gradient(gradient: Tensor) -> None:
+            if not trace.gradient and not is_finite(gradient):
                 trace.gradient = name
 
-        return module.register_forward_hook(seen)
+        return module.register_forward_hook(check_outputs)
 
     hooks = [watch(name, module) for name, module in modules_of(session)]
     try:
@@ -103,7 +104,7 @@ def watched(session: Session, trace: Trace) -> Iterator[None]:
 
 
 def modules_of(session: Session) -> Iterator[tuple[str, nn.Module]]:
-    """Every module that takes part in a step, by a name that says whose it is."""
+    """Yield every module that takes part in a step, with a name that includes its owner."""
     roots: dict[str, nn.Module] = {"backbone": session.student.backbone}
     roots |= {f"loss.{label}": term for label, term in session.student.terms.items()}
     if session.teacher is not None:
@@ -115,20 +116,19 @@ def modules_of(session: Session) -> Iterator[tuple[str, nn.Module]]:
 
 
 def tensors_in(outputs: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in what a module returned."""
+    """Yield the floating-point tensors in what a module returned."""
     if isinstance(outputs, Tensor):
         if outputs.is_floating_point():
             yield outputs
-    elif isinstance(outputs, dict):
-        for value in outputs.values():
-            yield from tensors_in(value)
-    elif isinstance(outputs, (list, tuple)):
+        return
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    elif is_dataclass(outputs):
+        outputs = [getattr(outputs, name) for name in outputs.__dataclass_fields__]
+    if isinstance(outputs, (list, tuple)):
         for value in outputs:
             yield from tensors_in(value)
-    elif is_dataclass(outputs):
-        for name in outputs.__dataclass_fields__:
-            yield from tensors_in(getattr(outputs, name))
 
 
-def finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())

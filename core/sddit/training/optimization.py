@@ -20,7 +20,7 @@ def complete_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor
 
 
 def drop_unused_gradients(root: nn.Module, optimizer: torch.optim.Optimizer, used: list[bool]) -> None:
-    """Remove DDP's zeros for parameters without a gradient on any rank, so that their moments do not begin.
+    """Remove DDP's zeros for parameters without a gradient on any rank, so that their moments do not start.
 
     One process alone has no gradient for them either. `used` is empty without DDP.
     """
@@ -31,7 +31,7 @@ def drop_unused_gradients(root: nn.Module, optimizer: torch.optim.Optimizer, use
 
 
 def clip_gradients(settings: OptimizerParams, parameters: list[Tensor], norm: Tensor) -> None:
-    """Clip the gradient to the recipe's maximum norm: all parameters together, of norm `norm`, or each by itself."""
+    """Clip the gradient to the recipe's maximum norm: all parameters together, of norm `norm`, or each separately."""
     if settings.clip is None:
         return
     if settings.clip_scope == "all":
@@ -50,7 +50,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerParam
         group["lr"] = rate * group["lr_scale"]
 
 
-def numbers_of(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
     """Return the plain numbers in each group: settings, and the counters that some optimizers keep there."""
     return [
         {key: value for key, value in group.items() if type(value) in (int, float)} for group in optimizer.param_groups

@@ -15,7 +15,7 @@ from sddit.interfaces import Dataset, NoiseSchedule, PairSampler
 from sddit.recipes.recipe import Recipe
 from sddit.training.ema import EMA, Teacher
 from sddit.training.networks import build_backbone
-from sddit.training.optimization import numbers_of
+from sddit.training.optimization import group_numbers
 from sddit.training.precision import DTYPES, default_dtype
 from sddit.training.student import Objective, Student
 
@@ -37,14 +37,14 @@ class Session:
     world: World
     root: nn.Module  # the student itself, or its DDP wrapper
     step: int = 0  # optimizer steps taken
-    seconds: float = 0.0  # spent training, earlier sittings included
-    tally: dict[str, Tensor] = field(default_factory=dict)  # of this log interval: sum and count, [2] float64
-    skipped: list[int] = field(default_factory=list)  # steps that were not taken: their numbers were not finite
-    built_with: list[dict[str, float]] = field(init=False)  # numbers in the optimizer's groups before the first step
+    seconds: float = 0.0  # spent training, including before a resume
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of this log interval: sum and count, [2] float64
+    skipped: list[int] = field(default_factory=list)  # steps that were skipped because they were not finite
+    initial_group_numbers: list[dict[str, float]] = field(init=False)  # of the optimizer before the first step
     notes: list[str] = field(default_factory=list)  # shown to the user once, before the first step
 
     def __post_init__(self) -> None:
-        self.built_with = numbers_of(self.optimizer)
+        self.initial_group_numbers = group_numbers(self.optimizer)
 
     @property
     def total_steps(self) -> int:
@@ -60,6 +60,6 @@ class Session:
     def gathered(self, module: nn.Module) -> Backbone:
         """Return a backbone with full weights from one that is sharded over the ranks. Call it on all ranks."""
         with default_dtype(DTYPES[self.recipe.train.precision]):
-            made = build_backbone(self.recipe, device="cpu")
-        made.load_state_dict({name: full_tensor(tensor).cpu() for name, tensor in module.state_dict().items()})
-        return made.to(self.device).eval().requires_grad_(False)
+            backbone = build_backbone(self.recipe, device="cpu")
+        backbone.load_state_dict({name: full_tensor(tensor).cpu() for name, tensor in module.state_dict().items()})
+        return backbone.to(self.device).eval().requires_grad_(False)

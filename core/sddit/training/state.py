@@ -16,18 +16,16 @@ from sddit.errors import error
 from sddit.storage import tensors as safetensors_bridge
 from sddit.storage.checkpoints import Checkpoint
 from sddit.storage.manifest import Content, LazyBytes
-from sddit.training.ema import under
-from sddit.training.optimization import numbers_of
+from sddit.training.ema import with_prefix
+from sddit.training.optimization import group_numbers
 from sddit.training.session import Session
 
-# Saving and restoring
 
-
-def files_of(session: Session, extra: Mapping[str, Any], *, copy: bool = False) -> dict[str, Content]:
-    """The files of a checkpoint. No random state: every draw is keyed.
+def checkpoint_files(session: Session, extra: Mapping[str, Any], *, copy: bool = False) -> dict[str, Content]:
+    """Return the contents of a checkpoint by file name. No random state is needed: every draw is keyed.
 
     Tensors are packed when a file is written: until then the session must not change, unless `copy` copies them to
-    the CPU first. Writing raises SD-N502 for one that is not finite.
+    the CPU first. Writing raises SD-N502 for a non-finite tensor.
     """
     optimizer, _ = split_optimizer(session.optimizer)
     tensors: dict[str, Mapping[str, Tensor]] = {"model": session.student.state_dict(), "optimizer": optimizer}
@@ -38,22 +36,22 @@ def files_of(session: Session, extra: Mapping[str, Any], *, copy: bool = False) 
     if session.teacher:
         tensors["teacher"] = session.teacher.tensors()
     if isinstance(session.root, FSDPModule):
-        # In the order of names: all ranks have to ask for the same part, and a restored state has no order.
+        # In order of names: all ranks must request the same tensor at once, and a restored state has no order.
         tensors = {name: {k: full_tensor(group[k]).cpu() for k in sorted(group)} for name, group in tensors.items()}
     if copy:
         tensors = {
             name: {k: v.detach().to("cpu", copy=True) for k, v in group.items()} for name, group in tensors.items()
         }
     files: dict[str, Content] = {
-        f"{name}.safetensors": LazyBytes(sum(v.nbytes for v in group.values()), partial(packed, name, group))
+        f"{name}.safetensors": LazyBytes(sum(v.nbytes for v in group.values()), partial(pack_finite, name, group))
         for name, group in tensors.items()
     }
-    files["state.json"] = json.dumps(numbers_in(session) | dict(extra), allow_nan=False, indent=1).encode()
+    files["state.json"] = json.dumps(plain_state(session) | dict(extra), allow_nan=False, indent=1).encode()
     return files
 
 
-def numbers_in(session: Session) -> dict[str, Any]:
-    """All that is no tensor, as `state.json` holds it."""
+def plain_state(session: Session) -> dict[str, Any]:
+    """Return everything that is not a tensor, as stored in `state.json`."""
     _, numbers = split_optimizer(session.optimizer)
     state = session.optimizer.state_dict()["state"]
     return {
@@ -62,24 +60,24 @@ def numbers_in(session: Session) -> dict[str, Any]:
         "seed": session.recipe.seed,
         "seconds": session.seconds,
         "threads": torch.get_num_threads(),
-        "tally": {name: [number.hex() for number in pair.tolist()] for name, pair in session.tally.items()},
+        "tally": {name: [number.hex() for number in sums.tolist()] for name, sums in session.sums.items()},
         "optimizer": numbers,
         "optimized": {str(index): sorted(entries) for index, entries in sorted(state.items())},
-        "counted": counted_by(session.optimizer, session.built_with),
+        "counted": changed_numbers(session.optimizer, session.initial_group_numbers),
         "skipped": session.skipped,
         "log_cursor": 0,
     }
 
 
-def packed(name: str, tensors: Mapping[str, Tensor]) -> bytes:
-    """The bytes of a file of tensors. SD-N502 where one is not finite: such a state is never saved."""
+def pack_finite(name: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """Pack tensors into the bytes of a file. Raises SD-N502 if one is non-finite: such a state is never saved."""
     if bad := safetensors_bridge.non_finite(tensors):
         raise error(
             "SD-N502",
-            f"non-finite values in {name}:{bad}; nothing of it is saved",
+            f"non-finite values in {name}:{bad}; the checkpoint is not saved",
             where=name,
-            got="a NaN or an infinity in what was to be saved",
-            fix="lower optimizer.lr, then run again: it continues from the newest checkpoint",
+            got="a NaN or an infinity",
+            fix="lower optimizer.lr, then rerun: it resumes from the newest checkpoint",
         )
     return safetensors_bridge.pack(tensors)
 
@@ -90,7 +88,7 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
     if "imported" in state:
         raise error(
             "SD-C448",
-            "imported weights cannot be trained on where they lie: they have no optimizer and no log",
+            "imported weights cannot be resumed: they have no optimizer state and no log",
             where=str(checkpoint.folder),
             fix=f'a recipe with [start] run = "{checkpoint.folder.parents[1]}"',
         )
@@ -102,22 +100,22 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
         return tensors
 
     try:
-        for name in numbers_in(session).keys() - state.keys():
+        for name in plain_state(session).keys() - state.keys():
             raise KeyError(f"state.json: {name} is missing")
         load(session.student, read("model.safetensors"))
         join_optimizer(session.optimizer, read("optimizer.safetensors"), state["optimizer"], state["optimized"])
-        restore_counts(session.optimizer, state["counted"])
+        restore_numbers(session.optimizer, state["counted"])
         stored = read("ema.safetensors") if session.emas else {}
         for label, ema in session.emas.items():
-            load(ema.module, under(f"{label}.", stored))
+            load(ema.module, with_prefix(f"{label}.", stored))
         if session.teacher:
             session.teacher.restore(shards_like(session.teacher.tensors(), read("teacher.safetensors")))
         session.step = int(state["step"])
         session.seconds = float(state["seconds"])
         session.skipped = list(state["skipped"])
-        session.tally = {
-            name: torch.tensor([float.fromhex(number) for number in pair], dtype=torch.float64, device=session.device)
-            for name, pair in state["tally"].items()
+        session.sums = {
+            name: torch.tensor([float.fromhex(number) for number in sums], dtype=torch.float64, device=session.device)
+            for name, sums in state["tally"].items()
         }
     except (KeyError, RuntimeError, FileNotFoundError, TypeError, ValueError, AttributeError) as mismatch:
         first = next(iter(str(mismatch).splitlines()), type(mismatch).__name__)
@@ -127,18 +125,18 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
             where=str(checkpoint.folder),
             got=first,
             expect="a checkpoint of the same recipe",
-            fix="start afresh with --fresh, or use the recipe it was made with",
+            fix="start over with --fresh, or use the recipe that wrote it",
         ) from mismatch
     return state
 
 
 def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Strictly load whole tensors, also where this rank holds a part of each."""
+    """Load full tensors strictly, also into a module that is sharded over the ranks."""
     module.load_state_dict(shards_like(module.state_dict(), tensors))
 
 
 def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors and as plain numbers."""
+    """Split an optimizer's state into tensors and plain numbers."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
     for index, entries in optimizer.state_dict()["state"].items():
@@ -150,16 +148,16 @@ def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
     return tensors, numbers
 
 
-def counted_by(optimizer: torch.optim.Optimizer, built_with: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """The numbers of each group that are not as they were built: counts, not settings, which come from the recipe."""
+def changed_numbers(optimizer: torch.optim.Optimizer, initial: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return the numbers of each group that differ from the initial ones: counters, not settings of the recipe."""
     return [
         {key: value for key, value in now.items() if built.get(key) != value}
-        for now, built in zip(numbers_of(optimizer), built_with, strict=True)
+        for now, built in zip(group_numbers(optimizer), initial, strict=True)
     ]
 
 
-def restore_counts(optimizer: torch.optim.Optimizer, counted: Sequence[Mapping[str, float]]) -> None:
-    """Give the groups back what they counted."""
+def restore_numbers(optimizer: torch.optim.Optimizer, counted: Sequence[Mapping[str, float]]) -> None:
+    """Restore the counters that some optimizers keep in their groups."""
     for group, counts in zip(optimizer.param_groups, counted, strict=True):
         group.update(counts)
 
@@ -170,9 +168,9 @@ def join_optimizer(
     numbers: Mapping[str, Mapping[str, Any]],
     optimized: Mapping[str, Sequence[str]],
 ) -> None:
-    """The inverse of `split_optimizer`. Settings come from the recipe, so only the state is restored.
+    """Restore what `split_optimizer` returned. Settings come from the recipe, so only the state is restored.
 
-    `optimized` names what the state holds for each parameter that has ever had a gradient. KeyError for one that is missing.
+    `optimized` names the entries of each parameter that ever had a gradient. Raises KeyError if one is missing.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}

@@ -13,45 +13,46 @@ from sddit.interfaces import View
 from sddit.training.session import Session
 from sddit.training.student import Objective, mask_outside_window
 
-NOISE_BINS = 4  # each term is also logged by quarter of the training noise density
-GRADIENT_RATIO_EVERY = 100  # steps between measurements of each term's share of the backbone's gradient
+NOISE_BINS = 4  # each loss is also logged by quarter of the training noise density
+GRADIENT_RATIO_EVERY = 100  # steps between measurements of each loss's part of the backbone's gradient
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What a micro-batch or an entire batch measured, still on the device."""
+class BatchMetrics:
+    """Measurements of a micro-batch or an entire batch, on the device."""
 
     losses: dict[str, Tensor]  # unweighted mean of each active loss
     binned: dict[str, Tensor]  # its sums by noise quarter, then counts, [2, NOISE_BINS]
-    ratios: dict[str, float]  # norm of each weighted loss's gradient on the backbone, over the first one's
+    ratios: dict[str, float]  # gradient norm of each weighted loss on the backbone, divided by the first one's
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step measured, still on the device."""
+    """Measurements of one step, on the device."""
 
-    measured: Measured  # empty if the step was skipped
+    metrics: BatchMetrics  # empty if the step was skipped
     grad_norm: Tensor
     taken: bool  # False: the step was skipped
 
 
-def sum_measured(parts: Sequence[Measured]) -> Measured:
-    """Add up the measurements of the micro-batches of a batch; the gradient ratios are those of the first."""
+def sum_metrics(parts: Sequence[BatchMetrics]) -> BatchMetrics:
+    """Add up the metrics of the micro-batches of a batch; the gradient ratios are those of the first."""
     first = parts[0]
-    return Measured(
+    return BatchMetrics(
         {label: sum((part.losses[label] for part in parts[1:]), start=first.losses[label]) for label in first.losses},
         {label: sum((part.binned[label] for part in parts[1:]), start=first.binned[label]) for label in first.binned},
         first.ratios,
     )
 
 
-def ratios_due(session: Session) -> bool:
+def ratios_due(session: Session, weights: Mapping[str, float]) -> bool:
     """Return whether to measure gradient ratios. Not with FSDP: its weights are in the graph only while gathered."""
-    return session.step % GRADIENT_RATIO_EVERY == 0 and not isinstance(session.root, FSDPModule)
+    due = len(weights) > 1 and session.step % GRADIENT_RATIO_EVERY == 0
+    return due and not isinstance(session.root, FSDPModule)
 
 
 def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
-    """Norm of each weighted term's gradient on the backbone over that of the first term: who leads the network."""
+    """Return the gradient norm of each weighted loss on the backbone, divided by that of the first loss."""
     parameters = list(session.student.backbone.parameters())
     norms: dict[str, float] = {}
     for label, value in reduced.items():
@@ -63,13 +64,13 @@ def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Ma
 
 
 def noise_edges(session: Session) -> Tensor:
-    """The t that split the training noise density into equal parts, [NOISE_BINS - 1]."""
+    """Return the t that split the training noise density into equal parts, [NOISE_BINS - 1]."""
     u = torch.arange(1, NOISE_BINS, dtype=torch.float64, device=session.device) / NOISE_BINS
     return session.schedule.t_from_uniform(u)
 
 
 def bin_by_noise(value: Tensor, t: Tensor, edges: Tensor) -> Tensor:
-    """Sums and counts of `value` [B] by noise quarter, [2, NOISE_BINS]."""
+    """Return sums and counts of `value` [B] by noise quarter, [2, NOISE_BINS]."""
     index = torch.bucketize(t.to(edges.dtype), edges)
     sums = torch.zeros(2, NOISE_BINS, dtype=torch.float64, device=value.device)
     sums[0].index_add_(0, index, value.to(torch.float64))
@@ -85,8 +86,8 @@ def bin_losses(
     for label, value in values.items():
         if value.dim():
             t = views[objective.student_view(label)].t
-            seen = mask_outside_window(objective.params[label].window, t, value)
-            binned[label] = bin_by_noise(seen.detach(), t, edges)
+            masked = mask_outside_window(objective.params[label].window, t, value)
+            binned[label] = bin_by_noise(masked.detach(), t, edges)
     return binned
 
 
@@ -95,17 +96,17 @@ def accumulate_metrics(session: Session, result: StepResult) -> None:
     if not result.taken:
         return
     own = {"grad_norm": value_and_count(result.grad_norm)}
-    for label, value in result.measured.losses.items():
+    for label, value in result.metrics.losses.items():
         own[f"loss/{label}"] = value_and_count(value)
         for name, diagnostic in session.student.terms[label].diagnostics().items():
             own[f"{label}/{name}"] = value_and_count(diagnostic)
-    for label, sums in result.measured.binned.items():
+    for label, sums in result.metrics.binned.items():
         for quarter, (total, count) in enumerate((sums * session.world.size).T):  # so that the mean is a sum over ranks
             own[f"loss/{label}@{quarter + 1}"] = value_and_count(total, count)
-    for label, ratio in result.measured.ratios.items():
+    for label, ratio in result.metrics.ratios.items():
         own[f"grad_ratio/{label}"] = value_and_count(torch.tensor(ratio))
     for name, mean in session.world.means(own).items():
-        add_to_sums(session.tally, name, mean)
+        add_to_sums(session.sums, name, mean)
 
 
 def value_and_count(value: Tensor, count: Tensor | None = None) -> Tensor:
@@ -120,20 +121,20 @@ def add_to_sums(sums: dict[str, Tensor], name: str, more: Tensor) -> None:
 
 def log_row(session: Session) -> dict[str, float]:
     """Return the means of the current log interval and reset it. Performs one device sync."""
-    names = list(session.tally)
-    sums = torch.stack([session.tally[name].to(session.device) for name in names]).cpu()
+    names = list(session.sums)
+    sums = torch.stack([session.sums[name].to(session.device) for name in names]).cpu()
     means = {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count > 0}
-    session.tally = {}
-    took = means.pop("seconds_per_step")
+    session.sums = {}
+    seconds = means.pop("seconds_per_step")
     weights = session.objective.weights(session.step - 1)
     row = {
         "step": float(session.step),
         "images": float(session.step * session.recipe.train.batch),
         "seconds": session.seconds,
-        "images_per_second": session.recipe.train.batch / max(took, 1e-9),
+        "images_per_second": session.recipe.train.batch / max(seconds, 1e-9),
         "lr": session.optimizer.param_groups[0]["lr"] / session.optimizer.param_groups[0]["lr_scale"],
     }
-    if "grad_norm" in means:  # else every step of the interval was skipped
+    if "grad_norm" in means:  # otherwise every step of the interval was skipped
         row["loss"] = sum(weight * means.get(f"loss/{label}", 0.0) for label, weight in weights.items())
     if session.recipe.train.skip_non_finite:
         row["skipped"] = float(len(session.skipped))

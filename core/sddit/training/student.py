@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sddit.backbones import Backbone
 from sddit.diffusion.preconditioning import denoise_view
-from sddit.errors import error
+from sddit.errors import SdditError, error
 from sddit.interfaces import Context, LossParams, NoiseSchedule, Outputs, Selected, View, Want
 from sddit.interfaces.component import component_boundary
 from sddit.losses import Losses, LossTerm
@@ -22,16 +22,16 @@ from sddit.value_schedules import step_of, value_at
 
 @dataclass(frozen=True, slots=True)
 class ActiveTerm:
-    """One loss that counts at this step, with all that its forward receives except the outputs of the networks."""
+    """An active loss, its context, and the views it reads by name."""
 
     label: str
     ctx: Context
-    views: dict[str, View]  # those it reads, by name
+    views: dict[str, View]
 
 
 @dataclass(frozen=True, slots=True)
 class ViewRequest:
-    """A view that a network has to process, and what the losses read from the result."""
+    """A view, and what the losses read from a network's outputs for it."""
 
     view: View
     want: Want
@@ -70,20 +70,20 @@ class Student(nn.Module):
         """
         outputs = dict(teacher)
         for name, request in requests.items():
-            outputs[name] = run_network(self.backbone, self.schedule, request.view, request.want, self.precision)
+            outputs[name] = run_network(self.backbone, self.schedule, request, self.precision)
         values = {}
         for term in terms:
             with component_boundary(self.component_names.get(term.label, "")):
-                values[term.label] = self.terms[term.label](
-                    term.ctx, term.views, {name: outputs[name] for name in term.views}
-                )
+                read = {name: outputs[name] for name in term.views}
+                values[term.label] = self.terms[term.label](term.ctx, term.views, read)
         return values
 
 
 def run_network(
-    backbone: Backbone, schedule: NoiseSchedule, view: View, want: Want, precision: torch.dtype | None
+    backbone: Backbone, schedule: NoiseSchedule, request: ViewRequest, precision: torch.dtype | None
 ) -> Outputs:
     """Run one network on one view. Returns its output and the wanted taps in the dtype of the view."""
+    view, want = request.view, request.want
     outputs = denoise_view(backbone, schedule, view, taps=want.taps, output=want.output, autocast=precision)
     for tokens in outputs.taps.values():
         tokens.patch = tokens.patch.to(view.x.dtype)
@@ -169,43 +169,30 @@ def mask_outside_window(window: tuple[float, float] | None, t: Tensor, value: Te
 
 
 def refuse_malformed(label: str, params: LossParams, value: Tensor, batch: int) -> None:
-    """Check shape, type and gradient of what a loss returns, at every step, without a device sync."""
+    """Check shape, type and gradient of what a loss returns, at every step, without a device sync. Raises SD-P220."""
     expected = () if params.couples_samples else (batch,)
-    where = f"loss.{label}"
+
+    def malformed(what: str, **fields: str) -> SdditError:
+        return error("SD-P220", f"loss {label!r} {what}", where=f"loss.{label}", **fields)
+
     if not isinstance(value, Tensor):
-        raise error(
-            "SD-P220",
-            f"loss {label!r} returned no tensor",
-            where=where,
-            got=type(value).__name__,
-            expect="a scalar tensor" if params.couples_samples else "one number per sample, a tensor [B]",
-        )
+        kind = "one number per sample, a tensor [B]" if expected else "a scalar tensor"
+        raise malformed("did not return a tensor", got=type(value).__name__, expect=kind)
     if tuple(value.shape) != expected:
-        what = "one value per sample" if expected else "a scalar, since its params say couples_samples"
-        raise error(
-            "SD-P220",
-            f"loss {label!r} returned a wrong shape",
-            where=where,
+        what = "one value per sample" if expected else "a scalar, since its params set couples_samples"
+        mean = "average over all but the first dimension: value.flatten(1).mean(1)"
+        raise malformed(
+            "returned a tensor of the wrong shape",
             got=str(tuple(value.shape)),
             expect=f"{expected}: {what}",
-            fix="return value.mean()"
-            if not expected
-            else "average over all but the first dimension: value.flatten(1).mean(1)",
+            fix=mean if expected else "return value.mean()",
         )
     if not value.is_floating_point():
-        raise error(
-            "SD-P220",
-            f"loss {label!r} returned whole numbers",
-            where=where,
-            got=str(value.dtype),
-            expect="a floating-point tensor",
-        )
+        raise malformed("returned integers", got=str(value.dtype), expect="a floating-point tensor")
     if not value.requires_grad:
-        raise error(
-            "SD-P220",
-            f"loss {label!r} has no gradient",
-            where=where,
-            got="a value cut off from the student's outputs",
+        raise malformed(
+            "has no gradient",
+            got="a value detached from the student's outputs",
             expect="a value computed from outputs of a student view",
             fix="look for .detach(), .item(), torch.no_grad() or a use of labels alone",
         )

@@ -32,7 +32,7 @@ from sddit.testing import TOY_PAIR_RECIPE, toy_host
 from sddit.training.build import build_session
 from sddit.training.loop import accumulate_gradients, take_step, training_mode
 from sddit.training.session import Session
-from sddit.training.state import files_of, restore
+from sddit.training.state import checkpoint_files, restore
 from sddit.training.step_metrics import noise_edges
 from sddit.verify.leak_detector import IMAGES, leak
 
@@ -159,7 +159,7 @@ def checkpoints(context: CheckContext) -> Iterator[Measurement]:
     straight = session_after(4)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "checkpoints", keep=2)
-        place = store.save(2, files_of(session_after(2), {}))
+        place = store.save(2, checkpoint_files(session_after(2), {}))
         resumed = session_after(0)
         found = store.latest()
         assert found is not None

@@ -38,7 +38,7 @@ from sddit.training.build import build_session
 from sddit.training.inputs import make_batch
 from sddit.training.loop import teacher_outputs
 from sddit.training.session import Session
-from sddit.training.student import run_network
+from sddit.training.student import ViewRequest, run_network
 
 IMAGES = 4
 MOMENTS = (0.0, 0.5)  # of the run: ramps and late terms show more than one face
@@ -160,7 +160,8 @@ class Scene:
 
     def predicted(self, name: str, view: View) -> Outputs:
         """What the student gives for a view."""
-        return run_network(self.session.student.backbone, self.session.schedule, view, self.wants[name], None)
+        request = ViewRequest(view, self.wants[name])
+        return run_network(self.session.student.backbone, self.session.schedule, request, None)
 
     def holding(self, name: str, view: View, change: Tensor) -> Draws:
         """The draws that keep x_t of a view where it was: eps moves by -(alpha / sigma) change.

@@ -54,7 +54,7 @@ def ran(on_ranks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
         return {"name": name, "recipe": str(recipe), "overrides": DOUBLE + SETTINGS[settings], "steps": STEPS, **more}
 
     two = [case(name, name) for name in SETTINGS]
-    two += [case(spoil, settings, spoil=spoil) for spoil, settings in SPOILT.items()]
+    two += [case(spoil, settings, defect=spoil) for spoil, settings in SPOILT.items()]
     two += [case(f"{fault} on one rank", "plain", fault=fault) for fault in ("nan", "signal")]
     begin = [case("one begins", "plain", steps=3)]
     go_on = [case("two go on", "plain", begin="one begins", steps=7)]

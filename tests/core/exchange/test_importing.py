@@ -107,7 +107,7 @@ def test_tensors_of_another_layout_are_refused(toy_file: Path, tmp_path: Path, h
         ({**state, "other.weight": torch.zeros(2)}, r"no such parameter in this format: other\.weight"),
         ({**state, "net.head.bias": torch.zeros(3)}, r"of another shape: head\.bias \[3\], not \[16\]"),
         ({name: t for name, t in state.items() if name != "net.level.bias"}, r"missing: level\.bias"),
-        ({**state, "net.rope": torch.zeros(2)}, r"without a place here: rope"),
+        ({**state, "net.rope": torch.zeros(2)}, r"without a counterpart here: rope"),
     ):
         with pytest.raises(SdditError, match=f"SD-C455(.|\n)*{word}"):
             brought_in(written(tmp_path / "x.safetensors", spoilt), tmp_path)

@@ -87,7 +87,7 @@ def test_it_trains_two_steps(host, tmp_path, top, name):
     session = build_session(recipe, torch.device("cpu"))
     edges, before = noise_edges(session), session.student.backbone.head.weight.detach().clone()
     for _ in range(2):
-        terms = take_step(session, edges).measured.losses
+        terms = take_step(session, edges).metrics.losses
         session.step += 1
     assert terms["spectrum"] > 0
     assert not torch.equal(session.student.backbone.head.weight, before)

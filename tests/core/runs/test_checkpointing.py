@@ -24,7 +24,7 @@ from sddit.storage.manifest import LazyBytes
 from sddit.storage.metrics_log import read_metrics
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
 from sddit.training.build import build_session
-from sddit.training.state import files_of
+from sddit.training.state import checkpoint_files
 
 FILES = {"state.json": b"{}", "model.safetensors": b"m" * 1000}
 
@@ -142,7 +142,7 @@ def test_the_files_are_those_of_a_save_within_the_step(recipe_of: Callable[..., 
 def test_copies_do_not_follow_the_weights(recipe_of: Callable[..., Recipe]) -> None:
     """What makes the files those of their own step."""
     session = build_session(recipe_of(), torch.device("cpu"))
-    copied, followed = (files_of(session, {}, copy=copy)["model.safetensors"] for copy in (True, False))
+    copied, followed = (checkpoint_files(session, {}, copy=copy)["model.safetensors"] for copy in (True, False))
     assert isinstance(copied, LazyBytes) and isinstance(followed, LazyBytes)
     before = copied.make()
     assert before == followed.make()

@@ -20,7 +20,7 @@ from sddit.storage.migrations import FORMAT, STEPS
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
 from sddit.training.build import build_session
 from sddit.training.session import Session
-from sddit.training.state import files_of, restore
+from sddit.training.state import checkpoint_files, restore
 from sddit.verify.core import advance, state_of
 
 STORED = Path(__file__).parents[2] / "fixtures" / "checkpoints"
@@ -69,7 +69,7 @@ def test_a_stored_checkpoint_is_read(format: int, new_session: Callable[[], Sess
     assert (session.step, session.skipped, state["log_cursor"]) == (TAKEN, [], 0)
     assert digest(session) == WEIGHTS[format]
     assert digest(new_session()) != WEIGHTS[format], "the control"
-    assert {"grad_norm", "loss/agree"} <= session.tally.keys()
+    assert {"grad_norm", "loss/agree"} <= session.sums.keys()
 
 
 def downgraded(state: dict[str, Any], format: int) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_a_run_continues_from_an_earlier_format_to_the_same_bits(
     half, whole, resumed = new_session(), new_session(), new_session()
     advance(half, TAKEN)
     store = Store(tmp_path / "checkpoints", keep=2)
-    files = files_of(half, {"log_cursor": 0})
+    files = checkpoint_files(half, {"log_cursor": 0})
     assert isinstance(files["state.json"], bytes)
     old = downgraded(json.loads(files["state.json"]), format)
     place = store.save(TAKEN, {**files, "state.json": json.dumps(old).encode()})

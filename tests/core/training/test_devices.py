@@ -1,4 +1,4 @@
-"""What is said of a device before torch is asked."""
+"""Check a device before torch is imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sddit.training import devices
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A Linux machine with a driver, every device in sight, and a torch with CUDA."""
+    """A Linux machine with a driver, every device visible, and a torch with CUDA."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(devices, "torch_version", lambda: "2.13.0")
     monkeypatch.setattr(devices, "DRIVERS", (str(tmp_path / "nvidiactl"),))
@@ -23,30 +23,30 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_nothing_is_said_where_a_device_may_be(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert devices.surely_absent("cuda") == ""
+def test_a_device_that_may_exist_has_no_reason(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.unavailable_reason("cuda") == ""
     monkeypatch.setattr(devices, "torch_version", lambda: "2.13.0+cu130")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert devices.surely_absent("cuda") == ""
+    assert devices.unavailable_reason("cuda") == ""
 
 
-def test_what_surely_lacks_it_is_named(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_for_a_missing_device_is_named(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as other:
         other.setattr(devices, "torch_version", lambda: "2.13.0+cpu")
-        assert devices.surely_absent("cuda") == "torch 2.13.0+cpu is built without CUDA"
+        assert devices.unavailable_reason("cuda") == "torch 2.13.0+cpu is built without CUDA"
     with monkeypatch.context() as other:
         other.setenv("CUDA_VISIBLE_DEVICES", "")
-        assert devices.surely_absent("cuda") == "CUDA_VISIBLE_DEVICES hides every device"
+        assert devices.unavailable_reason("cuda") == "CUDA_VISIBLE_DEVICES hides every device"
     with monkeypatch.context() as other:
         other.setattr(sys, "platform", "darwin")
-        assert devices.surely_absent("cuda") == "this system has no CUDA"
+        assert devices.unavailable_reason("cuda") == "this system has no CUDA"
     (machine / "nvidiactl").unlink()
-    assert devices.surely_absent("cuda") == "no driver of a GPU is loaded"
+    assert devices.unavailable_reason("cuda") == "no driver of a GPU is loaded"
 
 
-def test_a_cpu_is_always_there(machine: Path) -> None:
+def test_a_cpu_is_always_available(machine: Path) -> None:
     (machine / "nvidiactl").unlink()
-    assert devices.surely_absent("cpu") == ""
+    assert devices.unavailable_reason("cpu") == ""
 
 
 PLAN = """
@@ -64,7 +64,7 @@ raise SystemExit(status)
 
 
 @pytest.mark.parametrize(("device", "warnings"), [("cpu", 0), ("cuda", 1)])
-def test_a_dry_run_says_it_and_imports_no_torch(toy_recipe: Path, device: str, warnings: int) -> None:
+def test_a_dry_run_warns_without_importing_torch(toy_recipe: Path, device: str, warnings: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PLAN, "--device", device],
         cwd=toy_recipe.parent,
@@ -73,5 +73,7 @@ def test_a_dry_run_says_it_and_imports_no_torch(toy_recipe: Path, device: str, w
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said = [text for text in json.loads(done.stdout)["warnings"] if "--device" in text]
-    assert said == ["--device cuda is not available on this machine: torch 2.13.0+cpu is built without CUDA"][:warnings]
+    found = [text for text in json.loads(done.stdout)["warnings"] if "--device" in text]
+    assert (
+        found == ["--device cuda is not available on this machine: torch 2.13.0+cpu is built without CUDA"][:warnings]
+    )

@@ -1,4 +1,4 @@
-"""A NaN or an infinity, wherever it comes from, reaches nothing that lasts; and enough is kept to take the step again."""
+"""A NaN or an infinity changes no lasting state, and enough is stored to repeat the step."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sddit.data.order import batch_ids
 from sddit.errors import SdditError
 from sddit.plugins.host import Host
 from sddit.progress import Progress
@@ -24,16 +25,15 @@ from sddit.storage.manifest import Content
 from sddit.storage.metrics_log import read_metrics
 from sddit.testing.toys.components import ToyAgreement, ToyDataset
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
-from sddit.training import loop
-from sddit.training import nonfinite_report as evidence
+from sddit.training import loop, nonfinite_report
 from sddit.training.build import build_session
 from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
 from sddit.training.session import Session
-from sddit.training.state import files_of, restore
+from sddit.training.state import checkpoint_files, restore
 from sddit.verify.core import state_of
 
-STEPS, BAD = 6, 2  # the step that is spoilt, counted from 0
+STEPS, BAD = 6, 2  # the step that becomes non-finite, counted from 0
 MORE = """
 log_every = 1
 save_every = 1
@@ -47,7 +47,7 @@ previews = 0
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
-    """The toys, also for what resolves a recipe by itself."""
+    """Return the toys, also for code that resolves recipes without a host."""
     toys = toy_host()
     monkeypatch.setattr("sddit.recipes.resolve.the_host", lambda: toys)
     return toys
@@ -65,7 +65,7 @@ def session_of(recipe: Recipe) -> Session:
 
 
 class Until:
-    """An observer that stops after a number of steps."""
+    """Callbacks that stop after a number of steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -81,14 +81,14 @@ class Until:
 
 def advance(session: Session, step: int) -> list[Any]:
     """Train until `step` steps are taken. Returns the rows of the log."""
-    observer = Until(step)
+    callbacks = Until(step)
     with suppress(StopIteration):
-        train(session, observer)
-    return observer.rows
+        train(session, callbacks)
+    return callbacks.rows
 
 
 def lasting(session: Session) -> dict[str, Tensor]:
-    """Everything that a step may change: weights, moments, averages, teacher, centres."""
+    """Return copies of all that a step may change: weights, moments, EMAs, teacher, centres."""
     return {name: tensor.clone() for name, tensor in state_of(session).items()}
 
 
@@ -96,7 +96,7 @@ def differing(one: dict[str, Tensor], two: dict[str, Tensor]) -> list[str]:
     return sorted(one.keys() ^ two.keys()) + [name for name in one if not one[name].equal(two[name])]
 
 
-# -- where it comes from ---------------------------------------------------------------------------------------------
+# -- where it starts --------------------------------------------------------------------------------------------------
 
 Plant = Callable[[pytest.MonkeyPatch, float], None]
 
@@ -104,54 +104,54 @@ Plant = Callable[[pytest.MonkeyPatch, float], None]
 def in_the_loss(patch: pytest.MonkeyPatch, value: float) -> None:
     forward = ToyAgreement.forward
 
-    def spoilt(term: ToyAgreement, ctx: Any, *rest: Any) -> Tensor:
+    def corrupt(term: ToyAgreement, ctx: Any, *rest: Any) -> Tensor:
         return forward(term, ctx, *rest) * (value if ctx.step == BAD else 1.0)
 
-    patch.setattr(ToyAgreement, "forward", spoilt)
+    patch.setattr(ToyAgreement, "forward", corrupt)
 
 
 def in_the_gradient(patch: pytest.MonkeyPatch, value: float) -> None:
-    """The loss stays finite: a root at 0 has an infinite slope."""
+    """Keep the loss finite: a root at 0 has an infinite slope."""
     forward = ToyAgreement.forward
 
-    def spoilt(term: ToyAgreement, ctx: Any, *rest: Any) -> Tensor:
+    def corrupt(term: ToyAgreement, ctx: Any, *rest: Any) -> Tensor:
         loss = forward(term, ctx, *rest)
         return loss + (loss - loss.detach()).clamp(min=0).sqrt() if ctx.step == BAD else loss
 
-    patch.setattr(ToyAgreement, "forward", spoilt)
+    patch.setattr(ToyAgreement, "forward", corrupt)
 
 
 def in_an_image(patch: pytest.MonkeyPatch, value: float) -> None:
-    def spoilt(session: Session, ids: Any, draws: Any, make: Any = loop.make_batch) -> Any:
+    def corrupt(session: Session, ids: Any, draws: Any, make: Any = loop.make_batch) -> Any:
         batch = make(session, ids, draws)
         if draws.step == BAD:
             batch.x0[1, 0, 2, 3] = value
         return batch
 
-    patch.setattr(loop, "make_batch", spoilt)
+    patch.setattr(loop, "make_batch", corrupt)
 
 
 def in_the_teacher(patch: pytest.MonkeyPatch, value: float) -> None:
-    def spoilt(session: Session, views: Any, labels: Any, honest: Any = loop.teacher_outputs) -> Any:
+    def corrupt(session: Session, views: Any, labels: Any, honest: Any = loop.teacher_outputs) -> Any:
         outputs = honest(session, views, labels)
         if session.step == BAD:
             outputs["teacher"].taps["encoder"].patch[0] = value
         return outputs
 
-    patch.setattr(loop, "teacher_outputs", spoilt)
+    patch.setattr(loop, "teacher_outputs", corrupt)
 
 
 def in_what_is_staged(patch: pytest.MonkeyPatch, value: float) -> None:
-    """Loss and gradient are finite: a centre is moved by tokens that the student does not see, and by those alone."""
+    """Keep loss and gradient finite: only tokens that the student does not see move a centre."""
     forward = ToyAgreement.forward
 
-    def spoilt(term: ToyAgreement, ctx: Any, *rest: Any) -> Tensor:
+    def corrupt(term: ToyAgreement, ctx: Any, *rest: Any) -> Tensor:
         loss = forward(term, ctx, *rest)
         if ctx.step == BAD:
             term.waiting.append(torch.full_like(term.centre, value))
         return loss
 
-    patch.setattr(ToyAgreement, "forward", spoilt)
+    patch.setattr(ToyAgreement, "forward", corrupt)
 
 
 PLANTS: dict[str, Plant] = {
@@ -180,7 +180,7 @@ def test_nothing_that_lasts_is_changed(
     assert stopped.value.exit_status == 6
     assert session.step == BAD
     assert differing(lasting(session), before) == []
-    advance(session, STEPS)  # nor is anything remembered of it
+    advance(session, STEPS)  # and nothing of the step is remembered
     advance(untouched, STEPS)
     assert differing(lasting(session), lasting(untouched)) == []
 
@@ -189,10 +189,10 @@ def test_nothing_that_lasts_is_changed(
 def test_without_the_guard_it_would_last(
     plant: Plant, recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: each of these spoils the run where nobody looks."""
+    """The control: without the check, each of these reaches the state."""
     session = session_of(recipe_of())
     plant(monkeypatch, float("nan"))
-    monkeypatch.setattr(loop, "synchronize_step_status", lambda session, measured, grad_norm, used: ([], used))
+    monkeypatch.setattr(loop, "synchronize_step_status", lambda session, metrics, grad_norm, used: ([], used))
     advance(session, BAD + 1)
     assert any(not bool(tensor.isfinite().all()) for tensor in state_of(session).values())
 
@@ -203,13 +203,13 @@ def test_a_step_is_refused_also_in_its_last_micro_batch(
     session = session_of(recipe_of("train.micro_batch=2"))
     before = lasting(session)
 
-    def spoilt(session: Session, ids: Any, draws: Any, make: Any = loop.make_batch) -> Any:
+    def corrupt(session: Session, ids: Any, draws: Any, make: Any = loop.make_batch) -> Any:
         batch = make(session, ids, draws)
-        if loop.batch_ids(0, 0, 8, 24)[0][-1] in ids:
+        if batch_ids(0, 0, 8, 24)[0][-1] in ids:
             batch.x0[0] = float("nan")
         return batch
 
-    monkeypatch.setattr(loop, "make_batch", spoilt)
+    monkeypatch.setattr(loop, "make_batch", corrupt)
     with pytest.raises(NonFinite, match=r"loss\.denoise"):
         advance(session, 1)
     assert differing(lasting(session), before) == []
@@ -231,7 +231,7 @@ def test_a_step_may_be_skipped_and_is_counted(
     assert differing(lasting(session), before) == []
     assert rows[-1]["skipped"] == 1 and not any("loss" in name for name in rows[-1]), "a skipped step measured nothing"
     rows = advance(session, STEPS)
-    assert all(torch.tensor(list(row.values())).isfinite().all() for row in rows), "its diagnostics are forgotten too"
+    assert all(torch.tensor(list(row.values())).isfinite().all() for row in rows), "its diagnostics are discarded too"
     assert differing(lasting(session), before) != []
 
 
@@ -244,7 +244,7 @@ def test_no_more_are_skipped_than_the_recipe_allows_also_across_a_resume(
     session = session_of(recipe)
     advance(session, 1)
     store = Store(tmp_path / "checkpoints", keep=1)
-    store.save(1, files_of(session, {}))
+    store.save(1, checkpoint_files(session, {}))
     resumed = session_of(recipe)
     found = store.latest()
     assert found is not None
@@ -254,12 +254,12 @@ def test_no_more_are_skipped_than_the_recipe_allows_also_across_a_resume(
     assert (resumed.step, resumed.skipped) == (2, [0, 1])
 
 
-def test_to_allow_skipping_is_no_other_run(recipe_of: Callable[..., Recipe]) -> None:
+def test_skipping_does_not_change_the_run_id(recipe_of: Callable[..., Recipe]) -> None:
     assert recipe_of("train.skip_non_finite=2").run_id == recipe_of().run_id
     assert recipe_of("seed=2").run_id != recipe_of().run_id
 
 
-# -- what is kept ----------------------------------------------------------------------------------------------------
+# -- what is stored --------------------------------------------------------------------------------------------------
 
 
 def go(recipe: Recipe, tmp_path: Path, **more: Any) -> Path:
@@ -275,10 +275,10 @@ class Torn(ToyDataset):
         return images, labels
 
 
-TORN = loop.batch_ids(0, BAD, 8, 24)[0][3]  # an image of the spoilt step
+TORN = batch_ids(0, BAD, 8, 24)[0][3]  # an image of the non-finite step
 
 
-def test_a_run_stops_with_what_repeats_the_step(
+def test_a_run_stops_with_a_report_that_repeats_the_step(
     recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = recipe_of().dataset
@@ -290,7 +290,7 @@ def test_a_run_stops_with_what_repeats_the_step(
     assert f"it began in samples {TORN} of the data" in problem.got
     (folder,) = (tmp_path / "runs").iterdir()
     facts = json.loads((folder / f"non-finite-{BAD:06d}.json").read_text())
-    assert facts["samples_not_finite"] == [TORN] and facts["samples"] == loop.batch_ids(0, BAD, 8, 24)[0]
+    assert facts["samples_not_finite"] == [TORN] and facts["samples"] == batch_ids(0, BAD, 8, 24)[0]
     assert (facts["step"], facts["seed"], facts["state_before"]) == (BAD, 0, f"checkpoints/step-{BAD:06d}")
     assert facts["repeat"] in problem.fix and f"--resume {folder}" in facts["repeat"]
     assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 2]
@@ -301,11 +301,11 @@ def test_a_run_stops_with_what_repeats_the_step(
     assert repeated.value.problems == stopped.value.problems
     assert {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()} == before
 
-    mended = go(recipe_of(), tmp_path)  # and where the cause is gone, the run goes on to the bits it would have had
+    fixed = go(recipe_of(), tmp_path)  # without the cause, the run continues to the same bits
     whole = run(recipe_of(), out=tmp_path / "whole", device="cpu", progress=Progress()).folder
     for name in ("model", "ema", "teacher", "optimizer"):
         file = f"checkpoints/step-{STEPS:06d}/{name}.safetensors"
-        assert (mended / file).read_bytes() == (whole / file).read_bytes()
+        assert (fixed / file).read_bytes() == (whole / file).read_bytes()
 
 
 def test_a_run_that_fails_at_its_first_step_keeps_its_state_too(
@@ -332,22 +332,22 @@ def test_the_first_bad_module_is_named(
     session = session_of(recipe_of())
     advance(session, BAD)
     before = lasting(session)
-    clean = evidence.retrace(session)
-    assert (clean.inputs, clean.output, clean.gradient) == ([], "", ""), "the control: a sound step accuses nobody"
+    clean = nonfinite_report.retrace(session)
+    assert (clean.inputs, clean.output, clean.gradient) == ([], "", ""), "the control: a finite step names no module"
     plant(monkeypatch, float("nan"))
-    trace = evidence.retrace(session)
+    trace = nonfinite_report.retrace(session)
     assert trace.output == output and trace.gradient.startswith(gradient)
     assert differing(lasting(session), before) == []
-    assert all(not module._forward_hooks for _, module in evidence.modules_of(session))
+    assert all(not module._forward_hooks for _, module in nonfinite_report.modules_of(session))
 
 
 @pytest.mark.parametrize("where", ["student", "ema", "teacher"])
 def test_weights_that_are_not_finite_are_never_saved(where: str, recipe_of: Callable[..., Recipe]) -> None:
-    """They cannot become so by a step; this is the last door."""
+    """A step cannot make them so; this is the last check."""
     session = session_of(recipe_of())
     assert session.teacher is not None
     module = {"student": session.student, "ema": session.emas["main"].module, "teacher": session.teacher.backbone}
-    files = files_of(session, {})
+    files = checkpoint_files(session, {})
     assert [made(content) for content in files.values()], "the control"
     next(module[where].parameters()).data.flatten()[0] = float("inf")
     with pytest.raises(SdditError, match="SD-N502"):
@@ -358,13 +358,13 @@ def made(content: Content) -> bytes:
     return content if isinstance(content, bytes) else content.make()
 
 
-def test_a_run_says_which_step_it_skipped(
+def test_a_run_reports_the_step_it_skipped(
     recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(Progress, "warn", lambda self, text: said.append(text))
+    warnings: list[str] = []
+    monkeypatch.setattr(Progress, "warn", lambda self, text: warnings.append(text))
     in_the_loss(monkeypatch, float("nan"))
     folder = go(recipe_of("train.skip_non_finite=1"), tmp_path)
-    assert [text for text in said if "skipped" in text] == [f"step {BAD} skipped: not finite; 1 in all"]
+    assert [text for text in warnings if "skipped" in text] == [f"step {BAD} skipped: non-finite; 1 skipped in total"]
     assert [row["skipped"] for row in read_metrics(folder / "metrics.jsonl")] == [0, 0, 1, 1, 1, 1]
     assert (folder / "report.html").is_file()

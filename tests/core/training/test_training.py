@@ -1,10 +1,11 @@
-"""The loop does what it says: exact resume, accumulation equals one batch, nothing changes on a non-finite step."""
+"""The training loop: exact resume, accumulation equals one batch, a non-finite step changes nothing."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,14 @@ from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
 from sddit.training.build import build_session
 from sddit.training.loop import train
 from sddit.training.session import Session
-from sddit.training.state import files_of, restore
+from sddit.training.state import checkpoint_files, restore
 
 STEPS = 6
 EMA = "\n[ema.main]\ndecay = 0.9\nramp = true\n"
 
 
 class Silent:
-    """An observer that stops after a number of steps, and keeps what was logged."""
+    """Callbacks that stop after a number of steps, and keep the rows of the log."""
 
     def __init__(self, until: int) -> None:
         self.until = until
@@ -44,7 +45,7 @@ class Silent:
 
 @pytest.fixture
 def new_session(tmp_path: Path) -> Callable[..., Session]:
-    """`new_session("train.batch=8")`: a session of the toy pair recipe, with a teacher, a mask and an EMA."""
+    """Build sessions of the toy pair recipe, with a teacher, a mask and an EMA: `new_session("train.batch=8")`."""
     path = tmp_path / "toy.toml"
     path.write_text(TOY_PAIR_RECIPE.replace("steps = 4\nbatch", f"steps = {STEPS}\nlog_every = 2\nbatch") + EMA)
     host = toy_host()
@@ -56,16 +57,16 @@ def new_session(tmp_path: Path) -> Callable[..., Session]:
 
 
 def run_to(session: Session, step: int) -> list[Mapping[str, float]]:
-    """Train until `step` steps are taken; returns the rows that were logged on the way."""
-    observer = Silent(step)
+    """Train until `step` steps are taken. Returns the rows of the log."""
+    callbacks = Silent(step)
     with suppress(StopIteration):
-        train(session, observer)
+        train(session, callbacks)
     assert session.step == step
-    return observer.rows
+    return callbacks.rows
 
 
 def everything(session: Session) -> dict[str, Tensor]:
-    """All tensors on which the future depends."""
+    """Return copies of all tensors that the next steps depend on."""
     assert session.teacher is not None
     found = {f"student.{k}": v for k, v in session.student.state_dict().items()}
     found |= {f"teacher.{k}": v for k, v in session.teacher.tensors().items()}
@@ -93,7 +94,7 @@ def test_a_resumed_run_ends_in_the_same_bits_and_rows(
     first = new_session()
     begun = run_to(first, stop)
     store = Store(tmp_path / "checkpoints", keep=1)
-    store.save(stop, files_of(first, {}))
+    store.save(stop, checkpoint_files(first, {}))
     second = new_session()
     found = store.latest()
     assert found is not None
@@ -107,10 +108,10 @@ FORGET: dict[str, Callable[[Session], object]] = {
     "optimizer": lambda s: s.optimizer.state.clear(),
     "teacher backbone": lambda s: [p.data.zero_() for p in s.teacher.backbone.parameters()],  # type: ignore[union-attr]
     "teacher's copy of the head": lambda s: [p.data.zero_() for p in s.teacher.modules["agree"]["head"].parameters()],  # type: ignore[union-attr]
-    "buffer of a term": lambda s: [b.zero_() for b in s.student.terms["agree"].buffers()],
+    "buffer of a loss": lambda s: [b.zero_() for b in s.student.terms["agree"].buffers()],
     "generation EMA": lambda s: [p.data.zero_() for p in s.emas["main"].module.parameters()],
     "step": lambda s: setattr(s, "step", s.step - 1),
-    "head of a term": lambda s: [p.data.zero_() for p in s.student.terms["agree"].parameters()],
+    "head of a loss": lambda s: [p.data.zero_() for p in s.student.terms["agree"].parameters()],
 }
 
 
@@ -129,7 +130,7 @@ def test_a_missing_tensor_is_refused_not_rebuilt(new_session: Callable[..., Sess
     session = new_session()
     run_to(session, 2)
     for name in ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "teacher.safetensors"):
-        files = files_of(session, {})
+        files = checkpoint_files(session, {})
         del files[name]
         store = Store(tmp_path / name, keep=1)
         store.save(2, files)
@@ -147,10 +148,10 @@ def test_a_missing_number_is_refused_not_rebuilt(
 ) -> None:
     session = new_session()
     run_to(session, 2)
-    files = files_of(session, {})
+    files = checkpoint_files(session, {})
     state = json.loads(bytes_of(files["state.json"]))
-    for step, left_out in ((1, ""), (2, name)):
-        kept = {key: value for key, value in state.items() if key != left_out}
+    for step, missing in ((1, ""), (2, name)):
+        kept = {key: value for key, value in state.items() if key != missing}
         Store(tmp_path / "c", keep=2).save(step, {**files, "state.json": json.dumps(kept).encode()})
     restore(new_session(), Store(tmp_path / "c", keep=2).open(1))
     with pytest.raises(SdditError, match=rf"SD-C410(.|\n)*{name} is missing"):
@@ -166,7 +167,7 @@ def test_an_optimizer_without_one_of_its_moments_is_refused(
 ) -> None:
     session = new_session()
     run_to(session, 2)
-    files = files_of(session, {})
+    files = checkpoint_files(session, {})
     whole = unpack(bytes_of(files["optimizer.safetensors"]))
     for name in ("0.exp_avg", "3.exp_avg_sq", "2.step"):
         kept = {key: value for key, value in whole.items() if key != name}
@@ -181,7 +182,7 @@ def test_an_optimizer_without_a_parameter_of_the_run_is_refused(
 ) -> None:
     session = new_session()
     run_to(session, 2)
-    files = files_of(session, {})
+    files = checkpoint_files(session, {})
     kept = {
         name: value
         for name, value in unpack(bytes_of(files["optimizer.safetensors"])).items()
@@ -198,7 +199,7 @@ def test_an_optimizer_without_a_parameter_of_the_run_is_refused(
 def test_weights_that_are_not_finite_are_refused(new_session: Callable[..., Session], tmp_path: Path) -> None:
     session = new_session()
     run_to(session, 2)
-    files = files_of(session, {})
+    files = checkpoint_files(session, {})
     bad = {name: torch.full_like(v, float("nan")) for name, v in unpack(bytes_of(files["ema.safetensors"])).items()}
     store = Store(tmp_path / "c", keep=1)
     store.save(2, {**files, "ema.safetensors": pack(bad)})
@@ -209,7 +210,7 @@ def test_weights_that_are_not_finite_are_refused(new_session: Callable[..., Sess
 
 
 def test_a_parameter_that_never_had_a_gradient_has_no_moments(new_session: Callable[..., Session]) -> None:
-    """Else its bias correction would be spent before it begins to learn, and its first steps be several times too long."""
+    """Otherwise its bias correction ends before it starts to learn, and its first steps are several times too long."""
     session = new_session("loss.agree.weight={start=0.0, end=1.0, shape='step', until=3}")
     run_to(session, 3)
     assert not any(p in session.optimizer.state for p in session.student.terms["agree"].parameters())
@@ -218,7 +219,7 @@ def test_a_parameter_that_never_had_a_gradient_has_no_moments(new_session: Calla
     assert all(int(state["step"]) == 1 for state in moments)
 
 
-def test_what_leads_does_not_depend_on_the_order_of_the_tables(
+def test_gradient_ratios_do_not_depend_on_the_order_of_tables(
     new_session: Callable[..., Session], tmp_path: Path
 ) -> None:
     toy = (tmp_path / "toy.toml").read_text()
@@ -278,7 +279,7 @@ def infinite_slope(value: Tensor) -> Tensor:
     return (value - value.detach()).clamp(min=0).sqrt()
 
 
-def test_initial_weights_do_not_depend_on_which_terms_there_are(new_session: Callable[..., Session]) -> None:
+def test_initial_weights_do_not_depend_on_the_losses(new_session: Callable[..., Session]) -> None:
     with_term, without = new_session(), new_session("loss.agree=false")
     a, b = with_term.student.backbone.state_dict(), without.student.backbone.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -287,7 +288,7 @@ def test_initial_weights_do_not_depend_on_which_terms_there_are(new_session: Cal
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
-def test_a_term_of_weight_zero_is_as_if_it_were_not_there(new_session: Callable[..., Session]) -> None:
+def test_a_loss_of_weight_zero_equals_no_loss(new_session: Callable[..., Session]) -> None:
     zero, absent, counted = new_session("loss.agree.weight=0.0"), new_session("loss.agree=false"), new_session()
     assert "agree" not in zero.student.terms
     for session in (zero, absent, counted):
@@ -297,7 +298,7 @@ def test_a_term_of_weight_zero_is_as_if_it_were_not_there(new_session: Callable[
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
-def test_a_term_that_has_ended_moves_nothing_more(new_session: Callable[..., Session]) -> None:
+def test_a_loss_that_has_ended_changes_no_buffer(new_session: Callable[..., Session]) -> None:
     session = new_session("loss.agree.until=2")
     run_to(session, 2)
     head = [p.clone() for p in session.student.terms["agree"].parameters()]
@@ -307,7 +308,7 @@ def test_a_term_that_has_ended_moves_nothing_more(new_session: Callable[..., Ses
     rows = run_to(session, STEPS)
     assert all("loss/agree" not in row for row in rows)
     assert all(torch.equal(a, b) for a, b in zip(buffers, session.student.terms["agree"].buffers(), strict=True))
-    assert head, "the toy term has a head"
+    assert head, "the toy loss has a head"
 
 
 def test_the_teacher_has_no_gradient_and_follows_its_closed_form(new_session: Callable[..., Session]) -> None:
@@ -373,33 +374,54 @@ def test_clipping_bounds_the_step_and_is_off_by_default(new_session: Callable[..
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         (lambda v: v.mean(), "wrong shape"),
         (lambda v: v.detach(), "no gradient"),
-        (lambda v: 3.0, "no tensor"),
-        (lambda v: v.argsort(), "whole numbers"),
+        (lambda v: 3.0, "did not return a tensor"),
+        (lambda v: v.argsort(), "integers"),
     ],
 )
-def test_a_malformed_term_is_named_at_the_first_step(
-    broken: Callable[[Tensor], object], said: str, new_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+def test_a_malformed_loss_is_named_at_the_first_step(
+    broken: Callable[[Tensor], object],
+    message: str,
+    new_session: Callable[..., Session],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     session = new_session()
     term = type(session.student.terms["agree"])
     forward = term.forward
     monkeypatch.setattr(term, "forward", lambda *a: broken(forward(*a)))
-    with pytest.raises(SdditError, match=said):
+    with pytest.raises(SdditError, match=message):
         run_to(session, 1)
     later = new_session("loss.agree.weight={start=0.0, end=1.0, shape='step', until=2}")
     run_to(later, 2)
-    with pytest.raises(SdditError, match=said):
+    with pytest.raises(SdditError, match=message):
         run_to(later, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "component", "base"),
+    [("backbone", "backbone", "Backbone"), ("loss", "loss.agree", "LossTerm")],
+)
+def test_a_network_or_loss_that_is_not_a_subclass_is_refused(
+    kind: str, component: str, base: str, new_session: Callable[..., Session]
+) -> None:
+    recipe = new_session().recipe
+    chosen = recipe.backbone if kind == "backbone" else recipe.losses["agree"]
+    other = replace(chosen, component=replace(chosen.component, factory=lambda *_, **__: torch.nn.Linear(1, 1)))
+    changed = {"backbone": other} if kind == "backbone" else {"losses": {**recipe.losses, "agree": other}}
+    with pytest.raises(SdditError, match=rf"not a subclass of sddit\.{base}") as refused:
+        build_session(replace(recipe, **changed), torch.device("cpu"))
+    (problem,) = refused.value.problems
+    assert (problem.code, problem.where) == ("SD-P220", component)
+    assert problem.got.endswith("Linear") and f"sddit.{base}" in problem.fix
 
 
 def test_state_is_json_without_nan(new_session: Callable[..., Session]) -> None:
     session = new_session()
     run_to(session, 1)
-    state = json.loads(bytes_of(files_of(session, {"log_cursor": 7})["state.json"]))
+    state = json.loads(bytes_of(checkpoint_files(session, {"log_cursor": 7})["state.json"]))
     assert (state["step"], state["images"], state["log_cursor"]) == (1, 8, 7)
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import sddit
-from sddit.training.optimization import numbers_of
-from sddit.training.state import counted_by, join_optimizer, restore_counts, split_optimizer
+from sddit.training.optimization import group_numbers
+from sddit.training.state import changed_numbers, join_optimizer, restore_numbers, split_optimizer
 
 pytest.importorskip("pytorch_optimizer", reason="Adan comes with the package pytorch-optimizer")
 
@@ -56,17 +56,17 @@ def test_steps_by_hand() -> None:
 def test_a_restored_optimizer_continues_its_step_count() -> None:
     weights = torch.ones(5, dtype=torch.float64, requires_grad=True)
     optimizer = adan(weights)
-    built_with = numbers_of(optimizer)
+    built_with = group_numbers(optimizer)
     for g in gradients(3):
         step(optimizer, weights, g)
     tensors, numbers = split_optimizer(optimizer)
     held = {"0": [name.partition(".")[2] for name in tensors]}
     ended = []
-    for counted in (counted_by(optimizer, built_with), [{}]):
+    for counted in (changed_numbers(optimizer, built_with), [{}]):
         again = weights.detach().clone().requires_grad_()
         restored = adan(again)
         join_optimizer(restored, {k: t.clone() for k, t in tensors.items()}, numbers, held)
-        restore_counts(restored, counted)
+        restore_numbers(restored, counted)
         for g in gradients(6)[3:]:
             step(restored, again, g)
         ended.append(again.detach())

@@ -14,7 +14,7 @@ from sddit.cli.training import print_result, train
 from sddit.distributed import processes
 from sddit.errors import SdditError, error, one_of, raise_all
 from sddit.plugins.host import host
-from sddit.training.devices import surely_absent
+from sddit.training.devices import unavailable_reason
 
 if TYPE_CHECKING:
     from sddit.recipes.merge import Merged
@@ -161,7 +161,7 @@ def refuse_unknown_word(word: str) -> None:
 
 def with_device_warning(recipe: Recipe, device: str) -> Recipe:
     """Add a warning if this machine lacks the device: the plan may be for another machine."""
-    reason = surely_absent(device)
+    reason = unavailable_reason(device)
     if not reason:
         return recipe
     return replace(recipe, warnings=(*recipe.warnings, f"--device {device} is not available on this machine: {reason}"))

@@ -182,7 +182,7 @@ def examine_gradient(case: Case, term: nn.Module, findings: Findings) -> None:
     given = scene(case, masked=True)
     value = called(term, given)
     if not findings.expect(
-        value.requires_grad, "the loss has no gradient", got="a value cut off from the student's outputs",
+        value.requires_grad, "the loss has no gradient", got="a value detached from the student's outputs",
         fix="look for .detach(), .item(), torch.no_grad(), or a use of labels alone",
     ):  # fmt: skip
         return
