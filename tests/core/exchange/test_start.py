@@ -139,7 +139,7 @@ def test_weights_that_do_not_fit_are_refused_or_skipped_if_partial(
     recipe = recipe_of(*other, "start.partial=true", "evaluate.samples=10")
     result = go(recipe, tmp_path / "runs", notes)
     assert sum("blocks.1.down.weight" in line for line in notes.warnings) == 1, notes.warnings
-    assert sum("fresh here: label.weight" in line for line in notes.warnings) == 1
+    assert sum("so initialized: label.weight" in line for line in notes.warnings) == 1
     assert result.report.is_file()
     session = build_session(recipe, CPU)
     state, given = session.student.backbone.state_dict(), weights_in(finished)
