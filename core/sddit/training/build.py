@@ -46,7 +46,7 @@ def build_session(
     apply_performance_settings(backbone, recipe.train)
     copies: list[nn.Module] = [ema.module for ema in emas.values()]
     if teacher is not None:
-        copies += [teacher.backbone, *(module for modules in teacher.modules.values() for module in modules.values())]
+        copies += teacher.parts().values()
     root = wrap_parallel(student, copies, world, recipe.train.distributed)
     grid = recipe.backbone.params.grid(recipe.shapes)
     return Session(

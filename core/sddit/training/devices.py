@@ -30,8 +30,13 @@ def unavailable_reason(device: str) -> str:
 
 def torch_version() -> str:
     """Return the installed version of torch, e.g. 2.13.0+cpu; empty if it is not installed."""
+    return installed("torch")
+
+
+def installed(distribution: str) -> str:
+    """Return the version of a distribution; empty if it is not installed."""
     try:
-        return version("torch")
+        return version(distribution)
     except PackageNotFoundError:
         return ""
 

@@ -76,22 +76,25 @@ class Teacher:
             for name, module in modules.items():
                 ema_update_(module, terms[label].get_submodule(name), momentum)
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the backbone and the modules of the losses by name."""
+        parts = {f"{label}.{name}": module for label, own in self.modules.items() for name, module in own.items()}
+        return {"backbone": self.backbone, **parts}
+
     def tensors(self) -> dict[str, Tensor]:
         """Return all weights by name, for a checkpoint."""
-        named = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
-        for label, modules in self.modules.items():
-            for name, module in modules.items():
-                named |= {f"{label}.{name}.{key}": value for key, value in module.state_dict().items()}
-        return named
+        return {
+            f"{part}.{key}": value
+            for part, module in self.parts().items()
+            for key, value in module.state_dict().items()
+        }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Load what `tensors` returned. Raises KeyError for a missing or surplus name."""
         if tensors.keys() != self.tensors().keys():
             raise KeyError("the teacher's tensors are not those of this recipe")
-        self.backbone.load_state_dict(with_prefix("backbone.", tensors))
-        for label, modules in self.modules.items():
-            for name, module in modules.items():
-                module.load_state_dict(with_prefix(f"{label}.{name}.", tensors))
+        for part, module in self.parts().items():
+            module.load_state_dict(with_prefix(f"{part}.", tensors))
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

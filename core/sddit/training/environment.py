@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from sddit.distributed import processes
 from sddit.errors import error
 from sddit.recipes.recipe import Recipe
-from sddit.training.devices import min_torch_version, torch_version, version_numbers
+from sddit.training.devices import installed, min_torch_version, torch_version, version_numbers
 
 PACKAGES = ("sddit", "torch", "numpy", "pydantic", "safetensors", "pillow", "xformers")
 
@@ -35,14 +34,6 @@ def describe_environment(recipe: Recipe, device: torch.device) -> dict[str, Any]
 def packages() -> dict[str, str]:
     """Return the versions of the packages that the results of a run may depend on."""
     return {name: found for name in PACKAGES if (found := installed(name))}
-
-
-def installed(distribution: str) -> str:
-    """Return the version of a distribution; empty if it is not installed."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""
 
 
 def device_name(device: torch.device) -> str:

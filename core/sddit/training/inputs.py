@@ -15,7 +15,7 @@ from sddit.training.session import Session
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """The samples of one forward and backward pass on this rank."""
+    """Samples of one forward and backward pass on this rank."""
 
     ids: list[int]  # index of each image in its split
     epochs: list[int]  # epoch of each

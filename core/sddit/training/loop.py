@@ -1,4 +1,4 @@
-"""The training loop, read top to bottom: views, teacher, student, losses, backward, update, EMAs, log, save."""
+"""Train: views, teacher, student, losses, backward, update, EMAs, log, save. Read it from top to bottom."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def build_backbone(recipe: Recipe, *, device: torch.device | str) -> Backbone:
             attention=recipe.attention.build(),
         )
     _require_subclass(backbone, Backbone, "backbone")
-    initialise(backbone, recipe.seed, "init")
+    initialize(backbone, recipe.seed, "init")
     built: Backbone = backbone.to(device)
     return built
 
@@ -46,11 +46,11 @@ def build_terms(recipe: Recipe) -> dict[str, LossTerm]:
                 num_classes=recipe.shapes.num_classes,
             )
         _require_subclass(terms[label], LossTerm, f"loss.{label}")
-        initialise(terms[label], recipe.seed, f"init/loss/{label}")
+        initialize(terms[label], recipe.seed, f"init/loss/{label}")
     return terms
 
 
-def initialise(module: nn.Module, seed: int, purpose: str) -> None:
+def initialize(module: nn.Module, seed: int, purpose: str) -> None:
     """Initialize each parameter from its own random stream, so that adding a head changes no other initial weight."""
     rule: Callable[[str, Tensor, torch.Generator], None] | None = getattr(module, "init_parameter", None)
     if rule is None:

@@ -22,7 +22,7 @@ from sddit.training.step_metrics import noise_edges
 
 @dataclass(slots=True)
 class Trace:
-    """Where a step first had a non-finite number; empty if it had none."""
+    """Origin of the first non-finite number of a step; empty if it had none."""
 
     inputs: list[int]  # samples that are non-finite in the data set
     output: str = ""  # the first module with a non-finite output
@@ -30,7 +30,7 @@ class Trace:
 
     @property
     def origin(self) -> str:
-        """Where the first non-finite number arose, in a few words; empty: unknown."""
+        """Location of the first non-finite number, in a few words; empty if unknown."""
         if self.inputs:
             return f"samples {', '.join(map(str, self.inputs))} of the data"
         return self.output or self.gradient

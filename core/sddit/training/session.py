@@ -22,7 +22,7 @@ from sddit.training.student import Objective, Student
 
 @dataclass(slots=True)
 class Session:
-    """The state of a run between two steps."""
+    """State of a run between two steps."""
 
     recipe: Recipe
     device: torch.device
@@ -51,14 +51,11 @@ class Session:
         return self.recipe.train.steps
 
     def weights(self, label: str) -> Backbone:
-        """Return the backbone to sample with: an EMA by its label, or `student`."""
+        """Return the backbone to sample with: an EMA by its label, or `student`. Call it on all ranks."""
         module = self.student.backbone if label == "student" else self.emas[label].module
-        if isinstance(self.root, FSDPModule):  # ranks sample different numbers of images: each needs all weights
-            return self.gathered(module)
-        return module
-
-    def gathered(self, module: nn.Module) -> Backbone:
-        """Return a backbone with full weights from one that is sharded over the ranks. Call it on all ranks."""
+        if not isinstance(self.root, FSDPModule):
+            return module
+        # Ranks sample different numbers of images, so each gets a backbone with full weights.
         with default_dtype(DTYPES[self.recipe.train.precision]):
             backbone = build_backbone(self.recipe, device="cpu")
         backbone.load_state_dict({name: full_tensor(tensor).cpu() for name, tensor in module.state_dict().items()})

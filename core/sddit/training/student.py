@@ -22,7 +22,7 @@ from sddit.value_schedules import step_of, value_at
 
 @dataclass(frozen=True, slots=True)
 class ActiveTerm:
-    """An active loss, its context, and the views it reads by name."""
+    """One active loss, its context, and the views it reads by name."""
 
     label: str
     ctx: Context
@@ -31,7 +31,7 @@ class ActiveTerm:
 
 @dataclass(frozen=True, slots=True)
 class ViewRequest:
-    """A view, and what the losses read from a network's outputs for it."""
+    """One view, and the outputs that the losses read for it."""
 
     view: View
     want: Want
@@ -172,8 +172,8 @@ def refuse_malformed(label: str, params: LossParams, value: Tensor, batch: int) 
     """Check shape, type and gradient of what a loss returns, at every step, without a device sync. Raises SD-P220."""
     expected = () if params.couples_samples else (batch,)
 
-    def malformed(what: str, **fields: str) -> SdditError:
-        return error("SD-P220", f"loss {label!r} {what}", where=f"loss.{label}", **fields)
+    def malformed(what: str, got: str, expect: str, fix: str = "") -> SdditError:
+        return error("SD-P220", f"loss {label!r} {what}", where=f"loss.{label}", got=got, expect=expect, fix=fix)
 
     if not isinstance(value, Tensor):
         kind = "one number per sample, a tensor [B]" if expected else "a scalar tensor"

@@ -14,7 +14,7 @@ from sddit.training import devices
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A Linux machine with a driver, every device visible, and a torch with CUDA."""
+    """Simulate a Linux machine with a driver, every device visible, and a torch with CUDA."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(devices, "torch_version", lambda: "2.13.0")
     monkeypatch.setattr(devices, "DRIVERS", (str(tmp_path / "nvidiactl"),))

@@ -1,4 +1,4 @@
-"""A NaN or an infinity changes no lasting state, and enough is stored to repeat the step."""
+"""Test that a NaN or an infinity changes no lasting state, and that enough is stored to repeat the step."""
 
 from __future__ import annotations
 

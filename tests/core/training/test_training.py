@@ -1,4 +1,4 @@
-"""The training loop: exact resume, accumulation equals one batch, a non-finite step changes nothing."""
+"""Test the training loop: exact resume, accumulation equals one batch, a non-finite step changes nothing."""
 
 from __future__ import annotations
 
