@@ -116,8 +116,8 @@ Trained = tuple[dict[str, Tensor], list[dict[str, float]]]
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Trained]]:
     """`on_ranks(2, cases)` trains each case on two processes of one group, see `ranks.py`; `on_ranks(1, cases)` alone.
 
-    Returns what came out, by the name of the case. All calls of a module share a folder, so that a case may begin at the
-    checkpoint of an earlier one.
+    Returns what came out, by the name of the case. All calls of a module share a folder, so that a case may begin at
+    the checkpoint of an earlier one.
     """
     folder = tmp_path_factory.mktemp("ranks")
 

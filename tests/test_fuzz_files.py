@@ -1,4 +1,7 @@
-"""A sample of the damages of `tools/fuzz_files.py`. SDDIT_FUZZ=10 takes ten times as many; the tool takes some of each file."""
+"""A sample of the damages of `tools/fuzz_files.py`.
+
+SDDIT_FUZZ=10 takes ten times as many; the tool takes some of each file.
+"""
 
 from __future__ import annotations
 

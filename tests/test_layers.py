@@ -19,7 +19,9 @@ SOURCE_ROOTS = ("core", "plugins", "recipes", "tools", "tests")
 
 
 def imports(path: Path, *, at_top: bool = False) -> Iterator[str]:
-    """Modules that a file imports; with `at_top`, only when it is imported itself (not in functions or for type checking)."""
+    """Modules that a file imports; with `at_top`, only when it is imported itself (not in functions or for type
+    checking).
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in executed(tree) if at_top else ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,4 +1,6 @@
-"""docs/results: every shipped ablation is published, and what the README says of the main comparison is what was published."""
+"""docs/results: every shipped ablation is published, and what the README says of the main comparison is what was
+published.
+"""
 
 from __future__ import annotations
 

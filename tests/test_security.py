@@ -174,7 +174,9 @@ CANARY = "import pathlib; pathlib.Path({mark!r}).touch()\n"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to work in, with a recipe, an installed plugin and one-file plugins that leave a mark when they are run."""
+    """A folder to work in, with a recipe, an installed plugin and one-file plugins that leave a mark when they are
+    run.
+    """
     place = tmp_path_factory.mktemp("place")
     (place / "tiny.toml").write_text('extends = "quickstart"\n', encoding="utf-8")
     info = place / "site" / "canary-1.0.dist-info"

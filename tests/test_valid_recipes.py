@@ -1,4 +1,6 @@
-"""Whatever the checks of a recipe let pass can be built, trained for a step, and sampled; what cannot is refused with a code."""
+"""Whatever the checks of a recipe let pass can be built, trained for a step, and sampled; what cannot is refused with
+a code.
+"""
 
 from __future__ import annotations
 

@@ -72,7 +72,8 @@ def proof(rows: Rows) -> Iterator[str]:
     elsewhere = sum("proven_by" in row for row in faults)
     yield (
         f"\nThe failure catalogue, `tests/catalogue/rows.toml`, lists {len(faults)} faults: "
-        f"{len(faults) - len(excluded) - elsewhere} are provoked one by one by `tests/catalogue`, which compares the message, "
+        f"{len(faults) - len(excluded) - elsewhere} are provoked one by one by `tests/catalogue`, which compares "
+        f"the message, "
         "the exit status and how the run resumes (bit-identical to an undisturbed run); "
         f"{elsewhere} more have tests of their own. {len(excluded)} cannot happen or do not yet apply:\n"
     )

@@ -4,8 +4,9 @@
     python tools/fuzz_files.py RUN                  of each file some bits and cuts, in a copy of the folder
     python tools/fuzz_files.py RUN --each 200       more of them
 
-Each damage is refused with a code, noticed and gone around (an older checkpoint), or of no effect on weights, settings and
-what a resumed run continues from. The last line is the figures as JSON; exit status 0: nothing was silent, no traceback.
+Each damage is refused with a code, noticed and gone around (an older checkpoint), or of no effect on weights, settings
+and what a resumed run continues from. The last line is the figures as JSON; exit status 0: nothing was silent, no
+traceback.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class Damage:
 
 
 def damages(size: int, each: int, chance: random.Random) -> Iterator[Damage]:
-    """For a file of `size` bytes: a bit at its start, middle and end, others by chance, and cuts, the empty file one of them."""
+    """For a file of `size` bytes: a bit at its start, middle and end, others by chance, and cuts, the empty file one
+    of them.
+    """
     if size == 0:
         return
     bits = [0, 4 * size, 8 * size - 1, *(chance.randrange(8 * size) for _ in range(each - 3))]
@@ -130,7 +133,10 @@ def digest(*parts: bytes) -> str:
 
 
 def as_a_command(*words: str) -> Reader:
-    """A command line in which RUN stands for the folder and NEW for one that is not there. What it prints is not compared."""
+    """A command line in which RUN stands for the folder and NEW for one that is not there.
+
+    What it prints is not compared.
+    """
 
     def read(folder: Path) -> Read:
         places = {"RUN": str(folder), "NEW": str(folder.with_name("new"))}

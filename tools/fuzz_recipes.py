@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Spoil every key of every shipped recipe in every small way: each must be refused before the first step, by its name.
 
-    python tools/fuzz_recipes.py                    all mutants: some minutes on one core
-    python tools/fuzz_recipes.py --most 500         as many, chosen by --seed
-    python tools/fuzz_recipes.py --bytes 20000      random bytes of recipes changed instead: no traceback, whatever they say
+    python tools/fuzz_recipes.py                    all mutants: some minutes on one core python tools/fuzz_recipes.py
+    --most 500         as many, chosen by --seed python tools/fuzz_recipes.py --bytes 20000      random bytes of recipes
+    changed instead: no traceback, whatever they say
 
-A key is misspelt by one edit, given a value of a wrong kind or out of bounds, or moved to another table. The last line is
-the figures as JSON; exit status 0: every mutant was refused, by a message that names the key, and nothing else was raised.
+A key is misspelt by one edit, given a value of a wrong kind or out of bounds, or moved to another table. The last line
+is the figures as JSON; exit status 0: every mutant was refused, by a message that names the key, and nothing else was
+raised.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     python tools/gpu_checks.py                 all of it
     python tools/gpu_checks.py --only kernels train
 
-Without a CUDA device it says that nothing was checked and ends with status 0; with one, a failed check ends with status 6.
+Without a CUDA device it says that nothing was checked and ends with status 0; with one, a failed check ends with status
+6.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ STEPS = 20
 SMALL = ("train.steps=20", "train.batch=32", "optimizer.warmup=0", "train.save_every=10", "train.log_every=5")
 SAMPLED = ("evaluate.samples=40", "evaluate.previews=2", "evaluate.per_class=2", "evaluate.kid_subsets=2")
 PRECISIONS: dict[str, float] = {"fp32": 1e-3, "bf16": 5e-2}
-"""How far a GPU may be from the same step elsewhere, relative: sums run in another order, and those of bf16 are rounded."""
+"""How far a GPU may be from the same step elsewhere, relative: sums run in another order, and those of bf16 are
+rounded.
+"""
 
 
 def small(*overrides: str) -> Recipe:
@@ -150,7 +153,9 @@ def resumed(recipe: Recipe, device: Device) -> Session:
 
 
 def command(device: Device) -> Iterator[Line]:
-    """The whole command, as a person types it: train, sample, score, report; and once more, which has nothing left to do."""
+    """The whole command, as a person types it: train, sample, score, report; and once more, which has nothing left to
+    do.
+    """
     for precision in PRECISIONS:
         words = ["quickstart", *SMALL, *SAMPLED, "sampler.steps=4", f"train.precision={precision}", "--device", device]
         with tempfile.TemporaryDirectory() as folder:
@@ -216,7 +221,9 @@ decay = 0.9999
 
 
 def speed(device: Device) -> Iterator[Line]:
-    """Training steps of DiT-S/2 to XL/2 on latents of 32x32x4 in bf16, optimizer and average included; share of the peak."""
+    """Training steps of DiT-S/2 to XL/2 on latents of 32x32x4 in bf16, optimizer and average included; share of the
+    peak.
+    """
     torch.set_float32_matmul_precision("high")
     peak = product(device)
     yield Line("speed", "bf16 product of 8192 x 8192 x 8192", f"{peak / 1e12:.0f} TFLOP/s", "", "")

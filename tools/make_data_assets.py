@@ -2,9 +2,9 @@
 
     python tools/make_data_assets.py --digits DIGITS_CSV_GZ --fashion FOLDER
 
-DIGITS_CSV_GZ is `sklearn/datasets/data/digits.csv.gz` of scikit-learn 1.9.1; FOLDER holds the four files of Fashion-MNIST
-(Debian's package dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist). Needs numpy only. The same input
-gives the same arrays, which the fingerprints in facts.json prove.
+DIGITS_CSV_GZ is `sklearn/datasets/data/digits.csv.gz` of scikit-learn 1.9.1; FOLDER holds the four files of
+Fashion-MNIST (Debian's package dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist). Needs numpy only.
+The same input gives the same arrays, which the fingerprints in facts.json prove.
 """
 
 from __future__ import annotations

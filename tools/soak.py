@@ -6,11 +6,11 @@
     python tools/soak.py --steps 20000 --recipe recipes/quickstart.toml train.batch=32
 
 Writer: a process without torch saves one checkpoint after another, within its steps or beside them, and is killed at a
-random moment, over and over. Naive: the same kills of a writer that takes no care, which they must break. Run: a recipe is
-killed while it starts, trains, saves, samples and scores, continued each time, and compared with a run that nobody
-disturbed. Stops: a run gets SIGTERM at random moments and is continued, and the time until it has ended is taken. Steps:
-one long run, of which memory and time per step are watched. Each child is forked from a process that has imported what it
-needs; but for that it is what a user starts.
+random moment, over and over. Naive: the same kills of a writer that takes no care, which they must break. Run: a recipe
+is killed while it starts, trains, saves, samples and scores, continued each time, and compared with a run that nobody
+disturbed. Stops: a run gets SIGTERM at random moments and is continued, and the time until it has ended is taken.
+Steps: one long run, of which memory and time per step are watched. Each child is forked from a process that has
+imported what it needs; but for that it is what a user starts.
 
 The last line is the figures as JSON; exit status 0: nothing was broken or lost, and every bit was the same.
 """
@@ -85,7 +85,9 @@ for line in sys.stdin:
 
 
 class Nursery:
-    """A process that has imported what its children need, and forks one child at a time: each runs `live` of `program`."""
+    """A process that has imported what its children need, and forks one child at a time: each runs `live` of
+    `program`.
+    """
 
     def __init__(self, program: str) -> None:
         env = {name: value for name, value in os.environ.items() if name != "SDDIT_FAULT"}
@@ -316,7 +318,8 @@ def kill_run(recipe: Sequence[str], steps: int, kills: int, folder: Path, seed: 
     Args:
         recipe: a recipe and its overrides.
         steps: how many it trains.
-        kills: a sixth of them while the program starts, a sixth after the last step, the others in steps all over the run.
+        kills: a sixth of them while the program starts, a sixth after the last step, the others in steps all over the
+        run.
         folder: an empty folder for both runs.
         seed: of the moments.
         say: what shows how it goes.

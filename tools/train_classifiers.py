@@ -1,4 +1,5 @@
-"""Train the class CNNs that ship in core/sddit/evaluation/assets, on the training splits of the embedded data sets only.
+"""Train the class CNNs that ship in core/sddit/evaluation/assets, on the training splits of the embedded data sets
+only.
 
     python tools/train_classifiers.py [digits] [fashion]
 

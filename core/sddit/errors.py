@@ -18,7 +18,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing to fix. `where` is a file, a line or a dotted key; `fix` is what to do, by default the catalogue's remedy."""
+    """One thing to fix.
+
+    `where` is a file, a line or a dotted key; `fix` is what to do, by default the catalogue's remedy.
+    """
 
     code: str
     what: str
@@ -68,7 +71,9 @@ def raise_all(problems: Iterable[Problem]) -> None:
 
 @cache
 def catalogue() -> Mapping[str, Mapping[str, Any]]:
-    """Return every documented code: {code: {title, exit, cause, remedy}}, and `action` where the remedy is the default fix."""
+    """Return every documented code: {code: {title, exit, cause, remedy}}, and `action` where the remedy is the default
+    fix.
+    """
     text = files("sddit").joinpath("catalogue.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
@@ -118,7 +123,9 @@ HOST_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough memory)|std::b
 
 @contextmanager
 def memory_errors(where: str, *, got: str, fix: str) -> Iterator[None]:
-    """Convert out-of-memory exceptions of torch, NumPy and Python into SD-M601, with what was tried and what needs less."""
+    """Convert out-of-memory exceptions of torch, NumPy and Python into SD-M601, with what was tried and what needs
+    less.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as failure:

@@ -69,7 +69,10 @@ def generate(
     batch: int | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Sample with the recipe's sampler, guidance and precision. Returns [n, C, H, W] float64 on the CPU, in network space."""
+    """Sample with the recipe's sampler, guidance and precision.
+
+    Returns [n, C, H, W] float64 on the CPU, in network space.
+    """
     denoiser = ModelDenoiser(
         backbone,
         schedule,

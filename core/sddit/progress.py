@@ -27,8 +27,8 @@ NAME_WIDTH = 9  # of the longest stage name, to align the columns
 class Progress:
     """A silent display, for notebooks and tests. Subclasses override `note`, `begin`, `show` and `close`.
 
-    A run calls `stage` when a part of it begins, `advance` or `tick` as it proceeds, and `note` and `warn` for permanent
-    lines. It sets `folder` as soon as it exists, so that a crash log can be written there.
+    A run calls `stage` when a part of it begins, `advance` or `tick` as it proceeds, and `note` and `warn` for
+    permanent lines. It sets `folder` as soon as it exists, so that a crash log can be written there.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:

@@ -60,9 +60,9 @@ Value = float | Ramp
 def value_at(value: Value, step: int, total: int) -> float:
     """Return the value of a schedule at `step` of a run planned for `total` steps.
 
-    A ramp reaches `end` exactly at `until`. With shape cosine from 0 to the run's length it is the
-    momentum schedule of DINO (arXiv:2104.14294): end + (start - end) (1 + cos(pi u)) / 2 with u = step / total. With power
-    2 it is cos(pi u / 2)^4.
+    A ramp reaches `end` exactly at `until`. With shape cosine from 0 to the run's length it is the momentum schedule of
+    DINO (arXiv:2104.14294): end + (start - end) (1 + cos(pi u)) / 2 with u = step / total. With power 2 it is cos(pi u
+    / 2)^4.
     """
     if not isinstance(value, Ramp):
         return float(value)

@@ -64,14 +64,16 @@ def register_features(registry: Registry[FeatureExtractor]) -> None:
         "inception",
         "sddit_standard.features.adm:inception",
         params=InceptionParams,
-        summary="FID's Inception network, of your own weights file: 2048 features, and ADM's figures. Untested with that file.",
+        summary="FID's Inception network, of your own weights file: 2048 features, and ADM's figures. Untested "
+        "with that file.",
         paper="arXiv:1706.08500",
     )
     registry.add(
         "pixels",
         "sddit_standard.features.extractors:pixels",
         params=PixelsParams,
-        summary="The pixels of a 16x16 thumbnail, 768 features: finds copies of training images that no network favours.",
+        summary="The pixels of a 16x16 thumbnail, 768 features: finds copies of training images that no network "
+        "favours.",
     )
 
 

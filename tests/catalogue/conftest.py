@@ -1,4 +1,6 @@
-"""A world of one row's own: an empty folder, the command line in this process, and faults that go when they are lifted."""
+"""A world of one row's own: an empty folder, the command line in this process, and faults that go when they are
+lifted.
+"""
 
 from __future__ import annotations
 

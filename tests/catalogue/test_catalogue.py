@@ -12,7 +12,8 @@ A row is a fault in words, how it is provoked, what the user gets, and how it go
     mend = { damage = [["gone", "move runs"]] }   # what the user does first, besides taking the fault away
     then = "toy.toml"                          # the command that ends well once the fault is gone
 
-A row that stands elsewhere or not at all says so: `proven_by` names a test, `not_here` a reason, `waits` what is missing.
+A row that stands elsewhere or not at all says so: `proven_by` names a test, `not_here` a reason, `waits` what is
+missing.
 """
 
 from __future__ import annotations
@@ -197,7 +198,8 @@ def test_a_wrong_message_is_seen() -> None:
             refuse_a_wrong_form(text)
 
 
-# ------------------------------------------------------------------------------------------------- provokers: the recipe
+# ------------------------------------------------------------------------------------------------- provokers: the
+# recipe
 
 
 @provoker
@@ -280,7 +282,8 @@ def environment(world: Any, values: dict[str, str]) -> None:
         world.patch.setenv(name, value)
 
 
-# ---------------------------------------------------------------------------------------------------- provokers: plugins
+# ---------------------------------------------------------------------------------------------------- provokers:
+# plugins
 
 LOSS = """
 from sddit import hookimpl
@@ -340,7 +343,8 @@ def packages(world: Any, several: list[dict[str, str]]) -> None:
         package(world, parts)
 
 
-# ------------------------------------------------------------------------------------------------------- provokers: data
+# ------------------------------------------------------------------------------------------------------- provokers:
+# data
 
 
 @provoker
@@ -382,7 +386,8 @@ def latents(world: Any, changes: dict[str, Any]) -> None:
     world.edit('[dataset]\nname = "toy"', '[dataset]\nname = "latents"\npath = "latents"')
 
 
-# ------------------------------------------------------------------------------------------- provokers: runs and storage
+# ------------------------------------------------------------------------------------------- provokers: runs and
+# storage
 
 
 @provoker

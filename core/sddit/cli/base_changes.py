@@ -40,8 +40,8 @@ class BaseChanges:
 def changes_from_base(merged: Merged, recipe: Recipe) -> BaseChanges:
     """Compare what the recipe file and the command line set with the recipe that the file extends.
 
-    A resolved recipe (`.json`) states every key, so it is its own base: only the command line changes it. The same holds
-    for a file that extends none, if there are overrides.
+    A resolved recipe (`.json`) states every key, so it is its own base: only the command line changes it. The same
+    holds for a file that extends none, if there are overrides.
     """
     assert merged.path is not None, "a recipe that was read has a path"
     layers = chain(merged.path)

@@ -77,7 +77,9 @@ Spread = Annotated[float, Field(ge=0)]
 
 
 class DeclaredParams(DatasetParams):
-    """Shapes without images, for models that come from elsewhere: such a recipe plans and samples, and trains on nothing."""
+    """Shapes without images, for models that come from elsewhere: such a recipe plans and samples, and trains on
+    nothing.
+    """
 
     image: tuple[Size, Size, Size] = Field(strict=False, description="C, H and W as the network sees them.")
     classes: int = Field(0, ge=0, le=10**6, description="Number of classes; 0: unconditional. Or give class_names.")

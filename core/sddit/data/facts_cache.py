@@ -14,7 +14,10 @@ from sddit import __version__
 
 
 def cached(key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """`compute()`, or what it gave before for this `key` (any JSON). Without a usable cache folder it is computed each time."""
+    """`compute()`, or what it gave before for this `key` (any JSON).
+
+    Without a usable cache folder it is computed each time.
+    """
     name = blake2b(json.dumps([__version__, key]).encode(), digest_size=16).hexdigest()
     path = _folder() / f"{name}.json"
     try:

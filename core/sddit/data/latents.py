@@ -1,10 +1,12 @@
-"""Cached latents: a folder of encoder moments, one normal distribution for each image. Its index, its facts, its writer. No torch.
+"""Cached latents: a folder of encoder moments, one normal distribution for each image. Its index, its facts, its
+writer. No torch.
 
     PATH/latents.json            what the shards hold, and the size and sha256 of each
     PATH/shard-00000.safetensors moments [n, 2C, h, w] float16 or float32, labels [n] int64
 
-The first C channels are means, the others say how far the encoder's posterior spreads: log-variances (`mean+logvar`, the
-layout of MaskDiT's files) or standard deviations (`mean+std`, that of EDM2's). Both are raw; `scale` is multiplied on reading.
+The first C channels are means, the others say how far the encoder's posterior spreads: log-variances (`mean+logvar`,
+the layout of MaskDiT's files) or standard deviations (`mean+std`, that of EDM2's). Both are raw; `scale` is multiplied
+on reading.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Index(BaseModel):
     width: int = Field(ge=1)
     encoder: str
     class_names: tuple[str, ...]
-    flip: Flip  # none; once: some were mirrored before encoding; both: rows 2i and 2i + 1 are image i and its mirror image
+    # none; once: some were mirrored before encoding; both: rows 2i and 2i + 1 are image i and its mirror image
+    flip: Flip
     shards: tuple[Shard, ...] = Field(min_length=1)
     mean: tuple[float, ...]  # of the scaled means, per channel
     std: tuple[float, ...]
@@ -78,7 +81,10 @@ class Cache:
     index: Index
 
     def rows_of(self, split: Split, holdout: float) -> NDArray[np.int64]:
-        """The rows of a split, rising. An image is held out by its place in the cache: shards added at the end move none."""
+        """The rows of a split, rising.
+
+        An image is held out by its place in the cache: shards added at the end move none.
+        """
         pair = 2 if self.index.flip == "both" else 1  # an image and its mirror image stay together
         key = blake2b(b"latents/split", digest_size=16).digest()
         words = np.random.Philox(key=np.frombuffer(key, dtype="<u8").astype(np.uint64)).random_raw(
@@ -138,7 +144,10 @@ def _index_problems(failure: ValidationError, place: Path) -> Iterable[Problem]:
 
 
 def verify_shards(cache: Cache) -> None:
-    """Compare every shard with the index, by its bytes once and then by size and time. Raises SD-D342, several at once."""
+    """Compare every shard with the index, by its bytes once and then by size and time.
+
+    Raises SD-D342, several at once.
+    """
     raise_all(
         [problem for shard in cache.index.shards if (problem := _shard_problem(cache.root, shard))][:MAX_PROBLEMS]
     )
@@ -181,12 +190,15 @@ def write_cache(
 
     Args:
         folder: a new or unfinished cache; a finished one is not overwritten.
-        shards: pairs of moments [n, 2C, h, w] (float16 or float32, before scaling) and labels [n]; each pair makes a file.
+        shards: pairs of moments [n, 2C, h, w] (float16 or float32, before scaling) and labels [n]; each pair makes a
+        file.
         layout: what the second C channels are.
-        scale: the factor that brings the latents to a standard deviation near 1, such as 0.18215 of Stable Diffusion's first VAE.
+        scale: the factor that brings the latents to a standard deviation near 1, such as 0.18215 of Stable Diffusion's
+        first VAE.
         encoder: its name: which VAE, and its range of pixel values.
         class_names: by label; none: unconditional, and every label is 0.
-        flip: `none`; `once` if images were mirrored at random before encoding; `both` if each is followed by its mirror image.
+        flip: `none`; `once` if images were mirrored at random before encoding; `both` if each is followed by its mirror
+        image.
 
     Returns:
         The path of the index.
@@ -241,7 +253,9 @@ def mean_and_std(moments: NDArray[Any], layout: Layout) -> tuple[NDArray[np.floa
 
 
 class _Measured:
-    """Accumulate mean, standard deviation and posterior spread per channel, shard after shard (Chan et al. 1979: no digits are lost)."""
+    """Accumulate mean, standard deviation and posterior spread per channel, shard after shard (Chan et al. 1979: no
+    digits are lost).
+    """
 
     def __init__(self, channels: int, size: tuple[int, ...]) -> None:
         self.channels, self.size = channels, size

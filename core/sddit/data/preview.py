@@ -28,7 +28,9 @@ class Shown:
         return as_bytes(self._unscaled(x))
 
     def latents(self, x: Tensor) -> Tensor:
-        """The first three channels of x [n, C, H, W], in turn if there are fewer, each about its mean; uint8 [n, 3, H, W]."""
+        """The first three channels of x [n, C, H, W], in turn if there are fewer, each about its mean; uint8 [n, 3, H,
+        W].
+        """
         mean, std = (over_image(values).to(x.device) for values in (self._facts.mean, self._facts.std))
         unit = (self._unscaled(x) - mean) / (SHOWN * std.clamp_min(1e-12))
         return as_bytes(unit[:, [channel % x.shape[1] for channel in range(3)]])

@@ -10,7 +10,9 @@ from sddit.errors import error
 from sddit.interfaces import DataFacts, DatasetParams
 
 STANDARD_STD = 0.5
-"""The standard deviation that `normalize = "standard"` gives every channel: EDM's sigma_data (arXiv:2206.00364, table 1)."""
+"""The standard deviation that `normalize = "standard"` gives every channel: EDM's sigma_data (arXiv:2206.00364, table
+1).
+"""
 
 
 @dataclass(frozen=True, slots=True)

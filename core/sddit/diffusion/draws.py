@@ -102,6 +102,8 @@ class Draws:
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """Return a CPU generator keyed by purpose, for initial weights: `generator(seed, "init/blocks.0.attn.qkv.weight")`."""
+    """Return a CPU generator keyed by purpose, for initial weights: `generator(seed,
+    "init/blocks.0.attn.qkv.weight")`.
+    """
     low, high = key_of(seed, purpose)
     return torch.Generator().manual_seed((high << 31) ^ low)

@@ -65,9 +65,10 @@ def draw_mask(
         purpose: the name of the draw, `mask` where the student is masked.
         grid: tokens along H and W.
         ratio: fraction of tokens to hide; K is its `keep_count`.
-        shape: random: any tokens, each equally likely (MAE, arXiv:2111.06377); block: the hidden ones form one connected
-            region of random position and aspect, close to a rectangle; grid: the hidden ones are spread as evenly as a
-            shifted 4 x 4 Bayer pattern allows (at 1/2 a checkerboard, at 3/4 one of each 2 x 2 stays visible).
+        shape: random: any tokens, each equally likely (MAE, arXiv:2111.06377); block: the hidden ones form one
+            connected region of random position and aspect, close to a rectangle; grid: the hidden ones are spread as
+            evenly as a shifted 4 x 4 Bayer pattern allows (at 1/2 a checkerboard, at 3/4 one of each 2 x 2 stays
+            visible).
         device: device of the result; None: that of the draws.
     """
     tokens = math.prod(grid)

@@ -27,7 +27,10 @@ class StepSampler:
         noise: Noise,
         callback: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Return x at the last level, which is 0, from x [B, C, H, W] at sigmas[0]. The dtype of x, float64, is kept."""
+        """Return x at the last level, which is 0, from x [B, C, H, W] at sigmas[0].
+
+        The dtype of x, float64, is kept.
+        """
         for i in range(len(sigmas) - 1):
             x = self.step(denoise, x, sigmas, i, noise)
             if callback is not None:

@@ -11,8 +11,9 @@ UNTRAINED = "SD-T908"
 def sigma_grid(steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
     """Return `steps` levels from sigma_max to sigma_min, both exact, then 0.
 
-    kind "edm" is eq. 5 of EDM (arXiv:2206.00364), evenly spaced in sigma^(1/rho); "log" is evenly spaced in
-    ln sigma, its limit for large rho. Eq. 5 is written relative to sigma_max, with expm1 and log1p, so that no rho overflows or merges levels.
+    kind "edm" is eq. 5 of EDM (arXiv:2206.00364), evenly spaced in sigma^(1/rho); "log" is evenly spaced in ln sigma,
+    its limit for large rho. Eq. 5 is written relative to sigma_max, with expm1 and log1p, so that no rho overflows or
+    merges levels.
     """
     fall = math.log(sigma_min / sigma_max)
     fractions = [i / (steps - 1) for i in range(1, steps - 1)]

@@ -41,8 +41,8 @@ def local_rank() -> int:
 def exit_process(status: int) -> NoReturn:
     """Exit with a status. All results must be on disk.
 
-    One of several processes skips the interpreter's shutdown: a thread of torch that needs the interpreter during shutdown
-    would abort the process, which would count as a failed rank.
+    One of several processes skips the interpreter's shutdown: a thread of torch that needs the interpreter during
+    shutdown would abort the process, which would count as a failed rank.
     """
     if world_size() == 1:
         sys.exit(status)

@@ -48,10 +48,11 @@ class StopSignals:
                     save()
                     raise SystemExit(stop.exit_status)
 
-    A second signal raises SystemExit(128 + its number) at once. One of several processes stops for the signal that all have
-    `agreed` on, not for the one that it `received`, so that all stop after the same step.
+    A second signal raises SystemExit(128 + its number) at once. One of several processes stops for the signal that all
+    have `agreed` on, not for the one that it `received`, so that all stop after the same step.
 
-    SIGHUP, a closed terminal, counts as SIGTERM unless the process ignores it (nohup). Outside the main thread nothing is
+    SIGHUP, a closed terminal, counts as SIGTERM unless the process ignores it (nohup). Outside the main thread nothing
+    is
     recorded: Python delivers signals to the main thread only.
     """
 

@@ -3,11 +3,12 @@
 `World` is one process and `DistributedWorld` one of several; both have the same interface, so that callers need not
 distinguish them.
 
-Each process takes its slice of every micro-batch. All draws are keyed by sample, so the slices together equal the batch of
-one process. A loss is the mean over the ranks, and so is its gradient.
+Each process takes its slice of every micro-batch. All draws are keyed by sample, so the slices together equal the batch
+of one process. A loss is the mean over the ranks, and so is its gradient.
 
 There are two ways to wait. Collectives, used within steps, time out after `timeout` seconds. Where one rank works alone
-(it saves, or samples more images than another), the others wait as long as its heartbeat continues: `from_main`, `from_all`.
+(it saves, or samples more images than another), the others wait as long as its heartbeat continues: `from_main`,
+`from_all`.
 """
 
 from __future__ import annotations
@@ -203,7 +204,10 @@ class DistributedWorld(World):
             self.store.set(f"failed/{self.rank}", "")
 
     def peer_lost_error(self, timed_out: bool) -> SdditError:
-        """Return the error for an interrupted collective. Ranks that wait report so; a rank that does not is the cause."""
+        """Return the error for an interrupted collective.
+
+        Ranks that wait report so; a rank that does not is the cause.
+        """
         others = [rank for rank in range(self.size) if rank != self.rank]
         try:
             self.store.set(f"waits/{self.rank}", "")

@@ -1,9 +1,9 @@
 """Probe the class information in tokens: a linear probe and nearest neighbours, by depth and noise level. No torch.
 
 Features are mean-pooled patch tokens; the network is given the null label, so the class must come from the image. Every
-accuracy is reported next to that of the same network with its initial weights: even random features beat chance. Where blocks begin as
-identities (adaLN-Zero) these hold no more than the mean patch, and a handful of steps lifts them: what a method adds is
-seen against another trained network, not against this floor.
+accuracy is reported next to that of the same network with its initial weights: even random features beat chance. Where
+blocks begin as identities (adaLN-Zero) these hold no more than the mean patch, and a handful of steps lifts them: what
+a method adds is seen against another trained network, not against this floor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ CHUNK = 512  # rows of a matrix of pairs that are in memory at once
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """Accuracies on held-out images, ready for JSON. Tables have a row for each noise level and a column for each block."""
+    """Accuracies on held-out images, ready for JSON.
+
+    Tables have a row for each noise level and a column for each block.
+    """
 
     weights: str  # `student` or the label of an [ema]
     training: int  # images
@@ -100,7 +103,8 @@ def linear_accuracy(train: Array, labels: Integers, test: Array, test_labels: In
 
 
 def neighbour_accuracy(train: Array, labels: Integers, test: Array, test_labels: Integers) -> float:
-    """Accuracy of the votes of the 20 nearest training images by cosine, each worth exp(cosine / 0.07) (arXiv:1805.01978).
+    """Accuracy of the votes of the 20 nearest training images by cosine, each worth exp(cosine / 0.07)
+    (arXiv:1805.01978).
 
     Takes what `linear_accuracy` takes.
     """

@@ -14,7 +14,10 @@ THUMBNAIL = 16  # places of a thumbnail along each side
 
 
 class PixelFeatures:
-    """Red, green and blue in [0, 1], averaged over each place of a 16x16 grid. A smaller image is repeated, pixel by pixel."""
+    """Red, green and blue in [0, 1], averaged over each place of a 16x16 grid.
+
+    A smaller image is repeated, pixel by pixel.
+    """
 
     title = "pixels"
     dimensions = 3 * THUMBNAIL**2

@@ -3,9 +3,9 @@
 Each file holds the settings class of a kind and the contract of what is built from it. A settings class answers what a
 component needs, provides and costs without importing torch, so that recipes are listed, checked and priced instantly.
 
-Letters in shapes: B batch, C channels, H W image or latent, N tokens, K kept tokens, D width, d head width.
-t grows with noise in every schedule; sigma is the noise level in variance-exploding coordinates (x / alpha, sigma / alpha).
-The null label is `num_classes`, for any number of classes; an unconditional model has 0 classes and only that label.
+Letters in shapes: B batch, C channels, H W image or latent, N tokens, K kept tokens, D width, d head width. t grows
+with noise in every schedule; sigma is the noise level in variance-exploding coordinates (x / alpha, sigma / alpha). The
+null label is `num_classes`, for any number of classes; an unconditional model has 0 classes and only that label.
 """
 
 from sddit.interfaces.attention import Attention, AttentionParams

@@ -31,7 +31,8 @@ class Draws(Protocol):
     """Keyed randomness: a pure function of (seed, purpose, step, sample). The order of calls does not matter.
 
     A component's own purposes are named `<plugin>/<component>/<purpose>`. With scope="step" one value is drawn for the
-    entire batch, equal on every rank; the result then has shape [1, *shape] and is on the CPU, so that it may set shapes.
+    entire batch, equal on every rank; the result then has shape [1, *shape] and is on the CPU, so that it may set
+    shapes.
     """
 
     def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Literal["sample", "step"] = "sample") -> Tensor:

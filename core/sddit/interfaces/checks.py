@@ -36,7 +36,10 @@ class CheckContext:
 
 
 class NotHereError(Exception):
-    """Raised by a check for want of something: a file, a device, a compiler. It is then listed as skipped, not as passed."""
+    """Raised by a check for want of something: a file, a device, a compiler.
+
+    It is then listed as skipped, not as passed.
+    """
 
 
 Check = Callable[[CheckContext], Iterable[Measurement]]

@@ -79,7 +79,9 @@ class Selected(Generic[P]):
 
 @contextmanager
 def component_boundary(component: str) -> Iterator[None]:
-    """Note on an exception which component was called: a call with wrong arguments has no frame of the component's own."""
+    """Note on an exception which component was called: a call with wrong arguments has no frame of the component's
+    own.
+    """
     try:
         yield
     except Exception as failure:

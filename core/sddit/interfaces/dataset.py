@@ -19,7 +19,10 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """What is known of a data set without decoding it for training. Values are of images scaled to [-1, 1] (or latents)."""
+    """What is known of a data set without decoding it for training.
+
+    Values are of images scaled to [-1, 1] (or latents).
+    """
 
     image: tuple[int, int, int]  # C, H, W as the network sees it
     class_names: tuple[str, ...]  # empty: unconditional

@@ -28,8 +28,9 @@ class EvaluateMode:
     name: str  # the key of its figures in `--json`; they are written to NAME.json in the run folder
     options: tuple[ModeOption, ...]
     function: str
-    """`module:function`, called as `function(samples, device=, progress=, **paths)` with the saved samples of the run, uint8
-    [n, H, W, 3], a `torch.device` and a `Progress`. Returns {key: figure} of what JSON can hold; None: not measured."""
+    """`module:function`, called as `function(samples, device=, progress=, **paths)` with the saved samples of the run,
+    uint8 [n, H, W, 3], a `torch.device` and a `Progress`. Returns {key: figure} of what JSON can hold; None: not
+    measured."""
     heading: str  # printed above the table, a format string over the figures: "{samples} samples against {reference}"
     rows: Mapping[str, str]  # {key of a figure: its title in the table}; a figure that is None is not printed
 

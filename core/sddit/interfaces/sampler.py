@@ -23,7 +23,8 @@ class SamplerParams(Params):
     sigma_max: float | None = Field(None, gt=0, description="Highest noise level. Default: the schedule's.")
     grid: str = Field(
         "edm",
-        description="Spacing of the levels: edm (arXiv:2206.00364, eq. 5), log, native (even in the schedule's own t), or "
+        description="Spacing of the levels: edm (arXiv:2206.00364, eq. 5), log, native (even in the schedule's "
+        "own t), or "
         "another one that the schedule has.",
     )
     rho: float = Field(7.0, gt=0, description="Exponent of the edm grid.")

@@ -42,10 +42,10 @@ class WeightDescription(Protocol):
 class WeightFormat(Protocol):
     """A published layout of weights: names, orders and shapes of one backbone's tensors, there and back.
 
-    A backbone offers its layouts as `formats={layout: "module:attribute"}`; `sddit-run import`, `export` and `sddit.load`
-    go through them. `config` is what the published network's constructor takes, under the published names. For any
-    network that the layout can hold, `describe(config(params, shapes, schedule))` is that network again, and so are its tensors
-    after `to_theirs` and `to_ours`.
+    A backbone offers its layouts as `formats={layout: "module:attribute"}`; `sddit-run import`, `export` and
+    `sddit.load` go through them. `config` is what the published network's constructor takes, under the published names.
+    For any network that the layout can hold, `describe(config(params, shapes, schedule))` is that network again, and so
+    are its tensors after `to_theirs` and `to_ours`.
     """
 
     files: tuple[str, str]  # where an exported folder holds the config (JSON) and the weights (safetensors)
@@ -53,7 +53,10 @@ class WeightFormat(Protocol):
     idle: tuple[str, ...]  # further arguments of the constructor, which leave the network as the others make it
 
     def describe(self, config: Mapping[str, Any]) -> WeightDescription:
-        """The network that a constructor would make. Raises KeyError for a missing argument, ValueError for a wrong one."""
+        """The network that a constructor would make.
+
+        Raises KeyError for a missing argument, ValueError for a wrong one.
+        """
         ...
 
     def config(self, params: Any, shapes: Shapes, schedule: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,8 +78,8 @@ class WeightFormat(Protocol):
         ...
 
     def to_ours(self, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> dict[str, Tensor]:
-        """Return the tensors under our names, `given` as for `infer`. The result loads strictly, fixed tables included. Raises KeyError for an
-        unknown name."""
+        """Return the tensors under our names, `given` as for `infer`. The result loads strictly, fixed tables included.
+        Raises KeyError for an unknown name."""
         ...
 
     def to_theirs(self, state: Mapping[str, Tensor], params: Any, shapes: Shapes) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Find and load plugins. A broken plugin is listed as failed and affects no other command.
 
-Built-in plugins are entry points of our own distribution in the group `sddit`, exactly as a third party's would be, and are
-always loaded. A third-party plugin is listed from its metadata and imported only when a recipe names it; a one-file
+Built-in plugins are entry points of our own distribution in the group `sddit`, exactly as a third party's would be, and
+are always loaded. A third-party plugin is listed from its metadata and imported only when a recipe names it; a one-file
 plugin is imported only when a recipe gives its path.
 """
 

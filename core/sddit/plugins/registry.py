@@ -49,7 +49,8 @@ class Registry(Generic[T]):
 
         Args:
             name: what a recipe writes in `name = "..."`.
-            factory: "package.module:attribute", called as `factory(params, **runtime)`; in a one-file plugin the class itself.
+            factory: "package.module:attribute", called as `factory(params, **runtime)`; in a one-file plugin the class
+            itself.
             params: its settings, a subclass of this kind's params class; every field needs a description.
             summary: one line for listings.
             paper: where it comes from, such as "arXiv:2403.17004".
@@ -92,7 +93,10 @@ class Registry(Generic[T]):
         return [c.name if len(self._offers[c.name]) == 1 else c.qualified for c in self]
 
     def get(self, name: str, *, where: str = "") -> Component[T]:
-        """Return the component `name` or `plugin/name`. Raises SdditError (SD-R110, SD-P202) if there is none, or several."""
+        """Return the component `name` or `plugin/name`.
+
+        Raises SdditError (SD-R110, SD-P202) if there is none, or several.
+        """
         plugin, _, short = name.rpartition("/")
         offers = [c for c in self._offers.get(short, []) if plugin in ("", c.origin)]
         if not offers:
@@ -102,7 +106,8 @@ class Registry(Generic[T]):
                 where=where,
                 got=name,
                 expect=one_of(name, self.names()),
-                fix=f"sddit-run show {self.kind}   lists them; a third-party one is used when the recipe's `plugins` lists it",
+                fix=f"sddit-run show {self.kind}   lists them; a third-party one is used when the recipe's "
+                f"`plugins` lists it",
             )
         if len(offers) > 1:
             choices = " or ".join(c.qualified for c in offers)

@@ -1,7 +1,7 @@
 """Estimate the cost of a recipe from its components' formulas. Torch-free; nothing is run.
 
-FLOPs count two per multiply-add. A student's view costs its forward three times (the backward pass takes two), a teacher's
-view once. A component that states no cost leaves the sums it belongs to unknown, and is named.
+FLOPs count two per multiply-add. A student's view costs its forward three times (the backward pass takes two), a
+teacher's view once. A component that states no cost leaves the sums it belongs to unknown, and is named.
 """
 
 from __future__ import annotations
@@ -188,7 +188,9 @@ class _Prices:
         ]
 
     def _moments(self) -> list[int]:
-        """Return one step if all cost the same; else every step of a short run, or midpoints of equal parts of a long one."""
+        """Return one step if all cost the same; else every step of a short run, or midpoints of equal parts of a long
+        one.
+        """
         terms = [chosen.params for chosen in self.recipe.active_losses.values()]
         values = [*(view.mask_ratio for view in self.views.values()), *(term.weight for term in terms)]
         steps = self.recipe.train.steps

@@ -29,8 +29,8 @@ SHAPES = {"data.image", "data.classes", "noise_schedule.name", "optimizer.name"}
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any, Class]]:
     """Return (dotted key, old value, new value, class) of every difference; None: the key is not set.
 
-    free changes no number; numeric gives other numbers from here on; structural changes tensors, so that checkpoints do not
-    fit. A label that only one of them has is one difference.
+    free changes no number; numeric gives other numbers from here on; structural changes tensors, so that checkpoints do
+    not fit. A label that only one of them has is one difference.
     """
     found: list[tuple[str, Any, Any, Class]] = []
     for table in ("loss", "ema"):

@@ -83,7 +83,10 @@ class Merged:
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Merged:
-    """Read a recipe with its parents and apply `key=value` overrides. Raises SdditError for what is wrong with either."""
+    """Read a recipe with its parents and apply `key=value` overrides.
+
+    Raises SdditError for what is wrong with either.
+    """
     path = find(source)
     return stacked(path, chain(path), overrides)
 
@@ -161,7 +164,9 @@ def chain(path: Path, where: str = "") -> list[Source]:
 
 
 def parent_of(folder: Path, parent: Any, where: str) -> Path:
-    """Return the file that `extends` names in a folder: `base/x.toml` there, or `quickstart`, a shipped recipe by its name."""
+    """Return the file that `extends` names in a folder: `base/x.toml` there, or `quickstart`, a shipped recipe by its
+    name.
+    """
     if isinstance(parent, str) and re.fullmatch(r"[\w-]+(/[\w-]+)*", parent):
         return shipped() / f"{parent}.toml"
     if not isinstance(parent, str) or not parent.endswith(".toml") or Path(parent).is_absolute():
@@ -219,8 +224,8 @@ def _plugins(value: Any, folder: Path, where: str) -> list[Plugin]:
 def merge_into(merged: Merged, over: Mapping[str, Any], origin: Callable[[str], Origin]) -> None:
     """Merge a table into the recipe.
 
-    Tables are merged key by key. Replaced entirely: lists, a table whose `name` changes (its other keys belong to another
-    component), and a value schedule that sets start and end. `false` in place of a table removes it.
+    Tables are merged key by key. Replaced entirely: lists, a table whose `name` changes (its other keys belong to
+    another component), and a value schedule that sets start and end. `false` in place of a table removes it.
     """
     _merge_table(merged, merged.tables, over, origin, ())
 
@@ -251,7 +256,9 @@ def _replaces(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
 
 
 def _same_component(one: Any, other: Any) -> bool:
-    """Return whether two names are the same component: `masked` is `acme/masked`, and `acme/masked` is not `other/masked`."""
+    """Return whether two names are the same component: `masked` is `acme/masked`, and `acme/masked` is not
+    `other/masked`.
+    """
     if not (isinstance(one, str) and isinstance(other, str)):
         return bool(one == other)
     bare = "/" not in one or "/" not in other

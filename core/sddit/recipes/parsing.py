@@ -174,7 +174,9 @@ def _too_deep(where: str) -> SdditError:
 
 
 def odd_values(tables: Mapping[str, Any], place: Any) -> list[Problem]:
-    """Return problems of keys and values that TOML allows but recipes do not: dates, inf, nan, huge integers, quoted dots."""
+    """Return problems of keys and values that TOML allows but recipes do not: dates, inf, nan, huge integers, quoted
+    dots.
+    """
     return list(_odd(tables, (), place))
 
 

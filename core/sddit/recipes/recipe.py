@@ -105,9 +105,11 @@ class Recipe:
         return feature in self.evaluate.features and "/" not in feature
 
     def to_json(self, *, free: bool = True) -> dict[str, Json]:
-        """Return the resolved recipe. Without `free`, only what determines the numbers: the part that the run id hashes.
+        """Return the resolved recipe. Without `free`, only what determines the numbers: the part that the run id
+        hashes.
 
-        With it, the content of `recipe.resolved.json`, which `resolve` reads again; one-file plugins are next to that file.
+        With it, the content of `recipe.resolved.json`, which `resolve` reads again; one-file plugins are next to that
+        file.
         """
         tables: dict[str, Json] = {
             "seed": self.seed,
@@ -146,7 +148,10 @@ class Recipe:
 
 
 def as_view(recipe: Recipe) -> RecipeView:
-    """Return the recipe as components see it. The type checker holds that a recipe offers all that the view declares."""
+    """Return the recipe as components see it.
+
+    The type checker holds that a recipe offers all that the view declares.
+    """
     return recipe
 
 

@@ -43,7 +43,8 @@ def resolve(source: str | Path, overrides: Sequence[str] = (), *, host: Host | N
     """Return a recipe by path or name, with `key=value` overrides, checked and complete.
 
     Args:
-        source: a `.toml` file, a `recipe.resolved.json`, or the name of a recipe in `recipes/` or among the shipped ones.
+        source: a `.toml` file, a `recipe.resolved.json`, or the name of a recipe in `recipes/` or among the shipped
+        ones.
         overrides: such as "train.steps=200".
         host: the plugins to choose from; the process's own by default.
 
@@ -73,8 +74,8 @@ def resolve_tables(tables: Mapping[str, Any], path: Path | None, *, host: Host |
 def resolve_without_data(source: str | Path, *, host: Host | None = None) -> Recipe:
     """Resolve a `recipe.resolved.json` whose data may be missing.
 
-    Without the data, its data set is `declared`, from what the file states: the recipe samples as before, but cannot train
-    or score.
+    Without the data, its data set is `declared`, from what the file states: the recipe samples as before, but cannot
+    train or score.
     """
     merged = load(source)
     try:
@@ -238,7 +239,8 @@ def _with_measured(selector: Selector, schedule: Selected[Any], keys: Sequence[s
 
 def _far_from_measured(schedule: Selected[Any], std: float, merged: Merged) -> list[str]:
     return [
-        f"noise_schedule.{key} = {value:g} differs from the standard deviation of the data, {std:.4g} ({merged.place(f'noise_schedule.{key}')}); "
+        f"noise_schedule.{key} = {value:g} differs from the standard deviation of the data, {std:.4g} "
+        f"({merged.place(f'noise_schedule.{key}')}); "
         f'write {key} = "{MEASURED}"'
         for key, value in _measurable(schedule)
         if isinstance(value, float) and abs(value - std) > TOLERANCE * std

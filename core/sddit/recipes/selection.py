@@ -81,9 +81,11 @@ class Selector:
         return self._selected({slot: self._slot(slot) for slot in SLOTS})
 
     def labelled(self, table: str) -> dict[str, Selected[Any]]:
-        """Return the components of `[loss.LABEL]`, `[tracker.LABEL]` or `[features.LABEL]`, without those that have problems.
+        """Return the components of `[loss.LABEL]`, `[tracker.LABEL]` or `[features.LABEL]`, without those that have
+        problems.
 
-        An extractor is called what its label says where it has no name: `evaluate.features` names it as if it had no table.
+        An extractor is called what its label says where it has no name: `evaluate.features` names it as if it had no
+        table.
         """
         kind, named = LABELLED[table], table == "features"
         return self._selected(
@@ -94,8 +96,8 @@ class Selector:
         )
 
     def features(self, names: tuple[str, ...], tables: Mapping[str, Selected[Any]]) -> dict[str, Selected[Any]]:
-        """Return the extractors that `[evaluate]` names: by the label of a table `[features.LABEL]`, else by name, and by qualified
-        name where two share one."""
+        """Return the extractors that `[evaluate]` names: by the label of a table `[features.LABEL]`, else by name, and
+        by qualified name where two share one."""
         given = self.merged.tables.get("features", {})
         plain = [name for name in dict.fromkeys(names) if name not in given]
         chosen = [self.choose(FEATURES, {"name": name}, "features") for name in plain]

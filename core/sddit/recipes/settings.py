@@ -23,7 +23,8 @@ class TrainSettings(Params):
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="Images of one forward pass, over all processes; gradients accumulate to one batch. Default: the batch.",
+        description="Images of one forward pass, over all processes; gradients accumulate to one batch. Default: "
+        "the batch.",
     )
     precision: Precision = Field("fp32", description="fp32; bf16 (networks under autocast, losses in fp32); fp64.")
     deterministic: bool | None = Field(
@@ -36,13 +37,15 @@ class TrainSettings(Params):
         0,
         ge=0,
         le=10**9,
-        description="Steps that may be skipped, in all, because a loss or a gradient was NaN or infinite; at the next one the "
+        description="Steps that may be skipped, in all, because a loss or a gradient was NaN or infinite; at the "
+        "next one the "
         "run stops. Nothing learns from a skipped step, and metrics.jsonl counts them.",
         json_schema_extra=FREE,
     )
     distributed: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="How several processes share the weights: ddp, each has all of them; fsdp, each a part, for models that "
+        description="How several processes share the weights: ddp, each has all of them; fsdp, each a part, for "
+        "models that "
         "one device does not hold. The numbers are the same up to rounding.",
         json_schema_extra=FREE,
     )
@@ -50,7 +53,8 @@ class TrainSettings(Params):
         20.0,
         gt=0,
         le=86_400,
-        description="Of several processes: seconds that one waits for another within a step before the run ends with SD-X802.",
+        description="Of several processes: seconds that one waits for another within a step before the run ends "
+        "with SD-X802.",
         json_schema_extra=FREE,
     )
     compile: bool = Field(False, description="torch.compile each block: worthwhile for runs of many minutes.")
@@ -60,7 +64,8 @@ class TrainSettings(Params):
     save_every: int = Field(500, ge=1, description="Steps between checkpoints.", json_schema_extra=FREE)
     save_async: bool = Field(
         False,
-        description="Write checkpoints in the background from a CPU copy. Useful when saving takes longer than a few steps. "
+        description="Write checkpoints in the background from a CPU copy. Useful when saving takes longer than a "
+        "few steps. "
         "A failed save stops the run at its next step.",
         json_schema_extra=FREE,
     )
@@ -74,7 +79,8 @@ class TeacherSettings(Params):
     momentum: Annotated[Value, bounded(0, 1)] = Field(
         default={"start": 0.996, "end": 1.0, "shape": "cosine"},
         validate_default=True,
-        description="Fraction of the teacher kept at each step: a value schedule. Default: that of BYOL, DINO and iBOT.",
+        description="Fraction of the teacher kept at each step: a value schedule. Default: that of BYOL, DINO "
+        "and iBOT.",
     )
 
 
@@ -90,7 +96,8 @@ class StartSettings(Params):
 
     run: str = Field(
         min_length=1,
-        description="The run folder, or a folder made by `sddit-run export`, relative to the recipe. Its weights, not its "
+        description="The run folder, or a folder made by `sddit-run export`, relative to the recipe. Its weights, "
+        "not its "
         "path, determine the run id.",
         json_schema_extra={"path": True, **FREE},
     )
@@ -102,7 +109,8 @@ class StartSettings(Params):
     )
     partial: bool = Field(
         False,
-        description="Also start if the networks differ: tensors that are missing or have another shape are initialized, and "
+        description="Also start if the networks differ: tensors that are missing or have another shape are "
+        "initialized, and "
         "tensors that this network does not have are ignored.",
     )
     sha256: str = Field(
@@ -125,14 +133,16 @@ class EvaluateSettings(Params):
     )
     weights: str = Field(
         "",
-        description="Which weights are sampled: the label of an [ema], or `student`. Empty: the first [ema], else student.",
+        description="Which weights are sampled: the label of an [ema], or `student`. Empty: the first [ema], else "
+        "student.",
     )
     batch: int = Field(256, ge=1, description="Images sampled at once.", json_schema_extra=FREE)
     during: int = Field(
         0,
         ge=0,
         le=1000,
-        description="Scores while training: at how many evenly spaced points before the end. Each uses as many images as the "
+        description="Scores while training: at how many evenly spaced points before the end. Each uses as many "
+        "images as the "
         "final scores.",
     )
     previews: int = Field(6, ge=0, le=1000, description="Sample grids over the run, the last one included.")

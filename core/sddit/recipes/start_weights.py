@@ -34,8 +34,8 @@ class Found:
 def found(folder: Path, label: str = "", step: int | None = None) -> Found:
     """Return the weights `label` of a folder; empty: those that it samples with.
 
-    Raises SD-C445 for a folder of another kind, SD-C446 for a label it does not have, SD-C403 for a step, SD-C447 for a run
-    without a checkpoint.
+    Raises SD-C445 for a folder of another kind, SD-C446 for a label it does not have, SD-C403 for a step, SD-C447 for a
+    run without a checkpoint.
     """
     if (folder / RECIPE).is_file():
         return _in_run(folder, label, step)
@@ -54,8 +54,8 @@ def located(start: StartSettings, *, stated: bool) -> StartSettings:
 
     Args:
         start: the table as written.
-        stated: whether it comes from a resolved recipe: its hash is then not checked, since a run that has started no longer
-            needs the weights it started from.
+        stated: whether it comes from a resolved recipe: its hash is then not checked, since a run that has started no
+            longer needs the weights it started from.
 
     Raises:
         SdditError: as `found` does, and SD-C451 where the hash is not the one that the table names.

@@ -111,7 +111,8 @@ def line_chart(
     legend, extra = _legend(series, slots) if len(series) > 1 else ([], 0)
     description = "; ".join(_describe(one) for one in series)
     return Markup(
-        '<svg class="chart" role="img" viewBox="0 0 {width} {height}" font-size="11" font-family="inherit" fill="currentColor">'
+        '<svg class="chart" role="img" viewBox="0 0 {width} {height}" font-size="11" font-family="inherit" '
+        'fill="currentColor">'
         "<title>{title}</title><desc>{description}</desc>{heading}{body}</svg>"
     ).format(
         width=WIDTH,
@@ -124,7 +125,9 @@ def line_chart(
 
 
 def as_file(chart: Markup) -> str:
-    """A chart as the text of an SVG file of its own, dark on white wherever it is shown; within a page it takes the page's."""
+    """A chart as the text of an SVG file of its own, dark on white wherever it is shown; within a page it takes the
+    page's.
+    """
     opening, inside = str(chart).split(">", 1)
     return f'{opening.replace("<svg ", ALONE, 1)}><rect width="100%" height="100%" fill="#fff"/>{inside}'
 
@@ -179,7 +182,8 @@ def _levels(references: Sequence[Reference], y: Axis) -> Iterator[Markup]:
     for reference in sorted((r for r in references if y.shows(r.y)), key=lambda r: -r.y):
         at = y(reference.y)
         yield Markup(
-            '<path d="M{} {:.1f}H{}" stroke="currentColor" stroke-opacity=".6" stroke-dasharray="1 3" stroke-width="1.3"/>'
+            '<path d="M{} {:.1f}H{}" stroke="currentColor" stroke-opacity=".6" stroke-dasharray="1 3" '
+            'stroke-width="1.3"/>'
         ).format(LEFT, at, WIDTH - RIGHT)
         lowest = at - 4 if at - 4 >= lowest + 12 else max(at, lowest) + 12  # above its line, or below
         label = f"{reference.name} = {format_number(reference.y)}"

@@ -12,9 +12,9 @@ from sddit.storage.manifest import Content
 class Saver:
     """Save the checkpoints of a run, at most one at a time.
 
-    In the foreground, `save` returns when the checkpoint is on disk. In the background it returns at once, and the contents
-    must be copies that nothing changes. A failed background save raises at the next call of `save`, `poll` or `wait`, so
-    that it cannot go unnoticed. Only `wait` guarantees that everything is saved.
+    In the foreground, `save` returns when the checkpoint is on disk. In the background it returns at once, and the
+    contents must be copies that nothing changes. A failed background save raises at the next call of `save`, `poll` or
+    `wait`, so that it cannot go unnoticed. Only `wait` guarantees that everything is saved.
     """
 
     def __init__(self, store: Store, *, background: bool) -> None:

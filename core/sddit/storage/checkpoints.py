@@ -6,8 +6,8 @@
         .tmp-... .del-...   temporary files of a killed process
         broken-step-...     damaged, so moved aside
 
-`checkpoints`, or a checkpoint in it, may be a link to a folder on another disk. It is used like a folder, and when an old
-checkpoint is removed, only the link is.
+`checkpoints`, or a checkpoint in it, may be a link to a folder on another disk. It is used like a folder, and when an
+old checkpoint is removed, only the link is.
 
 A checkpoint is written to a temporary folder, synced, and published by one rename. Numbers in `state.json` on which the
 bits of a run depend are written with `float.hex()` and read with `float.fromhex()`.

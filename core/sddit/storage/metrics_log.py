@@ -27,8 +27,8 @@ TAIL = 1 << 18  # bytes at the end of a metrics log that hold its last row
 class MetricsLog:
     """Append rows to `metrics.jsonl`: one JSON object per line, written at once.
 
-    A checkpoint stores the log's cursor, its length in bytes. A resumed run passes it with the checkpoint's step, and the
-    rows after the checkpoint are removed, to be logged again: no row is lost or duplicated. With `cursor=None` all
+    A checkpoint stores the log's cursor, its length in bytes. A resumed run passes it with the checkpoint's step, and
+    the rows after the checkpoint are removed, to be logged again: no row is lost or duplicated. With `cursor=None` all
     complete lines are kept. An incomplete last line is always removed.
     """
 
@@ -104,7 +104,10 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
 
 
 def is_score_of(step: int, row: Mapping[str, Any]) -> bool:
-    """Return whether a row has scores of this step. They are logged after the save, so a resumed run logs them again."""
+    """Return whether a row has scores of this step.
+
+    They are logged after the save, so a resumed run logs them again.
+    """
     return row["step"] == step and any(name.startswith(SCORE) for name in row)
 
 

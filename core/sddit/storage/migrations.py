@@ -1,7 +1,7 @@
 """Upgrade the state of checkpoints of earlier formats when they are read. Files are never rewritten. Torch-free.
 
-Each change of `state.json` gets a format number and an upgrade step here. `tests/fixtures/checkpoints` has a checkpoint of
-every format.
+Each change of `state.json` gets a format number and an upgrade step here. `tests/fixtures/checkpoints` has a checkpoint
+of every format.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ SEAL = ".sha256"  # suffix of the file with the sha256 of another file
 class RunFolder:
     """The folder of one run, `runs/<recipe>-<id>`, locked by one process while it is entered.
 
-    Entering creates the folder, locks it, checks that it is writable, and removes the temporary files of a killed process.
-    Raises SD-F701 if another process holds the lock, SD-F703 if the folder is not writable, SD-F705 if the path is not a
-    folder. Links in `path` are resolved once, on entering.
+    Entering creates the folder, locks it, checks that it is writable, and removes the temporary files of a killed
+    process. Raises SD-F701 if another process holds the lock, SD-F703 if the folder is not writable, SD-F705 if the
+    path is not a folder. Links in `path` are resolved once, on entering.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,7 +78,8 @@ class RunFolder:
     def write_sealed_json(self, name: str, value: Any) -> Path:
         """Write JSON, and its sha256 to a second file in the format of `sha256sum`, for `refuse_changed`.
 
-        The old hash is removed first: after a kill between the two writes, the file has no hash rather than a wrong one.
+        The old hash is removed first: after a kill between the two writes, the file has no hash rather than a wrong
+        one.
         """
         with storage_errors(self.path):
             (self.path / f"{name}{SEAL}").unlink(missing_ok=True)

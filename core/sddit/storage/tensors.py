@@ -15,7 +15,10 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  #
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return the bytes of named tensors of any shape, dtype, device and layout. Shared memory is written once per tensor."""
+    """Return the bytes of named tensors of any shape, dtype, device and layout.
+
+    Shared memory is written once per tensor.
+    """
     return safetensors.torch.save(_without_shared_memory(tensors))
 
 

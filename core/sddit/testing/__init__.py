@@ -5,8 +5,8 @@
     def test_my_loss() -> None:
         check_plugin("my_loss.py")
 
-`check_plugin` tries every component of a plugin with its default settings; `check` tries one, with settings of your choice.
-Both raise `ConformanceError` with everything they found, in plain words.
+`check_plugin` tries every component of a plugin with its default settings; `check` tries one, with settings of your
+choice. Both raise `ConformanceError` with everything they found, in plain words.
 """
 
 from sddit.testing.kit import ConformanceError, check, check_plugin

@@ -1,7 +1,7 @@
 """The conformance kit: what holds for a component of any kind, and how findings are gathered.
 
-What holds for one kind is in the module of that name under `conformance` (`losses.py`, `backbones.py`, ...), in a function
-`examine(case, findings)`. Components are tried on tiny shapes, on the CPU.
+What holds for one kind is in the module of that name under `conformance` (`losses.py`, `backbones.py`, ...), in a
+function `examine(case, findings)`. Components are tried on tiny shapes, on the CPU.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The target-leak detector: whether what is trained can see the clean image other than through its noisy view.
 
 A view shows x_t = alpha(t) x0 + sigma(t) eps. Move x0 by d and eps by -(alpha / sigma) d, and x_t stays where it was: a
-student that is honest is then given the same, and predicts the same, while its target has moved. So each student view is
-held in this way, everywhere and at its hidden tokens alone, and compared: what the network is given, what it predicts, and
-what the terms' own trained modules are given when the student's outputs are held too.
+student that is honest is then given the same, and predicts the same, while its target has moved. So each student view
+is held in this way, everywhere and at its hidden tokens alone, and compared: what the network is given, what it
+predicts, and what the terms' own trained modules are given when the student's outputs are held too.
 
 It works on any recipe: the noise of a view is found by moving the draws and watching. What it cannot see is a term that
 mixes its target into a parameter without calling a module.
@@ -50,7 +50,8 @@ GIVEN = ("x", "t", "labels", "visible", "groups")  # what a network is given of 
 
 
 def leak(recipe: Recipe, context: CheckContext | None = None, *, images: Dataset | None = None) -> list[Measurement]:
-    """Look for a leak in a recipe's pair sampler, backbone and loss terms. Each measurement that fails names where it is.
+    """Look for a leak in a recipe's pair sampler, backbone and loss terms. Each measurement that fails names where it
+    is.
 
     The network has random weights throughout, since layers that start at zero would hide what is behind them, and
     computes in float64 if its attention kernel does.

@@ -22,7 +22,10 @@ IMAGES, LABELS = 0x0803, 0x0801  # magic numbers: unsigned bytes in three dimens
 
 
 def read_table(folder: Path, split: Split) -> Table:
-    """One split of the published files. Raises SD-D300, -D302, -D303 or -D307 for files that are not what they should be."""
+    """One split of the published files.
+
+    Raises SD-D300, -D302, -D303 or -D307 for files that are not what they should be.
+    """
     images = _read_idx(folder / f"{PREFIX[split]}-images-idx3-ubyte.gz", IMAGES)
     labels_file = folder / f"{PREFIX[split]}-labels-idx1-ubyte.gz"
     labels = _read_idx(labels_file, LABELS)

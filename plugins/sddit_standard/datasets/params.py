@@ -37,7 +37,8 @@ class FashionParams(ImageParams):
     source: str = Field(
         "embedded",
         min_length=1,
-        description="embedded: the 12,000 images that are included; system: Debian's package dataset-fashion-mnist; else the "
+        description="embedded: the 12,000 images that are included; system: Debian's package "
+        "dataset-fashion-mnist; else the "
         "folder with its four .gz files. Only this one is tried.",
         json_schema_extra={"path": True, "words": ["embedded", "system"]},
     )
@@ -66,7 +67,8 @@ class FolderParams(ImageParams):
         0.1,
         ge=0,
         le=0.9,
-        description="Fraction of images in the test split, chosen by a hash of each name, so that an image never changes its split.",
+        description="Fraction of images in the test split, chosen by a hash of each name, so that an image never "
+        "changes its split.",
     )
 
     def facts(self) -> DataFacts:
@@ -91,7 +93,8 @@ class LatentsParams(ImageParams):
     )
     normalize: Literal["range", "standard"] = Field(
         "range",
-        description="range: latents times the cache's scale; standard: shifted and scaled per channel to mean 0 and std 0.5 "
+        description="range: latents times the cache's scale; standard: shifted and scaled per channel to mean 0 "
+        "and std 0.5 "
         "(EDM2, arXiv:2312.02696).",
     )
     holdout: float = Field(

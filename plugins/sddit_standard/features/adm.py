@@ -1,7 +1,7 @@
 """FID, sFID, Inception score, precision and recall as ADM's evaluation suite defines them (arXiv:2105.05233).
 
-For the user's own Inception weights and reference batch. Written from the definitions: no figure of it has been compared
-with a published one yet. ADM's suite measures neighbours in float16, which is not repeated here.
+For the user's own Inception weights and reference batch. Written from the definitions: no figure of it has been
+compared with a published one yet. ADM's suite measures neighbours in float16, which is not repeated here.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def inception(params: InceptionParams, *, facts: DataFacts, device: torch.device
 class InceptionFeatures:
     """The 2048 features before FID's network names a class, and ADM's figures of all samples.
 
-    Its distance to the training split, with a floor as that of any extractor, is not called FID: that is the distance to the
-    reference batch, among its own figures.
+    Its distance to the training split, with a floor as that of any extractor, is not called FID: that is the distance
+    to the reference batch, among its own figures.
     """
 
     title = "Inception"
@@ -126,7 +126,8 @@ def score_samples(
     Args:
         samples: uint8 [n, H, W, 3].
         inception: weights of FID's Inception network.
-        reference: npz with `mu` and `sigma`, `mu_s` and `sigma_s`, or with images `arr_0` uint8 [n, H, W, 3], or with both.
+        reference: npz with `mu` and `sigma`, `mu_s` and `sigma_s`, or with images `arr_0` uint8 [n, H, W, 3], or with
+        both.
         device: where the network runs.
         progress: where progress is shown.
 

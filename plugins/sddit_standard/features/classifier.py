@@ -10,7 +10,8 @@ FEATURES = 64
 
 
 class ClassCNN(nn.Module):
-    """Three convolutions, a layer of 64 features, the class scores. Built for one height and width, and for grey images.
+    """Three convolutions, a layer of 64 features, the class scores. Built for one height and width, and for grey
+    images.
 
     Larger images are halved after every convolution, images below 16 pixels only after the second.
     """

@@ -1,4 +1,7 @@
-"""Feature extractors for metrics: what shipped networks see in images, and plain pixels. Their distances are never called FID."""
+"""Feature extractors for metrics: what shipped networks see in images, and plain pixels.
+
+Their distances are never called FID.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,9 @@ class MobileNetFeatures:
 
 
 class ClassifierFeatures:
-    """The 64 features of a class CNN before its last layer, each of mean 0 and standard deviation 1 over the training split."""
+    """The 64 features of a class CNN before its last layer, each of mean 0 and standard deviation 1 over the training
+    split.
+    """
 
     dimensions = FEATURES
 

@@ -60,8 +60,8 @@ class Mixed(nn.Module):
     """Parallel branches, joined along channels; the last is a pool."""
 
     def __init__(self, width: int, steps: Steps, *, pool: int = 0, peak: bool = False) -> None:
-        """`pool`: channels after the pool; 0: the block halves the image, by its pool and by the last step of each branch.
-        `peak`: the pool takes the maximum."""
+        """`pool`: channels after the pool; 0: the block halves the image, by its pool and by the last step of each
+        branch. `peak`: the pool takes the maximum."""
         super().__init__()
         self.halves, self.peak = pool == 0, peak
         by_branch = groupby(steps, key=lambda name: name.partition("_")[0])
@@ -191,8 +191,8 @@ class Inception(nn.Module):
 def prepared(images: Tensor) -> Tensor:
     """uint8 [n, 3, H, W] -> what the network takes, resized as its TensorFlow graph does.
 
-    Bilinear between the pixels at i H / 299, without half a pixel's shift and without smoothing before: a resize of another
-    kind moves the distance.
+    Bilinear between the pixels at i H / 299, without half a pixel's shift and without smoothing before: a resize of
+    another kind moves the distance.
     """
     x = images.float()
     for axis in (2, 3):

@@ -78,7 +78,8 @@ class InceptionParams(FeatureParams):
     )
     reference: str = Field(
         "",
-        description="A reference batch, npz: mu and sigma for FID, mu_s and sigma_s for sFID, arr_0 for precision and recall. "
+        description="A reference batch, npz: mu and sigma for FID, mu_s and sigma_s for sFID, arr_0 for precision "
+        "and recall. "
         "Empty: the Inception score alone.",
         json_schema_extra={"path": True},
     )

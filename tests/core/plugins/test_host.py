@@ -62,10 +62,13 @@ def test_loading_twice_registers_once(core_host, distribution, loss_source):
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("import sys; sys.exit('bye')", "SystemExit: bye"),
         ("def f(:", "SyntaxError"),
-        (HOOK + "@hookimpl\ndef register_loses(registry): ...", "unknown hook 'register_loses'; did you mean 'register_losses'?"),
+        (HOOK + "@hookimpl\ndef register_loses(registry): ...", "unknown hook 'register_loses'; did you mean "
+                                                                "'register_losses'?"),
         (HOOK + "def register_losses(registry): ...", "register_losses lacks the @hookimpl decorator"),
-        (HOOK + "@hookimpl\ndef regster_losses(registry): ...", "unknown hook 'regster_losses'; did you mean 'register_losses'?"),
-        (HOOK + "@hookimpl\ndef register_losses(registries): ...", "Argument(s) {'registries'} are declared in the hookimpl"),
+        (HOOK + "@hookimpl\ndef regster_losses(registry): ...", "unknown hook 'regster_losses'; did you mean "
+                                                                "'register_losses'?"),
+        (HOOK + "@hookimpl\ndef register_losses(registries): ...", "Argument(s) {'registries'} are declared in "
+                                                                   "the hookimpl"),
         (HOOK + "@hookimpl\ndef register_losses(registry): registry.add('x')", "TypeError"),
         ("x = 1", "it registers nothing"),
     ],

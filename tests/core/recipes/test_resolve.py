@@ -60,8 +60,8 @@ def test_a_neutral_slot_takes_settings_without_a_name(resolved: Resolve, base: s
 
 def test_labelled_tables(resolved: Resolve, base: str) -> None:
     text = (
-        base
-        + '[loss.b]\nname = "toy"\nweight = 0\n[ema.long]\ndecay = 0.5\n[tracker.t]\nname = "toy"\n[evaluate]\nfeatures = ["toy"]'
+        base + '[loss.b]\nname = "toy"\nweight = 0\n[ema.long]\ndecay = 0.5\n[tracker.t]\nname = '
+        '"toy"\n[evaluate]\nfeatures = ["toy"]'
     )
     recipe = resolved(text)
     assert (list(recipe.losses), list(recipe.active_losses), list(recipe.ema)) == (
@@ -398,7 +398,8 @@ def test_messages_are_short_and_clean(problems: Problems, base: str) -> None:
 def test_resolving_and_planning_import_no_torch(tmp_path: Path, base: str) -> None:
     (tmp_path / "r.toml").write_text(base, encoding="utf-8")
     script = (
-        "import sys; from pathlib import Path; from sddit.recipes.costs import plan; from sddit.recipes.resolve import resolve\n"
+        "import sys; from pathlib import Path; from sddit.recipes.costs import plan; from sddit.recipes.resolve "
+        "import resolve\n"
         "from sddit.testing.toys.plugin import toy_host\n"
         f"host = toy_host(); host.use(['./extras.py'], Path({str(Path(__file__).parent)!r}))\n"
         f"print(plan(resolve({str(tmp_path / 'r.toml')!r}, host=host)).flops_per_image, 'torch' in sys.modules)"

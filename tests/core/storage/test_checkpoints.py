@@ -419,7 +419,8 @@ def test_a_real_limit_on_file_sizes(store: Store) -> None:
     """The operating system refuses in the middle of a file, not a planted fault."""
     store.save(1, FILES)
     program = (
-        "import sys; from pathlib import Path; from sddit.storage.checkpoints import Store; from sddit.errors import SdditError\n"
+        "import sys; from pathlib import Path; from sddit.storage.checkpoints import Store; from sddit.errors "
+        "import SdditError\n"
         "try: Store(Path(sys.argv[1]), 2).save(2, {'state.json': b'{}', 'model.safetensors': b'x' * 100_000})\n"
         "except SdditError as refused: print(refused.problems[0].code, refused.__cause__.errno)\n"
     )

@@ -253,7 +253,8 @@ def test_a_loss_that_loses_digits_under_bf16_is_said():
     assert "under bf16 the loss is not float32" in findings("losses", Squares, Low)
 
 
-# ------------------------------------------------------------------------------------------------------------- backbones
+# -------------------------------------------------------------------------------------------------------------
+# backbones
 
 
 class Tired(ToyBackbone):
@@ -288,7 +289,9 @@ def without_cls(self: Any, raw: Any, heads: Any, taps: Any, given: Any) -> Any:
         ({"spoil": lambda self, raw, heads, taps, given: (raw[:, :1] if raw is not None else None, heads, taps)}, "its output has a wrong shape"),
         ({"spoil": without_cls}, "has no class token, though has_cls says so"),
         ({"spoil": lambda self, raw, heads, taps, given: (raw, heads, {})}, "it gives other taps than asked for"),
-        ({"spoil": lambda self, raw, heads, taps, given: (torch.zeros(6, 2, 8, 8), heads, taps)}, "it gives an output with output=False"),
+        ({"spoil": lambda self, raw, heads, taps, given: (torch.zeros(6, 2, 8, 8), heads, taps)}, "it gives an "
+                                                                                                  "output with "
+                                                                                                  "output=False"),
         ({"spoil": lambda self, raw, heads, taps, given: (raw if raw is None else raw + next(COUNTER), heads, taps)}, "another output for the same input"),
         ({"spoil": lambda self, raw, heads, taps, given: (raw if raw is None else raw + raw.mean(), heads, taps)}, "an image depends on the other images"),
         ({"spoil": lambda self, raw, heads, taps, given: (raw if raw is None or given.get("visible") is None else raw + 1, heads, taps)}, "with every token visible it differs"),
@@ -402,7 +405,8 @@ def test_the_unspoiled_pair_sampler_conforms():
     check(component("pair_samplers", pairs(lambda *_: None), faces.ToyPairsParams), mask_ratio=0.5, teacher=True)
 
 
-# ------------------------------------------------------------------------------------------------- samplers and guidance
+# ------------------------------------------------------------------------------------------------- samplers and
+# guidance
 
 
 def sampler(change: Callable[[torch.Tensor, Any], torch.Tensor]) -> type[ToySampler]:

@@ -185,7 +185,8 @@ def test_a_back_channel_to_the_network_is_found(tmp_path: Path) -> None:
 
     rows = found(host_with(lambda views, draws: notes.append(views["student"].x0), backbone=Informed), tmp_path)
     assert [what for what, holds in rows.items() if not holds] == [
-        f"{PREDICTS}: class token at 'encoder' of view 'student', raw of view 'student', tap 'encoder' of view 'student'"
+        f"{PREDICTS}: class token at 'encoder' of view 'student', raw of view 'student', tap 'encoder' of view "
+        f"'student'"
     ]
 
 

@@ -101,7 +101,9 @@ def test_vectors_are_spared_from_decay_unless_told(everything):
 
 def test_heads_decay_by_their_own_weight_decay_where_it_is_given():
     def left(**settings: float) -> list[float]:
-        """What one step without a gradient leaves of a weight of 1: of the backbone, of a head, of a group that says neither."""
+        """What one step without a gradient leaves of a weight of 1: of the backbone, of a head, of a group that says
+        neither.
+        """
         weights = [torch.ones(2, 2, requires_grad=True) for _ in range(3)]
         groups = [{"params": [w], "lr_scale": 1.0, **kind} for w, kind in zip(weights, KINDS, strict=True)]
         optimizer = AdamW(AdamWParams(lr=0.1, **settings))(groups, CPU)

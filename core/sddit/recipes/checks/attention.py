@@ -24,7 +24,8 @@ def check_attention(recipe: Recipe) -> Iterator[Problem]:
     if backbone.params.needs_bias and not kernel.params.takes_bias:
         yield Problem(
             "SD-R108",
-            f"backbone {backbone.component.name!r} adds a bias to its attention, which kernel {kernel.component.name!r} does not support",
+            f"backbone {backbone.component.name!r} adds a bias to its attention, which kernel "
+            f"{kernel.component.name!r} does not support",
             where="attention.name",
             got=kernel.component.name,
             expect=kernels(recipe, lambda params: params.takes_bias and precision in params.dtypes),

@@ -149,7 +149,9 @@ def doubts_of(arm: str, baseline: str, found: Sequence[Caveat]) -> list[str]:
 
 
 def comparison_sentence(metric: str, one: Comparison) -> str:
-    """`classifier FD (lower is better): -0.47, 95% interval -0.61 to -0.32 over 3 seeds, p = 0.006 Holm-corrected ...`."""
+    """`classifier FD (lower is better): -0.47, 95% interval -0.61 to -0.32 over 3 seeds, p = 0.006 Holm-corrected
+    ...`.
+    """
     difference, interval = format_difference(one)
     tested = one.p is not None and one.p_holm is not None
     return sentence(

@@ -11,7 +11,9 @@ from sddit.formatting import format_count, join_words
 
 
 def format_arms(plan: PlanRecord, labels: Iterable[str]) -> str:
-    """Return arms in the order of the plan: `every arm`, `every arm but the baseline`, `mdt at every point, dit lr=0.1`."""
+    """Return arms in the order of the plan: `every arm`, `every arm but the baseline`, `mdt at every point, dit
+    lr=0.1`.
+    """
     chosen, arms = set(labels), plan.arms
     baselines = {arm.label for arm in arms if arm.is_baseline}
     others = {arm.label for arm in arms} - chosen
@@ -53,7 +55,8 @@ def interval_note(family: int) -> str:
     if family < 2:
         return ""
     return (
-        f"The {LEVEL:.0%} intervals are uncorrected; p-values are Holm-corrected for {family} arms, so an interval may exclude 0 "
+        f"The {LEVEL:.0%} intervals are uncorrected; p-values are Holm-corrected for {family} arms, so an "
+        f"interval may exclude 0 "
         "while the verdict is “within noise”."
     )
 

@@ -1,4 +1,6 @@
-"""The page of a published ablation: Markdown with the question, the table, the figures, and the conclusion of the report. No torch."""
+"""The page of a published ablation: Markdown with the question, the table, the figures, and the conclusion of the
+report. No torch.
+"""
 
 from __future__ import annotations
 

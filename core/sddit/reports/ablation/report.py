@@ -131,9 +131,12 @@ def status(results: AblationResults) -> str:
 
 
 TARGET = (
-    "Steps and FLOPs at which a score reached its target, interpolated between the scores taken during training. Scores before the end "
-    "are measured at a learning rate that has not decayed yet. Unless the recipe sets a target, it is the score that the baseline reached "
-    "in every seed. Means are shown only where every seed reached the target; averaging the fast ones alone would flatter the arm. These "
+    "Steps and FLOPs at which a score reached its target, interpolated between the scores taken during training. "
+    "Scores before the end "
+    "are measured at a learning rate that has not decayed yet. Unless the recipe sets a target, it is the score "
+    "that the baseline reached "
+    "in every seed. Means are shown only where every seed reached the target; averaging the fast ones alone would "
+    "flatter the arm. These "
     "arms are compared as on the metrics, with p-values Holm-corrected for their number."
 )
 
@@ -263,7 +266,9 @@ def runs(results: AblationResults) -> list[tuple[str, list[RunOutcome]]]:
 
 
 def what_differs(results: AblationResults) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
-    """(arm, its baseline, (key, the baseline's value, the arm's)) of every arm that differs from its baseline by a setting."""
+    """(arm, its baseline, (key, the baseline's value, the arm's)) of every arm that differs from its baseline by a
+    setting.
+    """
     for arm in results.plan.arms:
         if found := arm.differs:
             yield arm.label, arm.baseline, [(key, value_of(theirs), value_of(own)) for key, theirs, own in found]
@@ -323,7 +328,8 @@ def shrunk(path: Path) -> bytes | None:
 
 
 PROBED = (
-    "Accuracy on held-out images at the best depth and noise level. These are chosen on the same images for every arm, so all accuracies "
+    "Accuracy on held-out images at the best depth and noise level. These are chosen on the same images for every "
+    "arm, so all accuracies "
     "are optimistic. The probe is shown next to the metrics and is not one of them."
 )
 

@@ -1,7 +1,8 @@
-"""Compare a rerun with what was published of the same ablation: the same digits, within the error bars, different, or not comparable.
+"""Compare a rerun with what was published of the same ablation: the same digits, within the error bars, different, or
+not comparable.
 
-The runs of one arm are compared by Welch's t over seeds, and all figures of all arms are corrected together (Holm): of faithful
-reruns, at most one in twenty is called different anywhere. No torch.
+The runs of one arm are compared by Welch's t over seeds, and all figures of all arms are corrected together (Holm): of
+faithful reruns, at most one in twenty is called different anywhere. No torch.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ ABSOLUTE = re.compile(
     """,
     re.VERBOSE,
 )
-"""The folders of an absolute path inside a text, up to its last name: of `1 /0.3`, `</i>` and `/x` alone, nothing is one."""
+"""The folders of an absolute path inside a text, up to its last name: of `1 /0.3`, `</i>` and `/x` alone, nothing is
+one.
+"""
 WHOLE = re.compile(r"~[^/\s]*/|/")
 """How a setting begins that is taken for an absolute path as a whole."""
 MAX_KEYS = 4  # that are named where settings differ
@@ -80,7 +83,8 @@ class Reproduction:
             return [f"Nothing here can be compared with what is published in {self.place}."]
         said = (
             f"Of {format_count(len(self.agreements), 'figure')} (each metric of each arm) published in {self.place}, "
-            f"{len(counts['identical'])} came out with the same digits and {len(counts['agrees'])} more within the error bars; "
+            f"{len(counts['identical'])} came out with the same digits and {len(counts['agrees'])} more within "
+            f"the error bars; "
             f"{len(different)} {'is' if len(different) == 1 else 'are'} different."
         )
         named = [f"{one.arm} on {metric_title(one.metric)}" for one in different]

@@ -25,19 +25,22 @@ def suggestions(run: ReportData, verdicts: Sequence[MonitorResult]) -> Iterator[
     if spike := _spike(run.metrics):
         step, times = spike
         yield NextStep(
-            f"At step {step:g} the gradient was {times:.0f} times its usual size. A lower optimizer.lr, a longer warm-up "
+            f"At step {step:g} the gradient was {times:.0f} times its usual size. A lower optimizer.lr, a longer "
+            f"warm-up "
             "or a smaller optimizer.clip calms it."
         )
     for scores in run.scores.values():
         if scores.precision < 0.8 * scores.precision_floor:
             yield NextStep(
-                f"By {scores.title}, many samples look unlike any real image (precision {scores.precision:.2f}, real images "
+                f"By {scores.title}, many samples look unlike any real image (precision {scores.precision:.2f}, "
+                f"real images "
                 f"{scores.precision_floor:.2f}): train longer, use more sampler steps, or try guidance.",
                 "sddit-run show guidances",
             )
         if scores.recall < 0.8 * scores.recall_floor:
             yield NextStep(
-                f"By {scores.title}, samples miss part of the variety of real images (recall {scores.recall:.2f}, real images "
+                f"By {scores.title}, samples miss part of the variety of real images (recall {scores.recall:.2f}, "
+                f"real images "
                 f"{scores.recall_floor:.2f}): weaker guidance or longer training widens it."
             )
         if (
@@ -46,7 +49,8 @@ def suggestions(run: ReportData, verdicts: Sequence[MonitorResult]) -> Iterator[
             and scores.copied > COPIES * scores.copied_floor
         ):
             yield NextStep(
-                f"By {scores.title}, {scores.copied:.1%} of samples lie as near to a training image as {scores.copied_floor:.1%} "
+                f"By {scores.title}, {scores.copied:.1%} of samples lie as near to a training image as "
+                f"{scores.copied_floor:.1%} "
                 "of real ones do. They may be copies, or merely the plainest of their kind: look at the closest pairs.",
                 "sddit-run evaluate RUN --copies",
             )

@@ -215,7 +215,8 @@ def examine_independence(case: Case, term: nn.Module, findings: Findings) -> Non
     called(term, given)[0].backward()
     mixed = [name for name, leaf in given.student.items() if leaf.grad is not None and bool(leaf.grad[1:].any())]
     findings.expect(
-        not mixed, "the value of one sample depends on other samples", got=f"a gradient to {', '.join(mixed)} of the others",
+        not mixed, "the value of one sample depends on other samples", got=f"a gradient to {', '.join(mixed)} of "
+                                                                           f"the others",
         fix="declare couples_samples and return a scalar",
     )  # fmt: skip
 

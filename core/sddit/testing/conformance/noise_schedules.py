@@ -113,7 +113,10 @@ def examine_noise_fraction(schedule: NoiseSchedule, t: Tensor, findings: Finding
 
 
 def examine_grid(schedule: NoiseSchedule, kind: str, findings: Findings) -> None:
-    """Falling levels from sigma_max to sigma_min, then 0, as Python floats. A schedule's own grid may stop short of the ends."""
+    """Falling levels from sigma_max to sigma_min, then 0, as Python floats.
+
+    A schedule's own grid may stop short of the ends.
+    """
     low, high = schedule.sigma_range
     for steps in (2, 9):
         levels = schedule.grid(steps, kind=kind, sigma_min=low, sigma_max=high, rho=7.0)

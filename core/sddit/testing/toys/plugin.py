@@ -71,7 +71,10 @@ weight = 0.5
 
 
 def toy_host() -> Host:
-    """Return a host with the toys and no other plugin. The data set `sddit/declared`, which exports name, is one of them."""
+    """Return a host with the toys and no other plugin.
+
+    The data set `sddit/declared`, which exports name, is one of them.
+    """
     from sddit.testing.toys import declared
     from sddit.testing.toys import plugin as toys
 

@@ -222,8 +222,11 @@ def test_the_readme_says_what_the_report_says(finished, tmp_path):
     text = (tmp_path / "pub" / "README.md").read_text()
     for part in (
         r"**Does it \*help\*?**", "abl.toml", "## What came out", "in each of 3 seeds (0, 1, 2)", "## Caveats",
-        "## The arms", "| **base** | 2 ± 1<br>baseline | 3 of 3 | `none` |", "## Cost", "**Same tuning?** The recipe states: None, see tuning.md",
-        "![loss.denoise](figures/loss.denoise-over-steps.svg)", "![samples of rival](samples/rival.png)", "| packages.torch | 2 |",
+        "## The arms", "| **base** | 2 ± 1<br>baseline | 3 of 3 | `none` |", "## Cost", "**Same tuning?** The "
+                                                                                        "recipe states: None, see "
+                                                                                        "tuning.md",
+        "![loss.denoise](figures/loss.denoise-over-steps.svg)", "![samples of "
+                                                                "rival](samples/rival.png)", "| packages.torch | 2 |",
     ):  # fmt: skip
         assert part in text, part
     assert "Holm-corrected for 2 arms" in text

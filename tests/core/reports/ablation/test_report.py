@@ -363,7 +363,9 @@ def test_a_metric_that_no_run_followed_has_no_chart(make):
 
 
 def test_the_target_is_what_the_baseline_reached_in_every_seed(make):
-    """base ends at 1, 2 and 3, and every distance halves in ten steps: so 3 is reached 10 log2(fd / 3) steps after the end."""
+    """base ends at 1, 2 and 3, and every distance halves in ten steps: so 3 is reached 10 log2(fd / 3) steps after the
+    end.
+    """
     results = make()
     rows = {one.arm: one for one in reached(results, logs_of(results), "toy.fd")}
     assert {one.target for one in rows.values()} == {3.0}
@@ -389,7 +391,9 @@ def test_sooner_and_dearer_are_said_with_their_p(make):
 
 
 def test_flops_are_those_of_the_steps_until_then():
-    """A quarter of a run at 1, another at 2, the rest at 4: and the average of it would be wrong everywhere but at the end."""
+    """A quarter of a run at 1, another at 2, the rest at 4: and the average of it would be wrong everywhere but at the
+    end.
+    """
     ramp = record("ramp", flops=110.0, flops_per_step=2.75, flops_course=[1.0, 2.0, 4.0, 4.0])
     assert [ramp.flops_until(step) for step in (0, 5, 10, 15, 30, 40, 41)] == [0, 5, 10, 20, 70, 110, 110]
     assert record("even").flops_until(10) == 1e9

@@ -16,7 +16,9 @@ from sddit.reports.ablation.reproduction import against_published, agreement, co
 
 @pytest.fixture
 def rerun(finished, tmp_path):
-    """`rerun({arm: figures by seed})`: the ablation beside its own publication, with other figures in the runs of some arms."""
+    """`rerun({arm: figures by seed})`: the ablation beside its own publication, with other figures in the runs of some
+    arms.
+    """
     publish(finished, tmp_path / "results" / "toy")
     there = gather(finished)
 

@@ -103,7 +103,8 @@ def test_an_animation_gives_its_first_frame() -> None:
 def test_the_crop_halves_then_scales_then_cuts() -> None:
     columns = np.repeat(np.arange(24, dtype=np.uint8) * 10, 16).reshape(24, 16).T  # [16, 24], equal rows
     levels = seen_at(columns, size=4)
-    # halved twice to 4 x 6: means of 4 columns, 15 + 40 k; already 4 high, so the bicubic step changes nothing; cut 1 and 1
+    # halved twice to 4 x 6: means of 4 columns, 15 + 40 k; already 4 high, so the bicubic step changes nothing; cut 1
+    # and 1
     assert levels.tolist() == [[55, 95, 135, 175]] * 4
     assert seen_at(columns, size=16).tolist() == columns[:, 4:20].tolist()
 

@@ -1,4 +1,7 @@
-"""The Inception network by its parts, and the files it takes and refuses. Its figures need weights that are not here."""
+"""The Inception network by its parts, and the files it takes and refuses.
+
+Its figures need weights that are not here.
+"""
 
 from __future__ import annotations
 
