@@ -58,7 +58,7 @@ def test_a_spoilt_key_is_refused_by_its_name(tool: ModuleType, keys: list[Any]) 
 
 
 def test_every_key_of_every_file_is_tried(keys: list[Any], recipes: Path) -> None:
-    """But for one that each recipe which reads it replaces, and the label of an arm's loss, which its author chooses."""
+    """Exceptions: a key that every recipe using it replaces, and the label of an arm's loss."""
     stand = {(path.resolve(), entry.key) for path in recipes.rglob("*.toml") for entry in scan(path.read_text())}
     left = {(file.name, key) for file, key in stand - {(key.file.resolve(), key.dotted) for key in keys}}
     assert left == {("fashion.toml", "backbone.depth"), ("sanity.toml", "ablation.arms.leaking.loss.leaking")}

@@ -102,18 +102,33 @@ def test_the_source_roots_are_no_packages():
 
 
 LIGHT_MODULES = (
-    "sddit", "sddit.interfaces", "sddit.value_schedules", "sddit.errors", "sddit.plugins.registry", "sddit.plugins.hookspecs", "sddit.plugins.host",
-    "sddit_standard", "sddit.recipes.resolve", "sddit.recipes.costs", "sddit.recipes.checks", "sddit.progress", "sddit.cli",
-    "sddit.testing", "sddit.storage.checkpoints",
-)  # fmt: skip
+    "sddit",
+    "sddit.interfaces",
+    "sddit.value_schedules",
+    "sddit.errors",
+    "sddit.plugins.registry",
+    "sddit.plugins.hookspecs",
+    "sddit.plugins.host",
+    "sddit_standard",
+    "sddit.recipes.resolve",
+    "sddit.recipes.costs",
+    "sddit.recipes.checks",
+    "sddit.progress",
+    "sddit.cli",
+    "sddit.testing",
+    "sddit.storage.checkpoints",
+)
 
 
 def loaded_by(code: str) -> set[str]:
     """Top-level modules that a fresh process has loaded after `code`."""
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys\nprint('loaded:', *sys.modules)"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return {top(module) for module in done.stdout.rpartition("loaded:")[2].split()}
 
@@ -139,7 +154,7 @@ def test_the_probe_sees_torch():
 
 
 def test_no_component_name_of_a_plugin_is_written_in_the_core():
-    """No branch or default of the core is for one method; `sdpa`, `none` and `adamw` are neutral (design, section 8)."""
+    """No branch or default of the core exists for one method; `sdpa`, `none` and `adamw` are neutral."""
     names = {
         "pf_ode",
         "discrimination",

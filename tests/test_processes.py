@@ -1,4 +1,4 @@
-"""A run of two processes by one command: asked to stop, killed, failing and hanging, and gone on with by one process."""
+"""A run of two processes by one command: stopped, killed, failing, hanging, and resumed by one process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ def hang():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(600)
 
-FAULTS = {"fail": fail, "hang": hang, "kill": lambda: os.kill(os.getpid(), signal.SIGKILL), "slow": lambda: time.sleep(1)}
+FAULTS = {
+    "fail": fail,
+    "hang": hang,
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "slow": lambda: time.sleep(1),
+}
 
 class Fault(LossTerm):
     """At the step and on the rank that FAULT names, what it names; else nothing."""

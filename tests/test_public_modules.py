@@ -17,7 +17,7 @@ def is_module(name: str) -> bool:
 
 
 def is_empty(name: str) -> bool:
-    """Return whether a package has only a docstring: importing a module from it offers nothing of the package itself."""
+    """Return whether a package has only a docstring, so that it offers nothing itself."""
     file = ROOT / "core" / Path(*name.split(".")) / "__init__.py"
     return file.is_file() and len(ast.parse(file.read_text(encoding="utf-8")).body) <= 1
 
@@ -40,6 +40,9 @@ def test_the_tutorial_lists_the_modules_that_built_in_plugins_import() -> None:
 
 
 def test_every_way_of_importing_a_module_counts() -> None:
-    source = "import sddit.errors\nfrom sddit import interfaces as face, hookimpl\ndef f():\n    from sddit.diffusion import masking\n"
+    source = (
+        "import sddit.errors\nfrom sddit import interfaces as face, hookimpl\n"
+        "def f():\n    from sddit.diffusion import masking\n"
+    )
     expected = {"sddit", "sddit.diffusion.masking", "sddit.errors", "sddit.interfaces"}
     assert core_modules(source) == expected

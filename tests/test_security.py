@@ -363,7 +363,7 @@ HOSTILE = """</script><img src=x onerror=1>"'{{7*7}}"""
 
 
 def test_a_table_that_is_pasted_elsewhere_stays_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Names of runs and figures in Markdown, LaTeX and CSV: no HTML, no new column, no formula, no control character."""
+    """Names of runs and scores in Markdown, LaTeX and CSV add no HTML, column, formula or control character."""
     recipe = json.dumps({"train": {"steps": 3}})
     for name in ("=HYPERLINK(1)", "a|b`<img src=x onerror=1>](javascript:1)", "\x1b[31m\u202eevil", r"\input{x}"):
         (tmp_path / name).mkdir()

@@ -31,9 +31,9 @@ HEAD = """\
 <!-- Written by tools/errors_page.py from core/sddit/catalogue.toml and tests/catalogue/rows.toml. -->
 # Errors
 
-Every mistake that a user can fix ends with a short message: what is wrong, where, what was expected, the fix, and a code.
-`sddit-run explain CODE` prints the entry of a code, `sddit-run explain` lists all of them. The traceback is in `crash.log` of
-the run folder, and `--debug` shows it.
+Every mistake that a user can fix ends with a short message: what is wrong, where, what was expected, the fix, and a
+code. `sddit-run explain CODE` prints the entry of a code, `sddit-run explain` lists all of them. The traceback is in
+`crash.log` of the run folder, and `--debug` shows it.
 
 ```
 error SD-R102: unknown key 'optimizer.lrr'

@@ -106,7 +106,7 @@ def as_a_model(folder: Path) -> Read:
 
 
 def as_a_checkpoint(recipe: Recipe) -> Reader:
-    """What a resumed run of `recipe` goes on from: its newest good checkpoint, put into a fresh session."""
+    """Return the session from which a resumed run of `recipe` continues: its newest intact checkpoint."""
 
     def read(folder: Path) -> Read:
         store = Store(folder / "checkpoints", keep=2)
@@ -151,7 +151,7 @@ def as_a_command(*words: str) -> Reader:
 
 
 def as_a_run(recipe: Recipe) -> Reader:
-    """The command that made it, again: the scores and the report are made anew."""
+    """Rerun the command that made it: scores and report are written again."""
 
     def read(folder: Path) -> Read:
         (folder / REPORT).unlink(missing_ok=True)
@@ -218,7 +218,7 @@ class Figures:
 
 
 def fuzz(folder: Path, readers: Sequence[Reader], each: int, chance: random.Random, most: int | None = None) -> Figures:
-    """Damage every file of a folder in turn; `most`: so many damages in all, chosen by chance."""
+    """Damage every file of a folder in turn; `most` is the total number of damages, chosen at random."""
     figures = Figures()
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
     with tempfile.TemporaryDirectory() as place:

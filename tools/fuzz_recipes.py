@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Spoil every key of every shipped recipe in every small way: each must be refused before the first step, by its name.
+"""Corrupt every key of every shipped recipe in every small way: each must be refused before the first step, by its
+name.
 
     python tools/fuzz_recipes.py                    all mutants: some minutes on one core python tools/fuzz_recipes.py
     --most 500         as many, chosen by --seed python tools/fuzz_recipes.py --bytes 20000      random bytes of recipes
@@ -175,7 +176,7 @@ def with_face(key: Key, models: Mapping[str, type[BaseModel]]) -> Key:
 
 
 def stays(home: str, file: Path, merged: Merged) -> bool:
-    """Whether what a file puts into a table is still there in the end: no later layer names another component for it."""
+    """Return whether a file's entries in a table survive: no later layer names another component for it."""
     if home in SETTINGS or home.startswith("ema."):
         return home != "start" or "start" in merged.tables
     origin = merged.origins.get(f"{home}.name")
@@ -202,28 +203,28 @@ class Mutant:
 
 
 def mutants(key: Key, chance: random.Random) -> Iterator[Mutant]:
-    """Every way to spoil one key; letters that are put in are drawn by `chance`."""
+    """Yield every way to corrupt one key; inserted letters are drawn by `chance`."""
     lines = key.file.read_text(encoding="utf-8").split("\n")
     line = lines[key.line - 1]
 
-    def spoilt(kind: str, changed: str, named: str, extra: str = "") -> Mutant:
+    def corrupted(kind: str, changed: str, named: str, extra: str = "") -> Mutant:
         text = "\n".join([*lines[: key.line - 1], changed, *lines[key.line :], extra])
         return Mutant(kind, key, text, named)
 
     spot = re.search(rf"(?<![\w-]){re.escape(key.written)}(?=\s*[=.\]])", line)
     assert spot is not None, (key.file, line)
     for wrong in sorted(misspellings(key.written, chance) - {*key.known, *TABLES}):
-        yield spoilt("misspelt", f"{line[: spot.start()]}{wrong}{line[spot.end() :]}", wrong)
+        yield corrupted("misspelt", f"{line[: spot.start()]}{wrong}{line[spot.end() :]}", wrong)
     if key.info is None or "{" in line:
         return
     before = line[: spot.end()]
     for kind, values in (("wrong kind", wrong_kinds(key.info)), ("out of bounds", beyond(key.info))):
         for value in values:
-            yield spoilt(kind, f"{before} = {value}", key.written)
+            yield corrupted(kind, f"{before} = {value}", key.written)
     for home in key.homes:
         moved = line[spot.start() :].partition("#")[0]
         yield (
-            spoilt("wrong table", "", key.written, f"[{home}]\n{moved}")
+            corrupted("wrong table", "", key.written, f"[{home}]\n{moved}")
             if f"[{home}]" not in lines
             else Mutant("wrong table", key, into(lines, key.line, f"[{home}]", moved), key.written)
         )
@@ -237,7 +238,9 @@ def into(lines: Sequence[str], taken: int, header: str, moved: str) -> str:
 
 
 def misspellings(word: str, chance: random.Random) -> set[str]:
-    """Every letter left out, every two neighbours swapped, at each place a letter put in and one changed."""
+    """Yield the text with each letter removed, each two neighbours swapped, and a letter inserted or changed at each
+    position.
+    """
     places = range(len(word))
     found = {word[:i] + word[i + 1 :] for i in places}
     found |= {word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in places[:-1]}
@@ -330,7 +333,7 @@ class Tally:
     verdicts: Counter[tuple[str, Verdict]] = field(default_factory=Counter)  # by kind
     with_line: int = 0  # messages that name file and line
     milliseconds: list[float] = field(default_factory=list)
-    misses: list[str] = field(default_factory=list)  # whatever was not refused by name
+    misses: list[str] = field(default_factory=list)  # mutants that were not refused by name
 
     def note(self, mutant: Mutant, verdict: Verdict, said: str, seconds: float) -> None:
         self.verdicts[mutant.kind, verdict] += 1
@@ -376,15 +379,15 @@ def judge(mutant: Mutant) -> tuple[Verdict, str]:
     return "accepted", ""
 
 
-def judged(mutants: Sequence[Mutant], told: Callable[[str], None] = lambda text: None) -> Tally:
-    """The verdicts on mutants; `told` hears of the progress."""
+def judged(mutants: Sequence[Mutant], report: Callable[[str], None] = lambda text: None) -> Tally:
+    """Return the verdicts on mutants; `report` receives the progress."""
     tally = Tally()
     for done, mutant in enumerate(mutants, 1):
         began = time.perf_counter()
         verdict, said = judge(mutant)
         tally.note(mutant, verdict, said, time.perf_counter() - began)
         if done % 1000 == 0:
-            told(f"{done} of {len(mutants)} mutants, {len(tally.misses)} missed")
+            report(f"{done} of {len(mutants)} mutants, {len(tally.misses)} missed")
     return tally
 
 
@@ -426,7 +429,7 @@ PIECES += ["\n", "9" * 30, "[" * 200, "a." * 100]
 
 
 def edited(data: bytes, chance: random.Random) -> bytes:
-    """A text with one to four random edits: a bit, a piece of TOML put in, a stretch left out, doubled or moved."""
+    """Return a text with one to four random edits: a bit, an inserted piece of TOML, a part removed, doubled or moved."""
     text = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         start = chance.randrange(len(text) + 1)
@@ -447,8 +450,8 @@ def edited(data: bytes, chance: random.Random) -> bytes:
     return bytes(text)
 
 
-def spoil_bytes(
-    recipes: Path, cases: int, seed: int, told: Callable[[str], None] = lambda text: None
+def corrupt_bytes(
+    recipes: Path, cases: int, seed: int, report: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
     """Edit recipes at random: each is refused in words or still a recipe, and nothing else is ever raised."""
     chance, all_readers = random.Random(seed), [r for r in readers(recipes) if "ablations" not in r.path.parts]
@@ -469,7 +472,7 @@ def spoil_bytes(
         finally:
             reader.path.write_bytes(whole)
         if (case + 1) % 1000 == 0:
-            told(f"{case + 1} of {cases} texts, {len(tracebacks)} tracebacks")
+            report(f"{case + 1} of {cases} texts, {len(tracebacks)} tracebacks")
     return {
         "texts": cases,
         "tracebacks": len(tracebacks),
@@ -493,24 +496,24 @@ def sample(recipes: Path, most: int | None, seed: int) -> list[Mutant]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--most", type=int, metavar="N", help="mutants to try; left out: all")
+    parser.add_argument("--most", type=int, metavar="N", help="mutants to try; default: all")
     parser.add_argument("--bytes", type=int, metavar="N", help="change random bytes of N texts instead")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
 
-    def told(text: str) -> None:
+    def report(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         recipes = Path(shutil.copytree(shipped(), Path(folder) / "recipes"))
         if given.bytes is not None:
-            figures = spoil_bytes(recipes, given.bytes, given.seed, told)
+            figures = corrupt_bytes(recipes, given.bytes, given.seed, report)
             misses = figures.pop("missed")
         else:
-            tally = judged(sample(recipes, given.most, given.seed), told)
+            tally = judged(sample(recipes, given.most, given.seed), report)
             figures, misses = tally.figures(), tally.misses
     for miss in misses:
-        told(miss)
+        report(miss)
     print(json.dumps(figures))
     return 1 if misses else 0
 

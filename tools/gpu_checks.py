@@ -115,23 +115,23 @@ def apart(one: Tensor, two: Tensor) -> float:
 
 
 def trained(device: Device) -> Iterator[Line]:
-    """20 steps of the quickstart there, the first beside the CPU's and compiled; stopped and continued."""
+    """20 steps of the quickstart there, the first against the CPU's and compiled; stopped and resumed."""
     for precision, bound in PRECISIONS.items():
         recipe = small(f"train.precision={precision}")
         there, steps = after(recipe, device, STEPS)
         finite = float(weights(there).isfinite().all())
         yield line("20 steps", Measurement(f"{precision}: all weights finite", finite, 1, ">="))
         _, here = after(recipe, "cpu", 1)
-        yield from beside(f"first step, {precision}, beside the CPU's", steps[0], here[0], bound)
+        yield from compare_steps(f"first step, {precision}, against the CPU's", steps[0], here[0], bound)
         compiled, first = after(small(f"train.precision={precision}", "train.compile=true"), device, STEPS)
-        yield from beside(f"first step, {precision}, compiled beside not compiled", first[0], steps[0], bound)
+        yield from compare_steps(f"first step, {precision}, compiled against not compiled", first[0], steps[0], bound)
         finite = float(weights(compiled).isfinite().all())
         yield line("20 steps", Measurement(f"{precision}, compiled: all weights finite", finite, 1, ">="))
         again = apart(weights(resumed(recipe, device)), weights(there))
         yield line("10 steps, a checkpoint, 10 more", Measurement(f"{precision}: weights", again, bound))
 
 
-def beside(of: str, one: StepResult, two: StepResult, bound: float) -> Iterator[Line]:
+def compare_steps(of: str, one: StepResult, two: StepResult, bound: float) -> Iterator[Line]:
     """The terms and the gradient norm of two steps."""
     pairs = {f"loss {label}": (one.metrics.losses[label], two.metrics.losses[label]) for label in two.metrics.losses}
     for what, (mine, theirs) in {**pairs, "gradient norm": (one.grad_norm, two.grad_norm)}.items():
@@ -153,7 +153,7 @@ def resumed(recipe: Recipe, device: Device) -> Session:
 
 
 def command(device: Device) -> Iterator[Line]:
-    """The whole command, as a person types it: train, sample, score, report; and once more, which has nothing left to
+    """Run the full command as a user types it: train, sample, score, report; and once more, which has nothing left to
     do.
     """
     for precision in PRECISIONS:
@@ -184,7 +184,7 @@ def sampled(device: Device) -> Iterator[Line]:
     for where in ("cpu", device):
         backbone = session.student.backbone.to(where)
         images[where] = generate(backbone, session.schedule, recipe, request, device=torch.device(where)).cpu()
-    yield line("sampling", Measurement("fp32: images beside the CPU's", apart(images[device], images["cpu"]), 1e-3))
+    yield line("sampling", Measurement("fp32: images against the CPU's", apart(images[device], images["cpu"]), 1e-3))
     shuffled = apart(images[device].flip(0), images["cpu"])
     yield line("sampling", Measurement("control: other images", shuffled, 1e-2, ">="))
 
@@ -221,7 +221,7 @@ decay = 0.9999
 
 
 def speed(device: Device) -> Iterator[Line]:
-    """Training steps of DiT-S/2 to XL/2 on latents of 32x32x4 in bf16, optimizer and average included; share of the
+    """Training steps of DiT-S/2 to XL/2 on latents of 32x32x4 in bf16, optimizer and EMA included; fraction of the
     peak.
     """
     torch.set_float32_matmul_precision("high")
@@ -262,7 +262,7 @@ class Cached:
         return self.batch
 
     def to_images(self, x: Tensor) -> Tensor:
-        raise NotImplementedError("nobody looks at these")
+        raise NotImplementedError("not used")
 
 
 def images_per_second(recipe: Recipe, device: Device) -> float:
@@ -295,16 +295,16 @@ def product(device: Device, side: int = 8192) -> float:
 
 
 def several(device: Device) -> Iterator[Line]:
-    """Two processes, with all weights on each and with a part on each, beside one: the weights after ten steps."""
+    """Two processes, with all weights on each and with a shard on each, against one: the weights after ten steps."""
     if device == "cuda" and torch.cuda.device_count() < 2:
-        yield Line("processes", "two processes beside one", "one device is here", "", "skipped")
+        yield Line("processes", "two processes against one", "one device is here", "", "skipped")
         return
     with tempfile.TemporaryDirectory() as folder:
         alone = weights_after(device, Path(folder, "one"), "--nproc", "1")
         for kind in ("ddp", "fsdp"):
             shared = weights_after(device, Path(folder, kind), "--nproc", "2", f"train.distributed={kind}")
             worst = max(float((alone[name] - shared[name]).norm() / (1e-12 + alone[name].norm())) for name in alone)
-            yield line("processes", Measurement(f"{kind}: weights of 2 processes beside those of 1", worst, 1e-3))
+            yield line("processes", Measurement(f"{kind}: weights of 2 processes against those of 1", worst, 1e-3))
 
 
 def weights_after(device: Device, out: Path, *words: str) -> dict[str, Tensor]:

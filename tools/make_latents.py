@@ -37,7 +37,7 @@ def shards(sources: list[Path]) -> Iterator[Shard]:
 
 
 def from_folder(folder: Path) -> Iterator[Shard]:
-    """EDM2's form: dataset.json lists (file, label), and each file holds means and deviations [2C, h, w]."""
+    """EDM2's form: dataset.json lists (file, label), and each file holds means and standard deviations [2C, h, w]."""
     listed = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labels"]
     for start in range(0, len(listed), AT_ONCE):
         some = listed[start : start + AT_ONCE]
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, required=True, help="0.18215 for Stable Diffusion's first VAE")
     parser.add_argument("--encoder", required=True, help="name of the VAE, and the range of pixels it was fed")
     parser.add_argument(
-        "--classes", type=Path, help="a file with the name of a class on each line; left out: unconditional"
+        "--classes", type=Path, help="a file with the name of a class on each line; default: unconditional"
     )
     parser.add_argument("--flip", choices=get_args(Flip), default="none", help="which mirror images are among them")
     given = parser.parse_args()

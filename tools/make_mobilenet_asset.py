@@ -55,7 +55,7 @@ def folded(published: dict[str, Tensor]) -> dict[str, Tensor]:
     norms = [name.removesuffix(".running_mean") for name in published if name.endswith(".running_mean")]
     ours = [name for name, module in MobileNetV2().named_modules() if isinstance(module, nn.Conv2d)]
     weights: dict[str, Tensor] = {}
-    for our, conv, norm in zip(ours, names, norms, strict=False):  # the published network goes on
+    for our, conv, norm in zip(ours, names, norms, strict=False):  # the published network continues
         gamma, beta, mean, var = (
             published[f"{norm}.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
         )

@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""Kill and stop what must not break, again and again, and train for long: checkpoints, runs, memory, speed.
+"""Stress-test checkpoints, runs, memory and speed: kill and stop runs repeatedly, and train for many steps.
 
-    python tools/soak.py                                    all of it, at full size: some hours
+    python tools/soak.py                                    everything at full size: some hours
     python tools/soak.py --writer-kills 50 --run-kills 6    only these two: minutes
     python tools/soak.py --steps 20000 --recipe recipes/quickstart.toml train.batch=32
 
-Writer: a process without torch saves one checkpoint after another, within its steps or beside them, and is killed at a
-random moment, over and over. Naive: the same kills of a writer that takes no care, which they must break. Run: a recipe
-is killed while it starts, trains, saves, samples and scores, continued each time, and compared with a run that nobody
-disturbed. Stops: a run gets SIGTERM at random moments and is continued, and the time until it has ended is taken.
-Steps: one long run, of which memory and time per step are watched. Each child is forked from a process that has
-imported what it needs; but for that it is what a user starts.
+writer: a process without torch saves one checkpoint after another, in the foreground or background, and is killed at
+    random moments.
+naive: the same kills of a naive writer, which they must break.
+run: a recipe is killed while it starts, trains, saves, samples and scores, resumed each time, and compared with an
+    uninterrupted run.
+stops: a run gets SIGTERM at random moments and is resumed; the time until it exits is measured.
+steps: one long run, whose memory and time per step are recorded.
+
+Each child is forked from a process that has imported what it needs; otherwise it is what a user starts.
 
 The last line is the figures as JSON; exit status 0: nothing was broken or lost, and every bit was the same.
 """
@@ -106,7 +109,7 @@ class Nursery:
     def __exit__(
         self, kind: type[BaseException] | None, cause: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)  # a child too, which might go on for ever
+        os.killpg(self.process.pid, signal.SIGKILL)  # its children too, which might run forever
         self.process.communicate()
 
     def bear(self, *words: Any) -> Child:
@@ -142,12 +145,12 @@ class Child:
 
     def lives(self) -> bool:
         """Whether it has not ended by now. Its parent has not buried it before it is listened to."""
-        with suppress(OSError):  # once buried, no file tells of it
+        with suppress(OSError):  # once reaped, it has no status file
             return " Z " not in Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii")
         return False
 
     def kill(self) -> bool:
-        """SIGKILL. False: it had ended by itself."""
+        """Send SIGKILL; return False if the process had already ended."""
         lived = self.lives()
         if lived:
             os.kill(self.pid, signal.SIGKILL)
@@ -186,11 +189,11 @@ from pathlib import Path
 from sddit.storage.checkpoints import Store
 from sddit.runs.checkpointing import Saver
 
-def live(folder, beside):
+def live(folder, background):
     store = Store(Path(folder), keep=2)
     store.clean()
     newest = store.latest()
-    saver = Saver(store, background=beside)
+    saver = Saver(store, background=background)
     step = newest.step if newest else 0
     while True:
         step += 1
@@ -206,7 +209,7 @@ NAIVE = (
 import shutil
 from pathlib import Path
 
-def live(folder, beside):
+def live(folder, background):
     folder = Path(folder)
     steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
     step = steps[-1] if steps else 0
@@ -241,7 +244,7 @@ class WriterFigures:
 
 
 def kill_writer(kills: int, folder: Path, seed: int, program: str = WRITER, say: Say = quiet) -> WriterFigures:
-    """Kill a writer so many times, each shortly after its first save; it goes on in the same folder. No torch."""
+    """Kill a writer repeatedly, each time shortly after its first save; it continues in the same folder. No torch."""
     pauses, figures, began = random.Random(seed), WriterFigures(), time.monotonic()
     with Nursery(program) as nursery:
         while figures.kills < kills:
@@ -249,7 +252,7 @@ def kill_writer(kills: int, folder: Path, seed: int, program: str = WRITER, say:
             alive = bool(child.said) or child.listen()
             time.sleep(pauses.uniform(0.0, 0.04))
             if not (alive and child.kill()):
-                raise RuntimeError(f"the writer ended by itself, with {child.status}")
+                raise RuntimeError(f"the writer ended on its own, with status {child.status}")
             figures.kills += 1
             figures.checkpoints += len(child.said)
             figures.broken += broken(folder) != []
@@ -330,8 +333,8 @@ def kill_run(recipe: Sequence[str], steps: int, kills: int, folder: Path, seed: 
 
         def start(out: Path) -> Child:
             figures.starts += 1
-            beside = f"train.save_async={'true' if figures.starts % 2 else 'false'}"
-            return nursery.bear(str(log), *recipe, beside, "--out", str(out))
+            saving = f"train.save_async={'true' if figures.starts % 2 else 'false'}"
+            return nursery.bear(str(log), *recipe, saving, "--out", str(out))
 
         if start(whole).end() != 0:
             raise RuntimeError(log.read_text(encoding="utf-8"))
@@ -347,7 +350,7 @@ def kill_run(recipe: Sequence[str], steps: int, kills: int, folder: Path, seed: 
     one, two = only_run(whole), only_run(killed)
     figures.broken = len(list((two / "checkpoints").glob("broken-*")))
     figures.same_weights = weights(one) == weights(two)
-    figures.same_samples = pictures(one) == pictures(two)
+    figures.same_samples = image_hashes(one) == image_hashes(two)
     figures.same_log = rows(one) == rows(two)
     figures.seconds = round(time.monotonic() - began, 1)
     return figures
@@ -355,13 +358,13 @@ def kill_run(recipe: Sequence[str], steps: int, kills: int, folder: Path, seed: 
 
 @dataclass(slots=True)
 class StopFigures:
-    """What became of a run that was told to stop."""
+    """Results of stopping a run."""
 
     stops: int = 0
     saved: int = 0  # ended with the documented status, and its last step is in a checkpoint
     median_seconds: float = 0.0  # from SIGTERM to the end of the process
     largest_seconds: float = 0.0
-    milliseconds_per_step: float = 0.0  # by the clock, of one that nobody stops: it is finished, and then saved
+    milliseconds_per_step: float = 0.0  # wall time of an uninterrupted step, save included
     seconds: float = 0.0
 
     @property
@@ -372,7 +375,7 @@ class StopFigures:
 def stop_run(
     recipe: Sequence[str], stops: int, folder: Path, seed: int, program: str = RUNNER, say: Say = quiet
 ) -> StopFigures:
-    """Send SIGTERM so many times to a run that has begun to train, and continue it each time."""
+    """Send SIGTERM `stops` times to a run that has started to train, and resume it each time."""
     chance, figures, began = random.Random(seed), StopFigures(), time.monotonic()
     out, log, waits = folder / "stopped", folder / "stops.txt", []
     with Nursery(program) as nursery:
@@ -384,10 +387,10 @@ def stop_run(
             time.sleep(chance.uniform(0.0, 0.2))
             if not child.lives():
                 raise RuntimeError(log.read_text(encoding="utf-8"))
-            told = time.monotonic()
+            signalled = time.monotonic()
             os.kill(child.pid, signal.SIGTERM)
             status = child.end()
-            waits.append(time.monotonic() - told)
+            waits.append(time.monotonic() - signalled)
             figures.stops += 1
             figures.saved += status == STOPPED and saved(out)[-1:] == [last_step(out)]
             say(f"stop {figures.stops} of {stops}: {waits[-1]:.2f} s, status {status}, {last_step(out)} steps")
@@ -415,7 +418,7 @@ def moments(kills: int, steps: int, chance: random.Random) -> Iterator[str]:
 
 
 def killed_at(child: Child, moment: str, out: Path, log: Path, chance: random.Random) -> bool:
-    """Kill a child at its moment. False: it came to its end before. RuntimeError if that was no good end."""
+    """Kill a child at its moment; return False if it ended before. Raises RuntimeError if that end was a failure."""
     place, _, step = moment.partition(" step ")
     while step and last_step(out) < int(step) and child.lives():
         time.sleep(0.002)
@@ -458,7 +461,7 @@ def weights(run: Path) -> dict[str, str]:
     return {path.name: digest(path) for path in newest.glob("*.safetensors")}
 
 
-def pictures(run: Path) -> dict[str, str]:
+def image_hashes(run: Path) -> dict[str, str]:
     """Hashes of the samples and of the previews."""
     return {path.name: digest(path) for path in (run / "samples").iterdir()}
 
@@ -492,7 +495,7 @@ class StepFigures:
 
 
 def soak_steps(recipe: Sequence[str], steps: int, folder: Path, say: Say = quiet) -> StepFigures:
-    """Train for so many steps, with saves, previews and scores, and fit lines to memory and processor time."""
+    """Train for `steps` steps, with saves, previews and scores, and fit lines to memory and processor time."""
     import numpy as np
 
     from sddit.progress import Progress

@@ -1,9 +1,8 @@
-"""Train the class CNNs that ship in core/sddit/evaluation/assets, on the training splits of the embedded data sets
-only.
+"""Train the class CNNs shipped in plugins/sddit_standard/features/assets, on the training splits only.
 
     python tools/train_classifiers.py [digits] [fashion]
 
-On one CPU thread both take about two minutes. Beside the weights goes a JSON with the accuracy on the test split.
+On one CPU thread both take about two minutes. A JSON file next to the weights holds the accuracy on the test split.
 """
 
 from __future__ import annotations
@@ -84,7 +83,9 @@ def all_of(data: ImageSplit) -> tuple[Tensor, Tensor]:
 
 
 def trained(train: ImageSplit, how: Training) -> ClassCNN:
-    """Minimise the cross-entropy of distorted training images; then note mean and deviation of the features."""
+    """Minimise the cross-entropy of distorted training images; then record mean and standard deviation of the
+    features.
+    """
     torch.manual_seed(SEED)
     _, height, width = train.facts.image
     network = ClassCNN(height, width, train.facts.num_classes)

@@ -15,7 +15,7 @@ from sddit.losses import LossTerm
 
 
 class EdgeParams(LossParams):
-    """The keys of [loss.LABEL], beside those that every loss has."""
+    """The keys of [loss.LABEL], in addition to those that every loss has."""
 
     calm: float = Field(1.0, gt=0, description="Noise level above which an image counts less than half.")
 

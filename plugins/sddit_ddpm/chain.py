@@ -84,7 +84,7 @@ def even_steps(size: int, count: int) -> list[int]:
 
 
 def integer_stride(size: int, count: int) -> list[int]:
-    """Return `count` integers from 0 at the smallest integer stride that gives exactly so many below `size`."""
+    """Return `count` integers from 0 at the smallest integer stride that gives exactly `count` below `size`."""
     stride = -(-size // count)
     if len(range(0, size, stride)) != count:
         raise ValueError(f"no integer stride selects {count} of {size} timesteps")
@@ -96,8 +96,8 @@ def respaced(timesteps: int, notation: str) -> list[int]:
 
     Args:
         timesteps: number of timesteps of the full chain.
-        notation: as published: "250" spreads so many evenly over the chain; "10,15,20" so many over each of three equal
-            sections; "ddim25" takes so many at an integer stride (arXiv:2010.02502, section 4.2).
+        notation: as published: "250" spreads 250 evenly over the chain; "10,15,20" 10, 15 and 20 over three equal
+            sections; "ddim25" takes 25 at an integer stride (arXiv:2010.02502, section 4.2).
 
     Raises:
         ValueError: for an invalid notation, or one that asks for more timesteps than there are.

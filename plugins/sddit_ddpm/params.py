@@ -38,7 +38,7 @@ class DDPMParams(NoiseScheduleParams):
     respacing: str = Field(
         "",
         description='Train and sample only some timesteps, in the notation of published code: "250" evenly, "10,15,20" '
-        'so many of equal sections, "ddim25" at an integer stride. Empty: all. The network gets t of the full chain.',
+        'in equal sections, "ddim25" at an integer stride. Empty: all. The network gets t of the full chain.',
     )
     learned_variance: bool = Field(
         True, description="Double the output channels to predict the variance of a reverse step."

@@ -13,7 +13,7 @@ from sddit.recipes.merge import Merged, chain, parse_override, stacked
 from sddit.recipes.parsing import shown
 from sddit.recipes.recipe import Recipe
 
-SKIPPED = ("plugins", "ablation")  # top-level keys that are no settings of the run
+SKIPPED = ("plugins", "ablation")  # top-level keys that are not settings of the run
 MAX_TEXT = 48  # characters of one value
 
 Key = tuple[str, ...]

@@ -28,7 +28,7 @@ class RunOptions:
     as_json: bool  # --json
 
     def refuse_contradictions(self) -> None:
-        """Refuse flags that exclude each other, whatever the recipe is."""
+        """Refuse flags that exclude each other for every recipe."""
         if self.show_all and not self.dry_run:
             raise click.UsageError("--all needs -n: it lists every value of the plan")
         if self.dry_run and (self.fresh or self.resume):

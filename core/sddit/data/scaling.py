@@ -33,10 +33,10 @@ def scaling(params: DatasetParams, facts: DataFacts) -> Scaling:
 
 
 def seen_std(params: DatasetParams, facts: DataFacts) -> float:
-    """Standard deviation of all numbers the network sees in the training split, its channels pooled.
+    """Return the standard deviation of everything the network sees in the training split, with its channels pooled.
 
-    This is EDM's sigma_data (arXiv:2206.00364): a deviation from the mean, not the root mean square about zero. `facts`
-    describe images in [-1, 1] whatever `normalize` says; this is where the two meet.
+    This is EDM's sigma_data (arXiv:2206.00364): the standard deviation about the mean, not the root mean square about
+    zero. `facts` describe images in [-1, 1] for every `normalize`; here the two are combined.
     """
     seen = scaling(params, facts)
     means = [s * m + b for s, m, b in zip(seen.scale, facts.mean, seen.shift, strict=True)]

@@ -70,7 +70,7 @@ def find_copies(
     return found
 
 
-def pairs_picture(copies: Copies, samples: Tensor, train_set: Dataset) -> bytes:
+def pairs_image(copies: Copies, samples: Tensor, train_set: Dataset) -> bytes:
     """PNG of the closest pairs: samples above the training images that they are nearest to."""
     above = samples[[sample for sample, _, _ in copies.pairs]]
     x, _ = train_set.fetch([training for _, training, _ in copies.pairs])
@@ -98,12 +98,12 @@ def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str,
     with RunFolder(folder) as held:
         held.write_json(COPIES, {label: one.to_json() for label, one in found.items()})
         for label, one in found.items():
-            held.write_bytes(picture_of(label), pairs_picture(one, samples, train_set))
+            held.write_bytes(image_name(label), pairs_image(one, samples, train_set))
     progress.end_stage()
     return found
 
 
-def picture_of(label: str) -> str:
+def image_name(label: str) -> str:
     """The file of the closest pairs in a run folder."""
     return f"samples/copies-{label.replace('/', '-')}.png"
 

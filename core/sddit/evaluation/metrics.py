@@ -160,7 +160,7 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, k: int) -> tuple[float, f
 
 
 def nearest(points: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.int64], Array]:
-    """For each of n points, the index of the nearest vector of `reference` and the Euclidean distance to it: [n], [n]."""
+    """Return index [n] and Euclidean distance [n] of the nearest vector of `reference` for each of n points."""
     x, y = _pair(points, reference)
     origin = y.mean(axis=0)
     centred = y - origin
@@ -169,11 +169,11 @@ def nearest(points: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.int64],
 
 
 def copied_share(distances: ArrayLike, unseen: ArrayLike) -> tuple[float, float]:
-    """Return the fraction of samples that lie as near to a training image as only the nearest of unseen real images do, and the floor.
+    """Return the fraction of samples as near to a training image as only the nearest unseen real images, and the floor.
 
     What is near is said by the unseen images: `NEAREST` of them lie so near by chance. A model that learned the
     distribution has about that share, one that stores training images has more, wherever else its samples are; the
-    comparison of the two sets of distances is that of Meehan et al. (arXiv:2004.05675), here in the tail where copies are.
+    comparison of two sets of distances follows Meehan et al. (arXiv:2004.05675), here in the tail where copies are.
     Samples near the middle of the data are near to many training images and count as well: look at the images.
 
     Args:

@@ -1,4 +1,4 @@
-"""The pictures of a run folder: grids while training, the final grid, and all samples as numbers."""
+"""Write the images of a run folder: grids during training, the final grid, and all samples as arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sddit.storage.run_folder import RunFolder
 from sddit.training.session import Session
 
 UNCONDITIONAL = 64  # images of a grid without classes
-MOST_CLASSES = 16  # rows of a grid; with more classes, the first ones are shown
+MAX_CLASSES = 16  # rows of a grid; with more classes, the first ones are shown
 
 
 def grid_request(recipe: Recipe, classes: Sequence[int] = ()) -> tuple[Request, int, list[str]]:
@@ -24,7 +24,7 @@ def grid_request(recipe: Recipe, classes: Sequence[int] = ()) -> tuple[Request, 
     names = recipe.facts.class_names
     if not names:
         return balanced(0, UNCONDITIONAL, recipe.seed), 8, []
-    shown = list(classes) or list(range(min(len(names), MOST_CLASSES)))
+    shown = list(classes) or list(range(min(len(names), MAX_CLASSES)))
     columns = recipe.evaluate.per_class
     return of_classes(shown, columns, len(names), recipe.seed), columns, [names[label] for label in shown]
 

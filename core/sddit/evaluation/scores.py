@@ -1,4 +1,4 @@
-"""How far generated images are from real ones, each figure beside what unseen real images get in the same place.
+"""Score generated images against real ones, each score next to its floor: that of unseen real images.
 
 The reference is the training split. The floor is the held-out split measured against it in the samples' place, at the
 same n: a distance falls with n even between equal distributions, so figures at different n do not compare.

@@ -190,7 +190,7 @@ def model_mismatch(recipe: Recipe, converted: ConvertedWeights) -> str:
 
 
 def network_mismatch(recipe: Recipe, converted: ConvertedWeights) -> str:
-    """Return the first difference between the networks, whatever noise schedule they were trained with; empty: none.
+    """Return the first difference between the networks, regardless of their noise schedules; empty: none.
 
     A size by name matches the same size by numbers: they set different keys, and only keys that both set are compared.
     """

@@ -90,7 +90,7 @@ def training_table(recipe: Recipe) -> str:
 
 
 def import_section(provenance: Mapping[str, Any]) -> str:
-    """Describe imported weights, of which only the file is known."""
+    """Describe imported weights: nothing but their file is known."""
     return (
         f"Imported from `{cell(provenance['file'])}` (layout `{provenance['layout']}`, sha256 "
         f"`{provenance['sha256']}`), trained elsewhere. Ask the author of that file for the data and the licence."

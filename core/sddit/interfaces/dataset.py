@@ -57,7 +57,7 @@ class DatasetParams(Params):
 
     @property
     def holds_images(self) -> bool:
-        """Whether there is anything behind the facts: without images a recipe samples, and neither trains nor scores."""
+        """Return whether there are images: without them a recipe can sample, but neither train nor score."""
         return True
 
 
@@ -81,7 +81,7 @@ class Dataset(Protocol):
 class DrawnDataset(Dataset, Protocol):
     """A data set that holds a normal distribution for each image, such as an encoder's posterior over its latent.
 
-    `fetch` returns the means. Training draws a new x0 = mean + spread * noise at every visit of an image, keyed like all
+    `fetch` returns the means. Training draws x0 = mean + spread * noise at every visit of an image, keyed like all
     draws.
     """
 

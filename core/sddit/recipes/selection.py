@@ -144,7 +144,7 @@ class Selector:
         return None if params is None else Selected(component, params)
 
     def settings(self, model: type[P], table: Any, key: str, fix: str = "", also: Sequence[str] = ()) -> P | None:
-        """Return a table as settings, with absolute paths; None after problems. `also`: further keys that it may have."""
+        """Return a table as settings, with absolute paths; None after problems. `also` are further allowed keys."""
         if not isinstance(table, dict):
             got = f"{key} = {quoted(table)}"
             self.problem("SD-R103", f"{key!r} must be a table", key, got, f"[{key}]")
@@ -172,7 +172,7 @@ class Selector:
     # ----------------------------------------------------------------------------------------------------------------
 
     def _use_plugins(self) -> None:
-        """Load what `plugins` names and, before any name is looked up, the plugins of qualified ones (`acme/masked`)."""
+        """Load what `plugins` names and the plugins of qualified names (`acme/masked`), before any lookup."""
         for plugin in self.merged.plugins:
             row = plugin_name(plugin.path) if plugin.is_file else plugin.name
             if self._use(plugin.name, row, plugin.folder, plugin.where):

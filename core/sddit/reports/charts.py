@@ -15,9 +15,9 @@ from sddit.interfaces import Monitor
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 30, 38  # margins around the plot
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")  # the same order: a second way to tell lines apart
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")  # in the same order, a second way to distinguish lines
 MAX_POINTS = 300
-BESIDE = 7  # pixels that single points stand apart, so that those at one place are all seen
+POINT_SPACING = 7  # pixels between single points at the same position, so that all are visible
 LETTER = 6.4  # width of an average letter of the legend, pixels
 
 ALONE = (
@@ -138,7 +138,7 @@ def title_of(chart: Markup) -> str:
 
 
 def _axis(values: Iterable[float], start: float, end: float, log: bool, room: float) -> Axis:
-    """An axis that holds all values that can be drawn, with a share of `room` at both ends."""
+    """An axis that holds all values that can be drawn, with a fraction `room` of free space at both ends."""
     usable = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
     low, high = min(usable, default=1.0), max(usable, default=10.0)
     if log:
@@ -199,7 +199,7 @@ def _are_points(series: Sequence[Series]) -> bool:
 
 def _aside(series: Sequence[Series]) -> list[float]:
     """By how many pixels each series stands aside: lines by none."""
-    apart = BESIDE if _are_points(series) else 0
+    apart = POINT_SPACING if _are_points(series) else 0
     return [apart * (i - (len(series) - 1) / 2) for i in range(len(series))]
 
 
@@ -217,7 +217,8 @@ def _line(one: Series, x: Axis, y: Axis, index: int, aside: float) -> Iterator[M
 
 def _band(one: Series, x: Axis, y: Axis, index: int, aside: float) -> Iterator[Markup]:
     """What lies between low and high; of a single point, an upright line."""
-    shown = [(a, b, c) for a, b, c in zip(one.x, one.low, one.high, strict=True) if x.shows(a) and y.shows(b) and y.shows(c)] if one.low else []  # fmt: skip
+    band = zip(one.x, one.low, one.high, strict=True) if one.low else ()
+    shown = [(a, b, c) for a, b, c in band if x.shows(a) and y.shows(b) and y.shows(c)]
     if len(shown) == 1:
         (a, b, c), stroke = shown[0], _stroke(index, dashed=False)
         yield Markup('<path d="M{:.1f} {:.1f}V{:.1f}" fill="none" {}/>').format(x(a) + aside, y(b), y(c), stroke)

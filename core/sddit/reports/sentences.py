@@ -1,4 +1,4 @@
-"""Sentences of reports, from `templates/sentences.j2`: plain text, which HTML and Markdown escape where they show it."""
+"""Render sentences of reports from `templates/sentences.j2` as plain text, which HTML and Markdown escape."""
 
 from __future__ import annotations
 

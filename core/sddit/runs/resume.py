@@ -47,7 +47,7 @@ def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str], *, r
 def change_problems(
     folder: Path, changes: Sequence[tuple[str, Any, Any, str]], allow: Sequence[str], *, resumed: bool
 ) -> Iterator[Problem]:
-    """Yield a problem for each change that is not allowed, each that cannot be, and each permission without a change."""
+    """Yield a problem for each change that is not permitted or not possible, and each permission without a change."""
     elsewhere = "run without --resume to use a new folder" if resumed else "start over with --fresh"
     known = [key for key, *_ in changes]
     for key in allow:

@@ -90,7 +90,7 @@ def set_aside(folder: Path) -> None:
 def prepare_session(
     recipe: Recipe, folder: RunFolder, store: Store, device: torch.device, progress: Progress, world: World
 ) -> tuple[Session, int]:
-    """Return a session at the newest intact checkpoint, or before the first step, and the log's length in bytes there."""
+    """Return a session at the newest intact checkpoint or before the first step, and the log's length in bytes."""
     checkpoint = newest_checkpoint(store, world)
     while store.notices:
         progress.warn(store.notices.pop(0))

@@ -130,7 +130,7 @@ def read_json(path: Path, kind: type = dict, fix: str = "restore it from a backu
 
 
 def read_changes(folder: Path) -> list[dict[str, Any]]:
-    """Read the changes permitted by --allow-change: `key`, `from` and `to` of each. Raises SD-F704 for a damaged file."""
+    """Read the changes permitted by --allow-change: `key`, `from` and `to` of each. Raises SD-F704 if damaged."""
     path = folder / CHANGES
     if not os.path.lexists(path):
         return []

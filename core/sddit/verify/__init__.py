@@ -3,7 +3,7 @@
     rows = list(sddit.verify.verify())                 # every check of the core and of the built-in components
     found = sddit.verify.leak(recipe)                  # whether what is trained can see its target
 
-A check of a component lies with that component (`registry.add(..., checks={...})`); here are only those that hold for
+A check of a component belongs to that component (`registry.add(..., checks={...})`); here are only those that hold for
 any.
 """
 

@@ -55,7 +55,7 @@ def published(context: CheckContext, name: str) -> Stored:
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference relative to max(1, |theirs|); NaN, which passes no bound, for another shape or for zeros."""
+    """Return the largest difference relative to max(1, |theirs|); NaN, which fails every bound, if shapes differ."""
     if ours.shape != theirs.shape or theirs.abs().max() < 1e-3:
         return math.nan
     return float(((ours.detach() - theirs).abs() / theirs.abs().clamp(min=1)).max())

@@ -69,7 +69,7 @@ class Listing:
 
 
 def folder_facts(settings: FolderSettings) -> DataFacts:
-    """Sizes and classes from the names; fingerprint, mean and std from the images, measured once and kept in a cache."""
+    """Return sizes and classes from the names; fingerprint, mean and std from the images, measured once and cached."""
     listing = list_images(settings)
     what = [str(listing.root), settings.size, settings.channels, settings.holdout, settings.labels]
     stamps = [(image.name, *image.stamp) for image in listing.images]

@@ -18,7 +18,7 @@ def latents_facts(path: str, *, posterior: Literal["sample", "mean"], holdout: f
     train, test = (len(cache.rows_of(split, holdout)) for split in get_args(Split))
     if train == 0:
         raise error("SD-D304", "no latent is left to train on", where="dataset.holdout", fix="lower it")
-    deviations = zip(index.std, index.spread if posterior == "sample" else [0.0] * index.channels, strict=True)
+    stds = zip(index.std, index.spread if posterior == "sample" else [0.0] * index.channels, strict=True)
     identity = json.dumps([index.model_dump(mode="json"), holdout, labels])
     return DataFacts(
         image=(index.channels, index.height, index.width),
@@ -27,6 +27,6 @@ def latents_facts(path: str, *, posterior: Literal["sample", "mean"], holdout: f
         test_size=test,
         fingerprint=sha256(identity.encode()).hexdigest(),
         mean=index.mean,
-        std=tuple((std**2 + spread**2) ** 0.5 for std, spread in deviations),
+        std=tuple((std**2 + spread**2) ** 0.5 for std, spread in stds),
         source=f"{cache.root}: {train:,} + {test:,} latents of {index.encoder}; images show three latent channels",
     )

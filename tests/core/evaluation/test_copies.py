@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sddit.errors import SdditError
-from sddit.evaluation.copies import PAIRS, copies_of_run, find_copies, kept_samples, pairs_picture
+from sddit.evaluation.copies import PAIRS, copies_of_run, find_copies, kept_samples, pairs_image
 from sddit.evaluation.metrics import copied_share, nearest
 from sddit.evaluation.thumbnails import PixelFeatures
 from sddit.interfaces import DataFacts
@@ -83,7 +83,7 @@ def test_planted_copies_are_found_and_paired() -> None:
     slightly = planted.clone()
     slightly[70:] = (slightly[70:].int() + 1).clamp(max=255).to(torch.uint8)
     assert find_copies(slightly, TRAIN, TEST, viewers, 17)["pixels"].share == found.share
-    picture = Image.open(io.BytesIO(pairs_picture(found, planted, TRAIN)))
+    picture = Image.open(io.BytesIO(pairs_image(found, planted, TRAIN)))
     cells = np.asarray(picture)
     first = cells[10:58, -58:-10]  # the last pair, sample above and training image below
     assert np.array_equal(first, cells[10 + 51 : 58 + 51, -58:-10])

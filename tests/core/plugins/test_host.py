@@ -205,7 +205,10 @@ def test_importing_torch_for_the_first_time_changes_no_shared_state(distribution
 
     file = tmp_path / "mine.py"
     file.write_text(loss_source, encoding="utf-8")
-    code = "import sys; from sddit.plugins.host import Host; h = Host(('sddit',)); assert 'torch' not in sys.modules; h.use(['./mine.py'])"
+    code = (
+        "import sys; from sddit.plugins.host import Host; h = Host(('sddit',)); "
+        "assert 'torch' not in sys.modules; h.use(['./mine.py'])"
+    )
     done = run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     file.write_text(f"import torch\ntorch.set_default_dtype(torch.float64)\n{loss_source}", encoding="utf-8")

@@ -240,8 +240,20 @@ def test_an_override_may_repeat_what_the_file_says(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["train.steps", "=1", "a b=1", "a..b=1", ".a=1", '"a"=1', "extends=b.toml", "a.b=1\nc=2", "ä=1", ".".join("a" * 17) + "=1"]
-)  # fmt: skip
+    "text",
+    [
+        "train.steps",
+        "=1",
+        "a b=1",
+        "a..b=1",
+        ".a=1",
+        '"a"=1',
+        "extends=b.toml",
+        "a.b=1\nc=2",
+        "ä=1",
+        ".".join("a" * 17) + "=1",
+    ],
+)
 def test_what_is_no_override_is_refused(text: str) -> None:
     with pytest.raises(SdditError) as caught:
         parse_override(text)

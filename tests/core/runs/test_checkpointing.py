@@ -1,4 +1,4 @@
-"""Saving beside the steps: the same files, never a failed save taken for a good one, nothing half-written left behind."""
+"""Saving in the background writes the same files; a failed save never counts, and nothing half-written remains."""
 
 from __future__ import annotations
 

@@ -193,13 +193,16 @@ def test_a_cut_file_is_found(two: Store, name: str, share: float) -> None:
         lambda place: (place / "extra.bin").write_bytes(b"x"),
         lambda place: (place / "ema.safetensors").write_bytes(FILES["ema.safetensors"] + b"x"),
         lambda place: ((place / "ema.safetensors").unlink(), (place / "ema.safetensors").mkdir()),
-        lambda place: ((place / "ema.safetensors").rename(place.parent / "e"), (place / "ema.safetensors").symlink_to("../e")),
+        lambda place: (
+            (place / "ema.safetensors").rename(place.parent / "e"),
+            (place / "ema.safetensors").symlink_to("../e"),
+        ),
         lambda place: (place / "manifest.json").write_bytes(b"[" * 5000),
         lambda place: (place / "manifest.json").write_bytes(seal_manifest({"format": 1, "step": 2, "files": ["a"]})),
         lambda place: (place / "manifest.json").write_bytes((place.parent / "step-000001/manifest.json").read_bytes()),
     ],
     ids=["missing", "no manifest", "extra", "longer", "folder", "link", "deep", "other form", "of another step"],
-)  # fmt: skip
+)
 def test_other_damage_is_found(two: Store, damage: Callable[[Path], object]) -> None:
     damage(two.path_of(2))
     assert code(lambda: two.open(2)) == "SD-C401"

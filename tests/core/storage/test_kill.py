@@ -82,7 +82,10 @@ def test_a_kill_at_each_point_leaves_a_run_that_goes_on(soak: ModuleType, tmp_pa
 
 
 def test_the_writer_imports_no_torch(soak: ModuleType, tmp_path: Path) -> None:
-    program = "\nimport json, sys, sddit.storage.run_folder, sddit.distributed.signals, sddit.runs.checkpointing\nsay(json.dumps(list(sys.modules)))"
+    program = (
+        "\nimport json, sys, sddit.storage.run_folder, sddit.distributed.signals, sddit.runs.checkpointing\n"
+        "say(json.dumps(list(sys.modules)))"
+    )
     stdout, _ = start(soak, CAREFUL + program, tmp_path).communicate()
     assert {"sddit.storage.checkpoints", "sddit.storage.run_folder"} <= set(json.loads(stdout))
     assert not {"torch", "numpy", "safetensors"} & set(json.loads(stdout))

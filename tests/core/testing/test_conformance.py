@@ -25,9 +25,17 @@ from sddit.testing.toys.network import ToyBackbone
 COUNTER = itertools.count(1)
 """What a forgetful component might keep: another number at every call."""
 KINDS = (
-    "backbones", "noise_schedules", "pair_samplers", "losses", "samplers",
-    "attention", "guidances", "datasets", "features", "trackers",
-)  # fmt: skip
+    "backbones",
+    "noise_schedules",
+    "pair_samplers",
+    "losses",
+    "samplers",
+    "attention",
+    "guidances",
+    "datasets",
+    "features",
+    "trackers",
+)
 
 
 def component(kind: str, factory: Callable[..., Any], params: type[Any], **more: Any) -> Component[Any]:
@@ -286,20 +294,39 @@ def without_cls(self: Any, raw: Any, heads: Any, taps: Any, given: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"spoil": lambda self, raw, heads, taps, given: (raw[:, :1] if raw is not None else None, heads, taps)}, "its output has a wrong shape"),
+        (
+            {"spoil": lambda self, raw, heads, taps, given: (raw[:, :1] if raw is not None else None, heads, taps)},
+            "its output has a wrong shape",
+        ),
         ({"spoil": without_cls}, "has no class token, though has_cls says so"),
         ({"spoil": lambda self, raw, heads, taps, given: (raw, heads, {})}, "it gives other taps than asked for"),
-        ({"spoil": lambda self, raw, heads, taps, given: (torch.zeros(6, 2, 8, 8), heads, taps)}, "it gives an "
-                                                                                                  "output with "
-                                                                                                  "output=False"),
-        ({"spoil": lambda self, raw, heads, taps, given: (raw if raw is None else raw + next(COUNTER), heads, taps)}, "another output for the same input"),
-        ({"spoil": lambda self, raw, heads, taps, given: (raw if raw is None else raw + raw.mean(), heads, taps)}, "an image depends on the other images"),
-        ({"spoil": lambda self, raw, heads, taps, given: (raw if raw is None or given.get("visible") is None else raw + 1, heads, taps)}, "with every token visible it differs"),
+        (
+            {"spoil": lambda self, raw, heads, taps, given: (torch.zeros(6, 2, 8, 8), heads, taps)},
+            "it gives an output with output=False",
+        ),
+        (
+            {"spoil": lambda self, raw, heads, taps, given: (raw if raw is None else raw + next(COUNTER), heads, taps)},
+            "another output for the same input",
+        ),
+        (
+            {"spoil": lambda self, raw, heads, taps, given: (raw if raw is None else raw + raw.mean(), heads, taps)},
+            "an image depends on the other images",
+        ),
+        (
+            {
+                "spoil": lambda self, raw, heads, taps, given: (
+                    raw if raw is None or given.get("visible") is None else raw + 1,
+                    heads,
+                    taps,
+                )
+            },
+            "with every token visible it differs",
+        ),
         ({"__init__": with_a_spare}, "parameters without a gradient: spare.weight, spare.bias"),
         ({"truncate": lambda self, taps: None}, "truncate drops nothing"),
         ({"set_checkpointing": None}, "it lacks set_checkpointing"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_backbone_is_said(changes, said):
     assert said in findings("backbones", backbone(**changes), faces.ToyBackboneParams)
 

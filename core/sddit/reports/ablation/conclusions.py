@@ -253,7 +253,7 @@ def same_evaluation(results: AblationResults, found: Iterable[Caveat]) -> Answer
 
 
 def spread(amounts: Mapping[str, float | None], *, exact: bool = False) -> dict[str, Any]:
-    """Return lowest and highest amount with their arms, their ratio (None: equal), and the arms with unknown amounts."""
+    """Return the extreme amounts with their arms, their ratio (None: equal), and arms with unknown amounts."""
     known = {label: amount for label, amount in amounts.items() if amount is not None}
     unknown = [label for label in amounts if label not in known]
     if not known:

@@ -102,9 +102,9 @@ def refuse_other(to: Path) -> None:
 
 
 def impersonal(results: AblationResults) -> AblationResults:
-    """The results without the folders of this machine, and beside no earlier publication.
+    """Return the results without the folders of this machine and without an earlier publication.
 
-    Raises SD-F712 where arms are told apart by such folders alone: their runs would be taken for those of one arm.
+    Raises SD-F712 if arms differ by such folders alone: their runs would look like those of one arm.
     """
     labels = results.plan.labels
     if len({pathless(label) for label in labels}) < len(labels):
@@ -166,7 +166,7 @@ def lines(*texts: str) -> bytes:
 def published_row(
     results: AblationResults, row: RunOutcome, logs: Logs, followed: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """A run without its folder, with what the tables of the page are made of beside its scores; only what it has.
+    """Return a run without its folder: its scores, and what else the tables of the page need, where it has them.
 
     Args:
         followed: by metric and arm, the target.

@@ -69,7 +69,7 @@ def write_report(results: AblationResults) -> Path:
 
 
 def page(results: AblationResults, *, pictures: bool = True) -> str:
-    """The report, as text; without pictures of samples it is a fraction of the size."""
+    """Return the report as HTML."""
     logs = logs_of(results)
     found = caveats(results, logs)
     compared = {metric: comparisons(results, metric) for metric in results.plan.metrics}
@@ -201,8 +201,8 @@ def how_soon(results: AblationResults, logs: Logs, metric: str) -> Iterator[dict
             "runs": f"{one.got_there} of {one.runs}",
             "steps": f"{bound}{format_summary(one.steps)}" if one.steps else "" if one.got_there else "never",
             "flops": f"{bound}{format_si(one.flops.mean)}" if one.flops else "",
-            "of_baseline": beside(one.steps_of_baseline, SOONER),
-            "flops_of_baseline": beside(one.flops_of_baseline, CHEAPER),
+            "of_baseline": format_relative(one.steps_of_baseline, SOONER),
+            "flops_of_baseline": format_relative(one.flops_of_baseline, CHEAPER),
         }
 
 
@@ -210,12 +210,13 @@ SOONER: Mapping[Verdict, str] = {"better": "sooner", "worse": "later"}
 CHEAPER: Mapping[Verdict, str] = {"better": "fewer", "worse": "more"}
 
 
-def beside(one: Relative | None, words: Mapping[Verdict, str]) -> str:
+def format_relative(one: Relative | None, words: Mapping[Verdict, str]) -> str:
     """`0.83 × sooner (p = 0.013)`; empty where nothing is compared."""
     if one is None:
         return ""
     verdict, p = one.comparison.verdict, one.comparison.p_holm
-    return f"{one.ratio:.2f} × {words.get(verdict, verdict.partition(' under ')[0])}{f' ({p_text(p)})' if p is not None else ''}"
+    word = words.get(verdict, verdict.partition(" under ")[0])
+    return f"{one.ratio:.2f} × {word}" + (f" ({p_text(p)})" if p is not None else "")
 
 
 def interval_bar(comparison: Comparison, reach: float) -> Markup:
@@ -309,16 +310,16 @@ def last_grid(run: Path) -> Path | None:
 
 
 def shrunk(path: Path) -> bytes | None:
-    """A picture, no wider than is shown; None for a file that is none."""
+    """Return an image, scaled down to the width at which it is shown; None if the file is not an image."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            picture = image.convert("RGB")
+            scaled = image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
-    if picture.width > WIDEST:
-        picture = picture.resize((WIDEST, max(1, round(picture.height * WIDEST / picture.width))))
+    if scaled.width > WIDEST:
+        scaled = scaled.resize((WIDEST, max(1, round(scaled.height * WIDEST / scaled.width))))
     buffer = BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    scaled.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -395,7 +396,7 @@ def agreements(reproduction: Reproduction | None) -> list[dict[str, Any]]:
             "metric": metric_title(one.metric),
             "published": format_summary(one.published),
             "here": format_summary(one.here),
-            "identical": f"{one.identical} of {one.twins}",
+            "identical": f"{one.identical} of {one.compared_runs}",
             "interval": "" if one.low is None or one.high is None else f"{one.low:.2g}, {one.high:.2g}",
             "p": "" if one.p_holm is None else p_text(one.p_holm).removeprefix("p ").removeprefix("= "),
             "cell": Cell("", one.word.partition(" under ")[0], "bad" if one.word == "different" else ""),

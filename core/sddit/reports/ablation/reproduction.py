@@ -31,7 +31,7 @@ NAME = r"""[^\s/'",;:()\[\]<>|`]"""
 ABSOLUTE = re.compile(
     rf"""
     (?: (?<=://)/? | (?<![\w./~<%)\]}}]) )   # after file://; not inside a word, a relative path, a web address or a tag
-    (?: ~(?:[^\W\d]{NAME}+)?/+ | /\.?(?:[^\W\d]|\d+[^\W\d]{{2}}){NAME}*/+ )   # from a home, or by a folder that is no number
+    (?: ~(?:[^\W\d]{NAME}+)?/+ | /\.?(?:[^\W\d]|\d+[^\W\d]{{2}}){NAME}*/+ )   # home or a folder that is not a number
     (?:{NAME}+/+)*
     (?={NAME})
     """,
@@ -56,7 +56,7 @@ class Agreement:
     metric: str
     published: Summary
     here: Summary
-    twins: int  # runs of a seed on both sides
+    compared_runs: int  # runs of a seed on both sides
     identical: int  # of them with the same digits
     low: float | None  # Welch interval of here - published, of this figure alone
     high: float | None
@@ -123,7 +123,7 @@ def compared(here: AblationResults, there: AblationResults, name: str) -> Reprod
 
 def agreement(arm: str, metric: str, published: Mapping[int, float], here: Mapping[int, float]) -> Agreement:
     """One figure by seed on both sides; the word follows once all are known."""
-    twins = published.keys() & here.keys()
+    shared = published.keys() & here.keys()
     low = high = p = None
     if min(len(published), len(here)) >= MIN_SEEDS:
         _, low, high, p = welch(list(here.values()), list(published.values()))
@@ -132,8 +132,8 @@ def agreement(arm: str, metric: str, published: Mapping[int, float], here: Mappi
         metric,
         summarize(list(published.values())),
         summarize(list(here.values())),
-        twins=len(twins),
-        identical=sum(published[seed] == here[seed] for seed in twins),
+        compared_runs=len(shared),
+        identical=sum(published[seed] == here[seed] for seed in shared),
         low=low,
         high=high,
         p=p,
@@ -151,7 +151,7 @@ def corrected(agreements: Sequence[Agreement]) -> Iterator[Agreement]:
 
 def word(one: Agreement, p_holm: float | None) -> Word:
     """Runs of the same seeds with the same digits need no statistics."""
-    if one.identical == one.twins == min(one.published.seeds, one.here.seeds):
+    if one.identical == one.compared_runs == min(one.published.seeds, one.here.seeds):
         return "identical"
     if p_holm is None:
         return "no verdict under 3 seeds"
@@ -178,7 +178,7 @@ def other_settings(here: AblationResults, there: AblationResults, arm: str) -> s
         f"{key} is {quoted(new)} here, {quoted(old)} there"
         for key, old, new, kind in differences(before, pathless(recipe))
         if kind != "free" and key != "seed" and (key in known or isinstance(new, Mapping))
-    ]  # a single key that was not known then is of a later version: what it is set to by itself is what was done before
+    ]  # a key that was unknown then is of a later version, and its default is what was done before
     more = f", and {len(found) - MAX_KEYS} more" if len(found) > MAX_KEYS else ""
     return f"other settings: {'; '.join(found[:MAX_KEYS])}{more}" if found else ""
 

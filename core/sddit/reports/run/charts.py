@@ -22,7 +22,7 @@ def loss_charts(run: ReportData) -> list[Markup]:
 
 
 def score_charts(run: ReportData) -> list[Markup]:
-    """How the scores went, where they were taken more often than at the end, beside what real images get."""
+    """Draw the scores during training, if there are any, next to their floors."""
     charts = []
     for key in keys_of(run.metrics):
         label, _, figure = key.removeprefix(SCORE).rpartition(".")

@@ -43,7 +43,7 @@ def write_report(run: ReportData) -> str:
 
 
 def headline(run: ReportData) -> Iterator[tuple[str, str, str]]:
-    """The figures that a reader wants first: (name, figure, beside it)."""
+    """Return what a reader wants first: (name, value, note)."""
     for scores in run.scores.values():
         yield scores.fd_name, f"{scores.times_floor:.1f} ×", "the floor (held-out real images)"
         if scores.class_accuracy is not None and scores.class_accuracy_floor is not None:

@@ -78,7 +78,7 @@ def _spike(metrics: Sequence[Row]) -> tuple[float, float] | None:
 
 
 def _still_falling(metrics: Sequence[Row]) -> str:
-    """The first term whose mean over the last tenth is clearly below that of the tenth before; empty if there is none."""
+    """Return the first loss that still falls clearly over the last tenth of the run, or an empty string."""
     for key in keys_of(metrics):
         values = [row[key] for row in metrics if key in row]
         tenth = len(values) // 10

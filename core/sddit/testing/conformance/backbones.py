@@ -246,11 +246,11 @@ def examine_checkpointing(trial: Trial, backbone: Any, findings: Findings) -> No
     """Recomputing blocks changes no gradient."""
     gradients = []
     for on in (False, True):
-        twin = copy.deepcopy(backbone).train()
-        twin.zero_grad(set_to_none=True)
-        twin.set_checkpointing(on)
-        torch.autograd.backward(everything(trial.call(twin)))
-        gradients.append({name: p.grad for name, p in twin.named_parameters() if p.grad is not None})
+        trained = copy.deepcopy(backbone).train()
+        trained.zero_grad(set_to_none=True)
+        trained.set_checkpointing(on)
+        torch.autograd.backward(everything(trial.call(trained)))
+        gradients.append({name: p.grad for name, p in trained.named_parameters() if p.grad is not None})
     same = all(torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-9) for name in gradients[0])
     findings.expect(same, "activation checkpointing changes the gradient")
 

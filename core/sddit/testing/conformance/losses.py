@@ -259,9 +259,9 @@ def examine_staging(case: Case, findings: Findings) -> None:
     called(term, given)
     seen = not all(bool(tensor.isfinite().all()) for tensor in term.staged())
     term.after_step(things.context())
-    spoilt = not all(bool(value.isfinite().all()) for value in term.buffers() if value.is_floating_point())
+    corrupted = not all(bool(value.isfinite().all()) for value in term.buffers() if value.is_floating_point())
     findings.expect(
-        seen or not spoilt,
+        seen or not corrupted,
         "a NaN reaches a buffer, and staged() does not show it",
         fix="yield in staged() all that after_step reads: a step with a NaN in it is then not taken",
     )

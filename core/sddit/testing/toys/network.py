@@ -157,7 +157,7 @@ class ToyDescription:
 
 
 class ToyFormat:
-    """A published layout: every name begins with `net.`, the label table is transposed, and no tensor implies `patch`."""
+    """A published layout: names start with `net.`, the label table is transposed, and no tensor implies `patch`."""
 
     files = ("config.json", "model.safetensors")
     note = ""
@@ -185,13 +185,13 @@ class ToyFormat:
     def infer(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> tuple[dict[str, Any], dict[str, Any]]:
         hidden, values = state["net.embed.weight"].shape
         side = math.isqrt(len(state["net.position"]))
-        told = {
+        described = {
             "hidden": hidden,
             "depth": len({name.split(".")[2] for name in state if name.startswith("net.blocks.")}),
             "cls": "net.cls" in state,
             "classes": state["net.label.weight"].shape[1] - 1,
         }
-        return told, {"patch": 4, "channels": values // 16, "side": 4 * side}
+        return described, {"patch": 4, "channels": values // 16, "side": 4 * side}
 
     @staticmethod
     def to_ours(state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> dict[str, Tensor]:

@@ -29,11 +29,18 @@ def test_everything_is_there_and_nothing_else(finished, tmp_path):
     held = contents(tmp_path / "pub")
     assert held.keys() == {str(path.relative_to(tmp_path / "pub")) for path in written}
     assert held.keys() == {
-        "README.md", "results.jsonl", "plan.json", "environment.json",
-        "recipes/base.json", "recipes/shifted.json", "recipes/rival.json",
-        "samples/base.png", "samples/shifted.png", "samples/rival.png",
+        "README.md",
+        "results.jsonl",
+        "plan.json",
+        "environment.json",
+        "recipes/base.json",
+        "recipes/shifted.json",
+        "recipes/rival.json",
+        "samples/base.png",
+        "samples/shifted.png",
+        "samples/rival.png",
         *(f"figures/{name}-over-{axis}.svg" for name in ("loss.denoise", "toy-FD") for axis in ("steps", "flops")),
-    }  # fmt: skip
+    }
 
 
 def test_twice_gives_the_same_bytes(finished, tmp_path, monkeypatch):
@@ -189,9 +196,19 @@ def test_runs_that_were_not_followed_or_probed_have_scores_alone(finished, tmp_p
 def test_the_probe_of_each_run_is_published(finished, tmp_path):
     table = ((0.5, 0.75), (0.25, 0.125))
     probe = Probe(
-        weights="student", training=9, heldout=8, classes=2, chance=0.5, noise=(0.1, 0.5), sigmas=(0.1, 1.0), blocks=(1, 2),
-        linear=table, neighbours=table, linear_untrained=table, neighbours_untrained=table,
-    )  # fmt: skip
+        weights="student",
+        training=9,
+        heldout=8,
+        classes=2,
+        chance=0.5,
+        noise=(0.1, 0.5),
+        sigmas=(0.1, 1.0),
+        blocks=(1, 2),
+        linear=table,
+        neighbours=table,
+        linear_untrained=table,
+        neighbours_untrained=table,
+    )
     for row in gather(finished).runs[1:]:
         (finished / row.folder / "probe.json").write_text(json.dumps(probe.to_json()))
     publish(finished, tmp_path / "pub")
@@ -221,13 +238,19 @@ def test_the_readme_says_what_the_report_says(finished, tmp_path):
     publish(finished, tmp_path / "pub")
     text = (tmp_path / "pub" / "README.md").read_text()
     for part in (
-        r"**Does it \*help\*?**", "abl.toml", "## What came out", "in each of 3 seeds (0, 1, 2)", "## Caveats",
-        "## The arms", "| **base** | 2 ± 1<br>baseline | 3 of 3 | `none` |", "## Cost", "**Same tuning?** The "
-                                                                                        "recipe states: None, see "
-                                                                                        "tuning.md",
-        "![loss.denoise](figures/loss.denoise-over-steps.svg)", "![samples of "
-                                                                "rival](samples/rival.png)", "| packages.torch | 2 |",
-    ):  # fmt: skip
+        r"**Does it \*help\*?**",
+        "abl.toml",
+        "## What came out",
+        "in each of 3 seeds (0, 1, 2)",
+        "## Caveats",
+        "## The arms",
+        "| **base** | 2 ± 1<br>baseline | 3 of 3 | `none` |",
+        "## Cost",
+        "**Same tuning?** The recipe states: None, see tuning.md",
+        "![loss.denoise](figures/loss.denoise-over-steps.svg)",
+        "![samples of rival](samples/rival.png)",
+        "| packages.torch | 2 |",
+    ):
         assert part in text, part
     assert "Holm-corrected for 2 arms" in text
     linked = re.findall(r"\]\(([^)]+)\)", text)

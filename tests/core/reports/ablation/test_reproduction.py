@@ -24,9 +24,13 @@ def rerun(finished, tmp_path):
 
     def made(figures=None, **plan) -> AblationResults:
         rows = [
-            replace(row, id=f"{row.id}x", scores={"toy.fd": (figures or {}).get(row.arm, {}).get(row.seed, row.scores["toy.fd"])})
+            replace(
+                row,
+                id=f"{row.id}x",
+                scores={"toy.fd": (figures or {}).get(row.arm, {}).get(row.seed, row.scores["toy.fd"])},
+            )
             for row in there.runs
-        ]  # fmt: skip
+        ]
         return replace(there, plan=replace(there.plan, **{"published": "../../results/toy", **plan}), runs=tuple(rows))
 
     return made
@@ -38,7 +42,7 @@ def words(results):
 
 def test_the_same_runs_are_identical(rerun):
     found = against_published(rerun())
-    assert {one.arm: (one.identical, one.twins, one.word) for one in found.agreements} == dict.fromkeys(
+    assert {one.arm: (one.identical, one.compared_runs, one.word) for one in found.agreements} == dict.fromkeys(
         ("base", "shifted", "rival"), (3, 3, "identical")
     )
     assert found.apart == found.notes == ()
@@ -59,7 +63,7 @@ def test_a_planted_difference_is_found_and_a_small_one_is_not(rerun):
 
 def test_one_last_digit_is_not_the_same_run(rerun):
     (base, *_) = against_published(rerun({"base": {1: float(np.nextafter(2.0, 3.0))}})).agreements
-    assert (base.identical, base.twins, base.word) == (2, 3, "agrees")
+    assert (base.identical, base.compared_runs, base.word) == (2, 3, "agrees")
 
 
 def test_runs_without_any_spread_that_differ_are_different(rerun):
@@ -128,7 +132,10 @@ def test_fewer_seeds_are_said_and_compared(rerun):
 def test_other_metrics_arms_and_versions_are_said(rerun):
     results = rerun(metrics=["toy.fd", "toy.recall"])
     arms = tuple(replace(arm, label=arm.label.replace("rival", "newer")) for arm in results.plan.arms)
-    rows = tuple(replace(row, arm=row.arm.replace("rival", "newer"), scores={**row.scores, "toy.recall": 0.5}) for row in results.runs)  # fmt: skip
+    rows = tuple(
+        replace(row, arm=row.arm.replace("rival", "newer"), scores={**row.scores, "toy.recall": 0.5})
+        for row in results.runs
+    )
     results = replace(results, plan=replace(results.plan, arms=arms), runs=rows)
     for row in rows:
         (results.folder / row.folder / "environment.json").write_text(json.dumps({"packages": {"torch": "3"}}))

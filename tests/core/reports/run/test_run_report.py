@@ -31,11 +31,27 @@ def picture(colour: tuple[int, int, int]) -> bytes:
 
 def toy_scores(title: str = "Quarters", **changed) -> Scores:
     values = {
-        "dimensions": 4, "training": 1437, "n": 360, "samples": 1000, "fd": 0.63, "fd_floor": 0.3, "fd_all": 0.55,
-        "kid": 0.002, "kid_spread": 0.001, "kid_floor": 0.0001, "kid_floor_spread": 0.0005, "kid_subsets": 50,
-        "kid_subset_size": 200, "neighbours": 3, "precision": 0.8, "precision_floor": 0.82, "recall": 0.75,
-        "recall_floor": 0.8, "class_accuracy": 0.94, "class_accuracy_floor": 0.97,
-    }  # fmt: skip
+        "dimensions": 4,
+        "training": 1437,
+        "n": 360,
+        "samples": 1000,
+        "fd": 0.63,
+        "fd_floor": 0.3,
+        "fd_all": 0.55,
+        "kid": 0.002,
+        "kid_spread": 0.001,
+        "kid_floor": 0.0001,
+        "kid_floor_spread": 0.0005,
+        "kid_subsets": 50,
+        "kid_subset_size": 200,
+        "neighbours": 3,
+        "precision": 0.8,
+        "precision_floor": 0.82,
+        "recall": 0.75,
+        "recall_floor": 0.8,
+        "class_accuracy": 0.94,
+        "class_accuracy_floor": 0.97,
+    }
     return Scores(title=title, **(values | changed))
 
 
@@ -140,9 +156,18 @@ def test_parts_stand_in_the_order_a_reader_wants():
     html = write_report(run)
     first = base64.b64encode(run.grid or b"").decode()
     order = [
-        "Look here first", first, "How close to real images", "Samples during training", "Losses</h2>", "by noise level</h2>",
-        "Diagnostics</h2>", "Optimisation</h2>", "Recipe</h2>", "Cost</h2>", "Suggestions",
-    ]  # fmt: skip
+        "Look here first",
+        first,
+        "How close to real images",
+        "Samples during training",
+        "Losses</h2>",
+        "by noise level</h2>",
+        "Diagnostics</h2>",
+        "Optimisation</h2>",
+        "Recipe</h2>",
+        "Cost</h2>",
+        "Suggestions",
+    ]
     places = [html.index(part) for part in order]
     assert places == sorted(places)
     text = Page(html).text
