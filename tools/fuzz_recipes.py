@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""Corrupt every key of every shipped recipe in every small way: each must be refused before the first step, by its
-name.
+"""Corrupt every key of every shipped recipe in every small way: each mutant must be refused, naming the key.
 
-    python tools/fuzz_recipes.py                    all mutants: some minutes on one core python tools/fuzz_recipes.py
-    --most 500         as many, chosen by --seed python tools/fuzz_recipes.py --bytes 20000      random bytes of recipes
-    changed instead: no traceback, whatever they say
+    python tools/fuzz_recipes.py                  all mutants: some minutes on one core
+    python tools/fuzz_recipes.py --most 500       this many, chosen by --seed
+    python tools/fuzz_recipes.py --bytes 20000    change random bytes of recipes instead: there must be no traceback
 
-A key is misspelt by one edit, given a value of a wrong kind or out of bounds, or moved to another table. The last line
-is the figures as JSON; exit status 0: every mutant was refused, by a message that names the key, and nothing else was
-raised.
+A key is misspelt by one edit, set to a value of a wrong type or out of bounds, or moved to another table. The last line
+holds the figures as JSON; exit status 0: every mutant was refused before the first step by a message that names the
+key, and nothing else was raised.
 """
 
 from __future__ import annotations
@@ -429,7 +428,7 @@ PIECES += ["\n", "9" * 30, "[" * 200, "a." * 100]
 
 
 def edited(data: bytes, chance: random.Random) -> bytes:
-    """Return a text with one to four random edits: a bit, an inserted piece of TOML, a part removed, doubled or moved."""
+    """Return a text with one to four random edits: bits, inserted TOML, parts removed, doubled or moved."""
     text = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         start = chance.randrange(len(text) + 1)

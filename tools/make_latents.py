@@ -1,7 +1,7 @@
-"""Write a folder of cached latents, the data set `latents`, from the moments that your own VAE gave.
+"""Write a folder of cached latents, the data set `latents`, from the moments of your own VAE.
 
-    python tools/make_latents.py OUT part-0.npz part-1.npz --layout mean+logvar --scale 0.18215 --encoder sd-vae-ft-ema
-        \\ --classes names.txt
+    python tools/make_latents.py OUT part-0.npz part-1.npz --layout mean+logvar --scale 0.18215 \\
+        --encoder sd-vae-ft-ema --classes names.txt
 
 Each source makes one shard: an .npz file with `moments` [n, 2C, h, w] (float16 or float32, before scaling) and `labels`
 [n], or a folder of EDM2 or REPA with dataset.json and `img-mean-std-*.npy` files (layout mean+std), read 4096 images at

@@ -107,7 +107,7 @@ class Registry(Generic[T]):
                 got=name,
                 expect=one_of(name, self.names()),
                 fix=f"sddit-run show {self.kind}   lists them; a third-party one is used when the recipe's "
-                f"`plugins` lists it",
+                "`plugins` lists it",
             )
         if len(offers) > 1:
             choices = " or ".join(c.qualified for c in offers)
