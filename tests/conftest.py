@@ -28,7 +28,7 @@ from sddit.testing import toy_host
 
 TESTS = Path(__file__).parent
 
-settings.register_profile("shared", deadline=None)  # a busy machine is no mistake of the code
+settings.register_profile("shared", deadline=None)  # a busy machine is not a mistake of the code
 settings.load_profile("shared")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
@@ -45,7 +45,7 @@ class Published:
 
 
 def fixture_folders() -> list[Path]:
-    """Where published numbers may lie: a folder of the user's, one beside the checkout, the ones kept here."""
+    """Where published numbers may lie: a folder of the user's, one next to the checkout, the ones kept here."""
     own = [Path(folder)] if (folder := os.environ.get("SDDIT_FIXTURES")) else []
     return [*own, TESTS.parents[1] / "shared" / "fixtures", TESTS / "fixtures" / "published"]
 
@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Small tensors gain nothing from threads, and tests run beside each other."""
+    """Small tensors gain nothing from threads, and tests run next to each other."""
     torch.set_num_threads(1)
 
 
@@ -143,14 +143,14 @@ def trained_in(folder: Path) -> Trained:
 
 
 def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """What torchrun tells a process."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {**os.environ, **{name: str(value) for name, value in told.items()}, "OMP_NUM_THREADS": "1"}
+    """What torchrun states a process."""
+    reported = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {**os.environ, **{name: str(value) for name, value in reported.items()}, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
 def free_port() -> int:
-    """A port at which nobody listens."""
+    """A port at which no one listens."""
     return a_free_port()
 
 
@@ -163,7 +163,7 @@ def a_free_port() -> int:
 
 @pytest.fixture(scope="session")
 def drift() -> Callable[[Trained, Trained], float]:
-    """The largest difference of two cases' tensors, each beside its largest number."""
+    """The largest difference of two cases' tensors, each next to its largest number."""
 
     def between(a: Trained, b: Trained) -> float:
         assert a[0].keys() == b[0].keys()
@@ -175,9 +175,9 @@ def drift() -> Callable[[Trained, Trained], float]:
 
 @pytest.fixture(scope="session")
 def row_drift() -> Callable[[Trained, Trained], float]:
-    """The largest difference of two cases' logged numbers, beside the number; without the clock.
+    """The largest difference of two cases' logged numbers, next to the number; without the clock.
 
-    Ratios of gradients are left out too, since a process that holds a part of the weights has none.
+    Ratios of gradients are omitted too, since a process that holds a part of the weights has none.
     """
 
     def between(a: Trained, b: Trained) -> float:

@@ -24,7 +24,7 @@ FILE, MORE = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.fixture
 def compared(tmp_path: Path):
-    """`compared(text, *overrides)`: the ablation with further arms, beside the files that it extends."""
+    """`compared(text, *overrides)`: the ablation with further arms, next to the files that it extends."""
 
     def put(text: str = "", *overrides: str) -> Ablation:
         for name in ("edge_loss.py", "edges.toml"):
@@ -60,9 +60,9 @@ def test_the_further_arms_are_ones(compared) -> None:
 
 
 def test_an_arm_of_other_seeds_is_the_baseline_otherwise(compared) -> None:
-    twin = compared("[ablation.arms.twin]\nseed = 100\nloss.edges = false").arms[-1].recipe
-    assert twin.seed == 100
-    assert twin.losses == compared().arms[0].recipe.losses
+    duplicate = compared("[ablation.arms.duplicate]\nseed = 100\nloss.edges = false").arms[-1].recipe
+    assert duplicate.seed == 100
+    assert duplicate.losses == compared().arms[0].recipe.losses
 
 
 def test_the_overrides_it_gives_are_taken(compared) -> None:

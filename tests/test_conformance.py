@@ -72,7 +72,7 @@ def test_a_component_conforms(component: Component[Any], settings: dict[str, Any
         pytest.skip(f"needs {', '.join(component.missing())}")
     given = {**SMALL.get(component.qualified, {}), **settings}
     if component.qualified == "sddit/folder":
-        given["path"] = str(pictures(tmp_path))
+        given["path"] = str(images(tmp_path))
     if component.qualified == "sddit/latents":
         given |= {"path": str(latents(tmp_path)), "holdout": 0.3}
     runtime = RUNTIME.get(component.qualified, dict)()
@@ -105,8 +105,8 @@ RUNTIME: dict[str, Callable[[], dict[str, Any]]] = {
 """What a component is built with where the kit's own tiny things are of another kind."""
 
 
-def pictures(folder: Path) -> Path:
-    """Two classes of twenty small pictures."""
+def images(folder: Path) -> Path:
+    """Two classes of twenty small images."""
     for label in ("cat", "dog"):
         (folder / label).mkdir()
         for number in range(20):

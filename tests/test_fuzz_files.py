@@ -64,7 +64,7 @@ def test_damage_to_a_run_folder_is_refused_noticed_or_of_no_effect(
     assert figures.to_json()["verdicts"]["caught"] > 0
 
 
-def test_damage_to_a_checkpoint_a_recipe_or_a_config_is_always_told(
+def test_damage_to_a_checkpoint_a_recipe_or_a_config_is_always_reported(
     tool: ModuleType, finished: Path, exported: Path
 ) -> None:
     checkpoints = sorted(str(path.relative_to(finished)) for path in finished.glob("checkpoints/step-*/*"))
@@ -79,7 +79,7 @@ def test_damage_to_a_checkpoint_a_recipe_or_a_config_is_always_told(
                 assert tool.judge(folder, name, damage, readers, expected)[0] == "caught", (name, damage)
 
 
-def test_what_nobody_seals_changes_in_silence(tool: ModuleType, finished: Path) -> None:
+def test_what_no_one_seals_changes_in_silence(tool: ModuleType, finished: Path) -> None:
     """The control: without its seal, a digit of the recipe changes what is sampled, and the harness sees it."""
     seal = finished / f"recipe.resolved.json{SEAL}"
     kept = seal.read_bytes()

@@ -32,7 +32,7 @@ def tool() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the shipped recipes, to spoil."""
+    """A copy of the shipped recipes, to corrupt."""
     return shutil.copytree(ROOT / "recipes", tmp_path_factory.mktemp("fuzz") / "recipes")
 
 
@@ -42,7 +42,7 @@ def keys(tool: ModuleType, recipes: Path) -> list[Any]:
 
 
 def of_every_kind(tool: ModuleType, keys: list[Any], each: int) -> list[Any]:
-    """So many mutants of each kind."""
+    """That many mutants of each kind."""
     chance = random.Random(17)
     made = [mutant for key in chance.sample(keys, 120) for mutant in tool.mutants(key, chance)]
     chance.shuffle(made)
@@ -50,7 +50,7 @@ def of_every_kind(tool: ModuleType, keys: list[Any], each: int) -> list[Any]:
     return [mutant for kind in kinds for mutant in [m for m in made if m.kind == kind][:each]]
 
 
-def test_a_spoilt_key_is_refused_by_its_name(tool: ModuleType, keys: list[Any]) -> None:
+def test_a_corrupted_key_is_refused_by_its_name(tool: ModuleType, keys: list[Any]) -> None:
     chosen = of_every_kind(tool, keys, int(25 * MORE))
     tally = tool.judged(chosen)
     assert tally.misses == []
@@ -74,12 +74,12 @@ def test_a_check_that_forgives_is_seen(tool: ModuleType, keys: list[Any], monkey
     monkeypatch.setattr(components, "validated", forgiving)
     chance = random.Random(0)
     (key,) = [k for k in keys if k.file.name == "digits.toml" and k.dotted == "optimizer.warmup"]
-    spoilt = [mutant for mutant in tool.mutants(key, chance) if mutant.kind == "misspelt"]
-    assert {verdict for verdict, _ in map(tool.judge, spoilt)} == {"accepted"}
+    corrupted = [mutant for mutant in tool.mutants(key, chance) if mutant.kind == "misspelt"]
+    assert {verdict for verdict, _ in map(tool.judge, corrupted)} == {"accepted"}
 
 
 def test_random_bytes_of_a_recipe_never_give_a_traceback(tool: ModuleType, recipes: Path) -> None:
-    figures = tool.spoil_bytes(recipes, cases=int(300 * MORE), seed=11)
+    figures = tool.corrupt_bytes(recipes, cases=int(300 * MORE), seed=11)
     assert figures["missed"] == []
     assert {"still a recipe", "SD-R100", "SD-R102"} <= figures["outcomes"].keys()
 
@@ -87,4 +87,4 @@ def test_random_bytes_of_a_recipe_never_give_a_traceback(tool: ModuleType, recip
 def test_what_is_raised_otherwise_is_counted(tool: ModuleType, recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control."""
     monkeypatch.setattr(tool, "load", lambda *_: 1 / 0)
-    assert tool.spoil_bytes(recipes, cases=3, seed=0)["tracebacks"] == 3
+    assert tool.corrupt_bytes(recipes, cases=3, seed=0)["tracebacks"] == 3

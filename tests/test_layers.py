@@ -1,4 +1,4 @@
-"""The laws of the house (design, section 1): who may import whom, and what never imports torch."""
+"""Hold who may import whom, and what never imports torch."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_every_plugin_folder_has_an_entry_point_and_types(folder):
     assert (folder / "py.typed").is_file()
 
 
-def test_the_source_roots_are_no_packages():
+def test_the_source_roots_are_not_packages():
     """`import core` must fail, or two copies of a registry could exist."""
     assert [root for root in ("core", "plugins", "recipes", "tools") if (ROOT / root / "__init__.py").exists()] == []
 

@@ -28,7 +28,7 @@ class FaultParams(LossParams):
         return Needs(student=Want(output=True))
 
 def fail():
-    raise ValueError("spoilt")
+    raise ValueError("corrupted")
 
 def hang():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -102,7 +102,7 @@ per_class = 1
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """`start("1,3,kill", 2)` runs the recipe on two processes, of which rank 1 is killed after step 3."""
+    """`start("1,3,kill", 2)` runs the recipe on two processes and kills rank 1 after step 3."""
     (tmp_path / "fault.py").write_text(PLUGIN)
     (tmp_path / "faulty.toml").write_text(RECIPE)
 
@@ -127,7 +127,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-def test_whatever_ends_a_run_of_two_processes_it_is_told_once_and_the_run_goes_on(
+def test_for_any_ends_a_run_of_two_processes_it_is_reported_once_and_the_run_continues(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     stopped = start("1,4,slow", 2)

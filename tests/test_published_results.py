@@ -22,7 +22,7 @@ ABLATIONS = sorted(path for path in (ROOT / "recipes" / "ablations").glob("*.tom
 
 
 def row(results: AblationResults, label: str) -> str:
-    """An arm of the README's table, from `mean ± deviation verdict` of each metric on."""
+    """An arm of the README's table, from `mean ± std verdict` of each metric on."""
     cells = []
     for metric in results.plan.metrics:
         compared = comparisons(results, metric)

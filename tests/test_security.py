@@ -184,7 +184,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: canary\nVersion: 1.0\n", encoding="utf-8")
     (info / "entry_points.txt").write_text("[sddit]\ncanary = canary_package\n", encoding="utf-8")
     (place / "site" / "canary_package.py").write_text(CANARY.format(mark=str(place / "mark")), encoding="utf-8")
-    for name in ("beside.py", "conftest.py", "sddit_beside.py", "canary.py", "numpy_beside.py"):
+    for name in ("adjacent.py", "conftest.py", "sddit_adjacent.py", "canary.py", "numpy_adjacent.py"):
         (place / name).write_text(CANARY.format(mark=str(place / "mark")), encoding="utf-8")
     return place
 
@@ -247,7 +247,7 @@ def test_nothing_is_sent_started_or_written_elsewhere(
     assert refused == {"import", "publish"}  # another layout, and no ablation
 
 
-def test_no_plugin_that_nobody_named_was_run(
+def test_no_plugin_that_no_one_named_was_run(
     session: dict[str, Any], place: Path, record_property: Callable[[str, object], None]
 ) -> None:
     assert session["done"]
@@ -260,7 +260,7 @@ def test_the_canaries_sing_when_they_are_named(place: Path, session: dict[str, A
     for words in (
         ["plugins", "--load"],
         ["tiny.toml", "-n", "plugins=['canary']"],
-        ["tiny.toml", "-n", "plugins=['./beside.py']"],
+        ["tiny.toml", "-n", "plugins=['./adjacent.py']"],
     ):
         watched(place, f"from sddit.cli.app import call\ncall({words!r})\nprint('{{}}')")
         assert (place / "mark").exists(), words
@@ -329,7 +329,7 @@ def replaced(table: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[s
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "7", "[]", "nul", "{}", '{"recipe": 7}', '{"a": ' + "9" * 5000 + "}"])
 @pytest.mark.parametrize("name", ["config.json", "recipe.resolved.json"])
-def test_a_file_that_is_no_table_of_ours_never_gives_a_traceback(
+def test_a_file_that_is_not_a_table_of_ours_never_gives_a_traceback(
     name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")

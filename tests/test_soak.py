@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends in the bits, the pictures and the log of one that was not."""
+"""A run that is killed again and again ends in the bits, the images and the log of one that was not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS, KILLS = 40, 12
 
 
 def test_a_killed_run_ends_in_the_same_bits(soak: ModuleType, tmp_path: Path) -> None:
-    """Every other start saves beside its steps."""
+    """Every other start saves next to its steps."""
     recipe = (str(ROOT / "recipes" / "quickstart.toml"), *soak.SMALL, f"train.steps={STEPS}")
     figures = soak.kill_run(recipe, STEPS, KILLS, tmp_path, seed=1)
     assert (figures.kills, figures.broken, figures.lost) == (KILLS, 0, 0)
@@ -49,7 +49,7 @@ def finished(soak: ModuleType, tmp_path: Path) -> Path:
     ("look", "name", "data"),
     [
         ("weights", "checkpoints/step-000001/model.safetensors", b"\0\1\3"),
-        ("pictures", "samples/samples.npz", b"\3\5"),
+        ("images", "samples/samples.npz", b"\3\5"),
         ("rows", "metrics.jsonl", b'{"step": 1, "loss": 0.25, "seconds": 2}\n'),
     ],
 )
@@ -92,8 +92,8 @@ def test_a_run_that_a_signal_just_ends_is_not_saved(soak: ModuleType, tmp_path: 
     assert (figures.stops, figures.saved, figures.good) == (1, 0, False)
 
 
-def test_a_program_that_ends_by_itself_is_no_kill(soak: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="ended by itself, with 3"):
+def test_a_program_that_ends_on_its_own_is_not_a_kill(soak: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="ended on its own, with 3"):
         soak.kill_writer(1, tmp_path, 0, "def live(*words):\n    raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="SD-R1"):
         soak.kill_run((str(tmp_path / "none.toml"),), 1, 1, tmp_path, 0)

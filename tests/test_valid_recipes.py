@@ -1,6 +1,4 @@
-"""Whatever the checks of a recipe let pass can be built, trained for a step, and sampled; what cannot is refused with
-a code.
-"""
+"""Recipes that pass the checks can be built, trained for a step and sampled; others are refused with a code."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ class Once:
 
 
 def one_step(recipe: Recipe) -> None:
-    """Build, take a step, and draw two pictures with what it left."""
+    """Build, take a step, and draw two images with what it left."""
     session = build_session(recipe, torch.device("cpu"))
     try:
         train(session, Once())

@@ -1,6 +1,6 @@
 """The failure catalogue: each row of `rows.toml` is provoked, and ends as it says there.
 
-A row is a fault in words, how it is provoked, what the user gets, and how it goes on:
+A row is a fault in words, how it is provoked, what the user gets, and how it continues:
 
     [[C2]]
     fault = "one bit of a checkpoint's file flips"
@@ -9,7 +9,7 @@ A row is a fault in words, how it is provoked, what the user gets, and how it go
     code = "SD-C401"                           # none: the command is to end well
     exit = 5                                   # none: the code's own
     says = ["optimizer.safetensors"]           # in what the user reads
-    mend = { damage = [["gone", "move runs"]] }   # what the user does first, besides taking the fault away
+    repair = { damage = [["gone", "move runs"]] }   # what the user does first, besides taking the fault away
     then = "toy.toml"                          # the command that ends well once the fault is gone
 
 A row that stands elsewhere or not at all says so: `proven_by` names a test, `not_here` a reason, `waits` what is
@@ -57,7 +57,7 @@ CASES = [
     for number, row in enumerate(rows, 1)
     if "fault" in row and not {"not_here", "waits", "proven_by"} & row.keys()
 ]
-KEYS = {"fault", "provoke", "mend", "command", "code", "exit", "says", "then", "other_numbers"}
+KEYS = {"fault", "provoke", "repair", "command", "code", "exit", "says", "then", "other_numbers"}
 REFERENCE = {"R": 24, "E": 11, "D": 21, "C": 20, "N": 10, "F": 7, "S": 6, "X": 7, "T": 9}
 """How many rows of each letter the reference catalogue has; those with higher numbers are of our own."""
 
@@ -65,7 +65,7 @@ PROVOKERS: dict[str, Callable[..., None]] = {}
 
 
 def provoker(function: Callable[..., None]) -> Callable[..., None]:
-    """Rows name it in `provoke`; it gets the world and what the row gives it."""
+    """Rows name it in `provoke`; it gets the world and the arguments of the row."""
     PROVOKERS[function.__name__] = function
     return function
 
@@ -83,7 +83,7 @@ def test_a_fault_ends_as_documented(
     said = world.call(row.get("command", "toy.toml"))
     record_property("tracebacks", (said.stdout + said.stderr).count("Traceback"))
     world.lift()
-    for name, argument in row.get("mend", {}).items():
+    for name, argument in row.get("repair", {}).items():
         PROVOKERS[name](world, argument)
     code = row.get("code", "")
     assert said.status == row.get("exit", catalogue()[code]["exit"] if code else 0), said.stderr or said.stdout
@@ -93,9 +93,9 @@ def test_a_fault_ends_as_documented(
     if code:
         refuse_a_wrong_message(said.stderr, code, row)
         assert catalogue()[code]["title"] in world.call(f"explain {code}").stdout
-    assert not world.runs() or "then" in row, "a row with a run folder says how that goes on"
+    assert not world.runs() or "then" in row, "a row with a run folder says how that continues"
     if row.get("then"):
-        refuse_a_spoilt_folder(row, world, undisturbed)
+        refuse_a_corrupted_folder(row, world, undisturbed)
 
 
 def refuse_a_wrong_form(text: str) -> None:
@@ -116,7 +116,7 @@ def refuse_a_wrong_message(text: str, code: str, row: dict[str, Any]) -> None:
         assert "  fix: " in body or "  expect: " in body, text
 
 
-def refuse_a_spoilt_folder(row: dict[str, Any], world: Any, undisturbed: Any) -> None:
+def refuse_a_corrupted_folder(row: dict[str, Any], world: Any, undisturbed: Any) -> None:
     """The unfaulted command continues the folder, to the numbers of a run that nothing happened to."""
     said = world.call(row["then"])
     assert said.status == 0, said.stderr or said.stdout
@@ -124,7 +124,7 @@ def refuse_a_spoilt_folder(row: dict[str, Any], world: Any, undisturbed: Any) ->
     assert (run / "report.html").is_file()
     assert not [path for path in run.rglob(".*-*") if path.name.startswith((".tmp-", ".del-"))]
     if not row.get("other_numbers"):
-        assert world.weights(run) == undisturbed(world, run.name, row["then"]), "it goes on to other numbers"
+        assert world.weights(run) == undisturbed(world, run.name, row["then"]), "it continues to other numbers"
 
 
 @pytest.fixture(scope="session")
@@ -312,7 +312,7 @@ def register_losses(registry):
 
 @provoker
 def plugin(world: Any, pairs: list[list[str]]) -> None:
-    """`mine.py` beside the recipe, which uses its loss; pairs replace text of the file."""
+    """`mine.py` next to the recipe, which uses its loss; pairs replace text of the file."""
     text = LOSS
     for old, new in pairs:
         assert old in text
@@ -349,18 +349,18 @@ def packages(world: Any, several: list[dict[str, str]]) -> None:
 
 @provoker
 def images(world: Any, count: int) -> None:
-    """The data set is a folder of so many 8x8 images in each of two classes."""
+    """The data set is a folder of that many 8x8 images in each of two classes."""
     for name in ("red", "blue"):
         for number in range(count):
             levels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            picture(world, {f"data/{name}/{number}.png": levels})
+            image(world, {f"data/{name}/{number}.png": levels})
     world.edit('[dataset]\nname = "toy"', '[dataset]\nname = "folder"\npath = "data"\nsize = 8\nholdout = 0.3')
 
 
 @provoker
-def picture(world: Any, pictures: dict[str, Any]) -> None:
+def image(world: Any, images: dict[str, Any]) -> None:
     """Images by name: levels, or a mode and a size such as `RGBA 8x8`."""
-    for name, given in pictures.items():
+    for name, given in images.items():
         path = world.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(given, str):
@@ -472,7 +472,7 @@ def delete_the_folder(world: Any, session: Any) -> None:
     shutil.rmtree(world.run())
 
 
-def spoil_the_batch(world: Any, session: Any) -> None:
+def corrupt_the_batch(world: Any, session: Any) -> None:
     fetch = session.dataset.fetch
     session.dataset.fetch = lambda ids: (fetch(ids)[0] * float("nan"), fetch(ids)[1])
 
@@ -481,7 +481,7 @@ def lengthen_the_gradient(world: Any, session: Any) -> None:
     session.student.backbone.embed.weight.register_hook(lambda gradient: gradient * 1e4)
 
 
-def spoil_the_gradient(world: Any, session: Any) -> None:
+def corrupt_the_gradient(world: Any, session: Any) -> None:
     session.student.backbone.embed.weight.register_hook(lambda gradient: gradient * float("inf"))
 
 
@@ -490,8 +490,8 @@ HAPPENINGS = {
     "out of host memory": out_of_host_memory,
     "the folder goes": remove_the_folder,
     "the folder is deleted": delete_the_folder,
-    "a batch holds NaN": spoil_the_batch,
-    "the gradient is infinite": spoil_the_gradient,
+    "a batch holds NaN": corrupt_the_batch,
+    "the gradient is infinite": corrupt_the_gradient,
     "the gradient is long": lengthen_the_gradient,
 }
 
@@ -537,7 +537,7 @@ def replace(path: Path, argument: str) -> None:
 
 
 def state(path: Path, change: str) -> None:
-    """A manifest that says something else, sealed anew."""
+    """A manifest that says something else, sealed again."""
     body = json.loads(path.read_text(encoding="utf-8")) | json.loads(change)
     del body["sha256"]
     path.write_bytes(seal_manifest(body))
@@ -562,7 +562,7 @@ def linked(path: Path, elsewhere: str) -> None:
 
 
 def longer(path: Path, line: str) -> None:
-    """A person mends a number of a log in an editor, by which the line gets a byte more."""
+    """A user repairs a number of a log in an editor, by which the line gets a byte more."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     lines[int(line) - 1] = lines[int(line) - 1].replace('"loss": ', '"loss": 1')
     path.write_text("".join(lines), encoding="utf-8")
@@ -616,7 +616,7 @@ def returns(world: Any, values: dict[str, Any]) -> None:
 
 @provoker
 def free_space(world: Any, size: int) -> None:
-    """So many bytes are free on the disk."""
+    """That many bytes are free on the disk."""
     world.patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(size, 0, size))  # type: ignore[attr-defined]
 
 

@@ -171,7 +171,7 @@ TRAINER = dedent("""
     (run / "cost.json").write_text(json.dumps({"peak_memory": 5e6}))
     (run / "report.html").write_text("")
 """)
-"""A process that behaves as a run does: steps, scores, a report; it stops on a signal, and goes on from there."""
+"""A process that behaves as a run does: steps, scores, a report; it stops on a signal, and continues from there."""
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def pretending(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def finished(ablation: Callable[..., Ablation], tmp_path: Path) -> Path:
-    """The folder of a finished ablation whose runs hold scores, a loss, a picture and their versions."""
+    """The folder of a finished ablation whose runs hold scores, a loss, a image and their versions."""
     plan = make_plan(ablation(PUBLISHABLE), tmp_path / "runs")
     plan.folder.mkdir(parents=True)
     leaks = {"leaks": {"found": [], "unchecked": "too large to search"}}
@@ -224,12 +224,12 @@ def finished(ablation: Callable[..., Ablation], tmp_path: Path) -> Path:
         (run.folder / "scores.json").write_text(json.dumps({"toy": {"fd": 1.0 + run.seed}}))
         (run.folder / "recipe.resolved.json").write_text(json.dumps(run.recipe.to_json()))
         (run.folder / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2"}}))
-        (run.folder / "samples" / "step-000004.png").write_bytes(picture(run.seed))
+        (run.folder / "samples" / "step-000004.png").write_bytes(image(run.seed))
         (run.folder / "report.html").touch()
     return plan.folder
 
 
-def picture(shade: int) -> bytes:
+def image(shade: int) -> bytes:
     """A PNG."""
     buffer = BytesIO()
     Image.new("RGB", (20, 10), (shade, 30, 30)).save(buffer, format="PNG")

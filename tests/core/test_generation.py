@@ -21,8 +21,8 @@ def test_drawn_labels_are_uniform_over_the_classes() -> None:
     labels = random_labels(10, 20_000, seed=0).labels
     counts = [labels.count(label) for label in range(10)]
     assert sum(counts) == 20_000  # no label beyond the classes, so never the null label
-    deviation = (20_000 * 0.1 * 0.9) ** 0.5
-    assert all(abs(count - 2000) < 4.5 * deviation for count in counts)
+    std = (20_000 * 0.1 * 0.9) ** 0.5
+    assert all(abs(count - 2000) < 4.5 * std for count in counts)
     assert len(set(counts)) > 1  # drawn, not dealt out in turn
 
 

@@ -20,7 +20,7 @@ ROW = {
 
 
 class Clock:
-    """Seconds that pass when told."""
+    """Seconds that pass when reported."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -1,12 +1,12 @@
-"""One image file to a square of grey levels: every conversion is written down here. No torch.
+"""Decode an image file to a square uint8 array. Every conversion is listed here. Torch-free.
 
     orientation        the EXIF tag is obeyed
-    transparency       laid on white (RGBA, LA, a palette or a colour key)
+    transparency       composited on white (RGBA, LA, a palette or a colour key)
     palette, CMYK, 1   converted to RGB, or to grey by the weights of ITU-R 601
     16-bit grey        divided by 257, rounded
     animation          the first frame
-    size               ADM's crop (arXiv:2105.05233): halved with a box filter while at least twice too large, scaled with
-                       a bicubic filter until the shorter side fits, then cut at the centre
+    size               ADM's crop (arXiv:2105.05233): halved with a box filter while at least twice too large, scaled
+                       with a bicubic filter until the shorter side fits, then cut at the centre
 
 Anything else (32-bit and floating-point grey, LAB, a strip more than 20 times as long as wide) is refused.
 """

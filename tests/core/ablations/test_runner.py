@@ -117,13 +117,13 @@ def test_a_copy_made_again_in_other_processes_is_bit_identical(tmp_path, write):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    base, twin = (tmp_path / said["folder"] / row["folder"] for row in said["rows"])
-    assert base != twin
-    assert base.parent == twin.parent == tmp_path / said["folder"]
+    base, duplicate = (tmp_path / said["folder"] / row["folder"] for row in said["rows"])
+    assert base != duplicate
+    assert base.parent == duplicate.parent == tmp_path / said["folder"]
     names = [path.relative_to(base) for path in sorted(base.glob("checkpoints/*/*.safetensors"))]
     assert {name.name for name in names} == {"model.safetensors", "optimizer.safetensors", "teacher.safetensors"}
     for name in (*names, "samples/samples.npz", "scores.json"):
-        assert (base / name).read_bytes() == (twin / name).read_bytes()
+        assert (base / name).read_bytes() == (duplicate / name).read_bytes()
     assert said["rows"][0]["scores"] == said["rows"][1]["scores"]
     assert said["rows"][0]["seconds"] != said["rows"][1]["seconds"]  # they are two runs
 

@@ -268,8 +268,8 @@ def test_sample_gives_the_same_images_again(sddit_run, trained):
     assert np.array_equal(one["arr_0"], two["arr_0"])
     other = np.load(re.findall(r"\S+\.npz", sddit_run(*words[:-4], "--seeds", "5-6").stdout)[0])
     assert not np.array_equal(one["arr_0"], other["arr_0"])
-    with Image.open(files[0].replace(".npz", ".png")) as picture:
-        assert picture.width > picture.height / 2
+    with Image.open(files[0].replace(".npz", ".png")) as image:
+        assert image.width > image.height / 2
 
 
 @pytest.mark.parametrize(

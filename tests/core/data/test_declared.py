@@ -100,7 +100,7 @@ def test_it_conforms() -> None:
 
 
 @pytest.mark.parametrize(("channels", "grey"), [(1, True), (3, False), (4, False), (2, False)])
-def test_pictures(channels: int, grey: bool) -> None:
+def test_images(channels: int, grey: bool) -> None:
     data = declared(DeclaredParams(image=(channels, 2, 2)), split="test")
     x = torch.linspace(-1, 1, channels * 4).reshape(1, channels, 2, 2)
     images = data.to_images(x)

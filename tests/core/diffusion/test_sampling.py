@@ -244,7 +244,7 @@ def test_the_network_is_evaluated_and_left_as_it_was(training: bool) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_the_same_pictures_at_any_batch_size_and_order(dtype: torch.dtype, tolerance: float) -> None:
+def test_the_same_images_at_any_batch_size_and_order(dtype: torch.dtype, tolerance: float) -> None:
     denoiser, ids = small_denoiser(dtype), list(range(8))
     at_once = take(denoiser, ids, batch=8)
     for batch in (1, 3):
@@ -260,7 +260,7 @@ def test_other_seeds_and_other_images_differ() -> None:
     assert (take(denoiser, [0, 3], seed=6) - first).abs().amax((1, 2, 3)).min() > 1e-3
 
 
-def test_pictures_made_in_float32_are_those_made_in_float64() -> None:
+def test_images_made_in_float32_are_those_made_in_float64() -> None:
     torch.testing.assert_close(
         take(small_denoiser(torch.float32), [1, 2]), take(small_denoiser(), [1, 2]), rtol=1e-4, atol=1e-4
     )
@@ -314,7 +314,7 @@ def test_samples_of_an_ideal_network_are_distributed_as_the_data() -> None:
         batch=400,
     )
     mean, std = IdealFlowNetwork.mean, IdealFlowNetwork.std
-    # Euler's method maps this Gaussian to one whose standard deviation follows from each step's gain.
+    # Euler's method maps this Gaussian to one whose standard std follows from each step's gain.
     gain = math.prod(1 + (low / high - 1) * high**2 / (std**2 + high**2) for high, low in pairwise(sigmas))
     expected = gain * sigmas[0]
     assert abs(x.std().item() - expected) < 5 * expected / math.sqrt(2 * count)
@@ -322,7 +322,7 @@ def test_samples_of_an_ideal_network_are_distributed_as_the_data() -> None:
     assert abs(x.mean().item() - mean * (1 - gain)) < 5 * expected / math.sqrt(count)
 
 
-def test_no_graph_is_kept_and_every_step_is_told() -> None:
+def test_no_graph_is_kept_and_every_step_is_reported() -> None:
     steps: list[int] = []
     x = take(small_denoiser(), [0, 1, 2], batch=2, callback=lambda step, _: steps.append(step))
     assert not x.requires_grad

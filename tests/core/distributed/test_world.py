@@ -36,7 +36,7 @@ SETTINGS = {
         "optimizer.weight_decay=0.1",
     ],
 }
-SPOILT = {
+CORRUPTED = {
     "gradients are not averaged": "plain",
     "means are of one rank": "plain",
     "all take the same rows": "plain",
@@ -54,15 +54,15 @@ def ran(on_ranks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
         return {"name": name, "recipe": str(recipe), "overrides": DOUBLE + SETTINGS[settings], "steps": STEPS, **more}
 
     two = [case(name, name) for name in SETTINGS]
-    two += [case(spoil, settings, defect=spoil) for spoil, settings in SPOILT.items()]
+    two += [case(corrupt, settings, defect=corrupt) for corrupt, settings in CORRUPTED.items()]
     two += [case(f"{fault} on one rank", "plain", fault=fault) for fault in ("nan", "signal")]
     begin = [case("one begins", "plain", steps=3)]
-    go_on = [case("two go on", "plain", begin="one begins", steps=7)]
-    go_on += [case("two go on in parts", "in parts", begin="one begins in parts", steps=7)]
+    resumed = [case("two continue", "plain", begin="one begins", steps=7)]
+    resumed += [case("two continue in parts", "in parts", begin="one begins in parts", steps=7)]
     begin += [case("one begins in parts", "in parts", steps=3)]
-    end = [case("one ends", "plain", begin="two go on")]
-    found = on_ranks(1, begin) | on_ranks(2, two + go_on)
-    end += [case("one ends in parts", "in parts", begin="two go on in parts")]
+    end = [case("one ends", "plain", begin="two continue")]
+    found = on_ranks(1, begin) | on_ranks(2, two + resumed)
+    end += [case("one ends in parts", "in parts", begin="two continue in parts")]
     end += [case("alone until nan", "plain", steps=3), case("alone until signal", "plain", steps=4)]
     return found | on_ranks(1, end + [case(f"alone {name}", name) for name in SETTINGS])
 
@@ -76,11 +76,11 @@ def test_two_processes_end_in_the_weights_of_one(
     assert found < ROUNDING
 
 
-@pytest.mark.parametrize("spoil", SPOILT)
-def test_what_is_spoilt_is_noticed(
-    spoil: str, ran: dict[str, Any], drift: Callable[..., float], record_property: Callable[[str, object], None]
+@pytest.mark.parametrize("corrupt", CORRUPTED)
+def test_what_is_corrupted_is_noticed(
+    corrupt: str, ran: dict[str, Any], drift: Callable[..., float], record_property: Callable[[str, object], None]
 ) -> None:
-    found = drift(ran[f"alone {SPOILT[spoil]}"], ran[spoil])
+    found = drift(ran[f"alone {CORRUPTED[corrupt]}"], ran[corrupt])
     record_property("drift of a spoilt run", found)
     assert found > 1e3 * ROUNDING
 
@@ -110,7 +110,7 @@ def test_all_ranks_stop_after_the_same_step_for_what_one_of_them_saw(
     assert drift(ran[f"alone until {fault}"], ran[f"{fault} on one rank"]) < ROUNDING
 
 
-def test_processes_that_are_not_there_are_told_in_time(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+def test_processes_that_are_not_there_are_reported_in_time(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     monkeypatch.setattr(rendezvous, "JOIN", 1.0)
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}.items():
         monkeypatch.setenv(name, str(value))

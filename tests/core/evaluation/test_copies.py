@@ -58,13 +58,13 @@ def test_nearest_is_the_nearest() -> None:
     assert nearest(reference[5:7], reference)[1].tolist() == [0, 0]
 
 
-def test_the_share_of_copies_by_hand() -> None:
+def test_the_fraction_of_copies_by_hand() -> None:
     unseen = np.arange(1.0, 101.0)
     assert copied_share(unseen, unseen) == (0.05, 0.05)
     assert copied_share([0.0, 0.0, 50.0, 99.0], unseen) == (0.5, 0.05)
     assert copied_share([50.0, 99.0], unseen) == (0.0, 0.05)
-    twins = np.where(unseen < 21, 0.0, unseen)  # held-out images that are in the training split as well
-    assert copied_share([0.0, 30.0], twins) == (0.5, 0.2)
+    duplicates = np.where(unseen < 21, 0.0, unseen)  # held-out images that are in the training split as well
+    assert copied_share([0.0, 30.0], duplicates) == (0.5, 0.2)
 
 
 def test_planted_copies_are_found_and_paired() -> None:
@@ -83,8 +83,8 @@ def test_planted_copies_are_found_and_paired() -> None:
     slightly = planted.clone()
     slightly[70:] = (slightly[70:].int() + 1).clamp(max=255).to(torch.uint8)
     assert find_copies(slightly, TRAIN, TEST, viewers, 17)["pixels"].share == found.share
-    picture = Image.open(io.BytesIO(pairs_image(found, planted, TRAIN)))
-    cells = np.asarray(picture)
+    image = Image.open(io.BytesIO(pairs_image(found, planted, TRAIN)))
+    cells = np.asarray(image)
     first = cells[10:58, -58:-10]  # the last pair, sample above and training image below
     assert np.array_equal(first, cells[10 + 51 : 58 + 51, -58:-10])
     assert first.std() > 10
@@ -96,8 +96,8 @@ def test_a_run_is_searched_in_every_view(toy_recipe: Path, tmp_path: Path) -> No
     found = copies_of_run(folder, device="cpu", progress=Progress())
     assert list(found) == ["toy", "pixels"]
     for label in found:
-        with Image.open(folder / f"samples/copies-{label}.png") as picture:
-            assert picture.width > 100
+        with Image.open(folder / f"samples/copies-{label}.png") as image:
+            assert image.width > 100
     assert (folder / "copies.json").is_file()
 
 

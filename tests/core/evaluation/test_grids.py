@@ -19,9 +19,9 @@ def flat(n: int, size: int = 8) -> Tensor:
     return colours[:, :, None, None].expand(n, 3, size, size)
 
 
-def where(picture: Image.Image, colour: Tensor) -> tuple[int, int, int, int]:
+def where(image: Image.Image, colour: Tensor) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the pixels of a colour, which must fill that rectangle."""
-    ys, xs = np.nonzero((np.asarray(picture) == colour.numpy()).all(-1))
+    ys, xs = np.nonzero((np.asarray(image) == colour.numpy()).all(-1))
     box = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
     assert len(xs) == (box[2] - box[0]) * (box[3] - box[1])
     return box
@@ -29,8 +29,8 @@ def where(picture: Image.Image, colour: Tensor) -> tuple[int, int, int, int]:
 
 def test_images_stand_row_by_row_and_are_enlarged():
     images = flat(6)
-    picture = grid(images, columns=3)
-    boxes = [where(picture, image[:, 0, 0]) for image in images]
+    sheet = grid(images, columns=3)
+    boxes = [where(sheet, image[:, 0, 0]) for image in images]
     assert {(right - left, bottom - top) for left, top, right, bottom in boxes} == {(LEGIBLE, LEGIBLE)}
     assert boxes[0][1] == boxes[1][1] == boxes[2][1] < boxes[3][1] == boxes[5][1]
     assert boxes[0][0] == boxes[3][0] < boxes[1][0] < boxes[2][0]
@@ -47,7 +47,7 @@ def test_enlarging_keeps_every_pixel_a_square():
 def test_names_stand_left_of_the_images_and_never_on_them():
     images = flat(4)
     bare = grid(images, columns=2)
-    named = grid(images, columns=2, row_names=["zero", "a very long name that nobody would want to read"])
+    named = grid(images, columns=2, row_names=["zero", "a very long name that no one would want to read"])
     indent = named.width - bare.width
     assert indent > 40
     assert (np.asarray(named)[:, indent + 10 :] == np.asarray(bare)[:, 10:]).all()
@@ -62,15 +62,15 @@ def test_odd_names_are_drawn_somehow(name):
 
 
 def test_a_short_last_row():
-    picture = grid(flat(5), columns=3)
-    assert picture.size == grid(flat(6), columns=3).size
+    image = grid(flat(5), columns=3)
+    assert image.size == grid(flat(6), columns=3).size
 
 
 def test_png_is_lossless_and_reproducible():
-    picture = grid(flat(4), columns=2, row_names=["a", "b"])
-    data = png(picture)
+    image = grid(flat(4), columns=2, row_names=["a", "b"])
+    data = png(image)
     assert data == png(grid(flat(4), columns=2, row_names=["a", "b"]))
-    assert (np.asarray(Image.open(BytesIO(data))) == np.asarray(picture)).all()
+    assert (np.asarray(Image.open(BytesIO(data))) == np.asarray(image)).all()
 
 
 def test_other_arrays_are_refused():

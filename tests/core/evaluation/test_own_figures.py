@@ -1,4 +1,4 @@
-"""Figures that an extractor measures by itself stand among its scores."""
+"""Figures that an extractor measures on its own stand among its scores."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_scores_of_earlier_versions_are_read():
     assert Scores(**old) == replace(found, **dict.fromkeys(later))
 
 
-def test_density_coverage_and_copies_stand_beside_their_floors():
+def test_density_coverage_and_copies_stand_next_to_their_floors():
     honest = score(*toy_images(3, 90))
     assert honest.density == pytest.approx(honest.density_floor, rel=0.3)
     assert honest.coverage > 0.7 * honest.coverage_floor
@@ -142,7 +142,7 @@ def test_density_coverage_and_copies_stand_beside_their_floors():
     assert (collapsed.copied_floor, collapsed.density_floor) == (honest.copied_floor, honest.density_floor)
 
 
-def test_class_accuracy_is_left_out_where_it_says_nothing():
+def test_class_accuracy_is_omitted_where_it_says_nothing():
     samples, labels = toy_images(3, 90)
     assert score(samples, labels, classifies=False).class_accuracy is None
     assert score(samples, torch.full_like(labels, 4)).class_accuracy is None  # the null label asks for no class

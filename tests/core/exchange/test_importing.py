@@ -102,7 +102,7 @@ def test_tensors_of_another_layout_are_refused(toy_file: Path, tmp_path: Path, h
     with pytest.raises(SdditError, match=r"SD-C441(.|\n)*one of toy"):
         import_weights(toy_file, layout="toi", out=tmp_path)
     state = load_file(toy_file)
-    for spoilt, word in (
+    for corrupted, word in (
         ({name.removeprefix("net."): tensor for name, tensor in state.items()}, r"net\.embed\.weight is missing"),
         ({**state, "other.weight": torch.zeros(2)}, r"no such parameter in this format: other\.weight"),
         ({**state, "net.head.bias": torch.zeros(3)}, r"of another shape: head\.bias \[3\], not \[16\]"),
@@ -110,7 +110,7 @@ def test_tensors_of_another_layout_are_refused(toy_file: Path, tmp_path: Path, h
         ({**state, "net.rope": torch.zeros(2)}, r"without a counterpart here: rope"),
     ):
         with pytest.raises(SdditError, match=f"SD-C455(.|\n)*{word}"):
-            brought_in(written(tmp_path / "x.safetensors", spoilt), tmp_path)
+            brought_in(written(tmp_path / "x.safetensors", corrupted), tmp_path)
     with pytest.raises(SdditError, match=r"SD-C450(.|\n)*embed\.bias"):
         brought_in(
             written(tmp_path / "x.safetensors", {**state, "net.embed.bias": state["net.embed.bias"] / 0}), tmp_path

@@ -105,7 +105,7 @@ def test_a_plugin_that_fails_half_way_leaves_nothing_behind(core_host, distribut
     assert host.rows["half"].registers == {}
 
 
-def test_every_problem_is_told_at_once(core_host, distribution):
+def test_every_problem_is_reported_at_once(core_host, distribution):
     distribution("bad-dist", "bad", "1 / 0")
     message = refusal(core_host(), "bad", "nowhere", "./none.py")
     assert message.count("error SD-") == 3
@@ -118,7 +118,7 @@ def test_an_unknown_plugin_brings_the_nearest_name(core_host, distribution, loss
     assert "did you mean 'acme'?" in message
 
 
-def test_two_distributions_with_one_plugin_name_are_told_apart(core_host, distribution, loss_source):
+def test_two_distributions_with_one_plugin_name_are_reported_apart(core_host, distribution, loss_source):
     distribution("one-dist", "acme", loss_source)
     distribution("two-dist", "acme", loss_source)
     host = core_host()
@@ -263,7 +263,7 @@ def folder(tmp_path: Path, loss_source: str) -> Path:
     return path
 
 
-def test_a_file_beside_the_recipe_is_a_plugin(core_host, folder):
+def test_a_file_next_to_the_recipe_is_a_plugin(core_host, folder):
     host, heard = core_host(), []
     host.announce = lambda text: heard.append((text, "mine" in host.rows))
     host.use(["./mine.py"], folder)
@@ -274,17 +274,17 @@ def test_a_file_beside_the_recipe_is_a_plugin(core_host, folder):
     [(text, imported)] = heard
     assert str(folder / "mine.py") in text
     assert row.digest[:12] in text
-    assert not imported, "path and hash are told before the import"
+    assert not imported, "path and hash are reported before the import"
 
 
 def test_the_file_that_was_hashed_is_the_one_that_runs(core_host, folder):
-    """A cached compilation beside it, newer or not, plays no part."""
+    """A cached compilation next to it, newer or not, plays no part."""
     host = core_host()
     host.use(["./mine.py"], folder)
     assert not (folder / "__pycache__").exists()
 
 
-def test_an_edited_file_is_loaded_anew_and_an_unchanged_one_is_not(core_host, folder):
+def test_an_edited_file_is_loaded_again_and_an_unchanged_one_is_not(core_host, folder):
     host = core_host()
     host.use(["./mine.py"], folder)
     first = host.registries.losses.get("mine")
@@ -309,7 +309,7 @@ def test_a_missing_file_brings_the_nearest_one(core_host, folder):
     assert "./mine.py" in message
 
 
-def test_a_path_that_is_no_python_file_says_how_a_plugin_ends(core_host, folder):
+def test_a_path_that_is_not_a_python_file_says_how_a_plugin_ends(core_host, folder):
     message = refusal(core_host(), "./edges.toml", folder=folder)
     assert "a plugin's file ends in .py: './edges.py'" in message
     assert "././" not in message
@@ -334,7 +334,7 @@ def test_two_files_of_one_name_are_refused(core_host, folder):
     assert "SD-P203" in refusal(host, "./sddit.py", folder=folder)
 
 
-def test_a_broken_file_can_be_mended_and_tried_again(core_host, folder, loss_source):
+def test_a_broken_file_can_be_fixed_and_tried_again(core_host, folder, loss_source):
     (folder / "mine.py").write_text("1 / 0", encoding="utf-8")
     host = core_host()
     message = refusal(host, "./mine.py", folder=folder)

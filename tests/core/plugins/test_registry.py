@@ -87,7 +87,7 @@ def test_a_plugin_can_be_taken_back_whole(losses: Registry[object]) -> None:
 
 def test_a_missing_dependency_is_refused_from_metadata_alone(losses: Registry[object]) -> None:
     losses.add("heavy", "no.such:Thing", params=MineParams, summary="x", requires=("no-such-package", "pydantic"))
-    assert losses.get("heavy").missing() == ["no-such-package"]  # listing it is no error
+    assert losses.get("heavy").missing() == ["no-such-package"]  # listing it is not an error
     found = refused(losses, "heavy")
     assert (found.code, "pip install no-such-package" in found.fix) == ("SD-P210", True)
 

@@ -48,7 +48,7 @@ Problems = Callable[..., list[Problem]]
 
 @pytest.fixture(scope="session")
 def host() -> Host:
-    """Toys of every kind, the core's own components, and `extras.py` beside this file."""
+    """Toys of every kind, the core's own components, and `extras.py` next to this file."""
     made = toy_host()
     made.use(["./extras.py"], Path(__file__).parent)
     return made

@@ -43,7 +43,9 @@ class SolidParams(face.BackboneParams):
 
 
 class MeasurableParams(face.NoiseScheduleParams):
-    sigma_data: Annotated[float, Field(gt=0)] | Literal["measured"] = Field(0.5, description="Deviation of the data.")
+    sigma_data: Annotated[float, Field(gt=0)] | Literal["measured"] = Field(
+        0.5, description="Standard deviation of the data."
+    )
 
     @property
     def t_range(self) -> tuple[float, float]:
@@ -51,13 +53,13 @@ class MeasurableParams(face.NoiseScheduleParams):
 
 
 class WantingParams(face.LossParams):
-    """Wants whatever its settings say."""
+    """Wants for any its settings say."""
 
     tap: face.Tap = Field("encoder", description="Where it reads.")
     cls: bool = Field(False, description="Whether it reads the class token.")
     teacher: bool = Field(False, description="Whether it needs a teacher.")
     coupled: bool = Field(False, description="Whether it is one number for a whole batch.")
-    told: int | None = Field(None, description="Nothing.")
+    reported: int | None = Field(None, description="Nothing.")
 
     def needs(self) -> face.Needs:
         want = face.Want(taps=(self.tap,), cls=self.cls)
@@ -68,9 +70,9 @@ class WantingParams(face.LossParams):
         return self.coupled
 
     def check(self, recipe: RecipeView) -> Iterable[Problem]:
-        if self.told == 13:
+        if self.reported == 13:
             yield Problem("SD-R108", "thirteen", where="backbone")
-        if self.told == 14:
+        if self.reported == 14:
             raise RuntimeError("fourteen")
 
 
@@ -129,7 +131,7 @@ def register_backbones(registry: Registry[face.Backbone]) -> None:
 
 @hookimpl
 def register_noise_schedules(registry: Registry[face.NoiseSchedule]) -> None:
-    registry.add("measurable", NEVER, params=MeasurableParams, summary="Takes the data's deviation.")
+    registry.add("measurable", NEVER, params=MeasurableParams, summary="Takes the data's std.")
 
 
 @hookimpl
@@ -139,7 +141,7 @@ def register_pair_samplers(registry: Registry[face.PairSampler]) -> None:
 
 @hookimpl
 def register_losses(registry: Registry[face.Loss]) -> None:
-    registry.add("wanting", NEVER, params=WantingParams, summary="Wants what it is told to.")
+    registry.add("wanting", NEVER, params=WantingParams, summary="Wants what it is reported to.")
     registry.add("silent", NEVER, params=SilentParams, summary="Answers nothing.")
     registry.add("unpriced", NEVER, params=UnpricedParams, summary="States no cost.")
     registry.add("absent", NEVER, params=SilentParams, summary="Needs a package.", requires=("no-such-package",))

@@ -73,9 +73,9 @@ TOY_SCORES = "evaluate.features=['toy']"
         (["sampler.sigma_max=0.01"], "SD-T902", "no noise to remove", "sampler.sigma_max"),
         ([TOY_SCORES, "evaluate.samples=3"], "SD-T906", "too few samples", "evaluate.samples"),
         ([TOY_SCORES, "evaluate.neighbours=8"], "SD-T906", "too few held-out images", "dataset"),
-        ([WANTING, "loss.extra.told=13"], "SD-R108", "thirteen", "backbone"),
+        ([WANTING, "loss.extra.reported=13"], "SD-R108", "thirteen", "backbone"),
         (
-            [WANTING, "loss.extra.told=14"],
+            [WANTING, "loss.extra.reported=14"],
             "SD-P220",
             "extras/wanting failed to answer WantingParams.check",
             "loss.extra",
@@ -97,7 +97,7 @@ def test_what_cannot_work_together_is_refused(
     [
         [WANTING, TEACHER, "loss.extra.teacher=true"],
         [WANTING, "loss.extra.tap=2"],
-        [WANTING, "loss.extra.tap=decoder", "loss.extra.weight=0"],  # a term that is left out needs nothing
+        [WANTING, "loss.extra.tap=decoder", "loss.extra.weight=0"],  # a term that is omitted needs nothing
         [WANTING, "loss.extra.coupled=true", "train.micro_batch=8"],
         ["pair_sampler.name=three", "loss.denoise.views=['two']"],
         ["pair_sampler.mask_ratio=0.75"],

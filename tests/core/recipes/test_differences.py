@@ -1,4 +1,4 @@
-"""What differs between two resolved recipes, and of which class it is."""
+"""What differs between two resolved recipes, and their class."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def test_a_difference_runs_both_ways(resolved: Resolve, base: str) -> None:
     assert forth == back
 
 
-def test_a_table_of_one_side_is_told_setting_by_setting() -> None:
+def test_a_table_of_one_side_is_reported_setting_by_setting() -> None:
     table = {"name": "x", "unset": None, "ramp": {"start": 1}, "empty": []}
-    told = [("name", "x"), ("ramp.start", 1), ("empty", [])]
-    assert by_leaf([("loss.a", None, table)]) == [(f"loss.a.{key}", None, value) for key, value in told]
-    assert by_leaf([("loss.a", table, None)]) == [(f"loss.a.{key}", value, None) for key, value in told]
+    reported = [("name", "x"), ("ramp.start", 1), ("empty", [])]
+    assert by_leaf([("loss.a", None, table)]) == [(f"loss.a.{key}", None, value) for key, value in reported]
+    assert by_leaf([("loss.a", table, None)]) == [(f"loss.a.{key}", value, None) for key, value in reported]
     single = [("seed", 1, 2), ("train.ema", None, 0.5), ("teacher.momentum", [1], None)]
     assert by_leaf(single) == single
     assert by_leaf(by_leaf([("loss.a", None, table)])) == by_leaf([("loss.a", None, table)])

@@ -254,7 +254,7 @@ def test_an_override_may_repeat_what_the_file_says(write: Write) -> None:
         ".".join("a" * 17) + "=1",
     ],
 )
-def test_what_is_no_override_is_refused(text: str) -> None:
+def test_what_is_not_an_override_is_refused(text: str) -> None:
     with pytest.raises(SdditError) as caught:
         parse_override(text)
     assert caught.value.problems[0].code == "SD-R133"

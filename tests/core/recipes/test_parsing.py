@@ -143,13 +143,13 @@ def test_what_is_given_twice_is_named_with_both_lines(write: Write, text: str, w
     assert (found.code, found.what, found.where) == ("SD-R104", what, where)
 
 
-def test_bytes_that_are_no_utf8_are_named(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_bytes(b"a = 1\nb = '\xe9'\n")
     assert problem_of(path).what == "byte 0xE9 at line 2 is not UTF-8"
 
 
-def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_recipe(tmp_path: Path) -> None:
     assert problem_of(tmp_path).code == "SD-R121"
 
 

@@ -144,21 +144,23 @@ def test_the_run_id_ignores_what_changes_no_number(resolved: Resolve, base: str)
         assert resolved(base, override).run_id != first, override
 
 
-TWIN = "from sddit.testing.toys.plugin import register_samplers\n"
+DUPLICATE = "from sddit.testing.toys.plugin import register_samplers\n"
 
 
 def test_one_file_plugins_are_found_by_path_and_named_by_file(write: Write, host: Host, base: str) -> None:
-    write("recipes/base/twin.py", TWIN)
-    write("recipes/base/a.toml", 'plugins = ["./twin.py"]\n' + base.replace('"toy"\nsteps', '"twin/toy"\nsteps'))
+    write("recipes/base/duplicate.py", DUPLICATE)
+    write(
+        "recipes/base/a.toml", 'plugins = ["./duplicate.py"]\n' + base.replace('"toy"\nsteps', '"duplicate/toy"\nsteps')
+    )
     try:
         recipe = resolve(write("recipes/b.toml", 'extends = "base/a.toml"\n'), host=host)
-        assert recipe.plugins == ("./twin.py",)
-        assert recipe.plugin_files == {"./twin.py": Path("recipes/base/twin.py")}
-        assert recipe.plugin_digests["twin"] == host.rows["twin"].digest
+        assert recipe.plugins == ("./duplicate.py",)
+        assert recipe.plugin_files == {"./duplicate.py": Path("recipes/base/duplicate.py")}
+        assert recipe.plugin_digests["duplicate"] == host.rows["duplicate"].digest
         assert changed(recipe, ["seed=9"], host=host).plugin_files == recipe.plugin_files
         assert str(Path.cwd()) not in json.dumps(recipe.to_json())  # a run id is the same on every machine
     finally:
-        host.remove("twin")
+        host.remove("duplicate")
 
 
 # sigma_data ---------------------------------------------------------------------------------------------------------
@@ -199,7 +201,7 @@ def test_a_misspelt_key_does_not_hide_what_cannot_work_together(problems: Proble
 def test_all_problems_are_reported_at_once(problems: Problems) -> None:
     text = """
 seed = -1
-plugins = ["nobody"]
+plugins = ["no one"]
 steps = 100
 [backbone]
 name = "toi"
@@ -220,11 +222,11 @@ flipp = true
 batch = 8.0
 precision = "fp16"
 [tracker.x]
-name = "nobody/x"
+name = "no one/x"
 """
     found = [(p.code, p.where, p.what) for p in problems(text)]
     assert sorted(found) == [
-        ("SD-P205", "recipe.toml:3", "no plugin named 'nobody' is installed"),
+        ("SD-P205", "recipe.toml:3", "no plugin named 'no one' is installed"),
         ("SD-R101", "recipe.toml", "no [sampler] in the recipe"),
         ("SD-R102", "recipe.toml:19", "unknown key 'dataset.flipp'"),
         ("SD-R102", "recipe.toml:4", "unknown key 'steps'"),
@@ -348,15 +350,15 @@ def test_what_is_typed_is_answered(
 def test_a_component_that_is_offered_twice_is_chosen_by_its_plugin(write: Write, base: str) -> None:
     host = toy_host()
     host.use(["./extras.py"], Path(__file__).parent)
-    write("twin.py", TWIN)
-    path = write("r.toml", 'plugins = ["./twin.py"]\n' + base)
+    write("duplicate.py", DUPLICATE)
+    path = write("r.toml", 'plugins = ["./duplicate.py"]\n' + base)
     assert resolve(path, ["sampler.name=toy/toy"], host=host).sampler.component.qualified == "toy/toy"
     with pytest.raises(SdditError, match="offered more than once") as caught:
         resolve(path, host=host)
-    assert [(p.code, p.expect) for p in caught.value.problems] == [("SD-P202", "one of toy/toy or twin/toy")]
+    assert [(p.code, p.expect) for p in caught.value.problems] == [("SD-P202", "one of toy/toy or duplicate/toy")]
 
 
-def test_one_list_of_array_tables_is_no_table_of_terms(problems: Problems, base: str) -> None:
+def test_one_list_of_array_tables_is_not_a_table_of_terms(problems: Problems, base: str) -> None:
     found = problems(base.replace("[loss.denoise]", "[[loss]]"))
     assert [p.code for p in found] == ["SD-R103"]
     assert "[loss.LABEL]" in found[0].expect
@@ -424,8 +426,8 @@ def test_a_plugin_that_fails_is_the_only_complaint_about_what_it_would_bring(
 
 
 def test_a_missing_plugin_is_named_once(problems: Problems, base: str) -> None:
-    text = 'plugins = ["nobody"]\n' + base.replace('[loss.denoise]\nname = "toy"', '[loss.denoise]\nname = "nobody/x"')
-    (found,) = problems(text + '[tracker.t]\nname = "nobody/y"\n')
+    text = 'plugins = ["no one"]\n' + base.replace('[loss.denoise]\nname = "toy"', '[loss.denoise]\nname = "no one/x"')
+    (found,) = problems(text + '[tracker.t]\nname = "no one/y"\n')
     assert (found.code, found.where) == ("SD-P205", "recipe.toml:1")
 
 

@@ -52,7 +52,7 @@ def test_a_missing_one_gets_the_nearest_name(write: Write, shipped: Path) -> Non
 
 
 @pytest.mark.parametrize("source", ["", ".", "recipes", "../quickstart", "/quickstart", "nothing.json"])
-def test_what_is_no_recipe_is_refused(write: Write, shipped: Path, source: str) -> None:
+def test_what_is_not_a_recipe_is_refused(write: Write, shipped: Path, source: str) -> None:
     write("recipes/mine.toml", "a = 1")
     with pytest.raises(SdditError, match="SD-R121"):
         find(source)

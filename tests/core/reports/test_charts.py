@@ -71,7 +71,7 @@ def test_a_band_that_is_not_finite_leaves_the_rest():
     assert len(band) == 4
 
 
-def test_points_at_one_place_stand_beside_each_other():
+def test_points_at_one_place_stand_next_to_each_other():
     chart = line_chart("t", [Series(name, [60], [1], [0.5], [1.5]) for name in "abc"])
     xs = [float(circle.get("cx", "")) for circle in parse(chart).iter("circle")]
     assert xs[1] - xs[0] == xs[2] - xs[1] == BESIDE
@@ -98,7 +98,7 @@ def test_log_axes_space_decades_evenly_and_leave_out_what_has_no_logarithm():
     assert [len(run) for run in runs] == [2, 2]
 
 
-def test_values_that_are_no_numbers_leave_a_gap():
+def test_values_that_are_not_numbers_leave_a_gap():
     chart = line_chart("t", [Series("a", [0, 1, 2, 3, 4, 5], [1, 2, math.nan, 3, math.inf, 4])])
     assert [len(run) for run in lines(chart)] == [2, 1, 1]
     assert len(list(parse(chart).iter("circle"))) == 2  # a lone point is a dot, not nothing
@@ -126,14 +126,14 @@ def test_long_series_are_thinned_but_keep_their_spikes_and_ends():
     assert [points[0][0], points[-1][0]] == [LEFT, WIDTH - RIGHT]
 
 
-def test_lines_can_be_told_apart_without_colour():
+def test_lines_can_be_reported_apart_without_colour():
     series = [Series(f"series {i}", [0, 1], [i, i + 1]) for i in range(6)]
     chart = line_chart("t", series)
     drawn = [p for p in parse(chart).iter("path") if p.get("stroke-linejoin")]
     assert len({p.get("style") for p in drawn}) == len({p.get("stroke-dasharray") for p in drawn}) == 6
     assert {f"series {i}" for i in range(6)} <= set(texts(chart))
     lowest = max(float(t.get("y")) for t in parse(chart).iter("text"))
-    assert lowest < float(parse(chart).get("viewBox").split()[3])  # the legend is inside the picture
+    assert lowest < float(parse(chart).get("viewBox").split()[3])  # the legend is inside the image
 
 
 def test_references_are_drawn_inside_and_named():
@@ -144,7 +144,7 @@ def test_references_are_drawn_inside_and_named():
     assert all(y > TOP for run in lines(chart) for _, y in run)
 
 
-def test_a_reader_who_cannot_see_is_told_the_course():
+def test_a_reader_who_cannot_see_is_reported_the_course():
     chart = parse(line_chart("Entropy", [Series("teacher", [0, 10], [6.2, 1.5])]))
     assert chart.get("role") == "img"
     assert chart.findtext("title") == "Entropy"

@@ -59,7 +59,7 @@ def held(gate: threading.Event) -> LazyBytes:
     return LazyBytes(4, make)
 
 
-def test_a_save_goes_on_beside_and_is_whole_when_waited_for(saver: Saver, gate: threading.Event) -> None:
+def test_a_save_continues_next_to_and_is_whole_when_waited_for(saver: Saver, gate: threading.Event) -> None:
     saver.save(1, {**FILES, "ema.safetensors": held(gate)})
     saver.poll()
     assert saver.store.steps() == []
@@ -79,7 +79,7 @@ def test_at_most_one_is_under_way(saver: Saver, gate: threading.Event) -> None:
 
 @pytest.mark.parametrize("ask", ["poll", "save", "wait"])
 @pytest.mark.parametrize("point", [point for point in faults.POINTS if point != "ckpt.mid_prune"])
-def test_a_save_that_failed_is_told_by_whatever_is_asked_next(
+def test_a_save_that_failed_is_reported_by_for_any_is_asked_next(
     saver: Saver, monkeypatch: pytest.MonkeyPatch, point: str, ask: str
 ) -> None:
     monkeypatch.setenv("SDDIT_FAULT", f"{point}:raise:ENOSPC@1")
@@ -87,7 +87,7 @@ def test_a_save_that_failed_is_told_by_whatever_is_asked_next(
     ended(saver)
     with pytest.raises(SdditError, match="SD-M610"):
         {"poll": saver.poll, "save": lambda: saver.save(2, FILES), "wait": saver.wait}[ask]()
-    saver.save(2, FILES)  # it is told once
+    saver.save(2, FILES)  # it is reported once
     saver.wait()
     assert 2 in saver.store.steps()
 
@@ -179,7 +179,7 @@ def joined(save: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def test_a_save_that_fails_at_the_very_end_is_no_success(
+def test_a_save_that_fails_at_the_very_end_is_not_a_success(
     recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults.reached.clear()

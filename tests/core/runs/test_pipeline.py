@@ -1,4 +1,4 @@
-"""A run from recipe to report: continued, repeated, changed, stopped, begun anew."""
+"""A run from recipe to report: continued, repeated, changed, stopped, begun again."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Notes(Progress):
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
-    """The toys, also for what resolves a recipe by itself, such as loading a run."""
+    """The toys, also for what resolves a recipe on its own, such as loading a run."""
     toys = toy_host()
     monkeypatch.setattr("sddit.recipes.resolve.the_host", lambda: toys)
     return toys
@@ -216,7 +216,7 @@ def test_resuming_with_another_recipe_is_refused_until_each_key_is_allowed(
     assert [row["step"] for row in read_metrics(first.folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6, 6]
 
 
-def test_another_model_is_refused_whatever_is_allowed(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_another_model_is_refused_for_any_is_allowed(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     first = go(recipe_of(), tmp_path / "runs")
     with pytest.raises(SdditError, match="SD-C410"):
         go(recipe_of("backbone.hidden=8"), tmp_path / "runs", resume=first.folder, allow=["backbone.hidden"])
@@ -243,7 +243,7 @@ def test_unconditional_data_runs_to_the_end(recipe_of: Callable[..., Recipe], tm
         assert set(saved["arr_1"]) == {0}
 
 
-def test_a_loaded_run_samples_its_own_pictures_at_any_batch(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_a_loaded_run_samples_its_own_images_at_any_batch(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     result = go(recipe_of(), tmp_path / "runs")
     model = sddit.load(result.folder)
     with np.load(result.folder / "samples/samples.npz") as saved:
@@ -269,7 +269,7 @@ def test_evaluating_a_run_gives_its_scores_and_changes_nothing(
 @pytest.mark.parametrize(
     ("ask", "code"),
     [
-        (lambda folder: load_run(folder, weights="nobody"), "SD-C446"),
+        (lambda folder: load_run(folder, weights="no one"), "SD-C446"),
         (lambda folder: load_run(folder, step=3), "SD-C403"),
         (lambda folder: load_run(folder.parent), "SD-C445"),
         (lambda folder: sddit.load(folder / "nothing"), "SD-C444"),
@@ -301,7 +301,7 @@ def test_which_average_is_sampled_is_part_of_what_a_run_is(tmp_path: Path, host:
     assert len(ids) == 2
 
 
-def test_resuming_what_is_no_run_folder_touches_nothing(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_resuming_what_is_not_a_run_folder_touches_nothing(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "metrics.jsonl").write_text("mine")

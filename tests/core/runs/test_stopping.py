@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sddit import generation
-from sddit.evaluation import pictures
+from sddit.evaluation import images
 from sddit.plugins.host import using_host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
@@ -85,7 +85,7 @@ POINTS: dict[str, tuple[Point, int]] = {
     "between steps": (before(callbacks.RunCallbacks, "logged", 3), 3),
     "a save": (before(checkpoints, "stage", 2), 4),
     "the end of a save": (before(checkpoints, "sync_folder", 3), 4),
-    "a preview": (before(pictures, "generate_images"), 3),
+    "a preview": (before(images, "generate_images"), 3),
     "scores while training": (before(callbacks, "score_images", 2), 4),
     "sampling": (before(generation, "generate_images", 3), 6),
     "scoring": (before(pipeline, "score_images"), 6),
@@ -96,7 +96,7 @@ POINTS: dict[str, tuple[Point, int]] = {
 
 @pytest.fixture(scope="module")
 def undisturbed(recipe_of: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a run holds that nobody stops."""
+    """What a run holds that no one stops."""
     return held(go(recipe_of(), tmp_path_factory.mktemp("whole")).folder)
 
 
@@ -124,7 +124,7 @@ def assert_valid(folder: Path, *, swept: bool = True) -> None:
 MODES = (
     "false",
     "true",
-)  # of train.save_async: a save beside the steps may be overtaken by a step before it is stopped
+)  # of train.save_async: a save next to the steps may be overtaken by a step before it is stopped
 ONE = [
     (point, number, "false") for point in POINTS for number in STATUS
 ] + [(point, signal.SIGTERM, "true") for point in POINTS]  # fmt: skip
@@ -187,7 +187,7 @@ def test_two_signals(
 
 
 def as_if_its_process_had_ended() -> None:
-    """What the second signal cut short and the end of a process ends: a save beside the steps, the end of a no_grad."""
+    """Finish what the second signal interrupted: a save in the background, the end of a no_grad."""
     for thread in threading.enumerate():
         if thread.name.startswith("save-"):
             thread.join()
@@ -218,7 +218,7 @@ def test_a_command_that_has_hardly_begun(number: signal.Signals, status: int) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_while_a_plugin_loads_is_no_fault_of_the_plugin(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_while_a_plugin_loads_is_not_a_fault_of_the_plugin(number: signal.Signals, tmp_path: Path) -> None:
     """A plugin may import for seconds; a job script must still see the exit status of a stop, not of a fault."""
     (tmp_path / "slow.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
     (tmp_path / "slow.toml").write_text('plugins = ["./slow.py"]\n')

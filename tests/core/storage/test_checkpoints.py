@@ -438,7 +438,7 @@ def test_a_real_limit_on_file_sizes(store: Store) -> None:
     assert store.open(1).read("state.json") == FILES["state.json"]
 
 
-def test_a_run_folder_that_has_gone_is_told(store: Store) -> None:
+def test_a_run_folder_that_has_gone_is_reported(store: Store) -> None:
     store.save(1, FILES)
 
     def removes_the_folder() -> bytes:

@@ -45,7 +45,7 @@ def start(soak: ModuleType, program: str, folder: Path, fault: str = "") -> subp
 
 
 def test_no_kill_breaks_or_loses_a_checkpoint(soak: ModuleType, tmp_path: Path) -> None:
-    """Half of them while saves are written beside the steps."""
+    """Half of them while saves are written next to the steps."""
     figures = soak.kill_writer(KILLS, tmp_path, seed=2403_17004)
     assert (figures.kills, figures.broken, figures.lost, figures.surplus) == (KILLS, 0, 0, 0)
     assert figures.good and figures.checkpoints >= KILLS
@@ -65,7 +65,7 @@ def test_the_same_kills_break_a_naive_writer(soak: ModuleType, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("point", [point for point in POINTS if point.startswith("ckpt.")])
-def test_a_kill_at_each_point_leaves_a_run_that_goes_on(soak: ModuleType, tmp_path: Path, point: str) -> None:
+def test_a_kill_at_each_point_leaves_a_run_that_continues(soak: ModuleType, tmp_path: Path, point: str) -> None:
     # The third save is hit: three files a save make the eighth one its second, and it is the first with one to prune.
     turn = {"ckpt.before_file": 8, "ckpt.after_file": 8, "ckpt.mid_prune": 1}.get(point, 3)
     stdout, stderr = start(soak, CAREFUL + "write(until=5)", tmp_path, fault=f"{point}:kill@{turn}").communicate()

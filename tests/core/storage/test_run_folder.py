@@ -67,7 +67,7 @@ def test_two_writers(tmp_path: Path) -> None:
         assert f"pid {other.pid}" in run.killed
         assert json.loads((path / LOCK).read_text())["pid"] == os.getpid()
     with RunFolder(path) as run:
-        assert run.killed == "", "the last holder let go by itself"
+        assert run.killed == "", "the last holder released it on its own"
 
 
 def test_two_writers_in_one_process(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_modes_and_leftovers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link", "below a file", "below a dangling link"])
-def test_a_place_that_is_no_folder(tmp_path: Path, kind: str) -> None:
+def test_a_place_that_is_not_a_folder(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "run"
     place.symlink_to(tmp_path / "nowhere") if "link" in kind else place.write_bytes(b"")
     path = place / "run" if "below" in kind else place
@@ -188,7 +188,7 @@ def test_names_stay_inside(tmp_path: Path) -> None:
                 run.write_bytes(name, b"")
 
 
-def test_a_folder_that_has_gone_is_not_made_anew(tmp_path: Path) -> None:
+def test_a_folder_that_has_gone_is_not_made_again(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run") as run:
         run.path.rename(tmp_path / "elsewhere")
         assert code(lambda: run.write_text("a.txt", "a")) == "SD-F706"
@@ -289,7 +289,7 @@ def test_an_edited_log_says_so_and_loses_no_other_row(tmp_path: Path, edit: str)
     assert steps(path) == [*left, 7]
 
 
-def test_scores_of_the_step_of_a_checkpoint_are_no_change(tmp_path: Path) -> None:
+def test_scores_of_the_step_of_a_checkpoint_are_not_change(tmp_path: Path) -> None:
     """They are logged after it, at the end of a run or where a stop had cut them short; and are logged again."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 5}\n{"step": 6}\n{"step": 6, "score/toy.fd": 1}\n')
@@ -312,7 +312,7 @@ def test_scores_that_are_logged_again_go_from_an_edited_log(tmp_path: Path) -> N
     assert (log.changed, steps(path)) == (True, [5, 5, 6])
 
 
-def test_what_is_no_row_stays_in_an_edited_log(tmp_path: Path) -> None:
+def test_what_is_not_a_row_stays_in_an_edited_log(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 5}\nmine\n{"step": 6}\n{"step": 7}\n')
     MetricsLog(path, 24, step=6).close()
@@ -321,7 +321,7 @@ def test_what_is_no_row_stays_in_an_edited_log(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("read", [read_metrics, read_json, refuse_changed, MetricsLog], ids=lambda read: read.__name__)
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path, read: Callable[[Path], object], kind: str) -> None:
+def test_what_is_not_a_file_is_refused_at_once(tmp_path: Path, read: Callable[[Path], object], kind: str) -> None:
     """A FIFO would be waited for, and /dev/zero read, for ever."""
     path = tmp_path / "metrics.jsonl"
     if kind == "fifo":

@@ -169,11 +169,11 @@ class HeadParams(faces.ToyLossParams):
 
 
 class Agreement(ToyAgreement):
-    """The toy with a teacher, to be spoiled."""
+    """The toy with a teacher, to be corrupted."""
 
 
-def spoiled(**changes: Any) -> type[ToyAgreement]:
-    return type("Spoiled", (Agreement,), changes)
+def corrupted(**changes: Any) -> type[ToyAgreement]:
+    return type("Corrupted", (Agreement,), changes)
 
 
 def leaky(self: Any, ctx: Any, views: Any, outputs: Any) -> torch.Tensor:
@@ -199,7 +199,7 @@ def leaky(self: Any, ctx: Any, views: Any, outputs: Any) -> torch.Tensor:
     ],
 )
 def test_a_mistake_in_memory_or_teacher_is_said(changes, said):
-    assert said in findings("losses", spoiled(**changes), faces.ToyAgreementParams)
+    assert said in findings("losses", corrupted(**changes), faces.ToyAgreementParams)
 
 
 def test_a_head_that_costs_other_than_stated_or_gets_no_gradient_is_said():
@@ -220,7 +220,7 @@ def test_a_head_that_costs_other_than_stated_or_gets_no_gradient_is_said():
     )
 
 
-def test_a_loss_that_is_no_module_or_does_not_build_is_said():
+def test_a_loss_that_is_not_a_module_or_does_not_build_is_said():
     assert "it is not a torch.nn.Module" in findings("losses", lambda params, **_: object(), faces.ToyLossParams)
     assert "it raised an error while it was built" in findings(
         "losses", lambda params: ToyLoss(params), faces.ToyLossParams
@@ -266,18 +266,18 @@ def test_a_loss_that_loses_digits_under_bf16_is_said():
 
 
 class Tired(ToyBackbone):
-    """The toy backbone, to be spoiled: `spoil` sees what forward gives."""
+    """The toy backbone, to be corrupted: `corrupt` sees what forward gives."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raw, heads, taps = super().forward(*args, **kwargs)
-        return self.spoil(raw, heads, taps, kwargs)
+        return self.corrupt(raw, heads, taps, kwargs)
 
-    def spoil(self, raw: Any, heads: Any, taps: Any, given: Any) -> Any:
+    def corrupt(self, raw: Any, heads: Any, taps: Any, given: Any) -> Any:
         return raw, heads, taps
 
 
 def backbone(**changes: Any) -> type[Tired]:
-    return type("Spoiled", (Tired,), changes)
+    return type("Corrupted", (Tired,), changes)
 
 
 def with_a_spare(self: Any, params: Any, **more: Any) -> None:
@@ -295,26 +295,32 @@ def without_cls(self: Any, raw: Any, heads: Any, taps: Any, given: Any) -> Any:
     ("changes", "said"),
     [
         (
-            {"spoil": lambda self, raw, heads, taps, given: (raw[:, :1] if raw is not None else None, heads, taps)},
+            {"corrupt": lambda self, raw, heads, taps, given: (raw[:, :1] if raw is not None else None, heads, taps)},
             "its output has a wrong shape",
         ),
-        ({"spoil": without_cls}, "has no class token, though has_cls says so"),
-        ({"spoil": lambda self, raw, heads, taps, given: (raw, heads, {})}, "it gives other taps than asked for"),
+        ({"corrupt": without_cls}, "has no class token, though has_cls says so"),
+        ({"corrupt": lambda self, raw, heads, taps, given: (raw, heads, {})}, "it gives other taps than asked for"),
         (
-            {"spoil": lambda self, raw, heads, taps, given: (torch.zeros(6, 2, 8, 8), heads, taps)},
+            {"corrupt": lambda self, raw, heads, taps, given: (torch.zeros(6, 2, 8, 8), heads, taps)},
             "it gives an output with output=False",
         ),
         (
-            {"spoil": lambda self, raw, heads, taps, given: (raw if raw is None else raw + next(COUNTER), heads, taps)},
+            {
+                "corrupt": lambda self, raw, heads, taps, given: (
+                    raw if raw is None else raw + next(COUNTER),
+                    heads,
+                    taps,
+                )
+            },
             "another output for the same input",
         ),
         (
-            {"spoil": lambda self, raw, heads, taps, given: (raw if raw is None else raw + raw.mean(), heads, taps)},
+            {"corrupt": lambda self, raw, heads, taps, given: (raw if raw is None else raw + raw.mean(), heads, taps)},
             "an image depends on the other images",
         ),
         (
             {
-                "spoil": lambda self, raw, heads, taps, given: (
+                "corrupt": lambda self, raw, heads, taps, given: (
                     raw if raw is None or given.get("visible") is None else raw + 1,
                     heads,
                     taps,
@@ -384,19 +390,19 @@ def test_a_backbone_that_has_every_tap_is_said():
     ],
 )
 def test_a_mistake_in_a_noise_schedule_is_said(changes, said):
-    assert said in findings("noise_schedules", type("Spoiled", (ToySchedule,), changes), faces.ToyScheduleParams)
+    assert said in findings("noise_schedules", type("Corrupted", (ToySchedule,), changes), faces.ToyScheduleParams)
 
 
 # -------------------------------------------------------------------------------------------------------- pair samplers
 
 
 def pairs(change: Callable[[dict[str, Any], Any, Any], Any]) -> type[ToyPairs]:
-    class Spoiled(ToyPairs):
+    class Corrupted(ToyPairs):
         def __call__(self, batch: Any, draws: Any, schedule: Any, ctx: Any) -> Any:
             views = super().__call__(batch, draws, schedule, ctx)
             return change(views, batch, schedule) or views
 
-    return Spoiled
+    return Corrupted
 
 
 def set_to(name: str, key: str, make: Callable[[Any], Any]) -> Callable[..., None]:
@@ -437,11 +443,11 @@ def test_the_unspoiled_pair_sampler_conforms():
 
 
 def sampler(change: Callable[[torch.Tensor, Any], torch.Tensor]) -> type[ToySampler]:
-    class Spoiled(ToySampler):
+    class Corrupted(ToySampler):
         def __call__(self, denoise: Any, x: Any, sigmas: Any, **more: Any) -> Any:
             return change(super().__call__(denoise, x, sigmas, **more), denoise)
 
-    return Spoiled
+    return Corrupted
 
 
 def asks_again(x: torch.Tensor, denoise: Any) -> torch.Tensor:

@@ -21,7 +21,7 @@ from sddit.testing.toys.network import ToyAttention, ToyBackbone
 from sddit.testing.toys.params import ToyAttentionParams, ToyBackboneParams, ToyLossParams, ToyPairsParams
 from sddit.verify import leak
 
-Spoil = Callable[[dict[str, View], Draws], None]
+Corrupt = Callable[[dict[str, View], Draws], None]
 
 
 def pasted(views: dict[str, View], draws: Draws) -> None:
@@ -65,38 +65,38 @@ def mixed_noise(views: dict[str, View], draws: Draws) -> None:
     view.x = view.x0 + view.t[:, None, None, None] * view.noise
 
 
-def host_with(spoil: Spoil | None = None, term: type[ToyLoss] = ToyLoss, backbone: type = ToyBackbone) -> Any:
-    """Toys, of which some are spoilt."""
+def host_with(corrupt: Corrupt | None = None, term: type[ToyLoss] = ToyLoss, backbone: type = ToyBackbone) -> Any:
+    """Toys, some of them corrupted."""
 
-    class Spoilt(ToyPairs):
+    class Corrupted(ToyPairs):
         def __call__(self, batch: Any, draws: Draws, schedule: Any, ctx: Context) -> dict[str, View]:
             views = super().__call__(batch, draws, schedule, ctx)
-            if spoil is not None:
-                spoil(views, draws)
+            if corrupt is not None:
+                corrupt(views, draws)
             return views
 
-    plugin = types.ModuleType("spoilt")
+    plugin = types.ModuleType("corrupted")
     host = toy_host()
 
     def hook(kind: str, factory: Any, params: Any) -> None:
         def register(registry: Any) -> None:
-            registry.add("spoilt", factory, params=params, summary="For a test.")
+            registry.add("corrupted", factory, params=params, summary="For a test.")
 
         register.__name__ = f"register_{kind}"
         setattr(plugin, register.__name__, hookimpl(register))
 
-    hook("pair_samplers", Spoilt, ToyPairsParams)
+    hook("pair_samplers", Corrupted, ToyPairsParams)
     hook("losses", term, ToyLossParams)
     hook("backbones", backbone, ToyBackboneParams)
-    host.add("spoilt", plugin)
+    host.add("corrupted", plugin)
     return host
 
 
 def found(host: Any, folder: Path, *overrides: str) -> dict[str, bool]:
     """{what: whether it holds} of the toy pair recipe on this host."""
-    text = TOY_PAIR_RECIPE.replace('[pair_sampler]\nname = "toy"', '[pair_sampler]\nname = "spoilt"')
-    text = text.replace('[backbone]\nname = "toy"', '[backbone]\nname = "spoilt"')
-    text = text.replace('[loss.denoise]\nname = "toy"', '[loss.denoise]\nname = "spoilt"')
+    text = TOY_PAIR_RECIPE.replace('[pair_sampler]\nname = "toy"', '[pair_sampler]\nname = "corrupted"')
+    text = text.replace('[backbone]\nname = "toy"', '[backbone]\nname = "corrupted"')
+    text = text.replace('[loss.denoise]\nname = "toy"', '[loss.denoise]\nname = "corrupted"')
     file = folder / "toy.toml"
     file.write_text(text, encoding="utf-8")
     return {m.what: m.holds for m in leak(resolve(file, overrides, host=host))}
@@ -119,7 +119,7 @@ def test_noise_may_be_mixed_of_several_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "places"),
+    ("corrupt", "places"),
     [
         (pasted, "x of view 'student'"),
         (faint, "x of view 'student'"),
@@ -129,14 +129,14 @@ def test_noise_may_be_mixed_of_several_draws(tmp_path: Path) -> None:
         (noise_of_the_image, "x of view 'student'"),
     ],
 )
-def test_a_pair_sampler_that_leaks_is_found(tmp_path: Path, spoil: Spoil, places: str) -> None:
-    rows = found(host_with(spoil), tmp_path)
+def test_a_pair_sampler_that_leaks_is_found(tmp_path: Path, corrupt: Corrupt, places: str) -> None:
+    rows = found(host_with(corrupt), tmp_path)
     assert rows[f"{GIVEN}: {places}"] is False
     assert any(what.startswith(PREDICTS) and not holds for what, holds in rows.items())
 
 
 class Peeking(ToyLoss):
-    """Its head is given the clean image beside the estimate."""
+    """Its head is given the clean image next to the estimate."""
 
     def __init__(self, params: ToyLossParams, **_: object) -> None:
         super().__init__(params)
@@ -176,7 +176,7 @@ def test_a_loss_with_an_honest_head_passes(tmp_path: Path) -> None:
 
 
 def test_a_back_channel_to_the_network_is_found(tmp_path: Path) -> None:
-    """What the network is given looks right; what it predicts tells."""
+    """What the network is given looks right; what it predicts states."""
     notes: list[Tensor] = []
 
     class Informed(ToyBackbone):

@@ -126,7 +126,7 @@ class Fixed(nn.Module):
 
 
 def reverse(schedule: Any, prediction: Prediction, x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of p(x_{t-1} | x_t) as the sampler steps, in the chain's own coordinates."""
+    """Mean and standard std of p(x_{t-1} | x_t) as the sampler steps, in the chain's own coordinates."""
     levels = [schedule.chain.levels[t], *([schedule.chain.levels[t - 1]] if t else []), 0.0]
     sampler, after = sddit.build("samplers", "ancestral", schedule=schedule), []
     for unit in (torch.zeros_like(x), torch.ones_like(x)):

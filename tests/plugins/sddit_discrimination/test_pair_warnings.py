@@ -17,7 +17,7 @@ from sddit.recipes.resolve import resolve
         (["mask_ratio=0"], False),
     ],
 )
-def test_a_pair_that_is_one_picture_is_warned_of(overrides, trivial):
+def test_a_pair_that_is_one_image_is_warned_of(overrides, trivial):
     recipe = resolve("quickstart", [f"pair_sampler.{text}" for text in overrides])
     assert any("pair_sampler: student and teacher see the same image" in text for text in recipe.warnings) == trivial
 

@@ -125,7 +125,7 @@ def test_a_direction_without_effect_is_detected(monkeypatch: pytest.MonkeyPatch)
     assert failing(checks.velocities) == ["data: c_skip x + c_out R, from x0", "data: c_noise, from its time"]
 
 
-def test_a_variance_used_as_standard_deviation_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variance_used_as_standard_std_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Flow.__init__
 
     def squared(self: Flow, params: Any) -> None:

@@ -184,7 +184,7 @@ class WrongCorrector(Heun):
 
 @pytest.fixture(scope="module")
 def mixture_flow() -> Tensor:
-    """Return the exact flow of the mixture, with so many steps that Heun's error is negligible."""
+    """Return the exact flow of the mixture, with that many steps that Heun's error is negligible."""
     torch.set_num_threads(1)
     return heun(steps=8192)(two_gaussians(), start(64), levels(8192)[:-1], noise=no_noise)
 

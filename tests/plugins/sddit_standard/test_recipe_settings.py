@@ -178,26 +178,26 @@ def images(folder: str) -> Path:
 
 
 def test_a_path_is_relative_to_the_recipe_that_names_it(write: Write, base: str, host: Host) -> None:
-    text = base.replace('[dataset]\nname = "toy"\n', f'{IMAGES}"../pictures"\n').replace("batch = 8", "batch = 2")
-    beside, here = images("mine/pictures"), images("pictures")
+    text = base.replace('[dataset]\nname = "toy"\n', f'{IMAGES}"../images"\n').replace("batch = 8", "batch = 2")
+    adjacent, here = images("mine/images"), images("images")
     write("mine/recipes/parent.toml", text)
     child = write("mine/recipes/deeper/child.toml", 'extends = "../parent.toml"\nseed = 4\n')
     recipe = resolve(child, host=host)
-    assert recipe.to_json()["dataset"]["path"] == str(beside)
+    assert recipe.to_json()["dataset"]["path"] == str(adjacent)
     assert rerun(recipe, write, host).to_json() == recipe.to_json()
-    typed = resolve(child, ["dataset.path=pictures"], host=host)
+    typed = resolve(child, ["dataset.path=images"], host=host)
     assert typed.to_json()["dataset"]["path"] == str(here)
-    assert changed(recipe, ["seed=5"], host=host).to_json()["dataset"]["path"] == str(beside)
+    assert changed(recipe, ["seed=5"], host=host).to_json()["dataset"]["path"] == str(adjacent)
 
 
 def test_what_is_wrong_with_the_data_is_placed_and_shows_the_path_that_was_tried(
     problems: Problems, base: str, tmp_path: Path
 ) -> None:
-    text = base.replace('[dataset]\nname = "toy"\n', f'{IMAGES}"pictures"\n')
+    text = base.replace('[dataset]\nname = "toy"\n', f'{IMAGES}"images"\n')
     (missing,) = problems(text)
     assert missing.where == "recipe.toml:19 (dataset.path)"
-    assert missing.got == str(tmp_path / "pictures")
-    broken = images("pictures") / "cat" / "0.png"
+    assert missing.got == str(tmp_path / "images")
+    broken = images("images") / "cat" / "0.png"
     broken.write_bytes(b"no image")
     (found,) = problems(text)
     assert found.code == "SD-D301"
@@ -205,7 +205,7 @@ def test_what_is_wrong_with_the_data_is_placed_and_shows_the_path_that_was_tried
 
 
 @pytest.mark.parametrize("word", ["embedded", "system"])
-def test_a_word_is_no_path(problems: Problems, resolved: Resolve, base: str, word: str) -> None:
+def test_a_word_is_not_a_path(problems: Problems, resolved: Resolve, base: str, word: str) -> None:
     def source(name: str) -> str:
         return base.replace('[dataset]\nname = "toy"', f'[dataset]\nname = "fashion"\nsource = "{name}"')
 
@@ -217,7 +217,7 @@ def test_a_word_is_no_path(problems: Problems, resolved: Resolve, base: str, wor
         assert "/usr/share/datasets" in failure.problems[0].where
 
 
-def test_the_remedy_of_a_small_folder_is_its_share_of_held_out_images(
+def test_the_remedy_of_a_small_folder_is_its_fraction_of_held_out_images(
     problems: Problems, base: str, tmp_path: Path
 ) -> None:
     for number in range(20):

@@ -43,7 +43,7 @@ def test_a_continued_run_takes_up_its_file_without_repeats(tmp_path):
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [("10", "10.0"), ("20", "21.0"), ("30", "31.0")]
 
 
-def test_steps_are_whole_numbers_whatever_the_values_say(tmp_path):
+def test_steps_are_whole_numbers_for_any_the_values_say(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss\n10.0,1.0\n20.0,2.0\n", encoding="utf-8")
     tracker = Csv(CsvParams(), folder=tmp_path)
     tracker.log(20, {"step": 20.0, "loss": 2.5})
@@ -51,7 +51,7 @@ def test_steps_are_whole_numbers_whatever_the_values_say(tmp_path):
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [("10.0", "1.0"), ("20", "2.5"), ("30", "3.0")]
 
 
-def test_a_line_cut_by_a_crash_is_left_out(tmp_path):
+def test_a_line_cut_by_a_crash_is_omitted(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss\n10,1.0\n20,0.", encoding="utf-8")
     Csv(CsvParams(), folder=tmp_path).log(30, {"loss": 3.0})
     assert [row["step"] for row in rows(tmp_path)] == ["10", "30"]
@@ -88,7 +88,7 @@ def test_one_step_of_adamw_is_the_papers_formula():
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_vectors_are_spared_from_decay_unless_told(everything):
+def test_vectors_are_spared_from_decay_unless_reported(everything):
     matrix, vector = torch.ones(2, 2, requires_grad=True), torch.ones(2, requires_grad=True)
     params = AdamWParams(lr=0.1, weight_decay=0.5, decay_all=everything)
     optimizer = AdamW(params)([{"params": [matrix, vector], "lr_scale": 0.5}], CPU)

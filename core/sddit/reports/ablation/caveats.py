@@ -127,7 +127,7 @@ def runs_of_baseline(results: AblationResults) -> Iterator[Caveat]:
     """Yield arms that share the runs of their baseline."""
     for arm in results.plan.arms:
         mine, base = ({row.folder for row in results.of(label)} for label in (arm.label, arm.baseline))
-        if not arm.is_baseline and mine == base:
+        if not arm.is_baseline and mine == base and all(mine):  # published results name no folders
             yield Caveat("the same runs", {}, (arm.label,))
 
 

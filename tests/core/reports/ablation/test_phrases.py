@@ -8,7 +8,7 @@ from sddit.reports.ablation.phrases import format_arms
 
 
 def plan(*arms: tuple[str, str, str]) -> SimpleNamespace:
-    """A plan of which only the names of the arms matter."""
+    """A plan whose arm names are all that matters."""
     names = [{"label": label, "baseline": baseline, "named": named} for label, baseline, named in arms]
     return SimpleNamespace(arms=[SimpleNamespace(**one, is_baseline=one["label"] == one["baseline"]) for one in names])
 

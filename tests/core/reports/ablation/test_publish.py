@@ -69,12 +69,12 @@ def test_no_path_of_the_machine_and_no_name_of_a_user(finished, tmp_path):
     (finished / "plan.json").write_text(json.dumps(plan))
     row = gather(finished).runs[-1]
     (finished / row.folder / "report.html").unlink()
-    note_failure(finished, (finished / row.folder).name, f"SD-D300: nothing lies in '{tmp_path}/data/train'")
+    note_failure(finished, (finished / row.folder).name, f"SD-D300: nothing is in '{tmp_path}/data/train'")
     publish(finished, tmp_path / "pub", unfinished=True)
     held = contents(tmp_path / "pub")
     assert not [name for name, content in held.items() if str(tmp_path).encode() in content or b"someone" in content]
     assert "sddit-run abl.toml dataset.folder=images" in held["README.md"].decode()
-    assert "SD-D300: nothing lies in 'train'" in held["results.jsonl"].decode()
+    assert "SD-D300: nothing is in 'train'" in held["results.jsonl"].decode()
 
 
 @pytest.mark.parametrize(
@@ -274,10 +274,10 @@ def test_text_stays_text():
 def test_figures_stand_alone(finished, tmp_path):
     publish(finished, tmp_path / "pub")
     for path in (tmp_path / "pub" / "figures").glob("*.svg"):
-        picture = ElementTree.fromstring(path.read_text())
-        assert picture.get("width")
-        assert picture[0].tag == "{http://www.w3.org/2000/svg}rect"
-        assert picture[0].get("fill") == "#fff"
+        image = ElementTree.fromstring(path.read_text())
+        assert image.get("width")
+        assert image[0].tag == "{http://www.w3.org/2000/svg}rect"
+        assert image[0].get("fill") == "#fff"
 
 
 def test_what_is_not_finished_is_refused_unless_asked(sddit_run, finished, tmp_path):
@@ -301,6 +301,6 @@ def test_nothing_else_is_replaced(finished, tmp_path):
     assert contents(other) == {"thesis.tex": b""}
 
 
-def test_what_is_no_ablation_is_refused(sddit_run, tmp_path):
+def test_what_is_not_an_ablation_is_refused(sddit_run, tmp_path):
     said = sddit_run("publish", tmp_path, "--out", tmp_path / "pub")
     assert (said.status, "SD-T922" in said.stderr) == (2, True)

@@ -175,7 +175,7 @@ def compared(results):
 
 
 def hostile(results, text):
-    """Every text that a person or a plugin gives is `text`."""
+    """Every text that a user or a plugin gives is `text`."""
     labels = {"base": "base", "good": text}
     arms = tuple(
         replace(
@@ -240,7 +240,7 @@ def test_every_part_is_there(make):
         assert part in text, part
 
 
-def test_parts_without_content_are_left_out(make):
+def test_parts_without_content_are_omitted(make):
     results = make({"base": [1.0, 2.0, 3.0]}, probe=False, question="")
     for one in results.runs:
         (results.folder / one.folder / "samples" / "step-000040.png").unlink()
@@ -288,7 +288,7 @@ def test_a_damaged_run_leaves_the_rest(make):
     assert len([tag for tag, _ in found.elements if tag == "img"]) == 3
 
 
-def test_a_wide_picture_is_shrunk(make):
+def test_a_wide_image_is_shrunk(make):
     results = make()
     path = results.folder / results.runs[0].folder / "samples" / "step-000040.png"
     path.write_bytes(png(width=4000))
@@ -307,7 +307,7 @@ def test_it_is_written_whole_and_without_torch(make):
 # Curves --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_curve_is_the_mean_over_seeds_in_a_band_of_one_deviation(make):
+def test_a_curve_is_the_mean_over_seeds_in_a_band_of_one_std(make):
     results = make()
     axes = {axis.key: axis for axis in AXES}
     for key, factor in (("steps", 10), ("images", 80), ("flops", 1e9)):
@@ -326,7 +326,7 @@ def test_an_arm_keeps_its_colour_where_others_lack_the_key(make):
     assert [one.slot for one in lines(key, AXES[0], results, logs)] == [1, 2, 3]
 
 
-def test_without_stated_flops_there_is_no_curve_over_them(make):
+def test_without_stated_flops_there_is_not_a_curve_over_them(make):
     results = make(arms={label: {"flops_per_step": None, "flops": None} for label in FD})
     assert list(lines("loss/denoise", AXES[2], results, logs_of(results))) == []
     assert "nothing measured" in page(results)
@@ -351,7 +351,7 @@ def test_what_was_scored_at_the_end_alone_is_a_point(make):
     results = make()
     logs = {label: {seed: log[-1:] for seed, log in runs.items()} for label, runs in logs_of(results).items()}
     assert as_file(metric_charts(results, logs)[0]["steps"]).count("<circle") == len(FD)
-    assert all(not reached(results, logs, metric) for metric in METRICS)  # a point is no way to a target
+    assert all(not reached(results, logs, metric) for metric in METRICS)  # a point is not a way to a target
 
 
 def test_a_metric_that_no_run_followed_has_no_chart(make):
@@ -373,7 +373,11 @@ def test_the_target_is_what_the_baseline_reached_in_every_seed(make):
     for label in ("base", "good", "same"):
         assert rows[label].steps.mean == pytest.approx(sum(expected[label]) / 3, abs=1e-9)
         assert rows[label].flops.mean == pytest.approx(rows[label].steps.mean * 1e8)
-    assert (rows["bad"].got_there, rows["bad"].steps, rows["bad"].flops) == (1, None, None)  # one of three is no mean
+    assert (rows["bad"].got_there, rows["bad"].steps, rows["bad"].flops) == (
+        1,
+        None,
+        None,
+    )  # one of three is not a mean
     ratio = sum(expected["good"]) / sum(expected["base"])
     for one in (rows["good"].steps_of_baseline, rows["good"].flops_of_baseline):
         assert (one.ratio, one.comparison.verdict) == (pytest.approx(ratio), "within noise")
@@ -405,7 +409,7 @@ def test_the_recipe_may_name_the_target(make):
     rows = {one.arm: one for one in reached(results, logs_of(results), "toy.fd")}
     assert rows["base"].at_once and rows["base"].target == 8.0  # seed 0 begins at 8
     assert not rows["bad"].at_once
-    assert all(one.steps_of_baseline is one.flops_of_baseline is None for one in rows.values())  # a bound is no step
+    assert all(one.steps_of_baseline is one.flops_of_baseline is None for one in rows.values())  # a bound is not a step
     assert all(one.steps is None and one.runs == 3 for one in reached(results, logs_of(results), "toy.recall"))
     said = Page(page(results)).text
     assert "at most" in said and "never" in said and "0 of 3" in said
@@ -453,9 +457,9 @@ def test_better_worse_and_within_noise_in_words(make):
     assert good.details[0].startswith("toy FD (lower is better): -0.46, 95% interval ")
 
 
-def test_a_twin_with_shifted_seeds_shows_no_difference(make):
-    results = make({"base": [1.0, 2.0, 3.0, 2.2, 1.4], "twin": [2.1, 1.2, 2.9, 1.6, 2.0]})
-    assert "No difference from the baseline beyond noise on any metric: twin." in Page(page(results)).text
+def test_a_duplicate_with_shifted_seeds_shows_no_difference(make):
+    results = make({"base": [1.0, 2.0, 3.0, 2.2, 1.4], "duplicate": [2.1, 1.2, 2.9, 1.6, 2.0]})
+    assert "No difference from the baseline beyond noise on any metric: duplicate." in Page(page(results)).text
 
 
 def test_better_on_one_metric_and_worse_on_another_is_mixed(make):
@@ -493,14 +497,14 @@ def test_a_leak_of_the_target(make):
 
 
 @pytest.mark.parametrize("leaks", [None, {"found": [], "unchecked": "too large"}])
-def test_a_leak_that_nobody_looked_for(make, leaks):
+def test_a_leak_that_no_one_looked_for(make, leaks):
     assert causes(make(arms={"good": {"leaks": leaks}}))["leaks unknown"].arms == ("good",)
 
 
 def test_what_the_recipe_of_an_arm_warns_of(make):
-    caveat = causes(make(arms={"good": {"warnings": ["both views are the same picture"]}}))["the recipe warns"]
+    caveat = causes(make(arms={"good": {"warnings": ["both views are the same image"]}}))["the recipe warns"]
     assert (caveat.arms, caveat.doubt) == (("good",), True)
-    assert caveat.text == "both views are the same picture."
+    assert caveat.text == "both views are the same image."
     everywhere = make(arms={label: {"warnings": ["sigma_data is far off"]} for label in FD})
     assert causes(everywhere)["the recipe warns"].doubt is False
 
@@ -525,8 +529,8 @@ def test_failed_runs_and_too_few_seeds(make):
 def test_an_arm_with_the_runs_of_its_baseline(make):
     results = make({label: FD[label] for label in ("base", "same")})
     folders = {one.seed: one.folder for one in results.of("base")}
-    twins = replace(results, runs=tuple(replace(one, folder=folders[one.seed]) for one in results.runs))
-    assert causes(twins)["the same runs"].arms == ("same",)
+    duplicates = replace(results, runs=tuple(replace(one, folder=folders[one.seed]) for one in results.runs))
+    assert causes(duplicates)["the same runs"].arms == ("same",)
 
 
 def test_what_arms_do_not_share_is_said_from_their_whole_recipes(make):
@@ -565,7 +569,7 @@ def test_every_setting_that_differs_is_listed(make):
     assert "Every setting" not in Page(page(make())).text
 
 
-def test_floors_stand_beside_the_metrics(make):
+def test_floors_stand_next_to_the_metrics(make):
     results = make()
     assert floors_of(results) is None and floors_sentence(None) == ""
     floored = tuple(replace(one, scores={**one.scores, "toy.fd_floor": 0.4}) for one in results.runs)

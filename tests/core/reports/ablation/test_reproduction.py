@@ -1,4 +1,4 @@
-"""A rerun beside what was published: planted differences are found, faithful reruns are not called different."""
+"""A rerun next to what was published: planted differences are found, faithful reruns are not called different."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sddit.reports.ablation.reproduction import against_published, agreement, co
 
 @pytest.fixture
 def rerun(finished, tmp_path):
-    """`rerun({arm: figures by seed})`: the ablation beside its own publication, with other figures in the runs of some
+    """`rerun({arm: figures by seed})`: the ablation next to its own publication, with other figures in the runs of some
     arms.
     """
     publish(finished, tmp_path / "results" / "toy")
@@ -76,7 +76,7 @@ def test_faithful_reruns_are_seldom_called_different():
         sides = 2 + rng.standard_normal((3, 2, 3))  # arms, published and here, seeds
         found = corrected([agreement("arm", "toy.fd", *(dict(enumerate(side)) for side in arm)) for arm in sides])
         false += "different" in [one.word for one in found]
-    assert false <= 18  # 5 % of 200, and four of its deviations
+    assert false <= 18  # 5 % of 200, and four of its stds
 
 
 def test_other_settings_are_named_and_nothing_is_compared(rerun):

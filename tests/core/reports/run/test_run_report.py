@@ -23,7 +23,7 @@ from sddit.reports.run.suggestions import suggestions
 HOSTILE = """</script><img src=x onerror=1>"'{{7*7}}"""
 
 
-def picture(colour: tuple[int, int, int]) -> bytes:
+def image(colour: tuple[int, int, int]) -> bytes:
     buffer = BytesIO()
     Image.new("RGB", (4, 4), colour).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -80,8 +80,8 @@ def toy_run(text: str = "plain") -> ReportData:
         command=text,
         cost=RunCost(seconds=200.0, images_per_second=800.0, parameters=1234567, peak_memory=2**30, device=text),
         metrics=rows(text),
-        grid=picture((255, 0, 0)),
-        previews=[(10, picture((0, 255, 0))), (1000, picture((0, 0, 255)))],
+        grid=image((255, 0, 0)),
+        previews=[(10, image((0, 255, 0))), (1000, image((0, 0, 255)))],
         scores={text: toy_scores(text)},
         monitors={text: [Monitor("entropy", text, text, low=4.0, reference=6.24), Monitor("gone", text, text)]},
         noise_bins=[text, text],
@@ -209,13 +209,13 @@ def test_verdicts(values, bounds, state):
     assert judge("a/entropy", Monitor("entropy", "Entropy", "high", **bounds), metrics).state == state
 
 
-def test_an_alarm_has_the_digits_that_tell_value_and_bound_apart():
+def test_an_alarm_has_enough_digits_to_separate_value_and_bound():
     metrics = [{"step": 1.0, "a/entropy": 6.184}]
     why = judge("a/entropy", Monitor("entropy", "Entropy", "high", high=6.1759), metrics).why
     assert why == "6.184 is above 6.1759"
 
 
-def test_an_alarm_is_told_at_the_top_and_among_the_next_steps():
+def test_an_alarm_is_reported_at_the_top_and_among_the_next_steps():
     run = toy_run()
     text = Page(write_report(run)).text
     assert text.index("plain: 3 is below 4.") < text.index("How close to real images")
@@ -278,7 +278,7 @@ def test_advice_follows_the_numbers(changed, word):
     assert word in only
 
 
-def test_a_run_at_the_floor_is_not_told_to_go_on():
+def test_a_run_at_the_floor_is_not_reported_to_continue():
     assert advice(metrics=rows("aux", falling=True), scores={"q": toy_scores(fd=0.31)}) == []
 
 

@@ -89,7 +89,7 @@ def test_sixteen_bits_are_rounded_to_eight() -> None:
 def test_the_camera_s_orientation_is_obeyed() -> None:
     levels = noise(8, 8)
     tag = Image.Exif()
-    tag[0x0112] = 6  # the picture was taken a quarter turn to the left: turn it clockwise
+    tag[0x0112] = 6  # the image was taken a quarter turn to the left: turn it clockwise
     turned = seen(Image.fromarray(levels), channels=1, exif=tag)
     assert np.array_equal(turned[0], np.rot90(levels, -1))
     assert not np.array_equal(turned[0], levels)

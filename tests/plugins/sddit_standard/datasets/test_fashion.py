@@ -74,7 +74,7 @@ def test_what_was_measured_is_kept_until_a_file_changes(tmp_path: Path, own_cach
     assert params.facts().fingerprint != first.fingerprint
 
 
-def test_a_cache_that_cannot_be_written_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_not_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "f")
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

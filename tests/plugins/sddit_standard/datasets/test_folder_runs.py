@@ -1,4 +1,4 @@
-"""Runs on a folder of images go on where the folder is gone."""
+"""Runs on a folder of images continue where the folder is gone."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ ROWS, C, SIDE = 40, 4, 8
 
 
 def moments(rows: int = ROWS, *, seed: int = 0, dtype: Any = np.float32) -> NDArray[Any]:
-    """Means like those of Stable Diffusion's VAE, and log-variances of deviations from 0.05 to 3."""
+    """Means like those of Stable Diffusion's VAE, and log-variances of stds from 0.05 to 3."""
     rng = np.random.default_rng(seed)
     middle, spread = np.array([5.81, 3.25, 0.12, -2.15]), np.array([4.17, 4.62, 3.71, 3.28])
     mean = middle[:, None, None] + spread[:, None, None] * rng.standard_normal((rows, C, SIDE, SIDE))
@@ -84,7 +84,7 @@ def test_a_log_variance_is_clamped_as_the_vae_does_it(tmp_path: Path) -> None:
         assert torch.allclose(spread[row], torch.tensor(SCALE * np.exp(bound / 2)).float(), rtol=1e-5, atol=0)
 
 
-def test_the_index_alone_tells_the_facts(tmp_path: Path) -> None:
+def test_the_index_alone_states_the_facts(tmp_path: Path) -> None:
     folder = written(tmp_path / "x", [(moments(20, seed=1), labels(20)), (moments(30, seed=2), labels(30))])
     everything = np.concatenate([moments(20, seed=1), moments(30, seed=2)]).astype(np.float64)
     for shard in folder.glob("*.safetensors"):
@@ -132,7 +132,7 @@ def test_an_image_and_its_mirror_image_stay_in_one_split(tmp_path: Path) -> None
         LatentsParams(path=str(written(tmp_path / "odd", [(moments(5), labels(5))], flip="both"))).facts()
 
 
-def test_normalised_latents_have_mean_zero_and_deviation_one_half(tmp_path: Path) -> None:
+def test_normalised_latents_have_mean_zero_and_std_one_half(tmp_path: Path) -> None:
     data = split(written(tmp_path / "x"), normalize="standard")
     x = data.fetch(range(ROWS))[0] + data.spread(range(ROWS)) * torch.randn(
         ROWS, C, SIDE, SIDE, generator=torch.Generator().manual_seed(0)
@@ -144,7 +144,7 @@ def test_normalised_latents_have_mean_zero_and_deviation_one_half(tmp_path: Path
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
-def test_pictures_are_three_channels_about_their_mean(tmp_path: Path, channels: int) -> None:
+def test_images_are_three_channels_about_their_mean(tmp_path: Path, channels: int) -> None:
     stored = moments()[:, [*range(channels), *range(C, C + channels)]]
     data = split(written(tmp_path / "x", [(stored, labels())], scale=0.15), posterior="mean")
     mean = torch.tensor(data.facts.mean)[:, None, None].expand(channels, SIDE, SIDE)
@@ -332,9 +332,9 @@ def test_the_script_reads_arrays_and_the_folders_of_edm2(tmp_path: Path, monkeyp
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     edm2 = tmp_path / "edm2"
     (edm2 / "00000").mkdir(parents=True)
-    deviations = np.concatenate([stored[:, :C], np.exp(stored[:, C:] / 2)], axis=1)
+    stds = np.concatenate([stored[:, :C], np.exp(stored[:, C:] / 2)], axis=1)
     files = [f"00000/img-mean-std-{number:08d}.npy" for number in range(ROWS)]
-    for name, one in zip(files, deviations, strict=True):
+    for name, one in zip(files, stds, strict=True):
         np.save(edm2 / name, one)
     listed = [[name, int(label)] for name, label in zip(files, labels(), strict=True)]
     (edm2 / "dataset.json").write_text(json.dumps({"labels": listed}))

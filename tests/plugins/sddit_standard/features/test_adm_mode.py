@@ -42,11 +42,11 @@ def test_evaluate_scores_by_the_files_of_its_user(sddit_run, monkeypatch, finish
 def test_evaluate_speaks_on_one_rank_of_several(sddit_run, monkeypatch, finished):
     monkeypatch.setattr("sddit_standard.features.adm.score_samples", lambda *_, **__: adm_scores().to_json())
     monkeypatch.setenv("WORLD_SIZE", "2")
-    told = {}
+    reported = {}
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         said = sddit_run("evaluate", finished, "--inception", "w.pth", "--reference", "r.npz")
         assert said.status == 0, said.stderr
-        told[rank] = said.stdout
-    assert "Inception score" in told["0"]
-    assert told["1"] == ""
+        reported[rank] = said.stdout
+    assert "Inception score" in reported["0"]
+    assert reported["1"] == ""

@@ -97,7 +97,7 @@ def test_files_that_are_missing_or_others_are_refused(toy_recipe: Path, files: P
     assert code(('evaluate.features=["inception"]',), toy_recipe) == "SD-R109"  # which needs a file
 
 
-def test_a_table_that_nobody_asks_for_is_idle(toy_recipe: Path, files: Path) -> None:
+def test_a_table_that_no_one_asks_for_is_idle(toy_recipe: Path, files: Path) -> None:
     recipe = resolve(toy_recipe, [ASKED[0]])
     assert "features.fid.weights" in recipe.idle
     assert "features" not in recipe.to_json()

@@ -31,7 +31,7 @@ from sddit_standard.features.params import ClassifierParams, MobilenetParams, Pi
 CPU = torch.device("cpu")
 NAMES = ("digits", "fashion")
 
-# channels 0, 16, ... 80 of the pictures of `drawn`
+# channels 0, 16, ... 80 of the images of `drawn`
 PUBLISHED = [
     [0.170410, -0.571252, 0.638828, 0.044382, 0.274144, 0.622014],
     [-0.144861, -0.354449, 0.638930, 0.081240, 0.296852, 0.280793],
@@ -83,12 +83,12 @@ def test_the_weights_are_torchvision_s() -> None:
     with safe_open(ASSETS / "mobilenetv2.safetensors", "pt") as file:
         assert "b03531047ffacf1e" in file.metadata()["source"]
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118  (no mapping)
-    # Of four pictures drawn here, features computed in float64 from the published file with its batch norms unfolded
+    # Of four images drawn here, features computed in float64 from the published file with its batch norms unfolded
     published = torch.tensor(PUBLISHED)
     extractor = MobileNetFeatures(CPU)
 
     def error(images: Tensor) -> Tensor:
-        """Relative, one number a picture."""
+        """Relative, one number a image."""
         difference = extractor.features(images)[:, ::16] - published
         return difference.norm(dim=1) / published.norm(dim=1)
 
@@ -100,7 +100,7 @@ def test_the_weights_are_torchvision_s() -> None:
 
 
 def drawn() -> Tensor:
-    """Four pictures of 64x64 that need no file: two ramps, a disc and a chequerboard."""
+    """Four images of 64x64 that need no file: two ramps, a disc and a chequerboard."""
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     disc = ((x - 32) ** 2 + (y - 32) ** 2 < 400) * 255
     board = ((x // 8 + y // 8) % 2) * 255
@@ -151,7 +151,7 @@ def test_damage_moves_the_features_more_than_other_real_images_do() -> None:
     real, _ = images_of("fashion", "train", 400)
     other, _ = images_of("fashion", "test", 400)
     blurred = F.avg_pool2d(other.float(), 3, 1, padding=1).round().to(torch.uint8)
-    for extractor in extractors("fashion")[:2]:  # pixels see what a picture is made of, not what it shows
+    for extractor in extractors("fashion")[:2]:  # pixels see what a image is made of, not what it shows
         centre = extractor.features(real).mean(0)
         floor, damaged = (((extractor.features(x).mean(0) - centre) ** 2).sum() for x in (other, blurred))
         assert damaged > 5 * floor
@@ -172,8 +172,8 @@ def test_unlabelled_sets_have_a_classifier_too() -> None:
     assert classifier(ClassifierParams(), facts=facts, device=CPU).title == "CNN of digits"
 
 
-def test_a_set_without_a_classifier_is_told_what_there_is() -> None:
-    facts = replace(DigitsParams().facts(), domain="", source="/pictures")
+def test_a_set_without_a_classifier_is_reported_what_there_is() -> None:
+    facts = replace(DigitsParams().facts(), domain="", source="/images")
     with pytest.raises(SdditError, match="digits or fashion") as refused:
         classifier(ClassifierParams(), facts=facts, device=CPU)
     assert refused.value.problems[0].code == "SD-T910"

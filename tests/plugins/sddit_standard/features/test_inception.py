@@ -275,7 +275,7 @@ def test_a_reference_batch_is_read(tmp_path: Path) -> None:
         (b"text", ""),
     ],
 )
-def test_what_is_no_reference_is_refused(
+def test_what_is_not_a_reference_is_refused(
     arrays: dict[str, np.ndarray] | bytes | None, got: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "reference.npz"
