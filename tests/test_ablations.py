@@ -12,7 +12,7 @@ from sddit.ablations.planning.arms import Ablation, expand
 from sddit.ablations.planning.budget import budget_of
 from sddit.ablations.planning.plan import make_plan
 from sddit.data.order import batch_ids
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import Context
 from sddit.recipes.merge import load
 from sddit.recipes.recipe import Recipe
@@ -83,7 +83,7 @@ def test_arms_of_other_pair_samplers_see_the_same(recipes: dict[str, Recipe]) ->
     for label, recipe in recipes.items():
         session = build_session(recipe, torch.device("cpu"))
         ids, epochs = batch_ids(recipe.seed, 5, 16, len(session.dataset))
-        draws = Draws(recipe.seed, 5, torch.as_tensor(ids), torch.as_tensor(epochs))
+        draws = KeyedDraws(recipe.seed, 5, torch.as_tensor(ids), torch.as_tensor(epochs))
         batch = make_batch(session, ids, draws)
         ctx = Context(step=5, total_steps=9, schedule=session.schedule, draws=draws, num_classes=10)
         view = session.pair_sampler(batch, draws, session.schedule, ctx)["student"]

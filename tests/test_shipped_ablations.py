@@ -18,7 +18,7 @@ from sddit.progress import Progress
 from sddit.recipes.merge import load
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.reports.ablation.report import write_report
+from sddit.reports.ablation.ablation_report import write_report
 from sddit.training.build import build_session
 
 RECIPES = Path(__file__).parents[1] / "recipes"

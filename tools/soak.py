@@ -322,7 +322,7 @@ def kill_run(recipe: Sequence[str], steps: int, kills: int, folder: Path, seed: 
         recipe: a recipe and its overrides.
         steps: how many it trains.
         kills: a sixth of them while the program starts, a sixth after the last step, the others in steps all over the
-        run.
+            run.
         folder: an empty folder for both runs.
         seed: of the moments.
         say: what shows how it goes.

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit.backbones import Backbone
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.errors import error
 from sddit.exchange.conversion import convert_from_layout
@@ -311,7 +311,7 @@ def context(
         step=step,
         total_steps=total_steps,
         schedule=schedule,
-        draws=Draws(seed, step, torch.zeros(1, dtype=torch.int64)),
+        draws=KeyedDraws(seed, step, torch.zeros(1, dtype=torch.int64)),
         num_classes=num_classes,
         ema_modules=ema_modules or {},
     )

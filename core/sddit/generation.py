@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser
 from sddit.diffusion.sampling import noise_levels, sample
 from sddit.distributed.world import World
@@ -44,7 +44,7 @@ def balanced(num_classes: int, count: int, seed: int) -> Request:
 def random_labels(num_classes: int, count: int, seed: int) -> Request:
     """Request `count` images of random classes. The label of image i depends only on the seed and i."""
     ids = torch.arange(count)
-    drawn = Draws(seed, 0, ids).uniform("sample/label") * max(num_classes, 1)
+    drawn = KeyedDraws(seed, 0, ids).uniform("sample/label") * max(num_classes, 1)
     return Request(tuple(drawn.long().tolist()), tuple(ids.tolist()), seed)
 
 

@@ -12,12 +12,12 @@ from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
 from sddit.cli.ablation_plan_view import print_ablation_details, print_ablation_summary, run_states
 from sddit.cli.common import console, error_console, print_json, state_of, table, work_console
 from sddit.cli.run_options import RunOptions
-from sddit.cli.training import print_result, train
+from sddit.cli.run_progress import print_result, train
 from sddit.errors import error, printable
 from sddit.progress import progress_on
 from sddit.recipes.merge import Merged
+from sddit.reports.ablation.ablation_report import write_report
 from sddit.reports.ablation.phrases import floors_sentence, interval_note
-from sddit.reports.ablation.report import write_report
 from sddit.reports.ablation.reproduction import Reproduction, against_published
 from sddit.storage.run_folder import REPORT
 

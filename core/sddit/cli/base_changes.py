@@ -20,7 +20,7 @@ Key = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SettingChange:
     """A key that the recipe file or the command line sets, with its value in the base recipe."""
 
     key: str
@@ -34,7 +34,7 @@ class BaseChanges:
     """Changes of a recipe against its base."""
 
     base: str  # path of the base recipe; empty: the recipe extends none, and `old` is the default
-    changes: tuple[Change, ...]
+    changes: tuple[SettingChange, ...]
 
 
 def changes_from_base(merged: Merged, recipe: Recipe) -> BaseChanges:
@@ -58,7 +58,9 @@ def changes_from_base(merged: Merged, recipe: Recipe) -> BaseChanges:
         old, new = setting_text(inherited_value if default is None else default), value_at(merged.tables, key)
         if key[0] not in SKIPPED and old != setting_text(new):
             mark = "" if default is None else " (default)"
-            changes.append(Change(".".join(key), shorten(old) + mark, shorten(setting_text(new)), from_command_line))
+            changes.append(
+                SettingChange(".".join(key), shorten(old) + mark, shorten(setting_text(new)), from_command_line)
+            )
     return BaseChanges(shown(inherited[-1].path) if inherited else "", tuple(changes))
 
 

@@ -190,25 +190,23 @@ def write_cache(
 
     Args:
         folder: a new or unfinished cache; a finished one is not overwritten.
-        shards: pairs of moments [n, 2C, h, w] (float16 or float32, before scaling) and labels [n]; each pair makes a
-        file.
+        shards: pairs of moments [n, 2C, h, w] (float16 or float32, before scaling) and labels [n], one file each.
         layout: what the second C channels are.
-        scale: the factor that brings the latents to a standard deviation near 1, such as 0.18215 of Stable Diffusion's
-        first VAE.
-        encoder: its name: which VAE, and its range of pixel values.
-        class_names: by label; none: unconditional, and every label is 0.
-        flip: `none`; `once` if images were mirrored at random before encoding; `both` if each is followed by its mirror
-        image.
+        scale: factor that brings latents to a standard deviation near 1: 0.18215 for Stable Diffusion's first VAE.
+        encoder: name of the VAE, with its range of pixel values.
+        class_names: by label; empty: unconditional, and every label is 0.
+        flip: `once` if images were mirrored at random before encoding, `both` if each is followed by its mirror image.
 
-    Returns:
-        The path of the index.
-
-    Raises:
-        SdditError: SD-D308 for moments that cannot be used, SD-D307 for labels, SD-D343 for a finished cache.
+    Returns the path of the index. Raises SD-D308 for unusable moments, SD-D307 for labels, SD-D343 for a finished cache.
     """
     root = Path(folder)
     if (root / INDEX).exists():
-        raise error("SD-D343", "a finished cache of latents lies here", where=str(root), fix="choose another folder")
+        raise error(
+            "SD-D343",
+            "there is a finished cache of latents",
+            where=str(root),
+            fix="choose another folder",
+        )
     root.mkdir(parents=True, exist_ok=True)
     written: list[Shard] = []
     measured: _Measured | None = None

@@ -46,7 +46,7 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     return torch.stack([a, b, c, d])
 
 
-class Draws:
+class KeyedDraws:
     """The draws of one batch at one step.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.errors import error
 from sddit.interfaces import Denoise, Denoiser, Guidance, NoiseSchedule, Sampler, SamplerParams
 
@@ -85,7 +85,7 @@ def sample(
     for part, part_labels in zip(torch.split(ids, batch), torch.split(labels, batch), strict=True):
         x = sampler(
             guidance(denoiser, part_labels),
-            Draws(seed, 0, part).normal("sample", image).double() * sigmas[0],
+            KeyedDraws(seed, 0, part).normal("sample", image).double() * sigmas[0],
             sigmas,
             noise=_fresh_noise(seed, part, image),
             callback=callback,
@@ -97,7 +97,7 @@ def sample(
 
 def _fresh_noise(seed: int, ids: Tensor, image: tuple[int, int, int]) -> Callable[[int], Tensor]:
     """Return a function of the sampler step: the unit noise [B, C, H, W] that a stochastic sampler adds there."""
-    return lambda step: Draws(seed, step, ids).normal("sample/fresh", image)
+    return lambda step: KeyedDraws(seed, step, ids).normal("sample/fresh", image)
 
 
 def _refuse_unknown_labels(labels: Tensor, num_classes: int) -> None:

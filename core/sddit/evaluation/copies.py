@@ -84,7 +84,7 @@ def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str,
 
     Raises:
         SdditError: SD-C445 for a folder that is no run, SD-T930 for a run without samples, SD-T906 without held-out
-        images.
+            images.
     """
     resolved = recipe_path(folder)
     samples = torch.from_numpy(kept_samples(folder)).permute(0, 3, 1, 2)

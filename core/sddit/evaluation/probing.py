@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sddit.api import load_run
 from sddit.backbones import Backbone
 from sddit.data import seen_std
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import precondition
 from sddit.errors import error
 from sddit.evaluation.probe import Array, Integers, Probe, linear_accuracy, neighbour_accuracy
@@ -118,7 +118,7 @@ def pooled(
     for start in range(0, len(split.ids), BATCH):
         ids = split.ids[start : start + BATCH]
         x0, true = split.dataset.fetch(ids.tolist())
-        noise = Draws(seed, 0, torch.from_numpy(ids)).normal(f"probe/noise/{split.name}", x0.shape[1:])
+        noise = KeyedDraws(seed, 0, torch.from_numpy(ids)).normal(f"probe/noise/{split.name}", x0.shape[1:])
         t = schedule.t_from_sigma(torch.full((len(ids),), sigma, dtype=torch.float64))
         x = schedule.perturb(x0.double(), noise.double(), t).to(weight.device)
         null = torch.full((len(ids),), split.dataset.facts.num_classes, device=weight.device)

@@ -27,7 +27,7 @@ from sddit.evaluation.metrics import (
 )
 from sddit.interfaces import Dataset, FeatureExtractor, FigureExtractor
 from sddit.interfaces.metric_names import TRAINING_METRICS
-from sddit.recipes.checks.evaluation import min_images, too_few_images
+from sddit.recipes.checks.evaluation_rules import min_images, too_few_images
 from sddit.recipes.settings import EvaluateSettings
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from sddit.exchange.layouts import NO_LABEL_DROP, OURS
 from sddit.exchange.model_card import model_card
 from sddit.recipes.recipe import Recipe, facts_to_json
 from sddit.recipes.resolve import resolve_without_data
-from sddit.recipes.start_weights import CONFIG, EXPORT_FORMAT, WEIGHTS, Found, found
+from sddit.recipes.start_weights import CONFIG, EXPORT_FORMAT, WEIGHTS, LocatedWeights, found
 from sddit.storage.atomic import replace_file
 from sddit.storage.manifest import seal_manifest
 from sddit.storage.run_folder import ensure_directory, recipe_path
@@ -36,7 +36,7 @@ class Exported:
 
     folder: Path
     files: tuple[Path, ...]
-    weights: Found
+    weights: LocatedWeights
     note: str  # what users who load it elsewhere should know
 
 
@@ -71,7 +71,7 @@ def export_run(
     return Exported(folder, tuple(folder / name for name in files), source, note)
 
 
-def own_files(recipe: Recipe, source: Found, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+def own_files(recipe: Recipe, source: LocatedWeights, state: Mapping[str, Tensor]) -> dict[str, bytes]:
     """Return {name: bytes}: config with the recipe, weights under our names, and the recipe's one-file plugins."""
     data = pack(state)
     config = {

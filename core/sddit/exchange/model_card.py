@@ -10,7 +10,7 @@ from typing import Any
 from sddit import __version__
 from sddit.errors import printable
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.start_weights import PROVENANCE, Found
+from sddit.recipes.start_weights import PROVENANCE, LocatedWeights
 from sddit.storage.run_folder import SCORES, read_json, unreadable_error
 
 HEADER = """---
@@ -22,7 +22,7 @@ HEADER = """---
 """
 
 
-def model_card(recipe: Recipe, source: Found, layout: str, parameters: int, note: str = "") -> str:
+def model_card(recipe: Recipe, source: LocatedWeights, layout: str, parameters: int, note: str = "") -> str:
     """Return README.md in Markdown. It states no licence: the publisher of the weights chooses one."""
     task = "class-conditional" if recipe.facts.num_classes else "unconditional"
     library = "library_name: sddit\n" if layout == "ours" else ""
@@ -42,7 +42,7 @@ def model_card(recipe: Recipe, source: Found, layout: str, parameters: int, note
     return HEADER.format(library=library, task=task) + "\n" + "\n\n".join(sections) + "\n"
 
 
-def network_section(recipe: Recipe, source: Found, parameters: int) -> str:
+def network_section(recipe: Recipe, source: LocatedWeights, parameters: int) -> str:
     channels, height, width = recipe.facts.image
     classes = f"{recipe.facts.num_classes:,} classes" if recipe.facts.num_classes else "no classes"
     kind = "an EMA of the weights" if source.label != "student" else "the trained weights"

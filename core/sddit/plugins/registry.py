@@ -50,7 +50,7 @@ class Registry(Generic[T]):
         Args:
             name: what a recipe writes in `name = "..."`.
             factory: "package.module:attribute", called as `factory(params, **runtime)`; in a one-file plugin the class
-            itself.
+                itself.
             params: its settings, a subclass of this kind's params class; every field needs a description.
             summary: one line for listings.
             paper: where it comes from, such as "arXiv:2403.17004".

@@ -44,7 +44,7 @@ def resolve(source: str | Path, overrides: Sequence[str] = (), *, host: Host | N
 
     Args:
         source: a `.toml` file, a `recipe.resolved.json`, or the name of a recipe in `recipes/` or among the shipped
-        ones.
+            ones.
         overrides: such as "train.steps=200".
         host: the plugins to choose from; the process's own by default.
 

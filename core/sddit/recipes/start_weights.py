@@ -20,7 +20,7 @@ EXPORT_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class LocatedWeights:
     """The weights of one network on disk, and the hash that their file must have."""
 
     folder: Path
@@ -31,7 +31,7 @@ class Found:
     sha256: str
 
 
-def found(folder: Path, label: str = "", step: int | None = None) -> Found:
+def found(folder: Path, label: str = "", step: int | None = None) -> LocatedWeights:
     """Return the weights `label` of a folder; empty: those that it samples with.
 
     Raises SD-C445 for a folder of another kind, SD-C446 for a label it does not have, SD-C403 for a step, SD-C447 for a
@@ -66,7 +66,7 @@ def located(start: StartSettings, *, stated: bool) -> StartSettings:
     return start.model_copy(update={"weights": weights.label, "step": weights.step, "sha256": weights.sha256})
 
 
-def find_start(start: StartSettings) -> Found:
+def find_start(start: StartSettings) -> LocatedWeights:
     """Return the weights of `[start]`. Raises SdditError as `found` does, and SD-C451 if their hash is not `sha256`."""
     weights = found(Path(start.run), start.weights, start.step)
     if start.sha256 not in ("", weights.sha256):
@@ -125,7 +125,7 @@ def _is_config(config: Mapping[str, Any]) -> bool:
     return isinstance(named, list) and stated == {"label": str, "step": int, "sha256": str}
 
 
-def _in_run(folder: Path, label: str, step: int | None) -> Found:
+def _in_run(folder: Path, label: str, step: int | None) -> LocatedWeights:
     refuse_changed(folder / RECIPE)
     recipe = _json(folder / RECIPE)
     averages = list(recipe.get("ema", {}))
@@ -136,7 +136,7 @@ def _in_run(folder: Path, label: str, step: int | None) -> Found:
     file = f"{name}.safetensors"
     if file not in checkpoint.files:
         raise broken_error(checkpoint.folder, f"{file}: missing")
-    return Found(folder, label, checkpoint.step, checkpoint.folder / file, prefix, checkpoint.files[file][1])
+    return LocatedWeights(folder, label, checkpoint.step, checkpoint.folder / file, prefix, checkpoint.files[file][1])
 
 
 def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
@@ -157,12 +157,12 @@ def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
     raise error("SD-C447", "this run has no checkpoint yet", where=str(folder))
 
 
-def _in_export(folder: Path, label: str, step: int | None) -> Found:
+def _in_export(folder: Path, label: str, step: int | None) -> LocatedWeights:
     weights = read_config(folder)["weights"]
     refuse_unknown_label(label or weights["label"], [weights["label"]], folder)
     if step not in (None, weights["step"]):
         raise error("SD-C403", f"step {step} not found", where=str(folder), expect=str(weights["step"]))
-    return Found(folder, weights["label"], weights["step"], folder / WEIGHTS, "", weights["sha256"])
+    return LocatedWeights(folder, weights["label"], weights["step"], folder / WEIGHTS, "", weights["sha256"])
 
 
 def refuse_unknown_label(label: str, known: Collection[str], folder: Path) -> None:

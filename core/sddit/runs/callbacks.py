@@ -12,7 +12,7 @@ from typing import Any
 from sddit.distributed.signals import Stopped, StopSignals
 from sddit.distributed.world import refuse_drift
 from sddit.errors import SdditError
-from sddit.evaluation import pictures
+from sddit.evaluation import sample_images
 from sddit.evaluation.monitors import GRADIENT_SPIKE
 from sddit.evaluation.scores import Scorer, Scores
 from sddit.evaluation.scoring import score_images, scorer_of
@@ -113,7 +113,7 @@ class RunCallbacks:
         done = session.step == session.total_steps
         with suppress(Stopped), self.stop.at_once():  # `catch_up` repeats what a signal interrupts
             if session.step in self.preview_steps:
-                pictures.write_preview(session, self.folder)
+                sample_images.write_preview(session, self.folder)
             if session.step in self.score_steps:
                 self.score(session)
         if done or self.stop.requested or session.step % self.save_every == 0:
@@ -127,7 +127,7 @@ class RunCallbacks:
         """Write the preview and the scores that a stop interrupted at the step where the run resumes."""
         shown, scored = session.world.from_main(lambda: self.done_at(session.step))
         if session.step in self.preview_steps and not shown:
-            pictures.write_preview(session, self.folder)
+            sample_images.write_preview(session, self.folder)
         if session.step in self.score_steps and not scored:
             self.score(session)
 
@@ -135,7 +135,7 @@ class RunCallbacks:
         """Return whether the folder has the preview of a step, and whether it has its scores."""
         row = last_metrics(self.folder.path / METRICS)
         scored = row.get("step") == step and any(name.startswith(SCORE) for name in row)
-        return (self.folder.path / pictures.preview_name(step)).is_file(), scored
+        return (self.folder.path / sample_images.preview_name(step)).is_file(), scored
 
     def score(self, session: Session) -> None:
         """Score samples during training: `evaluate.samples` images, or fewer if the test split is smaller."""

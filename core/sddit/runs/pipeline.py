@@ -18,7 +18,7 @@ from sddit.distributed.rendezvous import join_processes, refuse_differences
 from sddit.distributed.signals import Stopped, StopSignals
 from sddit.distributed.world import World
 from sddit.errors import error, memory_errors, raise_all
-from sddit.evaluation import pictures
+from sddit.evaluation import sample_images
 from sddit.evaluation.probing import probe
 from sddit.evaluation.scores import Scores
 from sddit.evaluation.scoring import SAMPLES, read_scores, score_images, scorer_of
@@ -28,7 +28,7 @@ from sddit.progress import Progress
 from sddit.recipes.checks import check_processes
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.reports.run.probe import write_probe
+from sddit.reports.run.probe_charts import write_probe
 from sddit.runs.callbacks import RunCallbacks, stop_if_asked
 from sddit.runs.report_data import cost_of, write_run_report
 from sddit.runs.setup import prepare_folder, prepare_session
@@ -76,13 +76,7 @@ def run(
         SystemExit: a signal arrived; everything is saved, and the status is the documented one.
     """
     chosen = choose_device(device)
-    if not recipe.dataset.params.holds_images:
-        raise no_images()
-    if resume is not None and not (resume / RECIPE).is_file():
-        raise error(
-            "SD-C445", "not a run folder", where="--resume", got=str(resume), expect=f"a folder that holds {RECIPE}"
-        )
-    raise_all(check_processes(recipe, processes.world_size()))
+    refuse_unusable(recipe, resume)
     path = resume or out / f"{recipe.name}-{recipe.run_id}"
     with (
         join_processes(chosen, recipe.train.timeout) as world,
@@ -103,18 +97,36 @@ def run(
             session, cursor = prepare_session(recipe, folder, store, chosen, progress, world)
         progress.step = session.step
         with RunCallbacks(session, folder, store, cursor, stop, progress) as callbacks:
-            with exit_on_signal(stop, progress, "before the first step"):
-                callbacks.catch_up(session)
-            progress.stage("training", total=recipe.train.steps, done=session.step)
-            try:
-                with training_memory_errors(recipe):
-                    train(session, callbacks)
-            except NonFinite as fault:
-                raise callbacks.save_before_nonfinite(session, fault) from fault
-            stop.alone = True  # no step follows after which all ranks could stop together
-            with exit_on_signal(stop, progress, "after the last step"):
-                scores = finish(session, callbacks)
+            scores = train_and_finish(session, callbacks, stop, progress)
         return RunResult(folder.path, folder.path / REPORT, scores, already_finished=False)
+
+
+def refuse_unusable(recipe: Recipe, resume: Path | None) -> None:
+    """Refuse a recipe without images, a folder that is not a run, and a number of processes that does not fit."""
+    if not recipe.dataset.params.holds_images:
+        raise no_images()
+    if resume is not None and not (resume / RECIPE).is_file():
+        raise error(
+            "SD-C445", "not a run folder", where="--resume", got=str(resume), expect=f"a folder that holds {RECIPE}"
+        )
+    raise_all(check_processes(recipe, processes.world_size()))
+
+
+def train_and_finish(
+    session: Session, callbacks: RunCallbacks, stop: StopSignals, progress: Progress
+) -> dict[str, Scores]:
+    """Train the remaining steps, then sample, score and report."""
+    with exit_on_signal(stop, progress, "before the first step"):
+        callbacks.catch_up(session)
+    progress.stage("training", total=session.recipe.train.steps, done=session.step)
+    try:
+        with training_memory_errors(session.recipe):
+            train(session, callbacks)
+    except NonFinite as fault:
+        raise callbacks.save_before_nonfinite(session, fault) from fault
+    stop.alone = True  # no step follows after which all ranks could stop together
+    with exit_on_signal(stop, progress, "after the last step"):
+        return finish(session, callbacks)
 
 
 @contextmanager
@@ -171,7 +183,7 @@ def score(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     request, images = sample_session(session, session.recipe.evaluate.samples, lambda step, x: progress.tick())
     if not session.world.main:
         return {}
-    pictures.write_samples(callbacks.folder, SAMPLES, images, request)
+    sample_images.write_samples(callbacks.folder, SAMPLES, images, request)
     if callbacks.scorer is not None:
         progress.stage("scoring")
     return score_images(callbacks.scorer, request, images)

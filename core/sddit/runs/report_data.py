@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from sddit.evaluation.pictures import previews
 from sddit.evaluation.probe import read_probe
+from sddit.evaluation.sample_images import previews
 from sddit.evaluation.scores import Scores
 from sddit.recipes.costs import plan
 from sddit.recipes.recipe import Recipe
-from sddit.reports.run.data import NextStep, ReportData, RunCost
-from sddit.reports.run.report import write_report
+from sddit.reports.run.run_data import NextStep, ReportData, RunCost
+from sddit.reports.run.run_report import write_report
 from sddit.storage.metrics_log import read_metrics
 from sddit.storage.run_folder import ENVIRONMENT, METRICS, read_changes, read_json
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import Batch, Context, NoiseSchedule, Shapes
 from sddit.testing.kit import Findings
 from sddit.testing.toys.components import ToySchedule
@@ -51,9 +51,9 @@ def batch(dtype: torch.dtype = torch.float32, rows: slice = slice(None), image: 
     )
 
 
-def draws(step: int = STEP, rows: slice = slice(None)) -> Draws:
+def draws(step: int = STEP, rows: slice = slice(None)) -> KeyedDraws:
     """The keyed randomness of that batch."""
-    return Draws(7, step, torch.arange(BATCH)[rows])
+    return KeyedDraws(7, step, torch.arange(BATCH)[rows])
 
 
 def context(step: int = STEP, rows: slice = slice(None), ema_modules: Mapping[str, nn.Module] | None = None) -> Context:
@@ -78,7 +78,7 @@ def randomised(module: nn.Module, scale: float = 0.1) -> nn.Module:
 
 @contextlib.contextmanager
 def no_global_randomness(findings: Findings, doing: str) -> Iterator[None]:
-    """Draws are keyed: a component that takes from torch's global generator cannot be repeated."""
+    """KeyedDraws are keyed: a component that takes from torch's global generator cannot be repeated."""
     before = torch.get_rng_state()
     yield
     if not torch.equal(torch.get_rng_state(), before):

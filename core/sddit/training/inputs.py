@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sddit.data.order import batch_ids
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import Batch, Context, DrawnDataset
 from sddit.training.session import Session
 
@@ -40,13 +40,13 @@ def step_samples(session: Session) -> tuple[list[int], list[int]]:
     return batch_ids(session.recipe.seed, session.step, session.recipe.train.batch, len(session.dataset))
 
 
-def draws_of(session: Session, ids: list[int], epochs: list[int]) -> Draws:
+def draws_of(session: Session, ids: list[int], epochs: list[int]) -> KeyedDraws:
     """Return the keyed random draws of these samples at the current step."""
     index, epoch = (torch.as_tensor(numbers, device=session.device) for numbers in (ids, epochs))
-    return Draws(session.recipe.seed, session.step, index, epoch)
+    return KeyedDraws(session.recipe.seed, session.step, index, epoch)
 
 
-def context_of(session: Session, draws: Draws) -> Context:
+def context_of(session: Session, draws: KeyedDraws) -> Context:
     """Return what pair samplers and losses may know at this step."""
     return Context(
         step=session.step,
@@ -59,7 +59,7 @@ def context_of(session: Session, draws: Draws) -> Context:
     )
 
 
-def make_batch(session: Session, ids: list[int], draws: Draws) -> Batch:
+def make_batch(session: Session, ids: list[int], draws: KeyedDraws) -> Batch:
     """Fetch a batch, sample latent posteriors, then apply horizontal flips and label dropout."""
     settings, dataset = session.recipe.dataset.params, session.dataset
     x0, true_labels = dataset.fetch(ids)

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from sddit.errors import Problem, SdditError, error
 from sddit.recipes.settings import StartSettings
-from sddit.recipes.start_weights import Found, find_start
+from sddit.recipes.start_weights import LocatedWeights, find_start
 from sddit.storage.tensors import require_finite, unpack
 from sddit.training.ema import with_prefix
 
 MAX_NAMES = 5  # in one message
 
 
-def read_weights(weights: Found) -> dict[str, Tensor]:
+def read_weights(weights: LocatedWeights) -> dict[str, Tensor]:
     """Return the tensors of one network. Raises SD-C401 if the file has changed, SD-C450 for a non-finite number."""
     try:
         data = weights.file.read_bytes()

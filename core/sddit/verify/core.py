@@ -17,7 +17,7 @@ from torch import Tensor
 from sddit.data.declared import DeclaredParams
 from sddit.data.declared_dataset import DeclaredSplit
 from sddit.diffusion import masking as mask
-from sddit.diffusion.draws import Draws, generator, philox
+from sddit.diffusion.draws import KeyedDraws, generator, philox
 from sddit.errors import SdditError
 from sddit.interfaces import CheckContext, Measurement, NotHereError
 from sddit.recipes import search as lookup
@@ -69,16 +69,16 @@ def draws(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("words that are not Philox's published answers", wrong, 0)
 
     ids = torch.arange(100, 116, device=context.device)
-    whole = Draws(7, 3, ids).normal("noise", (3, 5))
-    parts = torch.cat([Draws(7, 3, part).normal("noise", (3, 5)) for part in torch.split(ids, 3)])
+    whole = KeyedDraws(7, 3, ids).normal("noise", (3, 5))
+    parts = torch.cat([KeyedDraws(7, 3, part).normal("noise", (3, 5)) for part in torch.split(ids, 3)])
     yield Measurement("numbers that depend on the batch around them", differing(whole, parts), 0)
 
     if context.device != "cpu":
-        on_cpu = Draws(7, 3, ids.cpu()).uniform("noise", (64,))
-        there = Draws(7, 3, ids).uniform("noise", (64,)).cpu()
+        on_cpu = KeyedDraws(7, 3, ids.cpu()).uniform("noise", (64,))
+        there = KeyedDraws(7, 3, ids).uniform("noise", (64,)).cpu()
         yield Measurement(f"uniform numbers that differ between cpu and {context.device}", differing(on_cpu, there), 0)
 
-    many = Draws(1, 0, torch.arange(256, device=context.device)).normal("noise", (256,)).double().flatten()
+    many = KeyedDraws(1, 0, torch.arange(256, device=context.device)).normal("noise", (256,)).double().flatten()
     n = many.numel()
     yield Measurement("normal numbers: mean, in standard errors", abs(float(many.mean())) * math.sqrt(n), FIVE_ERRORS)
     spread = abs(float(many.var()) - 1) * math.sqrt(n / 2)
@@ -96,7 +96,7 @@ def masks(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("token counts that are not floor(L (1 - r)), L to 256, r in hundredths", wrong, 0)
 
     rows, kept = 4096, 24
-    drawn = Draws(5, 0, torch.arange(rows, device=context.device))
+    drawn = KeyedDraws(5, 0, torch.arange(rows, device=context.device))
     for shape in get_args(mask.MaskShape):
         visible = mask.draw_mask(drawn, "mask", grid=(6, 8), ratio=0.5, shape=shape)
         assert visible is not None

@@ -19,8 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sddit.diffusion.draws import Draws as Keyed
-from sddit.diffusion.draws import generator
+from sddit.diffusion.draws import KeyedDraws, generator
 from sddit.interfaces import (
     Batch,
     CheckContext,
@@ -71,9 +70,9 @@ def leak(recipe: Recipe, context: CheckContext | None = None, *, images: Dataset
     if images is not None:
         session.dataset = images
     fill(session.student)
-    found = Findings()
+    found = LeakFindings()
     for moment in MOMENTS:
-        examine(Scene(session, int(moment * recipe.train.steps)), found)
+        examine(LeakScene(session, int(moment * recipe.train.steps)), found)
     tolerance = TOLERANCE[next(session.student.parameters()).dtype]
     held = [found.measurement(recipe.name, what, tolerance) for what in found.held]
     control = Measurement(f"{recipe.name}: control, the prediction when x_t moves too", found.moved, SEEN, ">=")
@@ -96,7 +95,7 @@ def fill(module: nn.Module) -> None:
 
 
 @dataclass(slots=True)
-class Findings:
+class LeakFindings:
     """The largest changes so far."""
 
     held: dict[str, dict[str, float]] = field(default_factory=dict)  # what -> where -> change
@@ -131,13 +130,13 @@ class Moved:
         return self.draws.uniform(purpose, shape, scope=scope)
 
 
-class Scene:
+class LeakScene:
     """A few training images at one step of a run."""
 
     def __init__(self, session: Session, step: int) -> None:
         self.session, self.step = session, step
         ids = list(range(min(IMAGES, len(session.dataset))))
-        keyed = Keyed(session.recipe.seed, step, torch.tensor(ids, device=session.device))
+        keyed = KeyedDraws(session.recipe.seed, step, torch.tensor(ids, device=session.device))
         self.draws: Draws = keyed
         self.batch = make_batch(session, ids, keyed)
         self.labels = list(session.objective.weights(step))  # of the terms that are active
@@ -178,7 +177,7 @@ class Scene:
 
 
 @torch.no_grad()
-def examine(scene: Scene, found: Findings) -> None:
+def examine(scene: LeakScene, found: LeakFindings) -> None:
     """Hold each student view that is read, and compare."""
     views = scene.views(scene.draws)
     outputs = {name: scene.predicted(name, views[name]) for name in scene.wants}
@@ -201,7 +200,9 @@ def examine(scene: Scene, found: Findings) -> None:
         found.moved = min(found.moved, largest)
 
 
-def examine_terms(scene: Scene, base: Look, held: Look, outputs: Mapping[str, Outputs], found: Findings) -> None:
+def examine_terms(
+    scene: LeakScene, base: Look, held: Look, outputs: Mapping[str, Outputs], found: LeakFindings
+) -> None:
     """The student's outputs stay as they are, the target moves: a term's trained modules must be given the same."""
     views, moved = base[0], held[0]
     moved = {
@@ -215,7 +216,7 @@ def examine_terms(scene: Scene, base: Look, held: Look, outputs: Mapping[str, Ou
             found.add("what the terms' heads are given", f"{call} of loss {label!r}", distance(one[call], two[call]))
 
 
-def given_to_modules(scene: Scene, label: str, look: Look, student: Mapping[str, Outputs]) -> dict[str, Tensor]:
+def given_to_modules(scene: LeakScene, label: str, look: Look, student: Mapping[str, Outputs]) -> dict[str, Tensor]:
     """Every tensor that the trained modules of a term are called with, by module and number of the call."""
     views, draws = look
     session, term = scene.session, scene.session.student.terms[label]
@@ -252,7 +253,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         yield from (tensor for item in value for tensor in tensors_in(item))
 
 
-def changes(scene: Scene, view: View) -> Iterator[Tensor]:
+def changes(scene: LeakScene, view: View) -> Iterator[Tensor]:
     """What x0 is moved by, [B, C, H, W]: every pixel, and those of hidden tokens alone where some are.
 
     Each image becomes the next one plus some noise: a leak by a few bits, such as a brightness, shows as well.

@@ -127,7 +127,7 @@ def score_samples(
         samples: uint8 [n, H, W, 3].
         inception: weights of FID's Inception network.
         reference: npz with `mu` and `sigma`, `mu_s` and `sigma_s`, or with images `arr_0` uint8 [n, H, W, 3], or with
-        both.
+            both.
         device: where the network runs.
         progress: where progress is shown.
 

@@ -22,7 +22,7 @@ from sddit.ablations.runner import copy_number, known_plan, run_ablation, thread
 from sddit.cli.app import call
 from sddit.errors import SdditError
 from sddit.progress import Progress
-from sddit.reports.ablation.report import write_report
+from sddit.reports.ablation.ablation_report import write_report
 from sddit.storage.lock import holder
 from sddit.storage.metrics_log import read_metrics
 from sddit.storage.run_folder import RunFolder

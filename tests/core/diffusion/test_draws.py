@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sddit.diffusion.draws import Draws, generator, philox
+from sddit.diffusion.draws import KeyedDraws, generator, philox
 
 # Known answers of Philox 4x32-10 published with the Random123 library: counter, key, output.
 KNOWN_ANSWERS = [
@@ -36,30 +36,30 @@ def test_philox_is_vectorised_over_counters() -> None:
 @settings(max_examples=30, deadline=None)
 @given(ids=st.lists(st.integers(0, 10**6), min_size=1, max_size=9), step=st.integers(0, 10**6), size=st.integers(1, 9))
 def test_a_draw_does_not_depend_on_the_batch_around_it(ids: list[int], step: int, size: int) -> None:
-    together = Draws(3, step, torch.tensor(ids)).normal("noise", (size, 2))
+    together = KeyedDraws(3, step, torch.tensor(ids)).normal("noise", (size, 2))
     for row, one in enumerate(ids):
-        assert torch.equal(Draws(3, step, torch.tensor([one])).normal("noise", (size, 2))[0], together[row])
+        assert torch.equal(KeyedDraws(3, step, torch.tensor([one])).normal("noise", (size, 2))[0], together[row])
 
 
 @pytest.mark.parametrize("change", ["seed", "purpose", "step", "sample", "epoch", "scope"])
 def test_each_part_of_the_key_changes_the_draw(change: str) -> None:
     ids, epochs = torch.tensor([4]), torch.tensor([2])
-    base = Draws(1, 10, ids, epochs).uniform("noise", (8,))
+    base = KeyedDraws(1, 10, ids, epochs).uniform("noise", (8,))
     other = {
-        "seed": lambda: Draws(2, 10, ids, epochs).uniform("noise", (8,)),
-        "purpose": lambda: Draws(1, 10, ids, epochs).uniform("level", (8,)),
-        "step": lambda: Draws(1, 11, ids, epochs).uniform("noise", (8,)),
-        "sample": lambda: Draws(1, 10, ids + 1, epochs).uniform("noise", (8,)),
-        "epoch": lambda: Draws(1, 10, ids, epochs + 1).uniform("noise", (8,)),
-        "scope": lambda: Draws(1, 10, ids, epochs).uniform("noise", (8,), scope="step"),
+        "seed": lambda: KeyedDraws(2, 10, ids, epochs).uniform("noise", (8,)),
+        "purpose": lambda: KeyedDraws(1, 10, ids, epochs).uniform("level", (8,)),
+        "step": lambda: KeyedDraws(1, 11, ids, epochs).uniform("noise", (8,)),
+        "sample": lambda: KeyedDraws(1, 10, ids + 1, epochs).uniform("noise", (8,)),
+        "epoch": lambda: KeyedDraws(1, 10, ids, epochs + 1).uniform("noise", (8,)),
+        "scope": lambda: KeyedDraws(1, 10, ids, epochs).uniform("noise", (8,), scope="step"),
     }[change]()
     assert not torch.equal(base, other)
-    assert torch.equal(base, Draws(1, 10, ids, epochs).uniform("noise", (8,)))
+    assert torch.equal(base, KeyedDraws(1, 10, ids, epochs).uniform("noise", (8,)))
 
 
 def test_order_of_calls_means_nothing() -> None:
     ids = torch.arange(3)
-    first, second = Draws(1, 0, ids), Draws(1, 0, ids)
+    first, second = KeyedDraws(1, 0, ids), KeyedDraws(1, 0, ids)
     a = first.normal("noise", (4,))
     first.uniform("level")
     second.uniform("level")
@@ -68,22 +68,22 @@ def test_order_of_calls_means_nothing() -> None:
 
 
 def test_step_scope_is_one_value_for_any_the_batch() -> None:
-    one = Draws(1, 5, torch.arange(2)).uniform("ratio", scope="step")
-    other = Draws(1, 5, torch.arange(7) + 3).uniform("ratio", scope="step")
+    one = KeyedDraws(1, 5, torch.arange(2)).uniform("ratio", scope="step")
+    other = KeyedDraws(1, 5, torch.arange(7) + 3).uniform("ratio", scope="step")
     assert one.shape == (1,)
     assert torch.equal(one, other)
 
 
 def test_moments_and_independence_within_five_standard_errors() -> None:
     n = 200_000
-    normal = Draws(0, 0, torch.arange(n // 100)).normal("noise", (100,)).double()
-    uniform = Draws(0, 0, torch.arange(n // 100)).uniform("level", (100,))
+    normal = KeyedDraws(0, 0, torch.arange(n // 100)).normal("noise", (100,)).double()
+    uniform = KeyedDraws(0, 0, torch.arange(n // 100)).uniform("level", (100,))
     assert abs(normal.mean().item()) < 5 / n**0.5
     assert abs(normal.var().item() - 1) < 5 * (2 / n) ** 0.5
     assert abs((normal**4).mean().item() - 3) < 5 * (96 / n) ** 0.5
     assert abs(uniform.mean().item() - 0.5) < 5 * (1 / 12 / n) ** 0.5
     assert 0 < uniform.min().item() < uniform.max().item() < 1
-    next_step = Draws(0, 1, torch.arange(n // 100)).normal("noise", (100,)).double()
+    next_step = KeyedDraws(0, 1, torch.arange(n // 100)).normal("noise", (100,)).double()
     assert abs((normal * next_step).mean().item()) < 5 / n**0.5
     assert abs((normal[:-1] * normal[1:]).mean().item()) < 5 / n**0.5
 

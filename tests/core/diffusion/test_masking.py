@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.masking import MaskShape, draw_mask, keep_count
 from sddit.errors import SdditError
 
 SHAPES: list[MaskShape] = ["random", "block", "grid"]
 
 
-def draws(batch: int, seed: int = 0) -> Draws:
-    return Draws(seed, 0, torch.arange(batch))
+def draws(batch: int, seed: int = 0) -> KeyedDraws:
+    return KeyedDraws(seed, 0, torch.arange(batch))
 
 
 def hidden(visible: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -143,7 +143,7 @@ def test_a_lattice_of_a_half_is_a_checkerboard_and_of_three_quarters_keeps_one_o
 def test_a_mask_belongs_to_its_sample(shape: MaskShape) -> None:
     """The same masks in any batch; others for another sample, purpose or seed."""
     eight = draw_mask(draws(8), "mask", grid=(8, 8), ratio=0.3, shape=shape)
-    two = draw_mask(Draws(0, 0, torch.tensor([5, 2])), "mask", grid=(8, 8), ratio=0.3, shape=shape)
+    two = draw_mask(KeyedDraws(0, 0, torch.tensor([5, 2])), "mask", grid=(8, 8), ratio=0.3, shape=shape)
     other_purpose = draw_mask(draws(8), "other", grid=(8, 8), ratio=0.3, shape=shape)
     other_seed = draw_mask(draws(8, seed=1), "mask", grid=(8, 8), ratio=0.3, shape=shape)
     assert eight is not None and two is not None and other_purpose is not None and other_seed is not None

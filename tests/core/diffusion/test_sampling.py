@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.diffusion.sampling import noise_levels, sample
 from sddit.diffusion.sigma_grids import sigma_grid
@@ -286,7 +286,7 @@ def test_noise_is_keyed_by_image_and_step() -> None:
     listener = Listener()
     x = take(small_denoiser(), [4, 9], sampler=listener)
     ids = torch.tensor([4, 9])
-    start = Draws(5, 0, ids).normal("sample", IMAGE)
+    start = KeyedDraws(5, 0, ids).normal("sample", IMAGE)
     assert listener.x.dtype == torch.float64
     assert torch.equal(x, start.double() * SIGMAS[0])
     drawn = [start, *listener.fresh]

@@ -29,7 +29,7 @@ from sddit.evaluation.probing import NOISE, Split, levels, pooled, probe_run, sp
 from sddit.progress import Progress
 from sddit.recipes.resolve import resolve
 from sddit.reports.charts import as_file
-from sddit.reports.run.probe import probe_charts, write_probe
+from sddit.reports.run.probe_charts import probe_charts, write_probe
 from sddit.runs.pipeline import run
 from sddit.storage.run_folder import RunFolder
 from sddit.testing.toys.components import ToySchedule

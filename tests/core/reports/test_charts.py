@@ -10,11 +10,11 @@ import pytest
 from markupsafe import Markup
 
 from sddit.reports.charts import (
-    BESIDE,
     BOTTOM,
     HEIGHT,
     LEFT,
     MAX_POINTS,
+    POINT_SPACING,
     RIGHT,
     TOP,
     WIDTH,
@@ -74,7 +74,7 @@ def test_a_band_that_is_not_finite_leaves_the_rest():
 def test_points_at_one_place_stand_next_to_each_other():
     chart = line_chart("t", [Series(name, [60], [1], [0.5], [1.5]) for name in "abc"])
     xs = [float(circle.get("cx", "")) for circle in parse(chart).iter("circle")]
-    assert xs[1] - xs[0] == xs[2] - xs[1] == BESIDE
+    assert xs[1] - xs[0] == xs[2] - xs[1] == POINT_SPACING
     apart = line_chart("t", [Series("a", [60], [1]), Series("b", [50, 60], [1, 2])])
     assert [float(circle.get("cx", "")) for circle in parse(apart).iter("circle")] == [WIDTH - RIGHT]
 

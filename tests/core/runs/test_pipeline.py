@@ -151,8 +151,8 @@ def test_scores_while_training_are_those_of_a_run_that_ends_there(
     half = go(recipe_of("optimizer.lr=1e-2", "train.steps=2"), tmp_path / "half")
     assert rows[0]["score/toy.fd"] == pytest.approx(half.scores["toy"].fd, rel=1e-9)
     assert rows[0]["score/toy.fd"] != rows[1]["score/toy.fd"]
-    assert "How the scores went" in whole.report.read_text()
-    assert "How the scores went" not in half.report.read_text()
+    assert "Scores during training" in whole.report.read_text()
+    assert "Scores during training" not in half.report.read_text()
     plain = go(recipe_of("optimizer.lr=1e-2"), tmp_path / "plain")  # looking on the way changes nothing
     assert plain.scores == whole.scores
 

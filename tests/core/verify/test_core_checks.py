@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import CheckContext, Measurement
 from sddit.training.student import Objective
 from sddit.verify import core
@@ -34,16 +34,16 @@ def test_a_wrong_generator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_draws_of_a_whole_batch_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def of_the_batch(self: Draws, purpose: str, shape: tuple[int, ...] = (), **_: Any) -> torch.Tensor:
+    def of_the_batch(self: KeyedDraws, purpose: str, shape: tuple[int, ...] = (), **_: Any) -> torch.Tensor:
         return torch.randn(len(self._ids), *shape, generator=torch.Generator().manual_seed(0))
 
-    monkeypatch.setattr(Draws, "normal", of_the_batch)
+    monkeypatch.setattr(KeyedDraws, "normal", of_the_batch)
     assert failing(core.draws) == ["numbers that depend on the batch around them"]
 
 
 def test_numbers_of_another_spread_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    normal = Draws.normal
-    monkeypatch.setattr(Draws, "normal", lambda self, *a, **k: 1.05 * normal(self, *a, **k))
+    normal = KeyedDraws.normal
+    monkeypatch.setattr(KeyedDraws, "normal", lambda self, *a, **k: 1.05 * normal(self, *a, **k))
     assert failing(core.draws) == ["normal numbers: variance, in standard errors"]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import Batch, Context, View
 from sddit.value_schedules import Ramp
 from sddit_discrimination.pairs import PfOde
@@ -52,7 +52,7 @@ def batch(count: int = COUNT) -> Batch:
 def pair(schedule=None, *, step: int = 0, **keys: object) -> tuple[View, View]:
     """Return the student and teacher views of one batch."""
     schedule = schedule or EDM(EDMParams())
-    draws = Draws(0, step, torch.arange(COUNT))
+    draws = KeyedDraws(0, step, torch.arange(COUNT))
     ctx = Context(step=step, total_steps=100, schedule=schedule, draws=draws, num_classes=10)
     views = PfOde(PfOdeParams.model_validate(keys), grid=GRID)(batch(), draws, schedule, ctx)
     assert list(views) == ["student", "teacher"]
@@ -136,7 +136,7 @@ def test_discrete_levels_are_trained_ones() -> None:
 
 def test_the_teacher_consumes_no_draw_of_the_student() -> None:
     """The student's view equals that of plain DiT for any teacher: arms fraction noise and noise levels."""
-    draws = Draws(0, 0, torch.arange(COUNT))
+    draws = KeyedDraws(0, 0, torch.arange(COUNT))
     schedule = EDM(EDMParams())
     ctx = Context(step=0, total_steps=100, schedule=schedule, draws=draws, num_classes=10)
     plain = Single(None, grid=GRID)(batch(), draws, schedule, ctx)["student"]
@@ -201,7 +201,7 @@ def test_a_dumped_setting_reads_back() -> None:
 
 def test_float32_images_stay_float32() -> None:
     schedule = EDM(EDMParams())
-    draws = Draws(0, 0, torch.arange(COUNT))
+    draws = KeyedDraws(0, 0, torch.arange(COUNT))
     ctx = Context(step=0, total_steps=100, schedule=schedule, draws=draws, num_classes=10)
     images = batch()
     images.x0 = images.x0.float()

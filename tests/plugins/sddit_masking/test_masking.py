@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import denoise_view
 from sddit.errors import SdditError
 from sddit.interfaces import Batch, Context, Outputs, View
@@ -60,7 +60,11 @@ SCHEDULE = EDM(EDMParams())
 
 def context(step: int = 0, total_steps: int = 100) -> Context:
     return Context(
-        step=step, total_steps=total_steps, schedule=SCHEDULE, draws=Draws(0, step, torch.arange(4)), num_classes=10
+        step=step,
+        total_steps=total_steps,
+        schedule=SCHEDULE,
+        draws=KeyedDraws(0, step, torch.arange(4)),
+        num_classes=10,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sddit.diffusion import masking as masks
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import Batch, Context, View
 from sddit.recipes.resolve import resolve
 from sddit.testing import ConformanceError, check
@@ -34,7 +34,7 @@ def batch(dropped: bool = False) -> Batch:
 
 
 def context(step: int = 0) -> Context:
-    draws = Draws(0, step, torch.arange(COUNT))
+    draws = KeyedDraws(0, step, torch.arange(COUNT))
     return Context(step=step, total_steps=100, schedule=SCHEDULE, draws=draws, num_classes=CLASSES)
 
 

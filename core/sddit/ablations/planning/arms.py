@@ -23,7 +23,7 @@ from sddit.ablations.planning.arm_checks import (
     unknown_baseline,
 )
 from sddit.ablations.planning.arm_problems import ArmProblems
-from sddit.ablations.planning.axes import Change, axes, baseline_label, label_of, value_lists
+from sddit.ablations.planning.axes import ArmChange, axes, baseline_label, label_of, value_lists
 from sddit.ablations.planning.settings_checks import EXTENDS, long_names, read_settings, usable_settings
 from sddit.errors import raise_all
 from sddit.plugins.host import Host
@@ -106,7 +106,7 @@ def expand(merged: Merged, *, host: Host | None = None, device: str = "") -> Abl
 
 
 def _arm(
-    changes: Sequence[Change], labels: Sequence[str], settings: AblationSettings, merged: Merged, host: Host | None
+    changes: Sequence[ArmChange], labels: Sequence[str], settings: AblationSettings, merged: Merged, host: Host | None
 ) -> Arm:
     changed = apply_changes(merged, changes)
     recipe = resolve_merged(changed, host=host)
@@ -115,7 +115,7 @@ def _arm(
     return Arm(label_of(changes), values, baseline_label(settings, changes, labels), named, recipe, changed)
 
 
-def apply_changes(merged: Merged, changes: Iterable[Change]) -> Merged:
+def apply_changes(merged: Merged, changes: Iterable[ArmChange]) -> Merged:
     """Return the recipe with changes. Values that they do not set count as inherited."""
     changed = rebase(merged, changes)
     del changed.tables[TABLE]
@@ -126,7 +126,7 @@ def apply_changes(merged: Merged, changes: Iterable[Change]) -> Merged:
     return changed
 
 
-def rebase(merged: Merged, changes: Iterable[Change]) -> Merged:
+def rebase(merged: Merged, changes: Iterable[ArmChange]) -> Merged:
     """Return a copy of the recipe, based on the recipe that an arm extends if it extends one.
 
     That recipe, with its parents, replaces what the oldest file with `[ablation]` extends. What this file sets for all

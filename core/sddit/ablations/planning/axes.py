@@ -18,7 +18,7 @@ SUFFIX_PARTS = 2  # parts of a dotted key that distinguish `loss.a.weight` from 
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ArmChange:
     """One value of one axis: a named arm, a value of the grid, or values of a pair."""
 
     label: str
@@ -31,11 +31,11 @@ class Change:
         return dict(leaves(self.table))
 
 
-def axes(settings: AblationSettings) -> list[list[Change]]:
+def axes(settings: AblationSettings) -> list[list[ArmChange]]:
     """Return the axes in the order of the file: the arms, the keys of the grid, the tables of pairs."""
     lists = value_lists(settings)
     short = short_names([key for _, table in lists for key in table])
-    arms = [Change(label, table, f"{TABLE}.arms.{label}") for label, table in settings.arms.items()]
+    arms = [ArmChange(label, table, f"{TABLE}.arms.{label}") for label, table in settings.arms.items()]
     others = [[change_at(index, given, table, short) for index in range(length(table))] for given, table in lists]
     return [axis for axis in (arms, *others) if axis]
 
@@ -46,13 +46,13 @@ def value_lists(settings: AblationSettings) -> list[tuple[str, dict[str, Any]]]:
     return [*grid, *((PAIRS, dict(leaves(table))) for table in settings.pairs)]
 
 
-def change_at(index: int, given: str, table: Mapping[str, Sequence[Any]], short: Mapping[str, str]) -> Change:
+def change_at(index: int, given: str, table: Mapping[str, Sequence[Any]], short: Mapping[str, str]) -> ArmChange:
     """Return the change that takes the value at an index of each list of an axis."""
     values: dict[str, Any] = {}
     for key, items in table.items():
         set_key(values, key, items[index])
     label = " ".join(f"{short[key]}={value_text(items[index])}" for key, items in table.items())
-    return Change(label, values, given)
+    return ArmChange(label, values, given)
 
 
 def length(table: Mapping[str, Sequence[Any]]) -> int:
@@ -91,12 +91,12 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else quoted(value)
 
 
-def label_of(changes: Iterable[Change]) -> str:
+def label_of(changes: Iterable[ArmChange]) -> str:
     """Return the label of an arm, such as `sd_dit mask_ratio=0.1`; `base` without changes."""
     return " ".join(change.label for change in changes) or "base"
 
 
-def baseline_label(settings: AblationSettings, changes: Sequence[Change], labels: Sequence[str]) -> str:
+def baseline_label(settings: AblationSettings, changes: Sequence[ArmChange], labels: Sequence[str]) -> str:
     """Return the arm that `baseline` names, or the named arm at the same point of the grid."""
     if settings.baseline in labels:
         return settings.baseline

@@ -172,7 +172,7 @@ def measure_scores(run: Path, device: str, progress: Progress) -> dict[str, Any]
 
 def measure_probe(run: Path, device: str, progress: Progress) -> dict[str, Any]:
     from sddit.evaluation.probing import probe_run
-    from sddit.reports.run.probe import write_probe
+    from sddit.reports.run.probe_charts import write_probe
     from sddit.storage.run_folder import RunFolder
 
     probe = probe_run(run, device=device, progress=progress)

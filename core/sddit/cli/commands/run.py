@@ -10,7 +10,7 @@ import click
 
 from sddit.cli.common import PathOption, SdditCommand, console, device_option, json_option, notice, print_json, state_of
 from sddit.cli.run_options import RunOptions
-from sddit.cli.training import print_result, train
+from sddit.cli.run_progress import print_result, train
 from sddit.distributed import processes
 from sddit.errors import SdditError, error, one_of, raise_all
 from sddit.plugins.host import host

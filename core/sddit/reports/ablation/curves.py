@@ -24,7 +24,7 @@ Position = Callable[[ArmRecord, Mapping[str, float]], float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class CurveAxis:
     """What a curve can be drawn over."""
 
     key: str
@@ -33,10 +33,10 @@ class Axis:
 
 
 AXES = (
-    Axis("steps", "steps", lambda arm, line: line["step"]),
-    Axis("images", "images", lambda arm, line: line["step"] * arm.batch),
-    Axis("flops", "FLOPs", lambda arm, line: arm.flops_until(line["step"])),
-    Axis("seconds", "seconds", lambda arm, line: line.get("seconds")),
+    CurveAxis("steps", "steps", lambda arm, line: line["step"]),
+    CurveAxis("images", "images", lambda arm, line: line["step"] * arm.batch),
+    CurveAxis("flops", "FLOPs", lambda arm, line: arm.flops_until(line["step"])),
+    CurveAxis("seconds", "seconds", lambda arm, line: line.get("seconds")),
 )
 
 Charts = dict[str, Markup]
@@ -76,7 +76,7 @@ def chart(
     return line_chart(title, drawn, x_label=x_label, references=references, log_y=log_y)
 
 
-def lines(key: str, axis: Axis, results: AblationResults, logs: Logs) -> Iterator[Series]:
+def lines(key: str, axis: CurveAxis, results: AblationResults, logs: Logs) -> Iterator[Series]:
     """One line an arm: mean over seeds at each logged step, in a band of one standard deviation to each side."""
     for slot, arm in enumerate(results.plan.arms):
         points = [point for point in over_seeds(key, axis, arm, list(logs[arm.label].values())) if point]
@@ -86,7 +86,7 @@ def lines(key: str, axis: Axis, results: AblationResults, logs: Logs) -> Iterato
 
 
 def over_seeds(
-    key: str, axis: Axis, arm: ArmRecord, runs: Sequence[Log]
+    key: str, axis: CurveAxis, arm: ArmRecord, runs: Sequence[Log]
 ) -> Iterator[tuple[float, float, float, float] | None]:
     """(position, mean, low, high) at each step that every run of the arm has logged."""
     by_step = [{line["step"]: line for line in run if key in line} for run in runs]

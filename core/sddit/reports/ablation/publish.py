@@ -24,9 +24,11 @@ from sddit.ablations.planning.records import PLAN, PlanRecord
 from sddit.errors import error
 from sddit.formatting import slug
 from sddit.interfaces.metric_names import metric_of
+from sddit.reports.ablation.ablation_report import curves
+from sddit.reports.ablation.probe_table import probe_of, probed
 from sddit.reports.ablation.readme import ChartFile, readme
-from sddit.reports.ablation.report import curves, probe_of, probed, samples
 from sddit.reports.ablation.reproduction import RECIPES, first_recipe, pathless, without_paths
+from sddit.reports.ablation.sample_grids import samples
 from sddit.reports.charts import as_file, title_of
 from sddit.storage.atomic import replace_file, storage_errors, to_json
 from sddit.storage.run_folder import ENVIRONMENT

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import mean, median, variance
 
 from sddit.evaluation.monitors import GRADIENT_SPIKE, MonitorResult, Row, _tail, keys_of, label_of
-from sddit.reports.run.data import NextStep, ReportData
+from sddit.reports.run.run_data import NextStep, ReportData
 
 NEAR_FLOOR = 1.5  # a distance below this multiple of the floor leaves little to gain
 STILL_FALLING = 0.03  # minimum fraction by which a loss fell in the last tenth of a run

@@ -19,7 +19,7 @@ KEPT = 10  # of 16 tokens, in the masked case
 
 
 @dataclass(slots=True)
-class Scene:
+class LossTrial:
     """What a term is called with, and the leaves that its gradient may reach."""
 
     views: dict[str, View]
@@ -79,9 +79,9 @@ def is_a_term(term: Any, findings: Findings) -> bool:
 
 def scene(
     case: Case, *, masked: bool, dtype: torch.dtype = torch.float32, taps_dtype: torch.dtype | None = None
-) -> Scene:
+) -> LossTrial:
     """Student views, and teacher views if it needs them, with outputs that hold exactly what it asks for."""
-    made = Scene({}, {}, case.runtime.get("schedule") or things.schedule(), {}, {})
+    made = LossTrial({}, {}, case.runtime.get("schedule") or things.schedule(), {}, {})
     params: LossParams = case.params
     needs = params.needs()
     for name in params.views or (("student", "teacher") if needs.teacher else ("student",)):
@@ -134,7 +134,7 @@ def outputs_of(
     return made
 
 
-def called(term: Any, scene: Scene, step: int = things.STEP) -> Any:
+def called(term: Any, scene: LossTrial, step: int = things.STEP) -> Any:
     """The term's value in a scene."""
     ema_modules = {name: things.copy_of(term.get_submodule(name)) for name in term.ema_modules}
     context = replace(things.context(step, ema_modules=ema_modules), schedule=scene.schedule)
@@ -167,7 +167,7 @@ def examine_value(case: Case, term: Any, findings: Findings, masked: bool) -> bo
     return False
 
 
-def tensors_of(given: Scene) -> dict[str, Tensor]:
+def tensors_of(given: LossTrial) -> dict[str, Tensor]:
     """All that a term may not change."""
     views = {
         f"{name}.{key}": getattr(view, key)

@@ -75,11 +75,11 @@ def toy_host() -> Host:
 
     The data set `sddit/declared`, which exports name, is one of them.
     """
-    from sddit.testing.toys import declared
+    from sddit.testing.toys import declared_toy
     from sddit.testing.toys import plugin as toys
 
     host = Host(builtins=())
-    host.add("sddit", declared)
+    host.add("sddit", declared_toy)
     host.add("toy", toys)
     return host
 

@@ -7,7 +7,7 @@ import torch
 
 from sddit.ablations.planning.plan import make_plan
 from sddit.data.order import batch_ids
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import Context
 from sddit.training.build import build_session
 from sddit.training.inputs import make_batch
@@ -37,7 +37,7 @@ def seen(recipe, step):
     """What an arm is shown at a step: ids, clean images, labels, noise and level of its student view."""
     session = build_session(recipe, torch.device("cpu"))
     ids, epochs = batch_ids(recipe.seed, step, recipe.train.batch, len(session.dataset))
-    draws = Draws(recipe.seed, step, torch.as_tensor(ids), torch.as_tensor(epochs))
+    draws = KeyedDraws(recipe.seed, step, torch.as_tensor(ids), torch.as_tensor(epochs))
     batch = make_batch(session, ids, draws)
     ctx = Context(step=step, total_steps=4, schedule=session.schedule, draws=draws, num_classes=3)
     view = session.pair_sampler(batch, draws, session.schedule, ctx)["student"]

@@ -13,9 +13,9 @@ from sddit.ablations.analysis.diagnostics import logs_of
 from sddit.ablations.analysis.results import gather, note_failure
 from sddit.errors import SdditError
 from sddit.evaluation.probe import Probe
+from sddit.reports.ablation.ablation_tables import how_soon
 from sddit.reports.ablation.publish import publish
 from sddit.reports.ablation.readme import plain
-from sddit.reports.ablation.report import how_soon
 from sddit.reports.ablation.reproduction import pathless, without_paths
 
 

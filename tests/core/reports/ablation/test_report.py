@@ -21,11 +21,12 @@ from sddit.ablations.planning.leak_check import MAX_PARAMETERS, check_recipe
 from sddit.ablations.planning.records import ArmRecord, LeakCheck, PlanRecord
 from sddit.evaluation.probe import Probe
 from sddit.interfaces import Monitor
+from sddit.reports.ablation.ablation_report import page, write_report
+from sddit.reports.ablation.ablation_tables import how_soon
 from sddit.reports.ablation.caveats import caveats
 from sddit.reports.ablation.conclusions import KINDS, fairness, findings, summary
 from sddit.reports.ablation.curves import AXES, lines, metric_charts
 from sddit.reports.ablation.phrases import floors_sentence
-from sddit.reports.ablation.report import how_soon, page, write_report
 from sddit.reports.charts import as_file
 
 HOSTILE = """</script><img src=x onerror=1>"'{{7*7}}"""
@@ -293,7 +294,7 @@ def test_a_wide_image_is_shrunk(make):
     path = results.folder / results.runs[0].folder / "samples" / "step-000040.png"
     path.write_bytes(png(width=4000))
     assert len(page(results)) < 400_000
-    from sddit.reports.ablation.report import WIDEST, shrunk
+    from sddit.reports.ablation.sample_grids import WIDEST, shrunk
 
     assert Image.open(BytesIO(shrunk(path))).size == (WIDEST, round(20 * WIDEST / 4000))
 

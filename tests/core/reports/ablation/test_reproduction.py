@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sddit.ablations.analysis.results import AblationResults, gather
+from sddit.reports.ablation.ablation_report import page
 from sddit.reports.ablation.publish import publish
-from sddit.reports.ablation.report import page
 from sddit.reports.ablation.reproduction import against_published, agreement, corrected
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 from sddit.evaluation.monitors import judge
 from sddit.evaluation.scores import Scores
 from sddit.interfaces import Monitor
-from sddit.reports.run.data import NextStep, ReportData, RunCost
-from sddit.reports.run.report import write_report
+from sddit.reports.run.run_data import NextStep, ReportData, RunCost
+from sddit.reports.run.run_report import write_report
 from sddit.reports.run.score_table import score_rows
-from sddit.reports.run.settings import settings
+from sddit.reports.run.settings_table import settings
 from sddit.reports.run.suggestions import suggestions
 
 HOSTILE = """</script><img src=x onerror=1>"'{{7*7}}"""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from sddit.data.latents import LOG_VARIANCE, mean_and_std, write_cache
-from sddit.diffusion.draws import Draws
+from sddit.diffusion.draws import KeyedDraws
 from sddit.errors import SdditError
 from sddit.interfaces import DrawnDataset
 from sddit.plugins.host import Host
@@ -171,7 +171,7 @@ def session_of(tmp_path: Path, toys: Host) -> Callable[..., Session]:
 
 
 def batch_at(session: Session, step: int, ids: list[int], epoch: int = 0) -> torch.Tensor:
-    draws = Draws(session.recipe.seed, step, torch.tensor(ids), torch.full((len(ids),), epoch))
+    draws = KeyedDraws(session.recipe.seed, step, torch.tensor(ids), torch.full((len(ids),), epoch))
     return make_batch(session, ids, draws).x0
 
 
@@ -192,7 +192,7 @@ def test_draws_have_the_stated_distribution(session_of: Callable[..., Session]) 
     session = session_of()
     assert isinstance(session.dataset, DrawnDataset)
     ids = [5] * 600
-    draws = Draws(0, 0, torch.tensor(ids), torch.arange(600))
+    draws = KeyedDraws(0, 0, torch.tensor(ids), torch.arange(600))
     unit = (make_batch(session, ids, draws).x0 - session.dataset.fetch([5])[0]) / session.dataset.spread([5])
     assert unit.mean().abs() < 0.01
     assert (unit.std() - 1).abs() < 0.01

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from sddit.evaluation.monitors import judge, monitors
 from sddit.formatting import format_duration, format_number
 from sddit.reports.page import render
-from sddit.reports.run.charts import course_charts, diagnostic_charts, loss_charts, noise_charts, score_charts
-from sddit.reports.run.data import ReportData, RunCost
-from sddit.reports.run.probe import probe_charts
+from sddit.reports.run.probe_charts import probe_charts
+from sddit.reports.run.run_charts import course_charts, diagnostic_charts, loss_charts, noise_charts, score_charts
+from sddit.reports.run.run_data import ReportData, RunCost
 from sddit.reports.run.score_table import score_rows
-from sddit.reports.run.settings import settings
+from sddit.reports.run.settings_table import settings
 from sddit.reports.run.suggestions import suggestions
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sddit.reports.run.data import ReportData
+from sddit.reports.run.run_data import ReportData
 
 DEFAULT = "default"  # how the origin of an untouched setting begins
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from sddit.evaluation.monitors import CORE_KEYS, LEADS, Row, _bin_order, _tail, keys_of, monitors
 from sddit.interfaces.metric_names import KNOWN_METRICS, SCORE
 from sddit.reports.charts import Reference, Series, levels, line_chart
-from sddit.reports.run.data import ReportData
+from sddit.reports.run.run_data import ReportData
 
 
 def loss_charts(run: ReportData) -> list[Markup]:

@@ -1,0 +1,74 @@
+"""Compute the table of probes of an ablation report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from sddit.ablations.analysis.results import AblationResults
+from sddit.ablations.analysis.statistics import summarize
+from sddit.ablations.analysis.table import (
+    against_baselines,
+    format_summary,
+)
+from sddit.errors import SdditError
+from sddit.evaluation.probe import Probe, read_probe
+from sddit.reports.ablation.curves import probe_chart
+from sddit.reports.ablation.phrases import comparison_text
+
+PROBED = (
+    "Accuracy on held-out images at the best depth and noise level. These are chosen on the same images for every "
+    "arm, so all accuracies "
+    "are optimistic. The probe is shown next to the metrics and is not one of them."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Class information in the tokens of each arm."""
+
+    rows: Sequence[tuple[str, str, str, str, str]]  # arm, seeds, linear, neighbours, linear compared with the baseline
+    charts: Sequence[Markup]
+    chance: float
+    untrained: str  # the linear probe of a network as it was initialised
+
+
+def probed(results: AblationResults) -> Probed | None:
+    """The probes of the runs that have one; None if there is none."""
+    probes: dict[str, dict[int, Probe]] = {arm.label: {} for arm in results.plan.arms}
+    for row in results.runs:
+        if probe := probe_of(results.folder / row.folder):
+            probes[row.arm][row.seed] = probe
+    having = {label: list(of_seeds.values()) for label, of_seeds in probes.items() if of_seeds}
+    if not having:
+        return None
+    best = {
+        label: {seed: probe.best(probe.linear)[0] for seed, probe in of_seeds.items()}
+        for label, of_seeds in probes.items()
+    }
+    compared = against_baselines(results.plan, best, "higher")
+    rows = [
+        (
+            label,
+            str(len(of_arm)),
+            format_summary(summarize(list(best[label].values()))),
+            format_summary(summarize([probe.best(probe.neighbours)[0] for probe in of_arm])),
+            comparison_text(compared[label]) if label in compared else "baseline",
+        )
+        for label, of_arm in having.items()
+    ]
+    headings = {"linear": "Linear probe: held-out accuracy", "neighbours": "Nearest neighbours: held-out accuracy"}
+    charts = [probe_chart(heading, results, having, which) for which, heading in headings.items()]
+    first = next(iter(having.values()))[0]
+    return Probed(rows, charts, first.chance, f"{first.best(first.linear_untrained)[0]:.3g}")
+
+
+def probe_of(run: Path) -> Probe | None:
+    """The probe of a run; of a damaged one, none."""
+    try:
+        return read_probe(run)
+    except SdditError:
+        return None
