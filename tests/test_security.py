@@ -402,5 +402,5 @@ def test_what_is_typed_or_found_cannot_steer_the_terminal(
         ["-n", "quickstart", f"seed={evil}"],
     ):
         assert call(words) != 0
-        said = capsys.readouterr()
-        assert not any(mark in said.stdout + said.stderr for mark in ("\x1b", "\x07", "\x9b", "\u202e")), words
+        printed = capsys.readouterr()
+        assert not any(mark in printed.out + printed.err for mark in ("\x1b", "\x07", "\x9b", "\u202e")), words

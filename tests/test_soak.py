@@ -49,7 +49,7 @@ def finished(soak: ModuleType, tmp_path: Path) -> Path:
     ("look", "name", "data"),
     [
         ("weights", "checkpoints/step-000001/model.safetensors", b"\0\1\3"),
-        ("images", "samples/samples.npz", b"\3\5"),
+        ("image_hashes", "samples/samples.npz", b"\3\5"),
         ("rows", "metrics.jsonl", b'{"step": 1, "loss": 0.25, "seconds": 2}\n'),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_run_that_a_signal_just_ends_is_not_saved(soak: ModuleType, tmp_path: 
 
 
 def test_a_program_that_ends_on_its_own_is_not_a_kill(soak: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="ended on its own, with 3"):
+    with pytest.raises(RuntimeError, match="ended on its own, with status 3"):
         soak.kill_writer(1, tmp_path, 0, "def live(*words):\n    raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="SD-R1"):
         soak.kill_run((str(tmp_path / "none.toml"),), 1, 1, tmp_path, 0)

@@ -33,7 +33,7 @@ def test_every_page_has_a_code_in_the_source():
 
 def test_pages_are_complete_sorted_and_have_documented_exit_statuses():
     for code, page in catalogue().items():
-        assert page.keys() == {"title", "exit", "cause", "remedy"}
+        assert page.keys() - {"action"} == {"title", "exit", "cause", "remedy"}
         assert all(page[key].strip() for key in ("title", "cause", "remedy"))
         assert page["exit"] in LETTER_EXITS[code[3]] & EXITS.keys(), code
     codes = list(catalogue())
@@ -41,7 +41,10 @@ def test_pages_are_complete_sorted_and_have_documented_exit_statuses():
 
 
 def lacking(source: str) -> Iterator[str]:
-    """Yield the calls of `error(...)` and `Problem(...)` without `where`, or with neither `fix` nor `expect`."""
+    """Yield the calls of `error(...)` and `Problem(...)` without `where`, or with neither `fix` nor `expect`.
+
+    A code whose remedy in the catalogue is a concrete action needs neither: the remedy is its `fix`.
+    """
     fields = ("code", "what", "where", "got", "expect", "fix")
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("error", "Problem") and node.args):
@@ -50,7 +53,8 @@ def lacking(source: str) -> Iterator[str]:
         if not (isinstance(code, ast.Constant) and CODE.fullmatch(str(code.value))):
             continue
         given = {*fields[: len(node.args)], *(keyword.arg for keyword in node.keywords)}
-        if "where" not in given or not given & {"expect", "fix"}:
+        remedy = catalogue().get(code.value, {}).get("action", False)
+        if "where" not in given or not (remedy or given & {"expect", "fix"}):
             yield f"line {node.lineno}: {code.value}"
 
 

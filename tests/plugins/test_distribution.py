@@ -30,7 +30,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "sd-dit sinkhorn": ("quickstart.toml", [*DECODER, *HEAD, "loss.discrimination.centering=sinkhorn"]),
     "sd-dit in parts": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "train.distributed=fsdp"]),
 }
-CORRUPTED = {
+DEFECTS = {
     "gradients are not averaged": ["dit", "maskdit", "mdt", "sd-dit", "sd-dit sinkhorn"],
     "means are of one rank": ["sd-dit", "sd-dit sinkhorn"],
 }
@@ -47,7 +47,7 @@ def ran(on_ranks: Callable[..., Any]) -> dict[str, Any]:
         return {"name": name, "recipe": str(RECIPES / recipe), "overrides": SMALL + settings, "steps": STEPS, **more}
 
     two = [case(name, name) for name in METHODS]
-    two += [case(f"{corrupt}: {name}", name, corrupt=corrupt) for corrupt, names in CORRUPTED.items() for name in names]
+    two += [case(f"{defect}: {name}", name, defect=defect) for defect, names in DEFECTS.items() for name in names]
     return on_ranks(2, two) | on_ranks(1, [case(f"alone {name}", name) for name in METHODS])
 
 
@@ -65,16 +65,14 @@ def test_two_processes_log_the_rows_of_one(method: str, ran: dict[str, Any], row
     assert row_drift(ran[f"alone {method}"], ran[method]) < LOGGED
 
 
-@pytest.mark.parametrize(
-    ("corrupt", "method"), [(corrupt, name) for corrupt, names in CORRUPTED.items() for name in names]
-)
-def test_corruption_is_detected(
-    corrupt: str,
+@pytest.mark.parametrize(("defect", "method"), [(defect, name) for defect, names in DEFECTS.items() for name in names])
+def test_a_defect_is_detected(
+    defect: str,
     method: str,
     ran: dict[str, Any],
     drift: Callable[..., float],
     record_property: Callable[[str, object], None],
 ) -> None:
-    found = drift(ran[f"alone {method}"], ran[f"{corrupt}: {method}"])
+    found = drift(ran[f"alone {method}"], ran[f"{defect}: {method}"])
     record_property("drift of a spoilt run", found)
     assert found > 1e3 * ROUNDING

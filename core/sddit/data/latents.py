@@ -197,16 +197,11 @@ def write_cache(
         class_names: by label; empty: unconditional, and every label is 0.
         flip: `once` if images were mirrored at random before encoding, `both` if each is followed by its mirror image.
 
-    Returns the path of the index. Raises SD-D308 for unusable moments, SD-D307 for labels, SD-D343 for a finished cache.
+    Returns the path of the index. Raises SD-D308 for unusable moments, SD-D307 for labels, SD-D343 if already finished.
     """
     root = Path(folder)
     if (root / INDEX).exists():
-        raise error(
-            "SD-D343",
-            "there is a finished cache of latents",
-            where=str(root),
-            fix="choose another folder",
-        )
+        raise error("SD-D343", "there is a finished cache of latents", where=str(root), fix="choose another folder")
     root.mkdir(parents=True, exist_ok=True)
     written: list[Shard] = []
     measured: _Measured | None = None
@@ -216,9 +211,7 @@ def write_cache(
         if measured is None:
             measured = _Measured(array.shape[1] // 2, array.shape[2:])
         if (array.shape[1] // 2, array.shape[2:]) != (measured.channels, measured.size) or len(array) != len(numbers):
-            got = f"moments {array.shape}, labels {numbers.shape}"
-            expect = f"(n, {2 * measured.channels}, {measured.size[0]}, {measured.size[1]}) and (n,)"
-            raise error("SD-D308", "shards do not fit together", where=where, got=got, expect=expect)
+            raise _mismatch(where, array, numbers, measured)
         measured.add(*mean_and_std(array, layout))
         written.append(_write_shard(root, number, array, numbers))
     if measured is None:
@@ -242,6 +235,12 @@ def write_cache(
     )
     replace_file(root / INDEX, (index.model_dump_json(indent=1) + "\n").encode())
     return root / INDEX
+
+
+def _mismatch(where: str, array: NDArray[Any], labels: NDArray[Any], measured: _Measured) -> SdditError:
+    got = f"moments {array.shape}, labels {labels.shape}"
+    expect = f"(n, {2 * measured.channels}, {measured.size[0]}, {measured.size[1]}) and (n,)"
+    return error("SD-D308", "shards do not fit together", where=where, got=got, expect=expect)
 
 
 def mean_and_std(moments: NDArray[Any], layout: Layout) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

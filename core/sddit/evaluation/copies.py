@@ -83,7 +83,7 @@ def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str,
     Writes `copies.json`, and `samples/copies-LABEL.png` with the closest pairs, into the run folder.
 
     Raises:
-        SdditError: SD-C445 for a folder that is no run, SD-T930 for a run without samples, SD-T906 without held-out
+        SdditError: SD-C445 for a folder that is not a run, SD-T930 for a run without samples, SD-T906 without held-out
             images.
     """
     resolved = recipe_path(folder)

@@ -56,7 +56,7 @@ def test_plugins_load_lists_components_of_third_party_plugins(sddit_process, dis
 
 def test_show_lists_kinds_with_the_text_of_their_hooks(sddit_run, toys):
     result = sddit_run("show")
-    assert "Add loss terms; a recipe uses one as `[loss.<label>]" in result.stdout
+    assert "Add losses; a recipe uses one as `[loss.<label>]" in result.stdout
     assert "toy, toy_agreement" in result.stdout
     assert json.loads(sddit_run("show", "--json").stdout)["losses"]["hook"] == "register_losses"
 

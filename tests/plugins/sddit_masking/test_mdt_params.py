@@ -149,7 +149,7 @@ def test_it_trains_under_edm_and_every_parameter_moves(tmp_path: Path, version: 
 def test_a_kernel_without_bias_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe(tmp_path)
     monkeypatch.setattr(EagerParams, "takes_bias", False)
-    with pytest.raises(SdditError, match="adds a bias to its attention, which kernel 'eager' cannot"):
+    with pytest.raises(SdditError, match="adds a bias to its attention, which kernel 'eager' does not support"):
         recipe(tmp_path)
 
 
