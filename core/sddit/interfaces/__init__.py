@@ -13,13 +13,14 @@ from sddit.interfaces.backbone import BackboneParams
 from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
 from sddit.interfaces.checks import Check, CheckContext, Measurement, NotHereError
 from sddit.interfaces.component import Component, Selected
-from sddit.interfaces.dataset import DataFacts, Dataset, DatasetParams, DrawnDataset, Split
+from sddit.interfaces.dataset import Dataset, DatasetParams, DrawnDataset, Split
+from sddit.interfaces.facts import Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
 from sddit.interfaces.features import EvaluateMode, FeatureExtractor, FeatureParams, FigureExtractor, ModeOption
-from sddit.interfaces.loss import Loss, LossParams, Monitor, Needs, Want
+from sddit.interfaces.loss import Loss, LossParams, Monitor
 from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, Scalings
 from sddit.interfaces.optimizer import Optimizer, OptimizerParams
-from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams, ViewSpec
-from sddit.interfaces.params import Cost, Network, Params, Shapes, Tap
+from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams
+from sddit.interfaces.params import Params
 from sddit.interfaces.recipe_view import RecipeView
 from sddit.interfaces.sampler import Denoise, Denoiser, Guidance, GuidanceParams, Prediction, Sampler, SamplerParams
 from sddit.interfaces.tracker import Tracker, TrackerParams

@@ -11,7 +11,7 @@ from sddit.interfaces.params import Params
 
 
 class AttentionParams(Params):
-    """Face of an attention kernel: what it can serve."""
+    """Settings of an attention kernel: what it can serve."""
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sddit.interfaces.params import Cost, Params, Shapes, Tap
+from sddit.interfaces.facts import Cost, Shapes, Tap
+from sddit.interfaces.params import Params
 
 
 class BackboneParams(Params):
-    """Face of a backbone."""
+    """Settings of a backbone."""
 
     def grid(self, shapes: Shapes) -> tuple[int, int]:
         """Tokens along H and W."""

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+from sddit.interfaces.facts import Network, Tap
 from sddit.interfaces.noise_schedule import NoiseSchedule
-from sddit.interfaces.params import Network, Tap
-
-# Runtime
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from sddit.errors import error, one_of
 from sddit.interfaces.params import Params
 
 T = TypeVar("T")
-P = TypeVar("P", bound=Params)
+P = TypeVar("P", bound=Params, covariant=True)
 
 COMPONENT_NOTE = "component: "
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
@@ -12,36 +11,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 from sddit.errors import SdditError, error
+from sddit.interfaces.facts import DataFacts
 from sddit.interfaces.params import Params
 
 Split = Literal["train", "test"]
 
 
-@dataclass(frozen=True, slots=True)
-class DataFacts:
-    """What is known of a data set without decoding it for training.
-
-    Values are of images scaled to [-1, 1] (or latents).
-    """
-
-    image: tuple[int, int, int]  # C, H, W as the network sees it
-    class_names: tuple[str, ...]  # empty: unconditional
-    train_size: int
-    test_size: int
-    fingerprint: str  # changes when an image, a label or the split does
-    mean: tuple[float, ...]  # per channel, of the training split
-    std: tuple[float, ...]  # per channel, of the training split
-    source: str  # where it came from, for the first lines of a run
-    decoder: str = ""  # name of a latent decoder; empty: these are pixels or there is none
-    domain: str = ""  # what the images show, by name, so that a classifier of it is found; empty: unknown
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-
 class DatasetParams(Params):
-    """Face of a data set, with the keys that every data set has."""
+    """Settings of a data set, with the keys that every data set has."""
 
     label_drop: float = Field(
         0.1, ge=0, le=1, description="Chance that a label is replaced by the null label in training."

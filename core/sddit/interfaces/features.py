@@ -36,7 +36,7 @@ class EvaluateMode:
 
 
 class FeatureParams(Params):
-    """Face of a feature extractor for metrics."""
+    """Settings of a feature extractor for metrics."""
 
     @property
     def dimensions(self) -> int:

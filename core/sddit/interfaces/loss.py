@@ -15,29 +15,8 @@ if TYPE_CHECKING:
 
 from sddit.interfaces.backbone import BackboneParams
 from sddit.interfaces.batch import Context, Outputs, View
-from sddit.interfaces.pair_sampler import ViewSpec
-from sddit.interfaces.params import Cost, Params, Shapes, Tap
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """What a loss term reads from the outputs of one view."""
-
-    output: bool = False  # the network's own output and the x0 made of it
-    taps: tuple[Tap, ...] = ()  # tokens on the way
-    cls: bool = False  # the class token of those taps
-
-    def __or__(self, other: Want) -> Want:
-        taps = (*self.taps, *(tap for tap in other.taps if tap not in self.taps))
-        return Want(self.output or other.output, taps, self.cls or other.cls)
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What a loss term reads from its student views and, if any, from its teacher views."""
-
-    student: Want = Want()
-    teacher: Want | None = None
+from sddit.interfaces.facts import Cost, Needs, Shapes, ViewSpec
+from sddit.interfaces.params import Params
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +32,7 @@ class Monitor:
 
 
 class LossParams(Params):
-    """Face of a loss term, with the keys that every term has."""
+    """Settings of a loss term, with the keys that every term has."""
 
     weight: Annotated[Value, bounded(0)] = Field(
         1.0,

@@ -12,7 +12,7 @@ from sddit.interfaces.params import Params
 
 
 class NoiseScheduleParams(Params):
-    """Face of a noise schedule. `sigma_data` may be the word `measured`; the recipe then holds the number."""
+    """Settings of a noise schedule. `sigma_data` may be the word `measured`; the recipe then holds the number."""
 
     @property
     def outputs(self) -> int:

@@ -16,7 +16,7 @@ from sddit.interfaces.params import Params
 
 
 class OptimizerParams(Params):
-    """Face of an optimizer, with the keys that every optimizer has."""
+    """Settings of an optimizer, with the keys that every optimizer has."""
 
     lr: Annotated[Value, bounded(0)] = Field(1e-4, description="Learning rate: a value schedule.")
     warmup: StepOrFraction = Field(

@@ -1,19 +1,81 @@
-"""Declare what a component may read of the recipe it is used in. Torch-free."""
+"""Declare what a component may read of the recipe it is used in. Torch-free.
+
+The settings of other slots appear as what may be asked of them, not as their classes: those derive from `Params`, whose
+methods take a `RecipeView`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from sddit.interfaces.backbone import BackboneParams
-from sddit.interfaces.component import Selected
-from sddit.interfaces.dataset import DataFacts, DatasetParams
-from sddit.interfaces.features import FeatureParams
-from sddit.interfaces.loss import LossParams
-from sddit.interfaces.noise_schedule import NoiseScheduleParams
-from sddit.interfaces.pair_sampler import PairSamplerParams, ViewSpec
-from sddit.interfaces.params import Shapes
-from sddit.interfaces.sampler import SamplerParams
+from sddit.interfaces.facts import DataFacts, Needs, Shapes, Tap, ViewSpec
+
+S = TypeVar("S", covariant=True)
+
+
+class BackboneView(Protocol):
+    """See `BackboneParams`."""
+
+    def grid(self, shapes: Shapes) -> tuple[int, int]: ...
+    def width(self, tap: Tap) -> int: ...
+
+
+class NoiseScheduleView(Protocol):
+    """See `NoiseScheduleParams`."""
+
+    @property
+    def t_range(self) -> tuple[float, float]: ...
+    @property
+    def level_range(self) -> tuple[float, float]: ...
+
+
+class DatasetView(Protocol):
+    """See `DatasetParams`."""
+
+    @property
+    def label_drop(self) -> float: ...
+
+
+class SamplerView(Protocol):
+    """See `SamplerParams`."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def grid(self) -> str: ...
+    @property
+    def rho(self) -> float: ...
+    @property
+    def sigma_min(self) -> float | None: ...
+    @property
+    def sigma_max(self) -> float | None: ...
+
+
+class LossView(Protocol):
+    """See `LossParams`."""
+
+    @property
+    def views(self) -> tuple[str, ...]: ...
+    def needs(self) -> Needs: ...
+
+
+class ComponentView(Protocol):
+    """See `Component`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def qualified(self) -> str: ...
+
+
+class SlotView(Protocol[S]):
+    """A selected component and its settings, see `Selected`."""
+
+    @property
+    def component(self) -> ComponentView: ...
+    @property
+    def params(self) -> S: ...
 
 
 class TrainView(Protocol):
@@ -24,31 +86,28 @@ class TrainView(Protocol):
 
 
 class RecipeView(Protocol):
-    """The recipe as `check`, `idle` and `warnings` of a component see it. Read-only.
-
-    A slot has `.component` (its name and plugin) and `.params` (its settings).
-    """
+    """The recipe as `check`, `idle` and `warnings` of a component see it. Read-only."""
 
     @property
-    def backbone(self) -> Selected[BackboneParams]: ...
+    def backbone(self) -> SlotView[BackboneView]: ...
     @property
-    def noise_schedule(self) -> Selected[NoiseScheduleParams]: ...
+    def noise_schedule(self) -> SlotView[NoiseScheduleView]: ...
     @property
-    def pair_sampler(self) -> Selected[PairSamplerParams]: ...
+    def pair_sampler(self) -> SlotView[Any]: ...
     @property
-    def dataset(self) -> Selected[DatasetParams]: ...
+    def dataset(self) -> SlotView[DatasetView]: ...
     @property
-    def sampler(self) -> Selected[SamplerParams]: ...
+    def sampler(self) -> SlotView[SamplerView]: ...
     @property
-    def losses(self) -> Mapping[str, Selected[LossParams]]:
+    def losses(self) -> Mapping[str, SlotView[LossView]]:
         """Every loss by label, including those of constant weight 0."""
 
     @property
-    def active_losses(self) -> Mapping[str, Selected[LossParams]]:
+    def active_losses(self) -> Mapping[str, SlotView[LossView]]:
         """The losses that are built: all but those of constant weight 0."""
 
     @property
-    def features(self) -> Mapping[str, Selected[FeatureParams]]:
+    def features(self) -> Mapping[str, SlotView[Any]]:
         """The feature extractors that `[evaluate]` uses, by label or name."""
 
     @property
@@ -61,10 +120,10 @@ class RecipeView(Protocol):
     def shapes(self) -> Shapes:
         """Input and output shapes of the backbone."""
 
-    def views_of(self, loss: LossParams) -> Sequence[ViewSpec]:
+    def views_of(self, loss: LossView) -> Sequence[ViewSpec]:
         """Return the views that `loss` reads."""
 
-    def key_of(self, loss: LossParams) -> str:
+    def key_of(self, loss: LossView) -> str:
         """Return the key of `loss`, such as `loss.denoise`."""
 
     def has_heads(self) -> bool:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    pass
 from sddit.interfaces.params import Params
 
 
 class TrackerParams(Params):
-    """Face of a tracker."""
+    """Settings of a tracker."""
 
 
 class Tracker(Protocol):

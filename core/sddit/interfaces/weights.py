@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-from sddit.interfaces.params import Shapes
+from sddit.interfaces.facts import Shapes
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 """No argument of a published constructor is given."""

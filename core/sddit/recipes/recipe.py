@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sddit import interfaces as face
-from sddit.interfaces import Params, RecipeView, Selected
+from sddit.interfaces import Params, Selected
+from sddit.interfaces.recipe_view import LossView
 from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
 from sddit.value_schedules import is_zero
 
@@ -62,13 +63,13 @@ class Recipe:
         """The losses that are built: those whose weight is not 0 for the entire run."""
         return {label: chosen for label, chosen in self.losses.items() if not is_zero(chosen.params.weight)}
 
-    def views_of(self, loss: face.LossParams) -> list[face.ViewSpec]:
+    def views_of(self, loss: LossView) -> list[face.ViewSpec]:
         """Return the views that `loss` reads and has a use for."""
         needs = loss.needs()
         specs = [v for v in self.pair_sampler.params.views() if not loss.views or v.name in loss.views]
         return [v for v in specs if v.network == "student" or needs.teacher is not None]
 
-    def key_of(self, loss: face.LossParams) -> str:
+    def key_of(self, loss: LossView) -> str:
         """Return the key of `loss`, such as `loss.denoise`."""
         return next(f"loss.{label}" for label, chosen in self.losses.items() if chosen.params is loss)
 
@@ -145,14 +146,6 @@ class Recipe:
         identity = {**self.to_json(free=False), "data": self.facts.fingerprint, "code": dict(self.plugin_digests)}
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return sha256(text.encode()).hexdigest()[:12]
-
-
-def as_view(recipe: Recipe) -> RecipeView:
-    """Return the recipe as components see it.
-
-    The type checker holds that a recipe offers all that the view declares.
-    """
-    return recipe
 
 
 def facts_to_json(facts: face.DataFacts) -> dict[str, Json]:

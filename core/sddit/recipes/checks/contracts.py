@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from sddit.errors import Problem, SdditError
-from sddit.interfaces import Needs, Selected
-from sddit.recipes.recipe import Recipe, as_view
+from sddit.interfaces import Needs, Params, Selected
+from sddit.recipes.recipe import Recipe
 
 
-def components(recipe: Recipe) -> dict[str, Selected[Any]]:
+def components(recipe: Recipe) -> dict[str, Selected[Params]]:
     """Return every selected component by the dotted key of its table, without losses of weight 0."""
     slots = ("backbone", "noise_schedule", "pair_sampler", "attention", "dataset", "sampler", "guidance", "optimizer")
     return {
@@ -49,12 +48,12 @@ def check_components(recipe: Recipe) -> Iterator[Problem]:
     """Apply the rules that the components declare themselves."""
     for key, chosen in components(recipe).items():
         try:
-            yield from chosen.params.check(as_view(recipe))
+            yield from chosen.params.check(recipe)
         except Exception as failure:
             yield broken_contract(key, chosen, "check", failure)
 
 
-def broken_contract(key: str, chosen: Selected[Any], method: str, failure: Exception) -> Problem:
+def broken_contract(key: str, chosen: Selected[Params], method: str, failure: Exception) -> Problem:
     return Problem(
         "SD-P220",
         f"{chosen.component.qualified} failed to answer {type(chosen.params).__name__}.{method}",

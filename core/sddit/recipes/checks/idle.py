@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from sddit.errors import SdditError
 from sddit.recipes.checks.contracts import broken_contract, components
-from sddit.recipes.recipe import Recipe, as_view
+from sddit.recipes.recipe import Recipe
 
 
 def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
@@ -40,7 +40,7 @@ def own_warnings(recipe: Recipe) -> list[str]:
     found = []
     for key, chosen in components(recipe).items():
         try:
-            found += [f"{key}: {text}" for text in chosen.params.warnings(as_view(recipe))]
+            found += [f"{key}: {text}" for text in chosen.params.warnings(recipe)]
         except Exception as failure:
             raise SdditError(broken_contract(key, chosen, "warnings", failure)) from failure
     return found
@@ -62,7 +62,7 @@ def _named_idle(recipe: Recipe) -> Iterator[str]:
     for key, chosen in components(recipe).items():
         defaults = type(chosen.params).model_fields
         try:
-            for name in chosen.params.idle(as_view(recipe)):
+            for name in chosen.params.idle(recipe):
                 if getattr(chosen.params, name) != defaults[name].default:
                     yield f"{key}.{name}"
         except Exception as failure:

@@ -1,0 +1,98 @@
+"""Define the facts that components state before they are built, and those of the data. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sddit.value_schedules import Value, is_zero
+
+Tap = str | float | int
+"""Where tokens are read: `encoder`, `decoder`, a depth fraction such as 0.3, or a block number counted from 1."""
+
+Network = Literal["student", "teacher"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Cost of one image, by formula. FLOPs count two per multiply-add, forward only."""
+
+    parameters: int = 0
+    flops: float = 0.0
+    activations: float = 0.0  # numbers kept for the backward pass
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.parameters + other.parameters,
+            self.flops + other.flops,
+            self.activations + other.activations,
+        )
+
+    def times(self, factor: float) -> Cost:
+        """Return the cost of the same parameters, run `factor` times as often."""
+        return Cost(self.parameters, self.flops * factor, self.activations * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Input and output shapes of a backbone."""
+
+    image: tuple[int, int, int]  # C, H, W
+    num_classes: int
+    outputs: int = 1  # multiples of C in the network's output; 2: learned variance
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """Facts of a data set, known without decoding it. Values are of images scaled to [-1, 1], or of latents."""
+
+    image: tuple[int, int, int]  # C, H, W as the network sees it
+    class_names: tuple[str, ...]  # empty: unconditional
+    train_size: int
+    test_size: int
+    fingerprint: str  # changes when an image, a label or the split does
+    mean: tuple[float, ...]  # per channel, of the training split
+    std: tuple[float, ...]  # per channel, of the training split
+    source: str  # where it came from, for the first lines of a run
+    decoder: str = ""  # name of a latent decoder; empty: these are pixels or there is none
+    domain: str = ""  # what the images show, by name, so that a classifier of it is found; empty: unknown
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSpec:
+    """A view that a pair sampler makes, known before anything is built."""
+
+    name: str
+    network: Network = "student"
+    mask_ratio: Value = 0.0  # fraction of tokens hidden from the sparse span
+    mask_spread: float = 0.0  # maximum further fraction: each step hides a random part of it
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether any token is hidden at any time."""
+        return self.mask_spread > 0 or not is_zero(self.mask_ratio)
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """The outputs of one view that a loss reads."""
+
+    output: bool = False  # the network's own output and the x0 made of it
+    taps: tuple[Tap, ...] = ()  # tokens on the way
+    cls: bool = False  # the class token of those taps
+
+    def __or__(self, other: Want) -> Want:
+        taps = (*self.taps, *(tap for tap in other.taps if tap not in self.taps))
+        return Want(self.output or other.output, taps, self.cls or other.cls)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The outputs that a loss reads of its student views and, if any, of its teacher views."""
+
+    student: Want = Want()
+    teacher: Want | None = None
