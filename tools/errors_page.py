@@ -60,13 +60,13 @@ def page(rows: Rows) -> str:
 
 
 def statuses() -> Iterator[str]:
-    """What the exit statuses mean."""
+    """Return the table of exit statuses."""
     yield "| exit status | meaning |\n|---|---|"
     yield from (f"| {status} | {meaning} |" for status, meaning in EXITS.items())
 
 
 def proof(rows: Rows) -> Iterator[str]:
-    """How many faults are provoked, and which are not."""
+    """Return how many faults are provoked, and the others."""
     faults = [row for several in rows.values() for row in several]
     excluded = [row for row in faults if "not_here" in row or "waits" in row]
     elsewhere = sum("proven_by" in row for row in faults)
@@ -81,7 +81,7 @@ def proof(rows: Rows) -> Iterator[str]:
 
 
 def of_code(code: str, entry: Mapping[str, Any], rows: Rows) -> Iterator[str]:
-    """One code: its cause, its remedy, and the faults that the tests provoke it with."""
+    """Yield one code: its cause, its remedy, and the faults that the tests provoke it with."""
     yield f"### {code}: {entry['title']}\n"
     yield f"{entry['cause']}\n"
     yield f"**What to do.** {entry['remedy']} *Exit status {entry['exit']}.*\n"

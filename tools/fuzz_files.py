@@ -60,7 +60,7 @@ class Damage:
     at: int  # the bit, or the bytes that are left
 
     def of(self, data: bytes) -> bytes:
-        """The bytes after it."""
+        """Return the bytes after it."""
         if self.kind == "cut":
             return data[: self.at]
         changed = bytearray(data)
@@ -87,7 +87,7 @@ def damages(size: int, each: int, chance: random.Random) -> Iterator[Damage]:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a reader found: what must not change in silence, and what it said about it."""
+    """Result of a reader: what must not change silently, and what it reported."""
 
     found: str
     said: Sequence[str] = ()
@@ -123,7 +123,7 @@ def as_a_checkpoint(recipe: Recipe) -> Reader:
 
 
 def as_one_of_all(folder: Path) -> Read:
-    """Every checkpoint that can be asked for, also those behind the newest."""
+    """Return every checkpoint that can be asked for, also those behind the newest."""
     store = Store(folder / "checkpoints", keep=2)
     return Read(" ".join(digest(*map(store.open(step).read, store.open(step).files)) for step in store.steps()))
 
@@ -133,7 +133,7 @@ def digest(*parts: bytes) -> str:
 
 
 def as_a_command(*words: str) -> Reader:
-    """A command line in which RUN stands for the folder and NEW for one that is not there.
+    """Return a command line in which RUN stands for the folder and NEW for one that is not there.
 
     What it prints is not compared.
     """
@@ -166,7 +166,7 @@ TABLES = (("table", "RUN"), ("table", "RUN", "--csv"), ("table", "RUN", "--latex
 
 
 def readers_of_a_run(recipe: Recipe) -> list[Reader]:
-    """All that reads a run folder. The last one also changes it."""
+    """Return all that reads a run folder. The last one also changes it."""
     commands = [as_a_command(*words) for words in (*TABLES, ("export", "RUN", "--out", "NEW"), SAMPLE)]
     return [as_a_model, as_a_checkpoint(recipe), as_one_of_all, *commands, as_a_run(recipe)]
 
@@ -182,7 +182,7 @@ READERS_OF_AN_EXPORT: list[Reader] = [as_a_model, as_a_command(*SAMPLE)]
 def judge(
     whole: Path, name: str, damage: Damage, readers: Sequence[Reader], expected: Sequence[str]
 ) -> tuple[Verdict, str]:
-    """What becomes of a copy of the folder `whole` in which the file `name` is damaged."""
+    """Return the verdict on a copy of the folder `whole` in which the file `name` is damaged."""
     caught: list[str] = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(shutil.copytree(whole, Path(place) / whole.name))

@@ -67,7 +67,7 @@ class Reader:
         return load(self.path, self.overrides)
 
     def check(self) -> Recipe:
-        """What every command does before the first step; of an ablation, for all its arms."""
+        """Do what every command does before the first step, for an ablation for all arms."""
         merged = self.merged()
         return expand(merged).base if is_ablation(merged) else resolve_merged(merged)
 
@@ -88,7 +88,7 @@ class Key:
 
 
 def readers(recipes: Path) -> list[Reader]:
-    """Every recipe that is run, not only extended."""
+    """Return every recipe that is run, not only extended."""
     paths = sorted(
         recipes.rglob("*.toml"), key=lambda path: ("ablations" in path.parts, path)
     )  # one recipe is checked faster
@@ -102,7 +102,7 @@ def stand_ins(recipe: Path) -> tuple[str, ...]:
 
 
 def every_key(recipes: Path) -> list[Key]:
-    """The keys and headers of every file in a folder of recipes, each with a recipe in which it counts."""
+    """Return the keys and headers of every file in a folder of recipes, each with a recipe in which it counts."""
     found: dict[tuple[Path, int, str], Key] = {}
     for reader in readers(recipes):
         recipe = reader.check()
@@ -118,7 +118,9 @@ def every_key(recipes: Path) -> list[Key]:
 
 
 def counts(key: Key, merged: Merged) -> bool:
-    """Whether the line says something in this recipe: no later layer replaced it, or all that is under the header."""
+    """Return whether the line says something in this recipe: no later layer replaced it, or all that is under the
+    header.
+    """
     if key.dotted in ("extends", "plugins"):
         return True
     if key.is_header:
@@ -129,7 +131,7 @@ def counts(key: Key, merged: Merged) -> bool:
 
 
 def tables_of(recipe: Recipe, merged: Merged) -> dict[str, type[BaseModel]]:
-    """The settings of each table of a recipe."""
+    """Return the settings of each table of a recipe."""
     slots = ("backbone", "noise_schedule", "pair_sampler", "attention", "dataset", "sampler", "guidance", "optimizer")
     models: dict[str, type[BaseModel]] = {slot: type(getattr(recipe, slot).params) for slot in slots}
     for table, labelled in (("loss", recipe.losses), ("tracker", recipe.trackers)):
@@ -144,7 +146,7 @@ LABEL = re.compile(r"(^|\.)(loss|tracker)\.[^.]+$")
 
 
 def keys_in(source: Source, reader: Reader, models: Mapping[str, type[BaseModel]]) -> Iterator[Key]:
-    """What stands in one file: of a header the name of its table, of `key = value` the key and those in { }."""
+    """Return the table headers and keys of one file, with keys inside { }."""
     lines = source.path.read_text(encoding="utf-8").split("\n")
     for entry in scan("\n".join(lines)):
         line = lines[entry.line - 1]
@@ -161,7 +163,10 @@ def keys_in(source: Source, reader: Reader, models: Mapping[str, type[BaseModel]
 
 
 def with_face(key: Key, models: Mapping[str, type[BaseModel]]) -> Key:
-    """The key with what its table allows. An arm's keys are those of the recipe; of a grid only the names are known."""
+    """Return the key with what its table allows.
+
+    An arm's keys are those of the recipe; of a grid only the names are known.
+    """
     dotted = re.sub(r"^ablation\.(arms\.[^.]+|grid|pairs)\.", "", key.dotted)
     table = max((t for t in models if dotted.startswith(f"{t}.")), key=len, default="")
     if not table:
@@ -230,7 +235,7 @@ def mutants(key: Key, chance: random.Random) -> Iterator[Mutant]:
 
 
 def into(lines: Sequence[str], taken: int, header: str, moved: str) -> str:
-    """The text with line `taken` moved to below a header."""
+    """Return the text with line `taken` moved to below a header."""
     kept = [*lines[: taken - 1], "", *lines[taken:]]
     place = kept.index(header) + 1
     return "\n".join([*kept[:place], moved, *kept[place:]])
@@ -261,7 +266,7 @@ def wrong_kinds(info: FieldInfo) -> list[str]:
 
 
 def kinds(annotation: Any) -> set[type]:
-    """The kinds of TOML values that a type may take."""
+    """Return the kinds of TOML values that a type may take."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return kinds(inside[0])
@@ -290,7 +295,7 @@ def beyond(info: FieldInfo) -> list[str]:
 
 
 def inner_metadata(annotation: Any) -> list[Any]:
-    """The constraints inside `Annotated[...] | None`."""
+    """Return the constraints inside `Annotated[...] | None`."""
     if get_origin(annotation) is Annotated:
         return list(annotation.__metadata__)
     return [note for one in get_args(annotation) if get_origin(annotation) is not tuple for note in inner_metadata(one)]
@@ -327,7 +332,7 @@ Verdict = Literal["refused", "not named", "accepted", "traceback"]
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the mutants."""
+    """Results of the mutants."""
 
     verdicts: Counter[tuple[str, Verdict]] = field(default_factory=Counter)  # by kind
     with_line: int = 0  # messages that name file and line

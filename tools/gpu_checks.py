@@ -61,7 +61,7 @@ class Line:
 
 
 def line(of: str, found: Measurement) -> Line:
-    """A measurement as a row."""
+    """Return a measurement as a row."""
     bound = f"{found.relation} {found.tolerance:.3g}"
     return Line(of, found.what, f"{found.value:.3g}", bound, "pass" if found.holds else "FAIL")
 
@@ -88,12 +88,12 @@ rounded.
 
 
 def small(*overrides: str) -> Recipe:
-    """The quickstart, 20 steps of 32 images."""
+    """Return the quickstart, 20 steps of 32 images."""
     return resolve("quickstart", [*SMALL, *overrides])
 
 
 def after(recipe: Recipe, device: Device, steps: int) -> tuple[Session, list[StepResult]]:
-    """A session that has taken some steps, and what each measured."""
+    """Return a session that has taken some steps, and what each measured."""
     session = build_session(recipe, torch.device(device))
     return session, advance(session, steps)
 
@@ -105,7 +105,7 @@ def advance(session: Session, steps: int) -> list[StepResult]:
 
 
 def weights(session: Session) -> Tensor:
-    """All trained numbers in a row, float64 on the CPU."""
+    """Return all trained numbers in a row, float64 on the CPU."""
     return torch.cat([p.detach().double().flatten().cpu() for p in session.student.parameters()])
 
 
@@ -132,7 +132,7 @@ def trained(device: Device) -> Iterator[Line]:
 
 
 def compare_steps(of: str, one: StepResult, two: StepResult, bound: float) -> Iterator[Line]:
-    """The terms and the gradient norm of two steps."""
+    """Yield the terms and the gradient norm of two steps."""
     pairs = {f"loss {label}": (one.metrics.losses[label], two.metrics.losses[label]) for label in two.metrics.losses}
     for what, (mine, theirs) in {**pairs, "gradient norm": (one.grad_norm, two.grad_norm)}.items():
         yield line(of, Measurement(what, abs(float(mine) / float(theirs) - 1), bound))
@@ -175,7 +175,7 @@ def command(device: Device) -> Iterator[Line]:
 
 
 def sampled(device: Device) -> Iterator[Line]:
-    """The same images from the same weights and keys there and on the CPU."""
+    """Yield the same images from the same weights and keys there and on the CPU."""
     recipe = small("guidance.name=cfg", "guidance.scale=1.5")
     session = build_session(recipe, torch.device("cpu"))
     fill(session.student)
@@ -240,7 +240,7 @@ def speed(device: Device) -> Iterator[Line]:
 
 
 def written(text: str) -> Recipe:
-    """A recipe from its text."""
+    """Return a recipe from its text."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "speed.toml"
         file.write_text(text, encoding="utf-8")
@@ -266,7 +266,7 @@ class Cached:
 
 
 def images_per_second(recipe: Recipe, device: Device) -> float:
-    """The median of five turns of ten steps, after a warm-up that compiles."""
+    """Return the median of five turns of ten steps, after a warm-up that compiles."""
     session = build_session(recipe, torch.device(device))
     session.dataset = Cached(session)
     edges = noise_edges(session)
@@ -308,7 +308,7 @@ def several(device: Device) -> Iterator[Line]:
 
 
 def weights_after(device: Device, out: Path, *words: str) -> dict[str, Tensor]:
-    """The weights that a command leaves after ten steps of the quickstart."""
+    """Return the weights that a command leaves after ten steps of the quickstart."""
     small = [*SMALL[1:], "train.steps=10", "evaluate.samples=8", "evaluate.previews=0", "evaluate.features=[]"]
     subprocess.run(
         [sys.executable, "-m", "sddit", "quickstart", *small, *words, "--device", device, "--out", str(out)],
@@ -332,14 +332,14 @@ SECTIONS: dict[str, Callable[[Device], Iterator[Line]]] = {
 
 
 def machine() -> str:
-    """What the table was made on."""
+    """Return a description of the machine."""
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # untyped in torch
     parts = [torch.cuda.get_device_name(), f"torch {torch.__version__}", f"CUDA {torch.version.cuda}", f"cuDNN {cudnn}"]
     return ", ".join([*parts, time.strftime("%Y-%m-%d")])
 
 
 def run(sections: Sequence[str], device: Device) -> list[Line]:
-    """The rows of the chosen sections. One that breaks leaves its error as a failed row, and the next begins."""
+    """Return the rows of the chosen sections. One that breaks leaves its error as a failed row, and the next begins."""
     lines: list[Line] = []
     for name in sections:
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -351,7 +351,7 @@ def run(sections: Sequence[str], device: Device) -> list[Line]:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """A table; bars inside a cell are escaped."""
+    """Return a table; bars inside a cell are escaped."""
     rows = [("of", "what", "measured", "bound", "verdict"), ("---",) * 5]
     rows += [(one.of, one.what, one.measured, one.bound, one.verdict) for one in lines]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

@@ -62,7 +62,7 @@ def split_digits(digits: Table) -> dict[Split, Table]:
 
 
 def first_of_each_class(table: Table, count: int) -> Table:
-    """The first `count` images of each class, in the order of the file."""
+    """Return the first `count` images of each class, in the order of the file."""
     firsts = [np.flatnonzero(table.labels == label)[:count] for label in range(10)]
     return chosen(table, np.sort(np.concatenate(firsts)))
 

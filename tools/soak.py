@@ -144,7 +144,7 @@ class Child:
         return True
 
     def lives(self) -> bool:
-        """Whether it has not ended by now. Its parent has not buried it before it is listened to."""
+        """Return whether it has not ended by now. Its parent has not buried it before it is listened to."""
         with suppress(OSError):  # once reaped, it has no status file
             return " Z " not in Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii")
         return False
@@ -172,7 +172,7 @@ SIZES = {"model.safetensors": 1_000_003, "optimizer.safetensors": 500_001, "stat
 
 
 def content(step: int) -> dict[str, bytes]:
-    """What the checkpoint of a step holds, a pure function: the writers and the judge both call it."""
+    """Return the content of a step's checkpoint: a pure function that writers and checker share."""
     return {
         name: (hashlib.sha256(f"{step}/{name}".encode()).digest() * (size // 32 + 1))[:size]
         for name, size in SIZES.items()
@@ -229,7 +229,7 @@ def live(folder, background):
 
 @dataclass(slots=True)
 class WriterFigures:
-    """What the kills of a writer did."""
+    """Results of killing a writer."""
 
     kills: int = 0
     checkpoints: int = 0  # that were acknowledged
@@ -265,7 +265,7 @@ def kill_writer(kills: int, folder: Path, seed: int, program: str = WRITER, say:
 
 
 def visible(folder: Path) -> list[int]:
-    """The steps whose checkpoint shows."""
+    """Return the steps whose checkpoint shows."""
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
 
@@ -299,7 +299,7 @@ def live(log, *words):
 
 @dataclass(slots=True)
 class RunFigures:
-    """What the kills of a run did."""
+    """Results of killing a run."""
 
     kills: int = 0
     starts: int = 0
@@ -431,7 +431,7 @@ def killed_at(child: Child, moment: str, out: Path, log: Path, chance: random.Ra
 
 
 def last_row(out: Path) -> dict[str, float]:
-    """The last whole row of the metrics of the one run in a folder; empty: there is none."""
+    """Return the last whole row of the metrics of the one run in a folder; empty: there is none."""
     for path in out.glob("*/metrics.jsonl"):
         for line in path.read_bytes().rpartition(b"\n")[0].splitlines()[-1:]:
             row: dict[str, float] = json.loads(line)
@@ -440,17 +440,17 @@ def last_row(out: Path) -> dict[str, float]:
 
 
 def last_step(out: Path) -> int:
-    """The step of that row."""
+    """Return the step of that row."""
     return int(last_row(out).get("step", 0))
 
 
 def saved(out: Path) -> list[int]:
-    """The steps of the checkpoints of the one run in a folder."""
+    """Return the steps of the checkpoints of the one run in a folder."""
     return sorted(step for checkpoints in out.glob("*/checkpoints") for step in visible(checkpoints))
 
 
 def only_run(out: Path) -> Path:
-    """The one run folder in a folder."""
+    """Return the one run folder in a folder."""
     (found,) = [path for path in out.iterdir() if path.is_dir()]
     return found
 
@@ -467,7 +467,7 @@ def image_hashes(run: Path) -> dict[str, str]:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """The log, but for clocks."""
+    """Return the log, but for clocks."""
     clocks = {"seconds", "images_per_second"}
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in clocks} for line in lines]
@@ -484,7 +484,7 @@ def digest(path: Path) -> str:
 
 @dataclass(slots=True)
 class StepFigures:
-    """What a long run took."""
+    """Results of a long run."""
 
     steps: int
     mebibytes: float  # of memory at the end
@@ -574,7 +574,7 @@ FULL = {"writer-kills": 1000, "naive-kills": 100, "run-kills": 100, "stops": 200
 def measured(
     name: str, size: int, recipe: Sequence[str], run_steps: int | None, place: Path, seed: int
 ) -> tuple[Any, bool]:
-    """The figures of one of them, made in an empty folder, and whether they are as they should be."""
+    """Return the figures of one of them, made in an empty folder, and whether they are as they should be."""
 
     def say(text: str) -> None:
         print(text, flush=True)

@@ -29,7 +29,10 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Training:
-    """How one classifier is trained. The bounds of the random distortions make it judge shapes rather than pixels."""
+    """Training settings of one classifier.
+
+    The bounds of the random distortions make it judge shapes rather than pixels.
+    """
 
     epochs: int
     lr: float = 2e-3

@@ -31,7 +31,7 @@ class AdamW:
         )
 
     def _split(self, group: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The weights that decay, and those that do not."""
+        """Yield the weights that decay, and those that do not."""
         params = list(group["params"])
         decayed = [p for p in params if p.ndim > 1 or self.params.decay_all]
         spared = [p for p in params if p.ndim <= 1 and not self.params.decay_all]

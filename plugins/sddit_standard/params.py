@@ -34,7 +34,7 @@ class AdamWParams(OptimizerParams):
         return 2
 
     def decay(self, head: bool) -> float:
-        """The weight decay of the losses' own heads, or of all else."""
+        """Return the weight decay of the losses' own heads, or of all else."""
         return self.weight_decay if self.head_weight_decay is None or not head else self.head_weight_decay
 
     def idle(self, recipe: RecipeView) -> Iterable[str]:

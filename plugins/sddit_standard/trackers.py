@@ -31,7 +31,7 @@ class Csv:
             self._rewrite([*self._before(step), row])
 
     def close(self) -> None:
-        """Every line is already on disk."""
+        """Do nothing: every line is already on disk."""
 
     def _before(self, step: int) -> list[dict[str, str]]:
         """Return the lines of earlier steps, without one that a crash truncated."""

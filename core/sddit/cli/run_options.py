@@ -59,6 +59,6 @@ class RunOptions:
             raise click.UsageError(f"{flags[0]} is for ablations, and this recipe has no [ablation]")
 
     def _ablation_flags(self) -> list[str]:
-        """Names of the ablation flags that are set."""
+        """Return names of the ablation flags that are set."""
         values = {"--jobs": self.jobs, "--only": self.only, "--no-reuse": self.no_reuse}
         return [flag for flag, value in values.items() if value not in (None, False)]

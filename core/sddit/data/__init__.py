@@ -1,4 +1,4 @@
-"""What every data set shares: order, scaling, previews, declared shapes, safe archives and the latent-cache format."""
+"""Parts that data sets share: order, scaling, previews, declared shapes, safe archives and the latent-cache format."""
 
 from sddit.data.scaling import seen_std
 

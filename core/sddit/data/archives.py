@@ -17,7 +17,7 @@ HARMLESS = 256 * 2**20
 
 
 def load_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Those of the named arrays that an `.npz` holds. Objects, which are pickles, are not read.
+    """Return those of the named arrays that an `.npz` holds. Objects, which are pickles, are not read.
 
     Raises ValueError for an archive that is damaged or beyond the limits, OSError for a file that cannot be opened.
     """

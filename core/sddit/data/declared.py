@@ -36,7 +36,7 @@ def declared_facts(params: DeclaredParams) -> DataFacts:
 
 
 def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """The table `[dataset]` that stands in for data that is not here.
+    """Return the table `[dataset]` that stands in for data that is not here.
 
     Args:
         data: what a resolved recipe states of it, see `recipe.facts_to_json`.
@@ -57,12 +57,12 @@ def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """Names of classes that have none: their numbers."""
+    """Return names of classes that have none: their numbers."""
     return tuple(map(str, range(count)))
 
 
 def no_images(where: str = "dataset") -> SdditError:
-    """The refusal to train or score on a declaration."""
+    """Return the refusal to train or score on a declaration."""
     return error(
         "SD-D340",
         "this data set is declared: it holds no images to train on or to score against",

@@ -1,4 +1,4 @@
-"""What was measured of data outside the wheel, kept in the user's cache folder. No torch."""
+"""Cache measurements of data in the user's cache folder. Torch-free."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Cache:
     index: Index
 
     def rows_of(self, split: Split, holdout: float) -> NDArray[np.int64]:
-        """The rows of a split, rising.
+        """Return the rows of a split, rising.
 
         An image is held out by its place in the cache: shards added at the end move none.
         """
@@ -95,7 +95,10 @@ class Cache:
 
 
 def read_index(path: str) -> Cache:
-    """The cache at `path`. Raises SD-D341 for a folder that is none, or whose index is not as this module writes it."""
+    """Return the cache at `path`.
+
+    Raises SD-D341 for a folder that is none, or whose index is not as this module writes it.
+    """
     root = Path(path).expanduser()
     place = root / INDEX
     try:

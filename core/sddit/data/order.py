@@ -12,7 +12,7 @@ from sddit.interfaces.dataset import small_split_error
 
 
 def batch_ids(seed: int, step: int, batch: int, size: int) -> tuple[list[int], list[int]]:
-    """The images of one step and the epoch each belongs to: (ids [batch], epochs [batch]).
+    """Return the images of one step and the epoch each belongs to: (ids [batch], epochs [batch]).
 
     Place g = step * batch + slot of the whole run shows image permutation(epoch)[g % size] in epoch g // size. So every
     image is seen once an epoch, a batch may reach across the border, and a run continues anywhere with the same order.
@@ -27,7 +27,7 @@ def batch_ids(seed: int, step: int, batch: int, size: int) -> tuple[list[int], l
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    """The order of one epoch, [size].
+    """Return the order of one epoch, [size].
 
     Made by sorting the raw words of Philox, keyed by (seed, "order", epoch): numpy promises those for all versions,
     which it does not for `Generator.permutation`.

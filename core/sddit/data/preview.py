@@ -28,8 +28,8 @@ class Shown:
         return as_bytes(self._unscaled(x))
 
     def latents(self, x: Tensor) -> Tensor:
-        """The first three channels of x [n, C, H, W], in turn if there are fewer, each about its mean; uint8 [n, 3, H,
-        W].
+        """Return the first three channels of x [n, C, H, W], in turn if there are fewer, each about its mean; uint8 [n,
+        3, H, W].
         """
         mean, std = (over_image(values).to(x.device) for values in (self._facts.mean, self._facts.std))
         unit = (self._unscaled(x) - mean) / (SHOWN * std.clamp_min(1e-12))
@@ -40,7 +40,7 @@ class Shown:
 
 
 def over_image(values: Sequence[float]) -> Tensor:
-    """One number for each channel, [C, 1, 1]."""
+    """Return one number for each channel, [C, 1, 1]."""
     return torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 

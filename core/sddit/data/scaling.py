@@ -17,14 +17,14 @@ STANDARD_STD = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """What the network sees is scale * v + shift, per channel, of an image v in [-1, 1]."""
+    """Scale and shift per channel: the network sees scale * v + shift of an image v in [-1, 1]."""
 
     scale: tuple[float, ...]
     shift: tuple[float, ...]
 
 
 def scaling(params: DatasetParams, facts: DataFacts) -> Scaling:
-    """The scaling that the key `normalize` asks for."""
+    """Return the scaling that the key `normalize` asks for."""
     if params.normalize == "range":
         return Scaling((1.0,) * len(facts.mean), (0.0,) * len(facts.mean))
     scale = tuple(STANDARD_STD / std for std in facts.std)

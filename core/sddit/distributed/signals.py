@@ -70,7 +70,7 @@ class StopSignals:
 
     @property
     def requested(self) -> bool:
-        """Whether to save and stop after this step."""
+        """Return whether to save and stop after this step."""
         return self.signal is not None
 
     @property

@@ -47,7 +47,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and prints messages."""
+        """Return whether this process writes files and prints messages."""
         return self.rank == 0
 
     def rows(self, begin: int, count: int) -> slice:

@@ -32,7 +32,7 @@ ROWS = ("sample", "training image")
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """How near samples come to training images, in the eyes of one extractor."""
+    """Nearness of samples to training images in the features of one extractor."""
 
     title: str  # of the extractor
     share: float  # of samples that lie as near to a training image as few held-out images do
@@ -55,7 +55,7 @@ def find_copies(
     viewers: Mapping[str, FeatureExtractor],
     batch: int,
 ) -> dict[str, Copies]:
-    """The nearest training image of every sample, uint8 [n, 3, H, W], by each extractor."""
+    """Return the nearest training image of every sample, uint8 [n, 3, H, W], by each extractor."""
     training, heldout = (see_split(split, viewers, batch) for split in (train_set, test_set))
     generated = see_images(samples, torch.zeros(len(samples), dtype=torch.int64), viewers, batch)
     found = {}
@@ -78,7 +78,7 @@ def pairs_image(copies: Copies, samples: Tensor, train_set: Dataset) -> bytes:
 
 
 def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Copies]:
-    """The check on the samples that a run has kept, by the extractors of its recipe and in pixels.
+    """Return the check on the samples that a run has kept, by the extractors of its recipe and in pixels.
 
     Writes `copies.json`, and `samples/copies-LABEL.png` with the closest pairs, into the run folder.
 
@@ -104,12 +104,12 @@ def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str,
 
 
 def image_name(label: str) -> str:
-    """The file of the closest pairs in a run folder."""
+    """Return the file of the closest pairs in a run folder."""
     return f"samples/copies-{label.replace('/', '-')}.png"
 
 
 def kept_samples(folder: Path) -> NDArray[np.uint8]:
-    """The samples that a finished run has kept, [n, H, W, 3]."""
+    """Return the samples that a finished run has kept, [n, H, W, 3]."""
     path = folder / SAMPLES
     if not path.is_file():
         raise error(

@@ -36,7 +36,7 @@ def grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> Image.I
 
 
 def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file, the same for the same image."""
+    """Return the bytes of a PNG file, the same for the same image."""
     buffer = BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -74,7 +74,7 @@ def _sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], row_names: Sequence[str]
 
 
 def _short(name: str) -> str:
-    """A name that fits: harmless letters, not too many of them."""
+    """Return a name that fits: harmless letters, not too many of them."""
     name = printable(name)
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 

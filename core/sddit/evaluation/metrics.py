@@ -80,7 +80,7 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def _root(sigma: Array) -> Array:
-    """The symmetric square root of a covariance; rounding below zero is cut off."""
+    """Return the symmetric square root of a covariance; rounding below zero is cut off."""
     eigenvalues, vectors = np.linalg.eigh(sigma)
     return np.asarray((vectors * np.sqrt(eigenvalues.clip(min=0))) @ vectors.T)
 

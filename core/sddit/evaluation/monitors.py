@@ -65,12 +65,12 @@ def beyond(value: float, word: str, bound: float) -> str:
 
 
 def keys_of(metrics: Sequence[Row]) -> list[str]:
-    """Every key of the metrics, in order of first appearance."""
+    """Return every key of the metrics, in order of first appearance."""
     return list(dict.fromkeys(key for row in metrics for key in row))
 
 
 def label_of(key: str) -> str:
-    """The term that a key of the metrics belongs to."""
+    """Return the term that a key of the metrics belongs to."""
     return _tail(key) if key.startswith(CORE_KEYS) else key.partition("/")[0]
 
 

@@ -63,12 +63,14 @@ class Probe:
 
 
 def lacks_probe(folder: Path, recipe: Recipe) -> bool:
-    """Whether a run folder is still to get the probe that its recipe asks for."""
+    """Return whether a run folder is still to get the probe that its recipe asks for."""
     return recipe.evaluate.probe and not (folder / PROBE).is_file()
 
 
 def read_probe(folder: Path) -> Probe | None:
-    """The probe of a run folder; None if it has none. Raises SD-F704 for a file that this program did not write."""
+    """Return the probe of a run folder; None if it has none. Raises SD-F704 for a file that this program did not
+    write.
+    """
     path = folder / PROBE
     if not path.is_file():
         return None

@@ -92,7 +92,7 @@ def probe(trained: Backbone, schedule: NoiseSchedule, recipe: Recipe, progress: 
 
 
 def split_of(recipe: Recipe, name: str) -> Split:
-    """A split of the recipe's data, or as much of it as is looked at."""
+    """Return a split of the recipe's data, or as much of it as is looked at."""
     dataset: Dataset = recipe.dataset.build(split=name)
     return Split(name, dataset, choose(MAX_IMAGES, len(dataset), recipe.seed, f"probe/{name}"))
 

@@ -20,7 +20,7 @@ MAX_CLASSES = 16  # rows of a grid; with more classes, the first ones are shown
 
 
 def grid_request(recipe: Recipe, classes: Sequence[int] = ()) -> tuple[Request, int, list[str]]:
-    """Which images a grid shows, its columns and its row names: a row for each class, or a square without classes."""
+    """Select the images of a grid, its columns and row names: one row per class, or a square without classes."""
     names = recipe.facts.class_names
     if not names:
         return balanced(0, UNCONDITIONAL, recipe.seed), 8, []
@@ -51,13 +51,13 @@ def preview_name(step: int) -> str:
 
 
 def previews(folder: Path) -> list[tuple[int, bytes]]:
-    """The grids drawn while training, (step, PNG), in order."""
+    """Return the grids drawn while training, (step, PNG), in order."""
     found = sorted((folder / "samples").glob("step-*.png"))
     return [(int(path.stem.removeprefix("step-")), path.read_bytes()) for path in found]
 
 
 def write_samples(folder: RunFolder, name: str, images: Tensor, request: Request) -> None:
-    """All samples: `arr_0` uint8 [n, H, W, 3] as the ADM evaluator reads them, `arr_1` labels, `ids`, `seed`."""
+    """Write all samples: `arr_0` uint8 [n, H, W, 3] as the ADM evaluator reads them, `arr_1` labels, `ids`, `seed`."""
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,

@@ -76,7 +76,7 @@ class Scores:
 
     @property
     def fd_name(self) -> str:
-        """What the distance is called. Never FID."""
+        """Name of the distance; never FID."""
         return f"FD-{self.title}"
 
     @property
@@ -89,7 +89,7 @@ class Scores:
         return self.fd / self.fd_floor if self.fd_floor > 0 else float("inf")
 
     def course(self) -> Iterator[tuple[str, float]]:
-        """The figures that are followed over a run."""
+        """Yield the figures that are followed over a run."""
         for figure in TRAINING_METRICS:
             if (value := getattr(self, figure)) is not None:
                 yield figure, value
@@ -100,7 +100,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one extractor made of a set of images."""
+    """Features of one extractor on a set of images."""
 
     features: Floats  # [n, d]
     classes: Integers | None  # [n] the classes it sees, if it is a classifier
@@ -125,7 +125,7 @@ class Scorer:
     seed: int
 
     def score(self, samples: Tensor, labels: Tensor, *, own: bool = True) -> dict[str, Scores]:
-        """The scores by extractor.
+        """Return the scores by extractor.
 
         Args:
             samples: [n, 3, H, W] uint8, in the order of their seeds.
@@ -163,12 +163,12 @@ class Scorer:
 
     @cached_property
     def training(self) -> dict[str, Seen]:
-        """What the extractors make of the reference."""
+        """Features of the reference."""
         return see_split(self.train_set, self.extractors, self.settings.batch)
 
     @cached_property
     def heldout(self) -> dict[str, Seen]:
-        """What they make of held-out images."""
+        """Features of held-out images."""
         return see_split(self.test_set, self.extractors, self.settings.batch)
 
 
@@ -246,7 +246,7 @@ def _accuracy(seen: Seen, num_classes: int) -> float | None:
 
 
 def see_split(dataset: Dataset, extractors: Mapping[str, FeatureExtractor], batch: int) -> dict[str, Seen]:
-    """What each extractor makes of a split."""
+    """Extract the features of a split with each extractor."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(dataset), batch):
@@ -259,13 +259,13 @@ def see_split(dataset: Dataset, extractors: Mapping[str, FeatureExtractor], batc
 def see_images(
     images: Tensor, labels: Tensor, extractors: Mapping[str, FeatureExtractor], batch: int
 ) -> dict[str, Seen]:
-    """What each extractor makes of images, uint8 [n, 3, H, W]."""
+    """Extract the features of images with each extractor, uint8 [n, 3, H, W]."""
     parts = range(0, len(images), batch)
     return _see(((images[at : at + batch], labels[at : at + batch]) for at in parts), extractors)
 
 
 def _see(batches: Iterator[tuple[Tensor, Tensor]], extractors: Mapping[str, FeatureExtractor]) -> dict[str, Seen]:
-    """One pass over (images uint8 [b, 3, H, W], labels [b]), each extractor looking at every batch."""
+    """Return one pass over (images uint8 [b, 3, H, W], labels [b]), each extractor looking at every batch."""
     features: dict[str, list[Floats]] = {label: [] for label in extractors}
     classes: dict[str, list[Integers]] = {label: [] for label in extractors}
     labels: list[Integers] = []
@@ -294,6 +294,6 @@ def choose(n: int, total: int, seed: int, purpose: str) -> Integers:
 
 
 def _rng(seed: int, purpose: str) -> np.random.Generator:
-    """A generator that is a function of seed and purpose alone."""
+    """Return a generator that is a function of seed and purpose alone."""
     low, high = key_of(seed, f"evaluate/{purpose}")
     return np.random.Generator(np.random.Philox(key=low | high << 32))

@@ -17,7 +17,7 @@ SAMPLES = "samples/samples.npz"
 
 
 def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Scorer | None:
-    """What scores the samples of a recipe; None where it names no extractor."""
+    """Return the scorer of a recipe, or None if it names no extractor."""
     if not recipe.features:
         return None
     test_set = recipe.dataset.build(split="test")
@@ -25,7 +25,7 @@ def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Score
 
 
 def score_images(scorer: Scorer | None, request: Request, images: Tensor, *, own: bool = True) -> dict[str, Scores]:
-    """The scores of the images that were asked for; `own`: also those that only some extractors measure.
+    """Return the scores of the images that were asked for; `own`: also those that only some extractors measure.
 
     Without a scorer there are none.
     """
@@ -33,12 +33,12 @@ def score_images(scorer: Scorer | None, request: Request, images: Tensor, *, own
 
 
 def extractors(recipe: Recipe, device: torch.device) -> dict[str, FeatureExtractor]:
-    """The feature extractors of the scores, by name."""
+    """Return the feature extractors of the scores, by name."""
     return {name: chosen.build(facts=recipe.facts, device=device) for name, chosen in recipe.features.items()}
 
 
 def read_scores(folder: Path) -> dict[str, Scores]:
-    """The scores of a finished run."""
+    """Return the scores of a finished run."""
     fix = "delete it: the same command scores again"
     try:
         return {label: Scores(**one) for label, one in read_json(folder / SCORES, fix=fix).items()}

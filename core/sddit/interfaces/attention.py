@@ -25,12 +25,12 @@ class AttentionParams(Params):
 
     @property
     def takes_bias(self) -> bool:
-        """Whether an additive bias per head is served."""
+        """Return whether an additive bias per head is served."""
         return False
 
     @property
     def takes_groups(self) -> bool:
-        """Whether groups that may not see each other are served."""
+        """Return whether groups that may not see each other are served."""
         return False
 
     @property

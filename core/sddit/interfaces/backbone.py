@@ -21,19 +21,19 @@ class BackboneParams(Params):
 
     @property
     def has_cls(self) -> bool:
-        """Whether taps carry a class token."""
+        """Return whether taps carry a class token."""
         return False
 
     @property
     def supports_masking(self) -> bool:
-        """Whether a view may hide tokens from this backbone."""
+        """Return whether a view may hide tokens from this backbone."""
         return False
 
     @property
     def needs_bias(self) -> bool:
-        """Whether its attention adds a bias, which not every kernel serves."""
+        """Return whether its attention adds a bias, which not every kernel serves."""
         return False
 
     def cost(self, shapes: Shapes, *, num_kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost | None:
-        """One image forward with `num_kept` visible tokens, cut after the deepest tap if `output` is False."""
+        """Return one image forward with `num_kept` visible tokens, cut after the deepest tap if `output` is False."""
         return None

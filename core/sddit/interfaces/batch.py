@@ -68,7 +68,10 @@ class Tokens:
     cls: Tensor | None = None  # [B, D], never inside `patch`
 
     def at(self, index: Tensor | None) -> Tensor:
-        """The patch tokens at positions `index` [B, K] (None: all), [B, K, D]. They must be among the tokens read."""
+        """Return the patch tokens at positions `index` [B, K] (None: all), [B, K, D].
+
+        They must be among the tokens read.
+        """
         if index is self.index:
             return self.patch
         if index is None or self.index is not None:
@@ -78,7 +81,7 @@ class Tokens:
 
 @dataclass(slots=True, kw_only=True)
 class Outputs:
-    """What a network gave for one view. `raw` and `x0` are None where only taps were asked for."""
+    """Outputs of a network for one view. `raw` and `x0` are None if only taps were requested."""
 
     raw: Tensor | None = None  # [B, C, H, W] float32 or wider, the network's own output R
     x0: Tensor | None = None  # [B, C, H, W] c_skip x + c_out R
@@ -89,7 +92,7 @@ class Outputs:
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """What a pair sampler or a loss term may know of the run around it."""
+    """Context of a step for pair samplers and losses."""
 
     step: int
     total_steps: int

@@ -73,7 +73,7 @@ class ViewSpec:
 
     @property
     def is_masked(self) -> bool:
-        """Whether any token is hidden at any time."""
+        """Return whether any token is hidden at any time."""
         return self.mask_spread > 0 or not is_zero(self.mask_ratio)
 
 

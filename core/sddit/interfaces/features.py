@@ -82,5 +82,5 @@ class FigureExtractor(FeatureExtractor, Protocol):
     """A feature extractor that measures figures of its own besides."""
 
     def own_figures(self, images: Tensor) -> Mapping[str, float]:
-        """All samples, uint8 [n, 3, H, W] -> figures by name. Figures that cannot be measured are omitted."""
+        """Return all samples, uint8 [n, 3, H, W] -> figures by name. Figures that cannot be measured are omitted."""
         ...

@@ -21,7 +21,7 @@ from sddit.interfaces.params import Params
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """How to read one diagnostic of a loss: text that a report prints next to its curve."""
+    """Healthy range of one diagnostic of a loss, printed next to its curve in reports."""
 
     name: str  # as the term logs it
     title: str
@@ -45,7 +45,7 @@ class LossParams(Params):
     until: StepOrFraction = Field(1.0, description="When the loss ends: steps, or a fraction of the run. 1.0: never.")
 
     def needs(self) -> Needs:
-        """What it reads."""
+        """Return what the loss reads."""
         raise NotImplementedError
 
     def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, num_kept: int) -> Cost | None:

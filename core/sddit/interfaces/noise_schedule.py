@@ -31,7 +31,7 @@ class NoiseScheduleParams(Params):
 
     @property
     def grids(self) -> tuple[str, ...]:
-        """What `sampler.grid` may say: `edm` and `log` are the same for every schedule, the others its own."""
+        """Values of `sampler.grid`: `edm` and `log` are the same for every schedule, others are its own."""
         return ("edm", "log", "native")
 
 
@@ -68,11 +68,11 @@ class NoiseSchedule(Protocol):
         ...
 
     def t_from_sigma(self, sigma: Tensor) -> Tensor:
-        """The t at which sigma(t) / alpha(t) equals `sigma`."""
+        """Return the t at which sigma(t) / alpha(t) equals `sigma`."""
         ...
 
     def snap(self, sigma: Tensor) -> Tensor:
-        """The nearest level that was trained; the identity for a continuous schedule."""
+        """Return the nearest level that was trained; the identity for a continuous schedule."""
         ...
 
     def noise_fraction(self, t: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class NoiseSchedule(Protocol):
         ...
 
     def scalings(self, t: Tensor) -> Scalings:
-        """The preconditioning at t [B]."""
+        """Return the preconditioning at t [B]."""
         ...
 
     def grid(self, steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:

@@ -14,13 +14,13 @@ class PairSamplerParams(Params):
     """Settings of a pair sampler."""
 
     def views(self) -> tuple[ViewSpec, ...]:
-        """The views it makes, students first."""
+        """Return the views it makes, students first."""
         raise NotImplementedError
 
 
 class PairSampler(Protocol):
-    """Which views of a batch exist."""
+    """Make the noisy views of a batch."""
 
     def __call__(self, batch: Batch, draws: Draws, schedule: NoiseSchedule, ctx: Context) -> dict[str, View]:
-        """The views by name, in the order of `PairSamplerParams.views`."""
+        """Return the views by name, in the order of `PairSamplerParams.views`."""
         ...

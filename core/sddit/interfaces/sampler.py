@@ -69,7 +69,7 @@ class GuidanceParams(Params):
 
     @property
     def needs_null_label(self) -> bool:
-        """Whether the model must have been trained with dropped labels."""
+        """Return whether the model must have been trained with dropped labels."""
         return False
 
 

@@ -13,7 +13,7 @@ class TrackerParams(Params):
 
 
 class Tracker(Protocol):
-    """Where metrics go besides the run's own log."""
+    """Send metrics elsewhere, in addition to the run's own log."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 

@@ -25,7 +25,7 @@ class WeightDescription(Protocol):
 
     @property
     def shapes(self) -> Shapes:
-        """What it is built for."""
+        """Shapes that it is built for."""
         ...
 
     @property
@@ -53,7 +53,7 @@ class WeightFormat(Protocol):
     idle: tuple[str, ...]  # further arguments of the constructor, which leave the network as the others make it
 
     def describe(self, config: Mapping[str, Any]) -> WeightDescription:
-        """The network that a constructor would make.
+        """Return the network that a constructor would make.
 
         Raises KeyError for a missing argument, ValueError for a wrong one.
         """

@@ -42,7 +42,7 @@ class PluginInfo:
 
     @property
     def identity(self) -> str:
-        """What a run id hashes of this plugin: the hash of the file, or distribution and version."""
+        """Identity of this plugin in run ids: the hash of its file, or distribution and version."""
         return self.digest or f"{self.distribution} {self.version}"
 
 

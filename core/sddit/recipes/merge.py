@@ -22,7 +22,7 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value came from."""
+    """Origin of a value."""
 
     place: str
     inherited: bool = False  # from a parent, from a file under a command line, or from a resolved recipe

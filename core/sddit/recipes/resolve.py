@@ -229,7 +229,7 @@ def _mentions_measured(annotation: Any) -> bool:
 
 
 def _with_measured(selector: Selector, schedule: Selected[Any], keys: Sequence[str], std: float) -> Selected[Any]:
-    """The schedule with the data's standard deviation where the recipe says `measured`."""
+    """Return the schedule with the data's standard deviation where the recipe says `measured`."""
     table = {**schedule.params.model_dump(mode="json", by_alias=True), **dict.fromkeys(keys, std)}
     params = selector.settings(type(schedule.params), table, "noise_schedule")
     if selector.is_blocked:

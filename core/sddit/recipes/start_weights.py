@@ -118,7 +118,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _is_config(config: Mapping[str, Any]) -> bool:
-    """Whether what is looked up without a check is there and of its kind."""
+    """Return whether what is looked up without a check is there and of its kind."""
     recipe, weights = config.get("recipe"), config.get("weights")
     stated = {key: type(value) for key, value in weights.items()} if isinstance(weights, dict) else {}
     named = recipe.get("plugins", []) if isinstance(recipe, dict) else None
@@ -140,7 +140,7 @@ def _in_run(folder: Path, label: str, step: int | None) -> LocatedWeights:
 
 
 def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
-    """The checkpoint of a step, or the newest whose manifest is whole; its files are hashed when they are read."""
+    """Return the checkpoint of a step, or the newest with an intact manifest. Files are hashed when they are read."""
     store = Store(folder / "checkpoints", keep=1)
     steps = store.steps()
     if step is not None and step not in steps:

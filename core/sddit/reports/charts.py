@@ -62,7 +62,7 @@ class Axis:
         return self.start + (self.end - self.start) * (at - low) / (high - low)
 
     def shows(self, value: float) -> bool:
-        """Whether a value can be drawn at all."""
+        """Return whether a value can be drawn at all."""
         return math.isfinite(value) and (value > 0 or not self.log)
 
     def ticks(self) -> list[float]:
@@ -92,7 +92,7 @@ def line_chart(
     log_y: bool = False,
     references: Sequence[Reference] = (),
 ) -> Markup:
-    """An `<svg>` element, safe to place in a page: every text is escaped."""
+    """Return an `<svg>` element, safe to place in a page: every text is escaped."""
     room = 0.08 if _are_points(series) else 0
     x = _axis((v for s in series for v in s.x), LEFT, WIDTH - RIGHT, log_x, room)
     levels = [reference.y for reference in references]
@@ -125,20 +125,20 @@ def line_chart(
 
 
 def as_file(chart: Markup) -> str:
-    """A chart as the text of an SVG file of its own, dark on white wherever it is shown; within a page it takes the
-    page's.
+    """Return a chart as the text of an SVG file of its own, dark on white wherever it is shown; within a page it takes
+    the page's.
     """
     opening, inside = str(chart).split(">", 1)
     return f'{opening.replace("<svg ", ALONE, 1)}><rect width="100%" height="100%" fill="#fff"/>{inside}'
 
 
 def title_of(chart: Markup) -> str:
-    """What a chart is called."""
+    """Return the title of a chart."""
     return Markup(str(chart).partition("<title>")[2].partition("</title>")[0]).unescape()
 
 
 def _axis(values: Iterable[float], start: float, end: float, log: bool, room: float) -> Axis:
-    """An axis that holds all values that can be drawn, with a fraction `room` of free space at both ends."""
+    """Return an axis that holds all values that can be drawn, with a fraction `room` of free space at both ends."""
     usable = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
     low, high = min(usable, default=1.0), max(usable, default=10.0)
     if log:
@@ -151,7 +151,7 @@ def _axis(values: Iterable[float], start: float, end: float, log: bool, room: fl
 
 
 def _round_step(rough: float) -> float:
-    """The next of 1, 2, 2.5, 5 times a power of ten."""
+    """Return the next of 1, 2, 2.5, 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
 
@@ -193,7 +193,7 @@ def _levels(references: Sequence[Reference], y: Axis) -> Iterator[Markup]:
 
 
 def _are_points(series: Sequence[Series]) -> bool:
-    """Whether each is a single point rather than a line."""
+    """Return whether each is a single point rather than a line."""
     return bool(series) and all(len(one.x) == 1 for one in series)
 
 
@@ -216,7 +216,7 @@ def _line(one: Series, x: Axis, y: Axis, index: int, aside: float) -> Iterator[M
 
 
 def _band(one: Series, x: Axis, y: Axis, index: int, aside: float) -> Iterator[Markup]:
-    """What lies between low and high; of a single point, an upright line."""
+    """Draw the area between low and high; for a single point a vertical line."""
     band = zip(one.x, one.low, one.high, strict=True) if one.low else ()
     shown = [(a, b, c) for a, b, c in band if x.shows(a) and y.shows(b) and y.shows(c)]
     if len(shown) == 1:
@@ -298,6 +298,6 @@ def _describe(one: Series) -> str:
 
 
 def levels(monitor: Monitor) -> list[Reference]:
-    """The levels to read a curve against."""
+    """Return the levels to read a curve against."""
     levels = {"reference": monitor.reference, "alarm below": monitor.low, "alarm above": monitor.high}
     return [Reference(name, level) for name, level in levels.items() if level is not None]

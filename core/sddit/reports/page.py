@@ -18,7 +18,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template that extends `page.html.j2`."""
+    """Return the page of a template that extends `page.html.j2`."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

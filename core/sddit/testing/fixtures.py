@@ -24,13 +24,13 @@ STEP, STEPS = 50, 100
 
 
 def schedule() -> NoiseSchedule:
-    """A noise schedule over the levels that EDM uses."""
+    """Return a noise schedule over the levels that EDM uses."""
     made: NoiseSchedule = ToySchedule(ToyScheduleParams(t_min=0.002, t_max=80.0))
     return made
 
 
 def shapes(outputs: int = 1, image: tuple[int, int, int] = IMAGE) -> Shapes:
-    """What a backbone is built for."""
+    """Return the shapes a backbone is built for."""
     return Shapes(image, CLASSES, outputs)
 
 
@@ -40,7 +40,7 @@ def numbers(*shape: int, key: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 def batch(dtype: torch.dtype = torch.float32, rows: slice = slice(None), image: tuple[int, int, int] = IMAGE) -> Batch:
-    """A training batch; `rows` takes a part of it."""
+    """Return a training batch; `rows` takes a part of it."""
     labels = torch.tensor([0, 1, 2, 0, 1, CLASSES])[rows]  # the last label was dropped
     return Batch(
         x0=0.5 * numbers(BATCH, *image, key=1, dtype=dtype)[rows],
@@ -52,12 +52,12 @@ def batch(dtype: torch.dtype = torch.float32, rows: slice = slice(None), image: 
 
 
 def draws(step: int = STEP, rows: slice = slice(None)) -> KeyedDraws:
-    """The keyed randomness of that batch."""
+    """Return the keyed randomness of that batch."""
     return KeyedDraws(7, step, torch.arange(BATCH)[rows])
 
 
 def context(step: int = STEP, rows: slice = slice(None), ema_modules: Mapping[str, nn.Module] | None = None) -> Context:
-    """A moment in the middle of a run."""
+    """Return a moment in the middle of a run."""
     return Context(
         step=step,
         total_steps=STEPS,
@@ -69,7 +69,7 @@ def context(step: int = STEP, rows: slice = slice(None), ema_modules: Mapping[st
 
 
 def randomised(module: nn.Module, scale: float = 0.1) -> nn.Module:
-    """Every parameter filled with small numbers: layers that start at zero would hide what is behind them."""
+    """Return every parameter filled with small numbers: layers that start at zero would hide what is behind them."""
     with torch.no_grad():
         for key, parameter in enumerate(module.parameters()):
             parameter.copy_(scale * numbers(*parameter.shape, key=key, dtype=torch.float64))
@@ -98,7 +98,7 @@ def unchanged(
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The values that tensors have now."""
+    """Return the values that tensors have now."""
     return {name: value.detach().clone() for name, value in tensors.items()}
 
 
@@ -110,7 +110,7 @@ def shape_of(value: Any) -> str:
 
 
 def is_shaped(findings: Findings, value: Any, shape: tuple[int, ...], what: str, fix: str = "") -> bool:
-    """Whether `value` is a finite tensor of this shape; what it is else is noted."""
+    """Return whether `value` is a finite tensor of this shape; what it is else is noted."""
     if not (isinstance(value, Tensor) and tuple(value.shape) == shape):
         return findings.expect(False, f"{what} has a wrong shape", got=shape_of(value), expect=str(shape), fix=fix)
     finite = not value.is_floating_point() or bool(value.isfinite().all())
@@ -120,5 +120,5 @@ def is_shaped(findings: Findings, value: Any, shape: tuple[int, ...], what: str,
 
 
 def copy_of(module: nn.Module) -> nn.Module:
-    """A frozen copy, as a teacher has."""
+    """Return a frozen copy, as a teacher has."""
     return copy.deepcopy(module).requires_grad_(False)

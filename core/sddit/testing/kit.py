@@ -44,7 +44,7 @@ class Case:
 
 
 class Findings:
-    """What was found wrong so far."""
+    """Findings so far."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -132,7 +132,7 @@ def check_plugin(plugin: str | Path) -> None:
 
 
 def named(name: str, kind: str) -> Component[Any]:
-    """The component of this name, in whichever registry has it."""
+    """Return the component of this name, in whichever registry has it."""
     if "/" in name:
         host().use([name.rpartition("/")[0]])
     registries = host().registries.all()
@@ -152,7 +152,7 @@ def named(name: str, kind: str) -> Component[Any]:
 
 
 def settings_of(component: Component[Any], given: Mapping[str, Any], findings: Findings) -> Params | None:
-    """The settings that are tried; None where they do not hold."""
+    """Return the settings that are tried; None where they do not hold."""
     try:
         return component.params(**given)
     except ValidationError as failure:
@@ -167,7 +167,7 @@ def settings_of(component: Component[Any], given: Mapping[str, Any], findings: F
 
 
 def examine_face(component: Component[Any], params: Params, findings: Findings) -> None:
-    """What holds for the settings of any component."""
+    """Check what holds for the settings of any component."""
     findings.expect(bool(component.summary.strip()), "it has no summary", fix='registry.add(..., summary="one line")')
     findings.expect("\n" not in component.summary, "its summary is longer than one line", got=repr(component.summary))
     config = type(params).model_config

@@ -51,7 +51,7 @@ KNOWN_ANSWERS = (  # of Philox 4x32-10, published with the Random123 library: co
 
 
 def differing(one: Tensor, two: Tensor) -> float:
-    """How many numbers are not the same bits."""
+    """Count the numbers whose bits differ."""
     return float((one != two).sum()) if one.shape == two.shape else math.inf
 
 
@@ -61,7 +61,9 @@ def differing(one: Tensor, two: Tensor) -> float:
 
 
 def draws(context: CheckContext) -> Iterator[Measurement]:
-    """The generator's published answers; the same numbers in any batch and on any device; the right distribution."""
+    """Yield the generator's published answers; the same numbers in any batch and on any device; the right
+    distribution.
+    """
     wrong = 0.0
     for counter, key, answer in KNOWN_ANSWERS:
         made = philox(torch.tensor(counter, device=context.device)[:, None], key)[:, 0].cpu()
@@ -118,7 +120,7 @@ def masks(context: CheckContext) -> Iterator[Measurement]:
 
 
 def toy(*overrides: str) -> Recipe:
-    """The toy recipe with a masked student, a teacher and two terms."""
+    """Return the toy recipe with a masked student, a teacher and two terms."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "toy.toml"
         file.write_text(TOY_PAIR_RECIPE, encoding="utf-8")
@@ -138,7 +140,10 @@ def gradients(context: CheckContext) -> Iterator[Measurement]:
 
 
 def gradient(context: CheckContext, precision: str, *overrides: str) -> Tensor:
-    """The gradient of the toy's first step, all parameters in a row, float64. Its weights are float32 numbers."""
+    """Return the gradient of the toy's first step, all parameters in a row, float64.
+
+    Its weights are float32 numbers.
+    """
     session = build_session(toy(f"train.precision={precision}", *overrides), torch.device(context.device))
     assert session.teacher is not None
     session.student.load_state_dict(build_session(toy(), torch.device(context.device)).student.state_dict())
@@ -150,7 +155,7 @@ def gradient(context: CheckContext, precision: str, *overrides: str) -> Tensor:
 
 
 def apart(one: Tensor, two: Tensor) -> float:
-    """The difference of two vectors, relative to the second."""
+    """Return the difference of two vectors, relative to the second."""
     return float((one - two).norm() / two.norm())
 
 
@@ -176,7 +181,7 @@ def checkpoints(context: CheckContext) -> Iterator[Measurement]:
 
 
 def session_after(steps: int) -> Session:
-    """The toy run after some steps."""
+    """Return the toy run after some steps."""
     session = build_session(toy(), torch.device("cpu"))
     advance(session, steps)
     return session
@@ -190,7 +195,7 @@ def advance(session: Session, steps: int) -> None:
 
 
 def state_of(session: Session) -> dict[str, Tensor]:
-    """Every tensor on which the next step depends, by name."""
+    """Return every tensor on which the next step depends, by name."""
     parts: dict[str, Mapping[str, Tensor]] = {"student": session.student.state_dict()}
     parts |= {f"ema.{label}": ema.module.state_dict() for label, ema in session.emas.items()}
     if session.teacher is not None:
@@ -201,7 +206,7 @@ def state_of(session: Session) -> dict[str, Tensor]:
 
 
 def changed(one: Session, two: Session) -> float:
-    """How many tensors of two runs differ."""
+    """Count the tensors of two runs that differ."""
     mine, theirs = state_of(one), state_of(two)
     common = mine.keys() & theirs.keys()
     return len(mine.keys() ^ theirs.keys()) + sum(differing(mine[name], theirs[name]) > 0 for name in common)
@@ -224,7 +229,7 @@ def noticed(place: Path) -> float:
 
 
 def refused(place: Path) -> bool:
-    """Whether a checkpoint is found broken."""
+    """Return whether a checkpoint is found broken."""
     try:
         verify_sealed(place)
     except BrokenCheckpoint:
@@ -269,7 +274,7 @@ class Imagined(DeclaredSplit):
 
 
 def leaks(context: CheckContext) -> Iterator[Measurement]:
-    """The leak detector on the shipped recipes whose data are here and whose networks are small.
+    """Yield the leak detector on the shipped recipes whose data are here and whose networks are small.
 
     With `full` also on all others: with a narrow network of the same parts, and noise for images.
     """
@@ -292,7 +297,7 @@ def leaks(context: CheckContext) -> Iterator[Measurement]:
 
 
 def available_recipe(path: Path) -> Recipe | None:
-    """A recipe as it is, if nothing that it needs is missing here and its network is small."""
+    """Return a recipe as it is, if nothing that it needs is missing here and its network is small."""
     try:
         recipe = resolve(path)
     except SdditError as refusal:
@@ -303,7 +308,10 @@ def available_recipe(path: Path) -> Recipe | None:
 
 
 def imagined(path: Path) -> Recipe:
-    """A recipe with stand-ins for its data, its size and what it starts from. Its losses and its views are its own."""
+    """Return a recipe with stand-ins for its data, its size and what it starts from.
+
+    Its losses and its views are its own.
+    """
     begins = "start" in load(path).tables
     recipe = resolve(path, (*IMAGINED, *NARROW, *((WITHOUT_START,) if begins else ())))
     return replace(recipe, name=f"{recipe.name}, narrow and on noise")

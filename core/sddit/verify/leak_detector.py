@@ -80,7 +80,7 @@ def leak(recipe: Recipe, context: CheckContext | None = None, *, images: Dataset
 
 
 def plain(recipe: Recipe) -> Recipe:
-    """The recipe without what costs memory or digits and leaks nothing: compilation, averages, low precision."""
+    """Return the recipe without what costs memory or digits and leaks nothing: compilation, averages, low precision."""
     exact = "fp64" if "fp64" in recipe.attention.params.dtypes else "fp32"
     changes = {"precision": exact, "compile": False, "activation_checkpointing": False}
     return replace(recipe, train=recipe.train.model_copy(update=changes), ema={})
@@ -107,7 +107,7 @@ class LeakFindings:
         places[where] = max(places.get(where, 0.0), math.inf if math.isnan(change) else change)
 
     def measurement(self, recipe: str, what: str, tolerance: float) -> Measurement:
-        """The largest change; the places are named where they are too large."""
+        """Return the largest change; the places are named where they are too large."""
         places = self.held[what]
         leaking = sorted(where for where, change in places.items() if change > tolerance)
         named = f": {', '.join(leaking)}" if leaking else ""
@@ -143,7 +143,7 @@ class LeakScene:
         self.wants: dict[str, Want] = session.objective.wants(self.labels, "student")
 
     def context(self, draws: Draws) -> Context:
-        """The context of a step whose randomness is `draws`."""
+        """Return the context of a step whose randomness is `draws`."""
         session = self.session
         return Context(
             step=self.step,
@@ -154,17 +154,17 @@ class LeakScene:
         )
 
     def views(self, draws: Draws, change: Tensor | None = None) -> dict[str, View]:
-        """The views of these draws, with x0 moved by `change` [B, C, H, W]."""
+        """Return the views of these draws, with x0 moved by `change` [B, C, H, W]."""
         batch: Batch = self.batch if change is None else replace(self.batch, x0=self.batch.x0 + change)
         return self.session.pair_sampler(batch, draws, self.session.schedule, self.context(draws))
 
     def predicted(self, name: str, view: View) -> Outputs:
-        """What the student gives for a view."""
+        """Return the student's outputs for a view."""
         request = ViewRequest(view, self.wants[name])
         return run_network(self.session.student.backbone, self.session.schedule, request, None)
 
     def holding(self, name: str, view: View, change: Tensor) -> Draws:
-        """The draws that keep x_t of a view where it was: eps moves by -(alpha / sigma) change.
+        """Return the draws that keep x_t of a view where it was: eps moves by -(alpha / sigma) change.
 
         A view's noise may be a multiple of what was drawn, or a mixture: how it answers is measured at the same x0. One
         that does not answer is held by nothing, and what follows x0 then shows.
@@ -203,7 +203,7 @@ def examine(scene: LeakScene, found: LeakFindings) -> None:
 def examine_terms(
     scene: LeakScene, base: Look, held: Look, outputs: Mapping[str, Outputs], found: LeakFindings
 ) -> None:
-    """The student's outputs stay as they are, the target moves: a term's trained modules must be given the same."""
+    """Check that trained modules of a loss get equal inputs when only the target moves."""
     views, moved = base[0], held[0]
     moved = {
         name: replace(view, visible=views[name].visible) for name, view in moved.items()
@@ -217,7 +217,7 @@ def examine_terms(
 
 
 def given_to_modules(scene: LeakScene, label: str, look: Look, student: Mapping[str, Outputs]) -> dict[str, Tensor]:
-    """Every tensor that the trained modules of a term are called with, by module and number of the call."""
+    """Return every tensor that the trained modules of a term are called with, by module and number of the call."""
     views, draws = look
     session, term = scene.session, scene.session.student.terms[label]
     outputs = {**student, **teacher_outputs(session, views, scene.labels)}
@@ -244,7 +244,7 @@ def given_to_modules(scene: LeakScene, label: str, look: Look, student: Mapping[
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors inside nested containers."""
+    """Yield the tensors inside nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -254,7 +254,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def changes(scene: LeakScene, view: View) -> Iterator[Tensor]:
-    """What x0 is moved by, [B, C, H, W]: every pixel, and those of hidden tokens alone where some are.
+    """Yield changes of x0 [B, C, H, W]: of every pixel, and of hidden tokens alone if there are any.
 
     Each image becomes the next one plus some noise: a leak by a few bits, such as a brightness, shows as well.
     """
@@ -274,7 +274,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def outputs_of(one: Outputs, two: Outputs) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
-    """The tensors of two outputs side by side, with a name. The noisy image itself is not among them."""
+    """Yield the tensors of two outputs side by side, with a name. The noisy image itself is not among them."""
     yield "raw", one.raw, two.raw
     for tap, tokens in one.taps.items():
         yield f"tap {tap!r}", tokens.patch, two.taps[tap].patch
@@ -282,7 +282,7 @@ def outputs_of(one: Outputs, two: Outputs) -> Iterator[tuple[str, Tensor | None,
 
 
 def distance(one: Tensor | None, two: Tensor | None) -> float:
-    """How far apart: of numbers, relative to the largest; of whole numbers, the share that differs."""
+    """Return a distance: relative to the largest for floats, the fraction that differs for integers."""
     if one is None or two is None or one.shape != two.shape:
         return 0.0 if one is None and two is None else math.inf
     if not one.is_floating_point():

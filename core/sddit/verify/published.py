@@ -34,7 +34,7 @@ class Stored:
 
 
 def folders(named: Path | None) -> tuple[Path, ...]:
-    """Where stored numbers may lie: a folder that was named, that of SDDIT_FIXTURES, those of a checkout."""
+    """Return the folders that may hold stored numbers: a named one, SDDIT_FIXTURES, those of a checkout."""
     shipped = Path(__file__).parents[3] / "tests" / "fixtures" / "published"
     own = os.environ.get("SDDIT_FIXTURES")
     places = [named, Path(own) if own else None, shipped]
@@ -42,7 +42,7 @@ def folders(named: Path | None) -> tuple[Path, ...]:
 
 
 def published(context: CheckContext, name: str) -> Stored:
-    """The stored set of this name. Raises NotHereError where no folder has it."""
+    """Return the stored set of this name. Raises NotHereError where no folder has it."""
     folder = next((place for place in context.fixtures if (place / f"{name}.safetensors").is_file()), None)
     if folder is None:
         raise NotHereError(f"{name}.safetensors is not here: --fixtures FOLDER, or SDDIT_FIXTURES")

@@ -1,4 +1,4 @@
-"""Which checks there are, and what came of each."""
+"""List the checks and run them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def every_check(found: Host) -> Iterator[tuple[str, str, str, Component[Any] | N
 
 
 def rows_of(of: str, name: str, path: str, context: CheckContext) -> Iterator[Row]:
-    """One check: its measurements, or why there are none. What it raises is a failure of its own."""
+    """Yield one check: its measurements, or why there are none. What it raises is a failure of its own."""
     if context.component is not None and (missing := context.component.missing()):
         yield Row(of, name, "skipped", reason=f"{', '.join(missing)} is not installed")
         return

@@ -31,7 +31,7 @@ GREY_16 = frozenset(("I;16", "I;16L", "I;16B", "I;16N", "I"))
 
 
 def decode(data: bytes, *, name: str, size: int, channels: int) -> NDArray[np.uint8]:
-    """The image in `data` as levels [channels, size, size]. `name` is for messages.
+    """Return the image in `data` as levels [channels, size, size]. `name` is for messages.
 
     Raises SdditError: SD-D301 (cannot be decoded), SD-D306 (a kind that is not converted), SD-D310 (too many pixels).
     """
@@ -58,12 +58,12 @@ def decode(data: bytes, *, name: str, size: int, channels: int) -> NDArray[np.ui
 
 
 def _said(broken: Exception) -> str:
-    """What Pillow says, without the address of the bytes it read."""
+    """Return Pillow's message without the address of the bytes it read."""
     return re.sub(r"\s*<_io\.BytesIO object at \w+>", "", f"{type(broken).__name__}: {broken}")
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The largest centred square, scaled to `size` x `size` as ADM does it."""
+    """Return the largest centred square, scaled to `size` x `size` as ADM does it."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     factor = size / min(image.size)
@@ -74,7 +74,7 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    """The image without transparency, in a mode of eight bits a channel that Pillow converts to grey and RGB."""
+    """Return the image without transparency, in a mode of eight bits a channel that Pillow converts to grey and RGB."""
     if image.mode in GREY_16:
         levels = np.asarray(image).astype(np.int64)
         if levels.min() >= 0 and levels.max() <= 65535:

@@ -28,7 +28,7 @@ class Table:
 
 
 def embedded_facts(name: str) -> DataFacts:
-    """What is known of an embedded set, read from JSON: neither numpy nor an image is touched."""
+    """Return the facts of an embedded set from JSON, without reading images."""
     known = _known()[name]
     return DataFacts(
         image=tuple(known["image"]),
@@ -44,7 +44,7 @@ def embedded_facts(name: str) -> DataFacts:
 
 
 def embedded_table(name: str, split: Split) -> Table:
-    """The images and labels of one split of an embedded set."""
+    """Return the images and labels of one split of an embedded set."""
     import numpy as np
 
     with np.load(ASSETS / f"{name}.npz", allow_pickle=False) as arrays:
@@ -53,7 +53,7 @@ def embedded_table(name: str, split: Split) -> Table:
 
 
 def fingerprint(train: Table, test: Table) -> str:
-    """A hash of all images and labels and of the split they are in."""
+    """Return a hash of all images and labels and of the split they are in."""
     digest = sha256()
     for table in (train, test):
         digest.update(f"{table.images.shape} {table.levels}\n".encode())
@@ -63,7 +63,7 @@ def fingerprint(train: Table, test: Table) -> str:
 
 
 def without_labels(facts: DataFacts) -> DataFacts:
-    """The same images with no classes: what `labels = false` asks for."""
+    """Return the same images with no classes: what `labels = false` asks for."""
     return replace(facts, class_names=(), fingerprint=f"{facts.fingerprint}-unlabelled")
 
 

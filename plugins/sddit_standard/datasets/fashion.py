@@ -19,7 +19,7 @@ FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind i
 
 
 def fashion_facts(source: str) -> DataFacts:
-    """What is known of Fashion-MNIST from `source`: embedded, system, or a folder. Only that one is tried."""
+    """Return the facts of Fashion-MNIST from `source`: embedded, system, or a folder. No other source is tried."""
     if source == "embedded":
         return embedded_facts("fashion")
     folder = _folder(source)
@@ -39,7 +39,7 @@ def fashion_facts(source: str) -> DataFacts:
 
 
 def fashion_table(source: str, split: Split) -> Table:
-    """The images and labels of one split."""
+    """Return the images and labels of one split."""
     if source == "embedded":
         return embedded_table("fashion", split)
     from sddit_standard.datasets.idx import read_table
@@ -48,7 +48,7 @@ def fashion_table(source: str, split: Split) -> Table:
 
 
 def _measure(folder: Path) -> dict[str, Any]:
-    """What has to be read from the images themselves."""
+    """Measure what must be read from the images."""
     from sddit.data.moments import PixelMoments
     from sddit_standard.datasets.embedded import fingerprint
     from sddit_standard.datasets.idx import read_table

@@ -124,13 +124,13 @@ def list_images(settings: FolderSettings) -> Listing:
 
 
 def split_of(name: str, holdout: float) -> Split:
-    """The split of an image, by a hash of its name: adding or removing images moves no other one."""
+    """Return the split of an image, by a hash of its name: adding or removing images moves no other one."""
     share = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
     return "test" if share < holdout else "train"
 
 
 def read_image(listing: Listing, image: ImageFile, settings: FolderSettings) -> tuple[NDArray[np.uint8], bytes]:
-    """The decoded image [C, size, size] and the hash of its file. Raises SdditError as `decode` does."""
+    """Return the decoded image [C, size, size] and the hash of its file. Raises SdditError as `decode` does."""
     path = listing.root / image.name
     try:
         data = path.read_bytes()
@@ -157,7 +157,7 @@ class _File:
 
 
 def _files(root: Path, inside: str = "") -> Iterator[_File]:
-    """All files below `root`, and the links, which are not followed."""
+    """Yield all files below `root`, and the links, which are not followed."""
     with os.scandir(root / inside) as entries:
         for entry in entries:
             name = f"{inside}{entry.name}"
@@ -176,7 +176,7 @@ def _folders(root: Path) -> list[str]:
 
 
 def _class_of(name: str) -> str:
-    """The first folder of a relative path; empty for a file next to the class folders."""
+    """Return the first folder of a relative path; empty for a file next to the class folders."""
     return name.partition("/")[0] if "/" in name else ""
 
 
@@ -193,7 +193,7 @@ def _unusable(file: _File) -> Problem | None:
 def _class_problems(
     root: Path, names: Iterable[str], images: list[_File], settings: FolderSettings
 ) -> Iterator[Problem]:
-    """What is wrong with the layout as a whole."""
+    """Return the problems of the folder's layout."""
     fix = "put images there or take it out"
     if not images:
         yield Problem("SD-D304", f"no images under {root}", where="dataset.path", expect=", ".join(sorted(SUFFIXES)))
@@ -221,7 +221,7 @@ def _class_problems(
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether a name from the file system was valid UTF-8: bytes that are not arrive as lone surrogates."""
+    """Return whether a name from the file system was valid UTF-8: bytes that are not arrive as lone surrogates."""
     return not any("\ud800" <= c <= "\udfff" for c in name)
 
 
@@ -249,7 +249,7 @@ def _measure(listing: Listing, settings: FolderSettings) -> dict[str, Any]:
 
 
 def _read_all(listing: Listing, settings: FolderSettings) -> Iterator[tuple[NDArray[np.uint8], bytes] | SdditError]:
-    """Every image in order, decoded on a few threads and never far ahead."""
+    """Yield every image in order, decoded on a few threads and never far ahead."""
 
     def attempt(image: ImageFile) -> tuple[NDArray[np.uint8], bytes] | SdditError:
         try:

@@ -22,7 +22,7 @@ IMAGES, LABELS = 0x0803, 0x0801  # magic numbers: unsigned bytes in three dimens
 
 
 def read_table(folder: Path, split: Split) -> Table:
-    """One split of the published files.
+    """Return one split of the published files.
 
     Raises SD-D300, -D302, -D303 or -D307 for files that are not what they should be.
     """
@@ -45,7 +45,7 @@ def read_table(folder: Path, split: Split) -> Table:
 
 
 def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
-    """An array of the IDX format: magic number, one big-endian size per dimension, then bytes."""
+    """Return an array of the IDX format: magic number, one big-endian size per dimension, then bytes."""
     dimensions = magic & 0xFF
     try:
         with gzip.open(path) as file:

@@ -35,7 +35,7 @@ def fashion(params: FashionParams, *, split: Split) -> MemorySplit:
 
 
 def folder(params: FolderParams, *, split: Split) -> FolderSplit:
-    """The user's own images."""
+    """Return the user's own images."""
     return FolderSplit(params, split=split)
 
 

@@ -55,7 +55,9 @@ class LatentSplit:
         return self._shown.latents(x)
 
     def _half(self, index: Tensor, half: int) -> Tensor:
-        """The first or second C channels of the latents at `index` [n], [n, C, h, w] float32, as they are stored."""
+        """Return the first or second C channels of the latents at `index` [n], [n, C, h, w] float32, as they are
+        stored.
+        """
         channels = self._index.channels
         rows = self._rows[index]
         found = torch.empty(len(rows), *self.facts.image)
@@ -79,7 +81,7 @@ class DrawnLatentSplit(LatentSplit):
 
 
 def open_shard(cache: Cache, shard: Shard) -> Tensor:
-    """The moments of a shard [n, 2C, h, w], which lie in the file until they are indexed."""
+    """Return the moments of a shard [n, 2C, h, w], which lie in the file until they are indexed."""
     expected = (shard.count, 2 * cache.index.channels, cache.index.height, cache.index.width)
     moments = read_tensor(cache.root / shard.file, "moments")
     if tuple(moments.shape) != expected or moments.dtype not in (torch.float16, torch.float32):
@@ -114,7 +116,7 @@ def read_labels(cache: Cache, *, labelled: bool) -> Tensor:
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a safetensors file, mapped into memory."""
+    """Return one tensor of a safetensors file, mapped into memory."""
     try:
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)

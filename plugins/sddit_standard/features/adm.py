@@ -39,7 +39,7 @@ Gaussian = tuple[Array, Array]
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What samples are compared with: the arrays of an ADM reference batch, as far as the file has them."""
+    """Arrays of an ADM reference batch, as far as the file has them."""
 
     pooled: Gaussian | None  # `mu` and `sigma`
     spatial: Gaussian | None  # `mu_s` and `sigma_s`
@@ -107,14 +107,14 @@ class InceptionFeatures:
 
     @cached_property
     def _real(self) -> Seen | None:
-        """What the network makes of the reference's images, if it has any."""
+        """Outputs of the network for the reference's images, if it has any."""
         if self._reference is None or self._reference.images is None:
             return None
         return see(self._network, self._reference.images, self._device, Progress(), "reference")
 
 
 def score_of(seen: Seen) -> float:
-    """The Inception score: its mean over parts."""
+    """Return the Inception score: its mean over parts."""
     return float(inception_score(seen.classes.double().numpy(), PART).mean())
 
 
@@ -169,7 +169,7 @@ def gaussian(features: Tensor) -> Gaussian:
 
 
 def see(network: Inception, images: NDArray[np.uint8], device: torch.device, progress: Progress, what: str) -> Seen:
-    """What the network makes of images [n, H, W, 3]."""
+    """Run the network on images [n, H, W, 3]."""
     parts = [torch.from_numpy(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     progress.stage(what, total=len(parts))
     seen = []
@@ -181,7 +181,7 @@ def see(network: Inception, images: NDArray[np.uint8], device: torch.device, pro
 
 
 def read_reference(path: Path) -> Reference:
-    """An ADM reference batch. SD-T941 for a file that is none."""
+    """Return an ADM reference batch. SD-T941 for a file that is none."""
     try:
         arrays = load_arrays(path, ("mu", "sigma", "mu_s", "sigma_s", "arr_0"))
     except (OSError, ValueError) as fault:

@@ -103,6 +103,6 @@ class ClassifierFeatures:
 
 
 def _load(network: N, name: str) -> N:
-    """The network with its shipped weights, which are stored in half precision and used in float32."""
+    """Return the network with its shipped weights, which are stored in half precision and used in float32."""
     network.load_state_dict({key: value.float() for key, value in load_file(ASSETS / name).items()})
     return network.eval().requires_grad_(False)

@@ -35,7 +35,7 @@ Steps = dict[str, tuple[int, Size]]
 
 
 class Seen(NamedTuple):
-    """What the network makes of images."""
+    """Outputs of the network for images."""
 
     pooled: Tensor  # [n, 2048]
     spatial: Tensor  # [n, 2023], 7 channels of 17x17 places, channels last
@@ -138,7 +138,7 @@ LAST: Steps = {
 
 
 def middle(inner: int) -> Steps:
-    """A block of 17x17 places, whose 7x7 kernels are a row and a column, of `inner` channels within."""
+    """Return a block of 17x17 places, whose 7x7 kernels are a row and a column, of `inner` channels within."""
     return {
         "branch1x1": (192, 1),
         "branch7x7_1": (inner, 1),
@@ -207,7 +207,7 @@ def prepared(images: Tensor) -> Tensor:
 
 
 def load_inception(path: Path, device: torch.device) -> tuple[Inception, str]:
-    """The network with the weights of a file, and the file's sha256. SD-T940 for a file that is something else.
+    """Return the network with the weights of a file, and the file's sha256. SD-T940 for a file that is something else.
 
     Weights alone are read, and nothing in the file is run; TorchScript is refused unopened.
     """
@@ -225,7 +225,7 @@ def load_inception(path: Path, device: torch.device) -> tuple[Inception, str]:
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of weights."""
+    """Return the tensors of a file of weights."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -255,7 +255,7 @@ def _refusal(path: Path, got: str) -> SdditError:
 
 @torch.no_grad()
 def look(network: Inception, images: Tensor, device: torch.device) -> Seen:
-    """What the network makes of images, uint8 [n, 3, H, W], in chunks; float32 on the CPU."""
+    """Run the network on images, uint8 [n, 3, H, W], in chunks; float32 on the CPU."""
     with torch.autocast(device.type, enabled=False):
         seen = [network(prepared(chunk.to(device))) for chunk in torch.split(images, CHUNK)]
     return Seen(*(torch.cat([part.cpu() for part in column]) for column in zip(*seen, strict=True)))

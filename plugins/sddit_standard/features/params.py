@@ -40,7 +40,7 @@ class ClassifierParams(FeatureParams):
         return ("class_accuracy",)
 
     def check(self, recipe: RecipeView) -> Iterable[Problem]:
-        """The data must be of a kind that a shipped classifier knows."""
+        """Return the data must be of a kind that a shipped classifier knows."""
         return no_classifier(recipe.facts)
 
 
@@ -106,7 +106,7 @@ class InceptionParams(FeatureParams):
         return self.model_copy(update={f"{key}_sha256": hash_of(Path(file)) for key, file in files.items()})
 
     def check(self, recipe: RecipeView) -> Iterable[Problem]:
-        """The files are there, and are the ones that were meant."""
+        """Return the files are there, and are the ones that were meant."""
         label = next(label for label, chosen in recipe.features.items() if chosen.params is self)
         for key, file in self._files():
             code, where = "SD-T940" if key == "weights" else "SD-T941", f"features.{label}.{key}"
@@ -142,7 +142,7 @@ def _hash_of(path: Path, size: int, changed: int) -> str:
 
 
 def no_classifier(facts: DataFacts) -> list[Problem]:
-    """The problem that no classifier was shipped for this data; none if one was."""
+    """Return the problem that no classifier was shipped for this data; none if one was."""
     assets = Path(__file__).parent / "assets"
     shipped = sorted(path.stem.removeprefix("classifier_") for path in assets.glob("classifier_*.json"))
     if facts.domain in shipped:

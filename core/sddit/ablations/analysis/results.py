@@ -65,7 +65,7 @@ class AblationResults:
 
     @property
     def finished(self) -> bool:
-        """Whether every run is finished."""
+        """Return whether every run is finished."""
         return all(run.status == "finished" for run in self.runs)
 
     def of(self, arm: str) -> list[RunOutcome]:

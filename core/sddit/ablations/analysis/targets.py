@@ -68,7 +68,7 @@ class _Found:
 
     @property
     def all_reached(self) -> bool:
-        """Whether every run reached it."""
+        """Return whether every run reached it."""
         return len(self.steps) == self.runs
 
 

@@ -110,7 +110,7 @@ def status(results: AblationResults) -> str:
 
 
 def agreements(reproduction: Reproduction | None) -> list[dict[str, Any]]:
-    """A metric of an arm a line: published, here, and whether they agree."""
+    """Return a metric of an arm a line: published, here, and whether they agree."""
     return [
         {
             "arm": one.arm,
@@ -127,7 +127,7 @@ def agreements(reproduction: Reproduction | None) -> list[dict[str, Any]]:
 
 
 def facts(results: AblationResults) -> Iterator[tuple[str, str]]:
-    """What was planned."""
+    """Yield the facts of the plan."""
     plan = results.plan
     yield "Ablation", f"{plan.name}-{plan.id}"
     yield "Data", plan.data

@@ -59,7 +59,7 @@ class Cell:
 
 
 def overview(results: AblationResults, compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[dict[str, Any]]:
-    """An arm a line: what changed, every metric with its verdict, what it took."""
+    """Yield an arm a line: what changed, every metric with its verdict, what it took."""
     for arm in results.plan.arms:
         rows = results.of(arm.label)
         yield {
@@ -73,7 +73,7 @@ def overview(results: AblationResults, compared: Mapping[str, Mapping[str, Compa
 
 
 def cell(results: AblationResults, label: str, metric: str, comparison: Comparison | None) -> Cell:
-    """One metric of one arm; the baseline is compared with nothing."""
+    """Return one metric of one arm; the baseline is compared with nothing."""
     values = list(results.figure(label, metric).values())
     value = format_summary(summarize(values)) if values else "none"
     verdict = comparison.verdict if comparison else "baseline"
@@ -81,7 +81,7 @@ def cell(results: AblationResults, label: str, metric: str, comparison: Comparis
 
 
 def statistics(results: AblationResults, metric: str, compared: Mapping[str, Comparison]) -> Iterator[dict[str, Any]]:
-    """An arm a line: mean, difference with its interval, p, verdict."""
+    """Yield an arm a line: mean, difference with its interval, p, verdict."""
     reach = max((abs(v) for c in compared.values() for v in (c.low, c.high, c.difference) if v is not None), default=0)
     for arm in results.plan.arms:
         label, comparison = arm.label, compared.get(arm.label)
@@ -100,7 +100,7 @@ def statistics(results: AblationResults, metric: str, compared: Mapping[str, Com
 
 
 def how_soon(results: AblationResults, logs: Logs, metric: str) -> Iterator[dict[str, str]]:
-    """An arm a line: when it reached the target of the metric. Nothing where that was not followed."""
+    """Yield an arm a line: when it reached the target of the metric. Nothing where that was not followed."""
     for one in reached(results, logs, metric):
         bound = "at most " if one.at_once else ""
         yield {
@@ -128,7 +128,7 @@ def format_relative(one: Relative | None, words: Mapping[Verdict, str]) -> str:
 
 
 def interval_bar(comparison: Comparison, reach: float) -> Markup:
-    """An interval and zero, drawn on the scale of its metric: -reach to reach."""
+    """Return an interval and zero, drawn on the scale of its metric: -reach to reach."""
     if comparison.difference is None or comparison.low is None or comparison.high is None or not reach:
         return Markup("")
     at = [BAR / 2 * (1 + 0.96 * v / reach) for v in (comparison.low, comparison.high, comparison.difference)]
@@ -141,7 +141,7 @@ def interval_bar(comparison: Comparison, reach: float) -> Markup:
 
 
 def cost(results: AblationResults) -> Iterator[list[str]]:
-    """An arm a line: what it is and what it took, by formula and by the clock; see `COST`."""
+    """Yield an arm a line: what it is and what it took, by formula and by the clock; see `COST`."""
     for arm in results.plan.arms:
         finished = [row for row in results.of(arm.label) if row.status == "finished"]
         memory = [row.peak_memory for row in finished if row.peak_memory is not None]
@@ -162,7 +162,7 @@ def cost(results: AblationResults) -> Iterator[list[str]]:
 
 
 def by_key(watched: Sequence[Diagnosis]) -> list[tuple[Diagnosis, dict[str, Diagnosis]]]:
-    """Each diagnostic, and what it is in the arms that have it."""
+    """Return each diagnostic, and what it is in the arms that have it."""
     keys: dict[str, dict[str, Diagnosis]] = {}
     for one in watched:
         keys.setdefault(one.key, {})[one.arm] = one
@@ -170,7 +170,7 @@ def by_key(watched: Sequence[Diagnosis]) -> list[tuple[Diagnosis, dict[str, Diag
 
 
 def runs(results: AblationResults) -> list[tuple[str, list[RunOutcome]]]:
-    """The runs of each arm, seed by seed."""
+    """Return the runs of each arm, seed by seed."""
     return [(arm.label, results.of(arm.label)) for arm in results.plan.arms]
 
 
@@ -184,5 +184,5 @@ def what_differs(results: AblationResults) -> Iterator[tuple[str, str, list[tupl
 
 
 def value_of(value: Any) -> str:
-    """A value of a recipe as it is typed there; `none` for one that is not set, `a table` for a component."""
+    """Return a value of a recipe as it is typed there; `none` for one that is not set, `a table` for a component."""
     return "none" if value is None else "a table" if isinstance(value, Mapping) else quoted(value)

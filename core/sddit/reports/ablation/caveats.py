@@ -1,4 +1,4 @@
-"""What a reader must know before trusting an ablation: each caveat names its kind, its arms and its numbers. No torch.
+"""Find the caveats of an ablation: each has a kind, arms and numbers. Torch-free.
 
 Its sentence is the macro of its kind in `templates/sentences.j2`.
 """

@@ -25,7 +25,7 @@ Position = Callable[[ArmRecord, Mapping[str, float]], float | None]
 
 @dataclass(frozen=True, slots=True)
 class CurveAxis:
-    """What a curve can be drawn over."""
+    """Quantity that a curve can be drawn over."""
 
     key: str
     title: str
@@ -44,13 +44,13 @@ Charts = dict[str, Markup]
 
 
 def loss_charts(results: AblationResults, logs: Logs) -> list[Charts]:
-    """A chart for each loss term, with the arms that have it."""
+    """Return a chart for each loss term, with the arms that have it."""
     keys = [key for key in all_keys(logs) if key.startswith("loss/") and "@" not in key]
     return [over_axes(f"loss.{key.partition('/')[2]}", key, results, logs) for key in keys]
 
 
 def diagnostic_charts(results: AblationResults, logs: Logs, monitors: Mapping[str, Monitor]) -> list[Markup]:
-    """A chart for each diagnostic over steps, with the arms that have it and the levels to read it against."""
+    """Return a chart for each diagnostic over steps, with the arms that have it and the levels to read it against."""
     return [
         chart(monitor.title, lines(key, AXES[0], results, logs), AXES[0].title, levels(monitor))
         for key, monitor in monitors.items()
@@ -58,26 +58,26 @@ def diagnostic_charts(results: AblationResults, logs: Logs, monitors: Mapping[st
 
 
 def all_keys(logs: Logs) -> list[str]:
-    """Every key that some run has logged."""
+    """Return every key that some run has logged."""
     return keys_of([dict.fromkeys(keys_of(log), 0.0) for of_arm in logs.values() for log in of_arm.values()])
 
 
 def over_axes(heading: str, key: str, results: AblationResults, logs: Logs, *, log_y: bool = False) -> Charts:
-    """One key of the logs over each axis."""
+    """Return one key of the logs over each axis."""
     return {axis.key: chart(heading, lines(key, axis, results, logs), axis.title, log_y=log_y) for axis in AXES}
 
 
 def chart(
     heading: str, series: Iterable[Series], x_label: str, references: Sequence[Reference] = (), *, log_y: bool = False
 ) -> Markup:
-    """A chart that says whose line it is, also of a single one, for which there is no legend."""
+    """Return a chart that says whose line it is, also of a single one, for which there is no legend."""
     drawn = list(series)
     title = f"{heading}, {drawn[0].name}" if len(drawn) == 1 else heading
     return line_chart(title, drawn, x_label=x_label, references=references, log_y=log_y)
 
 
 def lines(key: str, axis: CurveAxis, results: AblationResults, logs: Logs) -> Iterator[Series]:
-    """One line an arm: mean over seeds at each logged step, in a band of one standard deviation to each side."""
+    """Yield one line an arm: mean over seeds at each logged step, in a band of one standard deviation to each side."""
     for slot, arm in enumerate(results.plan.arms):
         points = [point for point in over_seeds(key, axis, arm, list(logs[arm.label].values())) if point]
         if points:
@@ -108,7 +108,7 @@ def band(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def metric_charts(results: AblationResults, logs: Logs) -> list[Charts]:
-    """A chart for each metric that was followed: where the arms ended, and the way there if it was scored too."""
+    """Return a chart per metric: the final scores of the arms, and those during training if there are any."""
     keys = all_keys(logs)
     followed = [metric for metric in results.plan.metrics if f"{SCORE}{metric}" in keys]
     return [

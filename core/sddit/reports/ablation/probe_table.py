@@ -37,7 +37,7 @@ class Probed:
 
 
 def probed(results: AblationResults) -> Probed | None:
-    """The probes of the runs that have one; None if there is none."""
+    """Return the probes of the runs that have one; None if there is none."""
     probes: dict[str, dict[int, Probe]] = {arm.label: {} for arm in results.plan.arms}
     for row in results.runs:
         if probe := probe_of(results.folder / row.folder):
@@ -67,7 +67,7 @@ def probed(results: AblationResults) -> Probed | None:
 
 
 def probe_of(run: Path) -> Probe | None:
-    """The probe of a run; of a damaged one, none."""
+    """Return the probe of a run; of a damaged one, none."""
     try:
         return read_probe(run)
     except SdditError:

@@ -131,7 +131,7 @@ def impersonal(results: AblationResults) -> AblationResults:
 
 
 def homeless(text: str, results: AblationResults) -> str:
-    """What an error says, without the folders that are known to be of this machine, however they stand there."""
+    """Return an error message without the folders of this machine."""
     known = {str(folder) for folder in (results.folder.resolve().parent, Path.home(), Path.cwd())}
     for folder in sorted(known - {"/"}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
@@ -189,12 +189,12 @@ def published_row(
 
 
 def targets(results: AblationResults, logs: Logs, metric: str) -> dict[str, float]:
-    """The target of each arm that was followed on a metric."""
+    """Return the target of each arm that was followed on a metric."""
     return {one.arm: one.target for one in reached(results, logs, metric)}
 
 
 def recipes(results: AblationResults) -> Iterator[tuple[str, Any]]:
-    """The resolved recipe of each arm at the first seed that has one; the others differ from it by their seed."""
+    """Yield the resolved recipe of each arm at the first seed that has one; the others differ from it by their seed."""
     for arm in results.plan.arms:
         recipe = first_recipe(results.folder, results.of(arm.label))
         if recipe is not None:
@@ -212,5 +212,5 @@ def drawn(results: AblationResults, logs: Logs) -> Iterator[tuple[str, Markup]]:
 
 
 def figures_of(drawn: Mapping[str, Markup]) -> list[ChartFile]:
-    """What the README says of them."""
+    """Return their description in the README."""
     return [ChartFile(name, title_of(chart)) for name, chart in drawn.items()]

@@ -50,7 +50,7 @@ class ChartFile:
 
 
 def readme(results: AblationResults, logs: Logs, figures: Sequence[ChartFile], samples: Mapping[str, str]) -> str:
-    """The page.
+    """Return the page.
 
     Args:
         results: of the ablation.
@@ -93,7 +93,7 @@ def head(results: AblationResults) -> Iterator[str]:
 
 
 def came_out(results: AblationResults, compared: Compared, found: Sequence[Caveat]) -> Iterator[str]:
-    """The conclusion, as the report has it."""
+    """Yield the conclusion, as the report has it."""
     yield from heading("What came out")
     for sentence in summary(results, compared, found):
         yield f"{plain(sentence)}\n"
@@ -105,7 +105,7 @@ def came_out(results: AblationResults, compared: Compared, found: Sequence[Cavea
 
 
 def believe(results: AblationResults, found: Sequence[Caveat]) -> Iterator[str]:
-    """The caveats, as the report has them."""
+    """Yield the caveats, as the report has them."""
     if not found:
         return
     yield from heading("Caveats")
@@ -117,7 +117,7 @@ def believe(results: AblationResults, found: Sequence[Caveat]) -> Iterator[str]:
 
 
 def the_table(results: AblationResults, compared: Compared) -> Iterator[str]:
-    """An arm a line: every metric, and how far it is from the baseline."""
+    """Yield an arm a line: every metric, and how far it is from the baseline."""
     yield from heading("The arms")
     names = [f"{metric_title(metric)} ({metric_of(metric).better} is better)" for metric in compared]
     rows = []
@@ -140,7 +140,7 @@ def the_table(results: AblationResults, compared: Compared) -> Iterator[str]:
 
 
 def each_setting(keys: Sequence[tuple[str, str, str]]) -> Iterator[str]:
-    """Each setting, old → new; all those of a loss that only one side has stand together, behind its name."""
+    """Yield each setting, old → new; all those of a loss that only one side has stand together, behind its name."""
     alone = [
         key.removesuffix(".name")
         for key, *values in keys
@@ -171,7 +171,7 @@ def the_targets(results: AblationResults, logs: Logs) -> Iterator[str]:
 
 
 def the_cost(results: AblationResults) -> Iterator[str]:
-    """What each arm took."""
+    """Yield the cost of each arm."""
     yield from heading("Cost")
     yield from table(COST, [[plain(text) for text in row] for row in cost(results)])
     spent = sum(row.seconds for row in results.runs)
@@ -180,7 +180,7 @@ def the_cost(results: AblationResults) -> Iterator[str]:
 
 
 def fair(results: AblationResults, compared: Compared, found: Sequence[Caveat]) -> Iterator[str]:
-    """The questions of a reader who knows the field."""
+    """Yield the questions of a reader who knows the field."""
     yield from heading("Is the comparison fair?")
     for answer in fairness(results, compared, found):
         word = "" if answer.good is None else " yes." if answer.good else " no."
@@ -223,7 +223,7 @@ def the_samples(results: AblationResults, samples: Mapping[str, str]) -> Iterato
 
 
 def made_with(results: AblationResults) -> Iterator[str]:
-    """The plan, the versions, and the files next to the page."""
+    """Yield the plan, the versions, and the files next to the page."""
     yield from heading("Plan and versions")
     named = [(name, value) for name, value in facts(results) if name != "CPU threads of a run"]
     machine = [(key, ", ".join(values)) for key, values in environments(results).items()]
@@ -242,7 +242,7 @@ def heading(text: str) -> Iterator[str]:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table of GitHub's Markdown, of cells that are Markdown already."""
+    """Yield a table of GitHub's Markdown, of cells that are Markdown already."""
     for line in (headings, ["---"] * len(headings), *rows):
         yield f"| {' | '.join(line)} |"
     yield ""
@@ -258,5 +258,5 @@ def plain(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """The same between backticks, inside a table."""
+    """Return the same between backticks, inside a table."""
     return printable(text).replace("`", "'").replace("|", r"\|")

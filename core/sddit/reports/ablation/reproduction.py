@@ -122,7 +122,7 @@ def compared(here: AblationResults, there: AblationResults, name: str) -> Reprod
 
 
 def agreement(arm: str, metric: str, published: Mapping[int, float], here: Mapping[int, float]) -> Agreement:
-    """One figure by seed on both sides; the word follows once all are known."""
+    """Return one figure by seed on both sides; the word follows once all are known."""
     shared = published.keys() & here.keys()
     low = high = p = None
     if min(len(published), len(here)) >= MIN_SEEDS:
@@ -141,7 +141,7 @@ def agreement(arm: str, metric: str, published: Mapping[int, float], here: Mappi
 
 
 def corrected(agreements: Sequence[Agreement]) -> Iterator[Agreement]:
-    """Each with its p corrected for all of them, and with its word."""
+    """Yield each with its p corrected for all of them, and with its word."""
     tested = [one.p for one in agreements if one.p is not None]
     values = iter(holm(tested).tolist() if tested else [])
     for one in agreements:
@@ -184,13 +184,13 @@ def other_settings(here: AblationResults, there: AblationResults, arm: str) -> s
 
 
 def first_recipe(folder: Path, rows: Sequence[RunOutcome]) -> Any:
-    """The resolved recipe of the first run that has one."""
+    """Return the resolved recipe of the first run that has one."""
     paths = (folder / row.folder / RECIPE for row in rows)
     return next((read_json(path) for path in paths if path.is_file()), None)
 
 
 def grouped(apart: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Those of one reason together."""
+    """Yield those of one reason together."""
     reasons: dict[str, list[str]] = {}
     for what, why in apart:
         reasons.setdefault(why, []).append(what)
@@ -221,7 +221,7 @@ def without_paths(text: str) -> str:
 
 
 def pathless(value: T) -> T:
-    """A setting without absolute paths, inside lists and tables too: one that is such a path is its last name."""
+    """Return a setting whose absolute paths, also inside lists and tables, are replaced by their last name."""
     cut: Any = value
     if isinstance(value, str):
         cut = value.rstrip("/").rpartition("/")[2] if WHOLE.match(value) else without_paths(value)

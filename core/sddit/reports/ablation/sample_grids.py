@@ -24,7 +24,7 @@ class Grid:
 
 
 def samples(results: AblationResults) -> Iterator[Grid]:
-    """The last grid of every arm at one seed: the first of those at which most arms have one."""
+    """Yield the last grid of every arm at one seed: the first of those at which most arms have one."""
     arms = [arm.label for arm in results.plan.arms]
     found = {(row.arm, row.seed): path for row in results.runs if (path := last_grid(results.folder / row.folder))}
     if found:

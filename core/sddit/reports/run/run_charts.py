@@ -13,7 +13,7 @@ from sddit.reports.run.run_data import ReportData
 
 
 def loss_charts(run: ReportData) -> list[Markup]:
-    """One chart for each term, then all of them as they are weighted."""
+    """Return one chart for each term, then all of them as they are weighted."""
     labels = [_tail(key) for key in keys_of(run.metrics) if key.startswith("loss/") and "@" not in key]
     charts = [line_chart(f"loss.{label}", [_series(run.metrics, f"loss/{label}", label)]) for label in labels]
     if len(labels) > 1:
@@ -55,7 +55,7 @@ def noise_charts(run: ReportData) -> list[Markup]:
 
 
 def diagnostic_charts(run: ReportData) -> list[Markup]:
-    """Every number that a term logged about itself, with what it should be read against."""
+    """Return every number that a term logged about itself, with what it should be read against."""
     known = monitors(run.monitors, run.metrics)
     own = [key for key in keys_of(run.metrics) if "/" in key and not key.startswith(CORE_KEYS)]
     return [
@@ -69,7 +69,7 @@ def diagnostic_charts(run: ReportData) -> list[Markup]:
 
 
 def course_charts(run: ReportData) -> list[Markup]:
-    """How the optimisation went."""
+    """Draw the curves of the optimization."""
     names = {"grad_norm": "gradient norm", "lr": "learning rate", "images_per_second": "images per second"}
     present = keys_of(run.metrics)
     charts = [
@@ -92,6 +92,6 @@ def _series(metrics: Sequence[Row], key: str, name: str) -> Series:
 
 
 def _weighted(metrics: Sequence[Row], label: str) -> Series:
-    """What a term adds to the objective."""
+    """Return what a loss adds to the objective."""
     rows = [row for row in metrics if f"loss/{label}" in row and f"weight/{label}" in row]
     return Series(label, [row["step"] for row in rows], [row[f"weight/{label}"] * row[f"loss/{label}"] for row in rows])

@@ -24,7 +24,7 @@ class NextStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCost:
-    """What a run cost. None: not known."""
+    """Cost of a run. None: not known."""
 
     seconds: float  # of training
     images_per_second: float | None = None

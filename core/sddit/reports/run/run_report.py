@@ -19,7 +19,7 @@ from sddit.reports.run.suggestions import suggestions
 
 
 def write_report(run: ReportData) -> str:
-    """The page, as text."""
+    """Return the page, as text."""
     verdicts = [judge(key, monitor, run.metrics) for key, monitor in monitors(run.monitors, run.metrics).items()]
     return render(
         "run_report.html.j2",
@@ -58,7 +58,7 @@ def headline(run: ReportData) -> Iterator[tuple[str, str, str]]:
 
 
 def cost_rows(cost: RunCost) -> Iterator[tuple[str, str]]:
-    """What the run cost, in readable units."""
+    """Return the cost of the run in readable units."""
     unknown = "not stated"
     yield "Device", cost.device or unknown
     yield "Trained parameters", unknown if cost.parameters is None else f"{cost.parameters:,}"

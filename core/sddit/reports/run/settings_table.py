@@ -25,7 +25,10 @@ class Setting:
 
 
 def settings(run: ReportData) -> list[Setting]:
-    """The resolved recipe, one line a key. A key without an origin has the nearest one above it, or is a default."""
+    """Return the resolved recipe, one line a key.
+
+    A key without an origin has the nearest one above it, or is a default.
+    """
     return [Setting(key, _text(value), _origin(run.origins, key, value)) for key, value in _flat(run.recipe)]
 
 
@@ -39,7 +42,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _text(value: Any) -> str:
-    """A value as a recipe writes it; a value schedule as a way from one number to another."""
+    """Return a value as a recipe writes it; a value schedule as a way from one number to another."""
     match value:
         case {} if not value:
             return "none"

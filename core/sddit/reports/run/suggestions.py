@@ -1,4 +1,4 @@
-"""What the numbers of a run suggest to try next."""
+"""Suggest next steps from the numbers of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COPIES = 3.0  # this multiple of the near copies among real images deserves a cl
 
 
 def suggestions(run: ReportData, verdicts: Sequence[MonitorResult]) -> Iterator[NextStep]:
-    """What the numbers of this run suggest to try."""
+    """Suggest next steps from the numbers of this run."""
     for verdict in verdicts:
         if verdict.state == "look here":
             yield NextStep(

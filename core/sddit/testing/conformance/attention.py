@@ -1,4 +1,4 @@
-"""What holds for every attention kernel."""
+"""Check what holds for every attention kernel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def examine(case: Case, findings: Findings) -> None:
 
 
 def extras(case: Case) -> list[str]:
-    """The optional arguments of an attention kernel, next to q, k and v."""
+    """Return the optional arguments of an attention kernel, next to q, k and v."""
     bias = ["bias [heads, N, N]", "bias [B, heads, N, N]"] if case.params.takes_bias else []
     return ["", *bias, *(["groups"] if case.params.takes_groups else [])]
 
@@ -72,7 +72,7 @@ def compare(case: Case, kernel: Any, precision: str, extra: str, device: str, fi
 
 
 def called(kernel: Any, given: dict[str, Tensor]) -> Tensor:
-    """A kernel's value for q, k, v and what else there is."""
+    """Return a kernel's value for q, k, v and what else there is."""
     more = {name: value for name, value in given.items() if name not in "qkv"}
     out: Tensor = kernel(given["q"], given["k"], given["v"], **more)
     return out

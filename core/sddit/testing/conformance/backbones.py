@@ -1,4 +1,4 @@
-"""What holds for every backbone."""
+"""Check what holds for every backbone."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def examine(case: Case, findings: Findings) -> None:
 
 
 def examine_behaviour(trial: Trial, backbone: Any, findings: Findings) -> None:
-    """All that does not depend on the number of outputs."""
+    """Check everything that does not depend on the number of outputs."""
     examine_repeats(trial, backbone, findings)
     examine_masks(trial, backbone, findings)
     with findings.trying("a gradient was taken"):
@@ -93,7 +93,7 @@ def examine_behaviour(trial: Trial, backbone: Any, findings: Findings) -> None:
 
 
 def trial_of(case: Case, outputs: int, findings: Findings) -> Trial | None:
-    """The smallest images that its patches fit, and the taps it has."""
+    """Return the smallest images that its patches fit, and the taps it has."""
     for size in SIZES:
         shapes = things.shapes(outputs, (2, size, size))
         rows, columns = case.params.grid(shapes)
@@ -125,7 +125,7 @@ def taps_of(case: Case, findings: Findings) -> tuple[Tap, ...]:
 
 
 def is_a_backbone(backbone: Any, findings: Findings) -> bool:
-    """A module with its blocks in order and the methods that the core calls."""
+    """Return a module with its blocks in order and the methods that the core calls."""
     if not findings.expect(isinstance(backbone, nn.Module), "it is not a torch.nn.Module", got=type(backbone).__name__):
         return False
     findings.expect(
@@ -191,7 +191,7 @@ def examine_tap(trial: Trial, tap: Tap, tokens: Any, visible: Tensor | None, fin
 
 
 def examine_repeats(trial: Trial, backbone: Any, findings: Findings) -> None:
-    """The same input gives the same output; images do not see each other; every input matters."""
+    """Check that outputs repeat, that images are independent, and that every input matters."""
     raw = trial.call(backbone)[0]
     findings.expect(torch.equal(raw, trial.call(backbone)[0]), "it gives another output for the same input")
     findings.expect(
@@ -222,7 +222,7 @@ def examine_masks(trial: Trial, backbone: Any, findings: Findings) -> None:
 
 
 def examine_gradient(trial: Trial, backbone: Any, findings: Findings) -> None:
-    """A full and a masked pass together reach every parameter."""
+    """Check that a full and a masked pass together reach every parameter."""
     backbone.zero_grad(set_to_none=True)
     for visible in (None, trial.visible()):
         torch.autograd.backward(everything(trial.call(backbone, visible=visible)))
@@ -235,7 +235,7 @@ def examine_gradient(trial: Trial, backbone: Any, findings: Findings) -> None:
 
 
 def everything(outputs: Any) -> Tensor:
-    """One number that depends on all that a forward gives."""
+    """Return one number that depends on all that a forward gives."""
     raw, heads, taps = outputs
     parts = [raw, *heads.values(), *(tokens.patch for tokens in taps.values())]
     parts += [tokens.cls for tokens in taps.values() if tokens.cls is not None]
@@ -303,5 +303,5 @@ def near(stated: float, counted: float, what: str, findings: Findings) -> None:
 
 
 def count(module: nn.Module) -> int:
-    """Its parameters."""
+    """Return its parameters."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""What holds for every data set."""
+"""Check what holds for every data set."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def examine_split(dataset: Dataset, split: str, size: int, facts: DataFacts, fin
 
 
 def examine_declared(case: Case, facts: DataFacts, findings: Findings) -> None:
-    """A data set without images shows generated ones, and gives none."""
+    """Check that a data set without images can show generated ones but returns none."""
     with findings.trying("it was built without images"):
         dataset = case.build(split="test")
         findings.expect(dataset.facts == facts, "the data set has other facts than its params")

@@ -1,4 +1,4 @@
-"""What holds for every feature extractor."""
+"""Check what holds for every feature extractor."""
 
 from __future__ import annotations
 

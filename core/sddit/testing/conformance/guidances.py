@@ -1,4 +1,4 @@
-"""What holds for every guidance rule."""
+"""Check what holds for every guidance rule."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def examine(case: Case, findings: Findings) -> None:
 
 
 def examine_level(case: Case, guidance: Any, sigma: float, findings: Findings) -> None:
-    """One level: the prediction's shape, repeatability, and what it cost."""
+    """Check one level: the prediction's shape, repeatability and cost."""
     denoiser, labels = ClassDenoiser(), torch.arange(things.BATCH) % things.CLASSES
     x = things.numbers(things.BATCH, *things.IMAGE, dtype=torch.float64)
     before = x.clone()

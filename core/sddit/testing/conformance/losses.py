@@ -1,4 +1,4 @@
-"""What holds for every loss term."""
+"""Check what holds for every loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEPT = 10  # of 16 tokens, in the masked case
 
 @dataclass(slots=True)
 class LossTrial:
-    """What a term is called with, and the leaves that its gradient may reach."""
+    """Arguments of a loss, and the leaves that its gradient may reach."""
 
     views: dict[str, View]
     outputs: dict[str, Outputs]
@@ -45,7 +45,7 @@ def examine(case: Case, findings: Findings) -> None:
 
 
 def built(case: Case, dtype: torch.dtype = torch.float32) -> Any:
-    """The term with tiny heads, its parameters filled."""
+    """Return the term with tiny heads, its parameters filled."""
     needs = case.params.needs()
     taps = (*needs.student.taps, *(needs.teacher.taps if needs.teacher else ()))
     with things.default_dtype(dtype), torch.random.fork_rng(devices=[]):
@@ -56,7 +56,7 @@ def built(case: Case, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def is_a_term(term: Any, findings: Findings) -> bool:
-    """A module with the methods that the loop calls, and with the submodules named in `ema_modules`."""
+    """Return a module with the methods that the loop calls, and with the submodules named in `ema_modules`."""
     if not findings.expect(
         isinstance(term, nn.Module),
         "it is not a torch.nn.Module",
@@ -95,7 +95,7 @@ def scene(
 
 
 def view_of(schedule: NoiseSchedule, number: int, network: Any, masked: bool, dtype: torch.dtype) -> View:
-    """A noisy view of the batch, the second less noisy than the first."""
+    """Return a noisy view of the batch, the second less noisy than the first."""
     batch = things.batch(dtype)
     noise = things.numbers(*batch.x0.shape, key=2, dtype=dtype)
     t = schedule.t_from_uniform(torch.linspace(0.4, 0.7, things.BATCH, dtype=torch.float64) / (1 + number)).to(dtype)
@@ -135,7 +135,7 @@ def outputs_of(
 
 
 def called(term: Any, scene: LossTrial, step: int = things.STEP) -> Any:
-    """The term's value in a scene."""
+    """Return the term's value in a scene."""
     ema_modules = {name: things.copy_of(term.get_submodule(name)) for name in term.ema_modules}
     context = replace(things.context(step, ema_modules=ema_modules), schedule=scene.schedule)
     return term(context, scene.views, scene.outputs)
@@ -168,7 +168,7 @@ def examine_value(case: Case, term: Any, findings: Findings, masked: bool) -> bo
 
 
 def tensors_of(given: LossTrial) -> dict[str, Tensor]:
-    """All that a term may not change."""
+    """Return all that a term may not change."""
     views = {
         f"{name}.{key}": getattr(view, key)
         for name, view in given.views.items()
@@ -178,7 +178,7 @@ def tensors_of(given: LossTrial) -> dict[str, Tensor]:
 
 
 def examine_gradient(case: Case, term: nn.Module, findings: Findings) -> None:
-    """A gradient to the student and to every weight of its own; none to the teacher; none across samples."""
+    """Check gradients: to the student and to every own weight, not to the teacher, not across samples."""
     given = scene(case, masked=True)
     value = called(term, given)
     if not findings.expect(
@@ -210,7 +210,7 @@ def examine_gradient(case: Case, term: nn.Module, findings: Findings) -> None:
 
 
 def examine_independence(case: Case, term: nn.Module, findings: Findings) -> None:
-    """The value of the first sample has no gradient to the others."""
+    """Check that the value of the first sample has no gradient to the others."""
     given = scene(case, masked=True)
     called(term, given)[0].backward()
     mixed = [name for name, leaf in given.student.items() if leaf.grad is not None and bool(leaf.grad[1:].any())]
@@ -297,7 +297,7 @@ def examine_precision(case: Case, findings: Findings) -> None:
 
 
 def examine_cost(case: Case, term: nn.Module, findings: Findings) -> None:
-    """The parameters it states are those it has."""
+    """Check that the stated parameters are those it has."""
     backbone = ToyBackboneParams(hidden=WIDTH, patch=2)
     shapes = things.shapes()
     stated = [
@@ -312,7 +312,7 @@ def examine_cost(case: Case, term: nn.Module, findings: Findings) -> None:
 
 
 def specs(params: LossParams) -> Iterator[ViewSpec]:
-    """The views of a scene as a recipe knows them."""
+    """Yield the views of a scene as a recipe knows them."""
     yield ViewSpec("student")
     if params.needs().teacher is not None:
         yield ViewSpec("teacher", "teacher")

@@ -1,4 +1,4 @@
-"""What holds for every noise schedule."""
+"""Check what holds for every noise schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every optimizer."""
+"""Check what holds for every optimizer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def examine(case: Case, findings: Findings) -> None:
 
 
 def started(case: Case) -> tuple[Any, list[Tensor]]:
-    """The optimizer over weights that move and weights that do not."""
+    """Return the optimizer over weights that move and weights that do not."""
     weights = [
         things.numbers(*shape, key=key).requires_grad_() for key, shape in enumerate([(4, 3), (5,), (3, 3), (2,)])
     ]

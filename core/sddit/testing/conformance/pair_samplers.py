@@ -1,4 +1,4 @@
-"""What holds for every pair sampler."""
+"""Check what holds for every pair sampler."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def examine(case: Case, findings: Findings) -> None:
 
 
 def made(sampler: Any, step: int = things.STEP, rows: slice = slice(None), findings: Findings | None = None) -> Any:
-    """The views of (some rows of) the batch at a step."""
+    """Return the views of (some rows of) the batch at a step."""
     batch = things.batch(torch.float64, rows)
     context: Context = things.context(step, rows)
     before = things.copied({"x0": batch.x0, "labels": batch.labels})
@@ -50,7 +50,7 @@ def made(sampler: Any, step: int = things.STEP, rows: slice = slice(None), findi
 
 
 def examine_view(spec: ViewSpec, view: View, findings: Findings) -> None:
-    """One view: shapes, the noise it says it has, the tokens it says it hides."""
+    """Check one view: its shapes, the noise it states, the tokens it hides."""
     name, image = spec.name, (things.BATCH, *things.IMAGE)
     findings.expect(
         view.network == spec.network, f"view {name!r} is for the wrong network", got=view.network, expect=spec.network
@@ -94,7 +94,7 @@ def examine_mask(spec: ViewSpec, view: View, findings: Findings) -> None:
 
 
 def examine_draws(sampler: Any, views: dict[str, View], findings: Findings) -> None:
-    """The same draws give the same views, in any part of the batch; another step gives other noise."""
+    """Check that the same draws give the same views in any part of the batch, and another step other noise."""
     again, part, later = made(sampler), made(sampler, rows=slice(2, 4)), made(sampler, step=things.STEP + 1)
     fix = "draw from `draws`, with one purpose for each use"
     for name, view in views.items():

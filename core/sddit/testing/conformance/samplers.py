@@ -1,4 +1,4 @@
-"""What holds for every sampler."""
+"""Check what holds for every sampler."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def examine_result(case: Case, sampler: Any, sigmas: list[float], findings: Find
 
 
 def examine_end(sampler: Any, sigmas: list[float], findings: Findings) -> None:
-    """A network that always gives the same image leaves exactly that image at level 0."""
+    """Check that a network that always predicts the same image gives exactly that image at level 0."""
     image = things.numbers(FEW, 1, 2, 2, key=6, dtype=torch.float64)
     x = drawn(sampler, lambda x, sigma: Prediction(image, extra=torch.zeros_like(x)), sigmas)
     close = torch.allclose(x, image, rtol=1e-6, atol=1e-6)

@@ -1,4 +1,4 @@
-"""What holds for every tracker."""
+"""Check what holds for every tracker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every layout of published weights that a backbone offers."""
+"""Check what holds for every layout of published weights that a backbone offers."""
 
 from __future__ import annotations
 

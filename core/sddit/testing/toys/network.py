@@ -116,7 +116,7 @@ class ToyBackbone(Backbone):
         parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
     def select(self, tokens: Tensor, visible: Tensor | None, groups: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The tokens that run, class token first, and who sees whom: [B, n, D], [B, n, n]."""
+        """Return the tokens that run, class token first, and who sees whom: [B, n, D], [B, n, n]."""
         batch, count, width = tokens.shape
         groups = torch.zeros(batch, count, dtype=torch.int64, device=tokens.device) if groups is None else groups
         if visible is not None:
@@ -130,7 +130,7 @@ class ToyBackbone(Backbone):
         return tokens, same / same.sum(dim=-1, keepdim=True).to(tokens.dtype)
 
     def tokens(self, inner: Tensor, visible: Tensor | None) -> Tokens:
-        """What a tap gives of the running tokens."""
+        """Return the tokens of a tap."""
         if self.cls is None:
             return Tokens(inner, visible)
         return Tokens(inner[:, 1:], visible, inner[:, 0])

@@ -28,7 +28,7 @@ class ToyBackboneParams(face.BackboneParams):
         return height // self.patch, width // self.patch
 
     def block_of(self, tap: face.Tap) -> int:
-        """The number of blocks that run before `tap` is read."""
+        """Return the number of blocks that run before `tap` is read."""
         if tap == "encoder":
             return self.depth
         if isinstance(tap, int) and 1 <= tap <= self.depth:
