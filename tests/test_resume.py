@@ -153,8 +153,6 @@ def test_a_killed_run_ends_in_the_same_bits_and_rows_after_every_step(
     assert {step: names for step, names in found.items() if names} == {}
 
 
-# -- each item of the state: without it the comparison above fails ----------------------------------------------------
-
 Drop = Callable[[Session, Session], object]
 
 

@@ -27,8 +27,6 @@ TINY += ["evaluate.per_class=1", "sampler.steps=2"]
 TINY += ["backbone.depth=1", "backbone.width=8", "backbone.heads=1", "backbone.decoder.depth=1"]
 TINY += ["backbone.decoder.width=8", "backbone.decoder.heads=1", "loss.discrimination.prototypes=8"]
 
-# ------------------------------------------------------------------------------------------------------------- source
-
 RUNS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "runpy", "code"}
 REACHES_OUT = {"socket", "ssl", "urllib", "http", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "webbrowser"}
 STARTS = {"subprocess", "multiprocessing", "pty"}
@@ -108,8 +106,6 @@ def test_the_gate_sees_each_of_them() -> None:
         assert list(forbidden(line)) == [name]
     assert list(forbidden("model.eval()\nnp.load(path, allow_pickle=False)\nre.compile('x')")) == []
 
-
-# ------------------------------------------------------------------------------------------------------- what is done
 
 WATCH = """
 import os, sys
@@ -283,9 +279,6 @@ def test_the_watch_sees_what_it_is_for(place: Path, line: str, seen: str) -> Non
     """The control: each kind of deed is reported, and executed source only where it is ours that does so."""
     found = watched(place, f"{line}\nimport json\nprint(json.dumps({{'seen': SEEN}}))")["seen"]
     assert any(event.startswith(seen) for event in found) if seen else found == []
-
-
-# -------------------------------------------------------------------------------------------------------------- data
 
 
 @pytest.fixture(scope="module")

@@ -69,9 +69,6 @@ def what_it_has(recipe: Recipe) -> tuple[bool, bool, bool]:
     return masked, "discrimination" in recipe.active_losses, any(view.network == "teacher" for view in views)
 
 
-# ----------------------------------------------------------------------------------------------------------------- all
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_an_ablation_plans_and_says_what_it_asks(name: str) -> None:
     plan = planned(name)
@@ -122,9 +119,6 @@ def test_arms_of_one_seed_are_pairs(name: str) -> None:
     assert all(one == shared[0] for one in shared)
 
 
-# ----------------------------------------------------------------------------------- the one whose answer is known
-
-
 def test_the_equal_arm_shares_its_runs_and_no_other_arm_does() -> None:
     ids = {
         arm: {run.id for run in planned("ablations/sanity").runs if run.arm == arm} for arm in arms("ablations/sanity")
@@ -141,9 +135,6 @@ def test_each_broken_arm_is_warned_of_and_no_sound_one_is() -> None:
     assert "to mend of loss 'leaking'" in checks["leaking"].found[0]
     assert {label for label, arm in found.items() if arm.recipe.warnings} == {"blind"}
     assert "student and teacher see the same image" in found["blind"].recipe.warnings[0]
-
-
-# -------------------------------------------------------------------------------------------------- the main comparison
 
 
 @pytest.mark.parametrize("label", GROUNDS)
@@ -203,9 +194,6 @@ def test_equal_images_and_equal_flops_are_what_they_say() -> None:
     assert flops["dit"].recipe.run_id == images["dit"].recipe.run_id  # its runs are shared
     assert all(arm.cost.training_flops == pytest.approx(amount, rel=2e-3) for arm in flops.values())
     assert flops["sd_dit"].cost.steps < 800 < flops["maskdit"].cost.steps
-
-
-# --------------------------------------------------------------------------------------------------------------- others
 
 
 def test_small_ones_share_the_runs_of_the_quickstart() -> None:

@@ -64,11 +64,6 @@ def one_step(recipe: Recipe) -> None:
     assert images.shape[0] == 2 and images.dtype == torch.uint8
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Values from the bounds of a setting
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def values(annotation: Any, metadata: tuple[Any, ...] = ()) -> st.SearchStrategy[Any]:
     """Values of a type within its bounds, the bounds themselves often; `nothing()` for what is left alone."""
     origin, inside = get_origin(annotation), get_args(annotation)

@@ -47,11 +47,6 @@ from sddit.training.state import checkpoint_files, restore
 Verdict = Literal["caught", "no effect", "silent", "traceback"]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Damage
-# --------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Damage:
     """One bit of a file flipped, or the file cut short."""
@@ -78,11 +73,6 @@ def damages(size: int, each: int, chance: random.Random) -> Iterator[Damage]:
     yield from (Damage("flip", bit) for bit in dict.fromkeys(bits))
     cuts = [0, size - 1, *(chance.randrange(size) for _ in range(each // 4))]
     yield from (Damage("cut", cut) for cut in dict.fromkeys(cuts))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Readers
-# --------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +162,6 @@ def readers_of_a_run(recipe: Recipe) -> list[Reader]:
 
 
 READERS_OF_AN_EXPORT: list[Reader] = [as_a_model, as_a_command(*SAMPLE)]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Verdicts
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def judge(

@@ -51,11 +51,6 @@ UNSCORED = ("evaluate.features=[]", "ablation.metrics=[]")
 LETTERS = "abcdefghijklmnopqrstuvwxyz_"
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Which keys there are, and what may stand there
-# --------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Reader:
     """A shipped recipe, with what stands in for data and runs that are not here."""
@@ -191,11 +186,6 @@ SCHEDULE = ("start", "end", "shape", "power", "from", "until", "depth", "width",
 """The keys of the tables inside a table: a value schedule, a decoder."""
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Mutants
-# --------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A file with one line changed."""
@@ -323,10 +313,6 @@ def edges(metadata: Iterable[Any]) -> Iterator[tuple[float, int]]:
                     yield between.high, 1
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Verdicts
-# --------------------------------------------------------------------------------------------------------------------
-
 Verdict = Literal["refused", "not named", "accepted", "traceback"]
 
 
@@ -394,10 +380,6 @@ def judged(mutants: Sequence[Mutant], report: Callable[[str], None] = lambda tex
             report(f"{done} of {len(mutants)} mutants, {len(tally.misses)} missed")
     return tally
 
-
-# --------------------------------------------------------------------------------------------------------------------
-# Bytes
-# --------------------------------------------------------------------------------------------------------------------
 
 PIECES = [
     "",
@@ -483,11 +465,6 @@ def corrupt_bytes(
         "outcomes": dict(outcomes.most_common()),
         "missed": tracebacks,
     }
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Command
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def sample(recipes: Path, most: int | None, seed: int) -> list[Mutant]:

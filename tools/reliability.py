@@ -391,10 +391,6 @@ def expected(check: Check, stored: Mapping[str, Any] | None, quick: bool) -> str
     return f"about {stored['seconds'] * (size / before if before else 1) / 60:.0f} min"
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The page
-# --------------------------------------------------------------------------------------------------------------------
-
 HEAD = """\
 <!-- Written by tools/reliability.py from docs/reliability.json, which it measures. -->
 # Reliability, measured

@@ -70,9 +70,6 @@ def provoker(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-# ------------------------------------------------------------------------------------------------------------ the test
-
-
 @pytest.mark.parametrize("row", CASES)
 def test_a_fault_ends_as_documented(
     row: dict[str, Any], world: Any, undisturbed: Any, record_property: Callable[[str, object], None]
@@ -198,7 +195,6 @@ def test_a_wrong_message_is_seen() -> None:
             refuse_a_wrong_form(text)
 
 
-# ------------------------------------------------------------------------------------------------- provokers: the
 # recipe
 
 
@@ -282,7 +278,6 @@ def environment(world: Any, values: dict[str, str]) -> None:
         world.patch.setenv(name, value)
 
 
-# ---------------------------------------------------------------------------------------------------- provokers:
 # plugins
 
 LOSS = """
@@ -343,7 +338,6 @@ def packages(world: Any, several: list[dict[str, str]]) -> None:
         package(world, parts)
 
 
-# ------------------------------------------------------------------------------------------------------- provokers:
 # data
 
 
@@ -386,7 +380,6 @@ def latents(world: Any, changes: dict[str, Any]) -> None:
     world.edit('[dataset]\nname = "toy"', '[dataset]\nname = "latents"\npath = "latents"')
 
 
-# ------------------------------------------------------------------------------------------- provokers: runs and
 # storage
 
 

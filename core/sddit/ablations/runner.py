@@ -92,11 +92,6 @@ def run_ablation(
         return results
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Before the first run
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def copy_number(ablation: Ablation, out: Path) -> int:
     """Return the number of the first further copy that does not exist or is not finished."""
     number = 2
@@ -176,11 +171,6 @@ def write_recipe(folder: RunFolder, plan: AblationPlan, run: PlannedRun) -> None
     folder.write_json(f"{RECIPES}/{run.folder.name}.json", with_threads(run.recipe, plan.threads).to_json())
     for name, file in run.recipe.plugin_files.items():
         folder.write_bytes(f"{RECIPES}/{Path(name).name}", file.read_bytes())
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Processes
-# --------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -309,11 +299,6 @@ def end_all(running: Sequence[Child]) -> None:
         except subprocess.TimeoutExpired:
             child.process.kill()
             child.process.wait()
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# One run of the plan, in this process
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def pick(plan: AblationPlan, id: str) -> PlannedRun:

@@ -176,9 +176,6 @@ def _sha256(path: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------------------- writing
-
-
 def write_cache(
     folder: str | Path,
     shards: Iterable[tuple[ArrayLike, ArrayLike]],

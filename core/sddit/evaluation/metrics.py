@@ -19,11 +19,6 @@ NEAREST = 0.05  # fraction of unseen real images that are as near to a training 
 CHUNK = 256  # rows of a matrix of pairs that are in memory at once
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Frechet distance
-# --------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Moments:
     """Mean and scatter of a set of vectors. Two of them add up to those of the union."""
@@ -85,11 +80,6 @@ def _root(sigma: Array) -> Array:
     return np.asarray((vectors * np.sqrt(eigenvalues.clip(min=0))) @ vectors.T)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Kernel distance
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def mmd2(a: ArrayLike, b: ArrayLike) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (arXiv:1801.01401). May be negative."""
     a, b = _pair(a, b)
@@ -129,11 +119,6 @@ def _kernel_sum(a: Array, b: Array) -> float:
 def _kernel_diagonal(a: Array) -> float:
     """Sum of (x.x / d + 1)^3."""
     return float((((a * a).sum(axis=1) / a.shape[1] + 1) ** 3).sum())
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Nearest neighbours
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def precision_recall(real: ArrayLike, fake: ArrayLike, k: int) -> tuple[float, float]:
@@ -220,11 +205,6 @@ def _squared_norms(x: Array) -> Array:
 
 def _squared_distances(a: Array, b: Array) -> Array:
     return _squared_norms(a)[:, None] + _squared_norms(b)[None, :] - 2 * (a @ b.T)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Classes
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def inception_score(probabilities: ArrayLike, size: int) -> Array:

@@ -82,11 +82,6 @@ def read_probe(folder: Path) -> Probe | None:
         raise unreadable_error(path, str(fault), fix) from fault
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Learners, in float64
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def linear_accuracy(train: Array, labels: Integers, test: Array, test_labels: Integers) -> float:
     """Accuracy of ridge regression on class indicators, in closed form.
 

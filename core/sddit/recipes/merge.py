@@ -128,11 +128,6 @@ def _origins_in(layer: Source, inherited: bool) -> Callable[[str], Origin]:
     return lambda key: Origin(layer.place(key), inherited, layer.path.parent)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Parents
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def chain(path: Path, where: str = "") -> list[Source]:
     """Return the file, which is requested at `where`, and all that it extends, the oldest first.
 
@@ -216,11 +211,6 @@ def _plugins(value: Any, folder: Path, where: str) -> list[Plugin]:
     return [Plugin(name, folder, where) for name in value]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Merging
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def merge_into(merged: Merged, over: Mapping[str, Any], origin: Callable[[str], Origin]) -> None:
     """Merge a table into the recipe.
 
@@ -281,11 +271,6 @@ def leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
             yield from leaves(inner, (*path, key))
         else:
             yield ".".join((*path, key)), inner
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The command line
-# --------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -68,11 +68,6 @@ def read(path: Path) -> Source:
     return source
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Bytes to text
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def _decoded(path: Path) -> str:
     most = MAX_RESOLVED_BYTES if path.suffix == ".json" else MAX_BYTES
     try:
@@ -111,11 +106,6 @@ def _refuse_hidden(path: Path, text: str) -> None:
                 got=f"U+{ord(character):04X} {unicodedata.name(character, '')}".strip(),
                 fix="delete it",
             )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Text to tables
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def _parse_json(path: Path, text: str) -> dict[str, Any]:
@@ -225,11 +215,6 @@ def quoted(value: Any, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Where keys stand
-# --------------------------------------------------------------------------------------------------------------------
-
-
 class Entry(NamedTuple):
     """A header or a `key =` line."""
 
@@ -293,11 +278,6 @@ def _still_open(rest: str, quotes: str, depth: int) -> tuple[str, int]:
             depth += 1
         elif token[0] in "]}":
             depth = max(0, depth - 1)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# What to fix
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def _syntax_problem(file: str, text: str, message: str, entries: list[Entry]) -> Problem:

@@ -150,11 +150,6 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     return _with_notes(recipe, merged, measured, warnings)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The top of the file
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def _unknown_tables(selector: Selector) -> Iterator[Problem]:
     merged, registries = selector.merged, selector.host.registries.all()
     params = {**SETTINGS, **{slot: registries[kind].params for slot, (kind, _) in SLOTS.items()}}
@@ -201,11 +196,6 @@ def _name(selector: Selector) -> str:
     return str(name)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What is measured from the data
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts | None:
     if "dataset" not in chosen:
         return None
@@ -250,11 +240,6 @@ def _far_from_measured(schedule: Selected[Any], std: float, merged: Merged) -> l
 def round_to(value: float, digits: int) -> float:
     """Round `value` to `digits` significant digits, so that the last bits of a long sum do not change a run id."""
     return float(f"{value:.{digits}g}")
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Notes
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def _placed(problem: Problem, merged: Merged, around: str = "") -> Problem:

@@ -55,11 +55,6 @@ def differing(one: Tensor, two: Tensor) -> float:
     return float((one != two).sum()) if one.shape == two.shape else math.inf
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Randomness
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def draws(context: CheckContext) -> Iterator[Measurement]:
     """Yield the generator's published answers; the same numbers in any batch and on any device; the right
     distribution.
@@ -112,11 +107,6 @@ def masks(context: CheckContext) -> Iterator[Measurement]:
                 float((often - 0.5).abs().max()) / error,
                 FIVE_ERRORS,
             )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Training
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def toy(*overrides: str) -> Recipe:
@@ -236,10 +226,6 @@ def refused(place: Path) -> bool:
         return True
     return False
 
-
-# --------------------------------------------------------------------------------------------------------------------
-# Recipes
-# --------------------------------------------------------------------------------------------------------------------
 
 GROUND = "base"
 """The folder of what recipes extend."""

@@ -146,9 +146,6 @@ def read_image(listing: Listing, image: ImageFile, settings: FolderSettings) -> 
     return levels, sha256(data).digest()
 
 
-# ------------------------------------------------------------------------------------------------------------- names
-
-
 @dataclass(frozen=True, slots=True)
 class _File:
     name: str
@@ -223,9 +220,6 @@ def _class_problems(
 def _is_utf8(name: str) -> bool:
     """Return whether a name from the file system was valid UTF-8: bytes that are not arrive as lone surrogates."""
     return not any("\ud800" <= c <= "\udfff" for c in name)
-
-
-# ------------------------------------------------------------------------------------------------------ measurements
 
 
 def _measure(listing: Listing, settings: FolderSettings) -> dict[str, Any]:

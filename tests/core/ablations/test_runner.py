@@ -67,9 +67,6 @@ def log_of(results, row):
     return (results.folder / "logs" / f"{row.folder.removeprefix('../')}.txt").read_text(encoding="utf-8")
 
 
-# ------------------------------------------------------------------------------------------------------ with real runs
-
-
 class InThisProcess:
     """A run in this process, in the place of one in its own: torch is imported once."""
 
@@ -126,9 +123,6 @@ def test_a_copy_made_again_in_other_processes_is_bit_identical(tmp_path, write):
         assert (base / name).read_bytes() == (duplicate / name).read_bytes()
     assert said["rows"][0]["scores"] == said["rows"][1]["scores"]
     assert said["rows"][0]["seconds"] != said["rows"][1]["seconds"]  # they are two runs
-
-
-# --------------------------------------------------------------------------------------------- with pretended ones
 
 
 @pytest.mark.usefixtures("pretending")

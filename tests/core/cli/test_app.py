@@ -98,9 +98,6 @@ def test_spinning_is_limited_unless_the_environment_sets_it(monkeypatch):
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
-# ------------------------------------------------------------------------------------------------------------ failures
-
-
 @pytest.fixture
 def failing(monkeypatch, toy_recipe, tmp_path):
     """`failing(exception)` makes the run raise it after its folder is known; returns the recipe's path."""

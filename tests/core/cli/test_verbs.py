@@ -20,8 +20,6 @@ from sddit.cli.common import setting_text
 from sddit.errors import catalogue
 from sddit.testing import TOY_PAIR_RECIPE
 
-# ------------------------------------------------------------------------------------------------------------- plugins
-
 
 def test_plugins_lists_origin_and_components(sddit_run, toys, distribution, loss_source):
     said = sddit_run("plugins")
@@ -49,9 +47,6 @@ def test_plugins_load_lists_components_of_third_party_plugins(sddit_process, dis
     assert records["acme"]["registers"] == {"losses": ["mine"]}
     assert (records["bad"]["state"], records["bad"]["error"]) == ("failed", "ZeroDivisionError: division by zero")
     assert records["standard"]["builtin"]
-
-
-# ---------------------------------------------------------------------------------------------------------------- show
 
 
 def test_show_lists_kinds_with_the_text_of_their_hooks(sddit_run, toys):
@@ -102,9 +97,6 @@ def test_values_are_printed_as_a_recipe_writes_them():
     ]  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------- explain
-
-
 def test_explain_prints_every_code(sddit_run):
     for code, page in catalogue().items():
         result = sddit_run("explain", code)
@@ -117,9 +109,6 @@ def test_explain_accepts_short_codes(sddit_run):
     assert "SD-P201" in sddit_run("explain").stdout
     assert list(json.loads(sddit_run("explain", "p201", "--json").stdout)) == ["SD-P201"]
     assert "SD-R171" in sddit_run("explain", "SD-Z999").stderr
-
-
-# ---------------------------------------------------------------------------------------------------------- new-plugin
 
 
 def test_new_plugins_pass_their_own_tests(sddit_run, tmp_path):
@@ -185,9 +174,6 @@ def test_new_plugin_overwrites_nothing(sddit_run, tmp_path):
 @pytest.mark.parametrize("name", ["My-Loss", "2fast", "class", "../x", ""])
 def test_new_plugin_refuses_invalid_module_names(sddit_run, name):
     assert "SD-R172" in sddit_run("new-plugin", name).stderr
-
-
-# -------------------------------------------------------------------------------------------- a run and what follows it
 
 
 @pytest.fixture

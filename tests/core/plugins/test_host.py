@@ -26,9 +26,6 @@ def refusal(host: Host, *names: str, folder: Path | None = None) -> str:
     return str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------------- installed ones
-
-
 def test_a_third_party_plugin_is_listed_from_its_metadata_and_not_imported(core_host, distribution, tmp_path):
     canary = tmp_path / "imported"
     distribution("acme-dist", "acme", f"open({str(canary)!r}, 'w').close()")
@@ -169,9 +166,6 @@ def test_loading_everything_keeps_each_failure_in_its_row(core_host, distributio
     assert host.rows["good"].seconds > 0
 
 
-# ------------------------------------------------------------------------------------------------------ shared state
-
-
 @pytest.mark.parametrize(
     ("source", "named"),
     [
@@ -224,9 +218,6 @@ def test_what_a_plugin_prints_does_not_reach_our_output(core_host, distribution,
     assert "hello" in err
 
 
-# ------------------------------------------------------------------------------------------------------- the limit
-
-
 def test_the_environment_limits_third_party_plugins(core_host, distribution, loss_source, monkeypatch):
     distribution("one-dist", "one", loss_source)
     distribution("two-dist", "two", loss_source)
@@ -249,9 +240,6 @@ def test_an_empty_limit_means_none_and_spares_the_built_ins(core_host, tmp_path,
     monkeypatch.setenv("SDDIT_PLUGINS", "mine.py")
     host.use(["./mine.py"], tmp_path)
     assert host.rows["mine"].state == "loaded"
-
-
-# ------------------------------------------------------------------------------------------------------ one-file ones
 
 
 @pytest.fixture
@@ -353,9 +341,6 @@ def test_the_owner_of_a_line_of_code_is_known(core_host, folder):
     assert host.owner_of(__file__) is None
     assert host.owner_of(host.rows["sddit"].code) is None
     assert host.owner_of(torch.__file__) is None
-
-
-# ------------------------------------------------------------------------------------------------------------ the rest
 
 
 def test_qualified_names_ask_for_their_plugins():

@@ -114,8 +114,6 @@ def test_what_is_complete_is_not_given_up(saver: Saver) -> None:
     assert saver.store.open(1)
 
 
-# -- a whole run -----------------------------------------------------------------------------------------------------
-
 MORE = "save_every = 1\nlog_every = 1\n[evaluate]\nsamples = 6\npreviews = 0\n[ema.main]\ndecay = 0.9\n"
 
 

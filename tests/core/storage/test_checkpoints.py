@@ -68,9 +68,6 @@ def names(store: Store) -> set[str]:
     return {path.name for path in store.folder.iterdir()}
 
 
-# -- saving ----------------------------------------------------------------------------------------------------------
-
-
 def test_what_is_saved_is_what_is_read(store: Store) -> None:
     place = store.save(7, FILES)
     newest = store.latest()
@@ -142,9 +139,6 @@ def test_a_broken_checkpoint_makes_room_for_a_new_one(store: Store) -> None:
     assert store.open(5).read("model.safetensors") == FILES["model.safetensors"]
     assert {"broken-step-000005", "broken-step-000005-again"} <= names(store)
     assert len(store.notices) == 2 and "model.safetensors: checksum differs" in store.notices[0]
-
-
-# -- damage ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["start", "middle", "end"])
@@ -310,9 +304,6 @@ def test_a_checkpoint_is_saved_where_a_file_has_its_name(two: Store) -> None:
     assert "step-000003 is broken (it is not a folder)" in two.notices[0]
 
 
-# -- keep-k ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_newest_stay(tmp_path: Path, keep: int) -> None:
     store = Store(tmp_path, keep)
@@ -369,9 +360,6 @@ def test_an_index_that_is_lost_or_cut_does_no_harm(store: Store) -> None:
     store.save(2, FILES)
     assert json.loads((store.folder / "index.json").read_text()) == {"step-000002": "verified"}
     assert (newest := store.latest()) is not None and newest.step == 2
-
-
-# -- full disks and failing storage ----------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_that_would_not_fit_is_not_begun(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,9 +434,6 @@ def test_a_run_folder_that_has_gone_is_reported(store: Store) -> None:
         return b""
 
     assert code(lambda: store.save(2, {"a": b"a", "b": LazyBytes(0, removes_the_folder), "c": b"c"})) == "SD-F706"
-
-
-# -- tensors ---------------------------------------------------------------------------------------------------------
 
 
 def test_tensors_come_back_bit_for_bit() -> None:

@@ -50,9 +50,6 @@ def holder(path: Path, while_held: str = "pass") -> subprocess.Popen[str]:
     return process
 
 
-# -- one writer ------------------------------------------------------------------------------------------------------
-
-
 def test_two_writers(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "tiny-4f2c91"
     other = holder(path)
@@ -91,9 +88,6 @@ def test_a_forked_worker_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Pat
     finally:
         os.kill(worker, signal.SIGKILL)
         parent.communicate()
-
-
-# -- the place -------------------------------------------------------------------------------------------------------
 
 
 def test_modes_and_leftovers(tmp_path: Path) -> None:
@@ -154,9 +148,6 @@ def test_the_probe_fails_before_any_step(
     enter(tmp_path)  # the lock was let go
 
 
-# -- whole files -----------------------------------------------------------------------------------------------------
-
-
 def test_a_refused_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunFolder(tmp_path) as run:
         run.write_json("scores.json", {"fd": 1.5})
@@ -204,9 +195,6 @@ def test_json_is_valid_json(tmp_path: Path) -> None:
         "all": ["Infinity", ["-Infinity", 1]],
         "name": "é",
     }
-
-
-# -- the log ---------------------------------------------------------------------------------------------------------
 
 
 def steps(path: Path) -> list[int]:

@@ -79,9 +79,6 @@ def test_a_component_is_found_by_its_name(toys):
         check("toy_agreement", momentum=2.0)
 
 
-# ------------------------------------------------------------------------------------------------------------ settings
-
-
 def test_settings_are_described_bounded_strict_and_survive_a_recipe():
     class Undescribed(faces.ToyLossParams):
         size: int = Field(3, description="Unbounded.")
@@ -96,9 +93,6 @@ def test_settings_are_described_bounded_strict_and_survive_a_recipe():
         "accept unknown keys",
     ):
         assert part in said
-
-
-# --------------------------------------------------------------------------------------------------------------- losses
 
 
 def mistaken(change: Callable[[Any, torch.Tensor, Any], Any]) -> type[ToyLoss]:
@@ -261,7 +255,6 @@ def test_a_loss_that_loses_digits_under_bf16_is_said():
     assert "under bf16 the loss is not float32" in findings("losses", Squares, Low)
 
 
-# -------------------------------------------------------------------------------------------------------------
 # backbones
 
 
@@ -371,9 +364,6 @@ def test_a_backbone_that_has_every_tap_is_said():
     assert "width() accepts a tap that does not exist" in findings("backbones", ToyBackbone, Careless)
 
 
-# ------------------------------------------------------------------------------------------------------ noise schedules
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -391,9 +381,6 @@ def test_a_backbone_that_has_every_tap_is_said():
 )
 def test_a_mistake_in_a_noise_schedule_is_said(changes, said):
     assert said in findings("noise_schedules", type("Corrupted", (ToySchedule,), changes), faces.ToyScheduleParams)
-
-
-# -------------------------------------------------------------------------------------------------------- pair samplers
 
 
 def pairs(change: Callable[[dict[str, Any], Any, Any], Any]) -> type[ToyPairs]:
@@ -438,7 +425,6 @@ def test_the_unspoiled_pair_sampler_conforms():
     check(component("pair_samplers", pairs(lambda *_: None), faces.ToyPairsParams), mask_ratio=0.5, teacher=True)
 
 
-# ------------------------------------------------------------------------------------------------- samplers and
 # guidance
 
 
@@ -487,9 +473,6 @@ def test_a_mistake_in_a_guidance_rule_is_said():
     assert "no Prediction" in findings(
         "guidances", lambda params, **_: lambda *_: lambda x, sigma: x, faces.ToyGuidanceParams
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- the rest
 
 
 def test_a_mistake_in_a_kernel_is_said():

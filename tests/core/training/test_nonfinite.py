@@ -96,8 +96,6 @@ def differing(one: dict[str, Tensor], two: dict[str, Tensor]) -> list[str]:
     return sorted(one.keys() ^ two.keys()) + [name for name in one if not one[name].equal(two[name])]
 
 
-# -- where it starts --------------------------------------------------------------------------------------------------
-
 Plant = Callable[[pytest.MonkeyPatch, float], None]
 
 
@@ -215,9 +213,6 @@ def test_a_step_is_refused_also_in_its_last_micro_batch(
     assert differing(lasting(session), before) == []
 
 
-# -- skipping --------------------------------------------------------------------------------------------------------
-
-
 @planted
 def test_a_step_may_be_skipped_and_is_counted(
     plant: Plant, recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
@@ -257,9 +252,6 @@ def test_no_more_are_skipped_than_the_recipe_allows_also_across_a_resume(
 def test_skipping_does_not_change_the_run_id(recipe_of: Callable[..., Recipe]) -> None:
     assert recipe_of("train.skip_non_finite=2").run_id == recipe_of().run_id
     assert recipe_of("seed=2").run_id != recipe_of().run_id
-
-
-# -- what is stored --------------------------------------------------------------------------------------------------
 
 
 def go(recipe: Recipe, tmp_path: Path, **more: Any) -> Path:

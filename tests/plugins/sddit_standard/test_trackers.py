@@ -66,8 +66,6 @@ def test_tensorboard_conforms_where_it_is_installed(toys, tmp_path):
     check("tensorboard", "trackers")
 
 
-# ------------------------------------------------------------------------------------------------------------- AdamW
-
 KINDS = ({"head": False}, {"head": True}, {})
 
 

@@ -41,11 +41,6 @@ def log_of(folder: Path, row: RunOutcome) -> Log:
         return []
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Diagnostics
-# --------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """Values of one monitor of one arm, at the end of each of its runs."""
@@ -83,11 +78,6 @@ def diagnoses(results: AblationResults, logs: Logs) -> list[Diagnosis]:
             if verdicts:
                 found.append(Diagnosis(arm.label, key, monitor, verdicts))
     return found
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Versions and machine
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def environments(results: AblationResults) -> dict[str, list[str]]:

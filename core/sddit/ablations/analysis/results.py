@@ -159,11 +159,6 @@ def scores_of(run: Path) -> dict[str, float]:
     }
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Files of the ablation's folder
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def write_results(results: AblationResults) -> Path:
     """Write `results.jsonl` atomically."""
     path = results.folder / RESULTS

@@ -25,11 +25,6 @@ LEVEL = 0.95  # of the intervals; 1 - LEVEL is the accepted rate of false verdic
 MIN_SEEDS = 3
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Arms and their baseline
-# --------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
     """One metric of one arm over its seeds. The interval is of the mean; one seed has no spread and no interval."""
@@ -142,11 +137,6 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Intervals and tests over the last axis
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def student_interval(values: ArrayLike, level: float = LEVEL) -> tuple[Array, Array, Array]:
     """Return mean, low and high of the Student-t interval of the mean, over the last axis of [..., n], n >= 2.
 
@@ -201,11 +191,6 @@ def holm(p: ArrayLike) -> Array:
     corrected = np.empty_like(p)
     np.put_along_axis(corrected, order, np.minimum(rising, 1.0), axis=-1)
     return corrected
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Student's t
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def student_quantile(p: float, dof: float) -> float:

@@ -118,11 +118,6 @@ def family_size(compared: Mapping[str, Mapping[str, Comparison]]) -> int:
     return max((one.family for arms in compared.values() for one in arms.values()), default=0)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Numbers as text
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def metric_title(metric: str) -> str:
     """Return the title of a metric: `classifier FD` for `sddit/classifier.fd`."""
     extractor, _, figure = metric.rpartition(".")
@@ -170,11 +165,6 @@ def format_difference(comparison: Comparison) -> tuple[str, str]:
         return f"{rounded:{sign}.{max(digits, 0)}f}" if half > 0 and digits < 7 else f"{value:{sign}.2g}"
 
     return text(comparison.difference, "+"), f"{text(comparison.low)}, {text(comparison.high)}"
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# For programs
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def records(results: AblationResults) -> Iterator[dict[str, Any]]:

@@ -122,11 +122,6 @@ def _of_arm(arm: Arm, steps: int, problem: Problem) -> Problem:
     return Problem(problem.code, what, problem.where, problem.got, problem.expect, problem.fix)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Settings that count steps
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def rescaled(recipe: Recipe, factor: float) -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of each setting that counts steps, at `factor` times the length."""
     for key, chosen in components(recipe).items():

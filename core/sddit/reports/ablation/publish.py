@@ -98,11 +98,6 @@ def refuse_other(to: Path) -> None:
         )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Nothing of the machine
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def impersonal(results: AblationResults) -> AblationResults:
     """Return the results without the folders of this machine and without an earlier publication.
 
@@ -136,11 +131,6 @@ def homeless(text: str, results: AblationResults) -> str:
     for folder in sorted(known - {"/"}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
     return text
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Files
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def files(results: AblationResults) -> Iterator[tuple[str, bytes]]:

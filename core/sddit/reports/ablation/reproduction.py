@@ -158,11 +158,6 @@ def word(one: Agreement, p_holm: float | None) -> Word:
     return "different" if p_holm < 1 - LEVEL else "agrees"
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What does not compare
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def other_settings(here: AblationResults, there: AblationResults, arm: str) -> str:
     """Why the runs of an arm are other runs than the published ones; empty if they are the same but for their seeds."""
     ids = {row.seed: row.id for row in there.of(arm)}
@@ -208,11 +203,6 @@ def notes(here: AblationResults, there: AblationResults) -> Iterator[str]:
     for key, values in environments(here).items():
         if key.startswith(SAME_EVERYWHERE) and key in known and known[key] != values:
             yield f"{key} is {', '.join(values)} here, {', '.join(known[key])} there: other digits may come of it."
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# As they are written
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def without_paths(text: str) -> str:

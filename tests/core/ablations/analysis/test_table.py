@@ -155,9 +155,6 @@ def test_every_figure_is_one_of_the_scores():
     assert set(EXTRACTOR_METRICS) <= KNOWN_METRICS.keys()
 
 
-# ---------------------------------------------------------------------------------------------------------- the command
-
-
 def test_the_command_shows_the_arms(sddit_run, folder):
     said = sddit_run("table", folder)
     assert said.status == 0

@@ -163,8 +163,6 @@ def test_a_child_recipe_inherits_the_ablation(write, tmp_path):
     assert found.settings.seeds == (3,)
 
 
-# -------------------------------------------------------------------------------------------------------------- grounds
-
 GROUND = (
     TOY_RECIPE.replace("[loss.denoise]", "[loss.only]")
     .replace("[backbone]", "[backbone]\ndepth = 3")
@@ -254,9 +252,6 @@ def test_what_is_wrong_with_the_ground_names_its_line_and_the_arm(layers, tmp_pa
     assert "other.toml:" in problem.where
 
 
-# ---------------------------------------------------------------------------------------------------------------- idle
-
-
 def test_inherited_keys_of_an_inactive_slot_are_idle_and_no_warning(ablation):
     plain = (
         ablation("""
@@ -282,9 +277,6 @@ def test_a_key_that_an_arm_sets_without_effect_is_warned_of(ablation):
     )
     assert "loss.agree.momentum" in arm.idle
     assert any(text.startswith("loss.agree.momentum has no effect here (") for text in arm.warnings)
-
-
-# ------------------------------------------------------------------------------------------------------------ problems
 
 
 def problems(ablation, text, *overrides):
@@ -411,9 +403,6 @@ def test_a_misspelt_table_of_the_ablation_is_reported_with_its_consequences(writ
     ]
 
 
-# ------------------------------------------------------------------------------------------------------- said together
-
-
 def whats(ablation, text, *overrides):
     return [problem.what for problem in problems(ablation, text, *overrides)]
 
@@ -522,9 +511,6 @@ def test_a_target_is_placed_where_it_stands(ablation):
     (found,) = problems(ablation, "[ablation]\nseeds = [1]\ntargets.toy.kid = 1")
     file, line = found.where.split(":")
     assert Path(file).read_text(encoding="utf-8").splitlines()[int(line) - 1] == "targets.toy.kid = 1"
-
-
-# -------------------------------------------------------------------------------------------------- names and metrics
 
 
 def test_the_name_of_an_arm_has_a_bound(ablation):

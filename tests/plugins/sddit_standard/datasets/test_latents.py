@@ -154,9 +154,6 @@ def test_images_are_three_channels_about_their_mean(tmp_path: Path, channels: in
     assert data.to_images(mean[None] + 100).min() == 255
 
 
-# ------------------------------------------------------------------------------------------------------------ training
-
-
 @pytest.fixture
 def session_of(tmp_path: Path, toys: Host) -> Callable[..., Session]:
     """A session of toys on cached latents."""
@@ -212,9 +209,6 @@ def test_it_conforms(tmp_path: Path) -> None:
     for posterior in ("sample", "mean"):
         folder = written(tmp_path / posterior, [(moments(2000)[:, :, :2, :2], labels(2000))])
         check("latents", kind="datasets", path=str(folder), holdout=0.1, posterior=posterior)
-
-
-# --------------------------------------------------------------------------------------------------------------- faults
 
 
 def change_index(folder: Path, **changes: Any) -> None:
