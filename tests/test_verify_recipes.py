@@ -45,16 +45,16 @@ def test_a_recipe_without_its_data_is_left_to_a_full_look(tmp_path: Path, monkey
 
 def test_a_leak_is_found_without_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipping("imagenet256/dit-xl2.toml", tmp_path, monkeypatch)
-    right = leaks.Scene.views
+    right = leaks.LeakScene.views
 
-    def pasted(self: leaks.Scene, *given: Any) -> Any:
+    def pasted(self: leaks.LeakScene, *given: Any) -> Any:
         views = right(self, *given)
         for view in views.values():
             view.x = view.x.clone()
             view.x[:, :, 0, 0] = view.x0[:, :, 0, 0]
         return views
 
-    monkeypatch.setattr(leaks.Scene, "views", pasted)
+    monkeypatch.setattr(leaks.LeakScene, "views", pasted)
     failed = [m.what for m in core.leaks(CheckContext(full=True)) if not m.holds]
     assert "dit-xl2, narrow and on noise: what the student is given, x_t held: x of view 'student'" in failed
 
