@@ -66,7 +66,7 @@ def doubtful(name: str) -> set[str]:
     return set(re.findall(r"^- \*\*(\S+)\*\* against .*\*\*Doubtful: diagnostics alarm", page, re.MULTILINE))
 
 
-def test_the_readmes_sentences_are_the_verdicts() -> None:
+def test_the_findings_of_the_index_are_the_verdicts() -> None:
     """Each claim of the paragraph under its table."""
     assert verdicts("sd_dit_vs_masking", "sd_dit") == {"within noise"}
     assert verdicts("sd_dit_vs_masking", "mdt") == {"better"}
