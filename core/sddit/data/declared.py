@@ -36,11 +36,11 @@ def declared_facts(params: DeclaredParams) -> DataFacts:
 
 
 def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the table `[dataset]` that stands in for data that is not here.
+    """Return a table `[dataset]` that declares the facts of a data set that is not available.
 
     Args:
-        data: what a resolved recipe states of it, see `recipe.facts_to_json`.
-        dataset: its own table.
+        data: its facts in a resolved recipe, see `recipe.facts_to_json`.
+        dataset: its table `[dataset]`.
     """
     names = tuple(data["class_names"])
     classes = {"classes": len(names)} if names == numbered(len(names)) else {"class_names": list(names)}
@@ -57,12 +57,12 @@ def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """Return names of classes that have none: their numbers."""
+    """Return numbers as names of unnamed classes."""
     return tuple(map(str, range(count)))
 
 
 def no_images(where: str = "dataset") -> SdditError:
-    """Return the refusal to train or score on a declaration."""
+    """Return the error SD-D340: a declared data set cannot be trained on or scored against."""
     return error(
         "SD-D340",
         "this data set is declared: it holds no images to train on or to score against",
@@ -77,9 +77,7 @@ Spread = Annotated[float, Field(ge=0)]
 
 
 class DeclaredParams(DatasetParams):
-    """Shapes without images, for models that come from elsewhere: such a recipe plans and samples, and trains on
-    nothing.
-    """
+    """Shapes without images, for models trained elsewhere: such a recipe can plan and sample, but not train."""
 
     image: tuple[Size, Size, Size] = Field(strict=False, description="C, H and W as the network sees them.")
     classes: int = Field(0, ge=0, le=10**6, description="Number of classes; 0: unconditional. Or give class_names.")
@@ -107,7 +105,7 @@ class DeclaredParams(DatasetParams):
         return facts
 
     def check(self, recipe: RecipeView) -> Iterable[Problem]:
-        """Nothing can be scored against no images."""
+        """Yield a problem if the recipe asks for scores, which need images."""
         return no_images("evaluate.features").problems if recipe.features else ()
 
     def idle(self, recipe: RecipeView) -> Iterable[str]:

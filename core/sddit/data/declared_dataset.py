@@ -1,4 +1,4 @@
-"""Stand in for a data set that only declares its shapes: no images, only what is needed to look at generated ones."""
+"""Convert samples to images for a data set that only declares its shapes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sddit.data.preview import Shown
 
 
 def declared(params: DeclaredParams, *, split: Literal["train", "test"]) -> DeclaredSplit:
-    """Facts without images; both splits are the same."""
+    """Return a split without images; both splits are equal."""
     return DeclaredSplit(params)
 
 
 class DeclaredSplit:
-    """No images at all, only what is needed to look at generated ones."""
+    """A split without images, which can only convert samples to images."""
 
     def __init__(self, params: DeclaredParams) -> None:
         self.facts = params.facts()
@@ -27,9 +27,9 @@ class DeclaredSplit:
         raise no_images()
 
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Always refused."""
+        """Raise SD-D340."""
         raise no_images()
 
     def to_images(self, x: Tensor) -> Tensor:
-        """Pixels where there are 1 or 3 channels, else three channels of the latents; uint8 [n, 3, H, W]."""
+        """Return uint8 [n, 3, H, W]: pixels of 1 or 3 channels, otherwise three channels of the latents."""
         return self._shown.pixels(x) if self.facts.image[0] in (1, 3) else self._shown.latents(x)

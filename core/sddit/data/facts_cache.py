@@ -1,4 +1,4 @@
-"""Cache measurements of data in the user's cache folder. Torch-free."""
+"""Keep measured facts of external data in the user's cache folder. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sddit import __version__
 
 
 def cached(key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """`compute()`, or what it gave before for this `key` (any JSON).
+    """Return `compute()`, or its earlier result for this `key` (any JSON).
 
     Without a usable cache folder it is computed each time.
     """

@@ -1,12 +1,11 @@
-"""Cached latents: a folder of encoder moments, one normal distribution for each image. Its index, its facts, its
-writer. No torch.
+"""Read, verify and write a folder of cached latents: encoder moments, one normal distribution per image. No torch.
 
-    PATH/latents.json            what the shards hold, and the size and sha256 of each
+    PATH/latents.json            index: layout, statistics, and size and sha256 of each shard
     PATH/shard-00000.safetensors moments [n, 2C, h, w] float16 or float32, labels [n] int64
 
-The first C channels are means, the others say how far the encoder's posterior spreads: log-variances (`mean+logvar`,
-the layout of MaskDiT's files) or standard deviations (`mean+std`, that of EDM2's). Both are raw; `scale` is multiplied
-on reading.
+The first C channels are means of the encoder's posterior, the others its log-variances (`mean+logvar`, the layout of
+MaskDiT's files) or standard deviations (`mean+std`, the layout of EDM2's files). Both are stored unscaled; readers
+multiply by `scale`.
 """
 
 from __future__ import annotations
@@ -31,9 +30,10 @@ Layout = Literal["mean+logvar", "mean+std"]
 Flip = Literal["none", "once", "both"]
 
 INDEX = "latents.json"
-LOG_VARIANCE = (-30.0, 20.0)  # where MaskDiT and the VAE itself clamp it
+LOG_VARIANCE = (-30.0, 20.0)  # range to which MaskDiT and the VAE clamp it
 PLAUSIBLE = (0.25, 2.5)  # standard deviation of scaled latents; outside, the scale is missing or was applied twice
 MAX_PROBLEMS = 5  # shown at once
+COPY_AGAIN = "copy it again, or write the cache again"
 
 
 class Shard(BaseModel):
@@ -69,21 +69,21 @@ class Index(BaseModel):
 
     @cached_property
     def rows(self) -> int:
-        """Distributions in all shards."""
+        """Number of distributions in all shards."""
         return sum(shard.count for shard in self.shards)
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A folder of latents and what its index says."""
+    """A folder of latents and its index."""
 
     root: Path
     index: Index
 
     def rows_of(self, split: Split, holdout: float) -> NDArray[np.int64]:
-        """Return the rows of a split, rising.
+        """Return the rows of a split in rising order.
 
-        An image is held out by its place in the cache: shards added at the end move none.
+        The position of an image in the cache decides its split, so that appended shards change no split.
         """
         pair = 2 if self.index.flip == "both" else 1  # an image and its mirror image stay together
         key = blake2b(b"latents/split", digest_size=16).digest()
@@ -95,14 +95,11 @@ class Cache:
 
 
 def read_index(path: str) -> Cache:
-    """Return the cache at `path`.
-
-    Raises SD-D341 for a folder that is none, or whose index is not as this module writes it.
-    """
+    """Read the index of the cache at `path`. Raises SD-D341 if there is none, or if it is invalid."""
     root = Path(path).expanduser()
-    place = root / INDEX
+    file = root / INDEX
     try:
-        text = place.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as failure:
         raise error(
             "SD-D341",
@@ -115,12 +112,12 @@ def read_index(path: str) -> Cache:
     try:
         index = Index.model_validate_json(text)
     except ValidationError as failure:
-        raise SdditError(*_index_problems(failure, place)) from None
+        raise SdditError(*_index_problems(failure, file)) from None
     if {len(index.mean), len(index.std), len(index.spread)} != {index.channels}:
         raise error(
             "SD-D341",
             f"{INDEX} states no mean, std and spread for each channel",
-            where=str(place),
+            where=str(file),
             got=f"{len(index.mean)}, {len(index.std)} and {len(index.spread)} numbers",
             expect=f"{index.channels} each",
         )
@@ -128,14 +125,14 @@ def read_index(path: str) -> Cache:
         raise error(
             "SD-D341",
             "mirrored pairs make an even number",
-            where=str(place),
+            where=str(file),
             got=f"{index.rows} latents",
             fix='flip = "none" or "once", or write the cache again',
         )
     return Cache(root.resolve(), index)
 
 
-def _index_problems(failure: ValidationError, place: Path) -> Iterable[Problem]:
+def _index_problems(failure: ValidationError, file: Path) -> Iterable[Problem]:
     for detail in failure.errors(include_url=False)[:MAX_PROBLEMS]:
         key = ".".join(map(str, detail["loc"])) or "the whole"
         got = "" if detail["type"] == "missing" else str(detail["input"])[:80]
@@ -143,13 +140,13 @@ def _index_problems(failure: ValidationError, place: Path) -> Iterable[Problem]:
         what = "unknown layout of latents" if key == "layout" else f"{INDEX} cannot be used: {key}"
         if detail["type"] == "json_invalid":
             what, got, expect = f"{INDEX} is invalid or truncated JSON", detail["msg"], ""
-        yield Problem("SD-D341", what, str(place), got, expect, "copy it again, or write the cache again")
+        yield Problem("SD-D341", what, str(file), got, expect, COPY_AGAIN)
 
 
 def verify_shards(cache: Cache) -> None:
-    """Compare every shard with the index, by its bytes once and then by size and time.
+    """Compare every shard with the index: all bytes the first time, then its size and modification time.
 
-    Raises SD-D342, several at once.
+    Raises SD-D342 for all shards that differ, at most MAX_PROBLEMS.
     """
     raise_all(
         [problem for shard in cache.index.shards if (problem := _shard_problem(cache.root, shard))][:MAX_PROBLEMS]
@@ -158,16 +155,16 @@ def verify_shards(cache: Cache) -> None:
 
 def _shard_problem(root: Path, shard: Shard) -> Problem | None:
     path = root / shard.file
-    fix = "copy it again, or write the cache again"
     if path.is_symlink() or not path.is_file():
-        return Problem("SD-D342", f"shard {shard.file} is missing", where=str(path), fix=fix)
+        return Problem("SD-D342", f"shard {shard.file} is missing", where=str(path), fix=COPY_AGAIN)
     status = path.stat()
     if status.st_size != shard.bytes:
         got, expect = f"{status.st_size:,} bytes", f"{shard.bytes:,}"
-        return Problem("SD-D342", f"shard {shard.file} has another size", str(path), got, expect, fix)
+        return Problem("SD-D342", f"shard {shard.file} has another size", str(path), got, expect, COPY_AGAIN)
     stamp = [str(path), status.st_size, status.st_mtime_ns]
     if (found := cached(["latents", stamp], lambda: {"sha256": _sha256(path)})["sha256"]) != shard.sha256:
-        return Problem("SD-D342", f"shard {shard.file} is not what {INDEX} says", str(path), found, shard.sha256, fix)
+        what = f"shard {shard.file} is not what {INDEX} says"
+        return Problem("SD-D342", what, str(path), found, shard.sha256, COPY_AGAIN)
     return None
 
 
@@ -244,15 +241,13 @@ def _mismatch(where: str, array: NDArray[Any], labels: NDArray[Any], measured: _
 
 
 def mean_and_std(moments: NDArray[Any], layout: Layout) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means and standard deviations, each [n, C, h, w], before scaling."""
+    """Return means and standard deviations, each [n, C, h, w], before scaling."""
     mean, second = np.split(moments.astype(np.float64), 2, axis=1)
     return mean, np.exp(np.clip(second, *LOG_VARIANCE) / 2) if layout == "mean+logvar" else second
 
 
 class _Measured:
-    """Accumulate mean, standard deviation and posterior spread per channel, shard after shard (Chan et al. 1979: no
-    digits are lost).
-    """
+    """Accumulate mean, standard deviation and posterior spread per channel over shards (Chan et al. 1979)."""
 
     def __init__(self, channels: int, size: tuple[int, ...]) -> None:
         self.channels, self.size = channels, size

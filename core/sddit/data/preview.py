@@ -10,8 +10,8 @@ from torch import Tensor
 from sddit.data.scaling import scaling
 from sddit.interfaces import DataFacts, DatasetParams
 
-SHOWN = 3.0
-"""Standard deviations of a latent channel between grey and black or white."""
+MAX_STD = 3.0
+"""Number of standard deviations of a latent channel between grey and black or white."""
 
 
 class Shown:
@@ -24,15 +24,13 @@ class Shown:
         self._shift = over_image(seen.shift)
 
     def pixels(self, x: Tensor) -> Tensor:
-        """x [n, 1 or 3, H, W] as images in [-1, 1] once the scaling is undone; uint8 [n, 3, H, W]."""
+        """Convert x [n, 1 or 3, H, W] to pixels by undoing the scaling; returns uint8 [n, 3, H, W]."""
         return as_bytes(self._unscaled(x))
 
     def latents(self, x: Tensor) -> Tensor:
-        """Return the first three channels of x [n, C, H, W], in turn if there are fewer, each about its mean; uint8 [n,
-        3, H, W].
-        """
+        """Convert three channels of x [n, C, H, W], repeated if C < 3, each centred; returns uint8 [n, 3, H, W]."""
         mean, std = (over_image(values).to(x.device) for values in (self._facts.mean, self._facts.std))
-        unit = (self._unscaled(x) - mean) / (SHOWN * std.clamp_min(1e-12))
+        unit = (self._unscaled(x) - mean) / (MAX_STD * std.clamp_min(1e-12))
         return as_bytes(unit[:, [channel % x.shape[1] for channel in range(3)]])
 
     def _unscaled(self, x: Tensor) -> Tensor:
@@ -40,11 +38,11 @@ class Shown:
 
 
 def over_image(values: Sequence[float]) -> Tensor:
-    """Return one number for each channel, [C, 1, 1]."""
+    """Return one number per channel as a tensor [C, 1, 1]."""
     return torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 
 def as_bytes(unit: Tensor) -> Tensor:
-    """[-1, 1] to 0..255, cut to black and white, grey made three channels."""
+    """Convert [-1, 1] to 0..255, clipped; a single channel is repeated to three."""
     images = ((unit + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

@@ -1,4 +1,4 @@
-"""From grey levels to what the network sees, and what is known of that. No torch."""
+"""Scale images to the network's inputs, and compute the standard deviation of those. No torch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from sddit.errors import error
 from sddit.interfaces import DataFacts, DatasetParams
 
 STANDARD_STD = 0.5
-"""The standard deviation that `normalize = "standard"` gives every channel: EDM's sigma_data (arXiv:2206.00364, table
-1).
-"""
+"""Standard deviation of every channel for `normalize = "standard"`: EDM's sigma_data (arXiv:2206.00364, table 1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Scale and shift per channel: the network sees scale * v + shift of an image v in [-1, 1]."""
+    """Inputs of the network are scale * v + shift per channel, for images v in [-1, 1]."""
 
     scale: tuple[float, ...]
     shift: tuple[float, ...]
 
 
 def scaling(params: DatasetParams, facts: DataFacts) -> Scaling:
-    """Return the scaling that the key `normalize` asks for."""
+    """Return the scaling for the setting `normalize`."""
     if params.normalize == "range":
         return Scaling((1.0,) * len(facts.mean), (0.0,) * len(facts.mean))
     scale = tuple(STANDARD_STD / std for std in facts.std)

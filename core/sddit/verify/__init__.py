@@ -1,10 +1,9 @@
-"""The numerical checks behind `sddit-run verify`: what a machine computes, next to what it must.
+"""Check numerically what a machine computes: the checks behind `sddit-run verify`.
 
     rows = list(sddit.verify.verify())                 # every check of the core and of the built-in components
-    found = sddit.verify.leak(recipe)                  # whether what is trained can see its target
+    found = sddit.verify.leak(recipe)                  # whether a trained module can see its target
 
-A check of a component belongs to that component (`registry.add(..., checks={...})`); here are only those that hold for
-any.
+A component brings its own checks (`registry.add(..., checks={...})`). The checks here hold for every method.
 """
 
 from sddit.verify.leak_detector import leak

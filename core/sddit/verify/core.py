@@ -1,4 +1,4 @@
-"""The checks of the core: what holds for every method. Trained things are the toys of `sddit.testing`."""
+"""Check draws, masks, gradients, checkpoints and leaks, which concern every method, on the toys of `sddit.testing`."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from sddit.training.state import checkpoint_files, restore
 from sddit.training.step_metrics import noise_edges
 from sddit.verify.leak_detector import IMAGES, leak
 
-FIVE_ERRORS = 5.0
-"""Statistical bounds are five standard errors."""
+MAX_STANDARD_ERRORS = 5.0
+"""Bound of each statistical check."""
 
 KNOWN_ANSWERS = (  # of Philox 4x32-10, published with the Random123 library: counter, key, output
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -50,40 +50,42 @@ KNOWN_ANSWERS = (  # of Philox 4x32-10, published with the Random123 library: co
 )
 
 
-def differing(one: Tensor, two: Tensor) -> float:
-    """Count the numbers whose bits differ."""
+def num_different(one: Tensor, two: Tensor) -> float:
+    """Return the number of elements that differ; infinity if the shapes do."""
     return float((one != two).sum()) if one.shape == two.shape else math.inf
 
 
 def draws(context: CheckContext) -> Iterator[Measurement]:
-    """Yield the generator's published answers; the same numbers in any batch and on any device; the right
-    distribution.
-    """
+    """Check the generator: its published answers, independence of batch and device, mean and variance."""
     wrong = 0.0
     for counter, key, answer in KNOWN_ANSWERS:
         made = philox(torch.tensor(counter, device=context.device)[:, None], key)[:, 0].cpu()
-        wrong += differing(made, torch.tensor(answer))
+        wrong += num_different(made, torch.tensor(answer))
     yield Measurement("words that are not Philox's published answers", wrong, 0)
 
     ids = torch.arange(100, 116, device=context.device)
     whole = KeyedDraws(7, 3, ids).normal("noise", (3, 5))
     parts = torch.cat([KeyedDraws(7, 3, part).normal("noise", (3, 5)) for part in torch.split(ids, 3)])
-    yield Measurement("numbers that depend on the batch around them", differing(whole, parts), 0)
+    yield Measurement("numbers that depend on the batch around them", num_different(whole, parts), 0)
 
     if context.device != "cpu":
         on_cpu = KeyedDraws(7, 3, ids.cpu()).uniform("noise", (64,))
         there = KeyedDraws(7, 3, ids).uniform("noise", (64,)).cpu()
-        yield Measurement(f"uniform numbers that differ between cpu and {context.device}", differing(on_cpu, there), 0)
+        yield Measurement(
+            f"uniform numbers that differ between cpu and {context.device}", num_different(on_cpu, there), 0
+        )
 
     many = KeyedDraws(1, 0, torch.arange(256, device=context.device)).normal("noise", (256,)).double().flatten()
     n = many.numel()
-    yield Measurement("normal numbers: mean, in standard errors", abs(float(many.mean())) * math.sqrt(n), FIVE_ERRORS)
+    yield Measurement(
+        "normal numbers: mean, in standard errors", abs(float(many.mean())) * math.sqrt(n), MAX_STANDARD_ERRORS
+    )
     spread = abs(float(many.var()) - 1) * math.sqrt(n / 2)
-    yield Measurement("normal numbers: variance, in standard errors", spread, FIVE_ERRORS)
+    yield Measurement("normal numbers: variance, in standard errors", spread, MAX_STANDARD_ERRORS)
 
 
 def masks(context: CheckContext) -> Iterator[Measurement]:
-    """As many visible tokens as the ratio leaves, in rising order, each token as often as any other."""
+    """Check masks: the number of visible tokens, their rising order, and equal probability of each token."""
     wrong = sum(
         mask.keep_count(tokens, percent / 100) != math.floor(tokens * (1 - Fraction(percent, 100)))
         for tokens in range(1, 257)
@@ -99,18 +101,18 @@ def masks(context: CheckContext) -> Iterator[Measurement]:
         assert visible is not None
         unsorted = float((visible.diff(dim=1) <= 0).sum()) + rows * abs(visible.shape[1] - kept)
         yield Measurement(f"{shape}: places that are not {kept} rising token numbers", unsorted, 0)
-        if shape == "random":  # a block reaches the border tokens less often, by its nature
+        if shape == "random":  # a block contains tokens at the border less often
             often = torch.bincount(visible.flatten(), minlength=48).double() / rows
             error = math.sqrt(0.25 / rows)
             yield Measurement(
                 "random: fraction of each token, in standard errors",
                 float((often - 0.5).abs().max()) / error,
-                FIVE_ERRORS,
+                MAX_STANDARD_ERRORS,
             )
 
 
 def toy(*overrides: str) -> Recipe:
-    """Return the toy recipe with a masked student, a teacher and two terms."""
+    """Return the toy recipe with a masked student, a teacher and two losses."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "toy.toml"
         file.write_text(TOY_PAIR_RECIPE, encoding="utf-8")
@@ -118,22 +120,19 @@ def toy(*overrides: str) -> Recipe:
 
 
 def gradients(context: CheckContext) -> Iterator[Measurement]:
-    """Gradients in one piece and in micro-batches, and in float64, float32 and bfloat16."""
+    """Compare gradients with and without micro-batches, and in float64, float32 and bfloat16."""
     whole = {precision: gradient(context, precision) for precision in ("fp64", "fp32", "bf16")}
     for precision, bound in (("fp64", 1e-12), ("fp32", 1e-5)):
         for micro in (1, 2, 4):
             parts = gradient(context, precision, f"train.micro_batch={micro}")
             shown = f"{precision}: 8 images at once and {micro} at a time"
-            yield Measurement(shown, apart(parts, whole[precision]), bound)
-    yield Measurement("fp32 next to fp64", apart(whole["fp32"], whole["fp64"]), 1e-5)
-    yield Measurement("bf16 next to fp32", apart(whole["bf16"], whole["fp32"]), 3e-2)
+            yield Measurement(shown, relative_difference(parts, whole[precision]), bound)
+    yield Measurement("fp32 next to fp64", relative_difference(whole["fp32"], whole["fp64"]), 1e-5)
+    yield Measurement("bf16 next to fp32", relative_difference(whole["bf16"], whole["fp32"]), 3e-2)
 
 
 def gradient(context: CheckContext, precision: str, *overrides: str) -> Tensor:
-    """Return the gradient of the toy's first step, all parameters in a row, float64.
-
-    Its weights are float32 numbers.
-    """
+    """Return the gradient of the toy's first step, flattened to one float64 vector. The weights are float32 numbers."""
     session = build_session(toy(f"train.precision={precision}", *overrides), torch.device(context.device))
     assert session.teacher is not None
     session.student.load_state_dict(build_session(toy(), torch.device(context.device)).student.state_dict())
@@ -144,13 +143,13 @@ def gradient(context: CheckContext, precision: str, *overrides: str) -> Tensor:
     return torch.cat(found).cpu()
 
 
-def apart(one: Tensor, two: Tensor) -> float:
-    """Return the difference of two vectors, relative to the second."""
+def relative_difference(one: Tensor, two: Tensor) -> float:
+    """Return the norm of the difference of two vectors relative to that of the second."""
     return float((one - two).norm() / two.norm())
 
 
 def checkpoints(context: CheckContext) -> Iterator[Measurement]:
-    """Four steps, and two, a checkpoint, a new process's worth of objects, and two more: the same bits. On the CPU."""
+    """Compare four steps with two, a restored checkpoint and two more: bitwise equal. On the CPU."""
     straight = session_after(4)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "checkpoints", keep=2)
@@ -159,19 +158,21 @@ def checkpoints(context: CheckContext) -> Iterator[Measurement]:
         found = store.latest()
         assert found is not None
         restore(resumed, found)
-        yield Measurement("tensors of the restored run that differ", changed(resumed, session_after(2)), 0)
+        yield Measurement("tensors of the restored run that differ", num_changed_tensors(resumed, session_after(2)), 0)
         advance(resumed, 2)
-        yield Measurement("tensors that differ two steps later", changed(resumed, straight), 0)
+        yield Measurement("tensors that differ two steps later", num_changed_tensors(resumed, straight), 0)
         forgetful = session_after(0)
         restore(forgetful, found)
         forgetful.optimizer.state.clear()
         advance(forgetful, 2)
-        yield Measurement("control: they differ without the optimizer's state", changed(forgetful, straight), 1, ">=")
-        yield Measurement("fraction of flipped bits that are noticed", noticed(place), 1, ">=")
+        yield Measurement(
+            "control: they differ without the optimizer's state", num_changed_tensors(forgetful, straight), 1, ">="
+        )
+        yield Measurement("fraction of flipped bits that are noticed", fraction_detected(place), 1, ">=")
 
 
 def session_after(steps: int) -> Session:
-    """Return the toy run after some steps."""
+    """Return a toy run after this number of steps."""
     session = build_session(toy(), torch.device("cpu"))
     advance(session, steps)
     return session
@@ -195,15 +196,15 @@ def state_of(session: Session) -> dict[str, Tensor]:
     return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
-def changed(one: Session, two: Session) -> float:
-    """Count the tensors of two runs that differ."""
+def num_changed_tensors(one: Session, two: Session) -> float:
+    """Return the number of tensors that differ between two runs."""
     mine, theirs = state_of(one), state_of(two)
     common = mine.keys() & theirs.keys()
-    return len(mine.keys() ^ theirs.keys()) + sum(differing(mine[name], theirs[name]) > 0 for name in common)
+    return len(mine.keys() ^ theirs.keys()) + sum(num_different(mine[name], theirs[name]) > 0 for name in common)
 
 
-def noticed(place: Path) -> float:
-    """Return the fraction of flipped bits, three in every file of a checkpoint, for which it is refused."""
+def fraction_detected(place: Path) -> float:
+    """Flip three bits in each file of a checkpoint, one at a time, and return the fraction that is detected."""
     outcomes = []
     for file in sorted(place.iterdir()):
         size = file.stat().st_size
@@ -213,13 +214,13 @@ def noticed(place: Path) -> float:
             content = bytearray(file.read_bytes())
             content[offset] ^= 1
             (copy / file.name).write_bytes(content)
-            outcomes.append(refused(copy))
+            outcomes.append(is_rejected(copy))
             shutil.rmtree(copy)
     return sum(outcomes) / len(outcomes)
 
 
-def refused(place: Path) -> bool:
-    """Return whether a checkpoint is found broken."""
+def is_rejected(place: Path) -> bool:
+    """Return whether a checkpoint is rejected as broken."""
     try:
         verify_sealed(place)
     except BrokenCheckpoint:
@@ -227,28 +228,32 @@ def refused(place: Path) -> bool:
     return False
 
 
-GROUND = "base"
-"""The folder of what recipes extend."""
-OUTSIDE = ("SD-D", "SD-C")
-"""Codes of what a recipe needs besides itself: data, and start weights."""
-SMALL = 5_000_000
-"""Parameters of the largest network that a quick look takes."""
-IMAGINED = (
+# --------------------------------------------------------------------------------------------------------------------
+# Recipes
+# --------------------------------------------------------------------------------------------------------------------
+
+BASE_FOLDER = "base"
+"""Folder of the recipes that others extend."""
+EXTERNAL_CODES = ("SD-D", "SD-C")
+"""Prefixes of the codes of data and start weights that are missing."""
+MAX_PARAMETERS = 5_000_000
+"""Size of a network above which only `--full` tests its recipe."""
+DECLARED_DATA = (
     "dataset.name=sddit/declared",
     "dataset.image=[4, 16, 16]",
     "dataset.classes=10",
     "dataset.label_drop=0.1",
     "evaluate.features=[]",
 )
-"""In place of data: small latents whose images are noise."""
-NARROW = ("backbone.size=", "backbone.depth=12", "backbone.width=32", "backbone.heads=4")
-"""In place of a size: few numbers, in which the decoder and the skips of the shipped recipes still have room."""
+"""Overrides that replace the data with small latents, whose values are noise."""
+NARROW_NETWORK = ("backbone.size=", "backbone.depth=12", "backbone.width=32", "backbone.heads=4")
+"""Overrides that reduce the width. The depth suffices for the decoders and skips of the shipped recipes."""
 WITHOUT_START = "start=false"
-"""In place of the run that a second stage begins from."""
+"""Override that removes the run from which a second stage starts."""
 
 
-class Imagined(DeclaredSplit):
-    """As many images of noise as the leak detector takes, in the shapes that are declared."""
+class NoiseImages(DeclaredSplit):
+    """Images of noise in the declared shape, as many as the leak detector uses."""
 
     def __len__(self) -> int:
         return IMAGES
@@ -260,44 +265,41 @@ class Imagined(DeclaredSplit):
 
 
 def leaks(context: CheckContext) -> Iterator[Measurement]:
-    """Yield the leak detector on the shipped recipes whose data are here and whose networks are small.
+    """Test the shipped recipes for leaks: those with a small network whose data are available.
 
-    With `full` also on all others: with a narrow network of the same parts, and noise for images.
+    With `full` also all others, with a narrow network of the same structure and images of noise.
     """
-    folder, left = lookup.shipped(), []
-    for path in sorted(path for path in folder.rglob("*.toml") if path.parent.name != GROUND):
+    folder, skipped = lookup.shipped(), []
+    for path in sorted(path for path in folder.rglob("*.toml") if path.parent.name != BASE_FOLDER):
         recipe = available_recipe(path)
         if recipe is not None:
             yield from leak(recipe, context)
         elif context.full:
-            stand_in = imagined(path)
-            assert isinstance(stand_in.dataset.params, DeclaredParams)
-            yield from leak(stand_in, context, images=Imagined(stand_in.dataset.params))
+            narrow = narrow_recipe(path)
+            assert isinstance(narrow.dataset.params, DeclaredParams)
+            yield from leak(narrow, context, images=NoiseImages(narrow.dataset.params))
         else:
-            left.append(path.relative_to(folder).with_suffix("").as_posix())
-    if left:
+            skipped.append(path.relative_to(folder).with_suffix("").as_posix())
+    if skipped:
         raise NotHereError(
-            f"{len(left)} recipes are large, or their data or first weights are not here, {left[0]} among them: "
-            "--full looks at them with narrow networks and noise for images"
+            f"{len(skipped)} recipes are large, or their data or start weights are missing, such as {skipped[0]}: "
+            "--full tests them with narrow networks and images of noise"
         )
 
 
 def available_recipe(path: Path) -> Recipe | None:
-    """Return a recipe as it is, if nothing that it needs is missing here and its network is small."""
+    """Return a recipe unchanged; None if its data or start weights are missing or its network is large."""
     try:
         recipe = resolve(path)
     except SdditError as refusal:
-        if not any(problem.code.startswith(OUTSIDE) for problem in refusal.problems):
+        if not any(problem.code.startswith(EXTERNAL_CODES) for problem in refusal.problems):
             raise
         return None
-    return recipe if (plan(recipe).backbone_parameters or math.inf) < SMALL else None
+    return recipe if (plan(recipe).backbone_parameters or math.inf) < MAX_PARAMETERS else None
 
 
-def imagined(path: Path) -> Recipe:
-    """Return a recipe with stand-ins for its data, its size and what it starts from.
-
-    Its losses and its views are its own.
-    """
-    begins = "start" in load(path).tables
-    recipe = resolve(path, (*IMAGINED, *NARROW, *((WITHOUT_START,) if begins else ())))
+def narrow_recipe(path: Path) -> Recipe:
+    """Return a recipe with other data, a narrow network and random start weights, but its own losses and views."""
+    has_start = "start" in load(path).tables
+    recipe = resolve(path, (*DECLARED_DATA, *NARROW_NETWORK, *((WITHOUT_START,) if has_start else ())))
     return replace(recipe, name=f"{recipe.name}, narrow and on noise")

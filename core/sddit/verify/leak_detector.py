@@ -1,12 +1,13 @@
-"""The target-leak detector: whether what is trained can see the clean image other than through its noisy view.
+"""Detect target leaks: trained modules that can see the clean image other than through its noisy view.
 
-A view shows x_t = alpha(t) x0 + sigma(t) eps. Move x0 by d and eps by -(alpha / sigma) d, and x_t stays where it was: a
-student that is honest is then given the same, and predicts the same, while its target has moved. So each student view
-is held in this way, everywhere and at its hidden tokens alone, and compared: what the network is given, what it
-predicts, and what the terms' own trained modules are given when the student's outputs are held too.
+A view contains x_t = alpha(t) x0 + sigma(t) eps. Changing x0 by d and eps by -(alpha / sigma) d leaves x_t unchanged.
+Without a leak, the student then receives the same inputs and makes the same predictions, although its target has
+changed. The detector makes this change for each student view, over the entire image and at hidden tokens only, and
+compares three things: the network's inputs, its predictions, and the inputs of the losses' own trained modules while
+the student's outputs stay fixed.
 
-It works on any recipe: the noise of a view is found by moving the draws and watching. What it cannot see is a term that
-mixes its target into a parameter without calling a module.
+It works for any recipe, since the response of a view to its draws is measured. It cannot detect a loss that mixes its
+target into a parameter without calling a module.
 """
 
 from __future__ import annotations
@@ -40,25 +41,24 @@ from sddit.training.session import Session
 from sddit.training.student import ViewRequest, run_network
 
 IMAGES = 4
-MOMENTS = (0.0, 0.5)  # of the run: ramps and late terms show more than one face
+MOMENTS = (0.0, 0.5)  # fractions of the run, since ramps and losses that start late change what is trained
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-SEEN = 1e-3  # a prediction changes at least so much when x_t does: else holding x_t would prove nothing
-Look = tuple[dict[str, View], Draws]
-"""Views, and the draws they were made of."""
-GIVEN = ("x", "t", "labels", "visible", "groups")  # what a network is given of a view
+MIN_CHANGE = 1e-3  # of a prediction when x_t changes: below it, an unchanged prediction would prove nothing
+ViewsAndDraws = tuple[dict[str, View], Draws]
+"""Views by name, and the draws from which they were made."""
+VIEW_INPUTS = ("x", "t", "labels", "visible", "groups")  # fields of a view that a network receives
 
 
 def leak(recipe: Recipe, context: CheckContext | None = None, *, images: Dataset | None = None) -> list[Measurement]:
-    """Look for a leak in a recipe's pair sampler, backbone and loss terms. Each measurement that fails names where it
-    is.
+    """Test a recipe's pair sampler, backbone and losses for leaks. A measurement that fails names the leak's location.
 
-    The network has random weights throughout, since layers that start at zero would hide what is behind them, and
-    computes in float64 if its attention kernel does.
+    All weights of the network are random, since layers that start at zero would hide a leak behind them. It computes in
+    float64 if its attention kernel supports that.
 
     Args:
-        recipe: what is looked at.
-        context: the device; None: the CPU.
-        images: in place of the recipe's own data, of the same shapes.
+        recipe: the recipe to test.
+        context: sets the device; None: the CPU.
+        images: replace the recipe's own data, with the same shapes.
 
     Raises:
         NotHereError: if the recipe's attention kernel does not run on the device.
@@ -66,7 +66,7 @@ def leak(recipe: Recipe, context: CheckContext | None = None, *, images: Dataset
     device = torch.device((context or CheckContext()).device)
     if device.type not in recipe.attention.params.devices:
         raise NotHereError(f"attention kernel {recipe.attention.component.name!r} does not run on {device.type}")
-    session = build_session(plain(recipe), device)
+    session = build_session(simplified_recipe(recipe), device)
     if images is not None:
         session.dataset = images
     fill(session.student)
@@ -75,12 +75,12 @@ def leak(recipe: Recipe, context: CheckContext | None = None, *, images: Dataset
         examine(LeakScene(session, int(moment * recipe.train.steps)), found)
     tolerance = TOLERANCE[next(session.student.parameters()).dtype]
     held = [found.measurement(recipe.name, what, tolerance) for what in found.held]
-    control = Measurement(f"{recipe.name}: control, the prediction when x_t moves too", found.moved, SEEN, ">=")
+    control = Measurement(f"{recipe.name}: control, the prediction when x_t moves too", found.moved, MIN_CHANGE, ">=")
     return [*held, control]
 
 
-def plain(recipe: Recipe) -> Recipe:
-    """Return the recipe without what costs memory or digits and leaks nothing: compilation, averages, low precision."""
+def simplified_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe without compilation, EMAs and low precision, which cost memory or digits and cannot leak."""
     exact = "fp64" if "fp64" in recipe.attention.params.dtypes else "fp32"
     changes = {"precision": exact, "compile": False, "activation_checkpointing": False}
     return replace(recipe, train=recipe.train.model_copy(update=changes), ema={})
@@ -88,7 +88,7 @@ def plain(recipe: Recipe) -> Recipe:
 
 @torch.no_grad()
 def fill(module: nn.Module) -> None:
-    """Random numbers in every parameter, of a size that keeps activations about 1."""
+    """Fill every parameter with random numbers, scaled so that activations stay near 1."""
     for name, parameter in module.named_parameters():
         fan = parameter[0].numel() if parameter.dim() > 1 else 4
         parameter.copy_(torch.randn(parameter.shape, generator=generator(0, name)) / math.sqrt(fan))
@@ -96,26 +96,26 @@ def fill(module: nn.Module) -> None:
 
 @dataclass(slots=True)
 class LeakFindings:
-    """The largest changes so far."""
+    """Largest changes so far."""
 
-    held: dict[str, dict[str, float]] = field(default_factory=dict)  # what -> where -> change
-    moved: float = math.inf  # of a prediction when x_t moves too
+    held: dict[str, dict[str, float]] = field(default_factory=dict)  # with x_t fixed: quantity -> location -> change
+    moved: float = math.inf  # smallest change of a prediction when x_t changes too
 
     def add(self, what: str, where: str, change: float) -> None:
-        """Keep a change if it is the largest there."""
-        places = self.held.setdefault(what, {})
-        places[where] = max(places.get(where, 0.0), math.inf if math.isnan(change) else change)
+        """Keep a change if it is the largest at its location."""
+        changes = self.held.setdefault(what, {})
+        changes[where] = max(changes.get(where, 0.0), math.inf if math.isnan(change) else change)
 
     def measurement(self, recipe: str, what: str, tolerance: float) -> Measurement:
-        """Return the largest change; the places are named where they are too large."""
-        places = self.held[what]
-        leaking = sorted(where for where, change in places.items() if change > tolerance)
+        """Return the largest change, with the locations where it exceeds the tolerance."""
+        changes = self.held[what]
+        leaking = sorted(where for where, change in changes.items() if change > tolerance)
         named = f": {', '.join(leaking)}" if leaking else ""
-        return Measurement(f"{recipe}: {what}{named}", max(places.values()), tolerance)
+        return Measurement(f"{recipe}: {what}{named}", max(changes.values()), tolerance)
 
 
-class Moved:
-    """The keyed draws of a batch, with every normal draw of an image's shape moved by `shift` [B, C, H, W]."""
+class ShiftedDraws:
+    """Draws of a batch with `shift` [B, C, H, W] added to every normal draw of an image's shape."""
 
     def __init__(self, draws: Draws, shift: Tensor) -> None:
         self.draws, self.shift = draws, shift
@@ -139,11 +139,11 @@ class LeakScene:
         keyed = KeyedDraws(session.recipe.seed, step, torch.tensor(ids, device=session.device))
         self.draws: Draws = keyed
         self.batch = make_batch(session, ids, keyed)
-        self.labels = list(session.objective.weights(step))  # of the terms that are active
+        self.labels = list(session.objective.weights(step))  # of the active losses
         self.wants: dict[str, Want] = session.objective.wants(self.labels, "student")
 
     def context(self, draws: Draws) -> Context:
-        """Return the context of a step whose randomness is `draws`."""
+        """Return the context of the step with these draws."""
         session = self.session
         return Context(
             step=self.step,
@@ -154,71 +154,72 @@ class LeakScene:
         )
 
     def views(self, draws: Draws, change: Tensor | None = None) -> dict[str, View]:
-        """Return the views of these draws, with x0 moved by `change` [B, C, H, W]."""
+        """Return the views for these draws, with `change` [B, C, H, W] added to x0."""
         batch: Batch = self.batch if change is None else replace(self.batch, x0=self.batch.x0 + change)
         return self.session.pair_sampler(batch, draws, self.session.schedule, self.context(draws))
 
-    def predicted(self, name: str, view: View) -> Outputs:
+    def predict(self, name: str, view: View) -> Outputs:
         """Return the student's outputs for a view."""
         request = ViewRequest(view, self.wants[name])
         return run_network(self.session.student.backbone, self.session.schedule, request, None)
 
-    def holding(self, name: str, view: View, change: Tensor) -> Draws:
-        """Return the draws that keep x_t of a view where it was: eps moves by -(alpha / sigma) change.
+    def compensating_draws(self, name: str, view: View, change: Tensor) -> Draws:
+        """Return draws that keep x_t of a view unchanged when x0 changes: eps changes by -(alpha / sigma) change.
 
-        A view's noise may be a multiple of what was drawn, or a mixture: how it answers is measured at the same x0. One
-        that does not answer is held by nothing, and what follows x0 then shows.
+        A view's noise may be a multiple or a mixture of draws, so its response to a shift is measured at the same x0.
+        Noise that does not respond cannot compensate; the draws are then returned unchanged, and x_t shows the change.
         """
         schedule, t = self.session.schedule, view.t.double()
         needed = -(schedule.alpha(t) / schedule.sigma(t)).to(change)[:, None, None, None] * change
-        answer = self.views(Moved(self.draws, needed))[name].noise - view.noise
-        share = float((answer * needed).sum() / needed.square().sum())
-        return Moved(self.draws, needed / share) if abs(share) > 1e-6 else self.draws
+        response = self.views(ShiftedDraws(self.draws, needed))[name].noise - view.noise
+        gain = float((response * needed).sum() / needed.square().sum())
+        return ShiftedDraws(self.draws, needed / gain) if abs(gain) > 1e-6 else self.draws
 
 
 @torch.no_grad()
 def examine(scene: LeakScene, found: LeakFindings) -> None:
-    """Hold each student view that is read, and compare."""
+    """Compare each student view that is read before and after a change of x0 that keeps x_t."""
     views = scene.views(scene.draws)
-    outputs = {name: scene.predicted(name, views[name]) for name in scene.wants}
+    outputs = {name: scene.predict(name, views[name]) for name in scene.wants}
     for name, view in views.items():
         if name not in scene.wants:
             continue
         for change in changes(scene, view):
-            draws = scene.holding(name, view, change)
+            draws = scene.compensating_draws(name, view, change)
             held_views = scene.views(draws, change)
             held = held_views[name]
-            for key in GIVEN:
-                apart = distance(getattr(view, key), getattr(held, key))
-                found.add("what the student is given, x_t held", f"{key} of view {name!r}", apart)
-            again = scene.predicted(name, held)
+            for key in VIEW_INPUTS:
+                change_of_input = distance(getattr(view, key), getattr(held, key))
+                found.add("what the student is given, x_t held", f"{key} of view {name!r}", change_of_input)
+            again = scene.predict(name, held)
             for what, one, two in outputs_of(outputs[name], again):
                 found.add("what the student predicts, x_t held", f"{what} of view {name!r}", distance(one, two))
             examine_terms(scene, (views, scene.draws), (held_views, draws), outputs, found)
-        moved = scene.predicted(name, scene.views(scene.draws, unit(view.x))[name])
+        moved = scene.predict(name, scene.views(scene.draws, unit(view.x))[name])
         largest = max(distance(one, two) for _, one, two in outputs_of(outputs[name], moved))
         found.moved = min(found.moved, largest)
 
 
 def examine_terms(
-    scene: LeakScene, base: Look, held: Look, outputs: Mapping[str, Outputs], found: LeakFindings
+    scene: LeakScene, base: ViewsAndDraws, held: ViewsAndDraws, outputs: Mapping[str, Outputs], found: LeakFindings
 ) -> None:
-    """Check that trained modules of a loss get equal inputs when only the target moves."""
-    views, moved = base[0], held[0]
-    moved = {
-        name: replace(view, visible=views[name].visible) for name, view in moved.items()
-    }  # as the outputs name them
+    """Compare the inputs of the losses' trained modules while only the target changes, not the student's outputs."""
+    views = base[0]
+    # the outputs are those of the tokens that were visible before the change
+    moved = {name: replace(view, visible=views[name].visible) for name, view in held[0].items()}
     for label in scene.labels:
-        one, two = (given_to_modules(scene, label, look, outputs) for look in (base, (moved, held[1])))
+        one, two = (module_inputs(scene, label, made, outputs) for made in (base, (moved, held[1])))
         if one.keys() != two.keys():
             found.add("what the terms' heads are given", f"other calls in loss {label!r}", math.inf)
         for call in one.keys() & two.keys():
             found.add("what the terms' heads are given", f"{call} of loss {label!r}", distance(one[call], two[call]))
 
 
-def given_to_modules(scene: LeakScene, label: str, look: Look, student: Mapping[str, Outputs]) -> dict[str, Tensor]:
-    """Return every tensor that the trained modules of a term are called with, by module and number of the call."""
-    views, draws = look
+def module_inputs(
+    scene: LeakScene, label: str, made: ViewsAndDraws, student: Mapping[str, Outputs]
+) -> dict[str, Tensor]:
+    """Return every tensor that a loss's trained modules receive, by number and module."""
+    views, draws = made
     session, term = scene.session, scene.session.student.terms[label]
     outputs = {**student, **teacher_outputs(session, views, scene.labels)}
     read = session.objective.read[label]
@@ -244,7 +245,7 @@ def given_to_modules(scene: LeakScene, label: str, look: Look, student: Mapping[
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors inside nested containers."""
+    """Yield the tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -254,9 +255,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def changes(scene: LeakScene, view: View) -> Iterator[Tensor]:
-    """Yield changes of x0 [B, C, H, W]: of every pixel, and of hidden tokens alone if there are any.
+    """Yield changes of x0, [B, C, H, W]: of every pixel, and of the pixels of hidden tokens only if there are any.
 
-    Each image becomes the next one plus some noise: a leak by a few bits, such as a brightness, shows as well.
+    Each image becomes the next one plus noise, so that even a leak of a few bits, such as the brightness, is visible.
     """
     change = view.x0.roll(1, dims=0) - view.x0 + unit(view.x0)
     yield change
@@ -269,12 +270,12 @@ def changes(scene: LeakScene, view: View) -> Iterator[Tensor]:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Standard normal numbers of the shape of x, always the same."""
+    """Return standard normal numbers of the shape of x, the same in each call."""
     return torch.randn(x.shape, generator=generator(0, "leak"), dtype=torch.float64).to(x)
 
 
 def outputs_of(one: Outputs, two: Outputs) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
-    """Yield the tensors of two outputs side by side, with a name. The noisy image itself is not among them."""
+    """Yield (name, tensor, tensor) for each pair of tensors in two outputs, without the noisy image."""
     yield "raw", one.raw, two.raw
     for tap, tokens in one.taps.items():
         yield f"tap {tap!r}", tokens.patch, two.taps[tap].patch
@@ -282,7 +283,7 @@ def outputs_of(one: Outputs, two: Outputs) -> Iterator[tuple[str, Tensor | None,
 
 
 def distance(one: Tensor | None, two: Tensor | None) -> float:
-    """Return a distance: relative to the largest for floats, the fraction that differs for integers."""
+    """Return the largest difference relative to the largest value; for integers, the fraction that differs."""
     if one is None or two is None or one.shape != two.shape:
         return 0.0 if one is None and two is None else math.inf
     if not one.is_floating_point():

@@ -1,4 +1,4 @@
-"""Stored numbers of published implementations, where they are available: `<name>.safetensors` next to `<name>.json`."""
+"""Read stored numbers of published implementations: `<name>.safetensors` next to `<name>.json`."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from sddit.testing.toys.params import ToyAttentionParams
 from sddit.training.precision import default_dtype
 
 TOLERANCE = 1e-9
-"""How far a float64 implementation may be from float64 numbers of another, relative to max(1, |theirs|)."""
+"""Maximum difference of two float64 implementations, relative to max(1, |theirs|)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One stored set, by names without their prefix; floats are widened to float64."""
+    """Stored numbers by name, without the prefix of their part; floats are converted to float64."""
 
     state: Mapping[str, Tensor]  # parameters under their original names
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
-    meta: Mapping[str, Any]  # the json: `constructor` has their arguments
+    meta: Mapping[str, Any]  # content of the JSON file: `constructor` has their arguments
 
 
 def folders(named: Path | None) -> tuple[Path, ...]:
-    """Return the folders that may hold stored numbers: a named one, SDDIT_FIXTURES, those of a checkout."""
+    """Return the existing folders to search: the named one, SDDIT_FIXTURES, and the one of a checkout."""
     shipped = Path(__file__).parents[3] / "tests" / "fixtures" / "published"
     own = os.environ.get("SDDIT_FIXTURES")
-    places = [named, Path(own) if own else None, shipped]
-    return tuple(place for place in places if place is not None and place.is_dir())
+    candidates = [named, Path(own) if own else None, shipped]
+    return tuple(folder for folder in candidates if folder is not None and folder.is_dir())
 
 
 def published(context: CheckContext, name: str) -> Stored:
-    """Return the stored set of this name. Raises NotHereError where no folder has it."""
-    folder = next((place for place in context.fixtures if (place / f"{name}.safetensors").is_file()), None)
+    """Return the stored numbers of a name. Raises NotHereError if no folder has them."""
+    folder = next((path for path in context.fixtures if (path / f"{name}.safetensors").is_file()), None)
     if folder is None:
         raise NotHereError(f"{name}.safetensors is not here: --fixtures FOLDER, or SDDIT_FIXTURES")
     parts: dict[str, dict[str, Tensor]] = {"state": {}, "in": {}, "out": {}}
@@ -62,14 +62,14 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def parity(name: str, ours: Mapping[str, Tensor], stored: Stored) -> Iterator[Measurement]:
-    """Compare our numbers with the stored ones: {name of the output: ours}."""
+    """Compare our outputs, by name, with the stored ones."""
     for key, tensor in ours.items():
         assert tensor.dtype == torch.float64, f"{key} must be compared in float64"
         yield Measurement(f"{name}: {key}", difference(tensor, stored.outputs[key]), TOLERANCE)
 
 
 def network(component: Component[Any], layout: str, stored: Stored) -> nn.Module:
-    """Our backbone with their weights, float64, on the softmax written out."""
+    """Return our backbone with their weights in float64, with the toy attention, an explicit softmax."""
     form = component.format(layout)
     described = form.describe(stored.meta["constructor"])
     shapes = described.shapes

@@ -1,4 +1,4 @@
-"""List the checks and run them."""
+"""Run all checks and report each result as a row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sddit.plugins.host import Host, host
 from sddit.progress import Progress
 
 CORE = "sddit"
-"""Whose check it is where no component has it."""
+"""Owner of the checks that belong to no component."""
 
 CORE_CHECKS = {
     "draws are functions of their keys": "sddit.verify.core:draws",
@@ -26,12 +26,12 @@ CORE_CHECKS = {
     "a run from a checkpoint is the run itself": "sddit.verify.core:checkpoints",
     "no recipe sees its target": "sddit.verify.core:leaks",
 }
-"""The checks that hold for every method: {what it shows: path}."""
+"""Checks that hold for every method, by name: path of the function."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. Without a measurement it says why there is none."""
+    """One line of the table. `reason` is set if nothing was measured."""
 
     of: str  # the component, such as `losses edm/denoising`, or `sddit`
     check: str
@@ -40,7 +40,7 @@ class Row:
     reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, which has no NaN: that becomes a word."""
+        """Return the row as JSON. NaN and infinity, which JSON does not have, become text."""
         measured: dict[str, Any] = {"what": None, "value": None, "tolerance": None, "relation": None}
         if self.measurement is not None:
             measured = asdict(self.measurement)
@@ -49,11 +49,11 @@ class Row:
 
 
 def verify(context: CheckContext | None = None, progress: Progress | None = None) -> Iterator[Row]:
-    """Run every check of the core and of the components that are loaded, one row after the other.
+    """Run every check of the core and of the loaded components, and yield a row for each measurement.
 
     Args:
-        context: the device, the thoroughness, and where stored numbers lie; None: a quick look on the CPU.
-        progress: where to show how it goes.
+        context: device, thoroughness and folders of stored numbers; None: quick checks on the CPU.
+        progress: shows the progress.
     """
     context, progress = context or CheckContext(), progress or Progress()
     checks = list(every_check(host()))
@@ -67,7 +67,7 @@ def verify(context: CheckContext | None = None, progress: Progress | None = None
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One CPU thread inside: the tensors are tiny, and threads would wait for each other on a busy machine."""
+    """Use one CPU thread: the tensors are tiny, and threads would wait for each other on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -77,7 +77,7 @@ def one_thread() -> Iterator[None]:
 
 
 def every_check(found: Host) -> Iterator[tuple[str, str, str, Component[Any] | None]]:
-    """(of, check, path, component): the core's first, then by kind and name."""
+    """Yield (owner, name, path, component) of each check: those of the core first, then by kind and name."""
     for name, path in CORE_CHECKS.items():
         yield CORE, name, path, None
     for kind, registry in found.registries.all().items():
@@ -87,7 +87,7 @@ def every_check(found: Host) -> Iterator[tuple[str, str, str, Component[Any] | N
 
 
 def rows_of(of: str, name: str, path: str, context: CheckContext) -> Iterator[Row]:
-    """Yield one check: its measurements, or why there are none. What it raises is a failure of its own."""
+    """Yield the measurements of one check, or the reason why there are none. An exception counts as a failure."""
     if context.component is not None and (missing := context.component.missing()):
         yield Row(of, name, "skipped", reason=f"{', '.join(missing)} is not installed")
         return

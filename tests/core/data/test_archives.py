@@ -29,7 +29,7 @@ def test_the_arrays_that_are_asked_for_are_read(tmp_path: Path) -> None:
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "zeros.npz", a=np.zeros(2**20, np.uint8))
     load_arrays(tmp_path / "zeros.npz", ["a"])  # the control: a harmless size
-    monkeypatch.setattr(archives, "HARMLESS", 2**18)
+    monkeypatch.setattr(archives, "UNLIMITED_BYTES", 2**18)
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it was unpacked"))
     with pytest.raises(ValueError, match="more than is read"):
         load_arrays(tmp_path / "zeros.npz", ["a"])
