@@ -149,11 +149,8 @@ def threads_for(jobs: int) -> int | None:
 
 def announce(plan: AblationPlan, waiting: int, progress: Progress) -> None:
     """Print the number of runs, and how many of them are finished."""
-    arms, seeds, needed = (
-        format_count(len(plan.arms), "arm"),
-        format_count(len(plan.settings.seeds), "seed"),
-        len(plan.needed),
-    )
+    arms, seeds = format_count(len(plan.arms), "arm"), format_count(len(plan.settings.seeds), "seed")
+    needed = len(plan.needed)
     shared = f", {len(plan.runs) - needed} shared" if needed < len(plan.runs) else ""
     progress.note(f"{plan.name}: {arms} x {seeds}, equal {plan.settings.budget}{shared}")
     progress.note(

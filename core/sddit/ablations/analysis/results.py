@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -82,15 +82,10 @@ def gather(folder: Path) -> AblationResults:
     """Return the results of an ablation's folder or a published one. Raises SD-F704 if the plan cannot be read."""
     plan = read_plan(folder)
     if plan.runs is None:
-        return AblationResults(folder, plan, tuple(published_runs(folder / RESULTS)))
+        lines = (folder / RESULTS).read_text(encoding="utf-8").splitlines()
+        return AblationResults(folder, plan, tuple(RunOutcome.from_json(json.loads(line)) for line in lines))
     arms = plan.by_label
     return AblationResults(folder, plan, tuple(read_run(folder, run, arms[run.arm]) for run in plan.runs))
-
-
-def published_runs(path: Path) -> Iterator[RunOutcome]:
-    """Yield the published runs, whose run folders are not part of a publication."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        yield RunOutcome.from_json(json.loads(line))
 
 
 def read_run(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:

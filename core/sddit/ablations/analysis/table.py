@@ -167,6 +167,15 @@ def format_difference(comparison: Comparison) -> tuple[str, str]:
     return text(comparison.difference, "+"), f"{text(comparison.low)}, {text(comparison.high)}"
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# For programs
+# --------------------------------------------------------------------------------------------------------------------
+
+
+SUMMARY_FIELDS = ("mean", "spread")
+COMPARISON_FIELDS = ("difference", "low", "high", "p_holm", "verdict")
+
+
 def records(results: AblationResults) -> Iterator[dict[str, Any]]:
     """Yield one record per arm, with all digits."""
     metrics = results.plan.metrics
@@ -190,13 +199,6 @@ def records(results: AblationResults) -> Iterator[dict[str, Any]]:
             values = list(results.figure(label, metric).values())
             summary = summarize(values) if values else None
             comparison = compared[metric].get(label)
-            record |= {
-                f"{metric} mean": summary and summary.mean,
-                f"{metric} spread": summary and summary.spread,
-                f"{metric} difference": comparison and comparison.difference,
-                f"{metric} low": comparison and comparison.low,
-                f"{metric} high": comparison and comparison.high,
-                f"{metric} p_holm": comparison and comparison.p_holm,
-                f"{metric} verdict": comparison and comparison.verdict,
-            }
+            for source, names in ((summary, SUMMARY_FIELDS), (comparison, COMPARISON_FIELDS)):
+                record |= {f"{metric} {name}": source and getattr(source, name) for name in names}
         yield record

@@ -79,9 +79,8 @@ def _found(arm: ArmRecord, curves: Mapping[int, Sequence[Point]], target: float,
 
 
 def _rows(arms: Mapping[str, ArmRecord], found: Mapping[str, _Found]) -> Iterator[Reached]:
-    exact = {
-        label: one for label, one in found.items() if one.all_reached and not one.at_once
-    }  # a bound is not compared
+    # steps of a run that had reached the target at its first score are an upper bound, which is not compared
+    exact = {label: one for label, one in found.items() if one.all_reached and not one.at_once}
     steps = _relative(arms, {label: one.steps for label, one in exact.items()})
     flops = _relative(arms, {label: one.flops for label, one in exact.items() if one.flops})
     for label, one in found.items():

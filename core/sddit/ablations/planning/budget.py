@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from pydantic import AfterValidator, BaseModel
-from pydantic.fields import FieldInfo
 
 from sddit.ablations.planning.ablation_settings import BudgetRule
 from sddit.ablations.planning.arms import Ablation, Arm
 from sddit.ablations.planning.axes import nested
-from sddit.errors import Problem, SdditError, error
+from sddit.errors import SdditError, error
 from sddit.plugins.host import Host
 from sddit.recipes.checks import components
 from sddit.recipes.costs import plan
@@ -114,12 +113,8 @@ def at_length(arm: Arm, steps: int, host: Host | None = None) -> Recipe:
     try:
         return resolve_merged(merged, host=host)
     except SdditError as failure:
-        raise SdditError(*(_of_arm(arm, steps, problem) for problem in failure.problems)) from failure
-
-
-def _of_arm(arm: Arm, steps: int, problem: Problem) -> Problem:
-    what = f"arm {arm.label!r} at {steps} steps: {problem.what}"
-    return Problem(problem.code, what, problem.where, problem.got, problem.expect, problem.fix)
+        prefix = f"arm {arm.label!r} at {steps} steps"
+        raise SdditError(*(replace(one, what=f"{prefix}: {one.what}") for one in failure.problems)) from failure
 
 
 def rescaled(recipe: Recipe, factor: float) -> Iterator[tuple[str, Any]]:
@@ -139,12 +134,8 @@ def _rescaled_in(settings: BaseModel, table: str, factor: float) -> Iterator[tup
                 yield key, ramp | ends
         elif isinstance(value, BaseModel):
             yield from _rescaled_in(value, key, factor)
-        elif _is_moment(info) and _scaled(value, factor) != value:
+        elif COUNTS_STEPS in info.metadata and _scaled(value, factor) != value:
             yield key, _scaled(value, factor)
-
-
-def _is_moment(info: FieldInfo) -> bool:
-    return COUNTS_STEPS in info.metadata
 
 
 def _scaled(moment: int | float, factor: float) -> int | float:

@@ -97,11 +97,6 @@ def differs(arm: PlannedArm, baseline: PlannedArm) -> Iterator[SettingDifference
     return (SettingDifference(*one) for one in by_leaf(settings))
 
 
-def baseline_of(arm: PlannedArm, arms: Sequence[PlannedArm]) -> PlannedArm:
-    """Return the arm that another is compared with."""
-    return next(one for one in arms if one.label == arm.baseline)
-
-
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
     """One arm at one seed."""
@@ -146,7 +141,7 @@ class AblationPlan:
 
     def record(self) -> PlanRecord:
         """Return the plan as `plan.json` holds it. Run folders are relative to the plan's own."""
-        budget = self.budget
+        budget, by_label = self.budget, {arm.label: arm for arm in self.arms}
         return PlanRecord(
             name=self.name,
             id=self.id,
@@ -162,7 +157,7 @@ class AblationPlan:
             threads=self.threads,
             published=os.path.relpath(self.published, self.folder) if self.published else "",
             data=self.arms[0].recipe.facts.source,
-            arms=tuple(arm.record(baseline_of(arm, self.arms)) for arm in self.arms),
+            arms=tuple(arm.record(by_label[arm.baseline]) for arm in self.arms),
             runs=tuple(
                 RunRecord(run.arm, run.seed, run.id, os.path.relpath(run.folder, self.folder)) for run in self.runs
             ),
