@@ -167,11 +167,6 @@ def format_difference(comparison: Comparison) -> tuple[str, str]:
     return text(comparison.difference, "+"), f"{text(comparison.low)}, {text(comparison.high)}"
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# For programs
-# --------------------------------------------------------------------------------------------------------------------
-
-
 SUMMARY_FIELDS = ("mean", "spread")
 COMPARISON_FIELDS = ("difference", "low", "high", "p_holm", "verdict")
 
