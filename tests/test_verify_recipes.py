@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sddit.errors import SdditError
-from sddit.interfaces import CheckContext, Measurement, NotHereError
+from sddit.interfaces import CheckContext, CheckSkipped, Measurement
 from sddit.recipes import search as lookup
 from sddit.verify import core
 from sddit.verify import leak_detector as leaks
@@ -36,7 +36,7 @@ def shipping(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_recipe_without_its_data_is_left_to_a_full_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that also begins from weights that are not here."""
     shipping("imagenet256/maskdit-xl2-tune.toml", tmp_path, monkeypatch)
-    with pytest.raises(NotHereError, match="--full"):
+    with pytest.raises(CheckSkipped, match="--full"):
         run(core.leaks)
     found = list(core.leaks(CheckContext(full=True)))
     assert len(found) == 3

@@ -36,7 +36,7 @@ from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
 from sddit.recipes.selection import SLOTS
-from sddit.recipes.start_weights import CONFIG, found, is_export, read_config, refuse_unknown_label
+from sddit.recipes.start_weights import CONFIG, find_weights, is_export, read_config, refuse_unknown_label
 from sddit.recipes.validation import validated
 from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
@@ -193,7 +193,7 @@ def load_exported(
             fix="read it; then sddit.load(FOLDER, trust_code=True), or sddit-run sample FOLDER --trust-code",
         )
     recipe = resolve_tables(tables, folder / CONFIG)
-    source = found(folder, weights, step)
+    source = find_weights(folder, weights, step)
     return build_with_weights(recipe, lambda: read_weights(source), dtype, where=str(folder))
 
 

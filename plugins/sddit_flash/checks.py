@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sddit.diffusion.draws import generator
-from sddit.interfaces import Attention, AttentionParams, CheckContext, Measurement, NotHereError
+from sddit.interfaces import Attention, AttentionParams, CheckContext, CheckSkipped, Measurement
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 BOUNDS = {"fp64": 1e-12, "fp32": 1e-5, "bf16": 2e-2}
@@ -33,9 +33,9 @@ def agreement(context: CheckContext) -> Iterator[Measurement]:
     params = component.params()
     assert isinstance(params, AttentionParams)
     if context.device not in params.devices:
-        raise NotHereError(f"runs only on {' and '.join(params.devices)}: --device {params.devices[0]}")
+        raise CheckSkipped(f"runs only on {' and '.join(params.devices)}: --device {params.devices[0]}")
     if context.device == "cpu" and component.name == "flex" and not context.full:
-        raise NotHereError("is compiled for each case, which is slow on a CPU: --full")
+        raise CheckSkipped("is compiled for each case, which is slow on a CPU: --full")
     kernel: Attention = component.build(params)
     with no_tf32():
         for precision in params.dtypes:

@@ -19,7 +19,7 @@ from sddit.exchange.layouts import NO_LABEL_DROP, OURS
 from sddit.exchange.model_card import model_card
 from sddit.recipes.recipe import Recipe, facts_to_json
 from sddit.recipes.resolve import resolve_without_data
-from sddit.recipes.start_weights import CONFIG, EXPORT_FORMAT, WEIGHTS, LocatedWeights, found
+from sddit.recipes.start_weights import CONFIG, EXPORT_FORMAT, WEIGHTS, LocatedWeights, find_weights
 from sddit.storage.atomic import replace_file
 from sddit.storage.manifest import seal_manifest
 from sddit.storage.run_folder import ensure_directory, recipe_path
@@ -57,7 +57,7 @@ def export_run(
             is not empty.
     """
     note = "" if layout == OURS else str(backbone_with_layout(layout).format(layout).note)
-    recipe, source = resolve_without_data(recipe_path(run)), found(run, weights, step)
+    recipe, source = resolve_without_data(recipe_path(run)), find_weights(run, weights, step)
     if layout != OURS and recipe.facts.num_classes and recipe.dataset.params.label_drop == 0:
         note = f"{note} {NO_LABEL_DROP}".strip()
     state = read_weights(source)

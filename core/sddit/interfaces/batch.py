@@ -99,7 +99,7 @@ class Context:
     schedule: NoiseSchedule
     draws: Draws
     num_classes: int
-    ema_modules: Mapping[str, nn.Module] = field(default_factory=dict)  # the teacher's copy of the term's own modules
+    ema_modules: Mapping[str, nn.Module] = field(default_factory=dict)  # the teacher's copy of the loss's own modules
     gather: Callable[[Tensor], Tensor] = lambda x: x  # [B, ...] of this rank -> of all ranks
     mean: Callable[[Tensor], Tensor] = lambda x: x  # mean over all ranks
 

@@ -35,7 +35,7 @@ class CheckContext:
     fixtures: tuple[Path, ...] = ()  # folders that may hold numbers of published implementations
 
 
-class NotHereError(Exception):
+class CheckSkipped(Exception):
     """Raised by a check for want of something: a file, a device, a compiler.
 
     It is then listed as skipped, not as passed.

@@ -23,7 +23,7 @@ from sddit.interfaces.params import Params
 class Monitor:
     """Healthy range of one diagnostic of a loss, printed next to its curve in reports."""
 
-    name: str  # as the term logs it
+    name: str  # as the loss logs it
     title: str
     healthy: str  # what a good run looks like
     low: float | None = None  # an alarm below
@@ -32,11 +32,11 @@ class Monitor:
 
 
 class LossParams(Params):
-    """Settings of a loss term, with the keys that every term has."""
+    """Settings of a loss, with the keys that every loss has."""
 
     weight: Annotated[Value, bounded(0)] = Field(
         1.0,
-        description="Weight of this term: a value schedule. Constant 0 leaves the term, and what only it needs, out.",
+        description="Weight of this loss: a value schedule. At a constant 0, it and what only it needs are not built.",
     )
     views: tuple[str, ...] = Field((), strict=False, description="Names of the views it reads; none means all of them.")
     window: tuple[float, float] | None = Field(
@@ -51,7 +51,7 @@ class LossParams(Params):
     def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, num_kept: int) -> Cost | None:
         """Training heads and other work on one view of one image; the same head is counted once by the core.
 
-        None is "not stated", and then so are the sums it would be part of: a term without heads says `Cost()`.
+        None is "not stated", and then so are the sums it would be part of: a loss without heads returns `Cost()`.
         """
         return None
 

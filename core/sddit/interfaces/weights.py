@@ -16,7 +16,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class WeightDescription(Protocol):
-    """A published network in our terms."""
+    """A published network as settings of our components."""
 
     @property
     def backbone(self) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Guard process-wide state that importing a plugin must not change. Imports none of the modules it watches."""
+"""Guard process-wide state that importing a plugin must not change. Imports no module that it need not watch."""
 
 from __future__ import annotations
 
@@ -6,63 +6,43 @@ import contextlib
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """One piece of shared state: its name for a message, how to read it, and how to restore it."""
+    """One piece of shared state, watched where its module is imported."""
 
-    name: str
-    read: Callable[[], Any]
-    restore: Callable[[Any], None]
-    module: str = "sys"  # watched only where this module is imported
-    fresh: Callable[[], Any] | None = None  # what it is right after that import, where that is known
+    name: str  # for a message
+    module: str
+    getter: str  # functions of that module
+    setter: str
+    fresh: str = ""  # attribute that holds the state right after that import, where that is known
 
+    def read(self) -> Any:
+        return getattr(sys.modules[self.module], self.getter)()
 
-def _torch() -> Any:
-    return sys.modules["torch"]
-
-
-def _numpy_state() -> tuple[Any, ...]:
-    kind, keys, *rest = sys.modules["numpy.random"].get_state()
-    return kind, tuple(keys.tolist()), *rest
-
-
-def _torch_state() -> tuple[int, ...]:
-    return tuple(_torch().get_rng_state().tolist())
+    def restore_if_changed(self, before: dict[str, Any]) -> bool:
+        """Restore the state if it changed, and return whether it did."""
+        if self.module not in sys.modules or (self.name not in before and not self.fresh):
+            return False
+        module = sys.modules[self.module]
+        was = before[self.name] if self.name in before else getattr(module, self.fresh)
+        changed = bool(_comparable(self.read()) != _comparable(was))
+        if changed:
+            getattr(module, self.setter)(was)
+        return changed
 
 
 SHARED = (
-    Shared("the working directory", os.getcwd, os.chdir),
-    Shared("Python's global random state", random.getstate, random.setstate),
-    Shared(
-        "NumPy's global random state",
-        _numpy_state,
-        lambda state: sys.modules["numpy.random"].set_state(state),
-        "numpy.random",
-    ),
-    Shared(
-        "torch's global random state",
-        _torch_state,
-        lambda state: _torch().set_rng_state(_torch().tensor(state, dtype=_torch().uint8)),
-        "torch",
-    ),
-    Shared(
-        "torch's default dtype",
-        lambda: _torch().get_default_dtype(),
-        lambda dtype: _torch().set_default_dtype(dtype),
-        "torch",
-        lambda: _torch().float32,
-    ),
-    Shared(
-        "the number of torch's threads",
-        lambda: _torch().get_num_threads(),
-        lambda count: _torch().set_num_threads(count),
-        "torch",
-    ),
+    Shared("the working directory", os.__name__, "getcwd", "chdir"),
+    Shared("Python's global random state", random.__name__, "getstate", "setstate"),
+    Shared("NumPy's global random state", "numpy.random", "get_state", "set_state"),
+    Shared("torch's global random state", "torch", "get_rng_state", "set_rng_state"),
+    Shared("torch's default dtype", "torch", "get_default_dtype", "set_default_dtype", fresh="float32"),
+    Shared("the number of torch's threads", "torch", "get_num_threads", "set_num_threads"),
 )
 
 
@@ -76,19 +56,15 @@ def unchanged_shared_state() -> Iterator[None]:
     try:
         yield
     finally:
-        changed = [item.name for item in SHARED if _restore_if_changed(item, before)]
+        changed = [item.name for item in SHARED if item.restore_if_changed(before)]
     if changed:
         raise RuntimeError(
             f"importing it changed {', '.join(changed)}; do that when a component is built, not on import"
         )
 
 
-def _restore_if_changed(item: Shared, before: dict[str, Any]) -> bool:
-    """Restore `item` if it changed, and return whether it did."""
-    if item.module not in sys.modules or (item.name not in before and item.fresh is None):
-        return False
-    was = before[item.name] if item.name in before else item.fresh() if item.fresh else None
-    changed = bool(item.read() != was)
-    if changed:
-        item.restore(was)
-    return changed
+def _comparable(state: Any) -> Any:
+    """Return a state with its arrays and tensors as lists, which `!=` compares as one value."""
+    if isinstance(state, tuple):
+        return [_comparable(part) for part in state]
+    return state.tolist() if hasattr(state, "tolist") else state

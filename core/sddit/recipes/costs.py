@@ -191,11 +191,11 @@ class _Prices:
         """Return one step if all cost the same; else every step of a short run, or midpoints of equal parts of a long
         one.
         """
-        terms = [chosen.params for chosen in self.recipe.active_losses.values()]
-        values = [*(view.mask_ratio for view in self.views.values()), *(term.weight for term in terms)]
+        losses = [chosen.params for chosen in self.recipe.active_losses.values()]
+        values = [*(view.mask_ratio for view in self.views.values()), *(loss.weight for loss in losses)]
         steps = self.recipe.train.steps
         alike = not any(isinstance(value, Ramp) for value in values) and all(
-            step_of(term.until, steps) >= steps for term in terms
+            step_of(loss.until, steps) >= steps for loss in losses
         )
         parts = 1 if alike else min(steps, MOMENTS)
         return [(2 * part + 1) * steps // (2 * parts) for part in range(parts)]

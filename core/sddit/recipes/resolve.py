@@ -24,7 +24,7 @@ from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.selection import LABELLED, SLOTS, Selector
 from sddit.recipes.settings import EmaSettings, StartSettings
-from sddit.recipes.start_weights import located
+from sddit.recipes.start_weights import complete_start
 from sddit.recipes.validation import unknown_key
 
 ABLATION = "ablation"
@@ -178,7 +178,7 @@ def _start(selector: Selector) -> StartSettings | None:
         return None
     settings = selector.settings(StartSettings, selector.merged.tables["start"], "start")
     try:
-        return settings and located(settings, stated=selector.merged.resolved)
+        return settings and complete_start(settings, stated=selector.merged.resolved)
     except SdditError as failure:
         keyed = [p if p.where.startswith("start.") else replace(p, where="start.run") for p in failure.problems]
         selector.add(_placed(problem, selector.merged) for problem in keyed)

@@ -46,7 +46,7 @@ FEATURES = "evaluate.features"
 LABEL = re.compile(r"[a-z][a-z0-9_-]*")
 
 
-class Found(NamedTuple):
+class RecipeProblem(NamedTuple):
     """A problem of a recipe. One that does not block is an unknown key: the rest of its table is checked as well."""
 
     problem: Problem
@@ -59,7 +59,7 @@ class Selector:
     def __init__(self, merged: Merged, host: Host) -> None:
         self.merged = merged
         self.host = host
-        self.found: list[Found] = []
+        self.found: list[RecipeProblem] = []
         self.used: dict[str, str] = {}  # plugin -> its version, or the hash of its file
         self._broken: set[str] = set()  # the plugins that did not load
         self._use_plugins()
@@ -74,7 +74,7 @@ class Selector:
         return list(dict.fromkeys(found.problem for found in sorted(self.found, key=lambda found: found.blocks)))
 
     def add(self, problems: Iterable[Problem], *, blocks: bool = True) -> None:
-        self.found += [Found(problem, blocks) for problem in problems]
+        self.found += [RecipeProblem(problem, blocks) for problem in problems]
 
     def slots(self) -> dict[str, Selected[Any]]:
         """Return the component of each slot, without those that have problems."""

@@ -31,7 +31,7 @@ class LocatedWeights:
     sha256: str
 
 
-def found(folder: Path, label: str = "", step: int | None = None) -> LocatedWeights:
+def find_weights(folder: Path, label: str = "", step: int | None = None) -> LocatedWeights:
     """Return the weights `label` of a folder; empty: those that it samples with.
 
     Raises SD-C445 for a folder of another kind, SD-C446 for a label it does not have, SD-C403 for a step, SD-C447 for a
@@ -49,7 +49,7 @@ def found(folder: Path, label: str = "", step: int | None = None) -> LocatedWeig
     )
 
 
-def located(start: StartSettings, *, stated: bool) -> StartSettings:
+def complete_start(start: StartSettings, *, stated: bool) -> StartSettings:
     """Return the table `[start]` with label, step and hash filled in.
 
     Args:
@@ -58,7 +58,7 @@ def located(start: StartSettings, *, stated: bool) -> StartSettings:
             longer needs the weights it started from.
 
     Raises:
-        SdditError: as `found` does, and SD-C451 where the hash is not the one that the table names.
+        SdditError: as `find_weights` does, and SD-C451 where the hash is not the one that the table names.
     """
     if stated and start.sha256:
         return start
@@ -67,8 +67,8 @@ def located(start: StartSettings, *, stated: bool) -> StartSettings:
 
 
 def find_start(start: StartSettings) -> LocatedWeights:
-    """Return the weights of `[start]`. Raises SdditError as `found` does, and SD-C451 if their hash is not `sha256`."""
-    weights = found(Path(start.run), start.weights, start.step)
+    """Return the weights of `[start]`. Raises as `find_weights` does, and SD-C451 if their hash is not `sha256`."""
+    weights = find_weights(Path(start.run), start.weights, start.step)
     if start.sha256 not in ("", weights.sha256):
         raise error(
             "SD-C451",

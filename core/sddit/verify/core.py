@@ -19,7 +19,7 @@ from sddit.data.declared_dataset import DeclaredSplit
 from sddit.diffusion import masking as mask
 from sddit.diffusion.draws import KeyedDraws, generator, philox
 from sddit.errors import SdditError
-from sddit.interfaces import CheckContext, Measurement, NotHereError
+from sddit.interfaces import CheckContext, CheckSkipped, Measurement
 from sddit.recipes import search as lookup
 from sddit.recipes.costs import plan
 from sddit.recipes.merge import load
@@ -277,7 +277,7 @@ def leaks(context: CheckContext) -> Iterator[Measurement]:
         else:
             skipped.append(path.relative_to(folder).with_suffix("").as_posix())
     if skipped:
-        raise NotHereError(
+        raise CheckSkipped(
             f"{len(skipped)} recipes are large, or their data or start weights are missing, such as {skipped[0]}: "
             "--full tests them with narrow networks and images of noise"
         )

@@ -24,11 +24,11 @@ from sddit.diffusion.draws import KeyedDraws, generator
 from sddit.interfaces import (
     Batch,
     CheckContext,
+    CheckSkipped,
     Context,
     Dataset,
     Draws,
     Measurement,
-    NotHereError,
     Outputs,
     View,
     Want,
@@ -61,11 +61,11 @@ def leak(recipe: Recipe, context: CheckContext | None = None, *, images: Dataset
         images: replace the recipe's own data, with the same shapes.
 
     Raises:
-        NotHereError: if the recipe's attention kernel does not run on the device.
+        CheckSkipped: if the recipe's attention kernel does not run on the device.
     """
     device = torch.device((context or CheckContext()).device)
     if device.type not in recipe.attention.params.devices:
-        raise NotHereError(f"attention kernel {recipe.attention.component.name!r} does not run on {device.type}")
+        raise CheckSkipped(f"attention kernel {recipe.attention.component.name!r} does not run on {device.type}")
     session = build_session(simplified_recipe(recipe), device)
     if images is not None:
         session.dataset = images

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import CheckContext, Component, Measurement, NotHereError
+from sddit.interfaces import CheckContext, CheckSkipped, Component, Measurement
 from sddit.storage.tensors import unpack
 from sddit.testing.toys.network import ToyAttention
 from sddit.testing.toys.params import ToyAttentionParams
@@ -42,10 +42,10 @@ def folders(named: Path | None) -> tuple[Path, ...]:
 
 
 def published(context: CheckContext, name: str) -> Stored:
-    """Return the stored numbers of a name. Raises NotHereError if no folder has them."""
+    """Return the stored numbers of a name. Raises CheckSkipped if no folder has them."""
     folder = next((path for path in context.fixtures if (path / f"{name}.safetensors").is_file()), None)
     if folder is None:
-        raise NotHereError(f"{name}.safetensors is not here: --fixtures FOLDER, or SDDIT_FIXTURES")
+        raise CheckSkipped(f"{name}.safetensors is not here: --fixtures FOLDER, or SDDIT_FIXTURES")
     parts: dict[str, dict[str, Tensor]] = {"state": {}, "in": {}, "out": {}}
     for key, tensor in unpack((folder / f"{name}.safetensors").read_bytes()).items():
         part, _, rest = key.partition("/")

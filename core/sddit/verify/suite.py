@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from sddit.errors import SdditError, describe_exception
-from sddit.interfaces import Check, CheckContext, Component, Measurement, NotHereError
+from sddit.interfaces import Check, CheckContext, CheckSkipped, Component, Measurement
 from sddit.interfaces.component import load_attribute
 from sddit.plugins.host import Host, host
 from sddit.progress import Progress
@@ -95,7 +95,7 @@ def rows_of(of: str, name: str, path: str, context: CheckContext) -> Iterator[Ro
         check: Check = load_attribute(path)
         for found in check(context):
             yield Row(of, name, "pass" if found.holds else "FAIL", found)
-    except NotHereError as absent:
+    except CheckSkipped as absent:
         yield Row(of, name, "skipped", reason=str(absent))
     except SdditError as refusal:
         yield Row(of, name, "FAIL", reason=refusal.problems[0].what)

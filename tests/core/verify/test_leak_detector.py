@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit import hookimpl
-from sddit.interfaces import Context, Draws, NotHereError, View
+from sddit.interfaces import CheckSkipped, Context, Draws, View
 from sddit.recipes.resolve import resolve
 from sddit.testing import TOY_PAIR_RECIPE, toy_host
 from sddit.testing.toys.components import ToyLoss, ToyPairs
@@ -208,6 +208,6 @@ def test_a_kernel_of_another_device_is_said(tmp_path: Path) -> None:
     file.write_text(TOY_PAIR_RECIPE, encoding="utf-8")
     recipe = resolve(file, host=toy_host())
     elsewhere = replace(recipe, attention=replace(recipe.attention, params=Elsewhere()))
-    with pytest.raises(NotHereError, match="does not run on cpu"):
+    with pytest.raises(CheckSkipped, match="does not run on cpu"):
         leak(elsewhere)
     assert recipe.attention.component.load() is ToyAttention

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from sddit import hookimpl
 from sddit.errors import error
-from sddit.interfaces import CheckContext, Component, Measurement, NotHereError
+from sddit.interfaces import CheckContext, CheckSkipped, Component, Measurement
 from sddit.plugins.host import using_host
 from sddit.testing import toy_host
 from sddit.testing.toys.params import ToyGuidanceParams
@@ -39,7 +39,7 @@ def bad(context: CheckContext) -> Iterator[Measurement]:
 
 def absent(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("so far", 0.0, 0.0)
-    raise NotHereError("no such file")
+    raise CheckSkipped("no such file")
 
 
 def broken(context: CheckContext) -> Iterator[Measurement]:
@@ -166,7 +166,7 @@ def test_stored_numbers_are_read_and_widened(stored: CheckContext) -> None:
 
 
 def test_numbers_that_are_not_here_are_said(stored: CheckContext) -> None:
-    with pytest.raises(NotHereError, match=r"other\.safetensors is not here"):
+    with pytest.raises(CheckSkipped, match=r"other\.safetensors is not here"):
         published(stored, "other")
 
 

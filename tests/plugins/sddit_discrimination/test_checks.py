@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import CheckContext, Measurement, NotHereError
+from sddit.interfaces import CheckContext, CheckSkipped, Measurement
 from sddit.training import ema
 from sddit.verify.published import folders
 from sddit_discrimination import checks
@@ -23,7 +23,7 @@ def failing(check: Check) -> list[str]:
     """Return the measurements that do not hold; skip the test if the stored numbers are missing."""
     try:
         rows = list(check(CheckContext(fixtures=folders(None))))
-    except NotHereError as absent:
+    except CheckSkipped as absent:
         pytest.skip(str(absent))
     assert rows
     return [row.what for row in rows if not row.holds]
