@@ -45,7 +45,7 @@ class Published:
 
 
 def fixture_folders() -> list[Path]:
-    """Where published numbers may lie: a folder of the user's, one next to the checkout, the ones kept here."""
+    """List where published numbers may be: the user's folder, one next to the checkout, the ones stored here."""
     own = [Path(folder)] if (folder := os.environ.get("SDDIT_FIXTURES")) else []
     return [*own, TESTS.parents[1] / "shared" / "fixtures", TESTS / "fixtures" / "published"]
 
@@ -66,7 +66,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def toys() -> Iterator[Host]:
-    """The process's host is one of toys for this test."""
+    """Use a host of toys for this test."""
     with using_host(toy_host()) as host:
         yield host
 
@@ -143,14 +143,14 @@ def trained_in(folder: Path) -> Trained:
 
 
 def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """What torchrun states a process."""
+    """Return the environment that torchrun sets for a process."""
     reported = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return {**os.environ, **{name: str(value) for name, value in reported.items()}, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
 def free_port() -> int:
-    """A port at which no one listens."""
+    """Return a free port."""
     return a_free_port()
 
 
@@ -163,7 +163,7 @@ def a_free_port() -> int:
 
 @pytest.fixture(scope="session")
 def drift() -> Callable[[Trained, Trained], float]:
-    """The largest difference of two cases' tensors, each next to its largest number."""
+    """Return the largest difference between tensors of two cases, relative to each tensor's maximum."""
 
     def between(a: Trained, b: Trained) -> float:
         assert a[0].keys() == b[0].keys()
@@ -175,7 +175,7 @@ def drift() -> Callable[[Trained, Trained], float]:
 
 @pytest.fixture(scope="session")
 def row_drift() -> Callable[[Trained, Trained], float]:
-    """The largest difference of two cases' logged numbers, next to the number; without the clock.
+    """Return the largest relative difference between logged numbers of two cases, except durations.
 
     Ratios of gradients are omitted too, since a process that holds a part of the weights has none.
     """
@@ -204,7 +204,7 @@ def soak() -> ModuleType:
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """What a command printed, and its exit status."""
+    """Output and exit status of a command."""
 
     status: int
     stdout: str
@@ -228,7 +228,7 @@ def sddit_run(
 
 @pytest.fixture
 def sddit_process(tmp_path: Path) -> Callable[..., CommandResult]:
-    """The same in a process of its own; `before` is Python that runs first, `after` what runs last."""
+    """Run the command in its own process; `before` and `after` are Python code that runs first and last."""
 
     def run(*arguments: object, before: str = "", after: str = "") -> CommandResult:
         words = [str(argument) for argument in arguments]

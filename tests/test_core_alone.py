@@ -1,4 +1,4 @@
-"""The tests of the core need no built-in plugin."""
+"""Check that the tests of the core need no built-in plugin."""
 
 from __future__ import annotations
 

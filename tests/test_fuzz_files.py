@@ -79,8 +79,8 @@ def test_damage_to_a_checkpoint_a_recipe_or_a_config_is_always_reported(
                 assert tool.judge(folder, name, damage, readers, expected)[0] == "caught", (name, damage)
 
 
-def test_what_no_one_seals_changes_in_silence(tool: ModuleType, finished: Path) -> None:
-    """The control: without its seal, a digit of the recipe changes what is sampled, and the harness sees it."""
+def test_a_file_without_its_seal_changes_silently(tool: ModuleType, finished: Path) -> None:
+    """Negative control: without its seal, a changed digit of the recipe changes the samples, and is detected."""
     seal = finished / f"recipe.resolved.json{SEAL}"
     kept = seal.read_bytes()
     seal.unlink()

@@ -64,8 +64,8 @@ def test_every_key_of_every_file_is_tried(keys: list[Any], recipes: Path) -> Non
     assert left == {("fashion.toml", "backbone.depth"), ("sanity.toml", "ablation.arms.leaking.loss.leaking")}
 
 
-def test_a_check_that_forgives_is_seen(tool: ModuleType, keys: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: where unknown keys are dropped in silence, misspelt ones are accepted."""
+def test_a_lenient_check_is_detected(tool: ModuleType, keys: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: if unknown keys are ignored silently, misspelt ones are accepted."""
 
     def forgiving(model: Any, given: Any, **rest: Any) -> Any:
         known = {field.alias or name for name, field in model.model_fields.items()}
@@ -84,7 +84,7 @@ def test_random_bytes_of_a_recipe_never_give_a_traceback(tool: ModuleType, recip
     assert {"still a recipe", "SD-R100", "SD-R102"} <= figures["outcomes"].keys()
 
 
-def test_what_is_raised_otherwise_is_counted(tool: ModuleType, recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control."""
+def test_other_exceptions_are_counted(tool: ModuleType, recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control."""
     monkeypatch.setattr(tool, "load", lambda *_: 1 / 0)
     assert tool.corrupt_bytes(recipes, cases=3, seed=0)["tracebacks"] == 3

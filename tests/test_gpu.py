@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def tool() -> Iterator[Any]:
-    """The script as a module."""
+    """Load the script as a module."""
     spec = importlib.util.spec_from_file_location("gpu_checks", ROOT / "tools" / "gpu_checks.py")
     assert spec is not None and spec.loader is not None
     module = sys.modules["gpu_checks"] = importlib.util.module_from_spec(spec)

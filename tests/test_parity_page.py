@@ -30,7 +30,7 @@ def run(published_folder: Any, tmp_path: Path) -> Any:
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, relative to max(1, |theirs|)."""
+    """Return the largest difference relative to max(1, |theirs|)."""
     assert ours.shape == theirs.shape
     return ((ours - theirs).abs() / theirs.abs().clamp(min=1)).max().item()
 

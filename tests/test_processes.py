@@ -120,14 +120,14 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """The exit status of a command, and what it said to those who look for errors."""
+    """Return the exit status of a command and its error output."""
     _, said = process.communicate(timeout=240)
     assert "Traceback" not in said
     return process.returncode, said
 
 
 @pytest.mark.slow
-def test_for_any_ends_a_run_of_two_processes_it_is_reported_once_and_the_run_continues(
+def test_each_end_of_a_run_of_two_processes_is_reported_once_and_can_be_resumed(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     stopped = start("1,4,slow", 2)
@@ -182,7 +182,7 @@ def test_no_process_outlives_its_launcher(start: Callable[..., subprocess.Popen[
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits to be collected does not."""
+    """Return whether a process runs; False for a zombie."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False

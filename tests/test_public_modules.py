@@ -1,4 +1,4 @@
-"""The public modules that the tutorial lists are exactly those that built-in plugins import."""
+"""Check that the public modules listed in the tutorial are exactly those that built-in plugins import."""
 
 from __future__ import annotations
 

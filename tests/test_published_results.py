@@ -55,13 +55,13 @@ def test_the_readme_says_of_the_main_comparison_what_was_published() -> None:
 
 
 def verdicts(name: str, label: str) -> set[str]:
-    """The words of all metrics on one arm of a published ablation."""
+    """Return the verdicts of all metrics on one arm of a published ablation."""
     results = gather(PUBLISHED / name)
     return {comparisons(results, metric)[label].verdict for metric in results.plan.metrics}
 
 
 def doubtful(name: str) -> set[str]:
-    """The arms of a published ablation that its page marks."""
+    """Return the arms that the page of a published ablation marks as doubtful."""
     page = (PUBLISHED / name / "README.md").read_text(encoding="utf-8")
     return set(re.findall(r"^- \*\*(\S+)\*\* against .*\*\*Doubtful: diagnostics alarm", page, re.MULTILINE))
 

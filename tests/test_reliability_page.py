@@ -48,7 +48,7 @@ def test_the_page_is_rendered_from_the_stored_figures(tool: ModuleType, stored: 
 
 
 def test_another_figure_makes_another_page(tool: ModuleType, stored: dict[str, Any]) -> None:
-    """The control: an outdated page is detected."""
+    """Negative control: an outdated page is detected."""
     assert tool.page(stored | {"writer-kills": MADE_UP}) != tool.page(stored)
 
 

@@ -226,7 +226,7 @@ def test_the_cursor_of_the_log_is_needed(cursor: int, folder: Path) -> None:
 
 
 def test_another_seed_ends_elsewhere() -> None:
-    """The control of every comparison here: not all runs are equal."""
+    """Negative control of every comparison here: not all runs are equal."""
     recipe, *overrides = RUNS["MDT"]
     other = resolve(ROOT / "recipes" / f"{recipe}.toml", [*SMALL, "train.batch=8", *overrides, "seed=1"])
     session = build_session(other, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: data runs no code, plugins run when named, nothing is sent, and the source keeps to it."""
+"""Test the promises of SECURITY.md: data runs no code, plugins run only when named, nothing is sent."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def dotted(node: ast.expr) -> str:
 
 
 def forbidden(source: str) -> Iterator[str]:
-    """The names and arguments in a source that could run code from data, reach the network or start processes."""
+    """Yield names and arguments in a source that could run code from data, use the network or start processes."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
@@ -252,7 +252,7 @@ def test_no_plugin_that_no_one_named_was_run(
 
 
 def test_the_canaries_sing_when_they_are_named(place: Path, session: dict[str, Any]) -> None:
-    """The control: the same plugins leave their mark where a command or a recipe asks for them."""
+    """Negative control: the same plugins leave their mark where a command or a recipe asks for them."""
     for words in (
         ["plugins", "--load"],
         ["tiny.toml", "-n", "plugins=['canary']"],

@@ -66,17 +66,12 @@ def line(of: str, found: Measurement) -> Line:
     return Line(of, found.what, f"{found.value:.3g}", bound, "pass" if found.holds else "FAIL")
 
 
-# Kernels, draws, gradients ------------------------------------------------------------------------------------------
-
-
 def verified(device: Device) -> Iterator[Line]:
     """`sddit-run verify --full` there: every kernel forward and backward, biases included; draws; gradients; leaks."""
     for row in verify(CheckContext(device=device, full=True, fixtures=folders(None))):
         of = f"{row.of}: {row.check}"
         yield line(of, row.measurement) if row.measurement else Line(of, row.reason, "", "", row.verdict)
 
-
-# Training -----------------------------------------------------------------------------------------------------------
 
 STEPS = 20
 SMALL = ("train.steps=20", "train.batch=32", "optimizer.warmup=0", "train.save_every=10", "train.log_every=5")
@@ -171,9 +166,6 @@ def command(device: Device) -> Iterator[Line]:
                 yield line("sddit-run quickstart", found)
 
 
-# Sampling -----------------------------------------------------------------------------------------------------------
-
-
 def sampled(device: Device) -> Iterator[Line]:
     """Yield the same images from the same weights and keys there and on the CPU."""
     recipe = small("guidance.name=cfg", "guidance.scale=1.5")
@@ -188,8 +180,6 @@ def sampled(device: Device) -> Iterator[Line]:
     shuffled = apart(images[device].flip(0), images["cpu"])
     yield line("sampling", Measurement("control: other images", shuffled, 1e-2, ">="))
 
-
-# Speed --------------------------------------------------------------------------------------------------------------
 
 SIZES = {"S": 256, "B": 256, "L": 128, "XL": 64}
 """Published sizes, and images of one step."""
@@ -287,11 +277,6 @@ def product(device: Device, side: int = 8192) -> float:
     a, b = (numbers.to(device, torch.bfloat16) for _ in range(2))
     seconds_per_call(lambda: a @ b, 3, torch.device(device))
     return 2 * side**3 / statistics.median(seconds_per_call(lambda: a @ b, 10, torch.device(device)) for _ in range(5))
-
-
-# The table ----------------------------------------------------------------------------------------------------------
-
-# Processes ----------------------------------------------------------------------------------------------------------
 
 
 def several(device: Device) -> Iterator[Line]:

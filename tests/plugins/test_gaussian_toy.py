@@ -1,9 +1,8 @@
 """Test every sampler with every noise schedule on data with known answers: independent Gaussian pixels.
 
-The network is the best there is, and it is asked as a trained one is asked: through the schedule's scalings, at
-trained levels, in the schedule's own coordinates. So one flow leads from noise to images for any the schedule, a
-sampler of an ODE must come to its end with the error that its order says, and a stochastic one to the distribution of
-the images.
+The network is ideal, and is called as a trained one is: through the schedule's scalings, at trained levels, in the
+schedule's own coordinates. So one flow leads from noise to images for every schedule. An ODE sampler must reach its end
+with the error of its order, and a stochastic sampler the distribution of the images.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class Watched:
 class Ideal(nn.Module):
     """R = (D - c_skip x) / c_out with D = E[x0 | x], and the variance of the reverse steps along `sigmas` on request.
 
-    What time it is it reads from the schedule rather than from c_noise, which only states times apart.
+    It takes the time from the schedule rather than from c_noise, which only distinguishes times.
     """
 
     def __init__(self, schedule: Watched, sigmas: list[float], std: Tensor = STD) -> None:
@@ -191,7 +190,7 @@ def test_every_ode_sampler_follows_the_exact_flow(
 
 
 def test_a_slightly_wrong_network_ends_elsewhere() -> None:
-    """Negative control: with a standard std wrong by 1 % nothing converges."""
+    """Negative control: with a standard deviation wrong by 1 % nothing converges."""
     flow, heun = REGISTRIES.noise_schedules.get("flow"), REGISTRIES.samplers.get("heun")
     found = errors(flow, heun, {}, std=1.01 * STD)
     assert order(found) < 0.1

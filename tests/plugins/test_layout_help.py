@@ -1,4 +1,4 @@
-"""The help of `import` and `export` lists the layouts of the built-in plugins."""
+"""Test that the help of `import` and `export` lists the layouts of the built-in plugins."""
 
 from __future__ import annotations
 

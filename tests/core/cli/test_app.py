@@ -1,4 +1,4 @@
-"""The command line itself: dispatch, help, and how every failure is reported."""
+"""Test the command line itself: dispatch, help, and how failures are reported."""
 
 from __future__ import annotations
 

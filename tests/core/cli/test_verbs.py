@@ -1,4 +1,4 @@
-"""The commands, on toy components."""
+"""Test the commands on toy components."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_new_plugin_refuses_invalid_module_names(sddit_run, name):
 
 @pytest.fixture
 def trained(sddit_run, toy_recipe):
-    """The folder of a run of toys with a teacher, by the command."""
+    """Train toys with a teacher by the command, and return the run folder."""
     toy_recipe.write_text(TOY_PAIR_RECIPE, encoding="utf-8")
     result = sddit_run(toy_recipe, "--json")
     assert result.status == 0, result.stderr

@@ -1,4 +1,4 @@
-"""The conformance kit detects weight layouts that break their contract."""
+"""Test that the conformance kit detects weight layouts that break their contract."""
 
 from __future__ import annotations
 

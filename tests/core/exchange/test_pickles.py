@@ -1,4 +1,4 @@
-"""The pickle reader: it reads the weights of published files and runs nothing else."""
+"""Test that the pickle reader reads weights of published files and runs no code."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ class Canary:
 
 
 def by_stack(canary: Canary) -> bytes:
-    """The same with STACK_GLOBAL, which takes names from strings on the stack."""
+    """Return a pickle with STACK_GLOBAL, which takes names from strings on the stack."""
     return pickle.dumps(canary, protocol=4)
 
 
 def by_old_opcode(canary: Canary) -> bytes:
-    """The same with INST, of protocol 0."""
+    """Return a pickle with INST, of protocol 0."""
     return b"(S'" + str(canary.path).encode() + b"'\nios\nmkdir\n."
 
 

@@ -20,7 +20,7 @@ MakeHost = Callable[[], Host]
 
 
 def refusal(host: Host, *names: str, folder: Path | None = None) -> str:
-    """What `use` says."""
+    """Return the message with which `use` refuses."""
     with pytest.raises(SdditError) as caught:
         host.use(names, folder)
     return str(caught.value)
@@ -115,7 +115,7 @@ def test_an_unknown_plugin_brings_the_nearest_name(core_host, distribution, loss
     assert "did you mean 'acme'?" in message
 
 
-def test_two_distributions_with_one_plugin_name_are_reported_apart(core_host, distribution, loss_source):
+def test_two_distributions_with_one_plugin_name_are_distinguished(core_host, distribution, loss_source):
     distribution("one-dist", "acme", loss_source)
     distribution("two-dist", "acme", loss_source)
     host = core_host()

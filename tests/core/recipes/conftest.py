@@ -70,7 +70,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 @pytest.fixture
 def base() -> str:
-    """The smallest whole recipe: every slot without a default, in 26 lines."""
+    """Return the smallest complete recipe: every slot without a default, in 26 lines."""
     return BASE
 
 
@@ -86,7 +86,7 @@ def resolved(write: Write, host: Host) -> Resolve:
 
 @pytest.fixture
 def problems(resolved: Resolve) -> Problems:
-    """The problems of a recipe that must not resolve."""
+    """Return the problems of a recipe that must not resolve."""
 
     def of(text: str = BASE, *overrides: str) -> list[Problem]:
         with pytest.raises(SdditError) as caught:

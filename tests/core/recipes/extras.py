@@ -53,7 +53,7 @@ class MeasurableParams(face.NoiseScheduleParams):
 
 
 class WantingParams(face.LossParams):
-    """Wants for any its settings say."""
+    """Settings of a loss that requests what they name."""
 
     tap: face.Tap = Field("encoder", description="Where it reads.")
     cls: bool = Field(False, description="Whether it reads the class token.")
@@ -141,7 +141,7 @@ def register_pair_samplers(registry: Registry[face.PairSampler]) -> None:
 
 @hookimpl
 def register_losses(registry: Registry[face.Loss]) -> None:
-    registry.add("wanting", NEVER, params=WantingParams, summary="Wants what it is reported to.")
+    registry.add("wanting", NEVER, params=WantingParams, summary="Requests what its settings name.")
     registry.add("silent", NEVER, params=SilentParams, summary="Answers nothing.")
     registry.add("unpriced", NEVER, params=UnpricedParams, summary="States no cost.")
     registry.add("absent", NEVER, params=SilentParams, summary="Needs a package.", requires=("no-such-package",))

@@ -151,8 +151,6 @@ def test_the_device_is_checked_when_it_is_known(resolved: Resolve, base: str) ->
     assert len(check_device(resolved(), "mps")) == 1
 
 
-# What has no effect -------------------------------------------------------------------------------------------------
-
 TEACHER_TABLE = "[teacher]\nmomentum = 0.5\n"
 IDLE_TERM = '[loss.extra]\nname = "wanting"\nweight = 0.0\ntap = 1\n'
 

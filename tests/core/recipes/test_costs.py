@@ -1,4 +1,4 @@
-"""The price of a recipe, by hand."""
+"""Compare the cost of a recipe with a calculation by hand."""
 
 from __future__ import annotations
 

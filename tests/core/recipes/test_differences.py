@@ -1,4 +1,4 @@
-"""What differs between two resolved recipes, and their class."""
+"""Test the differences between two resolved recipes, and their classes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_difference_runs_both_ways(resolved: Resolve, base: str) -> None:
     assert forth == back
 
 
-def test_a_table_of_one_side_is_reported_setting_by_setting() -> None:
+def test_a_table_of_only_one_recipe_is_split_into_settings() -> None:
     table = {"name": "x", "unset": None, "ramp": {"start": 1}, "empty": []}
     reported = [("name", "x"), ("ramp.start", 1), ("empty", [])]
     assert by_leaf([("loss.a", None, table)]) == [(f"loss.a.{key}", None, value) for key, value in reported]

@@ -1,4 +1,4 @@
-"""What a setting allows, in words."""
+"""Test the description of the values that a setting allows."""
 
 from __future__ import annotations
 

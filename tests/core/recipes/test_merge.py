@@ -31,9 +31,6 @@ def laid(*layers: dict[str, Any]) -> dict[str, Any]:
     return merged.tables
 
 
-# Parents ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_child_changes_its_parent_key_by_key(write: Write) -> None:
     write("base/a.toml", "seed = 1\n[t]\nx = 1\ny = [1, 2]\n")
     child = write("b.toml", 'extends = "base/a.toml"\n[t]\ny = [3]\nz = 4\n')
@@ -126,9 +123,6 @@ def test_code_from_the_folders_around_is_not(write: Write, parent: str, child: s
     assert merged.plugins[0].path.resolve() == Path(parent, "p.py").resolve()
 
 
-# Merging ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_table_whose_name_changes_is_replaced() -> None:
     old = {"loss": {"a": {"name": "x", "weight": 2, "inner": {"k": 1}}}}
     assert laid(old, {"loss": {"a": {"name": "y"}}}) == {"loss": {"a": {"name": "y"}}}
@@ -190,8 +184,6 @@ def test_overrides_of_different_keys_commute(
     assert results[0] == results[1]
     assert all(results[0][table][key] == value for table, key, value in changes)
 
-
-# The command line ---------------------------------------------------------------------------------------------------
 
 LOSSES = """
 [loss.denoise]

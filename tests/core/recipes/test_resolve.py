@@ -29,9 +29,6 @@ Problems = Callable[..., list[Problem]]
 ROUND = {"train.steps": (1, 10**9), "train.batch": (1, 24), "sampler.steps": (2, 10_000), "backbone.depth": (1, 64)}
 
 
-# What comes out -----------------------------------------------------------------------------------------------------
-
-
 def test_defaults_are_filled_in_with_their_origin(resolved: Resolve, base: str) -> None:
     recipe = resolved(base, "sampler.steps=6")
     assert (recipe.name, recipe.seed, recipe.train.steps, recipe.sampler.params.steps) == ("recipe", 3, 10, 6)
@@ -72,9 +69,6 @@ def test_labelled_tables(resolved: Resolve, base: str) -> None:
     assert (list(recipe.trackers), list(recipe.features)) == (["t"], ["toy"])
     assert recipe.evaluate.features == ("toy/toy",)
     assert resolved(text, "loss.b=false", "ema.long=false").to_json()["loss"].keys() == {"denoise"}
-
-
-# Resolved once, and again -------------------------------------------------------------------------------------------
 
 
 def rerun(recipe: Recipe, write: Write, host: Host, *overrides: str) -> Recipe:
@@ -163,8 +157,6 @@ def test_one_file_plugins_are_found_by_path_and_named_by_file(write: Write, host
         host.remove("duplicate")
 
 
-# sigma_data ---------------------------------------------------------------------------------------------------------
-
 MEASURABLE = '[noise_schedule]\nname = "measurable"\n'
 
 
@@ -185,9 +177,6 @@ def test_measured_becomes_the_number_of_the_data(resolved: Resolve, base: str) -
 def test_a_number_far_from_the_data_is_warned_of(resolved: Resolve, base: str, value: float, warned: bool) -> None:
     warnings = resolved(with_schedule(base, f"sigma_data = {value}\n")).warnings
     assert [f"noise_schedule.sigma_data = {value:g}" in w and "recipe.toml:9" in w for w in warnings] == [True] * warned
-
-
-# Problems -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_misspelt_key_does_not_hide_what_cannot_work_together(problems: Problems, base: str) -> None:
@@ -394,9 +383,6 @@ def test_messages_are_short_and_clean(problems: Problems, base: str) -> None:
         assert "\x1b" not in "\n".join(problem.lines())
 
 
-# No torch -----------------------------------------------------------------------------------------------------------
-
-
 def test_resolving_and_planning_import_no_torch(tmp_path: Path, base: str) -> None:
     (tmp_path / "r.toml").write_text(base, encoding="utf-8")
     script = (
@@ -409,9 +395,6 @@ def test_resolving_and_planning_import_no_torch(tmp_path: Path, base: str) -> No
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert float(out[0]) > 0
     assert out[1] == "False"
-
-
-# Plugins that fail, names of tables, paths ---------------------------------------------------------------------------
 
 
 def test_a_plugin_that_fails_is_the_only_complaint_about_what_it_would_bring(

@@ -126,7 +126,7 @@ class Fixed(nn.Module):
 
 
 def reverse(schedule: Any, prediction: Prediction, x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard std of p(x_{t-1} | x_t) as the sampler steps, in the chain's own coordinates."""
+    """Mean and standard deviation of p(x_{t-1} | x_t) as the sampler steps, in the chain's own coordinates."""
     levels = [schedule.chain.levels[t], *([schedule.chain.levels[t - 1]] if t else []), 0.0]
     sampler, after = sddit.build("samplers", "ancestral", schedule=schedule), []
     for unit in (torch.zeros_like(x), torch.ones_like(x)):
@@ -236,7 +236,7 @@ def sampled(denoise: Denoise, x: Tensor, noises: Tensor, *, name: str, **setting
 
 
 def of_stub(stub: nn.Module, seen: list[Tensor] | None = None) -> Denoise:
-    """The closed-form network as a denoiser; its x0 go to `seen`."""
+    """Return the closed-form network as a denoiser that appends its x0 to `seen`."""
     model = ModelDenoiser(stub, ddpm(), 0)
 
     def denoise(x: Tensor, sigma: float) -> Prediction:
@@ -305,7 +305,7 @@ def test_a_guided_dit(published: Read, relative_difference: Difference) -> None:
 
 
 def dit(stored: Any) -> nn.Module:
-    """The stored DiT in float64."""
+    """Return the stored DiT in float64."""
     component = registry("backbones").get("dit")
     layout = component.format("dit")
     description = layout.describe(stored.meta["constructor"])

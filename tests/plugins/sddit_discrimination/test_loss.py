@@ -237,7 +237,7 @@ def test_a_discarded_step_leaves_no_trace() -> None:
     assert all(torch.equal(buffer, torch.zeros_like(buffer)) for buffer in term.buffers())
 
 
-def test_without_centering_there_is_not_a_center() -> None:
+def test_without_centering_there_are_no_centers() -> None:
     term = term_of(centering="none")
     assert not list(term.buffers())
     term(context(term), *observe(tokens(1), tokens(2)))

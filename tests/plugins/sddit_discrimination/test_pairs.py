@@ -135,7 +135,7 @@ def test_discrete_levels_are_trained_ones() -> None:
 
 
 def test_the_teacher_consumes_no_draw_of_the_student() -> None:
-    """The student's view equals that of plain DiT for any teacher: arms fraction noise and noise levels."""
+    """The student's view equals that of plain DiT for any teacher: arms share noise and noise levels."""
     draws = KeyedDraws(0, 0, torch.arange(COUNT))
     schedule = EDM(EDMParams())
     ctx = Context(step=0, total_steps=100, schedule=schedule, draws=draws, num_classes=10)

@@ -1,4 +1,4 @@
-"""The face of the DiT backbone: what a recipe may say, and what it implies."""
+"""Test the settings of the DiT backbone, and what they imply."""
 
 from __future__ import annotations
 

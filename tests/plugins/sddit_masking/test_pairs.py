@@ -86,7 +86,7 @@ def test_labels_are_shared_or_dropped_independently() -> None:
     assert torch.equal(masked.labels[~dropped], full.labels[~dropped])
     assert not (full.labels == CLASSES).any()
     _, masked = two(given=batch(dropped=True), label_drop=0.0)
-    assert torch.equal(masked.labels, batch().true_labels)  # for any the full view lost
+    assert torch.equal(masked.labels, batch().true_labels)  # even where the full view dropped them
 
 
 def test_a_spread_ratio_is_drawn_once_per_step() -> None:

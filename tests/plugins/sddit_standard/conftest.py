@@ -26,7 +26,7 @@ previews = 0
 
 @pytest.fixture
 def toys() -> Iterator[Host]:
-    """The process's host has the toys and the standard plugin."""
+    """Use a host with the toys and the standard plugin."""
     host = Host(builtins=("sddit",))
     host.add("toy", plugin)
     with using_host(host):
@@ -35,7 +35,7 @@ def toys() -> Iterator[Host]:
 
 @pytest.fixture
 def toy_recipe(tmp_path: Path, toys: Host) -> Path:
-    """The file of a recipe of toys."""
+    """Write a recipe of toys, and return its path."""
     path = tmp_path / "recipes_of_test" / "toy.toml"
     path.parent.mkdir()
     path.write_text(TOY_RECIPE, encoding="utf-8")

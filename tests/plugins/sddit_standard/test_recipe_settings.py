@@ -1,4 +1,4 @@
-"""The settings of the standard plugin in recipes: paths of data, classifiers, and keys of AdamW without effect."""
+"""Test settings of the standard plugin in recipes: data paths, classifiers, and AdamW keys without effect."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ Problems = Callable[..., list[Problem]]
 
 @pytest.fixture(scope="session")
 def host() -> Host:
-    """The toys and the standard plugin. `unpriced` is a loss that states no cost, so it may have heads."""
+    """Return a host of toys and the standard plugin. The loss `unpriced` states no cost, so it may have heads."""
     made = Host(builtins=("sddit",))
     made.add("toy", toys)
     made.add("extras", sys.modules[__name__])
@@ -83,7 +83,7 @@ def register_losses(registry: Registry[Loss]) -> None:
 
 @pytest.fixture
 def base() -> str:
-    """The recipe of toys that the tests change."""
+    """Return the recipe of toys that the tests change."""
     return BASE
 
 
@@ -109,7 +109,7 @@ def resolved(write: Write, host: Host) -> Resolve:
 
 @pytest.fixture
 def problems(resolved: Resolve) -> Problems:
-    """The problems of a recipe that must not resolve."""
+    """Return the problems of a recipe that must not resolve."""
 
     def of(text: str = BASE, *overrides: str) -> list[Problem]:
         with pytest.raises(SdditError) as caught:

@@ -1,4 +1,4 @@
-"""What `sddit-run show` and `plugins` print of the standard plugin."""
+"""Test what `sddit-run show` and `plugins` print about the standard plugin."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_a_continued_run_takes_up_its_file_without_repeats(tmp_path):
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [("10", "10.0"), ("20", "21.0"), ("30", "31.0")]
 
 
-def test_steps_are_whole_numbers_for_any_the_values_say(tmp_path):
+def test_steps_are_whole_numbers_even_if_given_as_floats(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss\n10.0,1.0\n20.0,2.0\n", encoding="utf-8")
     tracker = Csv(CsvParams(), folder=tmp_path)
     tracker.log(20, {"step": 20.0, "loss": 2.5})
@@ -86,7 +86,7 @@ def test_one_step_of_adamw_is_the_papers_formula():
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_vectors_are_spared_from_decay_unless_reported(everything):
+def test_vectors_decay_only_with_decay_all(everything):
     matrix, vector = torch.ones(2, 2, requires_grad=True), torch.ones(2, requires_grad=True)
     params = AdamWParams(lr=0.1, weight_decay=0.5, decay_all=everything)
     optimizer = AdamW(params)([{"params": [matrix, vector], "lr_scale": 0.5}], CPU)
@@ -99,9 +99,7 @@ def test_vectors_are_spared_from_decay_unless_reported(everything):
 
 def test_heads_decay_by_their_own_weight_decay_where_it_is_given():
     def left(**settings: float) -> list[float]:
-        """What one step without a gradient leaves of a weight of 1: of the backbone, of a head, of a group that says
-        neither.
-        """
+        """Return weights that start at 1, after a step with gradient 0: of the backbone, a head, an unnamed group."""
         weights = [torch.ones(2, 2, requires_grad=True) for _ in range(3)]
         groups = [{"params": [w], "lr_scale": 1.0, **kind} for w, kind in zip(weights, KINDS, strict=True)]
         optimizer = AdamW(AdamWParams(lr=0.1, **settings))(groups, CPU)

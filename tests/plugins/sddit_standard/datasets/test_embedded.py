@@ -1,4 +1,4 @@
-"""The embedded sets are what `facts.json` says, and the network sees what the recipe says."""
+"""Test that the embedded sets match `facts.json`, and that the network receives what the recipe says."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def build(labels: bool) -> MemorySplit:
     return digits(DigitsParams(labels=labels), split="train")
 
 
-def test_without_labels_there_is_not_a_class() -> None:
+def test_without_labels_there_are_no_classes() -> None:
     with_classes, without = build(labels=True), build(labels=False)
     assert (with_classes.facts.num_classes, without.facts.num_classes) == (10, 0)
     assert with_classes.fetch([0, 1, 2])[1].any()

@@ -1,4 +1,4 @@
-"""The mode of `sddit-run evaluate` that the Inception extractor offers."""
+"""Test the mode of `sddit-run evaluate` that the Inception extractor offers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sddit_standard.features.adm import AdmScores
 
 @pytest.fixture
 def finished(tmp_path):
-    """The folder of a run that holds its samples alone."""
+    """Return a run folder that contains only samples."""
     (tmp_path / "run" / "samples").mkdir(parents=True)
     np.savez(tmp_path / "run" / "samples" / "samples.npz", arr_0=np.zeros((5, 8, 8, 3), dtype=np.uint8))
     return tmp_path / "run"

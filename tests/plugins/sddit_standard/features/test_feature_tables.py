@@ -47,9 +47,6 @@ def code(overrides: tuple[str, ...], recipe: Path) -> str:
     return refused.value.problems[0].code
 
 
-# The table -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_table_gives_an_extractor_its_settings(toy_recipe: Path, files: Path, tmp_path: Path) -> None:
     recipe = resolve(toy_recipe, ASKED)
     assert list(recipe.features) == ["toy", "fid"]
@@ -97,7 +94,7 @@ def test_files_that_are_missing_or_others_are_refused(toy_recipe: Path, files: P
     assert code(('evaluate.features=["inception"]',), toy_recipe) == "SD-R109"  # which needs a file
 
 
-def test_a_table_that_no_one_asks_for_is_idle(toy_recipe: Path, files: Path) -> None:
+def test_a_table_that_is_not_used_is_idle(toy_recipe: Path, files: Path) -> None:
     recipe = resolve(toy_recipe, [ASKED[0]])
     assert "features.fid.weights" in recipe.idle
     assert "features" not in recipe.to_json()
@@ -119,9 +116,6 @@ def test_the_page_names_every_figure_and_every_extractor() -> None:
     page = (Path(__file__).parents[4] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     known = [*KNOWN_METRICS, *(component.name for component in Host().registries.features)]
     assert [name for name in known if f"`{name}`" not in page] == []
-
-
-# Figures of its own --------------------------------------------------------------------------------------------------
 
 
 def made_up(seed: int, n: int = 40) -> Seen:

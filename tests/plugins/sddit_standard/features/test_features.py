@@ -1,4 +1,4 @@
-"""The shipped extractors: the right network, sound weights, features that depend on the image alone."""
+"""Test the shipped extractors: the right network, intact weights, features that depend only on the image."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_weights_are_torchvision_s() -> None:
     extractor = MobileNetFeatures(CPU)
 
     def error(images: Tensor) -> Tensor:
-        """Relative, one number a image."""
+        """Relative, one number per image."""
         difference = extractor.features(images)[:, ::16] - published
         return difference.norm(dim=1) / published.norm(dim=1)
 
@@ -151,7 +151,7 @@ def test_damage_moves_the_features_more_than_other_real_images_do() -> None:
     real, _ = images_of("fashion", "train", 400)
     other, _ = images_of("fashion", "test", 400)
     blurred = F.avg_pool2d(other.float(), 3, 1, padding=1).round().to(torch.uint8)
-    for extractor in extractors("fashion")[:2]:  # pixels see what a image is made of, not what it shows
+    for extractor in extractors("fashion")[:2]:  # pixels see what an image is made of, not what it shows
         centre = extractor.features(real).mean(0)
         floor, damaged = (((extractor.features(x).mean(0) - centre) ** 2).sum() for x in (other, blurred))
         assert damaged > 5 * floor
@@ -172,7 +172,7 @@ def test_unlabelled_sets_have_a_classifier_too() -> None:
     assert classifier(ClassifierParams(), facts=facts, device=CPU).title == "CNN of digits"
 
 
-def test_a_set_without_a_classifier_is_reported_what_there_is() -> None:
+def test_a_set_without_a_classifier_is_refused_with_the_alternatives() -> None:
     facts = replace(DigitsParams().facts(), domain="", source="/images")
     with pytest.raises(SdditError, match="digits or fashion") as refused:
         classifier(ClassifierParams(), facts=facts, device=CPU)

@@ -1,4 +1,4 @@
-"""The Inception network by its parts, and the files it takes and refuses.
+"""Test the Inception network by its parts, and the files that it accepts and refuses.
 
 Its figures need weights that are not here.
 """
@@ -61,9 +61,6 @@ def drawn(count: int, side: int = 16) -> Tensor:
     return torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 
 
-# The network ---------------------------------------------------------------------------------------------------------
-
-
 def test_names_and_shapes_are_those_of_the_file(network: Inception) -> None:
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items() if "tracked" not in name}
     assert len(shapes) == 94 * 5 + 2  # convolutions with their batch norms, and the classifier
@@ -112,7 +109,7 @@ def test_what_it_sees_has_the_right_form(network: Inception) -> None:
 
 @torch.no_grad()
 def _before(network: Inception, images: Tensor) -> Tensor:
-    """What enters Mixed_6d."""
+    """Return the input of Mixed_6d."""
     inputs: list[Tensor] = []
     hook = network.Mixed_6d.register_forward_pre_hook(lambda *given: inputs.append(given[1][0]))
     look(network, images, CPU)
@@ -151,9 +148,6 @@ def test_images_are_resized_from_the_corner() -> None:
     assert 128 * prepared(ramp.transpose(2, 3))[0, 2, :, 50] + 128 == pytest.approx(at, abs=1e-4)
     usual = F.interpolate(ramp.float(), (299, 299), mode="bilinear", align_corners=False)
     assert usual[0, 0, 7] != pytest.approx(at, abs=0.1)
-
-
-# Its file ------------------------------------------------------------------------------------------------------------
 
 
 def state_of(network: Inception) -> dict[str, Tensor]:
@@ -219,9 +213,6 @@ def test_programs_and_other_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(SdditError, match="SD-T940") as refused:
             load_inception(tmp_path / name, CPU)
         assert got in refused.value.problems[0].got, name
-
-
-# The figures ---------------------------------------------------------------------------------------------------------
 
 
 def made_up(seed: int, n: int = 60) -> Seen:
