@@ -109,7 +109,7 @@ class Progress:
         return self.elapsed / (self.done - self._first) * (self.total - self.done)
 
     def detail(self) -> str:
-        """`denoise 0.182   discrimination 6.1   1,240 images/s`."""
+        """Return the losses and the speed: `denoise 0.182   discrimination 6.1   1,240 images/s`."""
         terms = [(name, value) for name, value in self.values.items() if re.fullmatch(r"loss/[\w-]+", name)]
         parts = [f"{name.removeprefix('loss/')} {value:.4g}" for name, value in terms]
         if "images_per_second" in self.values:
@@ -200,5 +200,5 @@ def progress_on(console: Console) -> Progress:
 
 
 def columns(name: str, *parts: str) -> str:
-    """`training    120/1,000   denoise 0.182`, without empty parts."""
+    """Return the parts that are not empty, in columns: `training    120/1,000   denoise 0.182`."""
     return "   ".join([f"{name:<{NAME_WIDTH}}", *filter(None, parts)])

@@ -36,10 +36,7 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     """Apply Philox 4x32-10 to counters [4, n], int64 with 32-bit words. Returns the same shape and kind."""
     a, b, c, d = counter
     for turn in range(ROUNDS):
-        left, right = (
-            a * MULTIPLIERS[0],
-            c * MULTIPLIERS[1],
-        )  # products wrap at 64 bits, which keeps both halves correct
+        left, right = a * MULTIPLIERS[0], c * MULTIPLIERS[1]  # wraps at 64 bits: both halves stay correct
         k0, k1 = ((key[i] + turn * WEYL[i]) & MASK for i in range(2))
         a, b = ((right >> 32) & MASK) ^ b ^ k0, right & MASK
         c, d = ((left >> 32) & MASK) ^ d ^ k1, left & MASK
@@ -81,7 +78,9 @@ class KeyedDraws:
 
     def _uniform(self, purpose: str, count: int, scope: Scope) -> Tensor:
         """Return [B, count] uniform numbers of 32 bits."""
-        ids, epochs = (self._ids, self._epochs) if scope == "sample" else self._batch_counter()
+        ids, epochs = self._ids, self._epochs
+        if scope == "step":
+            ids = epochs = torch.zeros(1, dtype=torch.int64)
         blocks = -(-count // WORDS)
         shape = (len(ids), blocks)
         counter = torch.stack(
@@ -96,14 +95,8 @@ class KeyedDraws:
         numbers = words.view(WORDS, *shape).permute(1, 2, 0).reshape(len(ids), blocks * WORDS)
         return (numbers[:, :count].to(torch.float64) + 0.5) / 2.0**32
 
-    def _batch_counter(self) -> tuple[Tensor, Tensor]:
-        zero = torch.zeros(1, dtype=torch.int64)
-        return zero, zero
-
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """Return a CPU generator keyed by purpose, for initial weights: `generator(seed,
-    "init/blocks.0.attn.qkv.weight")`.
-    """
+    """Return a CPU generator keyed by purpose, such as `init/blocks.0.attn.qkv.weight`, for initial weights."""
     low, high = key_of(seed, purpose)
     return torch.Generator().manual_seed((high << 31) ^ low)

@@ -102,9 +102,8 @@ def _block(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:
     dy = (rows - height * u[:, :1]).abs() / stretch  # [B, H]
     dx = (columns - width * u[:, 1:2]).abs() * stretch  # [B, W]
     dy, dx = dy[:, :, None], dx[:, None, :]
-    return -(torch.maximum(dy, dx) + 1e-3 * (dy + dx)).flatten(
-        1
-    )  # distance whose balls are rectangles, made strictly increasing
+    distance = torch.maximum(dy, dx) + 1e-3 * (dy + dx)  # its balls are rectangles; the small term makes it increase
+    return -distance.flatten(1)
 
 
 def _lattice(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:

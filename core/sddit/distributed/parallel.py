@@ -75,8 +75,7 @@ def gradient_accumulation(root: nn.Module, *, last: bool) -> AbstractContextMana
 
 
 def reach_all_parameters(root: nn.Module, loss: Tensor) -> tuple[Tensor, list[bool]]:
-    """Return `loss` with a gradient of 0 for each parameter that it does not reach, since DDP waits for every
-    parameter.
+    """Return `loss` with a gradient of 0 for each parameter that it does not reach: DDP waits for every parameter.
 
     Also returns, for each parameter, whether this batch has a gradient for it. Without DDP this list is empty.
     """

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from signal import Signals
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -52,8 +52,7 @@ class StopSignals:
     have `agreed` on, not for the one that it `received`, so that all stop after the same step.
 
     SIGHUP, a closed terminal, counts as SIGTERM unless the process ignores it (nohup). Outside the main thread nothing
-    is
-    recorded: Python delivers signals to the main thread only.
+    is recorded: Python delivers signals to the main thread only.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
@@ -99,9 +98,7 @@ class StopSignals:
         finally:
             self._hold = True
 
-    def __exit__(
-        self, kind: type[BaseException] | None, cause: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

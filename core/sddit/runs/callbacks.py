@@ -23,7 +23,7 @@ from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.runs.checkpointing import Saver
 from sddit.storage.checkpoints import Store
-from sddit.storage.metrics_log import MetricsLog, last_metrics
+from sddit.storage.metrics_log import MetricsLog, is_score_of, last_metrics
 from sddit.storage.run_folder import METRICS, RunFolder
 from sddit.training.nonfinite import NonFinite
 from sddit.training.nonfinite_report import nonfinite_report
@@ -133,9 +133,8 @@ class RunCallbacks:
 
     def done_at(self, step: int) -> tuple[bool, bool]:
         """Return whether the folder has the preview of a step, and whether it has its scores."""
-        row = last_metrics(self.folder.path / METRICS)
-        scored = row.get("step") == step and any(name.startswith(SCORE) for name in row)
-        return (self.folder.path / sample_images.preview_name(step)).is_file(), scored
+        shown = (self.folder.path / sample_images.preview_name(step)).is_file()
+        return shown, is_score_of(step, last_metrics(self.folder.path / METRICS))
 
     def score(self, session: Session) -> None:
         """Score samples during training: `evaluate.samples` images, or fewer if the test split is smaller."""

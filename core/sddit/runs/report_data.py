@@ -26,7 +26,7 @@ NOISE_QUARTERS = ("least noise", "second quarter", "third quarter", "most noise"
 def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores]) -> str:
     """Return the HTML report of a run folder."""
     metrics = read_metrics(folder / METRICS)
-    environment = environment_of(folder)
+    environment = read_json(folder / ENVIRONMENT)
     grids = previews(folder)
     return write_report(
         ReportData(
@@ -66,15 +66,9 @@ def command(recipe: Recipe) -> str:
     return f"sddit-run {recipe.path or recipe.name}"
 
 
-def environment_of(folder: Path) -> dict[str, Any]:
-    """Read the environment of a run."""
-    found: dict[str, Any] = read_json(folder / ENVIRONMENT)
-    return found
-
-
 def cost_of(recipe: Recipe, folder: Path) -> RunCost:
     """Return the cost of the run in `folder`."""
-    return cost(recipe, read_metrics(folder / METRICS), environment_of(folder)["device"])
+    return cost(recipe, read_metrics(folder / METRICS), read_json(folder / ENVIRONMENT)["device"])
 
 
 def cost(recipe: Recipe, metrics: list[dict[str, Any]], device: str) -> RunCost:
@@ -122,7 +116,7 @@ def next_steps(recipe: Recipe, folder: Path) -> Iterator[NextStep]:
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of every value of nested tables."""
+    """Yield (dotted key, text) for every value of nested tables."""
     for name, value in table.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")

@@ -10,10 +10,7 @@ import time
 from pathlib import Path
 
 from sddit.errors import error
-from sddit.storage.atomic import (
-    open_file,
-    to_json,
-)
+from sddit.storage.atomic import open_file, to_json
 
 LOCK = "run.lock"
 

@@ -19,14 +19,8 @@ from sddit.storage.fault_injection import fault_point
 from sddit.storage.migrations import FORMAT, upgrade_state
 
 MANIFEST = "manifest.json"
-UNUSABLE = {
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EIO,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.ENXIO,
-}  # errors that are the fault of the file
+# Errors that are the fault of the file.
+UNUSABLE = {errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from sddit.storage.atomic import (
     storage_errors,
     to_json,
 )
-from sddit.storage.run_folder import unreadable_error
+from sddit.storage.run_folder import unreadable_errors
 
 TAIL = 1 << 18  # bytes at the end of a metrics log that hold its last row
 
@@ -108,7 +108,7 @@ def is_score_of(step: int, row: Mapping[str, Any]) -> bool:
 
     They are logged after the save, so a resumed run logs them again.
     """
-    return row["step"] == step and any(name.startswith(SCORE) for name in row)
+    return row.get("step") == step and any(name.startswith(SCORE) for name in row)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -116,16 +116,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises SD-F704 for a complete line that is not a row, and for an unreadable file.
     """
-    try:
+    with unreadable_errors(path):
         data = read_file(path)
-    except OSError as fault:
-        raise unreadable_error(
-            path, fault.strerror or str(fault), "fix its permissions, or restore it from a backup"
-        ) from fault
-    return [
-        read_row(path, number, line)
-        for number, line in enumerate(data[: length_of_complete_lines(data)].split(b"\n")[:-1], 1)
-    ]
+    lines = data[: length_of_complete_lines(data)].split(b"\n")[:-1]
+    return [read_row(path, number, line) for number, line in enumerate(lines, 1)]
 
 
 def read_row(path: Path, number: int, line: bytes) -> dict[str, Any]:

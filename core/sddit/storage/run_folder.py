@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from sddit.errors import SdditError, error
@@ -52,9 +53,7 @@ class RunFolder:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, cause: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         release_lock(self._lock)
 
     def write_bytes(self, name: str, data: bytes) -> Path:
@@ -92,13 +91,9 @@ class RunFolder:
 def refuse_changed(path: Path) -> None:
     """Raise SD-F704 if a file differs from the sha256 stored with it. A file without one is accepted."""
     seal = path.with_name(f"{path.name}{SEAL}")
-    try:
+    with unreadable_errors(path):
         sealed = read_file(seal)[:64] if seal.is_file() else None
         found = hashlib.sha256(read_file(path)).hexdigest().encode()
-    except OSError as fault:
-        raise unreadable_error(
-            path, fault.strerror or str(fault), "fix its permissions, or restore it from a backup"
-        ) from fault
     if sealed not in (None, found):
         raise error(
             "SD-F704",
@@ -140,6 +135,16 @@ def read_changes(folder: Path) -> list[dict[str, Any]]:
             fix = "restore the file from a backup, or move it away: the report then shows no changes"
             raise unreadable_error(path, str(change)[:80], fix)
     return found
+
+
+@contextmanager
+def unreadable_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of reading `path` into SD-F704."""
+    try:
+        yield
+    except OSError as fault:
+        fix = "fix its permissions, or restore it from a backup"
+        raise unreadable_error(path, fault.strerror or str(fault), fix) from fault
 
 
 def unreadable_error(path: Path, got: str, fix: str) -> SdditError:
