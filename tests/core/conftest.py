@@ -209,7 +209,7 @@ def pretending(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def finished(ablation: Callable[..., Ablation], tmp_path: Path) -> Path:
-    """The folder of a finished ablation whose runs hold scores, a loss, a image and their versions."""
+    """The folder of a finished ablation whose runs hold scores, a loss, an image and their versions."""
     plan = make_plan(ablation(PUBLISHABLE), tmp_path / "runs")
     plan.folder.mkdir(parents=True)
     leaks = {"leaks": {"found": [], "unchecked": "too large to search"}}

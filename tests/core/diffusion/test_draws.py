@@ -67,7 +67,7 @@ def test_order_of_calls_means_nothing() -> None:
     assert torch.equal(a, second.normal("noise", (4,)))
 
 
-def test_step_scope_is_one_value_for_any_the_batch() -> None:
+def test_step_scope_is_one_value_for_the_whole_batch() -> None:
     one = KeyedDraws(1, 5, torch.arange(2)).uniform("ratio", scope="step")
     other = KeyedDraws(1, 5, torch.arange(7) + 3).uniform("ratio", scope="step")
     assert one.shape == (1,)

@@ -314,7 +314,7 @@ def test_samples_of_an_ideal_network_are_distributed_as_the_data() -> None:
         batch=400,
     )
     mean, std = IdealFlowNetwork.mean, IdealFlowNetwork.std
-    # Euler's method maps this Gaussian to one whose standard std follows from each step's gain.
+    # Euler's method maps this Gaussian to one whose standard deviation follows from each step's gain.
     gain = math.prod(1 + (low / high - 1) * high**2 / (std**2 + high**2) for high, low in pairwise(sigmas))
     expected = gain * sigmas[0]
     assert abs(x.std().item() - expected) < 5 * expected / math.sqrt(2 * count)

@@ -54,7 +54,7 @@ def clusters(seed: int, *, classes: int = 4, spread: float = 0.3, n: int = 400, 
 
 
 @pytest.mark.parametrize("learn", LEARNERS)
-def test_what_can_be_reported_is_reported_and_what_cannot_is_chance(learn: Callable[..., float]) -> None:
+def test_separable_classes_are_learned_and_others_are_at_chance(learn: Callable[..., float]) -> None:
     train, labels, test, test_labels = clusters(0)
     assert learn(train, labels, test, test_labels) > 0.98
     shuffled = np.random.default_rng(1).permutation(labels)

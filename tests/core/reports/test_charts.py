@@ -126,7 +126,7 @@ def test_long_series_are_thinned_but_keep_their_spikes_and_ends():
     assert [points[0][0], points[-1][0]] == [LEFT, WIDTH - RIGHT]
 
 
-def test_lines_can_be_reported_apart_without_colour():
+def test_lines_can_be_told_apart_without_colour():
     series = [Series(f"series {i}", [0, 1], [i, i + 1]) for i in range(6)]
     chart = line_chart("t", series)
     drawn = [p for p in parse(chart).iter("path") if p.get("stroke-linejoin")]
@@ -144,7 +144,7 @@ def test_references_are_drawn_inside_and_named():
     assert all(y > TOP for run in lines(chart) for _, y in run)
 
 
-def test_a_reader_who_cannot_see_is_reported_the_course():
+def test_alternative_text_describes_the_curve():
     chart = parse(line_chart("Entropy", [Series("teacher", [0, 10], [6.2, 1.5])]))
     assert chart.get("role") == "img"
     assert chart.findtext("title") == "Entropy"

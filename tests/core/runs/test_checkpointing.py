@@ -59,7 +59,7 @@ def held(gate: threading.Event) -> LazyBytes:
     return LazyBytes(4, make)
 
 
-def test_a_save_continues_next_to_and_is_whole_when_waited_for(saver: Saver, gate: threading.Event) -> None:
+def test_a_save_runs_in_the_background_and_is_complete_when_waited_for(saver: Saver, gate: threading.Event) -> None:
     saver.save(1, {**FILES, "ema.safetensors": held(gate)})
     saver.poll()
     assert saver.store.steps() == []
@@ -79,7 +79,7 @@ def test_at_most_one_is_under_way(saver: Saver, gate: threading.Event) -> None:
 
 @pytest.mark.parametrize("ask", ["poll", "save", "wait"])
 @pytest.mark.parametrize("point", [point for point in faults.POINTS if point != "ckpt.mid_prune"])
-def test_a_save_that_failed_is_reported_by_for_any_is_asked_next(
+def test_a_failed_save_is_reported_by_the_next_call(
     saver: Saver, monkeypatch: pytest.MonkeyPatch, point: str, ask: str
 ) -> None:
     monkeypatch.setenv("SDDIT_FAULT", f"{point}:raise:ENOSPC@1")

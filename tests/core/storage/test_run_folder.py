@@ -277,7 +277,7 @@ def test_an_edited_log_says_so_and_loses_no_other_row(tmp_path: Path, edit: str)
     assert steps(path) == [*left, 7]
 
 
-def test_scores_of_the_step_of_a_checkpoint_are_not_change(tmp_path: Path) -> None:
+def test_scores_at_the_step_of_a_checkpoint_are_kept(tmp_path: Path) -> None:
     """They are logged after it, at the end of a run or where a stop had cut them short; and are logged again."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 5}\n{"step": 6}\n{"step": 6, "score/toy.fd": 1}\n')

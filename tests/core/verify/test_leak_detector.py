@@ -176,7 +176,7 @@ def test_a_loss_with_an_honest_head_passes(tmp_path: Path) -> None:
 
 
 def test_a_back_channel_to_the_network_is_found(tmp_path: Path) -> None:
-    """What the network is given looks right; what it predicts states."""
+    """What the network is given looks right; what it predicts gives the leak away."""
     notes: list[Tensor] = []
 
     class Informed(ToyBackbone):

@@ -327,7 +327,7 @@ def test_an_arm_keeps_its_colour_where_others_lack_the_key(make):
     assert [one.slot for one in lines(key, AXES[0], results, logs)] == [1, 2, 3]
 
 
-def test_without_stated_flops_there_is_not_a_curve_over_them(make):
+def test_without_stated_flops_there_is_no_curve_over_them(make):
     results = make(arms={label: {"flops_per_step": None, "flops": None} for label in FD})
     assert list(lines("loss/denoise", AXES[2], results, logs_of(results))) == []
     assert "nothing measured" in page(results)

@@ -278,7 +278,7 @@ def test_advice_follows_the_numbers(changed, word):
     assert word in only
 
 
-def test_a_run_at_the_floor_is_not_reported_to_continue():
+def test_a_run_at_the_floor_is_not_advised_to_continue():
     assert advice(metrics=rows("aux", falling=True), scores={"q": toy_scores(fd=0.31)}) == []
 
 
