@@ -31,7 +31,7 @@ def test_a_problem_is_printed_field_by_field() -> None:
 
 
 @given(st.text(), st.text())
-def test_a_problem_is_a_few_clean_lines_whatever_it_quotes(what: str, got: str) -> None:
+def test_a_problem_is_a_few_clean_lines_for_every_quoted_value(what: str, got: str) -> None:
     lines = Problem("SD-R102", what, got, got, got, got).lines()
     assert len(lines) <= 12
     assert all(line.isprintable() for line in lines)

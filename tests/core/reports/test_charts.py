@@ -126,7 +126,7 @@ def test_long_series_are_thinned_but_keep_their_spikes_and_ends():
     assert [points[0][0], points[-1][0]] == [LEFT, WIDTH - RIGHT]
 
 
-def test_lines_can_be_told_apart_without_colour():
+def test_lines_can_be_distinguished_without_colour():
     series = [Series(f"series {i}", [0, 1], [i, i + 1]) for i in range(6)]
     chart = line_chart("t", series)
     drawn = [p for p in parse(chart).iter("path") if p.get("stroke-linejoin")]

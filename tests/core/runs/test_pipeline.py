@@ -216,7 +216,7 @@ def test_resuming_with_another_recipe_is_refused_until_each_key_is_allowed(
     assert [row["step"] for row in read_metrics(first.folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6, 6]
 
 
-def test_another_model_is_refused_whatever_is_allowed(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_another_model_is_refused_in_every_case(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     first = go(recipe_of(), tmp_path / "runs")
     with pytest.raises(SdditError, match="SD-C410"):
         go(recipe_of("backbone.hidden=8"), tmp_path / "runs", resume=first.folder, allow=["backbone.hidden"])
