@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Flip a bit in, and cut short, every file of a run folder and of an exported one, and read the folder as commands do.
 
-    python tools/fuzz_files.py RUN                  of each file some bits and cuts, in a copy of the folder
+    python tools/fuzz_files.py RUN                  some bits and cuts of each file, in a copy of the folder
     python tools/fuzz_files.py RUN --each 200       more of them
 
-Each damage is refused with a code, noticed and gone around (an older checkpoint), or of no effect on weights, settings
-and what a resumed run continues from. The last line is the figures as JSON; exit status 0: nothing was silent, no
-traceback.
+Each damage must be refused with a code, noticed and worked around (an older checkpoint), or have no effect on weights,
+settings and what a resumed run continues from. The last line is the figures as JSON; exit status 0: no silent
+change and no traceback.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Damage:
     at: int  # the bit, or the bytes that are left
 
     def of(self, data: bytes) -> bytes:
-        """Return the bytes after it."""
+        """Return the damaged bytes."""
         if self.kind == "cut":
             return data[: self.at]
         changed = bytearray(data)
@@ -64,9 +64,7 @@ class Damage:
 
 
 def damages(size: int, each: int, chance: random.Random) -> Iterator[Damage]:
-    """For a file of `size` bytes: a bit at its start, middle and end, others by chance, and cuts, the empty file one
-    of them.
-    """
+    """Yield damages of a file of `size` bytes: flips of its first, middle, last and random bits, and truncations."""
     if size == 0:
         return
     bits = [0, 4 * size, 8 * size - 1, *(chance.randrange(8 * size) for _ in range(each - 3))]
@@ -88,7 +86,7 @@ Reader = Callable[[Path], Read]
 
 
 def as_a_model(folder: Path) -> Read:
-    """`sddit.load`: weights and settings."""
+    """Read weights and settings with `sddit.load`."""
     model = sddit.load(folder)
     recipe = json.dumps(model.require_recipe().to_json(), sort_keys=True)
     weights = pack(model.backbone.state_dict())
@@ -96,7 +94,7 @@ def as_a_model(folder: Path) -> Read:
 
 
 def as_a_checkpoint(recipe: Recipe) -> Reader:
-    """Return the session from which a resumed run of `recipe` continues: its newest intact checkpoint."""
+    """Return a reader of what a resumed run of `recipe` continues from: its newest intact checkpoint."""
 
     def read(folder: Path) -> Read:
         store = Store(folder / "checkpoints", keep=2)
@@ -113,7 +111,7 @@ def as_a_checkpoint(recipe: Recipe) -> Reader:
 
 
 def as_one_of_all(folder: Path) -> Read:
-    """Return every checkpoint that can be asked for, also those behind the newest."""
+    """Read every checkpoint, not only the newest."""
     store = Store(folder / "checkpoints", keep=2)
     return Read(" ".join(digest(*map(store.open(step).read, store.open(step).files)) for step in store.steps()))
 
@@ -123,9 +121,9 @@ def digest(*parts: bytes) -> str:
 
 
 def as_a_command(*words: str) -> Reader:
-    """Return a command line in which RUN stands for the folder and NEW for one that is not there.
+    """Return a reader that runs a command in which RUN stands for the folder and NEW for a new one.
 
-    What it prints is not compared.
+    Its output is not compared.
     """
 
     def read(folder: Path) -> Read:
@@ -141,7 +139,7 @@ def as_a_command(*words: str) -> Reader:
 
 
 def as_a_run(recipe: Recipe) -> Reader:
-    """Rerun the command that made it: scores and report are written again."""
+    """Return a reader that reruns the training command, which writes scores and report again."""
 
     def read(folder: Path) -> Read:
         (folder / REPORT).unlink(missing_ok=True)
@@ -156,7 +154,7 @@ TABLES = (("table", "RUN"), ("table", "RUN", "--csv"), ("table", "RUN", "--latex
 
 
 def readers_of_a_run(recipe: Recipe) -> list[Reader]:
-    """Return all that reads a run folder. The last one also changes it."""
+    """Return everything that reads a run folder. The last reader also changes it."""
     commands = [as_a_command(*words) for words in (*TABLES, ("export", "RUN", "--out", "NEW"), SAMPLE)]
     return [as_a_model, as_a_checkpoint(recipe), as_one_of_all, *commands, as_a_run(recipe)]
 
@@ -191,7 +189,7 @@ def judge(
 
 @dataclass(slots=True)
 class Figures:
-    """Verdicts by file."""
+    """Count verdicts by file."""
 
     verdicts: dict[str, Counter[Verdict]] = field(default_factory=lambda: defaultdict(Counter))
     misses: list[str] = field(default_factory=list)

@@ -46,14 +46,14 @@ from sddit.recipes.settings import EmaSettings
 from sddit.value_schedules import Between
 
 ELSEWHERE = ("dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1")
-"""What stands for ImageNet's latents, which are not here."""
+"""A stand-in for the latents of ImageNet, which are not shipped."""
 UNSCORED = ("evaluate.features=[]", "ablation.metrics=[]")
 LETTERS = "abcdefghijklmnopqrstuvwxyz_"
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A shipped recipe, with what stands in for data and runs that are not here."""
+    """A shipped recipe, with stand-ins for data and runs that are not shipped."""
 
     path: Path
     overrides: tuple[str, ...]
@@ -69,7 +69,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key or a header of a file of recipes."""
+    """A key or a table header of a recipe file."""
 
     file: Path
     line: int  # counted from 1
@@ -83,7 +83,7 @@ class Key:
 
 
 def readers(recipes: Path) -> list[Reader]:
-    """Return every recipe that is run, not only extended."""
+    """Return every recipe that is run, excluding those that are only extended."""
     paths = sorted(
         recipes.rglob("*.toml"), key=lambda path: ("ablations" in path.parts, path)
     )  # one recipe is checked faster
@@ -97,7 +97,7 @@ def stand_ins(recipe: Path) -> tuple[str, ...]:
 
 
 def every_key(recipes: Path) -> list[Key]:
-    """Return the keys and headers of every file in a folder of recipes, each with a recipe in which it counts."""
+    """Return the keys and headers of every recipe file in a folder, each with a recipe in which it has an effect."""
     found: dict[tuple[Path, int, str], Key] = {}
     for reader in readers(recipes):
         recipe = reader.check()
@@ -158,7 +158,7 @@ def keys_in(source: Source, reader: Reader, models: Mapping[str, type[BaseModel]
 
 
 def with_face(key: Key, models: Mapping[str, type[BaseModel]]) -> Key:
-    """Return the key with what its table allows.
+    """Return the key with the names that its table allows.
 
     An arm's keys are those of the recipe; of a grid only the names are known.
     """
@@ -188,7 +188,7 @@ SCHEDULE = ("start", "end", "shape", "power", "from", "until", "depth", "width",
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A file with one line changed."""
+    """A recipe file with one line changed."""
 
     kind: str
     key: Key
@@ -197,7 +197,7 @@ class Mutant:
 
 
 def mutants(key: Key, chance: random.Random) -> Iterator[Mutant]:
-    """Yield every way to corrupt one key; inserted letters are drawn by `chance`."""
+    """Yield every corruption of one key; `chance` draws the inserted letters."""
     lines = key.file.read_text(encoding="utf-8").split("\n")
     line = lines[key.line - 1]
 
@@ -248,7 +248,7 @@ EXAMPLES_BEYOND_NUMBERS = ("nan", "inf", "-inf", "1e400", "9223372036854775808",
 
 
 def wrong_kinds(info: FieldInfo) -> list[str]:
-    """Values of every kind of TOML that a field does not take."""
+    """Return a value of every TOML type that a field does not take."""
     taken = kinds(info.annotation)
     if float in taken:
         taken |= {int}
@@ -256,7 +256,7 @@ def wrong_kinds(info: FieldInfo) -> list[str]:
 
 
 def kinds(annotation: Any) -> set[type]:
-    """Return the kinds of TOML values that a type may take."""
+    """Return the TOML types that a Python type accepts."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return kinds(inside[0])
@@ -274,7 +274,7 @@ def kinds(annotation: Any) -> set[type]:
 
 
 def beyond(info: FieldInfo) -> list[str]:
-    """Numbers just outside of a field's bounds, far outside, and those that no field takes."""
+    """Return numbers just outside a field's bounds, far outside, and those that no field takes."""
     if not kinds(info.annotation) & {int, float}:
         return []
     whole = float not in kinds(info.annotation)
@@ -292,7 +292,7 @@ def inner_metadata(annotation: Any) -> list[Any]:
 
 
 def edges(metadata: Iterable[Any]) -> Iterator[tuple[float, int]]:
-    """(bound, direction in which it is crossed)."""
+    """Yield each bound with the direction in which it is crossed."""
     for note in metadata:
         match note:
             case FieldInfo():
@@ -318,7 +318,7 @@ Verdict = Literal["refused", "not named", "accepted", "traceback"]
 
 @dataclass(slots=True)
 class Tally:
-    """Results of the mutants."""
+    """Count the results of the mutants."""
 
     verdicts: Counter[tuple[str, Verdict]] = field(default_factory=Counter)  # by kind
     with_line: int = 0  # messages that name file and line
@@ -370,7 +370,7 @@ def judge(mutant: Mutant) -> tuple[Verdict, str]:
 
 
 def judged(mutants: Sequence[Mutant], report: Callable[[str], None] = lambda text: None) -> Tally:
-    """Return the verdicts on mutants; `report` receives the progress."""
+    """Check all mutants and return their verdicts; `report` receives the progress."""
     tally = Tally()
     for done, mutant in enumerate(mutants, 1):
         began = time.perf_counter()
@@ -411,7 +411,7 @@ PIECES = [
     "",
 ]
 PIECES += ["\n", "9" * 30, "[" * 200, "a." * 100]
-"""What is put into a text: signs and words of TOML, and what is hard on a parser."""
+"""Insertions of the random edits: TOML syntax, and strings that are difficult for a parser."""
 
 
 def edited(data: bytes, chance: random.Random) -> bytes:
@@ -439,7 +439,7 @@ def edited(data: bytes, chance: random.Random) -> bytes:
 def corrupt_bytes(
     recipes: Path, cases: int, seed: int, report: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Edit recipes at random: each is refused in words or still a recipe, and nothing else is ever raised."""
+    """Edit recipes at random: each is refused with a message or still a recipe, and nothing else is raised."""
     chance, all_readers = random.Random(seed), [r for r in readers(recipes) if "ablations" not in r.path.parts]
     outcomes: Counter[str] = Counter()
     tracebacks = []
@@ -468,7 +468,7 @@ def corrupt_bytes(
 
 
 def sample(recipes: Path, most: int | None, seed: int) -> list[Mutant]:
-    """Mutants of the recipes in a folder, all or as many as wanted, in an order of chance."""
+    """Check the mutants of the recipes in a folder, all or the requested number, in random order."""
     chance = random.Random(seed)
     made = [mutant for key in every_key(recipes) for mutant in mutants(key, chance)]
     chance.shuffle(made)

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Everything that only a GPU can show, in one command: a Markdown table to paste into `tools/gpu_checks.md`.
+"""Run every check that needs a GPU and print a Markdown table for `tools/gpu_checks.md`.
 
     python tools/gpu_checks.py                 all of it
     python tools/gpu_checks.py --only kernels train
 
-Without a CUDA device it says that nothing was checked and ends with status 0; with one, a failed check ends with status
-6.
+Without a CUDA device it reports that nothing was checked and exits with status 0; a failed check exits with status 6.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def line(of: str, found: Measurement) -> Line:
 
 
 def verified(device: Device) -> Iterator[Line]:
-    """`sddit-run verify --full` there: every kernel forward and backward, biases included; draws; gradients; leaks."""
+    """Run `sddit-run verify --full` on the device: kernels forward and backward, draws, gradients, leaks."""
     for row in verify(CheckContext(device=device, full=True, fixtures=folders(None))):
         of = f"{row.of}: {row.check}"
         yield line(of, row.measurement) if row.measurement else Line(of, row.reason, "", "", row.verdict)
@@ -77,9 +76,7 @@ STEPS = 20
 SMALL = ("train.steps=20", "train.batch=32", "optimizer.warmup=0", "train.save_every=10", "train.log_every=5")
 SAMPLED = ("evaluate.samples=40", "evaluate.previews=2", "evaluate.per_class=2", "evaluate.kid_subsets=2")
 PRECISIONS: dict[str, float] = {"fp32": 1e-3, "bf16": 5e-2}
-"""How far a GPU may be from the same step elsewhere, relative: sums run in another order, and those of bf16 are
-rounded.
-"""
+"""Relative tolerance between a step on the GPU and on the CPU: sums run in another order, and bf16 rounds."""
 
 
 def small(*overrides: str) -> Recipe:
@@ -88,7 +85,7 @@ def small(*overrides: str) -> Recipe:
 
 
 def after(recipe: Recipe, device: Device, steps: int) -> tuple[Session, list[StepResult]]:
-    """Return a session that has taken some steps, and what each measured."""
+    """Return a session that has taken `steps` steps, and the result of each."""
     session = build_session(recipe, torch.device(device))
     return session, advance(session, steps)
 
@@ -100,17 +97,17 @@ def advance(session: Session, steps: int) -> list[StepResult]:
 
 
 def weights(session: Session) -> Tensor:
-    """Return all trained numbers in a row, float64 on the CPU."""
+    """Return all trained parameters as one float64 vector on the CPU."""
     return torch.cat([p.detach().double().flatten().cpu() for p in session.student.parameters()])
 
 
 def apart(one: Tensor, two: Tensor) -> float:
-    """Relative to the second."""
+    """Return the norm of the difference, relative to the second."""
     return float((one - two).norm() / two.norm())
 
 
 def trained(device: Device) -> Iterator[Line]:
-    """20 steps of the quickstart there, the first against the CPU's and compiled; stopped and resumed."""
+    """Train the quickstart for 20 steps on the device: against the CPU, compiled, and resumed."""
     for precision, bound in PRECISIONS.items():
         recipe = small(f"train.precision={precision}")
         there, steps = after(recipe, device, STEPS)
@@ -134,7 +131,7 @@ def compare_steps(of: str, one: StepResult, two: StepResult, bound: float) -> It
 
 
 def resumed(recipe: Recipe, device: Device) -> Session:
-    """Half of the steps, a checkpoint, and the rest in a session that knows nothing but the checkpoint."""
+    """Return a session that took half of the steps, restored from a checkpoint of another one, and took the rest."""
     half, _ = after(recipe, device, STEPS // 2)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "checkpoints", keep=1)
@@ -148,9 +145,7 @@ def resumed(recipe: Recipe, device: Device) -> Session:
 
 
 def command(device: Device) -> Iterator[Line]:
-    """Run the full command as a user types it: train, sample, score, report; and once more, which has nothing left to
-    do.
-    """
+    """Run the full command as a user types it: train, sample, score, report; then again, with nothing left to do."""
     for precision in PRECISIONS:
         words = ["quickstart", *SMALL, *SAMPLED, "sampler.steps=4", f"train.precision={precision}", "--device", device]
         with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +162,7 @@ def command(device: Device) -> Iterator[Line]:
 
 
 def sampled(device: Device) -> Iterator[Line]:
-    """Yield the same images from the same weights and keys there and on the CPU."""
+    """Compare images sampled on the device and on the CPU from the same weights and keys."""
     recipe = small("guidance.name=cfg", "guidance.scale=1.5")
     session = build_session(recipe, torch.device("cpu"))
     fill(session.student)
@@ -182,7 +177,7 @@ def sampled(device: Device) -> Iterator[Line]:
 
 
 SIZES = {"S": 256, "B": 256, "L": 128, "XL": 64}
-"""Published sizes, and images of one step."""
+"""Published sizes, and the batch size of one step."""
 SPEED = """
 [backbone]
 name = "dit"
@@ -211,7 +206,7 @@ decay = 0.9999
 
 
 def speed(device: Device) -> Iterator[Line]:
-    """Training steps of DiT-S/2 to XL/2 on latents of 32x32x4 in bf16, optimizer and EMA included; fraction of the
+    """Time training steps of DiT-S/2 to XL/2 on latents of 32x32x4 in bf16, optimizer and EMA included; fraction of the
     peak.
     """
     torch.set_float32_matmul_precision("high")
@@ -238,7 +233,7 @@ def written(text: str) -> Recipe:
 
 
 class Cached:
-    """A data set that gives the same batch again, so that the network alone is timed."""
+    """A data set that returns the same batch every time, so that only the network is timed."""
 
     def __init__(self, session: Session) -> None:
         self.facts, self.size = session.dataset.facts, len(session.dataset)
@@ -272,7 +267,7 @@ def images_per_second(recipe: Recipe, device: Device) -> float:
 
 
 def product(device: Device, side: int = 8192) -> float:
-    """FLOP/s of a large bf16 matrix product: what this device can do at best."""
+    """Return the FLOP/s of a large bf16 matrix product, the best that this device can do."""
     numbers = torch.randn(side, side, generator=generator(0, "gpu_checks"))
     a, b = (numbers.to(device, torch.bfloat16) for _ in range(2))
     seconds_per_call(lambda: a @ b, 3, torch.device(device))
@@ -280,7 +275,7 @@ def product(device: Device, side: int = 8192) -> float:
 
 
 def several(device: Device) -> Iterator[Line]:
-    """Two processes, with all weights on each and with a shard on each, against one: the weights after ten steps."""
+    """Compare the weights after ten steps of two processes, replicated and sharded, with those of one process."""
     if device == "cuda" and torch.cuda.device_count() < 2:
         yield Line("processes", "two processes against one", "one device is here", "", "skipped")
         return
@@ -324,7 +319,7 @@ def machine() -> str:
 
 
 def run(sections: Sequence[str], device: Device) -> list[Line]:
-    """Return the rows of the chosen sections. One that breaks leaves its error as a failed row, and the next begins."""
+    """Return the rows of the chosen sections. A section that raises becomes a failed row, and the next one runs."""
     lines: list[Line] = []
     for name in sections:
         print(f"{name} ...", file=sys.stderr, flush=True)

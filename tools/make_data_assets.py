@@ -46,14 +46,14 @@ def main() -> None:
 
 
 def read_digits(path: Path) -> Table:
-    """1797 rows of 64 levels in 0..16 and a label."""
+    """Return 1797 rows of 64 levels in 0..16 and a label."""
     with gzip.open(path, "rt") as lines:
         rows = np.loadtxt(lines, delimiter=",").astype(np.int64)  # [1797, 65]
     return Table(rows[:, :64].astype(np.uint8).reshape(-1, 1, 8, 8), rows[:, 64], levels=16)
 
 
 def split_digits(digits: Table) -> dict[Split, Table]:
-    """Hold out 36 images of each class by lot, as a perfect generator asked for 36 of each class would draw them."""
+    """Hold out 36 random images of each class, as a perfect generator asked for 36 of each class would draw them."""
     held = np.zeros(len(digits.labels), dtype=bool)
     for label in range(10):
         members = np.flatnonzero(digits.labels == label)
@@ -72,7 +72,7 @@ def chosen(table: Table, index: NDArray[np.int64]) -> Table:
 
 
 def save(name: str, splits: dict[Split, Table], *, title: str, names: list[str]) -> dict[str, Any]:
-    """Write the arrays and return what is known of them."""
+    """Write the arrays and return their facts."""
     arrays = {f"{split}_images": table.images for split, table in splits.items()}
     arrays |= {f"{split}_labels": table.labels.astype(np.uint8) for split, table in splits.items()}
     np.savez_compressed(ASSETS / f"{name}.npz", allow_pickle=False, **arrays)

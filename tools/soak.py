@@ -53,7 +53,7 @@ SMALL = (
     'evaluate.features=["classifier"]',
     "sampler.steps=4",
 )
-"""What makes a digits recipe quick, and has it do everything that a run can be killed at."""
+"""Settings that make a digits recipe quick while keeping every phase in which a run can be killed."""
 
 Say = Callable[[str], None]
 
@@ -62,7 +62,7 @@ def quiet(text: str) -> None:
     """Print nothing."""
 
 
-NURSERY = """
+FORK_SERVER = """
 import json, os, sys
 
 def say(*words):
@@ -78,20 +78,21 @@ for line in sys.stdin:
         except SystemExit as end:
             os._exit(int(end.code or 0))
         os._exit(0)
-    say("born", child)
-    say("dead", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    say("started", child)
+    say("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-class Nursery:
-    """A process that has imported what its children need, and forks one child at a time: each runs `live` of
-    `program`.
+class ForkServer:
+    """A process that has imported what its children need and forks one child at a time.
+
+    Each child runs the function `live` of `program`.
     """
 
     def __init__(self, program: str) -> None:
         env = {name: value for name, value in os.environ.items() if name != "SDDIT_FAULT"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY.format(program=program)],
+            [sys.executable, "-c", FORK_SERVER.format(program=program)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -108,53 +109,53 @@ class Nursery:
         os.killpg(self.process.pid, signal.SIGKILL)  # its children too, which might run forever
         self.process.communicate()
 
-    def bear(self, *words: Any) -> Child:
-        """Start a child with these words."""
+    def fork(self, *arguments: Any) -> Child:
+        """Start a child that runs `live(*arguments)`."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        print(json.dumps(words), file=self.process.stdin, flush=True)
-        said: list[str] = []
-        while (line := self.process.stdout.readline().split())[:1] != ["born"]:
+        print(json.dumps(arguments), file=self.process.stdin, flush=True)
+        printed: list[str] = []
+        while (line := self.process.stdout.readline().split())[:1] != ["started"]:
             if not line:
-                raise RuntimeError("the nursery could not start: its program fails")
-            said += line  # a quick child speaks before it is announced
-        return Child(self, int(line[1]), said)
+                raise RuntimeError("the fork server could not start: its program fails")
+            printed += line  # a quick child prints before its start is announced
+        return Child(self, int(line[1]), printed)
 
 
 @dataclass(slots=True)
 class Child:
-    """One process of a nursery."""
+    """A child of a fork server."""
 
-    nursery: Nursery
+    server: ForkServer
     pid: int
-    said: list[str]
-    status: int | None = None  # None: it lives, as far as is known
+    printed: list[str]
+    status: int | None = None  # None: still running, as far as is known
 
-    def listen(self) -> bool:
-        """Wait for its next word. False: it has died."""
-        assert self.nursery.process.stdout is not None
-        word, *rest = self.nursery.process.stdout.readline().split()
-        if word == "dead":
+    def read_word(self) -> bool:
+        """Wait for the next word that the child prints; return False if the child has ended."""
+        assert self.server.process.stdout is not None
+        word, *rest = self.server.process.stdout.readline().split()
+        if word == "ended":
             self.status = int(rest[0])
             return False
-        self.said.append(word)
+        self.printed.append(word)
         return True
 
-    def lives(self) -> bool:
-        """Return whether it has not ended by now. Its parent has not buried it before it is listened to."""
+    def is_alive(self) -> bool:
+        """Return whether the child is still running. The fork server reaps it only after its output was read."""
         with suppress(OSError):  # once reaped, it has no status file
             return " Z " not in Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii")
         return False
 
     def kill(self) -> bool:
         """Send SIGKILL; return False if the process had already ended."""
-        lived = self.lives()
-        if lived:
+        was_alive = self.is_alive()
+        if was_alive:
             os.kill(self.pid, signal.SIGKILL)
-        return self.end() == -signal.SIGKILL and lived
+        return self.wait() == -signal.SIGKILL and was_alive
 
-    def end(self) -> int:
-        """Wait for its end. Returns its exit status."""
-        while self.status is None and self.listen():
+    def wait(self) -> int:
+        """Wait until the child has ended and return its exit status."""
+        while self.status is None and self.read_word():
             pass
         assert self.status is not None
         return self.status
@@ -216,7 +217,7 @@ def live(folder, background):
         say(step)
 """
 )
-"""The control: a writer that takes no care."""
+"""The negative control: a writer without atomic renames or manifests."""
 
 
 @dataclass(slots=True)
@@ -225,9 +226,9 @@ class WriterFigures:
 
     kills: int = 0
     checkpoints: int = 0  # that were acknowledged
-    broken: int = 0  # kills after which a checkpoint showed that is not what was written
-    lost: int = 0  # kills after which an acknowledged one was not there
-    surplus: int = 0  # kills after which more were kept than should
+    broken: int = 0  # kills after which a visible checkpoint differed from what was written
+    lost: int = 0  # kills after which an acknowledged checkpoint was missing
+    surplus: int = 0  # kills after which more checkpoints remained than should
     seconds: float = 0.0
 
     @property
@@ -238,17 +239,17 @@ class WriterFigures:
 def kill_writer(kills: int, folder: Path, seed: int, program: str = WRITER, say: Say = quiet) -> WriterFigures:
     """Kill a writer repeatedly, each time shortly after its first save; it continues in the same folder. No torch."""
     pauses, figures, began = random.Random(seed), WriterFigures(), time.monotonic()
-    with Nursery(program) as nursery:
+    with ForkServer(program) as server:
         while figures.kills < kills:
-            child = nursery.bear(str(folder), figures.kills % 2 == 1)
-            alive = bool(child.said) or child.listen()
+            child = server.fork(str(folder), figures.kills % 2 == 1)
+            alive = bool(child.printed) or child.read_word()
             time.sleep(pauses.uniform(0.0, 0.04))
             if not (alive and child.kill()):
                 raise RuntimeError(f"the writer ended on its own, with status {child.status}")
             figures.kills += 1
-            figures.checkpoints += len(child.said)
+            figures.checkpoints += len(child.printed)
             figures.broken += broken(folder) != []
-            figures.lost += visible(folder)[-1:] < [int(child.said[-1])]
+            figures.lost += visible(folder)[-1:] < [int(child.printed[-1])]
             figures.surplus += len(visible(folder)) > 3  # two to keep, and one not yet removed
             if figures.kills % 50 == 0:
                 say(f"kill {figures.kills} of {kills}: {figures.broken} broken, {figures.lost} lost")
@@ -257,12 +258,12 @@ def kill_writer(kills: int, folder: Path, seed: int, program: str = WRITER, say:
 
 
 def visible(folder: Path) -> list[int]:
-    """Return the steps whose checkpoint shows."""
+    """Return the steps whose checkpoint is visible."""
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
 
 def broken(folder: Path) -> list[int]:
-    """Visible checkpoints whose files are not what their step holds, judged without the code under test."""
+    """Return the visible checkpoints with files other than their step's, without using the code under test."""
 
     def intact(step: int) -> bool:
         place = folder / f"step-{step:06d}"
@@ -295,7 +296,7 @@ class RunFigures:
     lost: int = 0  # times that the newest checkpoint was older than before a kill
     same_weights: bool = False
     same_samples: bool = False
-    same_log: bool = False  # rows of the metrics, but for clocks
+    same_log: bool = False  # rows of the metrics, except for times
     seconds: float = 0.0
 
     @property
@@ -304,7 +305,7 @@ class RunFigures:
 
 
 def kill_run(recipe: Sequence[str], steps: int, kills: int, folder: Path, seed: int, say: Say = quiet) -> RunFigures:
-    """Run a recipe undisturbed, then again with kills, and compare.
+    """Run a recipe uninterrupted, then again with kills, and compare.
 
     Args:
         recipe: a recipe and its overrides.
@@ -317,23 +318,23 @@ def kill_run(recipe: Sequence[str], steps: int, kills: int, folder: Path, seed: 
     """
     chance, figures, began = random.Random(seed), RunFigures(), time.monotonic()
     whole, killed, log = folder / "whole", folder / "killed", folder / "log.txt"
-    with Nursery(RUNNER) as nursery:
+    with ForkServer(RUNNER) as server:
 
         def start(out: Path) -> Child:
             figures.starts += 1
             saving = f"train.save_async={'true' if figures.starts % 2 else 'false'}"
-            return nursery.bear(str(log), *recipe, saving, "--out", str(out))
+            return server.fork(str(log), *recipe, saving, "--out", str(out))
 
-        if start(whole).end() != 0:
+        if start(whole).wait() != 0:
             raise RuntimeError(log.read_text(encoding="utf-8"))
         for moment in moments(kills, steps, chance):
             newest = max(saved(killed), default=0)
             while not killed_at(start(killed), moment, killed, log, chance):
-                (only_run(killed) / "report.html").unlink()  # it came to its end: leave it something to do
+                (only_run(killed) / "report.html").unlink()  # the run finished: leave it something to do
             figures.kills += 1
             figures.lost += max(saved(killed), default=0) < newest
             say(f"kill {figures.kills} of {kills} {moment}: checkpoints {saved(killed)}, {last_step(killed)} steps")
-        if start(killed).end() != 0:
+        if start(killed).wait() != 0:
             raise RuntimeError(log.read_text(encoding="utf-8"))
     one, two = only_run(whole), only_run(killed)
     figures.broken = len(list((two / "checkpoints").glob("broken-*")))
@@ -349,7 +350,7 @@ class StopFigures:
     """Results of stopping a run."""
 
     stops: int = 0
-    saved: int = 0  # ended with the documented status, and its last step is in a checkpoint
+    saved: int = 0  # stops with the documented exit status whose last step is in a checkpoint
     median_seconds: float = 0.0  # from SIGTERM to the end of the process
     largest_seconds: float = 0.0
     milliseconds_per_step: float = 0.0  # wall time of an uninterrupted step, save included
@@ -366,18 +367,18 @@ def stop_run(
     """Send SIGTERM `stops` times to a run that has started to train, and resume it each time."""
     chance, figures, began = random.Random(seed), StopFigures(), time.monotonic()
     out, log, waits = folder / "stopped", folder / "stops.txt", []
-    with Nursery(program) as nursery:
+    with ForkServer(program) as server:
         while figures.stops < stops:
             until = last_step(out) + chance.randint(1, 8)
-            child = nursery.bear(str(log), *recipe, f"train.steps={ENDLESS}", "--out", str(out))
-            while last_step(out) < until and child.lives():
+            child = server.fork(str(log), *recipe, f"train.steps={ENDLESS}", "--out", str(out))
+            while last_step(out) < until and child.is_alive():
                 time.sleep(0.002)
             time.sleep(chance.uniform(0.0, 0.2))
-            if not child.lives():
+            if not child.is_alive():
                 raise RuntimeError(log.read_text(encoding="utf-8"))
             signalled = time.monotonic()
             os.kill(child.pid, signal.SIGTERM)
-            status = child.end()
+            status = child.wait()
             waits.append(time.monotonic() - signalled)
             figures.stops += 1
             figures.saved += status == STOPPED and saved(out)[-1:] == [last_step(out)]
@@ -406,9 +407,9 @@ def moments(kills: int, steps: int, chance: random.Random) -> Iterator[str]:
 
 
 def killed_at(child: Child, moment: str, out: Path, log: Path, chance: random.Random) -> bool:
-    """Kill a child at its moment; return False if it ended before. Raises RuntimeError if that end was a failure."""
+    """Kill a child at its moment; return False if it had already ended. Raises RuntimeError if it had failed."""
     place, _, step = moment.partition(" step ")
-    while step and last_step(out) < int(step) and child.lives():
+    while step and last_step(out) < int(step) and child.is_alive():
         time.sleep(0.002)
     time.sleep(chance.uniform(0.0, {"in": 0.03, "at the start": 0.3, "after": 1.0}[place]))
     if child.kill():
@@ -419,7 +420,7 @@ def killed_at(child: Child, moment: str, out: Path, log: Path, chance: random.Ra
 
 
 def last_row(out: Path) -> dict[str, float]:
-    """Return the last whole row of the metrics of the one run in a folder; empty: there is none."""
+    """Return the last complete row of the metrics of the only run in a folder, or an empty string."""
     for path in out.glob("*/metrics.jsonl"):
         for line in path.read_bytes().rpartition(b"\n")[0].splitlines()[-1:]:
             row: dict[str, float] = json.loads(line)
@@ -433,29 +434,29 @@ def last_step(out: Path) -> int:
 
 
 def saved(out: Path) -> list[int]:
-    """Return the steps of the checkpoints of the one run in a folder."""
+    """Return the steps of the checkpoints of the only run in a folder."""
     return sorted(step for checkpoints in out.glob("*/checkpoints") for step in visible(checkpoints))
 
 
 def only_run(out: Path) -> Path:
-    """Return the one run folder in a folder."""
+    """Return the only run folder in a folder."""
     (found,) = [path for path in out.iterdir() if path.is_dir()]
     return found
 
 
 def weights(run: Path) -> dict[str, str]:
-    """Hashes of every tensor file of the newest checkpoint."""
+    """Return the hash of every tensor file of the newest checkpoint."""
     newest = max((run / "checkpoints").glob("step-*"))
     return {path.name: digest(path) for path in newest.glob("*.safetensors")}
 
 
 def image_hashes(run: Path) -> dict[str, str]:
-    """Hashes of the samples and of the previews."""
+    """Return the hashes of the samples and of the previews."""
     return {path.name: digest(path) for path in (run / "samples").iterdir()}
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """Return the log, but for clocks."""
+    """Return the log without its times."""
     clocks = {"seconds", "images_per_second"}
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in clocks} for line in lines]
@@ -512,7 +513,7 @@ def soak_steps(recipe: Sequence[str], steps: int, folder: Path, say: Say = quiet
 
 
 def resident() -> float:
-    """Memory of this process, in MiB."""
+    """Return the memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -546,13 +547,13 @@ def main() -> int:
 
 
 FULL = {"writer-kills": 1000, "naive-kills": 100, "run-kills": 100, "stops": 200, "steps": 5000}
-"""What is measured, and how much of it."""
+"""The measurements and their default sizes."""
 
 
 def measured(
     name: str, size: int, recipe: Sequence[str], run_steps: int | None, place: Path, seed: int
 ) -> tuple[Any, bool]:
-    """Return the figures of one of them, made in an empty folder, and whether they are as they should be."""
+    """Run one measurement in an empty folder; return its figures and whether they are as they should be."""
 
     def say(text: str) -> None:
         print(text, flush=True)
@@ -562,7 +563,7 @@ def measured(
         return writer, writer.good
     if name == "naive-kills":
         naive = kill_writer(size, place, seed, NAIVE, say)
-        return naive, naive.broken > 0  # else these kills show nothing
+        return naive, naive.broken > 0  # otherwise these kills show nothing
     if name == "run-kills":
         steps = run_steps or 4 * size
         disturbed = kill_run((*recipe, f"train.steps={steps}"), steps, size, place, seed, say)
