@@ -3,18 +3,21 @@
     orientation        the EXIF tag is obeyed
     transparency       composited on white (RGBA, LA, a palette or a colour key)
     palette, CMYK, 1   converted to RGB, or to grey by the weights of ITU-R 601
-    16-bit grey        divided by 257, rounded
+    deep grey          16 and 32-bit files: levels of `bits` bits are scaled to 8 bits, rounded
     animation          the first frame
     size               ADM's crop (arXiv:2105.05233): halved with a box filter while at least twice too large, scaled
                        with a bicubic filter until the shorter side fits, then cut at the centre
 
-Anything else (32-bit and floating-point grey, LAB, a strip more than 20 times as long as wide) is refused.
+Anything else (floating-point grey, LAB, a strip more than 20 times as long as wide) is refused. So is a file that holds
+its levels in a part of its range, as cameras and scanners store 10, 12 or 14 bits in 16, unless `bits` says so: at full
+range it would be nearly black.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +30,24 @@ SUFFIXES = frozenset((".bmp", ".gif", ".jpg", ".jpeg", ".png", ".ppm", ".pgm", "
 MAX_PIXELS = 2**26
 MAX_ASPECT_RATIO = 20
 MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"))
-GREY_16 = frozenset(("I;16", "I;16L", "I;16B", "I;16N", "I"))
+DEEP_GREY = frozenset(("I;16", "I;16L", "I;16B", "I;16N", "I"))
+BITS_PER_SAMPLE = 258  # a TIFF tag
 
 
-def decode(data: bytes, *, name: str, size: int, channels: int) -> NDArray[np.uint8]:
+def decode(data: bytes, *, name: str, size: int, channels: int, bits: int | None = None) -> NDArray[np.uint8]:
     """Return the image in `data` as levels [channels, size, size]. `name` is for messages.
 
-    Raises SdditError: SD-D301 (cannot be decoded), SD-D306 (a kind that is not converted), SD-D310 (too many pixels).
+    `bits` is the number of bits that levels really have, where that is not the full range of the file. Above 8 it
+    concerns files of more than 8 bits only.
+
+    Raises SdditError: SD-D301 (cannot be decoded), SD-D306 (a kind that is not converted), SD-D310 (too many pixels),
+    SD-D315 (levels that do not fit `bits`, or use a part of their range).
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _refuse_large(image, name)  # from the header: nothing is decoded yet
-            plain = _eight_bit(ImageOps.exif_transpose(image), name)
+            deep = _has_deep_channels(image, data)
+            plain = _eight_bit(ImageOps.exif_transpose(image), name, bits, deep)
             square = centre_crop(plain.convert("L" if channels == 1 else "RGB"), size)
     except SdditError:
         raise
@@ -73,12 +82,24 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+def _has_deep_channels(image: Image.Image, data: bytes) -> bool:
+    """Return whether Pillow reduces 16-bit channels to their upper 8 bits, as it does for colour in PNG and TIFF."""
+    if image.mode in DEEP_GREY:
+        return False
+    if image.format == "PNG":
+        return data[24] == 16  # bit depth in the header (ISO/IEC 15948, 11.2.2)
+    tags = getattr(image, "tag_v2", {})
+    return bool(16 in np.atleast_1d(tags.get(BITS_PER_SAMPLE, 8)))
+
+
+def _eight_bit(image: Image.Image, name: str, bits: int | None, deep: bool) -> Image.Image:
     """Return the image without transparency, in a mode of eight bits a channel that Pillow converts to grey and RGB."""
-    if image.mode in GREY_16:
+    key = image.info.get("transparency")
+    if image.mode in DEEP_GREY:
         levels = np.asarray(image).astype(np.int64)
         if levels.min() >= 0 and levels.max() <= 65535:
-            return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+            eight = _scaled(levels, bits or 16, name, stated=bits is not None)
+            return Image.fromarray(np.where(levels == key, np.uint8(255), eight))  # a colour key is transparent
     if image.mode not in MODES:
         raise error(
             "SD-D306",
@@ -88,11 +109,51 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
             expect="grey, RGB, palette, CMYK or 16-bit grey",
             fix="save it as an 8-bit PNG",
         )
-    if image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info:
+    if deep:
+        _refuse_partial_range(
+            np.asarray(image), 8, name, fix="save it as an 8-bit PNG: colour is read by its upper 8 bits"
+        )
+    if image.mode in {"LA", "PA", "RGBA"} or key is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB") if image.mode in {"P", "CMYK", "YCbCr"} else image
+    plain = image.convert("RGB") if image.mode in {"P", "CMYK", "YCbCr"} else image
+    if bits is None or bits >= 8 or plain.mode == "1":
+        return plain
+    return Image.fromarray(_scaled(np.asarray(plain).astype(np.int64), bits, name, stated=True))
+
+
+def _scaled(levels: NDArray[np.int64], bits: int, name: str, *, stated: bool) -> NDArray[np.uint8]:
+    """Return levels of 0 to 2^bits - 1 scaled to 0 to 255, halves rounded up."""
+    white = 2**bits - 1
+    if levels.max() > white:
+        raise error(
+            "SD-D315",
+            f"{name} has levels above those of {bits} bits",
+            where=name,
+            got=f"levels up to {levels.max():,}",
+            expect=f"at most {white:,}",
+            fix=f"dataset.bits = {int(levels.max()).bit_length()}, or convert this file",
+        )
+    if not stated:
+        likely = next(depth for depth in (8, 10, 12, 14, 16) if levels.max() < 2**depth)
+        _refuse_partial_range(levels, bits, name, f"dataset.bits = {likely}; 16 if the image really is that dark")
+    eight: NDArray[np.uint8] = ((levels * 255 + white // 2) // white).astype(np.uint8)
+    return eight
+
+
+def _refuse_partial_range(levels: NDArray[Any], bits: int, name: str, fix: str) -> None:
+    """Raise SD-D315 if all levels are in the lower half of the range of `bits` bits; one black image may be."""
+    highest, white = int(levels.max()), 2**bits - 1
+    if 0 < highest <= white // 2:
+        raise error(
+            "SD-D315",
+            f"{name} uses a part of the range of its 16 bits, and would be darker than it is",
+            where=name,
+            got=f"levels up to {highest:,} of {white:,}",
+            expect="levels above the half, or the number of bits that they have",
+            fix=fix,
+        )
 
 
 def _refuse_large(image: Image.Image, name: str) -> None:

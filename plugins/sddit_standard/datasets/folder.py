@@ -8,13 +8,13 @@ followed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,13 @@ from sddit_standard.datasets.decode import SUFFIXES, decode
 
 MAX_BYTES = 2**28  # of one file
 MAX_PROBLEMS = 5  # shown at once
+DARK_MEAN, DARK_STD = -0.9, 0.1  # of images in [-1, 1]: below both they are nearly black
 READ_AHEAD = 256  # images decoded before their turn
+MAX_HASHED_BYTES = 2**28  # of a folder that is read as a whole at each start: less than a second
+MAX_SAMPLED = 1000  # files of a larger one
+
+
+T = TypeVar("T")
 
 
 class FolderSettings(Protocol):
@@ -40,9 +46,13 @@ class FolderSettings(Protocol):
     @property
     def channels(self) -> int: ...
     @property
+    def bits(self) -> int | None: ...
+    @property
     def holdout(self) -> float: ...
     @property
     def labels(self) -> bool: ...
+    @property
+    def full_hash(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +79,17 @@ class Listing:
 
 
 def folder_facts(settings: FolderSettings) -> DataFacts:
-    """Return sizes and classes from the names; fingerprint, mean and std from the images, measured once and cached."""
+    """Return sizes and classes from the names; fingerprint, mean and std from the images, measured once and cached.
+
+    Each call compares the files with those that were measured: all bytes, or of a large folder a sample.
+    """
     listing = list_images(settings)
-    what = [str(listing.root), settings.size, settings.channels, settings.holdout, settings.labels]
+    what = [str(listing.root), settings.size, settings.channels, settings.bits, settings.holdout, settings.labels]
     stamps = [(image.name, *image.stamp) for image in listing.images]
-    measured = cached(["folder", what, stamps], lambda: _measure(listing, settings))
+    checked = _files_to_hash(listing, settings)
+    contents = [content.hex() for content in _in_threads(lambda image: sha256(_read(listing, image)).digest(), checked)]
+    measured = cached(["folder", what, stamps, contents], lambda: _measure(listing, settings))
+    _refuse_dark(measured["mean"], measured["std"], settings)
     train, test = len(listing.of("train")), len(listing.of("test"))
     ignored = f", {listing.others} other files ignored" if listing.others else ""
     return DataFacts(
@@ -84,8 +100,35 @@ def folder_facts(settings: FolderSettings) -> DataFacts:
         fingerprint=measured["fingerprint"],
         mean=tuple(measured["mean"]),
         std=tuple(measured["std"]),
-        source=f"{listing.root}: {train} + {test} images{ignored}",
+        source=f"{listing.root}: {train} + {test} images{ignored}{_sampled_note(listing, checked)}",
     )
+
+
+def _files_to_hash(listing: Listing, settings: FolderSettings) -> Sequence[ImageFile]:
+    """Return all images, or an even sample of them where all would take too long."""
+    images = listing.images
+    if settings.full_hash or sum(image.stamp[0] for image in images) <= MAX_HASHED_BYTES:
+        return images
+    return images[:: -(-len(images) // MAX_SAMPLED)]
+
+
+def _sampled_note(listing: Listing, checked: Sequence[ImageFile]) -> str:
+    if len(checked) == len(listing.images):
+        return ""
+    return f", changes looked for in a sample of {len(checked)} files (sampled; --full-hash reads all)"
+
+
+def _refuse_dark(mean: Sequence[float], std: Sequence[float], settings: FolderSettings) -> None:
+    """Raise SD-D315 if the images are nearly black, as files of few bits are in 8, unless `bits` is stated."""
+    if settings.bits is None and max(mean) < DARK_MEAN and 0 < max(std) < DARK_STD:
+        raise error(
+            "SD-D315",
+            "these images are nearly black",
+            where=settings.path,
+            got=f"mean level {(max(mean) + 1) * 127.5:.3g} of 255, standard deviation {max(std) * 127.5:.3g}",
+            expect="images that use the range of their files",
+            fix="dataset.bits = 4 if levels are 0 to 15, and so on; 8 if the images really are that dark",
+        )
 
 
 def list_images(settings: FolderSettings) -> Listing:
@@ -131,9 +174,17 @@ def split_of(name: str, holdout: float) -> Split:
 
 def read_image(listing: Listing, image: ImageFile, settings: FolderSettings) -> tuple[NDArray[np.uint8], bytes]:
     """Return the decoded image [C, size, size] and the hash of its file. Raises SdditError as `decode` does."""
+    data = _read(listing, image)
+    levels = decode(
+        data, name=str(listing.root / image.name), size=settings.size, channels=settings.channels, bits=settings.bits
+    )
+    return levels, sha256(data).digest()
+
+
+def _read(listing: Listing, image: ImageFile) -> bytes:
     path = listing.root / image.name
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as failure:
         raise error(
             "SD-D301",
@@ -142,8 +193,6 @@ def read_image(listing: Listing, image: ImageFile, settings: FolderSettings) -> 
             got=failure.strerror or str(failure),
             fix="fix its permissions or remove it",
         ) from None
-    levels = decode(data, name=str(path), size=settings.size, channels=settings.channels)
-    return levels, sha256(data).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +273,10 @@ def _is_utf8(name: str) -> bool:
 
 def _measure(listing: Listing, settings: FolderSettings) -> dict[str, Any]:
     """Fingerprint of the files and of how they are read; mean and std of the training split. All files are decoded."""
-    digest = sha256(repr((settings.size, settings.channels, settings.labels, listing.class_names)).encode())
+    read_as: tuple[Any, ...] = (settings.size, settings.channels, settings.labels, listing.class_names)
+    if settings.bits is not None:  # a later key: without it, fingerprints are those of earlier versions
+        read_as = (*read_as, settings.bits)
+    digest = sha256(repr(read_as).encode())
     moments = PixelMoments(settings.channels)
     problems: list[Problem] = []
     for image, read in zip(listing.images, _read_all(listing, settings), strict=False):
@@ -243,7 +295,7 @@ def _measure(listing: Listing, settings: FolderSettings) -> dict[str, Any]:
 
 
 def _read_all(listing: Listing, settings: FolderSettings) -> Iterator[tuple[NDArray[np.uint8], bytes] | SdditError]:
-    """Yield every image in order, decoded on a few threads and never far ahead."""
+    """Yield every image in order, decoded, or the error that refuses it."""
 
     def attempt(image: ImageFile) -> tuple[NDArray[np.uint8], bytes] | SdditError:
         try:
@@ -251,7 +303,12 @@ def _read_all(listing: Listing, settings: FolderSettings) -> Iterator[tuple[NDAr
         except SdditError as refused:
             return refused
 
-    images = iter(listing.images)
+    return _in_threads(attempt, listing.images)
+
+
+def _in_threads(function: Callable[[ImageFile], T], images: Iterable[ImageFile]) -> Iterator[T]:
+    """Yield the function of every image in order, computed on a few threads and never far ahead."""
+    waiting = iter(images)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        while some := list(islice(images, READ_AHEAD)):
-            yield from pool.map(attempt, some)
+        while some := list(islice(waiting, READ_AHEAD)):
+            yield from pool.map(function, some)

@@ -63,12 +63,25 @@ class FolderParams(ImageParams):
     )
     size: int = Field(32, ge=4, le=1024, description="Height and width in pixels; images are scaled and cut to it.")
     channels: Literal[1, 3] = Field(3, description="3: colour; 1: grey.")
+    bits: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="Bits that the levels of grey files really have, such as 12 of a camera's 16-bit files; above 8 "
+        "it concerns files of more than 8 bits only. Not set: all bits of a file.",
+    )
     holdout: float = Field(
         0.1,
         ge=0,
         le=0.9,
         description="Fraction of images in the test split, chosen by a hash of each name, so that an image never "
         "changes its split.",
+    )
+    full_hash: bool = Field(
+        False,
+        description="Look for changed files in all bytes at each start. false: in all bytes of a folder up to 256 MiB, "
+        "else in sizes, times and the bytes of 1,000 files.",
+        json_schema_extra={"free": True},
     )
 
     def facts(self) -> DataFacts:

@@ -161,3 +161,66 @@ def bomb(width: int, height: int) -> bytes:
 def test_a_bomb_is_refused_by_its_header(side: int) -> None:
     assert code_of(bomb(side, side)) == "SD-D310"
     assert code_of(bomb(64, 64)) == "SD-D301"
+
+
+def deep(highest: int, kind: str = "PNG", *, dtype: type = np.uint16) -> bytes:
+    """A grey file of 16 or 32 bits with levels from 0 to `highest`."""
+    levels = np.linspace(0, highest, 64).round().astype(dtype).reshape(8, 8)
+    return stored(Image.fromarray(levels), kind)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)])
+def test_a_deep_file_that_uses_a_part_of_its_range_is_refused(bits: int, kind: str, dtype: type) -> None:
+    data = deep(2**bits - 1, kind, dtype=dtype)
+    with pytest.raises(SdditError) as refused:
+        decode(data, name="x", size=8, channels=1)
+    [problem] = refused.value.problems
+    assert problem.code == "SD-D315"
+    assert f"dataset.bits = {bits}" in problem.fix
+    levels = decode(data, name="x", size=8, channels=1, bits=bits)
+    assert levels.ravel().tolist() == [round(v / (2**bits - 1) * 255) for v in np.linspace(0, 2**bits - 1, 64).round()]
+    assert decode(data, name="x", size=8, channels=1, bits=16).max() < 128  # a dark image, if the user says so
+
+
+def test_a_deep_file_that_uses_its_range_and_a_black_one_are_read() -> None:
+    assert decode(deep(40_000), name="x", size=8, channels=1).max() == round(40_000 / 257)
+    assert decode(deep(0), name="x", size=8, channels=1).max() == 0
+
+
+def test_levels_above_the_stated_bits_are_refused() -> None:
+    with pytest.raises(SdditError) as refused:
+        decode(deep(4096), name="x", size=8, channels=1, bits=12)
+    assert refused.value.problems[0].code == "SD-D315"
+    assert decode(deep(4095), name="x", size=8, channels=1, bits=12).max() == 255
+
+
+def test_few_bits_in_an_eight_bit_file_are_scaled_only_where_stated() -> None:
+    data = stored(Image.fromarray(np.array([[0, 5], [10, 15]] * 2).repeat(2, 1).astype(np.uint8)))
+    assert decode(data, name="x", size=4, channels=1, bits=4)[0, :2, ::2].tolist() == [[0, 85], [170, 255]]
+    assert decode(data, name="x", size=4, channels=1, bits=12).max() == 15  # above 8 it concerns deep files only
+    assert decode(data, name="x", size=4, channels=1).max() == 15
+
+
+def colour_16(highest: int) -> bytes:
+    """A PNG of 16 bits a colour, which Pillow cannot write."""
+    rows = np.linspace(0, highest, 8 * 8 * 3).round().astype(">u2").reshape(8, 24)
+    body = b"".join(b"\0" + row.tobytes() for row in rows)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">2I5B", 8, 8, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def test_deep_colour_that_uses_a_part_of_its_range_is_refused() -> None:
+    assert code_of(colour_16(4095)) == "SD-D315"
+    assert decode(colour_16(65535), name="x", size=8, channels=3).max() == 255
+
+
+def test_a_colour_key_of_a_deep_grey_file_is_transparent() -> None:
+    levels = np.array([[0, 65535], [1000, 40000]], dtype=np.uint16).repeat(4, 0).repeat(4, 1)
+    keyed = decode(stored(Image.fromarray(levels), transparency=1000), name="x", size=8, channels=1)[0]
+    assert keyed[4, 0] == 255
+    assert keyed[0, 0] == 0

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sddit.errors import SdditError
+from sddit_standard.datasets import folder as folder_module
 from sddit_standard.datasets import image_datasets as splits
 from sddit_standard.datasets.folder import list_images, split_of
 from sddit_standard.datasets.image_datasets import folder
@@ -118,6 +119,47 @@ def test_the_fingerprint_sees_every_change(tmp_path: Path) -> None:
     (root / "dog").rename(root / "wolf")
     note()
     assert len(set(prints)) == len(prints)
+
+
+def repaint(file: Path, seed: int) -> None:
+    """Give a bitmap other pixels, but its size and times."""
+    before = file.stat()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def bitmaps(root: Path) -> Path:
+    for image in make(root).rglob("*.png"):
+        Image.open(image).save(image.with_suffix(".bmp"))
+        image.unlink()
+    return root
+
+
+def test_the_fingerprint_sees_other_pixels_of_equal_size_and_time(tmp_path: Path) -> None:
+    root = bitmaps(tmp_path / "d")
+    before = params(root).facts()
+    assert params(root).facts() == before
+    repaint(root / "cat" / "3.bmp", seed=999)
+    assert params(root).facts().fingerprint != before.fingerprint
+
+
+def test_of_a_large_folder_a_sample_is_compared_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "MAX_HASHED_BYTES", 100)
+    monkeypatch.setattr(folder_module, "MAX_SAMPLED", 6)
+    root = bitmaps(tmp_path / "d")
+    before = params(root).facts()
+    assert "sample of 6 files (sampled; --full-hash" in before.source
+    sampled = {image.name for image in list_images(params(root)).images[::4]}
+    repaint(root / "dog" / "1.bmp", seed=999)
+    assert "dog/1.bmp" not in sampled
+    assert params(root).facts().fingerprint == before.fingerprint  # what the sample cannot see
+    full = params(root, full_hash=True).facts()
+    assert full.fingerprint != before.fingerprint
+    assert "sampled" not in full.source
+    repaint(root / min(sampled), seed=998)
+    assert params(root).facts().fingerprint not in (before.fingerprint, full.fingerprint)
 
 
 def test_a_moved_folder_has_the_same_fingerprint(tmp_path: Path) -> None:
@@ -256,3 +298,31 @@ def test_flat_images_are_refused(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (8, 8), (9, 9, 9)).save(root / "a" / f"{i}.png")
     assert codes(root, holdout=0.0) == ["SD-D309"]
+
+
+def grey(root: Path, highest: int, dtype: type) -> Path:
+    for i in range(12):
+        file = root / "a" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        levels = np.random.default_rng(i).integers(0, highest + 1, (8, 8)).astype(dtype)
+        levels[0, 0] = highest
+        Image.fromarray(levels).save(file)
+    return root
+
+
+def test_twelve_bits_in_sixteen_are_refused_and_read_where_stated(tmp_path: Path) -> None:
+    root = grey(tmp_path / "d", 4095, np.uint16)
+    with pytest.raises(SdditError) as refused:
+        params(root, channels=1).facts()
+    assert {problem.code for problem in refused.value.problems} == {"SD-D315"}
+    assert "dataset.bits = 12" in refused.value.problems[0].fix
+    stated = params(root, channels=1, bits=12).facts()
+    assert abs(stated.mean[0]) < 0.1
+    assert params(root, channels=1, bits=16).facts().fingerprint != stated.fingerprint
+
+
+def test_nearly_black_images_are_refused_unless_stated(tmp_path: Path) -> None:
+    root = grey(tmp_path / "d", 15, np.uint8)
+    assert codes(root, channels=1) == ["SD-D315"]
+    assert params(root, channels=1, bits=8).facts().mean[0] < -0.9
+    assert abs(params(root, channels=1, bits=4).facts().mean[0]) < 0.1
