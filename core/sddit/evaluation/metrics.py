@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sddit.errors import error
+from sddit.errors import SdditError, error
 
 Array = NDArray[np.float64]
 
 NEAREST = 0.05  # fraction of unseen real images that are as near to a training image as what is called copied
+LARGEST = 1e40  # absolute value of a feature: sums of its powers stay finite
+ROUNDING = 1e-6  # relative, of statistics that were stored as float32
 CHUNK = 256  # rows of a matrix of pairs that are in memory at once
 
 
@@ -55,13 +57,39 @@ def frechet(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
 
     Dowson and Landau 1982, used for images by Heusel et al. (arXiv:1706.08500). The root of the symmetric product has
     the trace of (S1 S2)^(1/2) and is always real: no square root of an unsymmetric matrix, no imaginary part.
+
+    Raises SD-T909 for means and covariances of no distribution.
     """
+    for mean, covariance in ((mu1, sigma1), (mu2, sigma2)):
+        if fault := gaussian_fault(mean, covariance):
+            raise _degenerate("these statistics are of no distribution", fault, "a finite mean and a covariance")
     root1 = _root(sigma1)
     product = root1 @ sigma2 @ root1
     eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
-    overlap = np.sqrt(eigenvalues.clip(min=0)).sum()
+    overlap = np.sqrt(eigenvalues.clip(min=0)).sum()  # what is below zero is rounding: both are covariances
     shift = mu1 - mu2
-    return max(0.0, float(shift @ shift + np.trace(sigma1) + np.trace(sigma2) - 2 * overlap))
+    distance = _finite(float(shift @ shift + np.trace(sigma1) + np.trace(sigma2) - 2 * overlap))
+    return max(0.0, distance)  # equal Gaussians: rounding again
+
+
+def gaussian_fault(mean: Array, covariance: Array) -> str:
+    """Return what is wrong with the statistics of a Gaussian, such as those read from a file, or an empty string.
+
+    A covariance is symmetric and positive semi-definite, up to the rounding of float32.
+    """
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
+        return f"a mean of shape {mean.shape}, a covariance of shape {covariance.shape}"
+    for name, values in (("mean", mean), ("covariance", covariance)):
+        if bad := int((~np.isfinite(values)).sum()):
+            return f"a {name} with {bad} of {values.size} values NaN or infinite"
+    rounding = ROUNDING * float(np.abs(covariance).sum(axis=1).max())  # of its norm
+    if np.abs(covariance - covariance.T).max() > rounding:
+        return "a covariance that is not symmetric"
+    try:
+        np.linalg.cholesky((covariance + covariance.T) / 2 + (rounding or 1.0) * np.eye(len(mean)))
+    except np.linalg.LinAlgError:
+        return "a covariance with a negative variance in some direction"
+    return ""
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
@@ -86,7 +114,7 @@ def mmd2(a: ArrayLike, b: ArrayLike) -> float:
     n, m = len(a), len(b)
     within_a = (_kernel_sum(a, a) - _kernel_diagonal(a)) / (n * (n - 1))
     within_b = (_kernel_sum(b, b) - _kernel_diagonal(b)) / (m * (m - 1))
-    return within_a + within_b - 2 * _kernel_sum(a, b) / (n * m)
+    return _finite(within_a + within_b - 2 * _kernel_sum(a, b) / (n * m))
 
 
 def kid(a: ArrayLike, b: ArrayLike, *, subsets: int, size: int, rng: np.random.Generator) -> tuple[float, float]:
@@ -165,7 +193,7 @@ def copied_share(distances: ArrayLike, unseen: ArrayLike) -> tuple[float, float]
         distances: [n] of each sample to its nearest training image.
         unseen: [m] the same of held-out real images.
     """
-    distances, unseen = np.asarray(distances, dtype=np.float64), np.asarray(unseen, dtype=np.float64)
+    distances, unseen = (_vectors(np.reshape(x, (-1, 1)), least=1)[:, 0] for x in (distances, unseen))
     near = np.quantile(unseen, NEAREST)
     return float((distances <= near).mean()), float((unseen <= near).mean())
 
@@ -213,9 +241,17 @@ def inception_score(probabilities: ArrayLike, size: int) -> Array:
     exp of the mean over images of KL(p(y|x) || p(y)), p(y) the mean within the part. `probabilities` is [n, classes].
     """
     p = _vectors(probabilities)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        parts = [part * (np.log(part) - np.log(part.mean(axis=0))) for _, part in _chunks(p, size)]
-    return np.array([np.exp(np.where(np.isnan(part), 0.0, part).sum(axis=1).mean()) for part in parts])  # 0 log 0 = 0
+    sums = p.sum(axis=1)
+    if p.min() < 0 or not np.allclose(sums, 1, atol=1e-3):
+        got = f"values from {p.min():.3g} to {p.max():.3g}, sums from {sums.min():.3g} to {sums.max():.3g}"
+        raise _degenerate("these rows are no probabilities of classes", got, "rows from 0 to 1 with the sum 1")
+    return np.array([np.exp(_divergence(part).mean()) for _, part in _chunks(p, size)])
+
+
+def _divergence(p: Array) -> Array:
+    """KL(p(y|x) || p(y)) of each row, p(y) the mean of the rows. 0 log 0 = 0."""
+    ratio = np.divide(p, p.mean(axis=0), out=np.ones_like(p), where=p > 0)
+    return np.asarray((p * np.log(ratio)).sum(axis=1))
 
 
 def class_accuracy(seen: ArrayLike, asked: ArrayLike) -> float:
@@ -223,6 +259,8 @@ def class_accuracy(seen: ArrayLike, asked: ArrayLike) -> float:
     seen, asked = np.asarray(seen), np.asarray(asked)
     if seen.shape != asked.shape or seen.ndim != 1 or not len(seen):
         raise ValueError(f"expected two lists of equal length, got shapes {seen.shape} and {asked.shape}")
+    if seen.dtype.kind not in "iu" or asked.dtype.kind not in "iu":
+        raise ValueError(f"expected class numbers, got {seen.dtype} and {asked.dtype}")
     return float((seen == asked).mean())
 
 
@@ -238,6 +276,17 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"features of different widths: {first.shape[1]} and {second.shape[1]}")
     return first, second
+
+
+def _finite(value: float) -> float:
+    """Return a metric that is a number. Raises SD-T909 if finite features overflowed on the way."""
+    if not np.isfinite(value):
+        raise _degenerate("a metric is not finite", f"{value} from finite features", "features of usual size")
+    return value
+
+
+def _degenerate(what: str, got: str, expect: str) -> SdditError:
+    return error("SD-T909", what, where="features", got=got, expect=expect)
 
 
 def _vectors(features: ArrayLike, least: int = 2) -> Array:
@@ -257,6 +306,8 @@ def _vectors(features: ArrayLike, least: int = 2) -> Array:
             expect="finite features",
             fix="look at these images; a broken extractor gives this for all of them",
         )
+    if (largest := float(np.abs(x).max(initial=0))) > LARGEST:
+        raise _degenerate("features are too large to be compared", f"{largest:.3g}", f"at most {LARGEST:.0e}")
     return x
 
 

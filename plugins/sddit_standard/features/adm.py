@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sddit.data.archives import load_arrays
 from sddit.errors import SdditError, error
-from sddit.evaluation.metrics import Array, frechet, inception_score, moments, precision_recall
+from sddit.evaluation.metrics import Array, frechet, gaussian_fault, inception_score, moments, precision_recall
 from sddit.evaluation.thumbnails import in_chunks
 from sddit.interfaces import DataFacts
 from sddit.progress import Progress
@@ -194,6 +194,11 @@ def read_reference(path: Path) -> Reference:
     if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3):
         raise _refusal(path, f"arr_0 {images.dtype} {images.shape}")
     pooled, spatial = (_gaussian_of(arrays, *names) for names in (("mu", "sigma"), ("mu_s", "sigma_s")))
+    if images is not None and len(images) < 2:
+        raise _refusal(path, f"{len(images)} images in arr_0, where statistics need at least 2")
+    for gaussian_of_file in (pooled, spatial):
+        if gaussian_of_file and (found := gaussian_fault(*gaussian_of_file)):
+            raise _refusal(path, found)
     if pooled is None and images is None:
         raise _refusal(path, f"an npz of {', '.join(arrays) or 'other arrays'}")
     return Reference(pooled, spatial, images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import numpy as np
@@ -15,13 +15,16 @@ from sddit.errors import SdditError
 from sddit.evaluation import metrics
 from sddit.evaluation.metrics import (
     class_accuracy,
+    copied_share,
     density_coverage,
     frechet,
     frechet_distance,
+    gaussian_fault,
     inception_score,
     kid,
     mmd2,
     moments,
+    nearest,
     precision_recall,
 )
 
@@ -241,3 +244,79 @@ def test_refusals():
     assert code_of(lambda: density_coverage(good, broken, 2)) == "SD-T907"
     with pytest.raises(ValueError, match="different widths"):
         frechet_distance(good, good[:, :2])
+
+
+def test_frechet_refuses_what_is_no_gaussian():
+    mean, covariance = np.zeros(8), np.eye(8)
+    bad_mean = mean.copy()
+    bad_mean[3] = np.nan
+    endless = covariance.copy()
+    endless[0, 0] = np.inf
+    skew = covariance.copy()
+    skew[0, 1] = 0.5
+    for other in ((bad_mean, covariance), (mean, endless), (mean, -covariance), (mean, skew), (mean, np.eye(7))):
+        assert code_of(partial(frechet, mean, covariance, *other)) == "SD-T909"
+        assert code_of(partial(frechet, *other, mean, covariance)) == "SD-T909"
+    assert frechet(mean, covariance, mean, covariance) == 0
+    assert frechet(mean, covariance, mean, 0 * covariance) == pytest.approx(8)  # a point is a distribution
+
+
+def test_statistics_rounded_to_float32_are_still_a_gaussian():
+    for n in (20, 300):  # of low rank, and of full
+        found = moments(gaussian(3, n, 64, scale=7.0))
+        rounded = found.mean.astype(np.float32), found.covariance.astype(np.float32)
+        assert gaussian_fault(*(x.astype(np.float64) for x in rounded)) == ""
+    assert "negative" in gaussian_fault(found.mean, found.covariance - 1e-3 * np.trace(found.covariance) * np.eye(64))
+
+
+def test_probabilities_are_checked():
+    certain = np.eye(4)
+    assert code_of(lambda: inception_score(certain - 0.1, 4)) == "SD-T909"
+    assert code_of(lambda: inception_score(2 * certain, 4)) == "SD-T909"
+    assert inception_score(certain, 4) == pytest.approx([4.0])
+
+
+METRICS = {
+    "frechet": frechet_distance,
+    "mmd2": mmd2,
+    "kid": lambda a, b: kid(a, b, subsets=2, size=3, rng=np.random.default_rng(0)),
+    "precision and recall": lambda a, b: precision_recall(a, b, 2),
+    "density and coverage": lambda a, b: density_coverage(a, b, 2),
+    "nearest": nearest,
+    "copied share": lambda a, b: copied_share(np.abs(a).sum(axis=1), np.abs(b).sum(axis=1)),
+    "inception score": lambda a, b: inception_score(np.concatenate([a, b]) ** 2, 4),
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.filterwarnings("error")
+@given(
+    data=st.data(),
+    bad=st.sampled_from([np.nan, np.inf, -np.inf, 1e41, -1e300, np.finfo(np.float64).max]),
+    first=st.booleans(),
+)
+def test_no_metric_turns_a_bad_number_into_a_result(metric, data, bad, first):
+    sets = [gaussian(1, 6, 3), gaussian(2, 6, 3)]
+    sets[not first][data.draw(st.integers(0, 5)), data.draw(st.integers(0, 2))] = bad
+    try:
+        with np.errstate(over="ignore"):  # of the squares made here
+            found = np.array(METRICS[metric](*sets), dtype=np.float64)
+    except SdditError as refused:
+        assert refused.problems[0].code in ("SD-T907", "SD-T909")
+    else:
+        assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_of_good_features_is_finite(metric):
+    a, b = gaussian(1, 6, 3), gaussian(2, 6, 3)
+    if metric == "inception score":
+        a, b = (np.abs(x) ** 0.5 / np.sqrt(np.abs(x).sum(axis=1, keepdims=True)) for x in (a, b))
+    assert np.isfinite(np.array(METRICS[metric](a, b), dtype=np.float64)).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_empty_sets_are_refused(metric):
+    with pytest.raises(SdditError) as refused:
+        METRICS[metric](np.empty((0, 3)), gaussian(2, 6, 3)[:0])
+    assert refused.value.problems[0].code == "SD-T906"
