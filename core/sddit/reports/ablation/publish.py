@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from sddit.ablations.analysis.diagnostics import Logs, environments, logs_of
 from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather
 from sddit.ablations.analysis.targets import first_at, points, reached
@@ -24,12 +22,11 @@ from sddit.ablations.planning.records import PLAN, PlanRecord
 from sddit.errors import error
 from sddit.formatting import slug
 from sddit.interfaces.metric_names import metric_of
-from sddit.reports.ablation.ablation_report import curves
-from sddit.reports.ablation.probe_table import probe_of, probed
-from sddit.reports.ablation.readme import ChartFile, readme
+from sddit.reports.ablation.ablation_report import contents
+from sddit.reports.ablation.probe_table import probe_of
 from sddit.reports.ablation.reproduction import RECIPES, first_recipe, pathless, without_paths
-from sddit.reports.ablation.sample_grids import samples
 from sddit.reports.charts import as_file, title_of
+from sddit.reports.rendering import render
 from sddit.storage.atomic import replace_file, storage_errors, to_json
 from sddit.storage.run_folder import ENVIRONMENT
 
@@ -134,21 +131,31 @@ def homeless(text: str, results: AblationResults) -> str:
 
 
 def files(results: AblationResults) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of everything that is published."""
-    logs = logs_of(results)
-    figures = dict(drawn(results, logs))
-    grids = {f"{SAMPLES}/{slug(grid.arm)}.png": grid for grid in samples(results) if grid.png}
-    yield README, readme(results, logs, figures_of(figures), {name: grid.arm for name, grid in grids.items()}).encode()
+    """Yield (name, content) of everything that is published."""
+    report, logs = contents(results), logs_of(results)
+    figures = {
+        f"{FIGURES}/{slug(title_of(charts[axis]))}-over-{axis}.svg": charts[axis]
+        for charts in report["curves"]
+        for axis in OVER
+    }
+    if probe := report["probe"]:
+        figures |= {f"{FIGURES}/{slug(title_of(chart))}.svg": chart for chart in probe.charts}
+    grids = {f"{SAMPLES}/{slug(grid.arm)}.png": grid for grid in report["samples"] if grid.png}
+    yield README, lines(render("ablation_readme.md.j2", **report, figures=figures, grids=grids))
     yield PLAN, lines(to_json(replace(results.plan, runs=None).to_json(), indent=1))
     yield ENVIRONMENT, lines(to_json(environments(results), indent=1))
-    followed = {metric: targets(results, logs, metric) for metric in results.plan.metrics}
-    yield RESULTS, lines(*(to_json(published_row(results, row, logs, followed)) for row in results.runs))
-    for arm, recipe in recipes(results):
-        yield f"{RECIPES}/{slug(arm)}.json", lines(to_json(recipe, indent=1))
+    targets = {
+        metric: {one.arm: one.target for one in reached(results, logs, metric)} for metric in results.plan.metrics
+    }
+    yield RESULTS, lines(*(to_json(published_row(results, row, logs, targets)) for row in results.runs))
+    for label in results.plan.labels:
+        recipe = first_recipe(results.folder, results.of(label))  # the others differ from it by their seed
+        if recipe is not None:
+            yield f"{RECIPES}/{slug(label)}.json", lines(to_json(pathless(recipe), indent=1))
     for name, chart in figures.items():
         yield name, lines(as_file(chart))
     for name, grid in grids.items():
-        yield name, grid.png or b""
+        yield name, grid.png
 
 
 def lines(*texts: str) -> bytes:
@@ -156,51 +163,25 @@ def lines(*texts: str) -> bytes:
 
 
 def published_row(
-    results: AblationResults, row: RunOutcome, logs: Logs, followed: Mapping[str, Mapping[str, float]]
+    results: AblationResults, row: RunOutcome, logs: Logs, targets: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
     """Return a run without its folder: its scores, and what else the tables of the page need, where it has them.
 
     Args:
-        followed: by metric and arm, the target.
+        results: of the ablation.
+        row: the run.
+        logs: of all runs.
+        targets: by metric and arm, where the arm was scored during training.
     """
     own = {key: value for key, value in row.to_json().items() if key != "folder"}
     log = logs[row.arm].get(row.seed, [])
-    arm = results.plan.arm(row.arm)
-    for metric, arms in followed.items():
+    for metric, of_arms in targets.items():
         curve = points(log, metric)
-        if row.arm in arms and len(curve) > 1:  # as the table counts them
-            step = first_at(curve, arms[row.arm], metric_of(metric).better)
+        if row.arm in of_arms and len(curve) > 1:  # as the table counts them
+            step = first_at(curve, of_arms[row.arm], metric_of(metric).better)
             own.setdefault("curves", {})[metric] = curve
-            flops = None if step is None else arm.flops_until(step)
-            own.setdefault("reached", {})[metric] = {"target": arms[row.arm], "step": step, "flops": flops}
+            flops = None if step is None else results.plan.arm(row.arm).flops_until(step)
+            own.setdefault("reached", {})[metric] = {"target": of_arms[row.arm], "step": step, "flops": flops}
     if probe := probe_of(results.folder / row.folder):
         own["probe"] = probe.to_json()
     return own
-
-
-def targets(results: AblationResults, logs: Logs, metric: str) -> dict[str, float]:
-    """Return the target of each arm that was followed on a metric."""
-    return {one.arm: one.target for one in reached(results, logs, metric)}
-
-
-def recipes(results: AblationResults) -> Iterator[tuple[str, Any]]:
-    """Yield the resolved recipe of each arm at the first seed that has one; the others differ from it by their seed."""
-    for arm in results.plan.arms:
-        recipe = first_recipe(results.folder, results.of(arm.label))
-        if recipe is not None:
-            yield arm.label, pathless(recipe)
-
-
-def drawn(results: AblationResults, logs: Logs) -> Iterator[tuple[str, Markup]]:
-    """(file, chart): every curve over steps and over FLOPs, and the probes."""
-    for charts in curves(results, logs):
-        for axis in OVER:
-            yield f"{FIGURES}/{slug(title_of(charts[axis]))}-over-{axis}.svg", charts[axis]
-    if probe := probed(results):
-        for chart in probe.charts:
-            yield f"{FIGURES}/{slug(title_of(chart))}.svg", chart
-
-
-def figures_of(drawn: Mapping[str, Markup]) -> list[ChartFile]:
-    """Return their description in the README."""
-    return [ChartFile(name, title_of(chart)) for name, chart in drawn.items()]

@@ -19,11 +19,12 @@ from sddit.ablations.analysis.statistics import LEVEL, MIN_SEEDS, Summary, holm,
 from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import PLAN
 from sddit.errors import SdditError
-from sddit.formatting import format_count, slug
+from sddit.formatting import slug
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import leaves
 from sddit.recipes.parsing import quoted
 from sddit.reports.ablation.caveats import SAME_EVERYWHERE
+from sddit.reports.rendering import sentence
 from sddit.storage.run_folder import ENVIRONMENT, RECIPE
 
 RECIPES = "recipes"
@@ -77,18 +78,17 @@ class Reproduction:
     @property
     def words(self) -> list[str]:
         """The outcome in a sentence or two."""
-        counts = {word: [one for one in self.agreements if one.word == word] for word in ("identical", "agrees")}
-        different = [one for one in self.agreements if one.word == "different"]
-        if not self.agreements:
-            return [f"Nothing here can be compared with what is published in {self.place}."]
-        said = (
-            f"Of {format_count(len(self.agreements), 'figure')} (each metric of each arm) published in {self.place}, "
-            f"{len(counts['identical'])} came out with the same digits and {len(counts['agrees'])} more within "
-            f"the error bars; "
-            f"{len(different)} {'is' if len(different) == 1 else 'are'} different."
+        words = [one.word for one in self.agreements]
+        named = [f"{one.arm} on {metric_title(one.metric)}" for one in self.agreements if one.word == "different"]
+        outcome = sentence(
+            "reproduction",
+            place=self.place,
+            figures=len(words),
+            identical=words.count("identical"),
+            agrees=words.count("agrees"),
+            different=len(named),
         )
-        named = [f"{one.arm} on {metric_title(one.metric)}" for one in different]
-        return [said, *([f"Different: {', '.join(named)}."] if named else [])]
+        return [outcome, *([f"Different: {', '.join(named)}."] if named else [])]
 
 
 def against_published(results: AblationResults) -> Reproduction | None:

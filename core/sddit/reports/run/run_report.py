@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from sddit.evaluation.monitors import judge, monitors
 from sddit.formatting import format_duration, format_number
-from sddit.reports.page import render
+from sddit.reports.rendering import render
 from sddit.reports.run.probe_charts import probe_charts
 from sddit.reports.run.run_charts import course_charts, diagnostic_charts, loss_charts, noise_charts, score_charts
 from sddit.reports.run.run_data import ReportData, RunCost
@@ -38,7 +38,6 @@ def write_report(run: ReportData) -> str:
         untouched=[setting for setting in settings(run) if setting.untouched],
         cost=cost_rows(run.cost),
         steps=[*suggestions(run, verdicts), *run.next_steps],
-        format_number=format_number,
     )
 
 

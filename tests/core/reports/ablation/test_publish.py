@@ -15,7 +15,6 @@ from sddit.errors import SdditError
 from sddit.evaluation.probe import Probe
 from sddit.reports.ablation.ablation_tables import how_soon
 from sddit.reports.ablation.publish import publish
-from sddit.reports.ablation.readme import plain
 from sddit.reports.ablation.reproduction import pathless, without_paths
 
 
@@ -264,11 +263,6 @@ def test_every_line_of_a_table_has_as_many_cells(finished, tmp_path):
     assert len(blocks) == 5
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
-
-
-def test_text_stays_text():
-    assert plain("$x$ is $5") == r"\$x\$ is \$5"
-    assert plain("<b>*x* a_b _c_ [d](e) `f` g|h") == r"\<b>\*x\* a_b \_c\_ \[d\](e) \`f\` g\|h"
 
 
 def test_figures_stand_alone(finished, tmp_path):
