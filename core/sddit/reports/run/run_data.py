@@ -40,7 +40,7 @@ class ReportData:
     """All that a report shows."""
 
     title: str
-    summary: str  # the question, in a sentence
+    summary: Mapping[str, str]  # of data, views and losses, a line each
     status: str  # "finished", "stopped at step 400 of 1000"
     command: str  # what repeats this run, such as "sddit-run recipes/quickstart.toml"
     cost: RunCost
