@@ -105,5 +105,5 @@ def print_results(results: AblationResults) -> None:
 
 def print_reproduction(reproduction: Reproduction) -> None:
     """Print how the results compare with the published ones. The report compares each figure."""
-    for text in (*reproduction.words, *(f"not compared: {what}: {why}" for what, why in reproduction.apart)):
+    for text in (*reproduction.words, *(f"not compared: {what}: {why}" for what, why in reproduction.not_compared)):
         click.echo(printable(text))

@@ -61,7 +61,7 @@ class DrawnLine:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Numbers to pixels."""
+    """Map numbers to pixels."""
 
     low: float
     high: float
@@ -78,7 +78,7 @@ class Axis:
         return math.isfinite(value) and (value > 0 or not self.log)
 
     def ticks(self) -> list[float]:
-        """Round numbers inside the axis."""
+        """Return round numbers inside the axis."""
         if self.log and self.high / self.low >= 10:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             multiples = (1, 2, 5) if len(decades) <= 4 else (1,)
@@ -135,9 +135,7 @@ def line_chart(
 
 
 def as_file(chart: Markup) -> str:
-    """Return a chart as the text of an SVG file of its own, dark on white wherever it is shown; within a page it takes
-    the page's.
-    """
+    """Return a chart as a standalone SVG file, dark on white; inside a page it has the colours of the page."""
     opening, inside = str(chart).split(">", 1)
     return f'{opening.replace("<svg ", ALONE, 1)}><rect width="100%" height="100%" fill="#fff"/>{inside}'
 
@@ -203,7 +201,7 @@ def _path(points: Sequence[Point]) -> Markup:
 
 
 def _thin(run: list[Point]) -> list[Point]:
-    """At most about `MAX_POINTS` points: the ends, and lowest and highest of each stretch, so that no spike is lost."""
+    """Return about `MAX_POINTS` points: the ends, and the extremes of each stretch, so that no spike is lost."""
     if len(run) <= MAX_POINTS:
         return run
     size = 2 * len(run) / MAX_POINTS
@@ -226,7 +224,7 @@ def _legend(lines: Sequence[DrawnLine]) -> Iterator[tuple[float, float, DrawnLin
 
 
 def _describe(one: Series) -> str:
-    """Describe a line to a reader who cannot see it."""
+    """Describe a line for readers who cannot see it."""
     finite = [(a, b) for a, b in zip(one.x, one.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
     if not finite:
         return f"{one.name}: nothing measured"

@@ -56,6 +56,7 @@ def contents(results: AblationResults) -> dict[str, Any]:
     return {
         "plan": plan,
         "results": results,
+        "logs": logs,
         "caveats": found,
         "summary": summary(results, compared, found),
         "findings": findings(results, compared, found),
@@ -82,7 +83,7 @@ def contents(results: AblationResults) -> dict[str, Any]:
             ("Budget", budget(plan.budget)),
             ("Seeds", ", ".join(map(str, plan.seeds))),
             ("Metrics", ", ".join(plan.metrics) or "none"),
-            ("Tuning", plan.tuning or "nothing is stated"),
+            ("Tuning", plan.tuning or "not stated"),
         ],
         "environment": [(key, ", ".join(values)) for key, values in environments(results).items()],
         "level": f"{LEVEL:.0%}",

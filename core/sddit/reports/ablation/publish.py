@@ -1,4 +1,4 @@
-"""Publish an ablation: a folder for a repository, with all that a reader and a rerun need. No torch, no weights.
+"""Publish an ablation: write a folder for a repository, with all that readers and reruns need. No torch, no weights.
 
 README.md          the question, the table, the figures and the conclusions, generated from the numbers
 results.jsonl      one row per run, with all digits: its scores, their curves, when it reached the targets, its probe
@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sddit.ablations.analysis.diagnostics import Logs, environments, logs_of
+from sddit.ablations.analysis.diagnostics import Logs, environments
 from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather
 from sddit.ablations.analysis.targets import first_at, points, reached
 from sddit.ablations.planning.records import PLAN, PlanRecord
@@ -24,7 +24,7 @@ from sddit.formatting import slug
 from sddit.interfaces.metric_names import metric_of
 from sddit.reports.ablation.ablation_report import contents
 from sddit.reports.ablation.probe_table import probe_of
-from sddit.reports.ablation.reproduction import RECIPES, first_recipe, pathless, without_paths
+from sddit.reports.ablation.reproduction import RECIPES, first_recipe, shorten_paths, shorten_setting
 from sddit.reports.charts import as_file, title_of
 from sddit.reports.rendering import render
 from sddit.storage.atomic import replace_file, storage_errors, to_json
@@ -41,7 +41,7 @@ def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
     Args:
         folder: of the ablation, next to its runs.
         to: a new or empty folder, or one that holds an earlier publication, which is replaced.
-        unfinished: publish also what is not finished.
+        unfinished: whether to publish an ablation with missing runs.
 
     Returns:
         The files that were written.
@@ -53,21 +53,21 @@ def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
     if not unfinished:
         refuse_unfinished(results)
     refuse_other(to)
-    contents = dict(files(impersonal(results)))
+    written = dict(files(without_local_paths(results)))
     for name in (FIGURES, SAMPLES, RECIPES):
         for stale in sorted((to / name).glob("*")):
             stale.unlink()
     for name in (REPORT, CURVES):
         (to / name).unlink(missing_ok=True)
-    for name, content in contents.items():
+    for name, content in written.items():
         with storage_errors(to / name):
             (to / name).parent.mkdir(parents=True, exist_ok=True)
         replace_file(to / name, content)
-    return [to / name for name in contents]
+    return [to / name for name in written]
 
 
 def refuse_unfinished(results: AblationResults) -> None:
-    """Refuse to publish an ablation with missing runs, unless requested."""
+    """Refuse to publish an ablation with missing runs."""
     missing = [f"{row.arm} seed {row.seed} {row.status}" for row in results.runs if row.status != "finished"]
     if missing or not results.runs:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -81,7 +81,7 @@ def refuse_unfinished(results: AblationResults) -> None:
 
 
 def refuse_other(to: Path) -> None:
-    """Replace nothing but a publication."""
+    """Refuse to replace anything but a publication."""
     with storage_errors(to):
         held = sorted(path.name for path in to.iterdir()) if to.exists() else []
     if held and not {PLAN, RESULTS} <= set(held):
@@ -95,44 +95,45 @@ def refuse_other(to: Path) -> None:
         )
 
 
-def impersonal(results: AblationResults) -> AblationResults:
+def without_local_paths(results: AblationResults) -> AblationResults:
     """Return the results without the folders of this machine and without an earlier publication.
 
     Raises SD-F712 if arms differ by such folders alone: their runs would look like those of one arm.
     """
     labels = results.plan.labels
-    if len({pathless(label) for label in labels}) < len(labels):
+    if len({shorten_setting(label) for label in labels}) < len(labels):
         raise error(
             "SD-F712",
             "arms would have one name without the folders of their paths",
             where=str(results.folder),
-            got=", ".join(label for label in labels if label != pathless(label)),
+            got=", ".join(label for label in labels if label != shorten_setting(label)),
             expect="names that differ without them",
             fix="name the arms in [ablation.arms]",
         )
     rows = tuple(
-        replace(row, arm=pathless(row.arm), error=without_paths(homeless(row.error, results))) for row in results.runs
+        replace(row, arm=shorten_setting(row.arm), error=shorten_error(row.error, results)) for row in results.runs
     )
     plan = replace(
-        PlanRecord.from_json(pathless(results.plan.to_json())),
-        question=without_paths(results.plan.question),
-        tuning=without_paths(results.plan.tuning),
+        PlanRecord.from_json(shorten_setting(results.plan.to_json())),
+        question=shorten_paths(results.plan.question),
+        tuning=shorten_paths(results.plan.tuning),
         published="",
     )
     return replace(results, plan=plan, runs=rows)
 
 
-def homeless(text: str, results: AblationResults) -> str:
+def shorten_error(text: str, results: AblationResults) -> str:
     """Return an error message without the folders of this machine."""
     known = {str(folder) for folder in (results.folder.resolve().parent, Path.home(), Path.cwd())}
     for folder in sorted(known - {"/"}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
-    return text
+    return shorten_paths(text)
 
 
 def files(results: AblationResults) -> Iterator[tuple[str, bytes]]:
     """Yield (name, content) of everything that is published."""
-    report, logs = contents(results), logs_of(results)
+    report = contents(results)
+    logs = report["logs"]
     figures = {
         f"{FIGURES}/{slug(title_of(charts[axis]))}-over-{axis}.svg": charts[axis]
         for charts in report["curves"]
@@ -151,7 +152,7 @@ def files(results: AblationResults) -> Iterator[tuple[str, bytes]]:
     for label in results.plan.labels:
         recipe = first_recipe(results.folder, results.of(label))  # the others differ from it by their seed
         if recipe is not None:
-            yield f"{RECIPES}/{slug(label)}.json", lines(to_json(pathless(recipe), indent=1))
+            yield f"{RECIPES}/{slug(label)}.json", lines(to_json(shorten_setting(recipe), indent=1))
     for name, chart in figures.items():
         yield name, lines(as_file(chart))
     for name, grid in grids.items():

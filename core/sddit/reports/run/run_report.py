@@ -1,6 +1,6 @@
 """The report of a run: one HTML file that needs no network and runs no script.
 
-Everything that comes from a recipe, a plugin or a data set is escaped; nothing here knows what any of them is.
+All text from recipes, plugins and data sets is escaped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sddit.reports.run.suggestions import suggestions
 
 
 def write_report(run: ReportData) -> str:
-    """Return the page, as text."""
+    """Return the page as HTML."""
     rows = settings(run)
     verdicts = [judge(key, monitor, run.metrics) for key, monitor in monitors(run.monitors, run.metrics).items()]
     return render(
