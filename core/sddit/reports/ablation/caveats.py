@@ -19,6 +19,7 @@ from sddit.ablations.planning.records import ArmRecord
 from sddit.formatting import format_si
 from sddit.reports.ablation.phrases import format_arms, format_ratio
 from sddit.reports.rendering import sentence
+from sddit.reports.run.score_table import SCORES
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -26,7 +27,7 @@ T = TypeVar("T")
 TOLERANCE = 0.02  # relative difference up to which amounts count as equal: runs last a whole number of steps
 SIZE_TOLERANCE = 0.001  # the same for parameters: a few dozen are irrelevant
 TIME_TOLERANCE = 0.1  # the same for measured seconds
-OF_ALL_SAMPLES = ("fd_all", "class_accuracy", "copied")
+OF_ALL_SAMPLES = [column.field for column in SCORES if column.of_all]
 """Figures of all samples; the others are of n, the largest number at which there are as many held-out images."""
 SAME_EVERYWHERE = ("python", "packages.", "system", "device", "threads")
 """Keys of environment.json that no arm changes."""

@@ -79,22 +79,21 @@ def chart(
 def lines(key: str, axis: CurveAxis, results: AblationResults, logs: Logs) -> Iterator[Series]:
     """Yield a line for each arm: the mean over seeds at each logged step, with a band of ± one standard deviation."""
     for slot, arm in enumerate(results.plan.arms):
-        points = [point for point in over_seeds(key, axis, arm, list(logs[arm.label].values())) if point]
-        if points:
+        if points := list(over_seeds(key, axis, arm, list(logs[arm.label].values()))):
             x, y, low, high = zip(*points, strict=True)
             yield Series(arm.label, x, y, low, high, slot)
 
 
 def over_seeds(
     key: str, axis: CurveAxis, arm: ArmRecord, runs: Sequence[Log]
-) -> Iterator[tuple[float, float, float, float] | None]:
-    """(position, mean, low, high) at each step that every run of the arm has logged."""
+) -> Iterator[tuple[float, float, float, float]]:
+    """Yield (position, mean, low, high) at each step that every run of the arm has logged."""
     by_step = [{line["step"]: line for line in run if key in line} for run in runs]
-    shared = [step for step in by_step[0] if all(step in run for run in by_step)] if by_step else []
-    for step in shared:
-        at = [axis.at(arm, run[step]) for run in by_step]
+    for step in by_step[0] if by_step else ():
+        at = [axis.at(arm, run[step]) for run in by_step if step in run]
         known = [position for position in at if position is not None]
-        yield (mean(known), *band([run[step][key] for run in by_step])) if len(known) == len(at) else None
+        if len(known) == len(by_step):
+            yield mean(known), *band([run[step][key] for run in by_step])
 
 
 def band(values: Sequence[float]) -> tuple[float, float, float]:
@@ -110,10 +109,10 @@ def band(values: Sequence[float]) -> tuple[float, float, float]:
 def metric_charts(results: AblationResults, logs: Logs) -> list[Charts]:
     """Return the charts of each metric that was scored during training."""
     keys = all_keys(logs)
-    followed = [metric for metric in results.plan.metrics if f"{SCORE}{metric}" in keys]
     return [
         over_axes(metric_title(metric), f"{SCORE}{metric}", results, logs, log_y=metric.endswith(".fd"))
-        for metric in followed
+        for metric in results.plan.metrics
+        if f"{SCORE}{metric}" in keys
     ]
 
 
