@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sddit.ablations.analysis.results import AblationResults
-from sddit.ablations.analysis.table import cells, comparisons, family_size, floors_of
+from sddit.ablations.analysis.table import cells, comparisons
 from sddit.ablations.planning.arms import Ablation, expand
 from sddit.ablations.planning.plan import AblationPlan
 from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
@@ -95,7 +95,7 @@ def print_results(results: AblationResults) -> None:
         lines.add_row(*map(printable, row))
     console().print(lines)
     compared = {metric: comparisons(results, metric) for metric in results.plan.metrics}
-    for text in filter(None, (floors_sentence(floors_of(results)), interval_note(family_size(compared)))):
+    for text in filter(None, (floors_sentence(results), interval_note(compared))):
         click.echo(text)
     if reproduction := against_published(results):
         print_reproduction(reproduction)
@@ -105,5 +105,5 @@ def print_results(results: AblationResults) -> None:
 
 def print_reproduction(reproduction: Reproduction) -> None:
     """Print how the results compare with the published ones. The report compares each figure."""
-    for text in (*reproduction.words, *(f"not compared: {what}: {why}" for what, why in reproduction.apart)):
+    for text in (*reproduction.words, *(f"not compared: {what}: {why}" for what, why in reproduction.not_compared)):
         click.echo(printable(text))

@@ -14,6 +14,7 @@ from sddit.evaluation.probe import read_probe
 from sddit.evaluation.sample_images import previews
 from sddit.evaluation.scores import Scores
 from sddit.recipes.costs import plan
+from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
 from sddit.reports.run.run_data import NextStep, ReportData, RunCost
 from sddit.reports.run.run_report import write_report
@@ -44,21 +45,24 @@ def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores])
             noise_bins=NOISE_QUARTERS,
             recipe=recipe.to_json(),
             origins=recipe.origins,
-            environment=dict(flat(environment)),
+            environment={key: str(value) for key, value in leaves(environment)},
             warnings=[*recipe.warnings, *changes(folder)],
             next_steps=list(next_steps(recipe, folder)),
         )
     )
 
 
-def summary(recipe: Recipe) -> str:
-    """Describe data, views and losses, from the summaries of the components."""
+def summary(recipe: Recipe) -> dict[str, str]:
+    """Describe data, views and each loss in a line, from the summaries of the components."""
     facts = recipe.facts
     _, height, width = facts.image
     classes = f"{facts.num_classes} classes" if facts.num_classes else "no classes"
-    terms = " ".join(chosen.component.summary for chosen in recipe.active_losses.values())
-    data = f"Data: {facts.source}, {height}x{width}, {classes}."
-    return f"{data} Views: {recipe.pair_sampler.component.summary} Losses: {terms}"
+    losses = {f"loss.{label}": chosen.component.summary for label, chosen in recipe.active_losses.items()}
+    return {
+        "Data": f"{facts.source}; {height}x{width}, {classes}",
+        "Views": recipe.pair_sampler.component.summary,
+        **losses,
+    }
 
 
 def command(recipe: Recipe) -> str:
@@ -113,12 +117,3 @@ def next_steps(recipe: Recipe, folder: Path) -> Iterator[NextStep]:
         yield NextStep(f"The control arm: the same run without loss.{label}:", f"{base} loss.{label}.weight=0")
     yield NextStep("The same run with another seed, to see the variation:", f"{base} seed={recipe.seed + 1}")
     yield NextStep("All runs side by side:", f"sddit-run table {folder.parent}")
-
-
-def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, text) for every value of nested tables."""
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", str(value)

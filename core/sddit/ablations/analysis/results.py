@@ -72,10 +72,13 @@ class AblationResults:
         """Return the runs of one arm."""
         return [run for run in self.runs if run.arm == arm]
 
+    def finished_of(self, arm: str) -> list[RunOutcome]:
+        """Return the finished runs of one arm."""
+        return [run for run in self.of(arm) if run.status == "finished"]
+
     def figure(self, arm: str, metric: str) -> dict[int, float]:
         """Return a metric of an arm by seed; only finished runs have one."""
-        runs = [run for run in self.of(arm) if run.status == "finished" and metric in run.scores]
-        return {run.seed: run.scores[metric] for run in runs}
+        return {run.seed: run.scores[metric] for run in self.finished_of(arm) if metric in run.scores}
 
 
 def gather(folder: Path) -> AblationResults:

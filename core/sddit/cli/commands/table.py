@@ -89,9 +89,7 @@ def ablation_table(folder: Path) -> Content:
     results = gather(folder)
     headings, rows = arms.cells(results)
     compared = {metric: arms.comparisons(results, metric) for metric in results.plan.metrics}
-    notes = " ".join(
-        filter(None, (floors_sentence(arms.floors_of(results)), interval_note(arms.family_size(compared))))
-    )
+    notes = " ".join(filter(None, (floors_sentence(results), interval_note(compared))))
     return headings, [list(map(printable, row)) for row in rows], list(arms.records(results)), notes
 
 
