@@ -31,15 +31,12 @@ class CheckContext:
 
     component: Component[Any] | None = None  # the one whose check it is; None for a check of the core
     device: Literal["cpu", "cuda"] = "cpu"
-    full: bool = False  # take the time it needs
+    full: bool = False  # run the slow, complete version
     fixtures: tuple[Path, ...] = ()  # folders that may hold numbers of published implementations
 
 
 class CheckSkipped(Exception):
-    """Raised by a check for want of something: a file, a device, a compiler.
-
-    It is then listed as skipped, not as passed.
-    """
+    """Raised by a check that needs a file, a device or a compiler that is missing. The check counts as skipped."""
 
 
 Check = Callable[[CheckContext], Iterable[Measurement]]

@@ -24,9 +24,7 @@ class Component(Generic[T]):
 
     kind: str  # the registry it is in: "losses"
     name: str  # the short name that a recipe writes
-    factory: (
-        str | Callable[..., T]
-    )  # "package.module:attribute", imported when built; or the class, in a one-file plugin
+    factory: str | Callable[..., T]  # "package.module:attribute", imported when built; or the class itself
     params: type[Params]  # its settings: types, defaults, bounds, descriptions
     summary: str  # one line for listings
     paper: str = ""  # "arXiv:2303.14389"
@@ -79,9 +77,7 @@ class Selected(Generic[P]):
 
 @contextmanager
 def component_boundary(component: str) -> Iterator[None]:
-    """Note on an exception which component was called: a call with wrong arguments has no frame of the component's
-    own.
-    """
+    """Note on an exception which component was called: a call with wrong arguments has no frame in its module."""
     try:
         yield
     except Exception as failure:

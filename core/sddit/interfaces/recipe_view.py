@@ -1,7 +1,7 @@
 """Declare what a component may read of the recipe it is used in. Torch-free.
 
-The settings of other slots appear as what may be asked of them, not as their classes: those derive from `Params`, whose
-methods take a `RecipeView`.
+A `...View` declares the part of the settings class `...Params` that components of other kinds may read. The classes
+themselves cannot be named here: they derive from `Params`, whose methods take a `RecipeView`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,11 @@ S = TypeVar("S", covariant=True)
 
 
 class BackboneView(Protocol):
-    """See `BackboneParams`."""
-
     def grid(self, shapes: Shapes) -> tuple[int, int]: ...
     def width(self, tap: Tap) -> int: ...
 
 
 class NoiseScheduleView(Protocol):
-    """See `NoiseScheduleParams`."""
-
     @property
     def t_range(self) -> tuple[float, float]: ...
     @property
@@ -31,15 +27,11 @@ class NoiseScheduleView(Protocol):
 
 
 class DatasetView(Protocol):
-    """See `DatasetParams`."""
-
     @property
     def label_drop(self) -> float: ...
 
 
 class SamplerView(Protocol):
-    """See `SamplerParams`."""
-
     @property
     def steps(self) -> int: ...
     @property
@@ -53,16 +45,12 @@ class SamplerView(Protocol):
 
 
 class LossView(Protocol):
-    """See `LossParams`."""
-
     @property
     def views(self) -> tuple[str, ...]: ...
     def needs(self) -> Needs: ...
 
 
 class ComponentView(Protocol):
-    """See `Component`."""
-
     @property
     def name(self) -> str: ...
     @property
