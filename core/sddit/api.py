@@ -255,7 +255,7 @@ def sample(
         recipe = changed(recipe, changes)
     wanted = list(range(model.num_classes)) if classes is None else list(classes)
     request = of_classes(wanted or [0], per_class, model.num_classes, recipe.seed if seed is None else seed)
-    x = generate(model.backbone.to(device), model.require_schedule(), recipe, request, device=torch.device(device))
+    x = generate(model.backbone.to(device), model.require_schedule(), recipe, request)
     return model.dataset().to_images(x)
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from sddit.errors import SdditError
-from sddit.evaluation.copies import PAIRS, copies_of_run, find_copies, kept_samples, pairs_image
+from sddit.evaluation.copies import PAIRS, copies_of_run, find_copies, pairs_image
 from sddit.evaluation.metrics import copied_share, nearest
+from sddit.evaluation.sample_images import kept_samples
 from sddit.evaluation.thumbnails import PixelFeatures
 from sddit.interfaces import DataFacts
 from sddit.progress import Progress
