@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
@@ -68,7 +67,7 @@ class Progress:
     def end_stage(self) -> None:
         """End the current stage."""
         if self.name:
-            self.note(self.summary())
+            self.note(columns(self.name, f"done in {format_duration(self.elapsed)}", self.detail()))
             self.name = ""
 
     def note(self, text: str, style: str = "") -> None:
@@ -89,10 +88,8 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if failure is None:
+    def __exit__(self, kind: type[BaseException] | None, *failure: object) -> None:
+        if kind is None:
             self.end_stage()
         self.close()
 
@@ -114,10 +111,6 @@ class Progress:
         if "images_per_second" in self.values:
             parts.append(f"{self.values['images_per_second']:,.0f} images/s")
         return "   ".join(parts)
-
-    def summary(self) -> str:
-        """Return the line shown for a finished stage."""
-        return columns(self.name, f"done in {format_duration(self.elapsed)}", self.detail())
 
 
 class PlainProgress(Progress):

@@ -6,8 +6,8 @@ define the meaning of the network's output.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -125,10 +125,16 @@ class ModelDenoiser:
         level = torch.full((len(x),), sigma, dtype=torch.float64, device=x.device)
         t = self.schedule.t_from_sigma(self.schedule.snap(level))
         native = _over_image(self.schedule.alpha(t), x) * x
-        with _evaluating(self.backbone):
+        training = self.backbone.training
+        if training:
+            self.backbone.eval()
+        try:
             out = precondition(
                 self.backbone, self.schedule, native, t, labels, dtype=self.dtype, autocast=self.autocast
             )
+        finally:
+            if training:
+                self.backbone.train()
         if out.x0 is None:
             raise ValueError("the network is truncated and has no output")
         return Prediction(out.x0, out.extra, {name: x0 for name, (_, x0) in out.heads.items()})
@@ -142,16 +148,3 @@ def _over_image(coefficient: Tensor, x: Tensor) -> Tensor:
 def _widened(x: Tensor) -> Tensor:
     """Return x in float32 or wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and restore its mode afterwards."""
-    was = model.training
-    if was:
-        model.eval()
-    try:
-        yield
-    finally:
-        if was:
-            model.train()

@@ -20,8 +20,7 @@ from sddit.interfaces.loss import Loss, LossParams, Monitor
 from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, Scalings
 from sddit.interfaces.optimizer import Optimizer, OptimizerParams
 from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams
-from sddit.interfaces.params import Params
-from sddit.interfaces.recipe_view import RecipeView
+from sddit.interfaces.params import Params, RecipeView
 from sddit.interfaces.sampler import Denoise, Denoiser, Guidance, GuidanceParams, Prediction, Sampler, SamplerParams
 from sddit.interfaces.tracker import Tracker, TrackerParams
 from sddit.interfaces.weights import NOTHING, WeightDescription, WeightFormat
