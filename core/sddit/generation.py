@@ -14,6 +14,7 @@ from sddit.diffusion.sampling import noise_levels, sample
 from sddit.distributed.world import World
 from sddit.errors import memory_errors
 from sddit.interfaces import Dataset, NoiseSchedule
+from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.training.session import Session
 
@@ -92,13 +93,19 @@ def generate_images(
     dataset: Dataset,
     request: Request,
     world: World,
-    callback: Callable[[int, Tensor], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
-    """Generate images uint8 [n, 3, H, W], divided among the ranks. The main rank returns all, the others none."""
+    """Generate images uint8 [n, 3, H, W], divided among the ranks. The main rank returns all, the others none.
+
+    With `progress`, the sampler steps of this rank are shown as a stage.
+    """
     count = len(request.ids)
     own = range(count)[world.partition(count)]
     part = request.part(slice(own.start, own.stop) if own else slice(0, 1))  # without work, generate any image
-    x = generate(backbone, schedule, recipe, part, callback)
+    shown = progress or Progress()
+    batches = -(-len(own) // recipe.evaluate.batch)  # rounded up
+    shown.stage("sampling", total=batches * recipe.sampler.params.steps)
+    x = generate(backbone, schedule, recipe, part, lambda step, x: shown.tick())
     return world.collect(dataset.to_images(x)[: len(own)], count)
 
 
@@ -107,14 +114,8 @@ def scoring_request(recipe: Recipe, count: int) -> Request:
     return LABELS[recipe.evaluate.labels](recipe.shapes.num_classes, count, recipe.seed)
 
 
-def sample_session(session: Session, request: Request, callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+def sample_session(session: Session, request: Request, progress: Progress | None = None) -> Tensor:
     """Apply `generate_images` to the weights of a session as they are now."""
     recipe = session.recipe
     weights = session.weights(recipe.sampled_weights)
-    return generate_images(weights, session.schedule, recipe, session.dataset, request, session.world, callback)
-
-
-def sampling_steps(recipe: Recipe, world: World) -> int:
-    """Return the sampler steps that this rank takes for the final samples, counted once per batch."""
-    own = len(range(recipe.evaluate.samples)[world.partition(recipe.evaluate.samples)])
-    return -(-own // recipe.evaluate.batch) * recipe.sampler.params.steps
+    return generate_images(weights, session.schedule, recipe, session.dataset, request, session.world, progress)

@@ -12,18 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Literal
 
 import torch
 from torch import Tensor
+
+from sddit.interfaces.batch import Scope
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 WORDS = 4  # 32-bit numbers of one counter
-
-Scope = Literal["sample", "step"]
 
 
 def key_of(seed: int, purpose: str) -> tuple[int, int]:

@@ -32,15 +32,10 @@ def precondition(
     """Evaluate F and D at x [B, C, H, W], each sample at its own time t [B], in the schedule's own coordinates.
 
     Args:
-        backbone: F, called as `sddit.Backbone.forward`.
+        backbone: F; `labels`, `taps`, `output`, `visible` and `groups` are those of `sddit.Backbone.forward`.
         schedule: defines the meaning of its input and output.
         x: the noisy images.
         t: their noise levels.
-        labels: [B].
-        taps: positions at which tokens are returned.
-        output: whether to compute F's output; if not, F stops after the deepest tap.
-        visible: [B, K] tokens that are not hidden; None: all.
-        groups: [B, N] tokens of different groups do not attend to each other.
         dtype: of the inputs of F; None: that of x.
         autocast: precision of F alone; None: the caller's setting.
 

@@ -40,7 +40,7 @@ class StepSampler:
 
 
 def noise_levels(params: SamplerParams, schedule: NoiseSchedule) -> list[float]:
-    """Return the noise levels of a sampler: `steps` falling variance-exploding ones, then 0. Raises SD-T902."""
+    """Return the noise levels of a sampler: `steps` decreasing variance-exploding ones, then 0. Raises SD-T902."""
     low, high = params.noise_range(schedule.sigma_range)
     return schedule.grid(params.steps, kind=params.grid, sigma_min=low, sigma_max=high, rho=params.rho)
 
@@ -68,7 +68,7 @@ def sample(
         seed: of the run.
         sampler: solver from noise to images.
         guidance: combines conditional and unconditional predictions.
-        sigmas: falling levels that end with 0, as from `noise_levels`.
+        sigmas: decreasing levels that end with 0, as from `noise_levels`.
         image: C, H, W.
         batch: images at once; affects only rounding.
         callback: called after each sampler step with (step, x [B, C, H, W]), batch after batch.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sddit.evaluation.grids import grid, png
-from sddit.evaluation.metrics import copied_share, nearest
+from sddit.evaluation.metrics import copied_fraction, nearest
 from sddit.evaluation.sample_images import kept_samples
 from sddit.evaluation.scores import extract, extract_split, refuse_few
 from sddit.evaluation.scoring import build_extractors
@@ -56,7 +56,7 @@ def find_copies(
         reference = training[label].features
         index, distance = nearest(generated[label].features, reference)
         _, unseen = nearest(heldout[label].features, reference)
-        share, floor = copied_share(distance, unseen)
+        share, floor = copied_fraction(distance, unseen)
         closest = np.argsort(distance, kind="stable")[:PAIRS]
         pairs = tuple((int(i), int(index[i]), float(distance[i])) for i in closest)
         found[label] = Copies(extractor.title, share, floor, pairs)

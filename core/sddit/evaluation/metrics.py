@@ -115,7 +115,7 @@ def nearest(points: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.int64],
     return index, np.asarray(np.sqrt(((x - y[index]) ** 2).sum(axis=1)))  # without the rounding of the norms
 
 
-def copied_share(distances: ArrayLike, unseen: ArrayLike) -> tuple[float, float]:
+def copied_fraction(distances: ArrayLike, unseen: ArrayLike) -> tuple[float, float]:
     """Return the fraction of samples that are near copies of training images, and its floor.
 
     A sample is a near copy if it is as close to a training image as the closest `NEAREST` of the unseen real images. A

@@ -67,13 +67,8 @@ def kept_samples(folder: Path) -> NDArray[np.uint8]:
     """Return the samples of a finished run, [n, H, W, 3]. Raises SD-T930 if there are none yet."""
     path = folder / SAMPLES
     if not path.is_file():
-        raise error(
-            "SD-T930",
-            "this run has kept no samples yet",
-            where=str(folder),
-            expect=SAMPLES,
-            fix="run its recipe to the end",
-        )
+        fix = "run its recipe to the end"
+        raise error("SD-T930", "this run has kept no samples yet", where=str(folder), expect=SAMPLES, fix=fix)
     try:
         images: NDArray[np.uint8] = load_arrays(path, ["arr_0"])["arr_0"]
     except (OSError, ValueError, KeyError) as fault:

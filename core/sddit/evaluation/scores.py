@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sddit.diffusion.draws import key_of
 from sddit.errors import raise_all
-from sddit.evaluation.metrics import copied_share, density_coverage, frechet_distance, kid, nearest, precision_recall
+from sddit.evaluation.metrics import copied_fraction, density_coverage, frechet_distance, kid, nearest, precision_recall
 from sddit.interfaces import Dataset, FeatureExtractor, FigureExtractor
 from sddit.interfaces.metric_names import TRAINING_METRICS
 from sddit.recipes.checks.evaluation_rules import min_images, too_few_images
@@ -126,12 +126,8 @@ class Scorer:
         Raises:
             SdditError: SD-T906 for a set too small for the statistics, SD-T907 for a non-finite feature.
         """
-        sets: dict[str, Sized] = {
-            "samples": samples,
-            "training images": self.train_set,
-            "held-out images": self.test_set,
-        }
-        refuse_few(sets, self.settings.neighbours)
+        real: dict[str, Sized] = {"training images": self.train_set, "held-out images": self.test_set}
+        refuse_few({"samples": samples, **real}, self.settings.neighbours)
         generated = extract(samples, labels, self.extractors, self.settings.batch)
         found = {}
         for label, extractor in self.extractors.items():
@@ -168,7 +164,7 @@ class Scorer:
         measured, spread = measure(generated.features[:n])
         real = heldout.features[choose(n, len(heldout.features), self.seed, "heldout")]
         floors, floor_spread = measure(real)
-        copied, copied_floor = copied_share(*(nearest(e.features, reference)[1] for e in (generated, heldout)))
+        copied, copied_floor = copied_fraction(*(nearest(e.features, reference)[1] for e in (generated, heldout)))
         figures: dict[str, Any] = measured | {f"{name}_floor": value for name, value in floors.items()}
         return Scores(
             title=self.extractors[label].title,

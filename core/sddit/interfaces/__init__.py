@@ -11,8 +11,7 @@ null label is `num_classes`, for any number of classes; an unconditional model h
 from sddit.interfaces.attention import Attention, AttentionParams
 from sddit.interfaces.backbone import BackboneParams
 from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
-from sddit.interfaces.checks import Check, CheckContext, CheckSkipped, Measurement
-from sddit.interfaces.component import Component, Selected
+from sddit.interfaces.component import Check, CheckContext, CheckSkipped, Component, Measurement, Selected
 from sddit.interfaces.dataset import Dataset, DatasetParams, DrawnDataset, Split
 from sddit.interfaces.facts import Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
 from sddit.interfaces.features import EvaluateMode, FeatureExtractor, FeatureParams, FigureExtractor, ModeOption

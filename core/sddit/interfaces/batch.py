@@ -22,7 +22,9 @@ class Batch:
     true_labels: Tensor  # [B] int64 before it
     ids: Tensor  # [B] int64, index of the image in its split
     flipped: Tensor  # [B] bool
-    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+Scope = Literal["sample", "step"]  # of a draw: one value per sample, or one for the entire batch
 
 
 class Draws(Protocol):
@@ -33,12 +35,10 @@ class Draws(Protocol):
     shapes.
     """
 
-    def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Literal["sample", "step"] = "sample") -> Tensor:
+    def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
         """Return standard normal numbers, [B, *shape] float32."""
 
-    def uniform(
-        self, purpose: str, shape: Sequence[int] = (), *, scope: Literal["sample", "step"] = "sample"
-    ) -> Tensor:
+    def uniform(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
         """Return uniform numbers in the open interval (0, 1), [B, *shape] float64."""
 
 
@@ -97,8 +97,3 @@ class Context:
     ema_modules: Mapping[str, nn.Module] = field(default_factory=dict)  # the teacher's copy of the loss's own modules
     gather: Callable[[Tensor], Tensor] = lambda x: x  # [B, ...] of this rank -> of all ranks
     mean: Callable[[Tensor], Tensor] = lambda x: x  # mean over all ranks
-
-    @property
-    def progress(self) -> float:
-        """Fraction of the planned steps that are done."""
-        return self.step / self.total_steps
