@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import read_json, unreadable_error
@@ -71,8 +71,9 @@ def read_probe(folder: Path) -> Probe | None:
     held = read_json(path, fix=fix)
     try:
         return TypeAdapter(Probe).validate_python(held)
-    except ValueError as fault:
-        raise unreadable_error(path, str(fault), fix) from fault
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        raise unreadable_error(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", fix) from fault
 
 
 def linear_accuracy(train: Array, labels: Integers, test: Array, test_labels: Integers) -> float:

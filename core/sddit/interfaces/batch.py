@@ -97,3 +97,8 @@ class Context:
     ema_modules: Mapping[str, nn.Module] = field(default_factory=dict)  # the teacher's copy of the loss's own modules
     gather: Callable[[Tensor], Tensor] = lambda x: x  # [B, ...] of this rank -> of all ranks
     mean: Callable[[Tensor], Tensor] = lambda x: x  # mean over all ranks
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the planned steps that are done."""
+        return self.step / self.total_steps
