@@ -170,9 +170,7 @@ def sampled(session: Session) -> Tensor:
     request = balanced(session.recipe.shapes.num_classes, IMAGES, session.recipe.seed)
     weights = session.weights(session.recipe.sampled_weights)
     own = request.part(session.world.partition(IMAGES))
-    return session.world.collect(
-        generate(weights, session.schedule, session.recipe, own, device=session.device), IMAGES
-    ).contiguous()
+    return session.world.collect(generate(weights, session.schedule, session.recipe, own), IMAGES).contiguous()
 
 
 def tensors_of(session: Session) -> dict[str, Tensor]:

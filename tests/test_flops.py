@@ -73,6 +73,6 @@ def test_an_image_takes_the_planned_flops(name: str, overrides: tuple[str, ...])
     request = balanced(recipe.shapes.num_classes, 3, 0)
     weights = session.weights(recipe.sampled_weights)
     with FlopCounterMode(display=False) as counter:
-        generate(weights, session.schedule, recipe, request, device=session.device)
+        generate(weights, session.schedule, recipe, request)
     found = plan(recipe).sampling_flops_per_image
     assert found == pytest.approx(counter.get_total_flops() / 3, rel=0.01)

@@ -170,7 +170,7 @@ def sampled(device: Device) -> Iterator[Line]:
     images = {}
     for where in ("cpu", device):
         backbone = session.student.backbone.to(where)
-        images[where] = generate(backbone, session.schedule, recipe, request, device=torch.device(where)).cpu()
+        images[where] = generate(backbone, session.schedule, recipe, request).cpu()
     yield line("sampling", Measurement("fp32: images against the CPU's", apart(images[device], images["cpu"]), 1e-3))
     shuffled = apart(images[device].flip(0), images["cpu"])
     yield line("sampling", Measurement("control: other images", shuffled, 1e-2, ">="))

@@ -12,7 +12,7 @@ from typing import Any
 
 from sddit import interfaces as face
 from sddit.interfaces import Params, Selected
-from sddit.interfaces.recipe_view import LossView
+from sddit.interfaces.params import LossView
 from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
 from sddit.value_schedules import is_zero
 

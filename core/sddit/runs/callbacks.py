@@ -16,7 +16,7 @@ from sddit.evaluation import sample_images
 from sddit.evaluation.monitors import GRADIENT_SPIKE
 from sddit.evaluation.scores import Scorer, Scores
 from sddit.evaluation.scoring import score_images, scorer_of
-from sddit.generation import sample_session
+from sddit.generation import sample_session, scoring_request
 from sddit.interfaces import Tracker
 from sddit.interfaces.metric_names import SCORE
 from sddit.progress import Progress
@@ -140,7 +140,8 @@ class RunCallbacks:
         """Score samples during training: `evaluate.samples` images, or fewer if the test split is smaller."""
         if session.recipe.features:
             count = min(session.recipe.evaluate.samples, session.recipe.facts.test_size)
-            request, images = sample_session(session, count)
+            request = scoring_request(session.recipe, count)
+            images = sample_session(session, request)
             session.world.from_main(
                 lambda: self.log_scores(session, score_images(self.scorer, request, images, own=False))
             )

@@ -21,8 +21,8 @@ from sddit.errors import error, memory_errors, raise_all
 from sddit.evaluation import sample_images
 from sddit.evaluation.probing import probe
 from sddit.evaluation.scores import Scores
-from sddit.evaluation.scoring import SAMPLES, read_scores, score_images, scorer_of
-from sddit.generation import generate_images, sample_session, sampling_steps, scoring_request
+from sddit.evaluation.scoring import read_scores, score_images, scorer_of
+from sddit.generation import generate_images, sample_session, scoring_request
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
 from sddit.recipes.checks import check_processes
@@ -179,11 +179,11 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
 def score(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     """Sample the images that the recipe asks for, write them, and score them."""
     progress = callbacks.progress
-    progress.stage("sampling", total=sampling_steps(session.recipe, session.world))
-    request, images = sample_session(session, session.recipe.evaluate.samples, lambda step, x: progress.tick())
+    request = scoring_request(session.recipe, session.recipe.evaluate.samples)
+    images = sample_session(session, request, progress)
     if not session.world.main:
         return {}
-    sample_images.write_samples(callbacks.folder, SAMPLES, images, request)
+    sample_images.write_samples(callbacks.folder, images, request)
     if callbacks.scorer is not None:
         progress.stage("scoring")
     return score_images(callbacks.scorer, request, images)
@@ -200,18 +200,8 @@ def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, 
     train_set: Dataset = recipe.dataset.build(split="train")
     schedule = model.require_schedule()
     with join_processes(chosen, recipe.train.timeout) as world:
-        progress.stage("sampling", total=sampling_steps(recipe, world))
         request = scoring_request(recipe, recipe.evaluate.samples)
-        images = generate_images(
-            model.backbone.to(chosen),
-            schedule,
-            recipe,
-            train_set,
-            request,
-            device=chosen,
-            world=world,
-            callback=lambda step, x: progress.tick(),
-        )
+        images = generate_images(model.backbone.to(chosen), schedule, recipe, train_set, request, world, progress)
         scorer = scorer_of(recipe, train_set, chosen) if world.main else None
         if scorer is not None:
             progress.stage("scoring")

@@ -44,7 +44,7 @@ class Notes(Progress):
         super().__init__()
         self.lines = []
 
-    def note(self, text):
+    def note(self, text, style=""):
         self.lines.append(text)
 
 

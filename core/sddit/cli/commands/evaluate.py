@@ -190,7 +190,7 @@ def measure_copies(run: Path, device: str, progress: Progress) -> dict[str, Any]
 def measure_mode(
     run: Path, device: str, progress: Progress, *, mode: EvaluateMode, paths: Mapping[str, Path]
 ) -> dict[str, Any]:
-    from sddit.evaluation.modes import run_mode
+    from sddit.evaluation.scoring import run_mode
 
     return run_mode(run, mode, paths=paths, device=device, progress=progress)
 
