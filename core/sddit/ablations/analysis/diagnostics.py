@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sddit.ablations.analysis.results import AblationResults, RunOutcome, read_json
+from sddit.ablations.analysis.results import AblationResults, RunOutcome
 from sddit.errors import SdditError
 from sddit.evaluation.monitors import MonitorResult, judge, keys_of, label_of, monitors
 from sddit.interfaces import Monitor
 from sddit.recipes.merge import leaves
 from sddit.storage.metrics_log import read_metrics
-from sddit.storage.run_folder import ENVIRONMENT, METRICS
+from sddit.storage.run_folder import ENVIRONMENT, METRICS, read_json
 
 Log = Sequence[Mapping[str, float]]
 """Lines of one run's `metrics.jsonl`."""

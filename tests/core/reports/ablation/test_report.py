@@ -11,6 +11,7 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 
 from sddit.ablations.analysis.diagnostics import diagnoses, logs_of
 from sddit.ablations.analysis.results import AblationResults, RunOutcome
@@ -59,7 +60,7 @@ def arm(label: str, **changed):
 
 
 def record(label: str, **changed) -> ArmRecord:
-    return ArmRecord.from_json(arm(label, **changed))
+    return TypeAdapter(ArmRecord).validate_python(arm(label, **changed))
 
 
 def row(label: str, seed: int, fd: float | None, **changed) -> RunOutcome:
