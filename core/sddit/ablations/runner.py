@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,10 @@ from sddit.ablations.analysis.results import (
     write_results,
 )
 from sddit.ablations.planning.arms import Ablation
-from sddit.ablations.planning.budget import Pace, unmeasured
+from sddit.ablations.planning.budget import unmeasured
 from sddit.ablations.planning.leak_check import check_for_leaks
-from sddit.ablations.planning.plan import AblationPlan, PlannedRun, folder_of, make_plan, with_threads
-from sddit.ablations.planning.records import PLAN, LeakCheck, read_plan
+from sddit.ablations.planning.plan import AblationPlan, Measured, PlannedRun, folder_of, make_plan, with_threads
+from sddit.ablations.planning.records import PLAN, read_plan
 from sddit.distributed.signals import REQUESTS, StopSignals
 from sddit.errors import SdditError, error, one_of
 from sddit.evaluation.probe import lacks_probe
@@ -100,37 +100,27 @@ def copy_number(ablation: Ablation, out: Path) -> int:
     return number
 
 
-@dataclass(frozen=True, slots=True)
-class MeasuredPlan:
-    """Measurements and choices of the first command, which later ones keep."""
-
-    pace: Pace
-    threads: int | None
-    leaks: Mapping[str, LeakCheck]  # by arm
-
-
-def measured_plan(ablation: Ablation, out: Path, copy: int = 1) -> MeasuredPlan | None:
+def measured_before(ablation: Ablation, out: Path, copy: int = 1) -> Measured | None:
     """Return what an earlier command measured for this copy or for the first; None without an earlier command."""
     for number in (copy, 1):
-        path = folder_of(ablation, out, number) / PLAN
-        if path.is_file():
-            plan = read_plan(path.parent)
+        folder = folder_of(ablation, out, number)
+        if (folder / PLAN).is_file():
+            plan = read_plan(folder)
             leaks = {arm.label: arm.leaks for arm in plan.arms if arm.leaks}
-            return MeasuredPlan(plan.budget.seconds_per_step, plan.threads, leaks)
+            return Measured(plan.budget.seconds_per_step, plan.threads, leaks)
     return None
 
 
 def known_plan(ablation: Ablation, out: Path) -> AblationPlan:
     """Return the plan as far as it is known without measuring."""
-    known = measured_plan(ablation, out) or MeasuredPlan({}, None, {})
-    return make_plan(ablation, out, pace=known.pace, threads=known.threads, leaks=known.leaks)
+    return make_plan(ablation, out, measured_before(ablation, out))
 
 
 def finalize_plan(
     ablation: Ablation, out: Path, copy: int, *, jobs: int, device: str, progress: Progress
 ) -> AblationPlan:
     """Return the complete plan. Measures the time of a step and tests for leaks where that is not known yet."""
-    known = measured_plan(ablation, out, copy) or MeasuredPlan({}, threads_for(jobs), {})
+    known = measured_before(ablation, out, copy) or Measured(threads=threads_for(jobs))
     pace = known.pace
     if missing := unmeasured(ablation, pace):
         from sddit.ablations.planning.step_time import seconds_per_step  # torch, which only this rule needs
@@ -138,7 +128,7 @@ def finalize_plan(
         pace = {**pace, **seconds_per_step(missing, device=device, threads=known.threads, progress=progress)}
     untested = [arm for arm in ablation.arms if arm.label not in known.leaks]
     leaks = {**known.leaks, **check_for_leaks(untested, progress)}
-    return make_plan(ablation, out, pace=pace, threads=known.threads, leaks=leaks, copy=copy)
+    return make_plan(ablation, out, Measured(pace, known.threads, leaks), copy=copy)
 
 
 def threads_for(jobs: int) -> int | None:
@@ -165,7 +155,7 @@ def complete(run: PlannedRun) -> bool:
 
 def write_recipe(folder: RunFolder, plan: AblationPlan, run: PlannedRun) -> None:
     """Write the resolved recipe that the process of a run reads, and its one-file plugins next to it."""
-    folder.write_json(f"{RECIPES}/{run.folder.name}.json", with_threads(run.recipe, plan.threads).to_json())
+    folder.write_json(f"{RECIPES}/{run.folder.name}.json", with_threads(run.recipe, plan.measured.threads).to_json())
     for name, file in run.recipe.plugin_files.items():
         folder.write_bytes(f"{RECIPES}/{Path(name).name}", file.read_bytes())
 
@@ -300,7 +290,7 @@ def end_all(running: Sequence[Child]) -> None:
 
 def pick(plan: AblationPlan, id: str) -> PlannedRun:
     """Return the run of an id. Raises SD-R152 if the plan has no such run, SD-R153 if it has no runs yet."""
-    if plan.budget is None:
+    if plan.budget.amount is None:
         raise error(
             "SD-R153",
             "the time of a step is not measured yet, so the plan has no runs",
@@ -313,7 +303,7 @@ def pick(plan: AblationPlan, id: str) -> PlannedRun:
         fix = "run  sddit-run -n RECIPE --all  to list them"
         raise error("SD-R152", f"no run {id!r} in the plan", where="--only", got=id, expect=one_of(id, runs), fix=fix)
     run = runs[id]
-    return PlannedRun(run.arm, run.seed, with_threads(run.recipe, plan.threads), run.folder)
+    return PlannedRun(run.arm, run.seed, with_threads(run.recipe, plan.measured.threads), run.folder)
 
 
 @contextmanager

@@ -285,8 +285,8 @@ def test_leaks_are_tested_once(ablation, tmp_path, monkeypatch):
     again = go(ablation(ARMS), tmp_path).plan
     assert len(looked) == 2
     assert again.arms == plan.arms
-    assert known_plan(found, tmp_path / "runs").arms[1].leaks == LeakCheck(("x of view 'student'",))
-    assert make_plan(found, tmp_path / "elsewhere").arms[1].leaks is None
+    assert known_plan(found, tmp_path / "runs").record().arms[1].leaks == LeakCheck(("x of view 'student'",))
+    assert make_plan(found, tmp_path / "elsewhere").record().arms[1].leaks is None
 
 
 @pytest.mark.usefixtures("pretending")

@@ -11,6 +11,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sddit.ablations.planning.settings_checks import EXTENDS, long_names, read_s
 from sddit.errors import raise_all
 from sddit.plugins.host import Host
 from sddit.recipes.checks import check_device
+from sddit.recipes.costs import Plan, plan
 from sddit.recipes.merge import Merged, Origin, chain, merge_into, parent_of, stacked
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import ABLATION as TABLE
@@ -36,9 +38,9 @@ from sddit.recipes.resolve import resolve_merged
 AXES = {"arms", "grid", "pairs"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Arm:
-    """The recipe with the changes of one named arm and one point of the grid, before it is cut to the budget."""
+    """The recipe with the changes of one named arm and one point of the grid."""
 
     label: str
     changes: Mapping[str, Any]  # dotted key -> value
@@ -47,8 +49,23 @@ class Arm:
     recipe: Recipe
     merged: Merged = field(repr=False)  # its layers, from which it is resolved at another length
 
+    @cached_property
+    def cost(self) -> Plan:
+        return plan(self.recipe)
 
-@dataclass(frozen=True, slots=True)
+    @property
+    def images(self) -> int:
+        """Images seen in the run."""
+        return self.cost.steps * self.cost.batch
+
+    @property
+    def parameters(self) -> int | None:
+        """Trained parameters: the backbone and the heads of the losses."""
+        parts = [self.cost.backbone_parameters, *self.cost.heads_parameters.values()]
+        return None if None in parts else sum(part or 0 for part in parts)
+
+
+@dataclass(frozen=True)
 class Ablation:
     """An ablation whose arms are checked."""
 

@@ -60,13 +60,6 @@ def length(table: Mapping[str, Sequence[Any]]) -> int:
     return len(next(iter(table.values())))
 
 
-def nested(key: str, value: Any) -> dict[str, Any]:
-    """Return a value under a dotted key as nested tables: `{"a": {"b": 1}}` for `a.b` and 1."""
-    table: dict[str, Any] = {}
-    set_key(table, key, value)
-    return table
-
-
 def set_key(table: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key of nested tables."""
     *parents, last = key.split(".")
