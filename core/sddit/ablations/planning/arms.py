@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,20 +17,20 @@ from typing import Any
 
 from sddit.ablations.planning.ablation_settings import AblationSettings
 from sddit.ablations.planning.arm_checks import (
+    ArmProblems,
+    label_problems,
     metric_problems,
-    repeated_labels,
     seed_problems,
     target_problems,
     unknown_baseline,
 )
-from sddit.ablations.planning.arm_problems import ArmProblems
 from sddit.ablations.planning.axes import ArmChange, axes, baseline_label, label_of, value_lists
-from sddit.ablations.planning.settings_checks import EXTENDS, long_names, read_settings, usable_settings
+from sddit.ablations.planning.settings_checks import EXTENDS, read_settings, usable_arms, usable_lists
 from sddit.errors import raise_all
 from sddit.plugins.host import Host
 from sddit.recipes.checks import check_device
 from sddit.recipes.costs import Plan, plan
-from sddit.recipes.merge import Merged, Origin, chain, merge_into, parent_of, stacked
+from sddit.recipes.merge import Merged, Origin, chain, leaves, merge_into, parent_of, stacked
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import ABLATION as TABLE
 from sddit.recipes.resolve import resolve_merged
@@ -97,19 +97,23 @@ def expand(merged: Merged, *, host: Host | None = None, device: str = "") -> Abl
     base = None
     with problems.collecting():
         base = resolve_merged(merged, host=host)
-    usable = usable_settings(settings, merged, problems)
-    points = [(label_of(changes), changes) for changes in itertools.product(*axes(usable))]
+    lists = usable_lists(settings, merged, problems)
+    named = usable_arms(settings, merged, problems)
+    points = [(label_of(changes), changes) for changes in itertools.product(*axes(named, lists))]
     labels = [label for label, _ in points]
     arms: list[Arm] = []
     for label, changes in points:
         with problems.collecting(label):
-            arms.append(_arm(changes, labels, settings, merged, host))
-            raise_all(check_device(arms[-1].recipe, device) if device else [])
+            changed = apply_changes(merged, changes)
+            recipe = resolve_merged(changed, host=host)
+            values = dict(leaf for change in changes for leaf in leaves(change.table))
+            name, baseline = changes[0].label if settings.arms else "", baseline_label(settings, changes, labels)
+            arms.append(Arm(label, values, baseline, name, recipe, changed))
+            raise_all(check_device(recipe, device) if device else [])
     recipes = {arm.label: arm.recipe for arm in arms}
     metrics = settings.metrics or tuple(f"{label}.fd" for label in (base.features if base else ()))
-    problems.add(long_names(settings, merged))
-    problems.add(repeated_labels(labels, merged))
-    if len(value_lists(usable)) == len(value_lists(settings)) and not invalid & AXES:  # else the labels are not known
+    problems.add(label_problems(settings, labels, merged))
+    if len(lists) == len(value_lists(settings)) and not invalid & AXES:  # else the labels are not known
         problems.add(unknown_baseline(settings, labels, merged))
     if "metrics" not in invalid:
         problems.add(metric_problems(metrics, recipes, merged))
@@ -120,16 +124,6 @@ def expand(merged: Merged, *, host: Host | None = None, device: str = "") -> Abl
     assert base is not None  # otherwise there is a problem
     published = Path(merged.absolute(f"{TABLE}.published", settings.published)) if settings.published else None
     return Ablation(settings, base, tuple(arms), metrics, merged.command, published)
-
-
-def _arm(
-    changes: Sequence[ArmChange], labels: Sequence[str], settings: AblationSettings, merged: Merged, host: Host | None
-) -> Arm:
-    changed = apply_changes(merged, changes)
-    recipe = resolve_merged(changed, host=host)
-    values = {key: value for change in changes for key, value in change.values.items()}
-    named = changes[0].label if settings.arms else ""
-    return Arm(label_of(changes), values, baseline_label(settings, changes, labels), named, recipe, changed)
 
 
 def apply_changes(merged: Merged, changes: Iterable[ArmChange]) -> Merged:

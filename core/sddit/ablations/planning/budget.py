@@ -16,7 +16,7 @@ from typing import Any, get_args
 from pydantic import AfterValidator, BaseModel
 
 from sddit.ablations.planning.arms import Ablation, Arm
-from sddit.ablations.planning.axes import set_key
+from sddit.ablations.planning.axes import nested
 from sddit.ablations.planning.records import BudgetRecord
 from sddit.errors import SdditError, error
 from sddit.recipes.checks import components
@@ -89,11 +89,9 @@ def amount_per_step(budget: BudgetRecord, recipe: Recipe, id: str) -> float:
 
 def at_length(arm: Arm, steps: int) -> Recipe:
     """Return the arm as a run of `steps`, with the settings that count steps rescaled."""
-    merged, changes = deepcopy(arm.merged), dict[str, Any]()
-    set_key(changes, "train.steps", steps)
-    for key, value in rescaled(arm.recipe, steps / arm.recipe.train.steps):
-        set_key(changes, key, value)
-    merge_into(merged, changes, lambda key: Origin("budget"))
+    merged = deepcopy(arm.merged)
+    changes = {"train.steps": steps, **dict(rescaled(arm.recipe, steps / arm.recipe.train.steps))}
+    merge_into(merged, nested(changes), lambda key: Origin("budget"))
     try:
         return resolve_merged(merged)
     except SdditError as failure:
