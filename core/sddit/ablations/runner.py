@@ -27,7 +27,7 @@ from sddit.ablations.analysis.results import (
 from sddit.ablations.planning.arms import Ablation
 from sddit.ablations.planning.budget import unmeasured
 from sddit.ablations.planning.leak_check import check_for_leaks
-from sddit.ablations.planning.plan import AblationPlan, Measured, PlannedRun, folder_of, make_plan, with_threads
+from sddit.ablations.planning.plan import AblationPlan, Measured, PlannedRun, folder_of, make_plan
 from sddit.ablations.planning.records import PLAN, read_plan
 from sddit.distributed.signals import REQUESTS, StopSignals
 from sddit.errors import SdditError, error, one_of
@@ -62,10 +62,7 @@ def run_ablation(
     """Execute the runs that are not finished yet, and write and return the results.
 
     Args:
-        ablation: its arms.
         out: folder of run folders; the ablation's own, `<name>-<id>`, is one of them.
-        device: `cpu` or `cuda`, of every run.
-        progress: shows the progress.
         write_report: writes the report at the end, also after a stop.
         jobs: number of processes at once.
         reuse: False repeats every run in a copy of its own; a stopped copy is resumed.
@@ -81,15 +78,23 @@ def run_ablation(
         waiting = [run for run in plan.needed if not complete(run)]
         announce(plan, len(waiting), progress)
         for run in waiting:
-            write_recipe(folder, plan, run)
+            folder.write_json(f"{RECIPES}/{run.folder.name}.json", run.recipe.to_json())
+            for name, file in run.recipe.plugin_files.items():
+                folder.write_bytes(f"{RECIPES}/{Path(name).name}", file.read_bytes())
         run_all(plan, waiting, device=device, jobs=jobs, progress=progress, stop=stop)
-        results = gather(plan.folder)
-        write_results(results)
-        write_report(results)
+        results = update_results(plan, write_report)
         if stop.signal is not None:
             progress.note(f"stopped by {stop.signal.name}; rerun the same command to resume")
             raise SystemExit(stop.exit_status)
         return results
+
+
+def update_results(plan: AblationPlan, write_report: WriteReport) -> AblationResults:
+    """Write the results and the report as the run folders are now, and return the results."""
+    results = gather(plan.folder)
+    write_results(results)
+    write_report(results)
+    return results
 
 
 def copy_number(ablation: Ablation, out: Path) -> int:
@@ -153,13 +158,6 @@ def complete(run: PlannedRun) -> bool:
     return status_of(run.folder, failed=False) == "finished" and not lacks_probe(run.folder, run.recipe)
 
 
-def write_recipe(folder: RunFolder, plan: AblationPlan, run: PlannedRun) -> None:
-    """Write the resolved recipe that the process of a run reads, and its one-file plugins next to it."""
-    folder.write_json(f"{RECIPES}/{run.folder.name}.json", with_threads(run.recipe, plan.measured.threads).to_json())
-    for name, file in run.recipe.plugin_files.items():
-        folder.write_bytes(f"{RECIPES}/{Path(name).name}", file.read_bytes())
-
-
 @dataclass(slots=True)
 class Child:
     """The process of one run."""
@@ -170,26 +168,22 @@ class Child:
     started: float
 
 
-class Queue:
-    """Runs that are still to be started. A run that another process has locked is waited for."""
+def next_free(queue: list[PlannedRun], locked: set[Path], progress: Progress) -> PlannedRun | None:
+    """Remove and return the first unfinished run that no other process has locked; None if there is none.
 
-    def __init__(self, runs: Sequence[PlannedRun], progress: Progress) -> None:
-        self.runs = list(runs)
-        self._progress = progress
-        self._reported = set[Path]()  # locked folders that were printed
-
-    def next_free(self) -> PlannedRun | None:
-        """Remove and return the first run that is not locked; None if there is none."""
-        for run in list(self.runs):
-            if owner := holder(run.folder):
-                if run.folder not in self._reported:
-                    self._progress.note(f"{run.title}: locked by {owner}; waiting")
-                self._reported.add(run.folder)
-                continue
-            self.runs.remove(run)
-            if not complete(run):
-                return run
-        return None
+    Args:
+        locked: folders that were reported as locked, so that each is reported once.
+    """
+    for run in list(queue):
+        if owner := holder(run.folder):
+            if run.folder not in locked:
+                progress.note(f"{run.title}: locked by {owner}; waiting")
+            locked.add(run.folder)
+            continue
+        queue.remove(run)
+        if not complete(run):
+            return run
+    return None
 
 
 def run_all(
@@ -202,25 +196,24 @@ def run_all(
     stop: StopSignals,
 ) -> None:
     """Execute the waiting runs, `jobs` at once. Forward a stop to each process once, and wait for them."""
-    queue, running, stopping = Queue(waiting, progress), list[Child](), False
+    queue, locked, running, stopping = list(waiting), set[Path](), list[Child](), False
     steps = {run.folder: logged_steps(run.folder / METRICS) for run in plan.needed}
     if waiting:
         progress.stage("training", total=sum(run.recipe.train.steps for run in plan.needed), done=sum(steps.values()))
     try:
-        while running or (queue.runs and not stop.requested):
-            while len(running) < jobs and not stop.requested and (run := queue.next_free()):
+        while running or (queue and not stop.requested):
+            while len(running) < jobs and not stop.requested and (run := next_free(queue, locked, progress)):
                 running.append(start(plan, run, device))
             time.sleep(POLL)
             if stop.signal is not None and not stopping:
                 stopping = True
-                send_signal(running, stop.signal)
+                for child in running:
+                    child.process.send_signal(stop.signal)
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
-                record_end(plan, child, progress, left=len(queue.runs) + len(running))
-            steps |= {
-                run.folder: logged_steps(run.folder / METRICS)
-                for run in (*queue.runs, *(child.run for child in running))
-            }
+                record_end(plan, child, progress, left=len(queue) + len(running))
+            for run in (*queue, *(child.run for child in running)):
+                steps[run.folder] = logged_steps(run.folder / METRICS)
             progress.advance(sum(steps.values()))
     finally:
         end_all(running)
@@ -272,14 +265,10 @@ def failure_reason(log: Path, status: int) -> str:
     return next(iter([*errors, *lines[-1:]]), f"exit status {status}")
 
 
-def send_signal(running: Sequence[Child], number: signal.Signals) -> None:
-    for child in running:
-        child.process.send_signal(number)
-
-
 def end_all(running: Sequence[Child]) -> None:
     """End all processes, after a second signal or an error in this process."""
-    send_signal(running, signal.SIGTERM)  # a first signal: save and end; a second one: end at once
+    for child in running:
+        child.process.send_signal(signal.SIGTERM)  # a first signal: save and end; a second one: end at once
     for child in running:
         try:
             child.process.wait(GRACE)
@@ -302,8 +291,7 @@ def pick(plan: AblationPlan, id: str) -> PlannedRun:
     if id not in runs:
         fix = "run  sddit-run -n RECIPE --all  to list them"
         raise error("SD-R152", f"no run {id!r} in the plan", where="--only", got=id, expect=one_of(id, runs), fix=fix)
-    run = runs[id]
-    return PlannedRun(run.arm, run.seed, with_threads(run.recipe, plan.measured.threads), run.folder)
+    return runs[id]
 
 
 @contextmanager
@@ -319,15 +307,12 @@ def one_of_plan(plan: AblationPlan, run: PlannedRun, write_report: WriteReport) 
     forget_failure(plan.folder, run.folder.name)
     try:
         yield
-    except SdditError as failure:
-        problem = failure.problems[0]
-        got = f" ({problem.got})" if problem.got else ""
-        note_failure(plan.folder, run.folder.name, f"{problem.code}: {problem.what}{got}")
-        raise
     except Exception as failure:
-        note_failure(plan.folder, run.folder.name, f"{type(failure).__name__}: {failure}")
+        why = f"{type(failure).__name__}: {failure}"
+        if isinstance(failure, SdditError):
+            problem = failure.problems[0]
+            why = f"{problem.code}: {problem.what}" + (f" ({problem.got})" if problem.got else "")
+        note_failure(plan.folder, run.folder.name, why)
         raise
     finally:
-        results = gather(plan.folder)
-        write_results(results)
-        write_report(results)
+        update_results(plan, write_report)

@@ -60,7 +60,7 @@ def comparisons(results: AblationResults, metric: str) -> dict[str, Comparison]:
 def against_baselines(
     plan: PlanRecord, figures: Mapping[str, Mapping[int, float]], better: Direction
 ) -> dict[str, Comparison]:
-    """Compare every arm with its baseline on values by arm and seed; arms without values are left out."""
+    """Compare every arm with its baseline on values by arm and seed; skips arms without values."""
     sides = {
         arm.label: Sides(figures[arm.label], figures[arm.baseline], paired=not redrawing_settings(arm))
         for arm in plan.arms
@@ -151,10 +151,6 @@ def format_difference(comparison: Comparison) -> tuple[str, str]:
     return text(comparison.difference, "+"), f"{text(comparison.low)}, {text(comparison.high)}"
 
 
-SUMMARY_FIELDS = ("mean", "spread")
-COMPARISON_FIELDS = ("difference", "low", "high", "p_holm", "verdict")
-
-
 def records(results: AblationResults) -> Iterator[dict[str, Any]]:
     """Yield one record per arm, with all digits."""
     metrics = results.plan.metrics
@@ -179,6 +175,7 @@ def records(results: AblationResults) -> Iterator[dict[str, Any]]:
             values = list(results.figure(label, metric).values())
             summary = summarize(values) if values else None
             comparison = compared[metric].get(label)
-            for source, names in ((summary, SUMMARY_FIELDS), (comparison, COMPARISON_FIELDS)):
-                record |= {f"{metric} {name}": source and getattr(source, name) for name in names}
+            record |= {f"{metric} {key}": summary and getattr(summary, key) for key in ("mean", "spread")}
+            for key in ("difference", "low", "high", "p_holm", "verdict"):
+                record[f"{metric} {key}"] = comparison and getattr(comparison, key)
         yield record

@@ -80,21 +80,24 @@ def label_problems(settings: AblationSettings, labels: Iterable[str], merged: Me
 
 
 def metric_problems(metrics: Sequence[str], recipes: Recipes, merged: Merged) -> Iterator[Problem]:
-    """Yield a problem for each metric that is repeated or that some arm does not measure.
-
-    If no arm is valid, every known metric counts as measured.
-    """
+    """Yield a problem for each metric that is repeated or that some arm does not measure."""
     where = merged.place(f"{TABLE}.metrics")
     for metric, count in Counter(metrics).items():
         if count > 1:
             what = f"metric {metric!r} is listed twice"
             yield Problem("SD-R150", what, where, quoted(list(metrics)), "each metric once")
-        lacking = [label for label, recipe in recipes.items() if not measures(recipe, metric)]
-        if metric.rpartition(".")[2] not in KNOWN_METRICS or (recipes and len(lacking) == len(recipes)):
+        if not is_measured(metric, recipes):
             yield _unknown_metric(metric, recipes, where)
-        elif lacking:
+        elif lacking := [label for label, recipe in recipes.items() if not measures(recipe, metric)]:
             problem = Problem("SD-R150", f"metric {metric!r} is not measured", where, fix="evaluate.features")
             yield with_arms(problem, lacking)
+
+
+def is_measured(metric: str, recipes: Recipes) -> bool:
+    """Return whether some arm measures a metric. If no arm is valid, every known metric counts as measured."""
+    if not recipes:
+        return metric.rpartition(".")[2] in KNOWN_METRICS
+    return any(measures(recipe, metric) for recipe in recipes.values())
 
 
 def _unknown_metric(metric: str, recipes: Recipes, where: str) -> Problem:
@@ -131,15 +134,9 @@ def target_problems(
 
     If a metric is misspelled, a target of a measured metric is taken for the one that was meant.
     """
-
-    def measured(metric: str) -> bool:
-        if not recipes:
-            return metric.rpartition(".")[2] in KNOWN_METRICS
-        return any(measures(recipe, metric) for recipe in recipes.values())
-
-    misspelled = not all(map(measured, metrics))
+    misspelled = not all(is_measured(metric, recipes) for metric in metrics)
     for metric, _ in leaves(settings.targets):
-        if metric not in metrics and not (misspelled and measured(metric)):
+        if metric not in metrics and not (misspelled and is_measured(metric, recipes)):
             what, where = f"target of {metric!r}, which is not a metric of this ablation", f"{TABLE}.targets.{metric}"
             known = one_of(metric, metrics) if metrics else "no metric"
             yield Problem("SD-R150", what, merged.place(where), metric, known)

@@ -34,8 +34,7 @@ def axes(arms: Mapping[str, Mapping[str, Any]], lists: Sequence[ValueLists]) -> 
     found = [[ArmChange(label, table, f"{TABLE}.arms.{label}") for label, table in arms.items()]]
     for given, table in lists:
         points = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-        labels = [" ".join(f"{short[key]}={value_text(value)}" for key, value in point.items()) for point in points]
-        found.append([ArmChange(label, nested(point), given) for label, point in zip(labels, points, strict=True)])
+        found.append([ArmChange(point_label(point, short), nested(point), given) for point in points])
     return [axis for axis in found if axis]
 
 
@@ -69,8 +68,10 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     return {key: short(key) for key in keys}
 
 
-def value_text(value: Any) -> str:
-    return value if isinstance(value, str) else quoted(value)
+def point_label(point: Mapping[str, Any], short: Mapping[str, str]) -> str:
+    """Return the label of values by dotted key, such as `mask_ratio=0.1`."""
+    texts = {key: value if isinstance(value, str) else quoted(value) for key, value in point.items()}
+    return " ".join(f"{short[key]}={text}" for key, text in texts.items())
 
 
 def label_of(changes: Iterable[ArmChange]) -> str:

@@ -89,8 +89,11 @@ def amount_per_step(budget: BudgetRecord, recipe: Recipe, id: str) -> float:
 
 def at_length(arm: Arm, steps: int) -> Recipe:
     """Return the arm as a run of `steps`, with the settings that count steps rescaled."""
-    merged = deepcopy(arm.merged)
-    changes = {"train.steps": steps, **dict(rescaled(arm.recipe, steps / arm.recipe.train.steps))}
+    merged, factor = deepcopy(arm.merged), steps / arm.recipe.train.steps
+    tables = {key: chosen.params for key, chosen in components(arm.recipe).items()}
+    changes: dict[str, Any] = {"train.steps": steps}
+    for table, settings in {**tables, "teacher": arm.recipe.teacher}.items():
+        changes |= rescaled(settings, table, factor)
     merge_into(merged, nested(changes), lambda key: Origin("budget"))
     try:
         return resolve_merged(merged)
@@ -99,14 +102,8 @@ def at_length(arm: Arm, steps: int) -> Recipe:
         raise SdditError(*(replace(one, what=f"{prefix}: {one.what}") for one in failure.problems)) from failure
 
 
-def rescaled(recipe: Recipe, factor: float) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of each setting that counts steps, at `factor` times the length."""
-    for key, chosen in components(recipe).items():
-        yield from _rescaled_in(chosen.params, key, factor)
-    yield from _rescaled_in(recipe.teacher, "teacher", factor)
-
-
-def _rescaled_in(settings: BaseModel, table: str, factor: float) -> Iterator[tuple[str, Any]]:
+def rescaled(settings: BaseModel, table: str, factor: float) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of each setting of a table that counts steps, at `factor` times the length."""
     for name, info in type(settings).model_fields.items():
         key, value = f"{table}.{info.alias or name}", getattr(settings, name)
         if isinstance(value, Ramp):
@@ -115,7 +112,7 @@ def _rescaled_in(settings: BaseModel, table: str, factor: float) -> Iterator[tup
             if ends.items() - ramp.items():
                 yield key, ramp | ends
         elif isinstance(value, BaseModel):
-            yield from _rescaled_in(value, key, factor)
+            yield from rescaled(value, key, factor)
         elif COUNTS_STEPS in info.metadata and _scaled(value, factor) != value:
             yield key, _scaled(value, factor)
 

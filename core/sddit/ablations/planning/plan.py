@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -49,7 +49,7 @@ class PlannedRun:
 
     arm: str
     seed: int  # of the ablation's seeds; the recipe's own is added to it
-    recipe: Recipe
+    recipe: Recipe  # with its CPU threads
     folder: Path
 
     @property
@@ -155,9 +155,10 @@ def make_plan(ablation: Ablation, out: Path, measured: Measured | None = None, *
     measured = measured or Measured()
     folder, budget = folder_of(ablation, out, copy), budget_of(ablation, measured.pace)
     arms = tuple(replace(arm, recipe=recipe_at_budget(budget, arm)) for arm in ablation.arms)
-    runs = runs_of(ablation, arms, folder if copy > 1 else out, shared=copy == 1)
+    planned = replace(ablation, arms=arms)
+    runs = runs_of(planned, folder if copy > 1 else out, measured.threads, shared=copy == 1)
     return AblationPlan(
-        **{**vars(ablation), "arms": arms},
+        **vars(planned),
         id=ablation_id(ablation),
         runs=() if budget.amount is None else tuple(runs),
         budget=budget,
@@ -166,13 +167,13 @@ def make_plan(ablation: Ablation, out: Path, measured: Measured | None = None, *
     )
 
 
-def runs_of(ablation: Ablation, arms: Sequence[Arm], out: Path, *, shared: bool) -> Iterator[PlannedRun]:
+def runs_of(ablation: Ablation, out: Path, threads: int | None, *, shared: bool) -> Iterator[PlannedRun]:
     """Yield arms x seeds, each with its folder; `shared`: equal recipes share one."""
     folders: dict[str, Path] = {}
     for seed in ablation.settings.seeds:
-        for arm in arms:
+        for arm in ablation.arms:
             name = run_name(ablation.base.name, arm.label)
-            recipe = replace(arm.recipe, name=name, seed=arm.recipe.seed + seed)
+            recipe = replace(with_threads(arm.recipe, threads), name=name, seed=arm.recipe.seed + seed)
             own = out / f"{name}-{recipe.run_id}"
             place = folders.setdefault(recipe.run_id, run_folder_of(recipe, own)) if shared else own
             yield PlannedRun(arm.label, seed, replace(recipe, name=place.name[: -len(recipe.run_id) - 1]), place)

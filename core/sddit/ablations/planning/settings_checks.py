@@ -60,12 +60,11 @@ def usable_arms(settings: AblationSettings, merged: Merged, problems: ArmProblem
     """Return the arms without keys that no arm may have, and report those."""
     arms: dict[str, dict[str, Any]] = {}
     for label, table in settings.arms.items():
-        values = dict(leaves(table))
-        for key in list(values):
-            if wrong := list(_forbidden_keys(f"{TABLE}.arms.{label}", [key], merged)):
-                problems.add(wrong)
-                del values[key]
-        arms[label] = nested(values)
+        given, values = f"{TABLE}.arms.{label}", dict(leaves(table))
+        problems.add(_forbidden_keys(given, values, merged))
+        arms[label] = nested(
+            {key: value for key, value in values.items() if not any(_forbidden_keys(given, [key], merged))}
+        )
     return arms
 
 

@@ -20,12 +20,7 @@ WARMUP_STEPS = 2
 def seconds_per_step(
     recipes: Mapping[str, Recipe], *, device: str, threads: int | None, progress: Progress
 ) -> dict[str, float]:
-    """Return the median of several measurements by id. The recipes take turns, with one at a time in memory.
-
-    Args:
-        recipes: by id.
-        threads: CPU threads of each run, where its recipe does not set them.
-    """
+    """Return the median of several measurements by id. The recipes take turns, with one at a time in memory."""
     seen: dict[str, list[float]] = {id: [] for id in recipes}
     progress.stage("measuring", total=ROUNDS * len(recipes))
     for _ in range(ROUNDS):
