@@ -74,7 +74,7 @@ def run_ablation(
     copy = 1 if reuse else copy_number(ablation, out)
     with RunFolder(folder_of(ablation, out, copy)) as folder, StopSignals() as stop:
         plan = finalize_plan(ablation, out, copy, jobs=jobs, device=device, progress=progress)
-        folder.write_json(PLAN, plan.to_json())
+        folder.write_json(PLAN, plan.record().to_json())
         waiting = [run for run in plan.needed if not complete(run)]
         announce(plan, len(waiting), progress)
         for run in waiting:
@@ -82,19 +82,12 @@ def run_ablation(
             for name, file in run.recipe.plugin_files.items():
                 folder.write_bytes(f"{RECIPES}/{Path(name).name}", file.read_bytes())
         run_all(plan, waiting, device=device, jobs=jobs, progress=progress, stop=stop)
-        results = update_results(plan, write_report)
+        results = write_results(plan.folder)
+        write_report(results)
         if stop.signal is not None:
             progress.note(f"stopped by {stop.signal.name}; rerun the same command to resume")
             raise SystemExit(stop.exit_status)
         return results
-
-
-def update_results(plan: AblationPlan, write_report: WriteReport) -> AblationResults:
-    """Write the results and the report as the run folders are now, and return the results."""
-    results = gather(plan.folder)
-    write_results(results)
-    write_report(results)
-    return results
 
 
 def copy_number(ablation: Ablation, out: Path) -> int:
@@ -147,7 +140,7 @@ def announce(plan: AblationPlan, waiting: int, progress: Progress) -> None:
     arms, seeds = format_count(len(plan.arms), "arm"), format_count(len(plan.settings.seeds), "seed")
     needed = len(plan.needed)
     shared = f", {len(plan.runs) - needed} shared" if needed < len(plan.runs) else ""
-    progress.note(f"{plan.name}: {arms} x {seeds}, equal {plan.settings.budget}{shared}")
+    progress.note(f"{plan.base.name}: {arms} x {seeds}, equal {plan.settings.budget}{shared}")
     progress.note(
         f"{format_count(needed, 'run')}, {needed - waiting} of them already finished; results in {plan.folder}"
     )
@@ -169,14 +162,10 @@ class Child:
 
 
 def next_free(queue: list[PlannedRun], locked: set[Path], progress: Progress) -> PlannedRun | None:
-    """Remove and return the first unfinished run that no other process has locked; None if there is none.
-
-    Args:
-        locked: folders that were reported as locked, so that each is reported once.
-    """
+    """Remove and return the first unfinished run that no other process has locked; None if there is none."""
     for run in list(queue):
         if owner := holder(run.folder):
-            if run.folder not in locked:
+            if run.folder not in locked:  # report each lock once
                 progress.note(f"{run.title}: locked by {owner}; waiting")
             locked.add(run.folder)
             continue
@@ -303,7 +292,7 @@ def one_of_plan(plan: AblationPlan, run: PlannedRun, write_report: WriteReport) 
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     if not (plan.folder / PLAN).is_file():
-        replace_file(plan.folder / PLAN, to_json(plan.to_json(), indent=1).encode())
+        replace_file(plan.folder / PLAN, to_json(plan.record().to_json(), indent=1).encode())
     forget_failure(plan.folder, run.folder.name)
     try:
         yield
@@ -315,4 +304,4 @@ def one_of_plan(plan: AblationPlan, run: PlannedRun, write_report: WriteReport) 
         note_failure(plan.folder, run.folder.name, why)
         raise
     finally:
-        update_results(plan, write_report)
+        write_report(write_results(plan.folder))

@@ -29,7 +29,7 @@ def run_states(plan: AblationPlan) -> list[RunOutcome]:
 def print_ablation_summary(plan: AblationPlan, out: Console) -> None:
     """Print the question, the budget, the total cost, and a line per arm."""
     rows = run_states(plan)
-    out.print(f"{plan.name}-{plan.id}", style="bold")
+    out.print(f"{plan.base.name}-{plan.id}", style="bold")
     if plan.settings.question:
         out.print(printable(plan.settings.question))
     out.print(f"budget: {budget_text(plan)}")

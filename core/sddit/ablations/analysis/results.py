@@ -84,6 +84,13 @@ def gather(folder: Path) -> AblationResults:
     return AblationResults(folder, plan, tuple(read_run(folder, run, arms[run.arm]) for run in plan.runs))
 
 
+def write_results(folder: Path) -> AblationResults:
+    """Return the results as the run folders are now, after writing them to `results.jsonl`."""
+    results = gather(folder)
+    replace_file(folder / RESULTS, "".join(f"{to_json(run.to_json())}\n" for run in results.runs).encode())
+    return results
+
+
 def read_run(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:
     """Return the outcome of a run. A damaged run folder counts as a failed run and does not affect the others."""
     try:
@@ -132,13 +139,6 @@ def scores_of(run: Path) -> dict[str, float]:
         for key, value in metric_values(figures)
         if isinstance(value, int | float) and math.isfinite(value)
     }
-
-
-def write_results(results: AblationResults) -> Path:
-    """Write `results.jsonl` atomically."""
-    path = results.folder / RESULTS
-    replace_file(path, "".join(f"{to_json(run.to_json())}\n" for run in results.runs).encode())
-    return path
 
 
 def note_failure(folder: Path, run: str, text: str) -> None:

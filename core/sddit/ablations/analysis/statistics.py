@@ -71,15 +71,10 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def compare(sides: Mapping[str, Sides], *, better: Direction) -> dict[str, Comparison]:
-    """Compare every arm with its baseline on one metric.
+    """Compare every arm, by label, with its baseline on one metric.
 
-    Args:
-        sides: by label of the arm.
-        better: which way the metric improves.
-
-    Returns:
-        By label. If no arm differs, any verdict is false in at most 1 - LEVEL of ablations. That holds for one
-        metric; over several metrics false verdicts add up.
+    If no arm differs, any verdict is false in at most 1 - LEVEL of ablations. That holds for one metric; over several
+    metrics false verdicts add up.
     """
     found = {name: _paired(one) if one.paired else _unpaired(one) for name, one in sides.items()}
     tested = {name: one.p for name, one in found.items() if one.p is not None}

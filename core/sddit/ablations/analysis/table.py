@@ -48,11 +48,7 @@ def cells(results: AblationResults) -> tuple[list[str], list[list[str]]]:
 
 
 def comparisons(results: AblationResults, metric: str) -> dict[str, Comparison]:
-    """Compare every arm on one metric with its own baseline, the one at its point of the grid.
-
-    Returns:
-        By label of the arm, without the baselines; p-values are corrected for all of them together.
-    """
+    """Compare every arm, by label, on one metric with its own baseline, the one at its point of the grid."""
     figures = {arm.label: results.figure(arm.label, metric) for arm in results.plan.arms}
     return against_baselines(results.plan, figures, metric_of(metric).better)
 

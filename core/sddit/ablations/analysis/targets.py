@@ -43,7 +43,10 @@ class Reached:
 
 
 def reached(results: AblationResults, logs: Logs, metric: str) -> list[Reached]:
-    """Return the arms with a curve of the metric; empty if it was not scored during training."""
+    """Return the arms with a curve of the metric; empty if it was not scored during training.
+
+    The target is that of the recipe, or what the baseline reached at the end in every seed.
+    """
     plan, better = results.plan, metric_of(metric).better
     curves: dict[str, dict[int, list[Point]]] = {}
     for arm in plan.arms:
@@ -54,7 +57,9 @@ def reached(results: AblationResults, logs: Logs, metric: str) -> list[Reached]:
     exact_flops: dict[str, Mapping[int, float]] = {}
     for arm in plan.arms:
         label, curve = arm.label, curves[arm.label]
-        target = target_of(plan, metric, list(curves[arm.baseline].values()), better)
+        ends = [run[-1][1] for run in curves[arm.baseline].values()]
+        reached_by_all = max(ends, default=None) if better == "lower" else min(ends, default=None)
+        target = plan.targets.get(metric, reached_by_all)
         if not curve or target is None:
             continue
         steps = {seed: step for seed, run in curve.items() if (step := first_at(run, target, better)) is not None}
@@ -85,14 +90,6 @@ def points(log: Log, metric: str) -> list[Point]:
     """Return the scores of one run over its steps."""
     key = f"{SCORE}{metric}"
     return [(line["step"], line[key]) for line in log if key in line and math.isfinite(line[key])]
-
-
-def target_of(plan: PlanRecord, metric: str, baseline: Sequence[Sequence[Point]], better: Direction) -> float | None:
-    """Return the recipe's target, or what the baseline reached at the end in every seed; None without either."""
-    if metric in plan.targets:
-        return float(plan.targets[metric])
-    ends = [run[-1][1] for run in baseline]
-    return (max(ends) if better == "lower" else min(ends)) if ends else None
 
 
 def reaches(score: float, target: float, better: Direction) -> bool:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def apply_changes(merged: Merged, changes: Iterable[ArmChange]) -> Merged:
     changed.origins = {key: replace(origin, inherited=True) for key, origin in changed.origins.items()}
     for change in changes:
         table = {key: value for key, value in change.table.items() if key != EXTENDS}
-        merge_into(changed, table, _origins_in(merged, change.given))
+        merge_into(changed, table, partial(_origin_in, merged, change.given))
     return changed
 
 
@@ -154,13 +154,9 @@ def rebase(merged: Merged, changes: Iterable[ArmChange]) -> Merged:
     return copy.deepcopy(merged)
 
 
-def _origins_in(merged: Merged, table: str) -> Callable[[str], Origin]:
-    """Return a function from a key of a table of `[ablation]` to its origin, or that of the closest table around it."""
-
-    def origin(key: str) -> Origin:
-        key = f"{table}.{key}"
-        while key not in merged.origins:
-            key = key.rpartition(".")[0]
-        return replace(merged.origins[key], inherited=False)
-
-    return origin
+def _origin_in(merged: Merged, table: str, key: str) -> Origin:
+    """Return the origin of a key of a table of `[ablation]`, or that of the closest table around it."""
+    key = f"{table}.{key}"
+    while key not in merged.origins:
+        key = key.rpartition(".")[0]
+    return replace(merged.origins[key], inherited=False)

@@ -59,13 +59,12 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Return the last part of each key, or the last two where that is ambiguous or a field of a schedule."""
     tails = Counter(key.rpartition(".")[2] for key in keys)
-
-    def short(key: str) -> str:
+    short = {}
+    for key in keys:
         tail = key.rpartition(".")[2]
         unique = tails[tail] == 1 and tail not in Ramp.model_fields
-        return tail if unique else ".".join(key.split(".")[-SUFFIX_PARTS:])
-
-    return {key: short(key) for key in keys}
+        short[key] = tail if unique else ".".join(key.split(".")[-SUFFIX_PARTS:])
+    return short
 
 
 def point_label(point: Mapping[str, Any], short: Mapping[str, str]) -> str:

@@ -66,10 +66,9 @@ def recipe_at_budget(budget: BudgetRecord, arm: Arm) -> Recipe:
 
 
 def amount_per_step(budget: BudgetRecord, recipe: Recipe, id: str) -> float:
-    """Return the images, FLOPs or seconds of a step. Raises SD-R151 if a component does not state its FLOPs.
+    """Return the images, FLOPs or seconds of a step; `id` is that of the recipe before it is cut to the budget.
 
-    Args:
-        id: of the arm's recipe before it is cut to the budget.
+    Raises SD-R151 if a component does not state its FLOPs.
     """
     if budget.rule == "images":
         return float(recipe.train.batch)

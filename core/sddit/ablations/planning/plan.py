@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from sddit.ablations.planning.arms import Ablation, Arm
 from sddit.ablations.planning.budget import Pace, budget_of, recipe_at_budget
@@ -72,10 +71,6 @@ class AblationPlan(Ablation):
     measured: Measured
 
     @property
-    def name(self) -> str:
-        return self.base.name
-
-    @property
     def needed(self) -> list[PlannedRun]:
         """The runs without repetition: arms with the same recipe share theirs."""
         first: dict[Path, PlannedRun] = {}
@@ -87,7 +82,7 @@ class AblationPlan(Ablation):
         """Return the plan as `plan.json` holds it. Run folders are relative to the plan's own."""
         recipes = {arm.label: arm.recipe for arm in self.arms}
         return PlanRecord(
-            name=self.name,
+            name=self.base.name,
             id=self.id,
             command=self.command,
             question=self.settings.question,
@@ -104,10 +99,6 @@ class AblationPlan(Ablation):
                 RunRecord(run.arm, run.seed, run.id, os.path.relpath(run.folder, self.folder)) for run in self.runs
             ),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of `plan.json`."""
-        return self.record().to_json()
 
 
 def arm_record(arm: Arm, baseline: Recipe, leaks: LeakCheck | None) -> ArmRecord:

@@ -115,7 +115,7 @@ def test_threads_are_given_only_where_the_recipe_leaves_them_open(ablation):
 
 def test_the_plan_as_json(ablation, tmp_path):
     plan = make_plan(ablation(ARMS), tmp_path)
-    text = json.loads(json.dumps(plan.to_json()))
+    text = json.loads(json.dumps(plan.record().to_json()))
     assert text["runs"][1] == {
         "arm": "masked",
         "seed": 0,
