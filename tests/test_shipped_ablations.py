@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sddit.ablations.planning.arms import Arm, expand
-from sddit.ablations.planning.leak_check import check_for_leaks
+from sddit.ablations.planning.measurements import check_for_leaks
 from sddit.ablations.planning.plan import AblationPlan, make_plan
 from sddit.ablations.runner import run_ablation
 from sddit.errors import SdditError

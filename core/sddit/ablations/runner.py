@@ -24,10 +24,11 @@ from sddit.ablations.analysis.results import (
     status_of,
     write_results,
 )
+from sddit.ablations.planning import measurements
 from sddit.ablations.planning.arms import Ablation
 from sddit.ablations.planning.budget import unmeasured
-from sddit.ablations.planning.leak_check import check_for_leaks
-from sddit.ablations.planning.plan import AblationPlan, Measured, PlannedRun, folder_of, make_plan
+from sddit.ablations.planning.measurements import Measurements
+from sddit.ablations.planning.plan import AblationPlan, PlannedRun, folder_of, make_plan
 from sddit.ablations.planning.records import PLAN, read_plan
 from sddit.distributed.signals import REQUESTS, StopSignals
 from sddit.errors import SdditError, error, one_of
@@ -98,35 +99,34 @@ def copy_number(ablation: Ablation, out: Path) -> int:
     return number
 
 
-def measured_before(ablation: Ablation, out: Path, copy: int = 1) -> Measured | None:
+def earlier_measurements(ablation: Ablation, out: Path, copy: int = 1) -> Measurements | None:
     """Return what an earlier command measured for this copy or for the first; None without an earlier command."""
     for number in (copy, 1):
         folder = folder_of(ablation, out, number)
         if (folder / PLAN).is_file():
             plan = read_plan(folder)
             leaks = {arm.label: arm.leaks for arm in plan.arms if arm.leaks}
-            return Measured(plan.budget.seconds_per_step, plan.threads, leaks)
+            return Measurements(plan.budget.seconds_per_step, plan.threads, leaks)
     return None
 
 
 def known_plan(ablation: Ablation, out: Path) -> AblationPlan:
     """Return the plan as far as it is known without measuring."""
-    return make_plan(ablation, out, measured_before(ablation, out))
+    return make_plan(ablation, out, earlier_measurements(ablation, out))
 
 
 def finalize_plan(
     ablation: Ablation, out: Path, copy: int, *, jobs: int, device: str, progress: Progress
 ) -> AblationPlan:
     """Return the complete plan. Measures the time of a step and tests for leaks where that is not known yet."""
-    known = measured_before(ablation, out, copy) or Measured(threads=threads_for(jobs))
+    known = earlier_measurements(ablation, out, copy) or Measurements(threads=threads_for(jobs))
     pace = known.pace
     if missing := unmeasured(ablation, pace):
-        from sddit.ablations.planning.step_time import seconds_per_step  # torch, which only this rule needs
-
-        pace = {**pace, **seconds_per_step(missing, device=device, threads=known.threads, progress=progress)}
+        measured = measurements.seconds_per_step(missing, device=device, threads=known.threads, progress=progress)
+        pace = {**pace, **measured}
     untested = [arm for arm in ablation.arms if arm.label not in known.leaks]
-    leaks = {**known.leaks, **check_for_leaks(untested, progress)}
-    return make_plan(ablation, out, Measured(pace, known.threads, leaks), copy=copy)
+    leaks = {**known.leaks, **measurements.check_for_leaks(untested, progress)}
+    return make_plan(ablation, out, Measurements(pace, known.threads, leaks), copy=copy)
 
 
 def threads_for(jobs: int) -> int | None:

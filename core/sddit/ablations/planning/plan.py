@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from sddit.ablations.planning.arms import Ablation, Arm
-from sddit.ablations.planning.budget import Pace, budget_of, recipe_at_budget
+from sddit.ablations.planning.budget import budget_of, recipe_at_budget
+from sddit.ablations.planning.measurements import Measurements, with_threads
 from sddit.ablations.planning.records import (
     ArmRecord,
     BudgetRecord,
@@ -31,15 +32,6 @@ from sddit.storage.run_folder import RECIPE, REPORT
 
 SOURCE_TABLES = ("plugins", "code")
 """Tables of a resolved recipe with the sources of its components; what these do is set in the other tables."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Measurements and choices of the first command, which later ones keep."""
-
-    pace: Pace = field(default_factory=dict)
-    threads: int | None = None  # CPU threads of each run, where its recipe does not set them
-    leaks: Mapping[str, LeakCheck] = field(default_factory=dict)  # by arm, of those tested
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +60,7 @@ class AblationPlan(Ablation):
     runs: tuple[PlannedRun, ...]  # by seed, so that all arms can be compared early; none while the budget is not known
     budget: BudgetRecord
     folder: Path
-    measured: Measured
+    measurements: Measurements
 
     @property
     def needed(self) -> list[PlannedRun]:
@@ -80,7 +72,7 @@ class AblationPlan(Ablation):
 
     def record(self) -> PlanRecord:
         """Return the plan as `plan.json` holds it. Run folders are relative to the plan's own."""
-        recipes = {arm.label: arm.recipe for arm in self.arms}
+        recipes, leaks = {arm.label: arm.recipe for arm in self.arms}, self.measurements.leaks
         return PlanRecord(
             name=self.base.name,
             id=self.id,
@@ -91,10 +83,10 @@ class AblationPlan(Ablation):
             metrics=self.metrics,
             targets=dict(leaves(self.settings.targets)),
             budget=self.budget,
-            threads=self.measured.threads,
+            threads=self.measurements.threads,
             published=os.path.relpath(self.published, self.folder) if self.published else "",
             data=self.arms[0].recipe.facts.source,
-            arms=tuple(arm_record(arm, recipes[arm.baseline], self.measured.leaks.get(arm.label)) for arm in self.arms),
+            arms=tuple(arm_record(arm, recipes[arm.baseline], leaks.get(arm.label)) for arm in self.arms),
             runs=tuple(
                 RunRecord(run.arm, run.seed, run.id, os.path.relpath(run.folder, self.folder)) for run in self.runs
             ),
@@ -133,28 +125,28 @@ def arm_record(arm: Arm, baseline: Recipe, leaks: LeakCheck | None) -> ArmRecord
     )
 
 
-def make_plan(ablation: Ablation, out: Path, measured: Measured | None = None, *, copy: int = 1) -> AblationPlan:
+def make_plan(ablation: Ablation, out: Path, known: Measurements | None = None, *, copy: int = 1) -> AblationPlan:
     """Return the plan of an ablation in the folder `out` of run folders.
 
     Args:
-        measured: what is known from earlier commands; a budget of time without seconds per step gives no runs.
+        known: measurements of earlier commands; a budget of time without seconds per step gives no runs.
         copy: 1: runs are reused. 2 and above: that further copy, in which nothing is shared.
 
     Raises:
         SdditError: if an arm cannot be run at the length that its budget allows.
     """
-    measured = measured or Measured()
-    folder, budget = folder_of(ablation, out, copy), budget_of(ablation, measured.pace)
+    known = known or Measurements()
+    folder, budget = folder_of(ablation, out, copy), budget_of(ablation, known.pace)
     arms = tuple(replace(arm, recipe=recipe_at_budget(budget, arm)) for arm in ablation.arms)
     planned = replace(ablation, arms=arms)
-    runs = runs_of(planned, folder if copy > 1 else out, measured.threads, shared=copy == 1)
+    runs = runs_of(planned, folder if copy > 1 else out, known.threads, shared=copy == 1)
     return AblationPlan(
         **vars(planned),
         id=ablation_id(ablation),
         runs=() if budget.amount is None else tuple(runs),
         budget=budget,
         folder=folder,
-        measured=measured,
+        measurements=known,
     )
 
 
@@ -163,7 +155,7 @@ def runs_of(ablation: Ablation, out: Path, threads: int | None, *, shared: bool)
     folders: dict[str, Path] = {}
     for seed in ablation.settings.seeds:
         for arm in ablation.arms:
-            name = run_name(ablation.base.name, arm.label)
+            name = f"{ablation.base.name}-{slug(arm.label)}"  # `abl-mask_ratio-0.1` for the arm `mask_ratio=0.1`
             recipe = replace(with_threads(arm.recipe, threads), name=name, seed=arm.recipe.seed + seed)
             own = out / f"{name}-{recipe.run_id}"
             place = folders.setdefault(recipe.run_id, run_folder_of(recipe, own)) if shared else own
@@ -186,11 +178,6 @@ def folder_of(ablation: Ablation, out: Path, copy: int = 1) -> Path:
     return out / (name if copy == 1 else f"{name}-copy{copy}")
 
 
-def run_name(ablation: str, arm: str) -> str:
-    """Return the prefix of the run folders of an arm, such as `abl-mask_ratio-0.1` for the arm `mask_ratio=0.1`."""
-    return f"{ablation}-{slug(arm)}"
-
-
 def run_folder_of(recipe: Recipe, own: Path) -> Path:
     """Return the folder of a run: an existing one next to `own`, preferably finished; else `own`."""
     held = [path for path in sorted(own.parent.glob(f"*-{recipe.run_id}")) if is_run_of(path, recipe)]
@@ -205,10 +192,3 @@ def is_run_of(folder: Path, recipe: Recipe) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return all(kind == "free" for *_, kind in differences(held, recipe.to_json()))
-
-
-def with_threads(recipe: Recipe, threads: int | None) -> Recipe:
-    """Return the recipe with that many CPU threads, unless it sets them itself."""
-    if threads is None or recipe.train.threads is not None:
-        return recipe
-    return replace(recipe, train=recipe.train.model_copy(update={"threads": threads}))

@@ -123,9 +123,17 @@ class PlanRecord:
     arms: tuple[ArmRecord, ...]
     runs: tuple[RunRecord, ...] | None = None  # None in a publication, which has no run folders
 
+    def arm(self, label: str) -> ArmRecord:
+        """Return the arm of a label. Raises KeyError if there is none."""
+        return self.by_label[label]
+
     @property
     def by_label(self) -> dict[str, ArmRecord]:
         return {arm.label: arm for arm in self.arms}
+
+    @property
+    def labels(self) -> list[str]:
+        return [arm.label for arm in self.arms]
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `plan.json`; a publication has no `runs` and `threads`, which depend on the machine."""

@@ -60,11 +60,13 @@ def usable_arms(settings: AblationSettings, merged: Merged, problems: ArmProblem
     """Return the arms without keys that no arm may have, and report those."""
     arms: dict[str, dict[str, Any]] = {}
     for label, table in settings.arms.items():
-        given, values = f"{TABLE}.arms.{label}", dict(leaves(table))
-        problems.add(_forbidden_keys(given, values, merged))
-        arms[label] = nested(
-            {key: value for key, value in values.items() if not any(_forbidden_keys(given, [key], merged))}
-        )
+        usable: dict[str, Any] = {}
+        for key, value in leaves(table):
+            forbidden = list(_forbidden_keys(f"{TABLE}.arms.{label}", [key], merged))
+            problems.add(forbidden)
+            if not forbidden:
+                usable[key] = value
+        arms[label] = nested(usable)
     return arms
 
 

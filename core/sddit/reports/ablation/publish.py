@@ -103,7 +103,7 @@ def impersonal(results: AblationResults) -> AblationResults:
 
     Raises SD-F712 if arms differ by such folders alone: their runs would look like those of one arm.
     """
-    labels = list(results.plan.by_label)
+    labels = results.plan.labels
     if len({pathless(label) for label in labels}) < len(labels):
         raise error(
             "SD-F712",
@@ -165,7 +165,7 @@ def published_row(
     """
     own = {key: value for key, value in row.to_json().items() if key != "folder"}
     log = logs[row.arm].get(row.seed, [])
-    arm = results.plan.by_label[row.arm]
+    arm = results.plan.arm(row.arm)
     for metric, arms in followed.items():
         curve = points(log, metric)
         if row.arm in arms and len(curve) > 1:  # as the table counts them

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from sddit.ablations.planning.plan import ablation_id, is_run_of, make_plan, run_name, with_threads
+from sddit.ablations.planning.measurements import with_threads
+from sddit.ablations.planning.plan import ablation_id, is_run_of, make_plan
 from sddit.recipes.resolve import changed, resolve
 
 ARMS = """
@@ -96,13 +95,6 @@ def test_more_seeds_and_metrics_keep_the_id_and_other_arms_do_not(ablation):
     ]
     assert ids[0] == ids[1] == ids[2]
     assert len(set(ids[2:])) == 3
-
-
-@pytest.mark.parametrize(
-    ("label", "name"), [("masked", "x-masked"), ("a mask_ratio=0.1", "x-a-mask_ratio-0.1"), ("{ a = 1 }", "x-a-1")]
-)
-def test_a_label_becomes_the_name_of_a_folder(label, name):
-    assert run_name("x", label) == name
 
 
 def test_threads_are_given_only_where_the_recipe_leaves_them_open(ablation):
