@@ -52,7 +52,7 @@ class RunOutcome:
 
 @dataclass(frozen=True, slots=True)
 class AblationResults:
-    """Plan and runs of an ablation's folder, as far as they are finished."""
+    """The plan of an ablation and the outcome of each run so far."""
 
     folder: Path
     plan: PlanRecord

@@ -1,6 +1,6 @@
 """Check labels, baseline, metrics, targets and seeds of an ablation against its resolved arms. No torch.
 
-Problems are collected, each once, with the arms in which it occurs.
+Each problem is collected once, with the arms in which it occurs.
 """
 
 from __future__ import annotations

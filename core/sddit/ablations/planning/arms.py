@@ -24,7 +24,7 @@ from sddit.ablations.planning.arm_checks import (
     target_problems,
     unknown_baseline,
 )
-from sddit.ablations.planning.axes import ArmChange, axes, baseline_label, label_of, value_lists
+from sddit.ablations.planning.axes import ArmChange, axes, baseline_label, value_lists
 from sddit.ablations.planning.settings_checks import EXTENDS, read_settings, usable_arms, usable_lists
 from sddit.errors import raise_all
 from sddit.plugins.host import Host
@@ -99,10 +99,10 @@ def expand(merged: Merged, *, host: Host | None = None, device: str = "") -> Abl
         base = resolve_merged(merged, host=host)
     lists = usable_lists(settings, merged, problems)
     named = usable_arms(settings, merged, problems)
-    points = [(label_of(changes), changes) for changes in itertools.product(*axes(named, lists))]
-    labels = [label for label, _ in points]
+    points = list(itertools.product(*axes(named, lists)))
+    labels = [" ".join(change.label for change in changes) or "base" for changes in points]  # `sd_dit mask_ratio=0.1`
     arms: list[Arm] = []
-    for label, changes in points:
+    for label, changes in zip(labels, points, strict=True):
         with problems.collecting(label):
             changed = apply_changes(merged, changes)
             recipe = resolve_merged(changed, host=host)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +71,6 @@ def point_label(point: Mapping[str, Any], short: Mapping[str, str]) -> str:
     """Return the label of values by dotted key, such as `mask_ratio=0.1`."""
     texts = {key: value if isinstance(value, str) else quoted(value) for key, value in point.items()}
     return " ".join(f"{short[key]}={text}" for key, text in texts.items())
-
-
-def label_of(changes: Iterable[ArmChange]) -> str:
-    """Return the label of an arm, such as `sd_dit mask_ratio=0.1`; `base` without changes."""
-    return " ".join(change.label for change in changes) or "base"
 
 
 def baseline_label(settings: AblationSettings, changes: Sequence[ArmChange], labels: Sequence[str]) -> str:

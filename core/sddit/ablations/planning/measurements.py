@@ -39,7 +39,7 @@ def with_threads(recipe: Recipe, threads: int | None) -> Recipe:
 def seconds_per_step(
     recipes: Mapping[str, Recipe], *, device: str, threads: int | None, progress: Progress
 ) -> dict[str, float]:
-    """Return the median of several measurements by id. The recipes take turns, with one at a time in memory."""
+    """Return the median of several turns by id. The recipes take turns, with one at a time in memory."""
     seen: dict[str, list[float]] = {id: [] for id in recipes}
     progress.stage("measuring", total=ROUNDS * len(recipes))
     for _ in range(ROUNDS):
@@ -63,7 +63,7 @@ def one_turn(recipe: Recipe, device: str) -> float:
 
 
 def check_for_leaks(arms: Sequence[Arm], progress: Progress) -> dict[str, LeakCheck]:
-    """Run `sddit.verify.leak` on each arm. Returns results by label."""
+    """Run `sddit.verify.leak` on each arm, and return the results by label."""
     if not arms:
         return {}
     progress.stage("leak test", total=len(arms))

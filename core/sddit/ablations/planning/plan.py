@@ -22,10 +22,10 @@ from sddit.ablations.planning.records import (
     LeakCheck,
     PlanRecord,
     RunRecord,
-    SettingDifference,
+    by_setting,
 )
 from sddit.formatting import slug
-from sddit.recipes.differences import by_leaf, differences
+from sddit.recipes.differences import differences
 from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import RECIPE, REPORT
@@ -54,7 +54,7 @@ class PlannedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationPlan(Ablation):
-    """An ablation with its runs. Its arms have the length that the budget allows; their own while that is not known."""
+    """An ablation with its runs. Its arms have the length that the budget allows; while that is unknown, their own."""
 
     id: str
     runs: tuple[PlannedRun, ...]  # by seed, so that all arms can be compared early; none while the budget is not known
@@ -121,7 +121,7 @@ def arm_record(arm: Arm, baseline: Recipe, leaks: LeakCheck | None) -> ArmRecord
         warnings=recipe.warnings,
         leaks=leaks,
         monitors={label: tuple(chosen.params.monitors()) for label, chosen in recipe.active_losses.items()},
-        differs=tuple(SettingDifference(*one) for one in by_leaf(differing)),
+        differs=by_setting(differing),
     )
 
 
@@ -181,8 +181,7 @@ def folder_of(ablation: Ablation, out: Path, copy: int = 1) -> Path:
 def run_folder_of(recipe: Recipe, own: Path) -> Path:
     """Return the folder of a run: an existing one next to `own`, preferably finished; else `own`."""
     held = [path for path in sorted(own.parent.glob(f"*-{recipe.run_id}")) if is_run_of(path, recipe)]
-    finished = [path for path in held if (path / REPORT).is_file()]
-    return next(iter([*finished, *held]), own)
+    return min(held, key=lambda path: not (path / REPORT).is_file(), default=own)
 
 
 def is_run_of(folder: Path, recipe: Recipe) -> bool:

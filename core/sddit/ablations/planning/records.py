@@ -6,15 +6,14 @@ missing in the files of earlier versions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from sddit.ablations.planning.ablation_settings import BudgetRule
-from sddit.errors import describe_exception
 from sddit.interfaces import Monitor
 from sddit.recipes.differences import by_leaf
 from sddit.storage.run_folder import read_json, unreadable_error
@@ -36,6 +35,11 @@ class SettingDifference(NamedTuple):
     key: str
     baseline: Any
     arm: Any
+
+
+def by_setting(found: Iterable[tuple[str, Any, Any]]) -> tuple[SettingDifference, ...]:
+    """Return the differences with tables split into their settings; earlier versions wrote tables."""
+    return tuple(SettingDifference(*one) for one in by_leaf(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +68,13 @@ class ArmRecord:
     sampling_flops_per_image: float | None
     parameters: int | None  # trained: backbone and heads
     sampled_parameters: int | None  # used in sampling: the backbone
-    memory: int | None  # bytes
+    memory: int | float | None  # bytes
     not_stated: tuple[str, ...]
     idle: tuple[str, ...]
     warnings: tuple[str, ...]
     leaks: LeakCheck | None = None  # None: not tested yet
     monitors: Mapping[str, tuple[Monitor, ...]]  # by label of the loss
-    differs: Annotated[tuple[SettingDifference, ...], BeforeValidator(by_leaf)] = ()  # earlier versions wrote tables
+    differs: Annotated[tuple[SettingDifference, ...], AfterValidator(by_setting)] = ()
 
     @property
     def is_baseline(self) -> bool:
@@ -144,7 +148,7 @@ class PlanRecord:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Read a plan; unknown keys are ignored. Raises ValueError or TypeError if it is not one."""
+        """Read a plan; unknown keys are ignored. Raises ValidationError if a value is missing or of the wrong kind."""
         return TypeAdapter(cls).validate_python(content)
 
 
@@ -154,5 +158,7 @@ def read_plan(folder: Path) -> PlanRecord:
     content = read_json(path, fix=fix)
     try:
         return PlanRecord.from_json(content)
-    except (ValueError, TypeError) as fault:
-        raise unreadable_error(path, describe_exception(fault), fix) from fault
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise unreadable_error(path, f"{key}: {first['msg']}", fix) from fault
