@@ -8,7 +8,8 @@ from rich.console import Console
 
 from sddit.ablations.analysis.results import RunOutcome, read_run
 from sddit.ablations.analysis.table import format_changes
-from sddit.ablations.planning.plan import AblationPlan, PlannedArm, PlannedRun
+from sddit.ablations.planning.arms import Arm
+from sddit.ablations.planning.plan import AblationPlan, PlannedRun
 from sddit.cli.common import table
 from sddit.cli.plan_view import print_all_values
 from sddit.errors import printable
@@ -28,7 +29,7 @@ def run_states(plan: AblationPlan) -> list[RunOutcome]:
 def print_ablation_summary(plan: AblationPlan, out: Console) -> None:
     """Print the question, the budget, the total cost, and a line per arm."""
     rows = run_states(plan)
-    out.print(f"{plan.name}-{plan.id}", style="bold")
+    out.print(f"{plan.base.name}-{plan.id}", style="bold")
     if plan.settings.question:
         out.print(printable(plan.settings.question))
     out.print(f"budget: {budget_text(plan)}")
@@ -52,7 +53,7 @@ def print_ablation_summary(plan: AblationPlan, out: Console) -> None:
 
 def budget_text(plan: AblationPlan) -> str:
     """Return the budget, such as `1,000 images per arm`."""
-    if plan.budget is None:
+    if plan.budget.amount is None:
         return "equal time; the first command measures seconds per step, then the runs get their ids"
     match plan.budget.rule:
         case "images":
@@ -66,7 +67,7 @@ def budget_text(plan: AblationPlan) -> str:
 def runs_text(plan: AblationPlan, rows: Sequence[RunOutcome]) -> str:
     """Return how many runs there are, how many are finished, and what all of them cost."""
     product = f"{format_count(len(plan.arms), 'arm')} x {format_count(len(plan.settings.seeds), 'seed')}"
-    if plan.budget is None:
+    if plan.budget.amount is None:
         return f"{product}, not planned yet"
     done = {row.id for row in rows if row.status == "finished"}
     flops = [arm_of(plan, run).cost.training_flops for run in plan.needed]
@@ -80,12 +81,12 @@ def runs_text(plan: AblationPlan, rows: Sequence[RunOutcome]) -> str:
     return f"{product} = {len(plan.runs)}{shared}; {finished} finished; training {total} in total{time}"
 
 
-def arm_of(plan: AblationPlan, run: PlannedRun) -> PlannedArm:
+def arm_of(plan: AblationPlan, run: PlannedRun) -> Arm:
     """Return the arm of a run."""
     return next(arm for arm in plan.arms if arm.label == run.arm)
 
 
-def arm_cells(arm: PlannedArm, plan: AblationPlan, rows: Sequence[RunOutcome]) -> list[str]:
+def arm_cells(arm: Arm, plan: AblationPlan, rows: Sequence[RunOutcome]) -> list[str]:
     """Return runs, length, cost and changes of an arm. Its length is open until a budget of time has been measured."""
     own = [row for row in rows if row.arm == arm.label]
     done = sum(row.status == "finished" for row in own)
@@ -94,7 +95,7 @@ def arm_cells(arm: PlannedArm, plan: AblationPlan, rows: Sequence[RunOutcome]) -
     length = [f"{arm.cost.steps:,}", f"{arm.images:,}", format_si(arm.cost.training_flops)]
     return [
         f"{runs}, {failed} failed" if failed else runs,
-        *(length if plan.budget is not None else ["by time", "", ""]),
+        *(length if plan.budget.amount is not None else ["by time", "", ""]),
         format_si(arm.parameters),
         format_si(arm.cost.memory.total, "B"),
         format_changes(arm.changes),

@@ -37,7 +37,7 @@ def show_ablation_plan(plan: AblationPlan, options: RunOptions) -> None:
     """Print the plan: a summary, run ids and every value in addition (--all), or JSON."""
     if options.as_json:
         rows = [run.to_json() for run in run_states(plan)]
-        print_json({**plan.to_json(), "folder": str(plan.folder), "states": rows})
+        print_json({**plan.record().to_json(), "folder": str(plan.folder), "states": rows})
         return
     out = console()
     if options.show_all:

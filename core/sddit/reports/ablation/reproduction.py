@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sddit.ablations.analysis.diagnostics import environments
-from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather, read_json
+from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather
 from sddit.ablations.analysis.statistics import LEVEL, MIN_SEEDS, Summary, holm, summarize, welch
 from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import PLAN
@@ -25,7 +25,7 @@ from sddit.recipes.merge import leaves
 from sddit.recipes.parsing import quoted
 from sddit.reports.ablation.caveats import SAME_EVERYWHERE, group
 from sddit.reports.rendering import sentence
-from sddit.storage.run_folder import ENVIRONMENT, RECIPE
+from sddit.storage.run_folder import ENVIRONMENT, RECIPE, read_json
 
 RECIPES = "recipes"
 NAME = r"""[^\s/'",;:()\[\]<>|`]"""

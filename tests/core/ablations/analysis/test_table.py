@@ -42,7 +42,7 @@ def folder(ablation, tmp_path):
     """The folder of an ablation with two finished arms; of the third, one run failed and one is in progress."""
     plan = make_plan(ablation(ARMS), tmp_path / "runs")
     plan.folder.mkdir(parents=True)
-    (plan.folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
+    (plan.folder / "plan.json").write_text(json.dumps(plan.record().to_json()), encoding="utf-8")
     for run in plan.runs:
         if run.arm == "failing":
             continue

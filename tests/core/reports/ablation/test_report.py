@@ -11,13 +11,14 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 
 from sddit.ablations.analysis.diagnostics import diagnoses, logs_of
 from sddit.ablations.analysis.results import AblationResults, RunOutcome
 from sddit.ablations.analysis.statistics import p_text, student_interval
 from sddit.ablations.analysis.table import comparisons
 from sddit.ablations.analysis.targets import first_at, reached
-from sddit.ablations.planning.leak_check import MAX_PARAMETERS, check_recipe
+from sddit.ablations.planning.measurements import MAX_PARAMETERS, check_recipe
 from sddit.ablations.planning.records import ArmRecord, LeakCheck, PlanRecord
 from sddit.evaluation.probe import Probe
 from sddit.interfaces import Monitor
@@ -59,7 +60,7 @@ def arm(label: str, **changed):
 
 
 def record(label: str, **changed) -> ArmRecord:
-    return ArmRecord.from_json(arm(label, **changed))
+    return TypeAdapter(ArmRecord).validate_python(arm(label, **changed))
 
 
 def row(label: str, seed: int, fd: float | None, **changed) -> RunOutcome:
@@ -632,6 +633,6 @@ def test_what_cannot_be_searched_says_why(ablation, monkeypatch):
     recipe = ablation("[ablation]\nseeds = [0]\n").arms[0].recipe
     monkeypatch.setattr("sddit.verify.leak", lambda recipe: 1 / 0)
     assert check_recipe(recipe).unchecked == "ZeroDivisionError: division by zero"
-    monkeypatch.setattr("sddit.ablations.planning.leak_check.MAX_PARAMETERS", 1)
+    monkeypatch.setattr("sddit.ablations.planning.measurements.MAX_PARAMETERS", 1)
     assert "parameters" in check_recipe(recipe).unchecked
     assert math.isfinite(MAX_PARAMETERS)
