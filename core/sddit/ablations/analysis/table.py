@@ -40,11 +40,18 @@ def cells(results: AblationResults) -> tuple[list[str], list[list[str]]]:
             format_si(arm.parameters),
         ]
         for metric in metrics:
-            values = list(results.figure(arm.label, metric).values())
-            row.append(format_summary(summarize(values)) if values else "")
-            row.append("baseline" if arm.is_baseline else format_comparison(compared[metric][arm.label]))
+            row += metric_cells(arm, metric, results, compared[metric])
         rows.append(row)
     return headings, rows
+
+
+def metric_cells(
+    arm: ArmRecord, metric: str, results: AblationResults, compared: Mapping[str, Comparison]
+) -> tuple[str, str]:
+    """Return the cells of a metric of an arm: its mean, and its difference from the baseline."""
+    values = list(results.figure(arm.label, metric).values())
+    mean = format_summary(summarize(values)) if values else ""
+    return mean, "baseline" if arm.is_baseline else format_comparison(compared[arm.label])
 
 
 def comparisons(results: AblationResults, metric: str) -> dict[str, Comparison]:
