@@ -154,7 +154,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     resolved = recipe_path(folder)
     refuse_changed(resolved)
     recipe = resolve_without_data(resolved)
-    label = weights or recipe.sampled_weights
+    label = weights or recipe.evaluate.weights
     refuse_unknown_label(label, ["student", *recipe.ema], folder)
     store = Store(folder / "checkpoints", keep=recipe.train.keep)
     checkpoint = store.open(step) if step is not None else store.latest(move_broken=False)

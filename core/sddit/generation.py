@@ -126,7 +126,7 @@ def sample_session(
 ) -> tuple[Request, Tensor]:
     """Generate the first `count` images that are scored, with the weights of a session as they are now."""
     recipe = session.recipe
-    request, weights = scoring_request(recipe, count), session.weights(recipe.sampled_weights)
+    request, weights = scoring_request(recipe, count), session.weights(recipe.evaluate.weights)
     images = generate_images(
         weights,
         session.schedule,

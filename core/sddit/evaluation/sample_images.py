@@ -34,7 +34,7 @@ def write_preview(session: Session, folder: RunFolder) -> None:
     recipe = session.recipe
     request, columns, names = grid_request(recipe)
     images = generate_images(
-        session.weights(recipe.sampled_weights),
+        session.weights(recipe.evaluate.weights),
         session.schedule,
         recipe,
         session.dataset,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sddit.errors import Problem, SdditError, error, nearest, one_of
+from sddit.errors import Problem, SdditError, nearest, one_of
 from sddit.interfaces import Component, Params, Selected
 from sddit.plugins.discovery import plugin_name, plugins_named_by
 from sddit.plugins.host import Host
@@ -46,20 +45,13 @@ FEATURES = "evaluate.features"
 LABEL = re.compile(r"[a-z][a-z0-9_-]*")
 
 
-class RecipeProblem(NamedTuple):
-    """A problem of a recipe. One that does not block is an unknown key: the rest of its table is checked as well."""
-
-    problem: Problem
-    blocks: bool
-
-
 class Selector:
     """Selects the components of one recipe and gathers what is wrong, so that all problems are reported together."""
 
     def __init__(self, merged: Merged, host: Host) -> None:
         self.merged = merged
         self.host = host
-        self.found: list[RecipeProblem] = []
+        self.found: dict[Problem, bool] = {}  # whether it blocks; an unknown key does not: its table is checked as well
         self.used: dict[str, str] = {}  # plugin -> its version, or the hash of its file
         self._broken: set[str] = set()  # the plugins that did not load
         self._use_plugins()
@@ -67,48 +59,45 @@ class Selector:
     @property
     def is_blocked(self) -> bool:
         """Return whether something cannot be built."""
-        return any(found.blocks for found in self.found)
+        return any(self.found.values())
 
     def problems(self) -> list[Problem]:
         """Return each problem once: unknown keys first, then what blocks."""
-        return list(dict.fromkeys(found.problem for found in sorted(self.found, key=lambda found: found.blocks)))
+        return sorted(self.found, key=lambda problem: self.found[problem])
 
     def add(self, problems: Iterable[Problem], *, blocks: bool = True) -> None:
-        self.found += [RecipeProblem(problem, blocks) for problem in problems]
+        for problem in problems:
+            self.found.setdefault(problem, blocks)
 
     def slots(self) -> dict[str, Selected[Any]]:
         """Return the component of each slot, without those that have problems."""
-        return self._selected({slot: self._slot(slot) for slot in SLOTS})
+        return {slot: chosen for slot in SLOTS if (chosen := self._slot(slot))}
 
     def labelled(self, table: str) -> dict[str, Selected[Any]]:
         """Return the components of `[loss.LABEL]`, `[tracker.LABEL]` or `[features.LABEL]`, without those that have
         problems.
 
-        An extractor is called what its label says where it has no name: `evaluate.features` names it as if it had no
-        table.
+        The name of an extractor is its label if its table has none, as if `evaluate.features` named it alone.
         """
-        kind, named = LABELLED[table], table == "features"
-        return self._selected(
-            {
-                label: self.choose(f"{table}.{label}", t, kind, label if named else "")
-                for label, t in self.labels(table).items()
-            }
-        )
+        kind, is_extractor = LABELLED[table], table == "features"
+        return {
+            label: chosen
+            for label, settings in self.labels(table).items()
+            if (chosen := self.choose(f"{table}.{label}", settings, kind, label if is_extractor else ""))
+        }
 
     def features(self, names: tuple[str, ...], tables: Mapping[str, Selected[Any]]) -> dict[str, Selected[Any]]:
         """Return the extractors that `[evaluate]` names: by the label of a table `[features.LABEL]`, else by name, and
         by qualified name where two share one."""
         given = self.merged.tables.get("features", {})
         plain = [name for name in dict.fromkeys(names) if name not in given]
-        chosen = [self.choose(FEATURES, {"name": name}, "features") for name in plain]
-        short = [*tables, *(c.component.name for c in chosen if c)]
-        keys = [c.component.name if short.count(c.component.name) == 1 else c.component.qualified for c in chosen if c]
-        labelled = {
-            label: replace(tables[label], params=tables[label].params.fingerprinted())
-            for label in names
-            if label in tables
+        chosen = [one for name in plain if (one := self.choose(FEATURES, {"name": name}, "features"))]
+        short = [*tables, *(one.component.name for one in chosen)]
+        labelled = {label: tables[label] for label in names if label in tables}
+        return {
+            **{c.component.name if short.count(c.component.name) == 1 else c.component.qualified: c for c in chosen},
+            **{key: replace(one, params=one.params.fingerprinted()) for key, one in labelled.items()},
         }
-        return {**dict(zip(keys, filter(None, chosen), strict=True)), **labelled}
 
     def labels(self, table: str) -> dict[str, Any]:
         """Return the labelled tables of `table` that are valid."""
@@ -160,16 +149,6 @@ class Selector:
     def problem(self, code: str, what: str, key: str, got: str = "", expect: str = "", fix: str = "") -> None:
         """Add a problem of the value or table at a dotted key."""
         self.add([Problem(code, what, self.merged.place(key), got, expect, fix)])
-
-    @contextmanager
-    def gathering(self) -> Iterator[None]:
-        """Add the problems of an SdditError that is raised inside, and continue after it."""
-        try:
-            yield
-        except SdditError as failure:
-            self.add(failure.problems)
-
-    # ----------------------------------------------------------------------------------------------------------------
 
     def _use_plugins(self) -> None:
         """Load what `plugins` names and the plugins of qualified names (`acme/masked`), before any lookup."""
@@ -253,25 +232,19 @@ class Selector:
             self.problem("SD-R109", f"'{key}.name' is missing", key, "nothing", expect, fix)
 
     def _component(self, registry: Registry[Any], name: str, key: str) -> Component[Any] | None:
-        where = self.merged.place(key)
-        with self.gathering():
-            if _is_code(name):
-                fix = 'plugins = ["./file.py"], and here the name under which the file registers it'
-                what = f"{key!r} names code; only `plugins` does that"
-                raise error("SD-R130", what, where=where, got=quoted(name), expect="the name of a component", fix=fix)
-            try:
-                component = registry.usable(name, where=where)
-            except SdditError as failure:
-                if self._broken and failure.problems[0].code == "SD-R110":
-                    return None  # a plugin that did not load may well have brought it
-                raise
-            self.used[component.origin] = self.host.rows[component.origin].identity
-            return component
-        return None
-
-    @staticmethod
-    def _selected(chosen: Mapping[str, Selected[Any] | None]) -> dict[str, Selected[Any]]:
-        return {key: value for key, value in chosen.items() if value is not None}
+        if _is_code(name):
+            what, expect = f"{key!r} names code; only `plugins` does that", "the name of a component"
+            fix = 'plugins = ["./file.py"], and here the name under which the file registers it'
+            self.problem("SD-R130", what, key, quoted(name), expect, fix)
+            return None
+        try:
+            component = registry.usable(name, where=self.merged.place(key))
+        except SdditError as failure:
+            if not (self._broken and failure.problems[0].code == "SD-R110"):  # a broken plugin may have offered it
+                self.add(failure.problems)
+            return None
+        self.used[component.origin] = self.host.rows[component.origin].identity
+        return component
 
 
 def with_corrected_keys(model: type[P], settings: Mapping[str, Any]) -> P | None:

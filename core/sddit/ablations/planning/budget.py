@@ -107,9 +107,9 @@ def at_length(arm: Arm, steps: int, host: Host | None = None) -> Recipe:
     """Return the arm as a run of `steps`, with the settings that count steps rescaled."""
     merged, factor = deepcopy(arm.merged), steps / arm.recipe.train.steps
     origin = Origin("budget")
-    merge_into(merged, {"train": {"steps": steps}}, lambda key: origin)
+    merge_into(merged, {"train": {"steps": steps}}, origin)
     for key, value in rescaled(arm.recipe, factor):
-        merge_into(merged, nested(key, value), lambda key: origin)
+        merge_into(merged, nested(key, value), origin)
     try:
         return resolve_merged(merged, host=host)
     except SdditError as failure:
