@@ -7,7 +7,7 @@ methods take a `RecipeView`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from sddit.interfaces.facts import DataFacts, Needs, Shapes, Tap, ViewSpec
 
@@ -28,6 +28,12 @@ class NoiseScheduleView(Protocol):
     def t_range(self) -> tuple[float, float]: ...
     @property
     def level_range(self) -> tuple[float, float]: ...
+
+
+class PairSamplerView(Protocol):
+    """See `PairSamplerParams`."""
+
+    def views(self) -> tuple[ViewSpec, ...]: ...
 
 
 class DatasetView(Protocol):
@@ -93,7 +99,7 @@ class RecipeView(Protocol):
     @property
     def noise_schedule(self) -> SlotView[NoiseScheduleView]: ...
     @property
-    def pair_sampler(self) -> SlotView[Any]: ...
+    def pair_sampler(self) -> SlotView[PairSamplerView]: ...
     @property
     def dataset(self) -> SlotView[DatasetView]: ...
     @property
@@ -107,7 +113,7 @@ class RecipeView(Protocol):
         """The losses that are built: all but those of constant weight 0."""
 
     @property
-    def features(self) -> Mapping[str, SlotView[Any]]:
+    def features(self) -> Mapping[str, SlotView[object]]:
         """The feature extractors that `[evaluate]` uses, by label or name."""
 
     @property
