@@ -35,7 +35,7 @@ from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, 
 from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
-from sddit.recipes.selection import SLOTS
+from sddit.recipes.selection import DEFAULTS
 from sddit.recipes.start_weights import CONFIG, find_weights, is_export, read_config, refuse_unknown_label
 from sddit.recipes.validation import validated
 from sddit.storage.checkpoints import Store
@@ -46,7 +46,7 @@ from sddit.training.networks import build_backbone
 from sddit.training.precision import DTYPES, default_dtype
 from sddit.training.warm_start import read_weights
 
-KERNEL = SLOTS["attention"].default
+KERNEL = DEFAULTS["attention"]
 """The attention kernel of weights that come without a recipe."""
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from sddit.errors import Problem, error, raise_all
 from sddit.recipes.parsing import Source, odd_values, parse_value, quoted, read, shown
-from sddit.recipes.recipe import Recipe
 from sddit.recipes.search import called, find, nearby, shipped
 
 MAX_CHAIN = 16
@@ -101,25 +100,27 @@ def stacked(path: Path, layers: Sequence[Source], overrides: Sequence[str]) -> M
     return merged
 
 
-def of_recipe(recipe: Recipe) -> Merged:
-    """Return a resolved recipe as layers again, to be changed."""
-    merged = Merged(recipe.path, resolved=True)
-    tables = recipe.to_json()
-    for name in tables.pop("plugins"):
-        file = recipe.plugin_files.get(name)
-        merged.plugins.append(Plugin(file.name if file else name, file.parent if file else Path.cwd(), "plugins"))
-    merge_into(merged, tables, lambda key: Origin(recipe.origins.get(key, ""), inherited=True))
-    return merged
+def of_tables(
+    tables: Mapping[str, Any],
+    path: Path | None,
+    places: Mapping[str, str] = {},
+    plugin_files: Mapping[str, Path] = {},
+) -> Merged:
+    """Return the tables of a resolved recipe as layers, to be changed.
 
-
-def of_tables(tables: Mapping[str, Any], path: Path | None) -> Merged:
-    """Return the tables of a resolved recipe as layers; its one-file plugins are next to `path`."""
-    where = shown(path) if path else ""
+    Args:
+        path: the file that stores them; None: no file.
+        places: where values were set, by dotted key; by default in this file.
+        plugin_files: the one-file plugins, by name; by default they are next to this file.
+    """
+    where, folder = (shown(path), path.parent) if path else ("", Path.cwd())
     raise_all(odd_values(tables, lambda key: where))
     merged = Merged(path, resolved=True)
+    for plugin in _plugins(tables.get("plugins", []), folder, where):
+        file = plugin_files.get(plugin.name)
+        merged.plugins.append(Plugin(file.name, file.parent, where) if file else plugin)
     own = {key: value for key, value in tables.items() if key != "plugins"}
-    merged.plugins += _plugins(tables.get("plugins", []), path.parent if path else Path.cwd(), where)
-    merge_into(merged, own, Origin(where, inherited=True, folder=path.parent if path else Path()))
+    merge_into(merged, own, lambda key: Origin(places.get(key, where), inherited=True, folder=folder))
     return merged
 
 
@@ -251,14 +252,7 @@ class Override:
     text: str
     path: tuple[str, ...]
     value: Any
-
-    @property
-    def table(self) -> dict[str, Any]:
-        """The override as a table to merge into the recipe."""
-        table = self.value
-        for key in reversed(self.path):
-            table = {key: table}
-        return dict(table)
+    table: dict[str, Any]  # to merge into the recipe
 
 
 def parse_override(text: str) -> Override:
@@ -271,9 +265,12 @@ def parse_override(text: str) -> Override:
     if key == "extends":
         what, fix = "`extends` cannot be set on the command line", "write it into a recipe"
         raise error("SD-R133", what, where=COMMAND_LINE, got=text, fix=fix)
-    override = Override(text, tuple(key.split(".")), parse_value(value.strip(), COMMAND_LINE))
-    raise_all(odd_values(override.table, lambda key: COMMAND_LINE))
-    return override
+    path, parsed = tuple(key.split(".")), parse_value(value.strip(), COMMAND_LINE)
+    table = {path[-1]: parsed}
+    for name in reversed(path[:-1]):
+        table = {name: table}
+    raise_all(odd_values(table, lambda key: COMMAND_LINE))
+    return Override(text, path, parsed, table)
 
 
 def override(merged: Merged, texts: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from sddit.plugins.host import Host
 from sddit.plugins.host import host as the_host
 from sddit.recipes import checks
 from sddit.recipes.differences import differences
-from sddit.recipes.merge import Merged, Origin, leaves, load, merge_into, of_recipe, of_tables, override
+from sddit.recipes.merge import Merged, Origin, leaves, load, merge_into, of_tables, override
 from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.selection import LABELLED, SLOTS, Selector
@@ -56,7 +56,7 @@ def resolve(source: str | Path, overrides: Sequence[str] = (), *, host: Host | N
 
 def changed(recipe: Recipe, overrides: Sequence[str], *, host: Host | None = None) -> Recipe:
     """Return a resolved recipe with further overrides, checked again."""
-    merged = of_recipe(recipe)
+    merged = of_tables(recipe.to_json(), recipe.path, recipe.origins, recipe.plugin_files)
     override(merged, overrides)
     return resolve_merged(merged, host=host)
 
@@ -141,7 +141,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
 
 def _unknown_tables(selector: Selector) -> Iterator[Problem]:
     merged, registries = selector.merged, selector.host.registries.all()
-    params = {**SETTINGS, **{slot: registries[kind].params for slot, (kind, _) in SLOTS.items()}}
+    params = {**SETTINGS, **{slot: registries[kind].params for slot, kind in SLOTS.items()}}
     for key, value in merged.tables.items():
         if key in TABLES or (merged.resolved and key in STATED):
             continue

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from sddit.errors import Problem, SdditError, nearest, one_of
 from sddit.interfaces import Component, Params, Selected
@@ -21,23 +21,19 @@ from sddit.recipes.validation import validated
 P = TypeVar("P", bound=Params)
 
 
-class Slot(NamedTuple):
-    """A table of a recipe that chooses one component."""
-
-    kind: str  # the registry it chooses from
-    default: str = ""  # only for what is neutral: it prefers no method
-
-
+# Tables that choose one component, and the registry these choose from.
 SLOTS = {
-    "backbone": Slot("backbones"),
-    "noise_schedule": Slot("noise_schedules"),
-    "pair_sampler": Slot("pair_samplers"),
-    "dataset": Slot("datasets"),
-    "sampler": Slot("samplers"),
-    "attention": Slot("attention", "sdpa"),
-    "guidance": Slot("guidances", "none"),
-    "optimizer": Slot("optimizers", "adamw"),
+    "backbone": "backbones",
+    "noise_schedule": "noise_schedules",
+    "pair_sampler": "pair_samplers",
+    "dataset": "datasets",
+    "sampler": "samplers",
+    "attention": "attention",
+    "guidance": "guidances",
+    "optimizer": "optimizers",
 }
+# Only for what is neutral: these prefer no method.
+DEFAULTS = {"attention": "sdpa", "guidance": "none", "optimizer": "adamw"}
 # Tables of labelled tables, and the registry these choose from.
 LABELLED = {"loss": "losses", "tracker": "trackers", "features": "features"}
 FEATURES = "evaluate.features"
@@ -89,7 +85,7 @@ class Selector:
     def features(self, names: tuple[str, ...], tables: Mapping[str, Selected[Any]]) -> dict[str, Selected[Any]]:
         """Return the extractors that `[evaluate]` names: by the label of a table `[features.LABEL]`, else by name, and
         by qualified name where two share one."""
-        given = self.merged.tables.get("features", {})
+        given = _table(self.merged.tables.get("features"))
         plain = [name for name in dict.fromkeys(names) if name not in given]
         chosen = [one for name in plain if (one := self.choose(FEATURES, {"name": name}, "features"))]
         short = [*tables, *(one.component.name for one in chosen)]
@@ -198,12 +194,12 @@ class Selector:
                 yield FEATURES, name
 
     def _slot(self, slot: str) -> Selected[Any] | None:
-        kind, default = SLOTS[slot]
-        if slot not in self.merged.tables and not default:
+        kind = SLOTS[slot]
+        if slot not in self.merged.tables and slot not in DEFAULTS:
             names = ", ".join(self.host.registries.all()[kind].names())
             self.problem("SD-R101", f"no [{slot}] in the recipe", "", "", f"one of {names}", f"sddit-run show {kind}")
             return None
-        return self.choose(slot, self.merged.tables.get(slot, {}), kind, default)
+        return self.choose(slot, self.merged.tables.get(slot, {}), kind, DEFAULTS.get(slot, ""))
 
     def _is_valid(self, table: str, label: str, value: Any, others: Mapping[str, Any]) -> bool:
         key = f"{table}.{label}"
