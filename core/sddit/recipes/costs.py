@@ -21,9 +21,9 @@ from sddit.value_schedules import Ramp, extremes, step_of, value_at
 N = TypeVar("N", int, float)
 
 TRAINING = {"student": 3, "teacher": 1}
-"""Forward passes that one training pass of a view is worth."""
+"""Cost of a training pass of a view, in forward passes."""
 
-MOMENTS = 200
+MAX_MOMENTS = 200
 """Maximum number of steps at which a changing mask ratio or weight is evaluated."""
 
 BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}  # of a weight; under bf16 the weights stay fp32
@@ -74,7 +74,7 @@ class Plan:
     heads_parameters: Mapping[str, int | None]  # by label of the loss; they train and are not exported
     teacher_parameters: int | None  # 0: no loss needs a teacher
     passes: tuple[Pass, ...]  # the views that some loss reads
-    course: tuple[float | None, ...]  # FLOPs of a step in equal parts of the run: one part if all steps are alike
+    course: tuple[float | None, ...]  # FLOPs of a step in equal parts of the run: one part if all steps cost the same
     sampling_flops_per_image: float | None
     sampled: int  # images generated at the end
     memory: Memory
@@ -93,12 +93,12 @@ class Plan:
 
 def plan(recipe: Recipe) -> Plan:
     """Return the cost of `recipe` by the formulas of its components."""
-    prices, train = _Prices(recipe), recipe.train
-    full = prices.backbone(prices.tokens, Want(output=True))
+    stated, train = _StatedCosts(recipe), recipe.train
+    full = stated.backbone(stated.tokens, Want(output=True))
     parameters = full.parameters if full else None
-    heads = {label: prices.head_parameters(label, "student") for label in recipe.active_losses}
-    teacher = prices.teacher_parameters()
-    passes = prices.passes()
+    heads = {label: stated.head_parameters(label, "student") for label in recipe.active_losses}
+    teacher = stated.teacher_parameters()
+    passes = stated.passes()
     means = tuple(map(_mean_pass, passes))
     per_image = _sum(one.flops for one in means)
     per_step = _times(per_image, train.batch)
@@ -107,7 +107,7 @@ def plan(recipe: Recipe) -> Plan:
     # Weights stay in the precision of the optimizer; bf16 halves only the activations.
     weight = BYTES[train.precision]
     trained = _times(_sum([parameters, *heads.values()]), weight)
-    activations = _times(prices.activations(), (train.micro_batch or train.batch) * ACTIVATION_BYTES[train.precision])
+    activations = _times(stated.activations(), (train.micro_batch or train.batch) * ACTIVATION_BYTES[train.precision])
     memory = Memory(
         weights=trained,
         gradients=trained,
@@ -122,7 +122,7 @@ def plan(recipe: Recipe) -> Plan:
         run_id=recipe.run_id,
         steps=train.steps,
         batch=train.batch,
-        tokens=prices.tokens,
+        tokens=stated.tokens,
         backbone_parameters=parameters,
         heads_parameters=heads,
         teacher_parameters=teacher,
@@ -131,7 +131,7 @@ def plan(recipe: Recipe) -> Plan:
         sampling_flops_per_image=per_sample,
         sampled=recipe.evaluate.samples,
         memory=memory,
-        not_stated=tuple(prices.silent),
+        not_stated=tuple(stated.missing),
         notes=(checkpointing,) if train.activation_checkpointing else (),
         flops_per_image=per_image,
         flops_per_step=per_step,
@@ -140,15 +140,15 @@ def plan(recipe: Recipe) -> Plan:
     )
 
 
-class _Prices:
-    """Costs that the components of one recipe state, and the components that state none."""
+class _StatedCosts:
+    """Costs that the components of one recipe state."""
 
     def __init__(self, recipe: Recipe) -> None:
         rows, columns = recipe.backbone.params.grid(recipe.shapes)
         self.recipe = recipe
         self.tokens = rows * columns
         self.views = {view.name: view for view in recipe.pair_sampler.params.views()}
-        self.silent: dict[str, None] = {}
+        self.missing: dict[str, None] = {}  # the components that state none
         self._backbone: dict[tuple[int, Want], Cost | None] = {}
 
     def backbone(self, num_kept: int, want: Want) -> Cost | None:
@@ -195,16 +195,14 @@ class _Prices:
         ]
 
     def _moments(self) -> list[int]:
-        """Return one step if all cost the same; else every step of a short run, or midpoints of equal parts of a long
-        one.
-        """
+        """Return one step if all cost the same, else the midpoints of equal parts of the run: at most one a step."""
         losses = [chosen.params for chosen in self.recipe.active_losses.values()]
         values = [*(view.mask_ratio for view in self.views.values()), *(loss.weight for loss in losses)]
         steps = self.recipe.train.steps
-        alike = not any(isinstance(value, Ramp) for value in values) and all(
+        is_constant = not any(isinstance(value, Ramp) for value in values) and all(
             step_of(loss.until, steps) >= steps for loss in losses
         )
-        parts = 1 if alike else min(steps, MOMENTS)
+        parts = 1 if is_constant else min(steps, MAX_MOMENTS)
         return [(2 * part + 1) * steps // (2 * parts) for part in range(parts)]
 
     def _pass(self, view: ViewSpec, step: int) -> Pass:
@@ -215,14 +213,15 @@ class _Prices:
             for label, chosen in self.recipe.active_losses.items()
             if step < step_of(chosen.params.until, total) and value_at(chosen.params.weight, step, total) > 0
         ]
-        kept, worth = self.kept(view, step), TRAINING[view.network]
+        kept = self.kept(view, step)
         costs = self.of_view(view, kept, active)
-        body, *heads = [None if cost is None else cost.flops * worth for cost in costs]
-        return Pass(view.name, view.network, kept, body, _sum(heads))
+        backbone, *heads = [None if cost is None else cost.flops * TRAINING[view.network] for cost in costs]
+        return Pass(view.name, view.network, kept, backbone, _sum(heads))
 
     def of_view(self, view: ViewSpec, num_kept: int, labels: Collection[str]) -> list[Cost | None]:
         """Return the costs of a view: of the backbone, then of each of the losses `labels` that reads it."""
-        want, losses = self.recipe.wants(labels).get(view.name), self.recipe.active_losses
+        losses = self.recipe.active_losses
+        want = self.recipe.wants(labels).get(view.name)
         if want is None:
             return [Cost()]
         readers = [label for label in labels if view in self.recipe.views_of(losses[label].params)]
@@ -239,7 +238,7 @@ class _Prices:
 
     def _stated(self, cost: Cost | None, key: str, chosen: Selected[Any]) -> Cost | None:
         if cost is None:
-            self.silent[f"{key} ({chosen.component.qualified})"] = None
+            self.missing[f"{key} ({chosen.component.qualified})"] = None
         return cost
 
 

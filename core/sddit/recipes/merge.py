@@ -13,7 +13,7 @@ from typing import Any
 
 from sddit.errors import Problem, error, raise_all
 from sddit.recipes.parsing import Source, odd_values, parse_value, quoted, read, shown
-from sddit.recipes.search import called, find, nearby, shipped
+from sddit.recipes.search import files_near, find, name_of, shipped
 
 MAX_CHAIN = 16
 COMMAND_LINE = "command line"
@@ -65,7 +65,7 @@ class Merged:
     @property
     def command(self) -> str:
         """The command line of this recipe, including overrides."""
-        name = called(self.path) if self.path else "RECIPE"
+        name = name_of(self.path) if self.path else "RECIPE"
         return shlex.join(["sddit-run", name, *self.overrides])
 
     def place(self, key: str) -> str:
@@ -133,7 +133,7 @@ def chain(path: Path, where: str = "") -> list[Source]:
     while True:
         if not path.is_file():
             what = f"no recipe {path.name!r} to extend"
-            raise error("SD-R121", what, where=where, got=shown(path), expect=nearby(path))
+            raise error("SD-R121", what, where=where, got=shown(path), expect=files_near(path))
         files = [source.path.resolve() for source in sources]
         if path.resolve() in files:
             names = [p.name for p in (*files[files.index(path.resolve()) :], path)]
@@ -260,12 +260,13 @@ def parse_override(text: str) -> Override:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,15}", key):
-        what, expect = "an override is key=value", "such as train.steps=200"
-        raise error("SD-R133", what, where=COMMAND_LINE, got=text, expect=expect)
+        what = "an override is key=value"
+        raise error("SD-R133", what, where=COMMAND_LINE, got=text, expect="such as train.steps=200")
     if key == "extends":
-        what, fix = "`extends` cannot be set on the command line", "write it into a recipe"
-        raise error("SD-R133", what, where=COMMAND_LINE, got=text, fix=fix)
-    path, parsed = tuple(key.split(".")), parse_value(value.strip(), COMMAND_LINE)
+        what = "`extends` cannot be set on the command line"
+        raise error("SD-R133", what, where=COMMAND_LINE, got=text, fix="write it into a recipe")
+    path = tuple(key.split("."))
+    parsed = parse_value(value.strip(), COMMAND_LINE)
     table = {path[-1]: parsed}
     for name in reversed(path[:-1]):
         table = {name: table}

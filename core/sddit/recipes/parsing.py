@@ -52,9 +52,12 @@ def read(path: Path) -> Source:
         return Source(path, _parse_json(where, text))
     for number, line in enumerate(text.split("\n"), 1):
         if len(line) > MAX_LINE:
-            got, expect = f"{len(line)} characters", f"at most {MAX_LINE}"
             raise error(
-                "SD-R131", "a line of the recipe is too long", where=f"{where}:{number}", got=got, expect=expect
+                "SD-R131",
+                "a line of the recipe is too long",
+                where=f"{where}:{number}",
+                got=f"{len(line)} characters",
+                expect=f"at most {MAX_LINE}",
             )
     entries = list(scan(text))
     try:
@@ -72,13 +75,14 @@ def read(path: Path) -> Source:
 
 def _decoded(path: Path) -> str:
     """Return the text of a file. Raises SdditError if it is too large, not UTF-8, or holds invisible characters."""
-    where, limit = shown(path), MAX_RESOLVED_BYTES if path.suffix == ".json" else MAX_BYTES
+    where = shown(path)
+    limit = MAX_RESOLVED_BYTES if path.suffix == ".json" else MAX_BYTES
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as failure:
-        got, fix = failure.strerror or "", "fix its permissions, or pass another path"
-        raise error("SD-R121", "the recipe cannot be read", where=where, got=got, fix=fix) from None
+        fix = "fix its permissions, or pass another path"
+        raise error("SD-R121", "the recipe cannot be read", where=where, got=failure.strerror or "", fix=fix) from None
     if len(data) > limit:
         raise error("SD-R131", "the recipe is too large", where=where, got="more", expect=f"at most {limit} bytes")
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
@@ -92,10 +96,13 @@ def _decoded(path: Path) -> str:
     for position, character in enumerate(text):
         # NUL, zero-width, bidi and further line breaks make a text look other than it is.
         if unicodedata.category(character) in {"Cc", "Cf", "Zl", "Zp"} and character not in "\t\n\r":
-            line = text.count("\n", 0, position) + 1
-            got = f"U+{ord(character):04X} {unicodedata.name(character, '')}".strip()
-            what = "the recipe contains an invisible character"
-            raise error("SD-R132", what, where=f"{where}:{line}", got=got, fix="delete it")
+            raise error(
+                "SD-R132",
+                "the recipe contains an invisible character",
+                where=f"{where}:{text.count(chr(10), 0, position) + 1}",
+                got=f"U+{ord(character):04X} {unicodedata.name(character, '')}".strip(),
+                fix="delete it",
+            )
     return text
 
 
@@ -117,8 +124,8 @@ def parse_value(text: str, where: str) -> Any:
     Raises SdditError for invalid TOML that starts with a quote or bracket, and for more than one value.
     """
     if len(text) > MAX_LINE or "\n" in text or "\r" in text:
-        what, fix = "an override is one value on one line", "write one override for each key"
-        raise error("SD-R133", what, where=where, got=quoted(text), fix=fix)
+        what = "an override is one value on one line"
+        raise error("SD-R133", what, where=where, got=quoted(text), fix="write one override for each key")
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except RecursionError:
@@ -249,12 +256,13 @@ def _syntax_problem(file: str, text: str, message: str, entries: list[Entry]) ->
     if re.match(r"Cannot (overwrite|declare|mutate)|Duplicate inline table key", message):
         return _twice(file, where, got, entries)
     if "key part" in message and "{" in line:
-        what, fix = "a line break or a last comma inside { }", "use one line without it, or a [table]"
+        what = "a line break or a last comma inside { }"
+        fix = "use one line without it, or a [table]"
         return Problem("SD-R100", what, where, got, fix=fix)
     value = line.partition("=")[2].partition("#")[0].strip()
     word = re.split(r"[\s=,[{]", line[: column - 1])[-1] + re.split(r"[\s,\]}#]", line[column - 1 :])[0]
     wrong_value = position and re.match(r"Invalid value|Expected newline|Unescaped", message)
-    if wrong_value and (fix := meant(value) or meant(word)):
+    if wrong_value and (fix := correction_of(value) or correction_of(word)):
         return Problem("SD-R105", "a value that is not what it looks like", where, got, fix=fix)
     return Problem("SD-R100", re.sub(r" \(at .*\)", "", message), where, got, "TOML 1.0")
 
@@ -274,7 +282,7 @@ def _twice(file: str, where: str, got: str, entries: list[Entry]) -> Problem:
     return Problem("SD-R104", "a key or a table is given twice", where, got)
 
 
-_MEANT = (
+_CORRECTIONS = (
     (r"(?i)true|yes|on", "write true"),
     (r"(?i)false|no|off", "write false"),
     (r"(?i)none|null|nil|~", "remove the key to use its default: TOML has no empty value"),
@@ -289,9 +297,9 @@ _MEANT = (
 """Patterns of words that are not TOML values, and how to write them."""
 
 
-def meant(word: str) -> str:
+def correction_of(word: str) -> str:
     """Return how to write `word`, which is not a TOML value, or an empty string if that cannot be guessed."""
-    for pattern, fix in _MEANT:
+    for pattern, fix in _CORRECTIONS:
         if found := re.fullmatch(pattern, word):
             return found.expand(fix)
     return ""

@@ -35,7 +35,7 @@ STATED = ("name", "data", "code")
 """Tables of resolved recipes only: the name, and what the data and the plugins were."""
 
 MEASURED = "measured"
-TOLERANCE = 0.1
+MAX_DIFFERENCE = 0.1
 """Maximum relative difference between sigma_data and the measured value without a warning."""
 
 
@@ -214,7 +214,7 @@ def _with_measured(
         f"noise_schedule.{key} = {value:g} differs from the standard deviation of the data, {std:.4g} "
         f'({selector.merged.place(f"noise_schedule.{key}")}); write {key} = "{MEASURED}"'
         for key, value in values.items()
-        if isinstance(value, float) and abs(value - std) > TOLERANCE * std
+        if isinstance(value, float) and abs(value - std) > MAX_DIFFERENCE * std
     ]
     table = {**schedule.params.model_dump(mode="json", by_alias=True), **dict.fromkeys(measured, std)}
     params = selector.settings(type(schedule.params), table, "noise_schedule")

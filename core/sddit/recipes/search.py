@@ -42,7 +42,7 @@ def shipped() -> Path:
     return packaged if packaged.is_dir() else package.parents[1] / FOLDER
 
 
-def called(path: Path) -> str:
+def name_of(path: Path) -> str:
     """Return the path or name that finds a recipe again; a shipped one from any folder: `recipes/quickstart.toml`."""
     within = path.resolve().is_relative_to(shipped().resolve())
     return f"{FOLDER}/{path.resolve().relative_to(shipped().resolve()).as_posix()}" if within else shown(path)
@@ -57,7 +57,7 @@ def _candidates(given: Path) -> list[Path]:
     return [path for place in places for path in (place, place.with_name(f"{place.name}.toml"))]
 
 
-def nearby(path: Path) -> str:
-    """Return the recipes next to a missing file, for the `expect` of a problem."""
+def files_near(path: Path) -> str:
+    """Return the recipes in the folder of a missing file, for the `expect` of a problem."""
     siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
     return one_of(path.name, siblings) if siblings else f"a file in {shown(path.parent)}"

@@ -153,8 +153,8 @@ class Selector:
             if self._use(plugin.name, row, plugin.folder, plugin.where):
                 self.used[row] = self.host.rows[row].identity
         for key, name in self._names():
-            for asked in plugins_named_by([name]):
-                self._use(asked, asked, None, self.merged.place(key))
+            for plugin_of_name in plugins_named_by([name]):
+                self._use(plugin_of_name, plugin_of_name, None, self.merged.place(key))
 
     def _use(self, name: str, row: str, folder: Path | None, where: str) -> bool:
         """Load a plugin and return whether it is loaded. One that failed before is not reported again."""
@@ -175,14 +175,14 @@ class Selector:
         """
         found = {}
         for name, field in model.model_fields.items():
-            says: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
             value = table.get(name := field.alias or name)
-            if says.get("path") and isinstance(value, str) and value not in ("", *says.get("words", ())):
+            if extra.get("path") and isinstance(value, str) and value not in ("", *extra.get("words", ())):
                 found[name] = self.merged.absolute(f"{key}.{name}", value)
         return found
 
     def _names(self) -> Iterator[tuple[str, str]]:
-        """(dotted key, name) of every component the recipe names, as far as its tables are well formed."""
+        """Yield (dotted key, name) of every component that the recipe names, as far as its tables are well formed."""
         tables = self.merged.tables
         labelled = [(f"{t}.{label}", inner) for t in LABELLED for label, inner in _table(tables.get(t)).items()]
         for key, table in [*((slot, tables.get(slot)) for slot in SLOTS), *labelled]:

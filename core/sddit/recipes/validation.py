@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from sddit.errors import Problem, SdditError, one_of
 from sddit.recipes.field_types import expectation, field_at, keys, models
-from sddit.recipes.parsing import meant, quoted
+from sddit.recipes.parsing import correction_of, quoted
 
 M = TypeVar("M", bound=BaseModel)
 Path = tuple[str | int, ...]
@@ -84,7 +84,7 @@ def _problem(
     last, value, field = path[-1], detail["input"], field_at(model, path)
     expect = expectation(field) if field else ""
     got = f"{f'{path[-2]}[{last}]' if isinstance(last, int) else last} = {quoted(value)}"
-    code, what, remedy = "SD-R108", "is out of range", ""
+    what = "is out of range"
     match detail["type"]:
         case "extra_forbidden":
             around = field_at(model, path[:-1])
@@ -96,15 +96,19 @@ def _problem(
         case "finite_number":
             return Problem("SD-R106", f"{dotted!r} must be finite", where, got, expect)
         case "int_type" if isinstance(value, float) and value.is_integer() and "whole number" in expect:
-            code, what, remedy = "SD-R105", "is a whole number", f"write {int(value)}"
+            what = f"{dotted!r} is a whole number"
+            return Problem("SD-R105", what, where, got, expect, f"write {int(value)}")
         case "literal_error" if isinstance(value, str) and len(errors) == 1:
             choices = [part.strip("'") for part in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-            what, expect = "has no such choice", one_of(value, filter(None, choices))
+            what = "has no such choice"
+            expect = one_of(value, filter(None, choices))
         case "value_error" | "assertion_error":
             what = f"is not allowed: {message}"
         case kind if kind.endswith("_type") or kind == "missing" or len(errors) > 1:
-            return Problem("SD-R103", f"{dotted!r} is of the wrong kind", where, got, expect, _meant(value, expect))
-    return Problem(code, f"{dotted!r} {what}", where, got, expect or message, remedy)
+            return Problem(
+                "SD-R103", f"{dotted!r} is of the wrong kind", where, got, expect, _suggested_fix(value, expect)
+            )
+    return Problem("SD-R108", f"{dotted!r} {what}", where, got, expect or message)
 
 
 def unknown_key(dotted: str, got: str, known: Sequence[str], where: str, fix: str = "") -> Problem:
@@ -118,11 +122,11 @@ def unknown_key(dotted: str, got: str, known: Sequence[str], where: str, fix: st
     return Problem("SD-R102", f"unknown key {dotted!r}", where, got, expect, fix)
 
 
-def _meant(value: Any, expect: str) -> str:
+def _suggested_fix(value: Any, expect: str) -> str:
     """Return a fix for text where another type is expected, such as an override's `True` or `010`, or the reverse."""
     if not isinstance(value, str):
         return "put the text in quotes" if expect.startswith("text") else ""
-    fix = "" if "text" in expect else meant(value)
+    fix = "" if "text" in expect else correction_of(value)
     if not fix.startswith("put the text in quotes"):
         return fix
     if expect == "true or false":

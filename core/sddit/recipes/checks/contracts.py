@@ -66,22 +66,22 @@ def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
     labels = {key.split(".")[1] for key in given if key.startswith("features.")}
     prefixes += [f"features.{label}." for label in labels if label not in recipe.features]
     keys = {f"loss.{label}.{key}" for label in recipe.losses for key in ("name", "weight")}
-    silent = set()
+    idle = set()
     if recipe.sampler.params.grid != "edm":
-        silent.add("sampler.rho")
+        idle.add("sampler.rho")
     if recipe.facts.num_classes == 0:
-        silent |= {"dataset.label_drop", "evaluate.labels", "evaluate.per_class"}
+        idle |= {"dataset.label_drop", "evaluate.labels", "evaluate.per_class"}
     if recipe.evaluate.previews == 0:
-        silent.add("evaluate.per_class")
+        idle.add("evaluate.per_class")
     if not recipe.features:
-        silent |= {f"evaluate.{key}" for key in ("neighbours", "kid_subsets", "kid_subset_size")}
+        idle |= {f"evaluate.{key}" for key in ("neighbours", "kid_subsets", "kid_subset_size")}
     if not _trains_heads(recipe):
-        silent.add("optimizer.head_lr")
+        idle.add("optimizer.head_lr")
     if recipe.optimizer.params.clip is None:
-        silent.add("optimizer.clip_scope")
-    silent |= set(_named_idle(recipe))
-    prefixes += [f"{key}." for key in silent]  # where it is a table, such as a ramp
-    return [key for key in given if key in silent or (key.startswith(tuple(prefixes)) and key not in keys)]
+        idle.add("optimizer.clip_scope")
+    idle |= set(_named_idle(recipe))
+    prefixes += [f"{key}." for key in idle]  # where it is a table, such as a ramp
+    return [key for key in given if key in idle or (key.startswith(tuple(prefixes)) and key not in keys)]
 
 
 def own_warnings(recipe: Recipe) -> list[str]:
@@ -96,7 +96,7 @@ def own_warnings(recipe: Recipe) -> list[str]:
 
 
 def _trains_heads(recipe: Recipe) -> bool:
-    """Return whether some loss trains modules of its own, naming the loss that cannot answer."""
+    """Return whether some loss trains modules of its own. Raises SdditError (SD-P220) that names a loss that fails."""
     for label, chosen in recipe.active_losses.items():
         try:
             if recipe.trains_head(chosen.params):

@@ -11,7 +11,8 @@ from sddit.recipes.recipe import Recipe
 
 def check_sampling(recipe: Recipe) -> Iterator[Problem]:
     """Check that the model has the grid, the levels and the outputs that the sampler needs."""
-    given, schedule, name = recipe.sampler.params, recipe.noise_schedule.params, recipe.noise_schedule.component.name
+    given = recipe.sampler.params
+    schedule, name = recipe.noise_schedule.params, recipe.noise_schedule.component.name
     if given.grid not in schedule.grids:
         what = f"noise schedule {name!r} has no grid {given.grid!r}"
         yield conflict(what, "sampler.grid", given.grid, one_of(given.grid, schedule.grids))
@@ -40,11 +41,12 @@ def check_guidance(recipe: Recipe) -> Iterator[Problem]:
 
 def check_evaluation(recipe: Recipe) -> Iterator[Problem]:
     yield from check_image_counts(recipe)
-    classes, weights, known = recipe.facts.num_classes, recipe.evaluate.weights, ["student", *recipe.ema]
+    classes = recipe.facts.num_classes
     if recipe.evaluate.probe and classes < 2:
         yield Problem(
             "SD-T931", "no classes to probe", "evaluate.probe", f"{classes} classes", fix="evaluate.probe=false"
         )
+    weights, known = recipe.evaluate.weights, ["student", *recipe.ema]
     if weights not in known:
         what = f"no weights {weights!r} to sample"
         yield Problem("SD-R114", what, "evaluate.weights", weights, one_of(weights, known))

@@ -16,7 +16,8 @@ from sddit.value_schedules import Ramp, is_zero, step_of
 
 def check_batch(recipe: Recipe) -> Iterator[Problem]:
     """Check that micro-batches divide the batch, and that the data has a full batch of images."""
-    key, batch, micro = "train.micro_batch", recipe.train.batch, recipe.train.micro_batch or recipe.train.batch
+    key = "train.micro_batch"
+    batch, micro = recipe.train.batch, recipe.train.micro_batch or recipe.train.batch
     got = f"batch = {batch}, micro_batch = {micro}"
     if batch % micro:
         fits = max(n for n in range(1, micro + 1) if batch % n == 0)
@@ -47,7 +48,8 @@ def check_processes(recipe: Recipe, count: int) -> Iterator[Problem]:
 
 def check_attention(recipe: Recipe) -> Iterator[Problem]:
     """Check that the attention kernel serves the precision and the backbone."""
-    kernel, name, precision = recipe.attention.params, recipe.attention.component.name, recipe.train.precision
+    kernel, name = recipe.attention.params, recipe.attention.component.name
+    precision = recipe.train.precision
     if precision not in kernel.dtypes:
         what = f"attention kernel {name!r} does not compute in {precision}"
         fix = f"that, or attention.name = {suitable_kernels(recipe, lambda params: precision in params.dtypes)}"
@@ -101,7 +103,8 @@ def check_times(recipe: Recipe) -> Iterator[Problem]:
         yield from _within_run(f"loss.{label}.until", chosen.params.until, total)
     last = max(ends, key=lambda label: ends[label], default="")
     if last and 1 <= ends[last] <= total - 1:  # the last step is total - 1, and a loss acts before `until`
-        key, got = f"loss.{last}.until", f"the last one ends at step {ends[last]:g} of {total}"
+        key = f"loss.{last}.until"
+        got = f"the last one ends at step {ends[last]:g} of {total}"
         expect = "one loss that lasts until the end"
         yield conflict("all losses end before the run does", key, got, expect, f"remove {key}")
     yield from _within_run("optimizer.warmup", recipe.optimizer.params.warmup, total)
@@ -121,6 +124,6 @@ def _ramps(settings: BaseModel, key: str, total: int) -> Iterator[Problem]:
 
 def _within_run(key: str, moment: float, total: int) -> Iterator[Problem]:
     if isinstance(moment, int) and moment > total:
-        what, got = f"{key!r} is after the end of the run", f"{moment} of {total} steps"
+        what = f"{key!r} is after the end of the run"
         fix = f"{key} = {total}, or a fraction of the run such as 0.1"
-        yield conflict(what, key, got, f"at most {total}", fix)
+        yield conflict(what, key, f"{moment} of {total} steps", f"at most {total}", fix)
