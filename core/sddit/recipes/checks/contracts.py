@@ -66,20 +66,19 @@ def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
     labels = {key.split(".")[1] for key in given if key.startswith("features.")}
     prefixes += [f"features.{label}." for label in labels if label not in recipe.features]
     keys = {f"loss.{label}.{key}" for label in recipe.losses for key in ("name", "weight")}
-    idle = set()
-    if recipe.sampler.params.grid != "edm":
-        idle.add("sampler.rho")
-    if recipe.facts.num_classes == 0:
-        idle |= {"dataset.label_drop", "evaluate.labels", "evaluate.per_class"}
-    if recipe.evaluate.previews == 0:
-        idle.add("evaluate.per_class")
-    if not recipe.features:
-        idle |= {f"evaluate.{key}" for key in ("neighbours", "kid_subsets", "kid_subset_size")}
-    if not _trains_heads(recipe):
-        idle.add("optimizer.head_lr")
-    if recipe.optimizer.params.clip is None:
-        idle.add("optimizer.clip_scope")
-    idle |= set(_named_idle(recipe))
+    no_classes = recipe.facts.num_classes == 0
+    has_no_effect = {
+        "sampler.rho": recipe.sampler.params.grid != "edm",
+        "dataset.label_drop": no_classes,
+        "evaluate.labels": no_classes,
+        "evaluate.per_class": no_classes or recipe.evaluate.previews == 0,
+        "evaluate.neighbours": not recipe.features,
+        "evaluate.kid_subsets": not recipe.features,
+        "evaluate.kid_subset_size": not recipe.features,
+        "optimizer.head_lr": not _trains_heads(recipe),
+        "optimizer.clip_scope": recipe.optimizer.params.clip is None,
+    }
+    idle = {key for key, is_idle in has_no_effect.items() if is_idle} | set(_named_idle(recipe))
     prefixes += [f"{key}." for key in idle]  # where it is a table, such as a ramp
     return [key for key in given if key in idle or (key.startswith(tuple(prefixes)) and key not in keys)]
 
