@@ -66,7 +66,8 @@ def check_device(recipe: Recipe, device: str) -> list[Problem]:
     kernel, name = recipe.attention.params, recipe.attention.component.name
     if device in trains_on(kernel):
         return []
-    what = f"attention kernel {name!r} does not train on {device}{', forward only' if device in kernel.devices else ''}"
+    only = ", forward only" if device in kernel.devices else ""
+    what = f"attention kernel {name!r} does not train on {device}{only}"
     expect = suitable_kernels(recipe, lambda params: device in trains_on(params))
     fix = " or ".join(f"--device {other}" for other in trains_on(kernel))
     return [conflict(what, "attention.name", f"{name} with --device {device}", expect, fix)]
