@@ -205,7 +205,7 @@ def merge_into(merged: Merged, over: Mapping[str, Any], origin: Origin | Callabl
         for key, new in over.items():
             dotted, old = f"{prefix}{key}", base.get(key)
             merges = isinstance(old, dict) and isinstance(new, Mapping) and not _replaces(new, old)
-            if not merges:
+            if not merges and key in base:
                 for gone in [k for k in merged.origins if k == dotted or k.startswith(f"{dotted}.")]:
                     del merged.origins[gone]
             if isinstance(old, dict) and new is False:

@@ -209,7 +209,7 @@ _TEXT_OR_COMMENT = re.compile(
 def scan(text: str) -> Iterator[Entry]:
     """Yield the headers and `key =` lines of a TOML text, which may be invalid: tomllib keeps no positions."""
     table, depth = "", 0  # depth: open brackets of a value
-    bare = _TEXT_OR_COMMENT.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
+    bare = _TEXT_OR_COMMENT.sub(lambda found: "\n".join(" " * len(line) for line in found[0].split("\n")), text)
     for number, (line, code) in enumerate(zip(text.split("\n"), bare.split("\n"), strict=True), 1):
         rest = code
         if depth == 0:
