@@ -168,7 +168,7 @@ def keep(result: tuple[Session, Until], folder: Path) -> None:
 def sampled(session: Session) -> Tensor:
     """Return images before rounding, an odd number of them; each rank samples a part."""
     request = balanced(session.recipe.shapes.num_classes, IMAGES, session.recipe.seed)
-    weights = session.weights(session.recipe.sampled_weights)
+    weights = session.weights(session.recipe.evaluate.weights)
     own = request.part(session.world.partition(IMAGES))
     return session.world.collect(generate(weights, session.schedule, session.recipe, own), IMAGES).contiguous()
 

@@ -71,7 +71,7 @@ def test_an_image_takes_the_planned_flops(name: str, overrides: tuple[str, ...])
     recipe = resolve(name, [*SHORT, *overrides])
     session = build_session(recipe, torch.device("cpu"))
     request = balanced(recipe.shapes.num_classes, 3, 0)
-    weights = session.weights(recipe.sampled_weights)
+    weights = session.weights(recipe.evaluate.weights)
     with FlopCounterMode(display=False) as counter:
         generate(weights, session.schedule, recipe, request)
     found = plan(recipe).sampling_flops_per_image

@@ -35,7 +35,7 @@ from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, 
 from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
-from sddit.recipes.selection import SLOTS
+from sddit.recipes.selection import DEFAULTS
 from sddit.recipes.start_weights import CONFIG, find_weights, is_export, read_config, refuse_unknown_label
 from sddit.recipes.validation import validated
 from sddit.storage.checkpoints import Store
@@ -46,7 +46,8 @@ from sddit.training.networks import build_backbone
 from sddit.training.precision import DTYPES, default_dtype
 from sddit.training.warm_start import read_weights
 
-KERNEL = SLOTS["attention"].default  # of weights that come without a recipe
+KERNEL = DEFAULTS["attention"]
+"""The attention kernel of weights that come without a recipe."""
 
 
 def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runtime: Any) -> Any:
@@ -154,7 +155,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     resolved = recipe_path(folder)
     refuse_changed(resolved)
     recipe = resolve_without_data(resolved)
-    label = weights or recipe.sampled_weights
+    label = weights or recipe.evaluate.weights
     refuse_unknown_label(label, ["student", *recipe.ema], folder)
     store = Store(folder / "checkpoints", keep=recipe.train.keep)
     checkpoint = store.open(step) if step is not None else store.latest(move_broken=False)

@@ -117,5 +117,5 @@ def scoring_request(recipe: Recipe, count: int) -> Request:
 def sample_session(session: Session, request: Request, progress: Progress | None = None) -> Tensor:
     """Apply `generate_images` to the weights of a session as they are now."""
     recipe = session.recipe
-    weights = session.weights(recipe.sampled_weights)
+    weights = session.weights(recipe.evaluate.weights)
     return generate_images(weights, session.schedule, recipe, session.dataset, request, session.world, progress)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sddit.cli.common import setting_text
-from sddit.recipes.merge import Merged, chain, parse_override, stacked
+from sddit.recipes.merge import Merged, chain, parse_override, setting_at, stacked
 from sddit.recipes.parsing import shown
 from sddit.recipes.recipe import Recipe
 
@@ -53,9 +53,9 @@ def changes_from_base(merged: Merged, recipe: Recipe) -> BaseChanges:
     keys |= {parse_override(text).path: True for text in merged.overrides}
     changes = []
     for key, from_command_line in keys.items():
-        inherited_value = value_at(base, key)
+        inherited_value = setting_at(base, key)
         default = default_value(recipe, key) if inherited_value is None else None
-        old, new = setting_text(inherited_value if default is None else default), value_at(merged.tables, key)
+        old, new = setting_text(inherited_value if default is None else default), setting_at(merged.tables, key)
         if key[0] not in SKIPPED and old != setting_text(new):
             mark = "" if default is None else " (default)"
             changes.append(
@@ -93,16 +93,8 @@ def field_default(model: BaseModel, path: Sequence[str]) -> Any:
         if path[0] == (field.alias or name) and not field.is_required():
             value = field.get_default(call_default_factory=True)
             value = value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
-            return value_at({path[0]: value}, path)
+            return setting_at({path[0]: value}, path)
     return None
-
-
-def value_at(tables: Mapping[str, Any], key: Sequence[str]) -> Any:
-    """Return the value at a path of keys; None if it is missing."""
-    value: Any = tables
-    for name in key:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
 
 
 def shorten(text: str) -> str:

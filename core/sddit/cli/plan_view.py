@@ -91,9 +91,7 @@ def view_table(plan: Plan, recipe: Recipe) -> Table:
 
 def view_cost(one: Pass, plan: Plan) -> list[str]:
     """Return visible tokens, FLOPs per image, and the part of the FLOPs in loss heads."""
-    known = one.backbone_flops is not None and one.heads_flops is not None
-    total = (one.backbone_flops or 0) + (one.heads_flops or 0) if known else None
-    return [f"{one.kept:.4g} of {plan.tokens}", format_si(total), format_si(one.heads_flops)]
+    return [f"{one.kept:.4g} of {plan.tokens}", format_si(one.flops), format_si(one.heads_flops)]
 
 
 def mask_text(view: ViewSpec) -> str:

@@ -78,7 +78,7 @@ def probe(trained: Backbone, schedule: NoiseSchedule, recipe: Recipe, progress: 
             progress.tick()
     progress.end_stage()
     return Probe(
-        weights=recipe.sampled_weights,
+        weights=recipe.evaluate.weights,
         training=len(training.ids),
         heldout=len(heldout.ids),
         classes=recipe.facts.num_classes,

@@ -7,7 +7,7 @@ themselves cannot be named here: they derive from `Params`, whose methods take a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,6 +27,10 @@ class NoiseScheduleView(Protocol):
     def t_range(self) -> tuple[float, float]: ...
     @property
     def level_range(self) -> tuple[float, float]: ...
+
+
+class PairSamplerView(Protocol):
+    def views(self) -> tuple[ViewSpec, ...]: ...
 
 
 class DatasetView(Protocol):
@@ -84,7 +88,7 @@ class RecipeView(Protocol):
     @property
     def noise_schedule(self) -> SlotView[NoiseScheduleView]: ...
     @property
-    def pair_sampler(self) -> SlotView[Any]: ...
+    def pair_sampler(self) -> SlotView[PairSamplerView]: ...
     @property
     def dataset(self) -> SlotView[DatasetView]: ...
     @property
@@ -98,7 +102,7 @@ class RecipeView(Protocol):
         """The losses that are built: all but those of constant weight 0."""
 
     @property
-    def features(self) -> Mapping[str, SlotView[Any]]:
+    def features(self) -> Mapping[str, SlotView[object]]:
         """The feature extractors that `[evaluate]` uses, by label or name."""
 
     @property

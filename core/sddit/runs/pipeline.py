@@ -162,7 +162,7 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     """Write samples, scores, probe and report."""
     folder, progress = callbacks.folder, callbacks.progress
     scores = score(session, callbacks)
-    weights = session.weights(session.recipe.sampled_weights)  # every rank calls this: each may hold a shard
+    weights = session.weights(session.recipe.evaluate.weights)  # every rank calls this: each may hold a shard
     if not session.world.main:
         return {}
     callbacks.log_scores(session, scores)

@@ -93,7 +93,7 @@ def at_length(arm: Arm, steps: int) -> Recipe:
     changes: dict[str, Any] = {"train.steps": steps}
     for table, settings in {**tables, "teacher": arm.recipe.teacher}.items():
         changes |= rescaled(settings, table, factor)
-    merge_into(merged, nested(changes), lambda key: Origin("budget"))
+    merge_into(merged, nested(changes), Origin("budget"))
     try:
         return resolve_merged(merged)
     except SdditError as failure:
