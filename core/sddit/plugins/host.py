@@ -18,20 +18,19 @@ from typing import Any
 import pluggy
 
 from sddit.distributed.signals import Stopped
-from sddit.errors import Problem, describe_exception, error, one_of, raise_all
+from sddit.errors import Problem, SdditError, describe_exception, error, one_of, raise_all
 from sddit.plugins import hookspecs
 from sddit.plugins.discovery import (
     FILE,
     OURS,
     PluginInfo,
-    import_file,
     is_allowed,
     location_problem,
     not_allowed,
     plugin_name,
 )
 from sddit.plugins.hookspecs import Registries
-from sddit.plugins.loading import check_hooks, code_folder, failing_line, import_guarded, load_problem
+from sddit.plugins.loading import check_hooks, code_folder, failing_line, import_file, import_guarded, load_problem
 from sddit.plugins.registry import Registry
 
 GROUP = "sddit"
@@ -63,18 +62,16 @@ class Host:
         Raises SdditError with every unknown, forbidden or broken one.
         """
         problems: list[Problem] = []
-        causes: list[BaseException] = []
+        cause: BaseException | None = None
         for name in names:
             row = self._row_of_file(name, folder, where) if name.endswith(".py") else self._row_of_entry(name, where)
             if isinstance(row, Problem):
                 problems.append(row)
             elif row.state == "failed":
                 problems.append(load_problem(row, where))
-                causes += [row.failure] if row.failure else []
-        try:
-            raise_all(problems)
-        except Exception as failed:
-            raise failed from (causes[0] if causes else None)
+                cause = cause or row.failure
+        if problems:
+            raise SdditError(*problems) from cause
 
     def load_everything(self) -> None:
         """Import every installed plugin under guard, for `plugins --load`."""
@@ -119,8 +116,7 @@ class Host:
     def _row_of_entry(self, name: str, where: str) -> PluginInfo | Problem:
         if name not in self.rows:
             return self._unknown(name, where)
-        row = self.rows[name]
-        return self._load_entry(name) if is_allowed(row) else not_allowed(name)
+        return self._load_entry(name) if is_allowed(self.rows[name]) else not_allowed(name)
 
     def _unknown(self, name: str, where: str) -> Problem:
         if candidates := [other for other in self.rows if other.endswith(f":{name}")]:
