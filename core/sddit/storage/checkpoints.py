@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sddit.errors import error
+from sddit.formatting import format_si
 from sddit.storage.atomic import (
     STAGED_PREFIX,
     mark_for_deletion,
@@ -41,8 +42,6 @@ from sddit.storage.atomic import (
 )
 from sddit.storage.fault_injection import fault_point
 from sddit.storage.manifest import BrokenCheckpoint, Checkpoint, Content, broken_error, stage, verify
-
-__all__ = ["Checkpoint", "Store"]
 
 INDEX = "index.json"
 NAME = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,})")
@@ -84,7 +83,6 @@ class Store:
         return sorted(int(match[1]) for match in matches if match)
 
     def path_of(self, step: int) -> Path:
-        """Return the path of the checkpoint of a step."""
         return self.folder / f"step-{step:06d}"
 
     def save(self, step: int, files: Mapping[str, Content]) -> Path:
@@ -163,7 +161,7 @@ class Store:
         size = sum(len(content) if isinstance(content, bytes) else content.size for content in files.values())
         free = shutil.disk_usage(self.folder).free
         if free < SPARE * size:
-            need = f"need {_readable(SPARE * size)}, have {_readable(free)}"
+            need = f"need {format_si(SPARE * size, 'B')}, have {format_si(free, 'B')}"
             raise error("SD-M610", f"no space for a checkpoint: {need}", where=str(self.folder), fix="free some space")
 
     def _publish(self, step: int, files: Mapping[str, Content]) -> None:
@@ -190,9 +188,13 @@ class Store:
         except BrokenCheckpoint as fault:
             self._move_aside(path)
             raise storage_error(OSError(errno.EIO, f"{fault}, read back after writing"), path) from fault
-        known = {name: text for name, text in _read_index(self.folder).items() if (self.folder / name).is_dir()}
-        known[path.name] = "verified"
-        replace_file(self.folder / INDEX, to_json(known, indent=1).encode())
+        try:
+            index = dict(json.loads(read_file(self.folder / INDEX)))
+        except (OSError, ValueError, TypeError, RecursionError):
+            index = {}  # it is only for users: an unreadable one is replaced
+        index = {name: text for name, text in index.items() if (self.folder / name).is_dir()}
+        index[path.name] = "verified"
+        replace_file(self.folder / INDEX, to_json(index, indent=1).encode())
 
     def _prune(self, saved: int) -> None:
         """Remove all but the newest `keep` intact checkpoints. Broken ones are moved aside and do not count."""
@@ -233,21 +235,3 @@ class Store:
             path.rename(aside)
             sync_folder(self.folder)
         return aside
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    """Read the index, which is only for users; an unreadable one is replaced."""
-    try:
-        index: dict[str, str] = json.loads(read_file(folder / INDEX))
-        return dict(index)
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
-
-
-def _readable(size: float) -> str:
-    """Format a size in bytes."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

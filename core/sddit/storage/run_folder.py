@@ -15,6 +15,7 @@ from sddit.storage.atomic import (
     read_file,
     remove_leftovers,
     replace_file,
+    storage_error,
     storage_errors,
     sync_folder,
     to_json,
@@ -154,21 +155,13 @@ def unreadable_error(path: Path, got: str, fix: str) -> SdditError:
 def ensure_directory(path: Path) -> Path:
     """Create the folder `path` if necessary and return its real path. Raises SD-F705 if that is impossible."""
     try:
-        with storage_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            return path.resolve(strict=True)
-    except SdditError as refused:
-        cause = refused.__cause__
-        if not isinstance(cause, (FileExistsError, NotADirectoryError, FileNotFoundError)):
-            raise
+        path.mkdir(parents=True, exist_ok=True)
+        return path.resolve(strict=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as cause:
         got, fix = "a file, or a link to nothing, is in the way", "move it away, or choose another path"
         if isinstance(cause, FileNotFoundError):
             got, fix = f"the system cannot create a folder there ({cause.strerror})", "choose another path"
-        raise error(
-            "SD-F705",
-            "the folder cannot be created",
-            where=str(path),
-            got=got,
-            expect="a folder, or a free name",
-            fix=fix,
-        ) from refused
+        what, expect = "the folder cannot be created", "a folder, or a free name"
+        raise error("SD-F705", what, where=str(path), got=got, expect=expect, fix=fix) from cause
+    except OSError as cause:
+        raise storage_error(cause, path) from cause

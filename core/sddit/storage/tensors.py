@@ -17,9 +17,17 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  #
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """Return the bytes of named tensors of any shape, dtype, device and layout.
 
-    Shared memory is written once per tensor.
+    Shared memory is written once per tensor: safetensors requires contiguous CPU tensors that share no storage.
     """
-    return safetensors.torch.save(_without_shared_memory(tensors))
+    separate: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        dense = tensor.detach().cpu().contiguous()
+        if dense.untyped_storage().data_ptr() in storages:
+            dense = dense.clone()
+        storages.add(dense.untyped_storage().data_ptr())
+        separate[name] = dense
+    return safetensors.torch.save(separate)
 
 
 def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:
@@ -58,16 +66,3 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 def non_finite(tensors: Mapping[str, Tensor]) -> str:
     """Return the name of the first tensor with a NaN or an infinity; empty if there is none."""
     return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), "")
-
-
-def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors where needed: safetensors requires contiguous CPU tensors that share no storage."""
-    separate: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        dense = tensor.detach().cpu().contiguous()
-        if dense.untyped_storage().data_ptr() in storages:
-            dense = dense.clone()
-        storages.add(dense.untyped_storage().data_ptr())
-        separate[name] = dense
-    return separate

@@ -20,8 +20,7 @@ from sddit.errors import SdditError
 from sddit.storage import checkpoints
 from sddit.storage import fault_injection as faults
 from sddit.storage.checkpoints import Store
-from sddit.storage.manifest import Content, LazyBytes, seal_manifest
-from sddit.storage.migrations import FORMAT
+from sddit.storage.manifest import FORMAT, Content, LazyBytes, seal_manifest
 from sddit.storage.tensors import pack, require_finite, unpack
 
 FILES = {"model.safetensors": bytes(range(256)) * 40, "ema.safetensors": b"e" * 999, "state.json": b'{"step": 1}'}
