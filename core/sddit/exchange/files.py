@@ -69,7 +69,11 @@ def read_weight_file(path: Path, *, weights: str = "", trust_pickle: bool = Fals
         )
     held: Any = load_pickle(path) if pickled else _load_safetensors(path)
     chosen, state = _choose_weights(held, weights, path)
-    return WeightFile(path, digest, chosen, _step(held), _without_wrappers(state))
+    steps = [held[key] for key in STEPS if isinstance(held.get(key), int) and held[key] >= 0]
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return WeightFile(path, digest, chosen, steps[0] if steps else 0, state)
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -111,17 +115,3 @@ def _is_state(value: Any) -> bool:
         and len(value) > 0
         and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
     )
-
-
-def _step(held: Any) -> int:
-    """Return the training step stored in a nested file, else 0."""
-    steps = [held[key] for key in STEPS if isinstance(held.get(key), int) and held[key] >= 0]
-    return steps[0] if steps else 0
-
-
-def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes that wrappers add to every name."""
-    for prefix in WRAPPERS:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return dict(state)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sddit import __version__
 from sddit.errors import error
-from sddit.exchange.arguments import flatten, merge_tables
 from sddit.exchange.conversion import ConvertedWeights, convert_from_layout, model_mismatch
 from sddit.exchange.files import WeightFile, read_weight_file
+from sddit.exchange.layouts import flatten, merge_tables
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
 from sddit.recipes.start_weights import PROVENANCE
@@ -78,13 +78,16 @@ def import_weights(
         )
     with default_dtype(DTYPES[recipe.train.precision]):
         tensors = converted.parameters()
-    with RunFolder(out / f"{recipe.name}-{import_id(recipe, file)}") as folder:
+    import_id = sha256(f"{recipe.run_id}/{file.sha256}/{file.chosen}".encode()).hexdigest()[:12]
+    with RunFolder(out / f"{recipe.name}-{import_id}") as folder:
         if already := (folder.path / RECIPE).is_file():
             return Imported(folder.path, recipe, converted, file, already)
         Store(folder.path / "checkpoints", keep=1).save(file.step, checkpoint_files(recipe, tensors, file))
         for name, plugin in recipe.plugin_files.items():
             folder.write_bytes(Path(name).name, plugin.read_bytes())
-        folder.write_json(PROVENANCE, provenance(converted, file))
+        origin = {"file": path.name, "sha256": file.sha256, "weights": file.chosen, "layout": layout}
+        guessed = sorted(flatten(converted.guessed))
+        folder.write_json(PROVENANCE, {**origin, "config": converted.config, "guessed": guessed, "sddit": __version__})
         folder.write_sealed_json(RECIPE, recipe.to_json())
     return Imported(folder.path, recipe, converted, file, already)
 
@@ -113,11 +116,6 @@ def run_name(path: Path) -> str:
     return re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "imported"
 
 
-def import_id(recipe: Recipe, file: WeightFile) -> str:
-    """Return a hash that distinguishes imports of the same name."""
-    return sha256(f"{recipe.run_id}/{file.sha256}/{file.chosen}".encode()).hexdigest()[:12]
-
-
 def checkpoint_files(recipe: Recipe, tensors: Mapping[str, Tensor], file: WeightFile) -> dict[str, bytes]:
     """Return {name: bytes} of a checkpoint that holds only the network, as student and as every EMA of the recipe."""
     files = {"model.safetensors": pack({f"backbone.{name}": tensor for name, tensor in tensors.items()})}
@@ -126,16 +124,3 @@ def checkpoint_files(recipe: Recipe, tensors: Mapping[str, Tensor], file: Weight
         files["ema.safetensors"] = pack(emas)
     state = {"step": file.step, "imported": file.path.name}
     return {**files, "state.json": json.dumps(state, indent=1).encode()}
-
-
-def provenance(converted: ConvertedWeights, file: WeightFile) -> dict[str, Any]:
-    """Return the record of where the weights came from."""
-    return {
-        "file": file.path.name,
-        "sha256": file.sha256,
-        "weights": file.chosen,
-        "layout": converted.layout,
-        "config": converted.config,
-        "guessed": sorted(flatten(converted.guessed)),
-        "sddit": __version__,
-    }

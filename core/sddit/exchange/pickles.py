@@ -33,14 +33,8 @@ ALLOWED = {
         for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
     ),
 }
-BY_STACK = {
-    "STACK_GLOBAL",
-    "INST",
-    "OBJ",
-    "EXT1",
-    "EXT2",
-    "EXT4",
-}  # opcodes that name objects and that torch.save does not use
+BY_STACK = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}
+"""Opcodes that name objects and that torch.save does not use."""
 
 
 def load_pickle(path: Path) -> Any:

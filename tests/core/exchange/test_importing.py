@@ -15,9 +15,9 @@ from torch import Tensor
 
 import sddit
 from sddit.errors import SdditError
-from sddit.exchange.arguments import flatten, merge_tables, remove_keys
 from sddit.exchange.exporting import export_run
 from sddit.exchange.importing import Imported, import_weights
+from sddit.exchange.layouts import flatten, merge_tables, remove_keys
 from sddit.plugins.host import Host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from sddit.cli.commands.import_weights import print_imported
 from sddit.errors import SdditError
-from sddit.exchange.arguments import flatten
 from sddit.exchange.conversion import convert_from_layout, convert_to_layout, model_mismatch
 from sddit.exchange.exporting import export_run
 from sddit.exchange.importing import import_weights, recipe_for_weights
-from sddit.exchange.layouts import NO_LABEL_DROP
+from sddit.exchange.layouts import NO_LABEL_DROP, flatten
 from sddit.interfaces import Shapes
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables

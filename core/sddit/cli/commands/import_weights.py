@@ -12,8 +12,7 @@ import click
 
 from sddit.cli.common import LayoutOption, PathOption, SdditCommand, non_empty, notice
 from sddit.errors import error
-from sddit.exchange.arguments import flatten, merge_tables
-from sddit.exchange.layouts import NO_LABEL_DROP
+from sddit.exchange.layouts import NO_LABEL_DROP, flatten, merge_tables
 from sddit.plugins.host import host
 from sddit.storage.atomic import open_file
 
