@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sddit.backbones import Backbone
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
-from sddit.exchange.layouts import flatten, layouts, merge_tables, remove_keys
+from sddit.exchange.layouts import flatten, layouts, merge_tables
 from sddit.interfaces import Attention, BackboneParams, Component, Shapes, WeightDescription, WeightFormat
 from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
@@ -38,7 +38,7 @@ class ConvertedWeights:
     description: WeightDescription
     config: dict[str, Any]  # all arguments of the published constructor
     inferred: dict[str, Any]  # those that follow from names and shapes of the tensors
-    guessed: dict[str, Any]  # those that neither the tensors nor the user state: the usual values
+    guessed: dict[str, Any]  # {dotted key: usual value} of those that neither the tensors nor the user state
     state: dict[str, Tensor]
 
     @property
@@ -123,8 +123,9 @@ def convert_from_layout(state: Mapping[str, Tensor], layout: str, given: Mapping
             expect=f"another file, or one of the layouts {', '.join(sorted(layouts()))}",
         ) from unknown
     _refuse_contradictions(given, inferred)
-    guessed = remove_keys(usual, given)
-    config = merge_tables(guessed, inferred, given)
+    stated = flatten(given)
+    guessed = {key: value for key, value in flatten(usual).items() if key not in stated}
+    config = merge_tables(usual, inferred, given)
     try:
         description = form.describe(config)
         params = cast(BackboneParams, validated(component.params, description.backbone, table="config"))

@@ -48,7 +48,7 @@ def read_weight_file(path: Path, *, weights: str = "", trust_pickle: bool = Fals
     """
     try:
         with os.fdopen(open_file(path), "rb") as file:
-            pickled = file.read(4).startswith(tuple(mark[:4] for mark in PICKLES)) or path.suffix in (".pt", ".pth")
+            pickled = file.read(4).startswith(PICKLES) or path.suffix in (".pt", ".pth")
             file.seek(0)
             digest = file_digest(file, "sha256").hexdigest()
     except OSError as fault:

@@ -16,7 +16,7 @@ from sddit import __version__
 from sddit.errors import error
 from sddit.exchange.conversion import ConvertedWeights, convert_from_layout, model_mismatch
 from sddit.exchange.files import WeightFile, read_weight_file
-from sddit.exchange.layouts import flatten, merge_tables
+from sddit.exchange.layouts import merge_tables
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
 from sddit.recipes.start_weights import PROVENANCE
@@ -86,7 +86,7 @@ def import_weights(
         for name, plugin in recipe.plugin_files.items():
             folder.write_bytes(Path(name).name, plugin.read_bytes())
         origin = {"file": path.name, "sha256": file.sha256, "weights": file.chosen, "layout": layout}
-        guessed = sorted(flatten(converted.guessed))
+        guessed = sorted(converted.guessed)
         folder.write_json(PROVENANCE, {**origin, "config": converted.config, "guessed": guessed, "sddit": __version__})
         folder.write_sealed_json(RECIPE, recipe.to_json())
     return Imported(folder.path, recipe, converted, file, already)

@@ -36,17 +36,6 @@ def merge_tables(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def remove_keys(table: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the table without the keys that are in `given`."""
-    rest = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping) and isinstance(inner := given.get(key), Mapping):
-            rest[key] = remove_keys(value, inner)
-        elif key not in given:
-            rest[key] = value
-    return {key: value for key, value in rest.items() if value != {}}
-
-
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {dotted key: value}. Keys that begin with `_` are skipped: they are notes of other programs."""
     values: dict[str, Any] = {}

@@ -48,16 +48,15 @@ class Checkpoint:
     files: Mapping[str, tuple[int, str]]  # name -> size in bytes, sha256
     format: int = FORMAT  # in which it was written
 
-    def path(self, name: str) -> Path:
-        """Return the path of a file. Raises KeyError if the checkpoint has no such file."""
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file, verified again.
+
+        Raises KeyError if the checkpoint has no such file, SD-C401 if its bytes differ from the manifest.
+        """
         if name not in self.files:
             raise KeyError(f"{name} is not in {self.folder.name}")
-        return self.folder / name
-
-    def read(self, name: str) -> bytes:
-        """Return the bytes of a file, verified again. Raises SD-C401 if they differ from the manifest."""
         try:
-            with open_checkpoint_file(self.path(name)) as file:
+            with open_checkpoint_file(self.folder / name) as file:
                 data = file.read()
             if hashlib.sha256(data).hexdigest() != self.files[name][1]:
                 raise BrokenCheckpoint(f"{name}: checksum differs")
@@ -92,6 +91,7 @@ def stage(folder: Path, step: int, files: Mapping[str, Content]) -> None:
         data = content if isinstance(content, bytes) else content.make()
         write_synced(folder / name, data)
         seals[name] = len(data), hashlib.sha256(data).hexdigest()
+        del data  # before the next file is made
         fault_point("ckpt.after_file")
     fault_point("ckpt.before_manifest")
     write_synced(folder / MANIFEST, seal_manifest({"format": FORMAT, "step": step, "files": seals}))

@@ -109,7 +109,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
 def print_imported(imported: Imported) -> None:
     """Print which arguments follow from the tensors, which were guessed, and the run folder."""
     converted = imported.converted
-    groups = {"from the tensors": flatten(converted.inferred), "guessed": flatten(converted.guessed)}
+    groups = {"from the tensors": flatten(converted.inferred), "guessed": converted.guessed}
     for title, arguments in groups.items():
         if arguments:
             click.echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
