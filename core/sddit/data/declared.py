@@ -22,7 +22,7 @@ def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[
         dataset: its table `[dataset]`.
     """
     names = tuple(data["class_names"])
-    classes = {"classes": len(names)} if names == numbered(len(names)) else {"class_names": list(names)}
+    classes = {"classes": len(names)} if names == numbers_as_names(len(names)) else {"class_names": list(names)}
     kept = {key: dataset[key] for key in ("label_drop", "normalize") if key in dataset}
     return {
         "name": "sddit/declared",
@@ -35,7 +35,7 @@ def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[
     }
 
 
-def numbered(count: int) -> tuple[str, ...]:
+def numbers_as_names(count: int) -> tuple[str, ...]:
     """Return numbers as names of unnamed classes."""
     return tuple(map(str, range(count)))
 
@@ -47,7 +47,6 @@ def no_images(where: str = "dataset") -> SdditError:
         "this data set is declared: it holds no images to train on or to score against",
         where=where,
         expect="a data set with images",
-        fix="sample from it (sddit-run sample RUN), or choose a data set: sddit-run show datasets",
     )
 
 
@@ -81,7 +80,7 @@ class DeclaredParams(DatasetParams):
     def facts(self) -> DataFacts:
         """Return the declared facts. Default per channel: mean 0 and standard deviation 0.5."""
         channels, height, width = self.image
-        names = self.class_names or numbered(self.classes)
+        names = self.class_names or numbers_as_names(self.classes)
         mean, std = self.mean or (0.0,) * channels, self.std or (0.5,) * channels
         identity = json.dumps([self.image, names, mean, std, self.train_images])
         size = f", trained on {self.train_images:,} images" if self.train_images else ""

@@ -116,14 +116,14 @@ def read_index(path: str) -> Cache:
         what, got = f"{INDEX} states no mean, std and spread for each channel", f"{means}, {stds} and {spreads} numbers"
         raise error("SD-D341", what, where=str(file), got=got, expect=f"{index.channels} each")
     if index.flip == "both" and index.rows % 2:
-        what, fix = "mirrored pairs make an even number", 'flip = "none" or "once", or write the cache again'
+        what, fix = 'flip = "both" needs an even number of latents', 'flip = "none" or "once", or write the cache again'
         raise error("SD-D341", what, where=str(file), got=f"{index.rows} latents", fix=fix)
     return Cache(root.resolve(), index)
 
 
 def _index_problems(failure: ValidationError, file: Path) -> Iterable[Problem]:
     for detail in failure.errors(include_url=False)[:MAX_PROBLEMS]:
-        key = ".".join(map(str, detail["loc"])) or "the whole"
+        key = ".".join(map(str, detail["loc"])) or "the file"
         got = "" if detail["type"] == "missing" else str(detail["input"])[:80]
         expect = one_of(got, get_args(Layout)) if key == "layout" else detail["msg"]
         what = "unknown layout of latents" if key == "layout" else f"{INDEX} cannot be used: {key}"

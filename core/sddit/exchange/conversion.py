@@ -19,7 +19,7 @@ from sddit.recipes.recipe import Recipe
 from sddit.recipes.validation import validated
 from sddit.training.warm_start import misfits
 
-SAME_TABLE = 1e-4
+TABLE_TOLERANCE = 1e-4
 """Largest difference between a fixed table in a file and ours: the official code rounds it differently to float32."""
 
 
@@ -72,7 +72,7 @@ class ConvertedWeights:
         """Return the tensors of the network for a checkpoint. Raises SD-C455 if a fixed table differs from ours."""
         trained, ours = self.build_trained(), dict(self.build_backbone().named_buffers())
         for name, table in trained.named_buffers():
-            allowed = SAME_TABLE
+            allowed = TABLE_TOLERANCE
             if name in self.state and self.state[name].is_floating_point():
                 allowed = max(allowed, torch.finfo(self.state[name].dtype).eps)  # the spacing of values near 1
             if (gap := float((table - ours[name]).abs().max())) > allowed:
@@ -141,14 +141,14 @@ def convert_from_layout(state: Mapping[str, Tensor], layout: str, given: Mapping
         ) from unfit
     _refuse_unused(given, complete, allowed={*form.idle, *flatten(inferred)})
     converted = ConvertedWeights(layout, component, params, description, complete, inferred, guessed, ours)
-    _refuse_other_tensors(converted)
+    _refuse_misfits(converted)
     return converted
 
 
 def convert_to_layout(
     recipe: Recipe, layout: str, state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Convert our backbone to the constructor arguments and tensors of a published layout, and check the way back.
+    """Convert our backbone to the arguments and tensors of a published layout, and check that they convert back.
 
     Raises SD-C453 for a network that the layout cannot represent.
     """
@@ -166,7 +166,7 @@ def convert_to_layout(
         if reason := model_mismatch(recipe, back):
             raise ValueError(reason)
         if changed := [name for name, tensor in state.items() if not torch.equal(back.state[name], tensor)]:
-            raise ValueError(f"{changed[0]} would change on the way back")
+            raise ValueError(f"{changed[0]} would change when it is converted back")
     except (KeyError, ValueError) as unfit:
         raise error(
             "SD-C453",
@@ -174,7 +174,6 @@ def convert_to_layout(
             where="--layout",
             got=_reason(unfit),
             expect="a network that the layout's own implementation can build",
-            fix="use --layout ours, which holds every network",
         ) from unfit
     return config, theirs
 
@@ -251,7 +250,7 @@ def _refuse_unused(given: Mapping[str, Any], complete: Mapping[str, Any], allowe
     raise_all(problems)
 
 
-def _refuse_other_tensors(converted: ConvertedWeights) -> None:
+def _refuse_misfits(converted: ConvertedWeights) -> None:
     """Raise SD-C455 unless names and shapes match the network of the arguments; fixed tables are optional."""
     network = converted.build_backbone("meta")
     wanted, fixed = network.state_dict(), dict(network.named_buffers())

@@ -34,7 +34,7 @@ class Imported:
     recipe: Recipe
     converted: ConvertedWeights
     file: WeightFile
-    already: bool  # the run folder existed before
+    existed: bool  # the run folder existed before
 
 
 def import_weights(
@@ -74,22 +74,21 @@ def import_weights(
             where=recipe.name,
             got=reason,
             expect="the network of the weights",
-            fix="correct the recipe, or remove --recipe",
         )
     with default_dtype(DTYPES[recipe.train.precision]):
         tensors = converted.parameters()
-    import_id = sha256(f"{recipe.run_id}/{file.sha256}/{file.chosen}".encode()).hexdigest()[:12]
+    import_id = sha256(f"{recipe.run_id}/{file.sha256}/{file.set_name}".encode()).hexdigest()[:12]
     with RunFolder(out / f"{recipe.name}-{import_id}") as folder:
-        if already := (folder.path / RECIPE).is_file():
-            return Imported(folder.path, recipe, converted, file, already)
+        if existed := (folder.path / RECIPE).is_file():
+            return Imported(folder.path, recipe, converted, file, existed)
         Store(folder.path / "checkpoints", keep=1).save(file.step, checkpoint_files(recipe, tensors, file))
         for name, plugin in recipe.plugin_files.items():
             folder.write_bytes(Path(name).name, plugin.read_bytes())
-        origin = {"file": path.name, "sha256": file.sha256, "weights": file.chosen, "layout": layout}
+        origin = {"file": path.name, "sha256": file.sha256, "weights": file.set_name, "layout": layout}
         guessed = sorted(converted.guessed)
         folder.write_json(PROVENANCE, {**origin, "config": converted.config, "guessed": guessed, "sddit": __version__})
         folder.write_sealed_json(RECIPE, recipe.to_json())
-    return Imported(folder.path, recipe, converted, file, already)
+    return Imported(folder.path, recipe, converted, file, existed)
 
 
 def recipe_for_weights(converted: ConvertedWeights, name: str) -> Recipe:

@@ -112,13 +112,8 @@ class Store:
                 return found
         if not (tried := tried + aside):
             return None
-        raise error(
-            "SD-C402",
-            "no usable checkpoint",
-            where=str(self.folder),
-            got=f"{len(tried)} tried: {', '.join(tried)}",
-            fix="restore one from a backup, or start over with --fresh",
-        )
+        got = f"{len(tried)} tried: {', '.join(tried)}"
+        raise error("SD-C402", "no usable checkpoint", where=str(self.folder), got=got)
 
     def open(self, step: int) -> Checkpoint:
         """Return the checkpoint of one step. Raises SD-C403 if there is none, SD-C401 if it is broken."""

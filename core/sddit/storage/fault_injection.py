@@ -40,15 +40,9 @@ def fault_point(name: str) -> None:
     point, _, rest = text.partition(":")
     match = ACTION.fullmatch(rest)
     if point not in POINTS or match is None or match["errno"] not in (None, *errno.errorcode.values()):
+        what, where = "SDDIT_FAULT names no known fault", "environment SDDIT_FAULT"
         expect = one_of(point, POINTS) if point not in POINTS else "name:action[@n] with action kill or raise:ERRNO"
-        raise error(
-            "SD-R160",
-            "SDDIT_FAULT names no known fault",
-            where="environment SDDIT_FAULT",
-            got=text,
-            expect=expect,
-            fix="unset SDDIT_FAULT",
-        )
+        raise error("SD-R160", what, where=where, got=text, expect=expect)
     if point != name:
         return
     reached[name] += 1

@@ -140,7 +140,6 @@ def read_manifest(folder: Path) -> Checkpoint:
                 "the checkpoint is of another format",
                 where=str(folder),
                 got=f"format {body['format']}, this version reads 1 to {FORMAT}",
-                fix="use the version that wrote it: environment.json of the run names it",
             )
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
         return Checkpoint(int(body["step"]), folder, files, int(body["format"]))

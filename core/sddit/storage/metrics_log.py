@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -146,12 +145,8 @@ def last_metrics(path: Path) -> dict[str, Any]:
             got="bytes that are not ASCII text",
             fix="restore the file from a backup, or delete the damaged line",
         )
-    for line in reversed(tail.splitlines()):
-        with contextlib.suppress(ValueError, RecursionError):  # incomplete after a crash
-            row = json.loads(line)
-            if isinstance(row, dict):
-                return row
-    return {}
+    rows = map(parse_row, reversed(tail.splitlines()))  # the last line is incomplete after a crash
+    return next((row for row in rows if row is not None), {})
 
 
 def logged_steps(path: Path) -> int:

@@ -39,13 +39,8 @@ def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError) as cause:
         if data.startswith(PICKLES):
-            raise error(
-                "SD-C440",
-                "a pickle, which can run code when read",
-                where=where,
-                expect="safetensors",
-                fix="convert it first",
-            ) from cause
+            what = "a pickle, which can run code when it is read"
+            raise error("SD-C440", what, where=where, expect="safetensors") from cause
         raise error(
             "SD-C404", "not a safetensors file", where=where, got=str(cause), expect="a file written by sddit"
         ) from cause
@@ -54,13 +49,7 @@ def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raise SD-C450 with the first tensor that has a NaN or an infinity. `where` names the group, such as `ema`."""
     if name := non_finite(tensors):
-        raise error(
-            "SD-C450",
-            f"non-finite values in {where}:{name}",
-            where=where,
-            expect="finite numbers",
-            fix="use an earlier step",
-        )
+        raise error("SD-C450", f"non-finite values in {where}:{name}", where=where, expect="finite numbers")
 
 
 def non_finite(tensors: Mapping[str, Tensor]) -> str:

@@ -54,7 +54,7 @@ def test_imported_run_samples_and_records_its_origin(toy_file: Path, tmp_path: P
 
 def test_repeated_import_gives_the_same_run_folder(toy_file: Path, tmp_path: Path, host: Host) -> None:
     first, second = brought_in(toy_file, tmp_path), brought_in(toy_file, tmp_path)
-    assert (first.already, second.already, second.folder) == (False, True, first.folder)
+    assert (first.existed, second.existed, second.folder) == (False, True, first.folder)
     other = {name: 2 * tensor for name, tensor in load_file(toy_file).items()}
     assert brought_in(written(toy_file, other), tmp_path).folder != first.folder
 

@@ -113,9 +113,9 @@ def print_imported(imported: Imported) -> None:
     for title, arguments in groups.items():
         if arguments:
             click.echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
-    if imported.file.chosen:
-        click.echo(f"weights: {imported.file.chosen}, step {imported.file.step}")
+    if imported.file.set_name:
+        click.echo(f"weights: {imported.file.set_name}, step {imported.file.step}")
     if converted.never_drops_labels:
         click.echo(f"note: {NO_LABEL_DROP}")
-    click.echo(f"{'already imported' if imported.already else 'run'}: {imported.folder}")
+    click.echo(f"{'already imported' if imported.existed else 'run'}: {imported.folder}")
     click.echo(f"next: sddit-run sample {imported.folder}")
