@@ -154,7 +154,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 def storage_error(cause: OSError, path: Path) -> SdditError:
     """Return the documented error for an OSError at `path`."""
-    number = errno.errorcode.get(cause.errno or 0, "?")
-    known = (failure for names, failure in FAILURES.items() if number in names.split())
+    name = errno.errorcode.get(cause.errno or 0, "?")
+    known = (failure for names, failure in FAILURES.items() if name in names.split())
     code, what, fix = next(known, ("SD-M611", "the storage failed", "check the disk or mount, then rerun"))
-    return error(code, what, where=str(path), got=f"{cause.strerror or cause} ({number})", fix=fix)
+    return error(code, what, where=str(path), got=f"{cause.strerror or cause} ({name})", fix=fix)
