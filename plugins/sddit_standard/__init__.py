@@ -39,7 +39,7 @@ def register_datasets(registry: Registry[Dataset]) -> None:
     )
     registry.add(
         "declared",
-        "sddit.data.declared_dataset:declared",
+        "sddit.data.preview:declared",
         params=DeclaredParams,
         summary="Shapes without images, to sample models that were trained elsewhere.",
     )

@@ -11,7 +11,8 @@ from sddit.errors import Problem, one_of, raise_all
 from sddit.evaluation.probe import PROBE
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
-from sddit.storage.checkpoints import Checkpoint, Store
+from sddit.storage.checkpoints import Store
+from sddit.storage.manifest import Checkpoint
 from sddit.storage.run_folder import (
     CHANGES,
     RECIPE,

@@ -14,8 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from sddit.distributed.parallel import full_tensor, shard_like, shards_like
 from sddit.errors import error
 from sddit.storage import tensors as safetensors_bridge
-from sddit.storage.checkpoints import Checkpoint
-from sddit.storage.manifest import Content, LazyBytes
+from sddit.storage.manifest import Checkpoint, Content, LazyBytes
 from sddit.training.ema import with_prefix
 from sddit.training.optimization import group_numbers
 from sddit.training.session import Session

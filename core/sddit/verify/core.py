@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sddit.data.declared import DeclaredParams
-from sddit.data.declared_dataset import DeclaredSplit
+from sddit.data.preview import DeclaredSplit
 from sddit.diffusion import masking as mask
 from sddit.diffusion.draws import KeyedDraws, generator, philox
 from sddit.errors import SdditError

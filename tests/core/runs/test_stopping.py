@@ -83,7 +83,7 @@ POINTS: dict[str, tuple[Point, int]] = {
     "mid-step": (before(ToyAgreement, "forward", 3), 3),
     "between steps": (before(callbacks.RunCallbacks, "logged", 3), 3),
     "a save": (before(checkpoints, "stage", 2), 4),
-    "the end of a save": (before(checkpoints, "sync_folder", 3), 4),
+    "the end of a save": (before(checkpoints.Store, "_confirm", 2), 4),
     "a preview": (before(sample_images, "sample_session"), 3),
     "scores while training": (before(callbacks, "score_images", 2), 4),
     "sampling": (before(pipeline, "sample_session"), 6),

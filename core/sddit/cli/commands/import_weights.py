@@ -12,8 +12,7 @@ import click
 
 from sddit.cli.common import LayoutOption, PathOption, SdditCommand, non_empty, notice
 from sddit.errors import error
-from sddit.exchange.arguments import flatten, merge_tables
-from sddit.exchange.layouts import NO_LABEL_DROP
+from sddit.exchange.layouts import NO_LABEL_DROP, flatten, merge_tables
 from sddit.plugins.host import host
 from sddit.storage.atomic import open_file
 
@@ -110,13 +109,13 @@ def read_file(path: Path) -> Mapping[str, Any]:
 def print_imported(imported: Imported) -> None:
     """Print which arguments follow from the tensors, which were guessed, and the run folder."""
     converted = imported.converted
-    groups = {"from the tensors": flatten(converted.inferred), "guessed": flatten(converted.guessed)}
+    groups = {"from the tensors": flatten(converted.inferred), "guessed": converted.guessed}
     for title, arguments in groups.items():
         if arguments:
             click.echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
-    if imported.file.chosen:
-        click.echo(f"weights: {imported.file.chosen}, step {imported.file.step}")
+    if imported.file.set_name:
+        click.echo(f"weights: {imported.file.set_name}, step {imported.file.step}")
     if converted.never_drops_labels:
         click.echo(f"note: {NO_LABEL_DROP}")
-    click.echo(f"{'already imported' if imported.already else 'run'}: {imported.folder}")
+    click.echo(f"{'already imported' if imported.existed else 'run'}: {imported.folder}")
     click.echo(f"next: sddit-run sample {imported.folder}")

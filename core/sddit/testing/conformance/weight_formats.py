@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sddit.exchange.arguments import flatten, merge_tables
+from sddit.exchange.layouts import flatten, merge_tables
 from sddit.interfaces import Component, Params, Shapes
 from sddit.recipes.validation import validated
 from sddit.testing.kit import Findings

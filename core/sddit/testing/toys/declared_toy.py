@@ -12,7 +12,7 @@ from sddit.plugins.registry import Registry
 def register_datasets(registry: Registry[face.Dataset]) -> None:
     registry.add(
         "declared",
-        "sddit.data.declared_dataset:declared",
+        "sddit.data.preview:declared",
         params=DeclaredParams,
         summary="Shapes without images, to sample models that were trained elsewhere.",
     )
