@@ -1,8 +1,8 @@
 """Read rank and world size from torchrun's environment, and record failures per rank. Torch-free.
 
-Each rank that fails writes `failure-<rank>.json` into the run folder, {code, exit, step, seconds, ...}, since torchrun
-hides the exit statuses of its processes. A job script can read these files. With --nproc the launcher reads them and
-prints the first failure; FAILURES then names a second folder, since a rank may fail before there is a run folder.
+Each rank that fails writes `failure-<rank>.json` into the run folder, for job scripts, since torchrun hides the exit
+statuses of its processes. With --nproc the launcher prints the first failure; FAILURES then names a second folder,
+since a rank may fail before there is a run folder.
 """
 
 from __future__ import annotations

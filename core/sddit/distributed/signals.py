@@ -39,14 +39,7 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """Record SIGTERM, SIGINT and SIGUSR1 while it is entered.
-
-        with StopSignals() as stop:
-            for step in steps:
-                take(step)
-                if stop.requested:
-                    save()
-                    raise SystemExit(stop.exit_status)
+    """Record SIGTERM, SIGINT and SIGUSR1 while it is entered, so that the step can be finished and saved.
 
     A second signal raises SystemExit(128 + its number) at once. One of several processes stops for the signal that all
     have `agreed` on, not for the one that it `received`, so that all stop after the same step.
@@ -69,7 +62,7 @@ class StopSignals:
 
     @property
     def requested(self) -> bool:
-        """Return whether to save and stop after this step."""
+        """Whether to save and stop after this step."""
         return self.signal is not None
 
     @property

@@ -160,33 +160,26 @@ def training_memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
 
 def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     """Write samples, scores, probe and report."""
-    folder, progress = callbacks.folder, callbacks.progress
-    scores = score(session, callbacks)
-    weights = session.weights(session.recipe.sampled_weights)  # every rank calls this: each may hold a shard
+    recipe, folder, progress = session.recipe, callbacks.folder, callbacks.progress
+    progress.stage("sampling", total=sampling_steps(recipe, session.world))
+    request, images = sample_session(session, recipe.evaluate.samples, lambda step, x: progress.tick())
+    weights = session.weights(recipe.sampled_weights)  # every rank calls this: each may hold a shard
     if not session.world.main:
         return {}
-    callbacks.log_scores(session, scores)
-    folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
-    if session.recipe.evaluate.probe:
-        write_probe(folder, probe(weights, session.schedule, session.recipe, progress))
-    folder.write_json(COST, asdict(cost_of(session.recipe, folder.path)))
-    progress.stage("report")
-    folder.write_text(REPORT, write_run_report(session.recipe, folder.path, scores))
-    progress.end_stage()
-    return scores
-
-
-def score(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
-    """Sample the images that the recipe asks for, write them, and score them."""
-    progress = callbacks.progress
-    progress.stage("sampling", total=sampling_steps(session.recipe, session.world))
-    request, images = sample_session(session, session.recipe.evaluate.samples, lambda step, x: progress.tick())
-    if not session.world.main:
-        return {}
-    sample_images.write_samples(callbacks.folder, SAMPLES, images, request)
+    sample_images.write_samples(folder, SAMPLES, images, request)
     if callbacks.scorer is not None:
         progress.stage("scoring")
-    return score_images(callbacks.scorer, request, images)
+    scores = score_images(callbacks.scorer, request, images)
+    callbacks.log_scores(session, scores)
+    folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
+    if recipe.evaluate.probe:
+        write_probe(folder, probe(weights, session.schedule, recipe, progress))
+    cost = cost_of(recipe, folder.path)
+    folder.write_json(COST, asdict(cost))
+    progress.stage("report")
+    folder.write_text(REPORT, write_run_report(recipe, folder.path, scores, cost))
+    progress.end_stage()
+    return scores
 
 
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
@@ -198,19 +191,19 @@ def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, 
     if not recipe.dataset.params.holds_images:
         raise no_images()
     train_set: Dataset = recipe.dataset.build(split="train")
-    schedule = model.require_schedule()
+    network, schedule = model.backbone.to(chosen), model.require_schedule()
     with join_processes(chosen, recipe.train.timeout) as world:
         progress.stage("sampling", total=sampling_steps(recipe, world))
         request = scoring_request(recipe, recipe.evaluate.samples)
         images = generate_images(
-            model.backbone.to(chosen),
+            network,
             schedule,
             recipe,
             train_set,
             request,
             device=chosen,
             world=world,
-            callback=lambda step, x: progress.tick(),
+            callback=lambda *_: progress.tick(),
         )
         scorer = scorer_of(recipe, train_set, chosen) if world.main else None
         if scorer is not None:

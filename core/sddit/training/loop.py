@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sddit.distributed.parallel import full_tensor, gradient_accumulation, reach_all_parameters
 from sddit.interfaces import Outputs, View
-from sddit.training.inputs import MicroBatch, context_of, draws_of, make_batch, micro_batches
-from sddit.training.nonfinite import discard_step, skip_step, synchronize_step_status
+from sddit.training.inputs import MicroBatch, context_of, make_batch, micro_batches
+from sddit.training.nonfinite import NonFinite, discard_step, synchronize_step_status
 from sddit.training.optimization import clip_gradients, complete_gradients, drop_unused_gradients, set_learning_rate
 from sddit.training.session import Session
 from sddit.training.step_metrics import (
@@ -21,11 +21,10 @@ from sddit.training.step_metrics import (
     StepResult,
     accumulate_metrics,
     add_to_sums,
-    bin_losses,
+    bin_by_noise,
     gradient_ratios,
     log_row,
     noise_edges,
-    ratios_due,
     sum_metrics,
     value_and_count,
 )
@@ -72,7 +71,10 @@ def take_step(session: Session, edges: Tensor) -> StepResult:
     drop_unused_gradients(session.root, session.optimizer, used)
     if non_finite:
         discard_step(session)
-        skip_step(session, non_finite)
+        if len(session.skipped) == session.recipe.train.skip_non_finite:
+            raise NonFinite(session, non_finite)
+        session.skipped.append(session.step)
+        session.step += 1
         return StepResult(BatchMetrics({}, {}, {}), grad_norm, taken=False)
     clip_gradients(session.recipe.optimizer.params, parameters, grad_norm)
     set_learning_rate(session.optimizer, session.recipe.optimizer.params, session.step, session.total_steps)
@@ -113,24 +115,29 @@ def forward(
 ) -> tuple[Tensor, BatchMetrics]:
     """Run views, teacher, student and losses on one micro-batch. Returns its part of the loss, and its metrics."""
     objective, labels = session.objective, list(weights)
-    draws = draws_of(session, part.ids, part.epochs)
-    batch = make_batch(session, part.ids, draws)
-    ctx = context_of(session, draws)
-    views = session.pair_sampler(batch, draws, session.schedule, ctx)
+    ctx = context_of(session, part.ids, part.epochs)
+    batch = make_batch(session, part.ids, ctx.draws)
+    views = session.pair_sampler(batch, ctx.draws, session.schedule, ctx)
     values: dict[str, Tensor] = session.root(
         objective.active_terms(labels, ctx, views, session.teacher),
         objective.requests(labels, "student", views),
         teacher_outputs(session, views, labels),
     )
-    reduced: dict[str, Tensor] = {}
+    reduced: dict[str, Tensor] = {}  # scalars that add up to the mean over the batch
+    binned: dict[str, Tensor] = {}
     for label, value in values.items():
         refuse_malformed(label, objective.params[label], value, len(part.ids))
-        reduced[label] = objective.reduce(label, value, views[objective.student_view(label)], part.fraction)
-    ratios = gradient_ratios(session, reduced, weights) if part.first and ratios_due(session, weights) else {}
+        t = objective.noise_level(label, views)
+        value = objective.apply_window(label, value, t)
+        if value.dim():
+            binned[label] = bin_by_noise(value, t, edges)
+            value = value.mean()
+        reduced[label] = value * part.fraction
+    ratios = gradient_ratios(session, reduced, weights) if part.first else {}
     zero = torch.zeros((), device=session.device)
     loss = sum((weights[label] * value for label, value in reduced.items()), start=zero)
     losses = {label: value.detach() for label, value in reduced.items()}
-    return loss, BatchMetrics(losses, bin_losses(objective, values, views, edges), ratios)
+    return loss, BatchMetrics(losses, binned, ratios)
 
 
 def teacher_outputs(session: Session, views: Mapping[str, View], labels: list[str]) -> dict[str, Outputs]:
@@ -148,7 +155,7 @@ def teacher_outputs(session: Session, views: Mapping[str, View], labels: list[st
 
 def finish_losses(session: Session, weights: Mapping[str, float]) -> None:
     """Let the active losses apply what they staged: buffers change here and nowhere else."""
-    ctx = context_of(session, draws_of(session, [0], [0]))
+    ctx = context_of(session, [0], [0])
     with torch.no_grad():
         for label, context in session.objective.contexts(ctx, list(weights), session.teacher).items():
             session.student.terms[label].after_step(context)

@@ -14,9 +14,8 @@ from sddit.distributed.world import World
 from sddit.interfaces import Dataset, NoiseSchedule, PairSampler
 from sddit.recipes.recipe import Recipe
 from sddit.training.ema import EMA, Teacher
-from sddit.training.networks import build_backbone
+from sddit.training.networks import DTYPES, build_backbone, default_dtype
 from sddit.training.optimization import group_numbers
-from sddit.training.precision import DTYPES, default_dtype
 from sddit.training.student import Objective, Student
 
 
@@ -49,6 +48,14 @@ class Session:
     @property
     def total_steps(self) -> int:
         return self.recipe.train.steps
+
+    def copies(self) -> dict[str, dict[str, nn.Module]]:
+        """Return the EMAs and the parts of the teacher: {file of a checkpoint that holds them: {name: module}}."""
+        found: dict[str, dict[str, nn.Module]] = {
+            "ema": {label: ema.module for label, ema in self.emas.items()},
+            "teacher": self.teacher.parts() if self.teacher else {},
+        }
+        return {file: modules for file, modules in found.items() if modules}
 
     def weights(self, label: str) -> Backbone:
         """Return the backbone to sample with: an EMA by its label, or `student`. Call it on all ranks."""
