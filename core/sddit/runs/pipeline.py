@@ -42,8 +42,6 @@ from sddit.training.session import Session
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """The result of a run."""
-
     folder: Path
     report: Path
     scores: dict[str, Scores]
@@ -97,7 +95,7 @@ def run(
             session, cursor = prepare_session(recipe, folder, store, chosen, progress, world)
         progress.step = session.step
         with RunCallbacks(session, folder, store, cursor, stop, progress) as callbacks:
-            scores = train_and_finish(session, callbacks, stop, progress)
+            scores = train_and_finish(session, callbacks)
         return RunResult(folder.path, folder.path / REPORT, scores, already_finished=False)
 
 
@@ -106,16 +104,14 @@ def refuse_unusable(recipe: Recipe, resume: Path | None) -> None:
     if not recipe.dataset.params.holds_images:
         raise no_images()
     if resume is not None and not (resume / RECIPE).is_file():
-        raise error(
-            "SD-C445", "not a run folder", where="--resume", got=str(resume), expect=f"a folder that holds {RECIPE}"
-        )
+        expect = f"a folder that holds {RECIPE}"
+        raise error("SD-C445", "not a run folder", where="--resume", got=str(resume), expect=expect)
     raise_all(check_processes(recipe, processes.world_size()))
 
 
-def train_and_finish(
-    session: Session, callbacks: RunCallbacks, stop: StopSignals, progress: Progress
-) -> dict[str, Scores]:
+def train_and_finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     """Train the remaining steps, then sample, score and report."""
+    stop, progress = callbacks.stop, callbacks.progress
     with exit_on_signal(stop, progress, "before the first step"):
         callbacks.catch_up(session)
     progress.stage("training", total=session.recipe.train.steps, done=session.step)
@@ -153,9 +149,8 @@ def training_memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
     less = [] if batch == 1 else [f"train.micro_batch = {max(n for n in range(1, batch // 2 + 1) if batch % n == 0)}"]
     if not recipe.train.activation_checkpointing:
         less.append("train.activation_checkpointing = true")
-    return memory_errors(
-        "train", got=f"{batch} images at once", fix=" or ".join(less) or "a smaller network or a larger device"
-    )
+    fix = " or ".join(less) or "a smaller network or a larger device"
+    return memory_errors("train", got=f"{batch} images at once", fix=fix)
 
 
 def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:

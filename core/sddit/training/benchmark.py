@@ -20,7 +20,6 @@ from sddit.training.build import build_session
 from sddit.training.environment import configure
 from sddit.training.loop import take_step
 from sddit.training.session import Session
-from sddit.training.step_metrics import noise_edges
 
 WARMUP_STEPS = 2
 GEMM_SIZE = (2048, 384, 1536)  # rows, in, out: the first MLP layer of DiT-S on 8 images of 256 tokens
@@ -80,14 +79,13 @@ def bench(recipes: Sequence[Recipe], device: torch.device, rounds: int, seconds:
 
 def steps_per_second(session: Session, steps: int) -> float:
     """Return the speed of real training steps, including data and update."""
-    edges = noise_edges(session)
     configure(session.recipe, session.device)
     session.student.train()
 
     def step() -> None:
         if session.step == session.total_steps:  # a finished run has no active losses
             session.step = 0
-        take_step(session, edges)
+        take_step(session)
 
     return 1 / seconds_per_call(step, steps, session.device)
 

@@ -16,7 +16,8 @@ from sddit.recipes.recipe import Recipe
 from sddit.recipes.start_weights import LocatedWeights
 from sddit.training.ema import EMA, Teacher
 from sddit.training.networks import DTYPES, build_backbone, build_terms, default_dtype
-from sddit.training.session import Session
+from sddit.training.optimization import group_numbers
+from sddit.training.session import NOISE_BINS, Session
 from sddit.training.student import Objective, Student
 from sddit.training.warm_start import load_start_weights
 
@@ -48,6 +49,8 @@ def build_session(
             block.compile()
     copies = [*(ema.module for ema in emas.values()), *(teacher.parts().values() if teacher else ())]
     root = wrap_parallel(student, copies, world, recipe.train.distributed)
+    quantiles = torch.arange(1, NOISE_BINS, dtype=torch.float64, device=device) / NOISE_BINS
+    optimizer = recipe.optimizer.build()(parameter_groups(recipe, student), device)
     return Session(
         recipe=recipe,
         device=device,
@@ -58,9 +61,11 @@ def build_session(
         student=student,
         teacher=teacher,
         emas=emas,
-        optimizer=recipe.optimizer.build()(parameter_groups(recipe, student), device),
+        optimizer=optimizer,
+        initial_group_numbers=group_numbers(optimizer),
         world=world,
         root=root,
+        noise_edges=schedule.t_from_uniform(quantiles),
         notes=notes,
     )
 

@@ -24,7 +24,6 @@ from sddit.training.step_metrics import (
     bin_by_noise,
     gradient_ratios,
     log_row,
-    noise_edges,
     sum_metrics,
     value_and_count,
 )
@@ -44,11 +43,10 @@ class Callbacks(Protocol):
 
 def train(session: Session, callbacks: Callbacks) -> None:
     """Take the remaining steps."""
-    edges = noise_edges(session)
     with training_mode(session):
         while session.step < session.total_steps:
             start = time.monotonic()
-            accumulate_metrics(session, take_step(session, edges))
+            accumulate_metrics(session, take_step(session))
             elapsed = time.monotonic() - start
             session.seconds += elapsed
             add_to_sums(session.sums, "seconds_per_step", value_and_count(torch.tensor(elapsed)))
@@ -57,13 +55,13 @@ def train(session: Session, callbacks: Callbacks) -> None:
             callbacks.stepped(session)
 
 
-def take_step(session: Session, edges: Tensor) -> StepResult:
+def take_step(session: Session) -> StepResult:
     """Take one optimizer step. No lasting state changes before all of its numbers are known to be finite.
 
     A non-finite step is skipped. Raises NonFinite if the recipe allows no more skipped steps.
     """
     weights = session.objective.weights(session.step)
-    metrics, used = accumulate_gradients(session, weights, edges)
+    metrics, used = accumulate_gradients(session, weights)
     parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
     complete_gradients(session.optimizer, parameters)
     grad_norm = full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
@@ -85,14 +83,15 @@ def take_step(session: Session, edges: Tensor) -> StepResult:
     if session.teacher is not None:
         momentum = value_at(session.recipe.teacher.momentum, session.step, session.total_steps)
         session.teacher.update(session.student.backbone, session.student.terms, momentum)
-    finish_losses(session, weights)
+    ctx = context_of(session, [0], [0])
+    with torch.no_grad():  # the losses apply what they staged: their buffers change here and nowhere else
+        for label, context in session.objective.contexts(ctx, list(weights), session.teacher).items():
+            session.student.terms[label].after_step(context)
     session.step += 1
     return StepResult(metrics, grad_norm, taken=True)
 
 
-def accumulate_gradients(
-    session: Session, weights: Mapping[str, float], edges: Tensor
-) -> tuple[BatchMetrics, list[bool]]:
+def accumulate_gradients(session: Session, weights: Mapping[str, float]) -> tuple[BatchMetrics, list[bool]]:
     """Run forward and backward over the micro-batches of one batch; their gradients add up to those of the batch.
 
     Also returns, with DDP, whether this rank has a gradient for each parameter of the root.
@@ -101,7 +100,7 @@ def accumulate_gradients(
     used: list[bool] = []
     for part in micro_batches(session):
         with gradient_accumulation(session.root, last=part.last):
-            loss, metrics = forward(session, part, weights, edges)
+            loss, metrics = forward(session, part, weights)
             measured.append(metrics)
             if part.last:
                 loss, used = reach_all_parameters(session.root, loss)
@@ -110,9 +109,7 @@ def accumulate_gradients(
     return sum_metrics(measured), used
 
 
-def forward(
-    session: Session, part: MicroBatch, weights: Mapping[str, float], edges: Tensor
-) -> tuple[Tensor, BatchMetrics]:
+def forward(session: Session, part: MicroBatch, weights: Mapping[str, float]) -> tuple[Tensor, BatchMetrics]:
     """Run views, teacher, student and losses on one micro-batch. Returns its part of the loss, and its metrics."""
     objective, labels = session.objective, list(weights)
     ctx = context_of(session, part.ids, part.epochs)
@@ -130,7 +127,7 @@ def forward(
         t = objective.noise_level(label, views)
         value = objective.apply_window(label, value, t)
         if value.dim():
-            binned[label] = bin_by_noise(value, t, edges)
+            binned[label] = bin_by_noise(value, t, session.noise_edges)
             value = value.mean()
         reduced[label] = value * part.fraction
     ratios = gradient_ratios(session, reduced, weights) if part.first else {}
@@ -151,14 +148,6 @@ def teacher_outputs(session: Session, views: Mapping[str, View], labels: list[st
             name: run_network(session.teacher.backbone, session.schedule, request, session.student.precision)
             for name, request in requests.items()
         }
-
-
-def finish_losses(session: Session, weights: Mapping[str, float]) -> None:
-    """Let the active losses apply what they staged: buffers change here and nowhere else."""
-    ctx = context_of(session, [0], [0])
-    with torch.no_grad():
-        for label, context in session.objective.contexts(ctx, list(weights), session.teacher).items():
-            session.student.terms[label].after_step(context)
 
 
 @contextmanager

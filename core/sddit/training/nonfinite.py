@@ -14,7 +14,7 @@ from sddit.training.step_metrics import BatchMetrics
 def synchronize_step_status(
     session: Session, metrics: BatchMetrics, grad_norm: Tensor, used: list[bool]
 ) -> tuple[list[str], list[bool]]:
-    """Agree with all ranks on the state of this step, in one message: the only read of the device in a step.
+    """Agree with all ranks on the state of this step, in one message: the only device sync of a step.
 
     `used` says for each parameter of the root whether this rank has a gradient for it; it is empty without DDP. Returns
     the names of what is non-finite on any rank, and `used` of any rank. Stop signals are exchanged as well.

@@ -18,7 +18,6 @@ from sddit.training.inputs import step_samples
 from sddit.training.loop import accumulate_gradients, training_mode
 from sddit.training.nonfinite import discard_step
 from sddit.training.session import Session
-from sddit.training.step_metrics import noise_edges
 
 
 @dataclass(slots=True)
@@ -67,7 +66,7 @@ def retrace(session: Session) -> Trace:
     with training_mode(session), torch.compiler.set_stance("force_eager"), ExitStack() as hooks:
         for name, module in modules_of(session):
             hooks.enter_context(module.register_forward_hook(partial(record_nonfinite, trace, name)))
-        accumulate_gradients(session, session.objective.weights(session.step), noise_edges(session))
+        accumulate_gradients(session, session.objective.weights(session.step))
     discard_step(session)
     trace.output, trace.gradient = (
         next(filter(None, session.world.from_all(name)), "") for name in (trace.output, trace.gradient)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from sddit.training.session import Session
+from sddit.training.session import NOISE_BINS, Session
 
-NOISE_BINS = 4  # each loss is also logged by quarter of the training noise density
 GRADIENT_RATIO_EVERY = 100  # steps between measurements of each loss's part of the backbone's gradient
 
 
@@ -59,12 +58,6 @@ def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Ma
         norms[label] = float(torch.nn.utils.get_total_norm(means))
     first, *others = norms
     return {label: norms[label] / norms[first] for label in others if norms[first] > 0}
-
-
-def noise_edges(session: Session) -> Tensor:
-    """Return the t that split the training noise density into equal parts, [NOISE_BINS - 1]."""
-    u = torch.arange(1, NOISE_BINS, dtype=torch.float64, device=session.device) / NOISE_BINS
-    return session.schedule.t_from_uniform(u)
 
 
 def bin_by_noise(value: Tensor, t: Tensor, edges: Tensor) -> Tensor:
