@@ -277,6 +277,6 @@ def refuse_drift(world: World, tensors: Mapping[str, Tensor]) -> None:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sum of all values in float64, in hexadecimal. A change of one bit changes it."""
+    """Return the sum of all values in float64, in hexadecimal. Almost any changed bit changes it."""
     sums = [tensor.detach().double().sum() for tensor in tensors.values() if tensor.is_floating_point()]
     return float(torch.stack(sums).sum()).hex()

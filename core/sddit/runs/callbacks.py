@@ -14,7 +14,7 @@ from sddit.distributed.world import refuse_drift
 from sddit.errors import SdditError
 from sddit.evaluation import sample_images
 from sddit.evaluation.monitors import GRADIENT_SPIKE
-from sddit.evaluation.scores import Scorer, Scores
+from sddit.evaluation.scores import Scores
 from sddit.evaluation.scoring import score_images, scorer_of
 from sddit.generation import sample_session
 from sddit.interfaces import Tracker
@@ -57,18 +57,14 @@ class RunCallbacks:
         recipe = session.recipe
         self.folder, self.store, self.stop, self.progress = folder, store, stop, progress
         self.saver = Saver(store, background=recipe.train.save_async)
-        self.save_every = recipe.train.save_every
         steps, previews, parts = recipe.train.steps, recipe.evaluate.previews, recipe.evaluate.during + 1
         self.preview_steps = {round(steps * k / previews) for k in range(1, previews + 1)} - {0}  # evenly spaced
         self.score_steps = {round(steps * k / parts) for k in range(1, parts)} - {0, steps}  # the end is always scored
         self.spikes = GradientSpikes()
-        self.log: MetricsLog | None = None  # on the main rank only, as are the next two
-        self.trackers: list[Tracker] = []
-        self.scorer: Scorer | None = None
-        if session.world.main:
-            self.log = MetricsLog(folder.path / METRICS, cursor, session.step)
-            self.trackers = [chosen.build(folder=folder.path) for chosen in recipe.trackers.values()]
-            self.scorer = scorer_of(recipe, session.dataset, session.device)
+        main = session.world.main  # the only rank with a log, trackers and a scorer
+        self.log = MetricsLog(folder.path / METRICS, cursor, session.step) if main else None
+        self.trackers: list[Tracker] = [chosen.build(folder=folder.path) for chosen in recipe.trackers.values() if main]
+        self.scorer = scorer_of(recipe, session.dataset, session.device) if main else None
         if self.log is not None and self.log.changed:
             progress.warn(
                 f"{METRICS} is not as the checkpoint left it: rows were changed or are missing; "
@@ -120,7 +116,7 @@ class RunCallbacks:
                 sample_images.write_preview(session, self.folder)
             if session.step in self.score_steps:
                 self.score(session)
-        if done or self.stop.requested or session.step % self.save_every == 0:
+        if done or self.stop.requested or session.step % session.recipe.train.save_every == 0:
             self.save(session)
         if done or self.stop.requested:
             session.world.from_main(self.saver.wait)

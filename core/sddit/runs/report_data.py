@@ -20,11 +20,10 @@ from sddit.reports.run.run_report import write_report
 from sddit.storage.metrics_log import read_metrics
 from sddit.storage.run_folder import ENVIRONMENT, METRICS, read_changes, read_json
 
-NOISE_QUARTERS = ("least noise", "second quarter", "third quarter", "most noise")
-
 
 def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores], cost: RunCost) -> str:
     """Return the HTML report of a run folder."""
+    command = f"sddit-run {recipe.path or recipe.name}"  # that repeats this run
     grids = previews(folder)
     changes = [
         f"changed during the run: {change['key']} from {change['from']} to {change['to']}; "
@@ -36,7 +35,7 @@ def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores],
             title=recipe.name,
             summary=summary(recipe),
             status="finished",
-            command=command(recipe),
+            command=command,
             cost=cost,
             metrics=read_metrics(folder / METRICS),
             grid=grids[-1][1] if grids else None,
@@ -44,12 +43,12 @@ def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores],
             scores=scores,
             probe=read_probe(folder),
             monitors={label: chosen.params.monitors() for label, chosen in recipe.active_losses.items()},
-            noise_bins=NOISE_QUARTERS,
+            noise_bins=("least noise", "second quarter", "third quarter", "most noise"),
             recipe=recipe.to_json(),
             origins=recipe.origins,
             environment={key: str(value) for key, value in leaves(read_json(folder / ENVIRONMENT)) if value != {}},
             warnings=[*recipe.warnings, *changes],
-            next_steps=list(next_steps(recipe, folder)),
+            next_steps=list(next_steps(recipe, folder, command)),
         )
     )
 
@@ -62,11 +61,6 @@ def summary(recipe: Recipe) -> str:
     terms = " ".join(chosen.component.summary for chosen in recipe.active_losses.values())
     data = f"Data: {facts.source}, {height}x{width}, {classes}."
     return f"{data} Views: {recipe.pair_sampler.component.summary} Losses: {terms}"
-
-
-def command(recipe: Recipe) -> str:
-    """Return the command that repeats this run."""
-    return f"sddit-run {recipe.path or recipe.name}"
 
 
 def cost_of(recipe: Recipe, folder: Path) -> RunCost:
@@ -93,11 +87,10 @@ def peak_memory() -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def next_steps(recipe: Recipe, folder: Path) -> Iterator[NextStep]:
+def next_steps(recipe: Recipe, folder: Path, command: str) -> Iterator[NextStep]:
     """Yield commands to try next with any run."""
-    base = command(recipe)
     yield NextStep("More samples, with guidance:", f"sddit-run sample {folder} --guidance 1.5")
     for label in list(recipe.active_losses)[1:]:
-        yield NextStep(f"The control arm: the same run without loss.{label}:", f"{base} loss.{label}.weight=0")
-    yield NextStep("The same run with another seed, to see the variation:", f"{base} seed={recipe.seed + 1}")
+        yield NextStep(f"The control arm: the same run without loss.{label}:", f"{command} loss.{label}.weight=0")
+    yield NextStep("The same run with another seed, to see the variation:", f"{command} seed={recipe.seed + 1}")
     yield NextStep("All runs side by side:", f"sddit-run table {folder.parent}")

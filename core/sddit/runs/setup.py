@@ -17,21 +17,11 @@ from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.start_weights import find_start
+from sddit.storage import run_folder
 from sddit.storage.checkpoints import Checkpoint, Store
 from sddit.storage.lock import LOCK
 from sddit.storage.metrics_log import logged_steps
-from sddit.storage.run_folder import (
-    CHANGES,
-    ENVIRONMENT,
-    METRICS,
-    RECIPE,
-    REPORT,
-    SCORES,
-    RunFolder,
-    read_changes,
-    read_json,
-    refuse_changed,
-)
+from sddit.storage.run_folder import CHANGES, ENVIRONMENT, METRICS, RECIPE, REPORT, SCORES, RunFolder, read_json
 from sddit.training.build import build_session
 from sddit.training.environment import configure, describe_environment, device_name
 from sddit.training.session import Session
@@ -128,16 +118,15 @@ def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str], *, r
 
     Raises SdditError unless `allow` covers each key that differs. A report and scores of before the change are removed.
     """
-    if not (folder.path / RECIPE).is_file():
+    if not (path := folder.path / RECIPE).is_file():
         return False
-    refuse_changed(folder.path / RECIPE)
-    found = [change for change in differences(read_json(folder.path / RECIPE), recipe.to_json()) if change[3] != "free"]
+    run_folder.refuse_changed(path)
+    found = [change for change in differences(read_json(path), recipe.to_json()) if change[3] != "free"]
     raise_all(change_problems(folder.path, found, allow, resumed=resumed))
     if not found:
         return False
-    folder.write_json(
-        CHANGES, read_changes(folder.path) + [{"key": key, "from": old, "to": new} for key, old, new, _ in found]
-    )
+    changes = [{"key": key, "from": old, "to": new} for key, old, new, _ in found]
+    folder.write_json(CHANGES, run_folder.read_changes(folder.path) + changes)
     for stale in (REPORT, SCORES, PROBE):
         (folder.path / stale).unlink(missing_ok=True)
     return True

@@ -12,21 +12,12 @@ from torch import Tensor
 
 from sddit.distributed.parallel import full_tensor, gradient_accumulation, reach_all_parameters
 from sddit.interfaces import Outputs, View
+from sddit.training import step_metrics
 from sddit.training.inputs import MicroBatch, context_of, make_batch, micro_batches
 from sddit.training.nonfinite import NonFinite, discard_step, synchronize_step_status
 from sddit.training.optimization import clip_gradients, complete_gradients, drop_unused_gradients, set_learning_rate
 from sddit.training.session import Session
-from sddit.training.step_metrics import (
-    BatchMetrics,
-    StepResult,
-    accumulate_metrics,
-    add_to_sums,
-    bin_by_noise,
-    gradient_ratios,
-    log_row,
-    sum_metrics,
-    value_and_count,
-)
+from sddit.training.step_metrics import BatchMetrics, StepResult
 from sddit.training.student import refuse_malformed, run_network
 from sddit.value_schedules import value_at
 
@@ -46,12 +37,13 @@ def train(session: Session, callbacks: Callbacks) -> None:
     with training_mode(session):
         while session.step < session.total_steps:
             start = time.monotonic()
-            accumulate_metrics(session, take_step(session))
+            step_metrics.accumulate_metrics(session, take_step(session))
             elapsed = time.monotonic() - start
             session.seconds += elapsed
-            add_to_sums(session.sums, "seconds_per_step", value_and_count(torch.tensor(elapsed)))
+            seconds = step_metrics.value_and_count(torch.tensor(elapsed))
+            step_metrics.add_to_sums(session.sums, "seconds_per_step", seconds)
             if session.step % session.recipe.train.log_every == 0 or session.step == session.total_steps:
-                callbacks.logged(session, log_row(session))
+                callbacks.logged(session, step_metrics.log_row(session))
             callbacks.stepped(session)
 
 
@@ -106,7 +98,7 @@ def accumulate_gradients(session: Session, weights: Mapping[str, float]) -> tupl
                 loss, used = reach_all_parameters(session.root, loss)
             if loss.requires_grad:
                 torch.autograd.backward(loss)
-    return sum_metrics(measured), used
+    return step_metrics.sum_metrics(measured), used
 
 
 def forward(session: Session, part: MicroBatch, weights: Mapping[str, float]) -> tuple[Tensor, BatchMetrics]:
@@ -127,10 +119,10 @@ def forward(session: Session, part: MicroBatch, weights: Mapping[str, float]) ->
         t = objective.noise_level(label, views)
         value = objective.apply_window(label, value, t)
         if value.dim():
-            binned[label] = bin_by_noise(value, t, session.noise_edges)
+            binned[label] = step_metrics.bin_by_noise(value, t, session.noise_edges)
             value = value.mean()
         reduced[label] = value * part.fraction
-    ratios = gradient_ratios(session, reduced, weights) if part.first else {}
+    ratios = step_metrics.gradient_ratios(session, reduced, weights) if part.first else {}
     zero = torch.zeros((), device=session.device)
     loss = sum((weights[label] * value for label, value in reduced.items()), start=zero)
     losses = {label: value.detach() for label, value in reduced.items()}

@@ -38,18 +38,21 @@ def load_start_weights(start: LocatedWeights, backbone: nn.Module, *, partial: b
     Raises SD-C452 with the names that do not fit, unless `partial`.
     """
     stored, initial, where = read_weights(start), backbone.state_dict(), str(start.folder)
-    unlike = {what: _first_names(names) for what, names in misfits(stored, initial).items()}
+    unlike = {}
+    for what, names in misfits(stored, initial).items():
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        unlike[what] = ", ".join(names[:MAX_NAMES]) + more
     if not partial:
         raise_all(
             Problem(
                 "SD-C452",
                 f"the weights to start from do not fit: {what.partition(',')[0]}",
                 where=where,
-                got=names,
+                got=found,
                 expect="the same backbone, image and classes",
                 fix="correct the recipe, or set start.partial = true",
             )
-            for what, names in unlike.items()
+            for what, found in unlike.items()
         )
     fits = {
         name: stored[name].to(own.dtype)
@@ -57,7 +60,7 @@ def load_start_weights(start: LocatedWeights, backbone: nn.Module, *, partial: b
         if name in stored and stored[name].shape == own.shape
     }
     backbone.load_state_dict({**initial, **fits})
-    return [f"of the weights in {where}, {what}: {names}" for what, names in unlike.items()]
+    return [f"of the weights in {where}, {what}: {found}" for what, found in unlike.items()]
 
 
 def misfits(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:
@@ -72,8 +75,3 @@ def misfits(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[
         ],
     }
     return {kind: names for kind, names in kinds.items() if names}
-
-
-def _first_names(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
