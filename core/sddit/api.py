@@ -42,8 +42,7 @@ from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
 from sddit.storage.tensors import unpack
 from sddit.training.ema import with_prefix
-from sddit.training.networks import build_backbone
-from sddit.training.precision import DTYPES, default_dtype
+from sddit.training.networks import DTYPES, build_backbone, default_dtype
 from sddit.training.warm_start import read_weights
 
 KERNEL = DEFAULTS["attention"]

@@ -23,7 +23,7 @@ from sddit.recipes.start_weights import PROVENANCE
 from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import RECIPE, RunFolder
 from sddit.storage.tensors import pack, require_finite
-from sddit.training.precision import DTYPES, default_dtype
+from sddit.training.networks import DTYPES, default_dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from sddit.interfaces import Batch, Context, NoiseSchedule, Shapes
 from sddit.testing.kit import Findings
 from sddit.testing.toys.components import ToySchedule
 from sddit.testing.toys.params import ToyScheduleParams
-from sddit.training.precision import default_dtype as default_dtype
+from sddit.training.networks import default_dtype as default_dtype
 
 BATCH, CLASSES, GRID, IMAGE = 6, 3, (4, 4), (2, 8, 8)
 """Six images of 2x8x8, seen as 4x4 tokens, of three classes."""

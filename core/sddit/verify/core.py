@@ -33,7 +33,6 @@ from sddit.training.build import build_session
 from sddit.training.loop import accumulate_gradients, take_step, training_mode
 from sddit.training.session import Session
 from sddit.training.state import checkpoint_files, restore
-from sddit.training.step_metrics import noise_edges
 from sddit.verify.leak_detector import IMAGES, leak
 
 MAX_STANDARD_ERRORS = 5.0
@@ -138,7 +137,7 @@ def gradient(context: CheckContext, precision: str, *overrides: str) -> Tensor:
     session.student.load_state_dict(build_session(toy(), torch.device(context.device)).student.state_dict())
     session.teacher.update(session.student.backbone, session.student.terms, momentum=0.0)
     with training_mode(session):
-        accumulate_gradients(session, session.objective.weights(0), noise_edges(session))
+        accumulate_gradients(session, session.objective.weights(0))
     found = [p.grad.double().flatten() for p in session.student.parameters() if p.grad is not None]
     return torch.cat(found).cpu()
 
@@ -179,10 +178,9 @@ def session_after(steps: int) -> Session:
 
 
 def advance(session: Session, steps: int) -> None:
-    edges = noise_edges(session)
     with training_mode(session):
         for _ in range(steps):
-            take_step(session, edges)
+            take_step(session)
 
 
 def state_of(session: Session) -> dict[str, Tensor]:

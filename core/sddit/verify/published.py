@@ -17,7 +17,7 @@ from sddit.interfaces import CheckContext, CheckSkipped, Component, Measurement
 from sddit.storage.tensors import unpack
 from sddit.testing.toys.network import ToyAttention
 from sddit.testing.toys.params import ToyAttentionParams
-from sddit.training.precision import default_dtype
+from sddit.training.networks import default_dtype
 
 TOLERANCE = 1e-9
 """Maximum difference of two float64 implementations, relative to max(1, |theirs|)."""

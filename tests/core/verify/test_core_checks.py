@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import CheckContext, Measurement
-from sddit.training.student import Objective
+from sddit.training import loop
+from sddit.training.session import Session
 from sddit.verify import core
 
 
@@ -63,9 +65,9 @@ def test_masks_that_favour_a_token_are_noticed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_sum_in_place_of_a_mean_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = Objective.reduce
+    honest = loop.micro_batches
     monkeypatch.setattr(
-        Objective, "reduce", lambda self, label, value, view, share: honest(self, label, value, view, 1.0)
+        loop, "micro_batches", lambda session: (replace(part, fraction=1.0) for part in honest(session))
     )
     assert [what for what in failing(core.gradients) if what.startswith("fp64")] == [
         f"fp64: 8 images at once and {micro} at a time" for micro in (1, 2, 4)
@@ -73,7 +75,8 @@ def test_a_sum_in_place_of_a_mean_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_forgotten_teacher_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sddit.training.ema.Teacher.restore", lambda self, tensors: None)
+    honest = Session.copies
+    monkeypatch.setattr(Session, "copies", lambda self: {"ema": honest(self)["ema"]})
     assert failing(core.checkpoints) == [
         "tensors of the restored run that differ",
         "tensors that differ two steps later",

@@ -21,7 +21,7 @@ from sddit.exchange.layouts import NO_LABEL_DROP
 from sddit.interfaces import Shapes
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
-from sddit.training.precision import default_dtype
+from sddit.training.networks import default_dtype
 from sddit_dit.blocks import sincos_positions
 from sddit_dit.constructors import ratio_of
 from sddit_dit.diffusers_format import DiffusersFormat
