@@ -205,9 +205,11 @@ def quoted(value: Any, most: int = 60) -> str:
         case bool():
             text = str(value).lower()
         case list() | tuple():
-            text = f"[{', '.join(quoted(v) for v in value)}]"
+            text = f"[{', '.join(quoted(v, most) for v in value)}]"
+        case {} if not value:
+            text = "{}"
         case dict():
-            text = f"{{ {', '.join(f'{k} = {quoted(v)}' for k, v in value.items())} }}"
+            text = f"{{ {', '.join(f'{k} = {quoted(v, most)}' for k, v in value.items())} }}"
         case str():
             text = json.dumps(value, ensure_ascii=False)
         case _:

@@ -10,25 +10,13 @@ from typing import Any
 
 import click
 
-from sddit.cli.common import (
-    JSON_AND_PROGRESS,
-    PathOption,
-    SdditCommand,
-    console,
-    device_option,
-    error_console,
-    json_option,
-    notice,
-    print_json,
-    state_of,
-    table,
-)
+from sddit.cli.options import PathOption, SdditCommand, device_option, json_option, plugin_option
+from sddit.cli.output import console, error_console, notice, print_json, show_progress, table
 from sddit.distributed import processes
 from sddit.errors import error, printable
 from sddit.interfaces import EvaluateMode, FeatureParams
 from sddit.interfaces.metric_names import KNOWN_METRICS
 from sddit.plugins.host import host, registry
-from sddit.progress import Progress, progress_on
 from sddit.storage.run_folder import RECIPE
 
 EXAMPLES = """
@@ -51,7 +39,7 @@ ROWS = {
     "class_accuracy": "class accuracy",
 }
 MODE_OPTIONS = "sddit.evaluate.mode_options"
-Measure = Callable[[Path, str, Progress], dict[str, Any]]  # (run folder, device, progress) -> JSON
+Measure = Callable[..., dict[str, Any]]  # (run folder, device=, progress=) -> JSON
 Print = Callable[[Mapping[str, Any]], None]
 
 
@@ -114,14 +102,9 @@ def modes(own: Sequence[click.Parameter] = ()) -> list[EvaluateMode]:
 @click.option(
     "--copies", is_flag=True, help="Search the saved samples for copies of training images; writes copies.json."
 )
-@click.option(
-    "--plugin", multiple=True, metavar="NAME", help="Also load this plugin: a name, or ./file.py. Repeatable."
-)
-@json_option(JSON_AND_PROGRESS)
-@click.pass_context
+@plugin_option
+@json_option()
 def evaluate(
-    ctx: click.Context,
-    /,
     run: Path,
     device: str,
     probe: bool,
@@ -139,7 +122,7 @@ def evaluate(
     for mode in modes():
         chosen = {option.name: path for option in mode.options if (path := paths[option.name]) is not None}
         if len(chosen) == len(mode.options):
-            parts[mode.name] = partial(measure_mode, mode=mode, paths=chosen), partial(print_mode, mode)
+            parts[mode.name] = partial(measure_mode, mode, chosen), partial(print_mode, mode)
         elif chosen:
             names = " and ".join(flag(option.name) for option in mode.options)
             raise click.UsageError(f"{names} must be used together")
@@ -151,10 +134,8 @@ def evaluate(
                     print_json({})
             return
         parts["scores"] = measure_scores, print_scores
-    display = progress_on(error_console() if as_json else console()) if processes.rank() == 0 else Progress()
-    with display as progress:
-        state_of(ctx).progress = progress
-        results = {name: measure(run, device, progress) for name, (measure, _) in parts.items()}
+    with show_progress(error_console() if as_json else console()) as progress:
+        results = {name: measure(run, device=device, progress=progress) for name, (measure, _) in parts.items()}
     if processes.rank() > 0:
         return
     if as_json:
@@ -164,35 +145,33 @@ def evaluate(
         print_part(results[name])
 
 
-def measure_scores(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+def measure_scores(run: Path, **settings: Any) -> dict[str, Any]:
     from sddit.runs.pipeline import evaluate_run
 
-    return {label: one.to_json() for label, one in evaluate_run(run, device=device, progress=progress).items()}
+    return {label: one.to_json() for label, one in evaluate_run(run, **settings).items()}
 
 
-def measure_probe(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+def measure_probe(run: Path, **settings: Any) -> dict[str, Any]:
     from sddit.evaluation.probing import probe_run
     from sddit.reports.run.probe_charts import write_probe
     from sddit.storage.run_folder import RunFolder
 
-    probe = probe_run(run, device=device, progress=progress)
+    probe = probe_run(run, **settings)
     with RunFolder(run) as folder:
         write_probe(folder, probe)
     return probe.to_json()
 
 
-def measure_copies(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+def measure_copies(run: Path, **settings: Any) -> dict[str, Any]:
     from sddit.evaluation.copies import copies_of_run
 
-    return {label: one.to_json() for label, one in copies_of_run(run, device=device, progress=progress).items()}
+    return {label: one.to_json() for label, one in copies_of_run(run, **settings).items()}
 
 
-def measure_mode(
-    run: Path, device: str, progress: Progress, *, mode: EvaluateMode, paths: Mapping[str, Path]
-) -> dict[str, Any]:
+def measure_mode(mode: EvaluateMode, paths: Mapping[str, Path], run: Path, **settings: Any) -> dict[str, Any]:
     from sddit.evaluation.modes import run_mode
 
-    return run_mode(run, mode, paths=paths, device=device, progress=progress)
+    return run_mode(run, mode, paths=paths, **settings)
 
 
 def print_probe(probe: Mapping[str, Any]) -> None:
@@ -219,12 +198,12 @@ def print_copies(run: Path, copies: Mapping[str, Mapping[str, Any]]) -> None:
 
 def print_mode(mode: EvaluateMode, figures: Mapping[str, Any]) -> None:
     """Print the scores of an extractor's mode, without those that were not measured."""
-    out = console()
-    out.print(printable(mode.heading.format_map(figures)), style="bold")
     block = table("", "samples")
     for key, title in mode.rows.items():
         if figures[key] is not None:
             block.add_row(title, figure(figures[key]))
+    out = console()
+    out.print(printable(mode.heading.format_map(figures)), style="bold")
     out.print(block)
 
 

@@ -14,7 +14,7 @@ from string import Template
 import click
 
 from sddit import __version__
-from sddit.cli.common import PathOption, SdditCommand
+from sddit.cli.options import PathOption, SdditCommand
 from sddit.errors import Problem, error, raise_all
 from sddit.plugins.host import host
 from sddit.storage.atomic import storage_errors
@@ -34,16 +34,22 @@ USAGE = {
 
 @click.command("new-plugin", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("name")
-@click.option(
-    "--kind", type=click.Choice(KINDS), default="loss", show_default=True, help="Kind of component that it registers."
-)
+@click.option("--kind", type=click.Choice(KINDS), default="loss", help="Kind of component that it registers.")
 @click.option("--package", is_flag=True, help="Write an installable package instead of one file.")
-@click.option("--out", type=PathOption(), metavar="DIR", default=".", show_default=True, help="Folder to write to.")
+@click.option("--out", type=PathOption(), metavar="DIR", default=".", help="Folder to write to.")
 def new_plugin(name: str, kind: str, package: bool, out: Path) -> None:
     """Write a working plugin and its test, as a starting point."""
     refuse_bad_name(name, kind)
     texts = package_files(name, kind) if package else plugin_files(name, kind)
-    write(out, texts)
+    raise_all(
+        Problem("SD-R173", "the file already exists", where=str(out / path), fix="choose another name, or --out DIR")
+        for path in texts
+        if (out / path).exists()
+    )
+    for path, text in texts.items():
+        ensure_directory((out / path).parent)
+        with storage_errors(out / path):
+            (out / path).write_text(text, encoding="utf-8")
     for path in texts:
         click.echo(f"wrote {out / path}")
     steps = [f"pip install -e {out / name}"] if package else []  # its test finds the plugin by its entry point
@@ -113,16 +119,3 @@ def fill(template: str, name: str, **more: str) -> str:
     }
     text = files("sddit.cli").joinpath("templates", f"{template}.txt").read_text(encoding="utf-8")
     return Template(text).substitute(words, **more)
-
-
-def write(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write all files or none. Raises SD-R173 if one exists."""
-    raise_all(
-        Problem("SD-R173", "the file already exists", where=str(folder / path), fix="choose another name, or --out DIR")
-        for path in texts
-        if (folder / path).exists()
-    )
-    for path, text in texts.items():
-        ensure_directory((folder / path).parent)
-        with storage_errors(folder / path):
-            (folder / path).write_text(text, encoding="utf-8")

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from sddit.cli.common import SdditCommand, console, error_console, json_option, notice, print_json, table
+from sddit.cli.options import SdditCommand, json_option
+from sddit.cli.output import console, error_console, notice, print_json, table
 from sddit.errors import printable
 from sddit.plugins.discovery import PluginInfo
 from sddit.plugins.host import Host, host
@@ -22,7 +23,7 @@ STYLES = {"loaded": "green", "failed": "bold red", "not loaded": "dim", "not all
 
 @click.command("plugins", cls=SdditCommand, examples=EXAMPLES)
 @click.option("--load", is_flag=True, help="Import third-party plugins too. This runs their code.")
-@json_option()
+@json_option("Print JSON.")
 def plugins(load: bool, as_json: bool) -> None:
     """List the plugins and what they register."""
     plugin_host = host()
