@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def limit_spinning() -> None:
     """Let CPU threads that wait for each other spin briefly, then sleep. Call before torch is imported.
 
-    libgomp spins for milliseconds by default and slows other trainings on the same cores. By default a quickstart step
-    on two cores takes 0.09 s alone and 5 to 9 s next to two other trainings; with this count, 0.09 s and 0.2 s.
+    libgomp spins for milliseconds by default and slows other runs on the same cores. By default a quickstart step on
+    two cores takes 0.09 s alone and 5 to 9 s next to two other runs; with this count, 0.09 s and 0.2 s.
     OMP_WAIT_POLICY=PASSIVE also helps, but takes 0.14 s alone.
     """
     if "OMP_WAIT_POLICY" not in os.environ:

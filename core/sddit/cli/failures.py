@@ -44,7 +44,7 @@ def report(failure: BaseException, state: State) -> int:
 
 
 def user_error(failure: BaseException, state: State) -> SdditError | None:
-    """Return the error of a plugin, of the memory or of the system that an exception stands for; None for our bug."""
+    """Convert an exception to the error of its cause: a plugin, the memory or the system. None for a bug of ours."""
     if isinstance(failure, SdditError):
         return failure
     got, folder = describe_exception(failure), state.progress.folder

@@ -11,7 +11,7 @@ import click
 
 from sddit.cli.output import current_state
 from sddit.distributed import processes
-from sddit.exchange.layouts import OURS, known_layouts
+from sddit.exchange.layouts import layouts
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,7 +67,7 @@ class LayoutOption(click.Option):
         if (record := super().get_help_record(ctx)) is None:
             return None
         flags, text = record
-        return flags, f"{text}  Published: {', '.join(name for name in known_layouts() if name != OURS)}."
+        return flags, f"{text}  Published: {', '.join(sorted(layouts()))}."
 
 
 device_option = click.option(
@@ -130,11 +130,9 @@ class RunOptions:
             raise click.UsageError(f"--only executes one run of the plan: remove {other}")
 
     def refuse_for_single_run(self) -> None:
-        """Refuse flags of ablations."""
         if flags := self._ablation_flags():
             raise click.UsageError(f"{flags[0]} is for ablations, and this recipe has no [ablation]")
 
     def _ablation_flags(self) -> list[str]:
-        """Return names of the ablation flags that are set."""
         values = {"--jobs": self.jobs, "--only": self.only, "--no-reuse": self.no_reuse}
         return [flag for flag, value in values.items() if value not in (None, False)]

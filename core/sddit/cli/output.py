@@ -110,7 +110,6 @@ def print_error(lines: Iterable[str]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,13 @@ def print_summary(plan: Plan, merged: Merged, recipe: Recipe, runs: Path, out: C
     print_block("Cost", cost_table(plan, runs / name), out)
     print_block("Views", view_table(plan, recipe), out)
     print_block("Losses", loss_table(recipe), out)
-    fixed = 16 + len(recipe.pair_sampler.params.views()) + len(recipe.losses)  # lines besides the changes
+    other_lines = 16 + len(recipe.pair_sampler.params.views()) + len(recipe.losses)
     base, changes = changes_from_base(merged, recipe)
-    print_block(f"Changes from {base or 'the defaults'}", change_table(changes, max(MIN_CHANGES, SCREEN - fixed)), out)
+    rows = change_table(changes, max(MIN_CHANGES, SCREEN - other_lines))
+    print_block(f"Changes from {base or 'the defaults'}", rows, out)
 
 
 def print_block(title: str, content: Table, out: Console) -> None:
-    """Print an indented table under a title."""
     out.print(f"\n{title}", style="bold cyan")
     out.print(Padding(content, (0, 0, 0, 2), expand=False))
 
@@ -59,7 +60,6 @@ def cost_table(plan: Plan, folder: Path) -> Table:
     """Return parameters, FLOPs, time and memory, one line each, with their parts."""
     heads = [f"{format_si(count)} in heads of {label}" for label, count in plan.heads_parameters.items() if count != 0]
     teacher = [f"{format_si(plan.teacher_parameters)} in the teacher"] if plan.teacher_parameters != 0 else []
-    memory = {name: getattr(plan.memory, name) for name in plan.memory.__slots__}
     rows = table("", "", "")
     rows.add_row("parameters", format_si(plan.backbone_parameters), ", ".join(["backbone", *heads, *teacher]))
     steps = f"{plan.steps:,} steps of {format_si(plan.flops_per_step, 'FLOPs')}, {plan.batch} images each"
@@ -69,7 +69,7 @@ def cost_table(plan: Plan, folder: Path) -> Table:
     samples = f"{plan.sampled:,} images at the end, {format_si(plan.sampling_flops_per_image, 'FLOPs')} each"
     rows.add_row("sampling", format_si(plan.sampling_flops, "FLOPs"), samples)
     rows.add_row("time", *time_estimate(plan, folder))
-    parts = ", ".join(f"{format_si(size, 'B')} {name}" for name, size in memory.items() if size != 0)
+    parts = ", ".join(f"{format_si(size, 'B')} {name}" for name, size in asdict(plan.memory).items() if size != 0)
     rows.add_row("memory", format_si(plan.memory.total, "B"), parts)
     return rows
 
@@ -123,7 +123,6 @@ def schedule_text(value: float | Ramp) -> str:
 
 
 def loss_table(recipe: Recipe) -> Table:
-    """Return component, weight and views of each loss, a line per loss."""
     rows = table("loss", "component", "weight", "reads")
     for label, loss in recipe.losses.items():
         views = ", ".join(view.name for view in recipe.views_of(loss.params))
@@ -133,7 +132,6 @@ def loss_table(recipe: Recipe) -> Table:
 
 
 def change_table(changes: Sequence[tuple[str, str]], limit: int) -> Table:
-    """Return the first `limit` changes, a line per key."""
     rows = table("", "")
     for change in changes[:limit]:
         rows.add_row(*map(printable, change))
@@ -145,14 +143,11 @@ def change_table(changes: Sequence[tuple[str, str]], limit: int) -> Table:
 
 
 def changes_from_base(merged: Merged, recipe: Recipe) -> tuple[str, list[tuple[str, str]]]:
-    """Compare what the recipe file and the command line set with the recipe that the file extends.
+    """Return the path of the base recipe and (key, `old -> new`) of each change from it, the command line's first.
 
-    A resolved recipe (`.json`) states every key, so it is its own base: only the command line changes it. The same
-    holds for a file that extends none, if there are overrides.
-
-    Returns:
-        The path of the base recipe, empty if it is the defaults, and (key, `old -> new`) of each setting that differs,
-        those of the command line first.
+    The base is the recipe that the file extends; empty: the defaults. A resolved recipe (`.json`) states every key, so
+    it is its own base: only the command line changes it. The same holds for a file that extends none, if there are
+    overrides.
     """
     assert merged.path is not None, "a recipe that was read has a path"
     layers = chain(merged.path)
@@ -188,11 +183,10 @@ def default_value(recipe: Recipe, key: Key) -> Any:
     if key == ("seed",):
         return 0
     labelled = {"loss": recipe.losses, "ema": recipe.ema, "tracker": recipe.trackers, "features": recipe.features}
-    entry: Any
-    if key[0] in labelled:
-        entry, path = labelled[key[0]].get(key[1] if len(key) > 1 else ""), key[2:]
-    else:
-        entry, path = getattr(recipe, key[0], None), key[1:]
+    entry: Any = getattr(recipe, key[0], None)
+    path = key[1:]
+    if key[0] in labelled and path:
+        entry, path = labelled[key[0]].get(path[0]), path[1:]
     model = getattr(entry, "params", entry)
     if not isinstance(model, BaseModel) or not path:
         return None

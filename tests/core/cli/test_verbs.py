@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sddit.cli.output import setting_text
 
 from sddit.cli.commands.explain import EXITS
+from sddit.cli.output import setting_text
 from sddit.errors import catalogue
 from sddit.testing import TOY_PAIR_RECIPE
 

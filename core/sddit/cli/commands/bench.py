@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,7 +14,6 @@ from sddit.formatting import format_si
 from sddit.plugins.host import host
 
 if TYPE_CHECKING:
-    from sddit.recipes.recipe import Recipe
     from sddit.training.benchmark import Bench
 
 EXAMPLES = """
@@ -23,17 +22,11 @@ sddit-run bench dit quickstart --rounds 9
 """
 
 
-class Seconds(click.FloatRange):
-    """Seconds, up to an hour. Also refuses NaN, which click's own range accepts."""
-
-    def __init__(self) -> None:
-        super().__init__(0, 3600, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds: float = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail(f"{value} is not a duration", param, ctx)
-        return seconds
+def refuse_nan(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuse NaN, which click's own range accepts."""
+    if math.isnan(value):
+        raise click.BadParameter(f"{value} is not a duration")
+    return value
 
 
 @click.command("bench", cls=SdditCommand, examples=EXAMPLES)
@@ -45,32 +38,33 @@ class Seconds(click.FloatRange):
     default=5,
     help="Rounds; every recipe runs once per round.",
 )
-@click.option("--seconds", metavar="N", type=Seconds(), default=1.0, help="Length of one measurement.")
+@click.option(
+    "--seconds",
+    metavar="N",
+    type=click.FloatRange(0, 3600, min_open=True),
+    callback=refuse_nan,
+    default=1.0,
+    help="Length of one measurement.",
+)
 @device_option
 @json_option()
 def bench(recipes: tuple[str, ...], rounds: int, seconds: float, device: str, as_json: bool) -> None:
     """Measure the training speed of recipes, in turns."""
     from sddit.recipes.resolve import resolve
+    from sddit.recipes.search import shipped
     from sddit.training.benchmark import bench as measure
     from sddit.training.environment import choose_device
 
     host().announce = notice
-    chosen = [resolve(name) for name in recipes] if recipes else shipped_recipes()
+    chosen = [resolve(name) for name in recipes or sorted(shipped().glob("*.toml"))]
+    if not recipes:  # those that train on the same images as the first one
+        chosen = [recipe for recipe in chosen if recipe.facts.fingerprint == chosen[0].facts.fingerprint]
     with show_progress(error_console() if as_json else console()) as progress:
         result = measure(chosen, choose_device(device), rounds, seconds, progress)
     if as_json:
         print_json(asdict(result))
     else:
         print_bench(result)
-
-
-def shipped_recipes() -> list[Recipe]:
-    """Return the shipped recipes that train on the same images as the first one."""
-    from sddit.recipes.resolve import resolve
-    from sddit.recipes.search import shipped
-
-    recipes = [resolve(path) for path in sorted(shipped().glob("*.toml"))]
-    return [recipe for recipe in recipes if recipe.facts.fingerprint == recipes[0].facts.fingerprint]
 
 
 def print_bench(result: Bench) -> None:

@@ -1,4 +1,4 @@
-"""`sddit-run evaluate`: score a trained run, probe its tokens, search for copies, or compute FID with own files."""
+"""`sddit-run evaluate`: score a trained run, probe its tokens, search for copies, or compute FID on given files."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ ROWS = {
     "class_accuracy": "class accuracy",
 }
 MODE_OPTIONS = "sddit.evaluate.mode_options"
-Measure = Callable[..., dict[str, Any]]  # (run folder, device=, progress=) -> JSON
-Print = Callable[[Mapping[str, Any]], None]
+Part = tuple[Callable[..., dict[str, Any]], Callable[[Mapping[str, Any]], None]]  # measures, and prints what it returns
 
 
 class EvaluateCommand(SdditCommand):
@@ -114,7 +113,7 @@ def evaluate(
     **paths: Path | None,
 ) -> None:
     """Score the samples of a run, probe it or search for copies."""
-    parts: dict[str, tuple[Measure, Print]] = {}
+    parts: dict[str, Part] = {}
     if probe:
         parts["probe"] = measure_probe, print_probe
     if copies:
@@ -127,7 +126,10 @@ def evaluate(
             names = " and ".join(flag(option.name) for option in mode.options)
             raise click.UsageError(f"{names} must be used together")
     if not parts:
-        if not is_scored(run):
+        from sddit.recipes.resolve import resolve
+
+        recipe = run / RECIPE
+        if recipe.is_file() and not resolve(recipe).features:  # a folder that is not a run is refused when it is loaded
             if processes.rank() == 0:
                 notice("no scores: evaluate.features in the recipe names no extractor")
                 if as_json:
@@ -205,14 +207,6 @@ def print_mode(mode: EvaluateMode, figures: Mapping[str, Any]) -> None:
     out = console()
     out.print(printable(mode.heading.format_map(figures)), style="bold")
     out.print(block)
-
-
-def is_scored(run: Path) -> bool:
-    """Return whether the run's recipe names an extractor; a folder that is not a run is refused when it is loaded."""
-    from sddit.recipes.resolve import resolve
-
-    recipe = run / RECIPE
-    return not recipe.is_file() or bool(resolve(recipe).features)
 
 
 def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:

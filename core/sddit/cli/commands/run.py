@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sddit.cli.options import PathOption, RunOptions, SdditCommand, device_option, json_option
-from sddit.cli.output import (
-    console,
-    current_state,
-    error_console,
-    notice,
-    print_json,
-    show_progress,
-    work_console,
-)
+from sddit.cli.output import console, current_state, error_console, notice, print_json, show_progress, work_console
 from sddit.distributed import processes
 from sddit.errors import SdditError, error, one_of, printable, raise_all
 from sddit.plugins.host import host
@@ -71,10 +63,15 @@ class RunCommand(SdditCommand):
 def run(source: str, overrides: tuple[str, ...], **flags: Any) -> None:
     """Train, sample and score a recipe."""
     from sddit.ablations.planning.arms import expand, is_ablation
+    from sddit.recipes.merge import load
 
     options = RunOptions(**flags)
     options.refuse_contradictions()
-    merged = load_recipe(source, overrides)
+    refuse_unknown_word(source)
+    if not processes.is_reported_elsewhere():
+        host().announce = notice
+    host().raise_for_builtins()
+    merged = load(source, overrides)
     if not is_ablation(merged):
         options.refuse_for_single_run()
         run_recipe(merged, options)
@@ -100,7 +97,10 @@ def run_recipe(merged: Merged, options: RunOptions) -> None:
     recipe = resolve_merged(merged)
     raise_all(check_device(recipe, options.device))
     if options.dry_run:
-        show_recipe_plan(merged, with_device_warning(recipe, options.device), options)
+        if reason := unavailable_reason(options.device):  # the plan may be for another machine
+            warning = f"--device {options.device} is not available on this machine: {reason}"
+            recipe = replace(recipe, warnings=(*recipe.warnings, warning))
+        show_recipe_plan(merged, recipe, options)
         return
     if options.nproc is not None and options.nproc > 1:
         raise_all(check_processes(recipe, options.nproc))
@@ -133,7 +133,6 @@ def train(recipe: Recipe, options: RunOptions, **settings: Any) -> RunResult:
 
 
 def print_result(result: RunResult, *, as_json: bool) -> None:
-    """Print the scores and the location of the report."""
     if as_json:
         print_json(
             {
@@ -173,17 +172,6 @@ def rank_arguments(values: Mapping[str, Any]) -> list[str]:
     return [values["source"], *values["overrides"], *options, *(flag for flag, is_set in flags.items() if is_set)]
 
 
-def load_recipe(source: str, overrides: tuple[str, ...]) -> Merged:
-    """Read the recipe with its parents and the overrides, unchecked."""
-    from sddit.recipes.merge import load
-
-    refuse_unknown_word(source)
-    if not processes.is_reported_elsewhere():
-        host().announce = notice
-    host().raise_for_builtins()
-    return load(source, overrides)
-
-
 def refuse_unknown_word(word: str) -> None:
     """Raise SD-R170 for a first word that is neither a recipe nor a command, with the nearest of both."""
     from sddit.recipes import search as lookup
@@ -204,14 +192,6 @@ def refuse_unknown_word(word: str) -> None:
             expect=one_of(word, known, max_names=20),
             fix="run  sddit-run --help  for the list of commands",
         ) from None
-
-
-def with_device_warning(recipe: Recipe, device: str) -> Recipe:
-    """Add a warning if this machine lacks the device: the plan may be for another machine."""
-    reason = unavailable_reason(device)
-    if not reason:
-        return recipe
-    return replace(recipe, warnings=(*recipe.warnings, f"--device {device} is not available on this machine: {reason}"))
 
 
 def show_recipe_plan(merged: Merged, recipe: Recipe, options: RunOptions) -> None:

@@ -30,13 +30,7 @@ MAX_NUMBERS = 10_000  # in one list
 @click.command("sample", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("run", type=PathOption())
 @click.option("--classes", metavar="LIST", help="Class numbers or names, such as 0,3,7-9.  [default: all]")
-@click.option(
-    "--per-class",
-    metavar="N",
-    type=click.IntRange(1, 10_000),
-    default=8,
-    help="Images per class and seed.",
-)
+@click.option("--per-class", metavar="N", type=click.IntRange(1, 10_000), default=8, help="Images per class and seed.")
 @click.option("--seeds", metavar="LIST", help="Seeds, such as 0-3.  [default: the seed of the run]")
 @click.option("--steps", metavar="N", type=click.IntRange(2), help="Sampler steps.  [default: those of the recipe]")
 @click.option("--guidance", type=float, metavar="SCALE", help="Guidance scale.  [default: that of the recipe]")

@@ -106,12 +106,10 @@ def show_kinds(as_json: bool) -> None:
 
 
 def hook_text(kind: str) -> str:
-    """Return the documentation of the hook of a kind."""
     return inspect.getdoc(getattr(hookspecs, f"register_{kind}")) or ""
 
 
 def show_components(registry: Registry[Any], as_json: bool) -> None:
-    """Print the components of one kind."""
     components = list(registry)
     if as_json:
         print_json([component_record(component) for component in components])
@@ -128,13 +126,11 @@ def show_components(registry: Registry[Any], as_json: bool) -> None:
 
 
 def missing_note(component: Component[Any]) -> str:
-    """Return a note on missing packages."""
     lacking = component.missing()
     return f"Needs {', '.join(lacking)}: not installed." if lacking else ""
 
 
 def component_record(component: Component[Any]) -> dict[str, Any]:
-    """Return one component as JSON."""
     return {
         "kind": component.kind,
         "name": component.name,

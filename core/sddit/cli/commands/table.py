@@ -29,7 +29,6 @@ sddit-run table --csv > runs.csv         every score with all digits
 SHOWN = ("fd", "class_accuracy", "precision", "recall")
 UNREADABLE = "unreadable"  # in place of the steps of a damaged folder: only its name is known
 
-
 Record = Mapping[str, Any]
 """{column: value} of one line, for CSV."""
 
@@ -44,7 +43,20 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
     chosen = [flag for flag, is_set in {"--markdown": markdown, "--latex": latex, "--csv": as_csv}.items() if is_set]
     if len(chosen) > 1:
         raise click.UsageError(f"{chosen[0]} and {chosen[1]} are mutually exclusive")
-    headings, rows, records, legend = ablation_table(folders[0]) if is_ablation(folders) else runs_table(folders)
+    ablations = [folder for folder in folders if (folder / PLAN).is_file()]
+    if ablations and len(folders) > 1:
+        raise click.UsageError(f"{ablations[0]} is an ablation: pass it as the only folder")
+    if ablations:
+        from sddit.ablations.analysis.results import gather
+        from sddit.ablations.analysis.table import records as arm_records
+        from sddit.cli.ablation_run import results_table
+
+        results = gather(folders[0])
+        records: list[Record] = list(arm_records(results))
+        headings, rows, notes = results_table(results)
+    else:
+        records = [read_record(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
+        (headings, rows), notes = cells(records), []
     if as_csv:
         columns = list(dict.fromkeys(name for record in records for name in record))
         writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
@@ -56,33 +68,8 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
         click.echo(markdown_table(headings, rows))
     else:
         print_table(headings, rows)
-        if legend:
-            click.echo(legend)
-
-
-def is_ablation(folders: Sequence[Path]) -> bool:
-    """Return whether the folders are one ablation. Raises UsageError for an ablation among other folders."""
-    found = [folder for folder in folders if (folder / PLAN).is_file()]
-    if found and len(folders) > 1:
-        raise click.UsageError(f"{found[0]} is an ablation: pass it as the only folder")
-    return bool(found)
-
-
-def ablation_table(folder: Path) -> tuple[list[str], list[list[str]], list[Record], str]:
-    """Return headings, a row per arm, records, and a legend."""
-    from sddit.ablations.analysis.results import gather
-    from sddit.ablations.analysis.table import records
-    from sddit.cli.ablation_run import results_table
-
-    results = gather(folder)
-    headings, rows, notes = results_table(results)
-    return headings, rows, list(records(results)), " ".join(notes)
-
-
-def runs_table(folders: Sequence[Path]) -> tuple[list[str], list[list[str]], list[Record], str]:
-    """Return headings, a row per run, records, and no legend."""
-    records = [read_record(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
-    return *cells(records), records, ""
+        if notes:
+            click.echo(" ".join(notes))
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -153,6 +140,8 @@ def row(record: Record, scores: Iterable[str]) -> list[str]:
         steps += f" of {record['planned']:,}"
     texts = []
     for name in scores:
-        floor = f" (floor {record[f'{name}_floor']:.3g})" if name.endswith(".fd") and name in record else ""
-        texts.append("" if record.get(name) is None else f"{record[name]:.4g}{floor}")
+        text = "" if record.get(name) is None else f"{record[name]:.4g}"
+        if text and name.endswith(".fd"):
+            text += f" (floor {record[f'{name}_floor']:.3g})"
+        texts.append(text)
     return [printable(record["run"]), steps, format_duration(record["seconds"]), *texts]

@@ -14,7 +14,6 @@ from sddit.errors import error, printable
 from sddit.plugins.host import host
 
 if TYPE_CHECKING:
-    from sddit.interfaces import Measurement
     from sddit.verify import Row
 
 EXAMPLES = """
@@ -58,13 +57,13 @@ def verify(full: bool, device: Literal["cpu", "cuda"], fixtures: Path | None, as
     else:
         print_rows(rows)
     if failed := [row for row in rows if row.verdict == "FAIL"]:
-        first, found = failed[0], failed[0].measurement
+        what, value, bound = cells(failed[0])
         raise error(
             "SD-N520",
             f"{len(failed)} of {len(rows)} numerical checks failed",
-            where=f"{first.of}: {first.check}",
-            got=first.reason if found is None else f"{found.what}: {found.value:.3g}",
-            expect="" if found is None else bound(found),
+            where=f"{failed[0].of}: {failed[0].check}",
+            got=f"{what}: {value}" if value else what,
+            expect=bound,
             fix="do not trust results of this machine until this is fixed; report the output of  "
             "sddit-run verify --json",
         )
@@ -72,7 +71,6 @@ def verify(full: bool, device: Literal["cpu", "cuda"], fixtures: Path | None, as
 
 def print_rows(rows: list[Row]) -> None:
     """Print a line per measurement, grouped by subject and check, then the totals."""
-    out = console()
     lines = table("check", "measured", "bound", "")
     of = check = ""
     for row in rows:
@@ -81,16 +79,17 @@ def print_rows(rows: list[Row]) -> None:
         if row.check != check or row.of != of:
             lines.add_row(f"  {printable(row.check)}", style="bold")
         of, check = row.of, row.check
-        verdict = Text(row.verdict, style=STYLES[row.verdict])
-        if row.measurement is None:
-            lines.add_row(f"    {printable(row.reason)}", "", "", verdict)
-        else:
-            found = row.measurement
-            lines.add_row(f"    {printable(found.what)}", f"{found.value:.3g}", bound(found), verdict)
+        what, value, bound = cells(row)
+        lines.add_row(f"    {printable(what)}", value, bound, Text(row.verdict, style=STYLES[row.verdict]))
+    out = console()
     out.print(lines)
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in STYLES}
     out.print(f"\n{counts['pass']} pass, {counts['FAIL']} fail, {counts['skipped']} skipped", style="bold")
 
 
-def bound(found: Measurement) -> str:
-    return f"{found.relation} {found.tolerance:.3g}"
+def cells(row: Row) -> tuple[str, str, str]:
+    """Return what was measured, its value and bound; if nothing was, the reason."""
+    found = row.measurement
+    if found is None:
+        return row.reason, "", ""
+    return found.what, f"{found.value:.3g}", f"{found.relation} {found.tolerance:.3g}"
