@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from sddit.cli.output import current_state
 from sddit.distributed import processes
 from sddit.exchange.layouts import layouts
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class SdditCommand(click.Command):
@@ -81,9 +78,8 @@ step_option = click.option(
 )
 
 
-def json_option(text: str = "Print JSON; progress goes to stderr.") -> Callable[[F], F]:
-    """Return the option `--json`, which is passed to the function as `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help=text)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_and_progress_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sddit.cli.options import SdditCommand, device_option, json_option
+from sddit.cli.options import SdditCommand, device_option, json_and_progress_option
 from sddit.cli.output import console, error_console, notice, print_json, show_progress, table
 from sddit.formatting import format_si
 from sddit.plugins.host import host
@@ -47,7 +47,7 @@ def refuse_nan(ctx: click.Context, param: click.Parameter, value: float) -> floa
     help="Length of one measurement.",
 )
 @device_option
-@json_option()
+@json_and_progress_option
 def bench(recipes: tuple[str, ...], rounds: int, seconds: float, device: str, as_json: bool) -> None:
     """Measure the training speed of recipes, in turns."""
     from sddit.recipes.resolve import resolve

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sddit.cli.options import PathOption, SdditCommand, device_option, json_option, plugin_option
+from sddit.cli.options import PathOption, SdditCommand, device_option, json_and_progress_option, plugin_option
 from sddit.cli.output import console, error_console, notice, print_json, show_progress, table
 from sddit.distributed import processes
 from sddit.errors import error, printable
@@ -102,7 +102,7 @@ def modes(own: Sequence[click.Parameter] = ()) -> list[EvaluateMode]:
     "--copies", is_flag=True, help="Search the saved samples for copies of training images; writes copies.json."
 )
 @plugin_option
-@json_option()
+@json_and_progress_option
 def evaluate(
     run: Path,
     device: str,

@@ -31,7 +31,7 @@ EXITS = {
 
 @click.command("explain", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("code", required=False)
-@json_option("Print JSON.")
+@json_option
 def explain(code: str | None, as_json: bool) -> None:
     """Explain an error code: its cause and what to do."""
     pages = catalogue()

@@ -24,7 +24,7 @@ STYLES = {"loaded": "green", "failed": "bold red", "not loaded": "dim", "not all
 
 @click.command("plugins", cls=SdditCommand, examples=EXAMPLES)
 @click.option("--load", is_flag=True, help="Import third-party plugins too. This runs their code.")
-@json_option("Print JSON.")
+@json_option
 def plugins(load: bool, as_json: bool) -> None:
     """List the plugins and what they register."""
     if load:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sddit.cli.options import PathOption, RunOptions, SdditCommand, device_option, json_option
+from sddit.cli.options import PathOption, RunOptions, SdditCommand, device_option
 from sddit.cli.output import console, current_state, error_console, notice, print_json, show_progress, work_console
 from sddit.distributed import processes
 from sddit.errors import SdditError, error, one_of, printable, raise_all
@@ -59,7 +59,7 @@ class RunCommand(SdditCommand):
 )
 @click.option("--only", metavar="ID", help="Ablations only: execute this run, in this process.")
 @click.option("--no-reuse", is_flag=True, help="Ablations only: train every run again, in a new folder.")
-@json_option("Print the plan or the result as JSON; progress goes to stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON; progress goes to stderr.")
 def run(source: str, overrides: tuple[str, ...], **flags: Any) -> None:
     """Train, sample and score a recipe."""
     from sddit.ablations.planning.arms import expand, is_ablation

@@ -44,7 +44,7 @@ TABLES: dict[str, type[BaseModel]] = {
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
 @plugin_option
-@json_option("Print JSON.")
+@json_option
 @click.option("--schema", is_flag=True, help="Print the JSON schema of the settings.")
 def show(kind: str | None, name: str | None, plugin: tuple[str, ...], as_json: bool, schema: bool) -> None:
     """List kinds of components, components, or settings."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 from rich.text import Text
 
-from sddit.cli.options import PathOption, SdditCommand, device_option, json_option
+from sddit.cli.options import PathOption, SdditCommand, device_option, json_and_progress_option
 from sddit.cli.output import console, error_console, notice, print_json, show_progress, table
 from sddit.errors import error, printable
 from sddit.plugins.host import host
@@ -39,7 +39,7 @@ STYLES = {"pass": "green", "FAIL": "bold red", "skipped": "yellow"}
     metavar="DIR",
     help="Folder with stored numbers of published implementations.",
 )
-@json_option()
+@json_and_progress_option
 def verify(full: bool, device: Literal["cpu", "cuda"], fixtures: Path | None, as_json: bool) -> None:
     """Check the numerics of this machine against known values."""
     from sddit.interfaces import CheckContext
