@@ -173,20 +173,22 @@ def _odd_key(name: str, where: str) -> Iterator[Problem]:
         yield Problem("SD-R132", "a key has letters other than a-z, 0-9, _ and -", where, quoted(name), fix="rename it")
 
 
-def quoted(value: Any) -> str:
+def quoted(value: Any, max_length: int = MAX_SHOWN) -> str:
     """Return a value as TOML writes it, truncated for a message."""
     match value:
         case bool():
             text = str(value).lower()
         case list() | tuple():
-            text = f"[{', '.join(quoted(v) for v in value)}]"
+            text = f"[{', '.join(quoted(v, max_length) for v in value)}]"
+        case {} if not value:
+            text = "{}"
         case dict():
-            text = f"{{ {', '.join(f'{k} = {quoted(v)}' for k, v in value.items())} }}"
+            text = f"{{ {', '.join(f'{k} = {quoted(v, max_length)}' for k, v in value.items())} }}"
         case str():
             text = json.dumps(value, ensure_ascii=False)
         case _:
             text = str(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+    return text if len(text) <= max_length else f"{text[: max_length - 3]}..."
 
 
 class Entry(NamedTuple):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sddit.cli.common import LayoutOption, PathOption, SdditCommand, non_empty, notice
+from sddit.cli.options import LayoutOption, PathOption, SdditCommand, non_empty
+from sddit.cli.output import notice
 from sddit.errors import error
 from sddit.exchange.layouts import NO_LABEL_DROP, flatten, merge_tables
 from sddit.plugins.host import host
@@ -33,31 +34,22 @@ MAX_CONFIG = 2**20  # bytes
 @click.option("--layout", cls=LayoutOption, required=True, metavar="NAME", help="Published layout of the tensor names.")
 @click.option(
     "--config",
-    "config",
     multiple=True,
     metavar="FILE|KEY=VALUE",
     help="Arguments of the published constructor that do not follow from the tensors, e.g. num_heads=16. Repeatable.",
 )
 @click.option(
-    "--recipe",
-    type=non_empty,
-    metavar="RECIPE",
-    help="Recipe of these weights.  [default: a new one, without data]",
+    "--recipe", type=non_empty, metavar="RECIPE", help="Recipe of these weights.  [default: a new one, without data]"
 )
 @click.option(
-    "--weights",
-    type=non_empty,
-    metavar="NAME",
-    help="Set of weights in a nested file.  [default: ema, else model]",
+    "--weights", type=non_empty, metavar="NAME", help="Set of weights in a nested file.  [default: ema, else model]"
 )
 @click.option(
     "--trust-pickle",
     is_flag=True,
     help="Allow a .pt file. It is scanned for code first, but only use files whose author you trust.",
 )
-@click.option(
-    "--out", type=PathOption(), metavar="DIR", default="runs", show_default=True, help="Parent folder of run folders."
-)
+@click.option("--out", type=PathOption(), metavar="DIR", default="runs", help="Parent folder of run folders.")
 def import_weights(
     weights_file: Path,
     layout: str,
@@ -68,8 +60,7 @@ def import_weights(
     out: Path,
 ) -> None:
     """Convert published weights to a run, to sample or to start from."""
-    given = read_config(config)
-
+    given = read_config(config)  # before torch is imported
     from sddit.exchange.importing import import_weights as start
     from sddit.recipes.resolve import resolve
 
