@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,18 @@ from pydantic import Field
 from torch import nn
 
 from sddit.errors import SdditError
-from sddit.interfaces import Component, LossParams, Needs, Scalings, ViewSpec, Want
+from sddit.interfaces import (
+    CheckContext,
+    CheckSkipped,
+    Component,
+    LossParams,
+    Measurement,
+    Needs,
+    Params,
+    Scalings,
+    ViewSpec,
+    Want,
+)
 from sddit.plugins.host import Host
 from sddit.testing import ConformanceError, check, check_plugin
 from sddit.testing.toys import components as models
@@ -560,6 +571,20 @@ def test_a_tracker_that_forgets_its_folder_is_said():
             self.folder.mkdir()
 
     assert "it raised an error while a run was logged" in findings("trackers", Forgetful, faces.ToyTrackerParams)
+
+
+def test_a_check_whose_measurement_fails_is_said():
+    def fails(context: CheckContext) -> Iterator[Measurement]:
+        yield Measurement("distance", 2.0, 1.0)
+
+    def lacks(context: CheckContext) -> Iterator[Measurement]:
+        yield Measurement("distance", 0.5, 1.0)
+        raise CheckSkipped("no such file")
+
+    said = findings("checks", fails, Params)
+    assert "a measurement fails: distance" in said
+    assert "got:    2\n" in said
+    check(component("checks", lacks, Params))
 
 
 def test_a_missing_dependency_is_refused_before_anything_is_tried(toys: Host):
