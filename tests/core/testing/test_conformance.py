@@ -86,7 +86,7 @@ def test_a_component_is_found_by_its_name(toys):
         check("toy")
     with pytest.raises(SdditError, match="did you mean 'toy_agreement'"):
         check("toy_agrement")
-    with pytest.raises(ConformanceError, match=r"setting 'momentum' cannot stand.*\n.*\n.*got: +2"):
+    with pytest.raises(ConformanceError, match=r"setting 'momentum' is invalid.*\n.*\n.*got: +2"):
         check("toy_agreement", momentum=2.0)
 
 
@@ -302,7 +302,7 @@ def without_cls(self: Any, raw: Any, heads: Any, taps: Any, given: Any) -> Any:
             {"corrupt": lambda self, raw, heads, taps, given: (raw[:, :1] if raw is not None else None, heads, taps)},
             "its output has a wrong shape",
         ),
-        ({"corrupt": without_cls}, "has no class token, though has_cls says so"),
+        ({"corrupt": without_cls}, "has no class token, though has_cls is True"),
         ({"corrupt": lambda self, raw, heads, taps, given: (raw, heads, {})}, "it gives other taps than asked for"),
         (
             {"corrupt": lambda self, raw, heads, taps, given: (torch.zeros(6, 2, 8, 8), heads, taps)},
@@ -460,7 +460,7 @@ def asks_again(x: torch.Tensor, denoise: Any) -> torch.Tensor:
         (lambda x, _: x + torch.randn_like(x), "took numbers from torch's global generator"),
         (lambda x, _: x + next(COUNTER), "other images for the same noise"),
         (lambda x, _: x + 0.1, "it does not end at the network's image"),
-        (lambda x, _: 1.2 * x, "Gaussian images come out with a wrong spread"),
+        (lambda x, _: 1.2 * x, "the standard deviation of Gaussian images is wrong"),
         (lambda x, _: x + x.mean(), "an image depends on the other images"),
         (asks_again, "`evaluations` is not how often it calls the network"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from sddit.interfaces import CheckContext, CheckSkipped
-from sddit.testing.kit import Case, Findings
+from sddit.testing.findings import Case, Findings
 
 
 def examine(case: Case, findings: Findings) -> None:
