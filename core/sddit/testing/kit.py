@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from sddit.errors import Problem, SdditError, error, one_of
-from sddit.interfaces import Component, Params
+from sddit.interfaces import Component
 from sddit.plugins.host import host
 from sddit.recipes.field_types import expectation
 
 if TYPE_CHECKING:
-    from sddit.testing.findings import Findings
+    from sddit.testing.case import Case
 
 
 class ConformanceError(SdditError):
@@ -43,21 +43,19 @@ def check(
         ConformanceError: with everything that was found.
         SdditError: for an unknown name, or an optional dependency that is missing.
     """
-    from sddit.testing.findings import Case, Findings
+    from sddit.testing.case import Case
 
     found = component if isinstance(component, Component) else named(component, kind)
     if found.origin in host().rows:
         host().registries.all()[found.kind].usable(found.qualified)
-    findings = Findings(f"{found.kind} {found.qualified}".replace(" /", " "))
-    settings = settings_of(found, params, findings)
-    if settings is not None:
-        examine_settings(found, settings, findings)
-        with findings.trying("its factory was imported"):
+    case = Case(found, runtime or {})
+    if set_params(case, params):
+        examine_settings(case)
+        with case.trying("its factory was imported"):
             found.load()
-            rules = importlib.import_module(f"sddit.testing.conformance.{found.kind}")
-            rules.examine(Case(found, settings, runtime or {}), findings)
-    if findings.problems:
-        raise ConformanceError(*findings.problems)
+            importlib.import_module(f"sddit.testing.conformance.{found.kind}").examine(case)
+    if case.problems:
+        raise ConformanceError(*case.problems)
 
 
 def check_plugin(plugin: str | Path) -> None:
@@ -100,31 +98,32 @@ def named(name: str, kind: str) -> Component[Any]:
     raise error("SD-R110", what, where=name, expect=expect)
 
 
-def settings_of(component: Component[Any], given: Mapping[str, Any], findings: Findings) -> Params | None:
-    """Return the settings to test; None if they are invalid."""
+def set_params(case: Case, given: Mapping[str, Any]) -> bool:
+    """Return whether the settings are valid, and hand them to the case."""
     try:
-        return component.params(**given)
+        case.params = case.component.params(**given)
     except ValidationError as failure:
         for problem in failure.errors():
             key = ".".join(map(str, problem["loc"]))
             got = "nothing" if problem["type"] == "missing" else repr(problem["input"])
             fix = f"check(..., {key}=...), or declare a default"
-            findings.add(f"setting {key!r} is invalid: {problem['msg']}", got=got, fix=fix)
-    return None
+            case.add(f"setting {key!r} is invalid: {problem['msg']}", got=got, fix=fix)
+        return False
+    return True
 
 
-def examine_settings(component: Component[Any], params: Params, findings: Findings) -> None:
+def examine_settings(case: Case) -> None:
     """Check what holds for the summary and the settings of any component."""
-    summary, expect = component.summary, findings.expect
-    expect(bool(summary.strip()), "it has no summary", fix='registry.add(..., summary="one line")')
-    expect("\n" not in summary, "its summary is longer than one line", got=repr(summary))
-    forbids = type(params).model_config.get("extra") == "forbid"
-    expect(forbids, "its settings accept unknown keys", fix="leave model_config as Params has it")
-    for name, info in type(params).model_fields.items():
-        expect(bool(info.description), f"setting {name!r} has no description")
+    summary, params = case.component.summary, case.component.params
+    case.expect(bool(summary.strip()), "it has no summary", fix='registry.add(..., summary="one line")')
+    case.expect("\n" not in summary, "its summary is longer than one line", got=repr(summary))
+    forbids = params.model_config.get("extra") == "forbid"
+    case.expect(forbids, "its settings accept unknown keys", fix="leave model_config as Params has it")
+    for name, info in params.model_fields.items():
+        case.expect(bool(info.description), f"setting {name!r} has no description")
         is_integer = info.annotation is int or info.annotation == int | None
-        unbounded = is_integer and expectation(info) == "whole number"
-        expect(not unbounded, f"setting {name!r} is a whole number without bounds", fix="Field(..., ge=..., le=...)")
-    with findings.trying("its settings went through a recipe and back", fix="a tuple needs Field(..., strict=False)"):
-        again = type(params).model_validate(json.loads(params.model_dump_json(by_alias=True)))
-        findings.equal(again, params, "its settings change when written to a recipe and read")
+        bounded = not is_integer or expectation(info) != "whole number"
+        case.expect(bounded, f"setting {name!r} is a whole number without bounds", fix="Field(..., ge=..., le=...)")
+    with case.trying("its settings went through a recipe and back", fix="a tuple needs Field(..., strict=False)"):
+        again = params.model_validate(json.loads(case.params.model_dump_json(by_alias=True)))
+        case.equal(again, case.params, "its settings change when written to a recipe and read")

@@ -544,7 +544,7 @@ def test_a_mistake_in_an_extractor_is_said():
         def features(self, images: Any) -> Any:
             return super().features(images)[:, :5].double() - images.double().mean()
 
-    said = findings("features", Wrong, faces.ToyFeatureParams)
+    said = findings("features", Wrong, faces.ToyFeaturesParams)
     for part in ("dimensions differ", "not float32", "depend on the other images"):
         assert part in said
 
@@ -554,13 +554,13 @@ def test_an_extractor_that_does_not_say_that_it_classifies_is_said():
         def classes(self, images: Any) -> Any:
             return torch.zeros(len(images), dtype=torch.int64)
 
-    class Params(faces.ToyFeatureParams):
+    class Params(faces.ToyFeaturesParams):
         @property
         def own_figures(self) -> tuple[str, ...]:
             return ("class_accuracy",)
 
     said = "differ on whether it is a classifier"
-    assert said in findings("features", Classifier, faces.ToyFeatureParams)
+    assert said in findings("features", Classifier, faces.ToyFeaturesParams)
     assert said in findings("features", models.ToyFeatures, Params)
     check(component("features", Classifier, Params))  # the control
 

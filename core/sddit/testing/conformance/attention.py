@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sddit.testing import fixtures
-from sddit.testing.findings import Case, Findings
+from sddit.testing.case import Case
 from sddit.testing.toys.network import ToyAttention
 from sddit.testing.toys.params import ToyAttentionParams
 
@@ -17,19 +17,19 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2, "fp64": 1e-12}
 HEADS, TOKENS, WIDTH = 3, 7, 8
 
 
-def examine(case: Case, findings: Findings) -> None:
+def examine(case: Case) -> None:
     """Compare a kernel with the softmax written out, in each precision and with each extra argument that it takes."""
     device = next((name for name in case.params.devices if name == "cpu" or torch.cuda.is_available()), None)
     if device is None:
         return  # this machine cannot run it
-    with findings.trying("it was built"):
+    with case.trying("it was built"):
         kernel = case.build()
         for precision in case.params.dtypes:
             for label, extra in extras(case.params).items():
-                with findings.trying(f"it computed in {precision} with {label or 'q, k and v'}"):
+                with case.trying(f"it computed in {precision} with {label or 'q, k and v'}"):
                     shown = f"in {precision}" + (f" with {label}" if label else "")
                     trains = device in case.params.backward_devices
-                    compare(kernel, arguments(extra, device, trains), precision, shown, findings)
+                    compare(case, kernel, arguments(extra, device, trains), precision, shown)
 
 
 def extras(params: Any) -> dict[str, dict[str, Tensor]]:
@@ -53,7 +53,7 @@ def arguments(extra: dict[str, Tensor], device: str, trains: bool) -> dict[str, 
     return {name: x.requires_grad_(trains and x.is_floating_point()) for name, x in given.items()}
 
 
-def compare(kernel: Any, given: dict[str, Tensor], precision: str, shown: str, findings: Findings) -> None:
+def compare(case: Case, kernel: Any, given: dict[str, Tensor], precision: str, shown: str) -> None:
     """Compare values, and gradients if the kernel has them."""
     dtype = DTYPES[precision]
     low = {
@@ -62,16 +62,16 @@ def compare(kernel: Any, given: dict[str, Tensor], precision: str, shown: str, f
     }
     expected = called(ToyAttention(ToyAttentionParams()), given)
     out = called(kernel, low)
-    if not findings.shaped(out, tuple(expected.shape), f"what it returns {shown}"):
+    if not case.shaped(out, tuple(expected.shape), f"what it returns {shown}"):
         return
-    findings.expect(out.dtype == dtype, f"it returns another dtype {shown}", got=out)
-    near(out, expected, precision, f"it is not softmax(q k^T / sqrt(d) + bias) v {shown}", findings)
+    case.expect(out.dtype == dtype, f"it returns another dtype {shown}", got=out)
+    near(case, out, expected, precision, f"it is not softmax(q k^T / sqrt(d) + bias) v {shown}")
     if expected.requires_grad:
         weight = fixtures.numbers(*out.shape, key=10, dtype=torch.float64).to(out.device)
         torch.autograd.backward([(out.double() * weight).sum(), (expected * weight).sum()])
         for name, x in low.items():
-            if x.requires_grad and findings.expect(x.grad is not None, f"it has no gradient to {name} {shown}"):
-                near(x.grad, given[name].grad, precision, f"its gradient to {name} is wrong {shown}", findings)
+            if x.requires_grad and case.expect(x.grad is not None, f"it has no gradient to {name} {shown}"):
+                near(case, x.grad, given[name].grad, precision, f"its gradient to {name} is wrong {shown}")
 
 
 def called(kernel: Any, given: dict[str, Tensor]) -> Tensor:
@@ -81,9 +81,9 @@ def called(kernel: Any, given: dict[str, Tensor]) -> Tensor:
     return out
 
 
-def near(found: Tensor | None, expected: Tensor | None, precision: str, what: str, findings: Findings) -> None:
+def near(case: Case, found: Tensor | None, expected: Tensor | None, precision: str, what: str) -> None:
     """Note a difference beyond the tolerance, relative to max(1, |expected|)."""
     assert found is not None and expected is not None
     error = (found.double() - expected).abs().max().item() / max(1.0, expected.abs().max().item())
     bound = TOLERANCE[precision]
-    findings.expect(error <= bound, what, got=f"off by {error:.2g}", expect=f"at most {bound:g}")
+    case.expect(error <= bound, what, got=f"off by {error:.2g}", expect=f"at most {bound:g}")

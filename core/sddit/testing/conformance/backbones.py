@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from sddit.backbones import Backbone
 from sddit.interfaces import Shapes, Tap
 from sddit.testing import fixtures
+from sddit.testing.case import Case
 from sddit.testing.conformance import weight_formats
-from sddit.testing.findings import Case, Findings
 from sddit.testing.toys.network import ToyAttention
 from sddit.testing.toys.params import ToyAttentionParams
 
@@ -32,6 +32,7 @@ class Trial:
     shapes: Shapes
     taps: tuple[Tap, ...]
     tokens: int
+    backbone: Any = None
 
     def build(self, dtype: torch.dtype = torch.float64) -> Any:
         """Return the backbone with every parameter filled."""
@@ -56,14 +57,14 @@ class Trial:
         batch = fixtures.batch(dtype, image=self.shapes.image)
         return batch.x0, torch.linspace(-1, 1, fixtures.BATCH, dtype=dtype), batch.labels
 
-    def call(self, backbone: Any, dtype: torch.dtype = torch.float64, **more: Any) -> Any:
-        """Return (raw, heads, taps) of a batch."""
-        return backbone(*self.inputs(dtype), **{"taps": self.taps, **more})
+    def call(self, backbone: Any = None, dtype: torch.dtype = torch.float64, **more: Any) -> Any:
+        """Return (raw, heads, taps) of a batch, by default of the trial's own backbone."""
+        return (backbone or self.backbone)(*self.inputs(dtype), **{"taps": self.taps, **more})
 
 
-def examine(case: Case, findings: Findings) -> None:
+def examine(case: Case) -> None:
     """Check a backbone with and without mask, its taps, truncation, precisions and cost."""
-    with findings.trying("its params were asked for grid and taps"):
+    with case.trying("its params were asked for grid and taps"):
         for size in SIZES:
             image = (2, size, size)
             rows, columns = case.params.grid(fixtures.shapes(image=image))
@@ -71,135 +72,135 @@ def examine(case: Case, findings: Findings) -> None:
                 break
         else:
             what = f"no image of {SIZES} pixels has between 4 and {MAX_TOKENS} tokens"
-            findings.add(what, fix="check(..., patch=...) with a smaller patch")
+            case.add(what, fix="check(..., patch=...) with a smaller patch")
             return
-        taps = taps_of(case, findings)
+        taps = taps_of(case)
         for outputs in (2, 1):
             trial = Trial(case, fixtures.shapes(outputs, image), taps, rows * columns)
-            with findings.trying("it was built"):
-                backbone = trial.build()
-                if not is_backbone(backbone, findings):
+            with case.trying("it was built"):
+                trial.backbone = trial.build()
+                if not is_backbone(case, trial.backbone):
                     return
-                with findings.trying("it saw a batch"):
-                    examine_outputs(trial, backbone, findings)
-                    weight_formats.examine(case, trial.shapes, backbone, findings)
+                with case.trying("it saw a batch"):
+                    examine_outputs(case, trial)
+                    weight_formats.examine(case, trial.shapes, trial.backbone)
                     if outputs == 1:
-                        examine_behaviour(trial, backbone, findings)
+                        examine_behaviour(case, trial)
 
 
-def examine_behaviour(trial: Trial, backbone: Any, findings: Findings) -> None:
+def examine_behaviour(case: Case, trial: Trial) -> None:
     """Check everything that does not depend on the number of outputs."""
-    examine_repeats(trial, backbone, findings)
-    examine_masks(trial, backbone, findings)
-    with findings.trying("a gradient was taken"):
-        examine_gradient(trial, backbone, findings)
-        examine_checkpointing(trial, backbone, findings)
-    with findings.trying("it was truncated after a tap"):
-        examine_truncation(trial, backbone, findings)
-    with findings.trying("it computed in bf16"):
-        examine_precision(trial, findings)
-    with findings.trying("its cost was counted"):
-        examine_cost(trial, backbone, findings)
+    examine_repeats(case, trial)
+    examine_masks(case, trial)
+    with case.trying("a gradient was taken"):
+        examine_gradient(case, trial)
+        examine_checkpointing(case, trial)
+    with case.trying("it was truncated after a tap"):
+        examine_truncation(case, trial)
+    with case.trying("it computed in bf16"):
+        examine_precision(case, trial)
+    with case.trying("its cost was counted"):
+        examine_cost(case, trial)
 
 
-def taps_of(case: Case, findings: Findings) -> tuple[Tap, ...]:
+def taps_of(case: Case) -> tuple[Tap, ...]:
     """Return `encoder` and the other taps that exist. `width` raises ValueError for those that do not."""
     found: list[Tap] = []
     for tap in ("encoder", "decoder", 1, 0.5, "no such tap"):
         try:
             case.params.width(tap)
         except ValueError:
-            findings.expect(tap != "encoder", "it has no tap 'encoder'")
+            case.expect(tap != "encoder", "it has no tap 'encoder'")
         else:
             found.append(tap)
     if "no such tap" in found:
-        findings.add("width() accepts a tap that does not exist", fix="raise ValueError, and name the taps there are")
+        case.add("width() accepts a tap that does not exist", fix="raise ValueError, and name the taps there are")
         found.remove("no such tap")
     return tuple(found)
 
 
-def is_backbone(backbone: Any, findings: Findings) -> bool:
+def is_backbone(case: Case, backbone: Any) -> bool:
     """Return whether it is a module with its blocks in order and the methods that the core calls."""
-    if not findings.instance(backbone, nn.Module, "it is not a torch.nn.Module"):
+    if not case.instance(backbone, nn.Module, "it is not a torch.nn.Module"):
         return False
     fix = "derive the class from sddit.Backbone"
-    findings.instance(backbone, Backbone, "it is not a subclass of sddit.Backbone", fix)
+    case.instance(backbone, Backbone, "it is not a subclass of sddit.Backbone", fix)
     blocks = getattr(backbone, "blocks", None)
     has_blocks = isinstance(blocks, nn.ModuleList) and len(blocks) > 0
-    findings.expect(has_blocks, "`blocks` is not a ModuleList of blocks", got=type(blocks).__name__)
+    case.expect(has_blocks, "`blocks` is not a ModuleList of blocks", got=type(blocks).__name__)
     missing = [name for name in METHODS if not callable(getattr(backbone, name, None))]
-    return findings.expect(not missing, f"it lacks {', '.join(missing)}", fix="sddit.Backbone documents them")
+    return case.expect(not missing, f"it lacks {', '.join(missing)}", fix="sddit.Backbone documents them")
 
 
-def examine_outputs(trial: Trial, backbone: Any, findings: Findings) -> None:
+def examine_outputs(case: Case, trial: Trial) -> None:
     """Check the shapes of the output and of every tap, with and without output, full and masked."""
     channels, height, width = trial.shapes.image
     image = (fixtures.BATCH, trial.shapes.outputs * channels, height, width)
     for visible in (None, trial.visible):
-        with findings.no_global_randomness("forward"):
-            raw, heads, taps = trial.call(backbone, visible=visible)
-        findings.shaped(raw, image, "its output")
-        findings.instance(heads, dict, "its heads are not a dict")
-        alone, _, same = trial.call(backbone, visible=visible, output=False)
-        findings.expect(alone is None, "it gives an output with output=False")
+        with case.no_global_randomness("forward"):
+            raw, heads, taps = trial.call(visible=visible)
+        case.shaped(raw, image, "its output")
+        case.instance(heads, dict, "its heads are not a dict")
+        alone, _, same = trial.call(visible=visible, output=False)
+        case.expect(alone is None, "it gives an output with output=False")
         what = "it gives other taps than asked for"
-        if not findings.expect(set(taps) == set(trial.taps), what, got=list(taps), expect=trial.taps):
+        if not case.expect(set(taps) == set(trial.taps), what, got=list(taps), expect=trial.taps):
             return
         for tap in trial.taps:
-            examine_tap(trial, tap, taps[tap], visible, findings)
+            examine_tap(case, trial, tap, taps[tap], visible)
             equal = tap in same and torch.allclose(same[tap].patch, taps[tap].patch)
-            findings.expect(equal, f"tap {tap!r} differs with output=False")
+            case.expect(equal, f"tap {tap!r} differs with output=False")
 
 
-def examine_tap(trial: Trial, tap: Tap, tokens: Any, visible: Tensor | None, findings: Findings) -> None:
+def examine_tap(case: Case, trial: Trial, tap: Tap, tokens: Any, visible: Tensor | None) -> None:
     """Check one tap: the tokens that are visible, or all, and the class token."""
-    width, has_cls = trial.case.params.width(tap), trial.case.params.has_cls
+    width, has_cls = case.params.width(tap), case.params.has_cls
     count = trial.tokens
     if tokens.index is not None:
         same = visible is not None and torch.equal(tokens.index, visible)
-        findings.expect(same, f"tap {tap!r} has an index that is not `visible`")
+        case.expect(same, f"tap {tap!r} has an index that is not `visible`")
         count = tokens.index.shape[1]
     patch = (fixtures.BATCH, count, width)
-    findings.shaped(tokens.patch, patch, f"patch tokens at tap {tap!r}", "width() says what D is")
+    case.shaped(tokens.patch, patch, f"patch tokens at tap {tap!r}", "width() says what D is")
     if tokens.cls is not None:
-        findings.expect(has_cls, f"tap {tap!r} has a class token, though has_cls is False")
-        findings.shaped(tokens.cls, (fixtures.BATCH, width), f"class token at tap {tap!r}")
+        case.expect(has_cls, f"tap {tap!r} has a class token, though has_cls is False")
+        case.shaped(tokens.cls, (fixtures.BATCH, width), f"class token at tap {tap!r}")
     elif tap == "encoder":  # a decoder may have dropped it
-        findings.expect(not has_cls, f"tap {tap!r} has no class token, though has_cls is True")
+        case.expect(not has_cls, f"tap {tap!r} has no class token, though has_cls is True")
 
 
-def examine_repeats(trial: Trial, backbone: Any, findings: Findings) -> None:
+def examine_repeats(case: Case, trial: Trial) -> None:
     """Check that outputs repeat, that images are independent, and that every input matters."""
-    raw = trial.call(backbone)[0]
-    findings.expect(torch.equal(raw, trial.call(backbone)[0]), "it gives another output for the same input")
-    same = torch.equal(raw, trial.call(copy.deepcopy(backbone).eval())[0])
-    findings.expect(same, "training and evaluation mode differ", fix="no dropout by default")
+    raw = trial.call()[0]
+    case.expect(torch.equal(raw, trial.call()[0]), "it gives another output for the same input")
+    same = torch.equal(raw, trial.call(copy.deepcopy(trial.backbone).eval())[0])
+    case.expect(same, "training and evaluation mode differ", fix="no dropout by default")
     x, levels, labels = trial.inputs()
-    part = backbone(x[2:4], levels[2:4], labels[2:4])[0]
-    findings.expect(torch.allclose(part, raw[2:4], rtol=1e-9), "an image depends on the other images of the batch")
-    findings.expect(not torch.equal(raw, backbone(x, levels.flip(0), labels)[0]), "c_noise has no effect")
-    findings.expect(not torch.equal(raw, backbone(x, levels, labels.flip(0))[0]), "labels have no effect")
+    part = trial.backbone(x[2:4], levels[2:4], labels[2:4])[0]
+    case.expect(torch.allclose(part, raw[2:4], rtol=1e-9), "an image depends on the other images of the batch")
+    case.expect(not torch.equal(raw, trial.backbone(x, levels.flip(0), labels)[0]), "c_noise has no effect")
+    case.expect(not torch.equal(raw, trial.backbone(x, levels, labels.flip(0))[0]), "labels have no effect")
 
 
-def examine_masks(trial: Trial, backbone: Any, findings: Findings) -> None:
+def examine_masks(case: Case, trial: Trial) -> None:
     """Check that the masked forward pass is the full one if nothing is hidden, and only then."""
-    if trial.case.params.supports_masking:
+    if case.params.supports_masking:
         everything = torch.arange(trial.tokens).expand(fixtures.BATCH, -1)
-        full, masked = trial.call(backbone)[0], trial.call(backbone, visible=everything)[0]
+        full, masked = trial.call()[0], trial.call(visible=everything)[0]
         same = torch.allclose(full, masked, rtol=1e-9)
-        findings.expect(same, "with every token visible it differs from the full forward")
-        hidden = trial.call(backbone, visible=trial.visible)[0]
-        findings.expect(not torch.allclose(full, hidden), "hiding half of the tokens changes nothing")
+        case.expect(same, "with every token visible it differs from the full forward")
+        hidden = trial.call(visible=trial.visible)[0]
+        case.expect(not torch.allclose(full, hidden), "hiding half of the tokens changes nothing")
 
 
-def examine_gradient(trial: Trial, backbone: Any, findings: Findings) -> None:
+def examine_gradient(case: Case, trial: Trial) -> None:
     """Check that a full and a masked pass together reach every parameter."""
-    backbone.zero_grad(set_to_none=True)
+    trial.backbone.zero_grad(set_to_none=True)
     for visible in (None, trial.visible):
-        torch.autograd.backward(weighted_sum(trial.call(backbone, visible=visible)))
-    idle = [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+        torch.autograd.backward(weighted_sum(trial.call(visible=visible)))
+    idle = [name for name, p in trial.backbone.named_parameters() if p.requires_grad and p.grad is None]
     what = f"parameters without a gradient: {', '.join(idle)}"
-    findings.expect(not idle, what, fix="use them, or requires_grad_(False)")
+    case.expect(not idle, what, fix="use them, or requires_grad_(False)")
 
 
 def weighted_sum(outputs: Any) -> Tensor:
@@ -210,31 +211,33 @@ def weighted_sum(outputs: Any) -> Tensor:
     return torch.stack([(part * fixtures.numbers(*part.shape, key=8, dtype=part.dtype)).sum() for part in parts]).sum()
 
 
-def examine_checkpointing(trial: Trial, backbone: Any, findings: Findings) -> None:
+def examine_checkpointing(case: Case, trial: Trial) -> None:
     """Check that recomputing blocks changes no gradient."""
     gradients = []
     for on in (False, True):
-        trained = copy.deepcopy(backbone).train()
+        trained = copy.deepcopy(trial.backbone).train()
         trained.zero_grad(set_to_none=True)
         trained.set_checkpointing(on)
         torch.autograd.backward(weighted_sum(trial.call(trained)))
         gradients.append({name: p.grad for name, p in trained.named_parameters() if p.grad is not None})
     same = all(torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-9) for name in gradients[0])
-    findings.expect(same, "activation checkpointing changes the gradient")
+    case.expect(same, "activation checkpointing changes the gradient")
 
 
-def examine_truncation(trial: Trial, backbone: Any, findings: Findings) -> None:
+def examine_truncation(case: Case, trial: Trial) -> None:
     """Check that a network truncated after the encoder has the same tap and fewer parameters."""
-    short = copy.deepcopy(backbone)
+    short = copy.deepcopy(trial.backbone)
     short.truncate(("encoder",))
-    whole, part = (trial.call(one, taps=("encoder",), output=False)[2]["encoder"].patch for one in (backbone, short))
-    findings.expect(torch.equal(whole, part), "truncate changes the tap it keeps")
-    kept, total = num_parameters(short), num_parameters(backbone)
+    whole, part = (
+        trial.call(one, taps=("encoder",), output=False)[2]["encoder"].patch for one in (trial.backbone, short)
+    )
+    case.expect(torch.equal(whole, part), "truncate changes the tap it keeps")
+    kept, total = num_parameters(short), num_parameters(trial.backbone)
     fix = "a teacher needs no output layer"
-    findings.expect(kept < total, "truncate drops nothing", got=f"{kept} of {total} parameters", fix=fix)
+    case.expect(kept < total, "truncate drops nothing", got=f"{kept} of {total} parameters", fix=fix)
 
 
-def examine_precision(trial: Trial, findings: Findings) -> None:
+def examine_precision(case: Case, trial: Trial) -> None:
     """Check that the output under bf16 autocast is close to that in float32."""
     backbone = trial.build(torch.float32)
     full = trial.call(backbone, torch.float32)[0]
@@ -242,25 +245,25 @@ def examine_precision(trial: Trial, findings: Findings) -> None:
         low = trial.call(backbone, torch.float32)[0].float()
     error = ((low - full).norm() / full.norm()).item()
     what = "under bf16 autocast the output is far off"
-    findings.expect(error < 0.1, what, got=f"{error:.2g} relative", expect="below 0.1")
+    case.expect(error < 0.1, what, got=f"{error:.2g} relative", expect="below 0.1")
 
 
-def examine_cost(trial: Trial, backbone: Any, findings: Findings) -> None:
+def examine_cost(case: Case, trial: Trial) -> None:
     """Check the stated parameters and FLOPs, counted with the softmax written out, within 1 %."""
     for visible in (None, trial.visible):
         kept = trial.tokens if visible is None else visible.shape[1]
-        cost = trial.case.params.cost(trial.shapes, num_kept=kept)
+        cost = case.params.cost(trial.shapes, num_kept=kept)
         if cost is None:
             return
         with FlopCounterMode(display=False) as counter:
-            trial.call(backbone, taps=(), visible=visible)
+            trial.call(taps=(), visible=visible)
         flops = counter.get_total_flops() / fixtures.BATCH
         for stated, counted, what in (
-            (cost.parameters, num_parameters(backbone), "parameters"),
+            (cost.parameters, num_parameters(trial.backbone), "parameters"),
             (cost.flops, flops, f"FLOPs of {kept} visible tokens"),
         ):
             close, expect = math.isclose(stated, counted, rel_tol=0.01), f"{counted:,.0f} within 1 %"
-            findings.expect(close, f"cost() states wrong {what}", got=f"{stated:,.0f}", expect=expect)
+            case.expect(close, f"cost() states wrong {what}", got=f"{stated:,.0f}", expect=expect)
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sddit.interfaces import Prediction
 from sddit.testing import fixtures
-from sddit.testing.findings import Case, Findings
+from sddit.testing.case import Case
 
 
 @dataclass(slots=True)
@@ -27,30 +27,30 @@ class ClassDenoiser:
         return Prediction(0.1 * x + labels.to(x)[:, None, None, None], extra=torch.zeros_like(x))
 
 
-def examine(case: Case, findings: Findings) -> None:
+def examine(case: Case) -> None:
     """Test a rule at several noise levels."""
-    with findings.trying("it was built"):
+    with case.trying("it was built"):
         guidance = case.build(schedule=fixtures.schedule())
         for sigma in (0.01, 1.0, 50.0):
-            with findings.trying(f"it guided at sigma = {sigma:g}"):
-                examine_level(case, guidance, sigma, findings)
+            with case.trying(f"it guided at sigma = {sigma:g}"):
+                examine_level(case, guidance, sigma)
 
 
-def examine_level(case: Case, guidance: Any, sigma: float, findings: Findings) -> None:
+def examine_level(case: Case, guidance: Any, sigma: float) -> None:
     """Check one level: the prediction's shape, repeatability and cost."""
     denoiser, labels = ClassDenoiser(), torch.arange(fixtures.BATCH) % fixtures.CLASSES
     x = fixtures.numbers(fixtures.BATCH, *fixtures.IMAGE, dtype=torch.float64)
     before = x.clone()
-    with findings.no_global_randomness():
+    with case.no_global_randomness():
         found = guidance(denoiser, labels)(x, sigma)
-    if not findings.instance(found, Prediction, "it returns no Prediction"):
+    if not case.instance(found, Prediction, "it returns no Prediction"):
         return
-    findings.shaped(found.x0, tuple(x.shape), "x0 of its prediction")
-    findings.expect(torch.equal(x, before), "it changed x in place")
+    case.shaped(found.x0, tuple(x.shape), "x0 of its prediction")
+    case.expect(torch.equal(x, before), "it changed x in place")
     again = guidance(ClassDenoiser(), labels)(x, sigma)
-    findings.expect(torch.equal(found.x0, again.x0), "it gives another prediction for the same input")
+    case.expect(torch.equal(found.x0, again.x0), "it gives another prediction for the same input")
     cost, stated = denoiser.images / len(x), case.params.evaluations
     what = "it calls the network more often than `evaluations` says"
-    findings.expect(cost <= stated, what, got=f"{cost:g}", expect=stated)
+    case.expect(cost <= stated, what, got=f"{cost:g}", expect=stated)
     null = fixtures.CLASSES in denoiser.labels
-    findings.expect(not null or case.params.needs_null_label, "it uses the null label without needs_null_label")
+    case.expect(not null or case.params.needs_null_label, "it uses the null label without needs_null_label")

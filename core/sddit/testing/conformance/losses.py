@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sddit.interfaces import LossParams, NoiseSchedule, Outputs, Tokens, View, ViewSpec, Want
 from sddit.testing import fixtures
-from sddit.testing.findings import Case, Findings
+from sddit.testing.case import Case
 from sddit.testing.toys.params import ToyBackboneParams
 
 WIDTH = 12
@@ -82,17 +82,17 @@ class Scene:
         return {**views, **self.leaves["student"], **self.leaves["teacher"]}
 
 
-def examine(case: Case, findings: Findings) -> None:
+def examine(case: Case) -> None:
     """Check a loss on views and outputs made from what its params say it needs."""
-    with findings.trying("its params were asked what they need", fix="needs() returns sddit.interfaces.Needs"):
+    with case.trying("its params were asked what they need", fix="needs() returns sddit.interfaces.Needs"):
         case.params.needs()
-        with findings.trying("it was built"):
+        with case.trying("it was built"):
             term = built(case)
-            if is_term(term, findings) and all(examine_value(case, term, findings, masked) for masked in (False, True)):
-                examine_gradient(case, term, findings)
-                examine_memory(case, findings)
-                examine_precision(case, findings)
-                examine_cost(case, term, findings)
+            if is_term(case, term) and all(examine_value(case, term, masked) for masked in (False, True)):
+                examine_gradient(case, term)
+                examine_memory(case)
+                examine_precision(case)
+                examine_cost(case, term)
 
 
 def built(case: Case, dtype: torch.dtype = torch.float32) -> Any:
@@ -105,95 +105,95 @@ def built(case: Case, dtype: torch.dtype = torch.float32) -> Any:
     return fixtures.randomised(term) if isinstance(term, nn.Module) else term
 
 
-def is_term(term: Any, findings: Findings) -> bool:
+def is_term(case: Case, term: Any) -> bool:
     """Return whether it is a module with the methods that the loop calls and the submodules of `ema_modules`."""
     fix = "subclass sddit.losses.LossTerm"
-    if not findings.instance(term, nn.Module, "it is not a torch.nn.Module", fix):
+    if not case.instance(term, nn.Module, "it is not a torch.nn.Module", fix):
         return False
     methods = ("after_step", "staged", "discard", "diagnostics")
     missing = [name for name in methods if not callable(getattr(term, name, None))]
-    findings.expect(not missing, f"it lacks {', '.join(missing)}", fix=fix)
+    case.expect(not missing, f"it lacks {', '.join(missing)}", fix=fix)
     children = dict(term.named_modules())
     unknown = [name for name in getattr(term, "ema_modules", ()) if name not in children]
     what, expect = f"`ema_modules` names what it does not have: {', '.join(unknown)}", ", ".join(filter(None, children))
-    findings.expect(not unknown, what, expect=f"of {expect}")
+    case.expect(not unknown, what, expect=f"of {expect}")
     return not missing and not unknown
 
 
-def examine_value(case: Case, term: Any, findings: Findings, masked: bool) -> bool:
+def examine_value(case: Case, term: Any, masked: bool) -> bool:
     """Check shape, finiteness and repeatability, and that nothing it was given is changed."""
     shape: tuple[int, ...]
     shown = "a masked view" if masked else "a full view"
     shape, fix = (fixtures.BATCH,), "mean over every dimension but the first; a scalar needs couples_samples"
     if case.params.couples_samples:
         shape, fix = (), "return a scalar, or drop couples_samples"
-    with findings.trying(f"forward saw {shown}", fix="does needs() declare all that forward reads?"):
+    with case.trying(f"forward saw {shown}", fix="does needs() declare all that forward reads?"):
         scene = Scene(case, masked=masked)
         before = fixtures.copied(scene.tensors())
-        with findings.no_global_randomness("forward"):
+        with case.no_global_randomness("forward"):
             value, again = scene.value_of(term), scene.value_of(term)
-        findings.unchanged(before, scene.tensors(), "forward changed what it was given", "work on a copy")
+        case.unchanged(before, scene.tensors(), "forward changed what it was given", "work on a copy")
         return (
-            findings.shaped(value, shape, f"what forward returns for {shown}", fix)
-            and findings.expect(value.is_floating_point(), "forward returns whole numbers", got=value)
-            and findings.expect(
+            case.shaped(value, shape, f"what forward returns for {shown}", fix)
+            and case.expect(value.is_floating_point(), "forward returns whole numbers", got=value)
+            and case.expect(
                 torch.equal(value, again), "forward gives another value for the same input", fix="draw from ctx.draws"
             )
         )
     return False
 
 
-def examine_gradient(case: Case, term: nn.Module, findings: Findings) -> None:
+def examine_gradient(case: Case, term: nn.Module) -> None:
     """Check gradients: to the student and to every own weight, not to the teacher, not across samples."""
     scene = Scene(case, masked=True)
     student, teacher = scene.leaves["student"], scene.leaves["teacher"]
     value = scene.value_of(term)
     got = "a value detached from the student's outputs"
     fix = "look for .detach(), .item(), torch.no_grad(), or a use of labels alone"
-    if not findings.expect(value.requires_grad, "the loss has no gradient", got=got, fix=fix):
+    if not case.expect(value.requires_grad, "the loss has no gradient", got=got, fix=fix):
         return
     value.sum().backward()
     reached = any(leaf.grad is not None for leaf in student.values())
     expect = f"one to any of {', '.join(student)}"
-    findings.expect(reached, "the loss has no gradient to the student's outputs", expect=expect)
+    case.expect(reached, "the loss has no gradient to the student's outputs", expect=expect)
     leaking = ", ".join(name for name, leaf in teacher.items() if leaf.grad is not None)
     what = f"the loss has a gradient to the teacher: {leaking}"
-    findings.expect(not leaking, what, fix="compute targets under torch.no_grad()")
+    case.expect(not leaking, what, fix="compute targets under torch.no_grad()")
     idle = ", ".join(name for name, p in term.named_parameters() if p.requires_grad and p.grad is None)
     what = f"weights of its own get no gradient: {idle}"
-    findings.expect(not idle, what, fix="use them in forward, or requires_grad_(False)")
+    case.expect(not idle, what, fix="use them in forward, or requires_grad_(False)")
     if not case.params.couples_samples:
         scene = Scene(case, masked=True)
         scene.value_of(term)[0].backward()
         gradients = {name: leaf.grad for name, leaf in scene.leaves["student"].items() if leaf.grad is not None}
         mixed = ", ".join(name for name, gradient in gradients.items() if bool(gradient[1:].any()))
         got, fix = f"a gradient to {mixed} of the others", "declare couples_samples and return a scalar"
-        findings.expect(not mixed, "the value of one sample depends on other samples", got=got, fix=fix)
+        case.expect(not mixed, "the value of one sample depends on other samples", got=got, fix=fix)
 
 
-def examine_memory(case: Case, findings: Findings) -> None:
+def examine_memory(case: Case) -> None:
     """Check that buffers change only in after_step, from what forward staged, and that the state can be restored."""
     term = built(case)
     before = fixtures.copied(dict(term.named_buffers()))
     Scene(case, masked=False).value_of(term)
     fix = "stage statistics in forward, and change buffers in after_step"
-    findings.unchanged(before, dict(term.named_buffers()), "a buffer changed in forward", fix)
-    with findings.trying("a step was discarded, and the next one finished"):
+    case.unchanged(before, dict(term.named_buffers()), "a buffer changed in forward", fix)
+    with case.trying("a step was discarded, and the next one finished"):
         term.discard()
         term.after_step(fixtures.context())
         what = "discard did not forget what forward staged"
-        findings.unchanged(before, dict(term.named_buffers()), what, "clear it in discard()")
-    with findings.trying("a step was finished"):
+        case.unchanged(before, dict(term.named_buffers()), what, "clear it in discard()")
+    with case.trying("a step was finished"):
         Scene(case, masked=False).value_of(term)
         term.after_step(fixtures.context())
-        findings.expect(has_finite_buffers(term), "a buffer is not finite after after_step")
+        case.expect(has_finite_buffers(term), "a buffer is not finite after after_step")
         diagnostics = term.diagnostics()
-        if findings.instance(diagnostics, Mapping, "diagnostics() returns no dict"):
+        if case.instance(diagnostics, Mapping, "diagnostics() returns no dict"):
             for name, value in diagnostics.items():
-                findings.shaped(value, (), f"the diagnostic {name!r}", 'self.log("name", value) does this')
-    with findings.trying("what it staged was not finite", fix="yield in staged() all that after_step reads"):
-        examine_staging(case, findings)
-    with findings.trying("its state was restored"):
+                case.shaped(value, (), f"the diagnostic {name!r}", 'self.log("name", value) does this')
+    with case.trying("what it staged was not finite", fix="yield in staged() all that after_step reads"):
+        examine_staging(case)
+    with case.trying("its state was restored"):
         built(case).load_state_dict(term.state_dict())
 
 
@@ -201,7 +201,7 @@ def has_finite_buffers(term: nn.Module) -> bool:
     return all(bool(value.isfinite().all()) for value in term.buffers())
 
 
-def examine_staging(case: Case, findings: Findings) -> None:
+def examine_staging(case: Case) -> None:
     """Check that what would make a buffer non-finite is in staged(), before after_step."""
     term, scene = built(case), Scene(case, masked=False)
     with torch.no_grad():
@@ -212,27 +212,27 @@ def examine_staging(case: Case, findings: Findings) -> None:
     term.after_step(fixtures.context())
     fix = "yield in staged() all that after_step reads: a step with a NaN in it is then not taken"
     what = "a NaN reaches a buffer, and staged() does not show it"
-    findings.expect(staged or has_finite_buffers(term), what, fix=fix)
+    case.expect(staged or has_finite_buffers(term), what, fix=fix)
 
 
-def examine_precision(case: Case, findings: Findings) -> None:
+def examine_precision(case: Case) -> None:
     """Check that float64 outputs give the same value in float64, and bf16 tokens under autocast a float32 value."""
     single = Scene(case, masked=True).value_of(built(case))
-    with findings.trying("it computed in float64", fix="never name a dtype: take that of the input"):
+    with case.trying("it computed in float64", fix="never name a dtype: take that of the input"):
         value = Scene(case, masked=True, dtype=torch.float64).value_of(built(case, torch.float64))
-        findings.expect(value.dtype == torch.float64, "float64 outputs give another dtype", got=value)
+        case.expect(value.dtype == torch.float64, "float64 outputs give another dtype", got=value)
         close = torch.allclose(value.float(), single.float(), rtol=1e-2, atol=1e-4)
         got = f"{value.flatten()[0].item():.6g} and {single.flatten()[0].item():.6g}"
-        findings.expect(close, "float64 and float32 disagree", got=got)
-    with findings.trying("it computed under bf16 autocast", fix="compute softmax, logarithms and norms in float32"):
+        case.expect(close, "float64 and float32 disagree", got=got)
+    with case.trying("it computed under bf16 autocast", fix="compute softmax, logarithms and norms in float32"):
         with torch.autocast("cpu", torch.bfloat16):
             value = Scene(case, masked=True, taps_dtype=torch.bfloat16).value_of(built(case))
         what = "under bf16 the loss is not float32"
-        findings.expect(value.dtype == torch.float32, what, got=value, fix="outputs.float() first")
-        findings.expect(bool(value.isfinite().all()), "under bf16 the loss is not finite")
+        case.expect(value.dtype == torch.float32, what, got=value, fix="outputs.float() first")
+        case.expect(bool(value.isfinite().all()), "under bf16 the loss is not finite")
 
 
-def examine_cost(case: Case, term: nn.Module, findings: Findings) -> None:
+def examine_cost(case: Case, term: nn.Module) -> None:
     """Check that the stated parameters are those it has."""
     specs = [ViewSpec("student")]
     if case.params.needs().teacher is not None:
@@ -243,4 +243,4 @@ def examine_cost(case: Case, term: nn.Module, findings: Findings) -> None:
     count = sum(parameter.numel() for parameter in term.parameters())
     right = stated is None or abs(stated - count) <= 0.01 * count
     what = "cost() states another number of parameters than it has"
-    findings.expect(right, what, got=stated, expect=count)
+    case.expect(right, what, got=stated, expect=count)

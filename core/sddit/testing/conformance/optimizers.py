@@ -8,30 +8,30 @@ import torch
 from torch import Tensor
 
 from sddit.testing import fixtures
-from sddit.testing.findings import Case, Findings
+from sddit.testing.case import Case
 
 Weights = dict[str, Tensor]
 RATE = 1e-2
 
 
-def examine(case: Case, findings: Findings) -> None:
+def examine(case: Case) -> None:
     """Minimize a quadratic with two groups of different learning rates."""
-    with findings.trying("it was built"):
+    with case.trying("it was built"):
         weights = new_weights()
         optimizer = over(case, weights)
-        if not findings.instance(optimizer, torch.optim.Optimizer, "it is not a torch optimizer"):
+        if not case.instance(optimizer, torch.optim.Optimizer, "it is not a torch optimizer"):
             return
         scales = {group.get("lr_scale") for group in optimizer.param_groups}
-        findings.expect(scales == {1.0, 0.0}, "groups lose their lr_scale", got=scales, fix="keep every key of a group")
+        case.expect(scales == {1.0, 0.0}, "groups lose their lr_scale", got=scales, fix="keep every key of a group")
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        findings.expect(held == set(map(id, weights.values())), "it does not hold exactly the weights it was given")
-        with findings.trying("it took steps"):
+        case.expect(held == set(map(id, weights.values())), "it does not hold exactly the weights it was given")
+        with case.trying("it took steps"):
             still = fixtures.copied({name: weight for name, weight in weights.items() if name.startswith("still")})
             first, last = descend(optimizer, weights, steps=30)
             what = "the loss of a quadratic grows in thirty steps"
-            findings.expect(last < first, what, got=f"{first:.4g} to {last:.4g}")
-            findings.unchanged(still, weights, "a weight moves at a rate of 0", "multiply every change by lr")
-            examine_state(case, optimizer, weights, findings)
+            case.expect(last < first, what, got=f"{first:.4g} to {last:.4g}")
+            case.unchanged(still, weights, "a weight moves at a rate of 0", "multiply every change by lr")
+            examine_state(case, optimizer, weights)
 
 
 def new_weights() -> Weights:
@@ -62,17 +62,17 @@ def descend(optimizer: torch.optim.Optimizer, weights: Weights, steps: int) -> t
     return losses[0], losses[-1]
 
 
-def examine_state(case: Case, optimizer: torch.optim.Optimizer, weights: Weights, findings: Findings) -> None:
+def examine_state(case: Case, optimizer: torch.optim.Optimizer, weights: Weights) -> None:
     """Check the stated size of the state, and that a restored optimizer continues identically."""
     state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
     kept = sum(value.numel() for value in state if value.numel() > 1)
     count = kept / sum(weight.numel() for weight in weights.values())
     stated = case.params.state_per_parameter
-    findings.expect(count == stated, "state_per_parameter is not what it keeps", got=stated, expect=f"{count:g}")
+    case.expect(count == stated, "state_per_parameter is not what it keeps", got=stated, expect=f"{count:g}")
     copies = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
     restored = over(case, copies)
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     descend(optimizer, weights, 3)
     descend(restored, copies, 3)
     same = all(torch.equal(copies[name], weight) for name, weight in weights.items())
-    findings.expect(same, "a restored optimizer continues differently", fix="keep all state in state_dict()")
+    case.expect(same, "a restored optimizer continues differently", fix="keep all state in state_dict()")

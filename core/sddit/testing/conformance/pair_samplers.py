@@ -10,81 +10,79 @@ import torch
 from sddit.diffusion.masking import keep_count
 from sddit.interfaces import View, ViewSpec
 from sddit.testing import fixtures
-from sddit.testing.findings import Case, Findings
+from sddit.testing.case import Case
 from sddit.value_schedules import value_at
 
 TENSORS = ("x", "t", "labels", "x0", "noise", "visible", "groups")
 TOKENS = math.prod(fixtures.GRID)
 
 
-def examine(case: Case, findings: Findings) -> None:
+def examine(case: Case) -> None:
     """Check on one batch that the views are those that the params state, and a function of the keyed draws."""
-    with findings.trying("its params were asked for their views", fix="views() returns ViewSpec objects"):
+    with case.trying("its params were asked for their views", fix="views() returns ViewSpec objects"):
         specs = case.params.views()
         networks = [spec.network for spec in specs]
-        findings.expect("student" in networks, "it makes no student view", got=networks)
-        findings.expect(networks == sorted(networks), "student views come before teacher views", got=networks)
-        with findings.trying("it made views"):
+        case.expect("student" in networks, "it makes no student view", got=networks)
+        case.expect(networks == sorted(networks), "student views come before teacher views", got=networks)
+        with case.trying("it made views"):
             sampler = case.build(grid=fixtures.GRID)
-            views = sampled_views(sampler, findings)
+            views = sampled_views(case, sampler)
             names, stated = list(views) if isinstance(views, dict) else type(views).__name__, [s.name for s in specs]
-            if findings.equal(names, stated, "it makes other views than its params state"):
+            if case.equal(names, stated, "it makes other views than its params state"):
                 for spec in specs:
-                    examine_view(spec, views[spec.name], findings)
-                examine_draws(sampler, views, findings)
+                    examine_view(case, spec, views[spec.name])
+                examine_draws(case, sampler, views)
 
 
-def sampled_views(
-    sampler: Any, findings: Findings, step: int = fixtures.STEP, rows: slice = slice(None)
-) -> dict[str, View]:
+def sampled_views(case: Case, sampler: Any, step: int = fixtures.STEP, rows: slice = slice(None)) -> dict[str, View]:
     """Return the views of a batch, or of some of its rows, at a step."""
     batch, context = fixtures.batch(torch.float64, rows), fixtures.context(step, rows)
     given = {"x0": batch.x0, "labels": batch.labels}
     before = fixtures.copied(given)
-    with findings.no_global_randomness():
+    with case.no_global_randomness():
         views: dict[str, View] = sampler(batch, context.draws, context.schedule, context)
-    findings.unchanged(before, given, "it changed the batch", "work on a copy")
+    case.unchanged(before, given, "it changed the batch", "work on a copy")
     return views
 
 
-def examine_view(spec: ViewSpec, view: View, findings: Findings) -> None:
+def examine_view(case: Case, spec: ViewSpec, view: View) -> None:
     """Check the shapes of one view, its noise and its mask."""
     shown, images = f"view {spec.name!r}", (fixtures.BATCH, *fixtures.IMAGE)
-    findings.equal(view.network, spec.network, f"{shown} is for the wrong network")
-    shaped = [findings.shaped(getattr(view, key), images, f"{key} of {shown}") for key in ("x", "x0", "noise")]
+    case.equal(view.network, spec.network, f"{shown} is for the wrong network")
+    shaped = [case.shaped(getattr(view, key), images, f"{key} of {shown}") for key in ("x", "x0", "noise")]
     per_token = isinstance(view.t, torch.Tensor) and view.t.dim() == 2
     levels = (fixtures.BATCH, TOKENS) if per_token else (fixtures.BATCH,)
-    shaped.append(findings.shaped(view.t, levels, f"t of {shown}"))
-    findings.shaped(view.labels, (fixtures.BATCH,), f"labels of {shown}")
+    shaped.append(case.shaped(view.t, levels, f"t of {shown}"))
+    case.shaped(view.labels, (fixtures.BATCH,), f"labels of {shown}")
     if all(shaped) and not per_token:
         expected = fixtures.schedule().perturb(view.x0, view.noise, view.t)
         close = torch.allclose(view.x, expected.to(view.x), rtol=1e-4, atol=1e-5)
         what = f"x of {shown} is not alpha(t) x0 + sigma(t) noise"
-        findings.expect(close, what, fix="schedule.perturb(x0, noise, t)")
-    examine_mask(spec, view, findings)
+        case.expect(close, what, fix="schedule.perturb(x0, noise, t)")
+    examine_mask(case, spec, view)
 
 
-def examine_mask(spec: ViewSpec, view: View, findings: Findings) -> None:
+def examine_mask(case: Case, spec: ViewSpec, view: View) -> None:
     """Check that as many tokens are visible as the stated ratio leaves, each once, in rising order."""
     ratio = value_at(spec.mask_ratio, fixtures.STEP, fixtures.STEPS)
     highest, lowest = keep_count(TOKENS, ratio), keep_count(TOKENS, ratio + spec.mask_spread)
     if view.visible is None:
         expect = f"{highest} of {TOKENS} visible tokens"
-        findings.expect(highest == TOKENS, f"view {spec.name!r} hides nothing", expect=expect)
+        case.expect(highest == TOKENS, f"view {spec.name!r} hides nothing", expect=expect)
         return
     kept = min(max(view.visible.shape[-1], lowest), highest)
     what = f"visible of view {spec.name!r}"
-    if findings.shaped(view.visible, (fixtures.BATCH, kept), what, "sddit.diffusion.masking draws masks"):
+    if case.shaped(view.visible, (fixtures.BATCH, kept), what, "sddit.diffusion.masking draws masks"):
         inside = bool(((view.visible >= 0) & (view.visible < TOKENS)).all())
         rising = bool((view.visible.diff(dim=1) > 0).all())
         expect = f"0 to {TOKENS - 1}, each once"
-        findings.expect(inside and rising, f"{what} are not rising token numbers", expect=expect)
+        case.expect(inside and rising, f"{what} are not rising token numbers", expect=expect)
 
 
-def examine_draws(sampler: Any, views: dict[str, View], findings: Findings) -> None:
+def examine_draws(case: Case, sampler: Any, views: dict[str, View]) -> None:
     """Check that the same draws give the same views in any part of the batch, and another step other noise."""
-    again, part = sampled_views(sampler, findings), sampled_views(sampler, findings, rows=slice(2, 4))
-    later = sampled_views(sampler, findings, step=fixtures.STEP + 1)
+    again, part = sampled_views(case, sampler), sampled_views(case, sampler, rows=slice(2, 4))
+    later = sampled_views(case, sampler, step=fixtures.STEP + 1)
     fix = "draw from `draws`, with one purpose for each use"
     for name, view in views.items():
         for key in TENSORS:
@@ -92,8 +90,8 @@ def examine_draws(sampler: Any, views: dict[str, View], findings: Findings) -> N
             if value is None:
                 continue
             same = torch.equal(value, getattr(again[name], key))
-            findings.expect(same, f"the same draws give another {key} of view {name!r}", fix=fix)
+            case.expect(same, f"the same draws give another {key} of view {name!r}", fix=fix)
             close = partly is not None and partly.shape == value[2:4].shape and torch.allclose(partly, value[2:4])
-            findings.expect(close, f"{key} of view {name!r} depends on the other samples of the batch", fix=fix)
+            case.expect(close, f"{key} of view {name!r} depends on the other samples of the batch", fix=fix)
         changed = not torch.equal(view.noise, later[name].noise)
-        findings.expect(changed, f"every step has the same noise in view {name!r}", fix=fix)
+        case.expect(changed, f"every step has the same noise in view {name!r}", fix=fix)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from sddit.testing.findings import Case, Findings
+from sddit.testing.case import Case
 
 
-def examine(case: Case, findings: Findings) -> None:
+def examine(case: Case) -> None:
     """Log a run that is stopped and continued."""
     with tempfile.TemporaryDirectory() as folder:
         for run, first in (("a run", 1), ("a continued run", 2)):
-            with findings.trying(f"{run} was logged"):
+            with case.trying(f"{run} was logged"):
                 tracker = case.build(folder=Path(folder))
                 values = {"loss/denoise": 0.5, "lr": 1e-4}
                 tracker.log(first, values)

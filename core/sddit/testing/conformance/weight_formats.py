@@ -10,24 +10,24 @@ from torch import nn
 from sddit.exchange.arguments import flatten, merge_tables
 from sddit.interfaces import Shapes
 from sddit.recipes.validation import validated
-from sddit.testing.findings import Case, Findings
+from sddit.testing.case import Case
 
 SCHEDULE = {"sigma_data": 0.5}
 """Settings of a noise schedule, for layouts that state one of them."""
 
 
-def examine(case: Case, shapes: Shapes, backbone: nn.Module, findings: Findings) -> None:
+def examine(case: Case, shapes: Shapes, backbone: nn.Module) -> None:
     """Convert a network to each layout that can hold it, and back."""
     for layout, _ in case.component.formats:
-        with findings.trying(f"its weights were written in the layout {layout!r}"):
-            examine_layout(layout, case, shapes, backbone, findings)
+        with case.trying(f"its weights were written in the layout {layout!r}"):
+            examine_layout(case, layout, shapes, backbone)
 
 
-def examine_layout(layout: str, case: Case, shapes: Shapes, backbone: nn.Module, findings: Findings) -> None:
+def examine_layout(case: Case, layout: str, shapes: Shapes, backbone: nn.Module) -> None:
     """Check that arguments and tensors come back unchanged, and that nothing wrong is inferred from the tensors."""
     form, shown = case.component.format(layout), f"the layout {layout!r}"
     for attribute in ("files", "note", "idle"):
-        findings.expect(hasattr(form, attribute), f"{shown} has no {attribute}")
+        case.expect(hasattr(form, attribute), f"{shown} has no {attribute}")
     try:
         config = form.config(case.params, shapes, SCHEDULE)
     except ValueError:
@@ -37,15 +37,15 @@ def examine_layout(layout: str, case: Case, shapes: Shapes, backbone: nn.Module,
     theirs = form.to_theirs(state, case.params, shapes)
     ours = form.to_ours(theirs)
     changed = [name for name, tensor in state.items() if name not in ours or not torch.equal(ours[name], tensor)]
-    findings.expect(not changed, f"a tensor does not come back from {shown}", got=", ".join(changed[:3]))
+    case.expect(not changed, f"a tensor does not come back from {shown}", got=", ".join(changed[:3]))
     described = form.describe(config)
-    findings.expect(described.shapes == shapes, f"{shown} describes other shapes", got=described.shapes)
+    case.expect(described.shapes == shapes, f"{shown} describes other shapes", got=described.shapes)
     again = form.config(validated(case.component.params, described.backbone, table=""), shapes, SCHEDULE)
-    findings.equal(again, config, f"{shown} describes another network")
+    case.equal(again, config, f"{shown} describes another network")
     implied, guessed = form.infer(theirs)
     known = flatten(config)
     wrong = {key: value for key, value in flatten(implied).items() if known.get(key) != value}
-    findings.expect(not wrong, f"the tensors of {shown} imply wrong arguments", got=wrong, expect=config)
+    case.expect(not wrong, f"the tensors of {shown} imply wrong arguments", got=wrong, expect=config)
     unknown = flatten(merge_tables(implied, guessed)).keys() - known.keys()
     got = ", ".join(sorted(unknown))
-    findings.expect(not unknown, f"{shown} infers arguments that its constructor does not have", got=got)
+    case.expect(not unknown, f"{shown} infers arguments that its constructor does not have", got=got)

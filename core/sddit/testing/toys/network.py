@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,17 +13,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sddit.backbones import Backbone
-from sddit.interfaces import (
-    NOTHING,
-    Attention,
-    Shapes,
-    Tap,
-    Tokens,
-)
-from sddit.testing.toys.params import (
-    ToyAttentionParams,
-    ToyBackboneParams,
-)
+from sddit.interfaces import NOTHING, Attention, Shapes, Tap, Tokens
+from sddit.testing.toys.params import ToyAttentionParams, ToyBackboneParams
 
 
 class ToyBlock(nn.Module):
@@ -146,16 +137,6 @@ class ToyBackbone(Backbone):
         return F.fold(patches.transpose(1, 2), self.image_shape[1:], side, stride=side)
 
 
-@dataclass(frozen=True, slots=True)
-class ToyDescription:
-    """A network of the toy layout in our terms."""
-
-    backbone: dict[str, Any]
-    shapes: Shapes
-    noise_schedule: tuple[str, dict[str, Any]]
-    recipe: dict[str, Any]
-
-
 class ToyFormat:
     """A published layout: names start with `net.`, the label table is transposed, and no tensor implies `patch`."""
 
@@ -164,12 +145,14 @@ class ToyFormat:
     idle = ("dropout",)
 
     @staticmethod
-    def describe(config: Mapping[str, Any]) -> ToyDescription:
+    def describe(config: Mapping[str, Any]) -> SimpleNamespace:
         settings = {name: config[name] for name in ("hidden", "depth", "patch", "cls")}
         shapes = Shapes((config["channels"], config["side"], config["side"]), config["classes"])
         tables = {table: {"name": "toy"} for table in ("pair_sampler", "guidance", "attention", "optimizer")}
         trained = {"loss": {"denoise": {"name": "toy"}}, "sampler": {"name": "toy", "steps": 4}}
-        return ToyDescription(settings, shapes, ("toy", {}), {**tables, **trained})
+        return SimpleNamespace(
+            backbone=settings, shapes=shapes, noise_schedule=("toy", {}), recipe={**tables, **trained}
+        )
 
     @staticmethod
     def config(params: ToyBackboneParams, shapes: Shapes, schedule: Mapping[str, Any]) -> dict[str, Any]:

@@ -183,7 +183,7 @@ class ToyDatasetParams(face.DatasetParams):
         return math.sqrt(2 * (0.5**2 - SHADE**2 * shades))
 
 
-class ToyFeatureParams(face.FeatureParams):
+class ToyFeaturesParams(face.FeatureParams):
     """Mean and standard deviation of each channel."""
 
     @property

@@ -1,11 +1,10 @@
-"""Gather what a component breaks: the questions that are asked of components of several kinds."""
+"""Hold a component under test: its problems so far, and the questions that are asked of several kinds."""
 
 from __future__ import annotations
 
 import contextlib
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,31 +16,28 @@ from sddit.interfaces import Component
 CODE = "SD-P220"
 
 
-@dataclass(slots=True)
 class Case:
-    """One component with the settings that are tested."""
+    """A component under test, and the problems found in it so far.
 
-    component: Component[Any]
-    params: Any  # an instance of component.params
-    runtime: Mapping[str, Any] = field(default_factory=dict)  # replaces what the kit would build it with
+    `runtime` replaces what the kit would build it with. The kit sets `params`, an instance of `component.params`.
+    """
+
+    def __init__(self, component: Component[Any], runtime: Mapping[str, Any]) -> None:
+        self.component = component
+        self.runtime = runtime
+        self.params: Any = None
+        self.problems: list[Problem] = []
 
     def build(self, **runtime: Any) -> Any:
         """Build the component from what the kit offers, or from what the caller gave instead."""
         return self.component.build(self.params, **{**runtime, **self.runtime})
 
-
-class Findings:
-    """Problems found so far in the component `name`."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.problems: list[Problem] = []
-
     def add(self, what: str, *, got: Any = "", expect: Any = "", fix: str = "", where: str = "") -> None:
         """Note a problem, once. A tensor in `got` is shown as `(6, 2, 8, 8) float32`."""
         if isinstance(got, Tensor):
             got = f"{tuple(got.shape)} {str(got.dtype).removeprefix('torch.')}"
-        problem = Problem(CODE, what, where or self.name, str(got), str(expect), fix)
+        name = f"{self.component.kind} {self.component.qualified}".replace(" /", " ")
+        problem = Problem(CODE, what, where or name, str(got), str(expect), fix)
         if problem not in self.problems:
             self.problems.append(problem)
 
