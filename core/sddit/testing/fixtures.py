@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import Batch, Context, NoiseSchedule, Shapes
 from sddit.testing.toys.components import ToySchedule
-from sddit.testing.toys.params import ToyScheduleParams
+from sddit.testing.toys.network import ToyAttention
+from sddit.testing.toys.params import ToyAttentionParams, ToyScheduleParams
 from sddit.training.precision import default_dtype as default_dtype
 
 BATCH, CLASSES, GRID, IMAGE = 6, 3, (4, 4), (2, 8, 8)
@@ -67,6 +69,13 @@ def context(step: int = STEP, rows: slice = slice(None), ema_modules: Mapping[st
 def visible(tokens: int, count: int) -> Tensor:
     """Return `count` visible tokens of each image, [B, count]; each image has its own."""
     return numbers(BATCH, tokens, key=3).argsort(dim=1)[:, :count].sort(dim=1).values
+
+
+def backbone_of(build: Callable[..., Any], shapes: Shapes, dtype: torch.dtype) -> Any:
+    """Build a backbone in a dtype, with the toy attention, which is the softmax written out."""
+    attention = ToyAttention(ToyAttentionParams())
+    with default_dtype(dtype):
+        return build(image=shapes.image, num_classes=shapes.num_classes, outputs=shapes.outputs, attention=attention)
 
 
 def randomised(module: nn.Module, scale: float = 0.1) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 
 from sddit.data.order import batch_ids
 from sddit.diffusion.draws import KeyedDraws
-from sddit.interfaces import Batch, Context, DrawnDataset
+from sddit.interfaces import Batch, Context, DrawnDataset, Draws
 from sddit.training.session import Session
 
 
@@ -46,7 +46,7 @@ def draws_of(session: Session, ids: list[int], epochs: list[int]) -> KeyedDraws:
     return KeyedDraws(session.recipe.seed, session.step, index, epoch)
 
 
-def context_of(session: Session, draws: KeyedDraws) -> Context:
+def context_of(session: Session, draws: Draws) -> Context:
     """Return what pair samplers and losses may know at this step."""
     return Context(
         step=session.step,

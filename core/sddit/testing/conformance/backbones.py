@@ -16,8 +16,6 @@ from sddit.interfaces import Shapes, Tap
 from sddit.testing import fixtures
 from sddit.testing.case import Case
 from sddit.testing.conformance import weight_formats
-from sddit.testing.toys.network import ToyAttention
-from sddit.testing.toys.params import ToyAttentionParams
 
 SIZES = (8, 16, 32, 64)
 MAX_TOKENS = 256
@@ -36,14 +34,8 @@ class Trial:
 
     def build(self, dtype: torch.dtype = torch.float64) -> Any:
         """Return the backbone with every parameter filled."""
-        shapes = self.shapes
-        with fixtures.default_dtype(dtype), torch.random.fork_rng(devices=[]):
-            backbone = self.case.build(
-                image=shapes.image,
-                num_classes=shapes.num_classes,
-                outputs=shapes.outputs,
-                attention=ToyAttention(ToyAttentionParams()),
-            )
+        with torch.random.fork_rng(devices=[]):
+            backbone = fixtures.backbone_of(self.case.build, self.shapes, dtype)
         return fixtures.randomised(backbone) if isinstance(backbone, nn.Module) else backbone
 
     @property
@@ -59,7 +51,8 @@ class Trial:
 
     def call(self, backbone: Any = None, dtype: torch.dtype = torch.float64, **more: Any) -> Any:
         """Return (raw, heads, taps) of a batch, by default of the trial's own backbone."""
-        return (backbone or self.backbone)(*self.inputs(dtype), **{"taps": self.taps, **more})
+        network = self.backbone if backbone is None else backbone
+        return network(*self.inputs(dtype), **{"taps": self.taps, **more})
 
 
 def examine(case: Case) -> None:

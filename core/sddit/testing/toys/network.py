@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sddit.backbones import Backbone
-from sddit.interfaces import NOTHING, Attention, Shapes, Tap, Tokens
+from sddit.interfaces import NOTHING, Shapes, Tap, Tokens
 from sddit.testing.toys.params import ToyAttentionParams, ToyBackboneParams
 
 
@@ -25,7 +25,6 @@ class ToyBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(2 * width, width)
         self.down = nn.Linear(width, 2 * width)
-        self.width = width
 
     def forward(self, tokens: Tensor, mixing: Tensor) -> Tensor:
         """tokens [B, n, D]; mixing [B, n, n], rows of sum 1."""
@@ -40,13 +39,7 @@ class ToyBackbone(Backbone):
     """Patches, blocks on visible tokens, hidden places filled with their input token, a linear output."""
 
     def __init__(
-        self,
-        params: ToyBackboneParams,
-        *,
-        image: tuple[int, int, int],
-        num_classes: int,
-        outputs: int,
-        attention: Attention,
+        self, params: ToyBackboneParams, *, image: tuple[int, int, int], num_classes: int, outputs: int, **_: object
     ) -> None:
         super().__init__()
         channels = image[0]
@@ -78,13 +71,12 @@ class ToyBackbone(Backbone):
         inner, mixing = self.select(tokens, visible, groups)
         depths = {tap: self.params.block_of(tap) for tap in taps}
         read: dict[Tap, Tokens] = {}
-        for depth, block in enumerate(self.blocks, start=1):
+        deepest = len(self.blocks) if output else max(depths.values(), default=0)
+        for depth, block in enumerate(self.blocks[:deepest], start=1):
             inner = (
                 checkpoint(block, inner, mixing, use_reentrant=False) if self.checkpointing else block(inner, mixing)
             )
             read |= {tap: self.tokens(inner, visible) for tap, at in depths.items() if at == depth}
-            if not output and depth == max(depths.values(), default=0):
-                return None, {}, read
         if not output:
             return None, {}, read
         if self.head is None:
@@ -107,7 +99,7 @@ class ToyBackbone(Backbone):
         parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
     def select(self, tokens: Tensor, visible: Tensor | None, groups: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the tokens that run, class token first, and who sees whom: [B, n, D], [B, n, n]."""
+        """Return the visible tokens, class token first, [B, n, D], and the mean over those each sees, [B, n, n]."""
         batch, count, width = tokens.shape
         groups = torch.zeros(batch, count, dtype=torch.int64, device=tokens.device) if groups is None else groups
         if visible is not None:

@@ -12,11 +12,11 @@ from sddit import interfaces as face
 from sddit.value_schedules import Value, bounded
 
 SHADE = 0.7
-"""How far apart the classes of the toy data set are."""
+"""Distance between the classes of the toy data set."""
 
 
 class ToyBackboneParams(face.BackboneParams):
-    """A few blocks that mix each token with the mean of those it may see."""
+    """A few blocks that mix each token with the mean of the tokens it may see."""
 
     hidden: int = Field(16, ge=2, le=4096, description="D, the width of a token.")
     depth: int = Field(2, ge=1, le=64, description="Number of blocks.")
@@ -56,23 +56,12 @@ class ToyBackboneParams(face.BackboneParams):
         patch, width = shapes.image[0] * self.patch**2, self.hidden
         depth = self.depth if output else max(map(self.block_of, taps), default=0)
         row = num_kept + self.cls
-        head = shapes.outputs * patch
-        parameters = (
-            (patch + 1) * width
-            + tokens * width
-            + 2 * width
-            + (shapes.num_classes + 1) * width
-            + self.cls * width
-            + depth * (2 * width + 4 * width**2 + 3 * width)
-            + output * (width + 1) * head
-        )
-        flops = 2 * (
-            tokens * patch * width
-            + width
-            + depth * row * (4 * width**2 + row * width)
-            + (tokens * width * head if output else 0)
-        )
-        return face.Cost(parameters, flops, depth * row * 4 * width)
+        head = output * shapes.outputs * patch
+        inputs = (patch + tokens + shapes.num_classes + 4 + self.cls) * width
+        blocks = depth * (4 * width + 5) * width
+        block_flops = depth * row * (4 * width + row) * width
+        flops = 2 * ((tokens * patch + 1) * width + block_flops + tokens * width * head)
+        return face.Cost(inputs + blocks + (width + 1) * head, flops, depth * row * 4 * width)
 
 
 class ToyScheduleParams(face.NoiseScheduleParams):
