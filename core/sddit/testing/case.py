@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -63,8 +63,12 @@ class Case:
         num_wrong = int((~value.isfinite()).sum())
         return self.expect(num_wrong == 0, f"{what} is not finite", got=f"{num_wrong} numbers of {value.numel()}")
 
-    def unchanged(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], what: str, fix: str) -> None:
-        """Note every named tensor that has changed."""
+    @contextlib.contextmanager
+    def unchanged(self, tensors: Callable[[], Mapping[str, Tensor]], what: str, fix: str) -> Iterator[None]:
+        """Note every named tensor that changes inside."""
+        before = {name: value.detach().clone() for name, value in tensors().items()}
+        yield
+        after = tensors()
         for name, value in before.items():
             self.expect(name in after and torch.equal(after[name], value), f"{what}: {name}", fix=fix)
 
@@ -77,8 +81,8 @@ class Case:
             self.problems += refusal.problems
         except Exception as failure:
             frame = traceback.extract_tb(failure.__traceback__)[-1]
-            where, got = f"{frame.filename}:{frame.lineno}", describe_exception(failure)
-            self.add(f"it raised an error while {doing}", got=got, where=where, fix=fix)
+            where = f"{frame.filename}:{frame.lineno}"
+            self.add(f"it raised an error while {doing}", got=describe_exception(failure), where=where, fix=fix)
 
     @contextlib.contextmanager
     def no_global_randomness(self, doing: str = "it") -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -84,13 +83,3 @@ def randomised(module: nn.Module, scale: float = 0.1) -> nn.Module:
         for key, parameter in enumerate(module.parameters()):
             parameter.copy_(scale * numbers(*parameter.shape, key=key, dtype=torch.float64))
     return module
-
-
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies of the current values of tensors."""
-    return {name: value.detach().clone() for name, value in tensors.items()}
-
-
-def frozen_copies(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return copies without gradient, as those of a teacher or an EMA."""
-    return {name: copy.deepcopy(module).requires_grad_(False) for name, module in modules.items()}

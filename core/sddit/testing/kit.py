@@ -91,11 +91,10 @@ def named(name: str, kind: str) -> Component[Any]:
     if len(holders) == 1:
         return holders[0].get(name)
     if holders:
-        what, expect = f"several components named {name!r}", f"kind = one of {', '.join(r.kind for r in holders)}"
-    else:
-        everything = [known for registry in registries.values() for known in registry.names()]
-        what, expect = f"no component named {name!r}", one_of(name, everything)
-    raise error("SD-R110", what, where=name, expect=expect)
+        kinds = ", ".join(r.kind for r in holders)
+        raise error("SD-R110", f"several components named {name!r}", where=name, expect=f"kind = one of {kinds}")
+    everything = [known for registry in registries.values() for known in registry.names()]
+    raise error("SD-R110", f"no component named {name!r}", where=name, expect=one_of(name, everything))
 
 
 def set_params(case: Case, given: Mapping[str, Any]) -> bool:
@@ -114,7 +113,8 @@ def set_params(case: Case, given: Mapping[str, Any]) -> bool:
 
 def examine_settings(case: Case) -> None:
     """Check what holds for the summary and the settings of any component."""
-    summary, params = case.component.summary, case.component.params
+    summary = case.component.summary
+    params = case.component.params
     case.expect(bool(summary.strip()), "it has no summary", fix='registry.add(..., summary="one line")')
     case.expect("\n" not in summary, "its summary is longer than one line", got=repr(summary))
     forbids = params.model_config.get("extra") == "forbid"

@@ -221,9 +221,8 @@ def examine_truncation(case: Case, trial: Trial) -> None:
     """Check that a network truncated after the encoder has the same tap and fewer parameters."""
     short = copy.deepcopy(trial.backbone)
     short.truncate(("encoder",))
-    whole, part = (
-        trial.call(one, taps=("encoder",), output=False)[2]["encoder"].patch for one in (trial.backbone, short)
-    )
+    whole = trial.call(taps=("encoder",), output=False)[2]["encoder"].patch
+    part = trial.call(short, taps=("encoder",), output=False)[2]["encoder"].patch
     case.expect(torch.equal(whole, part), "truncate changes the tap it keeps")
     kept, total = num_parameters(short), num_parameters(trial.backbone)
     fix = "a teacher needs no output layer"
@@ -255,7 +254,8 @@ def examine_cost(case: Case, trial: Trial) -> None:
             (cost.parameters, num_parameters(trial.backbone), "parameters"),
             (cost.flops, flops, f"FLOPs of {kept} visible tokens"),
         ):
-            close, expect = math.isclose(stated, counted, rel_tol=0.01), f"{counted:,.0f} within 1 %"
+            close = math.isclose(stated, counted, rel_tol=0.01)
+            expect = f"{counted:,.0f} within 1 %"
             case.expect(close, f"cost() states wrong {what}", got=f"{stated:,.0f}", expect=expect)
 
 

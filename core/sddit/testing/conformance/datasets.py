@@ -44,8 +44,8 @@ def examine_split(case: Case, dataset: Dataset, split: str, size: int, facts: Da
     case.expect(images.dtype == torch.float32, "images are not float32", got=images)
     if case.shaped(labels, (3,), "what fetch returns as labels"):
         inside = labels.dtype == torch.int64 and bool(((labels >= 0) & (labels < max(1, facts.num_classes))).all())
-        got, expect = f"{labels.tolist()} {labels.dtype}", f"int64 below {facts.num_classes}"
-        case.expect(inside, "labels are not class numbers", got=got, expect=expect)
+        got = f"{labels.tolist()} {labels.dtype}"
+        case.expect(inside, "labels are not class numbers", got=got, expect=f"int64 below {facts.num_classes}")
     same = torch.equal(dataset.fetch(ids[::-1])[0].flip(0), images)
     case.expect(same, "an image depends on the order in which it is fetched")
     if isinstance(dataset, DrawnDataset):
@@ -82,12 +82,17 @@ def examine_moments(case: Case, facts: DataFacts) -> None:
     """Check that the stated mean and standard deviation are those of the training images in [-1, 1]."""
     if case.params.normalize != "range" or facts.train_size > MAX_IMAGES:
         return
-    dataset, ids = case.build(split="train"), range(facts.train_size)
+    dataset = case.build(split="train")
+    ids = range(facts.train_size)
     images = dataset.fetch(ids)[0].double()
     mean, std = images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3))
     if isinstance(dataset, DrawnDataset):  # the standard deviation of what is drawn
         std = (std**2 + dataset.spread(ids).double().square().mean(dim=(0, 2, 3))).sqrt()
     close = torch.allclose(mean, mean.new_tensor(facts.mean), atol=0.02)
     close = close and torch.allclose(std, std.new_tensor(facts.std), rtol=0.02)
-    got, expect = f"{facts.mean}, {facts.std}", f"{mean.tolist()}, {std.tolist()}"
-    case.expect(close, "mean and std are not those of the training images", got=got, expect=expect)
+    case.expect(
+        close,
+        "mean and std are not those of the training images",
+        got=f"{facts.mean}, {facts.std}",
+        expect=f"{mean.tolist()}, {std.tolist()}",
+    )

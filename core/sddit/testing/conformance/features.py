@@ -38,7 +38,8 @@ def examine_images(case: Case, extractor: Any, images: Tensor) -> None:
     case.expect(same, "it gives other features for the same images")
     close = torch.allclose(extractor.features(images[1:3]), found[1:3], rtol=1e-3, atol=1e-4)
     case.expect(close, "features of an image depend on the other images", fix="eval() mode")
-    classes, figures = extractor.classes(images), case.params.own_figures
+    classes = extractor.classes(images)
+    figures = case.params.own_figures
     if classes is not None:
         case.shaped(classes, (COUNT,), "classes(images)")
     case.expect(

@@ -49,7 +49,8 @@ def examine_level(case: Case, guidance: Any, sigma: float) -> None:
     case.expect(torch.equal(x, before), "it changed x in place")
     again = guidance(ClassDenoiser(), labels)(x, sigma)
     case.expect(torch.equal(found.x0, again.x0), "it gives another prediction for the same input")
-    cost, stated = denoiser.images / len(x), case.params.evaluations
+    cost = denoiser.images / len(x)
+    stated = case.params.evaluations
     what = "it calls the network more often than `evaluations` says"
     case.expect(cost <= stated, what, got=f"{cost:g}", expect=stated)
     null = fixtures.CLASSES in denoiser.labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -71,8 +72,8 @@ class Scene:
 
     def value_of(self, term: Any) -> Any:
         """Return the value of a loss."""
-        modules = {name: term.get_submodule(name) for name in term.ema_modules}
-        context = replace(fixtures.context(ema_modules=fixtures.frozen_copies(modules)), schedule=self.schedule)
+        copies = {name: copy.deepcopy(term.get_submodule(name)).requires_grad_(False) for name in term.ema_modules}
+        context = replace(fixtures.context(ema_modules=copies), schedule=self.schedule)
         return term(context, self.views, self.outputs)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -115,24 +116,25 @@ def is_term(case: Case, term: Any) -> bool:
     case.expect(not missing, f"it lacks {', '.join(missing)}", fix=fix)
     children = dict(term.named_modules())
     unknown = [name for name in getattr(term, "ema_modules", ()) if name not in children]
-    what, expect = f"`ema_modules` names what it does not have: {', '.join(unknown)}", ", ".join(filter(None, children))
-    case.expect(not unknown, what, expect=f"of {expect}")
+    what = f"`ema_modules` names what it does not have: {', '.join(unknown)}"
+    case.expect(not unknown, what, expect=f"of {', '.join(filter(None, children))}")
     return not missing and not unknown
 
 
 def examine_value(case: Case, term: Any, masked: bool) -> bool:
     """Check shape, finiteness and repeatability, and that nothing it was given is changed."""
-    shape: tuple[int, ...]
     shown = "a masked view" if masked else "a full view"
-    shape, fix = (fixtures.BATCH,), "mean over every dimension but the first; a scalar needs couples_samples"
+    shape: tuple[int, ...] = (fixtures.BATCH,)
+    fix = "mean over every dimension but the first; a scalar needs couples_samples"
     if case.params.couples_samples:
-        shape, fix = (), "return a scalar, or drop couples_samples"
+        shape = ()
+        fix = "return a scalar, or drop couples_samples"
     with case.trying(f"forward saw {shown}", fix="does needs() declare all that forward reads?"):
         scene = Scene(case, masked=masked)
-        before = fixtures.copied(scene.tensors())
-        with case.no_global_randomness("forward"):
-            value, again = scene.value_of(term), scene.value_of(term)
-        case.unchanged(before, scene.tensors(), "forward changed what it was given", "work on a copy")
+        unchanged = case.unchanged(scene.tensors, "forward changed what it was given", "work on a copy")
+        with case.no_global_randomness("forward"), unchanged:
+            value = scene.value_of(term)
+            again = scene.value_of(term)
         return (
             case.shaped(value, shape, f"what forward returns for {shown}", fix)
             and case.expect(value.is_floating_point(), "forward returns whole numbers", got=value)
@@ -167,22 +169,25 @@ def examine_gradient(case: Case, term: nn.Module) -> None:
         scene.value_of(term)[0].backward()
         gradients = {name: leaf.grad for name, leaf in scene.leaves["student"].items() if leaf.grad is not None}
         mixed = ", ".join(name for name, gradient in gradients.items() if bool(gradient[1:].any()))
-        got, fix = f"a gradient to {mixed} of the others", "declare couples_samples and return a scalar"
+        got = f"a gradient to {mixed} of the others"
+        fix = "declare couples_samples and return a scalar"
         case.expect(not mixed, "the value of one sample depends on other samples", got=got, fix=fix)
 
 
 def examine_memory(case: Case) -> None:
     """Check that buffers change only in after_step, from what forward staged, and that the state can be restored."""
     term = built(case)
-    before = fixtures.copied(dict(term.named_buffers()))
-    Scene(case, masked=False).value_of(term)
+
+    def buffers() -> dict[str, Tensor]:
+        return dict(term.named_buffers())
+
     fix = "stage statistics in forward, and change buffers in after_step"
-    case.unchanged(before, dict(term.named_buffers()), "a buffer changed in forward", fix)
-    with case.trying("a step was discarded, and the next one finished"):
+    with case.unchanged(buffers, "a buffer changed in forward", fix):
+        Scene(case, masked=False).value_of(term)
+    forgotten = case.unchanged(buffers, "discard did not forget what forward staged", "clear it in discard()")
+    with case.trying("a step was discarded, and the next one finished"), forgotten:
         term.discard()
         term.after_step(fixtures.context())
-        what = "discard did not forget what forward staged"
-        case.unchanged(before, dict(term.named_buffers()), what, "clear it in discard()")
     with case.trying("a step was finished"):
         Scene(case, masked=False).value_of(term)
         term.after_step(fixtures.context())
@@ -203,7 +208,8 @@ def has_finite_buffers(term: nn.Module) -> bool:
 
 def examine_staging(case: Case) -> None:
     """Check that what would make a buffer non-finite is in staged(), before after_step."""
-    term, scene = built(case), Scene(case, masked=False)
+    term = built(case)
+    scene = Scene(case, masked=False)
     with torch.no_grad():
         for leaf in (*scene.leaves["student"].values(), *scene.leaves["teacher"].values()):
             leaf.fill_(float("nan"))

@@ -41,7 +41,8 @@ def examine_scales(case: Case, schedule: NoiseSchedule, t: Tensor) -> None:
     """Check that the noise level grows with t."""
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     if case.shaped(alpha, t.shape, "alpha(t)") and case.shaped(sigma, t.shape, "sigma(t)"):
-        rises, fix = bool(((sigma / alpha).diff() > 0).all()), "t grows with noise in every schedule"
+        rises = bool(((sigma / alpha).diff() > 0).all())
+        fix = "t grows with noise in every schedule"
         case.expect(rises, "the noise level sigma / alpha does not grow with t", fix=fix)
         case.expect(bool((sigma > 0).all() and (alpha > 0).all()), "alpha or sigma is not above 0 at a trained t")
         case.equal(sigma.dtype, t.dtype, "sigma(t) has another dtype than t")
@@ -85,7 +86,8 @@ def examine_noise_fraction(case: Case, schedule: NoiseSchedule, t: Tensor) -> No
     """Check that the fraction grows with the noise, between 0 and 1."""
     fraction = schedule.noise_fraction(t)
     if case.shaped(fraction, t.shape, "noise_fraction(t)"):
-        inside, got = bool(((fraction >= 0) & (fraction <= 1)).all()), f"{fraction.min():g} to {fraction.max():g}"
+        inside = bool(((fraction >= 0) & (fraction <= 1)).all())
+        got = f"{fraction.min():g} to {fraction.max():g}"
         case.expect(inside, "noise_fraction(t) is not within 0 to 1", got=got)
         rises = bool((fraction.diff() >= 0).all()) and bool(fraction[-1] > fraction[0])
         case.expect(rises, "noise_fraction(t) does not grow with t")

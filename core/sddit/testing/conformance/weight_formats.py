@@ -25,7 +25,8 @@ def examine(case: Case, shapes: Shapes, backbone: nn.Module) -> None:
 
 def examine_layout(case: Case, layout: str, shapes: Shapes, backbone: nn.Module) -> None:
     """Check that arguments and tensors come back unchanged, and that nothing wrong is inferred from the tensors."""
-    form, shown = case.component.format(layout), f"the layout {layout!r}"
+    form = case.component.format(layout)
+    shown = f"the layout {layout!r}"
     for attribute in ("files", "note", "idle"):
         case.expect(hasattr(form, attribute), f"{shown} has no {attribute}")
     try:

@@ -43,8 +43,7 @@ class ToySchedule:
     def t_from_sigma(self, sigma: Tensor) -> Tensor:
         return sigma
 
-    def snap(self, sigma: Tensor) -> Tensor:
-        return sigma
+    snap = t_from_sigma
 
     def noise_fraction(self, t: Tensor) -> Tensor:
         low, high = self.sigma_range
@@ -138,11 +137,15 @@ class ToyAgreement(LossTerm):
         self.waiting.clear()
 
 
-class ToySampler:
-    """Euler's method on dx/dsigma = (x - D(x, sigma)) / sigma."""
+class Toy:
+    """A toy that is built from its settings alone."""
 
-    def __init__(self, params: settings.ToySamplerParams, *, schedule: face.NoiseSchedule) -> None:
+    def __init__(self, params: Any, **_: object) -> None:
         self.params = params
+
+
+class ToySampler(Toy):
+    """Euler's method on dx/dsigma = (x - D(x, sigma)) / sigma."""
 
     def __call__(
         self, denoise: face.Denoise, x: Tensor, sigmas: Sequence[float], *, callback: Any = None, **_: object
@@ -154,21 +157,15 @@ class ToySampler:
         return x
 
 
-class ToyGuidance:
+class ToyGuidance(Toy):
     """The denoiser as it is."""
-
-    def __init__(self, params: settings.ToyGuidanceParams, *, schedule: face.NoiseSchedule) -> None:
-        self.params = params
 
     def __call__(self, denoiser: face.Denoiser, labels: Tensor) -> face.Denoise:
         return lambda x, sigma: denoiser(x, sigma, labels)
 
 
-class ToyOptimizer:
-    """Adam whose weight decay spares biases and norms."""
-
-    def __init__(self, params: settings.ToyOptimizerParams) -> None:
-        self.params = params
+class ToyOptimizer(Toy):
+    """Adam without weight decay of biases and norms."""
 
     def __call__(self, groups: Sequence[Mapping[str, Any]], device: torch.device) -> torch.optim.Optimizer:
         parts = []
@@ -207,14 +204,11 @@ class ToyDataset:
         return ((grey.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-class ToyFeatures:
+class ToyFeatures(Toy):
     """Mean and standard deviation of each channel."""
 
     title = "channel moments"
     dimensions = 6
-
-    def __init__(self, params: settings.ToyFeaturesParams, *, facts: face.DataFacts, device: torch.device) -> None:
-        self.params = params
 
     def features(self, images: Tensor) -> Tensor:
         x = images.float() / 255

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ class ToyBackboneParams(face.BackboneParams):
     depth: int = Field(2, ge=1, le=64, description="Number of blocks.")
     patch: int = Field(4, ge=1, description="Side of a patch in pixels.")
     cls: bool = Field(True, description="Carry a class token.")
+    supports_masking: ClassVar[bool] = True
 
     def grid(self, shapes: face.Shapes) -> tuple[int, int]:
         _, height, width = shapes.image
@@ -44,10 +45,6 @@ class ToyBackboneParams(face.BackboneParams):
     @property
     def has_cls(self) -> bool:
         return self.cls
-
-    @property
-    def supports_masking(self) -> bool:
-        return True
 
     def cost(
         self, shapes: face.Shapes, *, num_kept: int, taps: Sequence[face.Tap] = (), output: bool = True
@@ -126,23 +123,15 @@ class ToyGuidanceParams(face.GuidanceParams):
 class ToyAttentionParams(face.AttentionParams):
     """The softmax written out."""
 
-    @property
-    def takes_bias(self) -> bool:
-        return True
-
-    @property
-    def takes_groups(self) -> bool:
-        return True
+    takes_bias: ClassVar[bool] = True
+    takes_groups: ClassVar[bool] = True
 
 
 class ToyOptimizerParams(face.OptimizerParams):
     """Adam with decoupled weight decay."""
 
     weight_decay: float = Field(0.0, ge=0, description="Decay of matrices; biases and norms do not decay.")
-
-    @property
-    def state_per_parameter(self) -> int:
-        return 2
+    state_per_parameter: ClassVar[int] = 2
 
 
 class ToyDatasetParams(face.DatasetParams):
@@ -175,9 +164,7 @@ class ToyDatasetParams(face.DatasetParams):
 class ToyFeaturesParams(face.FeatureParams):
     """Mean and standard deviation of each channel."""
 
-    @property
-    def dimensions(self) -> int:
-        return 6
+    dimensions: ClassVar[int] = 6
 
 
 class ToyTrackerParams(face.TrackerParams):
