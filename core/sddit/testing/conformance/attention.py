@@ -46,20 +46,19 @@ def extras(params: Any) -> dict[str, dict[str, Tensor]]:
 
 def arguments(extra: dict[str, Tensor], device: str, trains: bool) -> dict[str, Tensor]:
     """Return q, k, v and an extra argument, float64; leaves of the graph if the kernel trains."""
-    qkv = {
-        name: fixtures.numbers(2, HEADS, TOKENS, WIDTH, key=key, dtype=torch.float64) for key, name in enumerate("qkv")
-    }
-    given = {name: x.to(device) for name, x in {**qkv, **extra}.items()}
-    return {name: x.requires_grad_(trains and x.is_floating_point()) for name, x in given.items()}
+    given = dict(extra)
+    for key, name in enumerate("qkv"):
+        given[name] = fixtures.numbers(2, HEADS, TOKENS, WIDTH, key=key, dtype=torch.float64)
+    return {name: x.to(device).requires_grad_(trains and x.is_floating_point()) for name, x in given.items()}
 
 
 def compare(case: Case, kernel: Any, given: dict[str, Tensor], precision: str, shown: str) -> None:
     """Compare values, and gradients if the kernel has them."""
     dtype = DTYPES[precision]
-    low = {
-        name: x.detach().to(dtype, copy=True).requires_grad_(x.requires_grad) if x.is_floating_point() else x
-        for name, x in given.items()
-    }
+    low = dict(given)
+    for name, x in given.items():
+        if x.is_floating_point():
+            low[name] = x.detach().to(dtype, copy=True).requires_grad_(x.requires_grad)
     expected = called(ToyAttention(ToyAttentionParams()), given)
     out = called(kernel, low)
     if not case.shaped(out, tuple(expected.shape), f"what it returns {shown}"):

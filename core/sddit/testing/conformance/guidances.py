@@ -15,7 +15,7 @@ from sddit.testing.case import Case
 
 @dataclass(slots=True)
 class ClassDenoiser:
-    """Predicts another image for each class; counts the images and collects the labels that it is called with."""
+    """Predict another image for each class. Counts the images and collects the labels that it is called with."""
 
     num_classes: int = fixtures.CLASSES
     images: int = 0

@@ -135,13 +135,12 @@ def examine_value(case: Case, term: Any, masked: bool) -> bool:
         with case.no_global_randomness("forward"), unchanged:
             value = scene.value_of(term)
             again = scene.value_of(term)
-        return (
-            case.shaped(value, shape, f"what forward returns for {shown}", fix)
-            and case.expect(value.is_floating_point(), "forward returns whole numbers", got=value)
-            and case.expect(
-                torch.equal(value, again), "forward gives another value for the same input", fix="draw from ctx.draws"
-            )
-        )
+        if not case.shaped(value, shape, f"what forward returns for {shown}", fix):
+            return False
+        if not case.expect(value.is_floating_point(), "forward returns whole numbers", got=value):
+            return False
+        what = "forward gives another value for the same input"
+        return case.expect(torch.equal(value, again), what, fix="draw from ctx.draws")
     return False
 
 

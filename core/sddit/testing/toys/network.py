@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,9 +74,8 @@ class ToyBackbone(Backbone):
         read: dict[Tap, Tokens] = {}
         deepest = len(self.blocks) if output else max(depths.values(), default=0)
         for depth, block in enumerate(self.blocks[:deepest], start=1):
-            inner = (
-                checkpoint(block, inner, mixing, use_reentrant=False) if self.checkpointing else block(inner, mixing)
-            )
+            run = partial(checkpoint, block, use_reentrant=False) if self.checkpointing else block
+            inner = run(inner, mixing)
             read |= {tap: self.tokens(inner, visible) for tap, at in depths.items() if at == depth}
         if not output:
             return None, {}, read
