@@ -13,8 +13,6 @@ from torch import Tensor
 from sddit.errors import Problem, SdditError, describe_exception
 from sddit.interfaces import Component
 
-CODE = "SD-P220"
-
 
 class Case:
     """A component under test, and the problems found in it so far.
@@ -37,7 +35,7 @@ class Case:
         if isinstance(got, Tensor):
             got = f"{tuple(got.shape)} {str(got.dtype).removeprefix('torch.')}"
         name = f"{self.component.kind} {self.component.qualified}".replace(" /", " ")
-        problem = Problem(CODE, what, where or name, str(got), str(expect), fix)
+        problem = Problem("SD-P220", what, where or name, str(got), str(expect), fix)
         if problem not in self.problems:
             self.problems.append(problem)
 

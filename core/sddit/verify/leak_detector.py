@@ -172,14 +172,15 @@ def examine(scene: LeakScene, found: LeakFindings) -> None:
             # the outputs are those of the tokens that were visible before the change
             moved = {other: replace(now, visible=views[other].visible) for other, now in held.items()}
             for label in scene.labels:
-                one_call = module_inputs(scene, label, views, scene.draws, outputs)
-                compare_calls(label, one_call, module_inputs(scene, label, moved, draws, outputs), found)
+                original = module_inputs(scene, label, views, scene.draws, outputs)
+                shifted = module_inputs(scene, label, moved, draws, outputs)
+                compare_inputs(label, original, shifted, found)
         after = scene.predict(name, scene.views(scene.draws, unit(view.x)))
         largest = max(distance(one, two) for _, one, two in outputs_of(before, after))
         found.moved = min(found.moved, largest)
 
 
-def compare_calls(label: str, one: Mapping[str, Tensor], two: Mapping[str, Tensor], found: LeakFindings) -> None:
+def compare_inputs(label: str, one: Mapping[str, Tensor], two: Mapping[str, Tensor], found: LeakFindings) -> None:
     """Compare the inputs of a loss's trained modules while only the target changes, not the student's outputs."""
     if one.keys() != two.keys():
         found.add("what the terms' heads are given", f"other calls in loss {label!r}", math.inf)
