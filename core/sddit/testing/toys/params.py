@@ -96,7 +96,7 @@ class ToyLossParams(face.LossParams):
 
 
 class ToyAgreementParams(face.LossParams):
-    """Student tokens, through a head, against the teacher's, minus a running centre."""
+    """Student tokens against the teacher's."""
 
     momentum: float = Field(0.9, ge=0, le=1, description="Fraction of the centre kept at each step.")
 
