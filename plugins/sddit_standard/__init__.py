@@ -1,10 +1,10 @@
-"""Data sets, feature extractors, an optimizer and trackers: the components that every recipe needs around a method."""
+"""Register what recipes need around a method: data sets, feature extractors, an optimizer, trackers; and checks."""
 
 from __future__ import annotations
 
-from sddit import Registry, hookimpl
+from sddit import Params, Registry, hookimpl
 from sddit.data.declared import DeclaredParams
-from sddit.interfaces import Dataset, FeatureExtractor, Optimizer, Tracker
+from sddit.interfaces import Check, Dataset, FeatureExtractor, Optimizer, Tracker
 from sddit_standard.datasets.params import DigitsParams, FashionParams, FolderParams, LatentsParams
 from sddit_standard.features.params import ClassifierParams, InceptionParams, MobilenetParams, PixelsParams
 from sddit_standard.params import AdamWParams, CsvParams, TensorboardParams
@@ -103,3 +103,15 @@ def register_trackers(registry: Registry[Tracker]) -> None:
         summary="TensorBoard event files in the run folder.",
         requires=("tensorboard",),
     )
+
+
+@hookimpl
+def register_checks(registry: Registry[Check]) -> None:
+    for name, summary in {
+        "draws": "draws are functions of their keys",
+        "masks": "masks hide what they say",
+        "gradients": "gradients in parts and in three precisions",
+        "checkpoints": "a run from a checkpoint is the run itself",
+        "leaks": "no recipe sees its target",
+    }.items():
+        registry.add(name, f"sddit_standard.checks:{name}", params=Params, summary=summary)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sddit.evaluation.grids import grid, png
 from sddit.evaluation.metrics import copied_fraction, nearest
 from sddit.evaluation.sample_images import kept_samples
-from sddit.evaluation.scores import extract, extract_split, refuse_few
+from sddit.evaluation.scores import extract_features, extract_split, refuse_few
 from sddit.evaluation.scoring import build_extractors
 from sddit.evaluation.thumbnails import PixelFeatures
 from sddit.interfaces import Dataset, FeatureExtractor
@@ -50,7 +50,7 @@ def find_copies(
     """Find the nearest training image of every sample, uint8 [n, 3, H, W], with each extractor."""
     training, heldout = (extract_split(split, extractors, batch) for split in (train_set, test_set))
     no_labels = torch.zeros(len(samples), dtype=torch.int64)
-    generated = extract(samples, no_labels, extractors, batch)
+    generated = extract_features(samples, no_labels, extractors, batch)
     found = {}
     for label, extractor in extractors.items():
         reference = training[label].features

@@ -128,7 +128,7 @@ class Scorer:
         """
         real: dict[str, Sized] = {"training images": self.train_set, "held-out images": self.test_set}
         refuse_few({"samples": samples, **real}, self.settings.neighbours)
-        generated = extract(samples, labels, self.extractors, self.settings.batch)
+        generated = extract_features(samples, labels, self.extractors, self.settings.batch)
         found = {}
         for label, extractor in self.extractors.items():
             further = extractor.own_figures(samples) if own and isinstance(extractor, FigureExtractor) else {}
@@ -212,7 +212,7 @@ def extract_split(dataset: Dataset, extractors: Mapping[str, FeatureExtractor], 
     return _extract(((dataset.to_images(x), labels) for x, labels in parts), extractors)
 
 
-def extract(
+def extract_features(
     images: Tensor, labels: Tensor, extractors: Mapping[str, FeatureExtractor], batch: int
 ) -> dict[str, Extracted]:
     """Extract the features of images, uint8 [n, 3, H, W], with each extractor."""

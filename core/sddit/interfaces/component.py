@@ -95,7 +95,7 @@ class Measurement:
 class CheckContext:
     """Machine and options of a check."""
 
-    component: Component[Any] | None = None  # the one whose check it is; None for a check of the core
+    component: Component[Any] | None = None  # the one whose check it is, or the check itself if it belongs to none
     device: Literal["cpu", "cuda"] = "cpu"
     full: bool = False  # run the slow, complete version
     fixtures: tuple[Path, ...] = ()  # folders that may hold numbers of published implementations
@@ -106,7 +106,9 @@ class CheckSkipped(Exception):
 
 
 Check = Callable[[CheckContext], Iterable[Measurement]]
-"""A numerical check, registered as `checks={"what it shows": "module:function"}`. It may yield one by one."""
+"""A numerical check. It is registered with its component, as `checks={"what it shows": "module:function"}`, or by the
+hook `register_checks` if it belongs to none. It may yield one by one.
+"""
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class Registry(Generic[T]):
             offers[:] = [component for component in offers if component.origin != origin]
 
     def __iter__(self) -> Iterator[Component[T]]:
-        for name in sorted(self._offers):
+        for name in self._offers if self.kind == "checks" else sorted(self._offers):  # checks run as registered
             yield from self._offers[name]
 
     def names(self) -> list[str]:

@@ -16,11 +16,11 @@ from sddit.errors import SdditError
 from sddit.recipes.resolve import resolve
 from sddit.storage.checkpoints import Store
 from sddit.storage.manifest import FORMAT, MANIFEST, seal_manifest
+from sddit.testing.sessions import advance, state_of
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
 from sddit.training.build import build_session
 from sddit.training.session import Session
 from sddit.training.state import checkpoint_files, restore
-from sddit.verify.core import advance, state_of
 
 STORED = Path(__file__).parents[2] / "fixtures" / "checkpoints"
 TAKEN = 3  # the step of every stored checkpoint

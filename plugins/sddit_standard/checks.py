@@ -1,11 +1,10 @@
-"""Check draws, masks, gradients, checkpoints and leaks, which concern every method, on the toys of `sddit.testing`."""
+"""Check draws, masks, gradients, checkpoints and leaks, which concern every method, on toys."""
 
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,26 +13,16 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from sddit.data.declared import DeclaredParams
-from sddit.data.preview import DeclaredSplit
 from sddit.diffusion import masking as mask
 from sddit.diffusion.draws import KeyedDraws, generator, philox
 from sddit.errors import SdditError
-from sddit.interfaces import CheckContext, CheckSkipped, Measurement
-from sddit.recipes import search as lookup
-from sddit.recipes.costs import plan
+from sddit.interfaces import CheckContext, CheckSkipped, DataFacts, Measurement
+from sddit.recipes import search
 from sddit.recipes.merge import load
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.storage.checkpoints import Store
-from sddit.storage.manifest import BrokenCheckpoint
-from sddit.storage.manifest import verify as verify_sealed
-from sddit.testing import TOY_PAIR_RECIPE, toy_host
-from sddit.training.build import build_session
-from sddit.training.loop import accumulate_gradients, take_step, training_mode
-from sddit.training.session import Session
-from sddit.training.state import checkpoint_files, restore
-from sddit.verify.leak_detector import IMAGES, leak
+from sddit.testing import sessions
+from sddit.verify import leak
 
 MAX_STANDARD_ERRORS = 5.0
 """Bound of each statistical check."""
@@ -110,14 +99,6 @@ def masks(context: CheckContext) -> Iterator[Measurement]:
             )
 
 
-def toy(*overrides: str) -> Recipe:
-    """Return the toy recipe with a masked student, a teacher and two losses."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "toy.toml"
-        file.write_text(TOY_PAIR_RECIPE, encoding="utf-8")
-        return resolve(file, ["ema.main.decay=0.9", *overrides], host=toy_host())
-
-
 def gradients(context: CheckContext) -> Iterator[Measurement]:
     """Compare gradients with and without micro-batches, and in float64, float32 and bfloat16."""
     whole = {precision: gradient(context, precision) for precision in ("fp64", "fp32", "bf16")}
@@ -131,15 +112,12 @@ def gradients(context: CheckContext) -> Iterator[Measurement]:
 
 
 def gradient(context: CheckContext, precision: str, *overrides: str) -> Tensor:
-    """Return the gradient of the toy's first step, flattened to one float64 vector. The weights are float32 numbers."""
-    session = build_session(toy(f"train.precision={precision}", *overrides), torch.device(context.device))
+    """Return the gradient of the toy's first step. The weights are float32 numbers in every precision."""
+    session = sessions.toy_session(f"train.precision={precision}", *overrides, device=context.device)
     assert session.teacher is not None
-    session.student.load_state_dict(build_session(toy(), torch.device(context.device)).student.state_dict())
+    session.student.load_state_dict(sessions.toy_session(device=context.device).student.state_dict())
     session.teacher.update(session.student.backbone, session.student.terms, momentum=0.0)
-    with training_mode(session):
-        accumulate_gradients(session, session.objective.weights(0))
-    found = [p.grad.double().flatten() for p in session.student.parameters() if p.grad is not None]
-    return torch.cat(found).cpu()
+    return sessions.gradient(session)
 
 
 def relative_difference(one: Tensor, two: Tensor) -> float:
@@ -149,81 +127,45 @@ def relative_difference(one: Tensor, two: Tensor) -> float:
 
 def checkpoints(context: CheckContext) -> Iterator[Measurement]:
     """Compare four steps with two, a restored checkpoint and two more: bitwise equal. On the CPU."""
-    straight = session_after(4)
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "checkpoints", keep=2)
-        place = store.save(2, checkpoint_files(session_after(2), {}))
-        resumed = session_after(0)
-        found = store.latest()
-        assert found is not None
-        restore(resumed, found)
-        yield Measurement("tensors of the restored run that differ", num_changed_tensors(resumed, session_after(2)), 0)
-        advance(resumed, 2)
-        yield Measurement("tensors that differ two steps later", num_changed_tensors(resumed, straight), 0)
-        forgetful = session_after(0)
-        restore(forgetful, found)
+    straight = sessions.state_of(sessions.toy_session(steps=4))
+    half = sessions.toy_session(steps=2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "checkpoints"
+        place = sessions.save(half, folder)
+        resumed, forgetful = sessions.toy_session(), sessions.toy_session()
+        sessions.restore_latest(resumed, folder)
+        restored = num_changed(sessions.state_of(resumed), sessions.state_of(half))
+        yield Measurement("tensors of the restored run that differ", restored, 0)
+        sessions.advance(resumed, 2)
+        later = num_changed(sessions.state_of(resumed), straight)
+        yield Measurement("tensors that differ two steps later", later, 0)
+        sessions.restore_latest(forgetful, folder)
         forgetful.optimizer.state.clear()
-        advance(forgetful, 2)
-        yield Measurement(
-            "control: they differ without the optimizer's state", num_changed_tensors(forgetful, straight), 1, ">="
-        )
+        sessions.advance(forgetful, 2)
+        changed = num_changed(sessions.state_of(forgetful), straight)
+        yield Measurement("control: they differ without the optimizer's state", changed, 1, ">=")
         yield Measurement("fraction of flipped bits that are noticed", fraction_detected(place), 1, ">=")
 
 
-def session_after(steps: int) -> Session:
-    """Return a toy run after this number of steps."""
-    session = build_session(toy(), torch.device("cpu"))
-    advance(session, steps)
-    return session
+def num_changed(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """Return the number of tensors that differ between the states of two runs."""
+    return len(one.keys() ^ two.keys()) + sum(
+        num_different(one[name], two[name]) > 0 for name in one.keys() & two.keys()
+    )
 
 
-def advance(session: Session, steps: int) -> None:
-    with training_mode(session):
-        for _ in range(steps):
-            take_step(session)
-
-
-def state_of(session: Session) -> dict[str, Tensor]:
-    """Return every tensor on which the next step depends, by name."""
-    parts: dict[str, Mapping[str, Tensor]] = {"student": session.student.state_dict()}
-    parts |= {f"ema.{label}": ema.module.state_dict() for label, ema in session.emas.items()}
-    if session.teacher is not None:
-        parts["teacher"] = session.teacher.tensors()
-    moments = session.optimizer.state_dict()["state"]
-    parts |= {f"optimizer.{i}": {k: torch.as_tensor(v) for k, v in entry.items()} for i, entry in moments.items()}
-    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-
-
-def num_changed_tensors(one: Session, two: Session) -> float:
-    """Return the number of tensors that differ between two runs."""
-    mine, theirs = state_of(one), state_of(two)
-    common = mine.keys() & theirs.keys()
-    return len(mine.keys() ^ theirs.keys()) + sum(num_different(mine[name], theirs[name]) > 0 for name in common)
-
-
-def fraction_detected(place: Path) -> float:
+def fraction_detected(checkpoint: Path) -> float:
     """Flip three bits in each file of a checkpoint, one at a time, and return the fraction that is detected."""
     outcomes = []
-    for file in sorted(place.iterdir()):
-        size = file.stat().st_size
-        for offset in (0, size // 2, size - 1):
-            copy = place.with_name("flipped")
-            shutil.copytree(place, copy)
-            content = bytearray(file.read_bytes())
-            content[offset] ^= 1
-            (copy / file.name).write_bytes(content)
-            outcomes.append(is_rejected(copy))
-            shutil.rmtree(copy)
+    for file in sorted(checkpoint.iterdir()):
+        content = file.read_bytes()
+        for offset in (0, len(content) // 2, len(content) - 1):
+            flipped = bytearray(content)
+            flipped[offset] ^= 1
+            file.write_bytes(flipped)
+            outcomes.append(not sessions.is_intact(checkpoint))
+        file.write_bytes(content)
     return sum(outcomes) / len(outcomes)
-
-
-def is_rejected(place: Path) -> bool:
-    """Return whether a checkpoint is rejected as broken."""
-    try:
-        verify_sealed(place)
-    except BrokenCheckpoint:
-        return True
-    return False
 
 
 BASE_FOLDER = "base"
@@ -246,16 +188,22 @@ WITHOUT_START = "start=false"
 """Override that removes the run from which a second stage starts."""
 
 
-class NoiseImages(DeclaredSplit):
-    """Images of noise in the declared shape, as many as the leak detector uses."""
+class NoiseImages:
+    """A few images of noise in the shape that a data set declares."""
+
+    def __init__(self, facts: DataFacts) -> None:
+        self.facts = facts
 
     def __len__(self) -> int:
-        return IMAGES
+        return 4
 
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(ids, dtype=torch.int64)
         images = torch.randn((len(self), *self.facts.image), generator=generator(0, "imagined"))
         return images[chosen], chosen % len(self.facts.class_names)
+
+    def to_images(self, x: Tensor) -> Tensor:
+        raise NotImplementedError("noise is not shown")
 
 
 def leaks(context: CheckContext) -> Iterator[Measurement]:
@@ -263,15 +211,14 @@ def leaks(context: CheckContext) -> Iterator[Measurement]:
 
     With `full` also all others, with a narrow network of the same structure and images of noise.
     """
-    folder, skipped = lookup.shipped(), []
+    folder, skipped = search.shipped(), []
     for path in sorted(path for path in folder.rglob("*.toml") if path.parent.name != BASE_FOLDER):
         recipe = available_recipe(path)
         if recipe is not None:
             yield from leak(recipe, context)
         elif context.full:
             narrow = narrow_recipe(path)
-            assert isinstance(narrow.dataset.params, DeclaredParams)
-            yield from leak(narrow, context, images=NoiseImages(narrow.dataset.params))
+            yield from leak(narrow, context, images=NoiseImages(narrow.facts))
         else:
             skipped.append(path.relative_to(folder).with_suffix("").as_posix())
     if skipped:
@@ -289,7 +236,9 @@ def available_recipe(path: Path) -> Recipe | None:
         if not any(problem.code.startswith(EXTERNAL_CODES) for problem in refusal.problems):
             raise
         return None
-    return recipe if (plan(recipe).backbone_parameters or math.inf) < MAX_PARAMETERS else None
+    params, shapes = recipe.backbone.params, recipe.shapes
+    cost = params.cost(shapes, num_kept=math.prod(params.grid(shapes)))
+    return recipe if cost is not None and 0 < cost.parameters < MAX_PARAMETERS else None
 
 
 def narrow_recipe(path: Path) -> Recipe:
