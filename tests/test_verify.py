@@ -8,16 +8,15 @@ import pytest
 
 from sddit.interfaces import CheckContext, CheckSkipped, Measurement
 from sddit.plugins.host import host
-from sddit.verify import verify
+from sddit.verify import shipped_recipes, verify
 from sddit.verify.published import folders
-from sddit_standard import checks
 
 
 def test_no_shipped_recipe_sees_its_target() -> None:
     """Test those of small networks, with the detector that `core/verify/test_leak_detector.py` tests."""
     found: list[Measurement] = []
     with contextlib.suppress(CheckSkipped):  # the data of large recipes
-        found.extend(checks.leaks(CheckContext()))
+        found.extend(shipped_recipes.leaks(CheckContext()))
     assert [m.what for m in found if not m.holds] == []
     assert len({m.what.partition(":")[0] for m in found}) > 3
 

@@ -127,4 +127,5 @@ def test_every_registry_can_be_named_in_a_message() -> None:
         "data set",
         "feature extractor",
         "tracker",
+        "check",
     ]

@@ -94,7 +94,7 @@ class DeclaredPlugin:
 
     @hookimpl
     def register_datasets(self, registry: Registry[Dataset]) -> None:
-        factory = "sddit.data.declared_dataset:declared"
+        factory = "sddit.data.preview:declared"
         registry.add("declared", factory, params=DeclaredParams, summary="Shapes without images.")
 
 
