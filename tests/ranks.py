@@ -168,11 +168,9 @@ def keep(result: tuple[Session, Until], folder: Path) -> None:
 def sampled(session: Session) -> Tensor:
     """Return images before rounding, an odd number of them; each rank samples a part."""
     request = balanced(session.recipe.shapes.num_classes, IMAGES, session.recipe.seed)
-    weights = session.weights(session.recipe.sampled_weights)
+    weights = session.weights(session.recipe.evaluate.weights)
     own = request.part(session.world.partition(IMAGES))
-    return session.world.collect(
-        generate(weights, session.schedule, session.recipe, own, device=session.device), IMAGES
-    ).contiguous()
+    return session.world.collect(generate(weights, session.schedule, session.recipe, own), IMAGES).contiguous()
 
 
 def tensors_of(session: Session) -> dict[str, Tensor]:

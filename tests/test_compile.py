@@ -10,7 +10,7 @@ import torch
 from sddit.recipes.resolve import resolve
 from sddit.training.build import build_session
 from sddit.training.loop import take_step, training_mode
-from sddit.training.step_metrics import StepResult, noise_edges
+from sddit.training.step_metrics import StepResult
 
 TINY = (
     "train.steps=2",
@@ -31,9 +31,8 @@ TINY = (
 def trained(device: str, *overrides: str) -> tuple[list[StepResult], torch.Tensor]:
     """Return the results of two steps of a tiny quickstart, and all its weights after them."""
     session = build_session(resolve("quickstart", [*TINY, *overrides]), torch.device(device))
-    edges = noise_edges(session)
     with training_mode(session):
-        results = [take_step(session, edges) for _ in range(session.total_steps)]
+        results = [take_step(session) for _ in range(session.total_steps)]
     return results, torch.cat([p.detach().double().flatten().cpu() for p in session.student.parameters()])
 
 

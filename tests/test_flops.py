@@ -16,7 +16,6 @@ from sddit.recipes.resolve import resolve
 from sddit.training import step_metrics
 from sddit.training.build import build_session
 from sddit.training.loop import take_step, training_mode
-from sddit.training.step_metrics import noise_edges
 
 BATCH = 4
 SHORT = (f"train.batch={BATCH}", "train.steps=200", "attention.name=eager")
@@ -43,7 +42,7 @@ def test_a_step_takes_the_planned_flops(name: str, monkeypatch: pytest.MonkeyPat
     session = build_session(recipe, torch.device("cpu"))
     session.step = 1
     with FlopCounterMode(display=False) as counter, training_mode(session):
-        take_step(session, noise_edges(session))
+        take_step(session)
     planned = plan(recipe)
     assert planned.flops_per_step == pytest.approx(counter.get_total_flops(), rel=0.01)
     for missed in planned.passes if len(planned.passes) > 1 else ():  # the counter would notice
@@ -71,8 +70,8 @@ def test_an_image_takes_the_planned_flops(name: str, overrides: tuple[str, ...])
     recipe = resolve(name, [*SHORT, *overrides])
     session = build_session(recipe, torch.device("cpu"))
     request = balanced(recipe.shapes.num_classes, 3, 0)
-    weights = session.weights(recipe.sampled_weights)
+    weights = session.weights(recipe.evaluate.weights)
     with FlopCounterMode(display=False) as counter:
-        generate(weights, session.schedule, recipe, request, device=session.device)
+        generate(weights, session.schedule, recipe, request)
     found = plan(recipe).sampling_flops_per_image
     assert found == pytest.approx(counter.get_total_flops() / 3, rel=0.01)

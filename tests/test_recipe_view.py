@@ -10,7 +10,7 @@ import pytest
 
 import sddit
 from sddit.interfaces import RecipeView
-from sddit.interfaces.recipe_view import TrainView
+from sddit.interfaces.params import TrainView
 from sddit.recipes.checks import components
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve

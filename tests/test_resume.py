@@ -19,11 +19,11 @@ from torch import Tensor
 
 from sddit.recipes.resolve import resolve
 from sddit.storage.checkpoints import Store
+from sddit.testing.sessions import state_of
 from sddit.training.build import build_session
 from sddit.training.loop import train
 from sddit.training.session import Session
 from sddit.training.state import checkpoint_files, restore
-from sddit.verify.core import state_of
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6

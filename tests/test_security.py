@@ -54,7 +54,8 @@ ALLOWED = {
         "torch.load",
     ): "the user's own Inception weights, weights_only=True",
     ("plugins/sddit_standard/features/inception.py", "pickle"): "the class of an error",
-    ("core/sddit/plugins/discovery.py", "exec_module"): "a one-file plugin that the recipe names",
+    ("core/sddit/plugins/loading.py", "compile"): "a one-file plugin that the recipe names",
+    ("core/sddit/plugins/loading.py", "exec"): "the same plugin",
     ("core/sddit/storage/lock.py", "socket"): "the name of this host, in run.lock",
     ("core/sddit/ablations/runner.py", "subprocess"): "the runs of an ablation",
 }

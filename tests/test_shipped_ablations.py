@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sddit.ablations.planning.arms import expand
-from sddit.ablations.planning.leak_check import check_for_leaks
-from sddit.ablations.planning.plan import AblationPlan, PlannedArm, make_plan
+from sddit.ablations.planning.arms import Arm, expand
+from sddit.ablations.planning.measurements import check_for_leaks
+from sddit.ablations.planning.plan import AblationPlan, make_plan
 from sddit.ablations.runner import run_ablation
 from sddit.errors import SdditError
 from sddit.progress import Progress
@@ -48,7 +48,7 @@ def planned(name: str) -> AblationPlan:
     return make_plan(expand(load(RECIPES / f"{name}.toml", ELSEWHERE if "imagenet256" in name else [])), Path("runs"))
 
 
-def arms(name: str) -> dict[str, PlannedArm]:
+def arms(name: str) -> dict[str, Arm]:
     return {arm.label: arm for arm in planned(name).arms}
 
 

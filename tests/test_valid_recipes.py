@@ -59,7 +59,7 @@ def one_step(recipe: Recipe) -> None:
         assert session.step == 1
     classes = recipe.shapes.num_classes
     request = of_classes([0], 2, classes, recipe.seed)
-    x = generate(session.weights(recipe.sampled_weights), session.schedule, recipe, request, device=session.device)
+    x = generate(session.weights(recipe.evaluate.weights), session.schedule, recipe, request)
     images = session.dataset.to_images(x)
     assert images.shape[0] == 2 and images.dtype == torch.uint8
 

@@ -12,8 +12,8 @@ import pytest
 from sddit.errors import SdditError
 from sddit.interfaces import CheckContext, CheckSkipped, Measurement
 from sddit.recipes import search as lookup
-from sddit.verify import core
 from sddit.verify import leak_detector as leaks
+from sddit.verify import shipped_recipes
 
 
 def run(check: Callable[[CheckContext], Any]) -> list[Measurement]:
@@ -37,8 +37,8 @@ def test_a_recipe_without_its_data_is_left_to_a_full_look(tmp_path: Path, monkey
     """One that also begins from weights that are not here."""
     shipping("imagenet256/maskdit-xl2-tune.toml", tmp_path, monkeypatch)
     with pytest.raises(CheckSkipped, match="--full"):
-        run(core.leaks)
-    found = list(core.leaks(CheckContext(full=True)))
+        run(shipped_recipes.leaks)
+    found = list(shipped_recipes.leaks(CheckContext(full=True)))
     assert len(found) == 3
     assert all(m.holds and m.what.startswith("maskdit-xl2-tune, narrow and on noise: ") for m in found)
 
@@ -55,7 +55,7 @@ def test_a_leak_is_found_without_the_data(tmp_path: Path, monkeypatch: pytest.Mo
         return views
 
     monkeypatch.setattr(leaks.LeakScene, "views", pasted)
-    failed = [m.what for m in core.leaks(CheckContext(full=True)) if not m.holds]
+    failed = [m.what for m in shipped_recipes.leaks(CheckContext(full=True)) if not m.holds]
     assert "dit-xl2, narrow and on noise: what the student is given, x_t held: x of view 'student'" in failed
 
 
@@ -63,4 +63,4 @@ def test_a_recipe_that_is_wrong_is_not_passed_over(tmp_path: Path, monkeypatch: 
     file = shipping("imagenet256/dit-xl2.toml", tmp_path, monkeypatch)
     file.write_text(file.read_text().replace("size =", "sise ="), encoding="utf-8")
     with pytest.raises(SdditError, match="sise"):
-        list(core.leaks(CheckContext(full=True)))
+        list(shipped_recipes.leaks(CheckContext(full=True)))

@@ -101,7 +101,7 @@ def as_a_checkpoint(recipe: Recipe) -> Reader:
         checkpoint = store.latest(move_broken=False)
         if checkpoint is None:
             return Read("none")
-        session = build_session(recipe, torch.device("cpu"), resumed=True)
+        session = build_session(recipe, torch.device("cpu"))
         state = restore(session, checkpoint)
         files = checkpoint_files(session, {"log_cursor": state["log_cursor"]})
         written = [content if isinstance(content, bytes) else content.make() for content in files.values()]

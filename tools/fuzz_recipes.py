@@ -35,14 +35,13 @@ from sddit.ablations.planning.ablation_settings import AblationSettings
 from sddit.ablations.planning.arms import expand, is_ablation
 from sddit.errors import SdditError
 from sddit.plugins.host import host
-from sddit.recipes.differences import SETTINGS
 from sddit.recipes.field_types import field_at, keys
 from sddit.recipes.merge import Merged, chain, load
 from sddit.recipes.parsing import Source, scan, shown
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import TABLES, resolve_merged
 from sddit.recipes.search import shipped
-from sddit.recipes.settings import EmaSettings
+from sddit.recipes.settings import SETTINGS, EmaSettings
 from sddit.value_schedules import Between
 
 ELSEWHERE = ("dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1")

@@ -39,7 +39,7 @@ from sddit.training.build import build_session
 from sddit.training.loop import take_step, training_mode
 from sddit.training.session import Session
 from sddit.training.state import checkpoint_files, restore
-from sddit.training.step_metrics import StepResult, noise_edges
+from sddit.training.step_metrics import StepResult
 from sddit.verify import verify
 from sddit.verify.leak_detector import fill
 from sddit.verify.published import folders
@@ -91,9 +91,8 @@ def after(recipe: Recipe, device: Device, steps: int) -> tuple[Session, list[Ste
 
 
 def advance(session: Session, steps: int) -> list[StepResult]:
-    edges = noise_edges(session)
     with training_mode(session):
-        return [take_step(session, edges) for _ in range(steps)]
+        return [take_step(session) for _ in range(steps)]
 
 
 def weights(session: Session) -> Tensor:
@@ -170,7 +169,7 @@ def sampled(device: Device) -> Iterator[Line]:
     images = {}
     for where in ("cpu", device):
         backbone = session.student.backbone.to(where)
-        images[where] = generate(backbone, session.schedule, recipe, request, device=torch.device(where)).cpu()
+        images[where] = generate(backbone, session.schedule, recipe, request).cpu()
     yield line("sampling", Measurement("fp32: images against the CPU's", apart(images[device], images["cpu"]), 1e-3))
     shuffled = apart(images[device].flip(0), images["cpu"])
     yield line("sampling", Measurement("control: other images", shuffled, 1e-2, ">="))
@@ -254,10 +253,9 @@ def images_per_second(recipe: Recipe, device: Device) -> float:
     """Return the median of five turns of ten steps, after a warm-up that compiles."""
     session = build_session(recipe, torch.device(device))
     session.dataset = Cached(session)
-    edges = noise_edges(session)
 
     def step() -> None:
-        take_step(session, edges)
+        take_step(session)
         session.step = 1  # not 0: there the ratio of gradients would be measured
 
     with training_mode(session):

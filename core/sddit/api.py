@@ -35,18 +35,17 @@ from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, 
 from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
-from sddit.recipes.selection import SLOTS
+from sddit.recipes.selection import DEFAULTS
 from sddit.recipes.start_weights import CONFIG, find_weights, is_export, read_config, refuse_unknown_label
 from sddit.recipes.validation import validated
 from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
 from sddit.storage.tensors import unpack
 from sddit.training.ema import with_prefix
-from sddit.training.networks import build_backbone
-from sddit.training.precision import DTYPES, default_dtype
+from sddit.training.networks import DTYPES, build_backbone, default_dtype
 from sddit.training.warm_start import read_weights
 
-KERNEL = SLOTS["attention"].default
+KERNEL = DEFAULTS["attention"]
 """The attention kernel of weights that come without a recipe."""
 
 
@@ -137,16 +136,17 @@ def load(
     path = Path(source)
     if path.is_dir():
         if is_export(path) and not (path / RECIPE).is_file():
-            return load_exported(path, weights=weights, step=step, dtype=dtype, trust_code=trust_code)
+            return load_exported(path, weights, step, dtype, trust_code)
         return load_run(path, weights=weights, step=step, dtype=dtype)
     if not path.is_file():
-        raise error(
-            "SD-C444",
-            "nothing to load",
-            where=str(path),
-            expect="a run folder, an exported one, or a .safetensors file",
-        )
-    return load_published(path, layout, config or {}, dtype)
+        expect = "a run folder, an exported one, or a .safetensors file"
+        raise error("SD-C444", "nothing to load", where=str(path), expect=expect)
+    converted = convert_from_layout(read_weight_file(path).state, layout, config or {})
+    wanted = dtype or next(value.dtype for value in converted.state.values() if value.is_floating_point())
+    with default_dtype(wanted):
+        backbone, named = converted.build_trained(build("attention", KERNEL)), converted.description.noise_schedule
+        schedule = build("noise_schedules", *named) if named else None
+    return Model(backbone, schedule, converted.shapes)
 
 
 def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype: torch.dtype | None = None) -> Model:
@@ -154,14 +154,13 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     resolved = recipe_path(folder)
     refuse_changed(resolved)
     recipe = resolve_without_data(resolved)
-    label = weights or recipe.sampled_weights
+    label = weights or recipe.evaluate.weights
     refuse_unknown_label(label, ["student", *recipe.ema], folder)
     store = Store(folder / "checkpoints", keep=recipe.train.keep)
     checkpoint = store.open(step) if step is not None else store.latest(move_broken=False)
     if checkpoint is None:
-        raise error(
-            "SD-C447", "this run has no checkpoint yet", where=str(folder), fix="run its recipe until the first save"
-        )
+        fix = "run its recipe until the first save"
+        raise error("SD-C447", "this run has no checkpoint yet", where=str(folder), fix=fix)
     for notice in store.notices:  # e.g. a broken checkpoint, so an earlier one is used
         warnings.warn(notice, stacklevel=3)
     name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
@@ -173,14 +172,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     return build_with_weights(recipe, read, dtype, where=f"{checkpoint.folder}, {label}")
 
 
-def load_exported(
-    folder: Path,
-    *,
-    weights: str = "",
-    step: int | None = None,
-    dtype: torch.dtype | None = None,
-    trust_code: bool = False,
-) -> Model:
+def load_exported(folder: Path, weights: str, step: int | None, dtype: torch.dtype | None, trust_code: bool) -> Model:
     """Load the network of a folder from `sddit-run export`. Raises SD-C457 if it contains code that is not trusted."""
     tables = read_config(folder)["recipe"]
     code = [name for name in tables.get("plugins", []) if str(name).endswith(".py")]
@@ -218,16 +210,6 @@ def build_with_weights(
     return Model(backbone.eval(), schedule, recipe.shapes, recipe)
 
 
-def load_published(path: Path, layout: str, config: Mapping[str, Any], dtype: torch.dtype | None) -> Model:
-    """Load the network of a safetensors file with the tensor names of a published implementation."""
-    converted = convert_from_layout(read_weight_file(path).state, layout, config)
-    wanted = dtype or next(value.dtype for value in converted.state.values() if value.is_floating_point())
-    with default_dtype(wanted):
-        backbone, named = converted.build_trained(build("attention", KERNEL)), converted.description.noise_schedule
-        schedule = build("noise_schedules", *named) if named else None
-    return Model(backbone, schedule, converted.shapes)
-
-
 def sample(
     model: Model,
     *,
@@ -255,7 +237,7 @@ def sample(
         recipe = changed(recipe, changes)
     wanted = list(range(model.num_classes)) if classes is None else list(classes)
     request = of_classes(wanted or [0], per_class, model.num_classes, recipe.seed if seed is None else seed)
-    x = generate(model.backbone.to(device), model.require_schedule(), recipe, request, device=torch.device(device))
+    x = generate(model.backbone.to(device), model.require_schedule(), recipe, request)
     return model.dataset().to_images(x)
 
 

@@ -27,10 +27,10 @@ class Backbone(nn.Module, ABC):
         c_noise: Tensor,  # [B]
         labels: Tensor,  # [B] int64
         *,
-        taps: Sequence[Tap] = (),
-        output: bool = True,
-        visible: Tensor | None = None,  # [B, K]
-        groups: Tensor | None = None,  # [B, N]
+        taps: Sequence[Tap] = (),  # where tokens are read
+        output: bool = True,  # if not, stop after the deepest tap
+        visible: Tensor | None = None,  # [B, K] tokens that are not hidden; None: all
+        groups: Tensor | None = None,  # [B, N] tokens of different groups do not attend to each other
     ) -> tuple[Tensor | None, dict[str, Tensor], dict[Tap, Tokens]]:
         """Return (raw [B, outputs * C, H, W] or None, further heads by name, tokens by tap)."""
 

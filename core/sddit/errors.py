@@ -18,26 +18,19 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing to fix.
-
-    `where` is a file, a line or a dotted key; `fix` is what to do, by default the catalogue's remedy.
-    """
+    """One thing to fix."""
 
     code: str
     what: str
-    where: str = ""
+    where: str = ""  # a file, a line or a dotted key
     got: str = ""
     expect: str = ""
-    fix: str = ""
+    fix: str = ""  # what to do; empty: the catalogue's remedy
 
     def lines(self) -> list[str]:
         """Return the problem as printed: a head line, then the fields that are set."""
-        fields = {
-            "where": self.where,
-            "got": self.got,
-            "expect": self.expect,
-            "fix": self.fix or default_fix(self.code),
-        }
+        fix = self.fix or default_fix(self.code)
+        fields = {"where": self.where, "got": self.got, "expect": self.expect, "fix": fix}
         head = f"error {self.code}: {printable(self.what)}"
         body = [f"  {name + ':':<8}{printable(text)}" for name, text in fields.items() if text]
         return [head, *body, f"  {'more:':<8}sddit-run explain {self.code}"]
@@ -71,11 +64,8 @@ def raise_all(problems: Iterable[Problem]) -> None:
 
 @cache
 def catalogue() -> Mapping[str, Mapping[str, Any]]:
-    """Return every documented code: {code: {title, exit, cause, remedy}}, and `action` where the remedy is the default
-    fix.
-    """
-    text = files("sddit").joinpath("catalogue.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    """Return {code: {title, exit, cause, remedy}}; `action` is true if the remedy is the default fix."""
+    return tomllib.loads(files("sddit").joinpath("catalogue.toml").read_text(encoding="utf-8"))
 
 
 def exit_status(code: str) -> int:
@@ -91,8 +81,7 @@ def default_fix(code: str) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the known name closest to a misspelt one, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else ""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
 
 
 def one_of(name: str, known: Iterable[str], max_names: int = 12) -> str:
@@ -123,9 +112,7 @@ HOST_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough memory)|std::b
 
 @contextmanager
 def memory_errors(where: str, *, got: str, fix: str) -> Iterator[None]:
-    """Convert out-of-memory exceptions of torch, NumPy and Python into SD-M601, with what was tried and what needs
-    less.
-    """
+    """Convert out-of-memory exceptions into SD-M601, with what was tried (`got`) and what needs less (`fix`)."""
     try:
         yield
     except (MemoryError, RuntimeError) as failure:

@@ -10,13 +10,12 @@ from typing import Any
 from sddit.errors import printable
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
-UNKNOWN = "not stated"
 
 
 def format_si(number: float | None, unit: str = "") -> str:
-    """Return a number with an SI prefix and three digits: `490 k`, `6.8 G`, `84 MB`."""
+    """Return a number with an SI prefix and three digits: `490 k`, `6.8 G`, `84 MB`; `not stated` for None."""
     if number is None:
-        return UNKNOWN
+        return "not stated"
     size, step = float(number), 0
     while size >= 999.5 and step < len(PREFIXES) - 1:
         size, step = size / 1000, step + 1
@@ -59,13 +58,10 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
 
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
+LATEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {character: f"\\{character}" for character in "&%$#_{}"}
+)
 """Characters with a meaning in LaTeX, and how to print them."""
 
 
@@ -82,14 +78,9 @@ def escape_markdown(cell: str) -> str:
 
 def latex_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a tabular for the package booktabs. The first column is left-aligned, the others right-aligned."""
-    head, *body = (" & ".join(map(escape_latex, line)) + r" \\" for line in (headings, *rows))
+    head, *body = (" & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (headings, *rows))
     begin = r"\begin{tabular}{l" + "r" * (len(headings) - 1) + "}"
     return "\n".join((begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"))
-
-
-def escape_latex(text: str) -> str:
-    """Escape the characters with a meaning in LaTeX."""
-    return "".join(LATEX.get(character, character) for character in text)
 
 
 def escape_csv(value: Any) -> Any:

@@ -14,6 +14,7 @@ from sddit.diffusion.sampling import noise_levels, sample
 from sddit.distributed.world import World
 from sddit.errors import memory_errors
 from sddit.interfaces import Dataset, NoiseSchedule
+from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.training.session import Session
 
@@ -25,10 +26,6 @@ class Request:
     labels: tuple[int, ...]  # one per image; num_classes is the null label
     ids: tuple[int, ...]  # image numbers
     seed: int
-
-    def __post_init__(self) -> None:
-        if len(self.labels) != len(self.ids):
-            raise ValueError("one label per image number")
 
     def part(self, rows: slice) -> Request:
         """Return the request for some of the images."""
@@ -48,15 +45,14 @@ def random_labels(num_classes: int, count: int, seed: int) -> Request:
     return Request(tuple(drawn.long().tolist()), tuple(ids.tolist()), seed)
 
 
-LABELS = {"balanced": balanced, "random": random_labels}
-"""{value of `evaluate.labels`: function that makes the request}."""
+LABELS = {"balanced": balanced, "random": random_labels}  # {value of `evaluate.labels`: function of the request}
 
 
 def of_classes(classes: Sequence[int], per_class: int, num_classes: int, seed: int) -> Request:
     """Request `per_class` images of each class, class by class, with the image numbers of `balanced`."""
     turn = max(num_classes, 1)
-    pairs = [(label, label % turn + column * turn) for label in classes for column in range(per_class)]
-    return Request(tuple(label for label, _ in pairs), tuple(number for _, number in pairs), seed)
+    ids = [label % turn + column * turn for label in classes for column in range(per_class)]
+    return Request(tuple(label for label in classes for _ in range(per_class)), tuple(ids), seed)
 
 
 def generate(
@@ -64,34 +60,27 @@ def generate(
     schedule: NoiseSchedule,
     recipe: Recipe,
     request: Request,
-    *,
-    device: torch.device,
-    batch: int | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Sample with the recipe's sampler, guidance and precision.
+    """Sample with the recipe's sampler, guidance and precision, on the device of the network.
 
     Returns [n, C, H, W] float64 on the CPU, in network space.
     """
-    denoiser = ModelDenoiser(
-        backbone,
-        schedule,
-        recipe.shapes.num_classes,
-        autocast=torch.bfloat16 if recipe.train.precision == "bf16" else None,
-    )
-    at_once = batch or recipe.evaluate.batch
-    less = f"evaluate.batch = {max(1, at_once // 2)}: the images stay the same"
-    with memory_errors("sampling", got=f"{at_once} images at once", fix=less):
+    autocast = torch.bfloat16 if recipe.train.precision == "bf16" else None
+    denoiser = ModelDenoiser(backbone, schedule, recipe.shapes.num_classes, autocast=autocast)
+    batch = recipe.evaluate.batch
+    less = f"evaluate.batch = {max(1, batch // 2)}: the images stay the same"
+    with memory_errors("sampling", got=f"{batch} images at once", fix=less):
         images = sample(
             denoiser,
-            labels=torch.tensor(request.labels, dtype=torch.int64, device=device),
+            labels=torch.tensor(request.labels, dtype=torch.int64, device=next(backbone.parameters()).device),
             image_ids=request.ids,
             seed=request.seed,
             sampler=recipe.sampler.build(schedule=schedule),
             guidance=recipe.guidance.build(schedule=schedule),
             sigmas=noise_levels(recipe.sampler.params, schedule),
             image=recipe.shapes.image,
-            batch=at_once,
+            batch=batch,
             callback=callback,
         )
         return images.cpu()
@@ -103,16 +92,20 @@ def generate_images(
     recipe: Recipe,
     dataset: Dataset,
     request: Request,
-    *,
-    device: torch.device,
     world: World,
-    callback: Callable[[int, Tensor], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
-    """Generate images uint8 [n, 3, H, W], divided among the ranks. The main rank returns all, the others none."""
+    """Generate images uint8 [n, 3, H, W], divided among the ranks. The main rank returns all, the others none.
+
+    With `progress`, the sampler steps of this rank are shown as a stage.
+    """
     count = len(request.ids)
     own = range(count)[world.partition(count)]
     part = request.part(slice(own.start, own.stop) if own else slice(0, 1))  # without work, generate any image
-    x = generate(backbone, schedule, recipe, part, device=device, callback=callback)
+    shown = progress or Progress()
+    batches = -(-len(own) // recipe.evaluate.batch)  # rounded up
+    shown.stage("sampling", total=batches * recipe.sampler.params.steps)
+    x = generate(backbone, schedule, recipe, part, lambda step, x: shown.tick())
     return world.collect(dataset.to_images(x)[: len(own)], count)
 
 
@@ -121,26 +114,8 @@ def scoring_request(recipe: Recipe, count: int) -> Request:
     return LABELS[recipe.evaluate.labels](recipe.shapes.num_classes, count, recipe.seed)
 
 
-def sample_session(
-    session: Session, count: int, callback: Callable[[int, Tensor], None] | None = None
-) -> tuple[Request, Tensor]:
-    """Generate the first `count` images that are scored, with the weights of a session as they are now."""
+def sample_session(session: Session, request: Request, progress: Progress | None = None) -> Tensor:
+    """Apply `generate_images` to the weights of a session as they are now."""
     recipe = session.recipe
-    request, weights = scoring_request(recipe, count), session.weights(recipe.sampled_weights)
-    images = generate_images(
-        weights,
-        session.schedule,
-        recipe,
-        session.dataset,
-        request,
-        device=session.device,
-        world=session.world,
-        callback=callback,
-    )
-    return request, images
-
-
-def sampling_steps(recipe: Recipe, world: World) -> int:
-    """Return the sampler steps that this rank takes for the final samples, counted once per batch."""
-    own = len(range(recipe.evaluate.samples)[world.partition(recipe.evaluate.samples)])
-    return -(-own // recipe.evaluate.batch) * recipe.sampler.params.steps
+    weights = session.weights(recipe.evaluate.weights)
+    return generate_images(weights, session.schedule, recipe, session.dataset, request, session.world, progress)

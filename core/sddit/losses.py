@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Mapping, ValuesView
-from typing import cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +53,8 @@ class LossTerm(nn.Module):
 class Losses(nn.ModuleDict):
     """{label: loss}, a ModuleDict whose members are known to be losses."""
 
-    def __init__(self, losses: Mapping[str, LossTerm]) -> None:
-        super().__init__(losses)
+    if TYPE_CHECKING:
 
-    def __getitem__(self, label: str) -> LossTerm:
-        return cast(LossTerm, super().__getitem__(label))
-
-    def items(self) -> ItemsView[str, LossTerm]:
-        return cast(ItemsView[str, LossTerm], super().items())
-
-    def values(self) -> ValuesView[LossTerm]:
-        return cast(ValuesView[LossTerm], super().values())
+        def __getitem__(self, label: str) -> LossTerm: ...
+        def items(self) -> ItemsView[str, LossTerm]: ...
+        def values(self) -> ValuesView[LossTerm]: ...

@@ -6,13 +6,12 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from sddit.errors import printable
@@ -25,21 +24,22 @@ NAME_WIDTH = 9  # of the longest stage name, to align the columns
 
 
 class Progress:
-    """A silent display, for notebooks and tests. Subclasses override `note`, `begin`, `show` and `close`.
+    """A silent display, for notebooks and tests. Subclasses override `show` and `close`, and have a console.
 
     A run calls `stage` when a part of it begins, `advance` or `tick` as it proceeds, and `note` and `warn` for
     permanent lines. It sets `folder` as soon as it exists, so that a crash log can be written there.
     """
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
+    def __init__(self, console: Console | None = None, clock: Clock = time.monotonic) -> None:
         self.folder: Path | None = None
         self.step = 0  # optimizer steps taken, for failure records
         self.name = ""  # the current stage; empty: none
         self.total: int | None = None
         self.done = 0
         self.values: dict[str, float] = {}
-        self._clock = clock
+        self._console, self._clock = console, clock
         self._begun, self._first = 0.0, 0
+        self._next = 0.0  # seconds from the start of the stage to the next plain line
 
     def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
         """Begin a part of the run: `training`, `sampling`, `scoring`, `report`.
@@ -51,8 +51,7 @@ class Progress:
         """
         self.end_stage()
         self.name, self.total, self.done, self.values = name, total, done, {}
-        self._begun, self._first = self._clock(), done
-        self.begin()
+        self._begun, self._first, self._next = self._clock(), done, 0.0
         self.show()
 
     def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
@@ -68,18 +67,17 @@ class Progress:
     def end_stage(self) -> None:
         """End the current stage."""
         if self.name:
-            self.note(self.summary())
+            self.note(columns(self.name, f"done in {format_duration(self.elapsed)}", self.detail()))
             self.name = ""
 
-    def note(self, text: str) -> None:
-        """Show a permanent line."""
+    def note(self, text: str, style: str = "") -> None:
+        """Print a permanent line."""
+        if self._console is not None:
+            self._console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Show a permanent warning."""
-        self.note(f"warning: {text}")
-
-    def begin(self) -> None:
-        """Start to show a stage."""
+        """Print a permanent warning."""
+        self.note(f"warning: {text}", style="yellow")
 
     def show(self) -> None:
         """Update the display."""
@@ -90,10 +88,8 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if failure is None:
+    def __exit__(self, kind: type[BaseException] | None, *failure: object) -> None:
+        if kind is None:
             self.end_stage()
         self.close()
 
@@ -116,24 +112,9 @@ class Progress:
             parts.append(f"{self.values['images_per_second']:,.0f} images/s")
         return "   ".join(parts)
 
-    def summary(self) -> str:
-        """Return the line shown for a finished stage."""
-        return columns(self.name, f"done in {format_duration(self.elapsed)}", self.detail())
-
 
 class PlainProgress(Progress):
     """A display of plain lines: one at the first update, then every ten seconds, or every 2 % of a long stage."""
-
-    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
-        super().__init__(clock)
-        self._console = console
-        self._next = 0.0
-
-    def begin(self) -> None:
-        self._next = 0.0
-
-    def note(self, text: str) -> None:
-        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def show(self) -> None:
         left = self.remaining()
@@ -146,47 +127,27 @@ class PlainProgress(Progress):
 class LiveProgress(Progress):
     """A progress bar with the remaining time, and below it each loss."""
 
-    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
-        super().__init__(clock)
-        self._console = console
-        self._live: Live | None = None
-        self._bar = Bar(
-            TextColumn(f"[bold]{{task.description:<{NAME_WIDTH}}}"),
-            BarColumn(bar_width=None, complete_style="cyan", finished_style="cyan"),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}", style="dim"),
-            console=console,
-            expand=True,
-        )
-        self._task: TaskID | None = None
+    _live: Live | None = None
 
-    def begin(self) -> None:
-        self._task = self._bar.add_task(self.name, total=self.total, completed=self.done, left="")
+    def show(self) -> None:
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=8, transient=True)
             self._live.start()
+        left, total = self.remaining(), "?" if self.total is None else str(self.total)
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_row(
+            Text(f"{self.name:<{NAME_WIDTH}}", style="bold"),
+            ProgressBar(self.total, self.done, complete_style="cyan", finished_style="cyan"),
+            Text(f"{self.done:>{len(total)}}/{total}", style="progress.download"),
+            Text("" if left is None else f"{format_duration(left)} left", style="dim"),
+        )
+        below = Text(f"{'':<{NAME_WIDTH}} {self.detail()}", style="dim", no_wrap=True)
+        self._live.update(Group(bar, below))
 
     def end_stage(self) -> None:
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-            self._task = None
+        if self._live is not None:
+            self._live.update("", refresh=True)
         super().end_stage()
-
-    def note(self, text: str) -> None:
-        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
-
-    def warn(self, text: str) -> None:
-        self._console.print(
-            f"warning: {printable(text)}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
-
-    def show(self) -> None:
-        if self._live is None or self._task is None:
-            return
-        left = self.remaining()
-        self._bar.update(self._task, completed=self.done, left="" if left is None else f"{format_duration(left)} left")
-        below = Text(f"{'':<{NAME_WIDTH}} {self.detail()}", style="dim", no_wrap=True)
-        self._live.update(Group(self._bar, below))
 
     def close(self) -> None:
         if self._live is not None:

@@ -34,10 +34,7 @@ class Ramp(BaseModel):
 
     start: float = Field(description="Value before and at `from`.")
     end: float = Field(description="Value at and after `until`.")
-    shape: Shape = Field(
-        "linear",
-        description="linear; cosine (half a period); step (jumps at `until`).",
-    )
+    shape: Shape = Field("linear", description="linear; cosine (half a period); step (jumps at `until`).")
     power: float = Field(
         1.0, gt=0, le=100, description="Exponent on the remaining fraction: above 1, most of the change comes early."
     )
@@ -60,9 +57,8 @@ Value = float | Ramp
 def value_at(value: Value, step: int, total: int) -> float:
     """Return the value of a schedule at `step` of a run planned for `total` steps.
 
-    A ramp reaches `end` exactly at `until`. With shape cosine from 0 to the run's length it is the momentum schedule of
-    DINO (arXiv:2104.14294): end + (start - end) (1 + cos(pi u)) / 2 with u = step / total. With power 2 it is cos(pi u
-    / 2)^4.
+    A ramp reaches `end` exactly at `until`. With shape cosine over the entire run it is the momentum schedule of DINO
+    (arXiv:2104.14294): end + (start - end) (1 + cos(pi u)) / 2 with u = step / total.
     """
     if not isinstance(value, Ramp):
         return float(value)
@@ -71,18 +67,8 @@ def value_at(value: Value, step: int, total: int) -> float:
     u = min(max(u, 0.0), 1.0)
     if u == 1.0:
         return value.end  # exactly, which the cosine of a rounded pi / 2 is not
-    return value.end + (value.start - value.end) * math.pow(_remaining(value.shape, u), value.power)
-
-
-def _remaining(shape: Shape, u: float) -> float:
-    """Return the remaining fraction of the change at u in [0, 1]."""
-    match shape:
-        case "linear":
-            return 1.0 - u
-        case "cosine":
-            return (1.0 + math.cos(math.pi * u)) / 2
-        case "step":
-            return 1.0 if u < 1.0 else 0.0
+    remaining = {"linear": 1.0 - u, "cosine": (1.0 + math.cos(math.pi * u)) / 2, "step": 1.0}[value.shape]
+    return value.end + (value.start - value.end) * math.pow(remaining, value.power)
 
 
 def extremes(value: Value) -> tuple[float, float]:
@@ -104,10 +90,9 @@ class Between:
     def __call__(self, value: Value) -> Value:
         lowest, highest = extremes(value)
         if lowest < self.low or highest > self.high:
-            above = math.isinf(self.high)
-            raise ValueError(
-                f"must be at least {self.low:g}" if above else f"must stay between {self.low:g} and {self.high:g}"
-            )
+            if math.isinf(self.high):
+                raise ValueError(f"must be at least {self.low:g}")
+            raise ValueError(f"must stay between {self.low:g} and {self.high:g}")
         return value
 
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
-from sddit.diffusion.sigma_grids import UNTRAINED, sigma_grid
+from sddit.diffusion.sigma_grids import sigma_grid
 from sddit.errors import SdditError, error
 from sddit_ddpm.chain import even_steps, integer_stride
 
@@ -31,7 +31,7 @@ def timesteps_on(
     lowest, highest = levels[0], levels[-1]
     if sigma_min < lowest * (1 - 1e-6) or sigma_max > highest * (1 + 1e-6):
         raise error(
-            UNTRAINED,
+            "SD-T908",
             "sampling needs noise levels that are not trained",
             where="sampler.sigma_min" if sigma_min < lowest else "sampler.sigma_max",
             got=f"{sigma_min:g} to {sigma_max:g}",
@@ -81,7 +81,7 @@ def _strided(size: int, steps: int) -> list[int]:
 
 def _too_many(steps: int, kind: str, *, expect: str, fix: str) -> SdditError:
     return error(
-        UNTRAINED,
+        "SD-T908",
         "the trained noise levels do not allow this number of sampling steps",
         where="sampler.steps",
         got=f"{steps} on grid {kind!r}",

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sddit.interfaces import NOTHING, Shapes
+from sddit.interfaces import NOTHING, Shapes, WeightDescription
 from sddit_dit.constructors import DEFAULT_HEADS, Arguments, blocks_in, config_dit, refuse
-from sddit_dit.formats import Description, Rules, State, describe_dit, kernel, renamed
+from sddit_dit.formats import Rules, State, describe_dit, kernel, renamed
 from sddit_dit.params import DiTParams
 
 BLOCK: Rules = (
@@ -60,7 +60,7 @@ class DiffusersFormat:
     idle: tuple[str, ...] = ()
 
     @staticmethod
-    def describe(config: Mapping[str, Any]) -> Description:
+    def describe(config: Mapping[str, Any]) -> WeightDescription:
         """Describe a network from `num_attention_heads`, `attention_head_dim`, `num_layers`, `sample_size`, ..."""
         heads, channels = config["num_attention_heads"], config["in_channels"]
         outputs = config.get("out_channels") or channels

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sddit.interfaces import NOTHING, Shapes
+from sddit.interfaces import NOTHING, Shapes, WeightDescription
 from sddit_dit.blocks import sincos_positions
 from sddit_dit.constructors import (
     Arguments,
@@ -26,17 +25,6 @@ from sddit_dit.constructors import (
     with_null,
 )
 from sddit_dit.params import DiTParams, TransformerParams
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """A published network as settings of ours."""
-
-    backbone: dict[str, Any]  # settings of the backbone
-    shapes: Shapes
-    noise_schedule: tuple[str, dict[str, Any]]  # name and settings
-    recipe: dict[str, Any] = field(default_factory=dict)  # further tables: how it was trained and how to sample it
-
 
 CHAIN = {"timesteps": 1000, "betas": "linear", "beta_min": 1e-4, "beta_max": 0.02}
 """Noise schedule that DiT and MDT were trained with, as in their code and diffusers' scheduler (arXiv:2212.09748)."""
@@ -90,7 +78,7 @@ def numbered(config: Mapping[str, Any]) -> dict[str, Any]:
     return {ours: config[theirs] for ours, theirs in names.items()} | {"mlp_ratio": float(config.get("mlp_ratio", 4.0))}
 
 
-def describe_dit(config: Mapping[str, Any], family: str = "DiT") -> Description:
+def describe_dit(config: Mapping[str, Any], family: str = "DiT") -> WeightDescription:
     """Describe a network from `input_size`, `num_classes` and `class` (DiT-S/2) or `hidden_size`, `depth`, ..."""
     settings = numbered(config) if "hidden_size" in config else sized(config["class"], family)
     side, learned = config["input_size"], config.get("learn_sigma", True)
@@ -101,7 +89,7 @@ def describe_dit(config: Mapping[str, Any], family: str = "DiT") -> Description:
     )
     dropped = config.get("class_dropout_prob", 0.1) > 0
     recipe = recipe_of_dit(shapes, dropped=dropped)
-    return Description(settings, shapes, ("ddpm", {"learned_variance": learned, **CHAIN}), recipe)
+    return WeightDescription(settings, shapes, ("ddpm", {"learned_variance": learned, **CHAIN}), recipe)
 
 
 def recipe_of_dit(shapes: Shapes, *, dropped: bool) -> dict[str, Any]:
@@ -133,7 +121,7 @@ class DiTFormat:
     idle = ("class", "class_dropout_prob")
 
     @staticmethod
-    def describe(config: Mapping[str, Any]) -> Description:
+    def describe(config: Mapping[str, Any]) -> WeightDescription:
         """Describe a network: see `describe_dit`."""
         return describe_dit(config)
 
@@ -165,7 +153,7 @@ class MaskDiTFormat:
     idle = ("class", "mask_ratio", "mae_loss_coef")
 
     @staticmethod
-    def describe(config: Mapping[str, Any]) -> Description:
+    def describe(config: Mapping[str, Any]) -> WeightDescription:
         """Describe a network from `img_resolution`, `num_classes`, `use_decoder` and `class` or `model`."""
         settings = numbered(config["model"]) if "model" in config else sized(config["class"])
         settings["null_label"] = "zero"
@@ -179,7 +167,7 @@ class MaskDiTFormat:
         side = config["img_resolution"]
         shapes = Shapes((config.get("img_channels", 4), side, side), config["num_classes"])
         schedule = {"sigma_data": config.get("sigma_data", 0.5)}
-        return Description(settings, shapes, ("edm", schedule), recipe_of_maskdit(shapes))
+        return WeightDescription(settings, shapes, ("edm", schedule), recipe_of_maskdit(shapes))
 
     @staticmethod
     def config(params: DiTParams, shapes: Shapes, schedule: Mapping[str, Any]) -> Arguments:

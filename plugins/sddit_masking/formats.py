@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sddit.interfaces import NOTHING, Shapes
+from sddit.interfaces import NOTHING, Shapes, WeightDescription
 from sddit_dit.constructors import (
     Arguments,
     blocks_in,
@@ -28,7 +28,6 @@ from sddit_dit.formats import (
     FILES,
     LABEL,
     OUTER,
-    Description,
     Rules,
     State,
     describe_dit,
@@ -63,7 +62,7 @@ class MDTv1Format:
     lost = 0  # how many blocks of its depth a network may lack
 
     @classmethod
-    def describe(cls, config: Mapping[str, Any]) -> Description:
+    def describe(cls, config: Mapping[str, Any]) -> WeightDescription:
         """Describe a network from `input_size`, `num_classes`, `class` (MDT_S_2) or the sizes, `decode_layer`."""
         described = describe_dit(config, cls.family)
         decoder = config.get("decode_layer", VERSIONS[cls.version]["decoder_depth"])
@@ -103,7 +102,7 @@ class MDTv1Format:
         return {**arguments, "decode_layer": blocks[-1]}, {}
 
     @classmethod
-    def _recipe(cls, described: Description) -> dict[str, Any]:
+    def _recipe(cls, described: WeightDescription) -> dict[str, Any]:
         """Return a recipe with two views, DiT's sampler and guidance on three channels (arXiv:2303.14389)."""
         shapes = described.shapes
         loss = {**described.recipe["loss"]["denoise"], "over_views": "sum"}
@@ -157,7 +156,7 @@ class MDTv2Format(MDTv1Format):
     lost = 1
 
     @classmethod
-    def describe(cls, config: Mapping[str, Any]) -> Description:
+    def describe(cls, config: Mapping[str, Any]) -> WeightDescription:
         """Describe a network as in v1. If the encoder depth is odd, their network lacks one block, and so does ours."""
         described = super().describe(config)
         full = MDTParams(**described.backbone, long_skips=False)
@@ -168,7 +167,7 @@ class MDTv2Format(MDTv1Format):
         return replace(described, backbone=smaller)
 
     @classmethod
-    def _recipe(cls, described: Description) -> dict[str, Any]:
+    def _recipe(cls, described: WeightDescription) -> dict[str, Any]:
         tables = super()._recipe(described)
         tables["pair_sampler"]["mask_spread"] = 0.2
         tables["loss"]["denoise"]["weighting"] = "min_snr"

@@ -1,10 +1,10 @@
-"""Data sets, feature extractors, an optimizer and trackers: the components that every recipe needs around a method."""
+"""Register what recipes need around a method: data sets, feature extractors, an optimizer, trackers; and checks."""
 
 from __future__ import annotations
 
-from sddit import Registry, hookimpl
+from sddit import Params, Registry, hookimpl
 from sddit.data.declared import DeclaredParams
-from sddit.interfaces import Dataset, FeatureExtractor, Optimizer, Tracker
+from sddit.interfaces import Check, Dataset, FeatureExtractor, Optimizer, Tracker
 from sddit_standard.datasets.params import DigitsParams, FashionParams, FolderParams, LatentsParams
 from sddit_standard.features.params import ClassifierParams, InceptionParams, MobilenetParams, PixelsParams
 from sddit_standard.params import AdamWParams, CsvParams, TensorboardParams
@@ -39,7 +39,7 @@ def register_datasets(registry: Registry[Dataset]) -> None:
     )
     registry.add(
         "declared",
-        "sddit.data.declared_dataset:declared",
+        "sddit.data.preview:declared",
         params=DeclaredParams,
         summary="Shapes without images, to sample models that were trained elsewhere.",
     )
@@ -103,3 +103,15 @@ def register_trackers(registry: Registry[Tracker]) -> None:
         summary="TensorBoard event files in the run folder.",
         requires=("tensorboard",),
     )
+
+
+@hookimpl
+def register_checks(registry: Registry[Check]) -> None:
+    for factory, summary in {
+        "sddit_standard.checks:draws": "draws are functions of their keys",
+        "sddit_standard.checks:masks": "masks hide what they say",
+        "sddit_standard.checks:gradients": "gradients in parts and in three precisions",
+        "sddit_standard.checks:checkpoints": "a run from a checkpoint is the run itself",
+        "sddit.verify.shipped_recipes:leaks": "no recipe sees its target",
+    }.items():
+        registry.add(factory.partition(":")[2], factory, params=Params, summary=summary)

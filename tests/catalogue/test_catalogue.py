@@ -414,10 +414,10 @@ def at_step(world: Any, parts: list[Any]) -> None:
     when, what = parts
     take = sddit.training.loop.take_step
 
-    def step(session: Any, edges: Any) -> Any:
+    def step(session: Any) -> Any:
         if session.step == when:
             HAPPENINGS[what](world, session) if what in HAPPENINGS else send(what)
-        return take(session, edges)
+        return take(session)
 
     world.patch.setattr(sddit.training.loop, "take_step", step)
 

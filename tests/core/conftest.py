@@ -213,7 +213,7 @@ def finished(ablation: Callable[..., Ablation], tmp_path: Path) -> Path:
     plan = make_plan(ablation(PUBLISHABLE), tmp_path / "runs")
     plan.folder.mkdir(parents=True)
     leaks = {"leaks": {"found": [], "unchecked": "too large to search"}}
-    planned = plan.to_json()
+    planned = plan.record().to_json()
     planned["arms"] = [{**arm, **leaks} for arm in planned["arms"]]
     (plan.folder / "plan.json").write_text(json.dumps(planned))
     for run in plan.needed:

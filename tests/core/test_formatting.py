@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sddit.formatting import format_count, format_duration, format_number, format_si, join_words
+from sddit.formatting import format_count, format_duration, format_number, format_si, join_words, slug
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,10 @@ def test_numbers_have_at_most_four_digits(value, expected):
 def test_counts_and_enumerations():
     assert [format_count(number, "seed") for number in (0, 1, 3)] == ["0 seeds", "1 seed", "3 seeds"]
     assert [join_words(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("masked", "masked"), ("a mask_ratio=0.1", "a-mask_ratio-0.1"), ("{ a = 1 }", "a-1")]
+)
+def test_a_label_becomes_part_of_a_file_name(label, name):
+    assert slug(label) == name

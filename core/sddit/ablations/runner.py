@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,12 @@ from sddit.ablations.analysis.results import (
     status_of,
     write_results,
 )
+from sddit.ablations.planning import measurements
 from sddit.ablations.planning.arms import Ablation
-from sddit.ablations.planning.budget import Pace, unmeasured
-from sddit.ablations.planning.leak_check import check_for_leaks
-from sddit.ablations.planning.plan import AblationPlan, PlannedRun, folder_of, make_plan, with_threads
-from sddit.ablations.planning.records import PLAN, LeakCheck, read_plan
+from sddit.ablations.planning.budget import unmeasured
+from sddit.ablations.planning.measurements import Measurements
+from sddit.ablations.planning.plan import AblationPlan, PlannedRun, folder_of, make_plan
+from sddit.ablations.planning.records import PLAN, read_plan
 from sddit.distributed.signals import REQUESTS, StopSignals
 from sddit.errors import SdditError, error, one_of
 from sddit.evaluation.probe import lacks_probe
@@ -62,10 +63,7 @@ def run_ablation(
     """Execute the runs that are not finished yet, and write and return the results.
 
     Args:
-        ablation: its arms.
         out: folder of run folders; the ablation's own, `<name>-<id>`, is one of them.
-        device: `cpu` or `cuda`, of every run.
-        progress: shows the progress.
         write_report: writes the report at the end, also after a stop.
         jobs: number of processes at once.
         reuse: False repeats every run in a copy of its own; a stopped copy is resumed.
@@ -77,14 +75,15 @@ def run_ablation(
     copy = 1 if reuse else copy_number(ablation, out)
     with RunFolder(folder_of(ablation, out, copy)) as folder, StopSignals() as stop:
         plan = finalize_plan(ablation, out, copy, jobs=jobs, device=device, progress=progress)
-        folder.write_json(PLAN, plan.to_json())
+        folder.write_json(PLAN, plan.record().to_json())
         waiting = [run for run in plan.needed if not complete(run)]
         announce(plan, len(waiting), progress)
         for run in waiting:
-            write_recipe(folder, plan, run)
+            folder.write_json(f"{RECIPES}/{run.folder.name}.json", run.recipe.to_json())
+            for name, file in run.recipe.plugin_files.items():
+                folder.write_bytes(f"{RECIPES}/{Path(name).name}", file.read_bytes())
         run_all(plan, waiting, device=device, jobs=jobs, progress=progress, stop=stop)
-        results = gather(plan.folder)
-        write_results(results)
+        results = write_results(plan.folder)
         write_report(results)
         if stop.signal is not None:
             progress.note(f"stopped by {stop.signal.name}; rerun the same command to resume")
@@ -100,45 +99,34 @@ def copy_number(ablation: Ablation, out: Path) -> int:
     return number
 
 
-@dataclass(frozen=True, slots=True)
-class MeasuredPlan:
-    """Measurements and choices of the first command, which later ones keep."""
-
-    pace: Pace
-    threads: int | None
-    leaks: Mapping[str, LeakCheck]  # by arm
-
-
-def measured_plan(ablation: Ablation, out: Path, copy: int = 1) -> MeasuredPlan | None:
+def earlier_measurements(ablation: Ablation, out: Path, copy: int = 1) -> Measurements | None:
     """Return what an earlier command measured for this copy or for the first; None without an earlier command."""
     for number in (copy, 1):
-        path = folder_of(ablation, out, number) / PLAN
-        if path.is_file():
-            plan = read_plan(path.parent)
+        folder = folder_of(ablation, out, number)
+        if (folder / PLAN).is_file():
+            plan = read_plan(folder)
             leaks = {arm.label: arm.leaks for arm in plan.arms if arm.leaks}
-            return MeasuredPlan(plan.budget.seconds_per_step, plan.threads, leaks)
+            return Measurements(plan.budget.seconds_per_step, plan.threads, leaks)
     return None
 
 
 def known_plan(ablation: Ablation, out: Path) -> AblationPlan:
     """Return the plan as far as it is known without measuring."""
-    known = measured_plan(ablation, out) or MeasuredPlan({}, None, {})
-    return make_plan(ablation, out, pace=known.pace, threads=known.threads, leaks=known.leaks)
+    return make_plan(ablation, out, earlier_measurements(ablation, out))
 
 
 def finalize_plan(
     ablation: Ablation, out: Path, copy: int, *, jobs: int, device: str, progress: Progress
 ) -> AblationPlan:
     """Return the complete plan. Measures the time of a step and tests for leaks where that is not known yet."""
-    known = measured_plan(ablation, out, copy) or MeasuredPlan({}, threads_for(jobs), {})
+    known = earlier_measurements(ablation, out, copy) or Measurements(threads=threads_for(jobs))
     pace = known.pace
     if missing := unmeasured(ablation, pace):
-        from sddit.ablations.planning.step_time import seconds_per_step  # torch, which only this rule needs
-
-        pace = {**pace, **seconds_per_step(missing, device=device, threads=known.threads, progress=progress)}
+        measured = measurements.seconds_per_step(missing, device=device, threads=known.threads, progress=progress)
+        pace = {**pace, **measured}
     untested = [arm for arm in ablation.arms if arm.label not in known.leaks]
-    leaks = {**known.leaks, **check_for_leaks(untested, progress)}
-    return make_plan(ablation, out, pace=pace, threads=known.threads, leaks=leaks, copy=copy)
+    leaks = {**known.leaks, **measurements.check_for_leaks(untested, progress)}
+    return make_plan(ablation, out, Measurements(pace, known.threads, leaks), copy=copy)
 
 
 def threads_for(jobs: int) -> int | None:
@@ -152,7 +140,7 @@ def announce(plan: AblationPlan, waiting: int, progress: Progress) -> None:
     arms, seeds = format_count(len(plan.arms), "arm"), format_count(len(plan.settings.seeds), "seed")
     needed = len(plan.needed)
     shared = f", {len(plan.runs) - needed} shared" if needed < len(plan.runs) else ""
-    progress.note(f"{plan.name}: {arms} x {seeds}, equal {plan.settings.budget}{shared}")
+    progress.note(f"{plan.base.name}: {arms} x {seeds}, equal {plan.settings.budget}{shared}")
     progress.note(
         f"{format_count(needed, 'run')}, {needed - waiting} of them already finished; results in {plan.folder}"
     )
@@ -161,13 +149,6 @@ def announce(plan: AblationPlan, waiting: int, progress: Progress) -> None:
 def complete(run: PlannedRun) -> bool:
     """Return whether a run is finished, including the probe if the recipe asks for one."""
     return status_of(run.folder, failed=False) == "finished" and not lacks_probe(run.folder, run.recipe)
-
-
-def write_recipe(folder: RunFolder, plan: AblationPlan, run: PlannedRun) -> None:
-    """Write the resolved recipe that the process of a run reads, and its one-file plugins next to it."""
-    folder.write_json(f"{RECIPES}/{run.folder.name}.json", with_threads(run.recipe, plan.threads).to_json())
-    for name, file in run.recipe.plugin_files.items():
-        folder.write_bytes(f"{RECIPES}/{Path(name).name}", file.read_bytes())
 
 
 @dataclass(slots=True)
@@ -180,26 +161,18 @@ class Child:
     started: float
 
 
-class Queue:
-    """Runs that are still to be started. A run that another process has locked is waited for."""
-
-    def __init__(self, runs: Sequence[PlannedRun], progress: Progress) -> None:
-        self.runs = list(runs)
-        self._progress = progress
-        self._reported = set[Path]()  # locked folders that were printed
-
-    def next_free(self) -> PlannedRun | None:
-        """Remove and return the first run that is not locked; None if there is none."""
-        for run in list(self.runs):
-            if owner := holder(run.folder):
-                if run.folder not in self._reported:
-                    self._progress.note(f"{run.title}: locked by {owner}; waiting")
-                self._reported.add(run.folder)
-                continue
-            self.runs.remove(run)
-            if not complete(run):
-                return run
-        return None
+def next_free(queue: list[PlannedRun], locked: set[Path], progress: Progress) -> PlannedRun | None:
+    """Remove and return the first unfinished run that no other process has locked; None if there is none."""
+    for run in list(queue):
+        if owner := holder(run.folder):
+            if run.folder not in locked:  # report each lock once
+                progress.note(f"{run.title}: locked by {owner}; waiting")
+            locked.add(run.folder)
+            continue
+        queue.remove(run)
+        if not complete(run):
+            return run
+    return None
 
 
 def run_all(
@@ -212,25 +185,24 @@ def run_all(
     stop: StopSignals,
 ) -> None:
     """Execute the waiting runs, `jobs` at once. Forward a stop to each process once, and wait for them."""
-    queue, running, stopping = Queue(waiting, progress), list[Child](), False
+    queue, locked, running, stopping = list(waiting), set[Path](), list[Child](), False
     steps = {run.folder: logged_steps(run.folder / METRICS) for run in plan.needed}
     if waiting:
         progress.stage("training", total=sum(run.recipe.train.steps for run in plan.needed), done=sum(steps.values()))
     try:
-        while running or (queue.runs and not stop.requested):
-            while len(running) < jobs and not stop.requested and (run := queue.next_free()):
+        while running or (queue and not stop.requested):
+            while len(running) < jobs and not stop.requested and (run := next_free(queue, locked, progress)):
                 running.append(start(plan, run, device))
             time.sleep(POLL)
             if stop.signal is not None and not stopping:
                 stopping = True
-                send_signal(running, stop.signal)
+                for child in running:
+                    child.process.send_signal(stop.signal)
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
-                record_end(plan, child, progress, left=len(queue.runs) + len(running))
-            steps |= {
-                run.folder: logged_steps(run.folder / METRICS)
-                for run in (*queue.runs, *(child.run for child in running))
-            }
+                record_end(plan, child, progress, left=len(queue) + len(running))
+            for run in (*queue, *(child.run for child in running)):
+                steps[run.folder] = logged_steps(run.folder / METRICS)
             progress.advance(sum(steps.values()))
     finally:
         end_all(running)
@@ -282,14 +254,10 @@ def failure_reason(log: Path, status: int) -> str:
     return next(iter([*errors, *lines[-1:]]), f"exit status {status}")
 
 
-def send_signal(running: Sequence[Child], number: signal.Signals) -> None:
-    for child in running:
-        child.process.send_signal(number)
-
-
 def end_all(running: Sequence[Child]) -> None:
     """End all processes, after a second signal or an error in this process."""
-    send_signal(running, signal.SIGTERM)  # a first signal: save and end; a second one: end at once
+    for child in running:
+        child.process.send_signal(signal.SIGTERM)  # a first signal: save and end; a second one: end at once
     for child in running:
         try:
             child.process.wait(GRACE)
@@ -300,7 +268,7 @@ def end_all(running: Sequence[Child]) -> None:
 
 def pick(plan: AblationPlan, id: str) -> PlannedRun:
     """Return the run of an id. Raises SD-R152 if the plan has no such run, SD-R153 if it has no runs yet."""
-    if plan.budget is None:
+    if plan.budget.amount is None:
         raise error(
             "SD-R153",
             "the time of a step is not measured yet, so the plan has no runs",
@@ -312,8 +280,7 @@ def pick(plan: AblationPlan, id: str) -> PlannedRun:
     if id not in runs:
         fix = "run  sddit-run -n RECIPE --all  to list them"
         raise error("SD-R152", f"no run {id!r} in the plan", where="--only", got=id, expect=one_of(id, runs), fix=fix)
-    run = runs[id]
-    return PlannedRun(run.arm, run.seed, with_threads(run.recipe, plan.threads), run.folder)
+    return runs[id]
 
 
 @contextmanager
@@ -325,19 +292,16 @@ def one_of_plan(plan: AblationPlan, run: PlannedRun, write_report: WriteReport) 
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     if not (plan.folder / PLAN).is_file():
-        replace_file(plan.folder / PLAN, to_json(plan.to_json(), indent=1).encode())
+        replace_file(plan.folder / PLAN, to_json(plan.record().to_json(), indent=1).encode())
     forget_failure(plan.folder, run.folder.name)
     try:
         yield
-    except SdditError as failure:
-        problem = failure.problems[0]
-        got = f" ({problem.got})" if problem.got else ""
-        note_failure(plan.folder, run.folder.name, f"{problem.code}: {problem.what}{got}")
-        raise
     except Exception as failure:
-        note_failure(plan.folder, run.folder.name, f"{type(failure).__name__}: {failure}")
+        why = f"{type(failure).__name__}: {failure}"
+        if isinstance(failure, SdditError):
+            problem = failure.problems[0]
+            why = f"{problem.code}: {problem.what}" + (f" ({problem.got})" if problem.got else "")
+        note_failure(plan.folder, run.folder.name, why)
         raise
     finally:
-        results = gather(plan.folder)
-        write_results(results)
-        write_report(results)
+        write_report(write_results(plan.folder))

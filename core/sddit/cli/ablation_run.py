@@ -1,55 +1,34 @@
-"""Run `sddit-run RECIPE` for a recipe with `[ablation]`: print the plan, execute all runs, or execute one of them."""
+"""Execute the runs of an ablation, and print its plan and its results."""
 
 from __future__ import annotations
 
-import click
+from collections.abc import Iterator, Sequence
 
-from sddit.ablations.analysis.results import AblationResults
-from sddit.ablations.analysis.table import cells, comparisons, family_size, floors_of
-from sddit.ablations.planning.arms import Ablation, expand
+import click
+from rich.console import Console
+
+from sddit.ablations.analysis.results import AblationResults, RunOutcome, read_run
+from sddit.ablations.analysis.table import cells, comparisons, format_changes
+from sddit.ablations.planning.arms import Ablation, Arm
 from sddit.ablations.planning.plan import AblationPlan
-from sddit.ablations.runner import known_plan, one_of_plan, pick, run_ablation
-from sddit.cli.ablation_plan_view import print_ablation_details, print_ablation_summary, run_states
-from sddit.cli.common import console, error_console, print_json, state_of, table, work_console
-from sddit.cli.run_options import RunOptions
-from sddit.cli.run_progress import print_result, train
+from sddit.cli.options import RunOptions
+from sddit.cli.output import console, error_console, print_json, print_table, show_progress, table, work_console
+from sddit.cli.plan_view import plan_notes, print_all_values
 from sddit.errors import error, printable
-from sddit.progress import progress_on
-from sddit.recipes.merge import Merged
-from sddit.reports.ablation.ablation_report import write_report
+from sddit.formatting import format_count, format_duration, format_si
 from sddit.reports.ablation.phrases import floors_sentence, interval_note
-from sddit.reports.ablation.reproduction import Reproduction, against_published
 from sddit.storage.run_folder import REPORT
 
-
-def run_ablation_command(ctx: click.Context, merged: Merged, options: RunOptions) -> None:
-    """Print the plan of an ablation, execute its runs, or execute one of them."""
-    ablation = expand(merged, device=options.device)
-    if options.dry_run:
-        show_ablation_plan(known_plan(ablation, options.out), options)
-    elif options.only is not None:
-        run_one(ctx, known_plan(ablation, options.out), options.only, options)
-    else:
-        run_all(ctx, ablation, options)
+STATES = {"finished": "finished", "failed": "failed", "stopped": "step {step:,}", "waiting": ""}
+MAX_ARMS = 30  # lines of a summary
 
 
-def show_ablation_plan(plan: AblationPlan, options: RunOptions) -> None:
-    """Print the plan: a summary, run ids and every value in addition (--all), or JSON."""
-    if options.as_json:
-        rows = [run.to_json() for run in run_states(plan)]
-        print_json({**plan.to_json(), "folder": str(plan.folder), "states": rows})
-        return
-    out = console()
-    if options.show_all:
-        print_ablation_details(plan, out)
-        out.print()
-    print_ablation_summary(plan, out)
-
-
-def run_all(ctx: click.Context, ablation: Ablation, options: RunOptions) -> None:
+def run_all(ablation: Ablation, options: RunOptions) -> None:
     """Execute the unfinished runs, then print the table. Raises SD-X810 if a run failed."""
-    with progress_on(error_console() if options.as_json else work_console()) as progress:
-        state_of(ctx).progress = progress
+    from sddit.ablations.runner import run_ablation
+    from sddit.reports.ablation.ablation_report import write_report
+
+    with show_progress(error_console() if options.as_json else work_console()) as progress:
         results = run_ablation(
             ablation,
             out=options.out,
@@ -60,13 +39,8 @@ def run_all(ctx: click.Context, ablation: Ablation, options: RunOptions) -> None
             reuse=not options.no_reuse,
         )
     if options.as_json:
-        print_json(
-            {
-                "folder": str(results.folder),
-                "plan": results.plan.to_json(),
-                "rows": [run.to_json() for run in results.runs],
-            }
-        )
+        rows = [run.to_json() for run in results.runs]
+        print_json({"folder": str(results.folder), "plan": results.plan.to_json(), "rows": rows})
     else:
         print_results(results)
     if failed := [row for row in results.runs if row.status == "failed"]:
@@ -79,31 +53,135 @@ def run_all(ctx: click.Context, ablation: Ablation, options: RunOptions) -> None
         )
 
 
-def run_one(ctx: click.Context, plan: AblationPlan, id: str, options: RunOptions) -> None:
-    """Execute one run of the plan in this process, e.g. as a job of a cluster's queue."""
-    run = pick(plan, id)
-    with one_of_plan(plan, run, write_report):
-        result = train(ctx, run.recipe, as_json=options.as_json, out=run.folder.parent, device=options.device)
-    print_result(result, as_json=options.as_json)
-
-
 def print_results(results: AblationResults) -> None:
-    """Print the table, how to read it, and the location of the report."""
-    headings, rows = cells(results)
-    lines = table(*headings)
-    for row in rows:
-        lines.add_row(*map(printable, row))
-    console().print(lines)
-    compared = {metric: comparisons(results, metric) for metric in results.plan.metrics}
-    for text in filter(None, (floors_sentence(floors_of(results)), interval_note(family_size(compared)))):
+    """Print the table, how to read it, the comparison with the published results, and the location of the report."""
+    from sddit.reports.ablation.reproduction import against_published
+
+    headings, rows, notes = results_table(results)
+    print_table(headings, rows)
+    for text in notes:
         click.echo(text)
     if reproduction := against_published(results):
-        print_reproduction(reproduction)
+        for text in (*reproduction.words, *(f"not compared: {what}: {why}" for what, why in reproduction.not_compared)):
+            click.echo(printable(text))
     click.echo(f"report: {results.folder / REPORT}")
     click.echo(f"sddit-run table {results.folder}   prints this table again; also with --latex, --markdown, --csv")
 
 
-def print_reproduction(reproduction: Reproduction) -> None:
-    """Print how the results compare with the published ones. The report compares each figure."""
-    for text in (*reproduction.words, *(f"not compared: {what}: {why}" for what, why in reproduction.apart)):
-        click.echo(printable(text))
+def results_table(results: AblationResults) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return headings, a row per arm, and notes on how to read them."""
+    headings, rows = cells(results)
+    compared = {metric: comparisons(results, metric) for metric in results.plan.metrics}
+    notes = floors_sentence(results), interval_note(compared)
+    return headings, [list(map(printable, row)) for row in rows], [note for note in notes if note]
+
+
+def show_ablation_plan(plan: AblationPlan, options: RunOptions) -> None:
+    """Print the plan: a summary, run ids and every value in addition (--all), or JSON."""
+    record = plan.record()
+    arms = record.by_label
+    states = [read_run(plan.folder, run, arms[run.arm]) for run in record.runs or ()]
+    if options.as_json:
+        rows = [run.to_json() for run in states]
+        print_json({**record.to_json(), "folder": str(plan.folder), "states": rows})
+        return
+    out = console()
+    if options.show_all:
+        print_details(plan, states, out)
+        out.print()
+    print_summary(plan, states, out)
+
+
+def print_details(plan: AblationPlan, states: Sequence[RunOutcome], out: Console) -> None:
+    """Print every value of the baseline with its origin, and the id and state of every run."""
+    baseline = next(arm for arm in plan.arms if arm.label == plan.arms[0].baseline)
+    out.print(f"Values of {printable(baseline.label)}, which the arms change as listed below", style="bold")
+    print_all_values(baseline.recipe, out)
+    if not states:
+        return
+    rows = {(row.arm, row.seed): row for row in states}
+    runs = table("arm", *(f"seed {seed}" for seed in plan.settings.seeds))
+    for arm in plan.arms:
+        of_arm = [rows[arm.label, seed] for seed in plan.settings.seeds]
+        runs.add_row(arm.label, *(f"{row.id} {STATES[row.status].format(step=row.steps)}".rstrip() for row in of_arm))
+    out.print()
+    out.print(runs)
+
+
+def print_summary(plan: AblationPlan, states: Sequence[RunOutcome], out: Console) -> None:
+    """Print the question, the budget, the total cost, and a line per arm."""
+    out.print(f"{plan.base.name}-{plan.id}", style="bold")
+    if plan.settings.question:
+        out.print(printable(plan.settings.question))
+    out.print(f"budget: {budget_text(plan)}")
+    out.print(f"runs: {runs_text(plan, states)}")
+    baselines = list(dict.fromkeys(arm.baseline for arm in plan.arms))
+    if len(baselines) == 1:
+        out.print(printable(f"baseline: {baselines[0]}"))
+    own_baseline = ["compared with"] if len(baselines) > 1 else []
+    arms = table("arm", *own_baseline, "runs", "steps", "images", "FLOPs per run", "parameters", "memory", "changes")
+    for arm in plan.arms[:MAX_ARMS]:
+        compared_with = ["" if arm.baseline == arm.label else arm.baseline] if own_baseline else []
+        arms.add_row(*map(printable, (arm.label, *compared_with, *arm_cells(arm, plan, states))))
+    if len(plan.arms) > MAX_ARMS:
+        arms.add_row(f"and {len(plan.arms) - MAX_ARMS} more")
+    out.print()
+    out.print(arms)
+    for text, style in notes_by_arm(plan):
+        out.print(printable(text), style=style, soft_wrap=True)
+    out.print("\n-n --all lists the id and state of every run, and every value of the baseline", style="dim")
+
+
+def budget_text(plan: AblationPlan) -> str:
+    """Return the budget, such as `1,000 images per arm`."""
+    if plan.budget.amount is None:
+        return "equal time; the first command measures seconds per step, then the runs get their ids"
+    match plan.budget.rule:
+        case "images":
+            return f"{plan.budget.amount:,.0f} images per arm"
+        case "flops":
+            return f"{format_si(plan.budget.amount)} training FLOPs per arm"
+        case "time":
+            return f"{plan.budget.amount:,.0f} seconds of training per arm, at the pace measured before"
+
+
+def runs_text(plan: AblationPlan, states: Sequence[RunOutcome]) -> str:
+    """Return how many runs there are, how many are finished, and what all of them cost."""
+    product = f"{format_count(len(plan.arms), 'arm')} x {format_count(len(plan.settings.seeds), 'seed')}"
+    if plan.budget.amount is None:
+        return f"{product}, not planned yet"
+    done = {row.id for row in states if row.status == "finished"}
+    of_arm = {arm.label: arm.cost.training_flops for arm in plan.arms}
+    known = [flops for run in plan.needed if (flops := of_arm[run.arm]) is not None]
+    total = format_si(sum(known) if len(known) == len(plan.needed) else None, "FLOPs")
+    shared = f", {len(plan.needed)} distinct" if len(plan.needed) < len(plan.runs) else ""
+    finished = sum(run.id in done for run in plan.needed)
+    time = ""
+    if plan.budget.rule == "time":
+        time = f", {format_duration(plan.budget.amount * len(plan.needed))} one after another"
+    return f"{product} = {len(plan.runs)}{shared}; {finished} finished; training {total} in total{time}"
+
+
+def arm_cells(arm: Arm, plan: AblationPlan, states: Sequence[RunOutcome]) -> list[str]:
+    """Return runs, length, cost and changes of an arm. Its length is open until a budget of time has been measured."""
+    own = [row.status for row in states if row.arm == arm.label]
+    done, failed = own.count("finished"), own.count("failed")
+    runs = f"{done} of {len(own)} finished" if done else f"{len(plan.settings.seeds)}"
+    length = [f"{arm.cost.steps:,}", f"{arm.images:,}", format_si(arm.cost.training_flops)]
+    return [
+        f"{runs}, {failed} failed" if failed else runs,
+        *(length if plan.budget.amount is not None else ["by time", "", ""]),
+        format_si(arm.parameters),
+        format_si(arm.cost.memory.total, "B"),
+        format_changes(arm.changes),
+    ]
+
+
+def notes_by_arm(plan: AblationPlan) -> Iterator[tuple[str, str]]:
+    """Yield each note on the plan once, with the arms that it concerns, and the style to print it in."""
+    arms: dict[tuple[str, str], list[str]] = {}
+    for arm in plan.arms:
+        for note in plan_notes(arm.recipe, arm.cost):
+            arms.setdefault(note, []).append(arm.label)
+    for (text, style), labels in arms.items():
+        yield f"{', '.join(labels)}: {text}", style

@@ -26,10 +26,10 @@ from sddit.cli.commands.sample import sample
 from sddit.cli.commands.show import show
 from sddit.cli.commands.table import table
 from sddit.cli.commands.verify import verify
-from sddit.cli.common import State, debug_option, notice, write_block
+from sddit.cli.options import DEBUG, write_examples
+from sddit.cli.output import State, notice, redirect_to_null
 from sddit.distributed import processes
 from sddit.distributed.signals import end_at_signals
-from sddit.errors import SdditError
 
 COMMANDS = (plugins, show, sample, evaluate, table, publish, export, import_weights, bench, verify, new_plugin, explain)
 ABOUT = (
@@ -53,7 +53,7 @@ class Commands(click.Group):
         formatter.write_usage("sddit-run", "COMMAND ...", prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        write_block(formatter, "Examples", run.examples)
+        write_examples(formatter, run.examples)
         options = [option for option in [*run.params, *self.params] if isinstance(option, click.Option)]
         records = {option.name: record for option in options if (record := option.get_help_record(ctx))}
         with formatter.section("Options"):
@@ -68,9 +68,9 @@ cli = Commands(
     "sddit-run",
     commands={command.name: command for command in COMMANDS if command.name},
     help=ABOUT,
-    params=[debug_option()],
+    params=[DEBUG],
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True},
+    context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True, "show_default": True},
 )
 click.version_option(__version__, prog_name="sddit-run")(cli)
 
@@ -85,17 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        failures.ignore_broken_pipe()
+        redirect_to_null(sys.stdout)
     except OSError as full:
-        status = failures.report_system_error(full, State())
+        status = failures.report(full, State())
     processes.exit_process(status)
 
 
 def limit_spinning() -> None:
     """Let CPU threads that wait for each other spin briefly, then sleep. Call before torch is imported.
 
-    libgomp spins for milliseconds by default and slows other trainings on the same cores. By default a quickstart step
-    on two cores takes 0.09 s alone and 5 to 9 s next to two other trainings; with this count, 0.09 s and 0.2 s.
+    libgomp spins for milliseconds by default and slows other runs on the same cores. By default a quickstart step on
+    two cores takes 0.09 s alone and 5 to 9 s next to two other runs; with this count, 0.09 s and 0.2 s.
     OMP_WAIT_POLICY=PASSIVE also helps, but takes 0.14 s alone.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -123,16 +123,14 @@ def call(arguments: Sequence[str]) -> int:
             usage.ctx = usage.ctx.parent  # its usage names recipes and commands
         usage.show()
         return usage.exit_code
-    except SdditError as failure:
-        return failures.report_user_error(failure, state)
-    except SystemExit as ended:
-        if not failures.raised_by_plugin(ended):
-            raise
-        return failures.report_code_error(ended, state)
     except (KeyboardInterrupt, click.Abort):
-        return failures.report_interrupt()
-    except BaseException as bug:  # a plugin may raise anything
-        if isinstance(bug, BrokenPipeError) and failures.stdout_is_closed(bug):
-            return failures.ignore_broken_pipe()
-        return failures.report_code_error(bug, state)
+        notice("interrupted")
+        return failures.INTERRUPTED
+    except BaseException as failure:  # a plugin may raise anything
+        if isinstance(failure, SystemExit) and not failures.raised_by_plugin(failure):
+            raise
+        if isinstance(failure, BrokenPipeError) and failures.stdout_is_closed(failure):
+            redirect_to_null(sys.stdout)  # a reader that closes early, such as `head`, is not a failure
+            return 0
+        return failures.report(failure, state)
     return 0

@@ -8,15 +8,14 @@ import select
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from sddit.cli.common import State, error_console, redirect_to_null
+from sddit.cli.output import State, print_error, redirect_to_null
 from sddit.distributed import processes
-from sddit.errors import Problem, SdditError, describe_exception, exit_status, out_of_memory, printable, ran_out
+from sddit.errors import SdditError, describe_exception, error, out_of_memory, printable, ran_out
 from sddit.interfaces.component import component_of
 from sddit.plugins.host import host
 from sddit.storage.atomic import replace_file, storage_error
@@ -25,76 +24,53 @@ BUG = 1
 INTERRUPTED = 130
 
 
-def report_user_error(failure: SdditError, state: State) -> int:
-    """Print every problem that the user can fix, and return the exit status."""
-    return report_problems(failure, failure.problems, failure.exit_status, state)
+def report(failure: BaseException, state: State) -> int:
+    """Print every problem that the user can fix, else a bug of ours, and return the exit status."""
+    if known := user_error(failure, state):
+        lines = [line for problem in known.problems for line in problem.lines()]
+        code, status = known.problems[0].code, known.exit_status
+    else:
+        last = traceback.extract_tb(failure.__traceback__)[-1]
+        what = printable(describe_exception(failure))
+        lines = [f"error: a bug in the toolkit: {what}", f"  at:     {last.filename}:{last.lineno}"]
+        if state.progress.folder is None and not state.debug:
+            fix = "unknown; please report it together with the output of the same command with --debug"
+            lines.append(f"  fix:    {fix}")
+        code, status = "", BUG
+    lines += record_traceback(failure, state)
+    if processes.world_size() == 1 or record_rank_failure(lines, code, status, state):
+        print_error(lines)
+    return status
 
 
-def report_code_error(failure: BaseException, state: State) -> int:
-    """Report an unexpected exception: as the error of a plugin with code in the traceback, else as a bug of ours."""
-    what = describe_exception(failure)
-    frames = traceback.extract_tb(failure.__traceback__)
-    for frame in reversed(frames):
+def user_error(failure: BaseException, state: State) -> SdditError | None:
+    """Convert an exception to the error of its cause: a plugin, the memory or the system. None for a bug of ours."""
+    if isinstance(failure, SdditError):
+        return failure
+    got, folder = describe_exception(failure), state.progress.folder
+    for frame in reversed(traceback.extract_tb(failure.__traceback__)):
         if row := host().owner_of(frame.filename):
-            fix = "correct the line above; --debug shows the full traceback"
-            problem = Problem(
+            return error(
                 "SD-P221",
                 f"plugin {row.name!r} raised an error",
                 where=f"{frame.filename}:{frame.lineno}",
-                got=what,
-                fix=fix,
+                got=got,
+                fix="correct the line above; --debug shows the full traceback",
             )
-            return report_problems(failure, [problem], exit_status(problem.code), state)
-    if unfit := contract_problem(failure):
-        return report_problems(failure, [unfit], exit_status(unfit.code), state)
+    if unfit := contract_error(failure):
+        return unfit
     if ran_out(failure):
-        fix = "use a smaller batch of images, or free memory"
-        return report_user_error(out_of_memory(failure, state.progress.name or "this command", what, fix), state)
-    if isinstance(failure, OSError):
-        if state.progress.folder is None:
-            return report_system_error(failure, state)
-        if Path(failure.filename or "").is_relative_to(state.progress.folder):
-            return report_user_error(storage_error(failure, Path(failure.filename)), state)
-    last = frames[-1]
-    lines = [f"error: a bug in the toolkit: {printable(what)}", f"  at:     {last.filename}:{last.lineno}"]
-    if state.progress.folder is None and not state.debug:
-        lines.append("  fix:    unknown; please report it together with the output of the same command with --debug")
-    print_message(lines, "", BUG, failure, state)
-    return BUG
+        where = state.progress.name or "this command"
+        return out_of_memory(failure, where, got, "use a smaller batch of images, or free memory")
+    if isinstance(failure, OSError) and folder is None:
+        return system_error(failure)
+    if isinstance(failure, OSError) and folder and Path(failure.filename or "").is_relative_to(folder):
+        return storage_error(failure, Path(failure.filename))
+    return None
 
 
-def report_system_error(failure: OSError, state: State) -> int:
-    """Report an error of the operating system outside of a run: a file, a folder, or the output itself."""
-    if isinstance(failure, FileNotFoundError) and not current_folder_exists():
-        missing = Problem(
-            "SD-F707",
-            "the current folder no longer exists",
-            where="current folder",
-            got=failure.strerror or "",
-            fix="cd to an existing folder",
-        )
-        return report_problems(failure, [missing], exit_status(missing.code), state)
-    if failure.filename is None:
-        ignore_broken_pipe()  # the output itself: flushing it at exit would fail again
-    problem = storage_error(failure, Path(failure.filename or "output")).problems[0]
-    if problem.code.startswith("SD-F"):
-        problem = replace(
-            problem,
-            code="SD-F707",
-            what="a file or folder cannot be used",
-            fix="fix the file permissions or choose another path",
-        )
-    return report_problems(failure, [problem], exit_status(problem.code), state)
-
-
-def raised_by_plugin(end: SystemExit) -> bool:
-    """Return whether a plugin's own code tried to end the process, which only this program may do."""
-    frames = traceback.extract_tb(end.__traceback__)
-    return any(host().owner_of(frame.filename) for frame in frames[-1:])
-
-
-def contract_problem(failure: BaseException) -> Problem | None:
-    """Return the problem of a third-party component whose signature breaks its contract, if it is one.
+def contract_error(failure: BaseException) -> SdditError | None:
+    """Return the error of a third-party component whose signature breaks its contract, if it is one.
 
     Such a call fails before it reaches the component, so the traceback has no line of the plugin.
     """
@@ -102,28 +78,42 @@ def contract_problem(failure: BaseException) -> Problem | None:
     row = host().rows.get(name.rpartition("/")[0])
     if row is None or row.builtin:
         return None
-    return Problem(
+    file = row.file or row.name
+    return error(
         "SD-P220",
         f"component {name!r} does not have the signature of its contract",
-        where=row.file or row.name,
+        where=file,
         got=describe_exception(failure),
         expect="the arguments that sddit.interfaces lists for its kind, and **_ for further ones",
-        fix=f"run sddit.testing.check_plugin({(row.file or row.name)!r}), which tests each part of the contract",
+        fix=f"run sddit.testing.check_plugin({file!r}), which tests each part of the contract",
     )
 
 
+def system_error(failure: OSError) -> SdditError:
+    """Return the error of a file, a folder or the output itself, outside of a run folder."""
+    if isinstance(failure, FileNotFoundError) and not current_folder_exists():
+        what, got = "the current folder no longer exists", failure.strerror or ""
+        return error("SD-F707", what, where="current folder", got=got, fix="cd to an existing folder")
+    if failure.filename is None:
+        redirect_to_null(sys.stdout)  # the output itself: flushing it at exit would fail again
+    known = storage_error(failure, Path(failure.filename or "output"))
+    [problem] = known.problems
+    if not problem.code.startswith("SD-F"):
+        return known
+    what, fix = "a file or folder cannot be used", "fix the file permissions or choose another path"
+    return SdditError(replace(problem, code="SD-F707", what=what, fix=fix))
+
+
 def current_folder_exists() -> bool:
-    """Return whether the current folder still exists."""
     try:
         return Path.cwd().is_dir()
     except FileNotFoundError:
         return False
 
 
-def report_interrupt() -> int:
-    """Report Ctrl-C in a command that has nothing to save."""
-    click.echo("interrupted", err=True)
-    return INTERRUPTED
+def raised_by_plugin(end: SystemExit) -> bool:
+    """Return whether a plugin's own code tried to end the process, which only this program may do."""
+    return any(host().owner_of(frame.filename) for frame in traceback.extract_tb(end.__traceback__)[-1:])
 
 
 def stdout_is_closed(broken: BrokenPipeError) -> bool:
@@ -138,33 +128,11 @@ def stdout_is_closed(broken: BrokenPipeError) -> bool:
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0))
 
 
-def ignore_broken_pipe() -> int:
-    """Discard further output and return 0: a reader that closes early, such as `head`, is not a failure."""
-    redirect_to_null(sys.stdout)
-    return 0
-
-
-def report_problems(failure: BaseException, problems: Sequence[Problem], status: int, state: State) -> int:
-    """Print every problem and return the exit status."""
-    print_message([line for problem in problems for line in problem.lines()], problems[0].code, status, failure, state)
-    return status
-
-
-def print_message(lines: list[str], code: str, status: int, failure: BaseException, state: State) -> None:
-    """Print a message on stderr, first lines of problems in red, and record the traceback.
-
-    Each of several processes records its failure; only the first one is printed, by our launcher if there is one.
-    """
-    lines = [*lines, *record_traceback(failure, state)]
-    if processes.world_size() > 1 and not record_rank_failure(lines, code, status, state):
-        return
-    out = error_console()
-    for line in lines:
-        out.print(line, style=None if line.startswith(" ") else "bold red", soft_wrap=True)
-
-
 def record_rank_failure(lines: list[str], code: str, status: int, state: State) -> bool:
-    """Record the failure of this rank, and return whether this rank prints it."""
+    """Record the failure of this rank, one of several, and return whether this rank prints it.
+
+    Only the first failure is printed, by our launcher if there is one.
+    """
     folder = state.progress.folder
     launcher_folder = os.environ.get(processes.FAILURES)
     noted = processes.read_failures(folder) if folder else []

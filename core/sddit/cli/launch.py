@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from sddit.cli.common import error_console
+from sddit.cli.output import print_error
 from sddit.distributed.processes import FAILURES, Failure, read_failures
 from sddit.errors import error
 
@@ -30,12 +30,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
 
     Raises SD-X807 if the system does not let the launcher start them.
     """
-    with (
-        launcher_errors(count),
-        TemporaryDirectory(prefix="sddit-") as folder,
-        rank_environment(count, folder),
-        no_logging(),
-    ):
+    with launcher_errors(count), TemporaryDirectory(prefix="sddit-") as folder, launcher_settings(count, folder):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -60,7 +55,10 @@ def launch(arguments: Sequence[str], count: int) -> int:
             status = 128 + (signal.SIGTERM if stopped.sigval == signal.SIGHUP else stopped.sigval)
         recorded = read_failures(Path(folder))
         failure = root_failure(recorded, ended) if recorded or (ended and not status) else None
-    return print_failure(failure) if failure else status
+    if failure is None:
+        return status
+    print_error(failure.message)
+    return failure.exit
 
 
 def root_failure(recorded: Sequence[Failure], ended: Mapping[int, int]) -> Failure:
@@ -84,16 +82,6 @@ def root_failure(recorded: Sequence[Failure], ended: Mapping[int, int]) -> Failu
     return Failure(rank, problem.code, 9, step, 0.0, tuple(problem.lines()))
 
 
-def print_failure(failure: Failure) -> int:
-    """Print a failure on stderr and return its exit status."""
-    head, *body = failure.message
-    out = error_console()
-    out.print(head, style="bold red", soft_wrap=True)
-    for line in body:
-        out.print(line, soft_wrap=True)
-    return failure.exit
-
-
 @contextmanager
 def launcher_errors(count: int) -> Iterator[None]:
     """Convert errors of torch's launcher, such as no free port or open file, to SD-X807."""
@@ -110,26 +98,20 @@ def launcher_errors(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def rank_environment(count: int, folder: str) -> Iterator[None]:
-    """Set the environment of the ranks: where to record failures, and CPU threads that share the cores."""
-    before = dict(os.environ)
+def launcher_settings(count: int, folder: str) -> Iterator[None]:
+    """Set the environment of the ranks: where to record failures, and CPU threads that share the cores.
+
+    The log of torch's launcher is disabled: we print the failure ourselves.
+    """
+    environment, disabled_level = dict(os.environ), logging.root.manager.disable
     os.environ[FAILURES] = folder
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_SECONDS)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is reported once, by us
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextmanager
-def no_logging() -> Iterator[None]:
-    """Disable the log of torch's launcher: we print the failure ourselves."""
-    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.disable(disabled_level)
+        os.environ.clear()
+        os.environ.update(environment)

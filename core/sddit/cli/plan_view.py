@@ -3,44 +3,55 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from sddit.cli.base_changes import BaseChanges
-from sddit.cli.common import setting_text, table
+from sddit.cli.output import setting_text, table
 from sddit.errors import SdditError, printable
 from sddit.formatting import format_duration, format_si
 from sddit.interfaces import ViewSpec
 from sddit.recipes.costs import Pass, Plan
-from sddit.recipes.merge import leaves
+from sddit.recipes.field_types import json_default
+from sddit.recipes.merge import Merged, chain, leaves, parse_override, setting_at, stacked
+from sddit.recipes.parsing import shown
 from sddit.recipes.recipe import Recipe
 from sddit.storage.metrics_log import last_metrics
 from sddit.storage.run_folder import METRICS
 from sddit.value_schedules import Ramp
 
+NOT_SETTINGS = ("plugins", "ablation")  # top-level keys that are not settings of the run
 LABELLED = ("loss", "ema", "tracker")
 SCREEN = 40  # lines of a summary; what does not fit is in --all
 MIN_CHANGES = 8  # lines of changes that are always shown
+MAX_TEXT = 48  # characters of a changed value
+
+Key = tuple[str, ...]
 
 
-def print_summary(plan: Plan, recipe: Recipe, changes: BaseChanges, folder: Path, out: Console) -> None:
+def print_summary(plan: Plan, merged: Merged, recipe: Recipe, runs: Path, out: Console) -> None:
     """Print cost, memory, views, losses and changes from the base recipe."""
     facts = recipe.facts
     size, classes = "x".join(map(str, facts.image)), facts.num_classes or "no"
-    out.print(f"{recipe.name}-{plan.run_id}", style="bold")
+    name = f"{recipe.name}-{plan.run_id}"
+    out.print(name, style="bold")
     out.print(printable(f"data: {facts.source}: {facts.train_size:,} training images of {size}, {classes} classes"))
-    print_block("Cost", cost_table(plan, folder), out)
+    print_block("Cost", cost_table(plan, runs / name), out)
     print_block("Views", view_table(plan, recipe), out)
     print_block("Losses", loss_table(recipe), out)
-    fixed = 16 + len(recipe.pair_sampler.params.views()) + len(recipe.losses)  # lines besides the changes
-    print_changes(changes, max(MIN_CHANGES, SCREEN - fixed), out)
+    other_lines = 16 + len(recipe.pair_sampler.params.views()) + len(recipe.losses)
+    base, changes = changes_from_base(merged, recipe)
+    rows = change_table(changes, max(MIN_CHANGES, SCREEN - other_lines))
+    print_block(f"Changes from {base or 'the defaults'}", rows, out)
 
 
 def print_block(title: str, content: Table, out: Console) -> None:
-    """Print an indented table under a title."""
     out.print(f"\n{title}", style="bold cyan")
     out.print(Padding(content, (0, 0, 0, 2), expand=False))
 
@@ -49,9 +60,7 @@ def cost_table(plan: Plan, folder: Path) -> Table:
     """Return parameters, FLOPs, time and memory, one line each, with their parts."""
     heads = [f"{format_si(count)} in heads of {label}" for label, count in plan.heads_parameters.items() if count != 0]
     teacher = [f"{format_si(plan.teacher_parameters)} in the teacher"] if plan.teacher_parameters != 0 else []
-    memory = {name: getattr(plan.memory, name) for name in plan.memory.__slots__}
     rows = table("", "", "")
-    rows.show_header = False
     rows.add_row("parameters", format_si(plan.backbone_parameters), ", ".join(["backbone", *heads, *teacher]))
     steps = f"{plan.steps:,} steps of {format_si(plan.flops_per_step, 'FLOPs')}, {plan.batch} images each"
     rows.add_row(
@@ -60,7 +69,7 @@ def cost_table(plan: Plan, folder: Path) -> Table:
     samples = f"{plan.sampled:,} images at the end, {format_si(plan.sampling_flops_per_image, 'FLOPs')} each"
     rows.add_row("sampling", format_si(plan.sampling_flops, "FLOPs"), samples)
     rows.add_row("time", *time_estimate(plan, folder))
-    parts = ", ".join(f"{format_si(size, 'B')} {name}" for name, size in memory.items() if size != 0)
+    parts = ", ".join(f"{format_si(size, 'B')} {name}" for name, size in asdict(plan.memory).items() if size != 0)
     rows.add_row("memory", format_si(plan.memory.total, "B"), parts)
     return rows
 
@@ -91,9 +100,7 @@ def view_table(plan: Plan, recipe: Recipe) -> Table:
 
 def view_cost(one: Pass, plan: Plan) -> list[str]:
     """Return visible tokens, FLOPs per image, and the part of the FLOPs in loss heads."""
-    known = one.backbone_flops is not None and one.heads_flops is not None
-    total = (one.backbone_flops or 0) + (one.heads_flops or 0) if known else None
-    return [f"{one.kept:.4g} of {plan.tokens}", format_si(total), format_si(one.heads_flops)]
+    return [f"{one.kept:.4g} of {plan.tokens}", format_si(one.flops), format_si(one.heads_flops)]
 
 
 def mask_text(view: ViewSpec) -> str:
@@ -114,7 +121,6 @@ def schedule_text(value: float | Ramp) -> str:
 
 
 def loss_table(recipe: Recipe) -> Table:
-    """Return component, weight and views of each loss, a line per loss."""
     rows = table("loss", "component", "weight", "reads")
     for label, loss in recipe.losses.items():
         views = ", ".join(view.name for view in recipe.views_of(loss.params))
@@ -123,35 +129,82 @@ def loss_table(recipe: Recipe) -> Table:
     return rows
 
 
-def print_changes(changes: BaseChanges, limit: int, out: Console) -> None:
-    """Print the keys that differ from the base recipe, old and new value; those of the command line first."""
+def change_table(changes: Sequence[tuple[str, str]], limit: int) -> Table:
     rows = table("", "")
-    rows.show_header = False
-    ordered = sorted(changes.changes, key=lambda change: not change.from_command_line)
-    for change in ordered[:limit]:
-        origin = "   (command line)" if change.from_command_line else ""
-        rows.add_row(*map(printable, (change.key, f"{change.old} -> {change.new}{origin}")))
-    if len(ordered) > limit:
-        rows.add_row(f"and {len(ordered) - limit} more (--all)", "")
-    if not ordered:
+    for change in changes[:limit]:
+        rows.add_row(*map(printable, change))
+    if len(changes) > limit:
+        rows.add_row(f"and {len(changes) - limit} more (--all)", "")
+    if not changes:
         rows.add_row("none", "")
-    print_block(f"Changes from {changes.base or 'the defaults'}", rows, out)
+    return rows
 
 
-def print_notes(plan: Plan, recipe: Recipe, out: Console) -> None:
-    """Print warnings, keys without effect and components that state no cost."""
-    for text in (*recipe.warnings, *plan.notes):
-        out.print(f"warning: {printable(text)}", style="yellow", soft_wrap=True)
+def changes_from_base(merged: Merged, recipe: Recipe) -> tuple[str, list[tuple[str, str]]]:
+    """Return the path of the base recipe and (key, `old -> new`) of each change from it, the command line's first.
+
+    The base is the recipe that the file extends; empty: the defaults. A resolved recipe (`.json`) states every key, so
+    it is its own base: only the command line changes it. The same holds for a file that extends none, if there are
+    overrides.
+    """
+    assert merged.path is not None, "a recipe that was read has a path"
+    layers = chain(merged.path)
+    own_base = merged.resolved or (len(layers) == 1 and bool(merged.overrides))
+    inherited = layers if own_base else layers[:-1]
+    base = stacked(merged.path, inherited, ()).tables if inherited else {}
+    overridden = dict.fromkeys(parse_override(text).path for text in merged.overrides)
+    in_file = [] if own_base else [key for key in setting_keys(layers[-1].tables) if key not in overridden]
+    changes = []
+    for key in (*overridden, *in_file):
+        inherited_value = setting_at(base, key)
+        default = default_value(recipe, key) if inherited_value is None else None
+        old, new = inherited_value if default is None else default, setting_at(merged.tables, key)
+        if key[0] not in NOT_SETTINGS and setting_text(old) != setting_text(new):
+            mark = "" if default is None else " (default)"
+            origin = "   (command line)" if key in overridden else ""
+            change = f"{setting_text(old, MAX_TEXT)}{mark} -> {setting_text(new, MAX_TEXT)}{origin}"
+            changes.append((".".join(key), change))
+    return shown(inherited[-1].path) if inherited else "", changes
+
+
+def setting_keys(table: Mapping[str, Any], path: Key = ()) -> Iterator[Key]:
+    """Yield the path of every setting in a table. A value schedule with start and end is one setting."""
+    for name, value in table.items():
+        if isinstance(value, Mapping) and not {"start", "end"} <= value.keys():
+            yield from setting_keys(value, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def default_value(recipe: Recipe, key: Key) -> Any:
+    """Return the default of a key of the resolved recipe; None if it has none."""
+    if key == ("seed",):
+        return 0
+    labelled = {"loss": recipe.losses, "ema": recipe.ema, "tracker": recipe.trackers, "features": recipe.features}
+    entry: Any = getattr(recipe, key[0], None)
+    path = key[1:]
+    if key[0] in labelled and path:
+        entry, path = labelled[key[0]].get(path[0]), path[1:]
+    model = getattr(entry, "params", entry)
+    if not isinstance(model, BaseModel) or not path:
+        return None
+    fields = type(model).model_fields
+    return setting_at({field.alias or name: json_default(field) for name, field in fields.items()}, path)
+
+
+def plan_notes(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yield warnings, keys without effect and components that state no cost, each with the style to print it in."""
+    for warning in (*recipe.warnings, *plan.notes):
+        yield f"warning: {warning}", "yellow"
     if idle := [key for key in recipe.idle if not any(key in text for text in recipe.warnings)]:
-        out.print(f"no effect here: {', '.join(idle)}", style="dim")
+        yield f"no effect here: {', '.join(idle)}", "dim"
     if plan.not_stated:
-        out.print(f"cost not stated by: {', '.join(plan.not_stated)}", style="yellow")
+        yield f"cost not stated by {', '.join(plan.not_stated)}", "yellow"
 
 
 def print_all_values(recipe: Recipe, out: Console) -> None:
     """Print every key with its value and its origin, table by table; defaults are dim."""
     values, heading = table("", "", ""), ""
-    values.show_header = False
     for dotted, value in leaves(recipe.to_json()):
         if (origin := recipe.origins.get(dotted)) is None or value == {}:
             continue  # an empty table, or what a resolved recipe states in addition: name, data, code

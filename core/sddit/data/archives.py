@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,15 @@ def load_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _refuse_large(archive.infolist())
-        with np.load(path, allow_pickle=False) as held:
-            return {name: held[name] for name in names if name in held}
+            members = archive.infolist()
+        unpacked, packed = sum(member.file_size for member in members), sum(member.compress_size for member in members)
+        if len(members) > MAX_MEMBERS or len({member.filename for member in members}) < len(members):
+            raise ValueError(f"an archive of {len(members)} members, or of two of one name")
+        if unpacked > MAX_BYTES or unpacked > max(UNLIMITED_BYTES, MAX_RATIO * packed):
+            raise ValueError(f"{packed:,} bytes that unpack to {unpacked:,}: more than is read")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names if name in arrays}
     except OSError:
         raise
     except Exception as broken:  # zipfile and numpy raise any exception on a damaged file
         raise ValueError(f"{type(broken).__name__}: {broken}") from broken
-
-
-def _refuse_large(members: Sequence[zipfile.ZipInfo]) -> None:
-    unpacked, packed = sum(member.file_size for member in members), sum(member.compress_size for member in members)
-    if len(members) > MAX_MEMBERS or len({member.filename for member in members}) < len(members):
-        raise ValueError(f"an archive of {len(members)} members, or of two of one name")
-    if unpacked > MAX_BYTES or unpacked > max(UNLIMITED_BYTES, MAX_RATIO * packed):
-        raise ValueError(f"{packed:,} bytes that unpack to {unpacked:,}: more than is read")

@@ -13,27 +13,6 @@ from sddit.data.scaling import refuse_constant
 from sddit.errors import Problem, SdditError, error
 from sddit.interfaces import DataFacts, DatasetParams, RecipeView
 
-NAME = "declared"
-
-
-def declared_facts(params: DeclaredParams) -> DataFacts:
-    """Return the facts that a recipe declares. Default per channel: mean 0 and standard deviation 0.5."""
-    channels, height, width = params.image
-    names = params.class_names or numbered(params.classes)
-    mean, std = params.mean or (0.0,) * channels, params.std or (0.5,) * channels
-    identity = json.dumps([params.image, names, mean, std, params.train_images])
-    size = f", trained on {params.train_images:,} images" if params.train_images else ""
-    return DataFacts(
-        image=params.image,
-        class_names=names,
-        train_size=params.train_images,
-        test_size=0,
-        fingerprint=sha256(identity.encode()).hexdigest(),
-        mean=mean,
-        std=std,
-        source=f"declared, no images: {channels}x{height}x{width}{size}",
-    )
-
 
 def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Return a table `[dataset]` that declares the facts of a data set that is not available.
@@ -43,10 +22,10 @@ def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[
         dataset: its table `[dataset]`.
     """
     names = tuple(data["class_names"])
-    classes = {"classes": len(names)} if names == numbered(len(names)) else {"class_names": list(names)}
+    classes = {"classes": len(names)} if names == numbers_as_names(len(names)) else {"class_names": list(names)}
     kept = {key: dataset[key] for key in ("label_drop", "normalize") if key in dataset}
     return {
-        "name": f"sddit/{NAME}",
+        "name": "sddit/declared",
         "image": list(data["image"]),
         **classes,
         "mean": list(data["mean"]),
@@ -56,7 +35,7 @@ def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[
     }
 
 
-def numbered(count: int) -> tuple[str, ...]:
+def numbers_as_names(count: int) -> tuple[str, ...]:
     """Return numbers as names of unnamed classes."""
     return tuple(map(str, range(count)))
 
@@ -68,7 +47,6 @@ def no_images(where: str = "dataset") -> SdditError:
         "this data set is declared: it holds no images to train on or to score against",
         where=where,
         expect="a data set with images",
-        fix="sample from it (sddit-run sample RUN), or choose a data set: sddit-run show datasets",
     )
 
 
@@ -100,7 +78,22 @@ class DeclaredParams(DatasetParams):
         return False
 
     def facts(self) -> DataFacts:
-        facts = declared_facts(self)
+        """Return the declared facts. Default per channel: mean 0 and standard deviation 0.5."""
+        channels, height, width = self.image
+        names = self.class_names or numbers_as_names(self.classes)
+        mean, std = self.mean or (0.0,) * channels, self.std or (0.5,) * channels
+        identity = json.dumps([self.image, names, mean, std, self.train_images])
+        size = f", trained on {self.train_images:,} images" if self.train_images else ""
+        facts = DataFacts(
+            image=self.image,
+            class_names=names,
+            train_size=self.train_images,
+            test_size=0,
+            fingerprint=sha256(identity.encode()).hexdigest(),
+            mean=mean,
+            std=std,
+            source=f"declared, no images: {channels}x{height}x{width}{size}",
+        )
         refuse_constant(self, facts)
         return facts
 

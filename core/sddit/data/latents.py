@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b, file_digest, sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sddit.data.facts_cache import cached
+from sddit.data.order import keyed_words
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
 from sddit.interfaces import Split
 from sddit.storage.atomic import replace_file
@@ -86,10 +87,7 @@ class Cache:
         The position of an image in the cache decides its split, so that appended shards change no split.
         """
         pair = 2 if self.index.flip == "both" else 1  # an image and its mirror image stay together
-        key = blake2b(b"latents/split", digest_size=16).digest()
-        words = np.random.Philox(key=np.frombuffer(key, dtype="<u8").astype(np.uint64)).random_raw(
-            self.index.rows // pair
-        )
+        words = keyed_words("latents/split", self.index.rows // pair)
         held_out = words < np.uint64(min(int(holdout * 2**64), 2**64 - 1))
         return np.flatnonzero(np.repeat(held_out == (split == "test"), pair))
 
@@ -113,28 +111,19 @@ def read_index(path: str) -> Cache:
         index = Index.model_validate_json(text)
     except ValidationError as failure:
         raise SdditError(*_index_problems(failure, file)) from None
-    if {len(index.mean), len(index.std), len(index.spread)} != {index.channels}:
-        raise error(
-            "SD-D341",
-            f"{INDEX} states no mean, std and spread for each channel",
-            where=str(file),
-            got=f"{len(index.mean)}, {len(index.std)} and {len(index.spread)} numbers",
-            expect=f"{index.channels} each",
-        )
+    means, stds, spreads = len(index.mean), len(index.std), len(index.spread)
+    if {means, stds, spreads} != {index.channels}:
+        what, got = f"{INDEX} states no mean, std and spread for each channel", f"{means}, {stds} and {spreads} numbers"
+        raise error("SD-D341", what, where=str(file), got=got, expect=f"{index.channels} each")
     if index.flip == "both" and index.rows % 2:
-        raise error(
-            "SD-D341",
-            "mirrored pairs make an even number",
-            where=str(file),
-            got=f"{index.rows} latents",
-            fix='flip = "none" or "once", or write the cache again',
-        )
+        what, fix = 'flip = "both" needs an even number of latents', 'flip = "none" or "once", or write the cache again'
+        raise error("SD-D341", what, where=str(file), got=f"{index.rows} latents", fix=fix)
     return Cache(root.resolve(), index)
 
 
 def _index_problems(failure: ValidationError, file: Path) -> Iterable[Problem]:
     for detail in failure.errors(include_url=False)[:MAX_PROBLEMS]:
-        key = ".".join(map(str, detail["loc"])) or "the whole"
+        key = ".".join(map(str, detail["loc"])) or "the file"
         got = "" if detail["type"] == "missing" else str(detail["input"])[:80]
         expect = one_of(got, get_args(Layout)) if key == "layout" else detail["msg"]
         what = "unknown layout of latents" if key == "layout" else f"{INDEX} cannot be used: {key}"
@@ -148,9 +137,8 @@ def verify_shards(cache: Cache) -> None:
 
     Raises SD-D342 for all shards that differ, at most MAX_PROBLEMS.
     """
-    raise_all(
-        [problem for shard in cache.index.shards if (problem := _shard_problem(cache.root, shard))][:MAX_PROBLEMS]
-    )
+    problems = (_shard_problem(cache.root, shard) for shard in cache.index.shards)
+    raise_all([problem for problem in problems if problem][:MAX_PROBLEMS])
 
 
 def _shard_problem(root: Path, shard: Shard) -> Problem | None:
@@ -201,43 +189,38 @@ def write_cache(
         raise error("SD-D343", "there is a finished cache of latents", where=str(root), fix="choose another folder")
     root.mkdir(parents=True, exist_ok=True)
     written: list[Shard] = []
-    measured: _Measured | None = None
+    shape: tuple[int, ...] = ()  # (2C, h, w)
+    statistics = _Statistics()
     for number, (moments, labels) in enumerate(shards):
         where = f"shard {number}"
         array, numbers = _usable_moments(moments, layout, where), _usable_labels(labels, len(class_names), where)
-        if measured is None:
-            measured = _Measured(array.shape[1] // 2, array.shape[2:])
-        if (array.shape[1] // 2, array.shape[2:]) != (measured.channels, measured.size) or len(array) != len(numbers):
-            raise _mismatch(where, array, numbers, measured)
-        measured.add(*mean_and_std(array, layout))
+        shape = shape or array.shape[1:]
+        if array.shape[1:] != shape or len(array) != len(numbers):
+            got = f"moments {array.shape}, labels {numbers.shape}"
+            expect = f"(n, {', '.join(map(str, shape))}) and (n,)"
+            raise error("SD-D308", "shards do not fit together", where=where, got=got, expect=expect)
+        statistics.add(*mean_and_std(array, layout))
         written.append(_write_shard(root, number, array, numbers))
-    if measured is None:
+    if not written:
         raise error("SD-D308", "no latents to write", where=str(root), expect="at least one shard")
-    std = [scale * s for s in measured.std]
-    _refuse_implausible(scale, std)
+    mean, std, spread = statistics.scaled(scale)
     index = Index(
         format=1,
         layout=layout,
         scale=scale,
-        channels=measured.channels,
-        height=measured.size[0],
-        width=measured.size[1],
+        channels=shape[0] // 2,
+        height=shape[1],
+        width=shape[2],
         encoder=encoder,
         class_names=tuple(class_names),
         flip=flip,
         shards=tuple(written),
-        mean=tuple(scale * m for m in measured.mean),
-        std=tuple(std),
-        spread=tuple(scale * s for s in measured.spread),
+        mean=mean,
+        std=std,
+        spread=spread,
     )
     replace_file(root / INDEX, (index.model_dump_json(indent=1) + "\n").encode())
     return root / INDEX
-
-
-def _mismatch(where: str, array: NDArray[Any], labels: NDArray[Any], measured: _Measured) -> SdditError:
-    got = f"moments {array.shape}, labels {labels.shape}"
-    expect = f"(n, {2 * measured.channels}, {measured.size[0]}, {measured.size[1]}) and (n,)"
-    return error("SD-D308", "shards do not fit together", where=where, got=got, expect=expect)
 
 
 def mean_and_std(moments: NDArray[Any], layout: Layout) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -246,33 +229,39 @@ def mean_and_std(moments: NDArray[Any], layout: Layout) -> tuple[NDArray[np.floa
     return mean, np.exp(np.clip(second, *LOG_VARIANCE) / 2) if layout == "mean+logvar" else second
 
 
-class _Measured:
+class _Statistics:
     """Accumulate mean, standard deviation and posterior spread per channel over shards (Chan et al. 1979)."""
 
-    def __init__(self, channels: int, size: tuple[int, ...]) -> None:
-        self.channels, self.size = channels, size
-        self.count = 0
-        self._mean, self._squares, self._spread = (np.zeros(channels) for _ in range(3))
+    def __init__(self) -> None:
+        self.count = 0  # of values in each channel
+        self.mean = self.squares = self.spread = np.zeros(1)  # [C] from the first shard on
 
     def add(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> None:
-        here, axes = mean.size // self.channels, (0, 2, 3)
-        total, step = self.count + here, mean.mean(axis=axes) - self._mean
-        self._squares += mean.var(axis=axes) * here + step**2 * (self.count * here / total)
-        self._mean += step * (here / total)
-        self._spread += (std**2).sum(axis=axes)
+        """Add means and standard deviations, each [n, C, h, w]."""
+        axes = (0, 2, 3)
+        here = mean.size // mean.shape[1]
+        total, step = self.count + here, mean.mean(axis=axes) - self.mean
+        self.squares = self.squares + mean.var(axis=axes) * here + step**2 * (self.count * here / total)
+        self.mean = self.mean + step * (here / total)
+        self.spread = self.spread + (std**2).sum(axis=axes)
         self.count = total
 
-    @property
-    def mean(self) -> list[float]:
-        return [float(m) for m in self._mean]
-
-    @property
-    def std(self) -> list[float]:
-        return [float(s) for s in np.sqrt(self._squares / self.count)]
-
-    @property
-    def spread(self) -> list[float]:
-        return [float(s) for s in np.sqrt(self._spread / self.count)]
+    def scaled(self, scale: float) -> list[tuple[float, ...]]:
+        """Return mean, standard deviation and spread of scaled latents. Raises SD-D308 for an implausible scale."""
+        std, spread = np.sqrt(self.squares / self.count), np.sqrt(self.spread / self.count)
+        pooled = float(np.sqrt(np.mean(np.square(scale * std))))
+        low, high = PLAUSIBLE
+        if not low <= pooled <= high:
+            fix = f"scale = {scale / pooled:.4g} gives 1" if pooled else "check the encoder: these latents do not vary"
+            raise error(
+                "SD-D308",
+                "latents of this scale do not suit a diffusion model: the scale is missing or was applied twice",
+                where="scale",
+                got=f"{scale:g}, which gives a standard deviation of {pooled:.3g}",
+                expect=f"a standard deviation from {low:g} to {high:g}",
+                fix=fix,
+            )
+        return [tuple((scale * values).tolist()) for values in (self.mean, std, spread)]
 
 
 def _usable_moments(moments: ArrayLike, layout: Layout, where: str) -> NDArray[Any]:
@@ -313,20 +302,6 @@ def _usable_labels(labels: ArrayLike, classes: int, where: str) -> NDArray[np.in
         got, expect = f"{array.min()} to {array.max()}", f"0 to {highest}"
         raise error("SD-D307", "a label is out of range", where=where, got=got, expect=expect)
     return array.astype(np.int64)
-
-
-def _refuse_implausible(scale: float, std: Sequence[float]) -> None:
-    pooled = float(np.sqrt(np.mean(np.square(std))))
-    low, high = PLAUSIBLE
-    if not low <= pooled <= high:
-        raise error(
-            "SD-D308",
-            "latents of this scale do not suit a diffusion model: the scale is missing or was applied twice",
-            where="scale",
-            got=f"{scale:g}, which gives a standard deviation of {pooled:.3g}",
-            expect=f"a standard deviation from {low:g} to {high:g}",
-            fix=f"scale = {scale / pooled:.4g} gives 1" if pooled else "look at the encoder: these latents do not vary",
-        )
 
 
 def _write_shard(root: Path, number: int, moments: NDArray[Any], labels: NDArray[np.int64]) -> Shard:

@@ -23,10 +23,9 @@ class PixelMoments:
     def of_unit_range(self, levels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation per channel after scaling 0..levels to [-1, 1]."""
         means, stds = [], []
-        for counts in self.counts.tolist():
-            n = sum(counts)
-            total = sum(level * count for level, count in enumerate(counts))
-            squares = sum(level * level * count for level, count in enumerate(counts))
+        level = np.arange(256)
+        for counts in self.counts:
+            n, total, squares = (int(value) for value in (counts.sum(), counts @ level, counts @ level**2))
             means.append(2 * total / (levels * n) - 1)
             stds.append(2 * math.sqrt(n * squares - total * total) / (levels * n))  # n^2 var, in integers
         return tuple(means), tuple(stds)

@@ -27,13 +27,16 @@ def batch_ids(seed: int, step: int, batch: int, size: int) -> tuple[list[int], l
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    """Return the order of one epoch, [size].
-
-    It sorts the raw words of Philox, keyed by (seed, "order", epoch). NumPy guarantees those for all versions, unlike
-    `Generator.permutation`.
-    """
-    key = blake2b(f"{seed}/order/{epoch}".encode(), digest_size=16).digest()
-    words = np.random.Philox(key=np.frombuffer(key, dtype="<u8").astype(np.uint64)).random_raw(size)
-    order: NDArray[np.int64] = np.argsort(words, kind="stable")
+    """Return the order of one epoch, [size], by sorting words that are keyed by (seed, "order", epoch)."""
+    order: NDArray[np.int64] = np.argsort(keyed_words(f"{seed}/order/{epoch}", size), kind="stable")
     order.flags.writeable = False  # all callers share it
     return order
+
+
+def keyed_words(key: str, size: int) -> NDArray[np.uint64]:
+    """Return the first raw words of Philox with this key, [size].
+
+    NumPy guarantees those for all versions, unlike `Generator.permutation`.
+    """
+    digest = blake2b(key.encode(), digest_size=16).digest()
+    return np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64)).random_raw(size)

@@ -1,12 +1,14 @@
-"""Convert network-space tensors to images."""
+"""Convert network-space tensors to images, also for a data set that only declares its shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sddit.data.declared import DeclaredParams, no_images
 from sddit.data.scaling import scaling
 from sddit.interfaces import DataFacts, DatasetParams
 
@@ -14,7 +16,7 @@ MAX_STD = 3.0
 """Number of standard deviations of a latent channel between grey and black or white."""
 
 
-class Shown:
+class Preview:
     """Convert network-space tensors to uint8 previews without a decoder."""
 
     def __init__(self, params: DatasetParams, facts: DataFacts) -> None:
@@ -46,3 +48,27 @@ def as_bytes(unit: Tensor) -> Tensor:
     """Convert [-1, 1] to 0..255, clipped; a single channel is repeated to three."""
     images = ((unit + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def declared(params: DeclaredParams, *, split: Literal["train", "test"]) -> DeclaredSplit:
+    """Return a split without images; both splits are equal."""
+    return DeclaredSplit(params)
+
+
+class DeclaredSplit:
+    """A split without images, which can only convert samples to images."""
+
+    def __init__(self, params: DeclaredParams) -> None:
+        self.facts = params.facts()
+        self._preview = Preview(params, self.facts)
+
+    def __len__(self) -> int:
+        raise no_images()
+
+    def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Raise SD-D340."""
+        raise no_images()
+
+    def to_images(self, x: Tensor) -> Tensor:
+        """Return uint8 [n, 3, H, W]: pixels of 1 or 3 channels, otherwise three channels of the latents."""
+        return self._preview.pixels(x) if self.facts.image[0] in (1, 3) else self._preview.latents(x)

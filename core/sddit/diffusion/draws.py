@@ -12,18 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Literal
 
 import torch
 from torch import Tensor
+
+from sddit.interfaces.batch import Scope
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 WORDS = 4  # 32-bit numbers of one counter
-
-Scope = Literal["sample", "step"]
 
 
 def key_of(seed: int, purpose: str) -> tuple[int, int]:
@@ -33,7 +32,7 @@ def key_of(seed: int, purpose: str) -> tuple[int, int]:
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Apply Philox 4x32-10 to counters [4, n], int64 with 32-bit words. Returns the same shape and kind."""
+    """Apply Philox 4x32-10 to counters [4, n], int64 with 32-bit words. Returns the same shape and dtype."""
     a, b, c, d = counter
     for turn in range(ROUNDS):
         left, right = a * MULTIPLIERS[0], c * MULTIPLIERS[1]  # wraps at 64 bits: both halves stay correct
@@ -60,20 +59,14 @@ class KeyedDraws:
         self._epochs = torch.zeros_like(self._ids) if epochs is None else epochs.to(torch.int64)
 
     def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
-        """Return standard normal numbers [B, *shape] float32, by Box-Muller in float64.
-
-        With scope="step": [1, *shape] on the CPU, one draw for the entire batch.
-        """
+        """Return standard normal numbers [B, *shape] float32, by Box-Muller in float64. For `scope` see `Draws`."""
         count = math.prod(shape)
         u = self._uniform(purpose, 2 * count, scope)
         radius = (-2 * u[:, :count].log()).sqrt_()
         return radius.mul_((2 * math.pi * u[:, count:]).cos_()).to(torch.float32).view(-1, *shape)
 
     def uniform(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
-        """Return uniform numbers in the open interval (0, 1), [B, *shape] float64.
-
-        With scope="step": [1, *shape] on the CPU, one draw for the entire batch.
-        """
+        """Return uniform numbers in the open interval (0, 1), [B, *shape] float64. For `scope` see `Draws`."""
         return self._uniform(purpose, math.prod(shape), scope).view(-1, *shape)
 
     def _uniform(self, purpose: str, count: int, scope: Scope) -> Tensor:

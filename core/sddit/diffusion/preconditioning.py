@@ -6,8 +6,8 @@ define the meaning of the network's output.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -32,15 +32,10 @@ def precondition(
     """Evaluate F and D at x [B, C, H, W], each sample at its own time t [B], in the schedule's own coordinates.
 
     Args:
-        backbone: F, called as `sddit.Backbone.forward`.
+        backbone: F; `labels`, `taps`, `output`, `visible` and `groups` are those of `sddit.Backbone.forward`.
         schedule: defines the meaning of its input and output.
         x: the noisy images.
         t: their noise levels.
-        labels: [B].
-        taps: positions at which tokens are returned.
-        output: whether to compute F's output; if not, F stops after the deepest tap.
-        visible: [B, K] tokens that are not hidden; None: all.
-        groups: [B, N] tokens of different groups do not attend to each other.
         dtype: of the inputs of F; None: that of x.
         autocast: precision of F alone; None: the caller's setting.
 
@@ -125,10 +120,16 @@ class ModelDenoiser:
         level = torch.full((len(x),), sigma, dtype=torch.float64, device=x.device)
         t = self.schedule.t_from_sigma(self.schedule.snap(level))
         native = _over_image(self.schedule.alpha(t), x) * x
-        with _evaluating(self.backbone):
+        training = self.backbone.training
+        if training:
+            self.backbone.eval()
+        try:
             out = precondition(
                 self.backbone, self.schedule, native, t, labels, dtype=self.dtype, autocast=self.autocast
             )
+        finally:
+            if training:
+                self.backbone.train()
         if out.x0 is None:
             raise ValueError("the network is truncated and has no output")
         return Prediction(out.x0, out.extra, {name: x0 for name, (_, x0) in out.heads.items()})
@@ -142,16 +143,3 @@ def _over_image(coefficient: Tensor, x: Tensor) -> Tensor:
 def _widened(x: Tensor) -> Tensor:
     """Return x in float32 or wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and restore its mode afterwards."""
-    was = model.training
-    if was:
-        model.eval()
-    try:
-        yield
-    finally:
-        if was:
-            model.train()

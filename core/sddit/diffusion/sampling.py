@@ -12,7 +12,7 @@ from sddit.errors import error
 from sddit.interfaces import Denoise, Denoiser, Guidance, NoiseSchedule, Sampler, SamplerParams
 
 Noise = Callable[[int], Tensor]
-"""(step) -> unit noise [B, C, H, W], keyed by image."""
+"""(step) -> the unit noise [B, C, H, W] that a stochastic sampler adds there, keyed by image."""
 
 
 class StepSampler:
@@ -27,10 +27,7 @@ class StepSampler:
         noise: Noise,
         callback: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Return x at the last level, which is 0, from x [B, C, H, W] at sigmas[0].
-
-        The dtype of x, float64, is kept.
-        """
+        """Return x at the last level, which is 0, from x [B, C, H, W] at sigmas[0], in the same dtype, float64."""
         for i in range(len(sigmas) - 1):
             x = self.step(denoise, x, sigmas, i, noise)
             if callback is not None:
@@ -43,7 +40,7 @@ class StepSampler:
 
 
 def noise_levels(params: SamplerParams, schedule: NoiseSchedule) -> list[float]:
-    """Return the noise levels of a sampler: `steps` falling variance-exploding ones, then 0. Raises SD-T902."""
+    """Return the noise levels of a sampler: `steps` decreasing variance-exploding ones, then 0. Raises SD-T902."""
     low, high = params.noise_range(schedule.sigma_range)
     return schedule.grid(params.steps, kind=params.grid, sigma_min=low, sigma_max=high, rho=params.rho)
 
@@ -71,7 +68,7 @@ def sample(
         seed: of the run.
         sampler: solver from noise to images.
         guidance: combines conditional and unconditional predictions.
-        sigmas: falling levels that end with 0, as from `noise_levels`.
+        sigmas: decreasing levels that end with 0, as from `noise_levels`.
         image: C, H, W.
         batch: images at once; affects only rounding.
         callback: called after each sampler step with (step, x [B, C, H, W]), batch after batch.
@@ -95,8 +92,7 @@ def sample(
     return torch.cat(images)
 
 
-def _fresh_noise(seed: int, ids: Tensor, image: tuple[int, int, int]) -> Callable[[int], Tensor]:
-    """Return a function of the sampler step: the unit noise [B, C, H, W] that a stochastic sampler adds there."""
+def _fresh_noise(seed: int, ids: Tensor, image: tuple[int, int, int]) -> Noise:
     return lambda step: KeyedDraws(seed, step, ids).normal("sample/fresh", image)
 
 
@@ -107,7 +103,7 @@ def _refuse_unknown_labels(labels: Tensor, num_classes: int) -> None:
             "SD-T904",
             "a label to sample does not exist in this model",
             where="labels",
-            got=", ".join(str(label) for label in sorted(set(unknown.tolist()))[:5]),
+            got=", ".join(map(str, sorted(set(unknown.tolist()))[:5])),
             expect=f"0 to {num_classes - 1}, or {num_classes} for no class" if num_classes else "0, for no class",
         )
 

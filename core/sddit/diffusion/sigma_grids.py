@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 
-UNTRAINED = "SD-T908"
-"""Error code of a schedule with a fixed list of trained levels, for levels outside this list."""
-
 
 def sigma_grid(steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
     """Return `steps` levels from sigma_max to sigma_min, both exact, then 0.

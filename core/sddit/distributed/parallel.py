@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -57,11 +57,6 @@ def shard_like(own: Tensor, tensor: Tensor) -> Tensor:
     if not isinstance(own, DTensor) or own.shape != tensor.shape:
         return tensor
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
-
-
-def shards_like(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Apply `shard_like` by name. Unknown names are kept, so that loading rejects them."""
-    return {name: shard_like(own[name], tensor) if name in own else tensor for name, tensor in tensors.items()}
 
 
 def gradient_accumulation(root: nn.Module, *, last: bool) -> AbstractContextManager[None]:

@@ -1,8 +1,8 @@
 """Read rank and world size from torchrun's environment, and record failures per rank. Torch-free.
 
-Each rank that fails writes `failure-<rank>.json` into the run folder, {code, exit, step, seconds, ...}, since torchrun
-hides the exit statuses of its processes. A job script can read these files. With --nproc the launcher reads them and
-prints the first failure; FAILURES then names a second folder, since a rank may fail before there is a run folder.
+Each rank that fails writes `failure-<rank>.json` into the run folder, for job scripts, since torchrun hides the exit
+statuses of its processes. With --nproc the launcher prints the first failure; FAILURES then names a second folder,
+since a rank may fail before there is a run folder.
 """
 
 from __future__ import annotations
@@ -69,11 +69,6 @@ class Failure:
     lines: tuple[str, ...]  # of the message
 
     @property
-    def order(self) -> tuple[bool, int, int]:
-        """Sort key: causes before their consequences, then by step and rank. Clocks of machines are not compared."""
-        return self.code in PEER_LOST, self.step, self.rank
-
-    @property
     def message(self) -> tuple[str, ...]:
         """The lines of the message, with rank and step."""
         return *self.lines, f"  {'rank:':<8}{self.rank}, after step {self.step}"
@@ -89,13 +84,16 @@ def write_failure(failure: Failure, folders: Iterable[Path]) -> None:
 
 
 def read_failures(folder: Path) -> list[Failure]:
-    """Read the failures in a folder, in order of `Failure.order`."""
+    """Read the failures in a folder: causes before their consequences, then by step and rank.
+
+    Clocks of machines are not compared.
+    """
     found = []
     for path in folder.glob("failure-*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):  # removed, or not written by sddit
             record = json.loads(path.read_text(encoding="utf-8"))
             found.append(Failure(**record | {"lines": tuple(record["lines"])}))
-    return sorted(found, key=lambda failure: failure.order)
+    return sorted(found, key=lambda failure: (failure.code in PEER_LOST, failure.step, failure.rank))
 
 
 def remove_failures(folder: Path) -> None:

@@ -20,8 +20,8 @@ from sddit.errors import error
 
 JOIN = 30.0  # seconds to wait for the other processes
 
+# Messages of the plain RuntimeError that a collective raises when it loses a peer.
 LOST = re.compile(r"\bgloo\b|\bnccl\b|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
-"""Messages of the plain RuntimeError that a collective raises when it loses a peer."""
 
 
 @contextmanager
@@ -85,13 +85,7 @@ def connect(device: torch.device, timeout: float) -> Store:
 
 def refuse_differences(world: World, facts: Mapping[str, Any]) -> None:
     """Raise SD-X803 on a rank whose facts differ from those of the main rank."""
-    main, own = world.from_all(dict(facts))[0], dict(facts)
-    for what, value in main.items():
-        if own[what] != value:
-            raise error(
-                "SD-X803",
-                f"rank {world.rank} and rank 0 differ in {what}",
-                where=f"rank {world.rank}",
-                got=str(own[what]),
-                expect=str(value),
-            )
+    rank = f"rank {world.rank}"
+    for what, value in world.from_all(dict(facts))[0].items():
+        if (own := facts[what]) != value:
+            raise error("SD-X803", f"{rank} and rank 0 differ in {what}", where=rank, got=str(own), expect=str(value))

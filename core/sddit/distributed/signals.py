@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from signal import Signals
 from types import FrameType
@@ -22,16 +22,19 @@ def end_at_signals() -> None:
     def end(number: int, frame: FrameType | None) -> None:
         raise Stopped(128 + number)
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, end)
+    set_handlers(dict.fromkeys((signal.SIGTERM, signal.SIGUSR1), end))
 
 
 def ignore_signals() -> None:
     """Ignore signals, for a process that is about to end with an error of its own."""
-    if threading.current_thread() is threading.main_thread():
-        for number in REQUESTS:
-            signal.signal(number, signal.SIG_IGN)
+    set_handlers(dict.fromkeys(REQUESTS, signal.SIG_IGN))
+
+
+def set_handlers(handlers: Mapping[Signals, Any]) -> dict[Signals, Any]:
+    """Set the handlers of signals and return the previous ones. Only the main thread can; elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
 
 class Stopped(SystemExit):
@@ -39,14 +42,7 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """Record SIGTERM, SIGINT and SIGUSR1 while it is entered.
-
-        with StopSignals() as stop:
-            for step in steps:
-                take(step)
-                if stop.requested:
-                    save()
-                    raise SystemExit(stop.exit_status)
+    """Record SIGTERM, SIGINT and SIGUSR1 while it is entered, so that the step can be finished and saved.
 
     A second signal raises SystemExit(128 + its number) at once. One of several processes stops for the signal that all
     have `agreed` on, not for the one that it `received`, so that all stop after the same step.
@@ -60,7 +56,7 @@ class StopSignals:
         self.received: Signals | None = None  # the first one that this process received
         self.agreed: Signals | None = None  # the first one that any process received, known to all
         self._hold = True  # whether the first signal is only recorded
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[Signals, Any] = {}  # handlers
 
     @property
     def signal(self) -> Signals | None:
@@ -69,7 +65,7 @@ class StopSignals:
 
     @property
     def requested(self) -> bool:
-        """Return whether to save and stop after this step."""
+        """Whether to save and stop after this step."""
         return self.signal is not None
 
     @property
@@ -78,10 +74,9 @@ class StopSignals:
         return 0 if self.signal is None else 128 + self.signal
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            for number in (*REQUESTS, *(() if outlives_terminal else (signal.SIGHUP,))):
-                self._before[number] = signal.signal(number, self._record)
+        outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signals = REQUESTS if outlives_terminal else (*REQUESTS, signal.SIGHUP)
+        self._before = set_handlers(dict.fromkeys(signals, self._record))
         return self
 
     @contextmanager
@@ -99,9 +94,7 @@ class StopSignals:
             self._hold = True
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+        set_handlers(self._before)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         arrived = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)

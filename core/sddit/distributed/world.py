@@ -1,14 +1,11 @@
 """Divide work among the processes of a run, and exchange results between them.
 
-`World` is one process and `DistributedWorld` one of several; both have the same interface, so that callers need not
-distinguish them.
-
 Each process takes its slice of every micro-batch. All draws are keyed by sample, so the slices together equal the batch
 of one process. A loss is the mean over the ranks, and so is its gradient.
 
 There are two ways to wait. Collectives, used within steps, time out after `timeout` seconds. Where one rank works alone
-(it saves, or samples more images than another), the others wait as long as its heartbeat continues: `from_main`,
-`from_all`.
+(it saves, or samples more images than another), the others wait in `from_main` or `from_all` as long as its heartbeat
+continues.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.tensor import DTensor
 
 from sddit.distributed.signals import REQUESTS, StopSignals
-from sddit.errors import SdditError, error
+from sddit.errors import Problem, SdditError, error
 
 Json = TypeVar("Json")
 BEAT = 1.0  # seconds between heartbeats
@@ -37,7 +34,10 @@ ASK = 3.0  # seconds in which ranks that lost a peer report it to each other
 
 
 class World:
-    """A run of one process. `stop` records the signals that request a stop."""
+    """A run of one process. `stop` records the signals that request a stop.
+
+    `DistributedWorld` has the same interface, so that callers need not distinguish them.
+    """
 
     rank = 0
     size = 1
@@ -163,9 +163,9 @@ class DistributedWorld(World):
             if beat != last:
                 last, since = beat, time.monotonic()
             if self.store.check([f"failed/{rank}"]):
-                raise self._lost_error([rank], [])
+                raise self._lost_error([rank], alive=False)
             if time.monotonic() - since > self.timeout:
-                raise self._lost_error([], [rank])
+                raise self._lost_error([rank], alive=True)
             time.sleep(POLL)
 
     def _beat(self) -> None:
@@ -182,13 +182,9 @@ class DistributedWorld(World):
 
     def _end_alone(self) -> None:
         if self.main:
-            fault = error(
-                "SD-X804",
-                "the launcher of this run ended",
-                where=f"noticed by rank {self.rank}",
-                fix="rerun the same command to resume; SIGKILL often means that memory ran out",
-            )
-            os.write(2, "\n".join([*fault.problems[0].lines(), ""]).encode())
+            fix = "rerun the same command to resume; SIGKILL often means that memory ran out"
+            problem = Problem("SD-X804", "the launcher of this run ended", f"noticed by rank {self.rank}", fix=fix)
+            os.write(2, "\n".join([*problem.lines(), ""]).encode())
         else:
             time.sleep(ASK)  # the main rank reports first, and must not take this exit for the cause
         os._exit(9)
@@ -204,10 +200,7 @@ class DistributedWorld(World):
             self.store.set(f"failed/{self.rank}", "")
 
     def peer_lost_error(self, timed_out: bool) -> SdditError:
-        """Return the error for an interrupted collective.
-
-        Ranks that wait report so; a rank that does not is the cause.
-        """
+        """Return the error for an interrupted collective. Ranks that wait report so; one that does not is the cause."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         try:
             self.store.set(f"waits/{self.rank}", "")
@@ -218,30 +211,17 @@ class DistributedWorld(World):
             if self.main:
                 self._end_alone()
             failed, silent = others, []
-        return (
-            self._lost_error([], silent)
-            if timed_out and silent and not failed
-            else self._lost_error(failed or silent, [])
-        )
+        return self._lost_error(failed or silent, alive=timed_out and not failed and bool(silent))
 
-    def _lost_error(self, failed: Sequence[int], silent: Sequence[int]) -> SdditError:
+    def _lost_error(self, ranks: Sequence[int], *, alive: bool) -> SdditError:
         """Return SD-X801 for ranks that ended, or SD-X802 for ranks that are alive but do not answer."""
-        if silent:
-            return error(
-                "SD-X802",
-                f"{format_ranks(silent)} did not answer for {self.timeout:.0f} s",
-                where=f"waiting on rank {self.rank}",
-                fix="check that process and its machine; if a step may take that long, raise train.timeout",
-            )
-        cause = f"{format_ranks(failed)} ended" if failed else "another process ended"
-        return error(
-            "SD-X801", cause, where=f"noticed by rank {self.rank}", fix="read the last messages of that process"
-        )
-
-
-def format_ranks(ranks: Sequence[int]) -> str:
-    """Return `rank 1` or `ranks 1, 3`."""
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+        who = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else "another process"
+        if alive:
+            what = f"{who} did not answer for {self.timeout:.0f} s"
+            fix = "check that process and its machine; if a step may take that long, raise train.timeout"
+            return error("SD-X802", what, where=f"waiting on rank {self.rank}", fix=fix)
+        fix = "read the last messages of that process"
+        return error("SD-X801", f"{who} ended", where=f"noticed by rank {self.rank}", fix=fix)
 
 
 class Gather(torch.autograd.Function):
@@ -284,8 +264,8 @@ def refuse_drift(world: World, tensors: Mapping[str, Tensor]) -> None:
     """Raise SD-X805 if ranks hold different weights. Sharded weights are not compared."""
     if world.size == 1 or any(isinstance(tensor, DTensor) for tensor in tensors.values()):
         return
-    main, own = world.from_all(checksum(tensors))[0], checksum(tensors)
-    if own != main:
+    own = checksum(tensors)
+    if own != (main := world.from_all(own)[0]):
         raise error(
             "SD-X805",
             f"the weights of rank {world.rank} differ from those of rank 0",
@@ -297,6 +277,6 @@ def refuse_drift(world: World, tensors: Mapping[str, Tensor]) -> None:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sum of all values in float64, in hexadecimal. A change of one bit changes it."""
+    """Return the sum of all values in float64, in hexadecimal. Almost any changed bit changes it."""
     sums = [tensor.detach().double().sum() for tensor in tensors.values() if tensor.is_floating_point()]
     return float(torch.stack(sums).sum()).hex()

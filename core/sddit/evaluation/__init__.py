@@ -1,1 +1,1 @@
-"""Evaluation: what generated images look like, how far they are from real ones, and the report that says so."""
+"""Evaluate a trained network: image grids, scores next to their floors, near copies, probes and monitors."""

@@ -1,12 +1,11 @@
-"""Distances and shares between two sets of feature vectors, in float64. Rows are images, columns are features.
+"""Compute distances and fractions between two sets of feature vectors, in float64. Rows are images.
 
-None of these is FID: that name belongs to one Inception network. A figure made here carries its extractor's name.
+None of these is FID: that name belongs to one Inception network. A metric made here carries its extractor's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,55 +14,36 @@ from sddit.errors import SdditError, error
 
 Array = NDArray[np.float64]
 
-NEAREST = 0.05  # fraction of unseen real images that are as near to a training image as what is called copied
+NEAREST = 0.05  # fraction of unseen real images that are as close to a training image as a sample that counts as copied
 LARGEST = 1e40  # absolute value of a feature: sums of its powers stay finite
 ROUNDING = 1e-6  # relative, of statistics that were stored as float32
 CHUNK = 256  # rows of a matrix of pairs that are in memory at once
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Mean and scatter of a set of vectors. Two of them add up to those of the union."""
+def moments(features: ArrayLike) -> tuple[Array, Array]:
+    """Return mean [d] and covariance [d, d] of [n, d] vectors, with n - 1 in the denominator.
 
-    count: int
-    mean: Array  # [d]
-    scatter: Array  # [d, d], sum over rows of (x - mean)(x - mean)^T
-
-    def __add__(self, other: Moments) -> Moments:
-        """Merge centred moments (Chan et al. 1979), which keeps the digits that sum(x x^T) - n m m^T loses."""
-        count = self.count + other.count
-        shift = other.mean - self.mean
-        mean = self.mean + shift * (other.count / count)
-        between = np.outer(shift, shift) * (self.count * other.count / count)
-        return Moments(count, mean, self.scatter + other.scatter + between)
-
-    @property
-    def covariance(self) -> Array:
-        """[d, d], with n - 1 in the denominator. Raises SD-T906 for one vector."""
-        _refuse_fewer(2, self.count)
-        return self.scatter / (self.count - 1)
-
-
-def moments(features: ArrayLike) -> Moments:
-    """Moments of [n, d] vectors. Raises SD-T907 for a non-finite one."""
-    x = _vectors(features, least=1)
+    Raises SD-T906 for a single vector, SD-T907 for a non-finite one.
+    """
+    x = _vectors(features)
     mean = x.mean(axis=0)
     centred = x - mean
-    return Moments(len(x), mean, centred.T @ centred)
+    return mean, centred.T @ centred / (len(x) - 1)
 
 
 def frechet(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
-    """Squared Frechet distance of two Gaussians: |mu1 - mu2|^2 + tr(S1 + S2) - 2 tr (S1^(1/2) S2 S1^(1/2))^(1/2).
+    """Return the squared Frechet distance of two Gaussians (Dowson and Landau 1982; for images, arXiv:1706.08500).
 
-    Dowson and Landau 1982, used for images by Heusel et al. (arXiv:1706.08500). The root of the symmetric product has
-    the trace of (S1 S2)^(1/2) and is always real: no square root of an unsymmetric matrix, no imaginary part.
+    |mu1 - mu2|^2 + tr(S1 + S2) - 2 tr (S1^(1/2) S2 S1^(1/2))^(1/2). The root of the symmetric product has the trace of
+    (S1 S2)^(1/2) and is always real: no square root of an unsymmetric matrix, no imaginary part.
 
     Raises SD-T909 for means and covariances of no distribution.
     """
     for mean, covariance in ((mu1, sigma1), (mu2, sigma2)):
         if fault := gaussian_fault(mean, covariance):
             raise _degenerate("these statistics are of no distribution", fault, "a finite mean and a covariance")
-    root1 = _root(sigma1)
+    eigenvalues, vectors = np.linalg.eigh(sigma1)
+    root1 = (vectors * np.sqrt(eigenvalues.clip(min=0))) @ vectors.T  # what is below zero is rounding
     product = root1 @ sigma2 @ root1
     eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
     overlap = np.sqrt(eigenvalues.clip(min=0)).sum()  # what is below zero is rounding: both are covariances
@@ -93,67 +73,49 @@ def gaussian_fault(mean: Array, covariance: Array) -> str:
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """Squared Frechet distance of the Gaussians fitted to [n, d] and [m, d] vectors.
+    """Return the squared Frechet distance of the Gaussians fitted to [n, d] and [m, d] vectors.
 
     Biased upward by about 1/n: compare only at equal n, and against the same distance between real images.
     """
     a, b = _pair(a, b)
-    first, second = moments(a), moments(b)
-    return frechet(first.mean, first.covariance, second.mean, second.covariance)
-
-
-def _root(sigma: Array) -> Array:
-    """Return the symmetric square root of a covariance; rounding below zero is cut off."""
-    eigenvalues, vectors = np.linalg.eigh(sigma)
-    return np.asarray((vectors * np.sqrt(eigenvalues.clip(min=0))) @ vectors.T)
+    return frechet(*moments(a), *moments(b))
 
 
 def mmd2(a: ArrayLike, b: ArrayLike) -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (arXiv:1801.01401). May be negative."""
+    """Return the unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (arXiv:1801.01401).
+
+    It may be negative.
+    """
     a, b = _pair(a, b)
-    n, m = len(a), len(b)
-    within_a = (_kernel_sum(a, a) - _kernel_diagonal(a)) / (n * (n - 1))
-    within_b = (_kernel_sum(b, b) - _kernel_diagonal(b)) / (m * (m - 1))
-    return _finite(within_a + within_b - 2 * _kernel_sum(a, b) / (n * m))
+    return _finite(_within(a) + _within(b) - 2 * _kernel_sum(a, b) / (len(a) * len(b)))
 
 
 def kid(a: ArrayLike, b: ArrayLike, *, subsets: int, size: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Mean and standard deviation of `mmd2` over random subsets of `size` vectors from each set (arXiv:1801.01401)."""
+    """Return mean and std of `mmd2` over random subsets of `size` vectors from each set (arXiv:1801.01401)."""
     a, b = _pair(a, b)
-    smallest = min(len(a), len(b))
-    if size > smallest:
-        raise error(
-            "SD-T906",
-            "a subset of the kernel distance is larger than a set of images",
-            where="evaluate.kid_subset_size",
-            got=f"subsets of {size}, {smallest} images",
-            expect=f"at most {smallest}",
-            fix=f"evaluate.kid_subset_size={smallest}, or more images",
-        )
-    values = [mmd2(_subset(a, size, rng), _subset(b, size, rng)) for _ in range(subsets)]
+    _refuse_fewer(size, min(len(a), len(b)))
+    draws = ([x[rng.choice(len(x), size, replace=False)] for x in (a, b)] for _ in range(subsets))
+    values = [mmd2(*pair) for pair in draws]
     return float(np.mean(values)), float(np.std(values))
 
 
-def _subset(x: Array, size: int, rng: np.random.Generator) -> Array:
-    return x[rng.choice(len(x), size, replace=False)]
+def _within(x: Array) -> float:
+    """Return the mean of (x.y / d + 1)^3 over all pairs of different rows."""
+    n = len(x)
+    diagonal = float((((x * x).sum(axis=1) / x.shape[1] + 1) ** 3).sum())
+    return (_kernel_sum(x, x) - diagonal) / (n * (n - 1))
 
 
 def _kernel_sum(a: Array, b: Array) -> float:
-    """Sum of (x.y / d + 1)^3 over all pairs."""
-    d = a.shape[1]
-    return float(sum((((rows @ b.T) / d + 1) ** 3).sum() for _, rows in _chunks(a)))
-
-
-def _kernel_diagonal(a: Array) -> float:
-    """Sum of (x.x / d + 1)^3."""
-    return float((((a * a).sum(axis=1) / a.shape[1] + 1) ** 3).sum())
+    """Return the sum of (x.y / d + 1)^3 over all pairs."""
+    return float(sum((((rows @ b.T) / a.shape[1] + 1) ** 3).sum() for _, rows in _chunks(a)))
 
 
 def precision_recall(real: ArrayLike, fake: ArrayLike, k: int) -> tuple[float, float]:
-    """Improved precision and recall (arXiv:1904.06991): shares in [0, 1].
+    """Return improved precision and recall (arXiv:1904.06991), in [0, 1].
 
-    Precision: fakes inside at least one ball around a real sample, reaching to its k-th nearest other real sample.
-    Recall: the same with the roles exchanged. Both depend on the sizes of the sets: compare at equal sizes only.
+    Precision: fraction of fakes inside at least one ball around a real sample, reaching to its k-th nearest other real
+    sample. Recall: the same with the roles exchanged. Compare both at equal sizes of the sets only.
     """
     real, fake = _pair(real, fake)
     fake_hits, _ = _balls(real, fake, k)
@@ -162,9 +124,9 @@ def precision_recall(real: ArrayLike, fake: ArrayLike, k: int) -> tuple[float, f
 
 
 def density_coverage(real: ArrayLike, fake: ArrayLike, k: int) -> tuple[float, float]:
-    """Density and coverage (arXiv:2002.09797).
+    """Return density and coverage (arXiv:2002.09797).
 
-    Density: real balls that hold a fake, on average, over k; 1 is expected of equal distributions, more is possible.
+    Density: mean number of real balls around a fake, over k; 1 is expected of equal distributions, more is possible.
     Coverage: fraction of real balls that hold at least one fake.
     """
     real, fake = _pair(real, fake)
@@ -181,13 +143,13 @@ def nearest(points: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.int64],
     return index, np.asarray(np.sqrt(((x - y[index]) ** 2).sum(axis=1)))  # without the rounding of the norms
 
 
-def copied_share(distances: ArrayLike, unseen: ArrayLike) -> tuple[float, float]:
-    """Return the fraction of samples as near to a training image as only the nearest unseen real images, and the floor.
+def copied_fraction(distances: ArrayLike, unseen: ArrayLike) -> tuple[float, float]:
+    """Return the fraction of samples that are near copies of training images, and its floor.
 
-    What is near is said by the unseen images: `NEAREST` of them lie so near by chance. A model that learned the
-    distribution has about that share, one that stores training images has more, wherever else its samples are; the
+    A sample is a near copy if it is as close to a training image as the closest `NEAREST` of the unseen real images. A
+    model that learned the distribution has about that fraction, one that stores training images has more. The
     comparison of two sets of distances follows Meehan et al. (arXiv:2004.05675), here in the tail where copies are.
-    Samples near the middle of the data are near to many training images and count as well: look at the images.
+    Samples near the centre of the data are close to many training images and count as well: look at the images.
 
     Args:
         distances: [n] of each sample to its nearest training image.
@@ -199,19 +161,11 @@ def copied_share(distances: ArrayLike, unseen: ArrayLike) -> tuple[float, float]
 
 
 def _balls(centres: Array, points: Array, k: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Balls around each centre, reaching to its k-th nearest other centre.
+    """Return how many balls hold each point [points], and whether each ball holds any point [centres].
 
-    Returns how many balls hold each point [points], and whether each ball holds any point [centres].
+    The ball around a centre reaches to its k-th nearest other centre.
     """
-    if len(centres) <= k:
-        raise error(
-            "SD-T906",
-            "too few images for their nearest neighbours",
-            where="evaluate.neighbours",
-            got=f"{len(centres)} images",
-            expect=f"at least {k + 1} for k = {k}",
-            fix="raise evaluate.samples, or lower evaluate.neighbours",
-        )
+    _refuse_fewer(k + 1, len(centres))
     origin = centres.mean(axis=0)  # small norms round less
     centres, points = centres - origin, points - origin
     tie = 1e-13 * max(_squared_norms(centres).max(), _squared_norms(points).max())  # rounding must not part equal ones
@@ -236,9 +190,10 @@ def _squared_distances(a: Array, b: Array) -> Array:
 
 
 def inception_score(probabilities: ArrayLike, size: int) -> Array:
-    """Inception scores of consecutive parts of `size` images (arXiv:1606.03498); the last part may be smaller.
+    """Return the Inception scores of consecutive parts of `size` images (arXiv:1606.03498); the last may be smaller.
 
-    exp of the mean over images of KL(p(y|x) || p(y)), p(y) the mean within the part. `probabilities` is [n, classes].
+    A score is exp of the mean over images of KL(p(y|x) || p(y)), p(y) the mean within the part. `probabilities` is
+    [n, classes].
     """
     p = _vectors(probabilities)
     sums = p.sum(axis=1)
@@ -254,18 +209,8 @@ def _divergence(p: Array) -> Array:
     return np.asarray((p * np.log(ratio)).sum(axis=1))
 
 
-def class_accuracy(seen: ArrayLike, asked: ArrayLike) -> float:
-    """Return the fraction of images in which a classifier sees the class that was asked for. Both are [n] integers."""
-    seen, asked = np.asarray(seen), np.asarray(asked)
-    if seen.shape != asked.shape or seen.ndim != 1 or not len(seen):
-        raise ValueError(f"expected two lists of equal length, got shapes {seen.shape} and {asked.shape}")
-    if seen.dtype.kind not in "iu" or asked.dtype.kind not in "iu":
-        raise ValueError(f"expected class numbers, got {seen.dtype} and {asked.dtype}")
-    return float((seen == asked).mean())
-
-
 def _chunks(x: Array, size: int | None = None) -> Iterator[tuple[int, Array]]:
-    """(index of the first row, rows), `CHUNK` rows at a time by default."""
+    """Yield (index of the first row, rows), `CHUNK` rows at a time by default."""
     size = size or CHUNK
     for start in range(0, len(x), size):
         yield start, x[start : start + size]
@@ -290,7 +235,7 @@ def _degenerate(what: str, got: str, expect: str) -> SdditError:
 
 
 def _vectors(features: ArrayLike, least: int = 2) -> Array:
-    """[n, d] float64, at least `least` rows, all finite."""
+    """Return features as float64 [n, d]. Raises SD-T906 for fewer than `least` rows, SD-T907 for a non-finite one."""
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2:
         raise ValueError(f"expected features [n, d], got shape {x.shape}")

@@ -1,9 +1,9 @@
-"""Probe the class information in tokens: a linear probe and nearest neighbours, by depth and noise level. No torch.
+"""Probe the class information in tokens: a linear probe and nearest neighbours, by depth and noise level. Torch-free.
 
-Features are mean-pooled patch tokens; the network is given the null label, so the class must come from the image. Every
+Features are mean-pooled patch tokens; the network gets the null label, so the class must come from the image. Every
 accuracy is reported next to that of the same network with its initial weights: even random features beat chance. Where
-blocks begin as identities (adaLN-Zero) these hold no more than the mean patch, and a handful of steps lifts them: what
-a method adds is seen against another trained network, not against this floor.
+blocks are identities at first (adaLN-Zero), initial features hold no more than the mean patch, and a few steps improve
+them: compare methods with another trained network, not with this floor.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import read_json, unreadable_error
@@ -23,38 +24,32 @@ Integers = NDArray[np.int64]
 Table = tuple[tuple[float, ...], ...]
 
 PROBE = "probe.json"
-RIDGE = (
-    1e-3  # penalty on the squared weights of the linear probe, per training image; features have standard deviation 1
-)
+RIDGE = 1e-3  # penalty on the squared weights of the linear probe, per training image, for features of std 1
 NEIGHBOURS = 20
-TEMPERATURE = 0.07  # of the neighbours' votes
+TEMPERATURE = 0.07  # of the votes of neighbours
 CHUNK = 512  # rows of a matrix of pairs that are in memory at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """Accuracies on held-out images, ready for JSON.
+    """Accuracies on held-out images, ready for JSON. Tables have a row per noise level and a column per block."""
 
-    Tables have a row for each noise level and a column for each block.
-    """
-
+    __pydantic_config__ = ConfigDict(extra="forbid")
     weights: str  # `student` or the label of an [ema]
     training: int  # images
     heldout: int
     classes: int
     chance: float  # fraction of the most frequent class among the held-out images
-    noise: tuple[
-        float, ...
-    ]  # noise levels as sigma / (sigma + standard deviation of the data): 0 clean, 1 nothing but noise
+    noise: tuple[float, ...]  # noise levels as sigma / (sigma + std of the data): 0 clean, 1 nothing but noise
     sigmas: tuple[float, ...]  # the same in variance-exploding coordinates
-    blocks: tuple[int, ...]  # the tokens after these, counted from 1
+    blocks: tuple[int, ...]  # whose output tokens are probed, counted from 1
     linear: Table
     neighbours: Table
     linear_untrained: Table  # of the network as it was initialised
     neighbours_untrained: Table
 
     def best(self, table: Table) -> tuple[float, int, float]:
-        """(accuracy, block, noise level) of the best entry; the shallowest of equal ones."""
+        """Return (accuracy, block, noise level) of the best entry; the shallowest of equal ones."""
         accuracy, column, row = max((value, -j, -i) for i, values in enumerate(table) for j, value in enumerate(values))
         return accuracy, self.blocks[-column], self.noise[-row]
 
@@ -63,27 +58,26 @@ class Probe:
 
 
 def lacks_probe(folder: Path, recipe: Recipe) -> bool:
-    """Return whether a run folder is still to get the probe that its recipe asks for."""
+    """Return whether the probe that the recipe asks for is missing in a run folder."""
     return recipe.evaluate.probe and not (folder / PROBE).is_file()
 
 
 def read_probe(folder: Path) -> Probe | None:
-    """Return the probe of a run folder; None if it has none. Raises SD-F704 for a file that this program did not
-    write.
-    """
+    """Return the probe of a run folder; None if it has none. Raises SD-F704 if its file is damaged."""
     path = folder / PROBE
     if not path.is_file():
         return None
     fix = "sddit-run evaluate RUN --probe   writes it again"
     held = read_json(path, fix=fix)
     try:
-        return Probe(**_as_tuples(held))
-    except (ValueError, TypeError) as fault:
-        raise unreadable_error(path, str(fault), fix) from fault
+        return TypeAdapter(Probe).validate_python(held)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        raise unreadable_error(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", fix) from fault
 
 
 def linear_accuracy(train: Array, labels: Integers, test: Array, test_labels: Integers) -> float:
-    """Accuracy of ridge regression on class indicators, in closed form.
+    """Return the accuracy of ridge regression on class indicators, in closed form.
 
     Args:
         train, test: [n, d] and [m, d].
@@ -100,10 +94,9 @@ def linear_accuracy(train: Array, labels: Integers, test: Array, test_labels: In
 
 
 def neighbour_accuracy(train: Array, labels: Integers, test: Array, test_labels: Integers) -> float:
-    """Accuracy of the votes of the 20 nearest training images by cosine, each worth exp(cosine / 0.07)
-    (arXiv:1805.01978).
+    """Return the accuracy of the 20 nearest training images by cosine, each with weight exp(cosine / 0.07).
 
-    Takes what `linear_accuracy` takes.
+    The rule is that of arXiv:1805.01978; the arguments are those of `linear_accuracy`.
     """
     x, z = _unit(train), _unit(test)
     k = min(NEIGHBOURS, len(x))
@@ -111,18 +104,12 @@ def neighbour_accuracy(train: Array, labels: Integers, test: Array, test_labels:
     for start in range(0, len(z), CHUNK):
         cosines = z[start : start + CHUNK] @ x.T  # [rows, n]
         near = np.argpartition(cosines, -k, axis=1)[:, -k:]
-        worth = np.exp((np.take_along_axis(cosines, near, axis=1) - 1) / TEMPERATURE)
+        weights = np.exp((np.take_along_axis(cosines, near, axis=1) - 1) / TEMPERATURE)
         votes = np.zeros((len(cosines), int(labels.max()) + 1))
-        np.add.at(votes, (np.arange(len(cosines))[:, None], labels[near]), worth)
+        np.add.at(votes, (np.arange(len(cosines))[:, None], labels[near]), weights)
         correct += int((votes.argmax(axis=1) == test_labels[start : start + CHUNK]).sum())
     return correct / len(z)
 
 
 def _unit(x: Array) -> Array:
     return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300))
-
-
-def _as_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_tuples(each) for key, each in value.items()}
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

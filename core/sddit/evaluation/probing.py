@@ -1,4 +1,4 @@
-"""The probe of a run: tokens of every block at a few noise levels, and the class information in them."""
+"""Probe a run: read the tokens of every block at a few noise levels, and measure the class information in them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ from sddit.training.environment import choose_device
 from sddit.training.networks import build_backbone
 
 NOISE = (0.1, 0.3, 0.5, 0.7)
-"""sigma / (sigma + standard deviation of the data): the time of a linear path from data to noise for any schedule."""
-MAX_IMAGES = 10_000
-"""Of a split; of a larger one as many are drawn, keyed by the seed."""
+"""sigma / (sigma + std of the data): the time of a linear path from data to noise, for any schedule."""
+MAX_IMAGES = 10_000  # of a split; of a larger one this many are drawn, keyed by the seed
 BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The images of one split that are looked at."""
+    """The images of one split that are probed."""
 
     name: str
     dataset: Dataset
@@ -79,7 +78,7 @@ def probe(trained: Backbone, schedule: NoiseSchedule, recipe: Recipe, progress: 
             progress.tick()
     progress.end_stage()
     return Probe(
-        weights=recipe.sampled_weights,
+        weights=recipe.evaluate.weights,
         training=len(training.ids),
         heldout=len(heldout.ids),
         classes=recipe.facts.num_classes,
@@ -92,15 +91,15 @@ def probe(trained: Backbone, schedule: NoiseSchedule, recipe: Recipe, progress: 
 
 
 def split_of(recipe: Recipe, name: str) -> Split:
-    """Return a split of the recipe's data, or as much of it as is looked at."""
+    """Return a split of the recipe's data, with at most `MAX_IMAGES` images."""
     dataset: Dataset = recipe.dataset.build(split=name)
     return Split(name, dataset, choose(MAX_IMAGES, len(dataset), recipe.seed, f"probe/{name}"))
 
 
-def levels(schedule: NoiseSchedule, deviation: float) -> list[float]:
-    """`NOISE` in variance-exploding coordinates: the nearest levels that were trained."""
+def levels(schedule: NoiseSchedule, data_std: float) -> list[float]:
+    """Return `NOISE` in variance-exploding coordinates: the nearest levels that were trained."""
     low, high = schedule.sigma_range
-    asked = torch.tensor([share / (1 - share) * deviation for share in NOISE], dtype=torch.float64)
+    asked = torch.tensor([noise / (1 - noise) * data_std for noise in NOISE], dtype=torch.float64)
     return [float(sigma) for sigma in schedule.snap(asked.clamp(low, high))]
 
 
@@ -108,9 +107,9 @@ def levels(schedule: NoiseSchedule, deviation: float) -> list[float]:
 def pooled(
     network: nn.Module, schedule: NoiseSchedule, split: Split, sigma: float, blocks: Sequence[int], seed: int
 ) -> tuple[dict[int, Array], Integers]:
-    """Mean of the patch tokens after each block, [n, D] by block, of images at one noise level; and their labels [n].
+    """Return the mean of the patch tokens after each block, [n, D] by block, at one noise level, and the labels [n].
 
-    The noise of an image is a function of the seed, its split and its number alone; the label given is the null label.
+    The noise of an image depends only on the seed, its split and its number. The network gets the null label.
     """
     weight = next(network.parameters())
     tokens: dict[int, list[Array]] = {block: [] for block in blocks}
@@ -122,16 +121,8 @@ def pooled(
         t = schedule.t_from_sigma(torch.full((len(ids),), sigma, dtype=torch.float64))
         x = schedule.perturb(x0.double(), noise.double(), t).to(weight.device)
         null = torch.full((len(ids),), split.dataset.facts.num_classes, device=weight.device)
-        out = precondition(
-            network,
-            schedule,
-            x,
-            t.to(weight.device),
-            null,
-            taps=blocks,
-            output=False,
-            dtype=weight.dtype,
-        )
+        t = t.to(weight.device)
+        out = precondition(network, schedule, x, t, null, taps=blocks, output=False, dtype=weight.dtype)
         for block in blocks:
             tokens[block].append(out.taps[block].patch.double().mean(dim=1).cpu().numpy())
         labels.append(true)

@@ -1,37 +1,28 @@
 """Score generated images against real ones, each score next to its floor: that of unseen real images.
 
-The reference is the training split. The floor is the held-out split measured against it in the samples' place, at the
-same n: a distance falls with n even between equal distributions, so figures at different n do not compare.
+The reference is the training split. The floor is the score of the held-out split in place of the samples, at the same
+n: a distance decreases with n even between equal distributions, so scores at different n cannot be compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sddit.diffusion.draws import key_of
 from sddit.errors import raise_all
-from sddit.evaluation.metrics import (
-    class_accuracy,
-    copied_share,
-    density_coverage,
-    frechet_distance,
-    kid,
-    nearest,
-    precision_recall,
-)
+from sddit.evaluation.metrics import copied_fraction, density_coverage, frechet_distance, kid, nearest, precision_recall
 from sddit.interfaces import Dataset, FeatureExtractor, FigureExtractor
 from sddit.interfaces.metric_names import TRAINING_METRICS
 from sddit.recipes.checks.evaluation_rules import min_images, too_few_images
 from sddit.recipes.settings import EvaluateSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
@@ -39,20 +30,20 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Figures of one extractor, ready for JSON: `Scores(**scores.to_json()) == scores`.
+    """Scores of one extractor, ready for JSON: `Scores(**scores.to_json()) == scores`.
 
-    `*_floor` is what held-out real images get in the samples' place, at the same n. None: not measured, by a run of an
-    earlier version or for want of classes.
+    `*_floor` is the score of held-out real images at the same n. None: not measured, by a run of an earlier version or
+    because there are no classes.
     """
 
     title: str  # of the extractor, such as "MobileNetV2"
     dimensions: int
     training: int  # images of the reference
-    n: int  # images of every figure that has a floor
+    n: int  # images of every score that has a floor
     samples: int  # images of `fd_all`, `class_accuracy` and `copied`
     fd: float
     fd_floor: float
-    fd_all: float  # of all samples: compares only with other runs at the same number
+    fd_all: float  # of all samples: compare it only between runs with the same number
     kid: float  # mean over subsets
     kid_spread: float  # standard deviation over subsets
     kid_floor: float
@@ -68,11 +59,11 @@ class Scores:
     density_floor: float | None = None
     coverage: float | None = None  # fraction of real balls that hold a sample
     coverage_floor: float | None = None
-    copied: float | None = None  # fraction of samples as near to a training image as few real images are
+    copied: float | None = None  # fraction of samples as close to a training image as few real images are
     copied_floor: float | None = None
-    class_accuracy: float | None = None  # fraction of samples in which the extractor sees the asked class
+    class_accuracy: float | None = None  # fraction of samples in which the extractor sees the class asked for
     class_accuracy_floor: float | None = None  # the same of held-out real images and their labels
-    own: Mapping[str, float] = field(default_factory=dict)  # figures that only this extractor measures, of all samples
+    own: Mapping[str, float] = field(default_factory=dict)  # metrics that only this extractor has, of all samples
 
     @property
     def fd_name(self) -> str:
@@ -89,7 +80,7 @@ class Scores:
         return self.fd / self.fd_floor if self.fd_floor > 0 else float("inf")
 
     def course(self) -> Iterator[tuple[str, float]]:
-        """Yield the figures that are followed over a run."""
+        """Yield (name, value) of the metrics that are also scored during training."""
         for figure in TRAINING_METRICS:
             if (value := getattr(self, figure)) is not None:
                 yield figure, value
@@ -99,7 +90,7 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Extracted:
     """Features of one extractor on a set of images."""
 
     features: Floats  # [n, d]
@@ -109,7 +100,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores samples by every extractor. Each real image is read once, however many sets of samples are scored.
+    """Score samples with every extractor. Each real image is read once, for any number of sets of samples.
 
     Args:
         train_set, test_set: the training split (the reference) and the held-out split (the floor).
@@ -129,102 +120,71 @@ class Scorer:
 
         Args:
             samples: [n, 3, H, W] uint8, in the order of their seeds.
-            labels: [n] int64, the class each was asked to show.
-            own: whether to take the figures that only some extractors measure, too.
+            labels: [n] int64, the class that each was asked to show.
+            own: whether to include the metrics that only some extractors have.
 
         Raises:
             SdditError: SD-T906 for a set too small for the statistics, SD-T907 for a non-finite feature.
         """
-        sets: dict[str, Sized] = {
-            "samples": samples,
-            "training images": self.train_set,
-            "held-out images": self.test_set,
-        }
-        refuse_few(sets, self.settings.neighbours)
-        generated = see_images(samples, labels, self.extractors, self.settings.batch)
-        common = {
-            label: scores(
-                generated[label],
-                reference=self.training[label].features,
-                heldout=self.heldout[label],
-                title=extractor.title,
-                settings=self.settings,
-                seed=self.seed,
-                num_classes=self.train_set.facts.num_classes,
-            )
-            for label, extractor in self.extractors.items()
-        }
-        further = {
-            label: extractor.own_figures(samples)
-            for label, extractor in self.extractors.items()
-            if own and isinstance(extractor, FigureExtractor)
-        }
-        return {label: replace(one, own=further.get(label, {})) for label, one in common.items()}
+        real: dict[str, Sized] = {"training images": self.train_set, "held-out images": self.test_set}
+        refuse_few({"samples": samples, **real}, self.settings.neighbours)
+        generated = extract_features(samples, labels, self.extractors, self.settings.batch)
+        found = {}
+        for label, extractor in self.extractors.items():
+            further = extractor.own_figures(samples) if own and isinstance(extractor, FigureExtractor) else {}
+            found[label] = self._compare(label, generated[label], further)
+        return found
 
     @cached_property
-    def training(self) -> dict[str, Seen]:
+    def training(self) -> dict[str, Extracted]:
         """Features of the reference."""
-        return see_split(self.train_set, self.extractors, self.settings.batch)
+        return extract_split(self.train_set, self.extractors, self.settings.batch)
 
     @cached_property
-    def heldout(self) -> dict[str, Seen]:
+    def heldout(self) -> dict[str, Extracted]:
         """Features of held-out images."""
-        return see_split(self.test_set, self.extractors, self.settings.batch)
+        return extract_split(self.test_set, self.extractors, self.settings.batch)
 
+    def _compare(self, label: str, generated: Extracted, own: Mapping[str, float]) -> Scores:
+        """Return the scores of one extractor from its features of samples, the training split and held-out images."""
+        settings, heldout, reference = self.settings, self.heldout[label], self.training[label].features
+        n = min(len(generated.features), len(heldout.features))
+        peers = reference[choose(n, len(reference), self.seed, "training")]  # neighbours compare sets of one size only
+        size = min(settings.kid_subset_size, n, len(reference))
 
-def scores(
-    generated: Seen,
-    *,
-    reference: Floats,
-    heldout: Seen,
-    title: str,
-    settings: EvaluateSettings,
-    seed: int,
-    num_classes: int,
-) -> Scores:
-    """Compare what one extractor made of samples, of the training split and of held-out images."""
-    n = min(len(generated.features), len(heldout.features))
-    fake = generated.features[:n]
-    real = heldout.features[choose(n, len(heldout.features), seed, "heldout")]
-    peers = reference[choose(n, len(reference), seed, "training")]  # neighbours compare sets of one size only
-    size = min(settings.kid_subset_size, n, len(reference))
-    kernel = {"subsets": settings.kid_subsets, "size": size}
-    kid_mean, kid_spread = kid(reference, fake, **kernel, rng=_rng(seed, "kid"))
-    floor_mean, floor_spread = kid(reference, real, **kernel, rng=_rng(seed, "kid"))
-    precision, recall = precision_recall(peers, fake, settings.neighbours)
-    precision_floor, recall_floor = precision_recall(peers, real, settings.neighbours)
-    density, coverage = density_coverage(peers, fake, settings.neighbours)
-    density_floor, coverage_floor = density_coverage(peers, real, settings.neighbours)
-    copied, copied_floor = copied_share(*(nearest(seen.features, reference)[1] for seen in (generated, heldout)))
-    return Scores(
-        title=title,
-        dimensions=reference.shape[1],
-        training=len(reference),
-        n=n,
-        samples=len(generated.features),
-        fd=frechet_distance(reference, fake),
-        fd_floor=frechet_distance(reference, real),
-        fd_all=frechet_distance(reference, generated.features),
-        kid=kid_mean,
-        kid_spread=kid_spread,
-        kid_floor=floor_mean,
-        kid_floor_spread=floor_spread,
-        kid_subsets=settings.kid_subsets,
-        kid_subset_size=size,
-        neighbours=settings.neighbours,
-        precision=precision,
-        precision_floor=precision_floor,
-        recall=recall,
-        recall_floor=recall_floor,
-        density=density,
-        density_floor=density_floor,
-        coverage=coverage,
-        coverage_floor=coverage_floor,
-        copied=copied,
-        copied_floor=copied_floor,
-        class_accuracy=_accuracy(generated, num_classes),
-        class_accuracy_floor=_accuracy(heldout, num_classes),
-    )
+        def measure(images: Floats) -> tuple[dict[str, float], float]:
+            """Return the metrics of n images, and the standard deviation of their KID."""
+            rng = _rng(self.seed, "kid")
+            mean, std = kid(reference, images, subsets=settings.kid_subsets, size=size, rng=rng)
+            precision, recall = precision_recall(peers, images, settings.neighbours)
+            density, coverage = density_coverage(peers, images, settings.neighbours)
+            found = {"fd": frechet_distance(reference, images), "kid": mean, "precision": precision, "recall": recall}
+            return found | {"density": density, "coverage": coverage}, std
+
+        measured, spread = measure(generated.features[:n])
+        real = heldout.features[choose(n, len(heldout.features), self.seed, "heldout")]
+        floors, floor_spread = measure(real)
+        copied, copied_floor = copied_fraction(*(nearest(e.features, reference)[1] for e in (generated, heldout)))
+        figures: dict[str, Any] = measured | {f"{name}_floor": value for name, value in floors.items()}
+        return Scores(
+            title=self.extractors[label].title,
+            dimensions=reference.shape[1],
+            training=len(reference),
+            n=n,
+            samples=len(generated.features),
+            fd_all=frechet_distance(reference, generated.features),
+            kid_spread=spread,
+            kid_floor_spread=floor_spread,
+            kid_subsets=settings.kid_subsets,
+            kid_subset_size=size,
+            neighbours=settings.neighbours,
+            copied=copied,
+            copied_floor=copied_floor,
+            class_accuracy=_accuracy(generated, self.train_set.facts.num_classes),
+            class_accuracy_floor=_accuracy(heldout, self.train_set.facts.num_classes),
+            own=own,
+            **figures,
+        )
 
 
 def refuse_few(sets: Mapping[str, Sized], neighbours: int) -> None:
@@ -237,35 +197,32 @@ def refuse_few(sets: Mapping[str, Sized], neighbours: int) -> None:
     )
 
 
-def _accuracy(seen: Seen, num_classes: int) -> float | None:
-    """Class accuracy over the images that were asked to show a class, or None where that says nothing."""
-    asked = seen.labels < num_classes  # the null label asks for none
-    if seen.classes is None or num_classes < 2 or not asked.any():
+def _accuracy(extracted: Extracted, num_classes: int) -> float | None:
+    """Return the fraction of images in which the classifier sees the class asked for; None without such classes."""
+    asked = extracted.labels < num_classes  # the null label asks for none
+    if extracted.classes is None or num_classes < 2 or not asked.any():
         return None
-    return class_accuracy(seen.classes[asked], seen.labels[asked])
+    return float((extracted.classes[asked] == extracted.labels[asked]).mean())
 
 
-def see_split(dataset: Dataset, extractors: Mapping[str, FeatureExtractor], batch: int) -> dict[str, Seen]:
+def extract_split(dataset: Dataset, extractors: Mapping[str, FeatureExtractor], batch: int) -> dict[str, Extracted]:
     """Extract the features of a split with each extractor."""
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(dataset), batch):
-            x, labels = dataset.fetch(range(start, min(start + batch, len(dataset))))
-            yield dataset.to_images(x), labels
-
-    return _see(batches(), extractors)
+    ids = range(len(dataset))
+    parts = (dataset.fetch(ids[start : start + batch]) for start in ids[::batch])
+    return _extract(((dataset.to_images(x), labels) for x, labels in parts), extractors)
 
 
-def see_images(
+def extract_features(
     images: Tensor, labels: Tensor, extractors: Mapping[str, FeatureExtractor], batch: int
-) -> dict[str, Seen]:
-    """Extract the features of images with each extractor, uint8 [n, 3, H, W]."""
-    parts = range(0, len(images), batch)
-    return _see(((images[at : at + batch], labels[at : at + batch]) for at in parts), extractors)
+) -> dict[str, Extracted]:
+    """Extract the features of images, uint8 [n, 3, H, W], with each extractor."""
+    return _extract(zip(torch.split(images, batch), torch.split(labels, batch), strict=True), extractors)
 
 
-def _see(batches: Iterator[tuple[Tensor, Tensor]], extractors: Mapping[str, FeatureExtractor]) -> dict[str, Seen]:
-    """Return one pass over (images uint8 [b, 3, H, W], labels [b]), each extractor looking at every batch."""
+def _extract(
+    batches: Iterable[tuple[Tensor, Tensor]], extractors: Mapping[str, FeatureExtractor]
+) -> dict[str, Extracted]:
+    """Extract the features of batches of images, uint8 [b, 3, H, W], and labels [b], in one pass."""
     features: dict[str, list[Floats]] = {label: [] for label in extractors}
     classes: dict[str, list[Integers]] = {label: [] for label in extractors}
     labels: list[Integers] = []
@@ -275,9 +232,12 @@ def _see(batches: Iterator[tuple[Tensor, Tensor]], extractors: Mapping[str, Feat
             features[label].append(_numpy(extractor.features(images)))
             if (seen := extractor.classes(images)) is not None:
                 classes[label].append(_numpy(seen))
-    asked = np.concatenate(labels)
     return {
-        label: Seen(np.concatenate(features[label]), np.concatenate(classes[label]) if classes[label] else None, asked)
+        label: Extracted(
+            np.concatenate(features[label]),
+            np.concatenate(classes[label]) if classes[label] else None,
+            np.concatenate(labels),
+        )
         for label in extractors
     }
 
@@ -287,7 +247,7 @@ def _numpy(tensor: Tensor) -> Any:
 
 
 def choose(n: int, total: int, seed: int, purpose: str) -> Integers:
-    """Indices of `n` of `total` images (all of them if there are no more), rising, keyed by seed and purpose."""
+    """Return `n` of `total` image numbers (all if there are no more), ascending, keyed by seed and purpose."""
     if n >= total:
         return np.arange(total)
     return np.sort(_rng(seed, purpose).choice(total, n, replace=False))

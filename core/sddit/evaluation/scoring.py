@@ -1,19 +1,23 @@
-"""The samples of a run and their scores: what is drawn, with which weights, and what looks at it."""
+"""Score the samples of a run as its recipe asks, or with a mode of a feature extractor."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sddit.evaluation.sample_images import kept_samples
 from sddit.evaluation.scores import Scorer, Scores
 from sddit.generation import Request
-from sddit.interfaces import Dataset, FeatureExtractor
+from sddit.interfaces import Dataset, EvaluateMode, FeatureExtractor
+from sddit.interfaces.component import load_attribute
+from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.storage.run_folder import SCORES, read_json, unreadable_error
-
-SAMPLES = "samples/samples.npz"
+from sddit.storage.run_folder import SCORES, RunFolder, read_json, unreadable_error
+from sddit.training.environment import choose_device
 
 
 def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Scorer | None:
@@ -21,19 +25,16 @@ def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Score
     if not recipe.features:
         return None
     test_set = recipe.dataset.build(split="test")
-    return Scorer(train_set, test_set, extractors(recipe, device), recipe.evaluate, recipe.seed)
+    return Scorer(train_set, test_set, build_extractors(recipe, device), recipe.evaluate, recipe.seed)
 
 
 def score_images(scorer: Scorer | None, request: Request, images: Tensor, *, own: bool = True) -> dict[str, Scores]:
-    """Return the scores of the images that were asked for; `own`: also those that only some extractors measure.
-
-    Without a scorer there are none.
-    """
+    """Return the scores of generated images, none without a scorer; `own` adds those that only some extractors have."""
     return {} if scorer is None else scorer.score(images, torch.tensor(request.labels), own=own)
 
 
-def extractors(recipe: Recipe, device: torch.device) -> dict[str, FeatureExtractor]:
-    """Return the feature extractors of the scores, by name."""
+def build_extractors(recipe: Recipe, device: torch.device) -> dict[str, FeatureExtractor]:
+    """Build the feature extractors of the scores, by name."""
     return {name: chosen.build(facts=recipe.facts, device=device) for name, chosen in recipe.features.items()}
 
 
@@ -44,3 +45,18 @@ def read_scores(folder: Path) -> dict[str, Scores]:
         return {label: Scores(**one) for label, one in read_json(folder / SCORES, fix=fix).items()}
     except TypeError as fault:
         raise unreadable_error(folder / SCORES, str(fault)[:160], fix) from fault
+
+
+def run_mode(
+    folder: Path, mode: EvaluateMode, *, paths: Mapping[str, Path], device: str, progress: Progress
+) -> dict[str, Any]:
+    """Measure the saved samples of the run in `folder`, write the figures to `NAME.json` there, and return them.
+
+    Raises SD-T930 for a run without samples.
+    """
+    chosen = choose_device(device)
+    samples = kept_samples(folder)
+    figures: dict[str, Any] = load_attribute(mode.function)(samples, device=chosen, progress=progress, **paths)
+    with RunFolder(folder) as run:
+        run.write_json(f"{mode.name}.json", figures)
+    return figures

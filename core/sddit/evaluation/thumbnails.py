@@ -8,16 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 64
-"""Images of one forward pass. It is always full, so that no feature depends on how many images were asked for."""
-THUMBNAIL = 16  # places of a thumbnail along each side
+CHUNK = 64  # images of a forward pass; it is always full, so that no feature depends on the number of images
+THUMBNAIL = 16  # cells of a thumbnail along each side
 
 
 class PixelFeatures:
-    """Red, green and blue in [0, 1], averaged over each place of a 16x16 grid.
-
-    A smaller image is repeated, pixel by pixel.
-    """
+    """Red, green and blue in [0, 1], averaged over each cell of a 16x16 grid. A smaller image is repeated by pixel."""
 
     title = "pixels"
     dimensions = 3 * THUMBNAIL**2
@@ -26,11 +22,11 @@ class PixelFeatures:
         self._device = device
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 [n, 3, H, W] -> float32 [n, 768] on the CPU."""
+        """Return float32 [n, 768] on the CPU for images uint8 [n, 3, H, W]."""
         return in_chunks(self._thumbnails, images, self.dimensions, self._device)
 
     def classes(self, images: Tensor) -> None:
-        """None: pixels name no class."""
+        """Return None: pixels do not classify."""
 
     def _thumbnails(self, images: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(images.float() / 255, THUMBNAIL).flatten(1)
@@ -38,7 +34,7 @@ class PixelFeatures:
 
 @torch.no_grad()
 def in_chunks(network: Callable[[Tensor], Tensor], images: Tensor, width: int, device: torch.device) -> Tensor:
-    """`network` over images [n, 3, H, W] in full chunks, the last one filled up with black: float32 [n, width]."""
+    """Apply a network to images [n, 3, H, W] in full chunks, the last one padded with black: float32 [n, width]."""
     results = [torch.empty(0, width)]
     with torch.autocast(device.type, enabled=False):
         for chunk in torch.split(images, CHUNK):

@@ -12,21 +12,15 @@ from torch import Tensor
 
 from sddit.backbones import Backbone
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
-from sddit.exchange.arguments import flatten, merge_tables, remove_keys
-from sddit.exchange.layouts import layouts
+from sddit.exchange.layouts import flatten, layouts, merge_tables
 from sddit.interfaces import Attention, BackboneParams, Component, Shapes, WeightDescription, WeightFormat
 from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.validation import validated
 from sddit.training.warm_start import misfits
 
-SAME_TABLE = 1e-4
+TABLE_TOLERANCE = 1e-4
 """Largest difference between a fixed table in a file and ours: the official code rounds it differently to float32."""
-
-
-def table_tolerance(stored: torch.dtype) -> float:
-    """Return the tolerance for a table of values up to 1, stored as dtype `stored`: at least its spacing at 1."""
-    return max(SAME_TABLE, torch.finfo(stored).eps) if stored.is_floating_point else SAME_TABLE
 
 
 def no_attention(*inputs: Any, **more: Any) -> Tensor:
@@ -44,7 +38,7 @@ class ConvertedWeights:
     description: WeightDescription
     config: dict[str, Any]  # all arguments of the published constructor
     inferred: dict[str, Any]  # those that follow from names and shapes of the tensors
-    guessed: dict[str, Any]  # those that neither the tensors nor the user state: the usual values
+    guessed: dict[str, Any]  # {dotted key: usual value} of those that neither the tensors nor the user state
     state: dict[str, Tensor]
 
     @property
@@ -78,7 +72,9 @@ class ConvertedWeights:
         """Return the tensors of the network for a checkpoint. Raises SD-C455 if a fixed table differs from ours."""
         trained, ours = self.build_trained(), dict(self.build_backbone().named_buffers())
         for name, table in trained.named_buffers():
-            allowed = table_tolerance(self.state[name].dtype) if name in self.state else SAME_TABLE
+            allowed = TABLE_TOLERANCE
+            if name in self.state and self.state[name].is_floating_point():
+                allowed = max(allowed, torch.finfo(self.state[name].dtype).eps)  # the spacing of values near 1
             if (gap := float((table - ours[name]).abs().max())) > allowed:
                 what = f"the fixed table {name!r} of these weights differs from ours"
                 raise error(
@@ -127,58 +123,76 @@ def convert_from_layout(state: Mapping[str, Tensor], layout: str, given: Mapping
             expect=f"another file, or one of the layouts {', '.join(sorted(layouts()))}",
         ) from unknown
     _refuse_contradictions(given, inferred)
-    guessed = remove_keys(usual, given)
-    config = merge_tables(guessed, inferred, given)
+    stated = flatten(given)
+    guessed = {key: value for key, value in flatten(usual).items() if key not in stated}
+    config = merge_tables(usual, inferred, given)
     try:
         description = form.describe(config)
         params = cast(BackboneParams, validated(component.params, description.backbone, table="config"))
         complete = form.config(params, description.shapes, (description.noise_schedule or ("", {}))[1])
-    except (KeyError, ValueError, TypeError) as unfit:
-        raise _bad_config(_reason(unfit)) from unfit
-    except SdditError as unfit:
-        raise _bad_config(unfit.problems[0].what) from unfit
+    except (KeyError, ValueError, TypeError, SdditError) as unfit:
+        raise error(
+            "SD-C454",
+            "the config does not describe a network",
+            where="--config",
+            got=_reason(unfit),
+            expect="the arguments of the published constructor that do not follow from the tensors",
+            fix="add them, e.g. --config num_heads=16",
+        ) from unfit
     _refuse_unused(given, complete, allowed={*form.idle, *flatten(inferred)})
     converted = ConvertedWeights(layout, component, params, description, complete, inferred, guessed, ours)
-    _refuse_other_tensors(converted)
+    _refuse_misfits(converted)
     return converted
 
 
 def convert_to_layout(
     recipe: Recipe, layout: str, state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Convert our backbone to the constructor arguments and tensors of a published layout, and check the way back.
+    """Convert our backbone to the arguments and tensors of a published layout, and check that they convert back.
 
     Raises SD-C453 for a network that the layout cannot represent.
     """
     component = backbone_with_layout(layout)
-    if component.qualified != recipe.backbone.component.qualified:
-        raise _not_representable(
-            layout,
-            f"it is for the backbone {component.qualified!r}, and this one is {recipe.backbone.component.qualified!r}",
-        )
     form: WeightFormat = component.format(layout)
+    chosen, schedule = recipe.backbone, recipe.noise_schedule.params.model_dump(by_alias=True)
     try:
-        config = form.config(
-            recipe.backbone.params, recipe.shapes, recipe.noise_schedule.params.model_dump(by_alias=True)
-        )
-        theirs = form.to_theirs(state, recipe.backbone.params, recipe.shapes)
+        if component.qualified != chosen.component.qualified:
+            raise ValueError(
+                f"it is for the backbone {component.qualified!r}, and this one is {chosen.component.qualified!r}"
+            )
+        config = form.config(chosen.params, recipe.shapes, schedule)
+        theirs = form.to_theirs(state, chosen.params, recipe.shapes)
+        back = convert_from_layout(theirs, layout, config)
+        if reason := model_mismatch(recipe, back):
+            raise ValueError(reason)
+        if changed := [name for name, tensor in state.items() if not torch.equal(back.state[name], tensor)]:
+            raise ValueError(f"{changed[0]} would change when it is converted back")
     except (KeyError, ValueError) as unfit:
-        raise _not_representable(layout, _reason(unfit)) from unfit
-    back = convert_from_layout(theirs, layout, config)
-    if reason := model_mismatch(recipe, back):
-        raise _not_representable(layout, reason)
-    if changed := [name for name, tensor in state.items() if not torch.equal(back.state[name], tensor)]:
-        raise _not_representable(layout, f"{changed[0]} would change on the way back")
+        raise error(
+            "SD-C453",
+            f"the layout {layout!r} cannot hold this network",
+            where="--layout",
+            got=_reason(unfit),
+            expect="a network that the layout's own implementation can build",
+        ) from unfit
     return config, theirs
 
 
 def model_mismatch(recipe: Recipe, converted: ConvertedWeights) -> str:
     """Return the first difference between a recipe's model and converted weights; empty if they match."""
-    if reason := network_mismatch(recipe, converted):
+    ours, theirs = recipe.backbone.component.qualified, converted.component.qualified
+    if ours != theirs:
+        return f"backbone.name = {ours}, not {theirs}"
+    for name in ("image", "num_classes", "outputs"):
+        own, other = getattr(recipe.shapes, name), getattr(converted.shapes, name)
+        if own != other:
+            return f"{name.replace('_', ' ')} = {own}, not {other}"
+    # A size by name matches the same size by numbers: they set different keys, and only common keys are compared.
+    network, schedule = recipe.backbone.params.model_dump(by_alias=True), converted.description.noise_schedule
+    reason = _settings_mismatch(network, converted.params.model_dump(by_alias=True), "backbone")
+    if reason or schedule is None:
         return reason
-    if converted.description.noise_schedule is None:
-        return ""
-    name, settings = converted.description.noise_schedule
+    name, settings = schedule
     if registry("noise_schedules").get(name) != recipe.noise_schedule.component:
         return f"noise_schedule.name = {recipe.noise_schedule.component.name}, not {name}"
     own = recipe.noise_schedule.params.model_dump(by_alias=True)
@@ -187,22 +201,6 @@ def model_mismatch(recipe: Recipe, converted: ConvertedWeights) -> str:
     if converted.never_drops_labels and recipe.dataset.params.label_drop:
         return f"dataset.label_drop = {recipe.dataset.params.label_drop:g}, not 0"
     return ""
-
-
-def network_mismatch(recipe: Recipe, converted: ConvertedWeights) -> str:
-    """Return the first difference between the networks, regardless of their noise schedules; empty: none.
-
-    A size by name matches the same size by numbers: they set different keys, and only keys that both set are compared.
-    """
-    if recipe.backbone.component.qualified != converted.component.qualified:
-        return f"backbone.name = {recipe.backbone.component.qualified}, not {converted.component.qualified}"
-    for name in ("image", "num_classes", "outputs"):
-        ours, theirs = getattr(recipe.shapes, name), getattr(converted.shapes, name)
-        if ours != theirs:
-            return f"{name.replace('_', ' ')} = {ours}, not {theirs}"
-    return _settings_mismatch(
-        recipe.backbone.params.model_dump(by_alias=True), converted.params.model_dump(by_alias=True), "backbone"
-    )
 
 
 def _settings_mismatch(ours: Mapping[str, Any], theirs: Mapping[str, Any], table: str) -> str:
@@ -252,7 +250,7 @@ def _refuse_unused(given: Mapping[str, Any], complete: Mapping[str, Any], allowe
     raise_all(problems)
 
 
-def _refuse_other_tensors(converted: ConvertedWeights) -> None:
+def _refuse_misfits(converted: ConvertedWeights) -> None:
     """Raise SD-C455 unless names and shapes match the network of the arguments; fixed tables are optional."""
     network = converted.build_backbone("meta")
     wanted, fixed = network.state_dict(), dict(network.named_buffers())
@@ -268,30 +266,10 @@ def _refuse_other_tensors(converted: ConvertedWeights) -> None:
         )
 
 
-def _bad_config(reason: str) -> SdditError:
-    return error(
-        "SD-C454",
-        "the config does not describe a network",
-        where="--config",
-        got=reason,
-        expect="the arguments of the published constructor that do not follow from the tensors",
-        fix="add them, e.g. --config num_heads=16",
-    )
-
-
-def _not_representable(layout: str, reason: str) -> SdditError:
-    return error(
-        "SD-C453",
-        f"the layout {layout!r} cannot hold this network",
-        where="--layout",
-        got=reason,
-        expect="a network that the layout's own implementation can build",
-        fix="use --layout ours, which holds every network",
-    )
-
-
 def _reason(failure: Exception) -> str:
     """Return an exception's message; for a KeyError, which quotes its text, the text itself."""
+    if isinstance(failure, SdditError):
+        return failure.problems[0].what
     if isinstance(failure, KeyError):
         key = str(failure.args[0])
         return key if " " in key else f"{key} is missing"

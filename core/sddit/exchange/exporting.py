@@ -64,7 +64,10 @@ def export_run(
     files = own_files(recipe, source, state) if layout == OURS else layout_files(recipe, layout, state)
     size = sum(tensor.numel() for tensor in state.values())
     files[CARD] = model_card(recipe, source, layout, size, note).encode()
-    folder = empty_folder(out or run / ("export" if layout == OURS else f"export-{layout}"))
+    target = out or run / ("export" if layout == OURS else f"export-{layout}")
+    folder = ensure_directory(target)
+    if any(folder.iterdir()):
+        raise error("SD-F708", "the folder to export to is not empty", where=str(target))
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         replace_file(folder / name, data)
@@ -88,7 +91,7 @@ def layout_files(recipe: Recipe, layout: str, state: Mapping[str, Tensor]) -> di
     """Return {name: bytes}: constructor arguments and weights under the file names of the layout."""
     config, tensors = convert_to_layout(recipe, layout, state)
     config_name, weights_name = backbone_with_layout(layout).format(layout).files
-    return {config_name: as_json(config), weights_name: pack(tensors)}
+    return {config_name: (json.dumps(config, indent=1, allow_nan=False) + "\n").encode(), weights_name: pack(tensors)}
 
 
 def recipe_without_data(recipe: Recipe) -> dict[str, Any]:
@@ -97,20 +100,3 @@ def recipe_without_data(recipe: Recipe) -> dict[str, Any]:
     tables["dataset"] = declared_table(facts_to_json(recipe.facts), tables["dataset"])
     tables["evaluate"]["features"] = []
     return {key: value for key, value in tables.items() if key not in DROPPED_TABLES}
-
-
-def empty_folder(folder: Path) -> Path:
-    """Create the folder if needed and return it. Raises SD-F708 if it is not empty."""
-    real = ensure_directory(folder)
-    if any(real.iterdir()):
-        raise error(
-            "SD-F708",
-            "the folder to export to is not empty",
-            where=str(folder),
-            fix="choose another folder with --out, or empty it",
-        )
-    return real
-
-
-def as_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()

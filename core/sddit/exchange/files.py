@@ -29,7 +29,7 @@ class WeightFile:
 
     path: Path
     sha256: str  # of the entire file
-    chosen: str  # name of the set; empty: the file holds only one
+    set_name: str  # empty: the file has only one set
     step: int  # training step stored in the file, else 0
     state: dict[str, Tensor]
 
@@ -48,28 +48,22 @@ def read_weight_file(path: Path, *, weights: str = "", trust_pickle: bool = Fals
     """
     try:
         with os.fdopen(open_file(path), "rb") as file:
-            pickled = file.read(4).startswith(tuple(mark[:4] for mark in PICKLES)) or path.suffix in (".pt", ".pth")
+            pickled = file.read(4).startswith(PICKLES) or path.suffix in (".pt", ".pth")
             file.seek(0)
             digest = file_digest(file, "sha256").hexdigest()
     except OSError as fault:
-        raise error(
-            "SD-C444",
-            "cannot open the weight file",
-            where=str(path),
-            got=fault.strerror or "",
-            expect="a readable file",
-        ) from fault
+        got, expect = fault.strerror or "", "a readable file"
+        raise error("SD-C444", "cannot open the weight file", where=str(path), got=got, expect=expect) from fault
     if pickled and not trust_pickle:
-        raise error(
-            "SD-C440",
-            "the file is a pickle, which can run code when it is read",
-            where=str(path),
-            expect="safetensors",
-            fix="if you trust its author: sddit-run import FILE --layout NAME --trust-pickle",
-        )
-    held: Any = load_pickle(path) if pickled else _load_safetensors(path)
-    chosen, state = _choose_weights(held, weights, path)
-    return WeightFile(path, digest, chosen, _step(held), _without_wrappers(state))
+        what = "the file is a pickle, which can run code when it is read"
+        raise error("SD-C440", what, where=str(path), expect="safetensors")
+    content: Any = load_pickle(path) if pickled else _load_safetensors(path)
+    set_name, state = _choose_weights(content, weights, path)
+    steps = [content[key] for key in STEPS if isinstance(content.get(key), int) and content[key] >= 0]
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return WeightFile(path, digest, set_name, steps[0] if steps else 0, state)
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -85,14 +79,14 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         ) from fault
 
 
-def _choose_weights(held: Any, weights: str, path: Path) -> tuple[str, dict[str, Tensor]]:
+def _choose_weights(content: Any, weights: str, path: Path) -> tuple[str, dict[str, Tensor]]:
     """Return name and tensors of the requested set: everything in a flat file, one set of a nested file."""
-    if _is_state(held):
+    if _is_state(content):
         if weights:
             what = "the file holds a single set of weights, without a name"
             raise error("SD-C446", what, where=str(path), got=f"--weights {weights}", fix="remove --weights")
-        return "", dict(held)
-    sets = [name for name, value in held.items() if _is_state(value)] if isinstance(held, Mapping) else []
+        return "", dict(content)
+    sets = [name for name, value in content.items() if _is_state(value)] if isinstance(content, Mapping) else []
     wanted = weights or next((name for name in SETS if name in sets), "")
     if wanted not in sets:
         raise error(
@@ -102,7 +96,7 @@ def _choose_weights(held: Any, weights: str, path: Path) -> tuple[str, dict[str,
             got=wanted or "(none selected)",
             expect=one_of(wanted, sets) if sets else "tensors by name, or sets of tensors such as ema and model",
         )
-    return wanted, dict(held[wanted])
+    return wanted, dict(content[wanted])
 
 
 def _is_state(value: Any) -> bool:
@@ -111,17 +105,3 @@ def _is_state(value: Any) -> bool:
         and len(value) > 0
         and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
     )
-
-
-def _step(held: Any) -> int:
-    """Return the training step stored in a nested file, else 0."""
-    steps = [held[key] for key in STEPS if isinstance(held.get(key), int) and held[key] >= 0]
-    return steps[0] if steps else 0
-
-
-def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes that wrappers add to every name."""
-    for prefix in WRAPPERS:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return dict(state)

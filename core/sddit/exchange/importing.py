@@ -14,16 +14,16 @@ from torch import Tensor
 
 from sddit import __version__
 from sddit.errors import error
-from sddit.exchange.arguments import flatten, merge_tables
 from sddit.exchange.conversion import ConvertedWeights, convert_from_layout, model_mismatch
 from sddit.exchange.files import WeightFile, read_weight_file
+from sddit.exchange.layouts import merge_tables
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
 from sddit.recipes.start_weights import PROVENANCE
 from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import RECIPE, RunFolder
 from sddit.storage.tensors import pack, require_finite
-from sddit.training.precision import DTYPES, default_dtype
+from sddit.training.networks import DTYPES, default_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Imported:
     recipe: Recipe
     converted: ConvertedWeights
     file: WeightFile
-    already: bool  # the run folder existed before
+    existed: bool  # the run folder existed before
 
 
 def import_weights(
@@ -74,19 +74,21 @@ def import_weights(
             where=recipe.name,
             got=reason,
             expect="the network of the weights",
-            fix="correct the recipe, or remove --recipe",
         )
     with default_dtype(DTYPES[recipe.train.precision]):
         tensors = converted.parameters()
-    with RunFolder(out / f"{recipe.name}-{import_id(recipe, file)}") as folder:
-        if already := (folder.path / RECIPE).is_file():
-            return Imported(folder.path, recipe, converted, file, already)
+    import_id = sha256(f"{recipe.run_id}/{file.sha256}/{file.set_name}".encode()).hexdigest()[:12]
+    with RunFolder(out / f"{recipe.name}-{import_id}") as folder:
+        if existed := (folder.path / RECIPE).is_file():
+            return Imported(folder.path, recipe, converted, file, existed)
         Store(folder.path / "checkpoints", keep=1).save(file.step, checkpoint_files(recipe, tensors, file))
         for name, plugin in recipe.plugin_files.items():
             folder.write_bytes(Path(name).name, plugin.read_bytes())
-        folder.write_json(PROVENANCE, provenance(converted, file))
+        origin = {"file": path.name, "sha256": file.sha256, "weights": file.set_name, "layout": layout}
+        guessed = sorted(converted.guessed)
+        folder.write_json(PROVENANCE, {**origin, "config": converted.config, "guessed": guessed, "sddit": __version__})
         folder.write_sealed_json(RECIPE, recipe.to_json())
-    return Imported(folder.path, recipe, converted, file, already)
+    return Imported(folder.path, recipe, converted, file, existed)
 
 
 def recipe_for_weights(converted: ConvertedWeights, name: str) -> Recipe:
@@ -113,11 +115,6 @@ def run_name(path: Path) -> str:
     return re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "imported"
 
 
-def import_id(recipe: Recipe, file: WeightFile) -> str:
-    """Return a hash that distinguishes imports of the same name."""
-    return sha256(f"{recipe.run_id}/{file.sha256}/{file.chosen}".encode()).hexdigest()[:12]
-
-
 def checkpoint_files(recipe: Recipe, tensors: Mapping[str, Tensor], file: WeightFile) -> dict[str, bytes]:
     """Return {name: bytes} of a checkpoint that holds only the network, as student and as every EMA of the recipe."""
     files = {"model.safetensors": pack({f"backbone.{name}": tensor for name, tensor in tensors.items()})}
@@ -126,16 +123,3 @@ def checkpoint_files(recipe: Recipe, tensors: Mapping[str, Tensor], file: Weight
         files["ema.safetensors"] = pack(emas)
     state = {"step": file.step, "imported": file.path.name}
     return {**files, "state.json": json.dumps(state, indent=1).encode()}
-
-
-def provenance(converted: ConvertedWeights, file: WeightFile) -> dict[str, Any]:
-    """Return the record of where the weights came from."""
-    return {
-        "file": file.path.name,
-        "sha256": file.sha256,
-        "weights": file.chosen,
-        "layout": converted.layout,
-        "config": converted.config,
-        "guessed": sorted(flatten(converted.guessed)),
-        "sddit": __version__,
-    }

@@ -1,7 +1,8 @@
-"""List the published weight layouts that the installed plugins read and write. Imports no torch."""
+"""List published weight layouts, and handle the arguments of their constructors as nested tables. Imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sddit.interfaces import Component
@@ -22,3 +23,25 @@ def layouts() -> dict[str, Component[Any]]:
 def known_layouts() -> list[str]:
     """Return the values that `sddit-run export --layout` accepts."""
     return [OURS, *sorted(layouts())]
+
+
+def merge_tables(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge tables key by key; later layers win."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            both = isinstance(value, Mapping) and isinstance(below, Mapping)
+            merged[key] = merge_tables(below, value) if both else value  # type: ignore[arg-type]  # both are tables
+    return merged
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {dotted key: value}. Keys that begin with `_` are skipped: they are notes of other programs."""
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            values |= flatten(value, f"{prefix}{key}.")
+        elif not key.startswith("_"):
+            values[f"{prefix}{key}"] = value
+    return values

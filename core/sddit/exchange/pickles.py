@@ -33,14 +33,9 @@ ALLOWED = {
         for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
     ),
 }
-BY_STACK = {
-    "STACK_GLOBAL",
-    "INST",
-    "OBJ",
-    "EXT1",
-    "EXT2",
-    "EXT4",
-}  # opcodes that name objects and that torch.save does not use
+BY_STACK = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}
+"""Opcodes that name objects and that torch.save does not use."""
+REFUSED = "do not load it; ask its author for safetensors"
 
 
 def load_pickle(path: Path) -> Any:
@@ -52,7 +47,7 @@ def load_pickle(path: Path) -> Any:
     _refuse_program(path, _read_program(path))
     try:
         with torch.serialization.safe_globals([Namespace]):
-            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as refused:  # any failure: nothing else is tried
         raise error(
             "SD-C404",
@@ -61,16 +56,16 @@ def load_pickle(path: Path) -> Any:
             got=str(refused).partition("\n")[0][:160],
             fix="download it again, or convert it to safetensors on a machine that can read it",
         ) from refused
-    _refuse_expanded(path, held)
-    return held
+    _refuse_expanded(path, content)
+    return content
 
 
-def _refuse_expanded(path: Path, held: Any) -> None:
+def _refuse_expanded(path: Path, content: Any) -> None:
     """Raise SD-C440 for tensors much larger than their storage: strides of 0 or many names for one storage."""
-    claimed, held_bytes = 0, {}
-    for tensor in _tensors(held):
+    claimed, stored_bytes = 0, {}
+    for tensor in _tensors(content):
         claimed += tensor.numel() * tensor.element_size()
-        held_bytes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        stored_bytes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         holds = tensor.untyped_storage().nbytes() // tensor.element_size()
         if tensor.numel() > holds:
             raise error(
@@ -79,22 +74,22 @@ def _refuse_expanded(path: Path, held: Any) -> None:
                 where=str(path),
                 got=f"{tensor.numel():,} values, shape {list(tensor.shape)}",
                 expect=f"at most the {holds:,} stored values",
-                fix="do not load it; ask its author for safetensors",
+                fix=REFUSED,
             )
-    if claimed > MAX_SHARING * sum(held_bytes.values()):
+    if claimed > MAX_SHARING * sum(stored_bytes.values()):
         raise error(
             "SD-C440",
             "too many tensors of this pickle share the same data",
             where=str(path),
             got=f"{claimed:,} bytes once each is copied",
-            expect=f"at most {MAX_SHARING} times the {sum(held_bytes.values()):,} stored bytes",
-            fix="do not load it; ask its author for safetensors",
+            expect=f"at most {MAX_SHARING} times the {sum(stored_bytes.values()):,} stored bytes",
+            fix=REFUSED,
         )
 
 
-def _tensors(held: Any) -> Iterator[Tensor]:
+def _tensors(content: Any) -> Iterator[Tensor]:
     """Yield every tensor in nested dicts, lists and namespaces, which may contain themselves."""
-    waiting, seen = [held], set()
+    waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()
         if isinstance(value, Tensor):
@@ -109,9 +104,8 @@ def _read_program(path: Path) -> bytes:
     """Return the pickle in a zip file of torch.save: members uncompressed, one of them `<name>/data.pkl`."""
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise error(
-            "SD-C440", "the pickle is too large", where=str(path), got=f"{size:,} bytes", expect=f"{MAX_BYTES:,}"
-        )
+        got, expect = f"{size:,} bytes", f"at most {MAX_BYTES:,}"
+        raise error("SD-C440", "the pickle is too large", where=str(path), got=got, expect=expect, fix=REFUSED)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -146,7 +140,7 @@ def _refuse_program(path: Path, program: bytes) -> None:
                     where=str(path),
                     got=named,
                     expect="tensors, numbers, strings, dicts and lists",
-                    fix="do not load it; ask its author for safetensors",
+                    fix=REFUSED,
                 )
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as fault:
         raise error(

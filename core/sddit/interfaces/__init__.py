@@ -11,8 +11,7 @@ null label is `num_classes`, for any number of classes; an unconditional model h
 from sddit.interfaces.attention import Attention, AttentionParams
 from sddit.interfaces.backbone import BackboneParams
 from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
-from sddit.interfaces.checks import Check, CheckContext, CheckSkipped, Measurement
-from sddit.interfaces.component import Component, Selected
+from sddit.interfaces.component import Check, CheckContext, CheckSkipped, Component, Measurement, Selected
 from sddit.interfaces.dataset import Dataset, DatasetParams, DrawnDataset, Split
 from sddit.interfaces.facts import Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
 from sddit.interfaces.features import EvaluateMode, FeatureExtractor, FeatureParams, FigureExtractor, ModeOption
@@ -20,8 +19,7 @@ from sddit.interfaces.loss import Loss, LossParams, Monitor
 from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, Scalings
 from sddit.interfaces.optimizer import Optimizer, OptimizerParams
 from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams
-from sddit.interfaces.params import Params
-from sddit.interfaces.recipe_view import RecipeView
+from sddit.interfaces.params import Params, RecipeView
 from sddit.interfaces.sampler import Denoise, Denoiser, Guidance, GuidanceParams, Prediction, Sampler, SamplerParams
 from sddit.interfaces.tracker import Tracker, TrackerParams
 from sddit.interfaces.weights import NOTHING, WeightDescription, WeightFormat
@@ -33,6 +31,7 @@ __all__ = [
     "Batch",
     "Check",
     "CheckContext",
+    "CheckSkipped",
     "Component",
     "Context",
     "Cost",
@@ -59,7 +58,6 @@ __all__ = [
     "Network",
     "NoiseSchedule",
     "NoiseScheduleParams",
-    "CheckSkipped",
     "Optimizer",
     "OptimizerParams",
     "Outputs",

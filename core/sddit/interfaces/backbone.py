@@ -12,11 +12,11 @@ class BackboneParams(Params):
     """Settings of a backbone."""
 
     def grid(self, shapes: Shapes) -> tuple[int, int]:
-        """Tokens along H and W."""
+        """Return the number of tokens along H and W."""
         raise NotImplementedError
 
     def width(self, tap: Tap) -> int:
-        """D of the tokens at `tap`. Raises ValueError for a tap that does not exist, with the ones that do."""
+        """Return D of the tokens at `tap`. Raises ValueError for an unknown tap and names the known ones."""
         raise NotImplementedError
 
     @property
@@ -35,5 +35,5 @@ class BackboneParams(Params):
         return False
 
     def cost(self, shapes: Shapes, *, num_kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost | None:
-        """Return one image forward with `num_kept` visible tokens, cut after the deepest tap if `output` is False."""
+        """Return the forward cost of one image with `num_kept` visible tokens, up to the last tap if not `output`."""
         return None

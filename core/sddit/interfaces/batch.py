@@ -22,7 +22,9 @@ class Batch:
     true_labels: Tensor  # [B] int64 before it
     ids: Tensor  # [B] int64, index of the image in its split
     flipped: Tensor  # [B] bool
-    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+Scope = Literal["sample", "step"]  # of a draw: one value per sample, or one for the entire batch
 
 
 class Draws(Protocol):
@@ -33,20 +35,16 @@ class Draws(Protocol):
     shapes.
     """
 
-    def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Literal["sample", "step"] = "sample") -> Tensor:
+    def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
         """Return standard normal numbers, [B, *shape] float32."""
-        ...
 
-    def uniform(
-        self, purpose: str, shape: Sequence[int] = (), *, scope: Literal["sample", "step"] = "sample"
-    ) -> Tensor:
+    def uniform(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
         """Return uniform numbers in the open interval (0, 1), [B, *shape] float64."""
-        ...
 
 
 @dataclass(slots=True, kw_only=True)
 class View:
-    """One noisy look at the batch, and which network sees it."""
+    """One noisy version of the batch, and the network that receives it."""
 
     network: Network
     x: Tensor  # [B, C, H, W] noisy image
@@ -68,10 +66,7 @@ class Tokens:
     cls: Tensor | None = None  # [B, D], never inside `patch`
 
     def at(self, index: Tensor | None) -> Tensor:
-        """Return the patch tokens at positions `index` [B, K] (None: all), [B, K, D].
-
-        They must be among the tokens read.
-        """
+        """Return the patch tokens at positions `index` [B, K] (None: all), which must have been read: [B, K, D]."""
         if index is self.index:
             return self.patch
         if index is None or self.index is not None:

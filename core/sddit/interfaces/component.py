@@ -1,13 +1,14 @@
-"""Describe a component before it is built, and pair it with the settings that a recipe chose. Torch-free."""
+"""Describe components before they are built, their settings in a recipe, and their numerical checks. Torch-free."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
 
 from sddit.errors import error, one_of
 from sddit.interfaces.params import Params
@@ -24,9 +25,7 @@ class Component(Generic[T]):
 
     kind: str  # the registry it is in: "losses"
     name: str  # the short name that a recipe writes
-    factory: (
-        str | Callable[..., T]
-    )  # "package.module:attribute", imported when built; or the class, in a one-file plugin
+    factory: str | Callable[..., T]  # "package.module:attribute", imported when built; or the class itself
     params: type[Params]  # its settings: types, defaults, bounds, descriptions
     summary: str  # one line for listings
     paper: str = ""  # "arXiv:2303.14389"
@@ -77,11 +76,44 @@ class Selected(Generic[P]):
         return {"name": self.component.qualified, **self.params.model_dump(mode="json", by_alias=True)}
 
 
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One measured number, with the bound it must satisfy. NaN satisfies none."""
+
+    what: str  # what was measured: "order of convergence, distance from 2"
+    value: float
+    tolerance: float
+    relation: Literal["<=", ">="] = "<="
+
+    @property
+    def holds(self) -> bool:
+        """Return whether the number satisfies its bound."""
+        return self.value >= self.tolerance if self.relation == ">=" else self.value <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckContext:
+    """Machine and options of a check."""
+
+    component: Component[Any] | None = None  # the one whose check it is, or the check itself if it belongs to none
+    device: Literal["cpu", "cuda"] = "cpu"
+    full: bool = False  # run the slow, complete version
+    fixtures: tuple[Path, ...] = ()  # folders that may hold numbers of published implementations
+
+
+class CheckSkipped(Exception):
+    """Raised by a check that needs a file, a device or a compiler that is missing. The check counts as skipped."""
+
+
+Check = Callable[[CheckContext], Iterable[Measurement]]
+"""A numerical check. It is registered with its component, as `checks={"what it shows": "module:function"}`, or by the
+hook `register_checks` if it belongs to none. It may yield one by one.
+"""
+
+
 @contextmanager
 def component_boundary(component: str) -> Iterator[None]:
-    """Note on an exception which component was called: a call with wrong arguments has no frame of the component's
-    own.
-    """
+    """Note on an exception which component was called: a call with wrong arguments has no frame in its module."""
     try:
         yield
     except Exception as failure:

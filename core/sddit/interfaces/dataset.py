@@ -21,15 +21,15 @@ class DatasetParams(Params):
     """Settings of a data set, with the keys that every data set has."""
 
     label_drop: float = Field(
-        0.1, ge=0, le=1, description="Chance that a label is replaced by the null label in training."
+        0.1, ge=0, le=1, description="Probability that a label is replaced by the null label in training."
     )
-    flip: bool = Field(False, description="Mirror each training image with chance one half.")
+    flip: bool = Field(False, description="Mirror each training image with probability one half.")
     normalize: Literal["range", "standard"] = Field(
         "range", description="range: images in [-1, 1]; standard: shifted and scaled per channel to mean 0 and std 0.5."
     )
 
     def facts(self) -> DataFacts:
-        """Shape, classes, sizes, fingerprint, mean and std. Raises SdditError if the data is missing or unusable."""
+        """Return shape, classes, sizes, fingerprint, mean and std. Raises SdditError for missing or unusable data."""
         raise NotImplementedError
 
     @property
@@ -46,12 +46,10 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images [n, C, H, W] float32 and labels [n] int64 (0 for an unconditional set), unflipped."""
-        ...
+        """Return unflipped images [n, C, H, W] float32 and labels [n] int64, which are 0 for an unconditional set."""
 
     def to_images(self, x: Tensor) -> Tensor:
         """Return images for viewing: uint8 [n, 3, H, W]."""
-        ...
 
 
 @runtime_checkable
@@ -63,12 +61,11 @@ class DrawnDataset(Dataset, Protocol):
     """
 
     def spread(self, ids: Sequence[int]) -> Tensor:
-        """Standard deviations [n, C, H, W] float32, in the units of `fetch`."""
-        ...
+        """Return standard deviations [n, C, H, W] float32, in the units of `fetch`."""
 
 
 def small_split_error(size: int, batch: int) -> SdditError:
-    """Return the refusal (SD-D305) of a training split that is smaller than one batch."""
+    """Return the error of a training split that is smaller than one batch (SD-D305)."""
     return error(
         "SD-D305",
         "the training split is smaller than one batch",

@@ -22,11 +22,8 @@ class Cost:
     activations: float = 0.0  # numbers kept for the backward pass
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.parameters + other.parameters,
-            self.flops + other.flops,
-            self.activations + other.activations,
-        )
+        parameters, flops = self.parameters + other.parameters, self.flops + other.flops
+        return Cost(parameters, flops, self.activations + other.activations)
 
     def times(self, factor: float) -> Cost:
         """Return the cost of the same parameters, run `factor` times as often."""
@@ -68,8 +65,8 @@ class ViewSpec:
 
     name: str
     network: Network = "student"
-    mask_ratio: Value = 0.0  # fraction of tokens hidden from the sparse span
-    mask_spread: float = 0.0  # maximum further fraction: each step hides a random part of it
+    mask_ratio: Value = 0.0  # fraction of tokens that are hidden
+    mask_spread: float = 0.0  # maximum additional fraction: each step draws a part of it
 
     @property
     def is_masked(self) -> bool:

@@ -45,8 +45,7 @@ class FeatureParams(Params):
 
     @property
     def own_figures(self) -> tuple[str, ...]:
-        """Names of the figures it measures in addition to the common ones: `class_accuracy` if it knows classes, and a
-        `FigureExtractor`'s own."""
+        """Names of its further figures: `class_accuracy` of a classifier, and those of a `FigureExtractor`."""
         return ()
 
     @classmethod
@@ -63,24 +62,21 @@ class FeatureParams(Params):
 
 
 class FeatureExtractor(Protocol):
-    """Images to vectors, for metrics. `classes` is None if the extractor is not a classifier."""
+    """Map images to vectors, for metrics."""
 
     title: str  # how figures name it, such as "MobileNetV2"
     dimensions: int
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 [n, 3, H, W] -> float32 [n, dimensions]."""
-        ...
+        """Return the features, float32 [n, dimensions], of images, uint8 [n, 3, H, W]."""
 
     def classes(self, images: Tensor) -> Tensor | None:
-        """uint8 [n, 3, H, W] -> the class it sees [n], or None."""
-        ...
+        """Return the predicted classes [n] of images, uint8 [n, 3, H, W]; None if it is not a classifier."""
 
 
 @runtime_checkable
 class FigureExtractor(FeatureExtractor, Protocol):
-    """A feature extractor that measures figures of its own besides."""
+    """A feature extractor that also measures figures of its own."""
 
     def own_figures(self, images: Tensor) -> Mapping[str, float]:
-        """Return all samples, uint8 [n, 3, H, W] -> figures by name. Figures that cannot be measured are omitted."""
-        ...
+        """Return figures of all samples, uint8 [n, 3, H, W], by name. Those that cannot be measured are omitted."""

@@ -49,9 +49,9 @@ class LossParams(Params):
         raise NotImplementedError
 
     def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, num_kept: int) -> Cost | None:
-        """Training heads and other work on one view of one image; the same head is counted once by the core.
+        """Return the cost of heads and other work for one view of one image; the core counts a shared head once.
 
-        None is "not stated", and then so are the sums it would be part of: a loss without heads returns `Cost()`.
+        None means "not stated", also for every sum that includes it; a loss without heads returns `Cost()`.
         """
         return None
 
@@ -66,30 +66,16 @@ class LossParams(Params):
 
 
 class Loss(Protocol):
-    """One labelled loss: an nn.Module, normally a subclass of `sddit.losses.LossTerm`.
+    """One labelled loss: an nn.Module, normally a subclass of `sddit.LossTerm`, which documents the methods.
 
     It may own training heads and buffers. Buffers change only in `after_step`, from statistics staged in forward, so
-    that a skipped step changes nothing. `ema_modules` names the submodules that the teacher averages.
+    that a skipped step changes nothing. The teacher keeps an EMA of the submodules named in `ema_modules`.
     """
 
     ema_modules: tuple[str, ...]
 
-    def __call__(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
-        """Return one value per sample [B], or a scalar if its params have `couples_samples`."""
-        ...
-
-    def after_step(self, ctx: Context) -> None:
-        """Update buffers, once after each optimizer step that was taken."""
-        ...
-
-    def staged(self) -> Iterable[Tensor]:
-        """Return what forward staged for `after_step`, on the device. The step is skipped if it is not finite."""
-        ...
-
-    def discard(self) -> None:
-        """Discard what forward staged, because the step is skipped."""
-        ...
-
-    def diagnostics(self) -> dict[str, Tensor]:
-        """Scalars for the log since the last call, on the device."""
-        ...
+    def __call__(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor: ...
+    def after_step(self, ctx: Context) -> None: ...
+    def staged(self) -> Iterable[Tensor]: ...
+    def discard(self) -> None: ...
+    def diagnostics(self) -> dict[str, Tensor]: ...

@@ -1,4 +1,4 @@
-"""Names of the metrics in `scores.json`, and which way is better. No torch."""
+"""Name the metrics of `scores.json`, and state which direction is better. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Direction = Literal["lower", "higher"]
-"""Which way a metric improves."""
+Direction = Literal["lower", "higher"]  # the better values of a metric
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric that an extractor measures."""
-
     title: str
     better: Direction
 

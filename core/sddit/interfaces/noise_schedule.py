@@ -21,12 +21,12 @@ class NoiseScheduleParams(Params):
 
     @property
     def t_range(self) -> tuple[float, float]:
-        """The lowest and highest t at which the network may be asked."""
+        """The lowest and highest t at which the network may be evaluated."""
         raise NotImplementedError
 
     @property
     def level_range(self) -> tuple[float, float]:
-        """The same two in variance-exploding coordinates; as it stands, for schedules whose t is sigma."""
+        """The same two as variance-exploding noise levels. By default t itself, for schedules whose t is sigma."""
         return self.t_range
 
     @property
@@ -46,43 +46,34 @@ class Scalings:
 
 
 class NoiseSchedule(Protocol):
-    """x_t = alpha(t) x0 + sigma(t) eps, and the preconditioning that says what the network's output means."""
+    """x_t = alpha(t) x0 + sigma(t) eps, and the preconditioning, which defines the meaning of the network's output."""
 
     outputs: int  # multiples of C in the network's output
     sigma_range: tuple[float, float]  # lowest and highest level for sampling, variance-exploding
 
     def t_from_uniform(self, u: Tensor) -> Tensor:
-        """Training noise levels [B] from uniform numbers [B] in (0, 1)."""
-        ...
+        """Return training noise levels [B] from uniform numbers [B] in (0, 1)."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal scale, same shape as t."""
-        ...
+        """Return the signal scale, same shape as t."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise scale, same shape as t."""
-        ...
+        """Return the noise scale, same shape as t."""
 
     def perturb(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """alpha(t) x0 + sigma(t) noise, [B, C, H, W]."""
-        ...
+        """Return alpha(t) x0 + sigma(t) noise, [B, C, H, W]."""
 
     def t_from_sigma(self, sigma: Tensor) -> Tensor:
         """Return the t at which sigma(t) / alpha(t) equals `sigma`."""
-        ...
 
     def snap(self, sigma: Tensor) -> Tensor:
         """Return the nearest level that was trained; the identity for a continuous schedule."""
-        ...
 
     def noise_fraction(self, t: Tensor) -> Tensor:
         """Return t as a fraction from 0, no noise, to 1, maximum noise: t / T of guidance rules. Same shape as t."""
-        ...
 
     def scalings(self, t: Tensor) -> Scalings:
         """Return the preconditioning at t [B]."""
-        ...
 
     def grid(self, steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-        """`steps` falling levels and a final 0, as Python floats made in float64, variance-exploding."""
-        ...
+        """Return `steps` decreasing variance-exploding levels and a final 0, computed in float64."""

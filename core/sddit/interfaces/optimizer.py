@@ -35,6 +35,6 @@ class OptimizerParams(Params):
 
 
 class Optimizer(Protocol):
-    """Builds a torch optimizer. `groups` are dicts with `params`, `lr_scale` and `head`: whether a loss owns them."""
+    """Build a torch optimizer. `groups` are dicts with `params`, `lr_scale` and `head`: whether a loss owns them."""
 
     def __call__(self, groups: Sequence[Mapping[str, Any]], device: torch.device) -> torch.optim.Optimizer: ...

@@ -23,4 +23,3 @@ class PairSampler(Protocol):
 
     def __call__(self, batch: Batch, draws: Draws, schedule: NoiseSchedule, ctx: Context) -> dict[str, View]:
         """Return the views by name, in the order of `PairSamplerParams.views`."""
-        ...

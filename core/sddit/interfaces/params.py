@@ -1,13 +1,128 @@
-"""Define the base class of all settings. Torch-free."""
+"""Define the base class of all settings, and what they may read of the recipe they are used in. Torch-free.
+
+A `...View` declares the part of the settings class `...Params` that components of other kinds may read. The classes
+themselves cannot be named here: they derive from `Params`, whose methods take a `RecipeView`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from sddit.errors import Problem
-from sddit.interfaces.recipe_view import RecipeView
+from sddit.interfaces.facts import DataFacts, Needs, Shapes, Tap, ViewSpec
+
+S = TypeVar("S", covariant=True)
+
+
+class BackboneView(Protocol):
+    def grid(self, shapes: Shapes) -> tuple[int, int]: ...
+    def width(self, tap: Tap) -> int: ...
+
+
+class NoiseScheduleView(Protocol):
+    @property
+    def t_range(self) -> tuple[float, float]: ...
+    @property
+    def level_range(self) -> tuple[float, float]: ...
+
+
+class PairSamplerView(Protocol):
+    def views(self) -> tuple[ViewSpec, ...]: ...
+
+
+class DatasetView(Protocol):
+    @property
+    def label_drop(self) -> float: ...
+
+
+class SamplerView(Protocol):
+    @property
+    def steps(self) -> int: ...
+    @property
+    def grid(self) -> str: ...
+    @property
+    def rho(self) -> float: ...
+    @property
+    def sigma_min(self) -> float | None: ...
+    @property
+    def sigma_max(self) -> float | None: ...
+
+
+class LossView(Protocol):
+    @property
+    def views(self) -> tuple[str, ...]: ...
+    def needs(self) -> Needs: ...
+
+
+class ComponentView(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def qualified(self) -> str: ...
+
+
+class SlotView(Protocol[S]):
+    """A selected component and its settings, see `Selected`."""
+
+    @property
+    def component(self) -> ComponentView: ...
+    @property
+    def params(self) -> S: ...
+
+
+class TrainView(Protocol):
+    """The part of `[train]` that components may read."""
+
+    @property
+    def steps(self) -> int: ...
+
+
+class RecipeView(Protocol):
+    """The recipe as `check`, `idle` and `warnings` of a component see it. Read-only."""
+
+    @property
+    def backbone(self) -> SlotView[BackboneView]: ...
+    @property
+    def noise_schedule(self) -> SlotView[NoiseScheduleView]: ...
+    @property
+    def pair_sampler(self) -> SlotView[PairSamplerView]: ...
+    @property
+    def dataset(self) -> SlotView[DatasetView]: ...
+    @property
+    def sampler(self) -> SlotView[SamplerView]: ...
+    @property
+    def losses(self) -> Mapping[str, SlotView[LossView]]:
+        """Every loss by label, including those of constant weight 0."""
+
+    @property
+    def active_losses(self) -> Mapping[str, SlotView[LossView]]:
+        """The losses that are built: all but those of constant weight 0."""
+
+    @property
+    def features(self) -> Mapping[str, SlotView[object]]:
+        """The feature extractors that `[evaluate]` uses, by label or name."""
+
+    @property
+    def train(self) -> TrainView: ...
+    @property
+    def facts(self) -> DataFacts:
+        """Image shape, classes and sizes of the data set."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """Input and output shapes of the backbone."""
+
+    def views_of(self, loss: LossView) -> Sequence[ViewSpec]:
+        """Return the views that `loss` reads."""
+
+    def key_of(self, loss: LossView) -> str:
+        """Return the key of `loss`, such as `loss.denoise`."""
+
+    def has_heads(self) -> bool:
+        """Return whether an active loss trains modules of its own. One that states no cost may."""
 
 
 class Params(BaseModel):

@@ -23,9 +23,8 @@ class SamplerParams(Params):
     sigma_max: float | None = Field(None, gt=0, description="Highest noise level. Default: the schedule's.")
     grid: str = Field(
         "edm",
-        description="Spacing of the levels: edm (arXiv:2206.00364, eq. 5), log, native (even in the schedule's "
-        "own t), or "
-        "another one that the schedule has.",
+        description="Spacing of the levels: edm (arXiv:2206.00364, eq. 5), log, native (even in the schedule's own t), "
+        "or another one that the schedule has.",
     )
     rho: float = Field(7.0, gt=0, description="Exponent of the edm grid.")
 
@@ -95,13 +94,13 @@ class Denoiser(Protocol):
 
 
 class Guidance(Protocol):
-    """Turns a denoiser and labels into one `Denoise`. Built with `schedule`, that of the model."""
+    """Combine a denoiser and labels into one `Denoise`. Built with `schedule`, that of the model."""
 
     def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise: ...
 
 
 class Sampler(Protocol):
-    """From x_T at sigmas[0] to x_0. `sigmas` falls strictly and ends with 0; the state is float64.
+    """Sample x_0 from x_T at sigmas[0]. `sigmas` decreases strictly and ends with 0; the state is float64.
 
     Built with `schedule`, that of the model: a sampler that works in the schedule's own coordinates asks it for them.
     """

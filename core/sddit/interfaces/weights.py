@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,32 +12,17 @@ if TYPE_CHECKING:
 
 from sddit.interfaces.facts import Shapes
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-"""No argument of a published constructor is given."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})  # no argument of a published constructor is given
 
 
-class WeightDescription(Protocol):
+@dataclass(frozen=True, slots=True)
+class WeightDescription:
     """A published network as settings of our components."""
 
-    @property
-    def backbone(self) -> Mapping[str, Any]:
-        """Settings of the backbone that offers the layout."""
-        ...
-
-    @property
-    def shapes(self) -> Shapes:
-        """Shapes that it is built for."""
-        ...
-
-    @property
-    def noise_schedule(self) -> tuple[str, Mapping[str, Any]] | None:
-        """Name and settings of the schedule that says what its output means; None: not one of ours."""
-        ...
-
-    @property
-    def recipe(self) -> Mapping[str, Any]:
-        """The further tables of a recipe that trains and samples as was published: views, losses, sampler, guidance."""
-        ...
+    backbone: Mapping[str, Any]  # settings of the backbone that offers the layout
+    shapes: Shapes  # that it is built for
+    noise_schedule: tuple[str, Mapping[str, Any]] | None = None  # name and settings; None: not one of ours
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # published settings of views, losses, sampler, guidance
 
 
 class WeightFormat(Protocol):
@@ -57,14 +43,12 @@ class WeightFormat(Protocol):
 
         Raises KeyError for a missing argument, ValueError for a wrong one.
         """
-        ...
 
     def config(self, params: Any, shapes: Shapes, schedule: Mapping[str, Any]) -> dict[str, Any]:
         """Return all arguments of a network, as JSON. Raises ValueError, with the reason, if the layout cannot hold it.
 
         `schedule` are the settings of the noise schedule: some layouts state one of them among the arguments.
         """
-        ...
 
     def infer(
         self, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING
@@ -75,13 +59,12 @@ class WeightFormat(Protocol):
         the ratio 2.7, or 118 / 44), the given one is returned; if the tensors contradict it, the value that they imply.
         Raises KeyError for tensors that are not of this layout.
         """
-        ...
 
     def to_ours(self, state: Mapping[str, Tensor], given: Mapping[str, Any] = NOTHING) -> dict[str, Tensor]:
-        """Return the tensors under our names, `given` as for `infer`. The result loads strictly, fixed tables included.
-        Raises KeyError for an unknown name."""
-        ...
+        """Return the tensors under our names, fixed tables included: they load strictly. `given` is as for `infer`.
+
+        Raises KeyError for an unknown name.
+        """
 
     def to_theirs(self, state: Mapping[str, Tensor], params: Any, shapes: Shapes) -> dict[str, Tensor]:
         """Return the parameters of our backbone under the names of the layout."""
-        ...

@@ -1,16 +1,12 @@
-"""Describe plugins, import one-file plugins, and apply the allow-list."""
+"""Describe plugins, check the location of one-file plugins, and apply the allow-list."""
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
 import os
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 from sddit.errors import Problem, one_of
@@ -99,31 +95,3 @@ def location_problem(name: str, path: Path, root: Path, where: str) -> Problem |
             expect=one_of(name, nearby) if nearby else "a file next to the recipe",
         )
     return None
-
-
-class _Bytes(importlib.abc.ExecutionLoader):
-    """Loader of exactly the bytes that were hashed; a stale bytecode cache is ignored."""
-
-    def __init__(self, path: Path, source: bytes) -> None:
-        self.path, self.source = path, source
-
-    def get_filename(self, fullname: str) -> str:
-        return str(self.path)
-
-    def get_source(self, fullname: str) -> str:
-        return importlib.util.decode_source(self.source)
-
-
-def import_file(path: Path, name: str, source: bytes) -> ModuleType:
-    module_name = f"sddit_file_{name}"
-    spec = importlib.util.spec_from_file_location(module_name, path, loader=_Bytes(path, source))
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot import {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[module_name]
-        raise
-    return module

@@ -43,6 +43,7 @@ class Registries:
         self.datasets: Registry[face.Dataset] = Registry("datasets", "dataset", face.DatasetParams)
         self.features: Registry[face.FeatureExtractor] = Registry("features", "features", face.FeatureParams)
         self.trackers: Registry[face.Tracker] = Registry("trackers", "tracker", face.TrackerParams)
+        self.checks: Registry[face.Check] = Registry("checks", "check", face.Params)
 
     def all(self) -> dict[str, Registry[Any]]:
         """{kind: registry}, in the order a reader wants them."""
@@ -102,3 +103,8 @@ def register_features(registry: Registry[face.FeatureExtractor]) -> None:
 @hookspec
 def register_trackers(registry: Registry[face.Tracker]) -> None:
     """Add trackers; `[tracker.<label>] name = "..."`."""
+
+
+@hookspec
+def register_checks(registry: Registry[face.Check]) -> None:
+    """Add numerical checks that belong to no other component; `sddit-run verify` runs them."""

@@ -18,20 +18,10 @@ from typing import Any
 import pluggy
 
 from sddit.distributed.signals import Stopped
-from sddit.errors import Problem, describe_exception, error, one_of, raise_all
-from sddit.plugins import hookspecs
-from sddit.plugins.discovery import (
-    FILE,
-    OURS,
-    PluginInfo,
-    import_file,
-    is_allowed,
-    location_problem,
-    not_allowed,
-    plugin_name,
-)
+from sddit.errors import Problem, SdditError, describe_exception, error, one_of, raise_all
+from sddit.plugins import discovery, hookspecs, loading
+from sddit.plugins.discovery import OURS, PluginInfo
 from sddit.plugins.hookspecs import Registries
-from sddit.plugins.loading import check_hooks, code_folder, failing_line, import_guarded, load_problem
 from sddit.plugins.registry import Registry
 
 GROUP = "sddit"
@@ -63,23 +53,21 @@ class Host:
         Raises SdditError with every unknown, forbidden or broken one.
         """
         problems: list[Problem] = []
-        causes: list[BaseException] = []
+        cause: BaseException | None = None
         for name in names:
             row = self._row_of_file(name, folder, where) if name.endswith(".py") else self._row_of_entry(name, where)
             if isinstance(row, Problem):
                 problems.append(row)
             elif row.state == "failed":
-                problems.append(load_problem(row, where))
-                causes += [row.failure] if row.failure else []
-        try:
-            raise_all(problems)
-        except Exception as failed:
-            raise failed from (causes[0] if causes else None)
+                problems.append(loading.load_problem(row, where))
+                cause = cause or row.failure
+        if problems:
+            raise SdditError(*problems) from cause
 
     def load_everything(self) -> None:
         """Import every installed plugin under guard, for `plugins --load`."""
         for name, row in self.rows.items():
-            if is_allowed(row):
+            if discovery.is_allowed(row):
                 self._load_entry(name)
             else:
                 row.state = "not allowed"
@@ -98,7 +86,7 @@ class Host:
 
     def raise_for_builtins(self) -> None:
         """Raise if one of our own plugins did not load: a broken installation."""
-        raise_all(load_problem(row, "") for row in self.rows.values() if row.builtin and row.state == "failed")
+        raise_all(loading.load_problem(row, "") for row in self.rows.values() if row.builtin and row.state == "failed")
 
     def owner_of(self, file: str) -> PluginInfo | None:
         """Return the third-party plugin that a source file belongs to."""
@@ -119,8 +107,7 @@ class Host:
     def _row_of_entry(self, name: str, where: str) -> PluginInfo | Problem:
         if name not in self.rows:
             return self._unknown(name, where)
-        row = self.rows[name]
-        return self._load_entry(name) if is_allowed(row) else not_allowed(name)
+        return self._load_entry(name) if discovery.is_allowed(self.rows[name]) else discovery.not_allowed(name)
 
     def _unknown(self, name: str, where: str) -> Problem:
         if candidates := [other for other in self.rows if other.endswith(f":{name}")]:
@@ -147,10 +134,10 @@ class Host:
     def _row_of_file(self, name: str, folder: Path | None, where: str) -> PluginInfo | Problem:
         root = (folder or Path.cwd()).resolve()
         path = (root / name).resolve()
-        row = PluginInfo(plugin_name(path), FILE, "", file=str(path))
-        if not is_allowed(row):
-            return not_allowed(name)
-        if problem := location_problem(name, path, root, where):
+        row = PluginInfo(discovery.plugin_name(path), discovery.FILE, "", file=str(path))
+        if not discovery.is_allowed(row):
+            return discovery.not_allowed(name)
+        if problem := discovery.location_problem(name, path, root, where):
             return problem
         source = path.read_bytes()
         row.digest = sha256(source).hexdigest()
@@ -165,7 +152,7 @@ class Host:
         if known is not None:  # the same file, edited since: a notebook's second try
             self.remove(row.name)
         self.announce(f"plugin {name}: {path}  sha256 {row.version}")
-        self._guarded(row, lambda: import_file(path, row.name, source))
+        self._guarded(row, lambda: loading.import_file(path, row.name, source))
         if row.state == "loaded":
             self.rows[row.name] = row
         return row
@@ -180,19 +167,19 @@ class Host:
         """Import a plugin and let it register. A failure, including `sys.exit`, is recorded in its row."""
         start = time.perf_counter()
         try:
-            plugin = import_guarded(row, load, self.announce)
-            check_hooks(plugin)
+            plugin = loading.import_guarded(row, load, self.announce)
+            loading.check_hooks(plugin)
             self._manager.register(plugin, name=row.name)
             self._manager.check_pending()
             self._register(plugin, row)
-            row.code = row.file or code_folder(plugin)
+            row.code = row.file or loading.code_folder(plugin)
             row.state = "loaded"
         except (Stopped, KeyboardInterrupt):  # a signal came meanwhile, which the plugin did not cause
             raise
         except BaseException as failure:
             row.state, row.failure = "failed", failure
             row.error = describe_exception(failure)
-            row.where = failing_line(failure)
+            row.where = loading.failing_line(failure)
             self._forget(row)
         row.seconds = time.perf_counter() - start
 

@@ -1,4 +1,4 @@
-"""Import a plugin under guard, and explain why one failed to load."""
+"""Import a plugin under guard, and explain why it failed to load. Imports no module that it need not watch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,41 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from sddit.errors import Problem, nearest, one_of
 from sddit.plugins import hookspecs
 from sddit.plugins.discovery import PluginInfo
-from sddit.plugins.isolation import unchanged_shared_state
 
 SLOW_IMPORT_SECONDS = 30.0
 """After this time the user learns which plugin is still being imported."""
+
+TORCH_DTYPE = "torch's default dtype"
+SHARED_STATE = {
+    "the working directory": ("os", "getcwd", "chdir"),
+    "Python's global random state": ("random", "getstate", "setstate"),
+    "NumPy's global random state": ("numpy.random", "get_state", "set_state"),
+    "torch's global random state": ("torch", "get_rng_state", "set_rng_state"),
+    TORCH_DTYPE: ("torch", "get_default_dtype", "set_default_dtype"),
+    "the number of torch's threads": ("torch", "get_num_threads", "set_num_threads"),
+}
+"""{process-wide state that importing a plugin must not change: its module, getter and setter}."""
+
+
+def import_file(path: Path, name: str, source: bytes) -> ModuleType:
+    """Import exactly the bytes that were hashed; a stale bytecode cache is ignored."""
+    module = ModuleType(f"sddit_file_{name}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(source, path, "exec", dont_inherit=True), vars(module))
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+    return module
 
 
 def import_guarded(row: PluginInfo, load: Callable[[], object], announce: Callable[[str], None]) -> object:
@@ -31,6 +56,42 @@ def import_guarded(row: PluginInfo, load: Callable[[], object], announce: Callab
             return load()
     finally:
         slow.cancel()
+
+
+@contextlib.contextmanager
+def unchanged_shared_state() -> Iterator[None]:
+    """Restore the shared state that a block changes. Raises RuntimeError, naming it, unless the block raised itself."""
+    before = read_shared_state()
+    try:
+        yield
+    finally:
+        if torch := sys.modules.get("torch"):
+            before.setdefault(TORCH_DTYPE, torch.float32)  # of a torch that the block is the first to import
+        now = read_shared_state()
+        changed = [name for name in now if name in before and _comparable(now[name]) != _comparable(before[name])]
+        for name in changed:
+            module, _, setter = SHARED_STATE[name]
+            getattr(sys.modules[module], setter)(before[name])
+    if changed:
+        raise RuntimeError(
+            f"importing it changed {', '.join(changed)}; do that when a component is built, not on import"
+        )
+
+
+def read_shared_state() -> dict[str, Any]:
+    """Return the shared state of the modules that are imported so far."""
+    return {
+        name: getattr(sys.modules[module], getter)()
+        for name, (module, getter, _) in SHARED_STATE.items()
+        if module in sys.modules
+    }
+
+
+def _comparable(state: Any) -> Any:
+    """Return a state with its arrays and tensors as lists, which `!=` compares as one value."""
+    if isinstance(state, tuple):
+        return [_comparable(part) for part in state]
+    return state.tolist() if hasattr(state, "tolist") else state
 
 
 def check_hooks(plugin: object) -> None:

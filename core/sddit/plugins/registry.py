@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from sddit import interfaces as face
-from sddit.errors import Problem, SdditError, error, one_of
+from sddit.errors import error, one_of
 from sddit.interfaces import Component
 
 T = TypeVar("T")
+
+SINGULAR = {"attention": "attention kernel", "dataset": "data set", "features": "feature extractor"}
+"""{slot: word for one of its components}, where that is not the slot's own name."""
 
 
 class Registry(Generic[T]):
@@ -18,14 +21,10 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, slot: str, params: type[face.Params]) -> None:
         self.kind = kind
         self.slot = slot
+        self.singular = SINGULAR.get(slot, slot.replace("_", " "))
         self.params = params
         self.origin = ""
         self._offers: dict[str, list[Component[T]]] = {}
-
-    @property
-    def singular(self) -> str:
-        """One component of this kind, for messages."""
-        return SINGULAR[self.kind]
 
     def bound_to(self, origin: str) -> Registry[T]:
         """Return the same registry as the plugin `origin` sees it: what is added through it has that origin."""
@@ -85,7 +84,7 @@ class Registry(Generic[T]):
             offers[:] = [component for component in offers if component.origin != origin]
 
     def __iter__(self) -> Iterator[Component[T]]:
-        for name in sorted(self._offers):
+        for name in self._offers if self.kind == "checks" else sorted(self._offers):  # checks run as registered
             yield from self._offers[name]
 
     def names(self) -> list[str]:
@@ -124,29 +123,12 @@ class Registry(Generic[T]):
         """Return `get(name)`. Raises SdditError (SD-P210) if an optional dependency is missing."""
         component = self.get(name, where=where)
         if missing := component.missing():
-            raise SdditError(
-                Problem(
-                    "SD-P210",
-                    f"{self.singular} {name!r} needs {', '.join(missing)}",
-                    where=where,
-                    got="not installed",
-                    expect="an installed package",
-                    fix=f"pip install {' '.join(missing)}, or choose another {self.singular}",
-                )
+            raise error(
+                "SD-P210",
+                f"{self.singular} {name!r} needs {', '.join(missing)}",
+                where=where,
+                got="not installed",
+                expect="an installed package",
+                fix=f"pip install {' '.join(missing)}, or choose another {self.singular}",
             )
         return component
-
-
-SINGULAR = {
-    "backbones": "backbone",
-    "noise_schedules": "noise schedule",
-    "pair_samplers": "pair sampler",
-    "losses": "loss",
-    "samplers": "sampler",
-    "attention": "attention kernel",
-    "guidances": "guidance",
-    "optimizers": "optimizer",
-    "datasets": "data set",
-    "features": "feature extractor",
-    "trackers": "tracker",
-}

@@ -6,7 +6,7 @@ teacher's view once. A component that states no cost leaves the sums it belongs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import or_
@@ -21,9 +21,9 @@ from sddit.value_schedules import Ramp, extremes, step_of, value_at
 N = TypeVar("N", int, float)
 
 TRAINING = {"student": 3, "teacher": 1}
-"""Forward passes that one training pass of a view is worth."""
+"""Cost of a training pass of a view, in forward passes."""
 
-MOMENTS = 200
+MAX_MOMENTS = 200
 """Maximum number of steps at which a changing mask ratio or weight is evaluated."""
 
 BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}  # of a weight; under bf16 the weights stay fp32
@@ -39,6 +39,10 @@ class Pass:
     kept: float  # visible tokens
     backbone_flops: float | None  # of one image and training step, backward included
     heads_flops: float | None
+
+    @property
+    def flops(self) -> float | None:
+        return _sum((self.backbone_flops, self.heads_flops))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,78 +74,81 @@ class Plan:
     heads_parameters: Mapping[str, int | None]  # by label of the loss; they train and are not exported
     teacher_parameters: int | None  # 0: no loss needs a teacher
     passes: tuple[Pass, ...]  # the views that some loss reads
-    course: tuple[float | None, ...]  # FLOPs of a step in equal parts of the run: one part if all steps are alike
+    course: tuple[float | None, ...]  # FLOPs of a step in equal parts of the run: one part if all steps cost the same
     sampling_flops_per_image: float | None
     sampled: int  # images generated at the end
     memory: Memory
     not_stated: tuple[str, ...]
     notes: tuple[str, ...]
-
-    @property
-    def flops_per_image(self) -> float | None:
-        """FLOPs of one image in one training step, including the backward pass."""
-        return _sum(flops for p in self.passes for flops in (p.backbone_flops, p.heads_flops))
-
-    @property
-    def flops_per_step(self) -> float | None:
-        return _times(self.flops_per_image, self.batch)
-
-    @property
-    def training_flops(self) -> float | None:
-        """FLOPs of the entire run."""
-        return _times(self.flops_per_step, self.steps)
-
-    @property
-    def sampling_flops(self) -> float | None:
-        """FLOPs of the images at the end of the run, without previews."""
-        return _times(self.sampling_flops_per_image, self.sampled)
+    flops_per_image: float | None  # of one training step, backward included
+    flops_per_step: float | None
+    training_flops: float | None  # of the entire run
+    sampling_flops: float | None  # of the images at the end of the run, without previews
 
     def to_json(self) -> dict[str, Any]:
-        sums = ("flops_per_image", "flops_per_step", "training_flops", "sampling_flops")
-        return {
-            **asdict(self),
-            **{name: getattr(self, name) for name in sums},
-            "memory": {**asdict(self.memory), "total": self.memory.total},
-        }
+        tables = asdict(self)
+        tables["memory"]["total"] = self.memory.total
+        return tables
 
 
 def plan(recipe: Recipe) -> Plan:
     """Return the cost of `recipe` by the formulas of its components."""
-    prices = _Prices(recipe)
-    full = prices.backbone(prices.tokens, Want(output=True))
-    heads = {label: prices.head_parameters(label, "student") for label in recipe.active_losses}
-    teacher = prices.teacher_parameters()
-    passes = prices.passes()
+    stated, train = _StatedCosts(recipe), recipe.train
+    full = stated.backbone(stated.tokens, Want(output=True))
+    parameters = full.parameters if full else None
+    heads = {label: stated.head_parameters(label, "student") for label in recipe.active_losses}
+    teacher = stated.teacher_parameters()
+    passes = stated.passes()
+    means = tuple(map(_mean_pass, passes))
+    per_image = _sum(one.flops for one in means)
+    per_step = _times(per_image, train.batch)
     evaluations = recipe.sampler.params.evaluations * recipe.guidance.params.evaluations
+    per_sample = full.flops * evaluations if full else None
+    # Weights stay in the precision of the optimizer; bf16 halves only the activations.
+    weight = BYTES[train.precision]
+    trained = _times(_sum([parameters, *heads.values()]), weight)
+    activations = _times(stated.activations(), (train.micro_batch or train.batch) * ACTIVATION_BYTES[train.precision])
+    memory = Memory(
+        weights=trained,
+        gradients=trained,
+        optimizer=_times(trained, recipe.optimizer.params.state_per_parameter),
+        averages=_times(parameters, weight * len(recipe.ema)),
+        teacher=_times(teacher, weight),
+        activations=None if activations is None else round(activations),
+    )
     checkpointing = "activations are an upper bound: blocks are recomputed in the backward pass"
     return Plan(
         name=recipe.name,
         run_id=recipe.run_id,
-        steps=recipe.train.steps,
-        batch=recipe.train.batch,
-        tokens=prices.tokens,
-        backbone_parameters=full.parameters if full else None,
+        steps=train.steps,
+        batch=train.batch,
+        tokens=stated.tokens,
+        backbone_parameters=parameters,
         heads_parameters=heads,
         teacher_parameters=teacher,
-        passes=tuple(map(_mean_pass, passes)),
-        course=tuple(_times(_sum(map(_pass_flops, step)), recipe.train.batch) for step in zip(*passes, strict=True)),
-        sampling_flops_per_image=full.flops * evaluations if full else None,
+        passes=means,
+        course=tuple(_times(_sum(one.flops for one in step), train.batch) for step in zip(*passes, strict=True)),
+        sampling_flops_per_image=per_sample,
         sampled=recipe.evaluate.samples,
-        memory=_memory(recipe, prices, full, heads, teacher),
-        not_stated=tuple(prices.silent),
-        notes=(checkpointing,) if recipe.train.activation_checkpointing else (),
+        memory=memory,
+        not_stated=tuple(stated.missing),
+        notes=(checkpointing,) if train.activation_checkpointing else (),
+        flops_per_image=per_image,
+        flops_per_step=per_step,
+        training_flops=_times(per_step, train.steps),
+        sampling_flops=_times(per_sample, recipe.evaluate.samples),
     )
 
 
-class _Prices:
-    """Costs that the components of one recipe state, and the components that state none."""
+class _StatedCosts:
+    """Costs that the components of one recipe state."""
 
     def __init__(self, recipe: Recipe) -> None:
         rows, columns = recipe.backbone.params.grid(recipe.shapes)
         self.recipe = recipe
         self.tokens = rows * columns
         self.views = {view.name: view for view in recipe.pair_sampler.params.views()}
-        self.silent: dict[str, None] = {}
+        self.missing: dict[str, None] = {}  # the components that state none
         self._backbone: dict[tuple[int, Want], Cost | None] = {}
 
     def backbone(self, num_kept: int, want: Want) -> Cost | None:
@@ -188,52 +195,50 @@ class _Prices:
         ]
 
     def _moments(self) -> list[int]:
-        """Return one step if all cost the same; else every step of a short run, or midpoints of equal parts of a long
-        one.
-        """
+        """Return one step if all cost the same, else the midpoints of equal parts of the run: at most one a step."""
         losses = [chosen.params for chosen in self.recipe.active_losses.values()]
         values = [*(view.mask_ratio for view in self.views.values()), *(loss.weight for loss in losses)]
         steps = self.recipe.train.steps
-        alike = not any(isinstance(value, Ramp) for value in values) and all(
+        is_constant = not any(isinstance(value, Ramp) for value in values) and all(
             step_of(loss.until, steps) >= steps for loss in losses
         )
-        parts = 1 if alike else min(steps, MOMENTS)
+        parts = 1 if is_constant else min(steps, MAX_MOMENTS)
         return [(2 * part + 1) * steps // (2 * parts) for part in range(parts)]
 
     def _pass(self, view: ViewSpec, step: int) -> Pass:
         """Return the pass of a view at one step. It costs nothing while no loss that reads it is active."""
-        recipe, total = self.recipe, self.recipe.train.steps
+        total = self.recipe.train.steps
         active = [
             label
-            for label, chosen in recipe.active_losses.items()
+            for label, chosen in self.recipe.active_losses.items()
             if step < step_of(chosen.params.until, total) and value_at(chosen.params.weight, step, total) > 0
         ]
-        kept, want = self.kept(view, step), recipe.wants(active).get(view.name)
+        kept = self.kept(view, step)
+        costs = self.of_view(view, kept, active)
+        backbone, *heads = [None if cost is None else cost.flops * TRAINING[view.network] for cost in costs]
+        return Pass(view.name, view.network, kept, backbone, _sum(heads))
+
+    def of_view(self, view: ViewSpec, num_kept: int, labels: Collection[str]) -> list[Cost | None]:
+        """Return the costs of a view: of the backbone, then of each of the losses `labels` that reads it."""
+        losses = self.recipe.active_losses
+        want = self.recipe.wants(labels).get(view.name)
         if want is None:
-            return Pass(view.name, view.network, kept, 0.0, 0.0)
-        body = self.backbone(kept, want)
-        readers = [label for label in active if view in recipe.views_of(recipe.active_losses[label].params)]
-        heads = [self.head(label, view, kept) for label in readers]
-        worth = TRAINING[view.network]
-        return Pass(view.name, view.network, kept, _times(_flops(body), worth), _times(_sum(map(_flops, heads)), worth))
+            return [Cost()]
+        readers = [label for label in labels if view in self.recipe.views_of(losses[label].params)]
+        return [self.backbone(num_kept, want), *(self.head(label, view, num_kept) for label in readers)]
 
     def activations(self) -> float | None:
         """Return the numbers stored for the backward pass of one image, at the maximum number of visible tokens."""
         costs: list[Cost | None] = []
-        for name, want in self.recipe.wants().items():
-            view = self.views[name]
-            if view.network == "teacher":
-                continue  # no gradient, nothing kept
-            kept = keep_count(self.tokens, extremes(view.mask_ratio)[0])
-            costs.append(self.backbone(kept, want))
-            for label, chosen in self.recipe.active_losses.items():
-                if view in self.recipe.views_of(chosen.params):
-                    costs.append(self.head(label, view, kept))
+        for view in self.views.values():
+            if view.network == "student":  # a teacher has no gradient and stores nothing
+                kept = keep_count(self.tokens, extremes(view.mask_ratio)[0])
+                costs += self.of_view(view, kept, self.recipe.active_losses)
         return _sum(None if cost is None else cost.activations for cost in costs)
 
     def _stated(self, cost: Cost | None, key: str, chosen: Selected[Any]) -> Cost | None:
         if cost is None:
-            self.silent[f"{key} ({chosen.component.qualified})"] = None
+            self.missing[f"{key} ({chosen.component.qualified})"] = None
         return cost
 
 
@@ -245,32 +250,6 @@ def _mean_pass(passes: Sequence[Pass]) -> Pass:
         _times(_sum(p.backbone_flops for p in passes), 1 / len(passes)),
         _times(_sum(p.heads_flops for p in passes), 1 / len(passes)),
     )
-
-
-def _memory(
-    recipe: Recipe, prices: _Prices, full: Cost | None, heads: Mapping[str, int | None], teacher: int | None
-) -> Memory:
-    """Weights stay in the precision of the optimizer; bf16 halves only the activations."""
-    train, weight = recipe.train, BYTES[recipe.train.precision]
-    body = None if full is None else full.parameters
-    trained = _times(_sum([body, *heads.values()]), weight)
-    images = train.micro_batch or train.batch
-    return Memory(
-        weights=trained,
-        gradients=trained,
-        optimizer=_times(trained, recipe.optimizer.params.state_per_parameter),
-        averages=_times(body, weight * len(recipe.ema)),
-        teacher=_times(teacher, weight),
-        activations=_whole(_times(prices.activations(), images * ACTIVATION_BYTES[train.precision])),
-    )
-
-
-def _pass_flops(one: Pass) -> float | None:
-    return _sum((one.backbone_flops, one.heads_flops))
-
-
-def _flops(cost: Cost | None) -> float | None:
-    return None if cost is None else cost.flops
 
 
 def _sum(values: Iterable[N | None]) -> N | None:
@@ -285,7 +264,3 @@ def _sum(values: Iterable[N | None]) -> N | None:
 
 def _times(value: N | None, factor: N) -> N | None:
     return None if value is None else value * factor
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else round(value)

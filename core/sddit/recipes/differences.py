@@ -5,20 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from sddit.interfaces import Params
 from sddit.recipes.merge import leaves
-from sddit.recipes.recipe import is_free
-from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
+from sddit.recipes.settings import SETTINGS, is_free
 
 Class = Literal["free", "numeric", "structural"]
 
-SETTINGS: Mapping[str, type[Params]] = {
-    "train": TrainSettings,
-    "teacher": TeacherSettings,
-    "ema": EmaSettings,
-    "evaluate": EvaluateSettings,
-    "start": StartSettings,
-}
 IDENTITY = {"data.image", "data.classes", "data.fingerprint"}
 """Keys that identify a data set; the rest of `data` follows from them, or is informative."""
 FREE_TABLES = {"name", "tracker"}
@@ -37,21 +28,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
         before, after = old.get(table, {}), new.get(table, {})
         found += [
             (f"{table}.{label}", before.get(label), after.get(label), "structural")
-            for label in [*before, *(label for label in after if label not in before)]
+            for label in before | after
             if (label in before) != (label in after)
         ]
     one_sided = tuple(f"{key}." for key, *_ in found)
-    before, after = (
-        {
-            key: value
-            for key, value in leaves(tables)
-            if value != {} and (key in IDENTITY or not key.startswith("data."))
-        }
-        for tables in (old, new)
-    )
-    for key in [*before, *(key for key in after if key not in before)]:
-        if before.get(key) != after.get(key) and not key.startswith(one_sided):
-            hashed = f"{key}_sha256" in before or f"{key}_sha256" in after  # a path that may move
+    before, after = ({key: value for key, value in leaves(tables) if value != {}} for tables in (old, new))
+    for key in before | after:
+        follows = key.startswith("data.") and key not in IDENTITY
+        if before.get(key) != after.get(key) and not follows and not key.startswith(one_sided):
+            hashed = f"{key}_sha256" in before | after  # a path that may move
             found.append((key, before.get(key), after.get(key), "free" if hashed else _class(key)))
     return found
 

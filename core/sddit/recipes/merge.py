@@ -13,8 +13,7 @@ from typing import Any
 
 from sddit.errors import Problem, error, raise_all
 from sddit.recipes.parsing import Source, odd_values, parse_value, quoted, read, shown
-from sddit.recipes.recipe import Recipe
-from sddit.recipes.search import called, find, nearby, shipped
+from sddit.recipes.search import files_near, find, name_of, shipped
 
 MAX_CHAIN = 16
 COMMAND_LINE = "command line"
@@ -22,7 +21,7 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Origin of a value."""
+    """Where a value was set."""
 
     place: str
     inherited: bool = False  # from a parent, from a file under a command line, or from a resolved recipe
@@ -66,7 +65,7 @@ class Merged:
     @property
     def command(self) -> str:
         """The command line of this recipe, including overrides."""
-        name = called(self.path) if self.path else "RECIPE"
+        name = name_of(self.path) if self.path else "RECIPE"
         return shlex.join(["sddit-run", name, *self.overrides])
 
     def place(self, key: str) -> str:
@@ -95,37 +94,34 @@ def stacked(path: Path, layers: Sequence[Source], overrides: Sequence[str]) -> M
     """Return the recipe at `path`, merged from files, the oldest first, and overrides."""
     merged = Merged(path, resolved=path.suffix == ".json", overrides=tuple(overrides))
     for layer in layers:
-        _take_plugins(merged, layer, path.parent)
         inherited = layer.path != path or merged.resolved or bool(overrides)  # a command line makes a file its parent
-        merge_into(merged, layer.tables, _origins_in(layer, inherited=inherited))
+        _add_file(merged, layer, path.parent, inherited)
     override(merged, overrides)
     return merged
 
 
-def of_recipe(recipe: Recipe) -> Merged:
-    """Return a resolved recipe as layers again, to be changed."""
-    merged = Merged(recipe.path, resolved=True)
-    tables = recipe.to_json()
-    for name in tables.pop("plugins"):
-        file = recipe.plugin_files.get(name)
-        merged.plugins.append(Plugin(file.name if file else name, file.parent if file else Path.cwd(), "plugins"))
-    merge_into(merged, tables, lambda key: Origin(recipe.origins.get(key, ""), inherited=True))
-    return merged
+def of_tables(
+    tables: Mapping[str, Any],
+    path: Path | None,
+    places: Mapping[str, str] = {},
+    plugin_files: Mapping[str, Path] = {},
+) -> Merged:
+    """Return the tables of a resolved recipe as layers, to be changed.
 
-
-def of_tables(tables: Mapping[str, Any], path: Path | None) -> Merged:
-    """Return the tables of a resolved recipe as layers; its one-file plugins are next to `path`."""
-    where = shown(path) if path else ""
+    Args:
+        path: the file that stores them; None: no file.
+        places: where values were set, by dotted key; by default in this file.
+        plugin_files: the one-file plugins, by name; by default they are next to this file.
+    """
+    where, folder = (shown(path), path.parent) if path else ("", Path.cwd())
     raise_all(odd_values(tables, lambda key: where))
     merged = Merged(path, resolved=True)
+    for plugin in _plugins(tables.get("plugins", []), folder, where):
+        file = plugin_files.get(plugin.name)
+        merged.plugins.append(Plugin(file.name, file.parent, where) if file else plugin)
     own = {key: value for key, value in tables.items() if key != "plugins"}
-    merged.plugins += _plugins(tables.get("plugins", []), path.parent if path else Path.cwd(), where)
-    merge_into(merged, own, lambda key: Origin(where, inherited=True, folder=path.parent if path else Path()))
+    merge_into(merged, own, lambda key: Origin(places.get(key, where), inherited=True, folder=folder))
     return merged
-
-
-def _origins_in(layer: Source, inherited: bool) -> Callable[[str], Origin]:
-    return lambda key: Origin(layer.place(key), inherited, layer.path.parent)
 
 
 def chain(path: Path, where: str = "") -> list[Source]:
@@ -137,18 +133,14 @@ def chain(path: Path, where: str = "") -> list[Source]:
     while True:
         if not path.is_file():
             what = f"no recipe {path.name!r} to extend"
-            raise error("SD-R121", what, where=where, got=shown(path), expect=nearby(path))
+            raise error("SD-R121", what, where=where, got=shown(path), expect=files_near(path))
         files = [source.path.resolve() for source in sources]
         if path.resolve() in files:
             names = [p.name for p in (*files[files.index(path.resolve()) :], path)]
             raise error("SD-R120", f"inheritance cycle: {' -> '.join(names)}", where=where, fix="remove one `extends`")
         if len(sources) == MAX_CHAIN:
-            raise error(
-                "SD-R120",
-                f"more than {MAX_CHAIN} recipes extend each other",
-                where=where,
-                fix="merge them into fewer files",
-            )
+            what = f"more than {MAX_CHAIN} recipes extend each other"
+            raise error("SD-R120", what, where=where, fix="merge them into fewer files")
         source = read(path)
         sources.append(source)
         parent = source.tables.pop("extends", None)
@@ -165,21 +157,19 @@ def parent_of(folder: Path, parent: Any, where: str) -> Path:
     if isinstance(parent, str) and re.fullmatch(r"[\w-]+(/[\w-]+)*", parent):
         return shipped() / f"{parent}.toml"
     if not isinstance(parent, str) or not parent.endswith(".toml") or Path(parent).is_absolute():
-        raise error(
-            "SD-R103",
-            "'extends' is of the wrong kind",
-            where=where,
-            got=f"extends = {quoted(parent)}",
-            expect="the path of one .toml file, relative to this one, or the name of a shipped recipe",
-        )
+        got = f"extends = {quoted(parent)}"
+        expect = "the path of one .toml file, relative to this one, or the name of a shipped recipe"
+        raise error("SD-R103", "'extends' is of the wrong kind", where=where, got=got, expect=expect)
     return folder / parent
 
 
-def _take_plugins(merged: Merged, layer: Source, home: Path) -> None:
-    """Add the plugins a layer names; a child cannot remove what its parent needs."""
+def _add_file(merged: Merged, layer: Source, home: Path, inherited: bool) -> None:
+    """Merge a file, and add the plugins that it names; a child cannot remove what its parent needs."""
     where = layer.place("plugins")
+    inner, outer = layer.path.parent.resolve(), home.resolve()
+    is_related = inner.is_relative_to(outer) or outer.is_relative_to(inner)  # as `recipes/` and `recipes/ablations/`
     for plugin in _plugins(layer.tables.pop("plugins", []), layer.path.parent, where):
-        if plugin.is_file and not _related(plugin.folder, home):
+        if plugin.is_file and not is_related:
             raise error(
                 "SD-R130",
                 "a recipe outside this folder names code",
@@ -190,54 +180,45 @@ def _take_plugins(merged: Merged, layer: Source, home: Path) -> None:
             )
         if plugin not in merged.plugins:
             merged.plugins.append(plugin)
-
-
-def _related(folder: Path, home: Path) -> bool:
-    """Return whether one folder contains the other: `recipes/` and `recipes/ablations/` belong together."""
-    a, b = folder.resolve(), home.resolve()
-    return a.is_relative_to(b) or b.is_relative_to(a)
+    merge_into(merged, layer.tables, lambda key: Origin(layer.place(key), inherited, layer.path.parent))
 
 
 def _plugins(value: Any, folder: Path, where: str) -> list[Plugin]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise error(
-            "SD-R103",
+        what, got, fix = (
             "'plugins' is of the wrong kind",
-            where=where,
-            got=f"plugins = {quoted(value)}",
-            expect="list of text",
-            fix='plugins = ["acme", "./my_loss.py"]',
+            f"plugins = {quoted(value)}",
+            'plugins = ["acme", "./my_loss.py"]',
         )
+        raise error("SD-R103", what, where=where, got=got, expect="list of text", fix=fix)
     return [Plugin(name, folder, where) for name in value]
 
 
-def merge_into(merged: Merged, over: Mapping[str, Any], origin: Callable[[str], Origin]) -> None:
-    """Merge a table into the recipe.
+def merge_into(merged: Merged, over: Mapping[str, Any], origin: Origin | Callable[[str], Origin]) -> None:
+    """Merge a table, of one origin or with one for each dotted key, into the recipe.
 
     Tables are merged key by key. Replaced entirely: lists, a table whose `name` changes (its other keys belong to
     another component), and a value schedule that sets start and end. `false` in place of a table removes it.
     """
-    _merge_table(merged, merged.tables, over, origin, ())
 
+    def merge(base: dict[str, Any], over: Mapping[str, Any], prefix: str) -> None:
+        for key, new in over.items():
+            dotted, old = f"{prefix}{key}", base.get(key)
+            merges = isinstance(old, dict) and isinstance(new, Mapping) and not _replaces(new, old)
+            if not merges and key in base:
+                for gone in [k for k in merged.origins if k == dotted or k.startswith(f"{dotted}.")]:
+                    del merged.origins[gone]
+            if isinstance(old, dict) and new is False:
+                del base[key]
+                continue
+            merged.origins[dotted] = origin if isinstance(origin, Origin) else origin(dotted)
+            if isinstance(new, Mapping):
+                base[key] = old if merges else {}
+                merge(base[key], new, f"{dotted}.")
+            else:
+                base[key] = copy.deepcopy(new)
 
-def _merge_table(
-    merged: Merged, base: dict[str, Any], over: Mapping[str, Any], origin: Callable[[str], Origin], at: tuple[str, ...]
-) -> None:
-    for key, new in over.items():
-        path = (*at, key)
-        dotted = ".".join(path)
-        old = base.get(key)
-        if isinstance(old, dict) and isinstance(new, Mapping) and not _replaces(new, old):
-            merged.origins[dotted] = origin(dotted)
-            _merge_table(merged, old, new, origin, path)
-            continue
-        for gone in [k for k in merged.origins if k == dotted or k.startswith(f"{dotted}.")]:
-            del merged.origins[gone]
-        if isinstance(old, dict) and new is False:
-            del base[key]
-            continue
-        base[key] = copy.deepcopy(new)
-        merged.origins.update({node: origin(node) for node in nodes(new, path)})
+    merge(merged.tables, over, "")
 
 
 def _replaces(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
@@ -251,17 +232,8 @@ def _same_component(one: Any, other: Any) -> bool:
     """
     if not (isinstance(one, str) and isinstance(other, str)):
         return bool(one == other)
-    bare = "/" not in one or "/" not in other
-    return one == other or (bare and one.rpartition("/")[2] == other.rpartition("/")[2])
-
-
-def nodes(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield the dotted keys of a value and, if it is a table, of everything in it."""
-    if path:
-        yield ".".join(path)
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from nodes(inner, (*path, key))
+    is_bare = "/" not in one or "/" not in other
+    return one == other or (is_bare and one.rpartition("/")[2] == other.rpartition("/")[2])
 
 
 def leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -280,14 +252,7 @@ class Override:
     text: str
     path: tuple[str, ...]
     value: Any
-
-    @property
-    def table(self) -> dict[str, Any]:
-        """The override as a table to merge into the recipe."""
-        table = self.value
-        for key in reversed(self.path):
-            table = {key: table}
-        return dict(table)
+    table: dict[str, Any]  # to merge into the recipe
 
 
 def parse_override(text: str) -> Override:
@@ -295,20 +260,18 @@ def parse_override(text: str) -> Override:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,15}", key):
-        raise error(
-            "SD-R133", "an override is key=value", where=COMMAND_LINE, got=text, expect="such as train.steps=200"
-        )
+        what = "an override is key=value"
+        raise error("SD-R133", what, where=COMMAND_LINE, got=text, expect="such as train.steps=200")
     if key == "extends":
-        raise error(
-            "SD-R133",
-            "`extends` cannot be set on the command line",
-            where=COMMAND_LINE,
-            got=text,
-            fix="write it into a recipe",
-        )
-    override = Override(text, tuple(key.split(".")), parse_value(value.strip(), COMMAND_LINE))
-    raise_all(odd_values(override.table, lambda key: COMMAND_LINE))
-    return override
+        what = "`extends` cannot be set on the command line"
+        raise error("SD-R133", what, where=COMMAND_LINE, got=text, fix="write it into a recipe")
+    path = tuple(key.split("."))
+    parsed = parse_value(value.strip(), COMMAND_LINE)
+    table = {path[-1]: parsed}
+    for name in reversed(path[:-1]):
+        table = {name: table}
+    raise_all(odd_values(table, lambda key: COMMAND_LINE))
+    return Override(text, path, parsed, table)
 
 
 def override(merged: Merged, texts: Sequence[str]) -> None:
@@ -323,24 +286,20 @@ def override(merged: Merged, texts: Sequence[str]) -> None:
     origins = {o: Origin(COMMAND_LINE) for o in overrides}
     removals = []
     for o in sorted(overrides, key=lambda o: (0, len(o.path)) if o.path[-1] == "name" else (1, 0)):
-        if o.value is False and isinstance(_at(merged.tables, o.path), dict):
+        if o.value is False and isinstance(setting_at(merged.tables, o.path), dict):
             removals.append(o)
-        merge_into(merged, o.table, _always(origins[o]))
+        merge_into(merged, o.table, origins[o])
     found = {id(origin) for origin in merged.origins.values()}
     raise_all(
         Problem("SD-R134", "an override has no effect", COMMAND_LINE, o.text, "one override of a key", "remove it")
         for o in overrides
-        if (_at(merged.tables, o.path) is not None if o in removals else id(origins[o]) not in found)
+        if (setting_at(merged.tables, o.path) is not None if o in removals else id(origins[o]) not in found)
     )
 
 
-def _always(origin: Origin) -> Callable[[str], Origin]:
-    return lambda key: origin
-
-
-def _at(tables: Mapping[str, Any], path: Sequence[str]) -> Any:
-    """Return the value at a path of keys, or None."""
-    found: Any = tables
+def setting_at(tables: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """Return the value at a path of keys; None if it is missing."""
+    value: Any = tables
     for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value

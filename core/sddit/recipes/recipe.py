@@ -12,11 +12,9 @@ from typing import Any
 
 from sddit import interfaces as face
 from sddit.interfaces import Params, Selected
-from sddit.interfaces.recipe_view import LossView
-from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
+from sddit.interfaces.params import LossView
+from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings, is_free
 from sddit.value_schedules import is_zero
-
-Json = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +47,7 @@ class Recipe:
     warnings: tuple[str, ...] = ()  # what is allowed but probably a mistake
     plugin_digests: Mapping[str, str] = field(default_factory=dict)  # plugin -> version or file hash
     plugin_files: Mapping[str, Path] = field(default_factory=dict)  # "./file.py" -> path of that plugin
-    kernels: Mapping[str, face.AttentionParams] = field(
-        default_factory=dict
-    )  # that could be chosen, with their defaults
+    kernels: Mapping[str, face.AttentionParams] = field(default_factory=dict)  # that are installed, with their defaults
 
     @property
     def shapes(self) -> face.Shapes:
@@ -88,31 +84,22 @@ class Recipe:
         """Return what is read from each view, by all active losses or by those in `labels`."""
         wants: dict[str, face.Want] = {}
         for label, chosen in self.active_losses.items():
-            if labels is not None and label not in labels:
-                continue
             needs = chosen.params.needs()
-            for view in self.views_of(chosen.params):
+            for view in self.views_of(chosen.params) if labels is None or label in labels else ():
                 want = needs.student if view.network == "student" else needs.teacher or face.Want()
                 wants[view.name] = wants.get(view.name, face.Want()) | want
         return wants
-
-    @property
-    def sampled_weights(self) -> str:
-        """Label of the weights that are sampled."""
-        return self.evaluate.weights or next(iter(self.ema), "student")
 
     def has_table(self, feature: str) -> bool:
         """Return whether an extractor is set in a table `[features.LABEL]`, rather than named by `[evaluate]` alone."""
         return feature in self.evaluate.features and "/" not in feature
 
-    def to_json(self, *, free: bool = True) -> dict[str, Json]:
-        """Return the resolved recipe. Without `free`, only what determines the numbers: the part that the run id
-        hashes.
+    def to_json(self, *, free: bool = True) -> dict[str, Any]:
+        """Return the content of `recipe.resolved.json`, which `resolve` reads again; one-file plugins are next to it.
 
-        With it, the content of `recipe.resolved.json`, which `resolve` reads again; one-file plugins are next to that
-        file.
+        Without `free`, only what determines the numbers: the part that the run id hashes.
         """
-        tables: dict[str, Json] = {
+        tables: dict[str, Any] = {
             "seed": self.seed,
             "plugins": list(self.plugins),
             "backbone": self.backbone.to_json(),
@@ -129,8 +116,11 @@ class Recipe:
             "train": _settings(self.train, free),
             "evaluate": _settings(self.evaluate, free),
         }
-        if extractors := {label: chosen for label, chosen in self.features.items() if self.has_table(label)}:
-            tables["features"] = {label: _without_paths(chosen.to_json(), free) for label, chosen in extractors.items()}
+        if extractors := {label: one.to_json() for label, one in self.features.items() if self.has_table(label)}:
+            tables["features"] = {
+                label: {key: value for key, value in table.items() if free or f"{key}_sha256" not in table}
+                for label, table in extractors.items()
+            }  # of a path whose file hash is stored, the hash alone determines the numbers
         if self.start is not None:
             tables["start"] = _settings(self.start, free)
         if free:
@@ -148,23 +138,12 @@ class Recipe:
         return sha256(text.encode()).hexdigest()[:12]
 
 
-def facts_to_json(facts: face.DataFacts) -> dict[str, Json]:
+def facts_to_json(facts: face.DataFacts) -> dict[str, Any]:
     """Return what is known of the data, so that a run can be sampled without the data."""
     known = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(facts).items()}
     return {"classes": facts.num_classes, **known}
 
 
-def _settings(settings: Params, free: bool) -> dict[str, Json]:
+def _settings(settings: Params, free: bool) -> dict[str, Any]:
     dumped = settings.model_dump(mode="json", by_alias=True)
     return {key: value for key, value in dumped.items() if free or not is_free(type(settings), key)}
-
-
-def _without_paths(table: dict[str, Json], free: bool) -> dict[str, Json]:
-    """Return the settings of an extractor; without `free`, paths whose file hash is also stored are removed."""
-    return {key: value for key, value in table.items() if free or f"{key}_sha256" not in table}
-
-
-def is_free(settings: type[Params], key: str) -> bool:
-    """Return whether a key of one of the core's tables changes no number."""
-    info = settings.model_fields.get(key)
-    return info is not None and isinstance(info.json_schema_extra, Mapping) and bool(info.json_schema_extra.get("free"))

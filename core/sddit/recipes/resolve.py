@@ -18,12 +18,12 @@ from sddit.interfaces import AttentionParams, DataFacts, Selected
 from sddit.plugins.host import Host
 from sddit.plugins.host import host as the_host
 from sddit.recipes import checks
-from sddit.recipes.differences import SETTINGS, differences
-from sddit.recipes.merge import Merged, Origin, leaves, load, merge_into, of_recipe, of_tables, override
+from sddit.recipes.differences import differences
+from sddit.recipes.merge import Merged, Origin, leaves, load, merge_into, of_tables, override
 from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.selection import LABELLED, SLOTS, Selector
-from sddit.recipes.settings import EmaSettings, StartSettings
+from sddit.recipes.settings import SETTINGS, EmaSettings, StartSettings
 from sddit.recipes.start_weights import complete_start
 from sddit.recipes.validation import unknown_key
 
@@ -35,7 +35,7 @@ STATED = ("name", "data", "code")
 """Tables of resolved recipes only: the name, and what the data and the plugins were."""
 
 MEASURED = "measured"
-TOLERANCE = 0.1
+MAX_DIFFERENCE = 0.1
 """Maximum relative difference between sigma_data and the measured value without a warning."""
 
 
@@ -56,7 +56,7 @@ def resolve(source: str | Path, overrides: Sequence[str] = (), *, host: Host | N
 
 def changed(recipe: Recipe, overrides: Sequence[str], *, host: Host | None = None) -> Recipe:
     """Return a resolved recipe with further overrides, checked again."""
-    merged = of_recipe(recipe)
+    merged = of_tables(recipe.to_json(), recipe.path, recipe.origins, recipe.plugin_files)
     override(merged, overrides)
     return resolve_merged(merged, host=host)
 
@@ -85,9 +85,7 @@ def resolve_without_data(source: str | Path, *, host: Host | None = None) -> Rec
         if not about_data or "mean" not in merged.tables.get("data", {}):
             raise
     stand_in = {"dataset": declared_table(merged.tables.pop("data"), merged.tables["dataset"])}
-    merge_into(
-        merged, {**stand_in, "evaluate": {"features": []}}, lambda key: Origin("stated by the run", inherited=True)
-    )
+    merge_into(merged, {**stand_in, "evaluate": {"features": []}}, Origin("stated by the run", inherited=True))
     return resolve_merged(merged, host=host)
 
 
@@ -95,49 +93,39 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     """Resolve a recipe whose layers are already merged."""
     selector = Selector(merged, host or the_host())
     selector.add(_unknown_tables(selector), blocks=False)
-    chosen = selector.slots()
+    slots: dict[str, Any] = selector.slots()
     labelled = {table: selector.labelled(table) for table in LABELLED}
     averages = {label: selector.settings(EmaSettings, t, f"ema.{label}") for label, t in selector.labels("ema").items()}
     tables: dict[str, Any] = {
-        key: selector.settings(model, merged.tables.get(key, {}), key)
-        for key, model in SETTINGS.items()
-        if key not in ("ema", "start")
+        key: selector.settings(SETTINGS[key], merged.tables.get(key, {}), key)
+        for key in ("train", "teacher", "evaluate")
     }
     features = selector.features(tables["evaluate"].features, labelled["features"]) if tables["evaluate"] else {}
     seed, name, start = _seed(selector), _name(selector), _start(selector)
-    facts = _facts(selector, chosen)
+    facts = _facts(selector, slots)
     if selector.is_blocked:
         raise_all(selector.problems())
     assert facts is not None  # what is missing has left a problem
 
-    std = round_to(seen_std(chosen["dataset"].params, facts), digits=6)
-    measured = [key for key, value in _measurable(chosen["noise_schedule"]) if value == MEASURED]
-    warnings = _far_from_measured(chosen["noise_schedule"], std, merged)
-    chosen["noise_schedule"] = _with_measured(selector, chosen["noise_schedule"], measured, std)
+    std = seen_std(slots["dataset"].params, facts)
+    slots["noise_schedule"], measured, warnings = _with_measured(selector, slots["noise_schedule"], std)
     qualified = tuple(
         label if label in labelled["features"] else feature.component.qualified for label, feature in features.items()
     )
-    sampled = tables["evaluate"].weights or next((label for label, average in averages.items() if average), "student")
+    ema = {label: average for label, average in averages.items() if average}
+    weights = tables["evaluate"].weights or next(iter(ema), "student")
+    tables["evaluate"] = tables["evaluate"].model_copy(update={"features": qualified, "weights": weights})
     recipe = Recipe(
+        **slots,
+        **tables,
         name=name,
         path=merged.path,
         seed=seed,
         plugins=tuple(dict.fromkeys(plugin.resolved_name for plugin in merged.plugins)),
-        backbone=chosen["backbone"],
-        noise_schedule=chosen["noise_schedule"],
-        pair_sampler=chosen["pair_sampler"],
         losses=labelled["loss"],
-        attention=chosen["attention"],
-        dataset=chosen["dataset"],
-        sampler=chosen["sampler"],
-        guidance=chosen["guidance"],
-        optimizer=chosen["optimizer"],
         trackers=labelled["tracker"],
         features=features,
-        train=tables["train"],
-        teacher=tables["teacher"],
-        ema={label: average for label, average in averages.items() if average},
-        evaluate=tables["evaluate"].model_copy(update={"features": qualified, "weights": sampled}),
+        ema=ema,
         facts=facts,
         start=start,
         plugin_digests=selector.used,
@@ -146,17 +134,18 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
             c.name: cast(AttentionParams, c.params()) for c in selector.host.registries.attention if not c.missing()
         },
     )
-    raise_all([*selector.problems(), *(_placed(problem, merged) for problem in checks.check(recipe))])
+    selector.add(_placed(problem, merged) for problem in checks.check(recipe))
+    raise_all(selector.problems())
     return _with_notes(recipe, merged, measured, warnings)
 
 
 def _unknown_tables(selector: Selector) -> Iterator[Problem]:
     merged, registries = selector.merged, selector.host.registries.all()
-    params = {**SETTINGS, **{slot: registries[kind].params for slot, (kind, _) in SLOTS.items()}}
+    params = {**SETTINGS, **{slot: registries[kind].params for slot, kind in SLOTS.items()}}
     for key, value in merged.tables.items():
         if key in TABLES or (merged.resolved and key in STATED):
             continue
-        problem = unknown_key(key, f"{key} = {quoted(value)}", TABLES, merged.place(key), "")
+        problem = unknown_key(key, f"{key} = {quoted(value)}", TABLES, merged.place(key))
         tables = [f"{table}.{key}" for table, model in params.items() if key in model.model_fields]
         yield replace(problem, fix=f"write {' or '.join(tables)}") if tables else problem
 
@@ -207,39 +196,35 @@ def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts
     return None
 
 
-def _measurable(schedule: Selected[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) of the settings that accept the word `measured`."""
-    for name, info in type(schedule.params).model_fields.items():
-        if _mentions_measured(info.annotation):
-            yield info.alias or name, getattr(schedule.params, name)
+def _with_measured(
+    selector: Selector, schedule: Selected[Any], std: float
+) -> tuple[Selected[Any], list[str], list[str]]:
+    """Put the data's standard deviation where the recipe says `measured`.
+
+    Returns the schedule, the keys that were measured, and warnings of numbers that differ from the standard deviation.
+    """
+    std = float(f"{std:.6g}")  # the last bits of a long sum must not change a run id
+    values = {
+        info.alias or name: getattr(schedule.params, name)
+        for name, info in type(schedule.params).model_fields.items()
+        if _mentions_measured(info.annotation)
+    }
+    measured = [key for key, value in values.items() if value == MEASURED]
+    warnings = [
+        f"noise_schedule.{key} = {value:g} differs from the standard deviation of the data, {std:.4g} "
+        f'({selector.merged.place(f"noise_schedule.{key}")}); write {key} = "{MEASURED}"'
+        for key, value in values.items()
+        if isinstance(value, float) and abs(value - std) > MAX_DIFFERENCE * std
+    ]
+    table = {**schedule.params.model_dump(mode="json", by_alias=True), **dict.fromkeys(measured, std)}
+    params = selector.settings(type(schedule.params), table, "noise_schedule")
+    if selector.is_blocked:
+        raise_all(selector.problems())
+    return replace(schedule, params=params), measured, warnings
 
 
 def _mentions_measured(annotation: Any) -> bool:
     return MEASURED in get_args(annotation) or any(map(_mentions_measured, get_args(annotation)))
-
-
-def _with_measured(selector: Selector, schedule: Selected[Any], keys: Sequence[str], std: float) -> Selected[Any]:
-    """Return the schedule with the data's standard deviation where the recipe says `measured`."""
-    table = {**schedule.params.model_dump(mode="json", by_alias=True), **dict.fromkeys(keys, std)}
-    params = selector.settings(type(schedule.params), table, "noise_schedule")
-    if selector.is_blocked:
-        raise_all(selector.problems())
-    return replace(schedule, params=params)
-
-
-def _far_from_measured(schedule: Selected[Any], std: float, merged: Merged) -> list[str]:
-    return [
-        f"noise_schedule.{key} = {value:g} differs from the standard deviation of the data, {std:.4g} "
-        f"({merged.place(f'noise_schedule.{key}')}); "
-        f'write {key} = "{MEASURED}"'
-        for key, value in _measurable(schedule)
-        if isinstance(value, float) and abs(value - std) > TOLERANCE * std
-    ]
-
-
-def round_to(value: float, digits: int) -> float:
-    """Round `value` to `digits` significant digits, so that the last bits of a long sum do not change a run id."""
-    return float(f"{value:.{digits}g}")
 
 
 def _placed(problem: Problem, merged: Merged, around: str = "") -> Problem:
@@ -250,8 +235,12 @@ def _placed(problem: Problem, merged: Merged, around: str = "") -> Problem:
 
 
 def _with_notes(recipe: Recipe, merged: Merged, measured: Sequence[str], warnings: list[str]) -> Recipe:
-    """Return the recipe with the origin of each value, the idle keys and the warnings."""
-    origins = {key: _origin(key, merged) for key, _ in leaves(recipe.to_json()) if key.partition(".")[0] not in STATED}
+    """Return the recipe with the origin of each value, the keys without effect and the warnings."""
+    origins = {
+        key: merged.origins[key].place if key in merged.origins else "default"
+        for key, _ in leaves(recipe.to_json())
+        if key.partition(".")[0] not in STATED
+    }
     for key in measured:
         origins[f"noise_schedule.{key}"] += ", measured"
     given = [key for key, _ in leaves(merged.tables)]
@@ -263,16 +252,11 @@ def _with_notes(recipe: Recipe, merged: Merged, measured: Sequence[str], warning
     return replace(recipe, origins=origins, idle=idle, warnings=tuple(warnings))
 
 
-def _origin(key: str, merged: Merged) -> str:
-    return merged.origins[key].place if key in merged.origins else "default"
-
-
 def _changed_since(recipe: Recipe, merged: Merged) -> list[str]:
     """Describe changes of the data and the plugins since a recipe was resolved."""
-    stated: dict[str, Any] = {
-        key: merged.tables[key] for key in ("data", "code") if merged.resolved and key in merged.tables
-    }
-    now: dict[str, Any] = {key: value for key, value in recipe.to_json().items() if key in stated}
+    given = merged.tables if merged.resolved else {}
+    stated = {key: value for key, value in given.items() if key in ("data", "code")}
+    now = {key: value for key, value in recipe.to_json().items() if key in stated}
     return [
         f"{key} was {before} when this recipe was resolved, and is {after}"
         for key, before, after, _ in differences(stated, now)

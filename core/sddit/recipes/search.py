@@ -13,16 +13,22 @@ FOLDER = "recipes"
 def find(source: str | Path) -> Path:
     """Return the file of a recipe: the path, else its name in `recipes/` here, else among the shipped ones.
 
-    Raises SdditError (SD-R121) with the nearest names.
+    The README's `recipes/quickstart.toml` works in any folder. Raises SdditError (SD-R121) with the nearest names.
     """
-    for candidate in _candidates(Path(source)):
+    path = Path(source)
+    candidates = [path]
+    if not path.is_absolute() and ".." not in path.parts and path.name:
+        name = PurePath(*path.parts[1:]) if len(path.parts) > 1 and path.parts[0] == FOLDER else path
+        places = [path, Path(FOLDER) / name, shipped() / name]
+        candidates = [file for place in places for file in (place, place.with_name(f"{place.name}.toml"))]
+    for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise error(
         "SD-R121",
         f"no recipe {str(source)!r}",
         where=str(source),
-        got="a folder" if Path(source).is_dir() else "no such file",
+        got="a folder" if path.is_dir() else "no such file",
         expect=one_of(str(source), names()),
         fix="pass a path, or one of these names",
     )
@@ -42,22 +48,13 @@ def shipped() -> Path:
     return packaged if packaged.is_dir() else package.parents[1] / FOLDER
 
 
-def called(path: Path) -> str:
+def name_of(path: Path) -> str:
     """Return the path or name that finds a recipe again; a shipped one from any folder: `recipes/quickstart.toml`."""
     within = path.resolve().is_relative_to(shipped().resolve())
     return f"{FOLDER}/{path.resolve().relative_to(shipped().resolve()).as_posix()}" if within else shown(path)
 
 
-def _candidates(given: Path) -> list[Path]:
-    """Return where a recipe may be, the nearest first. The README's `recipes/quickstart.toml` works in any folder."""
-    if given.is_absolute() or ".." in given.parts or not given.name:
-        return [given]
-    name = PurePath(*given.parts[1:]) if len(given.parts) > 1 and given.parts[0] == FOLDER else given
-    places = [given, Path(FOLDER) / name, shipped() / name]
-    return [path for place in places for path in (place, place.with_name(f"{place.name}.toml"))]
-
-
-def nearby(path: Path) -> str:
-    """Return the recipes next to a missing file, for the `expect` of a problem."""
+def files_near(path: Path) -> str:
+    """Return the recipes in the folder of a missing file, for the `expect` of a problem."""
     siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
     return one_of(path.name, siblings) if siblings else f"a file in {shown(path.parent)}"

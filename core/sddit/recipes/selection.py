@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from sddit.errors import Problem, SdditError, error, nearest, one_of
+from sddit.errors import Problem, SdditError, nearest, one_of
 from sddit.interfaces import Component, Params, Selected
 from sddit.plugins.discovery import plugin_name, plugins_named_by
 from sddit.plugins.host import Host
@@ -22,35 +21,24 @@ from sddit.recipes.validation import validated
 P = TypeVar("P", bound=Params)
 
 
-class Slot(NamedTuple):
-    """A table of a recipe that chooses one component."""
-
-    kind: str  # the registry it chooses from
-    default: str = ""  # only for what is neutral: it prefers no method
-
-
+# Tables that choose one component, and the registry these choose from.
 SLOTS = {
-    "backbone": Slot("backbones"),
-    "noise_schedule": Slot("noise_schedules"),
-    "pair_sampler": Slot("pair_samplers"),
-    "dataset": Slot("datasets"),
-    "sampler": Slot("samplers"),
-    "attention": Slot("attention", "sdpa"),
-    "guidance": Slot("guidances", "none"),
-    "optimizer": Slot("optimizers", "adamw"),
+    "backbone": "backbones",
+    "noise_schedule": "noise_schedules",
+    "pair_sampler": "pair_samplers",
+    "dataset": "datasets",
+    "sampler": "samplers",
+    "attention": "attention",
+    "guidance": "guidances",
+    "optimizer": "optimizers",
 }
+# Only for what is neutral: these prefer no method.
+DEFAULTS = {"attention": "sdpa", "guidance": "none", "optimizer": "adamw"}
 # Tables of labelled tables, and the registry these choose from.
 LABELLED = {"loss": "losses", "tracker": "trackers", "features": "features"}
 FEATURES = "evaluate.features"
 
 LABEL = re.compile(r"[a-z][a-z0-9_-]*")
-
-
-class RecipeProblem(NamedTuple):
-    """A problem of a recipe. One that does not block is an unknown key: the rest of its table is checked as well."""
-
-    problem: Problem
-    blocks: bool
 
 
 class Selector:
@@ -59,7 +47,7 @@ class Selector:
     def __init__(self, merged: Merged, host: Host) -> None:
         self.merged = merged
         self.host = host
-        self.found: list[RecipeProblem] = []
+        self.found: dict[Problem, bool] = {}  # whether it blocks; an unknown key does not: its table is checked as well
         self.used: dict[str, str] = {}  # plugin -> its version, or the hash of its file
         self._broken: set[str] = set()  # the plugins that did not load
         self._use_plugins()
@@ -67,48 +55,45 @@ class Selector:
     @property
     def is_blocked(self) -> bool:
         """Return whether something cannot be built."""
-        return any(found.blocks for found in self.found)
+        return any(self.found.values())
 
     def problems(self) -> list[Problem]:
         """Return each problem once: unknown keys first, then what blocks."""
-        return list(dict.fromkeys(found.problem for found in sorted(self.found, key=lambda found: found.blocks)))
+        return sorted(self.found, key=lambda problem: self.found[problem])
 
     def add(self, problems: Iterable[Problem], *, blocks: bool = True) -> None:
-        self.found += [RecipeProblem(problem, blocks) for problem in problems]
+        for problem in problems:
+            self.found.setdefault(problem, blocks)
 
     def slots(self) -> dict[str, Selected[Any]]:
         """Return the component of each slot, without those that have problems."""
-        return self._selected({slot: self._slot(slot) for slot in SLOTS})
+        return {slot: chosen for slot in SLOTS if (chosen := self._slot(slot))}
 
     def labelled(self, table: str) -> dict[str, Selected[Any]]:
         """Return the components of `[loss.LABEL]`, `[tracker.LABEL]` or `[features.LABEL]`, without those that have
         problems.
 
-        An extractor is called what its label says where it has no name: `evaluate.features` names it as if it had no
-        table.
+        The name of an extractor is its label if its table has none, as if `evaluate.features` named it alone.
         """
-        kind, named = LABELLED[table], table == "features"
-        return self._selected(
-            {
-                label: self.choose(f"{table}.{label}", t, kind, label if named else "")
-                for label, t in self.labels(table).items()
-            }
-        )
+        kind, is_extractor = LABELLED[table], table == "features"
+        return {
+            label: chosen
+            for label, settings in self.labels(table).items()
+            if (chosen := self.choose(f"{table}.{label}", settings, kind, label if is_extractor else ""))
+        }
 
     def features(self, names: tuple[str, ...], tables: Mapping[str, Selected[Any]]) -> dict[str, Selected[Any]]:
         """Return the extractors that `[evaluate]` names: by the label of a table `[features.LABEL]`, else by name, and
         by qualified name where two share one."""
-        given = self.merged.tables.get("features", {})
+        given = _table(self.merged.tables.get("features"))
         plain = [name for name in dict.fromkeys(names) if name not in given]
-        chosen = [self.choose(FEATURES, {"name": name}, "features") for name in plain]
-        short = [*tables, *(c.component.name for c in chosen if c)]
-        keys = [c.component.name if short.count(c.component.name) == 1 else c.component.qualified for c in chosen if c]
-        labelled = {
-            label: replace(tables[label], params=tables[label].params.fingerprinted())
-            for label in names
-            if label in tables
+        chosen = [one for name in plain if (one := self.choose(FEATURES, {"name": name}, "features"))]
+        short = [*tables, *(one.component.name for one in chosen)]
+        labelled = {label: tables[label] for label in names if label in tables}
+        return {
+            **{c.component.name if short.count(c.component.name) == 1 else c.component.qualified: c for c in chosen},
+            **{key: replace(one, params=one.params.fingerprinted()) for key, one in labelled.items()},
         }
-        return {**dict(zip(keys, filter(None, chosen), strict=True)), **labelled}
 
     def labels(self, table: str) -> dict[str, Any]:
         """Return the labelled tables of `table` that are valid."""
@@ -161,16 +146,6 @@ class Selector:
         """Add a problem of the value or table at a dotted key."""
         self.add([Problem(code, what, self.merged.place(key), got, expect, fix)])
 
-    @contextmanager
-    def gathering(self) -> Iterator[None]:
-        """Add the problems of an SdditError that is raised inside, and continue after it."""
-        try:
-            yield
-        except SdditError as failure:
-            self.add(failure.problems)
-
-    # ----------------------------------------------------------------------------------------------------------------
-
     def _use_plugins(self) -> None:
         """Load what `plugins` names and the plugins of qualified names (`acme/masked`), before any lookup."""
         for plugin in self.merged.plugins:
@@ -178,8 +153,8 @@ class Selector:
             if self._use(plugin.name, row, plugin.folder, plugin.where):
                 self.used[row] = self.host.rows[row].identity
         for key, name in self._names():
-            for asked in plugins_named_by([name]):
-                self._use(asked, asked, None, self.merged.place(key))
+            for plugin_of_name in plugins_named_by([name]):
+                self._use(plugin_of_name, plugin_of_name, None, self.merged.place(key))
 
     def _use(self, name: str, row: str, folder: Path | None, where: str) -> bool:
         """Load a plugin and return whether it is loaded. One that failed before is not reported again."""
@@ -200,14 +175,14 @@ class Selector:
         """
         found = {}
         for name, field in model.model_fields.items():
-            says: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
             value = table.get(name := field.alias or name)
-            if says.get("path") and isinstance(value, str) and value not in ("", *says.get("words", ())):
+            if extra.get("path") and isinstance(value, str) and value not in ("", *extra.get("words", ())):
                 found[name] = self.merged.absolute(f"{key}.{name}", value)
         return found
 
     def _names(self) -> Iterator[tuple[str, str]]:
-        """(dotted key, name) of every component the recipe names, as far as its tables are well formed."""
+        """Yield (dotted key, name) of every component that the recipe names, as far as its tables are well formed."""
         tables = self.merged.tables
         labelled = [(f"{t}.{label}", inner) for t in LABELLED for label, inner in _table(tables.get(t)).items()]
         for key, table in [*((slot, tables.get(slot)) for slot in SLOTS), *labelled]:
@@ -219,12 +194,12 @@ class Selector:
                 yield FEATURES, name
 
     def _slot(self, slot: str) -> Selected[Any] | None:
-        kind, default = SLOTS[slot]
-        if slot not in self.merged.tables and not default:
+        kind = SLOTS[slot]
+        if slot not in self.merged.tables and slot not in DEFAULTS:
             names = ", ".join(self.host.registries.all()[kind].names())
             self.problem("SD-R101", f"no [{slot}] in the recipe", "", "", f"one of {names}", f"sddit-run show {kind}")
             return None
-        return self.choose(slot, self.merged.tables.get(slot, {}), kind, default)
+        return self.choose(slot, self.merged.tables.get(slot, {}), kind, DEFAULTS.get(slot, ""))
 
     def _is_valid(self, table: str, label: str, value: Any, others: Mapping[str, Any]) -> bool:
         key = f"{table}.{label}"
@@ -253,25 +228,19 @@ class Selector:
             self.problem("SD-R109", f"'{key}.name' is missing", key, "nothing", expect, fix)
 
     def _component(self, registry: Registry[Any], name: str, key: str) -> Component[Any] | None:
-        where = self.merged.place(key)
-        with self.gathering():
-            if _is_code(name):
-                fix = 'plugins = ["./file.py"], and here the name under which the file registers it'
-                what = f"{key!r} names code; only `plugins` does that"
-                raise error("SD-R130", what, where=where, got=quoted(name), expect="the name of a component", fix=fix)
-            try:
-                component = registry.usable(name, where=where)
-            except SdditError as failure:
-                if self._broken and failure.problems[0].code == "SD-R110":
-                    return None  # a plugin that did not load may well have brought it
-                raise
-            self.used[component.origin] = self.host.rows[component.origin].identity
-            return component
-        return None
-
-    @staticmethod
-    def _selected(chosen: Mapping[str, Selected[Any] | None]) -> dict[str, Selected[Any]]:
-        return {key: value for key, value in chosen.items() if value is not None}
+        if _is_code(name):
+            what, expect = f"{key!r} names code; only `plugins` does that", "the name of a component"
+            fix = 'plugins = ["./file.py"], and here the name under which the file registers it'
+            self.problem("SD-R130", what, key, quoted(name), expect, fix)
+            return None
+        try:
+            component = registry.usable(name, where=self.merged.place(key))
+        except SdditError as failure:
+            if not (self._broken and failure.problems[0].code == "SD-R110"):  # a broken plugin may have offered it
+                self.add(failure.problems)
+            return None
+        self.used[component.origin] = self.host.rows[component.origin].identity
+        return component
 
 
 def with_corrected_keys(model: type[P], settings: Mapping[str, Any]) -> P | None:

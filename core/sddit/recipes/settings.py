@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -23,8 +24,8 @@ class TrainSettings(Params):
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="Images of one forward pass, over all processes; gradients accumulate to one batch. Default: "
-        "the batch.",
+        description="Images of one forward pass, over all processes; gradients accumulate to one batch. Default: the "
+        "batch.",
     )
     precision: Precision = Field("fp32", description="fp32; bf16 (networks under autocast, losses in fp32); fp64.")
     deterministic: bool | None = Field(
@@ -37,23 +38,21 @@ class TrainSettings(Params):
         0,
         ge=0,
         le=10**9,
-        description="Steps that may be skipped, in all, because a loss or a gradient was NaN or infinite; at the "
-        "next one the "
-        "run stops. Nothing learns from a skipped step, and metrics.jsonl counts them.",
+        description="Steps that may be skipped, in all, because a loss or a gradient was NaN or infinite; at the next "
+        "one the run stops. Nothing learns from a skipped step, and metrics.jsonl counts them.",
         json_schema_extra=FREE,
     )
     distributed: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="How several processes share the weights: ddp, each has all of them; fsdp, each a part, for "
-        "models that "
-        "one device does not hold. The numbers are the same up to rounding.",
+        description="How several processes share the weights: ddp, each has all of them; fsdp, each a part, for models "
+        "that one device does not hold. The numbers are the same up to rounding.",
         json_schema_extra=FREE,
     )
     timeout: float = Field(
         20.0,
         gt=0,
         le=86_400,
-        description="Of several processes: seconds that one waits for another within a step before the run ends "
+        description="With several processes: seconds that one waits for another within a step before the run ends "
         "with SD-X802.",
         json_schema_extra=FREE,
     )
@@ -64,9 +63,8 @@ class TrainSettings(Params):
     save_every: int = Field(500, ge=1, description="Steps between checkpoints.", json_schema_extra=FREE)
     save_async: bool = Field(
         False,
-        description="Write checkpoints in the background from a CPU copy. Useful when saving takes longer than a "
-        "few steps. "
-        "A failed save stops the run at its next step.",
+        description="Write checkpoints in the background from a CPU copy. Useful when saving takes longer than a few "
+        "steps. A failed save stops the run at its next step.",
         json_schema_extra=FREE,
     )
     keep: int = Field(2, ge=1, description="Verified checkpoints to keep.", json_schema_extra=FREE)
@@ -74,20 +72,20 @@ class TrainSettings(Params):
 
 
 class TeacherSettings(Params):
-    """`[teacher]`: the moving average that a discrimination-like loss compares with."""
+    """`[teacher]`: the EMA of the student that losses such as discrimination compare with."""
 
     momentum: Annotated[Value, bounded(0, 1)] = Field(
         default={"start": 0.996, "end": 1.0, "shape": "cosine"},
         validate_default=True,
-        description="Fraction of the teacher kept at each step: a value schedule. Default: that of BYOL, DINO "
-        "and iBOT.",
+        description="Fraction of the teacher kept at each step: a value schedule. Default: that of BYOL, DINO and "
+        "iBOT.",
     )
 
 
 class EmaSettings(Params):
-    """`[ema.LABEL]`: a moving average of the student for sampling. Separate from the teacher."""
+    """`[ema.LABEL]`: an EMA of the student for sampling. Separate from the teacher."""
 
-    decay: float = Field(0.9999, ge=0, lt=1, description="Fraction of the average kept at each step.")
+    decay: float = Field(0.9999, ge=0, lt=1, description="Fraction of the EMA kept at each step.")
     ramp: bool = Field(False, description="Use min(decay, (1 + step) / (10 + step)): for short runs.")
 
 
@@ -96,9 +94,8 @@ class StartSettings(Params):
 
     run: str = Field(
         min_length=1,
-        description="The run folder, or a folder made by `sddit-run export`, relative to the recipe. Its weights, "
-        "not its "
-        "path, determine the run id.",
+        description="The run folder, or a folder made by `sddit-run export`, relative to the recipe. Its weights, not "
+        "its path, determine the run id.",
         json_schema_extra={"path": True, **FREE},
     )
     weights: str = Field(
@@ -110,13 +107,10 @@ class StartSettings(Params):
     partial: bool = Field(
         False,
         description="Also start if the networks differ: tensors that are missing or have another shape are "
-        "initialized, and "
-        "tensors that this network does not have are ignored.",
+        "initialized, and tensors that this network does not have are ignored.",
     )
     sha256: str = Field(
-        "",
-        pattern="^([0-9a-f]{64})?$",
-        description="Hash that the weight file must have; filled in if not set.",
+        "", pattern="^([0-9a-f]{64})?$", description="Hash that the weight file must have; filled in if not set."
     )
 
 
@@ -125,16 +119,13 @@ class EvaluateSettings(Params):
 
     samples: int = Field(1000, ge=2, le=10**6, description="Images generated at the end: for the scores, and kept.")
     labels: Literal["balanced", "random"] = Field(
-        "balanced",
-        description="balanced: class after class in turn; random: drawn for each image from the seed.",
+        "balanced", description="balanced: class after class in turn; random: drawn for each image from the seed."
     )
     features: tuple[str, ...] = Field(
         (), strict=False, description="Feature extractors of the scores; none: no scores, only images."
     )
     weights: str = Field(
-        "",
-        description="Which weights are sampled: the label of an [ema], or `student`. Empty: the first [ema], else "
-        "student.",
+        "", description="Weights to sample: the label of an [ema], or `student`. Empty: the first [ema], else student."
     )
     batch: int = Field(256, ge=1, description="Images sampled at once.", json_schema_extra=FREE)
     during: int = Field(
@@ -142,8 +133,7 @@ class EvaluateSettings(Params):
         ge=0,
         le=1000,
         description="Scores while training: at how many evenly spaced points before the end. Each uses as many "
-        "images as the "
-        "final scores.",
+        "images as the final scores.",
     )
     previews: int = Field(6, ge=0, le=1000, description="Sample grids over the run, the last one included.")
     per_class: int = Field(8, ge=1, le=64, description="Images of each class in a grid.")
@@ -156,3 +146,18 @@ class EvaluateSettings(Params):
     neighbours: int = Field(3, ge=1, le=100, description="k of precision and recall.")
     kid_subsets: int = Field(50, ge=1, le=1000, description="Subsets of the kernel distance.")
     kid_subset_size: int = Field(200, ge=2, description="Images of one such subset.")
+
+
+SETTINGS: Mapping[str, type[Params]] = {
+    "train": TrainSettings,
+    "teacher": TeacherSettings,
+    "ema": EmaSettings,
+    "evaluate": EvaluateSettings,
+    "start": StartSettings,
+}
+
+
+def is_free(settings: type[Params], key: str) -> bool:
+    """Return whether a key of one of the core's tables changes no number."""
+    info = settings.model_fields.get(key)
+    return info is not None and isinstance(info.json_schema_extra, Mapping) and bool(info.json_schema_extra.get("free"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,24 +41,15 @@ def find_weights(folder: Path, label: str = "", step: int | None = None) -> Loca
         return _in_run(folder, label, step)
     if is_export(folder):
         return _in_export(folder, label, step)
-    raise error(
-        "SD-C445",
-        "neither a run folder nor an exported one",
-        where=str(folder),
-        expect=f"a folder that holds {RECIPE}, or {CONFIG} of sddit-run export",
-    )
+    expect = f"a folder that holds {RECIPE}, or {CONFIG} of sddit-run export"
+    raise error("SD-C445", "neither a run folder nor an exported one", where=str(folder), expect=expect)
 
 
 def complete_start(start: StartSettings, *, stated: bool) -> StartSettings:
-    """Return the table `[start]` with label, step and hash filled in.
+    """Return the table `[start]` with label, step and hash filled in. Raises as `find_start` does.
 
-    Args:
-        start: the table as written.
-        stated: whether it comes from a resolved recipe: its hash is then not checked, since a run that has started no
-            longer needs the weights it started from.
-
-    Raises:
-        SdditError: as `find_weights` does, and SD-C451 where the hash is not the one that the table names.
+    The hash that a resolved recipe has `stated` is not checked: a run that has started no longer needs the weights it
+    started from.
     """
     if stated and start.sha256:
         return start
@@ -88,49 +79,34 @@ def is_export(folder: Path) -> bool:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the config of an exported folder. Raises SD-C430 for another format."""
-    config = _json(folder / CONFIG)
+    config, where = _json(folder / CONFIG), str(folder / CONFIG)
     if config.get("format") != EXPORT_FORMAT:
-        got = f"format {config.get('format')}, this version reads {EXPORT_FORMAT}"
         raise error(
             "SD-C430",
             "the exported folder is of another format",
             where=str(folder),
-            got=got,
+            got=f"format {config.get('format')}, this version reads {EXPORT_FORMAT}",
             fix="use the version that wrote it, or export again with this one",
         )
     sealed = {key: value for key, value in config.items() if key != "sha256"}
     if "sha256" in config and seal_manifest(sealed) != (folder / CONFIG).read_bytes():
-        raise error(
-            "SD-F704",
-            "the config is not what was exported",
-            where=str(folder / CONFIG),
-            fix='restore it from a backup; if you changed it yourself, remove its key "sha256"',
-        )
-    if not _is_config(config):
-        raise error(
-            "SD-F704",
-            "the config is not as sddit-run export writes it",
-            where=str(folder / CONFIG),
-            expect="a table `recipe`, and a table `weights` with label, step and sha256",
-            fix="restore it from a backup",
-        )
-    return config
-
-
-def _is_config(config: Mapping[str, Any]) -> bool:
-    """Return whether what is looked up without a check is there and of its kind."""
+        fix = 'restore it from a backup; if you changed it yourself, remove its key "sha256"'
+        raise error("SD-F704", "the config is not what was exported", where=where, fix=fix)
     recipe, weights = config.get("recipe"), config.get("weights")
     stated = {key: type(value) for key, value in weights.items()} if isinstance(weights, dict) else {}
     named = recipe.get("plugins", []) if isinstance(recipe, dict) else None
-    return isinstance(named, list) and stated == {"label": str, "step": int, "sha256": str}
+    if not isinstance(named, list) or stated != {"label": str, "step": int, "sha256": str}:
+        what = "the config is not as sddit-run export writes it"
+        expect = "a table `recipe`, and a table `weights` with label, step and sha256"
+        raise error("SD-F704", what, where=where, expect=expect, fix="restore it from a backup")
+    return config
 
 
 def _in_run(folder: Path, label: str, step: int | None) -> LocatedWeights:
     refuse_changed(folder / RECIPE)
     recipe = _json(folder / RECIPE)
-    averages = list(recipe.get("ema", {}))
     label = label or recipe.get("evaluate", {}).get("weights") or "student"
-    refuse_unknown_label(label, ["student", *averages], folder)
+    refuse_unknown_label(label, ["student", *recipe.get("ema", {})], folder)
     checkpoint = _checkpoint(folder, step)
     name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
     file = f"{name}.safetensors"
@@ -149,11 +125,10 @@ def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
         try:
             return read_manifest(store.path_of(candidate))
         except BrokenCheckpoint as fault:
+            path = store.path_of(candidate)
             if step is not None:
-                raise broken_error(store.path_of(candidate), str(fault)) from fault
-            warnings.warn(
-                f"{store.path_of(candidate)} is broken ({fault}); an earlier one is used [SD-C401]", stacklevel=4
-            )
+                raise broken_error(path, str(fault)) from fault
+            warnings.warn(f"{path} is broken ({fault}); an earlier one is used [SD-C401]", stacklevel=4)
     raise error("SD-C447", "this run has no checkpoint yet", where=str(folder))
 
 

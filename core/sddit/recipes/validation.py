@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from sddit.errors import Problem, SdditError, one_of
 from sddit.recipes.field_types import expectation, field_at, keys, models
-from sddit.recipes.parsing import meant, quoted
+from sddit.recipes.parsing import correction_of, quoted
 
 M = TypeVar("M", bound=BaseModel)
 Path = tuple[str | int, ...]
@@ -78,73 +78,57 @@ def _problem(
 ) -> Problem:
     dotted = ".".join(str(step) for step in (table, *path) if step != "")
     where, detail = place(dotted), errors[0]
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")  # of a validator
     if not path:
-        return Problem("SD-R108", f"{dotted!r} contradicts itself: {_message(detail)}", where, fix=fix)
+        return Problem("SD-R108", f"{dotted!r} contradicts itself: {message}", where, fix=fix)
     last, value, field = path[-1], detail["input"], field_at(model, path)
     expect = expectation(field) if field else ""
     got = f"{f'{path[-2]}[{last}]' if isinstance(last, int) else last} = {quoted(value)}"
+    what = "is out of range"
     match detail["type"]:
         case "extra_forbidden":
-            known = [*(also if len(path) == 1 else ()), *_keys_around(model, path)]
-            return unknown_key(dotted, got, known, where, fix)
+            around = field_at(model, path[:-1])
+            known = [key for inner in (models(around.annotation) if around else [model]) for key in keys(inner)]
+            return unknown_key(dotted, got, [*also, *known] if len(path) == 1 else known, where, fix)
         case "missing" if isinstance(detail["loc"][-1], str):
-            return Problem(
-                "SD-R109", f"{dotted!r} is missing", where, "nothing", expect, f"{dotted} = ..., {fix}".rstrip(", ")
-            )
+            remedy = f"{dotted} = ..., {fix}".rstrip(", ")
+            return Problem("SD-R109", f"{dotted!r} is missing", where, "nothing", expect, remedy)
         case "finite_number":
             return Problem("SD-R106", f"{dotted!r} must be finite", where, got, expect)
         case "int_type" if isinstance(value, float) and value.is_integer() and "whole number" in expect:
-            return Problem("SD-R105", f"{dotted!r} is a whole number", where, got, expect, f"write {int(value)}")
+            what = f"{dotted!r} is a whole number"
+            return Problem("SD-R105", what, where, got, expect, f"write {int(value)}")
         case "literal_error" if isinstance(value, str) and len(errors) == 1:
             choices = [part.strip("'") for part in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-            return Problem(
-                "SD-R108", f"{dotted!r} has no such choice", where, got, one_of(value, filter(None, choices))
-            )
+            what = "has no such choice"
+            expect = one_of(value, filter(None, choices))
         case "value_error" | "assertion_error":
-            return Problem(
-                "SD-R108", f"{dotted!r} is not allowed: {_message(detail)}", where, got, expect or _message(detail)
-            )
+            what = f"is not allowed: {message}"
         case kind if kind.endswith("_type") or kind == "missing" or len(errors) > 1:
-            return Problem("SD-R103", f"{dotted!r} is of the wrong kind", where, got, expect, _meant(value, expect))
-    return Problem("SD-R108", f"{dotted!r} is out of range", where, got, expect or _message(detail))
+            return Problem(
+                "SD-R103", f"{dotted!r} is of the wrong kind", where, got, expect, _suggested_fix(value, expect)
+            )
+    return Problem("SD-R108", f"{dotted!r} {what}", where, got, expect or message)
 
 
-def unknown_key(dotted: str, got: str, known: Sequence[str], where: str, fix: str) -> Problem:
+def unknown_key(dotted: str, got: str, known: Sequence[str], where: str, fix: str = "") -> Problem:
     """Return the problem of a key that its table does not have."""
     key = dotted.rpartition(".")[2]
     if key in TOP_KEYS and "." in dotted:
         what = f"unknown key {dotted!r}: top-level keys must be above the first [table]"
         return Problem("SD-R102", what, where, got, fix=f"move {key!r} to the top of the file")
-    rename = "rename the key" if known else "remove the key"
-    return Problem(
-        "SD-R102", f"unknown key {dotted!r}", where, got, one_of(key, known) if known else "no keys here",
-        f"{rename}, or run  {fix}" if fix else rename,
-    )  # fmt: skip
+    rename, expect = ("rename the key", one_of(key, known)) if known else ("remove the key", "no keys here")
+    fix = f"{rename}, or run  {fix}" if fix else rename
+    return Problem("SD-R102", f"unknown key {dotted!r}", where, got, expect, fix)
 
 
-def _keys_around(model: type[BaseModel], path: Path) -> list[str]:
-    """Return the keys that are allowed at the last step of `path`."""
-    field = field_at(model, path[:-1])
-    return [key for inner in (models(field.annotation) if field else [model]) for key in keys(inner)]
-
-
-def _message(detail: ErrorDetails) -> str:
-    """Return the message of a validator, without pydantic's prefix."""
-    return detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-
-
-def _meant(value: Any, expect: str) -> str:
+def _suggested_fix(value: Any, expect: str) -> str:
     """Return a fix for text where another type is expected, such as an override's `True` or `010`, or the reverse."""
-    if isinstance(value, str):
-        if "text" in expect:
-            return ""
-        fix = meant(value)
-        return _plain(expect) if fix.startswith("put the text in quotes") else fix
-    return "put the text in quotes" if expect.startswith("text") else ""
-
-
-def _plain(expect: str) -> str:
-    """Return a fix for a word where only a number or a boolean is expected."""
+    if not isinstance(value, str):
+        return "put the text in quotes" if expect.startswith("text") else ""
+    fix = "" if "text" in expect else correction_of(value)
+    if not fix.startswith("put the text in quotes"):
+        return fix
     if expect == "true or false":
         return "write true or false"
     kind = expect.partition(",")[0]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from sddit.errors import printable
 from sddit.formatting import format_number
 from sddit.interfaces import Monitor
+from sddit.reports.rendering import render
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 30, 38  # margins around the plot
@@ -36,7 +36,7 @@ class Series:
     y: Sequence[float]
     low: Sequence[float] = ()  # of a band around the line, as long as y; none: no band
     high: Sequence[float] = ()
-    slot: int | None = None  # of the colours and dashes; None: by its place in the chart
+    slot: int | None = None  # of the colours and dashes; None: its position in the chart
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,20 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawnLine:
+    """A series in pixels, as the template draws it."""
+
+    name: str
+    colour: str
+    dashes: str
+    aside: float  # offset of a single point
+    runs: list[list[Point]]  # without gaps
+    band: list[Point]  # outline of the area between low and high; of a single point, the upper and the lower end
+
+
+@dataclass(frozen=True, slots=True)
 class Axis:
-    """Numbers to pixels."""
+    """Map numbers to pixels."""
 
     low: float
     high: float
@@ -66,7 +78,7 @@ class Axis:
         return math.isfinite(value) and (value > 0 or not self.log)
 
     def ticks(self) -> list[float]:
-        """Round numbers inside the axis."""
+        """Return round numbers inside the axis."""
         if self.log and self.high / self.low >= 10:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             multiples = (1, 2, 5) if len(decades) <= 4 else (1,)
@@ -87,47 +99,43 @@ def line_chart(
     series: Sequence[Series],
     *,
     x_label: str = "step",
-    y_label: str = "",
-    log_x: bool = False,
     log_y: bool = False,
     references: Sequence[Reference] = (),
 ) -> Markup:
     """Return an `<svg>` element, safe to place in a page: every text is escaped."""
-    room = 0.08 if _are_points(series) else 0
-    x = _axis((v for s in series for v in s.x), LEFT, WIDTH - RIGHT, log_x, room)
+    are_points = bool(series) and all(len(one.x) == 1 for one in series)
+    x = _axis((v for s in series for v in s.x), LEFT, WIDTH - RIGHT, log=False, room=0.08 if are_points else 0)
     levels = [reference.y for reference in references]
     shown = (v for s in series for v in (*s.y, *s.low, *s.high))
-    y = _axis([*shown, *levels], HEIGHT - BOTTOM, TOP, log_y, room=0.06)
-    parts = [*_frame(x, y, x_label, y_label)]
-    slots = [i if one.slot is None else one.slot for i, one in enumerate(series)]
-    aside = _aside(series)
-    for one, slot, by in zip(series, slots, aside, strict=True):
-        parts += _band(one, x, y, slot, by)
-    for one, slot, by in zip(series, slots, aside, strict=True):
-        parts += _line(one, x, y, slot, by)
-    parts += _levels(references, y)
-    if not any(_points(one, x, y) for one in series):
-        parts.append(_text((LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2, "nothing measured", "middle"))
-    legend, extra = _legend(series, slots) if len(series) > 1 else ([], 0)
-    description = "; ".join(_describe(one) for one in series)
+    y = _axis([*shown, *levels], HEIGHT - BOTTOM, TOP, log=log_y, room=0.06)
+    spacing = POINT_SPACING if are_points else 0
+    lines = [_draw(one, x, y, i, spacing * (i - (len(series) - 1) / 2)) for i, one in enumerate(series)]
+    legend = list(_legend(lines)) if len(lines) > 1 else []
     return Markup(
-        '<svg class="chart" role="img" viewBox="0 0 {width} {height}" font-size="11" font-family="inherit" '
-        'fill="currentColor">'
-        "<title>{title}</title><desc>{description}</desc>{heading}{body}</svg>"
-    ).format(
-        width=WIDTH,
-        height=HEIGHT + extra,
-        title=printable(title),
-        description=printable(description),
-        heading=_text(LEFT - 44, 15, title, "start", weight="600", size=12.5),
-        body=Markup("").join([*parts, *legend]),
+        render(
+            "chart.svg.j2",
+            width=WIDTH,
+            height=HEIGHT,
+            height_with_legend=legend[-1][1] + 6 if legend else HEIGHT,
+            left=LEFT,
+            right=WIDTH - RIGHT,
+            top=TOP,
+            bottom=HEIGHT - BOTTOM,
+            title=title,
+            description="; ".join(map(_describe, series)),
+            x=x,
+            y=y,
+            x_label=x_label,
+            lines=lines,
+            references=list(_labels(references, y)),
+            legend=legend,
+            path=_path,
+        )
     )
 
 
 def as_file(chart: Markup) -> str:
-    """Return a chart as the text of an SVG file of its own, dark on white wherever it is shown; within a page it takes
-    the page's.
-    """
+    """Return a chart as a standalone SVG file, dark on white; inside a page it has the colours of the page."""
     opening, inside = str(chart).split(">", 1)
     return f'{opening.replace("<svg ", ALONE, 1)}><rect width="100%" height="100%" fill="#fff"/>{inside}'
 
@@ -156,102 +164,44 @@ def _round_step(rough: float) -> float:
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
 
 
-def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> Iterator[Markup]:
-    """Grid lines, tick labels and axis labels."""
-    for tick in y.ticks():
-        yield Markup('<path d="M{} {:.1f}H{}" stroke="currentColor" stroke-opacity=".13"/>').format(
-            LEFT, y(tick), WIDTH - RIGHT
-        )
-        yield _text(LEFT - 6, y(tick) + 3.5, format_number(tick), "end", opacity=0.75)
-    yield Markup('<path d="M{} {}H{}" stroke="currentColor" stroke-opacity=".5"/>').format(
-        LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT
-    )
-    for tick in x.ticks():
-        yield Markup('<path d="M{:.1f} {}v4" stroke="currentColor" stroke-opacity=".5"/>').format(
-            x(tick), HEIGHT - BOTTOM
-        )
-        yield _text(x(tick), HEIGHT - BOTTOM + 16, format_number(tick), "middle", opacity=0.75)
-    yield _text(WIDTH - RIGHT, HEIGHT - 6, x_label, "end", opacity=0.75)
-    if y_label:
-        yield _text(LEFT - 44, HEIGHT - 6, y_label, "start", opacity=0.75)
-
-
-def _levels(references: Sequence[Reference], y: Axis) -> Iterator[Markup]:
-    """Dotted lines across the plot, their names at the right, never on each other."""
-    lowest = TOP - 16.0  # baseline of the last name, going down
+def _labels(references: Sequence[Reference], y: Axis) -> Iterator[tuple[float, float, str]]:
+    """Yield (pixel, baseline of its name, its name) of each level, downwards; names never overlap."""
+    lowest = TOP - 16.0  # baseline of the last name
     for reference in sorted((r for r in references if y.shows(r.y)), key=lambda r: -r.y):
         at = y(reference.y)
-        yield Markup(
-            '<path d="M{} {:.1f}H{}" stroke="currentColor" stroke-opacity=".6" stroke-dasharray="1 3" '
-            'stroke-width="1.3"/>'
-        ).format(LEFT, at, WIDTH - RIGHT)
         lowest = at - 4 if at - 4 >= lowest + 12 else max(at, lowest) + 12  # above its line, or below
-        label = f"{reference.name} = {format_number(reference.y)}"
-        yield Markup('<g style="paint-order:stroke;stroke:var(--card, #fff);stroke-width:3px">{}</g>').format(
-            _text(WIDTH - RIGHT - 2, lowest, label, "end", opacity=0.8)
-        )
+        yield at, lowest, f"{reference.name} = {format_number(reference.y)}"
 
 
-def _are_points(series: Sequence[Series]) -> bool:
-    """Return whether each is a single point rather than a line."""
-    return bool(series) and all(len(one.x) == 1 for one in series)
-
-
-def _aside(series: Sequence[Series]) -> list[float]:
-    """By how many pixels each series stands aside: lines by none."""
-    apart = POINT_SPACING if _are_points(series) else 0
-    return [apart * (i - (len(series) - 1) / 2) for i in range(len(series))]
-
-
-def _line(one: Series, x: Axis, y: Axis, index: int, aside: float) -> Iterator[Markup]:
-    for run in _points(one, x, y):
-        path = "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in run)
-        yield Markup('<path d="{}" fill="none" stroke-linejoin="round" stroke-linecap="round" {}/>').format(
-            path, _stroke(index)
-        )
-        if len(run) == 1:
-            yield Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" style="fill:{}"/>').format(
-                x(run[0][0]) + aside, y(run[0][1]), _colour(index)
-            )
-
-
-def _band(one: Series, x: Axis, y: Axis, index: int, aside: float) -> Iterator[Markup]:
-    """Draw the area between low and high; for a single point a vertical line."""
-    band = zip(one.x, one.low, one.high, strict=True) if one.low else ()
-    shown = [(a, b, c) for a, b, c in band if x.shows(a) and y.shows(b) and y.shows(c)]
-    if len(shown) == 1:
-        (a, b, c), stroke = shown[0], _stroke(index, dashed=False)
-        yield Markup('<path d="M{:.1f} {:.1f}V{:.1f}" fill="none" {}/>').format(x(a) + aside, y(b), y(c), stroke)
-    elif shown:
-        top, bottom = _thin([(a, c) for a, _, c in shown]), _thin([(a, b) for a, b, _ in shown])
-        path = "L".join(f"{x(a):.1f} {y(v):.1f}" for a, v in (*top, *reversed(bottom)))
-        yield Markup('<path d="M{}Z" fill-opacity=".15" style="fill:{}"/>').format(path, _colour(index))
-
-
-def _colour(index: int) -> Markup:
-    slot = index % len(COLOURS)
-    return Markup("var(--line-{}, {})").format(slot, COLOURS[slot])
-
-
-def _stroke(index: int, *, dashed: bool = True) -> Markup:
-    """Colours come again after six lines, each time with other dashes."""
-    dashes = DASHES[(index + index // len(COLOURS)) % len(DASHES)] if dashed else ""
-    return Markup('style="stroke:{}" stroke-width="1.7" stroke-dasharray="{}"').format(_colour(index), dashes)
-
-
-def _points(one: Series, x: Axis, y: Axis) -> list[list[Point]]:
-    """Unbroken runs of points that can be drawn, thinned to a few hundred."""
+def _draw(one: Series, x: Axis, y: Axis, index: int, aside: float) -> DrawnLine:
+    """Return a series in pixels, thinned to a few hundred points."""
+    slot = index if one.slot is None else one.slot
+    colour, again = slot % len(COLOURS), slot // len(COLOURS)  # colours come again, each time with other dashes
     runs: list[list[Point]] = [[]]
     for a, b in zip(one.x, one.y, strict=True):
         if x.shows(a) and y.shows(b):
             runs[-1].append((a, b))
         elif runs[-1]:
             runs.append([])
-    return [_thin(run) for run in runs if run]
+    band = zip(one.x, one.low, one.high, strict=True) if one.low else ()
+    ends = [(a, b, c) for a, b, c in band if x.shows(a) and y.shows(b) and y.shows(c)]
+    top, bottom = _thin([(a, c) for a, _, c in ends]), _thin([(a, b) for a, b, _ in ends])
+    return DrawnLine(
+        one.name,
+        f"var(--line-{colour}, {COLOURS[colour]})",
+        DASHES[(slot + again) % len(DASHES)],
+        aside,
+        [[(x(a), y(b)) for a, b in _thin(run)] for run in runs if run],
+        [(x(a), y(b)) for a, b in (*top, *reversed(bottom))],
+    )
+
+
+def _path(points: Sequence[Point]) -> Markup:
+    return Markup("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points))
 
 
 def _thin(run: list[Point]) -> list[Point]:
-    """At most about `MAX_POINTS` points: the ends, and lowest and highest of each stretch, so that no spike is lost."""
+    """Return about `MAX_POINTS` points: the ends, and the extremes of each stretch, so that no spike is lost."""
     if len(run) <= MAX_POINTS:
         return run
     size = 2 * len(run) / MAX_POINTS
@@ -262,30 +212,19 @@ def _thin(run: list[Point]) -> list[Point]:
     return sorted(kept)
 
 
-def _legend(series: Sequence[Series], slots: Sequence[int]) -> tuple[list[Markup], int]:
-    """Line samples with names below the plot, and the height they take."""
-    parts: list[Markup] = []
+def _legend(lines: Sequence[DrawnLine]) -> Iterator[tuple[float, float, DrawnLine]]:
+    """Yield the position of each name below the plot."""
     across, down = float(LEFT), HEIGHT + 10
-    for one, slot in zip(series, slots, strict=True):
-        width = 34 + LETTER * len(one.name)
+    for line in lines:
+        width = 34 + LETTER * len(line.name)
         if across > LEFT and across + width > WIDTH:
             across, down = float(LEFT), down + 17
-        parts.append(Markup('<path d="M{:.1f} {}h22" fill="none" {}/>').format(across, down - 4, _stroke(slot)))
-        parts.append(_text(across + 27, down, one.name, "start"))
+        yield across, down, line
         across += width + 10
-    return parts, down + 6 - HEIGHT
-
-
-def _text(
-    x: float, y: float, text: str, anchor: str, *, weight: str = "400", size: float = 11, opacity: float = 1
-) -> Markup:
-    return Markup(
-        '<text x="{:.1f}" y="{:.1f}" text-anchor="{}" font-weight="{}" font-size="{}" fill-opacity="{}">{}</text>'
-    ).format(x, y, anchor, weight, size, opacity, printable(text))
 
 
 def _describe(one: Series) -> str:
-    """Describe a line to a reader who cannot see it."""
+    """Describe a line for readers who cannot see it."""
     finite = [(a, b) for a, b in zip(one.x, one.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
     if not finite:
         return f"{one.name}: nothing measured"

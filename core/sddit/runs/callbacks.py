@@ -14,13 +14,12 @@ from sddit.distributed.world import refuse_drift
 from sddit.errors import SdditError
 from sddit.evaluation import sample_images
 from sddit.evaluation.monitors import GRADIENT_SPIKE
-from sddit.evaluation.scores import Scorer, Scores
+from sddit.evaluation.scores import Scores
 from sddit.evaluation.scoring import score_images, scorer_of
-from sddit.generation import sample_session
+from sddit.generation import sample_session, scoring_request
 from sddit.interfaces import Tracker
 from sddit.interfaces.metric_names import SCORE
 from sddit.progress import Progress
-from sddit.recipes.recipe import Recipe
 from sddit.runs.checkpointing import Saver
 from sddit.storage.checkpoints import Store
 from sddit.storage.metrics_log import MetricsLog, is_score_of, last_metrics
@@ -58,17 +57,14 @@ class RunCallbacks:
         recipe = session.recipe
         self.folder, self.store, self.stop, self.progress = folder, store, stop, progress
         self.saver = Saver(store, background=recipe.train.save_async)
-        self.save_every = recipe.train.save_every
-        self.preview_steps = preview_steps(recipe)
-        self.score_steps = score_steps(recipe)
+        steps, previews, parts = recipe.train.steps, recipe.evaluate.previews, recipe.evaluate.during + 1
+        self.preview_steps = {round(steps * k / previews) for k in range(1, previews + 1)} - {0}  # evenly spaced
+        self.score_steps = {round(steps * k / parts) for k in range(1, parts)} - {0, steps}  # the end is always scored
         self.spikes = GradientSpikes()
-        self.log: MetricsLog | None = None  # on the main rank only, as are the next two
-        self.trackers: list[Tracker] = []
-        self.scorer: Scorer | None = None
-        if session.world.main:
-            self.log = MetricsLog(folder.path / METRICS, cursor, session.step)
-            self.trackers = [chosen.build(folder=folder.path) for chosen in recipe.trackers.values()]
-            self.scorer = scorer_of(recipe, session.dataset, session.device)
+        main = session.world.main  # the only rank with a log, trackers and a scorer
+        self.log = MetricsLog(folder.path / METRICS, cursor, session.step) if main else None
+        self.trackers: list[Tracker] = [chosen.build(folder=folder.path) for chosen in recipe.trackers.values() if main]
+        self.scorer = scorer_of(recipe, session.dataset, session.device) if main else None
         if self.log is not None and self.log.changed:
             progress.warn(
                 f"{METRICS} is not as the checkpoint left it: rows were changed or are missing; "
@@ -81,10 +77,14 @@ class RunCallbacks:
     def __exit__(
         self, kind: type[BaseException] | None, cause: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None or issubclass(kind, Exception):
-            self.finish_saving()
-        else:
+        if kind is not None and not issubclass(kind, Exception):
             self.saver.abandon()  # a second signal
+        else:
+            try:
+                self.saver.wait()
+            except SdditError as failure:  # a warning, so that it does not hide another error
+                for problem in failure.problems:
+                    self.progress.warn(f"{problem.what} [{problem.code}]")
         for tracker in self.trackers:
             tracker.close()
         if self.log is not None:
@@ -116,31 +116,29 @@ class RunCallbacks:
                 sample_images.write_preview(session, self.folder)
             if session.step in self.score_steps:
                 self.score(session)
-        if done or self.stop.requested or session.step % self.save_every == 0:
+        if done or self.stop.requested or session.step % session.recipe.train.save_every == 0:
             self.save(session)
         if done or self.stop.requested:
             session.world.from_main(self.saver.wait)
-        self.show_notices()
+        while self.store.notices:
+            self.progress.warn(self.store.notices.pop(0))
         stop_if_asked(self.stop, self.progress, f"after step {session.step} of {session.total_steps}")
 
     def catch_up(self, session: Session) -> None:
         """Write the preview and the scores that a stop interrupted at the step where the run resumes."""
-        shown, scored = session.world.from_main(lambda: self.done_at(session.step))
-        if session.step in self.preview_steps and not shown:
+        step, folder, from_main = session.step, self.folder.path, session.world.from_main
+        preview = folder / sample_images.preview_name(step)
+        if step in self.preview_steps and not from_main(preview.is_file):
             sample_images.write_preview(session, self.folder)
-        if session.step in self.score_steps and not scored:
+        if step in self.score_steps and not from_main(lambda: is_score_of(step, last_metrics(folder / METRICS))):
             self.score(session)
-
-    def done_at(self, step: int) -> tuple[bool, bool]:
-        """Return whether the folder has the preview of a step, and whether it has its scores."""
-        shown = (self.folder.path / sample_images.preview_name(step)).is_file()
-        return shown, is_score_of(step, last_metrics(self.folder.path / METRICS))
 
     def score(self, session: Session) -> None:
         """Score samples during training: `evaluate.samples` images, or fewer if the test split is smaller."""
         if session.recipe.features:
             count = min(session.recipe.evaluate.samples, session.recipe.facts.test_size)
-            request, images = sample_session(session, count)
+            request = scoring_request(session.recipe, count)
+            images = sample_session(session, request)
             session.world.from_main(
                 lambda: self.log_scores(session, score_images(self.scorer, request, images, own=False))
             )
@@ -160,19 +158,6 @@ class RunCallbacks:
         files = checkpoint_files(session, {"log_cursor": cursor}, copy=self.saver.background and session.world.main)
         session.world.from_main(lambda: self.saver.save(session.step, files))
 
-    def finish_saving(self) -> None:
-        """Wait for the save in progress. A failure becomes a warning, so that it does not hide another error."""
-        try:
-            self.saver.wait()
-        except SdditError as failure:
-            for problem in failure.problems:
-                self.progress.warn(f"{problem.what} [{problem.code}]")
-
-    def show_notices(self) -> None:
-        """Show the notices of the checkpoint store."""
-        while self.store.notices:
-            self.progress.warn(self.store.notices.pop(0))
-
     def save_before_nonfinite(self, session: Session, fault: NonFinite) -> SdditError:
         """Save the state before a non-finite step and a report of the step. Returns the error that names both."""
         self.save(session)
@@ -183,21 +168,8 @@ class RunCallbacks:
             self.folder.write_json(path.name, facts)
         problem = fault.problems[0]
         got = f"{problem.got}; it began in {facts['began_in']}" if facts["began_in"] else problem.got
-        return SdditError(
-            replace(problem, got=got, fix=f"{problem.fix}. To reproduce it:  {facts['repeat']}   report: {path}")
-        )
-
-
-def preview_steps(recipe: Recipe) -> set[int]:
-    """Return the steps of the previews: evenly spaced, including the last step."""
-    count = recipe.evaluate.previews
-    return {round(recipe.train.steps * (k + 1) / count) for k in range(count)} - {0}
-
-
-def score_steps(recipe: Recipe) -> set[int]:
-    """Return the steps of the scores: evenly spaced, without the last step, which is always scored."""
-    parts = recipe.evaluate.during + 1
-    return {round(recipe.train.steps * k / parts) for k in range(1, parts)} - {0, recipe.train.steps}
+        fix = f"{problem.fix}. To reproduce it:  {facts['repeat']}   report: {path}"
+        return SdditError(replace(problem, got=got, fix=fix))
 
 
 def stop_if_asked(stop: StopSignals, progress: Progress, when: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from concurrent import futures
+from concurrent.futures import Future
 
 from sddit.storage.checkpoints import Store
 from sddit.storage.manifest import Content
@@ -20,8 +22,7 @@ class Saver:
     def __init__(self, store: Store, *, background: bool) -> None:
         self.store = store
         self.background = background
-        self._ended: threading.Event | None = None  # set when the save in progress ends; None: no save in progress
-        self._failure: BaseException | None = None
+        self._saving: Future[None] | None = None  # the save in progress
 
     def save(self, step: int, files: Mapping[str, Content]) -> None:
         """Save the checkpoint of a step, after the save in progress."""
@@ -29,33 +30,30 @@ class Saver:
         if not self.background:
             self.store.save(step, files)
             return
-        self._ended = threading.Event()
+        self._saving = Future()
         # A daemon, since the process must not wait for it after a second signal.
-        threading.Thread(target=self._write, args=(step, files, self._ended), name=f"save-{step}", daemon=True).start()
+        threading.Thread(target=self._write, args=(step, files, self._saving), name=f"save-{step}", daemon=True).start()
 
     def poll(self) -> None:
         """Raise the exception of a background save that has failed."""
-        if self._ended is not None and self._ended.is_set():
+        if self._saving is not None and self._saving.done():
             self.wait()
 
     def wait(self) -> None:
         """Wait for the save in progress. Raises its exception if it fails."""
-        if self._ended is None:
-            return
-        self._ended.wait()  # not join(): interrupted by a signal, it takes a running thread for a finished one
-        self._ended, failure, self._failure = None, self._failure, None
-        if failure is not None:
-            raise failure
+        if self._saving is not None:
+            futures.wait([self._saving])  # not join(): interrupted by a signal, it takes a running thread for finished
+            saving, self._saving = self._saving, None
+            saving.result()
 
     def abandon(self) -> None:
         """Abandon the save in progress and remove its files. For a process that is about to end."""
-        if self._ended is not None and not self._ended.is_set():
+        if self._saving is not None and not self._saving.done():
             self.store.withdraw()
 
-    def _write(self, step: int, files: Mapping[str, Content], ended: threading.Event) -> None:
+    def _write(self, step: int, files: Mapping[str, Content], saving: Future[None]) -> None:
         try:
             self.store.save(step, files)
+            saving.set_result(None)
         except BaseException as failure:
-            self._failure = failure
-        finally:
-            ended.set()
+            saving.set_exception(failure)

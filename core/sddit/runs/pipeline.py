@@ -21,8 +21,8 @@ from sddit.errors import error, memory_errors, raise_all
 from sddit.evaluation import sample_images
 from sddit.evaluation.probing import probe
 from sddit.evaluation.scores import Scores
-from sddit.evaluation.scoring import SAMPLES, read_scores, score_images, scorer_of
-from sddit.generation import generate_images, sample_session, sampling_steps, scoring_request
+from sddit.evaluation.scoring import read_scores, score_images, scorer_of
+from sddit.generation import generate_images, sample_session, scoring_request
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
 from sddit.recipes.checks import check_processes
@@ -42,8 +42,6 @@ from sddit.training.session import Session
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """The result of a run."""
-
     folder: Path
     report: Path
     scores: dict[str, Scores]
@@ -97,7 +95,7 @@ def run(
             session, cursor = prepare_session(recipe, folder, store, chosen, progress, world)
         progress.step = session.step
         with RunCallbacks(session, folder, store, cursor, stop, progress) as callbacks:
-            scores = train_and_finish(session, callbacks, stop, progress)
+            scores = train_and_finish(session, callbacks)
         return RunResult(folder.path, folder.path / REPORT, scores, already_finished=False)
 
 
@@ -106,16 +104,14 @@ def refuse_unusable(recipe: Recipe, resume: Path | None) -> None:
     if not recipe.dataset.params.holds_images:
         raise no_images()
     if resume is not None and not (resume / RECIPE).is_file():
-        raise error(
-            "SD-C445", "not a run folder", where="--resume", got=str(resume), expect=f"a folder that holds {RECIPE}"
-        )
+        expect = f"a folder that holds {RECIPE}"
+        raise error("SD-C445", "not a run folder", where="--resume", got=str(resume), expect=expect)
     raise_all(check_processes(recipe, processes.world_size()))
 
 
-def train_and_finish(
-    session: Session, callbacks: RunCallbacks, stop: StopSignals, progress: Progress
-) -> dict[str, Scores]:
+def train_and_finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     """Train the remaining steps, then sample, score and report."""
+    stop, progress = callbacks.stop, callbacks.progress
     with exit_on_signal(stop, progress, "before the first step"):
         callbacks.catch_up(session)
     progress.stage("training", total=session.recipe.train.steps, done=session.step)
@@ -153,40 +149,32 @@ def training_memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
     less = [] if batch == 1 else [f"train.micro_batch = {max(n for n in range(1, batch // 2 + 1) if batch % n == 0)}"]
     if not recipe.train.activation_checkpointing:
         less.append("train.activation_checkpointing = true")
-    return memory_errors(
-        "train", got=f"{batch} images at once", fix=" or ".join(less) or "a smaller network or a larger device"
-    )
+    fix = " or ".join(less) or "a smaller network or a larger device"
+    return memory_errors("train", got=f"{batch} images at once", fix=fix)
 
 
 def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     """Write samples, scores, probe and report."""
-    folder, progress = callbacks.folder, callbacks.progress
-    scores = score(session, callbacks)
-    weights = session.weights(session.recipe.sampled_weights)  # every rank calls this: each may hold a shard
+    recipe, folder, progress = session.recipe, callbacks.folder, callbacks.progress
+    request = scoring_request(recipe, recipe.evaluate.samples)
+    images = sample_session(session, request, progress)
+    weights = session.weights(recipe.evaluate.weights)  # every rank calls this: each may hold a shard
     if not session.world.main:
         return {}
-    callbacks.log_scores(session, scores)
-    folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
-    if session.recipe.evaluate.probe:
-        write_probe(folder, probe(weights, session.schedule, session.recipe, progress))
-    folder.write_json(COST, asdict(cost_of(session.recipe, folder.path)))
-    progress.stage("report")
-    folder.write_text(REPORT, write_run_report(session.recipe, folder.path, scores))
-    progress.end_stage()
-    return scores
-
-
-def score(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
-    """Sample the images that the recipe asks for, write them, and score them."""
-    progress = callbacks.progress
-    progress.stage("sampling", total=sampling_steps(session.recipe, session.world))
-    request, images = sample_session(session, session.recipe.evaluate.samples, lambda step, x: progress.tick())
-    if not session.world.main:
-        return {}
-    sample_images.write_samples(callbacks.folder, SAMPLES, images, request)
+    sample_images.write_samples(folder, images, request)
     if callbacks.scorer is not None:
         progress.stage("scoring")
-    return score_images(callbacks.scorer, request, images)
+    scores = score_images(callbacks.scorer, request, images)
+    callbacks.log_scores(session, scores)
+    folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
+    if recipe.evaluate.probe:
+        write_probe(folder, probe(weights, session.schedule, recipe, progress))
+    cost = cost_of(recipe, folder.path)
+    folder.write_json(COST, asdict(cost))
+    progress.stage("report")
+    folder.write_text(REPORT, write_run_report(recipe, folder.path, scores, cost))
+    progress.end_stage()
+    return scores
 
 
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
@@ -198,20 +186,10 @@ def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, 
     if not recipe.dataset.params.holds_images:
         raise no_images()
     train_set: Dataset = recipe.dataset.build(split="train")
-    schedule = model.require_schedule()
+    network, schedule = model.backbone.to(chosen), model.require_schedule()
     with join_processes(chosen, recipe.train.timeout) as world:
-        progress.stage("sampling", total=sampling_steps(recipe, world))
         request = scoring_request(recipe, recipe.evaluate.samples)
-        images = generate_images(
-            model.backbone.to(chosen),
-            schedule,
-            recipe,
-            train_set,
-            request,
-            device=chosen,
-            world=world,
-            callback=lambda step, x: progress.tick(),
-        )
+        images = generate_images(network, schedule, recipe, train_set, request, world, progress)
         scorer = scorer_of(recipe, train_set, chosen) if world.main else None
         if scorer is not None:
             progress.stage("scoring")

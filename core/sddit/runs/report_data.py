@@ -6,7 +6,6 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,68 +13,63 @@ from sddit.evaluation.probe import read_probe
 from sddit.evaluation.sample_images import previews
 from sddit.evaluation.scores import Scores
 from sddit.recipes.costs import plan
+from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
 from sddit.reports.run.run_data import NextStep, ReportData, RunCost
 from sddit.reports.run.run_report import write_report
 from sddit.storage.metrics_log import read_metrics
 from sddit.storage.run_folder import ENVIRONMENT, METRICS, read_changes, read_json
 
-NOISE_QUARTERS = ("least noise", "second quarter", "third quarter", "most noise")
 
-
-def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores]) -> str:
+def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores], cost: RunCost) -> str:
     """Return the HTML report of a run folder."""
-    metrics = read_metrics(folder / METRICS)
-    environment = read_json(folder / ENVIRONMENT)
+    command = f"sddit-run {recipe.path or recipe.name}"  # that repeats this run
     grids = previews(folder)
+    changes = [
+        f"changed during the run: {change['key']} from {change['from']} to {change['to']}; "
+        "schedules relative to the planned length changed with it"
+        for change in read_changes(folder)
+    ]
     return write_report(
         ReportData(
             title=recipe.name,
             summary=summary(recipe),
             status="finished",
-            command=command(recipe),
-            cost=cost(recipe, metrics, environment["device"]),
-            metrics=metrics,
+            command=command,
+            cost=cost,
+            metrics=read_metrics(folder / METRICS),
             grid=grids[-1][1] if grids else None,
             previews=grids,
             scores=scores,
             probe=read_probe(folder),
             monitors={label: chosen.params.monitors() for label, chosen in recipe.active_losses.items()},
-            noise_bins=NOISE_QUARTERS,
+            noise_bins=("least noise", "second quarter", "third quarter", "most noise"),
             recipe=recipe.to_json(),
             origins=recipe.origins,
-            environment=dict(flat(environment)),
-            warnings=[*recipe.warnings, *changes(folder)],
-            next_steps=list(next_steps(recipe, folder)),
+            environment={key: str(value) for key, value in leaves(read_json(folder / ENVIRONMENT)) if value != {}},
+            warnings=[*recipe.warnings, *changes],
+            next_steps=list(next_steps(recipe, folder, command)),
         )
     )
 
 
-def summary(recipe: Recipe) -> str:
-    """Describe data, views and losses, from the summaries of the components."""
+def summary(recipe: Recipe) -> dict[str, str]:
+    """Describe data, views and each loss in a line, from the summaries of the components."""
     facts = recipe.facts
     _, height, width = facts.image
     classes = f"{facts.num_classes} classes" if facts.num_classes else "no classes"
-    terms = " ".join(chosen.component.summary for chosen in recipe.active_losses.values())
-    data = f"Data: {facts.source}, {height}x{width}, {classes}."
-    return f"{data} Views: {recipe.pair_sampler.component.summary} Losses: {terms}"
-
-
-def command(recipe: Recipe) -> str:
-    """Return the command that repeats this run."""
-    return f"sddit-run {recipe.path or recipe.name}"
+    losses = {f"loss.{label}": chosen.component.summary for label, chosen in recipe.active_losses.items()}
+    return {
+        "Data": f"{facts.source}; {height}x{width}, {classes}",
+        "Views": recipe.pair_sampler.component.summary,
+        **losses,
+    }
 
 
 def cost_of(recipe: Recipe, folder: Path) -> RunCost:
-    """Return the cost of the run in `folder`."""
-    return cost(recipe, read_metrics(folder / METRICS), read_json(folder / ENVIRONMENT)["device"])
-
-
-def cost(recipe: Recipe, metrics: list[dict[str, Any]], device: str) -> RunCost:
-    """Return parameters and FLOPs by formula, and time and memory as measured."""
-    planned = plan(recipe)
-    heads = list(planned.heads_parameters.values())
-    parts = [planned.backbone_parameters, *heads]
+    """Return parameters and FLOPs by formula, and time and memory as measured in this run."""
+    planned, metrics = plan(recipe), read_metrics(folder / METRICS)
+    parts = [planned.backbone_parameters, *planned.heads_parameters.values()]
     seconds = metrics[-1]["seconds"] if metrics else 0.0
     return RunCost(
         seconds=seconds,
@@ -84,7 +78,7 @@ def cost(recipe: Recipe, metrics: list[dict[str, Any]], device: str) -> RunCost:
         flops_per_step=planned.flops_per_step,
         flops=planned.training_flops,
         peak_memory=peak_memory(),
-        device=device,
+        device=read_json(folder / ENVIRONMENT)["device"],
     )
 
 
@@ -96,29 +90,10 @@ def peak_memory() -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def changes(folder: Path) -> Iterator[str]:
-    """Yield a sentence for each change that --allow-change permitted."""
-    for change in read_changes(folder):
-        yield (
-            f"changed during the run: {change['key']} from {change['from']} to {change['to']}; "
-            "schedules relative to the planned length changed with it"
-        )
-
-
-def next_steps(recipe: Recipe, folder: Path) -> Iterator[NextStep]:
+def next_steps(recipe: Recipe, folder: Path, command: str) -> Iterator[NextStep]:
     """Yield commands to try next with any run."""
-    base = command(recipe)
     yield NextStep("More samples, with guidance:", f"sddit-run sample {folder} --guidance 1.5")
     for label in list(recipe.active_losses)[1:]:
-        yield NextStep(f"The control arm: the same run without loss.{label}:", f"{base} loss.{label}.weight=0")
-    yield NextStep("The same run with another seed, to see the variation:", f"{base} seed={recipe.seed + 1}")
+        yield NextStep(f"The control arm: the same run without loss.{label}:", f"{command} loss.{label}.weight=0")
+    yield NextStep("The same run with another seed, to see the variation:", f"{command} seed={recipe.seed + 1}")
     yield NextStep("All runs side by side:", f"sddit-run table {folder.parent}")
-
-
-def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, text) for every value of nested tables."""
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", str(value)

@@ -1,25 +1,28 @@
-"""Prepare a run folder and a session before the first step of a run."""
+"""Prepare a run folder and a session before the first step: what may change when a run resumes, and where it does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sddit.distributed import processes
 from sddit.distributed.world import World
-from sddit.errors import SdditError
-from sddit.evaluation.probe import lacks_probe
+from sddit.errors import Problem, SdditError, one_of, raise_all
+from sddit.evaluation.probe import PROBE, lacks_probe
 from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
-from sddit.runs.resume import accept_changes, newest_checkpoint
+from sddit.recipes.start_weights import find_start
+from sddit.storage import run_folder
 from sddit.storage.checkpoints import Store
 from sddit.storage.lock import LOCK
+from sddit.storage.manifest import Checkpoint
 from sddit.storage.metrics_log import logged_steps
-from sddit.storage.run_folder import ENVIRONMENT, METRICS, RECIPE, REPORT, SCORES, RunFolder, read_json
+from sddit.storage.run_folder import CHANGES, ENVIRONMENT, METRICS, RECIPE, REPORT, SCORES, RunFolder, read_json
 from sddit.training.build import build_session
 from sddit.training.environment import configure, describe_environment, device_name
 from sddit.training.session import Session
@@ -56,10 +59,8 @@ def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: 
     progress.note(f"{recipe.name}: {facts.source}, {classes}")
     progress.note(f"run folder {folder.path}, {device_name(device)}, {kernel}")
     if folder.killed:
-        progress.note(
-            f"the previous process ({folder.killed}) exited without cleanup; it may have been killed "
-            "or run out of memory"
-        )
+        end = "exited without cleanup; it may have been killed or run out of memory"
+        progress.note(f"the previous process ({folder.killed}) {end}")
     for warning in recipe.warnings:
         progress.warn(warning)
     if (sibling := newest_sibling(folder.path, recipe.name)) and not (folder.path / RECIPE).is_file():
@@ -95,9 +96,13 @@ def prepare_session(
     while store.notices:
         progress.warn(store.notices.pop(0))
     configure(recipe, device, threads=checkpoint.state.get("threads") if checkpoint else None)
-    if world.main:
-        write_description(recipe, folder, device)
-    session = build_session(recipe, device, resumed=checkpoint is not None, world=world)
+    if world.main:  # so that the folder describes the run completely
+        folder.write_sealed_json(RECIPE, recipe.to_json())
+        for name, file in recipe.plugin_files.items():
+            folder.write_bytes(Path(name).name, file.read_bytes())
+        folder.write_json(ENVIRONMENT, describe_environment(recipe, device))
+    start = find_start(recipe.start) if recipe.start and not checkpoint else None
+    session = build_session(recipe, device, start=start, world=world)
     for note in session.notes:
         progress.warn(note)
     if checkpoint is None:
@@ -109,9 +114,57 @@ def prepare_session(
     return session, int(state["log_cursor"])
 
 
-def write_description(recipe: Recipe, folder: RunFolder, device: torch.device) -> None:
-    """Write recipe, plugin files and environment into the run folder, so that it describes the run completely."""
-    folder.write_sealed_json(RECIPE, recipe.to_json())
-    for name, file in recipe.plugin_files.items():
-        folder.write_bytes(Path(name).name, file.read_bytes())
-    folder.write_json(ENVIRONMENT, describe_environment(recipe, device))
+def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str], *, resumed: bool) -> bool:
+    """Return whether the recipe changes the results of the run in the folder, and record the changes there.
+
+    Raises SdditError unless `allow` covers each key that differs. A report and scores of before the change are removed.
+    """
+    if not (path := folder.path / RECIPE).is_file():
+        return False
+    run_folder.refuse_changed(path)
+    found = [change for change in differences(read_json(path), recipe.to_json()) if change[3] != "free"]
+    raise_all(change_problems(folder.path, found, allow, resumed=resumed))
+    if not found:
+        return False
+    changes = [{"key": key, "from": old, "to": new} for key, old, new, _ in found]
+    folder.write_json(CHANGES, run_folder.read_changes(folder.path) + changes)
+    for stale in (REPORT, SCORES, PROBE):
+        (folder.path / stale).unlink(missing_ok=True)
+    return True
+
+
+def change_problems(
+    folder: Path, changes: Sequence[tuple[str, Any, Any, str]], allow: Sequence[str], *, resumed: bool
+) -> Iterator[Problem]:
+    """Yield a problem for each change that is not permitted or not possible, and each permission without a change."""
+    elsewhere = "run without --resume to use a new folder" if resumed else "start over with --fresh"
+    where, known = str(folder), [key for key, *_ in changes]
+    for given in allow:
+        if not any(covers(given, key) for key in known):
+            what = f"nothing to allow: {given!r} does not differ"
+            expect = one_of(given, known) if known else "no key: nothing differs"
+            yield Problem("SD-R161", what, "--allow-change", given, expect)
+    for key, old, new, kind in changes:
+        got = f"{old} -> {new}"
+        if kind == "structural":
+            yield Problem("SD-C410", f"the checkpoint is of another model: {key}", where, got, fix=elsewhere)
+        elif key == "train.steps" and old is not None and new < old:
+            yield Problem("SD-C422", "a run cannot be made shorter", where, got, f"at least {old}", elsewhere)
+        elif not any(covers(given, key) for given in allow):
+            fix = f"--allow-change {key}, or {elsewhere}" if resumed else elsewhere
+            yield Problem("SD-C420", f"the recipe differs from the run's: {key}", where, got, fix=fix)
+
+
+def covers(given: str, key: str) -> bool:
+    """Return whether permission for `given` includes `key`: the same key, or a table around it."""
+    return key == given or key.startswith(f"{given}.")
+
+
+def newest_checkpoint(store: Store, world: World) -> Checkpoint | None:
+    """Return the checkpoint to resume from. The main rank finds it, and every other rank opens the same one."""
+    found = None
+    if world.main:
+        store.clean()
+        found = store.latest()
+    step = world.from_main(lambda: found.step if found else None)
+    return found if world.main or step is None else store.open(step)

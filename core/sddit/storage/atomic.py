@@ -21,10 +21,19 @@ DELETED_PREFIX = ".del-"  # of names of folders that are being removed
 
 NOT_NUMBERS = ("NaN", "Infinity", "-Infinity")  # as text, which float() reads: JSON has no such numbers
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
-FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-GONE = {errno.ENOENT, errno.ENOTDIR}
-IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY, errno.ENXIO}
+FAILURES = {
+    "ENOSPC EDQUOT": ("SD-M610", "no space left to write to", "free some space, then rerun"),
+    "EFBIG": ("SD-M610", "a file is larger than the limit on file sizes", "raise the limit (ulimit -f), then rerun"),
+    "EACCES EPERM EROFS": ("SD-F703", "the run folder cannot be used", "fix its permissions"),
+    "ENAMETOOLONG": ("SD-F705", "a path of the run folder is too long", "choose a shorter name"),
+    "ENOENT ENOTDIR": ("SD-F706", "the run folder no longer exists", "restore it, then rerun"),
+    "EEXIST EISDIR ELOOP ENOTEMPTY ENXIO": (
+        "SD-F705",
+        "a path of the run folder cannot be used",
+        "move away what is there",
+    ),
+}
+"""{names of system errors: code, what is wrong, fix}."""
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -35,10 +44,7 @@ def replace_file(path: Path, data: bytes) -> None:
     staged = staged_name(path.parent, path.name)
     with storage_errors(path):
         try:
-            with os.fdopen(create(staged), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(staged, data)
             staged.replace(path)
         except BaseException:
             staged.unlink(missing_ok=True)
@@ -51,9 +57,13 @@ def staged_name(folder: Path, label: str) -> Path:
     return folder / f"{STAGED_PREFIX}{label}-{uuid4().hex}"
 
 
-def create(path: Path) -> int:
-    """Create a file and return its descriptor. Raises OSError if the path exists, also as a link. The umask applies."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+def write_synced(path: Path, data: bytes) -> None:
+    """Create, write and sync a file. Raises OSError if the path exists, also as a link. The umask applies."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def open_file(path: Path | str, flags: int = os.O_RDONLY) -> int:
@@ -144,21 +154,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 def storage_error(cause: OSError, path: Path) -> SdditError:
     """Return the documented error for an OSError at `path`."""
-    where, got = str(path), f"{cause.strerror or cause} ({errno.errorcode.get(cause.errno or 0, '?')})"
-    if cause.errno in FULL:
-        return error("SD-M610", "no space left to write to", where=where, got=got, fix="free some space, then rerun")
-    if cause.errno == errno.EFBIG:
-        fix = "raise the limit (ulimit -f), then rerun"
-        return error("SD-M610", "a file is larger than the limit on file sizes", where=where, got=got, fix=fix)
-    if cause.errno in FORBIDDEN:
-        return error("SD-F703", "the run folder cannot be used", where=where, got=got, fix="fix its permissions")
-    if cause.errno == errno.ENAMETOOLONG:
-        fix = "choose a shorter name"
-        return error("SD-F705", "a path of the run folder is too long", where=where, got=got, fix=fix)
-    if cause.errno in GONE:
-        return error("SD-F706", "the run folder no longer exists", where=where, got=got, fix="restore it, then rerun")
-    if cause.errno in IN_THE_WAY:
-        return error(
-            "SD-F705", "a path of the run folder cannot be used", where=where, got=got, fix="move away what is there"
-        )
-    return error("SD-M611", "the storage failed", where=where, got=got, fix="check the disk or mount, then rerun")
+    name = errno.errorcode.get(cause.errno or 0, "?")
+    known = (failure for names, failure in FAILURES.items() if name in names.split())
+    code, what, fix = next(known, ("SD-M611", "the storage failed", "check the disk or mount, then rerun"))
+    return error(code, what, where=str(path), got=f"{cause.strerror or cause} ({name})", fix=fix)

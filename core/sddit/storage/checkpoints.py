@@ -26,23 +26,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sddit.errors import error
-from sddit.storage.atomic import (
-    STAGED_PREFIX,
-    mark_for_deletion,
-    read_file,
-    remove_folder,
-    remove_leftovers,
-    replace_file,
-    staged_name,
-    storage_error,
-    storage_errors,
-    sync_folder,
-    to_json,
-)
+from sddit.formatting import format_si
+from sddit.storage import atomic
 from sddit.storage.fault_injection import fault_point
 from sddit.storage.manifest import BrokenCheckpoint, Checkpoint, Content, broken_error, stage, verify
-
-__all__ = ["Checkpoint", "Store"]
 
 INDEX = "index.json"
 NAME = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,})")
@@ -84,7 +71,6 @@ class Store:
         return sorted(int(match[1]) for match in matches if match)
 
     def path_of(self, step: int) -> Path:
-        """Return the path of the checkpoint of a step."""
         return self.folder / f"step-{step:06d}"
 
     def save(self, step: int, files: Mapping[str, Content]) -> Path:
@@ -94,12 +80,12 @@ class Store:
         storage fails; the older checkpoints are then intact.
         """
         path = self.path_of(step)
-        with storage_errors(self.folder):
+        with atomic.storage_errors(self.folder):
             if os.path.lexists(path) and not self._moved_aside(path):
                 return path
             if not self.folder.is_dir():
                 self.folder.mkdir()  # without parents: a deleted run folder is not created again
-                sync_folder(self.folder.parent)
+                atomic.sync_folder(self.folder.parent)
             self._refuse_when_full(files)
             self._publish(step, files)
             self._confirm(path)
@@ -126,13 +112,8 @@ class Store:
                 return found
         if not (tried := tried + aside):
             return None
-        raise error(
-            "SD-C402",
-            "no usable checkpoint",
-            where=str(self.folder),
-            got=f"{len(tried)} tried: {', '.join(tried)}",
-            fix="restore one from a backup, or start over with --fresh",
-        )
+        got = f"{len(tried)} tried: {', '.join(tried)}"
+        raise error("SD-C402", "no usable checkpoint", where=str(self.folder), got=got)
 
     def open(self, step: int) -> Checkpoint:
         """Return the checkpoint of one step. Raises SD-C403 if there is none, SD-C401 if it is broken."""
@@ -146,14 +127,14 @@ class Store:
 
     def clean(self) -> None:
         """Remove the temporary files of a killed process."""
-        remove_leftovers(self.folder)
+        atomic.remove_leftovers(self.folder)
 
     def withdraw(self) -> None:
         """Remove the files of a save in progress in another thread, which then fails unless it is already complete."""
-        for staged in self.folder.glob(f"{STAGED_PREFIX}*"):
+        for staged in self.folder.glob(f"{atomic.STAGED_PREFIX}*"):
             with contextlib.suppress(FileNotFoundError):  # it was complete
                 if staged.is_dir():
-                    mark_for_deletion(staged)  # atomic: a published checkpoint is never removed in part
+                    atomic.mark_for_deletion(staged)  # atomic: a published checkpoint is never removed in part
                 else:
                     staged.unlink()
         self.clean()
@@ -163,13 +144,13 @@ class Store:
         size = sum(len(content) if isinstance(content, bytes) else content.size for content in files.values())
         free = shutil.disk_usage(self.folder).free
         if free < SPARE * size:
-            need = f"need {_readable(SPARE * size)}, have {_readable(free)}"
+            need = f"need {format_si(SPARE * size, 'B')}, have {format_si(free, 'B')}"
             raise error("SD-M610", f"no space for a checkpoint: {need}", where=str(self.folder), fix="free some space")
 
     def _publish(self, step: int, files: Mapping[str, Content]) -> None:
         """Stage, sync and rename a checkpoint. Retries errors from which the storage may recover."""
         for pause in (*PAUSES, None):
-            staged = staged_name(self.folder, str(step))
+            staged = atomic.staged_name(self.folder, str(step))
             try:
                 stage(staged, step, files)
                 fault_point("ckpt.before_rename")
@@ -181,7 +162,7 @@ class Store:
                     raise
             time.sleep(pause)
         fault_point("ckpt.after_rename")
-        sync_folder(self.folder)
+        atomic.sync_folder(self.folder)
 
     def _confirm(self, path: Path) -> None:
         """Read a new checkpoint back, and mark it as verified in the index."""
@@ -189,10 +170,14 @@ class Store:
             verify(path)
         except BrokenCheckpoint as fault:
             self._move_aside(path)
-            raise storage_error(OSError(errno.EIO, f"{fault}, read back after writing"), path) from fault
-        known = {name: text for name, text in _read_index(self.folder).items() if (self.folder / name).is_dir()}
-        known[path.name] = "verified"
-        replace_file(self.folder / INDEX, to_json(known, indent=1).encode())
+            raise atomic.storage_error(OSError(errno.EIO, f"{fault}, read back after writing"), path) from fault
+        try:
+            index = dict(json.loads(atomic.read_file(self.folder / INDEX)))
+        except (OSError, ValueError, TypeError, RecursionError):
+            index = {}  # it is only for users: an unreadable one is replaced
+        index = {name: text for name, text in index.items() if (self.folder / name).is_dir()}
+        index[path.name] = "verified"
+        atomic.replace_file(self.folder / INDEX, atomic.to_json(index, indent=1).encode())
 
     def _prune(self, saved: int) -> None:
         """Remove all but the newest `keep` intact checkpoints. Broken ones are moved aside and do not count."""
@@ -202,14 +187,14 @@ class Store:
             if step == saved:
                 continue
             if intact == self.keep:
-                marked = mark_for_deletion(self.path_of(step))
+                marked = atomic.mark_for_deletion(self.path_of(step))
                 fault_point("ckpt.mid_prune")
                 if marked.is_symlink():
                     files = marked.resolve()
                     self.notices.append(
                         f"step-{step:06d} is no longer kept; it was a link, its files are still in {files}"
                     )
-                remove_folder(marked)
+                atomic.remove_folder(marked)
             elif not self._moved_aside(self.path_of(step)):
                 intact += 1
 
@@ -229,25 +214,7 @@ class Store:
         aside = path.with_name(f"broken-{path.name}")
         while os.path.lexists(aside):
             aside = aside.with_name(f"{aside.name}-again")
-        with storage_errors(self.folder):
+        with atomic.storage_errors(self.folder):
             path.rename(aside)
-            sync_folder(self.folder)
+            atomic.sync_folder(self.folder)
         return aside
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    """Read the index, which is only for users; an unreadable one is replaced."""
-    try:
-        index: dict[str, str] = json.loads(read_file(folder / INDEX))
-        return dict(index)
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
-
-
-def _readable(size: float) -> str:
-    """Format a size in bytes."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

@@ -15,7 +15,7 @@ from sddit.storage.atomic import open_file, to_json
 LOCK = "run.lock"
 
 # A lock belongs to the open file, so the system releases it when its process ends for any reason.
-_held: set[int] = set()  # descriptors of the locks of this process
+_own_locks: set[int] = set()  # descriptors of the locks of this process
 
 
 def take_lock(path: Path) -> tuple[int, str]:
@@ -35,7 +35,7 @@ def take_lock(path: Path) -> tuple[int, str]:
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     os.ftruncate(lock, 0)
     os.pwrite(lock, to_json(owner).encode(), 0)
-    _held.add(lock)
+    _own_locks.add(lock)
     return lock, last
 
 
@@ -57,8 +57,8 @@ def holder(folder: Path) -> str:
 
 def release_lock(lock: int) -> None:
     """Release a lock of this process and empty its file."""
-    if lock in _held:
-        _held.remove(lock)
+    if lock in _own_locks:
+        _own_locks.remove(lock)
         os.ftruncate(lock, 0)
         os.close(lock)
 
@@ -74,9 +74,9 @@ def owner_in(lock: int) -> str:
 
 def _close_locks_in_child() -> None:
     """Close inherited locks: a forked child must not keep its parent's folder locked after the parent's end."""
-    for lock in _held:
+    for lock in _own_locks:
         os.close(lock)
-    _held.clear()
+    _own_locks.clear()
 
 
 os.register_at_fork(after_in_child=_close_locks_in_child)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sddit.errors import SdditError, error
-from sddit.storage.atomic import create, open_file, storage_errors, sync_folder
+from sddit.storage.atomic import open_file, storage_errors, sync_folder, write_synced
 from sddit.storage.fault_injection import fault_point
-from sddit.storage.migrations import FORMAT, upgrade_state
 
 MANIFEST = "manifest.json"
+FORMAT = 2  # of the checkpoints that this version writes; `upgrade_state` reads the earlier ones
 # Errors that are the fault of the file.
 UNUSABLE = {errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO}
 
@@ -48,16 +48,15 @@ class Checkpoint:
     files: Mapping[str, tuple[int, str]]  # name -> size in bytes, sha256
     format: int = FORMAT  # in which it was written
 
-    def path(self, name: str) -> Path:
-        """Return the path of a file. Raises KeyError if the checkpoint has no such file."""
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file, verified again.
+
+        Raises KeyError if the checkpoint has no such file, SD-C401 if its bytes differ from the manifest.
+        """
         if name not in self.files:
             raise KeyError(f"{name} is not in {self.folder.name}")
-        return self.folder / name
-
-    def read(self, name: str) -> bytes:
-        """Return the bytes of a file, verified again. Raises SD-C401 if they differ from the manifest."""
         try:
-            with open_checkpoint_file(self.path(name)) as file:
+            with open_checkpoint_file(self.folder / name) as file:
                 data = file.read()
             if hashlib.sha256(data).hexdigest() != self.files[name][1]:
                 raise BrokenCheckpoint(f"{name}: checksum differs")
@@ -71,27 +70,32 @@ class Checkpoint:
         return upgrade_state(json.loads(self.read("state.json")), self.format)
 
 
+def upgrade_state(state: dict[str, Any], written: int) -> dict[str, Any]:
+    """Upgrade a `state.json` of format `written` to the current format. Files are never rewritten.
+
+    Each change of `state.json` gets a format number and an upgrade here. `tests/fixtures/checkpoints` has a checkpoint
+    of every earlier format.
+    """
+    if written < 2 and "imported" not in state:
+        # Format 2 has the item names of each parameter's optimizer state, and the skipped steps.
+        state = {**state, "optimized": {str(index): [] for index in state["optimized"]}, "skipped": []}
+    return state
+
+
 def stage(folder: Path, step: int, files: Mapping[str, Content]) -> None:
     """Write a checkpoint to `folder` and sync its files and their names."""
     folder.mkdir()
     seals = {}
     for name, content in files.items():
         fault_point("ckpt.before_file")
-        seals[name] = write_file(folder / name, content)
+        data = content if isinstance(content, bytes) else content.make()
+        write_synced(folder / name, data)
+        seals[name] = len(data), hashlib.sha256(data).hexdigest()
+        del data  # before the next file is made
         fault_point("ckpt.after_file")
     fault_point("ckpt.before_manifest")
-    write_file(folder / MANIFEST, seal_manifest({"format": FORMAT, "step": step, "files": seals}))
+    write_synced(folder / MANIFEST, seal_manifest({"format": FORMAT, "step": step, "files": seals}))
     sync_folder(folder)
-
-
-def write_file(path: Path, content: Content) -> tuple[int, str]:
-    """Write and sync a new file. Returns its size and sha256."""
-    data = content if isinstance(content, bytes) else content.make()
-    with os.fdopen(create(path), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return len(data), hashlib.sha256(data).hexdigest()
 
 
 def seal_manifest(body: Mapping[str, Any]) -> bytes:
@@ -112,10 +116,11 @@ def verify(folder: Path) -> Checkpoint:
         for name in sorted(present ^ checkpoint.files.keys()):
             raise BrokenCheckpoint(f"{name}: {'missing' if name in checkpoint.files else 'not in the manifest'}")
         for name, (size, digest) in checkpoint.files.items():
-            data_size, data_digest = size_and_sha256(folder / name)
-            if data_size != size:
-                raise BrokenCheckpoint(f"{name}: {data_size} bytes, not {size}")
-            if data_digest != digest:
+            with open_checkpoint_file(folder / name) as file:
+                found_digest, found_size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+            if found_size != size:
+                raise BrokenCheckpoint(f"{name}: {found_size} bytes, not {size}")
+            if found_digest != digest:
                 raise BrokenCheckpoint(f"{name}: checksum differs")
     return checkpoint
 
@@ -135,19 +140,11 @@ def read_manifest(folder: Path) -> Checkpoint:
                 "the checkpoint is of another format",
                 where=str(folder),
                 got=f"format {body['format']}, this version reads 1 to {FORMAT}",
-                fix="use the version that wrote it: environment.json of the run names it",
             )
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
         return Checkpoint(int(body["step"]), folder, files, int(body["format"]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise BrokenCheckpoint(f"{MANIFEST}: cannot be read") from None
-
-
-def size_and_sha256(path: Path) -> tuple[int, str]:
-    """Return the size in bytes and the sha256 of a file."""
-    with open_checkpoint_file(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), digest
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,14 +10,7 @@ from typing import Any
 
 from sddit.errors import SdditError, error
 from sddit.interfaces.metric_names import SCORE
-from sddit.storage.atomic import (
-    NOT_NUMBERS,
-    open_file,
-    read_file,
-    replace_file,
-    storage_errors,
-    to_json,
-)
+from sddit.storage.atomic import NOT_NUMBERS, open_file, read_file, replace_file, storage_errors, to_json
 from sddit.storage.run_folder import unreadable_errors
 
 TAIL = 1 << 18  # bytes at the end of a metrics log that hold its last row
@@ -52,7 +44,9 @@ class MetricsLog:
         line = to_json(dict(row)).encode() + b"\n"
         with storage_errors(self.path):
             try:
-                write_all(self._file, line)
+                view = memoryview(line)
+                while view:  # the system may accept it in parts
+                    view = view[os.write(self._file, view) :]
             except BaseException:
                 os.ftruncate(self._file, self.cursor)
                 raise
@@ -74,10 +68,9 @@ def ends_at_cursor(data: bytes, cursor: int, step: int) -> bool:
     A line added or removed above the cursor moves this boundary.
     """
     before, after = data[:cursor], data[cursor:]
-    if len(before) < cursor or length_of_complete_lines(before) < cursor:
+    if length_of_complete_lines(before) < cursor:
         return False
-    last = parse_row(before.splitlines()[-1]) if before else None
-    following = parse_row(after.splitlines()[0]) if after else None
+    last, following = parse_row(before[:-1].rpartition(b"\n")[2]), parse_row(after.partition(b"\n")[0])
     if last is not None and last["step"] > step:
         return False
     return following is None or following["step"] > step or is_score_of(step, following)
@@ -118,23 +111,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     with unreadable_errors(path):
         data = read_file(path)
-    lines = data[: length_of_complete_lines(data)].split(b"\n")[:-1]
-    return [read_row(path, number, line) for number, line in enumerate(lines, 1)]
-
-
-def read_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """Parse one line of a metrics log. Raises SD-F704 if it is not a row."""
-    try:
-        row: dict[str, Any] = json.loads(line)
-        return {key: float(value) if value in NOT_NUMBERS else value for key, value in row.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as fault:
-        raise error(
-            "SD-F704",
-            "a line of the metrics cannot be read",
-            where=f"{path}:{number}",
-            got=f"{type(fault).__name__}: {fault}",
-            fix="restore the file from a backup, or delete that line",
-        ) from fault
+    rows = []
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+            rows.append({key: float(value) if value in NOT_NUMBERS else value for key, value in row.items()})
+        except (ValueError, TypeError, AttributeError, RecursionError) as fault:
+            raise error(
+                "SD-F704",
+                "a line of the metrics cannot be read",
+                where=f"{path}:{number}",
+                got=f"{type(fault).__name__}: {fault}",
+                fix="restore the file from a backup, or delete that line",
+            ) from fault
+    return rows
 
 
 def last_metrics(path: Path) -> dict[str, Any]:
@@ -155,12 +145,8 @@ def last_metrics(path: Path) -> dict[str, Any]:
             got="bytes that are not ASCII text",
             fix="restore the file from a backup, or delete the damaged line",
         )
-    for line in reversed(tail.splitlines()):
-        with contextlib.suppress(ValueError, RecursionError):  # incomplete after a crash
-            row = json.loads(line)
-            if isinstance(row, dict):
-                return row
-    return {}
+    rows = map(parse_row, reversed(tail.splitlines()))  # the last line is incomplete after a crash
+    return next((row for row in rows if row is not None), {})
 
 
 def logged_steps(path: Path) -> int:
@@ -174,10 +160,3 @@ def logged_steps(path: Path) -> int:
 def length_of_complete_lines(data: bytes) -> int:
     """Return the length of `data` up to and including its last newline."""
     return data.rfind(b"\n") + 1
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data`, even if the system accepts it in parts."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sddit.errors import SdditError, error
-from sddit.storage.atomic import (
-    read_file,
-    remove_leftovers,
-    replace_file,
-    storage_errors,
-    sync_folder,
-    to_json,
-)
+from sddit.storage import atomic
 from sddit.storage.lock import LOCK, release_lock, take_lock
 
 RECIPE, ENVIRONMENT, METRICS = "recipe.resolved.json", "environment.json", "metrics.jsonl"
@@ -41,13 +34,13 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         self.path = ensure_directory(self.path)
-        with storage_errors(self.path / LOCK):
+        with atomic.storage_errors(self.path / LOCK):
             self._lock, self.killed = take_lock(self.path / LOCK)
         try:
             self.write_text("probe", "written, synced, renamed")
-            with storage_errors(self.path):
+            with atomic.storage_errors(self.path):
                 (self.path / "probe").unlink()
-                remove_leftovers(self.path)
+                atomic.remove_leftovers(self.path)
         except BaseException:
             release_lock(self._lock)
             raise
@@ -63,7 +56,7 @@ class RunFolder:
             raise ValueError(f"{name!r} leads out of the run folder")
         if path.parent != self.path and self.path.is_dir():  # a deleted run folder is not created again
             path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, data)
+        atomic.replace_file(path, data)
         return path
 
     def write_text(self, name: str, text: str) -> Path:
@@ -72,7 +65,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write JSON atomically. NaN and infinities are written as text."""
-        return self.write_text(name, to_json(value, indent=1) + "\n")
+        return self.write_text(name, atomic.to_json(value, indent=1) + "\n")
 
     def write_sealed_json(self, name: str, value: Any) -> Path:
         """Write JSON, and its sha256 to a second file in the format of `sha256sum`, for `refuse_changed`.
@@ -80,9 +73,9 @@ class RunFolder:
         The old hash is removed first: after a kill between the two writes, the file has no hash rather than a wrong
         one.
         """
-        with storage_errors(self.path):
+        with atomic.storage_errors(self.path):
             (self.path / f"{name}{SEAL}").unlink(missing_ok=True)
-            sync_folder(self.path)
+            atomic.sync_folder(self.path)
         path = self.write_json(name, value)
         self.write_text(f"{name}{SEAL}", f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
         return path
@@ -92,8 +85,8 @@ def refuse_changed(path: Path) -> None:
     """Raise SD-F704 if a file differs from the sha256 stored with it. A file without one is accepted."""
     seal = path.with_name(f"{path.name}{SEAL}")
     with unreadable_errors(path):
-        sealed = read_file(seal)[:64] if seal.is_file() else None
-        found = hashlib.sha256(read_file(path)).hexdigest().encode()
+        sealed = atomic.read_file(seal)[:64] if seal.is_file() else None
+        found = hashlib.sha256(atomic.read_file(path)).hexdigest().encode()
     if sealed not in (None, found):
         raise error(
             "SD-F704",
@@ -116,7 +109,7 @@ def recipe_path(folder: Path) -> Path:
 def read_json(path: Path, kind: type = dict, fix: str = "restore it from a backup, or start over with --fresh") -> Any:
     """Read a JSON file of a run folder. Raises SD-F704 if it is unreadable or its value is not of type `kind`."""
     try:
-        value = json.loads(read_file(path))
+        value = json.loads(atomic.read_file(path))
     except (OSError, ValueError, RecursionError) as fault:
         raise unreadable_error(path, str(fault), fix) from fault
     if not isinstance(value, kind):
@@ -154,21 +147,13 @@ def unreadable_error(path: Path, got: str, fix: str) -> SdditError:
 def ensure_directory(path: Path) -> Path:
     """Create the folder `path` if necessary and return its real path. Raises SD-F705 if that is impossible."""
     try:
-        with storage_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            return path.resolve(strict=True)
-    except SdditError as refused:
-        cause = refused.__cause__
-        if not isinstance(cause, (FileExistsError, NotADirectoryError, FileNotFoundError)):
-            raise
+        path.mkdir(parents=True, exist_ok=True)
+        return path.resolve(strict=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as cause:
         got, fix = "a file, or a link to nothing, is in the way", "move it away, or choose another path"
         if isinstance(cause, FileNotFoundError):
             got, fix = f"the system cannot create a folder there ({cause.strerror})", "choose another path"
-        raise error(
-            "SD-F705",
-            "the folder cannot be created",
-            where=str(path),
-            got=got,
-            expect="a folder, or a free name",
-            fix=fix,
-        ) from refused
+        what, expect = "the folder cannot be created", "a folder, or a free name"
+        raise error("SD-F705", what, where=str(path), got=got, expect=expect, fix=fix) from cause
+    except OSError as cause:
+        raise atomic.storage_error(cause, path) from cause

@@ -17,9 +17,17 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  #
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """Return the bytes of named tensors of any shape, dtype, device and layout.
 
-    Shared memory is written once per tensor.
+    Shared memory is written once per tensor: safetensors requires contiguous CPU tensors that share no storage.
     """
-    return safetensors.torch.save(_without_shared_memory(tensors))
+    separate: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        dense = tensor.detach().cpu().contiguous()
+        if dense.untyped_storage().data_ptr() in storages:
+            dense = dense.clone()
+        storages.add(dense.untyped_storage().data_ptr())
+        separate[name] = dense
+    return safetensors.torch.save(separate)
 
 
 def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:
@@ -31,13 +39,8 @@ def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError) as cause:
         if data.startswith(PICKLES):
-            raise error(
-                "SD-C440",
-                "a pickle, which can run code when read",
-                where=where,
-                expect="safetensors",
-                fix="convert it first",
-            ) from cause
+            what = "a pickle, which can run code when it is read"
+            raise error("SD-C440", what, where=where, expect="safetensors") from cause
         raise error(
             "SD-C404", "not a safetensors file", where=where, got=str(cause), expect="a file written by sddit"
         ) from cause
@@ -46,28 +49,9 @@ def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raise SD-C450 with the first tensor that has a NaN or an infinity. `where` names the group, such as `ema`."""
     if name := non_finite(tensors):
-        raise error(
-            "SD-C450",
-            f"non-finite values in {where}:{name}",
-            where=where,
-            expect="finite numbers",
-            fix="use an earlier step",
-        )
+        raise error("SD-C450", f"non-finite values in {where}:{name}", where=where, expect="finite numbers")
 
 
 def non_finite(tensors: Mapping[str, Tensor]) -> str:
     """Return the name of the first tensor with a NaN or an infinity; empty if there is none."""
     return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), "")
-
-
-def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors where needed: safetensors requires contiguous CPU tensors that share no storage."""
-    separate: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        dense = tensor.detach().cpu().contiguous()
-        if dense.untyped_storage().data_ptr() in storages:
-            dense = dense.clone()
-        storages.add(dense.untyped_storage().data_ptr())
-        separate[name] = dense
-    return separate

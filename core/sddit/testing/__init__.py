@@ -1,12 +1,12 @@
-"""For authors of plugins: the conformance kit, and toy components that need no other plugin.
+"""Check the components of a plugin, and provide toy components that need no other plugin.
 
     from sddit.testing import check_plugin
 
     def test_my_loss() -> None:
         check_plugin("my_loss.py")
 
-`check_plugin` tries every component of a plugin with its default settings; `check` tries one, with settings of your
-choice. Both raise `ConformanceError` with everything they found, in plain words.
+`check_plugin` checks every component of a plugin with its default settings; `check` checks one, with settings of your
+choice. Both raise `ConformanceError` with everything they found.
 """
 
 from sddit.testing.kit import ConformanceError, check, check_plugin

@@ -1,7 +1,7 @@
-"""Measure training speed: steps of several recipes in turns, compared with a matrix product on the same machine.
+"""Measure training speed, compared with a matrix product on the same machine.
 
-Absolute times on shared machines are unreliable, ratios measured in turns much less so: the recipes take turns, round
-after round, and each figure is a median over the rounds.
+Absolute times on shared machines are unreliable, ratios much less so: the recipes take turns, round after round, and
+each figure is a median over the rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from sddit.training.build import build_session
 from sddit.training.environment import configure
 from sddit.training.loop import take_step
 from sddit.training.session import Session
-from sddit.training.step_metrics import noise_edges
 
 WARMUP_STEPS = 2
 GEMM_SIZE = (2048, 384, 1536)  # rows, in, out: the first MLP layer of DiT-S on 8 images of 256 tokens
@@ -48,14 +47,9 @@ class Bench:
 
 
 def bench(recipes: Sequence[Recipe], device: torch.device, rounds: int, seconds: float, progress: Progress) -> Bench:
-    """Time training steps of each recipe in turn.
+    """Time training steps of each recipe in turn, for `rounds` turns of about `seconds` each.
 
-    Args:
-        recipes: compared with the first one.
-        device: where to run.
-        rounds: turns of each recipe.
-        seconds: approximate duration of one turn.
-        progress: shows the rounds.
+    The speeds are compared with those of the first recipe.
     """
     sessions = [build_session(recipe, device) for recipe in recipes]
     progress.stage("bench", total=rounds * (len(sessions) + 1))
@@ -74,31 +68,24 @@ def bench(recipes: Sequence[Recipe], device: torch.device, rounds: int, seconds:
             progress.tick()
     progress.end_stage()
     peak = {precision: statistics.median(values) for precision, values in peaks.items()}
-    figures = tuple(
-        throughput(recipe, speed, speeds[0], peak[recipe.train.precision])
-        for recipe, speed in zip(recipes, speeds, strict=True)
-    )
-    return Bench(figures, peak, rounds, torch.get_num_threads())
-
-
-def throughput(recipe: Recipe, speeds: Sequence[float], first: Sequence[float], peak: float) -> Throughput:
-    """Return the medians over the turns of one recipe; `first` are the speeds of the recipe to compare with."""
-    speed = statistics.median(speeds)
-    flops = plan(recipe).flops_per_image
-    relative = statistics.median(mine / theirs for mine, theirs in zip(speeds, first, strict=True))
-    return Throughput(recipe.name, speed, flops, relative, None if flops is None else speed * flops / peak)
+    figures = []
+    for recipe, own in zip(recipes, speeds, strict=True):
+        images, flops = statistics.median(own), plan(recipe).flops_per_image
+        relative = statistics.median(mine / first for mine, first in zip(own, speeds[0], strict=True))
+        share = None if flops is None else images * flops / peak[recipe.train.precision]
+        figures.append(Throughput(recipe.name, images, flops, relative, share))
+    return Bench(tuple(figures), peak, rounds, torch.get_num_threads())
 
 
 def steps_per_second(session: Session, steps: int) -> float:
     """Return the speed of real training steps, including data and update."""
-    edges = noise_edges(session)
     configure(session.recipe, session.device)
     session.student.train()
 
     def step() -> None:
         if session.step == session.total_steps:  # a finished run has no active losses
             session.step = 0
-        take_step(session, edges)
+        take_step(session)
 
     return 1 / seconds_per_call(step, steps, session.device)
 
@@ -113,7 +100,6 @@ def matrix_product(precision: str, device: torch.device, seconds: float) -> floa
 
 
 def seconds_per_call(work: Callable[[], object], times: int, device: torch.device) -> float:
-    """Return the mean duration of a call over `times` calls."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(times):

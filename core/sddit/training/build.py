@@ -7,35 +7,33 @@ from operator import or_
 from typing import Any
 
 import torch
-from torch import nn
 from torch._functorch import config as functorch_config
 
-from sddit.backbones import Backbone
 from sddit.distributed.parallel import wrap_parallel
 from sddit.distributed.world import World
 from sddit.interfaces import NoiseSchedule
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.settings import TrainSettings
+from sddit.recipes.start_weights import LocatedWeights
 from sddit.training.ema import EMA, Teacher
-from sddit.training.networks import build_backbone, build_terms
-from sddit.training.precision import DTYPES, default_dtype
-from sddit.training.session import Session
+from sddit.training.networks import DTYPES, build_backbone, build_terms, default_dtype
+from sddit.training.optimization import group_numbers
+from sddit.training.session import NOISE_BINS, Session
 from sddit.training.student import Objective, Student
 from sddit.training.warm_start import load_start_weights
 
 
 def build_session(
-    recipe: Recipe, device: torch.device, *, resumed: bool = False, world: World | None = None
+    recipe: Recipe, device: torch.device, *, start: LocatedWeights | None = None, world: World | None = None
 ) -> Session:
     """Build the session of a run before its first step, for one process of `world`.
 
-    With `resumed` a checkpoint will be restored: the weights of `[start]` are then neither read nor needed.
+    `start` are the weights of `[start]`. They are not needed where a checkpoint will be restored, or where only the
+    speed or the shapes matter.
     """
     world = world or World()
-    dtype = DTYPES[recipe.train.precision]
-    with default_dtype(dtype):
+    with default_dtype(DTYPES[recipe.train.precision]):
         backbone = build_backbone(recipe, device="cpu")
-        notes = [] if recipe.start is None or resumed else load_start_weights(recipe.start, backbone)
+        notes = load_start_weights(start, backbone, partial=recipe.start.partial) if start and recipe.start else []
         schedule: NoiseSchedule = recipe.noise_schedule.build()
         terms = build_terms(recipe)
     precision = torch.bfloat16 if recipe.train.precision == "bf16" else None
@@ -43,49 +41,42 @@ def build_session(
     student = Student(backbone, terms, schedule, precision, component_names).to(device)
     teacher = build_teacher(recipe, student)
     emas = {label: EMA(settings, student.backbone) for label, settings in recipe.ema.items()}
-    apply_performance_settings(backbone, recipe.train)
-    copies: list[nn.Module] = [ema.module for ema in emas.values()]
-    if teacher is not None:
-        copies += teacher.parts().values()
+    # After the copies, so that these are not affected.
+    backbone.set_checkpointing(recipe.train.activation_checkpointing)
+    if recipe.train.compile:
+        functorch_config.donated_buffer = False  # gradient ratios run backward twice through one forward
+        for block in backbone.blocks:
+            block.compile()
+    copies = [*(ema.module for ema in emas.values()), *(teacher.parts().values() if teacher else ())]
     root = wrap_parallel(student, copies, world, recipe.train.distributed)
-    grid = recipe.backbone.params.grid(recipe.shapes)
+    quantiles = torch.arange(1, NOISE_BINS, dtype=torch.float64, device=device) / NOISE_BINS
+    optimizer = recipe.optimizer.build()(parameter_groups(recipe, student), device)
     return Session(
         recipe=recipe,
         device=device,
         dataset=recipe.dataset.build(split="train"),
         schedule=schedule,
-        pair_sampler=recipe.pair_sampler.build(grid=grid),
+        pair_sampler=recipe.pair_sampler.build(grid=recipe.backbone.params.grid(recipe.shapes)),
         objective=Objective(recipe),
         student=student,
         teacher=teacher,
         emas=emas,
-        optimizer=recipe.optimizer.build()(parameter_groups(recipe, student), device),
+        optimizer=optimizer,
+        initial_group_numbers=group_numbers(optimizer),
         world=world,
         root=root,
+        noise_edges=schedule.t_from_uniform(quantiles),
         notes=notes,
     )
 
 
 def build_teacher(recipe: Recipe, student: Student) -> Teacher | None:
     """Build the teacher if an active loss reads one, without the parts that none of them reads."""
-    wants = [
-        needs.teacher
-        for chosen in recipe.active_losses.values()
-        if (needs := chosen.params.needs()).teacher is not None
-    ]
-    if not wants:
+    needs = [chosen.params.needs().teacher for chosen in recipe.active_losses.values()]
+    if not (wants := [want for want in needs if want is not None]):
         return None
     want = reduce(or_, wants)
     return Teacher(student.backbone, student.terms, None if want.output else want.taps)
-
-
-def apply_performance_settings(backbone: Backbone, settings: TrainSettings) -> None:
-    """Apply activation checkpointing and compilation as the recipe says. Copies made before are not affected."""
-    backbone.set_checkpointing(settings.activation_checkpointing)
-    if settings.compile:
-        functorch_config.donated_buffer = False  # gradient ratios run backward twice through one forward
-        for block in backbone.blocks:
-            block.compile()
 
 
 def parameter_groups(recipe: Recipe, student: Student) -> list[dict[str, Any]]:

@@ -8,15 +8,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""Files of GPU drivers on Linux: NVIDIA, WSL, AMD."""
+DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # on Linux: NVIDIA, WSL, AMD
 
 
 def unavailable_reason(device: str) -> str:
     """Return why `--device` is certainly not usable; empty if it may be: only torch knows for sure."""
     if device != "cuda":
         return ""
-    torch = torch_version()
+    torch = installed("torch")
     if torch.endswith("+cpu"):
         return f"torch {torch} is built without CUDA"
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
@@ -28,13 +27,8 @@ def unavailable_reason(device: str) -> str:
     return ""
 
 
-def torch_version() -> str:
-    """Return the installed version of torch, e.g. 2.13.0+cpu; empty if it is not installed."""
-    return installed("torch")
-
-
 def installed(distribution: str) -> str:
-    """Return the version of a distribution; empty if it is not installed."""
+    """Return the version of a distribution, e.g. 2.13.0+cpu; empty if it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:

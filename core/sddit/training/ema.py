@@ -38,7 +38,7 @@ def frozen_copy(module: M) -> M:
 
 
 class EMA:
-    """An EMA of the student's backbone, used for generation: `[ema.LABEL]`."""
+    """An EMA of the student's backbone, used for generation: `[ema.LABEL]`. Call `update` after each optimizer step."""
 
     def __init__(self, settings: EmaSettings, student: Backbone) -> None:
         self.settings = settings
@@ -50,7 +50,6 @@ class EMA:
         return min(self.settings.decay, ramp)
 
     def update(self, student: nn.Module, step: int) -> None:
-        """Update once; call this after each optimizer step."""
         ema_update_(self.module, student, self.decay(step))
 
 
@@ -83,18 +82,12 @@ class Teacher:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all weights by name, for a checkpoint."""
-        return {
-            f"{part}.{key}": value
-            for part, module in self.parts().items()
-            for key, value in module.state_dict().items()
-        }
+        return tensors_of(self.parts())
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `tensors` returned. Raises KeyError for a missing or surplus name."""
-        if tensors.keys() != self.tensors().keys():
-            raise KeyError("the teacher's tensors are not those of this recipe")
-        for part, module in self.parts().items():
-            module.load_state_dict(with_prefix(f"{part}.", tensors))
+
+def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return the weights of several modules as {"module.tensor": value}."""
+    return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

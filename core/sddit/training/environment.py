@@ -11,7 +11,7 @@ import torch
 from sddit.distributed import processes
 from sddit.errors import error
 from sddit.recipes.recipe import Recipe
-from sddit.training.devices import installed, min_torch_version, torch_version, version_numbers
+from sddit.training.devices import installed, min_torch_version, version_numbers
 
 PACKAGES = ("sddit", "torch", "numpy", "pydantic", "safetensors", "pillow", "xformers")
 
@@ -43,19 +43,12 @@ def device_name(device: torch.device) -> str:
 
 def choose_device(name: str) -> torch.device:
     """Return the device of `--device`. Raises SD-P230 if it is not usable, SD-P211 if torch is too old."""
-    if (found := torch_version()) and version_numbers(found) < version_numbers(oldest := min_torch_version()):
-        raise error(
-            "SD-P211",
-            f"torch {found} is too old",
-            where="this Python environment",
-            got=found,
-            expect=f"at least {oldest}",
-            fix=f"pip install 'torch>={oldest}'",
-        )
+    if (found := installed("torch")) and version_numbers(found) < version_numbers(oldest := min_torch_version()):
+        what, expect, fix = f"torch {found} is too old", f"at least {oldest}", f"pip install 'torch>={oldest}'"
+        raise error("SD-P211", what, where="this Python environment", got=found, expect=expect, fix=fix)
     if name == "cuda" and not torch.cuda.is_available():
-        raise error(
-            "SD-P230", "no CUDA device is usable here", where="--device", got="cuda", expect="cpu", fix="--device cpu"
-        )
+        what, fix = "no CUDA device is usable here", "--device cpu"
+        raise error("SD-P230", what, where="--device", got="cuda", expect="cpu", fix=fix)
     if name not in ("cpu", "cuda"):
         raise error("SD-R162", f"no device {name!r}", where="--device", got=name, expect="one of cpu, cuda")
     if name == "cuda" and processes.world_size() > 1:

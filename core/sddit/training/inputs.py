@@ -9,7 +9,7 @@ import torch
 
 from sddit.data.order import batch_ids
 from sddit.diffusion.draws import KeyedDraws
-from sddit.interfaces import Batch, Context, DrawnDataset
+from sddit.interfaces import Batch, Context, DrawnDataset, Draws
 from sddit.training.session import Session
 
 
@@ -40,26 +40,21 @@ def step_samples(session: Session) -> tuple[list[int], list[int]]:
     return batch_ids(session.recipe.seed, session.step, session.recipe.train.batch, len(session.dataset))
 
 
-def draws_of(session: Session, ids: list[int], epochs: list[int]) -> KeyedDraws:
-    """Return the keyed random draws of these samples at the current step."""
+def context_of(session: Session, ids: list[int], epochs: list[int]) -> Context:
+    """Return what pair samplers and losses may know at this step, with the keyed random draws of these samples."""
     index, epoch = (torch.as_tensor(numbers, device=session.device) for numbers in (ids, epochs))
-    return KeyedDraws(session.recipe.seed, session.step, index, epoch)
-
-
-def context_of(session: Session, draws: KeyedDraws) -> Context:
-    """Return what pair samplers and losses may know at this step."""
     return Context(
         step=session.step,
         total_steps=session.total_steps,
         schedule=session.schedule,
-        draws=draws,
+        draws=KeyedDraws(session.recipe.seed, session.step, index, epoch),
         num_classes=session.recipe.shapes.num_classes,
         gather=session.world.gather,
         mean=session.world.mean,
     )
 
 
-def make_batch(session: Session, ids: list[int], draws: KeyedDraws) -> Batch:
+def make_batch(session: Session, ids: list[int], draws: Draws) -> Batch:
     """Fetch a batch, sample latent posteriors, then apply horizontal flips and label dropout."""
     settings, dataset = session.recipe.dataset.params, session.dataset
     x0, true_labels = dataset.fetch(ids)

@@ -12,23 +12,12 @@ from torch import Tensor
 
 from sddit.distributed.parallel import full_tensor, gradient_accumulation, reach_all_parameters
 from sddit.interfaces import Outputs, View
-from sddit.training.inputs import MicroBatch, context_of, draws_of, make_batch, micro_batches
-from sddit.training.nonfinite import discard_step, skip_step, synchronize_step_status
+from sddit.training import step_metrics
+from sddit.training.inputs import MicroBatch, context_of, make_batch, micro_batches
+from sddit.training.nonfinite import NonFinite, discard_step, synchronize_step_status
 from sddit.training.optimization import clip_gradients, complete_gradients, drop_unused_gradients, set_learning_rate
 from sddit.training.session import Session
-from sddit.training.step_metrics import (
-    BatchMetrics,
-    StepResult,
-    accumulate_metrics,
-    add_to_sums,
-    bin_losses,
-    gradient_ratios,
-    log_row,
-    noise_edges,
-    ratios_due,
-    sum_metrics,
-    value_and_count,
-)
+from sddit.training.step_metrics import BatchMetrics, StepResult
 from sddit.training.student import refuse_malformed, run_network
 from sddit.value_schedules import value_at
 
@@ -45,26 +34,26 @@ class Callbacks(Protocol):
 
 def train(session: Session, callbacks: Callbacks) -> None:
     """Take the remaining steps."""
-    edges = noise_edges(session)
     with training_mode(session):
         while session.step < session.total_steps:
             start = time.monotonic()
-            accumulate_metrics(session, take_step(session, edges))
+            step_metrics.accumulate_metrics(session, take_step(session))
             elapsed = time.monotonic() - start
             session.seconds += elapsed
-            add_to_sums(session.sums, "seconds_per_step", value_and_count(torch.tensor(elapsed)))
+            seconds = step_metrics.value_and_count(torch.tensor(elapsed))
+            step_metrics.add_to_sums(session.sums, "seconds_per_step", seconds)
             if session.step % session.recipe.train.log_every == 0 or session.step == session.total_steps:
-                callbacks.logged(session, log_row(session))
+                callbacks.logged(session, step_metrics.log_row(session))
             callbacks.stepped(session)
 
 
-def take_step(session: Session, edges: Tensor) -> StepResult:
+def take_step(session: Session) -> StepResult:
     """Take one optimizer step. No lasting state changes before all of its numbers are known to be finite.
 
     A non-finite step is skipped. Raises NonFinite if the recipe allows no more skipped steps.
     """
     weights = session.objective.weights(session.step)
-    metrics, used = accumulate_gradients(session, weights, edges)
+    metrics, used = accumulate_gradients(session, weights)
     parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
     complete_gradients(session.optimizer, parameters)
     grad_norm = full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
@@ -72,7 +61,10 @@ def take_step(session: Session, edges: Tensor) -> StepResult:
     drop_unused_gradients(session.root, session.optimizer, used)
     if non_finite:
         discard_step(session)
-        skip_step(session, non_finite)
+        if len(session.skipped) == session.recipe.train.skip_non_finite:
+            raise NonFinite(session, non_finite)
+        session.skipped.append(session.step)
+        session.step += 1
         return StepResult(BatchMetrics({}, {}, {}), grad_norm, taken=False)
     clip_gradients(session.recipe.optimizer.params, parameters, grad_norm)
     set_learning_rate(session.optimizer, session.recipe.optimizer.params, session.step, session.total_steps)
@@ -83,14 +75,15 @@ def take_step(session: Session, edges: Tensor) -> StepResult:
     if session.teacher is not None:
         momentum = value_at(session.recipe.teacher.momentum, session.step, session.total_steps)
         session.teacher.update(session.student.backbone, session.student.terms, momentum)
-    finish_losses(session, weights)
+    ctx = context_of(session, [0], [0])
+    with torch.no_grad():  # the losses apply what they staged: their buffers change here and nowhere else
+        for label, context in session.objective.contexts(ctx, list(weights), session.teacher).items():
+            session.student.terms[label].after_step(context)
     session.step += 1
     return StepResult(metrics, grad_norm, taken=True)
 
 
-def accumulate_gradients(
-    session: Session, weights: Mapping[str, float], edges: Tensor
-) -> tuple[BatchMetrics, list[bool]]:
+def accumulate_gradients(session: Session, weights: Mapping[str, float]) -> tuple[BatchMetrics, list[bool]]:
     """Run forward and backward over the micro-batches of one batch; their gradients add up to those of the batch.
 
     Also returns, with DDP, whether this rank has a gradient for each parameter of the root.
@@ -99,38 +92,41 @@ def accumulate_gradients(
     used: list[bool] = []
     for part in micro_batches(session):
         with gradient_accumulation(session.root, last=part.last):
-            loss, metrics = forward(session, part, weights, edges)
+            loss, metrics = forward(session, part, weights)
             measured.append(metrics)
             if part.last:
                 loss, used = reach_all_parameters(session.root, loss)
             if loss.requires_grad:
                 torch.autograd.backward(loss)
-    return sum_metrics(measured), used
+    return step_metrics.sum_metrics(measured), used
 
 
-def forward(
-    session: Session, part: MicroBatch, weights: Mapping[str, float], edges: Tensor
-) -> tuple[Tensor, BatchMetrics]:
+def forward(session: Session, part: MicroBatch, weights: Mapping[str, float]) -> tuple[Tensor, BatchMetrics]:
     """Run views, teacher, student and losses on one micro-batch. Returns its part of the loss, and its metrics."""
     objective, labels = session.objective, list(weights)
-    draws = draws_of(session, part.ids, part.epochs)
-    batch = make_batch(session, part.ids, draws)
-    ctx = context_of(session, draws)
-    views = session.pair_sampler(batch, draws, session.schedule, ctx)
+    ctx = context_of(session, part.ids, part.epochs)
+    batch = make_batch(session, part.ids, ctx.draws)
+    views = session.pair_sampler(batch, ctx.draws, session.schedule, ctx)
     values: dict[str, Tensor] = session.root(
         objective.active_terms(labels, ctx, views, session.teacher),
         objective.requests(labels, "student", views),
         teacher_outputs(session, views, labels),
     )
-    reduced: dict[str, Tensor] = {}
+    reduced: dict[str, Tensor] = {}  # scalars that add up to the mean over the batch
+    binned: dict[str, Tensor] = {}
     for label, value in values.items():
         refuse_malformed(label, objective.params[label], value, len(part.ids))
-        reduced[label] = objective.reduce(label, value, views[objective.student_view(label)], part.fraction)
-    ratios = gradient_ratios(session, reduced, weights) if part.first and ratios_due(session, weights) else {}
+        t = objective.noise_level(label, views)
+        value = objective.apply_window(label, value, t)
+        if value.dim():
+            binned[label] = step_metrics.bin_by_noise(value, t, session.noise_edges)
+            value = value.mean()
+        reduced[label] = value * part.fraction
+    ratios = step_metrics.gradient_ratios(session, reduced, weights) if part.first else {}
     zero = torch.zeros((), device=session.device)
     loss = sum((weights[label] * value for label, value in reduced.items()), start=zero)
     losses = {label: value.detach() for label, value in reduced.items()}
-    return loss, BatchMetrics(losses, bin_losses(objective, values, views, edges), ratios)
+    return loss, BatchMetrics(losses, binned, ratios)
 
 
 def teacher_outputs(session: Session, views: Mapping[str, View], labels: list[str]) -> dict[str, Outputs]:
@@ -144,14 +140,6 @@ def teacher_outputs(session: Session, views: Mapping[str, View], labels: list[st
             name: run_network(session.teacher.backbone, session.schedule, request, session.student.precision)
             for name, request in requests.items()
         }
-
-
-def finish_losses(session: Session, weights: Mapping[str, float]) -> None:
-    """Let the active losses apply what they staged: buffers change here and nowhere else."""
-    ctx = context_of(session, draws_of(session, [0], [0]))
-    with torch.no_grad():
-        for label, context in session.objective.contexts(ctx, list(weights), session.teacher).items():
-            session.student.terms[label].after_step(context)
 
 
 @contextmanager

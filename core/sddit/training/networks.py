@@ -1,34 +1,47 @@
-"""Build the networks of a recipe, with initial weights keyed by parameter name."""
+"""Build the networks of a recipe, with initial weights keyed by parameter name, in the dtype of its precision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sddit.backbones import Backbone
 from sddit.diffusion.draws import generator
 from sddit.errors import error
 from sddit.losses import LossTerm
 from sddit.recipes.recipe import Recipe
+from sddit.recipes.settings import Precision
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+"""The dtype of weights by precision. bf16 is an autocast over float32 weights."""
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Build modules in `dtype`, tables and constants included."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def build_backbone(recipe: Recipe, *, device: torch.device | str) -> Backbone:
     """Build the network F. Each initial weight is a function of the seed and the parameter's name alone."""
     shapes = recipe.shapes
     with seeded(recipe.seed, "init/backbone"):
-        backbone = recipe.backbone.build(
+        backbone: Backbone = recipe.backbone.build(
             image=shapes.image,
             num_classes=shapes.num_classes,
             outputs=shapes.outputs,
             attention=recipe.attention.build(),
         )
-    _require_subclass(backbone, Backbone, "backbone")
-    initialize(backbone, recipe.seed, "init")
-    built: Backbone = backbone.to(device)
-    return built
+    initialize(backbone, Backbone, "backbone", recipe.seed, "init")
+    return backbone.to(device)
 
 
 def build_terms(recipe: Recipe) -> dict[str, LossTerm]:
@@ -45,19 +58,8 @@ def build_terms(recipe: Recipe) -> dict[str, LossTerm]:
                 image=recipe.shapes.image,
                 num_classes=recipe.shapes.num_classes,
             )
-        _require_subclass(terms[label], LossTerm, f"loss.{label}")
-        initialize(terms[label], recipe.seed, f"init/loss/{label}")
+        initialize(terms[label], LossTerm, f"loss.{label}", recipe.seed, f"init/loss/{label}")
     return terms
-
-
-def initialize(module: nn.Module, seed: int, purpose: str) -> None:
-    """Initialize each parameter from its own random stream, so that adding a head changes no other initial weight."""
-    rule: Callable[[str, Tensor, torch.Generator], None] | None = getattr(module, "init_parameter", None)
-    if rule is None:
-        return
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            rule(name, parameter, generator(seed, f"{purpose}/{name}"))
 
 
 @contextmanager
@@ -68,8 +70,12 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
         yield
 
 
-def _require_subclass(module: object, base: type[nn.Module], where: str) -> None:
-    """Raise SD-P220 for a network that does not subclass the base class of its kind."""
+@torch.no_grad()
+def initialize(module: nn.Module, base: type[nn.Module], where: str, seed: int, purpose: str) -> None:
+    """Initialize each parameter from its own random stream, so that adding a head changes no other initial weight.
+
+    Raises SD-P220 if the module does not subclass the base class of its kind.
+    """
     if not isinstance(module, base):
         raise error(
             "SD-P220",
@@ -79,3 +85,6 @@ def _require_subclass(module: object, base: type[nn.Module], where: str) -> None
             expect=f"a subclass of sddit.{base.__name__}",
             fix=f"derive the class from sddit.{base.__name__}; sddit.testing.check lists what it lacks",
         )
+    if rule := getattr(module, "init_parameter", None):
+        for name, parameter in module.named_parameters():
+            rule(name, parameter, generator(seed, f"{purpose}/{name}"))

@@ -1,4 +1,4 @@
-"""Detect non-finite steps on all ranks, and skip them or stop."""
+"""Detect non-finite steps on all ranks."""
 
 from __future__ import annotations
 
@@ -14,28 +14,19 @@ from sddit.training.step_metrics import BatchMetrics
 def synchronize_step_status(
     session: Session, metrics: BatchMetrics, grad_norm: Tensor, used: list[bool]
 ) -> tuple[list[str], list[bool]]:
-    """Agree with all ranks on the state of this step, in one message: the only read of the device in a step.
+    """Agree with all ranks on the state of this step, in one message: the only device sync of a step.
 
-    Args:
-        session: before its update.
-        metrics: the losses of this rank.
-        grad_norm: norm of the gradient.
-        used: for each parameter of the root, whether this rank has a gradient for it; empty without DDP.
-
-    Returns:
-        The names of what is non-finite on any rank, and `used` of any rank. Stop signals are exchanged as well.
+    `used` says for each parameter of the root whether this rank has a gradient for it; it is empty without DDP. Returns
+    the names of what is non-finite on any rank, and `used` of any rank. Stop signals are exchanged as well.
     """
-    values = {f"loss.{label}": [value] for label, value in metrics.losses.items()}
-    values["gradient"] = [grad_norm]
-    values |= {
-        f"staged statistics of loss.{label}": list(loss.staged()) for label, loss in session.student.terms.items()
-    }
-    names = [name for name, tensors in values.items() for _ in tensors]
-    own = ~torch.stack([torch.isfinite(tensor).all() for tensors in values.values() for tensor in tensors])
+    values = [(f"loss.{label}", value) for label, value in metrics.losses.items()]
+    values.append(("gradient", grad_norm))
+    for label, loss in session.student.terms.items():
+        values += [(f"staged statistics of loss.{label}", tensor) for tensor in loss.staged()]
+    own = ~torch.stack([torch.isfinite(tensor).all() for _, tensor in values])
     flags, used = session.world.synchronize_status(own, used)
-    if not bool(flags.any()):
-        return [], used
-    return list(dict.fromkeys(name for name, flag in zip(names, flags.tolist(), strict=True) if flag)), used
+    bad = (name for (name, _), flag in zip(values, flags.tolist(), strict=True) if flag)
+    return list(dict.fromkeys(bad)), used
 
 
 def discard_step(session: Session) -> None:
@@ -44,15 +35,6 @@ def discard_step(session: Session) -> None:
     for loss in session.student.terms.values():
         loss.discard()
         loss.diagnostics()
-
-
-def skip_step(session: Session, bad: list[str]) -> None:
-    """Continue with the next step, nothing changed. Raises NonFinite if the recipe allows no more skipped steps."""
-    allowed = session.recipe.train.skip_non_finite
-    if len(session.skipped) == allowed:
-        raise NonFinite(session, bad)
-    session.skipped.append(session.step)
-    session.step += 1
 
 
 class NonFinite(SdditError):

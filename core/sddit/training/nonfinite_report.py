@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from sddit.training.inputs import step_samples
 from sddit.training.loop import accumulate_gradients, training_mode
 from sddit.training.nonfinite import discard_step
 from sddit.training.session import Session
-from sddit.training.step_metrics import noise_edges
 
 
 @dataclass(slots=True)
@@ -40,6 +40,7 @@ def nonfinite_report(session: Session, bad: list[str], run: Path, checkpoint: Pa
     """Return the contents of `non-finite-STEP.json` for the step that the session is about to take."""
     ids, epochs = step_samples(session)
     trace = retrace(session)
+    device = ["--device", "cuda"] if session.device.type == "cuda" else []
     return {
         "step": session.step,
         "seed": session.recipe.seed,
@@ -52,14 +53,8 @@ def nonfinite_report(session: Session, bad: list[str], run: Path, checkpoint: Pa
         "first_gradient": trace.gradient,
         "skipped_before": session.skipped,
         "state_before": str(checkpoint.relative_to(run)),
-        "repeat": reproduction_command(session, run),
+        "repeat": shlex.join(["sddit-run", str(run / RECIPE), "--resume", str(run), *device]),
     }
-
-
-def reproduction_command(session: Session, run: Path) -> str:
-    """Return the command that takes the step again, from the state before it."""
-    command = ["sddit-run", str(run / RECIPE), "--resume", str(run)]
-    return shlex.join([*command, *(["--device", "cuda"] if session.device.type == "cuda" else [])])
 
 
 def retrace(session: Session) -> Trace:
@@ -68,8 +63,10 @@ def retrace(session: Session) -> Trace:
     x0, _ = session.dataset.fetch(ids)  # [B, C, H, W]
     intact = x0.isfinite().flatten(1).all(dim=1).tolist()
     trace = Trace([i for i, finite in zip(ids, intact, strict=True) if not finite])
-    with training_mode(session), torch.compiler.set_stance("force_eager"), watching(session, trace):
-        accumulate_gradients(session, session.objective.weights(session.step), noise_edges(session))
+    with training_mode(session), torch.compiler.set_stance("force_eager"), ExitStack() as hooks:
+        for name, module in modules_of(session):
+            hooks.enter_context(module.register_forward_hook(partial(record_nonfinite, trace, name)))
+        accumulate_gradients(session, session.objective.weights(session.step))
     discard_step(session)
     trace.output, trace.gradient = (
         next(filter(None, session.world.from_all(name)), "") for name in (trace.output, trace.gradient)
@@ -77,30 +74,20 @@ def retrace(session: Session) -> Trace:
     return trace
 
 
-@contextmanager
-def watching(session: Session, trace: Trace) -> Iterator[None]:
-    """Record in `trace` the first module with a non-finite output, and the first with such a gradient at its output."""
+def record_nonfinite(trace: Trace, name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
+    """Record module `name` in `trace` if its outputs, or the gradients that arrive at them, are the first non-finite
+    ones. For use as a forward hook.
+    """
 
-    def watch(name: str, module: nn.Module) -> Any:
-        def check_outputs(module: nn.Module, inputs: Any, outputs: Any) -> None:
-            for tensor in tensors_in(outputs):
-                if not trace.output and not is_finite(tensor):
-                    trace.output = name
-                if tensor.requires_grad:
-                    tensor.register_hook(check_gradient)  # type: ignore[no-untyped-call]  # torch left it untyped
+    def check_gradient(gradient: Tensor) -> None:
+        if not trace.gradient and not bool(gradient.isfinite().all()):
+            trace.gradient = name
 
-        def check_gradient(gradient: Tensor) -> None:
-            if not trace.gradient and not is_finite(gradient):
-                trace.gradient = name
-
-        return module.register_forward_hook(check_outputs)
-
-    hooks = [watch(name, module) for name, module in modules_of(session)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for tensor in tensors_in(outputs):
+        if not trace.output and not bool(tensor.isfinite().all()):
+            trace.output = name
+        if tensor.requires_grad:
+            tensor.register_hook(check_gradient)  # type: ignore[no-untyped-call]  # untyped in torch
 
 
 def modules_of(session: Session) -> Iterator[tuple[str, nn.Module]]:
@@ -117,18 +104,11 @@ def modules_of(session: Session) -> Iterator[tuple[str, nn.Module]]:
 
 def tensors_in(outputs: Any) -> Iterator[Tensor]:
     """Yield the floating-point tensors in what a module returned."""
+    if is_dataclass(outputs):
+        outputs = [getattr(outputs, name) for name in outputs.__dataclass_fields__]
     if isinstance(outputs, Tensor):
         if outputs.is_floating_point():
             yield outputs
-        return
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    elif is_dataclass(outputs):
-        outputs = [getattr(outputs, name) for name in outputs.__dataclass_fields__]
-    if isinstance(outputs, (list, tuple)):
-        for value in outputs:
+    elif isinstance(outputs, (list, tuple, dict)):
+        for value in outputs.values() if isinstance(outputs, dict) else outputs:
             yield from tensors_in(value)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())

@@ -14,10 +14,10 @@ from sddit.distributed.world import World
 from sddit.interfaces import Dataset, NoiseSchedule, PairSampler
 from sddit.recipes.recipe import Recipe
 from sddit.training.ema import EMA, Teacher
-from sddit.training.networks import build_backbone
-from sddit.training.optimization import group_numbers
-from sddit.training.precision import DTYPES, default_dtype
+from sddit.training.networks import DTYPES, build_backbone, default_dtype
 from sddit.training.student import Objective, Student
+
+NOISE_BINS = 4  # each loss is also logged by quarter of the training noise density
 
 
 @dataclass(slots=True)
@@ -35,20 +35,26 @@ class Session:
     emas: dict[str, EMA]
     optimizer: torch.optim.Optimizer
     world: World
+    initial_group_numbers: list[dict[str, float]]  # of the optimizer before the first step
     root: nn.Module  # the student itself, or its DDP wrapper
+    noise_edges: Tensor  # the t that split the training noise density into equal parts, [NOISE_BINS - 1]
     step: int = 0  # optimizer steps taken
     seconds: float = 0.0  # spent training, including before a resume
     sums: dict[str, Tensor] = field(default_factory=dict)  # of this log interval: sum and count, [2] float64
     skipped: list[int] = field(default_factory=list)  # steps that were skipped because they were not finite
-    initial_group_numbers: list[dict[str, float]] = field(init=False)  # of the optimizer before the first step
     notes: list[str] = field(default_factory=list)  # shown to the user once, before the first step
-
-    def __post_init__(self) -> None:
-        self.initial_group_numbers = group_numbers(self.optimizer)
 
     @property
     def total_steps(self) -> int:
         return self.recipe.train.steps
+
+    def copies(self) -> dict[str, dict[str, nn.Module]]:
+        """Return the EMAs and the parts of the teacher: {file of a checkpoint that holds them: {name: module}}."""
+        found: dict[str, dict[str, nn.Module]] = {
+            "ema": {label: ema.module for label, ema in self.emas.items()},
+            "teacher": self.teacher.parts() if self.teacher else {},
+        }
+        return {file: modules for file, modules in found.items() if modules}
 
     def weights(self, label: str) -> Backbone:
         """Return the backbone to sample with: an EMA by its label, or `student`. Call it on all ranks."""

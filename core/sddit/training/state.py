@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from sddit.distributed.parallel import full_tensor, shard_like, shards_like
+from sddit.distributed.parallel import full_tensor, shard_like
 from sddit.errors import error
-from sddit.storage import tensors as safetensors_bridge
-from sddit.storage.checkpoints import Checkpoint
-from sddit.storage.manifest import Content, LazyBytes
-from sddit.training.ema import with_prefix
+from sddit.storage.manifest import Checkpoint, Content, LazyBytes
+from sddit.storage.tensors import non_finite, pack, require_finite, unpack
+from sddit.training.ema import tensors_of, with_prefix
 from sddit.training.optimization import group_numbers
 from sddit.training.session import Session
 
@@ -27,32 +26,23 @@ def checkpoint_files(session: Session, extra: Mapping[str, Any], *, copy: bool =
     Tensors are packed when a file is written: until then the session must not change, unless `copy` copies them to
     the CPU first. Writing raises SD-N502 for a non-finite tensor.
     """
-    optimizer, _ = split_optimizer(session.optimizer)
+    optimizer, numbers = split_optimizer(session.optimizer)
     tensors: dict[str, Mapping[str, Tensor]] = {"model": session.student.state_dict(), "optimizer": optimizer}
-    if session.emas:
-        tensors["ema"] = {
-            f"{label}.{k}": v for label, ema in session.emas.items() for k, v in ema.module.state_dict().items()
-        }
-    if session.teacher:
-        tensors["teacher"] = session.teacher.tensors()
+    tensors |= {name: tensors_of(modules) for name, modules in session.copies().items()}
     if isinstance(session.root, FSDPModule):
         # In order of names: all ranks must request the same tensor at once, and a restored state has no order.
         tensors = {name: {k: full_tensor(group[k]).cpu() for k in sorted(group)} for name, group in tensors.items()}
-    if copy:
-        tensors = {
-            name: {k: v.detach().to("cpu", copy=True) for k, v in group.items()} for name, group in tensors.items()
-        }
-    files: dict[str, Content] = {
-        f"{name}.safetensors": LazyBytes(sum(v.nbytes for v in group.values()), partial(pack_finite, name, group))
-        for name, group in tensors.items()
-    }
-    files["state.json"] = json.dumps(plain_state(session) | dict(extra), allow_nan=False, indent=1).encode()
+    files: dict[str, Content] = {}
+    for name, group in tensors.items():
+        held = {k: v.detach().to("cpu", copy=True) for k, v in group.items()} if copy else group
+        size = sum(tensor.nbytes for tensor in held.values())
+        files[f"{name}.safetensors"] = LazyBytes(size, partial(pack_finite, name, held))
+    files["state.json"] = json.dumps(plain_state(session, numbers) | dict(extra), allow_nan=False, indent=1).encode()
     return files
 
 
-def plain_state(session: Session) -> dict[str, Any]:
-    """Return everything that is not a tensor, as stored in `state.json`."""
-    _, numbers = split_optimizer(session.optimizer)
+def plain_state(session: Session, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything that is not a tensor, as stored in `state.json`; `numbers` are those of `split_optimizer`."""
     state = session.optimizer.state_dict()["state"]
     return {
         "step": session.step,
@@ -71,7 +61,7 @@ def plain_state(session: Session) -> dict[str, Any]:
 
 def pack_finite(name: str, tensors: Mapping[str, Tensor]) -> bytes:
     """Pack tensors into the bytes of a file. Raises SD-N502 if one is non-finite: such a state is never saved."""
-    if bad := safetensors_bridge.non_finite(tensors):
+    if bad := non_finite(tensors):
         raise error(
             "SD-N502",
             f"non-finite values in {name}:{bad}; the checkpoint is not saved",
@@ -79,7 +69,7 @@ def pack_finite(name: str, tensors: Mapping[str, Tensor]) -> bytes:
             got="a NaN or an infinity",
             fix="lower optimizer.lr, then rerun: it resumes from the newest checkpoint",
         )
-    return safetensors_bridge.pack(tensors)
+    return pack(tensors)
 
 
 def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -94,22 +84,20 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
         )
 
     def read(name: str) -> dict[str, Tensor]:
-        where = f"{checkpoint.folder.name}/{name}"
-        tensors = safetensors_bridge.unpack(checkpoint.read(name), where)
-        safetensors_bridge.require_finite(tensors, where)
+        where = f"{checkpoint.folder.name}/{name}.safetensors"
+        tensors = unpack(checkpoint.read(f"{name}.safetensors"), where)
+        require_finite(tensors, where)
         return tensors
 
     try:
-        for name in plain_state(session).keys() - state.keys():
+        for name in plain_state(session, {}).keys() - state.keys():
             raise KeyError(f"state.json: {name} is missing")
-        load(session.student, read("model.safetensors"))
-        join_optimizer(session.optimizer, read("optimizer.safetensors"), state["optimizer"], state["optimized"])
-        restore_numbers(session.optimizer, state["counted"])
-        stored = read("ema.safetensors") if session.emas else {}
-        for label, ema in session.emas.items():
-            load(ema.module, with_prefix(f"{label}.", stored))
-        if session.teacher:
-            session.teacher.restore(shards_like(session.teacher.tensors(), read("teacher.safetensors")))
+        load(session.student, read("model"))
+        join_optimizer(session.optimizer, read("optimizer"), state["optimizer"], state["optimized"], state["counted"])
+        for name, modules in session.copies().items():
+            stored = read(name)
+            for part, module in modules.items():
+                load(module, with_prefix(f"{part}.", stored))
         session.step = int(state["step"])
         session.seconds = float(state["seconds"])
         session.skipped = list(state["skipped"])
@@ -132,7 +120,8 @@ def restore(session: Session, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load full tensors strictly, also into a module that is sharded over the ranks."""
-    module.load_state_dict(shards_like(module.state_dict(), tensors))
+    own = module.state_dict()
+    module.load_state_dict({k: shard_like(own[k], v) if k in own else v for k, v in tensors.items()})
 
 
 def split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -156,19 +145,14 @@ def changed_numbers(optimizer: torch.optim.Optimizer, initial: Sequence[Mapping[
     ]
 
 
-def restore_numbers(optimizer: torch.optim.Optimizer, counted: Sequence[Mapping[str, float]]) -> None:
-    """Restore the counters that some optimizers keep in their groups."""
-    for group, counts in zip(optimizer.param_groups, counted, strict=True):
-        group.update(counts)
-
-
 def join_optimizer(
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, Tensor],
     numbers: Mapping[str, Mapping[str, Any]],
     optimized: Mapping[str, Sequence[str]],
+    counted: Sequence[Mapping[str, float]],
 ) -> None:
-    """Restore what `split_optimizer` returned. Settings come from the recipe, so only the state is restored.
+    """Restore what `split_optimizer` and `changed_numbers` returned. Settings come from the recipe.
 
     `optimized` names the entries of each parameter that ever had a gradient. Raises KeyError if one is missing.
     """
@@ -178,7 +162,8 @@ def join_optimizer(
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = shard_like(parameters[int(index)], value)
     for wanted, names in optimized.items():
-        held = state.get(int(wanted))
-        if held is None or not held.keys() >= set(names):
+        if not state.get(int(wanted), {}).keys() >= set(names):
             raise KeyError(f"optimizer state of parameter {wanted} is missing")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group, counts in zip(optimizer.param_groups, counted, strict=True):
+        group.update(counts)

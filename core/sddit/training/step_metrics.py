@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from sddit.interfaces import View
-from sddit.training.session import Session
-from sddit.training.student import Objective, mask_outside_window
+from sddit.training.session import NOISE_BINS, Session
 
-NOISE_BINS = 4  # each loss is also logged by quarter of the training noise density
 GRADIENT_RATIO_EVERY = 100  # steps between measurements of each loss's part of the backbone's gradient
 
 
@@ -45,14 +42,14 @@ def sum_metrics(parts: Sequence[BatchMetrics]) -> BatchMetrics:
     )
 
 
-def ratios_due(session: Session, weights: Mapping[str, float]) -> bool:
-    """Return whether to measure gradient ratios. Not with FSDP: its weights are in the graph only while gathered."""
-    due = len(weights) > 1 and session.step % GRADIENT_RATIO_EVERY == 0
-    return due and not isinstance(session.root, FSDPModule)
-
-
 def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the gradient norm of each weighted loss on the backbone, divided by that of the first loss."""
+    """Return the gradient norm of each weighted loss on the backbone, divided by that of the first loss.
+
+    They are measured every `GRADIENT_RATIO_EVERY` steps, and not with FSDP: its weights are in the graph only while
+    gathered.
+    """
+    if len(weights) < 2 or session.step % GRADIENT_RATIO_EVERY or isinstance(session.root, FSDPModule):
+        return {}
     parameters = list(session.student.backbone.parameters())
     norms: dict[str, float] = {}
     for label, value in reduced.items():
@@ -63,32 +60,13 @@ def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Ma
     return {label: norms[label] / norms[first] for label in others if norms[first] > 0}
 
 
-def noise_edges(session: Session) -> Tensor:
-    """Return the t that split the training noise density into equal parts, [NOISE_BINS - 1]."""
-    u = torch.arange(1, NOISE_BINS, dtype=torch.float64, device=session.device) / NOISE_BINS
-    return session.schedule.t_from_uniform(u)
-
-
 def bin_by_noise(value: Tensor, t: Tensor, edges: Tensor) -> Tensor:
     """Return sums and counts of `value` [B] by noise quarter, [2, NOISE_BINS]."""
     index = torch.bucketize(t.to(edges.dtype), edges)
     sums = torch.zeros(2, NOISE_BINS, dtype=torch.float64, device=value.device)
-    sums[0].index_add_(0, index, value.to(torch.float64))
+    sums[0].index_add_(0, index, value.detach().to(torch.float64))
     sums[1].index_add_(0, index, torch.ones_like(value, dtype=torch.float64))
     return sums
-
-
-def bin_losses(
-    objective: Objective, values: Mapping[str, Tensor], views: Mapping[str, View], edges: Tensor
-) -> dict[str, Tensor]:
-    """Return sums and counts by noise quarter, [2, NOISE_BINS], of each loss with one value per sample."""
-    binned = {}
-    for label, value in values.items():
-        if value.dim():
-            t = views[objective.student_view(label)].t
-            masked = mask_outside_window(objective.params[label].window, t, value)
-            binned[label] = bin_by_noise(masked.detach(), t, edges)
-    return binned
 
 
 def accumulate_metrics(session: Session, result: StepResult) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sddit.backbones import Backbone
 from sddit.diffusion.preconditioning import denoise_view
-from sddit.errors import SdditError, error
-from sddit.interfaces import Context, LossParams, NoiseSchedule, Outputs, Selected, View, Want
+from sddit.errors import error
+from sddit.interfaces import Context, LossParams, NoiseSchedule, Outputs, View, Want
 from sddit.interfaces.component import component_boundary
 from sddit.losses import Losses, LossTerm
 from sddit.recipes.recipe import Recipe
@@ -58,15 +58,9 @@ class Student(nn.Module):
     def forward(
         self, terms: Sequence[ActiveTerm], requests: Mapping[str, ViewRequest], teacher: Mapping[str, Outputs]
     ) -> dict[str, Tensor]:
-        """Run the backbone on every requested view, then all active losses.
+        """Run the backbone on every requested view, then the active losses, which also read the teacher's outputs.
 
-        Args:
-            terms: the active losses.
-            requests: the student views that are read, by name.
-            teacher: the teacher's outputs by view.
-
-        Returns:
-            The value of each active loss, [B] or a scalar, before its weight.
+        Returns the value of each active loss, [B] or a scalar, before its weight.
         """
         outputs = dict(teacher)
         for name, request in requests.items():
@@ -96,9 +90,10 @@ class Objective:
 
     def __init__(self, recipe: Recipe) -> None:
         self.total_steps = recipe.train.steps
-        self.params: dict[str, LossParams] = {
-            label: chosen.params for label, chosen in by_priority(recipe.active_losses)
-        }
+        losses = {label: chosen.params for label, chosen in recipe.active_losses.items()}
+        # Losses of the network's own output first, then by label: independent of the order in the recipe.
+        labels = sorted(losses, key=lambda label: (not losses[label].needs().student.output, label))
+        self.params: dict[str, LossParams] = {label: losses[label] for label in labels}
         self.read = {label: [v.name for v in recipe.views_of(params)] for label, params in self.params.items()}
         self.networks = {view.name: view.network for view in recipe.pair_sampler.params.views()}
 
@@ -140,59 +135,39 @@ class Objective:
             for label, context in self.contexts(ctx, labels, teacher).items()
         ]
 
-    def reduce(self, label: str, value: Tensor, view: View, fraction: float) -> Tensor:
-        """Scale the mean over this micro-batch by its fraction of the batch. Returns a scalar.
+    def apply_window(self, label: str, value: Tensor, t: Tensor) -> Tensor:
+        """Return `value` [B] with 0 for each sample whose t [B] is outside the loss's window.
 
-        A sample whose noise level is outside the loss's window counts 0. The mean still runs over all samples, so that
-        the sum over micro-batches equals the mean over the batch.
+        The mean still runs over all samples, so that the sum over micro-batches equals the mean over the batch.
         """
-        if self.params[label].couples_samples:
-            return value * fraction
-        return mask_outside_window(self.params[label].window, view.t, value).mean() * fraction
+        if (window := self.params[label].window) is None or self.params[label].couples_samples:
+            return value
+        low, high = window
+        return torch.where((t >= low) & (t <= high), value, torch.zeros_like(value))
 
-    def student_view(self, label: str) -> str:
-        """Return the view whose noise level is used for windows and for the log by noise level."""
-        return next(view for view in self.read[label] if self.networks[view] == "student")
-
-
-def by_priority(terms: Mapping[str, Selected[LossParams]]) -> list[tuple[str, Selected[LossParams]]]:
-    """Sort losses: those of the network's own output first, then by label, independent of the order in the recipe."""
-    return sorted(terms.items(), key=lambda item: (not item[1].params.needs().student.output, item[0]))
-
-
-def mask_outside_window(window: tuple[float, float] | None, t: Tensor, value: Tensor) -> Tensor:
-    """Return `value` [B] where t [B] is within the window, 0 elsewhere."""
-    if window is None:
-        return value
-    low, high = window
-    return torch.where((t >= low) & (t <= high), value, torch.zeros_like(value))
+    def noise_level(self, label: str, views: Mapping[str, View]) -> Tensor:
+        """Return the t [B] of the loss's first student view, used for windows and for the log by noise level."""
+        return next(views[name].t for name in self.read[label] if self.networks[name] == "student")
 
 
 def refuse_malformed(label: str, params: LossParams, value: Tensor, batch: int) -> None:
     """Check shape, type and gradient of what a loss returns, at every step, without a device sync. Raises SD-P220."""
-    expected = () if params.couples_samples else (batch,)
-
-    def malformed(what: str, got: str, expect: str, fix: str = "") -> SdditError:
-        return error("SD-P220", f"loss {label!r} {what}", where=f"loss.{label}", got=got, expect=expect, fix=fix)
-
+    expected, fix = () if params.couples_samples else (batch,), ""
     if not isinstance(value, Tensor):
-        kind = "one number per sample, a tensor [B]" if expected else "a scalar tensor"
-        raise malformed("did not return a tensor", got=type(value).__name__, expect=kind)
-    if tuple(value.shape) != expected:
-        what = "one value per sample" if expected else "a scalar, since its params set couples_samples"
-        mean = "average over all but the first dimension: value.flatten(1).mean(1)"
-        raise malformed(
-            "returned a tensor of the wrong shape",
-            got=str(tuple(value.shape)),
-            expect=f"{expected}: {what}",
-            fix=mean if expected else "return value.mean()",
-        )
-    if not value.is_floating_point():
-        raise malformed("returned integers", got=str(value.dtype), expect="a floating-point tensor")
-    if not value.requires_grad:
-        raise malformed(
-            "has no gradient",
-            got="a value detached from the student's outputs",
-            expect="a value computed from outputs of a student view",
-            fix="look for .detach(), .item(), torch.no_grad() or a use of labels alone",
-        )
+        what, got = "did not return a tensor", type(value).__name__
+        expect = "one number per sample, a tensor [B]" if expected else "a scalar tensor"
+    elif tuple(value.shape) != expected:
+        what, got = "returned a tensor of the wrong shape", str(tuple(value.shape))
+        expect, fix = "(): a scalar, since its params set couples_samples", "return value.mean()"
+        if expected:
+            expect = f"{expected}: one value per sample"
+            fix = "average over all but the first dimension: value.flatten(1).mean(1)"
+    elif not value.is_floating_point():
+        what, got, expect = "returned integers", str(value.dtype), "a floating-point tensor"
+    elif not value.requires_grad:
+        what, got = "has no gradient", "a value detached from the student's outputs"
+        expect = "a value computed from outputs of a student view"
+        fix = "look for .detach(), .item(), torch.no_grad() or a use of labels alone"
+    else:
+        return
+    raise error("SD-P220", f"loss {label!r} {what}", where=f"loss.{label}", got=got, expect=expect, fix=fix)

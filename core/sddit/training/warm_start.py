@@ -7,9 +7,8 @@ from hashlib import sha256
 
 from torch import Tensor, nn
 
-from sddit.errors import Problem, SdditError, error
-from sddit.recipes.settings import StartSettings
-from sddit.recipes.start_weights import LocatedWeights, find_start
+from sddit.errors import Problem, error, raise_all
+from sddit.recipes.start_weights import LocatedWeights
 from sddit.storage.tensors import require_finite, unpack
 from sddit.training.ema import with_prefix
 
@@ -18,47 +17,50 @@ MAX_NAMES = 5  # in one message
 
 def read_weights(weights: LocatedWeights) -> dict[str, Tensor]:
     """Return the tensors of one network. Raises SD-C401 if the file has changed, SD-C450 for a non-finite number."""
+    where = str(weights.file)
     try:
         data = weights.file.read_bytes()
     except OSError as fault:
-        raise error(
-            "SD-C401",
-            "the weights cannot be read",
-            where=str(weights.file),
-            got=fault.strerror or str(fault),
-            fix="fix the file permissions, or restore it from a backup",
-        ) from fault
+        got, fix = fault.strerror or str(fault), "fix the file permissions, or restore it from a backup"
+        raise error("SD-C401", "the weights cannot be read", where=where, got=got, fix=fix) from fault
     if (got := sha256(data).hexdigest()) != weights.sha256:
-        raise error(
-            "SD-C401",
-            "the file of the weights is broken: checksum differs",
-            where=str(weights.file),
-            got=got,
-            expect=weights.sha256,
-            fix="restore it from a backup, or use another step",
-        )
+        what = "the file of the weights is broken: checksum differs"
+        fix = "restore it from a backup, or use another step"
+        raise error("SD-C401", what, where=where, got=got, expect=weights.sha256, fix=fix)
     tensors = with_prefix(weights.prefix, unpack(data))
     require_finite(tensors, weights.label)
     return tensors
 
 
-def load_start_weights(start: StartSettings, backbone: nn.Module) -> list[str]:
-    """Load the weights of `[start]` into a new backbone. Returns a note for each kind of misfit; empty if all fit.
+def load_start_weights(start: LocatedWeights, backbone: nn.Module, *, partial: bool) -> list[str]:
+    """Load the weights to start from into a new backbone. Returns a note for each kind of misfit; empty if all fit.
 
-    Raises:
-        SdditError: SD-C452 with the names that do not fit, unless `partial`; SD-C451 if the weights have changed.
+    Raises SD-C452 with the names that do not fit, unless `partial`.
     """
-    stored, initial = read_weights(find_start(start)), backbone.state_dict()
-    unlike = misfits(stored, initial)
-    if unlike and not start.partial:
-        raise SdditError(*(_problem(what, names, start.run) for what, names in unlike.items()))
+    stored, initial, where = read_weights(start), backbone.state_dict(), str(start.folder)
+    unlike = {}
+    for what, names in misfits(stored, initial).items():
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        unlike[what] = ", ".join(names[:MAX_NAMES]) + more
+    if not partial:
+        raise_all(
+            Problem(
+                "SD-C452",
+                f"the weights to start from do not fit: {what.partition(',')[0]}",
+                where=where,
+                got=found,
+                expect="the same backbone, image and classes",
+                fix="correct the recipe, or set start.partial = true",
+            )
+            for what, found in unlike.items()
+        )
     fits = {
         name: stored[name].to(own.dtype)
         for name, own in initial.items()
         if name in stored and stored[name].shape == own.shape
     }
     backbone.load_state_dict({**initial, **fits})
-    return [f"of the weights in {start.run}, {what}: {_first_names(names)}" for what, names in unlike.items()]
+    return [f"of the weights in {where}, {what}: {found}" for what, found in unlike.items()]
 
 
 def misfits(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:
@@ -73,19 +75,3 @@ def misfits(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[
         ],
     }
     return {kind: names for kind, names in kinds.items() if names}
-
-
-def _problem(what: str, names: list[str], run: str) -> Problem:
-    return Problem(
-        "SD-C452",
-        f"the weights to start from do not fit: {what.partition(',')[0]}",
-        where=run,
-        got=_first_names(names),
-        expect="the same backbone, image and classes",
-        fix="correct the recipe, or set start.partial = true",
-    )
-
-
-def _first_names(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more

@@ -1,9 +1,10 @@
 """Check numerically what a machine computes: the checks behind `sddit-run verify`.
 
-    rows = list(sddit.verify.verify())                 # every check of the core and of the built-in components
+    rows = list(sddit.verify.verify())                 # every check of the loaded plugins
     found = sddit.verify.leak(recipe)                  # whether a trained module can see its target
 
-A component brings its own checks (`registry.add(..., checks={...})`). The checks here hold for every method.
+A component brings its own checks (`registry.add(..., checks={...})`); the hook `register_checks` adds those that
+belong to no component.
 """
 
 from sddit.verify.leak_detector import leak

@@ -14,38 +14,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from sddit.diffusion.draws import KeyedDraws, generator
-from sddit.interfaces import (
-    Batch,
-    CheckContext,
-    CheckSkipped,
-    Context,
-    Dataset,
-    Draws,
-    Measurement,
-    Outputs,
-    View,
-    Want,
-)
+from sddit.diffusion.draws import generator
+from sddit.interfaces import CheckContext, CheckSkipped, Dataset, Draws, Measurement, Outputs, View
 from sddit.recipes.recipe import Recipe
 from sddit.training.build import build_session
-from sddit.training.inputs import make_batch
+from sddit.training.inputs import context_of, make_batch
 from sddit.training.loop import teacher_outputs
 from sddit.training.session import Session
-from sddit.training.student import ViewRequest, run_network
+from sddit.training.student import run_network
 
 IMAGES = 4
 MOMENTS = (0.0, 0.5)  # fractions of the run, since ramps and losses that start late change what is trained
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 MIN_CHANGE = 1e-3  # of a prediction when x_t changes: below it, an unchanged prediction would prove nothing
-ViewsAndDraws = tuple[dict[str, View], Draws]
-"""Views by name, and the draws from which they were made."""
 VIEW_INPUTS = ("x", "t", "labels", "visible", "groups")  # fields of a view that a network receives
 
 
@@ -134,33 +123,22 @@ class LeakScene:
     """A few training images at one step of a run."""
 
     def __init__(self, session: Session, step: int) -> None:
-        self.session, self.step = session, step
+        session.step = step
+        self.session = session
         ids = list(range(min(IMAGES, len(session.dataset))))
-        keyed = KeyedDraws(session.recipe.seed, step, torch.tensor(ids, device=session.device))
-        self.draws: Draws = keyed
-        self.batch = make_batch(session, ids, keyed)
+        self.context = context_of(session, ids, [0] * len(ids))
+        self.draws = self.context.draws
+        self.batch = make_batch(session, ids, self.draws)
         self.labels = list(session.objective.weights(step))  # of the active losses
-        self.wants: dict[str, Want] = session.objective.wants(self.labels, "student")
-
-    def context(self, draws: Draws) -> Context:
-        """Return the context of the step with these draws."""
-        session = self.session
-        return Context(
-            step=self.step,
-            total_steps=session.total_steps,
-            schedule=session.schedule,
-            draws=draws,
-            num_classes=session.recipe.shapes.num_classes,
-        )
 
     def views(self, draws: Draws, change: Tensor | None = None) -> dict[str, View]:
         """Return the views for these draws, with `change` [B, C, H, W] added to x0."""
-        batch: Batch = self.batch if change is None else replace(self.batch, x0=self.batch.x0 + change)
-        return self.session.pair_sampler(batch, draws, self.session.schedule, self.context(draws))
+        batch = self.batch if change is None else replace(self.batch, x0=self.batch.x0 + change)
+        return self.session.pair_sampler(batch, draws, self.session.schedule, replace(self.context, draws=draws))
 
-    def predict(self, name: str, view: View) -> Outputs:
-        """Return the student's outputs for a view."""
-        request = ViewRequest(view, self.wants[name])
+    def predict(self, name: str, views: Mapping[str, View]) -> Outputs:
+        """Return the student's outputs for one view."""
+        request = self.session.objective.requests(self.labels, "student", views)[name]
         return run_network(self.session.student.backbone, self.session.schedule, request, None)
 
     def compensating_draws(self, name: str, view: View, change: Tensor) -> Draws:
@@ -180,67 +158,56 @@ class LeakScene:
 def examine(scene: LeakScene, found: LeakFindings) -> None:
     """Compare each student view that is read before and after a change of x0 that keeps x_t."""
     views = scene.views(scene.draws)
-    outputs = {name: scene.predict(name, views[name]) for name in scene.wants}
-    for name, view in views.items():
-        if name not in scene.wants:
-            continue
+    wants = scene.session.objective.wants(scene.labels, "student")
+    outputs = {name: scene.predict(name, views) for name in views if name in wants}
+    for name, before in outputs.items():
+        view = views[name]
         for change in changes(scene, view):
             draws = scene.compensating_draws(name, view, change)
-            held_views = scene.views(draws, change)
-            held = held_views[name]
+            held = scene.views(draws, change)
             for key in VIEW_INPUTS:
-                change_of_input = distance(getattr(view, key), getattr(held, key))
-                found.add("what the student is given, x_t held", f"{key} of view {name!r}", change_of_input)
-            again = scene.predict(name, held)
-            for what, one, two in outputs_of(outputs[name], again):
+                difference = distance(getattr(view, key), getattr(held[name], key))
+                found.add("what the student is given, x_t held", f"{key} of view {name!r}", difference)
+            for what, one, two in outputs_of(before, scene.predict(name, held)):
                 found.add("what the student predicts, x_t held", f"{what} of view {name!r}", distance(one, two))
-            examine_terms(scene, (views, scene.draws), (held_views, draws), outputs, found)
-        moved = scene.predict(name, scene.views(scene.draws, unit(view.x))[name])
-        largest = max(distance(one, two) for _, one, two in outputs_of(outputs[name], moved))
+            # the outputs are those of the tokens that were visible before the change
+            moved = {other: replace(now, visible=views[other].visible) for other, now in held.items()}
+            for label in scene.labels:
+                original = module_inputs(scene, label, views, scene.draws, outputs)
+                shifted = module_inputs(scene, label, moved, draws, outputs)
+                compare_inputs(label, original, shifted, found)
+        after = scene.predict(name, scene.views(scene.draws, unit(view.x)))
+        largest = max(distance(one, two) for _, one, two in outputs_of(before, after))
         found.moved = min(found.moved, largest)
 
 
-def examine_terms(
-    scene: LeakScene, base: ViewsAndDraws, held: ViewsAndDraws, outputs: Mapping[str, Outputs], found: LeakFindings
-) -> None:
-    """Compare the inputs of the losses' trained modules while only the target changes, not the student's outputs."""
-    views = base[0]
-    # the outputs are those of the tokens that were visible before the change
-    moved = {name: replace(view, visible=views[name].visible) for name, view in held[0].items()}
-    for label in scene.labels:
-        one, two = (module_inputs(scene, label, made, outputs) for made in (base, (moved, held[1])))
-        if one.keys() != two.keys():
-            found.add("what the terms' heads are given", f"other calls in loss {label!r}", math.inf)
-        for call in one.keys() & two.keys():
-            found.add("what the terms' heads are given", f"{call} of loss {label!r}", distance(one[call], two[call]))
+def compare_inputs(label: str, one: Mapping[str, Tensor], two: Mapping[str, Tensor], found: LeakFindings) -> None:
+    """Compare the inputs of a loss's trained modules while only the target changes, not the student's outputs."""
+    if one.keys() != two.keys():
+        found.add("what the terms' heads are given", f"other calls in loss {label!r}", math.inf)
+    for call in one.keys() & two.keys():
+        found.add("what the terms' heads are given", f"{call} of loss {label!r}", distance(one[call], two[call]))
 
 
 def module_inputs(
-    scene: LeakScene, label: str, made: ViewsAndDraws, student: Mapping[str, Outputs]
+    scene: LeakScene, label: str, views: Mapping[str, View], draws: Draws, student: Mapping[str, Outputs]
 ) -> dict[str, Tensor]:
     """Return every tensor that a loss's trained modules receive, by number and module."""
-    views, draws = made
-    session, term = scene.session, scene.session.student.terms[label]
+    session, given = scene.session, dict[str, Tensor]()
+
+    def record(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for tensor in tensors_in((args, kwargs)):
+            given[f"input {len(given) + 1} to {name}"] = tensor.detach().clone()
+
     outputs = {**student, **teacher_outputs(session, views, scene.labels)}
-    read = session.objective.read[label]
-    given: dict[str, Tensor] = {}
-
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            for tensor in tensors_in((args, kwargs)):
-                given[f"input {len(given) + 1} to {name}"] = tensor.detach().clone()
-
-        return hook
-
-    trained = [(name, m) for name, m in term.named_modules() if name and any(p.requires_grad for p in m.parameters())]
-    hooks = [module.register_forward_pre_hook(note(name), with_kwargs=True) for name, module in trained]
-    contexts = session.objective.contexts(scene.context(draws), [label], session.teacher)
-    try:
-        term(contexts[label], {name: views[name] for name in read}, {name: outputs[name] for name in read})
-    finally:
-        for handle in hooks:
-            handle.remove()
-        term.discard()
+    (active,) = session.objective.active_terms([label], replace(scene.context, draws=draws), views, session.teacher)
+    term = session.student.terms[label]
+    with ExitStack() as stack:
+        stack.callback(term.discard)
+        for name, module in term.named_modules():
+            if name and any(p.requires_grad for p in module.parameters()):
+                stack.enter_context(module.register_forward_pre_hook(partial(record, name), with_kwargs=True))
+        term(active.ctx, active.views, {name: outputs[name] for name in active.views})
     return given
 
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,7 @@ from torch import Tensor, nn
 
 from sddit.interfaces import CheckContext, CheckSkipped, Component, Measurement
 from sddit.storage.tensors import unpack
-from sddit.testing.toys.network import ToyAttention
-from sddit.testing.toys.params import ToyAttentionParams
-from sddit.training.precision import default_dtype
+from sddit.testing import fixtures
 
 TOLERANCE = 1e-9
 """Maximum difference of two float64 implementations, relative to max(1, |theirs|)."""
@@ -72,14 +71,7 @@ def network(component: Component[Any], layout: str, stored: Stored) -> nn.Module
     """Return our backbone with their weights in float64, with the toy attention, an explicit softmax."""
     form = component.format(layout)
     described = form.describe(stored.meta["constructor"])
-    shapes = described.shapes
-    with default_dtype(torch.float64):
-        backbone: nn.Module = component.build(
-            component.params(**described.backbone),
-            image=shapes.image,
-            num_classes=shapes.num_classes,
-            outputs=shapes.outputs,
-            attention=ToyAttention(ToyAttentionParams()),
-        )
+    build = partial(component.build, component.params(**described.backbone))
+    backbone: nn.Module = fixtures.backbone_of(build, described.shapes, torch.float64)
     backbone.load_state_dict(form.to_ours(stored.state))
     return backbone.double()

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from sddit.errors import SdditError, describe_exception
-from sddit.interfaces import Check, CheckContext, CheckSkipped, Component, Measurement
+from sddit.interfaces import CheckContext, CheckSkipped, Component, Measurement
 from sddit.interfaces.component import load_attribute
-from sddit.plugins.host import Host, host
+from sddit.plugins.host import host
 from sddit.progress import Progress
-
-CORE = "sddit"
-"""Owner of the checks that belong to no component."""
-
-CORE_CHECKS = {
-    "draws are functions of their keys": "sddit.verify.core:draws",
-    "masks hide what they say": "sddit.verify.core:masks",
-    "gradients in parts and in three precisions": "sddit.verify.core:gradients",
-    "a run from a checkpoint is the run itself": "sddit.verify.core:checkpoints",
-    "no recipe sees its target": "sddit.verify.core:leaks",
-}
-"""Checks that hold for every method, by name: path of the function."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of the table. `reason` is set if nothing was measured."""
 
-    of: str  # the component, such as `losses edm/denoising`, or `sddit`
+    of: str  # the component, such as `losses edm/denoising`, or the plugin of a check that belongs to none
     check: str
     verdict: Literal["pass", "FAIL", "skipped"]
     measurement: Measurement | None = None
@@ -49,18 +38,18 @@ class Row:
 
 
 def verify(context: CheckContext | None = None, progress: Progress | None = None) -> Iterator[Row]:
-    """Run every check of the core and of the loaded components, and yield a row for each measurement.
+    """Run every check of the loaded plugins, and yield a row for each measurement.
 
     Args:
         context: device, thoroughness and folders of stored numbers; None: quick checks on the CPU.
         progress: shows the progress.
     """
     context, progress = context or CheckContext(), progress or Progress()
-    checks = list(every_check(host()))
+    checks = list(every_check())
     progress.stage("verify", total=len(checks))
     with one_thread():
-        for of, name, path, component in checks:
-            yield from rows_of(of, name, path, replace(context, component=component))
+        for of, name, load, component in checks:
+            yield from rows_of(of, name, load, replace(context, component=component))
             progress.tick()
     progress.end_stage()
 
@@ -76,24 +65,24 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def every_check(found: Host) -> Iterator[tuple[str, str, str, Component[Any] | None]]:
-    """Yield (owner, name, path, component) of each check: those of the core first, then by kind and name."""
-    for name, path in CORE_CHECKS.items():
-        yield CORE, name, path, None
-    for kind, registry in found.registries.all().items():
+def every_check() -> Iterator[tuple[str, str, Callable[[], Any], Component[Any]]]:
+    """Yield (owner, name, loader, component) of each check: those without a component first, then by kind and name."""
+    registries = host().registries
+    for check in registries.checks:
+        yield check.origin, check.summary, check.load, check
+    for kind, registry in registries.all().items():
         for component in registry:
             for name, path in component.checks:
-                yield f"{kind} {component.qualified}", name, path, component
+                yield f"{kind} {component.qualified}", name, partial(load_attribute, path), component
 
 
-def rows_of(of: str, name: str, path: str, context: CheckContext) -> Iterator[Row]:
+def rows_of(of: str, name: str, load: Callable[[], Any], context: CheckContext) -> Iterator[Row]:
     """Yield the measurements of one check, or the reason why there are none. An exception counts as a failure."""
     if context.component is not None and (missing := context.component.missing()):
         yield Row(of, name, "skipped", reason=f"{', '.join(missing)} is not installed")
         return
     try:
-        check: Check = load_attribute(path)
-        for found in check(context):
+        for found in load()(context):
             yield Row(of, name, "pass" if found.holds else "FAIL", found)
     except CheckSkipped as absent:
         yield Row(of, name, "skipped", reason=str(absent))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sddit.data.preview import Shown, over_image
+from sddit.data.preview import Preview, over_image
 from sddit.data.scaling import scaling
 from sddit.interfaces import DataFacts, DatasetParams, Split
 from sddit_standard.datasets.embedded import Table, embedded_table
@@ -48,7 +48,7 @@ class ImageSplit:
         self._levels = levels
         seen = scaling(params, self.facts)
         self._scale, self._shift = over_image(seen.scale), over_image(seen.shift)
-        self._shown = Shown(params, self.facts)
+        self._preview = Preview(params, self.facts)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -61,7 +61,7 @@ class ImageSplit:
 
     def to_images(self, x: Tensor) -> Tensor:
         """Return images [n, 3, H, W] uint8: unscaled, clipped, and grey repeated to three channels."""
-        return self._shown.pixels(x)
+        return self._preview.pixels(x)
 
     def _pixels(self, index: Tensor) -> Tensor:
         """Levels of the images at `index` [n], [n, C, H, W] uint8."""

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sddit.data.latents import LOG_VARIANCE, Cache, Shard, read_index, verify_shards
-from sddit.data.preview import Shown, over_image
+from sddit.data.preview import Preview, over_image
 from sddit.data.scaling import scaling
 from sddit.errors import error
 from sddit.interfaces import Split
@@ -39,7 +39,7 @@ class LatentSplit:
         self._labels = read_labels(cache, labelled=params.labels)[self._rows]
         seen = scaling(params, self.facts)
         self._scale, self._shift = over_image(seen.scale), over_image(seen.shift)
-        self._shown = Shown(params, self.facts)
+        self._preview = Preview(params, self.facts)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -52,7 +52,7 @@ class LatentSplit:
 
     def to_images(self, x: Tensor) -> Tensor:
         """Three latent channels, uint8 [n, 3, h, w]: no decoder is here."""
-        return self._shown.latents(x)
+        return self._preview.latents(x)
 
     def _half(self, index: Tensor, half: int) -> Tensor:
         """Return the first or second C channels of the latents at `index` [n], [n, C, h, w] float32, as they are

@@ -164,8 +164,7 @@ def adm_scores(fake: Seen, held: Reference, real: Seen | None, *, name: str, dig
 
 def gaussian(features: Tensor) -> Gaussian:
     """Mean and covariance of [n, d], in float64."""
-    found = moments(features.double().numpy())
-    return found.mean, found.covariance
+    return moments(features.double().numpy())
 
 
 def see(network: Inception, images: NDArray[np.uint8], device: torch.device, progress: Progress, what: str) -> Seen:

@@ -14,8 +14,7 @@ import pytest
 
 from sddit.ablations import runner
 from sddit.ablations.analysis.results import RESULTS, gather
-from sddit.ablations.planning import leak_check as leaks
-from sddit.ablations.planning import step_time as measure
+from sddit.ablations.planning import measurements
 from sddit.ablations.planning.plan import make_plan
 from sddit.ablations.planning.records import LeakCheck
 from sddit.ablations.runner import copy_number, known_plan, run_ablation, threads_for
@@ -44,7 +43,7 @@ class Notes(Progress):
         super().__init__()
         self.lines = []
 
-    def note(self, text):
+    def note(self, text, style=""):
         self.lines.append(text)
 
 
@@ -274,7 +273,7 @@ def test_leaks_are_tested_once(ablation, tmp_path, monkeypatch):
         hides = recipe.pair_sampler.params.mask_ratio < 0.5
         return LeakCheck(("x of view 'student'",) if hides else (), "" if hides else "no time")
 
-    monkeypatch.setattr(leaks, "check_recipe", pretend)
+    monkeypatch.setattr(measurements, "check_recipe", pretend)
     found = ablation(ARMS, "ablation.seeds=[0]")
     plan = go(found, tmp_path).plan
     assert [arm.leaks for arm in plan.arms] == [
@@ -285,8 +284,8 @@ def test_leaks_are_tested_once(ablation, tmp_path, monkeypatch):
     again = go(ablation(ARMS), tmp_path).plan
     assert len(looked) == 2
     assert again.arms == plan.arms
-    assert known_plan(found, tmp_path / "runs").arms[1].leaks == LeakCheck(("x of view 'student'",))
-    assert make_plan(found, tmp_path / "elsewhere").arms[1].leaks is None
+    assert known_plan(found, tmp_path / "runs").record().arms[1].leaks == LeakCheck(("x of view 'student'",))
+    assert make_plan(found, tmp_path / "elsewhere").record().arms[1].leaks is None
 
 
 @pytest.mark.usefixtures("pretending")
@@ -297,7 +296,7 @@ def test_a_pace_is_measured_once(ablation, tmp_path, monkeypatch):
         measured.append(set(recipes))
         return {id: 0.1 * (1 + number) for number, id in enumerate(recipes)}
 
-    monkeypatch.setattr(measure, "seconds_per_step", pretend)
+    monkeypatch.setattr(measurements, "seconds_per_step", pretend)
     found = ablation(ARMS.replace("seeds", 'budget = "time"\nseeds'), "train.steps=10")
     assert known_plan(found, tmp_path / "runs").runs == ()
     results = go(found, tmp_path, jobs=4)
@@ -310,18 +309,18 @@ def test_a_pace_is_measured_once(ablation, tmp_path, monkeypatch):
 
 
 def test_the_pace_is_that_of_real_steps_each_recipe_in_turn(ablation, monkeypatch):
-    monkeypatch.setattr(measure, "SECONDS", 0.01)
+    monkeypatch.setattr(measurements, "SECONDS", 0.01)
     found = ablation("[ablation.arms.base]\n[ablation.arms.deep]\nbackbone.depth = 3\n")
     recipes = {arm.label: arm.recipe for arm in found.arms}
     turns = []
-    real = measure.one_turn
+    real = measurements.one_turn
 
     def turn(recipe, device):
         turns.append((recipe.backbone.params.depth, recipe.train.threads, real(recipe, device)))
         return turns[-1][-1]
 
-    monkeypatch.setattr(measure, "one_turn", turn)
-    seen = measure.seconds_per_step(recipes, device="cpu", threads=1, progress=Progress())
+    monkeypatch.setattr(measurements, "one_turn", turn)
+    seen = measurements.seconds_per_step(recipes, device="cpu", threads=1, progress=Progress())
     assert [turn[:2] for turn in turns] == [(2, 1), (3, 1)] * 3
     assert seen["deep"] == sorted(seconds for depth, _, seconds in turns if depth == 3)[1] > 0
 

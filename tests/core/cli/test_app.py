@@ -131,6 +131,12 @@ def test_bug_of_the_toolkit_is_short_and_writes_a_log(sddit_run, failing, tmp_pa
     assert "ZeroDivisionError" in (tmp_path / "crash.log").read_text(encoding="utf-8")
 
 
+def test_crash_log_of_exhausted_memory_has_the_traceback(sddit_run, failing, tmp_path):
+    result = sddit_run(failing(MemoryError("too large")))
+    assert (result.status, "error SD-M601" in result.stderr) == (7, True)
+    assert "raise failure\nMemoryError: too large" in (tmp_path / "crash.log").read_text(encoding="utf-8")
+
+
 def test_debug_prints_the_traceback(sddit_run, failing):
     for words in (["--debug", failing(ValueError("x"))], [failing(ValueError("x")), "--debug"]):
         assert "Traceback (most recent call last)" in sddit_run(*words).stderr

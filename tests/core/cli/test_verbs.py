@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from sddit.cli.commands.explain import EXITS
-from sddit.cli.common import setting_text
+from sddit.cli.output import setting_text
 from sddit.errors import catalogue
 from sddit.testing import TOY_PAIR_RECIPE
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from sddit.data.declared import DeclaredParams, declared_table
-from sddit.data.declared_dataset import declared
+from sddit.data.preview import declared
 from sddit.errors import SdditError
 from sddit.plugins.host import using_host
 from sddit.progress import Progress

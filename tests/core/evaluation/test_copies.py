@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from sddit.errors import SdditError
-from sddit.evaluation.copies import PAIRS, copies_of_run, find_copies, kept_samples, pairs_image
-from sddit.evaluation.metrics import copied_share, nearest
+from sddit.evaluation.copies import PAIRS, copies_of_run, find_copies, pairs_image
+from sddit.evaluation.metrics import copied_fraction, nearest
+from sddit.evaluation.sample_images import kept_samples
 from sddit.evaluation.thumbnails import PixelFeatures
 from sddit.interfaces import DataFacts
 from sddit.progress import Progress
@@ -60,11 +61,11 @@ def test_nearest_is_the_nearest() -> None:
 
 def test_the_fraction_of_copies_by_hand() -> None:
     unseen = np.arange(1.0, 101.0)
-    assert copied_share(unseen, unseen) == (0.05, 0.05)
-    assert copied_share([0.0, 0.0, 50.0, 99.0], unseen) == (0.5, 0.05)
-    assert copied_share([50.0, 99.0], unseen) == (0.0, 0.05)
+    assert copied_fraction(unseen, unseen) == (0.05, 0.05)
+    assert copied_fraction([0.0, 0.0, 50.0, 99.0], unseen) == (0.5, 0.05)
+    assert copied_fraction([50.0, 99.0], unseen) == (0.0, 0.05)
     duplicates = np.where(unseen < 21, 0.0, unseen)  # held-out images that are in the training split as well
-    assert copied_share([0.0, 30.0], duplicates) == (0.5, 0.2)
+    assert copied_fraction([0.0, 30.0], duplicates) == (0.5, 0.2)
 
 
 def test_planted_copies_are_found_and_paired() -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sddit.evaluation.grids import LEGIBLE, grid, png
+from sddit.evaluation.grids import MIN_SIDE, grid, png
 
 
 def flat(n: int, size: int = 8) -> Tensor:
@@ -31,7 +31,7 @@ def test_images_stand_row_by_row_and_are_enlarged():
     images = flat(6)
     sheet = grid(images, columns=3)
     boxes = [where(sheet, image[:, 0, 0]) for image in images]
-    assert {(right - left, bottom - top) for left, top, right, bottom in boxes} == {(LEGIBLE, LEGIBLE)}
+    assert {(right - left, bottom - top) for left, top, right, bottom in boxes} == {(MIN_SIDE, MIN_SIDE)}
     assert boxes[0][1] == boxes[1][1] == boxes[2][1] < boxes[3][1] == boxes[5][1]
     assert boxes[0][0] == boxes[3][0] < boxes[1][0] < boxes[2][0]
 
@@ -58,7 +58,7 @@ def test_names_stand_left_of_the_images_and_never_on_them():
 
 @pytest.mark.parametrize("name", ["", "日本 \U0001f600", "line\nbreak", "\x1b[31mred", "\u202eright to left"])
 def test_odd_names_are_drawn_somehow(name):
-    assert grid(flat(1), columns=1, row_names=[name]).height == LEGIBLE + 20
+    assert grid(flat(1), columns=1, row_names=[name]).height == MIN_SIDE + 20
 
 
 def test_a_short_last_row():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sddit.ablations.analysis.results import scores_of
 from sddit.evaluation.scores import Scorer, Scores
-from sddit.evaluation.scoring import extractors
+from sddit.evaluation.scoring import build_extractors
 from sddit.interfaces import FigureExtractor
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
@@ -38,7 +38,7 @@ class Bright:
 def test_figures_of_an_extractors_own_stand_among_its_scores(toy_recipe: Path, tmp_path: Path) -> None:
     recipe: Recipe = resolve(toy_recipe, ['evaluate.features=["toy"]', "evaluate.samples=12", "dataset.images=60"])
     train, test = (recipe.dataset.build(split=name) for name in ("train", "test"))
-    plain = extractors(recipe, torch.device("cpu"))
+    plain = build_extractors(recipe, torch.device("cpu"))
     assert isinstance(Bright(), FigureExtractor)
     assert not isinstance(plain["toy"], FigureExtractor)
     scorer = Scorer(train, test, {**plain, "bright": Bright()}, recipe.evaluate, 0)

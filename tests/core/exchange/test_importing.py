@@ -15,9 +15,9 @@ from torch import Tensor
 
 import sddit
 from sddit.errors import SdditError
-from sddit.exchange.arguments import flatten, merge_tables, remove_keys
 from sddit.exchange.exporting import export_run
 from sddit.exchange.importing import Imported, import_weights
+from sddit.exchange.layouts import flatten, merge_tables
 from sddit.plugins.host import Host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
@@ -54,7 +54,7 @@ def test_imported_run_samples_and_records_its_origin(toy_file: Path, tmp_path: P
 
 def test_repeated_import_gives_the_same_run_folder(toy_file: Path, tmp_path: Path, host: Host) -> None:
     first, second = brought_in(toy_file, tmp_path), brought_in(toy_file, tmp_path)
-    assert (first.already, second.already, second.folder) == (False, True, first.folder)
+    assert (first.existed, second.existed, second.folder) == (False, True, first.folder)
     other = {name: 2 * tensor for name, tensor in load_file(toy_file).items()}
     assert brought_in(written(toy_file, other), tmp_path).folder != first.folder
 
@@ -170,9 +170,7 @@ def test_weight_file_loads_without_a_recipe(toy_file: Path, host: Host, monkeypa
         sddit.sample(model)
 
 
-def test_argument_tables_merge_filter_and_flatten() -> None:
+def test_argument_tables_merge_and_flatten() -> None:
     table = {"a": 1, "model": {"depth": 2, "heads": 4}}
     assert merge_tables(table, {"model": {"heads": 8}, "b": 2}) == {"a": 1, "b": 2, "model": {"depth": 2, "heads": 8}}
-    assert remove_keys(table, {"model": {"heads": 8}}) == {"a": 1, "model": {"depth": 2}}
-    assert remove_keys({"model": {"heads": 4}}, {"model": {"heads": 8}}) == {}
     assert flatten({**table, "_note": 1}) == {"a": 1, "model.depth": 2, "model.heads": 4}

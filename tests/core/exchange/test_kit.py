@@ -45,7 +45,7 @@ class Bare(ToyFormat):
 BROKEN = {
     "does not come back": Sideways(),
     "imply wrong arguments": Wishful(),
-    "infers no arguments of its own": Wishful(),
+    "infers arguments that its constructor does not have": Wishful(),
     "has no note": Bare(),
     "depth": Forgetful(),
 }

@@ -46,13 +46,13 @@ NESTED = {
 )
 def test_nested_file_gives_the_requested_set(tmp_path: Path, weights: str, chosen: str, value: float) -> None:
     file = read(saved(tmp_path / "x.pt", NESTED), weights)
-    assert (file.chosen, file.step) == (chosen, 70)
+    assert (file.set_name, file.step) == (chosen, 70)
     assert file.state["a"].tolist() == [value] * 3
 
 
 def test_flat_file_is_one_set(tmp_path: Path) -> None:
     file = read(saved(tmp_path / "x.pt", STATE))
-    assert (file.chosen, file.step) == ("", 0)
+    assert (file.set_name, file.step) == ("", 0)
     assert all(torch.equal(file.state[name], STATE[name]) for name in STATE)
     with pytest.raises(SdditError, match="SD-C446"):
         read(tmp_path / "x.pt", "ema")

@@ -20,9 +20,11 @@ from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
+from sddit.recipes.start_weights import find_start
 from sddit.runs.pipeline import RunResult, run
 from sddit.storage.tensors import unpack
 from sddit.training.build import build_session
+from sddit.training.session import Session
 
 CPU = torch.device("cpu")
 
@@ -48,13 +50,19 @@ def go(recipe: Recipe, out: Path, progress: Progress | None = None) -> RunResult
     return run(recipe, out=out, device="cpu", progress=progress or Notes())
 
 
+def start_session(recipe: Recipe) -> Session:
+    """Return the session of a run at its first step, with the weights that `[start]` names."""
+    assert recipe.start is not None
+    return build_session(recipe, CPU, start=find_start(recipe.start))
+
+
 def weights_in(folder: Path, label: str = "main", step: int = 4) -> dict[str, Tensor]:
     tensors = unpack((folder / f"checkpoints/step-{step:06d}/ema.safetensors").read_bytes())
     return {name.removeprefix(f"{label}."): tensor for name, tensor in tensors.items() if name.startswith(f"{label}.")}
 
 
 def test_student_ema_and_teacher_start_from_the_weights(finished: Path, recipe_of: Callable[..., Recipe]) -> None:
-    session = build_session(recipe_of(f"start.run={finished}"), CPU)
+    session = start_session(recipe_of(f"start.run={finished}"))
     given = weights_in(finished)
     for network in (session.student.backbone, session.emas["main"].module):
         state = network.state_dict()
@@ -131,7 +139,7 @@ def test_weights_that_do_not_fit_are_refused_or_skipped_if_partial(
 ) -> None:
     other = [f"start.run={finished}", "backbone.depth=1", "dataset.classes=5"]
     with pytest.raises(SdditError) as refused:
-        build_session(recipe_of(*other), CPU)
+        start_session(recipe_of(*other))
     assert {problem.code for problem in refused.value.problems} == {"SD-C452"}
     assert "label.weight [4, 16], not [6, 16]" in str(refused.value)
     assert "blocks.1.down.weight" in str(refused.value)
@@ -141,7 +149,7 @@ def test_weights_that_do_not_fit_are_refused_or_skipped_if_partial(
     assert sum("blocks.1.down.weight" in line for line in notes.warnings) == 1, notes.warnings
     assert sum("so initialized: label.weight" in line for line in notes.warnings) == 1
     assert result.report.is_file()
-    session = build_session(recipe, CPU)
+    session = start_session(recipe)
     state, given = session.student.backbone.state_dict(), weights_in(finished)
     fresh = build_session(recipe_of(*other[1:]), CPU).student.backbone.state_dict()
     assert torch.equal(state["embed.weight"], given["embed.weight"])
@@ -155,7 +163,7 @@ def test_weights_changed_since_planning_are_refused(finished: Path, recipe_of: C
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(SdditError, match=r"SD-C401(.|\n)*checksum"):
-        build_session(recipe, CPU)
+        start_session(recipe)
 
 
 def test_training_starts_from_imported_and_exported_weights(
@@ -163,11 +171,11 @@ def test_training_starts_from_imported_and_exported_weights(
 ) -> None:
     imported = import_weights(toy_file, layout="toy", out=tmp_path / "imported").folder
     sizes = ["backbone.hidden=8", "backbone.depth=1", "dataset.classes=7"]
-    session = build_session(recipe_of(f"start.run={imported}", *sizes), CPU)
+    session = start_session(recipe_of(f"start.run={imported}", *sizes))
     assert torch.equal(session.student.backbone.state_dict()["cls"], unpack(toy_file.read_bytes())["net.cls"])
     exported = export_run(finished, out=tmp_path / "exported").folder
     recipe = recipe_of(f"start.run={exported}")
-    session = build_session(recipe, CPU)
+    session = start_session(recipe)
     assert torch.equal(session.student.backbone.state_dict()["cls"], weights_in(finished)["cls"])
     config = json.loads((exported / "config.json").read_text())
     assert config["weights"]["sha256"] == recipe.start.sha256  # type: ignore[union-attr]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sddit.errors import Problem, SdditError
-from sddit.recipes.merge import Merged, Origin, leaves, load, merge_into, nodes, override, parse_override
+from sddit.recipes.merge import Merged, Origin, leaves, load, merge_into, override, parse_override
 
 Write = Callable[[str, str], Path]
 
@@ -23,10 +23,17 @@ def refused(source: Path, *overrides: str) -> Problem:
     return caught.value.problems[0]
 
 
+def nodes(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the dotted keys of all tables and values."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield ".".join((*path, key))
+        yield from nodes(inner, (*path, key))
+
+
 def laid(*layers: dict[str, Any]) -> dict[str, Any]:
     merged = Merged(None)
     for layer in layers:
-        merge_into(merged, layer, lambda key: Origin("somewhere"))
+        merge_into(merged, layer, Origin("somewhere"))
     assert set(merged.origins) == set(nodes(merged.tables))  # every table and value has an origin, and nothing else has
     return merged.tables
 
@@ -178,7 +185,7 @@ def test_overrides_of_different_keys_commute(
     results = []
     for order in (texts, shuffled):
         merged = Merged(None)
-        merge_into(merged, a, lambda key: Origin("file"))
+        merge_into(merged, a, Origin("file"))
         override(merged, order)
         results.append(merged.tables)
     assert results[0] == results[1]

@@ -347,6 +347,11 @@ def test_a_component_that_is_offered_twice_is_chosen_by_its_plugin(write: Write,
     assert [(p.code, p.expect) for p in caught.value.problems] == [("SD-P202", "one of toy/toy or duplicate/toy")]
 
 
+def test_a_value_in_place_of_the_tables_of_extractors_is_refused(problems: Problems, base: str) -> None:
+    (found,) = problems(base, "evaluate.features=['toy']", "features=3")
+    assert (found.code, found.expect) == ("SD-R103", "[features.LABEL]")
+
+
 def test_one_list_of_array_tables_is_not_a_table_of_terms(problems: Problems, base: str) -> None:
     found = problems(base.replace("[loss.denoise]", "[[loss]]"))
     assert [p.code for p in found] == ["SD-R103"]

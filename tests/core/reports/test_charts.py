@@ -89,10 +89,9 @@ def test_a_series_keeps_its_colour_and_no_two_of_twelve_look_alike():
     assert (one.get("style"), one.get("stroke-dasharray")) == looks[7]
 
 
-def test_log_axes_space_decades_evenly_and_leave_out_what_has_no_logarithm():
-    chart = line_chart("t", [Series("a", [1, 10, 100, 1000], [1e-3, 1e-1, 1e1, 1e3])], log_x=True, log_y=True)
+def test_a_log_axis_spaces_decades_evenly_and_leaves_out_what_has_no_logarithm():
+    chart = line_chart("t", [Series("a", [1, 2, 3, 4], [1e-3, 1e-1, 1e1, 1e3])], log_y=True)
     [points] = lines(chart)
-    assert points[1][0] - points[0][0] == pytest.approx(points[3][0] - points[2][0], abs=0.11)
     assert points[0][1] - points[1][1] == pytest.approx(points[2][1] - points[3][1], abs=0.11)
     runs = lines(line_chart("t", [Series("a", [1, 2, 3, 4, 5], [1, 2, 0, 4, 5])], log_y=True))
     assert [len(run) for run in runs] == [2, 2]
@@ -154,11 +153,11 @@ def test_alternative_text_describes_the_curve():
 def test_every_text_is_only_text():
     def chart(text: str) -> Markup:
         series = [Series(text, [0, 1], [1, 2]), Series("b", [0, 1], [1, 2])]
-        return line_chart(text, series, x_label=text, y_label=text, references=[Reference(text, 1.5)])
+        return line_chart(text, series, x_label=text, references=[Reference(text, 1.5)])
 
     tags = [element.tag for element in parse(chart(HOSTILE)).iter()]
     assert tags == [element.tag for element in parse(chart("x")).iter()]
-    assert texts(chart(HOSTILE)).count(HOSTILE) == 4
+    assert texts(chart(HOSTILE)).count(HOSTILE) == 3
     assert "\u202e" not in chart("\u202e")
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,8 @@ def gate() -> Iterator[threading.Event]:
 
 def ended(saver: Saver) -> None:
     """Wait for the thread and ask the saver nothing."""
-    if saver._ended is not None:
-        saver._ended.wait()
+    if saver._saving is not None:
+        futures.wait([saver._saving])
 
 
 def held(gate: threading.Event) -> LazyBytes:

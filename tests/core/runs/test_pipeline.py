@@ -50,7 +50,7 @@ class Notes(Progress):
         self.lines: list[str] = []
         self.signal_at, self.number = signal_at, number
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, style: str = "") -> None:
         self.lines.append(text)
 
     def show(self) -> None:

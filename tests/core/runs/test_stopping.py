@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from sddit import generation
 from sddit.evaluation import sample_images
 from sddit.plugins.host import using_host
 from sddit.progress import Progress
@@ -84,10 +83,10 @@ POINTS: dict[str, tuple[Point, int]] = {
     "mid-step": (before(ToyAgreement, "forward", 3), 3),
     "between steps": (before(callbacks.RunCallbacks, "logged", 3), 3),
     "a save": (before(checkpoints, "stage", 2), 4),
-    "the end of a save": (before(checkpoints, "sync_folder", 3), 4),
-    "a preview": (before(sample_images, "generate_images"), 3),
+    "the end of a save": (before(checkpoints.Store, "_confirm", 2), 4),
+    "a preview": (before(sample_images, "sample_session"), 3),
     "scores while training": (before(callbacks, "score_images", 2), 4),
-    "sampling": (before(generation, "generate_images", 3), 6),
+    "sampling": (before(pipeline, "sample_session"), 6),
     "scoring": (before(pipeline, "score_images"), 6),
     "the report": (before(pipeline, "write_run_report"), 6),
 }

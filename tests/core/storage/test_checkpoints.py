@@ -20,8 +20,7 @@ from sddit.errors import SdditError
 from sddit.storage import checkpoints
 from sddit.storage import fault_injection as faults
 from sddit.storage.checkpoints import Store
-from sddit.storage.manifest import Content, LazyBytes, seal_manifest
-from sddit.storage.migrations import FORMAT
+from sddit.storage.manifest import FORMAT, Content, LazyBytes, seal_manifest
 from sddit.storage.tensors import pack, require_finite, unpack
 
 FILES = {"model.safetensors": bytes(range(256)) * 40, "ema.safetensors": b"e" * 999, "state.json": b'{"step": 1}'}
@@ -74,7 +73,7 @@ def test_what_is_saved_is_what_is_read(store: Store) -> None:
     assert newest is not None and newest.step == 7 and newest.folder == place == store.folder / "step-000007"
     assert {name: newest.read(name) for name in newest.files} == FILES
     assert newest.state == {"step": 1}
-    assert newest.path("ema.safetensors").read_bytes() == FILES["ema.safetensors"]
+    assert (newest.folder / "ema.safetensors").read_bytes() == FILES["ema.safetensors"]
     with pytest.raises(KeyError, match=r"teacher\.safetensors"):
         newest.read("teacher.safetensors")
     manifest = json.loads((place / "manifest.json").read_text())
@@ -134,7 +133,7 @@ def test_an_intact_checkpoint_is_not_written_again(store: Store) -> None:
 def test_a_broken_checkpoint_makes_room_for_a_new_one(store: Store) -> None:
     flip(store.save(5, FILES) / "model.safetensors", 0)
     store.save(5, FILES)
-    flip(store.open(5).path("model.safetensors"), 0)
+    flip((store.open(5).folder / "model.safetensors"), 0)
     store.save(5, FILES)
     assert store.open(5).read("model.safetensors") == FILES["model.safetensors"]
     assert {"broken-step-000005", "broken-step-000005-again"} <= names(store)
@@ -206,9 +205,9 @@ def test_other_damage_is_found(two: Store, damage: Callable[[Path], object]) -> 
 def test_bytes_that_change_after_the_check_are_not_handed_out(store: Store) -> None:
     store.save(1, FILES)
     checkpoint = store.open(1)
-    flip(checkpoint.path("ema.safetensors"), 10)
+    flip((checkpoint.folder / "ema.safetensors"), 10)
     assert code(lambda: checkpoint.read("ema.safetensors")) == "SD-C401"
-    checkpoint.path("model.safetensors").unlink()
+    (checkpoint.folder / "model.safetensors").unlink()
     assert code(lambda: checkpoint.read("model.safetensors")) == "SD-C401"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,18 @@ from pydantic import Field
 from torch import nn
 
 from sddit.errors import SdditError
-from sddit.interfaces import Component, LossParams, Needs, Scalings, ViewSpec, Want
+from sddit.interfaces import (
+    CheckContext,
+    CheckSkipped,
+    Component,
+    LossParams,
+    Measurement,
+    Needs,
+    Params,
+    Scalings,
+    ViewSpec,
+    Want,
+)
 from sddit.plugins.host import Host
 from sddit.testing import ConformanceError, check, check_plugin
 from sddit.testing.toys import components as models
@@ -75,7 +86,7 @@ def test_a_component_is_found_by_its_name(toys):
         check("toy")
     with pytest.raises(SdditError, match="did you mean 'toy_agreement'"):
         check("toy_agrement")
-    with pytest.raises(ConformanceError, match=r"setting 'momentum' cannot stand.*\n.*\n.*got: +2"):
+    with pytest.raises(ConformanceError, match=r"setting 'momentum' is invalid.*\n.*\n.*got: +2"):
         check("toy_agreement", momentum=2.0)
 
 
@@ -291,7 +302,7 @@ def without_cls(self: Any, raw: Any, heads: Any, taps: Any, given: Any) -> Any:
             {"corrupt": lambda self, raw, heads, taps, given: (raw[:, :1] if raw is not None else None, heads, taps)},
             "its output has a wrong shape",
         ),
-        ({"corrupt": without_cls}, "has no class token, though has_cls says so"),
+        ({"corrupt": without_cls}, "has no class token, though has_cls is True"),
         ({"corrupt": lambda self, raw, heads, taps, given: (raw, heads, {})}, "it gives other taps than asked for"),
         (
             {"corrupt": lambda self, raw, heads, taps, given: (torch.zeros(6, 2, 8, 8), heads, taps)},
@@ -449,7 +460,7 @@ def asks_again(x: torch.Tensor, denoise: Any) -> torch.Tensor:
         (lambda x, _: x + torch.randn_like(x), "took numbers from torch's global generator"),
         (lambda x, _: x + next(COUNTER), "other images for the same noise"),
         (lambda x, _: x + 0.1, "it does not end at the network's image"),
-        (lambda x, _: 1.2 * x, "Gaussian images come out with a wrong spread"),
+        (lambda x, _: 1.2 * x, "the standard deviation of Gaussian images is wrong"),
         (lambda x, _: x + x.mean(), "an image depends on the other images"),
         (asks_again, "`evaluations` is not how often it calls the network"),
     ],
@@ -533,7 +544,7 @@ def test_a_mistake_in_an_extractor_is_said():
         def features(self, images: Any) -> Any:
             return super().features(images)[:, :5].double() - images.double().mean()
 
-    said = findings("features", Wrong, faces.ToyFeatureParams)
+    said = findings("features", Wrong, faces.ToyFeaturesParams)
     for part in ("dimensions differ", "not float32", "depend on the other images"):
         assert part in said
 
@@ -543,13 +554,13 @@ def test_an_extractor_that_does_not_say_that_it_classifies_is_said():
         def classes(self, images: Any) -> Any:
             return torch.zeros(len(images), dtype=torch.int64)
 
-    class Params(faces.ToyFeatureParams):
+    class Params(faces.ToyFeaturesParams):
         @property
         def own_figures(self) -> tuple[str, ...]:
             return ("class_accuracy",)
 
     said = "differ on whether it is a classifier"
-    assert said in findings("features", Classifier, faces.ToyFeatureParams)
+    assert said in findings("features", Classifier, faces.ToyFeaturesParams)
     assert said in findings("features", models.ToyFeatures, Params)
     check(component("features", Classifier, Params))  # the control
 
@@ -560,6 +571,20 @@ def test_a_tracker_that_forgets_its_folder_is_said():
             self.folder.mkdir()
 
     assert "it raised an error while a run was logged" in findings("trackers", Forgetful, faces.ToyTrackerParams)
+
+
+def test_a_check_whose_measurement_fails_is_said():
+    def fails(context: CheckContext) -> Iterator[Measurement]:
+        yield Measurement("distance", 2.0, 1.0)
+
+    def lacks(context: CheckContext) -> Iterator[Measurement]:
+        yield Measurement("distance", 0.5, 1.0)
+        raise CheckSkipped("no such file")
+
+    said = findings("checks", fails, Params)
+    assert "a measurement fails: distance" in said
+    assert "got:    2\n" in said
+    check(component("checks", lacks, Params))
 
 
 def test_a_missing_dependency_is_refused_before_anything_is_tried(toys: Host):

@@ -16,7 +16,7 @@ from sddit.training import devices
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Simulate a Linux machine with a driver, every device visible, and a torch with CUDA."""
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(devices, "torch_version", lambda: "2.13.0")
+    monkeypatch.setattr(devices, "installed", lambda name: "2.13.0")
     monkeypatch.setattr(devices, "DRIVERS", (str(tmp_path / "nvidiactl"),))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "nvidiactl").touch()
@@ -25,14 +25,14 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_a_device_that_may_exist_has_no_reason(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.unavailable_reason("cuda") == ""
-    monkeypatch.setattr(devices, "torch_version", lambda: "2.13.0+cu130")
+    monkeypatch.setattr(devices, "installed", lambda name: "2.13.0+cu130")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert devices.unavailable_reason("cuda") == ""
 
 
 def test_the_reason_for_a_missing_device_is_named(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as other:
-        other.setattr(devices, "torch_version", lambda: "2.13.0+cpu")
+        other.setattr(devices, "installed", lambda name: "2.13.0+cpu")
         assert devices.unavailable_reason("cuda") == "torch 2.13.0+cpu is built without CUDA"
     with monkeypatch.context() as other:
         other.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -55,7 +55,7 @@ from sddit.training import devices
 from sddit.cli.app import call
 from sddit.plugins.host import using_host
 from sddit.testing import toy_host
-devices.torch_version = lambda: "2.13.0+cpu"
+devices.installed = lambda name: "2.13.0+cpu"
 with using_host(toy_host()):
     status = call(["-n", "toy.toml", "--json", *sys.argv[1:]])
 assert "torch" not in sys.modules

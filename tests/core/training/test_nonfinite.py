@@ -23,6 +23,7 @@ from sddit.runs.pipeline import run
 from sddit.storage.checkpoints import Store
 from sddit.storage.manifest import Content
 from sddit.storage.metrics_log import read_metrics
+from sddit.testing.sessions import state_of
 from sddit.testing.toys.components import ToyAgreement, ToyDataset
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
 from sddit.training import loop, nonfinite_report
@@ -31,7 +32,6 @@ from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
 from sddit.training.session import Session
 from sddit.training.state import checkpoint_files, restore
-from sddit.verify.core import state_of
 
 STEPS, BAD = 6, 2  # the step that becomes non-finite, counted from 0
 MORE = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sddit import hookimpl
+from sddit import Params, hookimpl
 from sddit.errors import error
 from sddit.interfaces import CheckContext, CheckSkipped, Component, Measurement
 from sddit.plugins.host import using_host
@@ -54,11 +54,10 @@ def refusing(context: CheckContext) -> Iterator[Measurement]:
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Toys and a guidance whose checks are those of this file, and none of the core's."""
+    """Toys, a guidance whose checks are those of this file, and two checks that belong to no component."""
     module = types.ModuleType(HERE)
     module.__dict__.update(good=good, bad=bad, absent=absent, broken=broken, refusing=refusing)
     monkeypatch.setitem(__import__("sys").modules, HERE, module)
-    monkeypatch.setattr(suite, "CORE_CHECKS", {})
     made = toy_host()
     plugin = types.ModuleType("checked")
 
@@ -69,7 +68,12 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         more = {"requires": ("no-such-package",), "checks": {"good": f"{HERE}:good"}}
         registry.add("lacking", factory, params=ToyGuidanceParams, summary="For a test.", **more)
 
+    def register_checks(registry: Any) -> None:
+        for name in ("good", "absent"):
+            registry.add(name, f"{HERE}:{name}", params=Params, summary=f"{name} on its own")
+
     plugin.register_guidances = hookimpl(register_guidances)  # type: ignore[attr-defined]
+    plugin.register_checks = hookimpl(register_checks)  # type: ignore[attr-defined]
     made.add("checked", plugin)
     with using_host(made):
         yield made
@@ -77,8 +81,12 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_every_check_of_every_component_leaves_rows(host: Any) -> None:
     rows = list(verify())
-    assert {row.of for row in rows} == {"guidances checked/checked", "guidances checked/lacking"}
+    assert {row.of for row in rows} == {"checked", "guidances checked/checked", "guidances checked/lacking"}
     assert [(row.check, row.verdict, row.reason) for row in rows] == [
+        ("good on its own", "pass", ""),
+        ("good on its own", "pass", ""),
+        ("absent on its own", "pass", ""),
+        ("absent on its own", "skipped", "no such file"),
         ("good", "pass", ""),
         ("good", "pass", ""),
         ("bad", "FAIL", ""),
@@ -90,30 +98,26 @@ def test_every_check_of_every_component_leaves_rows(host: Any) -> None:
         ("refusing", "FAIL", "it cannot be so"),
         ("good", "skipped", "no-such-package is not installed"),
     ]
-    assert rows[0].measurement == Measurement("of checked on cpu", 0.5, 1.0)
-
-
-def test_the_cores_own_checks_can_be_loaded() -> None:
-    for path in suite.CORE_CHECKS.values():
-        assert callable(suite.load_attribute(path))
+    assert rows[0].measurement == Measurement("of good on cpu", 0.5, 1.0)
+    assert rows[4].measurement == Measurement("of checked on cpu", 0.5, 1.0)
 
 
 def test_the_verb_prints_a_table_and_ends_with_the_status_of_wrong_numbers(host: Any, sddit_run: Any) -> None:
     said = sddit_run("verify")
     assert said.status == 6
-    assert "error SD-N520: 5 of 10 numerical checks failed" in said.stderr
+    assert "error SD-N520: 5 of 14 numerical checks failed" in said.stderr
     assert "guidances checked/checked: bad" in said.stderr
     assert "got:    too far: 2" in said.stderr
     lines = [" ".join(line.split()) for line in said.stdout.splitlines()]
     assert "of checked on cpu 0.5 <= 1 pass" in lines
     assert "too far 2 <= 1 FAIL" in lines
     assert "no-such-package is not installed skipped" in lines
-    assert lines[-1] == "3 pass, 5 fail, 2 skipped"
+    assert lines[-1] == "6 pass, 5 fail, 3 skipped"
 
 
 def test_the_verb_gives_json_without_nan(host: Any, sddit_run: Any) -> None:
     rows = json.loads(sddit_run("verify", "--json").stdout)
-    assert rows[4] == {
+    assert rows[8] == {
         "of": "guidances checked/checked",
         "check": "bad",
         "what": "no number",
@@ -126,8 +130,8 @@ def test_the_verb_gives_json_without_nan(host: Any, sddit_run: Any) -> None:
 
 
 def test_the_verb_passes_where_all_hold(host: Any, sddit_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def only_good(host: Any) -> Iterator[tuple[str, str, str, Component[Any] | None]]:
-        yield "guidances checked/checked", "good", f"{HERE}:good", host.registries.guidances.get("checked")
+    def only_good() -> Iterator[tuple[str, str, Callable[[], Any], Component[Any]]]:
+        yield "guidances checked/checked", "good", lambda: good, host.registries.guidances.get("checked")
 
     monkeypatch.setattr(suite, "every_check", only_good)
     assert sddit_run("verify").status == 0

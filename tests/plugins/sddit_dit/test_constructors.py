@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sddit.cli.commands.import_weights import print_imported
 from sddit.errors import SdditError
-from sddit.exchange.arguments import flatten
 from sddit.exchange.conversion import convert_from_layout, convert_to_layout, model_mismatch
 from sddit.exchange.exporting import export_run
 from sddit.exchange.importing import import_weights, recipe_for_weights
@@ -22,7 +21,7 @@ from sddit.exchange.layouts import NO_LABEL_DROP
 from sddit.interfaces import Shapes
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
-from sddit.training.precision import default_dtype
+from sddit.training.networks import default_dtype
 from sddit_dit.blocks import sincos_positions
 from sddit_dit.constructors import ratio_of
 from sddit_dit.diffusers_format import DiffusersFormat
@@ -123,7 +122,7 @@ def test_maskdit_arguments_are_inferred_from_tensors(size: str) -> None:
     assert (params.named_size, params.null_label, params.fill) == ((depth, width, heads), "zero", "learned")
     assert (params.decoder.width, params.decoder.depth, params.decoder.heads) == (512, 8, 16)
     assert known.shapes == Shapes((4, 32, 32), 1000)
-    assert set(flatten(known.guessed)) == {
+    assert set(known.guessed) == {
         "sigma_data",
         "mae_loss_coef",
         "model.num_heads",
@@ -233,7 +232,7 @@ def test_heads_of_an_unpublished_decoder_are_asked_for() -> None:
     assert isinstance(known.params, DiTParams)
     assert known.params.decoder is not None
     assert (known.params.decoder.width, known.params.decoder.heads) == (64, 4)
-    assert "decoder.decoder_num_heads" not in flatten(known.guessed)
+    assert "decoder.decoder_num_heads" not in known.guessed
 
 
 @pytest.mark.parametrize("layout", ["dit", "maskdit"])

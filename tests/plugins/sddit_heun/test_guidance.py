@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sddit.interfaces import Prediction
-from sddit.testing import fixtures as things
+from sddit.testing import fixtures
 from sddit_heun.guidance import ClassifierFree, NoGuidance
 from sddit_heun.params import CFGParams, NoGuidanceParams
 
@@ -53,7 +53,7 @@ class ThousandSteps:
 
 
 def cfg(schedule: Any = None, **settings: Any) -> ClassifierFree:
-    return ClassifierFree(CFGParams(**settings), schedule=schedule or things.schedule())
+    return ClassifierFree(CFGParams(**settings), schedule=schedule or fixtures.schedule())
 
 
 def guided(denoiser: Labelled | None = None, *, sigma: float = SIGMA, **settings: Any) -> Prediction:

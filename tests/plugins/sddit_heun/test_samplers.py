@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sddit.diffusion.sigma_grids import sigma_grid
 from sddit.interfaces import Denoise, Prediction
-from sddit.testing import fixtures as things
+from sddit.testing import fixtures
 from sddit_edm.flow import Flow
 from sddit_edm.params import FlowParams
 from sddit_heun.params import EulerParams, HeunParams
@@ -77,7 +77,7 @@ def start(count: int) -> Tensor:
 
 
 def heun(**settings: Any) -> Heun:
-    return Heun(HeunParams(**settings), schedule=things.schedule())
+    return Heun(HeunParams(**settings), schedule=fixtures.schedule())
 
 
 def euler(**settings: Any) -> Euler:
@@ -201,7 +201,7 @@ def test_orders_of_convergence(data: str, mixture_flow: Tensor) -> None:
     assert second[1] < 2.5e-4
 
     def wrong_corrector(**settings: Any) -> Heun:
-        return WrongCorrector(HeunParams(**settings), schedule=things.schedule())
+        return WrongCorrector(HeunParams(**settings), schedule=fixtures.schedule())
 
     wrong = errors(wrong_corrector, **case)
     assert all(order < 1.5 for order in orders(wrong))

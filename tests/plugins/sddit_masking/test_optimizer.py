@@ -8,7 +8,7 @@ from torch import Tensor
 
 import sddit
 from sddit.training.optimization import group_numbers
-from sddit.training.state import changed_numbers, join_optimizer, restore_numbers, split_optimizer
+from sddit.training.state import changed_numbers, join_optimizer, split_optimizer
 
 pytest.importorskip("pytorch_optimizer", reason="Adan comes with the package pytorch-optimizer")
 
@@ -65,8 +65,7 @@ def test_a_restored_optimizer_continues_its_step_count() -> None:
     for counted in (changed_numbers(optimizer, built_with), [{}]):
         again = weights.detach().clone().requires_grad_()
         restored = adan(again)
-        join_optimizer(restored, {k: t.clone() for k, t in tensors.items()}, numbers, held)
-        restore_numbers(restored, counted)
+        join_optimizer(restored, {k: t.clone() for k, t in tensors.items()}, numbers, held, counted)
         for g in gradients(6)[3:]:
             step(restored, again, g)
         ended.append(again.detach())

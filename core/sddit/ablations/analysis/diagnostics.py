@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any
 
-from sddit.ablations.analysis.results import AblationResults, RunOutcome, read_json
+from sddit.ablations.analysis.results import AblationResults
 from sddit.errors import SdditError
 from sddit.evaluation.monitors import MonitorResult, judge, keys_of, label_of, monitors
 from sddit.interfaces import Monitor
 from sddit.recipes.merge import leaves
 from sddit.storage.metrics_log import read_metrics
-from sddit.storage.run_folder import ENVIRONMENT, METRICS
+from sddit.storage.run_folder import ENVIRONMENT, METRICS, read_json
 
 Log = Sequence[Mapping[str, float]]
 """Lines of one run's `metrics.jsonl`."""
@@ -24,21 +23,14 @@ Logs = Mapping[str, Mapping[int, Log]]
 
 def logs_of(results: AblationResults) -> Logs:
     """Return the metrics of every arm. A log that cannot be read counts as missing."""
-    logs = {}
-    for arm in results.plan.arms:
-        rows = results.of(arm.label)
-        finished = [row for row in rows if row.status == "finished"]
-        read = {row.seed: log_of(results.folder, row) for row in finished or rows}
-        logs[arm.label] = {seed: log for seed, log in read.items() if log}
+    logs: dict[str, dict[int, Log]] = {arm.label: {} for arm in results.plan.arms}
+    for label, own in logs.items():
+        runs = results.of(label)
+        for run in [run for run in runs if run.status == "finished"] or runs:
+            with suppress(OSError, SdditError):
+                if log := read_metrics(results.folder / run.folder / METRICS):
+                    own[run.seed] = log
     return logs
-
-
-def log_of(folder: Path, row: RunOutcome) -> Log:
-    """Return the metrics of one run; empty if they cannot be read."""
-    try:
-        return read_metrics(folder / row.folder / METRICS)
-    except (OSError, SdditError):
-        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +75,8 @@ def diagnoses(results: AblationResults, logs: Logs) -> list[Diagnosis]:
 def environments(results: AblationResults) -> dict[str, list[str]]:
     """Return the environments of the runs: every value that occurs, by dotted key."""
     found: dict[str, dict[str, None]] = {}
-    for row in results.runs:
-        for key, value in leaves(environment_of(results.folder / row.folder)):
-            found.setdefault(key, {})[str(value)] = None
+    for run in results.runs:
+        with suppress(SdditError):
+            for key, value in leaves(read_json(results.folder / run.folder / ENVIRONMENT)):
+                found.setdefault(key, {})[str(value)] = None
     return {key: list(values) for key, values in found.items()}
-
-
-def environment_of(run: Path) -> Mapping[str, Any]:
-    """Return `environment.json` of a run; empty if it cannot be read."""
-    try:
-        read = read_json(run / ENVIRONMENT)
-    except SdditError:
-        return {}
-    return read if isinstance(read, dict) else {}

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from sddit.ablations.planning.records import ArmRecord, PlanRecord, RunRecord, read_plan
 from sddit.errors import SdditError
 from sddit.interfaces.metric_names import metric_values
-from sddit.storage import run_folder
 from sddit.storage.atomic import replace_file, to_json
 from sddit.storage.metrics_log import last_metrics
-from sddit.storage.run_folder import COST, METRICS, REPORT, SCORES
+from sddit.storage.run_folder import COST, METRICS, REPORT, SCORES, read_json
 
 RESULTS = "results.jsonl"
 FAILURES = "failures"
@@ -35,29 +36,23 @@ class RunOutcome:
     seed: int
     id: str
     status: Status
-    steps: int
-    images: int
-    flops: float | None  # of training, by formula
-    seconds: float  # of training
-    images_per_second: float | None
-    peak_memory: float | None  # bytes
+    steps: int = 0
+    images: int = 0
+    flops: float | None = None  # of training, by formula
+    seconds: float = 0.0  # of training
+    images_per_second: float | None = None
+    peak_memory: float | None = None  # bytes
     scores: Mapping[str, float] = field(default_factory=dict)  # "classifier.fd"
-    folder: str  # from the ablation's folder
+    folder: str = ""  # relative to the ablation's folder; empty in a publication
     error: str = ""  # why it failed
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Self:
-        """Read a line of a published `results.jsonl`, which names no folder and has curves that are not read here."""
-        known = {one.name for one in fields(cls)} - {"folder"}
-        return cls(**{key: value for key, value in held.items() if key in known}, folder="")
-
 
 @dataclass(frozen=True, slots=True)
 class AblationResults:
-    """Plan and runs of an ablation's folder, as far as they are finished."""
+    """The plan of an ablation and the outcome of each run so far."""
 
     folder: Path
     plan: PlanRecord
@@ -72,10 +67,13 @@ class AblationResults:
         """Return the runs of one arm."""
         return [run for run in self.runs if run.arm == arm]
 
+    def finished_of(self, arm: str) -> list[RunOutcome]:
+        """Return the finished runs of one arm."""
+        return [run for run in self.of(arm) if run.status == "finished"]
+
     def figure(self, arm: str, metric: str) -> dict[int, float]:
         """Return a metric of an arm by seed; only finished runs have one."""
-        runs = [run for run in self.of(arm) if run.status == "finished" and metric in run.scores]
-        return {run.seed: run.scores[metric] for run in runs}
+        return {run.seed: run.scores[metric] for run in self.finished_of(arm) if metric in run.scores}
 
 
 def gather(folder: Path) -> AblationResults:
@@ -83,9 +81,17 @@ def gather(folder: Path) -> AblationResults:
     plan = read_plan(folder)
     if plan.runs is None:
         lines = (folder / RESULTS).read_text(encoding="utf-8").splitlines()
-        return AblationResults(folder, plan, tuple(RunOutcome.from_json(json.loads(line)) for line in lines))
+        published = TypeAdapter(tuple[RunOutcome, ...]).validate_python([json.loads(line) for line in lines])
+        return AblationResults(folder, plan, published)
     arms = plan.by_label
     return AblationResults(folder, plan, tuple(read_run(folder, run, arms[run.arm]) for run in plan.runs))
+
+
+def write_results(folder: Path) -> AblationResults:
+    """Return the results as the run folders are now, after writing them to `results.jsonl`."""
+    results = gather(folder)
+    replace_file(folder / RESULTS, "".join(f"{to_json(run.to_json())}\n" for run in results.runs).encode())
+    return results
 
 
 def read_run(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:
@@ -94,20 +100,7 @@ def read_run(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:
         return outcome_of(folder, run, arm)
     except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
         what = fault.problems[0].what if isinstance(fault, SdditError) else type(fault).__name__
-        return RunOutcome(
-            arm=run.arm,
-            seed=run.seed,
-            id=run.id,
-            folder=run.folder,
-            status="failed",
-            steps=0,
-            images=0,
-            flops=None,
-            seconds=0.0,
-            images_per_second=None,
-            peak_memory=None,
-            error=f"its folder is damaged: {what}",
-        )
+        return RunOutcome(**asdict(run), status="failed", error=f"its folder is damaged: {what}")
 
 
 def outcome_of(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:
@@ -119,9 +112,7 @@ def outcome_of(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:
     images = steps * arm.batch
     cost = read_json(path / COST) if status == "finished" and (path / COST).is_file() else {}
     return RunOutcome(
-        arm=run.arm,
-        seed=run.seed,
-        id=run.id,
+        **asdict(run),
         status=status,
         steps=steps,
         images=images,
@@ -130,7 +121,6 @@ def outcome_of(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:
         images_per_second=images / seconds if seconds else None,
         peak_memory=cost.get("peak_memory"),
         scores=scores_of(path) if status == "finished" else {},
-        folder=run.folder,
         error=failure if status == "failed" else "",
     )
 
@@ -154,13 +144,6 @@ def scores_of(run: Path) -> dict[str, float]:
     }
 
 
-def write_results(results: AblationResults) -> Path:
-    """Write `results.jsonl` atomically."""
-    path = results.folder / RESULTS
-    replace_file(path, "".join(f"{to_json(run.to_json())}\n" for run in results.runs).encode())
-    return path
-
-
 def note_failure(folder: Path, run: str, text: str) -> None:
     """Record why a run failed, by the name of its folder."""
     (folder / FAILURES).mkdir(parents=True, exist_ok=True)
@@ -176,8 +159,3 @@ def failure_of(folder: Path, run: str) -> str:
     """Return why the last attempt of a run failed; empty if it did not."""
     path = folder / FAILURES / f"{run}.txt"
     return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of an ablation or a run. Raises SD-F704 if it is damaged."""
-    return run_folder.read_json(path, fix="put a copy back")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,13 +50,13 @@ class Comparison:
     """One metric of an arm minus that of its baseline."""
 
     seeds: int
-    difference: float | None  # mean over seeds of arm - baseline; None without a seed of both
-    low: float | None  # interval of this arm alone, by Student's t of paired differences or Welch's of independent runs
-    high: float | None
-    p: float | None  # two-sided, of this arm alone; None under 3 seeds
-    p_holm: float | None  # corrected for all arms of the family: decides the verdict
-    family: int  # how many arms were tested together
-    verdict: Verdict
+    difference: float | None = None  # mean over seeds of arm - baseline; None without a seed of both
+    low: float | None = None  # of this arm alone, by Student's t of paired differences or Welch's of independent runs
+    high: float | None = None
+    p: float | None = None  # two-sided, of this arm alone; None under 3 seeds
+    p_holm: float | None = None  # corrected for all arms of the family: decides the verdict
+    family: int = 0  # how many arms were tested together
+    verdict: Verdict = "no verdict under 3 seeds"
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -71,58 +71,41 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def compare(sides: Mapping[str, Sides], *, better: Direction) -> dict[str, Comparison]:
-    """Compare every arm with its baseline on one metric.
+    """Compare every arm, by label, with its baseline on one metric.
 
-    Args:
-        sides: by label of the arm.
-        better: which way the metric improves.
-
-    Returns:
-        By label. If no arm differs, any verdict is false in at most 1 - LEVEL of ablations. That holds for one
-        metric; over several metrics false verdicts add up.
+    If no arm differs, any verdict is false in at most 1 - LEVEL of ablations. That holds for one metric; over several
+    metrics false verdicts add up.
     """
-    differences = {name: _paired(one) if one.paired else _unpaired(one) for name, one in sides.items()}
-    tested = {name: d.p for name, d in differences.items() if d.p is not None and d.seeds >= MIN_SEEDS}
+    found = {name: _paired(one) if one.paired else _unpaired(one) for name, one in sides.items()}
+    tested = {name: one.p for name, one in found.items() if one.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())).tolist(), strict=True))
-    return {name: _comparison(d, corrected.get(name), len(tested), better) for name, d in differences.items()}
+    for name, one in found.items():
+        verdict, p_holm = one.verdict, corrected.get(name)
+        if one.difference is not None and p_holm is not None:
+            good = one.difference < 0 if better == "lower" else one.difference > 0
+            verdict = "within noise" if p_holm >= 1 - LEVEL else "better" if good else "worse"
+        found[name] = replace(one, p_holm=p_holm, family=len(tested), verdict=verdict)
+    return found
 
 
-class _Difference(NamedTuple):
-    """Mean of arm - baseline with its interval and p; None if there are too few runs."""
-
-    seeds: int
-    mean: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-
-
-def _paired(sides: Sides) -> _Difference:
+def _paired(sides: Sides) -> Comparison:
     """Compare by the differences over the seeds of both."""
     seeds = sorted(sides.arm.keys() & sides.baseline.keys())
     d = _finite([sides.arm[seed] for seed in seeds]) - _finite([sides.baseline[seed] for seed in seeds])
     if len(d) < 2:
-        return _Difference(len(d), *d.tolist())
+        return Comparison(len(d), *d.tolist())
     mean, low, high = (float(v) for v in student_interval(d))
-    return _Difference(len(d), mean, low, high, float(student_p(d)))
+    return Comparison(len(d), mean, low, high, float(student_p(d)) if len(d) >= MIN_SEEDS else None)
 
 
-def _unpaired(sides: Sides) -> _Difference:
+def _unpaired(sides: Sides) -> Comparison:
     """Compare the means of two independent samples, in which runs have no counterpart."""
     x, y = _finite(list(sides.arm.values())), _finite(list(sides.baseline.values()))
     seeds = min(len(x), len(y))
     if seeds < 2:
-        return _Difference(seeds, float(x.mean() - y.mean())) if seeds else _Difference(0)
-    return _Difference(seeds, *welch(x, y))
-
-
-def _comparison(d: _Difference, p_holm: float | None, family: int, better: Direction) -> Comparison:
-    verdict: Verdict = "no verdict under 3 seeds"
-    if d.mean is not None and p_holm is not None:
-        good = d.mean < 0 if better == "lower" else d.mean > 0
-        verdict = "within noise" if p_holm >= 1 - LEVEL else "better" if good else "worse"
-    p = None if p_holm is None else d.p
-    return Comparison(d.seeds, d.mean, d.low, d.high, p, p_holm, family, verdict)
+        return Comparison(seeds, float(x.mean() - y.mean()) if seeds else None)
+    difference, low, high, p = welch(x, y)
+    return Comparison(seeds, difference, low, high, p if seeds >= MIN_SEEDS else None)
 
 
 def _finite(values: Sequence[float]) -> Array:

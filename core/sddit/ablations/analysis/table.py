@@ -25,50 +25,37 @@ def cells(results: AblationResults) -> tuple[list[str], list[list[str]]]:
     compared = {metric: comparisons(results, metric) for metric in metrics}
     headings = ["arm", "changes", "runs", "steps", "images", "FLOPs", "parameters"]
     headings += [text for metric in metrics for text in (metric_title(metric), f"difference ({LEVEL:.0%})")]
-    rows = [
-        [
-            *arm_cells(arm, results),
-            *(text for metric in metrics for text in metric_cells(arm, metric, results, compared[metric])),
+    rows = []
+    for arm in results.plan.arms:
+        statuses = [run.status for run in results.of(arm.label)]
+        finished, failed = statuses.count("finished"), statuses.count("failed")
+        runs = f"{finished} of {len(statuses)}" if finished < len(statuses) else f"{finished}"
+        row = [
+            arm.label,
+            format_changes(arm.changes),
+            f"{runs}, {failed} failed" if failed else runs,
+            f"{arm.steps:,}",
+            f"{arm.images:,}",
+            format_si(arm.flops),
+            format_si(arm.parameters),
         ]
-        for arm in results.plan.arms
-    ]
+        for metric in metrics:
+            row += metric_cells(arm, metric, results, compared[metric])
+        rows.append(row)
     return headings, rows
-
-
-def arm_cells(arm: ArmRecord, results: AblationResults) -> list[str]:
-    """Return the cells of an arm that describe it and its cost."""
-    rows = results.of(arm.label)
-    counts = {status: sum(row.status == status for row in rows) for status in ("finished", "failed")}
-    runs = f"{counts['finished']} of {len(rows)}" if counts["finished"] < len(rows) else f"{len(rows)}"
-    failed = f", {counts['failed']} failed" if counts["failed"] else ""
-    return [
-        arm.label,
-        format_changes(arm.changes),
-        f"{runs}{failed}",
-        f"{arm.steps:,}",
-        f"{arm.images:,}",
-        format_si(arm.flops),
-        format_si(arm.parameters),
-    ]
 
 
 def metric_cells(
     arm: ArmRecord, metric: str, results: AblationResults, compared: Mapping[str, Comparison]
 ) -> tuple[str, str]:
     """Return the cells of a metric of an arm: its mean, and its difference from the baseline."""
-    values = results.figure(arm.label, metric)
-    mean = format_summary(summarize(list(values.values()))) if values else ""
-    if arm.is_baseline:
-        return mean, "baseline"
-    return mean, format_comparison(compared[arm.label])
+    values = list(results.figure(arm.label, metric).values())
+    mean = format_summary(summarize(values)) if values else ""
+    return mean, "baseline" if arm.is_baseline else format_comparison(compared[arm.label])
 
 
 def comparisons(results: AblationResults, metric: str) -> dict[str, Comparison]:
-    """Compare every arm on one metric with its own baseline, the one at its point of the grid.
-
-    Returns:
-        By label of the arm, without the baselines; p-values are corrected for all of them together.
-    """
+    """Compare every arm, by label, on one metric with its own baseline, the one at its point of the grid."""
     figures = {arm.label: results.figure(arm.label, metric) for arm in results.plan.arms}
     return against_baselines(results.plan, figures, metric_of(metric).better)
 
@@ -76,11 +63,11 @@ def comparisons(results: AblationResults, metric: str) -> dict[str, Comparison]:
 def against_baselines(
     plan: PlanRecord, figures: Mapping[str, Mapping[int, float]], better: Direction
 ) -> dict[str, Comparison]:
-    """Compare every arm with its baseline on values by arm and seed."""
+    """Compare every arm with its baseline on values by arm and seed; skips arms without values."""
     sides = {
         arm.label: Sides(figures[arm.label], figures[arm.baseline], paired=not redrawing_settings(arm))
         for arm in plan.arms
-        if not arm.is_baseline
+        if not arm.is_baseline and {arm.label, arm.baseline} <= figures.keys()
     }
     return compare(sides, better=better)
 
@@ -167,33 +154,31 @@ def format_difference(comparison: Comparison) -> tuple[str, str]:
     return text(comparison.difference, "+"), f"{text(comparison.low)}, {text(comparison.high)}"
 
 
-SUMMARY_FIELDS = ("mean", "spread")
-COMPARISON_FIELDS = ("difference", "low", "high", "p_holm", "verdict")
-
-
 def records(results: AblationResults) -> Iterator[dict[str, Any]]:
     """Yield one record per arm, with all digits."""
     metrics = results.plan.metrics
     compared = {metric: comparisons(results, metric) for metric in metrics}
     for arm in results.plan.arms:
-        label, rows = arm.label, results.of(arm.label)
+        label, runs = arm.label, results.of(arm.label)
+        statuses = [run.status for run in runs]
         record = {
             "arm": label,
             "changes": format_changes(arm.changes),
             "baseline": arm.baseline,
-            "runs": len(rows),
-            "finished": sum(row.status == "finished" for row in rows),
-            "failed": sum(row.status == "failed" for row in rows),
+            "runs": len(runs),
+            "finished": statuses.count("finished"),
+            "failed": statuses.count("failed"),
             "steps": arm.steps,
             "images": arm.images,
             "flops": arm.flops,
             "parameters": arm.parameters,
-            "seconds": sum(row.seconds for row in rows),
+            "seconds": sum(run.seconds for run in runs),
         }
         for metric in metrics:
             values = list(results.figure(label, metric).values())
             summary = summarize(values) if values else None
             comparison = compared[metric].get(label)
-            for source, names in ((summary, SUMMARY_FIELDS), (comparison, COMPARISON_FIELDS)):
-                record |= {f"{metric} {name}": source and getattr(source, name) for name in names}
+            record |= {f"{metric} {key}": summary and getattr(summary, key) for key in ("mean", "spread")}
+            for key in ("difference", "low", "high", "p_holm", "verdict"):
+                record[f"{metric} {key}"] = comparison and getattr(comparison, key)
         yield record

@@ -1,21 +1,61 @@
-"""Check labels, baseline, metrics, targets and seeds of an ablation against its resolved arms. No torch."""
+"""Check labels, baseline, metrics, targets and seeds of an ablation against its resolved arms. No torch.
+
+Each problem is collected once, with the arms in which it occurs.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 from sddit.ablations.planning.ablation_settings import AblationSettings
-from sddit.ablations.planning.arm_problems import with_arms
-from sddit.errors import Problem, one_of
+from sddit.errors import Problem, SdditError, one_of
 from sddit.interfaces.metric_names import EXTRACTOR_METRICS, KNOWN_METRICS
 from sddit.recipes.merge import Merged, leaves
 from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import ABLATION as TABLE
 
+NO_ARM = ""  # label of the recipe without changes, and of the ablation itself
+MAX_NAME_LENGTH = 60  # characters of an arm's name, which is a column of each table and part of the folder of each run
+
 Recipes = Mapping[str, Recipe]
 """Resolved recipes of the valid arms, by label."""
+
+
+class ArmProblems:
+    """Problems in order of appearance, each with the labels of its arms."""
+
+    def __init__(self) -> None:
+        self._labels: dict[Problem, list[str]] = {}
+
+    def add(self, problems: Iterable[Problem], label: str = NO_ARM) -> None:
+        """Add problems of one arm, or of the ablation itself."""
+        for problem in problems:
+            labels = self._labels.setdefault(problem, [])
+            if label not in labels:
+                labels.append(label)
+
+    @contextmanager
+    def collecting(self, label: str = NO_ARM) -> Iterator[None]:
+        """Add the problems that are raised in the block."""
+        try:
+            yield
+        except SdditError as failure:
+            self.add(failure.problems, label)
+
+    def __iter__(self) -> Iterator[Problem]:
+        """Yield each problem; one that the recipe without changes does not have names its arms."""
+        for problem, labels in self._labels.items():
+            yield problem if NO_ARM in labels else with_arms(problem, labels)
+
+
+def with_arms(problem: Problem, labels: Sequence[str]) -> Problem:
+    """Return a problem that names its arms."""
+    names = ", ".join(repr(label) for label in labels)
+    return replace(problem, what=f"{'arm' if len(labels) == 1 else 'arms'} {names}: {problem.what}")
 
 
 def unknown_baseline(settings: AblationSettings, labels: Iterable[str], merged: Merged) -> Iterator[Problem]:
@@ -26,8 +66,13 @@ def unknown_baseline(settings: AblationSettings, labels: Iterable[str], merged: 
         yield Problem("SD-R150", what, where, quoted(settings.baseline), one_of(settings.baseline, known))
 
 
-def repeated_labels(labels: Iterable[str], merged: Merged) -> Iterator[Problem]:
-    """Yield a problem for each label that several arms have."""
+def label_problems(settings: AblationSettings, labels: Iterable[str], merged: Merged) -> Iterator[Problem]:
+    """Yield a problem for each name of an arm that does not fit into a table, and each label that several arms have."""
+    for label in settings.arms:
+        if len(label) > MAX_NAME_LENGTH:
+            what, where = f"the name of an arm is too long: {quoted(label)}", merged.place(f"{TABLE}.arms.{label}")
+            got, expect = f"{len(label)} characters", f"at most {MAX_NAME_LENGTH}"
+            yield Problem("SD-R150", what, where, got, expect, "shorten it; `question` has room for more words")
     for label, count in Counter(labels).items():
         if count > 1:
             what, fix = f"{count} arms are called {label!r}", "list each value once"
@@ -35,22 +80,24 @@ def repeated_labels(labels: Iterable[str], merged: Merged) -> Iterator[Problem]:
 
 
 def metric_problems(metrics: Sequence[str], recipes: Recipes, merged: Merged) -> Iterator[Problem]:
-    """Yield a problem for each metric that is repeated or that some arm does not measure.
-
-    If no arm is valid, every known metric counts as measured.
-    """
+    """Yield a problem for each metric that is repeated or that some arm does not measure."""
     where = merged.place(f"{TABLE}.metrics")
     for metric, count in Counter(metrics).items():
         if count > 1:
             what = f"metric {metric!r} is listed twice"
             yield Problem("SD-R150", what, where, quoted(list(metrics)), "each metric once")
-        extractor, _, figure = metric.rpartition(".")
-        lacking = [label for label, recipe in recipes.items() if not measures(recipe, extractor, figure)]
-        if figure not in KNOWN_METRICS or (recipes and len(lacking) == len(recipes)):
+        if not is_measured(metric, recipes):
             yield _unknown_metric(metric, recipes, where)
-        elif lacking:
+        elif lacking := [label for label, recipe in recipes.items() if not measures(recipe, metric)]:
             problem = Problem("SD-R150", f"metric {metric!r} is not measured", where, fix="evaluate.features")
             yield with_arms(problem, lacking)
+
+
+def is_measured(metric: str, recipes: Recipes) -> bool:
+    """Return whether some arm measures a metric. If no arm is valid, every known metric counts as measured."""
+    if not recipes:
+        return metric.rpartition(".")[2] in KNOWN_METRICS
+    return any(measures(recipe, metric) for recipe in recipes.values())
 
 
 def _unknown_metric(metric: str, recipes: Recipes, where: str) -> Problem:
@@ -60,7 +107,8 @@ def _unknown_metric(metric: str, recipes: Recipes, where: str) -> Problem:
     if not recipes:
         return Problem("SD-R150", what, where, metric, f"a figure that is {one_of(figure, KNOWN_METRICS)}")
     recipe = next(iter(recipes.values()))
-    known = [f"{name}.{one}" for name in recipe.features for one in KNOWN_METRICS if measures(recipe, name, one)]
+    names = (f"{name}.{one}" for name in recipe.features for one in KNOWN_METRICS)
+    known = [name for name in names if measures(recipe, name)]
     if not known:
         fix = "name extractors in evaluate.features: sddit-run show features"
         return Problem("SD-R150", what, where, metric, fix=fix)
@@ -70,8 +118,9 @@ def _unknown_metric(metric: str, recipes: Recipes, where: str) -> Problem:
     return Problem("SD-R150", what, where, metric, expect, fix if figure in EXTRACTOR_METRICS else "")
 
 
-def measures(recipe: Recipe, extractor: str, figure: str) -> bool:
-    """Return whether a run of the recipe measures a figure: a common one, or one of the extractor's own."""
+def measures(recipe: Recipe, metric: str) -> bool:
+    """Return whether a run of the recipe measures a metric: a common figure, or one of the extractor's own."""
+    extractor, _, figure = metric.rpartition(".")
     chosen = recipe.features.get(extractor)
     if chosen is None or (figure == "class_accuracy" and recipe.facts.num_classes < 2):
         return False
@@ -85,16 +134,9 @@ def target_problems(
 
     If a metric is misspelled, a target of a measured metric is taken for the one that was meant.
     """
-
-    def measured(metric: str) -> bool:
-        extractor, _, figure = metric.rpartition(".")
-        if not recipes:
-            return figure in KNOWN_METRICS
-        return any(measures(recipe, extractor, figure) for recipe in recipes.values())
-
-    misspelled = not all(map(measured, metrics))
+    misspelled = not all(is_measured(metric, recipes) for metric in metrics)
     for metric, _ in leaves(settings.targets):
-        if metric not in metrics and not (misspelled and measured(metric)):
+        if metric not in metrics and not (misspelled and is_measured(metric, recipes)):
             what, where = f"target of {metric!r}, which is not a metric of this ablation", f"{TABLE}.targets.{metric}"
             known = one_of(metric, metrics) if metrics else "no metric"
             yield Problem("SD-R150", what, merged.place(where), metric, known)

@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from sddit.ablations.planning.ablation_settings import AblationSettings
 from sddit.ablations.planning.arm_checks import (
+    ArmProblems,
+    label_problems,
     metric_problems,
-    repeated_labels,
     seed_problems,
     target_problems,
     unknown_baseline,
 )
-from sddit.ablations.planning.arm_problems import ArmProblems
-from sddit.ablations.planning.axes import ArmChange, axes, baseline_label, label_of, value_lists
-from sddit.ablations.planning.settings_checks import EXTENDS, long_names, read_settings, usable_settings
+from sddit.ablations.planning.axes import ArmChange, axes, baseline_label, value_lists
+from sddit.ablations.planning.settings_checks import EXTENDS, read_settings, usable_arms, usable_lists
 from sddit.errors import raise_all
 from sddit.plugins.host import Host
 from sddit.recipes.checks import check_device
-from sddit.recipes.merge import Merged, Origin, chain, merge_into, parent_of, stacked
+from sddit.recipes.costs import Plan, plan
+from sddit.recipes.merge import Merged, Origin, chain, leaves, merge_into, parent_of, stacked
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import ABLATION as TABLE
 from sddit.recipes.resolve import resolve_merged
@@ -36,9 +38,9 @@ from sddit.recipes.resolve import resolve_merged
 AXES = {"arms", "grid", "pairs"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Arm:
-    """The recipe with the changes of one named arm and one point of the grid, before it is cut to the budget."""
+    """The recipe with the changes of one named arm and one point of the grid."""
 
     label: str
     changes: Mapping[str, Any]  # dotted key -> value
@@ -47,8 +49,23 @@ class Arm:
     recipe: Recipe
     merged: Merged = field(repr=False)  # its layers, from which it is resolved at another length
 
+    @cached_property
+    def cost(self) -> Plan:
+        return plan(self.recipe)
 
-@dataclass(frozen=True, slots=True)
+    @property
+    def images(self) -> int:
+        """Images seen in the run."""
+        return self.cost.steps * self.cost.batch
+
+    @property
+    def parameters(self) -> int | None:
+        """Trained parameters: the backbone and the heads of the losses."""
+        parts = [self.cost.backbone_parameters, *self.cost.heads_parameters.values()]
+        return None if None in parts else sum(part or 0 for part in parts)
+
+
+@dataclass(frozen=True)
 class Ablation:
     """An ablation whose arms are checked."""
 
@@ -80,19 +97,23 @@ def expand(merged: Merged, *, host: Host | None = None, device: str = "") -> Abl
     base = None
     with problems.collecting():
         base = resolve_merged(merged, host=host)
-    usable = usable_settings(settings, merged, problems)
-    points = [(label_of(changes), changes) for changes in itertools.product(*axes(usable))]
-    labels = [label for label, _ in points]
+    lists = usable_lists(settings, merged, problems)
+    named = usable_arms(settings, merged, problems)
+    points = list(itertools.product(*axes(named, lists)))
+    labels = [" ".join(change.label for change in changes) or "base" for changes in points]  # `sd_dit mask_ratio=0.1`
     arms: list[Arm] = []
-    for label, changes in points:
+    for label, changes in zip(labels, points, strict=True):
         with problems.collecting(label):
-            arms.append(_arm(changes, labels, settings, merged, host))
-            raise_all(check_device(arms[-1].recipe, device) if device else [])
+            changed = apply_changes(merged, changes)
+            recipe = resolve_merged(changed, host=host)
+            values = dict(leaf for change in changes for leaf in leaves(change.table))
+            name, baseline = changes[0].label if settings.arms else "", baseline_label(settings, changes, labels)
+            arms.append(Arm(label, values, baseline, name, recipe, changed))
+            raise_all(check_device(recipe, device) if device else [])
     recipes = {arm.label: arm.recipe for arm in arms}
     metrics = settings.metrics or tuple(f"{label}.fd" for label in (base.features if base else ()))
-    problems.add(long_names(settings, merged))
-    problems.add(repeated_labels(labels, merged))
-    if len(value_lists(usable)) == len(value_lists(settings)) and not invalid & AXES:  # else the labels are not known
+    problems.add(label_problems(settings, labels, merged))
+    if len(lists) == len(value_lists(settings)) and not invalid & AXES:  # else the labels are not known
         problems.add(unknown_baseline(settings, labels, merged))
     if "metrics" not in invalid:
         problems.add(metric_problems(metrics, recipes, merged))
@@ -105,16 +126,6 @@ def expand(merged: Merged, *, host: Host | None = None, device: str = "") -> Abl
     return Ablation(settings, base, tuple(arms), metrics, merged.command, published)
 
 
-def _arm(
-    changes: Sequence[ArmChange], labels: Sequence[str], settings: AblationSettings, merged: Merged, host: Host | None
-) -> Arm:
-    changed = apply_changes(merged, changes)
-    recipe = resolve_merged(changed, host=host)
-    values = {key: value for change in changes for key, value in change.values.items()}
-    named = changes[0].label if settings.arms else ""
-    return Arm(label_of(changes), values, baseline_label(settings, changes, labels), named, recipe, changed)
-
-
 def apply_changes(merged: Merged, changes: Iterable[ArmChange]) -> Merged:
     """Return the recipe with changes. Values that they do not set count as inherited."""
     changed = rebase(merged, changes)
@@ -122,7 +133,7 @@ def apply_changes(merged: Merged, changes: Iterable[ArmChange]) -> Merged:
     changed.origins = {key: replace(origin, inherited=True) for key, origin in changed.origins.items()}
     for change in changes:
         table = {key: value for key, value in change.table.items() if key != EXTENDS}
-        merge_into(changed, table, _origins_in(merged, change.given))
+        merge_into(changed, table, partial(_origin_in, merged, change.given))
     return changed
 
 
@@ -143,13 +154,9 @@ def rebase(merged: Merged, changes: Iterable[ArmChange]) -> Merged:
     return copy.deepcopy(merged)
 
 
-def _origins_in(merged: Merged, table: str) -> Callable[[str], Origin]:
-    """Return a function from a key of a table of `[ablation]` to its origin, or that of the closest table around it."""
-
-    def origin(key: str) -> Origin:
-        key = f"{table}.{key}"
-        while key not in merged.origins:
-            key = key.rpartition(".")[0]
-        return replace(merged.origins[key], inherited=False)
-
-    return origin
+def _origin_in(merged: Merged, table: str, key: str) -> Origin:
+    """Return the origin of a key of a table of `[ablation]`, or that of the closest table around it."""
+    key = f"{table}.{key}"
+    while key not in merged.origins:
+        key = key.rpartition(".")[0]
+    return replace(merged.origins[key], inherited=False)

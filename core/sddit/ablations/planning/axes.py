@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from sddit.recipes.resolve import ABLATION as TABLE
 from sddit.value_schedules import Ramp
 
 GRID, PAIRS = f"{TABLE}.grid", f"{TABLE}.pairs"
+ValueLists = tuple[str, dict[str, Any]]
+"""(table it is set in, lists of equal length by dotted key)."""
 SUFFIX_PARTS = 2  # parts of a dotted key that distinguish `loss.a.weight` from `loss.b.weight`, or name a schedule
 
 
@@ -25,75 +27,50 @@ class ArmChange:
     table: Mapping[str, Any]  # merged into the recipe
     given: str  # dotted key of the table it is set in: `ablation.arms.masked`
 
-    @property
-    def values(self) -> dict[str, Any]:
-        """The values by dotted key."""
-        return dict(leaves(self.table))
 
-
-def axes(settings: AblationSettings) -> list[list[ArmChange]]:
+def axes(arms: Mapping[str, Mapping[str, Any]], lists: Sequence[ValueLists]) -> list[list[ArmChange]]:
     """Return the axes in the order of the file: the arms, the keys of the grid, the tables of pairs."""
-    lists = value_lists(settings)
     short = short_names([key for _, table in lists for key in table])
-    arms = [ArmChange(label, table, f"{TABLE}.arms.{label}") for label, table in settings.arms.items()]
-    others = [[change_at(index, given, table, short) for index in range(length(table))] for given, table in lists]
-    return [axis for axis in (arms, *others) if axis]
+    found = [[ArmChange(label, table, f"{TABLE}.arms.{label}") for label, table in arms.items()]]
+    for given, table in lists:
+        points = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+        found.append([ArmChange(point_label(point, short), nested(point), given) for point in points])
+    return [axis for axis in found if axis]
 
 
-def value_lists(settings: AblationSettings) -> list[tuple[str, dict[str, Any]]]:
-    """Return (table it is set in, lists by dotted key) of each key of the grid, and of each table of pairs."""
+def value_lists(settings: AblationSettings) -> list[ValueLists]:
+    """Return the lists of each key of the grid, and of each table of pairs."""
     grid = [(GRID, {key: values}) for key, values in leaves(settings.grid)]
     return [*grid, *((PAIRS, dict(leaves(table))) for table in settings.pairs)]
 
 
-def change_at(index: int, given: str, table: Mapping[str, Sequence[Any]], short: Mapping[str, str]) -> ArmChange:
-    """Return the change that takes the value at an index of each list of an axis."""
-    values: dict[str, Any] = {}
-    for key, items in table.items():
-        set_key(values, key, items[index])
-    label = " ".join(f"{short[key]}={value_text(items[index])}" for key, items in table.items())
-    return ArmChange(label, values, given)
-
-
-def length(table: Mapping[str, Sequence[Any]]) -> int:
-    """Return the length of the lists of an axis, which is the same for all."""
-    return len(next(iter(table.values())))
-
-
-def nested(key: str, value: Any) -> dict[str, Any]:
-    """Return a value under a dotted key as nested tables: `{"a": {"b": 1}}` for `a.b` and 1."""
-    table: dict[str, Any] = {}
-    set_key(table, key, value)
-    return table
-
-
-def set_key(table: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of nested tables."""
-    *parents, last = key.split(".")
-    for name in parents:
-        table = table.setdefault(name, {})
-    table[last] = value
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by dotted key as nested tables: `{"a": {"b": 1}}` for `{"a.b": 1}`."""
+    tables: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        table = tables
+        for name in parents:
+            table = table.setdefault(name, {})
+        table[last] = value
+    return tables
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Return the last part of each key, or the last two where that is ambiguous or a field of a schedule."""
     tails = Counter(key.rpartition(".")[2] for key in keys)
-
-    def short(key: str) -> str:
+    short = {}
+    for key in keys:
         tail = key.rpartition(".")[2]
         unique = tails[tail] == 1 and tail not in Ramp.model_fields
-        return tail if unique else ".".join(key.split(".")[-SUFFIX_PARTS:])
-
-    return {key: short(key) for key in keys}
-
-
-def value_text(value: Any) -> str:
-    return value if isinstance(value, str) else quoted(value)
+        short[key] = tail if unique else ".".join(key.split(".")[-SUFFIX_PARTS:])
+    return short
 
 
-def label_of(changes: Iterable[ArmChange]) -> str:
-    """Return the label of an arm, such as `sd_dit mask_ratio=0.1`; `base` without changes."""
-    return " ".join(change.label for change in changes) or "base"
+def point_label(point: Mapping[str, Any], short: Mapping[str, str]) -> str:
+    """Return the label of values by dotted key, such as `mask_ratio=0.1`."""
+    texts = {key: value if isinstance(value, str) else quoted(value) for key, value in point.items()}
+    return " ".join(f"{short[key]}={text}" for key, text in texts.items())
 
 
 def baseline_label(settings: AblationSettings, changes: Sequence[ArmChange], labels: Sequence[str]) -> str:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 from pydantic import AfterValidator, BaseModel
 
-from sddit.ablations.planning.ablation_settings import BudgetRule
 from sddit.ablations.planning.arms import Ablation, Arm
 from sddit.ablations.planning.axes import nested
+from sddit.ablations.planning.records import BudgetRecord
 from sddit.errors import SdditError, error
-from sddit.plugins.host import Host
 from sddit.recipes.checks import components
 from sddit.recipes.costs import plan
 from sddit.recipes.merge import Origin, merge_into
@@ -34,15 +33,6 @@ Pace = Mapping[str, float]
 """Seconds per training step, by run id of the arm's recipe before it is cut to the budget."""
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Budget of every arm."""
-
-    rule: BudgetRule
-    amount: float  # images, FLOPs or seconds of training
-    pace: Pace
-
-
 def unmeasured(ablation: Ablation, pace: Pace) -> dict[str, Recipe]:
     """Return the recipes, by id, whose seconds per step a budget of time still needs."""
     if ablation.settings.budget != "time":
@@ -51,46 +41,39 @@ def unmeasured(ablation: Ablation, pace: Pace) -> dict[str, Recipe]:
     return {recipe.run_id: recipe for recipe in recipes if recipe.run_id not in pace}
 
 
-def budget_of(ablation: Ablation, pace: Pace) -> Budget:
+def budget_of(ablation: Ablation, pace: Pace) -> BudgetRecord:
     """Return the budget of the recipe without changes. Raises SD-R151 if its FLOPs are not stated."""
-    base, rule = ablation.base, ablation.settings.budget
-    match rule:
-        case "images":
-            amount = float(base.train.steps * base.train.batch)
-        case "flops":
-            amount = base.train.steps * flops_per_step(base)
-        case "time":
-            amount = base.train.steps * pace[base.run_id]
-    return Budget(rule, amount, pace)
+    base, budget = ablation.base, BudgetRecord(ablation.settings.budget, None, pace)
+    if unmeasured(ablation, pace):
+        return budget
+    return replace(budget, amount=base.train.steps * amount_per_step(budget, base, base.run_id))
 
 
-def recipe_at_budget(budget: Budget, arm: Arm, host: Host | None = None) -> Recipe:
-    """Return the arm's recipe at the length that uses the budget to within half a step.
+def recipe_at_budget(budget: BudgetRecord, arm: Arm) -> Recipe:
+    """Return the arm's recipe at the length that uses the budget to within half a step; unchanged without an amount.
 
     The mean cost of a step may change with the length, since ramps of visible tokens are rounded: hence the loop.
     """
-    recipes = {arm.recipe.train.steps: arm.recipe}
-    recipe = arm.recipe
-    while (steps := max(1, round(budget.amount / amount_per_step(budget, arm, recipe)))) not in recipes:
-        recipe = recipes[steps] = at_length(arm, steps, host)
-    return min(
-        recipes.values(), key=lambda one: abs(budget.amount - one.train.steps * amount_per_step(budget, arm, one))
-    )
+    recipe, amount = arm.recipe, budget.amount
+    if amount is None:
+        return recipe
+    per_step = {recipe.train.steps: amount_per_step(budget, recipe, recipe.run_id)}
+    recipes = {recipe.train.steps: recipe}
+    while (steps := max(1, round(amount / per_step[recipe.train.steps]))) not in recipes:
+        recipe = recipes[steps] = at_length(arm, steps)
+        per_step[steps] = amount_per_step(budget, recipe, arm.recipe.run_id)
+    return recipes[min(recipes, key=lambda steps: abs(amount - steps * per_step[steps]))]
 
 
-def amount_per_step(budget: Budget, arm: Arm, recipe: Recipe) -> float:
-    """Return the amount of budget that a step of the arm takes, at the length of `recipe`."""
-    match budget.rule:
-        case "images":
-            return float(recipe.train.batch)
-        case "flops":
-            return flops_per_step(recipe)
-        case "time":
-            return budget.pace[arm.recipe.run_id]
+def amount_per_step(budget: BudgetRecord, recipe: Recipe, id: str) -> float:
+    """Return the images, FLOPs or seconds of a step; `id` is that of the recipe before it is cut to the budget.
 
-
-def flops_per_step(recipe: Recipe) -> float:
-    """Return the FLOPs per step by the components' formulas. Raises SD-R151 if a component states none."""
+    Raises SD-R151 if a component does not state its FLOPs.
+    """
+    if budget.rule == "images":
+        return float(recipe.train.batch)
+    if budget.rule == "time":
+        return budget.seconds_per_step[id]
     cost = plan(recipe)
     if cost.flops_per_step is None:
         raise error(
@@ -103,28 +86,23 @@ def flops_per_step(recipe: Recipe) -> float:
     return cost.flops_per_step
 
 
-def at_length(arm: Arm, steps: int, host: Host | None = None) -> Recipe:
+def at_length(arm: Arm, steps: int) -> Recipe:
     """Return the arm as a run of `steps`, with the settings that count steps rescaled."""
     merged, factor = deepcopy(arm.merged), steps / arm.recipe.train.steps
-    origin = Origin("budget")
-    merge_into(merged, {"train": {"steps": steps}}, lambda key: origin)
-    for key, value in rescaled(arm.recipe, factor):
-        merge_into(merged, nested(key, value), lambda key: origin)
+    tables = {key: chosen.params for key, chosen in components(arm.recipe).items()}
+    changes: dict[str, Any] = {"train.steps": steps}
+    for table, settings in {**tables, "teacher": arm.recipe.teacher}.items():
+        changes |= rescaled(settings, table, factor)
+    merge_into(merged, nested(changes), Origin("budget"))
     try:
-        return resolve_merged(merged, host=host)
+        return resolve_merged(merged)
     except SdditError as failure:
         prefix = f"arm {arm.label!r} at {steps} steps"
         raise SdditError(*(replace(one, what=f"{prefix}: {one.what}") for one in failure.problems)) from failure
 
 
-def rescaled(recipe: Recipe, factor: float) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of each setting that counts steps, at `factor` times the length."""
-    for key, chosen in components(recipe).items():
-        yield from _rescaled_in(chosen.params, key, factor)
-    yield from _rescaled_in(recipe.teacher, "teacher", factor)
-
-
-def _rescaled_in(settings: BaseModel, table: str, factor: float) -> Iterator[tuple[str, Any]]:
+def rescaled(settings: BaseModel, table: str, factor: float) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of each setting of a table that counts steps, at `factor` times the length."""
     for name, info in type(settings).model_fields.items():
         key, value = f"{table}.{info.alias or name}", getattr(settings, name)
         if isinstance(value, Ramp):
@@ -133,7 +111,7 @@ def _rescaled_in(settings: BaseModel, table: str, factor: float) -> Iterator[tup
             if ends.items() - ramp.items():
                 yield key, ramp | ends
         elif isinstance(value, BaseModel):
-            yield from _rescaled_in(value, key, factor)
+            yield from rescaled(value, key, factor)
         elif COUNTS_STEPS in info.metadata and _scaled(value, factor) != value:
             yield key, _scaled(value, factor)
 

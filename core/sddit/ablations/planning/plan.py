@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from sddit.ablations.planning.ablation_settings import AblationSettings
-from sddit.ablations.planning.arms import Ablation
-from sddit.ablations.planning.budget import Budget, Pace, budget_of, recipe_at_budget, unmeasured
+from sddit.ablations.planning.arms import Ablation, Arm
+from sddit.ablations.planning.budget import budget_of, recipe_at_budget
+from sddit.ablations.planning.measurements import Measurements, with_threads
 from sddit.ablations.planning.records import (
     ArmRecord,
     BudgetRecord,
     LeakCheck,
     PlanRecord,
     RunRecord,
-    SettingDifference,
+    by_setting,
 )
 from sddit.formatting import slug
-from sddit.plugins.host import Host
-from sddit.recipes.costs import Plan
-from sddit.recipes.costs import plan as cost_of
-from sddit.recipes.differences import by_leaf, differences
+from sddit.recipes.differences import differences
 from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import RECIPE, REPORT
@@ -39,71 +35,12 @@ SOURCE_TABLES = ("plugins", "code")
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedArm:
-    """An arm at the length that its budget allows."""
-
-    label: str
-    changes: dict[str, Any]
-    baseline: str
-    named: str
-    recipe: Recipe
-    cost: Plan
-    leaks: LeakCheck | None = None  # None: not tested yet
-
-    @property
-    def images(self) -> int:
-        """Images seen in the run."""
-        return self.cost.steps * self.cost.batch
-
-    @property
-    def parameters(self) -> int | None:
-        """Trained parameters: the backbone and the heads of the losses."""
-        parts = [self.cost.backbone_parameters, *self.cost.heads_parameters.values()]
-        return None if None in parts else sum(part or 0 for part in parts)
-
-    def record(self, baseline: PlannedArm) -> ArmRecord:
-        """Return the arm as `plan.json` holds it, with its differences from the baseline."""
-        cost, recipe = self.cost, self.recipe
-        return ArmRecord(
-            label=self.label,
-            changes=self.changes,
-            baseline=self.baseline,
-            named=self.named,
-            steps=cost.steps,
-            batch=cost.batch,
-            images=self.images,
-            flops=cost.training_flops,
-            flops_per_step=cost.flops_per_step,
-            flops_course=tuple(cost.course),
-            sampling_flops_per_image=cost.sampling_flops_per_image,
-            parameters=self.parameters,
-            sampled_parameters=cost.backbone_parameters,
-            memory=cost.memory.total,
-            not_stated=tuple(cost.not_stated),
-            idle=tuple(recipe.idle),
-            warnings=tuple(recipe.warnings),
-            leaks=self.leaks,
-            monitors={label: tuple(chosen.params.monitors()) for label, chosen in recipe.active_losses.items()},
-            differs=tuple(differs(self, baseline)),
-        )
-
-
-def differs(arm: PlannedArm, baseline: PlannedArm) -> Iterator[SettingDifference]:
-    """Yield the settings of the resolved recipes that differ and change numbers."""
-    found = differences(baseline.recipe.to_json(), arm.recipe.to_json())
-    settings = [
-        (key, theirs, own) for key, theirs, own, kind in found if kind != "free" and not key.startswith(SOURCE_TABLES)
-    ]
-    return (SettingDifference(*one) for one in by_leaf(settings))
-
-
-@dataclass(frozen=True, slots=True)
 class PlannedRun:
     """One arm at one seed."""
 
     arm: str
     seed: int  # of the ablation's seeds; the recipe's own is added to it
-    recipe: Recipe
+    recipe: Recipe  # with its CPU threads
     folder: Path
 
     @property
@@ -115,21 +52,15 @@ class PlannedRun:
         return f"{self.arm} seed {self.seed}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AblationPlan:
-    """All runs of an ablation."""
+@dataclass(frozen=True, kw_only=True)
+class AblationPlan(Ablation):
+    """An ablation with its runs. Its arms have the length that the budget allows; while that is unknown, their own."""
 
-    name: str
     id: str
-    settings: AblationSettings
-    metrics: tuple[str, ...]
-    arms: tuple[PlannedArm, ...]  # at the recipe's own length while the budget is not known
     runs: tuple[PlannedRun, ...]  # by seed, so that all arms can be compared early; none while the budget is not known
-    budget: Budget | None  # None: of time, and not measured yet
+    budget: BudgetRecord
     folder: Path
-    threads: int | None = None  # of each run, where the recipe does not set them
-    command: str = ""  # the command that runs it
-    published: Path | None = None  # results to compare with
+    measurements: Measurements
 
     @property
     def needed(self) -> list[PlannedRun]:
@@ -141,86 +72,91 @@ class AblationPlan:
 
     def record(self) -> PlanRecord:
         """Return the plan as `plan.json` holds it. Run folders are relative to the plan's own."""
-        budget, by_label = self.budget, {arm.label: arm for arm in self.arms}
+        recipes, leaks = {arm.label: arm.recipe for arm in self.arms}, self.measurements.leaks
         return PlanRecord(
-            name=self.name,
+            name=self.base.name,
             id=self.id,
             command=self.command,
             question=self.settings.question,
             tuning=self.settings.tuning,
-            seeds=tuple(self.settings.seeds),
-            metrics=tuple(self.metrics),
+            seeds=self.settings.seeds,
+            metrics=self.metrics,
             targets=dict(leaves(self.settings.targets)),
-            budget=BudgetRecord(
-                self.settings.budget, budget.amount if budget else None, dict(budget.pace) if budget else {}
-            ),
-            threads=self.threads,
+            budget=self.budget,
+            threads=self.measurements.threads,
             published=os.path.relpath(self.published, self.folder) if self.published else "",
             data=self.arms[0].recipe.facts.source,
-            arms=tuple(arm.record(by_label[arm.baseline]) for arm in self.arms),
+            arms=tuple(arm_record(arm, recipes[arm.baseline], leaks.get(arm.label)) for arm in self.arms),
             runs=tuple(
                 RunRecord(run.arm, run.seed, run.id, os.path.relpath(run.folder, self.folder)) for run in self.runs
             ),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of `plan.json`."""
-        return self.record().to_json()
+
+def arm_record(arm: Arm, baseline: Recipe, leaks: LeakCheck | None) -> ArmRecord:
+    """Return an arm as `plan.json` holds it, with the settings that change numbers and differ from the baseline's."""
+    cost, recipe = arm.cost, arm.recipe
+    differing = [
+        (key, theirs, own)
+        for key, theirs, own, kind in differences(baseline.to_json(), recipe.to_json())
+        if kind != "free" and not key.startswith(SOURCE_TABLES)
+    ]
+    return ArmRecord(
+        label=arm.label,
+        changes=arm.changes,
+        baseline=arm.baseline,
+        named=arm.named,
+        steps=cost.steps,
+        batch=cost.batch,
+        images=arm.images,
+        flops=cost.training_flops,
+        flops_per_step=cost.flops_per_step,
+        flops_course=cost.course,
+        sampling_flops_per_image=cost.sampling_flops_per_image,
+        parameters=arm.parameters,
+        sampled_parameters=cost.backbone_parameters,
+        memory=cost.memory.total,
+        not_stated=cost.not_stated,
+        idle=recipe.idle,
+        warnings=recipe.warnings,
+        leaks=leaks,
+        monitors={label: tuple(chosen.params.monitors()) for label, chosen in recipe.active_losses.items()},
+        differs=by_setting(differing),
+    )
 
 
-def make_plan(
-    ablation: Ablation,
-    out: Path,
-    *,
-    pace: Pace | None = None,
-    threads: int | None = None,
-    leaks: Mapping[str, LeakCheck] | None = None,
-    copy: int = 1,
-    host: Host | None = None,
-) -> AblationPlan:
+def make_plan(ablation: Ablation, out: Path, known: Measurements | None = None, *, copy: int = 1) -> AblationPlan:
     """Return the plan of an ablation in the folder `out` of run folders.
 
     Args:
-        pace: seconds per step of every arm, for a budget of time; without it the plan has no runs.
-        threads: CPU threads of each run.
-        leaks: results of the leak test, by arm.
+        known: measurements of earlier commands; a budget of time without seconds per step gives no runs.
         copy: 1: runs are reused. 2 and above: that further copy, in which nothing is shared.
 
     Raises:
         SdditError: if an arm cannot be run at the length that its budget allows.
     """
-    budget = None if unmeasured(ablation, pace or {}) else budget_of(ablation, pace or {})
-    lengths = [recipe_at_budget(budget, arm, host) if budget else arm.recipe for arm in ablation.arms]
-    arms = tuple(
-        PlannedArm(
-            arm.label, dict(arm.changes), arm.baseline, arm.named, recipe, cost_of(recipe), (leaks or {}).get(arm.label)
-        )
-        for arm, recipe in zip(ablation.arms, lengths, strict=True)
-    )
-    folder = folder_of(ablation, out, copy)
-    runs = runs_of(ablation, arms, folder if copy > 1 else out, shared=copy == 1) if budget else ()
+    known = known or Measurements()
+    folder, budget = folder_of(ablation, out, copy), budget_of(ablation, known.pace)
+    arms = tuple(replace(arm, recipe=recipe_at_budget(budget, arm)) for arm in ablation.arms)
+    planned = replace(ablation, arms=arms)
+    runs = runs_of(planned, folder if copy > 1 else out, known.threads, shared=copy == 1)
     return AblationPlan(
-        name=ablation.base.name,
+        **vars(planned),
         id=ablation_id(ablation),
-        settings=ablation.settings,
-        metrics=ablation.metrics,
-        arms=arms,
-        runs=tuple(runs),
+        runs=() if budget.amount is None else tuple(runs),
         budget=budget,
         folder=folder,
-        threads=threads,
-        command=ablation.command,
-        published=ablation.published,
+        measurements=known,
     )
 
 
-def runs_of(ablation: Ablation, arms: Sequence[PlannedArm], out: Path, *, shared: bool) -> Iterator[PlannedRun]:
+def runs_of(ablation: Ablation, out: Path, threads: int | None, *, shared: bool) -> Iterator[PlannedRun]:
     """Yield arms x seeds, each with its folder; `shared`: equal recipes share one."""
     folders: dict[str, Path] = {}
     for seed in ablation.settings.seeds:
-        for arm in arms:
-            name = run_name(ablation.base.name, arm.label)
-            recipe = replace(arm.recipe, name=name, seed=arm.recipe.seed + seed)
+        for arm in ablation.arms:
+            name = f"{ablation.base.name}-{slug(arm.label)}"  # `abl-mask_ratio-0.1` for the arm `mask_ratio=0.1`
+            recipe = replace(with_threads(arm.recipe, threads), name=name, seed=arm.recipe.seed + seed)
             own = out / f"{name}-{recipe.run_id}"
             place = folders.setdefault(recipe.run_id, run_folder_of(recipe, own)) if shared else own
             yield PlannedRun(arm.label, seed, replace(recipe, name=place.name[: -len(recipe.run_id) - 1]), place)
@@ -242,16 +178,10 @@ def folder_of(ablation: Ablation, out: Path, copy: int = 1) -> Path:
     return out / (name if copy == 1 else f"{name}-copy{copy}")
 
 
-def run_name(ablation: str, arm: str) -> str:
-    """Return the prefix of the run folders of an arm, such as `abl-mask_ratio-0.1` for the arm `mask_ratio=0.1`."""
-    return f"{ablation}-{slug(arm)}"
-
-
 def run_folder_of(recipe: Recipe, own: Path) -> Path:
     """Return the folder of a run: an existing one next to `own`, preferably finished; else `own`."""
     held = [path for path in sorted(own.parent.glob(f"*-{recipe.run_id}")) if is_run_of(path, recipe)]
-    finished = [path for path in held if (path / REPORT).is_file()]
-    return next(iter([*finished, *held]), own)
+    return min(held, key=lambda path: not (path / REPORT).is_file(), default=own)
 
 
 def is_run_of(folder: Path, recipe: Recipe) -> bool:
@@ -261,10 +191,3 @@ def is_run_of(folder: Path, recipe: Recipe) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return all(kind == "free" for *_, kind in differences(held, recipe.to_json()))
-
-
-def with_threads(recipe: Recipe, threads: int | None) -> Recipe:
-    """Return the recipe with that many CPU threads, unless it sets them itself."""
-    if threads is None or recipe.train.threads is not None:
-        return recipe
-    return replace(recipe, train=recipe.train.model_copy(update={"threads": threads}))

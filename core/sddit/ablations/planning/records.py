@@ -1,14 +1,17 @@
-"""Read and write `plan.json` as typed records, including those of earlier versions. No torch.
+"""Read and write `plan.json` as typed records. No torch.
 
-The fields of a record are the keys of the file, in the order in which they are written.
+The fields of a record are the keys of the file, in the order in which they are written. Those with a default are
+missing in the files of earlier versions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
+
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from sddit.ablations.planning.ablation_settings import BudgetRule
 from sddit.interfaces import Monitor
@@ -16,7 +19,6 @@ from sddit.recipes.differences import by_leaf
 from sddit.storage.run_folder import read_json, unreadable_error
 
 PLAN = "plan.json"
-FIX = "put a copy back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +28,6 @@ class LeakCheck:
     found: tuple[str, ...] = ()  # where the target is visible
     unchecked: str = ""  # why the test was not run; empty if it was
 
-    @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Self:
-        return cls(tuple(held["found"]), held["unchecked"])
-
 
 class SettingDifference(NamedTuple):
     """One setting in which an arm differs from its baseline. None: not set."""
@@ -37,6 +35,11 @@ class SettingDifference(NamedTuple):
     key: str
     baseline: Any
     arm: Any
+
+
+def by_setting(found: Iterable[tuple[str, Any, Any]]) -> tuple[SettingDifference, ...]:
+    """Return the differences with tables split into their settings; earlier versions wrote tables."""
+    return tuple(SettingDifference(*one) for one in by_leaf(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +58,23 @@ class ArmRecord:
     label: str
     changes: Mapping[str, Any]  # dotted key -> value
     baseline: str  # label of the arm it is compared with
-    named: str  # arm of [ablation.arms] whose grid point this is; empty if there is none
+    named: str = ""  # arm of [ablation.arms] whose grid point this is; empty if there is none
     steps: int
     batch: int
     images: int
     flops: float | None  # of one training run
     flops_per_step: float | None  # mean over the run
-    flops_course: tuple[float | None, ...]  # FLOPs per step in equal parts of the run
+    flops_course: tuple[float | None, ...] = ()  # FLOPs per step in equal parts of the run; empty: flops_per_step
     sampling_flops_per_image: float | None
     parameters: int | None  # trained: backbone and heads
     sampled_parameters: int | None  # used in sampling: the backbone
-    memory: int | None  # bytes
+    memory: int | float | None  # bytes
     not_stated: tuple[str, ...]
     idle: tuple[str, ...]
     warnings: tuple[str, ...]
-    leaks: LeakCheck | None  # None: not tested yet
+    leaks: LeakCheck | None = None  # None: not tested yet
     monitors: Mapping[str, tuple[Monitor, ...]]  # by label of the loss
-    differs: tuple[SettingDifference, ...] = ()
+    differs: Annotated[tuple[SettingDifference, ...], AfterValidator(by_setting)] = ()
 
     @property
     def is_baseline(self) -> bool:
@@ -85,7 +88,7 @@ class ArmRecord:
         """
         if self.flops is None or step >= self.steps:
             return self.flops
-        course = [flops or 0.0 for flops in self.flops_course]
+        course = [flops or 0.0 for flops in self.flops_course or (self.flops_per_step,)]
         length = self.steps / len(course)  # steps of a part
         full = min(int(step / length), len(course) - 1)  # rounding may reach the end before the step does
         return sum(course[:full]) * length + (step - full * length) * course[full]
@@ -93,21 +96,6 @@ class ArmRecord:
     def differing(self, *prefixes: str) -> list[str]:
         """Return the keys that differ from the baseline's recipe and begin with one of the prefixes."""
         return [one.key for one in self.differs if one.key.startswith(prefixes)]
-
-    @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Self:
-        """Read an arm. Earlier versions wrote no `named`, `flops_course` and `differs`, or tables in `differs`."""
-        values = _known(cls, held)
-        for key in ("not_stated", "idle", "warnings"):
-            values[key] = tuple(held[key])
-        values["named"] = held.get("named", "")
-        values["flops_course"] = tuple(held.get("flops_course") or [held["flops_per_step"]])
-        values["leaks"] = LeakCheck.from_json(held["leaks"]) if held.get("leaks") else None
-        values["monitors"] = {
-            label: tuple(Monitor(**monitor) for monitor in monitors) for label, monitors in held["monitors"].items()
-        }
-        values["differs"] = tuple(SettingDifference(*one) for one in by_leaf(held.get("differs", ())))
-        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +125,7 @@ class PlanRecord:
     published: str = ""  # folder of published results to compare with, relative to the folder of the plan
     data: str = ""
     arms: tuple[ArmRecord, ...]
-    runs: tuple[RunRecord, ...] | None  # None in a publication, which has no run folders
+    runs: tuple[RunRecord, ...] | None = None  # None in a publication, which has no run folders
 
     def arm(self, label: str) -> ArmRecord:
         """Return the arm of a label. Raises KeyError if there is none."""
@@ -159,28 +147,18 @@ class PlanRecord:
         return written
 
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Self:
-        """Read a plan. Earlier versions wrote no `targets`, `published` and `data`."""
-        values = _known(cls, held)
-        values["seeds"], values["metrics"] = tuple(held["seeds"]), tuple(held["metrics"])
-        values["budget"] = BudgetRecord(**_known(BudgetRecord, held["budget"]))
-        values["arms"] = tuple(map(ArmRecord.from_json, held["arms"]))
-        runs = held.get("runs")
-        values["runs"] = None if runs is None else tuple(RunRecord(**_known(RunRecord, run)) for run in runs)
-        return cls(**values)
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read a plan; unknown keys are ignored. Raises ValidationError if a value is missing or of the wrong kind."""
+        return TypeAdapter(cls).validate_python(content)
 
 
 def read_plan(folder: Path) -> PlanRecord:
     """Read the plan of an ablation's folder or a published one. Raises SD-F704 if it is damaged."""
-    path = folder / PLAN
-    held = read_json(path, fix=FIX)
+    path, fix = folder / PLAN, "restore it from a backup"
+    content = read_json(path, fix=fix)
     try:
-        return PlanRecord.from_json(held)
-    except (LookupError, TypeError, ValueError, AttributeError) as fault:
-        raise unreadable_error(path, f"{type(fault).__name__}: {fault}", FIX) from fault
-
-
-def _known(kind: type, held: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the keys that a record has; later versions may have more."""
-    names = {one.name for one in fields(kind)}
-    return {key: value for key, value in held.items() if key in names}
+        return PlanRecord.from_json(content)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise unreadable_error(path, f"{key}: {first['msg']}", fix) from fault

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sddit.ablations.planning.ablation_settings import AblationSettings
-from sddit.ablations.planning.arm_problems import ArmProblems
-from sddit.ablations.planning.axes import GRID, PAIRS, length, set_key, value_lists
+from sddit.ablations.planning.arm_checks import ArmProblems
+from sddit.ablations.planning.axes import ValueLists, nested, value_lists
 from sddit.errors import Problem, SdditError, nearest
 from sddit.recipes.merge import Merged, leaves
 from sddit.recipes.parsing import quoted
@@ -22,7 +22,6 @@ NOT_IN_ARMS = {
 }
 EXTENDS = "extends"  # the only one of them that is allowed in an arm: the recipe that the arm is based on
 MAX_ARMS = 1000  # the lists of a grid multiply
-MAX_NAME_LENGTH = 60  # characters of an arm's name, which is a column of each table and part of the folder of each run
 
 
 def read_settings(merged: Merged, problems: ArmProblems) -> tuple[AblationSettings, set[str]]:
@@ -57,34 +56,23 @@ def _pieces(merged: Merged) -> Iterator[tuple[str, dict[str, Any]]]:
             yield key, {key: value}
 
 
-def usable_settings(settings: AblationSettings, merged: Merged, problems: ArmProblems) -> AblationSettings:
-    """Return the settings without keys that no arm may have and axes that cannot be crossed, and report those."""
-    lists = _usable_lists(settings, merged, problems)
-    grid: dict[str, Any] = {}
-    for table in (table for given, table in lists if given == GRID):
-        for key, values in table.items():
-            set_key(grid, key, values)
-    pairs = tuple(table for given, table in lists if given == PAIRS)
-    arms = _usable_arms(settings, merged, problems)
-    return settings.model_copy(update={"arms": arms, "grid": grid, "pairs": pairs})
-
-
-def _usable_arms(settings: AblationSettings, merged: Merged, problems: ArmProblems) -> dict[str, Any]:
-    arms: dict[str, dict[str, Any]] = {label: {} for label in settings.arms}
+def usable_arms(settings: AblationSettings, merged: Merged, problems: ArmProblems) -> dict[str, dict[str, Any]]:
+    """Return the arms without keys that no arm may have, and report those."""
+    arms: dict[str, dict[str, Any]] = {}
     for label, table in settings.arms.items():
+        usable: dict[str, Any] = {}
         for key, value in leaves(table):
-            if wrong := list(_forbidden_keys(f"{TABLE}.arms.{label}", [key], merged)):
-                problems.add(wrong)
-            else:
-                set_key(arms[label], key, value)
+            forbidden = list(_forbidden_keys(f"{TABLE}.arms.{label}", [key], merged))
+            problems.add(forbidden)
+            if not forbidden:
+                usable[key] = value
+        arms[label] = nested(usable)
     return arms
 
 
-def _usable_lists(
-    settings: AblationSettings, merged: Merged, problems: ArmProblems
-) -> list[tuple[str, dict[str, Any]]]:
-    """Return the lists that can be crossed, in the form of `value_lists`; none if there would be too many arms."""
-    usable: list[tuple[str, dict[str, Any]]] = []
+def usable_lists(settings: AblationSettings, merged: Merged, problems: ArmProblems) -> list[ValueLists]:
+    """Return the lists that can be crossed, and report the others; none if there would be too many arms."""
+    usable: list[ValueLists] = []
     for axis in value_lists(settings):
         wrong = [
             *_not_lists(*axis, merged),
@@ -94,7 +82,7 @@ def _usable_lists(
         problems.add(wrong)
         if not wrong:
             usable.append(axis)
-    arms = max(1, len(settings.arms)) * math.prod(length(table) for _, table in usable)
+    arms = max(1, len(settings.arms)) * math.prod(len(next(iter(table.values()))) for _, table in usable)
     if arms <= MAX_ARMS:
         return usable
     what, fix = "too many arms", "shorten the lists of [ablation.grid]"
@@ -118,10 +106,7 @@ def _not_lists(given: str, table: Mapping[str, Any], merged: Merged) -> Iterator
 
 
 def _set_twice(
-    axis: tuple[str, Mapping[str, Any]],
-    earlier: Iterable[tuple[str, Mapping[str, Any]]],
-    settings: AblationSettings,
-    merged: Merged,
+    axis: ValueLists, earlier: Iterable[ValueLists], settings: AblationSettings, merged: Merged
 ) -> Iterator[Problem]:
     """Yield a problem for each key of an axis that an earlier axis or an arm sets too."""
     given, keys = axis
@@ -151,12 +136,3 @@ def _forbidden_keys(given: str, keys: Iterable[str], merged: Merged) -> Iterator
         if key == "train.steps":
             what, fix = "the budget decides how long an arm trains", "set train.steps for all arms, in [train]"
             yield Problem("SD-R150", what, where, f"{key} in [{given}]", fix=fix)
-
-
-def long_names(settings: AblationSettings, merged: Merged) -> Iterator[Problem]:
-    """Yield a problem for each name of an arm that does not fit into a table."""
-    for label in settings.arms:
-        if len(label) > MAX_NAME_LENGTH:
-            what, where = f"the name of an arm is too long: {quoted(label)}", merged.place(f"{TABLE}.arms.{label}")
-            got, expect = f"{len(label)} characters", f"at most {MAX_NAME_LENGTH}"
-            yield Problem("SD-R150", what, where, got, expect, "shorten it; `question` has room for more words")

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
-from sddit.cli.common import (
-    JSON_AND_PROGRESS,
-    SdditCommand,
-    console,
-    device_option,
-    error_console,
-    json_option,
-    notice,
-    print_json,
-    table,
-)
+from sddit.cli.options import SdditCommand, device_option, json_and_progress_option
+from sddit.cli.output import console, error_console, notice, print_json, show_progress, table
 from sddit.formatting import format_si
 from sddit.plugins.host import host
-from sddit.progress import progress_on
 
 if TYPE_CHECKING:
-    from sddit.recipes.recipe import Recipe
     from sddit.training.benchmark import Bench
 
 EXAMPLES = """
@@ -32,17 +22,11 @@ sddit-run bench dit quickstart --rounds 9
 """
 
 
-class Seconds(click.FloatRange):
-    """Seconds, up to an hour. Also refuses NaN, which click's own range accepts."""
-
-    def __init__(self) -> None:
-        super().__init__(0, 3600, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds: float = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail(f"{value} is not a duration", param, ctx)
-        return seconds
+def refuse_nan(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuse NaN, which click's own range accepts."""
+    if math.isnan(value):
+        raise click.BadParameter(f"{value} is not a duration")
+    return value
 
 
 @click.command("bench", cls=SdditCommand, examples=EXAMPLES)
@@ -52,67 +36,47 @@ class Seconds(click.FloatRange):
     metavar="N",
     type=click.IntRange(1, 1000),
     default=5,
-    show_default=True,
     help="Rounds; every recipe runs once per round.",
 )
 @click.option(
     "--seconds",
     metavar="N",
-    type=Seconds(),
+    type=click.FloatRange(0, 3600, min_open=True),
+    callback=refuse_nan,
     default=1.0,
-    show_default=True,
     help="Length of one measurement.",
 )
 @device_option
-@json_option(JSON_AND_PROGRESS)
+@json_and_progress_option
 def bench(recipes: tuple[str, ...], rounds: int, seconds: float, device: str, as_json: bool) -> None:
     """Measure the training speed of recipes, in turns."""
     from sddit.recipes.resolve import resolve
+    from sddit.recipes.search import shipped
     from sddit.training.benchmark import bench as measure
     from sddit.training.environment import choose_device
 
     host().announce = notice
-    chosen = [resolve(name) for name in recipes] if recipes else shipped_recipes()
-    with progress_on(error_console() if as_json else console()) as progress:
+    chosen = [resolve(name) for name in recipes or sorted(shipped().glob("*.toml"))]
+    if not recipes:  # those that train on the same images as the first one
+        chosen = [recipe for recipe in chosen if recipe.facts.fingerprint == chosen[0].facts.fingerprint]
+    with show_progress(error_console() if as_json else console()) as progress:
         result = measure(chosen, choose_device(device), rounds, seconds, progress)
     if as_json:
-        print_json(bench_record(result))
+        print_json(asdict(result))
     else:
         print_bench(result)
 
 
-def shipped_recipes() -> list[Recipe]:
-    """Return the shipped recipes that train on the same images as the first one."""
-    from sddit.recipes import search as lookup
-    from sddit.recipes.resolve import resolve
-
-    recipes = [resolve(path) for path in sorted(lookup.shipped().glob("*.toml"))]
-    return [recipe for recipe in recipes if recipe.facts.fingerprint == recipes[0].facts.fingerprint]
-
-
-def bench_record(result: Bench) -> dict[str, object]:
-    """Return the benchmark as JSON."""
-    from dataclasses import asdict
-
-    return asdict(result)
-
-
 def print_bench(result: Bench) -> None:
     """Print a line per recipe, and the peak speeds that they are compared with."""
-    out = console()
     rows = table("recipe", "images/s", f"relative to {result.figures[0].name}", "FLOPs per image", "fraction of peak")
     for figure in result.figures:
         fraction = "" if figure.peak_share is None else f"{figure.peak_share:.0%}"
-        rows.add_row(
-            figure.name,
-            f"{figure.images_per_second:,.0f}",
-            f"{figure.relative:.2f}",
-            format_si(figure.flops_per_image),
-            fraction,
-        )
+        speeds = f"{figure.images_per_second:,.0f}", f"{figure.relative:.2f}"
+        rows.add_row(figure.name, *speeds, format_si(figure.flops_per_image), fraction)
+    out = console()
     out.print(rows)
     for precision, peak in result.peaks.items():
-        out.print(
-            f"peak: {format_si(peak, 'FLOP/s')} in a {precision} matrix product, {result.threads} threads", style="dim"
-        )
+        speed = f"{format_si(peak, 'FLOP/s')} in a {precision} matrix product"
+        out.print(f"peak: {speed}, {result.threads} threads", style="dim")
     out.print(f"median of {result.rounds} rounds, recipes measured in turns", style="dim")

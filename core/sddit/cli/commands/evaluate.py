@@ -1,4 +1,4 @@
-"""`sddit-run evaluate`: score a trained run, probe its tokens, search for copies, or compute FID with own files."""
+"""`sddit-run evaluate`: score a trained run, probe its tokens, search for copies, or compute FID on given files."""
 
 from __future__ import annotations
 
@@ -10,25 +10,13 @@ from typing import Any
 
 import click
 
-from sddit.cli.common import (
-    JSON_AND_PROGRESS,
-    PathOption,
-    SdditCommand,
-    console,
-    device_option,
-    error_console,
-    json_option,
-    notice,
-    print_json,
-    state_of,
-    table,
-)
+from sddit.cli.options import PathOption, SdditCommand, device_option, json_and_progress_option, plugin_option
+from sddit.cli.output import console, error_console, notice, print_json, show_progress, table
 from sddit.distributed import processes
 from sddit.errors import error, printable
 from sddit.interfaces import EvaluateMode, FeatureParams
 from sddit.interfaces.metric_names import KNOWN_METRICS
 from sddit.plugins.host import host, registry
-from sddit.progress import Progress, progress_on
 from sddit.storage.run_folder import RECIPE
 
 EXAMPLES = """
@@ -51,8 +39,7 @@ ROWS = {
     "class_accuracy": "class accuracy",
 }
 MODE_OPTIONS = "sddit.evaluate.mode_options"
-Measure = Callable[[Path, str, Progress], dict[str, Any]]  # (run folder, device, progress) -> JSON
-Print = Callable[[Mapping[str, Any]], None]
+Part = tuple[Callable[..., dict[str, Any]], Callable[[Mapping[str, Any]], None]]  # measures, and prints what it returns
 
 
 class EvaluateCommand(SdditCommand):
@@ -114,14 +101,9 @@ def modes(own: Sequence[click.Parameter] = ()) -> list[EvaluateMode]:
 @click.option(
     "--copies", is_flag=True, help="Search the saved samples for copies of training images; writes copies.json."
 )
-@click.option(
-    "--plugin", multiple=True, metavar="NAME", help="Also load this plugin: a name, or ./file.py. Repeatable."
-)
-@json_option(JSON_AND_PROGRESS)
-@click.pass_context
+@plugin_option
+@json_and_progress_option
 def evaluate(
-    ctx: click.Context,
-    /,
     run: Path,
     device: str,
     probe: bool,
@@ -131,7 +113,7 @@ def evaluate(
     **paths: Path | None,
 ) -> None:
     """Score the samples of a run, probe it or search for copies."""
-    parts: dict[str, tuple[Measure, Print]] = {}
+    parts: dict[str, Part] = {}
     if probe:
         parts["probe"] = measure_probe, print_probe
     if copies:
@@ -139,22 +121,23 @@ def evaluate(
     for mode in modes():
         chosen = {option.name: path for option in mode.options if (path := paths[option.name]) is not None}
         if len(chosen) == len(mode.options):
-            parts[mode.name] = partial(measure_mode, mode=mode, paths=chosen), partial(print_mode, mode)
+            parts[mode.name] = partial(measure_mode, mode, chosen), partial(print_mode, mode)
         elif chosen:
             names = " and ".join(flag(option.name) for option in mode.options)
             raise click.UsageError(f"{names} must be used together")
     if not parts:
-        if not is_scored(run):
+        from sddit.recipes.resolve import resolve
+
+        recipe = run / RECIPE
+        if recipe.is_file() and not resolve(recipe).features:  # a folder that is not a run is refused when it is loaded
             if processes.rank() == 0:
                 notice("no scores: evaluate.features in the recipe names no extractor")
                 if as_json:
                     print_json({})
             return
         parts["scores"] = measure_scores, print_scores
-    display = progress_on(error_console() if as_json else console()) if processes.rank() == 0 else Progress()
-    with display as progress:
-        state_of(ctx).progress = progress
-        results = {name: measure(run, device, progress) for name, (measure, _) in parts.items()}
+    with show_progress(error_console() if as_json else console()) as progress:
+        results = {name: measure(run, device=device, progress=progress) for name, (measure, _) in parts.items()}
     if processes.rank() > 0:
         return
     if as_json:
@@ -164,35 +147,33 @@ def evaluate(
         print_part(results[name])
 
 
-def measure_scores(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+def measure_scores(run: Path, **settings: Any) -> dict[str, Any]:
     from sddit.runs.pipeline import evaluate_run
 
-    return {label: one.to_json() for label, one in evaluate_run(run, device=device, progress=progress).items()}
+    return {label: one.to_json() for label, one in evaluate_run(run, **settings).items()}
 
 
-def measure_probe(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+def measure_probe(run: Path, **settings: Any) -> dict[str, Any]:
     from sddit.evaluation.probing import probe_run
     from sddit.reports.run.probe_charts import write_probe
     from sddit.storage.run_folder import RunFolder
 
-    probe = probe_run(run, device=device, progress=progress)
+    probe = probe_run(run, **settings)
     with RunFolder(run) as folder:
         write_probe(folder, probe)
     return probe.to_json()
 
 
-def measure_copies(run: Path, device: str, progress: Progress) -> dict[str, Any]:
+def measure_copies(run: Path, **settings: Any) -> dict[str, Any]:
     from sddit.evaluation.copies import copies_of_run
 
-    return {label: one.to_json() for label, one in copies_of_run(run, device=device, progress=progress).items()}
+    return {label: one.to_json() for label, one in copies_of_run(run, **settings).items()}
 
 
-def measure_mode(
-    run: Path, device: str, progress: Progress, *, mode: EvaluateMode, paths: Mapping[str, Path]
-) -> dict[str, Any]:
-    from sddit.evaluation.modes import run_mode
+def measure_mode(mode: EvaluateMode, paths: Mapping[str, Path], run: Path, **settings: Any) -> dict[str, Any]:
+    from sddit.evaluation.scoring import run_mode
 
-    return run_mode(run, mode, paths=paths, device=device, progress=progress)
+    return run_mode(run, mode, paths=paths, **settings)
 
 
 def print_probe(probe: Mapping[str, Any]) -> None:
@@ -219,21 +200,13 @@ def print_copies(run: Path, copies: Mapping[str, Mapping[str, Any]]) -> None:
 
 def print_mode(mode: EvaluateMode, figures: Mapping[str, Any]) -> None:
     """Print the scores of an extractor's mode, without those that were not measured."""
-    out = console()
-    out.print(printable(mode.heading.format_map(figures)), style="bold")
     block = table("", "samples")
     for key, title in mode.rows.items():
         if figures[key] is not None:
             block.add_row(title, figure(figures[key]))
+    out = console()
+    out.print(printable(mode.heading.format_map(figures)), style="bold")
     out.print(block)
-
-
-def is_scored(run: Path) -> bool:
-    """Return whether the run's recipe names an extractor; a folder that is not a run is refused when it is loaded."""
-    from sddit.recipes.resolve import resolve
-
-    recipe = run / RECIPE
-    return not recipe.is_file() or bool(resolve(recipe).features)
 
 
 def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from sddit.cli.common import SdditCommand, console, json_option, print_json, table
+from sddit.cli.options import SdditCommand, json_option
+from sddit.cli.output import console, print_json, print_table
 from sddit.errors import catalogue, error, one_of
 
 EXAMPLES = """
@@ -30,46 +31,25 @@ EXITS = {
 
 @click.command("explain", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("code", required=False)
-@json_option()
+@json_option
 def explain(code: str | None, as_json: bool) -> None:
     """Explain an error code: its cause and what to do."""
     pages = catalogue()
     if code is not None:
-        code = full_code(code)
+        code = code.upper() if code.upper().startswith("SD-") else f"SD-{code.upper()}"
         if code not in pages:
             raise error("SD-R171", f"unknown error code {code!r}", where="command line", expect=one_of(code, pages))
         pages = {code: pages[code]}
     if as_json:
         print_json({name: dict(page) for name, page in pages.items()})
     elif code is None:
-        print_index()
+        rows = [(name, str(page["exit"]), page["title"]) for name, page in sorted(pages.items())]
+        print_table(["code", "exit", ""], rows)
+        click.echo()
+        print_table(["exit", ""], [(str(status), meaning) for status, meaning in EXITS.items()])
     else:
-        print_page(code)
-
-
-def full_code(code: str) -> str:
-    """Return `SD-R102` for `r102` and `sd-r102`."""
-    return code.upper() if code.upper().startswith("SD-") else f"SD-{code.upper()}"
-
-
-def print_page(code: str) -> None:
-    """Print title, cause, remedy and exit status."""
-    page, out = catalogue()[code], console()
-    out.print(f"{code}: {page['title']}", style="bold")
-    out.print(f"\n{page['cause']}\n")
-    out.print(f"What to do: {page['remedy']}\n")
-    out.print(f"Exit status {page['exit']}: {EXITS[page['exit']]}.", style="dim")
-
-
-def print_index() -> None:
-    """Print every code and the meaning of the exit statuses."""
-    out = console()
-    codes = table("code", "exit", "")
-    for code, page in sorted(catalogue().items()):
-        codes.add_row(code, str(page["exit"]), page["title"])
-    out.print(codes)
-    statuses = table("exit", "")
-    for status, meaning in EXITS.items():
-        statuses.add_row(str(status), meaning)
-    out.print()
-    out.print(statuses)
+        page, out = pages[code], console()
+        out.print(f"{code}: {page['title']}", style="bold")
+        out.print(f"\n{page['cause']}\n")
+        out.print(f"What to do: {page['remedy']}\n")
+        out.print(f"Exit status {page['exit']}: {EXITS[page['exit']]}.", style="dim")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from sddit.cli.common import LayoutOption, PathOption, SdditCommand, non_empty, notice
+from sddit.cli.options import LayoutOption, PathOption, SdditCommand, non_empty, step_option
+from sddit.cli.output import notice
 from sddit.exchange.layouts import OURS
 from sddit.plugins.host import host
 
@@ -31,12 +32,11 @@ sddit-run export RUN --layout diffusers
     metavar="LABEL",
     help="Label of an [ema], or student.  [default: the weights that are sampled]",
 )
-@click.option("--step", metavar="N", type=click.IntRange(0), help="Step of the checkpoint.  [default: newest]")
+@step_option
 @click.option(
     "--layout",
     cls=LayoutOption,
     default=OURS,
-    show_default=True,
     metavar="NAME",
     help="Tensor names to write: ours, or a published layout.",
 )

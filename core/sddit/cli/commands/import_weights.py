@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sddit.cli.common import LayoutOption, PathOption, SdditCommand, non_empty, notice
+from sddit.cli.options import LayoutOption, PathOption, SdditCommand, non_empty
+from sddit.cli.output import notice
 from sddit.errors import error
-from sddit.exchange.arguments import flatten, merge_tables
-from sddit.exchange.layouts import NO_LABEL_DROP
+from sddit.exchange.layouts import NO_LABEL_DROP, flatten, merge_tables
 from sddit.plugins.host import host
 from sddit.storage.atomic import open_file
 
@@ -34,31 +34,22 @@ MAX_CONFIG = 2**20  # bytes
 @click.option("--layout", cls=LayoutOption, required=True, metavar="NAME", help="Published layout of the tensor names.")
 @click.option(
     "--config",
-    "config",
     multiple=True,
     metavar="FILE|KEY=VALUE",
     help="Arguments of the published constructor that do not follow from the tensors, e.g. num_heads=16. Repeatable.",
 )
 @click.option(
-    "--recipe",
-    type=non_empty,
-    metavar="RECIPE",
-    help="Recipe of these weights.  [default: a new one, without data]",
+    "--recipe", type=non_empty, metavar="RECIPE", help="Recipe of these weights.  [default: a new one, without data]"
 )
 @click.option(
-    "--weights",
-    type=non_empty,
-    metavar="NAME",
-    help="Set of weights in a nested file.  [default: ema, else model]",
+    "--weights", type=non_empty, metavar="NAME", help="Set of weights in a nested file.  [default: ema, else model]"
 )
 @click.option(
     "--trust-pickle",
     is_flag=True,
     help="Allow a .pt file. It is scanned for code first, but only use files whose author you trust.",
 )
-@click.option(
-    "--out", type=PathOption(), metavar="DIR", default="runs", show_default=True, help="Parent folder of run folders."
-)
+@click.option("--out", type=PathOption(), metavar="DIR", default="runs", help="Parent folder of run folders.")
 def import_weights(
     weights_file: Path,
     layout: str,
@@ -69,8 +60,7 @@ def import_weights(
     out: Path,
 ) -> None:
     """Convert published weights to a run, to sample or to start from."""
-    given = read_config(config)
-
+    given = read_config(config)  # before torch is imported
     from sddit.exchange.importing import import_weights as start
     from sddit.recipes.resolve import resolve
 
@@ -110,13 +100,13 @@ def read_file(path: Path) -> Mapping[str, Any]:
 def print_imported(imported: Imported) -> None:
     """Print which arguments follow from the tensors, which were guessed, and the run folder."""
     converted = imported.converted
-    groups = {"from the tensors": flatten(converted.inferred), "guessed": flatten(converted.guessed)}
+    groups = {"from the tensors": flatten(converted.inferred), "guessed": converted.guessed}
     for title, arguments in groups.items():
         if arguments:
             click.echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
-    if imported.file.chosen:
-        click.echo(f"weights: {imported.file.chosen}, step {imported.file.step}")
+    if imported.file.set_name:
+        click.echo(f"weights: {imported.file.set_name}, step {imported.file.step}")
     if converted.never_drops_labels:
         click.echo(f"note: {NO_LABEL_DROP}")
-    click.echo(f"{'already imported' if imported.already else 'run'}: {imported.folder}")
+    click.echo(f"{'already imported' if imported.existed else 'run'}: {imported.folder}")
     click.echo(f"next: sddit-run sample {imported.folder}")

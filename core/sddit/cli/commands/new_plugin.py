@@ -5,7 +5,6 @@ from __future__ import annotations
 import keyword
 import re
 import sys
-from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ from string import Template
 import click
 
 from sddit import __version__
-from sddit.cli.common import PathOption, SdditCommand
+from sddit.cli.options import PathOption, SdditCommand
 from sddit.errors import Problem, error, raise_all
 from sddit.plugins.host import host
 from sddit.storage.atomic import storage_errors
@@ -27,23 +26,37 @@ sddit-run new-plugin my_loss --package     to install and share
 """
 KINDS = ("loss", "sampler")
 USAGE = {
-    "loss": '\n    [loss.$name]\n    name = "$name"\n    weight = 0.1',
-    "sampler": '\n    [sampler]\n    name = "$name"',
+    "loss": '\n    [loss.{name}]\n    name = "{name}"\n    weight = 0.1',
+    "sampler": '\n    [sampler]\n    name = "{name}"',
 }
+FILE = {"$name.py": "$kind/plugin", "test_$name.py": "test"}
+PACKAGE = {
+    "$name/pyproject.toml": "package/pyproject",
+    "$name/README.md": "package/readme",
+    "$name/src/$name/__init__.py": "$kind/plugin",
+    "$name/tests/test_$name.py": "package/test",
+}
+"""{path: template} of what is written."""
 
 
 @click.command("new-plugin", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("name")
-@click.option(
-    "--kind", type=click.Choice(KINDS), default="loss", show_default=True, help="Kind of component that it registers."
-)
+@click.option("--kind", type=click.Choice(KINDS), default="loss", help="Kind of component that it registers.")
 @click.option("--package", is_flag=True, help="Write an installable package instead of one file.")
-@click.option("--out", type=PathOption(), metavar="DIR", default=".", show_default=True, help="Folder to write to.")
+@click.option("--out", type=PathOption(), metavar="DIR", default=".", help="Folder to write to.")
 def new_plugin(name: str, kind: str, package: bool, out: Path) -> None:
     """Write a working plugin and its test, as a starting point."""
     refuse_bad_name(name, kind)
-    texts = package_files(name, kind) if package else plugin_files(name, kind)
-    write(out, texts)
+    texts = fill_templates(name, kind, package)
+    raise_all(
+        Problem("SD-R173", "the file already exists", where=str(out / path), fix="choose another name, or --out DIR")
+        for path in texts
+        if (out / path).exists()
+    )
+    for path, text in texts.items():
+        ensure_directory((out / path).parent)
+        with storage_errors(out / path):
+            (out / path).write_text(text, encoding="utf-8")
     for path in texts:
         click.echo(f"wrote {out / path}")
     steps = [f"pip install -e {out / name}"] if package else []  # its test finds the plugin by its entry point
@@ -83,46 +96,27 @@ def holder_of(name: str) -> str:
     return "an installed module"
 
 
-def plugin_files(name: str, kind: str) -> dict[str, str]:
-    """Return {path: text} of a one-file plugin."""
-    return {f"{name}.py": fill(f"{kind}/plugin", name), f"test_{name}.py": fill(f"{kind}/test", name)}
-
-
-def package_files(name: str, kind: str) -> dict[str, str]:
-    """Return {path: text} of a package with the same code."""
-    usage = Template(USAGE[kind]).substitute(name=name)
-    code = fill(f"{kind}/plugin", name).replace(f'plugins = ["./{name}.py"]', f'plugins = ["{name}"]')
-    return {
-        f"{name}/pyproject.toml": fill("package/pyproject", name),
-        f"{name}/README.md": fill("package/readme", name, usage=usage),
-        f"{name}/src/{name}/__init__.py": code.replace("in one file", "of its own package").replace(
-            " next to this file", ""
-        ),
-        f"{name}/tests/test_{name}.py": fill("package/test", name),
-    }
-
-
-def fill(template: str, name: str, **more: str) -> str:
-    """Fill a template with the names of the plugin."""
-    words: Mapping[str, str] = {
+def fill_templates(name: str, kind: str, package: bool) -> dict[str, str]:
+    """Return {path: text} of the plugin, with the same code in one file or in a package."""
+    words = {
         "name": name,
+        "kind": kind,
         "cls": "".join(part.capitalize() for part in name.split("_")),
         "dashed": f"sddit-{name.replace('_', '-')}",
         "title": name.replace("_", " ").capitalize(),
         "version": ".".join(__version__.split(".")[:2]),
+        "form": "of its own package" if package else "in one file",
+        "place": "" if package else " next to this file",
+        "source": name if package else f"./{name}.py",
+        "usage": USAGE[kind].format(name=name),
     }
-    text = files("sddit.cli").joinpath("templates", f"{template}.txt").read_text(encoding="utf-8")
-    return Template(text).substitute(words, **more)
 
+    def fill(text: str) -> str:
+        return Template(text).substitute(words)
 
-def write(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write all files or none. Raises SD-R173 if one exists."""
-    raise_all(
-        Problem("SD-R173", "the file already exists", where=str(folder / path), fix="choose another name, or --out DIR")
-        for path in texts
-        if (folder / path).exists()
-    )
-    for path, text in texts.items():
-        ensure_directory((folder / path).parent)
-        with storage_errors(folder / path):
-            (folder / path).write_text(text, encoding="utf-8")
+    folder = files("sddit.cli") / "templates"
+    templates = PACKAGE if package else FILE
+    return {
+        fill(path): fill((folder / f"{fill(template)}.txt").read_text(encoding="utf-8"))
+        for path, template in templates.items()
+    }

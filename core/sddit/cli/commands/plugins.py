@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from sddit.cli.common import SdditCommand, console, error_console, json_option, notice, print_json, table
+from sddit.cli.options import SdditCommand, json_option
+from sddit.cli.output import console, error_console, notice, print_json, table
 from sddit.errors import printable
 from sddit.plugins.discovery import PluginInfo
-from sddit.plugins.host import Host, host
+from sddit.plugins.host import host
 
 EXAMPLES = """
 sddit-run plugins           third-party plugins by their metadata
@@ -22,53 +24,53 @@ STYLES = {"loaded": "green", "failed": "bold red", "not loaded": "dim", "not all
 
 @click.command("plugins", cls=SdditCommand, examples=EXAMPLES)
 @click.option("--load", is_flag=True, help="Import third-party plugins too. This runs their code.")
-@json_option()
+@json_option
 def plugins(load: bool, as_json: bool) -> None:
     """List the plugins and what they register."""
-    plugin_host = host()
     if load:
-        plugin_host.announce = notice
-        plugin_host.load_everything()
+        host().announce = notice
+        host().load_everything()
+    rows = list(host().rows.values())
     if as_json:
-        print_json([plugin_record(plugin_host, row) for row in plugin_host.rows.values()])
+        print_json([plugin_record(row) for row in rows])
     else:
-        print_rows(plugin_host)
+        print_rows(rows)
 
 
-def plugin_record(plugin_host: Host, row: PluginInfo) -> dict[str, Any]:
+def plugin_record(row: PluginInfo) -> dict[str, Any]:
     """Return one plugin as JSON, with the packages that its components lack."""
     record = {name: value for name, value in asdict(row).items() if name not in ("failure", "code")}
-    return {**record, "seconds": round(row.seconds, 4), "builtin": row.builtin, "missing": missing(plugin_host, row)}
+    return {**record, "seconds": round(row.seconds, 4), "builtin": row.builtin, "missing": missing(row)}
 
 
-def missing(plugin_host: Host, row: PluginInfo) -> dict[str, list[str]]:
+def missing(row: PluginInfo) -> dict[str, list[str]]:
     """Return {component: packages that it needs and that are not installed}."""
-    registries = plugin_host.registries.all().values()
+    registries = host().registries.all().values()
     return {c.name: lacking for r in registries for c in r if c.origin == row.name and (lacking := c.missing())}
 
 
-def print_rows(plugin_host: Host) -> None:
+def print_rows(rows: Sequence[PluginInfo]) -> None:
     """Print the table, then the errors of plugins that failed."""
     out = console()
     lines = table("plugin", "from", "registers", "state")
-    for row in plugin_host.rows.values():
+    for row in rows:
         origin = "sddit" if row.builtin else printable(f"{row.distribution} {row.version}")
         state = f"{row.state}" + (f" in {row.seconds:.1f} s" if row.seconds > 1 else "")
-        lines.add_row(printable(row.name), origin, registers(plugin_host, row), f"[{STYLES[row.state]}]{state}[/]")
+        lines.add_row(printable(row.name), origin, registers(row), f"[{STYLES[row.state]}]{state}[/]")
     out.print(lines, markup=True)
     errors = error_console()
-    for row in plugin_host.rows.values():
+    for row in rows:
         if row.error:
             errors.print(f"\n{row.name}: {printable(row.error)}", style="red", soft_wrap=True)
             if row.where:
                 errors.print(f"  at {row.where}", soft_wrap=True)
-    if any(row.state == "not loaded" for row in plugin_host.rows.values()):
+    if any(row.state == "not loaded" for row in rows):
         out.print("\nThird-party plugins are imported when a recipe names them; --load imports all.", style="dim")
 
 
-def registers(plugin_host: Host, row: PluginInfo) -> str:
+def registers(row: PluginInfo) -> str:
     """Return `losses: denoising`, a line per kind."""
-    lacking = missing(plugin_host, row)
+    lacking = missing(row)
     named = {
         kind: [f"{name} (needs {', '.join(lacking[name])})" if name in lacking else name for name in names]
         for kind, names in row.registers.items()

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sddit.ablations.planning.records import PLAN
-from sddit.cli.common import PathOption, SdditCommand
+from sddit.cli.options import PathOption, SdditCommand
 from sddit.errors import error
 
 EXAMPLES = """

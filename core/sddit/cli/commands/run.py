@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sddit.cli.common import PathOption, SdditCommand, console, device_option, json_option, notice, print_json, state_of
-from sddit.cli.run_options import RunOptions
-from sddit.cli.run_progress import print_result, train
+from sddit.cli.options import PathOption, RunOptions, SdditCommand, device_option
+from sddit.cli.output import console, current_state, error_console, notice, print_json, show_progress, work_console
 from sddit.distributed import processes
-from sddit.errors import SdditError, error, one_of, raise_all
+from sddit.errors import SdditError, error, one_of, printable, raise_all
 from sddit.plugins.host import host
 from sddit.training.devices import unavailable_reason
 
 if TYPE_CHECKING:
+    from sddit.ablations.planning.plan import AblationPlan
+    from sddit.evaluation.scores import Scores
     from sddit.recipes.merge import Merged
     from sddit.recipes.recipe import Recipe
+    from sddit.runs.pipeline import RunResult
 
 EXAMPLES = """
 sddit-run quickstart                       a shipped recipe by its name
@@ -33,10 +36,7 @@ class RunCommand(SdditCommand):
     """The command of a recipe. Its help is the help of `sddit-run` itself."""
 
     def get_help(self, ctx: click.Context) -> str:
-        return ctx.parent.get_help() if ctx.parent else super().get_help(ctx)
-
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage("sddit-run", "RECIPE [KEY=VALUE ...] [OPTIONS]")
+        return ctx.find_root().get_help()
 
 
 @click.command("RECIPE", cls=RunCommand, examples=EXAMPLES)
@@ -44,9 +44,7 @@ class RunCommand(SdditCommand):
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and its cost on one screen, then exit.")
 @click.option("--all", "show_all", is_flag=True, help="With -n: list every value and where it was set.")
-@click.option(
-    "--out", type=PathOption(), metavar="DIR", default="runs", show_default=True, help="Parent folder of run folders."
-)
+@click.option("--out", type=PathOption(), metavar="DIR", default="runs", help="Parent folder of run folders.")
 @device_option
 @click.option("--fresh", is_flag=True, help="Move an existing run folder aside and start over.")
 @click.option("--resume", type=PathOption(), metavar="RUN", help="Resume the run in this folder with this recipe.")
@@ -61,80 +59,117 @@ class RunCommand(SdditCommand):
 )
 @click.option("--only", metavar="ID", help="Ablations only: execute this run, in this process.")
 @click.option("--no-reuse", is_flag=True, help="Ablations only: train every run again, in a new folder.")
-@json_option("Print the plan or the result as JSON; progress goes to stderr.")
-@click.pass_context
-def run(ctx: click.Context, /, source: str, overrides: tuple[str, ...], **flags: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON; progress goes to stderr.")
+def run(source: str, overrides: tuple[str, ...], **flags: Any) -> None:
     """Train, sample and score a recipe."""
-    from sddit.ablations.planning.arms import is_ablation
-    from sddit.cli.ablation_run import run_ablation_command
+    from sddit.ablations.planning.arms import expand, is_ablation
+    from sddit.recipes.merge import load
 
     options = RunOptions(**flags)
     options.refuse_contradictions()
-    merged = load_recipe(source, overrides)
-    if is_ablation(merged):
-        options.refuse_for_ablation()
-        run_ablation_command(ctx, merged, options)
-    else:
+    refuse_unknown_word(source)
+    if not processes.is_reported_elsewhere():
+        host().announce = notice
+    host().raise_for_builtins()
+    merged = load(source, overrides)
+    if not is_ablation(merged):
         options.refuse_for_single_run()
-        run_recipe(ctx, merged, options)
+        run_recipe(merged, options)
+        return
+    options.refuse_for_ablation()
+    from sddit.ablations.runner import known_plan
+    from sddit.cli.ablation_run import run_all, show_ablation_plan
 
-
-def run_recipe(ctx: click.Context, merged: Merged, options: RunOptions) -> None:
-    """Print the plan of a recipe, start its processes, or train it in this one."""
-    from sddit.recipes.checks import check_processes
-
-    recipe = resolve_for_device(merged, options.device)
+    ablation = expand(merged, device=options.device)
     if options.dry_run:
-        show_recipe_plan(merged, with_device_warning(recipe, options.device), options)
+        show_ablation_plan(known_plan(ablation, options.out), options)
+    elif options.only is not None:
+        run_one(known_plan(ablation, options.out), options.only, options)
+    else:
+        run_all(ablation, options)
+
+
+def run_recipe(merged: Merged, options: RunOptions) -> None:
+    """Print the plan of a recipe, start its processes, or train it in this one."""
+    from sddit.recipes.checks import check_device, check_processes
+    from sddit.recipes.resolve import resolve_merged
+
+    recipe = resolve_merged(merged)
+    raise_all(check_device(recipe, options.device))
+    if options.dry_run:
+        if reason := unavailable_reason(options.device):  # the plan may be for another machine
+            warning = f"--device {options.device} is not available on this machine: {reason}"
+            recipe = replace(recipe, warnings=(*recipe.warnings, warning))
+        show_recipe_plan(merged, recipe, options)
         return
     if options.nproc is not None and options.nproc > 1:
         raise_all(check_processes(recipe, options.nproc))
         from sddit.cli.launch import launch
 
-        ctx.exit(launch(rank_arguments(ctx), options.nproc))
-    result = train(
-        ctx,
-        recipe,
-        as_json=options.as_json,
-        out=options.out,
-        device=options.device,
-        fresh=options.fresh,
-        resume=options.resume,
-        allow=options.allow,
-    )
+        context = click.get_current_context()
+        context.exit(launch(rank_arguments(context.params), options.nproc))
+    result = train(recipe, options, out=options.out, fresh=options.fresh, resume=options.resume, allow=options.allow)
     if processes.rank() == 0:
         print_result(result, as_json=options.as_json)
 
 
-def rank_arguments(ctx: click.Context) -> list[str]:
+def run_one(plan: AblationPlan, id: str, options: RunOptions) -> None:
+    """Execute one run of an ablation in this process, e.g. as a job of a cluster's queue."""
+    from sddit.ablations.runner import one_of_plan, pick
+    from sddit.reports.ablation.ablation_report import write_report
+
+    planned = pick(plan, id)
+    with one_of_plan(plan, planned, write_report):
+        result = train(planned.recipe, options, out=planned.folder.parent)
+    print_result(result, as_json=options.as_json)
+
+
+def train(recipe: Recipe, options: RunOptions, **settings: Any) -> RunResult:
+    """Train, sample, score and report. `settings` go to `sddit.runs.pipeline.run`."""
+    from sddit.runs.pipeline import run
+
+    with show_progress(error_console() if options.as_json else work_console()) as progress:
+        return run(recipe, progress=progress, device=options.device, **settings)
+
+
+def print_result(result: RunResult, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "folder": str(result.folder),
+                "report": str(result.report),
+                "already_finished": result.already_finished,
+                "scores": {label: scores.to_json() for label, scores in result.scores.items()},
+            }
+        )
+        return
+    if result.already_finished:
+        click.echo("already finished; use --fresh to start over")
+    for scores in result.scores.values():
+        click.echo(score_line(scores))
+    click.echo(f"report: {result.report}")
+
+
+def score_line(scores: Scores) -> str:
+    """Return `FD-MobileNetV2 0.14, 2.4 times its floor 0.057 at n = 360; precision 0.68, recall 0.84`."""
+    parts = [
+        f"{scores.fd_name} {scores.fd:.3g}, {scores.times_floor:.1f} times its floor {scores.fd_floor:.3g} "
+        f"at n = {scores.n:,}",
+        f"{scores.fd_all:.3g} at n = {scores.samples:,}",
+        f"precision {scores.precision:.2f}, recall {scores.recall:.2f}",
+    ]
+    if scores.class_accuracy is not None:
+        parts.append(f"class accuracy {scores.class_accuracy:.3f}")
+    return "; ".join(parts)
+
+
+def rank_arguments(values: Mapping[str, Any]) -> list[str]:
     """Return the command line of one rank: this command line without --nproc."""
-    values = ctx.params
     options = [f"--out={values['out']}", f"--device={values['device']}"]
     options += [f"--allow-change={key}" for key in values["allow"]]
     options += [f"--resume={values['resume']}"] if values["resume"] else []
-    flags = {"--fresh": values["fresh"], "--json": values["as_json"], "--debug": state_of(ctx).debug}
+    flags = {"--fresh": values["fresh"], "--json": values["as_json"], "--debug": current_state().debug}
     return [values["source"], *values["overrides"], *options, *(flag for flag, is_set in flags.items() if is_set)]
-
-
-def load_recipe(source: str, overrides: tuple[str, ...]) -> Merged:
-    """Read the recipe with its parents and the overrides, unchecked."""
-    from sddit.recipes.merge import load
-
-    refuse_unknown_word(source)
-    if not processes.is_reported_elsewhere():
-        host().announce = notice
-    host().raise_for_builtins()
-    return load(source, overrides)
-
-
-def resolve_for_device(merged: Merged, device: str) -> Recipe:
-    """Resolve the recipe and check that it can train on `device`."""
-    from sddit.recipes.checks import check_device
-    from sddit.recipes.resolve import resolve_merged
-
-    recipe = resolve_merged(merged)
-    raise_all(check_device(recipe, device))
-    return recipe
 
 
 def refuse_unknown_word(word: str) -> None:
@@ -159,38 +194,27 @@ def refuse_unknown_word(word: str) -> None:
         ) from None
 
 
-def with_device_warning(recipe: Recipe, device: str) -> Recipe:
-    """Add a warning if this machine lacks the device: the plan may be for another machine."""
-    reason = unavailable_reason(device)
-    if not reason:
-        return recipe
-    return replace(recipe, warnings=(*recipe.warnings, f"--device {device} is not available on this machine: {reason}"))
-
-
 def show_recipe_plan(merged: Merged, recipe: Recipe, options: RunOptions) -> None:
     """Print the plan of one run: a summary, every value (--all), or JSON."""
-    from sddit.cli.base_changes import changes_from_base
-    from sddit.cli.plan_view import print_all_values, print_notes, print_summary
+    from sddit.cli.plan_view import plan_notes, print_all_values, print_summary
     from sddit.recipes.costs import plan
 
     planned = plan(recipe)
     if options.as_json:
-        print_json({**planned.to_json(), **recipe_record(recipe)})
+        print_json(
+            {
+                **planned.to_json(),
+                "recipe": recipe.to_json(),
+                "origins": dict(recipe.origins),
+                "warnings": list(recipe.warnings),
+                "idle": list(recipe.idle),
+            }
+        )
         return
     out = console()
     if options.show_all:
         print_all_values(recipe, out)
         out.print()
-    folder = options.out / f"{recipe.name}-{planned.run_id}"
-    print_summary(planned, recipe, changes_from_base(merged, recipe), folder, out)
-    print_notes(planned, recipe, out)
-
-
-def recipe_record(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe's part of the JSON plan: values, origins, warnings and idle keys."""
-    return {
-        "recipe": recipe.to_json(),
-        "origins": dict(recipe.origins),
-        "warnings": list(recipe.warnings),
-        "idle": list(recipe.idle),
-    }
+    print_summary(planned, merged, recipe, options.out, out)
+    for text, style in plan_notes(recipe, planned):
+        out.print(printable(text), style=style, soft_wrap=True)

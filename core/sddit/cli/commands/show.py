@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
-from rich.console import Console
 from rich.padding import Padding
 
 from sddit.ablations.planning.ablation_settings import AblationSettings
-from sddit.cli.common import SdditCommand, console, json_option, notice, print_json, setting_text, table
+from sddit.cli.options import SdditCommand, json_option, plugin_option
+from sddit.cli.output import console, notice, print_json, setting_text, table
 from sddit.errors import error, one_of, printable
 from sddit.interfaces import Component
 from sddit.plugins import hookspecs
 from sddit.plugins.discovery import plugins_named_by
 from sddit.plugins.host import host
 from sddit.plugins.registry import Registry
-from sddit.recipes.field_types import expectation, models
+from sddit.recipes.field_types import expectation, json_default, models
 from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
 
 EXAMPLES = """
@@ -45,27 +43,30 @@ TABLES: dict[str, type[BaseModel]] = {
 @click.command("show", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
-@click.option(
-    "--plugin", "extra", multiple=True, metavar="NAME", help="Also load this plugin: a name, or ./file.py. Repeatable."
-)
-@json_option()
+@plugin_option
+@json_option
 @click.option("--schema", is_flag=True, help="Print the JSON schema of the settings.")
-def show(kind: str | None, name: str | None, extra: tuple[str, ...], as_json: bool, schema: bool) -> None:
+def show(kind: str | None, name: str | None, plugin: tuple[str, ...], as_json: bool, schema: bool) -> None:
     """List kinds of components, components, or settings."""
     if name is not None and kind in TABLES:
         raise click.UsageError(f"[{kind}] is a table of the recipe and has no components; use: show {kind}")
     if schema and name is None and kind not in TABLES:
         raise click.UsageError("--schema prints the settings of one component or table; use: show KIND NAME --schema")
     host().announce = notice
-    host().use([*extra, *plugins_named_by([name or ""])], Path.cwd(), where="command line")
+    host().use([*plugin, *plugins_named_by([name or ""])], Path.cwd(), where="command line")
     if kind is None:
         show_kinds(as_json)
     elif kind in TABLES:
-        show_settings(inspect.getdoc(TABLES[kind]) or "", TABLES[kind], as_json, schema)
+        params = TABLES[kind]
+        show_settings(params, settings_of(params), [(inspect.getdoc(params) or "", "bold")], as_json, schema)
     elif name is None:
         show_components(registry_of(kind), as_json)
     else:
-        show_component(registry_of(kind).get(name, where="command line"), as_json, schema)
+        component = registry_of(kind).get(name, where="command line")
+        named = f"{component.qualified}: {component.summary}"
+        head = [(named, "bold"), (component.paper, ""), (missing_note(component), "yellow")]
+        head = [(printable(text), style) for text, style in head if text]
+        show_settings(component.params, component_record(component), head, as_json, schema)
 
 
 def registry_of(kind: str) -> Registry[Any]:
@@ -90,31 +91,25 @@ def show_kinds(as_json: bool) -> None:
     """Print each kind with the text of its hook, and its components."""
     registries = host().registries.all()
     if as_json:
-        print_json(
-            {
-                kind: {"hook": f"register_{kind}", "doc": hook_text(kind), "components": r.names()}
-                for kind, r in registries.items()
-            }
-        )
+        hooks = {kind: {"hook": f"register_{kind}", "doc": hook_text(kind)} for kind in registries}
+        print_json({kind: {**hooks[kind], "components": r.names()} for kind, r in registries.items()})
         return
-    out = console()
     rows = table("kind", "use in a recipe, and components")
     for kind, registry in registries.items():
         names = ", ".join(registry.names()) or "none installed"
         rows.add_row(kind, f"{hook_text(kind)}\n{printable(names)}\n")
     for name, settings in TABLES.items():
         rows.add_row(f"[{name}]", f"{inspect.getdoc(settings)}\n")
+    out = console()
     out.print(rows)
     out.print("sddit-run show KIND NAME   shows the settings of a component", style="dim")
 
 
 def hook_text(kind: str) -> str:
-    """Return the documentation of the hook of a kind."""
     return inspect.getdoc(getattr(hookspecs, f"register_{kind}")) or ""
 
 
 def show_components(registry: Registry[Any], as_json: bool) -> None:
-    """Print the components of one kind."""
     components = list(registry)
     if as_json:
         print_json([component_record(component) for component in components])
@@ -125,18 +120,17 @@ def show_components(registry: Registry[Any], as_json: bool) -> None:
     names = [c.name for c in components]
     for c in components:
         name = c.name if names.count(c.name) == 1 else c.qualified
-        rows.add_row(printable(name), printable(c.origin), printable(c.summary + missing_note(c)), printable(c.paper))
+        summary = f"{c.summary} {missing_note(c)}".rstrip()
+        rows.add_row(*map(printable, (name, c.origin, summary, c.paper)))
     out.print(rows)
 
 
 def missing_note(component: Component[Any]) -> str:
-    """Return a note on missing packages, for the end of the summary."""
     lacking = component.missing()
-    return f" Needs {', '.join(lacking)}: not installed." if lacking else ""
+    return f"Needs {', '.join(lacking)}: not installed." if lacking else ""
 
 
 def component_record(component: Component[Any]) -> dict[str, Any]:
-    """Return one component as JSON."""
     return {
         "kind": component.kind,
         "name": component.name,
@@ -149,69 +143,42 @@ def component_record(component: Component[Any]) -> dict[str, Any]:
     }
 
 
-def show_component(component: Component[Any], as_json: bool, schema: bool) -> None:
-    """Print one component and its settings."""
-    if as_json and not schema:
-        print_json(component_record(component))
+def show_settings(
+    params: type[BaseModel], record: Any, head: Sequence[tuple[str, str]], as_json: bool, schema: bool
+) -> None:
+    """Print settings: the head, a list of (text, style), then a paragraph per key; or JSON."""
+    if schema or as_json:
+        print_json(params.model_json_schema() if schema else record)
         return
-    if not schema:
-        out = console()
-        out.print(printable(f"{component.qualified}: {component.summary}"), style="bold")
-        if component.paper:
-            out.print(printable(component.paper))
-        if component.missing():
-            out.print(missing_note(component).strip(), style="yellow")
-        out.print()
-    show_settings("", component.params, as_json, schema)
-
-
-def show_settings(title: str, params: type[BaseModel], as_json: bool, schema: bool) -> None:
-    """Print the settings of one table of a recipe."""
-    if schema:
-        print_json(params.model_json_schema())
-    elif as_json:
-        print_json(settings_of(params))
-    else:
-        out = console()
-        if title:
-            out.print(f"{title}\n", style="bold")
-        print_settings(out, settings_of(params))
-
-
-def print_settings(out: Console, settings: Sequence[dict[str, Any]]) -> None:
-    """Print a paragraph per key: name, type and default, then the description."""
+    out = console()
+    for text, style in head:
+        out.print(text, style=style)
+    out.print()
+    settings = settings_of(params)
     if not settings:
         out.print("no settings")
     for entry in settings:
         default = "required" if entry["required"] else f"default {setting_text(entry['default'])}"
-        out.print(f"{entry['key']}", style="bold cyan", end="")
+        out.print(entry["key"], style="bold cyan", end="")
         out.print(f"   {entry['type']}   ({default})")
         out.print(Padding(printable(entry["description"]), (0, 0, 0, 4), expand=False))
 
 
 def settings_of(params: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
     """Return every key; keys of inner tables as `decoder.depth`."""
-    return [entry for name, field in params.model_fields.items() for entry in setting_records(name, field, prefix)]
-
-
-def setting_records(name: str, field: FieldInfo, prefix: str) -> Iterator[dict[str, Any]]:
-    """Yield one key, and the keys of its table if it is one."""
-    key = f"{prefix}{field.alias or name}"
-    yield {
-        "key": key,
-        "type": expectation(field),
-        "required": field.is_required(),
-        "default": json_default(field),
-        "description": field.description or "",
-    }
-    for inner in models(field.annotation):
-        if inner.__module__ != "sddit.value_schedules":  # a value schedule is one value
-            yield from settings_of(inner, f"{key}.")
-
-
-def json_default(field: FieldInfo) -> Any:
-    """Return the default as JSON."""
-    value = field.get_default(call_default_factory=True) if not field.is_required() else None
-    if value is PydanticUndefined:
-        return None
-    return value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
+    settings = []
+    for name, field in params.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        settings.append(
+            {
+                "key": key,
+                "type": expectation(field),
+                "required": field.is_required(),
+                "default": json_default(field),
+                "description": field.description or "",
+            }
+        )
+        for inner in models(field.annotation):
+            if inner.__module__ != "sddit.value_schedules":  # a value schedule is one value
+                settings += settings_of(inner, f"{key}.")
+    return settings

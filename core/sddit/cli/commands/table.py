@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sddit import formatting
 from sddit.ablations.planning.records import PLAN
-from sddit.cli.common import PathOption, SdditCommand, console, notice
-from sddit.cli.common import table as text_table
+from sddit.cli.options import PathOption, SdditCommand
+from sddit.cli.output import notice, print_table
 from sddit.errors import SdditError, error, printable
-from sddit.formatting import format_duration
+from sddit.formatting import escape_csv, format_duration, latex_table, markdown_table
 from sddit.interfaces.metric_names import KNOWN_METRICS, metric_values
 from sddit.storage.metrics_log import last_metrics
 from sddit.storage.run_folder import METRICS, RECIPE, SCORES, read_json
@@ -29,20 +27,10 @@ sddit-run table --markdown               or --latex
 sddit-run table --csv > runs.csv         every score with all digits
 """
 SHOWN = ("fd", "class_accuracy", "precision", "recall")
-FORMATS = ("--markdown", "--latex", "--csv")
+UNREADABLE = "unreadable"  # in place of the steps of a damaged folder: only its name is known
 
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One run as a line of the table."""
-
-    name: str
-    steps: int
-    planned: int
-    seconds: float
-    images_per_second: float
-    scores: dict[str, dict[str, Any]]
-    unreadable: bool = False  # the folder is damaged: only the name is known
+Record = Mapping[str, Any]
+"""{column: value} of one line, for CSV."""
 
 
 @click.command("table", cls=SdditCommand, examples=EXAMPLES)
@@ -52,54 +40,36 @@ class Line:
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV with every score.")
 def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) -> None:
     """Compare the scores of runs, or of the arms of an ablation."""
-    if sum((markdown, latex, as_csv)) > 1:
-        one, other, *_ = (flag for flag, is_set in zip(FORMATS, (markdown, latex, as_csv), strict=True) if is_set)
-        raise click.UsageError(f"{one} and {other} are mutually exclusive")
-    headings, rows, records, legend = ablation_table(folders[0]) if is_ablation(folders) else runs_table(folders)
+    chosen = [flag for flag, is_set in {"--markdown": markdown, "--latex": latex, "--csv": as_csv}.items() if is_set]
+    if len(chosen) > 1:
+        raise click.UsageError(f"{chosen[0]} and {chosen[1]} are mutually exclusive")
+    ablations = [folder for folder in folders if (folder / PLAN).is_file()]
+    if ablations and len(folders) > 1:
+        raise click.UsageError(f"{ablations[0]} is an ablation: pass it as the only folder")
+    if ablations:
+        from sddit.ablations.analysis.results import gather
+        from sddit.ablations.analysis.table import records as arm_records
+        from sddit.cli.ablation_run import results_table
+
+        results = gather(folders[0])
+        records: list[Record] = list(arm_records(results))
+        headings, rows, notes = results_table(results)
+    else:
+        records = [read_record(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
+        (headings, rows), notes = cells(records), []
     if as_csv:
-        print_csv(records)
+        columns = list(dict.fromkeys(name for record in records for name in record))
+        writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+        for record in (dict(zip(columns, columns, strict=True)), *records):
+            writer.writerow({name: escape_csv(value) for name, value in record.items()})
     elif latex:
-        click.echo(formatting.latex_table(headings, rows))
+        click.echo(latex_table(headings, rows))
     elif markdown:
-        click.echo(formatting.markdown_table(headings, rows))
+        click.echo(markdown_table(headings, rows))
     else:
         print_table(headings, rows)
-        if legend:
-            click.echo(legend)
-
-
-Content = tuple[list[str], list[list[str]], list[dict[str, Any]], str]
-"""Headings and rows to print, records for CSV, and a legend."""
-
-
-def is_ablation(folders: Sequence[Path]) -> bool:
-    """Return whether the folders are one ablation. Raises UsageError for an ablation among other folders."""
-    found = [folder for folder in folders if (folder / PLAN).is_file()]
-    if found and len(folders) > 1:
-        raise click.UsageError(f"{found[0]} is an ablation: pass it as the only folder")
-    return bool(found)
-
-
-def ablation_table(folder: Path) -> Content:
-    """Return the table of an ablation, a line per arm."""
-    from sddit.ablations.analysis import table as arms
-    from sddit.ablations.analysis.results import gather
-    from sddit.reports.ablation.phrases import floors_sentence, interval_note
-
-    results = gather(folder)
-    headings, rows = arms.cells(results)
-    compared = {metric: arms.comparisons(results, metric) for metric in results.plan.metrics}
-    notes = " ".join(
-        filter(None, (floors_sentence(arms.floors_of(results)), interval_note(arms.family_size(compared))))
-    )
-    return headings, [list(map(printable, row)) for row in rows], list(arms.records(results)), notes
-
-
-def runs_table(folders: Sequence[Path]) -> Content:
-    """Return the table of runs, a line per run."""
-    lines = [line_of(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
-    headings, rows = cells(lines)
-    return headings, rows, [record(line) for line in lines], ""
+        if notes:
+            click.echo(" ".join(notes))
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -119,99 +89,59 @@ def runs_in(folder: Path) -> list[Path]:
     return runs
 
 
-def line_of(folder: Path) -> Line:
-    """Return the line of a run. A damaged folder gives the line `unreadable` and a warning on stderr."""
+def read_record(folder: Path) -> Record:
+    """Return the record of a run, finished or not.
+
+    A damaged folder gives its name with `unreadable` as its steps, and a warning on stderr.
+    """
+    name = folder.resolve().name
     try:
-        line = read_line(folder)
-        cells([line])  # a value that cannot be printed counts as damage
+        recipe, last = read_json(folder / RECIPE), last_metrics(folder / METRICS)
+        scores = read_json(folder / SCORES) if (folder / SCORES).is_file() else {}
+        seconds = last.get("seconds", 0.0)
+        record = {
+            "run": name,
+            "steps": int(last.get("step", 0)),
+            "planned": int(recipe["train"]["steps"]),
+            "seconds": seconds,
+            "images_per_second": last.get("images", 0.0) / seconds if seconds else 0.0,
+            **{f"{label}.{key}": value for label, one in scores.items() for key, value in metric_values(one)},
+        }
+        cells([record])  # a value that cannot be printed counts as damage
+        return record
     except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
-        notice(f"warning: {folder} is unreadable: {reason(fault)}")
-        return Line(folder.resolve().name, 0, 0, 0.0, 0.0, {}, unreadable=True)
-    return line
+        why = f"{type(fault).__name__}: {fault}"
+        if isinstance(fault, SdditError):
+            problem = fault.problems[0]
+            why = f"{problem.code}: {problem.what}: {Path(problem.where).name}: {problem.got}"
+        notice(f"warning: {folder} is unreadable: {why}")
+        return {"run": name, "steps": UNREADABLE}
 
 
-def reason(fault: Exception) -> str:
-    """Return on one line what is wrong with a folder."""
-    if isinstance(fault, SdditError):
-        problem = fault.problems[0]
-        return f"{problem.code}: {problem.what}: {Path(problem.where).name}: {problem.got}"
-    return f"{type(fault).__name__}: {fault}"
-
-
-def read_line(folder: Path) -> Line:
-    """Read a run folder, finished or not."""
-    recipe, last = read_json(folder / RECIPE), last_metrics(folder / METRICS)
-    scores = read_json(folder / SCORES) if (folder / SCORES).is_file() else {}
-    seconds = last.get("seconds", 0.0)
-    return Line(
-        name=folder.resolve().name,
-        steps=int(last.get("step", 0)),
-        planned=int(recipe["train"]["steps"]),
-        seconds=seconds,
-        images_per_second=last.get("images", 0.0) / seconds if seconds else 0.0,
-        scores=scores,
-    )
-
-
-def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+def cells(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows, with the scores that at least one run has."""
-    wanted = [
-        (label, key)
-        for label in dict.fromkeys(label for line in lines for label in line.scores)
+    columns = dict.fromkeys(name for record in records for name, value in record.items() if value is not None)
+    labels = dict.fromkeys(name.rpartition(".")[0] for name in columns if "." in name)
+    scores = {
+        f"{label}.{key}": f"{label.rpartition('/')[2]} {KNOWN_METRICS[key].title}"
+        for label in labels
         for key in SHOWN
-        if any(line.scores.get(label, {}).get(key) is not None for line in lines)
-    ]
-    headings = [
-        "run",
-        "steps",
-        "time",
-        *(f"{label.rpartition('/')[2]} {KNOWN_METRICS[key].title}" for label, key in wanted),
-    ]
-    return headings, [[*name_steps_time(line), *(cell(line, label, key) for label, key in wanted)] for line in lines]
-
-
-def name_steps_time(line: Line) -> list[str]:
-    """Return name, steps (with the planned number if unfinished) and training time."""
-    if line.unreadable:
-        return [printable(line.name), "unreadable", ""]
-    steps = f"{line.steps:,}" if line.steps >= line.planned else f"{line.steps:,} of {line.planned:,}"
-    return [printable(line.name), steps, format_duration(line.seconds)]
-
-
-def cell(line: Line, label: str, key: str) -> str:
-    """Return one score; a Frechet distance with its floor, the score of held-out images."""
-    scores = line.scores.get(label, {})
-    if scores.get(key) is None:
-        return ""
-    floor = f" (floor {scores['fd_floor']:.3g})" if key == "fd" else ""
-    return f"{scores[key]:.4g}{floor}"
-
-
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on the console."""
-    lines = text_table(*headings)
-    for row in rows:
-        lines.add_row(*row)
-    console().print(lines)
-
-
-def print_csv(records: Sequence[dict[str, Any]]) -> None:
-    """Print CSV with every score of every extractor."""
-    columns = list(dict.fromkeys(name for record in records for name in record))
-    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
-    writer.writerow({name: formatting.escape_csv(name) for name in columns})
-    writer.writerows({name: formatting.escape_csv(value) for name, value in record.items()} for record in records)
-
-
-def record(line: Line) -> dict[str, Any]:
-    """Return {column: value} of one run; for a damaged one, its name and `unreadable` as its steps."""
-    if line.unreadable:
-        return {"run": line.name, "steps": "unreadable"}
-    return {
-        "run": line.name,
-        "steps": line.steps,
-        "planned": line.planned,
-        "seconds": line.seconds,
-        "images_per_second": line.images_per_second,
-        **{f"{label}.{key}": value for label, scores in line.scores.items() for key, value in metric_values(scores)},
+        if f"{label}.{key}" in columns
     }
+    return ["run", "steps", "time", *scores.values()], [row(record, scores) for record in records]
+
+
+def row(record: Record, scores: Iterable[str]) -> list[str]:
+    """Return name, steps (with the planned number if unfinished), training time and scores, each FD with its floor."""
+    if record["steps"] == UNREADABLE:
+        return [printable(record["run"]), UNREADABLE, "", *("" for _ in scores)]
+    steps = f"{record['steps']:,}"
+    if record["steps"] < record["planned"]:
+        steps += f" of {record['planned']:,}"
+    texts = []
+    for name in scores:
+        text = "" if record.get(name) is None else f"{record[name]:.4g}"
+        if text and name.endswith(".fd"):
+            text += f" (floor {record[f'{name}_floor']:.3g})"
+        texts.append(text)
+    return [printable(record["run"]), steps, format_duration(record["seconds"]), *texts]

@@ -8,22 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import click
 from rich.text import Text
 
-from sddit.cli.common import (
-    JSON_AND_PROGRESS,
-    PathOption,
-    SdditCommand,
-    console,
-    device_option,
-    error_console,
-    json_option,
-    notice,
-    print_json,
-    state_of,
-    table,
-)
+from sddit.cli.options import PathOption, SdditCommand, device_option, json_and_progress_option
+from sddit.cli.output import console, error_console, notice, print_json, show_progress, table
 from sddit.errors import error, printable
 from sddit.plugins.host import host
-from sddit.progress import progress_on
 
 if TYPE_CHECKING:
     from sddit.verify import Row
@@ -51,11 +39,8 @@ STYLES = {"pass": "green", "FAIL": "bold red", "skipped": "yellow"}
     metavar="DIR",
     help="Folder with stored numbers of published implementations.",
 )
-@json_option(JSON_AND_PROGRESS)
-@click.pass_context
-def verify(
-    ctx: click.Context, full: bool, device: Literal["cpu", "cuda"], fixtures: Path | None, as_json: bool
-) -> None:
+@json_and_progress_option
+def verify(full: bool, device: Literal["cpu", "cuda"], fixtures: Path | None, as_json: bool) -> None:
     """Check the numerics of this machine against known values."""
     from sddit.interfaces import CheckContext
     from sddit.training.environment import choose_device
@@ -65,19 +50,27 @@ def verify(
     choose_device(device)
     host().announce = notice
     host().raise_for_builtins()
-    with progress_on(error_console()) as progress:
-        state_of(ctx).progress = progress
+    with show_progress(error_console()) as progress:
         rows = list(measure(CheckContext(device=device, full=full, fixtures=folders(fixtures)), progress))
     if as_json:
         print_json([row.to_json() for row in rows])
     else:
         print_rows(rows)
-    refuse_failures(rows)
+    if failed := [row for row in rows if row.verdict == "FAIL"]:
+        what, value, bound = cells(failed[0])
+        raise error(
+            "SD-N520",
+            f"{len(failed)} of {len(rows)} numerical checks failed",
+            where=f"{failed[0].of}: {failed[0].check}",
+            got=f"{what}: {value}" if value else what,
+            expect=bound,
+            fix="do not trust results of this machine until this is fixed; report the output of  "
+            "sddit-run verify --json",
+        )
 
 
 def print_rows(rows: list[Row]) -> None:
     """Print a line per measurement, grouped by subject and check, then the totals."""
-    out = console()
     lines = table("check", "measured", "bound", "")
     of = check = ""
     for row in rows:
@@ -86,29 +79,17 @@ def print_rows(rows: list[Row]) -> None:
         if row.check != check or row.of != of:
             lines.add_row(f"  {printable(row.check)}", style="bold")
         of, check = row.of, row.check
-        verdict = Text(row.verdict, style=STYLES[row.verdict])
-        if row.measurement is None:
-            lines.add_row(f"    {printable(row.reason)}", "", "", verdict)
-        else:
-            found = row.measurement
-            bound = f"{found.relation} {found.tolerance:.3g}"
-            lines.add_row(f"    {printable(found.what)}", f"{found.value:.3g}", bound, verdict)
+        what, value, bound = cells(row)
+        lines.add_row(f"    {printable(what)}", value, bound, Text(row.verdict, style=STYLES[row.verdict]))
+    out = console()
     out.print(lines)
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in STYLES}
     out.print(f"\n{counts['pass']} pass, {counts['FAIL']} fail, {counts['skipped']} skipped", style="bold")
 
 
-def refuse_failures(rows: list[Row]) -> None:
-    """Raise SD-N520 if a check failed."""
-    failed = [row for row in rows if row.verdict == "FAIL"]
-    if not failed:
-        return
-    first, found = failed[0], failed[0].measurement
-    raise error(
-        "SD-N520",
-        f"{len(failed)} of {len(rows)} numerical checks failed",
-        where=f"{first.of}: {first.check}",
-        got=first.reason if found is None else f"{found.what}: {found.value:.3g}",
-        expect="" if found is None else f"{found.relation} {found.tolerance:.3g}",
-        fix="do not trust results of this machine until this is fixed; report the output of  sddit-run verify --json",
-    )
+def cells(row: Row) -> tuple[str, str, str]:
+    """Return what was measured, its value and bound; if nothing was, the reason."""
+    found = row.measurement
+    if found is None:
+        return row.reason, "", ""
+    return found.what, f"{found.value:.3g}", f"{found.relation} {found.tolerance:.3g}"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from sddit.errors import Problem
-from sddit.recipes.checks.attention import check_attention, check_device
-from sddit.recipes.checks.batch import check_batch, check_processes
-from sddit.recipes.checks.contracts import check_answers, check_components, components
-from sddit.recipes.checks.duration import check_learning_rate, check_times
-from sddit.recipes.checks.evaluation_rules import check_evaluation, check_trackers
-from sddit.recipes.checks.idle import idle_keys, own_warnings
+from sddit.recipes.checks.contracts import check_answers, check_components, components, idle_keys, own_warnings
+from sddit.recipes.checks.evaluation_rules import check_evaluation, check_guidance, check_sampling, check_trackers
 from sddit.recipes.checks.loss_rules import check_losses, check_masks, check_taps, check_views, check_windows
-from sddit.recipes.checks.sampling_rules import check_guidance, check_sampling
+from sddit.recipes.checks.training_rules import (
+    check_attention,
+    check_batch,
+    check_device,
+    check_learning_rate,
+    check_processes,
+    check_times,
+)
 from sddit.recipes.recipe import Recipe
 
 __all__ = ["check", "check_device", "check_processes", "components", "idle_keys", "own_warnings"]

@@ -1,29 +1,55 @@
-"""Check what is scored, probed and tracked."""
+"""Check how images are sampled, and what is scored, probed and tracked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sddit.errors import Problem, one_of
+from sddit.errors import Problem, SdditError, one_of
+from sddit.recipes.checks.contracts import conflict
 from sddit.recipes.recipe import Recipe
+
+
+def check_sampling(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the model has the grid, the levels and the outputs that the sampler needs."""
+    given = recipe.sampler.params
+    schedule, name = recipe.noise_schedule.params, recipe.noise_schedule.component.name
+    if given.grid not in schedule.grids:
+        what = f"noise schedule {name!r} has no grid {given.grid!r}"
+        yield conflict(what, "sampler.grid", given.grid, one_of(given.grid, schedule.grids))
+    if given.needs_variance and schedule.outputs < 2:
+        what = f"sampler {recipe.sampler.component.name!r} needs a learned variance, but this model has none"
+        fix = "a schedule that learns one, or another sampler: sddit-run show samplers"
+        yield conflict(what, "sampler.name", f"noise schedule {name!r} with one output", fix=fix)
+    try:
+        given.noise_range(schedule.level_range)
+    except SdditError as refused:
+        yield from refused.problems
+
+
+def check_guidance(recipe: Recipe) -> Iterator[Problem]:
+    name = recipe.guidance.component.name
+    if not recipe.guidance.params.needs_null_label:
+        return
+    if recipe.facts.num_classes == 0:
+        what = f"guidance {name!r} needs classes, but the data has none"
+        yield Problem("SD-T903", what, "guidance.name", name, fix='guidance.name = "none"')
+    elif recipe.dataset.params.label_drop == 0:
+        what = f"guidance {name!r} needs a model trained with label dropout"
+        fix = 'dataset.label_drop = 0.1, or guidance.name = "none"'
+        yield Problem("SD-T903", what, "dataset.label_drop", "label_drop = 0", fix=fix)
 
 
 def check_evaluation(recipe: Recipe) -> Iterator[Problem]:
     yield from check_image_counts(recipe)
-    if recipe.evaluate.probe and recipe.facts.num_classes < 2:
+    classes = recipe.facts.num_classes
+    if recipe.evaluate.probe and classes < 2:
         yield Problem(
-            "SD-T931",
-            "no classes to probe",
-            "evaluate.probe",
-            f"{recipe.facts.num_classes} classes",
-            fix="evaluate.probe=false",
+            "SD-T931", "no classes to probe", "evaluate.probe", f"{classes} classes", fix="evaluate.probe=false"
         )
-    weights = recipe.evaluate.weights
-    known = ["student", *recipe.ema]
-    if weights and weights not in known:
-        yield Problem(
-            "SD-R114", f"no weights {weights!r} to sample", "evaluate.weights", weights, one_of(weights, known)
-        )
+    weights, known = recipe.evaluate.weights, ["student", *recipe.ema]
+    if weights not in known:
+        what = f"no weights {weights!r} to sample"
+        yield Problem("SD-R114", what, "evaluate.weights", weights, one_of(weights, known))
 
 
 def check_image_counts(recipe: Recipe) -> Iterator[Problem]:
@@ -59,11 +85,6 @@ def check_trackers(recipe: Recipe) -> Iterator[Problem]:
     for label, chosen in recipe.trackers.items():
         name = chosen.component.qualified
         if first.setdefault(name, label) != label:
-            yield Problem(
-                "SD-R108",
-                f"the trackers {first[name]!r} and {label!r} are the same component",
-                where=f"tracker.{label}",
-                got=f"name = {name}",
-                expect="each tracker once",
-                fix=f"remove [tracker.{label}]",
-            )
+            what = f"the trackers {first[name]!r} and {label!r} are the same component"
+            fix = f"remove [tracker.{label}]"
+            yield conflict(what, f"tracker.{label}", f"name = {name}", "each tracker once", fix)

@@ -5,27 +5,29 @@ Its sentence is the macro of its kind in `templates/sentences.j2`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any, TypeVar
 
-from sddit.ablations.analysis.diagnostics import Diagnosis, Logs, diagnoses, environments
+from sddit.ablations.analysis.diagnostics import Logs, diagnoses, environments
 from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import MIN_SEEDS
 from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import ArmRecord
 from sddit.formatting import format_si
 from sddit.reports.ablation.phrases import format_arms, format_ratio
-from sddit.reports.sentences import sentence
+from sddit.reports.rendering import sentence
+from sddit.reports.run.score_table import SCORES
 
-Amount = Callable[[ArmRecord], float | None]
+K = TypeVar("K")
 T = TypeVar("T")
 
 TOLERANCE = 0.02  # relative difference up to which amounts count as equal: runs last a whole number of steps
 SIZE_TOLERANCE = 0.001  # the same for parameters: a few dozen are irrelevant
 TIME_TOLERANCE = 0.1  # the same for measured seconds
-OF_ALL_SAMPLES = ("fd_all", "class_accuracy", "copied")
+OF_ALL_SAMPLES = [column.field for column in SCORES if column.of_all]
 """Figures of all samples; the others are of n, the largest number at which there are as many held-out images."""
 SAME_EVERYWHERE = ("python", "packages.", "system", "device", "threads")
 """Keys of environment.json that no arm changes."""
@@ -56,7 +58,7 @@ def caveats(results: AblationResults, logs: Logs) -> list[Caveat]:
         failed_runs(results),
         few_seeds(results),
         runs_of_baseline(results),
-        unequal_sizes(results),
+        unequal(results, "unequal size", lambda arm: arm.sampled_parameters, SIZE_TOLERANCE),
         unequal_budgets(results),
         different_n(results),
         different_machines(results),
@@ -82,17 +84,9 @@ def alarms(results: AblationResults, logs: Logs) -> Iterator[Caveat]:
     """Yield a caveat per loss whose monitors, such as those of a collapse, ended outside their healthy range."""
     losses = group((one.term, one) for one in diagnoses(results, logs) if one.alarms)
     for loss, found in losses.items():
-        monitors = [
-            (some[0].monitor.title, [alarm(one) for one in some])
-            for some in group((one.key, one) for one in found).values()
-        ]
-        order = [one.arm for some in group((one.key, one) for one in found).values() for one in some]
-        yield Caveat("diagnostics alarm", {"loss": loss, "monitors": monitors}, tuple(dict.fromkeys(order)), doubt=True)
-
-
-def alarm(one: Diagnosis) -> dict[str, Any]:
-    """Return the numbers of an alarm in one arm."""
-    return {"arm": one.arm, "why": one.alarms[0].why, "count": len(one.alarms), "runs": len(one.verdicts)}
+        monitors = group((one.key, one) for one in found).values()
+        arms = dict.fromkeys(one.arm for some in monitors for one in some)
+        yield Caveat("diagnostics alarm", {"loss": loss, "monitors": monitors}, tuple(arms), doubt=True)
 
 
 def unchecked_leaks(results: AblationResults) -> Iterator[Caveat]:
@@ -115,12 +109,12 @@ def failed_runs(results: AblationResults) -> Iterator[Caveat]:
 
 def few_seeds(results: AblationResults) -> Iterator[Caveat]:
     """Yield the arms with fewer seeds than a verdict needs."""
-    finished = {arm.label: sum(row.status == "finished" for row in results.of(arm.label)) for arm in results.plan.arms}
-    few = {label: count for label, count in finished.items() if count < MIN_SEEDS}
+    finished = {label: len(results.finished_of(label)) for label in results.plan.labels}
+    few = group((count, label) for label, count in finished.items() if count < MIN_SEEDS)
     if few:
-        labels = group((count, label) for label, count in few.items())
-        counts = [(count, format_arms(results.plan, arms)) for count, arms in labels.items()]
-        yield Caveat("too few seeds", {"needed": MIN_SEEDS, "counts": counts}, tuple(few))
+        counts = [(count, format_arms(results.plan, labels)) for count, labels in few.items()]
+        arms = (label for labels in few.values() for label in labels)
+        yield Caveat("too few seeds", {"needed": MIN_SEEDS, "counts": counts}, tuple(arms))
 
 
 def runs_of_baseline(results: AblationResults) -> Iterator[Caveat]:
@@ -131,44 +125,39 @@ def runs_of_baseline(results: AblationResults) -> Iterator[Caveat]:
             yield Caveat("the same runs", {}, (arm.label,))
 
 
-def unequal_sizes(results: AblationResults) -> Iterator[Caveat]:
-    """Yield arms that sample with more or fewer parameters than their baseline."""
-    yield from unequal(results, "unequal size", lambda arm: arm.sampled_parameters, SIZE_TOLERANCE)
-
-
 def unequal_budgets(results: AblationResults) -> Iterator[Caveat]:
     """Yield arms that received more or less than their baseline: of the budget, or of compute."""
+
+    def seconds(arm: ArmRecord) -> float | None:
+        spent = [row.seconds for row in results.finished_of(arm.label)]
+        return mean(spent) if spent else None
+
     rule = results.plan.budget.rule
     if rule == "time":
-        yield from unequal(results, "unequal budget", lambda arm: seconds(results, arm), TIME_TOLERANCE, rule=rule)
-    else:
-        budget: Amount = (lambda arm: arm.images) if rule == "images" else (lambda arm: arm.flops)
-        yield from unequal(results, "unequal budget", budget, TOLERANCE, rule=rule)
-    if rule != "flops":
-        yield from unequal(results, "unequal compute", lambda arm: arm.flops, TOLERANCE, rule=rule)
+        yield from unequal(results, "unequal budget", seconds, TIME_TOLERANCE, rule=rule)
+    elif rule == "images":
+        yield from unequal(results, "unequal budget", lambda arm: arm.images, TOLERANCE, rule=rule)
+    kind = "unequal budget" if rule == "flops" else "unequal compute"
+    yield from unequal(results, kind, lambda arm: arm.flops, TOLERANCE, rule=rule)
 
 
-def unequal(results: AblationResults, kind: str, amount: Amount, tolerance: float, **numbers: str) -> Iterator[Caveat]:
+def unequal(
+    results: AblationResults,
+    kind: str,
+    amount: Callable[[ArmRecord], float | None],
+    tolerance: float,
+    **numbers: str,
+) -> Iterator[Caveat]:
     """Yield a caveat for the arms whose amount differs from that of their baseline."""
-    ratios = []
-    arms = results.plan.by_label
-    for arm in arms.values():
-        mine, base = amount(arm), amount(arms[arm.baseline])
-        baseline = arm.baseline if kind == "unequal budget" else ""  # the sentence of another kind does not name it
-        if mine and base and abs(mine - base) > tolerance * max(abs(mine), abs(base)):
-            ratios.append((arm.label, (format_ratio(mine, base), format_si(mine), format_si(base), baseline)))
+    ratios: list[tuple[tuple[str, ...], str]] = []
+    for arm in results.plan.arms:
+        mine, base = amount(arm), amount(results.plan.arm(arm.baseline))
+        if mine and base and not math.isclose(mine, base, rel_tol=tolerance):
+            baseline = arm.baseline if kind == "unequal budget" else ""  # other sentences do not name it
+            ratios.append(((format_ratio(mine, base), format_si(mine), format_si(base), baseline), arm.label))
     if ratios:
-        each = [
-            {
-                "arms": format_arms(results.plan, labels),
-                "ratio": ratio,
-                "amount": mine,
-                "reference": base,
-                "baseline": baseline,
-            }
-            for (ratio, mine, base, baseline), labels in group((what, label) for label, what in ratios).items()
-        ]
-        yield Caveat(kind, {"ratios": each, **numbers}, tuple(label for label, _ in ratios))
+        each = [(format_arms(results.plan, labels), *texts) for texts, labels in group(ratios).items()]
+        yield Caveat(kind, {"ratios": each, **numbers}, tuple(label for _, label in ratios))
 
 
 def different_n(results: AblationResults) -> Iterator[Caveat]:
@@ -180,28 +169,19 @@ def different_n(results: AblationResults) -> Iterator[Caveat]:
             (int(row.scores[key]), row.arm) for row in results.runs if metric in row.scores and key in row.scores
         )
         if len(numbers) > 1:
-            each = [(n, list(dict.fromkeys(arms))) for n, arms in numbers.items()]
-            arms = tuple(dict.fromkeys(arm for _, labels in each for arm in labels))
-            yield Caveat("different n", {"metric": metric_title(metric), "numbers": each}, arms)
+            each = {n: dict.fromkeys(labels) for n, labels in numbers.items()}
+            arms = dict.fromkeys(label for labels in each.values() for label in labels)
+            yield Caveat("different n", {"metric": metric_title(metric), "numbers": each}, tuple(arms))
 
 
 def different_machines(results: AblationResults) -> Iterator[Caveat]:
     """Yield versions, devices and numbers of threads that differ between runs."""
     for key, values in environments(results).items():
         if key.startswith(SAME_EVERYWHERE) and len(values) > 1:
-            yield Caveat("different machines", {"key": key, "values": list(values)})
+            yield Caveat("different machines", {"key": key, "values": values})
 
 
-def seconds(results: AblationResults, arm: ArmRecord) -> float | None:
-    """Return the mean training time of the finished runs of an arm."""
-    spent = [row.seconds for row in results.of(arm.label) if row.status == "finished"]
-    return mean(spent) if spent else None
-
-
-K = TypeVar("K")
-
-
-def group(pairs: Iterator[tuple[K, T]]) -> dict[K, list[T]]:
+def group(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
     """Return the values of each key, in order of first appearance."""
     grouped: dict[K, list[T]] = {}
     for key, value in pairs:

@@ -5,26 +5,35 @@ Their sentences are macros of `templates/sentences.j2`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
 from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import LEVEL, MIN_SEEDS, Comparison, Verdict, p_text
-from sddit.ablations.analysis.table import PREPARED, format_difference, metric_title, redrawing_settings
-from sddit.ablations.planning.records import ArmRecord, BudgetRecord
+from sddit.ablations.analysis.table import PREPARED, family_size, format_difference, metric_title, redrawing_settings
+from sddit.ablations.planning.records import ArmRecord, BudgetRecord, PlanRecord
 from sddit.formatting import format_si
 from sddit.interfaces.metric_names import metric_of
-from sddit.reports.ablation.caveats import Caveat, group
+from sddit.reports.ablation.caveats import TOLERANCE, Caveat, group
 from sddit.reports.ablation.phrases import format_arms, format_ratio
-from sddit.reports.sentences import sentence
+from sddit.reports.rendering import sentence
 
 DECIDED: tuple[Verdict, ...] = ("better", "worse", "within noise")
 VERDICTS: tuple[Verdict, ...] = (*DECIDED, "no verdict under 3 seeds")
 
 Compared = Mapping[str, Mapping[str, Comparison]]
 """By metric and arm."""
+
+KINDS = (
+    "Better than the baseline on at least one metric, worse on none",
+    "Worse than the baseline on at least one metric, better on none",
+    "Better on some metrics and worse on others",
+    "No difference from the baseline beyond noise on any metric",
+    f"No verdict under {MIN_SEEDS} seeds",
+)
+"""What an arm can be, by its verdicts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,60 +67,43 @@ class Answer:
 
     @property
     def words(self) -> str:
+        """The answer, as plain text."""
         return sentence(self.question.rstrip("?").lower().replace(" ", "_"), **self.numbers)
 
 
 def summary(results: AblationResults, compared: Compared, found: Sequence[Caveat]) -> list[str]:
     """Return the ablation in a few sentences."""
-    plan, rows = results.plan, results.runs
-    arms = {arm.label: arm.baseline for arm in plan.arms if not arm.is_baseline}
+    plan, statuses = results.plan, [row.status for row in results.runs]
+    arms = [arm for arm in plan.arms if not arm.is_baseline]
     sentences = [sentence("setup", budget=budget(plan.budget), seeds=plan.seeds)]
-    if not arms:
-        return [*sentences, "There is one arm, so nothing is compared."]
-    if not compared:
-        return [*sentences, "No metric is compared: ablation.metrics and evaluate.features are empty."]
-    kinds = group((kind({metric[arm].verdict for metric in compared.values()}), arm) for arm in arms)
-    sentences += [
-        sentence("group", verdicts=words, arms=format_arms(plan, kinds[words])) for words in KINDS if words in kinds
-    ]
-    if doubtful := [arm for arm, baseline in arms.items() if doubts_of(arm, baseline, found)]:
+    if not arms or not compared:
+        return [*sentences, sentence("nothing_compared", single=not arms)]
+    kinds = group((kind({metric[arm.label].verdict for metric in compared.values()}), arm.label) for arm in arms)
+    sentences += [f"{words}: {format_arms(plan, kinds[words])}." for words in KINDS if words in kinds]
+    if doubtful := [arm.label for arm in arms if doubts_of(arm, found)]:
         sentences.append(sentence("doubtful", arms=format_arms(plan, doubtful)))
-    sentences += best_points(results)
-    if failed := sum(row.status == "failed" for row in rows):
-        sentences.append(sentence("runs_failed", count=failed, runs=len(rows)))
-    if missing := sum(row.status in ("stopped", "waiting") for row in rows):
-        sentences.append(sentence("unfinished", count=missing, runs=len(rows)))
+    for metric in compared:
+        if best := best_points(results, metric):
+            sentences.append(sentence("best_points", metric=metric_title(metric), points=best))
+    if failed := statuses.count("failed"):
+        sentences.append(sentence("runs_failed", count=failed, runs=len(statuses)))
+    if missing := statuses.count("stopped") + statuses.count("waiting"):
+        sentences.append(sentence("unfinished", count=missing, runs=len(statuses)))
     return sentences
 
 
-def best_points(results: AblationResults) -> list[str]:
-    """Return which point of a grid was best for each named arm, one sentence per metric; empty without a grid."""
+def best_points(results: AblationResults, metric: str) -> list[tuple[str, float]]:
+    """Return the best grid point of each named arm and its mean; empty without a grid."""
     points = group((arm.named, arm.label) for arm in results.plan.arms)
     if len(points) < 2 or max(map(len, points.values())) < 2:
         return []
-    return [text for metric in results.plan.metrics for text in best_by(results, metric, points.values())]
-
-
-def best_by(results: AblationResults, metric: str, points: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield the best point of each named arm on one metric."""
     choose = min if metric_of(metric).better == "lower" else max
     best = []
-    for labels in points:
-        means = {label: mean(values) for label in labels if (values := results.figure(label, metric).values())}
-        if means:
-            label = choose(means, key=lambda label: means[label])
-            best.append((label, means[label]))
-    if best:
-        yield sentence("best_points", metric=metric_title(metric), points=best)
-
-
-KINDS = (
-    "Better than the baseline on at least one metric, worse on none",
-    "Worse than the baseline on at least one metric, better on none",
-    "Better on some metrics and worse on others",
-    "No difference from the baseline beyond noise on any metric",
-    f"No verdict under {MIN_SEEDS} seeds",
-)
+    for labels in points.values():
+        figures = {label: results.figure(label, metric).values() for label in labels}
+        if means := {label: mean(values) for label, values in figures.items() if values}:
+            best.append(choose(means.items(), key=lambda point: point[1]))
+    return best
 
 
 def kind(verdicts: set[Verdict]) -> str:
@@ -129,62 +121,60 @@ def budget(settled: BudgetRecord) -> str:
 
 def findings(results: AblationResults, compared: Compared, found: Sequence[Caveat]) -> list[Finding]:
     """Return the result of each arm that has a verdict, in the order of the plan; the table has the others."""
-    return [
+    every = [
         Finding(
             arm.label,
             arm.baseline,
             {metric: comparisons[arm.label] for metric, comparisons in compared.items()},
-            doubts_of(arm.label, arm.baseline, found),
+            doubts_of(arm, found),
         )
         for arm in results.plan.arms
-        if not arm.is_baseline and any(comparisons[arm.label].verdict in DECIDED for comparisons in compared.values())
+        if not arm.is_baseline
     ]
+    return [one for one in every if any(own.verdict in DECIDED for own in one.comparisons.values())]
 
 
-def doubts_of(arm: str, baseline: str, found: Sequence[Caveat]) -> list[str]:
+def doubts_of(arm: ArmRecord, found: Sequence[Caveat]) -> list[str]:
     """Return the kinds of the caveats that make the comparison of an arm with its baseline doubtful."""
-    own = [one.kind for one in found if one.doubt and arm in one.arms]
-    of_baseline = [f"{one.kind} in the baseline" for one in found if one.doubt and baseline in one.arms]
+    own = [one.kind for one in found if one.doubt and arm.label in one.arms]
+    of_baseline = [f"{one.kind} in the baseline" for one in found if one.doubt and arm.baseline in one.arms]
     return list(dict.fromkeys([*own, *of_baseline]))
 
 
 def comparison_sentence(metric: str, one: Comparison) -> str:
-    """`classifier FD (lower is better): -0.47, 95% interval -0.61 to -0.32 over 3 seeds, p = 0.006 Holm-corrected
-    ...`.
+    """Return a comparison as text: `classifier FD (lower is better): -0.47, 95% interval -0.61 to -0.32 over 3 seeds,
+    p = 0.006 Holm-corrected for 4 arms`.
     """
     difference, interval = format_difference(one)
-    tested = one.p is not None and one.p_holm is not None
     return sentence(
         "comparison",
         metric=metric_title(metric),
         better=metric_of(metric).better,
+        one=one,
         difference=difference,
         interval=interval.replace(", ", " to "),
-        level=f"{LEVEL:.0%}",
-        seeds=one.seeds,
-        p=p_text(one.p_holm) if tested and one.p_holm is not None else "",
-        p_alone=p_text(one.p)
-        if one.p is not None and one.p_holm is not None and one.p < 1 - LEVEL <= one.p_holm
-        else "",
-        family=one.family,
+        level=LEVEL,
+        p_text=p_text,
     )
 
 
 def fairness(results: AblationResults, compared: Compared, found: Sequence[Caveat]) -> list[Answer]:
     """Answer the questions of a reader who knows the field."""
+    plan = results.plan
+    finished = {label: len(results.finished_of(label)) for label in plan.labels}
+    seeds = {"planned": len(plan.seeds), "counts": finished, "needed": MIN_SEEDS}
     return [
-        parameters(results),
-        flops(results),
-        Answer("Same tuning?", {"stated": results.plan.tuning}, None),
-        seeds(results),
-        same_draws(results),
+        same_parameters(plan.arms),
+        same_flops(plan.arms),
+        Answer("Same tuning?", {"stated": plan.tuning}, None),
+        Answer("How many seeds?", seeds, None),
+        same_draws(plan),
         noise(compared),
-        same_evaluation(results, found),
+        same_evaluation(plan, found),
     ]
 
 
-def parameters(results: AblationResults) -> Answer:
-    arms = results.plan.arms
+def same_parameters(arms: Sequence[ArmRecord]) -> Answer:
     sampled = {arm.label: arm.sampled_parameters for arm in arms}
     trained = {arm.label: arm.parameters for arm in arms}
     unknown = None in sampled.values() or None in trained.values()
@@ -192,37 +182,27 @@ def parameters(results: AblationResults) -> Answer:
     return Answer("Same parameters?", {"sampled": spread(sampled), "trained": spread(trained)}, equal)
 
 
-def flops(results: AblationResults) -> Answer:
-    arms = results.plan.arms
-    training = {arm.label: arm.flops for arm in arms}
-    known = [value for value in training.values() if value is not None]
-    equal = max(known) - min(known) <= 0.02 * max(known) if len(known) == len(training) else None
+def same_flops(arms: Sequence[ArmRecord]) -> Answer:
+    known = [arm.flops for arm in arms if arm.flops is not None]
+    equal = max(known) - min(known) <= TOLERANCE * max(known) if len(known) == len(arms) else None
     numbers = {
-        "training": spread(training),
+        "training": spread({arm.label: arm.flops for arm in arms}),
         "sampling": spread({arm.label: arm.sampling_flops_per_image for arm in arms}),
         "images": spread({arm.label: arm.images for arm in arms}, exact=True),
     }
     return Answer("Same FLOPs?", numbers, equal)
 
 
-def seeds(results: AblationResults) -> Answer:
-    counts = {arm.label: sum(row.status == "finished" for row in results.of(arm.label)) for arm in results.plan.arms}
-    numbers = {"planned": len(results.plan.seeds), "counts": counts, "needed": MIN_SEEDS}
-    return Answer("How many seeds?", numbers, None)
-
-
-def same_draws(results: AblationResults) -> Answer:
+def same_draws(plan: PlanRecord) -> Answer:
     """Answer whether differences are paired by seed, and where draws differ."""
-
-    def named(arms: list[ArmRecord]) -> str:
-        return format_arms(results.plan, [arm.label for arm in arms]) if arms else ""
-
-    paired = [arm for arm in results.plan.arms if not redrawing_settings(arm)]
-    numbers = {
-        "redrawn": named([arm for arm in results.plan.arms if redrawing_settings(arm)]),
-        "levels": named([arm for arm in paired if arm.differing("noise_schedule.")]),
-        "prepared": named([arm for arm in paired if arm.differing(*PREPARED)]),
+    redrawn = [arm for arm in plan.arms if redrawing_settings(arm)]
+    paired = [arm for arm in plan.arms if not redrawing_settings(arm)]
+    arms = {
+        "redrawn": redrawn,
+        "levels": [arm for arm in paired if arm.differing("noise_schedule.")],
+        "prepared": [arm for arm in paired if arm.differing(*PREPARED)],
     }
+    numbers = {name: format_arms(plan, [arm.label for arm in some]) if some else "" for name, some in arms.items()}
     return Answer("Same data and noise?", numbers, None if any(numbers.values()) else True)
 
 
@@ -236,20 +216,19 @@ def noise(compared: Compared) -> Answer:
     numbers = {
         "alpha": 1 - LEVEL,
         "needed": MIN_SEEDS,
-        "family": max((one.family for arms in compared.values() for one in arms.values()), default=0),
+        "family": family_size(compared),
         "metrics": len(compared) if any(compared.values()) else 0,
         "visible": visible,
     }
     return Answer("Is it noise?", numbers, None)
 
 
-def same_evaluation(results: AblationResults, found: Iterable[Caveat]) -> Answer:
+def same_evaluation(plan: PlanRecord, found: Sequence[Caveat]) -> Answer:
     """Answer whether all arms were sampled and scored in the same way."""
     numbers = [one.text for one in found if one.kind == "different n"]
-    settings = {
-        arm.label: keys for arm in results.plan.arms if (keys := arm.differing("sampler.", "guidance.", "evaluate."))
-    }
-    return Answer("Same evaluation?", {"numbers": numbers, "settings": settings}, not (numbers or settings))
+    settings = {arm.label: arm.differing("sampler.", "guidance.", "evaluate.") for arm in plan.arms}
+    different = {label: keys for label, keys in settings.items() if keys}
+    return Answer("Same evaluation?", {"numbers": numbers, "settings": different}, not (numbers or different))
 
 
 def spread(amounts: Mapping[str, float | None], *, exact: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The curves of an ablation: each arm's mean over seeds in a band, over steps, images, FLOPs or seconds. No torch."""
+"""Draw the mean of each arm over seeds, with a band, over steps, images, FLOPs or seconds. No torch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sddit.interfaces.metric_names import SCORE
 from sddit.reports.charts import Reference, Series, levels, line_chart
 
 Position = Callable[[ArmRecord, Mapping[str, float]], float | None]
-"""(arm, line of a log) -> where it stands on the axis."""
+"""(arm, line of a log) -> position on the axis."""
 
 
 @dataclass(frozen=True, slots=True)
 class CurveAxis:
-    """Quantity that a curve can be drawn over."""
+    """A quantity that curves are drawn over."""
 
     key: str
     title: str
@@ -40,11 +40,11 @@ AXES = (
 )
 
 Charts = dict[str, Markup]
-"""One chart over each axis, by the axis's key."""
+"""A chart over each axis, by the key of the axis."""
 
 
 def loss_charts(results: AblationResults, logs: Logs) -> list[Charts]:
-    """Return a chart for each loss term, with the arms that have it."""
+    """Return the charts of each loss, with the arms that have it."""
     keys = [key for key in all_keys(logs) if key.startswith("loss/") and "@" not in key]
     return [over_axes(f"loss.{key.partition('/')[2]}", key, results, logs) for key in keys]
 
@@ -58,7 +58,7 @@ def diagnostic_charts(results: AblationResults, logs: Logs, monitors: Mapping[st
 
 
 def all_keys(logs: Logs) -> list[str]:
-    """Return every key that some run has logged."""
+    """Return all keys that runs have logged."""
     return keys_of([dict.fromkeys(keys_of(log), 0.0) for of_arm in logs.values() for log in of_arm.values()])
 
 
@@ -70,35 +70,34 @@ def over_axes(heading: str, key: str, results: AblationResults, logs: Logs, *, l
 def chart(
     heading: str, series: Iterable[Series], x_label: str, references: Sequence[Reference] = (), *, log_y: bool = False
 ) -> Markup:
-    """Return a chart that says whose line it is, also of a single one, for which there is no legend."""
+    """Return a chart; a single line has no legend, so the title names it."""
     drawn = list(series)
     title = f"{heading}, {drawn[0].name}" if len(drawn) == 1 else heading
     return line_chart(title, drawn, x_label=x_label, references=references, log_y=log_y)
 
 
 def lines(key: str, axis: CurveAxis, results: AblationResults, logs: Logs) -> Iterator[Series]:
-    """Yield one line an arm: mean over seeds at each logged step, in a band of one standard deviation to each side."""
+    """Yield a line for each arm: the mean over seeds at each logged step, with a band of ± one standard deviation."""
     for slot, arm in enumerate(results.plan.arms):
-        points = [point for point in over_seeds(key, axis, arm, list(logs[arm.label].values())) if point]
-        if points:
+        if points := list(over_seeds(key, axis, arm, list(logs[arm.label].values()))):
             x, y, low, high = zip(*points, strict=True)
             yield Series(arm.label, x, y, low, high, slot)
 
 
 def over_seeds(
     key: str, axis: CurveAxis, arm: ArmRecord, runs: Sequence[Log]
-) -> Iterator[tuple[float, float, float, float] | None]:
-    """(position, mean, low, high) at each step that every run of the arm has logged."""
+) -> Iterator[tuple[float, float, float, float]]:
+    """Yield (position, mean, low, high) at each step that every run of the arm has logged."""
     by_step = [{line["step"]: line for line in run if key in line} for run in runs]
-    shared = [step for step in by_step[0] if all(step in run for run in by_step)] if by_step else []
-    for step in shared:
-        at = [axis.at(arm, run[step]) for run in by_step]
+    for step in by_step[0] if by_step else ():
+        at = [axis.at(arm, run[step]) for run in by_step if step in run]
         known = [position for position in at if position is not None]
-        yield (mean(known), *band([run[step][key] for run in by_step])) if len(known) == len(at) else None
+        if len(known) == len(by_step):
+            yield mean(known), *band([run[step][key] for run in by_step])
 
 
 def band(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and one standard deviation below and above it."""
+    """Return the mean, and one standard deviation below and above it."""
     try:
         one = summarize(values)
     except ValueError:  # not finite: a gap
@@ -108,17 +107,17 @@ def band(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def metric_charts(results: AblationResults, logs: Logs) -> list[Charts]:
-    """Return a chart per metric: the final scores of the arms, and those during training if there are any."""
+    """Return the charts of each metric that was scored during training."""
     keys = all_keys(logs)
-    followed = [metric for metric in results.plan.metrics if f"{SCORE}{metric}" in keys]
     return [
         over_axes(metric_title(metric), f"{SCORE}{metric}", results, logs, log_y=metric.endswith(".fd"))
-        for metric in followed
+        for metric in results.plan.metrics
+        if f"{SCORE}{metric}" in keys
     ]
 
 
 def probe_chart(heading: str, results: AblationResults, probes: Mapping[str, Sequence[Probe]], which: str) -> Markup:
-    """Accuracy by depth, at the best noise level of each block: a line an arm, in its band over seeds."""
+    """Return a chart of accuracy by depth, at the best noise level of each block: a line with a band for each arm."""
     series = []
     for slot, arm in enumerate(results.plan.arms):
         if own := probes.get(arm.label):

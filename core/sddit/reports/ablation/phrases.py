@@ -1,13 +1,14 @@
-"""Text helpers for ablation reports and tables. No torch."""
+"""Name groups of arms, and write the sentences below a table of metrics. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from sddit.ablations.analysis.statistics import LEVEL, Comparison, p_text
-from sddit.ablations.analysis.table import Floors, metric_title
+from sddit.ablations.analysis.results import AblationResults
+from sddit.ablations.analysis.statistics import LEVEL, Comparison
+from sddit.ablations.analysis.table import family_size, floors_of, metric_title
 from sddit.ablations.planning.records import ArmRecord, PlanRecord
-from sddit.formatting import format_count, join_words
+from sddit.reports.rendering import sentence
 
 
 def format_arms(plan: PlanRecord, labels: Iterable[str]) -> str:
@@ -35,41 +36,15 @@ def format_ratio(value: float, reference: float) -> str:
     return f"{value / reference:.3g} times"
 
 
-def format_range(low: float, high: float) -> str:
-    """Return a range: `0.581`, or `0.581 to 0.602`."""
-    texts = [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in (low, high)]
-    return texts[0] if texts[0] == texts[1] else f"{texts[0]} to {texts[1]}"
-
-
-def floors_sentence(floors: Floors | None) -> str:
+def floors_sentence(results: AblationResults) -> str:
     """Return the scores of held-out real images in a sentence; empty without any."""
-    if floors is None:
+    if (floors := floors_of(results)) is None:
         return ""
-    each = join_words([f"{format_range(*ends)} on {metric_title(metric)}" for metric, ends in floors.ranges.items()])
-    images = f", at n = {format_range(*floors.images)} images per side" if floors.images else ""
-    return f"Floors, the scores of held-out real images: {each}{images}."
+    ranges = [(metric_title(metric), ends) for metric, ends in floors.ranges.items()]
+    return sentence("floors", ranges=ranges, images=floors.images)
 
 
-def interval_note(family: int) -> str:
+def interval_note(compared: Mapping[str, Mapping[str, Comparison]]) -> str:
     """Return how to read intervals and verdicts of arms that were tested together; empty for a single arm."""
-    if family < 2:
-        return ""
-    return (
-        f"The {LEVEL:.0%} intervals are uncorrected; p-values are Holm-corrected for {family} arms, so an "
-        f"interval may exclude 0 "
-        "while the verdict is “within noise”."
-    )
-
-
-def comparison_text(one: Comparison) -> str:
-    """Return `better: -0.12, 95% interval -0.2 to -0.04 over 5 seeds, p = 0.013 corrected for 4 arms`."""
-    seeds = format_count(one.seeds, "seed")
-    if one.difference is None or one.low is None or one.high is None:
-        measured = "" if one.difference is None else f": {one.difference:+.3g}"
-        return f"{one.verdict}{measured} ({seeds})"
-    text = f"{one.verdict}: {one.difference:+.3g}, {LEVEL:.0%} interval {one.low:.3g} to {one.high:.3g} over {seeds}"
-    if one.p is None or one.p_holm is None:
-        return text
-    corrected = f" corrected for {one.family} arms" if one.family > 1 else ""
-    alone = f" (alone {p_text(one.p)})" if one.p < 1 - LEVEL <= one.p_holm else ""
-    return f"{text}, {p_text(one.p_holm)}{corrected}{alone}"
+    family = family_size(compared)
+    return sentence("intervals", level=f"{LEVEL:.0%}", family=family) if family > 1 else ""

@@ -1,4 +1,4 @@
-"""Publish an ablation: a folder for a repository, with all that a reader and a rerun need. No torch, no weights.
+"""Publish an ablation: write a folder for a repository, with all that readers and reruns need. No torch, no weights.
 
 README.md          the question, the table, the figures and the conclusions, generated from the numbers
 results.jsonl      one row per run, with all digits: its scores, their curves, when it reached the targets, its probe
@@ -15,21 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from sddit.ablations.analysis.diagnostics import Logs, environments, logs_of
+from sddit.ablations.analysis.diagnostics import Logs, environments
 from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather
 from sddit.ablations.analysis.targets import first_at, points, reached
 from sddit.ablations.planning.records import PLAN, PlanRecord
 from sddit.errors import error
 from sddit.formatting import slug
 from sddit.interfaces.metric_names import metric_of
-from sddit.reports.ablation.ablation_report import curves
-from sddit.reports.ablation.probe_table import probe_of, probed
-from sddit.reports.ablation.readme import ChartFile, readme
-from sddit.reports.ablation.reproduction import RECIPES, first_recipe, pathless, without_paths
-from sddit.reports.ablation.sample_grids import samples
+from sddit.reports.ablation.ablation_report import contents
+from sddit.reports.ablation.probe_table import probe_of
+from sddit.reports.ablation.reproduction import RECIPES, first_recipe, shorten_paths, shorten_setting
 from sddit.reports.charts import as_file, title_of
+from sddit.reports.rendering import render
 from sddit.storage.atomic import replace_file, storage_errors, to_json
 from sddit.storage.run_folder import ENVIRONMENT
 
@@ -44,7 +41,7 @@ def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
     Args:
         folder: of the ablation, next to its runs.
         to: a new or empty folder, or one that holds an earlier publication, which is replaced.
-        unfinished: publish also what is not finished.
+        unfinished: whether to publish an ablation with missing runs.
 
     Returns:
         The files that were written.
@@ -56,21 +53,21 @@ def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
     if not unfinished:
         refuse_unfinished(results)
     refuse_other(to)
-    contents = dict(files(impersonal(results)))
+    written = dict(files(without_local_paths(results)))
     for name in (FIGURES, SAMPLES, RECIPES):
         for stale in sorted((to / name).glob("*")):
             stale.unlink()
     for name in (REPORT, CURVES):
         (to / name).unlink(missing_ok=True)
-    for name, content in contents.items():
+    for name, content in written.items():
         with storage_errors(to / name):
             (to / name).parent.mkdir(parents=True, exist_ok=True)
         replace_file(to / name, content)
-    return [to / name for name in contents]
+    return [to / name for name in written]
 
 
 def refuse_unfinished(results: AblationResults) -> None:
-    """Refuse to publish an ablation with missing runs, unless requested."""
+    """Refuse to publish an ablation with missing runs."""
     missing = [f"{row.arm} seed {row.seed} {row.status}" for row in results.runs if row.status != "finished"]
     if missing or not results.runs:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -84,7 +81,7 @@ def refuse_unfinished(results: AblationResults) -> None:
 
 
 def refuse_other(to: Path) -> None:
-    """Replace nothing but a publication."""
+    """Refuse to replace anything but a publication."""
     with storage_errors(to):
         held = sorted(path.name for path in to.iterdir()) if to.exists() else []
     if held and not {PLAN, RESULTS} <= set(held):
@@ -98,57 +95,68 @@ def refuse_other(to: Path) -> None:
         )
 
 
-def impersonal(results: AblationResults) -> AblationResults:
+def without_local_paths(results: AblationResults) -> AblationResults:
     """Return the results without the folders of this machine and without an earlier publication.
 
     Raises SD-F712 if arms differ by such folders alone: their runs would look like those of one arm.
     """
     labels = results.plan.labels
-    if len({pathless(label) for label in labels}) < len(labels):
+    if len({shorten_setting(label) for label in labels}) < len(labels):
         raise error(
             "SD-F712",
             "arms would have one name without the folders of their paths",
             where=str(results.folder),
-            got=", ".join(label for label in labels if label != pathless(label)),
+            got=", ".join(label for label in labels if label != shorten_setting(label)),
             expect="names that differ without them",
             fix="name the arms in [ablation.arms]",
         )
     rows = tuple(
-        replace(row, arm=pathless(row.arm), error=without_paths(homeless(row.error, results))) for row in results.runs
+        replace(row, arm=shorten_setting(row.arm), error=shorten_error(row.error, results)) for row in results.runs
     )
     plan = replace(
-        PlanRecord.from_json(pathless(results.plan.to_json())),
-        question=without_paths(results.plan.question),
-        tuning=without_paths(results.plan.tuning),
+        PlanRecord.from_json(shorten_setting(results.plan.to_json())),
+        question=shorten_paths(results.plan.question),
+        tuning=shorten_paths(results.plan.tuning),
         published="",
     )
     return replace(results, plan=plan, runs=rows)
 
 
-def homeless(text: str, results: AblationResults) -> str:
+def shorten_error(text: str, results: AblationResults) -> str:
     """Return an error message without the folders of this machine."""
     known = {str(folder) for folder in (results.folder.resolve().parent, Path.home(), Path.cwd())}
     for folder in sorted(known - {"/"}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
-    return text
+    return shorten_paths(text)
 
 
 def files(results: AblationResults) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of everything that is published."""
-    logs = logs_of(results)
-    figures = dict(drawn(results, logs))
-    grids = {f"{SAMPLES}/{slug(grid.arm)}.png": grid for grid in samples(results) if grid.png}
-    yield README, readme(results, logs, figures_of(figures), {name: grid.arm for name, grid in grids.items()}).encode()
+    """Yield (name, content) of everything that is published."""
+    report = contents(results)
+    logs = report["logs"]
+    figures = {
+        f"{FIGURES}/{slug(title_of(charts[axis]))}-over-{axis}.svg": charts[axis]
+        for charts in report["curves"]
+        for axis in OVER
+    }
+    if probe := report["probe"]:
+        figures |= {f"{FIGURES}/{slug(title_of(chart))}.svg": chart for chart in probe.charts}
+    grids = {f"{SAMPLES}/{slug(grid.arm)}.png": grid for grid in report["samples"] if grid.png}
+    yield README, lines(render("ablation_readme.md.j2", **report, figures=figures, grids=grids))
     yield PLAN, lines(to_json(replace(results.plan, runs=None).to_json(), indent=1))
     yield ENVIRONMENT, lines(to_json(environments(results), indent=1))
-    followed = {metric: targets(results, logs, metric) for metric in results.plan.metrics}
-    yield RESULTS, lines(*(to_json(published_row(results, row, logs, followed)) for row in results.runs))
-    for arm, recipe in recipes(results):
-        yield f"{RECIPES}/{slug(arm)}.json", lines(to_json(recipe, indent=1))
+    targets = {
+        metric: {one.arm: one.target for one in reached(results, logs, metric)} for metric in results.plan.metrics
+    }
+    yield RESULTS, lines(*(to_json(published_row(results, row, logs, targets)) for row in results.runs))
+    for label in results.plan.labels:
+        recipe = first_recipe(results.folder, results.of(label))  # the others differ from it by their seed
+        if recipe is not None:
+            yield f"{RECIPES}/{slug(label)}.json", lines(to_json(shorten_setting(recipe), indent=1))
     for name, chart in figures.items():
         yield name, lines(as_file(chart))
     for name, grid in grids.items():
-        yield name, grid.png or b""
+        yield name, grid.png
 
 
 def lines(*texts: str) -> bytes:
@@ -156,51 +164,25 @@ def lines(*texts: str) -> bytes:
 
 
 def published_row(
-    results: AblationResults, row: RunOutcome, logs: Logs, followed: Mapping[str, Mapping[str, float]]
+    results: AblationResults, row: RunOutcome, logs: Logs, targets: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
     """Return a run without its folder: its scores, and what else the tables of the page need, where it has them.
 
     Args:
-        followed: by metric and arm, the target.
+        results: of the ablation.
+        row: the run.
+        logs: of all runs.
+        targets: by metric and arm, where the arm was scored during training.
     """
     own = {key: value for key, value in row.to_json().items() if key != "folder"}
     log = logs[row.arm].get(row.seed, [])
-    arm = results.plan.arm(row.arm)
-    for metric, arms in followed.items():
+    for metric, of_arms in targets.items():
         curve = points(log, metric)
-        if row.arm in arms and len(curve) > 1:  # as the table counts them
-            step = first_at(curve, arms[row.arm], metric_of(metric).better)
+        if row.arm in of_arms and len(curve) > 1:  # as the table counts them
+            step = first_at(curve, of_arms[row.arm], metric_of(metric).better)
             own.setdefault("curves", {})[metric] = curve
-            flops = None if step is None else arm.flops_until(step)
-            own.setdefault("reached", {})[metric] = {"target": arms[row.arm], "step": step, "flops": flops}
+            flops = None if step is None else results.plan.arm(row.arm).flops_until(step)
+            own.setdefault("reached", {})[metric] = {"target": of_arms[row.arm], "step": step, "flops": flops}
     if probe := probe_of(results.folder / row.folder):
         own["probe"] = probe.to_json()
     return own
-
-
-def targets(results: AblationResults, logs: Logs, metric: str) -> dict[str, float]:
-    """Return the target of each arm that was followed on a metric."""
-    return {one.arm: one.target for one in reached(results, logs, metric)}
-
-
-def recipes(results: AblationResults) -> Iterator[tuple[str, Any]]:
-    """Yield the resolved recipe of each arm at the first seed that has one; the others differ from it by their seed."""
-    for arm in results.plan.arms:
-        recipe = first_recipe(results.folder, results.of(arm.label))
-        if recipe is not None:
-            yield arm.label, pathless(recipe)
-
-
-def drawn(results: AblationResults, logs: Logs) -> Iterator[tuple[str, Markup]]:
-    """(file, chart): every curve over steps and over FLOPs, and the probes."""
-    for charts in curves(results, logs):
-        for axis in OVER:
-            yield f"{FIGURES}/{slug(title_of(charts[axis]))}-over-{axis}.svg", charts[axis]
-    if probe := probed(results):
-        for chart in probe.charts:
-            yield f"{FIGURES}/{slug(title_of(chart))}.svg", chart
-
-
-def figures_of(drawn: Mapping[str, Markup]) -> list[ChartFile]:
-    """Return their description in the README."""
-    return [ChartFile(name, title_of(chart)) for name, chart in drawn.items()]

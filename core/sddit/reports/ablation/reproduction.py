@@ -1,8 +1,8 @@
-"""Compare a rerun with what was published of the same ablation: the same digits, within the error bars, different, or
+"""Compare a rerun with the published results of the same ablation: same digits, within the error bars, different, or
 not comparable.
 
-The runs of one arm are compared by Welch's t over seeds, and all figures of all arms are corrected together (Holm): of
-faithful reruns, at most one in twenty is called different anywhere. No torch.
+The runs of one arm are compared by Welch's t over seeds, and all figures of all arms are corrected together (Holm): at
+most one in twenty faithful reruns is called different anywhere. No torch.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sddit.ablations.analysis.diagnostics import environments
-from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather, read_json
+from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather
 from sddit.ablations.analysis.statistics import LEVEL, MIN_SEEDS, Summary, holm, summarize, welch
 from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import PLAN
 from sddit.errors import SdditError
-from sddit.formatting import format_count, slug
+from sddit.formatting import slug
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import leaves
 from sddit.recipes.parsing import quoted
-from sddit.reports.ablation.caveats import SAME_EVERYWHERE
-from sddit.storage.run_folder import ENVIRONMENT, RECIPE
+from sddit.reports.ablation.caveats import SAME_EVERYWHERE, group
+from sddit.reports.rendering import sentence
+from sddit.storage.run_folder import ENVIRONMENT, RECIPE, read_json
 
 RECIPES = "recipes"
 NAME = r"""[^\s/'",;:()\[\]<>|`]"""
@@ -37,12 +38,10 @@ ABSOLUTE = re.compile(
     """,
     re.VERBOSE,
 )
-"""The folders of an absolute path inside a text, up to its last name: of `1 /0.3`, `</i>` and `/x` alone, nothing is
-one.
-"""
+"""The folders of an absolute path inside a text, up to its last name. `1 /0.3`, `</i>` and `/x` alone have none."""
 WHOLE = re.compile(r"~[^/\s]*/|/")
-"""How a setting begins that is taken for an absolute path as a whole."""
-MAX_KEYS = 4  # that are named where settings differ
+"""Start of a setting that is an absolute path as a whole."""
+MAX_KEYS = 4  # different settings that a sentence names
 
 Word = Literal["identical", "agrees", "different", "no verdict under 3 seeds"]
 T = TypeVar("T")
@@ -56,8 +55,8 @@ class Agreement:
     metric: str
     published: Summary
     here: Summary
-    compared_runs: int  # runs of a seed on both sides
-    identical: int  # of them with the same digits
+    compared_runs: int  # runs whose seed is on both sides
+    identical: int  # those with the same digits
     low: float | None  # Welch interval of here - published, of this figure alone
     high: float | None
     p: float | None  # None under 3 seeds on a side
@@ -69,30 +68,29 @@ class Agreement:
 class Reproduction:
     """A rerun compared with a publication."""
 
-    place: str  # the publication, by its folder
+    place: str  # folder of the publication
     agreements: tuple[Agreement, ...]
-    apart: tuple[tuple[str, str], ...]  # (what cannot be compared, why)
-    notes: tuple[str, ...]  # what else is not the same
+    not_compared: tuple[tuple[str, str], ...]  # (what, why)
+    notes: tuple[str, ...]  # on other differences
 
     @property
     def words(self) -> list[str]:
         """The outcome in a sentence or two."""
-        counts = {word: [one for one in self.agreements if one.word == word] for word in ("identical", "agrees")}
-        different = [one for one in self.agreements if one.word == "different"]
-        if not self.agreements:
-            return [f"Nothing here can be compared with what is published in {self.place}."]
-        said = (
-            f"Of {format_count(len(self.agreements), 'figure')} (each metric of each arm) published in {self.place}, "
-            f"{len(counts['identical'])} came out with the same digits and {len(counts['agrees'])} more within "
-            f"the error bars; "
-            f"{len(different)} {'is' if len(different) == 1 else 'are'} different."
+        words = [one.word for one in self.agreements]
+        named = [f"{one.arm} on {metric_title(one.metric)}" for one in self.agreements if one.word == "different"]
+        outcome = sentence(
+            "reproduction",
+            place=self.place,
+            figures=len(words),
+            identical=words.count("identical"),
+            agrees=words.count("agrees"),
+            different=len(named),
         )
-        named = [f"{one.arm} on {metric_title(one.metric)}" for one in different]
-        return [said, *([f"Different: {', '.join(named)}."] if named else [])]
+        return [outcome, *([f"Different: {', '.join(named)}."] if named else [])]
 
 
 def against_published(results: AblationResults) -> Reproduction | None:
-    """Compare the results with those that `[ablation] published` names; None where it names no folder that is there."""
+    """Compare the results with those in the folder of `[ablation] published`; None without such a folder."""
     place = results.folder / results.plan.published
     if not results.plan.published or not ((place / PLAN).is_file() and (place / RESULTS).is_file()):
         return None
@@ -105,33 +103,35 @@ def against_published(results: AblationResults) -> Reproduction | None:
 
 def compared(here: AblationResults, there: AblationResults, name: str) -> Reproduction:
     """Compare a rerun (here) with a publication (there)."""
-    agreements, apart = [], []
+    agreements: list[Agreement] = []
+    not_compared: list[tuple[str, str]] = []  # (why, what)
     arms = {arm.label for arm in there.plan.arms}
     for arm in here.plan.arms:
         label = arm.label
         if why := "it is not published" if label not in arms else other_settings(here, there, label):
-            apart.append((label, why))
+            not_compared.append((why, label))
             continue
         for metric in here.plan.metrics:
             published, own = there.figure(label, metric), here.figure(label, metric)
             if published and own:
                 agreements.append(agreement(label, metric, published, own))
             else:
-                apart.append((f"{label}, {metric_title(metric)}", "not published" if own else "no run here has it"))
-    return Reproduction(name, tuple(corrected(agreements)), tuple(grouped(apart)), tuple(notes(here, there)))
+                why = "not published" if own else "no run here has it"
+                not_compared.append((why, f"{label}, {metric_title(metric)}"))
+    reasons = tuple((", ".join(names), why) for why, names in group(not_compared).items())
+    return Reproduction(name, tuple(corrected(agreements)), reasons, tuple(notes(here, there)))
 
 
 def agreement(arm: str, metric: str, published: Mapping[int, float], here: Mapping[int, float]) -> Agreement:
-    """Return one figure by seed on both sides; the word follows once all are known."""
+    """Compare one metric of one arm by seed, without the correction for the others."""
     shared = published.keys() & here.keys()
-    low = high = p = None
-    if min(len(published), len(here)) >= MIN_SEEDS:
-        _, low, high, p = welch(list(here.values()), list(published.values()))
+    before, now = list(published.values()), list(here.values())
+    _, low, high, p = welch(now, before) if min(len(before), len(now)) >= MIN_SEEDS else (None,) * 4
     return Agreement(
         arm,
         metric,
-        summarize(list(published.values())),
-        summarize(list(here.values())),
+        summarize(before),
+        summarize(now),
         compared_runs=len(shared),
         identical=sum(published[seed] == here[seed] for seed in shared),
         low=low,
@@ -141,25 +141,21 @@ def agreement(arm: str, metric: str, published: Mapping[int, float], here: Mappi
 
 
 def corrected(agreements: Sequence[Agreement]) -> Iterator[Agreement]:
-    """Yield each with its p corrected for all of them, and with its word."""
+    """Yield each agreement with its word, after a correction of p for all of them."""
     tested = [one.p for one in agreements if one.p is not None]
     values = iter(holm(tested).tolist() if tested else [])
     for one in agreements:
         p_holm = next(values) if one.p is not None else None
-        yield replace(one, p_holm=p_holm, word=word(one, p_holm))
-
-
-def word(one: Agreement, p_holm: float | None) -> Word:
-    """Runs of the same seeds with the same digits need no statistics."""
-    if one.identical == one.compared_runs == min(one.published.seeds, one.here.seeds):
-        return "identical"
-    if p_holm is None:
-        return "no verdict under 3 seeds"
-    return "different" if p_holm < 1 - LEVEL else "agrees"
+        word: Word = "no verdict under 3 seeds"
+        if one.identical == one.compared_runs == min(one.published.seeds, one.here.seeds):
+            word = "identical"
+        elif p_holm is not None:
+            word = "different" if p_holm < 1 - LEVEL else "agrees"
+        yield replace(one, p_holm=p_holm, word=word)
 
 
 def other_settings(here: AblationResults, there: AblationResults, arm: str) -> str:
-    """Why the runs of an arm are other runs than the published ones; empty if they are the same but for their seeds."""
+    """Return why the runs of an arm differ from the published ones; empty if only their seeds differ."""
     ids = {row.seed: row.id for row in there.of(arm)}
     rows = here.of(arm)
     if any(row.id == ids.get(row.seed) for row in rows):  # the hash of all that changes a number
@@ -171,9 +167,9 @@ def other_settings(here: AblationResults, there: AblationResults, arm: str) -> s
     known = dict(leaves(before))
     found = [
         f"{key} is {quoted(new)} here, {quoted(old)} there"
-        for key, old, new, kind in differences(before, pathless(recipe))
+        for key, old, new, kind in differences(before, shorten_setting(recipe))
         if kind != "free" and key != "seed" and (key in known or isinstance(new, Mapping))
-    ]  # a key that was unknown then is of a later version, and its default is what was done before
+    ]  # a key that was unknown then is of a later version, whose default keeps the earlier behaviour
     more = f", and {len(found) - MAX_KEYS} more" if len(found) > MAX_KEYS else ""
     return f"other settings: {'; '.join(found[:MAX_KEYS])}{more}" if found else ""
 
@@ -184,40 +180,31 @@ def first_recipe(folder: Path, rows: Sequence[RunOutcome]) -> Any:
     return next((read_json(path) for path in paths if path.is_file()), None)
 
 
-def grouped(apart: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yield those of one reason together."""
-    reasons: dict[str, list[str]] = {}
-    for what, why in apart:
-        reasons.setdefault(why, []).append(what)
-    for why, names in reasons.items():
-        yield ", ".join(names), why
-
-
 def notes(here: AblationResults, there: AblationResults) -> Iterator[str]:
-    """Other seeds, other versions, other machine: what may move digits, and no setting."""
+    """Yield the differences in seeds, versions and machine, which may change digits."""
     own, published = (", ".join(map(str, one.plan.seeds)) for one in (here, there))
     if own != published:
-        yield f"Seeds {own} here, {published} there."
+        yield f"Seeds: {own} here; {published} there."
     path = there.folder / ENVIRONMENT
     known: Mapping[str, list[str]] = read_json(path) if path.is_file() else {}
     for key, values in environments(here).items():
         if key.startswith(SAME_EVERYWHERE) and key in known and known[key] != values:
-            yield f"{key} is {', '.join(values)} here, {', '.join(known[key])} there: other digits may come of it."
+            yield f"{key} is {', '.join(values)} here, {', '.join(known[key])} there, so digits may differ."
 
 
-def without_paths(text: str) -> str:
-    """Return a text in which every absolute path is cut to its last name, and nothing else is touched."""
+def shorten_paths(text: str) -> str:
+    """Return a text in which every absolute path is shortened to its last name."""
     return ABSOLUTE.sub("", text)
 
 
-def pathless(value: T) -> T:
-    """Return a setting whose absolute paths, also inside lists and tables, are replaced by their last name."""
+def shorten_setting(value: T) -> T:
+    """Return a setting with its absolute paths, also inside lists and tables, shortened to their last name."""
     cut: Any = value
     if isinstance(value, str):
-        cut = value.rstrip("/").rpartition("/")[2] if WHOLE.match(value) else without_paths(value)
+        cut = value.rstrip("/").rpartition("/")[2] if WHOLE.match(value) else shorten_paths(value)
     elif isinstance(value, Mapping):
-        cut = {key: pathless(item) for key, item in value.items()}
+        cut = {key: shorten_setting(item) for key, item in value.items()}
     elif isinstance(value, list | tuple):
-        cut = [pathless(item) for item in value]
+        cut = [shorten_setting(item) for item in value]
     result: T = cut
     return result

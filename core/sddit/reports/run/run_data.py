@@ -1,4 +1,4 @@
-"""All that the report of a run shows, as plain records."""
+"""Plain records of everything in the report of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NextStep:
-    """Something worth trying, and what to type for it."""
+    """A suggestion, and the command for it."""
 
     text: str
     command: str = ""
@@ -37,10 +37,10 @@ class RunCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
-    """All that a report shows."""
+    """Everything that a report shows."""
 
     title: str
-    summary: str  # the question, in a sentence
+    summary: Mapping[str, str]  # of data, views and losses, a line each
     status: str  # "finished", "stopped at step 400 of 1000"
     command: str  # what repeats this run, such as "sddit-run recipes/quickstart.toml"
     cost: RunCost
@@ -49,7 +49,7 @@ class ReportData:
     previews: Sequence[tuple[int, bytes]] = ()  # (step, PNG) over the run
     scores: Mapping[str, Scores] = field(default_factory=dict)
     probe: Probe | None = None
-    monitors: Mapping[str, Sequence[Monitor]] = field(default_factory=dict)  # by the label of their term
+    monitors: Mapping[str, Sequence[Monitor]] = field(default_factory=dict)  # by the label of their loss
     noise_bins: Sequence[str] = ()  # names of the bins of "loss/<label>@<bin>", least noise first
     recipe: Mapping[str, Any] = field(default_factory=dict)  # resolved
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> where its value came from

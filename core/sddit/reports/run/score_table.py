@@ -33,13 +33,12 @@ class ScoreColumn:
     words: str
     format: Callable[[float], str] = "{:.2f}".format
     of_all: bool = False  # measured on all samples, not on n
-    has_floor: bool = True  # else the score is comparable only with itself
 
 
 ALL_SAMPLES = "all samples: compare at n = {samples:,} only"
 SCORES = (
     ScoreColumn("fd", "{fd_name}", "{times_floor:.1f} times the floor", format_number),
-    ScoreColumn("fd_all", "{fd_name}", ALL_SAMPLES, format_number, of_all=True, has_floor=False),
+    ScoreColumn("fd_all", "{fd_name}", ALL_SAMPLES, format_number, of_all=True),
     ScoreColumn("kid", "{kid_name}", "{kid_words} ({kid_subsets} subsets of {kid_subset_size})", format_number),
     ScoreColumn("precision", "Precision (k = {neighbours})", "{precision:.0%} of samples are close to a real image"),
     ScoreColumn("recall", "Recall (k = {neighbours})", "{recall:.0%} of real images are close to a sample"),
@@ -68,18 +67,20 @@ def score_rows(scores: Scores) -> Iterator[ScoreRow]:
     """Yield each score next to its floor, with what the comparison means; the extractor's own figures are last."""
     values = {**scores.to_json(), "fd_name": scores.fd_name, "kid_name": scores.kid_name}
     values |= {"times_floor": scores.times_floor, "kid_words": kid_words(scores)}
+
+    def text(key: str, column: ScoreColumn) -> str:
+        value, spread = values.get(key), values.get(f"{key}_spread")
+        return "" if value is None else column.format(value) + ("" if spread is None else f" ± {format_number(spread)}")
+
     for column in SCORES:
-        value, floor = values[column.field], values.get(f"{column.field}_floor")
-        if value is None or (column.has_floor and floor is None):
+        floor = f"{column.field}_floor"
+        if values[column.field] is None or (floor in values and values[floor] is None):
             continue
-        floor_text = (
-            "" if floor is None else column.format(floor) + spread_text(values.get(f"{column.field}_floor_spread"))
-        )
         yield ScoreRow(
             column.title.format_map(values),
             scores.samples if column.of_all else scores.n,
-            column.format(value) + spread_text(values.get(f"{column.field}_spread")),
-            floor_text,
+            text(column.field, column),
+            text(floor, column),
             column.words.format_map(values),
         )
     for key, value in scores.own.items():
@@ -91,8 +92,3 @@ def kid_words(scores: Scores) -> str:
     """Compare the kernel distance with that of real images, within two standard deviations over subsets."""
     within = scores.kid <= scores.kid_floor + 2 * max(scores.kid_spread, scores.kid_floor_spread)
     return "within the spread of real images" if within else "above the spread of real images"
-
-
-def spread_text(spread: float | None) -> str:
-    """Return ` ± 0.001`; empty for a score without a spread."""
-    return "" if spread is None else f" ± {format_number(spread)}"

@@ -25,9 +25,9 @@ class Setting:
 
 
 def settings(run: ReportData) -> list[Setting]:
-    """Return the resolved recipe, one line a key.
+    """Return the resolved recipe, one row per key.
 
-    A key without an origin has the nearest one above it, or is a default.
+    A key without an origin has that of the nearest table with one, or is a default.
     """
     return [Setting(key, _text(value), _origin(run.origins, key, value)) for key, value in _flat(run.recipe)]
 
@@ -42,7 +42,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _text(value: Any) -> str:
-    """Return a value as a recipe writes it; a value schedule as a way from one number to another."""
+    """Return a value as in a recipe; a value schedule as `1 → 0.5 (shape cosine)`."""
     match value:
         case {} if not value:
             return "none"

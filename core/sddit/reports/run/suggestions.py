@@ -6,61 +6,36 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import mean, median, variance
 
-from sddit.evaluation.monitors import GRADIENT_SPIKE, MonitorResult, Row, _tail, keys_of, label_of
+from sddit.evaluation.monitors import GRADIENT_SPIKE, MonitorResult, Row, keys_of, label_of
+from sddit.reports.rendering import sentence
 from sddit.reports.run.run_data import NextStep, ReportData
 
 NEAR_FLOOR = 1.5  # a distance below this multiple of the floor leaves little to gain
 STILL_FALLING = 0.03  # minimum fraction by which a loss fell in the last tenth of a run
-COPIES = 3.0  # this multiple of the near copies among real images deserves a closer look
+MANY_COPIES = 3.0  # this multiple of the near copies among real images deserves a closer look
+FEW = 0.8  # a precision or recall below this fraction of that of real images deserves a suggestion
 
 
 def suggestions(run: ReportData, verdicts: Sequence[MonitorResult]) -> Iterator[NextStep]:
     """Suggest next steps from the numbers of this run."""
     for verdict in verdicts:
         if verdict.state == "look here":
-            yield NextStep(
-                f"{verdict.monitor.title}: {verdict.why}. Healthy is: {verdict.monitor.healthy}. The settings of "
-                f"loss.{label_of(verdict.key)} are the place to look."
-            )
+            yield NextStep(sentence("alarm", verdict=verdict, loss=label_of(verdict.key)))
     if spike := _spike(run.metrics):
         step, times = spike
-        yield NextStep(
-            f"At step {step:g} the gradient was {times:.0f} times its usual size. A lower optimizer.lr, a longer "
-            f"warm-up "
-            "or a smaller optimizer.clip calms it."
-        )
+        yield NextStep(sentence("spike", step=step, times=times))
     for scores in run.scores.values():
-        if scores.precision < 0.8 * scores.precision_floor:
-            yield NextStep(
-                f"By {scores.title}, many samples look unlike any real image (precision {scores.precision:.2f}, "
-                f"real images "
-                f"{scores.precision_floor:.2f}): train longer, use more sampler steps, or try guidance.",
-                "sddit-run show guidances",
-            )
-        if scores.recall < 0.8 * scores.recall_floor:
-            yield NextStep(
-                f"By {scores.title}, samples miss part of the variety of real images (recall {scores.recall:.2f}, "
-                f"real images "
-                f"{scores.recall_floor:.2f}): weaker guidance or longer training widens it."
-            )
-        if (
-            scores.copied is not None
-            and scores.copied_floor is not None
-            and scores.copied > COPIES * scores.copied_floor
-        ):
-            yield NextStep(
-                f"By {scores.title}, {scores.copied:.1%} of samples lie as near to a training image as "
-                f"{scores.copied_floor:.1%} "
-                "of real ones do. They may be copies, or merely the plainest of their kind: look at the closest pairs.",
-                "sddit-run evaluate RUN --copies",
-            )
+        if scores.precision < FEW * scores.precision_floor:
+            yield NextStep(sentence("low_precision", scores=scores), "sddit-run show guidances")
+        if scores.recall < FEW * scores.recall_floor:
+            yield NextStep(sentence("low_recall", scores=scores))
+        copied, floor = scores.copied, scores.copied_floor
+        if copied is not None and floor is not None and copied > MANY_COPIES * floor:
+            yield NextStep(sentence("near_copies", scores=scores), "sddit-run evaluate RUN --copies")
     near = bool(run.scores) and all(scores.times_floor <= NEAR_FLOOR for scores in run.scores.values())
     if (label := _still_falling(run.metrics)) and not near:
-        steps = int(run.metrics[-1]["step"])
-        yield NextStep(
-            f"loss.{label} was still falling when the run ended: a longer one should help.",
-            f"{run.command} train.steps={2 * steps}",
-        )
+        steps = 2 * int(run.metrics[-1]["step"])
+        yield NextStep(sentence("still_falling", loss=label), f"{run.command} train.steps={steps}")
 
 
 def _spike(metrics: Sequence[Row]) -> tuple[float, float] | None:
@@ -69,12 +44,9 @@ def _spike(metrics: Sequence[Row]) -> tuple[float, float] | None:
     if not rows:
         return None
     usual = median(row["grad_norm"] for row in rows)
-    worst = max(rows, key=lambda row: row["grad_norm"])
-    return (
-        (worst["step"], worst["grad_norm"] / usual)
-        if usual > 0 and worst["grad_norm"] > GRADIENT_SPIKE * usual
-        else None
-    )
+    largest = max(rows, key=lambda row: row["grad_norm"])
+    stands_out = usual > 0 and largest["grad_norm"] > GRADIENT_SPIKE * usual
+    return (largest["step"], largest["grad_norm"] / usual) if stands_out else None
 
 
 def _still_falling(metrics: Sequence[Row]) -> str:
@@ -89,5 +61,5 @@ def _still_falling(metrics: Sequence[Row]) -> str:
             continue
         noise = math.sqrt((variance(before) + variance(last)) / tenth)
         if mean(before) - mean(last) > max(3 * noise, STILL_FALLING * abs(mean(before))):
-            return _tail(key)
+            return label_of(key)
     return ""

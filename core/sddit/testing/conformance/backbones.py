@@ -13,11 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sddit.backbones import Backbone
 from sddit.interfaces import Shapes, Tap
-from sddit.testing import fixtures as things
+from sddit.testing import fixtures
+from sddit.testing.case import Case
 from sddit.testing.conformance import weight_formats
-from sddit.testing.kit import Case, Findings
-from sddit.testing.toys.network import ToyAttention
-from sddit.testing.toys.params import ToyAttentionParams
 
 SIZES = (8, 16, 32, 64)
 MAX_TOKENS = 256
@@ -26,282 +24,240 @@ METHODS = ("truncate", "set_checkpointing", "init_parameter")
 
 @dataclass(slots=True)
 class Trial:
-    """A backbone and what it is called with."""
+    """A backbone and the arguments of its calls."""
 
     case: Case
     shapes: Shapes
-    tokens: int
     taps: tuple[Tap, ...]
+    tokens: int
+    backbone: Any = None
 
     def build(self, dtype: torch.dtype = torch.float64) -> Any:
-        """It, every parameter filled."""
-        shapes = self.shapes
-        with things.default_dtype(dtype), torch.random.fork_rng(devices=[]):
-            backbone = self.case.build(
-                image=shapes.image,
-                num_classes=shapes.num_classes,
-                outputs=shapes.outputs,
-                attention=ToyAttention(ToyAttentionParams()),
-            )
-        return things.randomised(backbone) if isinstance(backbone, nn.Module) else backbone
+        """Return the backbone with every parameter filled."""
+        with torch.random.fork_rng(devices=[]):
+            backbone = fixtures.backbone_of(self.case.build, self.shapes, dtype)
+        return fixtures.randomised(backbone) if isinstance(backbone, nn.Module) else backbone
 
+    @property
     def visible(self) -> Tensor | None:
-        """Half of the tokens, each sample its own; None where nothing can be hidden."""
-        if not self.case.params.supports_masking or self.tokens < 2:
-            return None
-        order = things.numbers(things.BATCH, self.tokens, key=3).argsort(dim=1)
-        return order[:, : self.tokens // 2].sort(dim=1).values
+        """Half of the tokens; None if nothing can be hidden."""
+        can_hide = self.case.params.supports_masking and self.tokens > 1
+        return fixtures.visible(self.tokens, self.tokens // 2) if can_hide else None
 
-    def call(self, backbone: Any, dtype: torch.dtype = torch.float64, **more: Any) -> Any:
-        """(raw, heads, taps) of one batch."""
-        batch = things.batch(dtype, image=self.shapes.image)
-        levels = torch.linspace(-1, 1, things.BATCH, dtype=dtype)
-        return backbone(batch.x0, levels, batch.labels, **{"taps": self.taps, **more})
+    def inputs(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+        """Return noisy images, noise levels and labels."""
+        batch = fixtures.batch(dtype, image=self.shapes.image)
+        return batch.x0, torch.linspace(-1, 1, fixtures.BATCH, dtype=dtype), batch.labels
+
+    def call(self, backbone: Any = None, dtype: torch.dtype = torch.float64, **more: Any) -> Any:
+        """Return (raw, heads, taps) of a batch, by default of the trial's own backbone."""
+        network = self.backbone if backbone is None else backbone
+        return network(*self.inputs(dtype), **{"taps": self.taps, **more})
 
 
-def examine(case: Case, findings: Findings) -> None:
-    """Try a backbone full and masked, with its taps, cut, and in each precision."""
-    with findings.trying("its params were asked for grid and taps"):
+def examine(case: Case) -> None:
+    """Check a backbone with and without mask, its taps, truncation, precisions and cost."""
+    with case.trying("its params were asked for grid and taps"):
+        for size in SIZES:
+            image = (2, size, size)
+            rows, columns = case.params.grid(fixtures.shapes(image=image))
+            if 4 <= rows * columns <= MAX_TOKENS and size % rows == 0 and size % columns == 0:
+                break
+        else:
+            what = f"no image of {SIZES} pixels has between 4 and {MAX_TOKENS} tokens"
+            case.add(what, fix="check(..., patch=...) with a smaller patch")
+            return
+        taps = taps_of(case)
         for outputs in (2, 1):
-            trial = trial_of(case, outputs, findings)
-            if trial is None:
-                return
-            with findings.trying("it was built"):
-                backbone = trial.build()
-                if not is_a_backbone(backbone, findings):
+            trial = Trial(case, fixtures.shapes(outputs, image), taps, rows * columns)
+            with case.trying("it was built"):
+                trial.backbone = trial.build()
+                if not is_backbone(case, trial.backbone):
                     return
-                with findings.trying("it saw a batch"):
-                    examine_outputs(trial, backbone, findings)
-                    weight_formats.examine(case.component, case.params, trial.shapes, backbone, findings)
+                with case.trying("it saw a batch"):
+                    examine_outputs(case, trial)
+                    weight_formats.examine(case, trial.shapes, trial.backbone)
                     if outputs == 1:
-                        examine_behaviour(trial, backbone, findings)
+                        examine_behaviour(case, trial)
 
 
-def examine_behaviour(trial: Trial, backbone: Any, findings: Findings) -> None:
+def examine_behaviour(case: Case, trial: Trial) -> None:
     """Check everything that does not depend on the number of outputs."""
-    examine_repeats(trial, backbone, findings)
-    examine_masks(trial, backbone, findings)
-    with findings.trying("a gradient was taken"):
-        examine_gradient(trial, backbone, findings)
-        examine_checkpointing(trial, backbone, findings)
-    with findings.trying("it was cut after a tap"):
-        examine_cut(trial, backbone, findings)
-    with findings.trying("it computed in bf16"):
-        examine_precision(trial, findings)
-    with findings.trying("its cost was counted"):
-        examine_cost(trial, backbone, findings)
+    examine_repeats(case, trial)
+    examine_masks(case, trial)
+    with case.trying("a gradient was taken"):
+        examine_gradient(case, trial)
+        examine_checkpointing(case, trial)
+    with case.trying("it was truncated after a tap"):
+        examine_truncation(case, trial)
+    with case.trying("it computed in bf16"):
+        examine_precision(case, trial)
+    with case.trying("its cost was counted"):
+        examine_cost(case, trial)
 
 
-def trial_of(case: Case, outputs: int, findings: Findings) -> Trial | None:
-    """Return the smallest images that its patches fit, and the taps it has."""
-    for size in SIZES:
-        shapes = things.shapes(outputs, (2, size, size))
-        rows, columns = case.params.grid(shapes)
-        if 4 <= rows * columns <= MAX_TOKENS and size % rows == 0 and size % columns == 0:
-            return Trial(case, shapes, rows * columns, taps_of(case, findings))
-    findings.add(
-        f"no image of {SIZES} pixels has between 4 and {MAX_TOKENS} tokens",
-        fix="check(..., patch=...) with a smaller patch",
-    )
-    return None
-
-
-def taps_of(case: Case, findings: Findings) -> tuple[Tap, ...]:
-    """`encoder`, and those of the others that exist."""
+def taps_of(case: Case) -> tuple[Tap, ...]:
+    """Return `encoder` and the other taps that exist. `width` raises ValueError for those that do not."""
     found: list[Tap] = []
-    for tap in ("encoder", "decoder", 1, 0.5):
+    for tap in ("encoder", "decoder", 1, 0.5, "no such tap"):
         try:
             case.params.width(tap)
         except ValueError:
-            findings.expect(tap != "encoder", "it has no tap 'encoder'")
-            continue
-        found.append(tap)
-    try:
-        case.params.width("no such tap")
-    except ValueError:
-        return tuple(found)
-    findings.add("width() accepts a tap that does not exist", fix="raise ValueError, and name the taps there are")
+            case.expect(tap != "encoder", "it has no tap 'encoder'")
+        else:
+            found.append(tap)
+    if "no such tap" in found:
+        case.add("width() accepts a tap that does not exist", fix="raise ValueError, and name the taps there are")
+        found.remove("no such tap")
     return tuple(found)
 
 
-def is_a_backbone(backbone: Any, findings: Findings) -> bool:
-    """Return a module with its blocks in order and the methods that the core calls."""
-    if not findings.expect(isinstance(backbone, nn.Module), "it is not a torch.nn.Module", got=type(backbone).__name__):
+def is_backbone(case: Case, backbone: Any) -> bool:
+    """Return whether it is a module with its blocks in order and the methods that the core calls."""
+    if not case.instance(backbone, nn.Module, "it is not a torch.nn.Module"):
         return False
-    findings.expect(
-        isinstance(backbone, Backbone),
-        "it is not a subclass of sddit.Backbone",
-        got=type(backbone).__name__,
-        fix="derive the class from sddit.Backbone",
-    )
+    fix = "derive the class from sddit.Backbone"
+    case.instance(backbone, Backbone, "it is not a subclass of sddit.Backbone", fix)
     blocks = getattr(backbone, "blocks", None)
-    findings.expect(
-        isinstance(blocks, nn.ModuleList) and len(blocks) > 0,
-        "`blocks` is not a ModuleList of blocks",
-        got=type(blocks).__name__,
-    )
+    has_blocks = isinstance(blocks, nn.ModuleList) and len(blocks) > 0
+    case.expect(has_blocks, "`blocks` is not a ModuleList of blocks", got=type(blocks).__name__)
     missing = [name for name in METHODS if not callable(getattr(backbone, name, None))]
-    return findings.expect(not missing, f"it lacks {', '.join(missing)}", fix="sddit.Backbone documents them")
+    return case.expect(not missing, f"it lacks {', '.join(missing)}", fix="sddit.Backbone documents them")
 
 
-def examine_outputs(trial: Trial, backbone: Any, findings: Findings) -> None:
-    """Shapes of the output and of every tap, with and without output, full and masked."""
+def examine_outputs(case: Case, trial: Trial) -> None:
+    """Check the shapes of the output and of every tap, with and without output, full and masked."""
     channels, height, width = trial.shapes.image
-    image = (things.BATCH, trial.shapes.outputs * channels, height, width)
-    for visible in (None, trial.visible()):
-        with things.no_global_randomness(findings, "forward"):
-            raw, heads, taps = trial.call(backbone, visible=visible)
-        things.is_shaped(findings, raw, image, "its output")
-        findings.expect(isinstance(heads, dict), "its heads are not a dict", got=type(heads).__name__)
-        alone, _, same = trial.call(backbone, visible=visible, output=False)
-        findings.expect(alone is None, "it gives an output with output=False")
-        if not findings.expect(
-            set(taps) == set(trial.taps),
-            "it gives other taps than asked for",
-            got=str(list(taps)),
-            expect=str(trial.taps),
-        ):
+    image = (fixtures.BATCH, trial.shapes.outputs * channels, height, width)
+    for visible in (None, trial.visible):
+        with case.no_global_randomness("forward"):
+            raw, heads, taps = trial.call(visible=visible)
+        case.shaped(raw, image, "its output")
+        case.instance(heads, dict, "its heads are not a dict")
+        alone, _, same = trial.call(visible=visible, output=False)
+        case.expect(alone is None, "it gives an output with output=False")
+        what = "it gives other taps than asked for"
+        if not case.expect(set(taps) == set(trial.taps), what, got=list(taps), expect=trial.taps):
             return
         for tap in trial.taps:
-            examine_tap(trial, tap, taps[tap], visible, findings)
+            examine_tap(case, trial, tap, taps[tap], visible)
             equal = tap in same and torch.allclose(same[tap].patch, taps[tap].patch)
-            findings.expect(equal, f"tap {tap!r} differs with output=False")
+            case.expect(equal, f"tap {tap!r} differs with output=False")
 
 
-def examine_tap(trial: Trial, tap: Tap, tokens: Any, visible: Tensor | None, findings: Findings) -> None:
-    """Check one tap: the visible tokens, or all, and the class token next to them."""
-    width = trial.case.params.width(tap)
-    if tokens.index is None:
-        count = trial.tokens
-    else:
-        findings.expect(
-            visible is not None and torch.equal(tokens.index, visible),
-            f"tap {tap!r} has an index that is not `visible`",
-        )
+def examine_tap(case: Case, trial: Trial, tap: Tap, tokens: Any, visible: Tensor | None) -> None:
+    """Check one tap: the tokens that are visible, or all, and the class token."""
+    width, has_cls = case.params.width(tap), case.params.has_cls
+    count = trial.tokens
+    if tokens.index is not None:
+        same = visible is not None and torch.equal(tokens.index, visible)
+        case.expect(same, f"tap {tap!r} has an index that is not `visible`")
         count = tokens.index.shape[1]
-    things.is_shaped(
-        findings, tokens.patch, (things.BATCH, count, width), f"patch tokens at tap {tap!r}", "width() says what D is"
-    )
-    has_cls = trial.case.params.has_cls
+    patch = (fixtures.BATCH, count, width)
+    case.shaped(tokens.patch, patch, f"patch tokens at tap {tap!r}", "width() says what D is")
     if tokens.cls is not None:
-        findings.expect(has_cls, f"tap {tap!r} has a class token, though has_cls says not")
-        things.is_shaped(findings, tokens.cls, (things.BATCH, width), f"class token at tap {tap!r}")
-    elif tap == "encoder":  # a decoder may have let go of it
-        findings.expect(not has_cls, f"tap {tap!r} has no class token, though has_cls says so")
+        case.expect(has_cls, f"tap {tap!r} has a class token, though has_cls is False")
+        case.shaped(tokens.cls, (fixtures.BATCH, width), f"class token at tap {tap!r}")
+    elif tap == "encoder":  # a decoder may have dropped it
+        case.expect(not has_cls, f"tap {tap!r} has no class token, though has_cls is True")
 
 
-def examine_repeats(trial: Trial, backbone: Any, findings: Findings) -> None:
+def examine_repeats(case: Case, trial: Trial) -> None:
     """Check that outputs repeat, that images are independent, and that every input matters."""
-    raw = trial.call(backbone)[0]
-    findings.expect(torch.equal(raw, trial.call(backbone)[0]), "it gives another output for the same input")
-    findings.expect(
-        torch.equal(raw, trial.call(copy.deepcopy(backbone).eval())[0]),
-        "training and evaluation mode differ",
-        fix="no dropout by default",
-    )
-    batch, levels = (
-        things.batch(torch.float64, image=trial.shapes.image),
-        torch.linspace(-1, 1, things.BATCH, dtype=torch.float64),
-    )
-    part = backbone(batch.x0[2:4], levels[2:4], batch.labels[2:4])[0]
-    findings.expect(torch.allclose(part, raw[2:4], rtol=1e-9), "an image depends on the other images of the batch")
-    findings.expect(not torch.equal(raw, backbone(batch.x0, levels.flip(0), batch.labels)[0]), "c_noise has no effect")
-    findings.expect(not torch.equal(raw, backbone(batch.x0, levels, batch.labels.flip(0))[0]), "labels have no effect")
+    raw = trial.call()[0]
+    case.expect(torch.equal(raw, trial.call()[0]), "it gives another output for the same input")
+    same = torch.equal(raw, trial.call(copy.deepcopy(trial.backbone).eval())[0])
+    case.expect(same, "training and evaluation mode differ", fix="no dropout by default")
+    x, levels, labels = trial.inputs()
+    part = trial.backbone(x[2:4], levels[2:4], labels[2:4])[0]
+    case.expect(torch.allclose(part, raw[2:4], rtol=1e-9), "an image depends on the other images of the batch")
+    case.expect(not torch.equal(raw, trial.backbone(x, levels.flip(0), labels)[0]), "c_noise has no effect")
+    case.expect(not torch.equal(raw, trial.backbone(x, levels, labels.flip(0))[0]), "labels have no effect")
 
 
-def examine_masks(trial: Trial, backbone: Any, findings: Findings) -> None:
-    """With nothing hidden, the masked forward is the full one."""
-    if trial.case.params.supports_masking:
-        everything = torch.arange(trial.tokens).expand(things.BATCH, -1)
-        full, masked = trial.call(backbone)[0], trial.call(backbone, visible=everything)[0]
-        findings.expect(
-            torch.allclose(full, masked, rtol=1e-9), "with every token visible it differs from the full forward"
-        )
-        hidden = trial.call(backbone, visible=trial.visible())[0]
-        findings.expect(not torch.allclose(full, hidden), "hiding half of the tokens changes nothing")
+def examine_masks(case: Case, trial: Trial) -> None:
+    """Check that the masked forward pass is the full one if nothing is hidden, and only then."""
+    if case.params.supports_masking:
+        everything = torch.arange(trial.tokens).expand(fixtures.BATCH, -1)
+        full, masked = trial.call()[0], trial.call(visible=everything)[0]
+        same = torch.allclose(full, masked, rtol=1e-9)
+        case.expect(same, "with every token visible it differs from the full forward")
+        hidden = trial.call(visible=trial.visible)[0]
+        case.expect(not torch.allclose(full, hidden), "hiding half of the tokens changes nothing")
 
 
-def examine_gradient(trial: Trial, backbone: Any, findings: Findings) -> None:
+def examine_gradient(case: Case, trial: Trial) -> None:
     """Check that a full and a masked pass together reach every parameter."""
-    backbone.zero_grad(set_to_none=True)
-    for visible in (None, trial.visible()):
-        torch.autograd.backward(everything(trial.call(backbone, visible=visible)))
-    idle = [
-        name for name, parameter in backbone.named_parameters() if parameter.requires_grad and parameter.grad is None
-    ]
-    findings.expect(
-        not idle, f"parameters without a gradient: {', '.join(idle)}", fix="use them, or requires_grad_(False)"
-    )
+    trial.backbone.zero_grad(set_to_none=True)
+    for visible in (None, trial.visible):
+        torch.autograd.backward(weighted_sum(trial.call(visible=visible)))
+    idle = [name for name, p in trial.backbone.named_parameters() if p.requires_grad and p.grad is None]
+    what = f"parameters without a gradient: {', '.join(idle)}"
+    case.expect(not idle, what, fix="use them, or requires_grad_(False)")
 
 
-def everything(outputs: Any) -> Tensor:
-    """Return one number that depends on all that a forward gives."""
+def weighted_sum(outputs: Any) -> Tensor:
+    """Return one number that depends on everything that a forward pass returns."""
     raw, heads, taps = outputs
     parts = [raw, *heads.values(), *(tokens.patch for tokens in taps.values())]
     parts += [tokens.cls for tokens in taps.values() if tokens.cls is not None]
-    return torch.stack([(part * things.numbers(*part.shape, key=8, dtype=part.dtype)).sum() for part in parts]).sum()
+    return torch.stack([(part * fixtures.numbers(*part.shape, key=8, dtype=part.dtype)).sum() for part in parts]).sum()
 
 
-def examine_checkpointing(trial: Trial, backbone: Any, findings: Findings) -> None:
-    """Recomputing blocks changes no gradient."""
+def examine_checkpointing(case: Case, trial: Trial) -> None:
+    """Check that recomputing blocks changes no gradient."""
     gradients = []
     for on in (False, True):
-        trained = copy.deepcopy(backbone).train()
+        trained = copy.deepcopy(trial.backbone).train()
         trained.zero_grad(set_to_none=True)
         trained.set_checkpointing(on)
-        torch.autograd.backward(everything(trial.call(trained)))
+        torch.autograd.backward(weighted_sum(trial.call(trained)))
         gradients.append({name: p.grad for name, p in trained.named_parameters() if p.grad is not None})
     same = all(torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-9) for name in gradients[0])
-    findings.expect(same, "activation checkpointing changes the gradient")
+    case.expect(same, "activation checkpointing changes the gradient")
 
 
-def examine_cut(trial: Trial, backbone: Any, findings: Findings) -> None:
-    """Cut after the encoder it still gives that tap, and weighs no more."""
-    cut = copy.deepcopy(backbone)
-    cut.truncate(("encoder",))
-    whole = trial.call(backbone, taps=("encoder",), output=False)[2]["encoder"]
-    part = trial.call(cut, taps=("encoder",), output=False)[2]["encoder"]
-    findings.expect(torch.equal(whole.patch, part.patch), "truncate changes the tap it keeps")
-    smaller = count(cut) < count(backbone)
-    findings.expect(
-        smaller,
-        "truncate drops nothing",
-        got=f"{count(cut)} of {count(backbone)} parameters",
-        fix="a teacher needs no output layer",
-    )
+def examine_truncation(case: Case, trial: Trial) -> None:
+    """Check that a network truncated after the encoder has the same tap and fewer parameters."""
+    short = copy.deepcopy(trial.backbone)
+    short.truncate(("encoder",))
+    whole = trial.call(taps=("encoder",), output=False)[2]["encoder"].patch
+    part = trial.call(short, taps=("encoder",), output=False)[2]["encoder"].patch
+    case.expect(torch.equal(whole, part), "truncate changes the tap it keeps")
+    kept, total = num_parameters(short), num_parameters(trial.backbone)
+    fix = "a teacher needs no output layer"
+    case.expect(kept < total, "truncate drops nothing", got=f"{kept} of {total} parameters", fix=fix)
 
 
-def examine_precision(trial: Trial, findings: Findings) -> None:
-    """Finite under bf16 autocast, and near float32."""
+def examine_precision(case: Case, trial: Trial) -> None:
+    """Check that the output under bf16 autocast is close to that in float32."""
     backbone = trial.build(torch.float32)
     full = trial.call(backbone, torch.float32)[0]
     with torch.autocast("cpu", torch.bfloat16):
         low = trial.call(backbone, torch.float32)[0].float()
     error = ((low - full).norm() / full.norm()).item()
-    findings.expect(
-        error < 0.1, "under bf16 autocast the output is far off", got=f"{error:.2g} relative", expect="below 0.1"
-    )
+    what = "under bf16 autocast the output is far off"
+    case.expect(error < 0.1, what, got=f"{error:.2g} relative", expect="below 0.1")
 
 
-def examine_cost(trial: Trial, backbone: Any, findings: Findings) -> None:
-    """Parameters and FLOPs as stated, within 1 %, counted with the softmax written out."""
-    params, shapes = trial.case.params, trial.shapes
-    for visible in (None, trial.visible()):
+def examine_cost(case: Case, trial: Trial) -> None:
+    """Check the stated parameters and FLOPs, counted with the softmax written out, within 1 %."""
+    for visible in (None, trial.visible):
         kept = trial.tokens if visible is None else visible.shape[1]
-        cost = params.cost(shapes, num_kept=kept)
+        cost = case.params.cost(trial.shapes, num_kept=kept)
         if cost is None:
             return
-        near(cost.parameters, count(backbone), "parameters", findings)
         with FlopCounterMode(display=False) as counter:
-            trial.call(backbone, taps=(), visible=visible)
-        near(cost.flops, counter.get_total_flops() / things.BATCH, f"FLOPs of {kept} visible tokens", findings)
+            trial.call(taps=(), visible=visible)
+        flops = counter.get_total_flops() / fixtures.BATCH
+        for stated, counted, what in (
+            (cost.parameters, num_parameters(trial.backbone), "parameters"),
+            (cost.flops, flops, f"FLOPs of {kept} visible tokens"),
+        ):
+            close = math.isclose(stated, counted, rel_tol=0.01)
+            expect = f"{counted:,.0f} within 1 %"
+            case.expect(close, f"cost() states wrong {what}", got=f"{stated:,.0f}", expect=expect)
 
 
-def near(stated: float, counted: float, what: str, findings: Findings) -> None:
-    close = math.isclose(stated, counted, rel_tol=0.01)
-    findings.expect(close, f"cost() states wrong {what}", got=f"{stated:,.0f}", expect=f"{counted:,.0f} within 1 %")
-
-
-def count(module: nn.Module) -> int:
-    """Return its parameters."""
+def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

@@ -5,17 +5,16 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from sddit.testing.kit import Case, Findings
+from sddit.testing.case import Case
 
 
-def examine(case: Case, findings: Findings) -> None:
-    """Log in two sittings, as a run that was stopped and continued does."""
+def examine(case: Case) -> None:
+    """Log a run that is stopped and continued."""
     with tempfile.TemporaryDirectory() as folder:
-        for sitting, first in (("a run", 1), ("a continued run", 2)):
-            with findings.trying(f"{sitting} was logged"):
+        for run, first in (("a run", 1), ("a continued run", 2)):
+            with case.trying(f"{run} was logged"):
                 tracker = case.build(folder=Path(folder))
-                tracker.log(first, {"loss/denoise": 0.5, "lr": 1e-4})
-                tracker.log(
-                    first + 1, {"loss/denoise": 0.4, "lr": 1e-4, "grad_ratio/denoise": 1.0}
-                )  # a number that comes later
+                values = {"loss/denoise": 0.5, "lr": 1e-4}
+                tracker.log(first, values)
+                tracker.log(first + 1, {**values, "grad_ratio/denoise": 1.0})  # a key that appears later
                 tracker.close()

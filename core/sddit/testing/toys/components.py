@@ -1,9 +1,10 @@
-"""The toys themselves: every contract of `sddit.interfaces` in its shortest honest form."""
+"""Implement the toys: every contract of `sddit.interfaces` in its shortest form."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -11,42 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sddit import interfaces as face
+from sddit.diffusion.masking import draw_mask
 from sddit.diffusion.sigma_grids import sigma_grid
-from sddit.interfaces import (
-    Batch,
-    Context,
-    DataFacts,
-    Denoise,
-    Denoiser,
-    Draws,
-    NoiseSchedule,
-    Outputs,
-    Prediction,
-    Scalings,
-    Tap,
-    View,
-)
 from sddit.losses import LossTerm
-from sddit.testing.toys.params import (
-    SHADE,
-    ToyAgreementParams,
-    ToyDatasetParams,
-    ToyFeatureParams,
-    ToyGuidanceParams,
-    ToyLossParams,
-    ToyOptimizerParams,
-    ToyPairsParams,
-    ToySamplerParams,
-    ToyScheduleParams,
-    ToyTrackerParams,
-)
+from sddit.testing.toys import params as settings
 from sddit.value_schedules import value_at
 
 
 class ToySchedule:
     """x = x0 + t eps; the network sees x / sqrt(1 + t^2) and gives x0."""
 
-    def __init__(self, params: ToyScheduleParams) -> None:
+    def __init__(self, params: settings.ToyScheduleParams) -> None:
         self.outputs = params.outputs
         self.sigma_range = params.t_range
 
@@ -66,15 +43,14 @@ class ToySchedule:
     def t_from_sigma(self, sigma: Tensor) -> Tensor:
         return sigma
 
-    def snap(self, sigma: Tensor) -> Tensor:
-        return sigma
+    snap = t_from_sigma
 
     def noise_fraction(self, t: Tensor) -> Tensor:
         low, high = self.sigma_range
         return ((t / low).log() / math.log(high / low)).clamp(0, 1)
 
-    def scalings(self, t: Tensor) -> Scalings:
-        return Scalings(torch.zeros_like(t), torch.ones_like(t), (1 + t**2).rsqrt(), t.log() / 4)
+    def scalings(self, t: Tensor) -> face.Scalings:
+        return face.Scalings(torch.zeros_like(t), torch.ones_like(t), (1 + t**2).rsqrt(), t.log() / 4)
 
     def grid(self, steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
         if kind != "native":
@@ -86,41 +62,38 @@ class ToySchedule:
 class ToyPairs:
     """A noisy student view with hidden tokens, and the same noise at half the level for a teacher."""
 
-    def __init__(self, params: ToyPairsParams, *, grid: tuple[int, int]) -> None:
-        self.params = params
-        self.tokens = math.prod(grid)
+    def __init__(self, params: settings.ToyPairsParams, *, grid: tuple[int, int]) -> None:
+        self.params, self.grid = params, grid
 
-    def __call__(self, batch: Batch, draws: Draws, schedule: NoiseSchedule, ctx: Context) -> dict[str, View]:
-        noise = draws.normal("noise", batch.x0.shape[1:]).to(batch.x0)
+    def __call__(
+        self, batch: face.Batch, draws: face.Draws, schedule: face.NoiseSchedule, ctx: face.Context
+    ) -> dict[str, face.View]:
+        x0 = batch.x0
+        noise = draws.normal("noise", x0.shape[1:]).to(x0)
         t = schedule.t_from_uniform(draws.uniform("level"))
-        views = {"student": self.view("student", batch, noise, t, schedule)}
-        views["student"].visible = self.visible(draws, ctx)
-        if self.params.teacher:
-            views["teacher"] = self.view("teacher", batch, noise, t / 2, schedule)
-        return views
-
-    def view(
-        self, network: Literal["student", "teacher"], batch: Batch, noise: Tensor, t: Tensor, schedule: NoiseSchedule
-    ) -> View:
-        x = schedule.perturb(batch.x0, noise, t)
-        return View(network=network, x=x, t=t, labels=batch.labels, x0=batch.x0, noise=noise)
-
-    def visible(self, draws: Draws, ctx: Context) -> Tensor | None:
         ratio = value_at(self.params.mask_ratio, ctx.step, ctx.total_steps)
-        kept = max(1, math.floor(self.tokens * (1 - ratio) + 1e-9))
-        if kept == self.tokens:
-            return None
-        scores = draws.uniform("mask", (self.tokens,))  # [B, N]
-        return scores.argsort(dim=1)[:, :kept].sort(dim=1).values  # [B, K]
+        student = face.View(
+            network="student",
+            x=schedule.perturb(x0, noise, t),
+            t=t,
+            labels=batch.labels,
+            x0=x0,
+            noise=noise,
+            visible=draw_mask(draws, "mask", grid=self.grid, ratio=ratio),
+        )
+        if not self.params.teacher:
+            return {"student": student}
+        x = schedule.perturb(x0, noise, t / 2)
+        return {"student": student, "teacher": replace(student, network="teacher", x=x, t=t / 2, visible=None)}
 
 
 class ToyLoss(LossTerm):
     """mean (x0_hat - x0)^2 over the student's views."""
 
-    def __init__(self, params: ToyLossParams, **_: object) -> None:
+    def __init__(self, params: settings.ToyLossParams, **_: object) -> None:
         super().__init__()
 
-    def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
+    def forward(self, ctx: face.Context, views: Mapping[str, face.View], outputs: Mapping[str, face.Outputs]) -> Tensor:
         errors = []
         for name, view in views.items():
             estimate = outputs[name].x0
@@ -130,12 +103,12 @@ class ToyLoss(LossTerm):
 
 
 class ToyAgreement(LossTerm):
-    """Tokens of a student head against the averaged head's view of the teacher's tokens, minus a running centre."""
+    """Distance of a head's student tokens from the EMA head's teacher tokens, minus a running centre."""
 
     ema_modules = ("head",)
     centre: Tensor
 
-    def __init__(self, params: ToyAgreementParams, *, widths: Mapping[Tap, int], **_: object) -> None:
+    def __init__(self, params: settings.ToyAgreementParams, *, widths: Mapping[face.Tap, int], **_: object) -> None:
         super().__init__()
         width = widths["encoder"]
         self.momentum = params.momentum
@@ -143,7 +116,7 @@ class ToyAgreement(LossTerm):
         self.register_buffer("centre", torch.zeros(width))
         self.waiting: list[Tensor] = []  # means of the micro-batches, [D] each
 
-    def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
+    def forward(self, ctx: face.Context, views: Mapping[str, face.View], outputs: Mapping[str, face.Outputs]) -> Tensor:
         student, teacher = outputs["student"].taps["encoder"], outputs["teacher"].taps["encoder"]
         with torch.no_grad():
             target = ctx.ema_modules["head"](teacher.at(student.index))  # [B, K, D]
@@ -152,7 +125,7 @@ class ToyAgreement(LossTerm):
         self.log("centre", self.centre.norm())
         return error
 
-    def after_step(self, ctx: Context) -> None:
+    def after_step(self, ctx: face.Context) -> None:
         if self.waiting:
             self.centre.lerp_(torch.stack(self.waiting).mean(dim=0).to(self.centre), 1 - self.momentum)
         self.discard()
@@ -164,20 +137,18 @@ class ToyAgreement(LossTerm):
         self.waiting.clear()
 
 
-class ToySampler:
-    """Euler's method on dx/dsigma = (x - D(x, sigma)) / sigma."""
+class Toy:
+    """A toy that is built from its settings alone."""
 
-    def __init__(self, params: ToySamplerParams, *, schedule: NoiseSchedule) -> None:
+    def __init__(self, params: Any, **_: object) -> None:
         self.params = params
 
+
+class ToySampler(Toy):
+    """Euler's method on dx/dsigma = (x - D(x, sigma)) / sigma."""
+
     def __call__(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        sigmas: Sequence[float],
-        *,
-        noise: Callable[[int], Tensor],
-        callback: Callable[[int, Tensor], None] | None = None,
+        self, denoise: face.Denoise, x: Tensor, sigmas: Sequence[float], *, callback: Any = None, **_: object
     ) -> Tensor:
         for step, (sigma, lower) in enumerate(pairwise(sigmas)):
             x = x + (lower - sigma) * (x - denoise(x, sigma).x0.to(x)) / sigma
@@ -186,24 +157,15 @@ class ToySampler:
         return x
 
 
-class ToyGuidance:
+class ToyGuidance(Toy):
     """The denoiser as it is."""
 
-    def __init__(self, params: ToyGuidanceParams, *, schedule: NoiseSchedule) -> None:
-        self.params = params
-
-    def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise:
-        def denoise(x: Tensor, sigma: float) -> Prediction:
-            return denoiser(x, sigma, labels)
-
-        return denoise
+    def __call__(self, denoiser: face.Denoiser, labels: Tensor) -> face.Denoise:
+        return lambda x, sigma: denoiser(x, sigma, labels)
 
 
-class ToyOptimizer:
-    """Adam whose weight decay spares biases and norms."""
-
-    def __init__(self, params: ToyOptimizerParams) -> None:
-        self.params = params
+class ToyOptimizer(Toy):
+    """Adam without weight decay of biases and norms."""
 
     def __call__(self, groups: Sequence[Mapping[str, Any]], device: torch.device) -> torch.optim.Optimizer:
         parts = []
@@ -219,14 +181,13 @@ class ToyOptimizer:
 class ToyDataset:
     """One split: the class gives the shade, the index a fixed texture."""
 
-    def __init__(self, params: ToyDatasetParams, *, split: Literal["train", "test"]) -> None:
+    def __init__(self, params: settings.ToyDatasetParams, *, split: Literal["train", "test"]) -> None:
         self.facts, self.texture = params.facts(), params.texture
-        self.first, self.count = (
-            (0, self.facts.train_size) if split == "train" else (self.facts.train_size, self.facts.test_size)
-        )
+        self.first = 0 if split == "train" else self.facts.train_size
+        self.size = self.facts.train_size if split == "train" else self.facts.test_size
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         channels, height, width = self.facts.image
@@ -236,21 +197,18 @@ class ToyDataset:
         shade = (2 * labels + 1) / classes - 1  # [n] in (-1, 1)
         place = torch.arange(channels * height * width).reshape(1, channels, height, width)
         texture = self.texture * torch.sin((index[:, None, None, None] + 1) * (place + 1.0))
-        return (SHADE * shade[:, None, None, None] + texture).float(), labels
+        return (settings.SHADE * shade[:, None, None, None] + texture).float(), labels
 
     def to_images(self, x: Tensor) -> Tensor:
         grey = x[:, :1].expand(-1, 3, -1, -1)
         return ((grey.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-class ToyFeatures:
+class ToyFeatures(Toy):
     """Mean and standard deviation of each channel."""
 
     title = "channel moments"
     dimensions = 6
-
-    def __init__(self, params: ToyFeatureParams, *, facts: DataFacts, device: torch.device) -> None:
-        self.params = params
 
     def features(self, images: Tensor) -> Tensor:
         x = images.float() / 255
@@ -261,9 +219,9 @@ class ToyFeatures:
 
 
 class ToyTracker:
-    """Keeps (step, values) in `rows`."""
+    """Keep (step, values) in `rows`."""
 
-    def __init__(self, params: ToyTrackerParams, *, folder: Path) -> None:
+    def __init__(self, params: settings.ToyTrackerParams, *, folder: Path) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.closed = False
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,17 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sddit.backbones import Backbone
-from sddit.interfaces import (
-    NOTHING,
-    Attention,
-    Shapes,
-    Tap,
-    Tokens,
-)
-from sddit.testing.toys.params import (
-    ToyAttentionParams,
-    ToyBackboneParams,
-)
+from sddit.interfaces import NOTHING, Shapes, Tap, Tokens
+from sddit.testing.toys.params import ToyAttentionParams, ToyBackboneParams
 
 
 class ToyBlock(nn.Module):
@@ -34,7 +26,6 @@ class ToyBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(2 * width, width)
         self.down = nn.Linear(width, 2 * width)
-        self.width = width
 
     def forward(self, tokens: Tensor, mixing: Tensor) -> Tensor:
         """tokens [B, n, D]; mixing [B, n, n], rows of sum 1."""
@@ -49,13 +40,7 @@ class ToyBackbone(Backbone):
     """Patches, blocks on visible tokens, hidden places filled with their input token, a linear output."""
 
     def __init__(
-        self,
-        params: ToyBackboneParams,
-        *,
-        image: tuple[int, int, int],
-        num_classes: int,
-        outputs: int,
-        attention: Attention,
+        self, params: ToyBackboneParams, *, image: tuple[int, int, int], num_classes: int, outputs: int, **_: object
     ) -> None:
         super().__init__()
         channels = image[0]
@@ -87,13 +72,11 @@ class ToyBackbone(Backbone):
         inner, mixing = self.select(tokens, visible, groups)
         depths = {tap: self.params.block_of(tap) for tap in taps}
         read: dict[Tap, Tokens] = {}
-        for depth, block in enumerate(self.blocks, start=1):
-            inner = (
-                checkpoint(block, inner, mixing, use_reentrant=False) if self.checkpointing else block(inner, mixing)
-            )
+        deepest = len(self.blocks) if output else max(depths.values(), default=0)
+        for depth, block in enumerate(self.blocks[:deepest], start=1):
+            run = partial(checkpoint, block, use_reentrant=False) if self.checkpointing else block
+            inner = run(inner, mixing)
             read |= {tap: self.tokens(inner, visible) for tap, at in depths.items() if at == depth}
-            if not output and depth == max(depths.values(), default=0):
-                return None, {}, read
         if not output:
             return None, {}, read
         if self.head is None:
@@ -116,7 +99,7 @@ class ToyBackbone(Backbone):
         parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
     def select(self, tokens: Tensor, visible: Tensor | None, groups: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the tokens that run, class token first, and who sees whom: [B, n, D], [B, n, n]."""
+        """Return the visible tokens, class token first, [B, n, D], and the mean over those each sees, [B, n, n]."""
         batch, count, width = tokens.shape
         groups = torch.zeros(batch, count, dtype=torch.int64, device=tokens.device) if groups is None else groups
         if visible is not None:
@@ -146,16 +129,6 @@ class ToyBackbone(Backbone):
         return F.fold(patches.transpose(1, 2), self.image_shape[1:], side, stride=side)
 
 
-@dataclass(frozen=True, slots=True)
-class ToyDescription:
-    """A network of the toy layout in our terms."""
-
-    backbone: dict[str, Any]
-    shapes: Shapes
-    noise_schedule: tuple[str, dict[str, Any]]
-    recipe: dict[str, Any]
-
-
 class ToyFormat:
     """A published layout: names start with `net.`, the label table is transposed, and no tensor implies `patch`."""
 
@@ -164,12 +137,14 @@ class ToyFormat:
     idle = ("dropout",)
 
     @staticmethod
-    def describe(config: Mapping[str, Any]) -> ToyDescription:
+    def describe(config: Mapping[str, Any]) -> SimpleNamespace:
         settings = {name: config[name] for name in ("hidden", "depth", "patch", "cls")}
         shapes = Shapes((config["channels"], config["side"], config["side"]), config["classes"])
         tables = {table: {"name": "toy"} for table in ("pair_sampler", "guidance", "attention", "optimizer")}
         trained = {"loss": {"denoise": {"name": "toy"}}, "sampler": {"name": "toy", "steps": 4}}
-        return ToyDescription(settings, shapes, ("toy", {}), {**tables, **trained})
+        return SimpleNamespace(
+            backbone=settings, shapes=shapes, noise_schedule=("toy", {}), recipe={**tables, **trained}
+        )
 
     @staticmethod
     def config(params: ToyBackboneParams, shapes: Shapes, schedule: Mapping[str, Any]) -> dict[str, Any]:

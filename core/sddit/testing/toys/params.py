@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -12,16 +12,17 @@ from sddit import interfaces as face
 from sddit.value_schedules import Value, bounded
 
 SHADE = 0.7
-"""How far apart the classes of the toy data set are."""
+"""Distance between the classes of the toy data set."""
 
 
 class ToyBackboneParams(face.BackboneParams):
-    """A few blocks that mix each token with the mean of those it may see."""
+    """A few blocks that mix each token with the mean of the tokens it may see."""
 
     hidden: int = Field(16, ge=2, le=4096, description="D, the width of a token.")
     depth: int = Field(2, ge=1, le=64, description="Number of blocks.")
     patch: int = Field(4, ge=1, description="Side of a patch in pixels.")
     cls: bool = Field(True, description="Carry a class token.")
+    supports_masking: ClassVar[bool] = True
 
     def grid(self, shapes: face.Shapes) -> tuple[int, int]:
         _, height, width = shapes.image
@@ -45,10 +46,6 @@ class ToyBackboneParams(face.BackboneParams):
     def has_cls(self) -> bool:
         return self.cls
 
-    @property
-    def supports_masking(self) -> bool:
-        return True
-
     def cost(
         self, shapes: face.Shapes, *, num_kept: int, taps: Sequence[face.Tap] = (), output: bool = True
     ) -> face.Cost | None:
@@ -56,23 +53,12 @@ class ToyBackboneParams(face.BackboneParams):
         patch, width = shapes.image[0] * self.patch**2, self.hidden
         depth = self.depth if output else max(map(self.block_of, taps), default=0)
         row = num_kept + self.cls
-        head = shapes.outputs * patch
-        parameters = (
-            (patch + 1) * width
-            + tokens * width
-            + 2 * width
-            + (shapes.num_classes + 1) * width
-            + self.cls * width
-            + depth * (2 * width + 4 * width**2 + 3 * width)
-            + output * (width + 1) * head
-        )
-        flops = 2 * (
-            tokens * patch * width
-            + width
-            + depth * row * (4 * width**2 + row * width)
-            + (tokens * width * head if output else 0)
-        )
-        return face.Cost(parameters, flops, depth * row * 4 * width)
+        head = output * shapes.outputs * patch
+        inputs = (patch + tokens + shapes.num_classes + 4 + self.cls) * width
+        blocks = depth * (4 * width + 5) * width
+        block_flops = depth * row * (4 * width + row) * width
+        flops = 2 * ((tokens * patch + 1) * width + block_flops + tokens * width * head)
+        return face.Cost(inputs + blocks + (width + 1) * head, flops, depth * row * 4 * width)
 
 
 class ToyScheduleParams(face.NoiseScheduleParams):
@@ -110,7 +96,7 @@ class ToyLossParams(face.LossParams):
 
 
 class ToyAgreementParams(face.LossParams):
-    """Student tokens, through a head, against the teacher's, minus a running centre."""
+    """Student tokens against the teacher's."""
 
     momentum: float = Field(0.9, ge=0, le=1, description="Fraction of the centre kept at each step.")
 
@@ -137,23 +123,15 @@ class ToyGuidanceParams(face.GuidanceParams):
 class ToyAttentionParams(face.AttentionParams):
     """The softmax written out."""
 
-    @property
-    def takes_bias(self) -> bool:
-        return True
-
-    @property
-    def takes_groups(self) -> bool:
-        return True
+    takes_bias: ClassVar[bool] = True
+    takes_groups: ClassVar[bool] = True
 
 
 class ToyOptimizerParams(face.OptimizerParams):
     """Adam with decoupled weight decay."""
 
     weight_decay: float = Field(0.0, ge=0, description="Decay of matrices; biases and norms do not decay.")
-
-    @property
-    def state_per_parameter(self) -> int:
-        return 2
+    state_per_parameter: ClassVar[int] = 2
 
 
 class ToyDatasetParams(face.DatasetParams):
@@ -183,12 +161,10 @@ class ToyDatasetParams(face.DatasetParams):
         return math.sqrt(2 * (0.5**2 - SHADE**2 * shades))
 
 
-class ToyFeatureParams(face.FeatureParams):
+class ToyFeaturesParams(face.FeatureParams):
     """Mean and standard deviation of each channel."""
 
-    @property
-    def dimensions(self) -> int:
-        return 6
+    dimensions: ClassVar[int] = 6
 
 
 class ToyTrackerParams(face.TrackerParams):

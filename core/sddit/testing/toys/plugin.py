@@ -1,6 +1,6 @@
-"""Toy components of every kind, small enough for tests of the core alone. This half is their settings: no torch.
+"""Register toy components of every kind, so that tests need no other plugin. This module imports no torch.
 
-Registered as a plugin named `toy`, they make a recipe that trains in a blink with no other plugin installed:
+A recipe of toys trains in milliseconds:
 
     with using_host(toy_host()):
         recipe = resolve(write(tmp_path / "toy.toml", TOY_RECIPE))
@@ -8,29 +8,15 @@ Registered as a plugin named `toy`, they make a recipe that trains in a blink wi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
-from sddit import interfaces as face
+from sddit.data.declared import DeclaredParams
+from sddit.interfaces import Dataset, Params
 from sddit.plugins.hookspecs import hookimpl
 from sddit.plugins.host import Host
 from sddit.plugins.registry import Registry
-from sddit.testing.toys.params import (
-    ToyAgreementParams,
-    ToyAttentionParams,
-    ToyBackboneParams,
-    ToyDatasetParams,
-    ToyFeatureParams,
-    ToyGuidanceParams,
-    ToyLossParams,
-    ToyOptimizerParams,
-    ToyPairsParams,
-    ToySamplerParams,
-    ToyScheduleParams,
-    ToyTrackerParams,
-)
-
-if TYPE_CHECKING:
-    from sddit import Backbone
+from sddit.testing.toys import params as settings
 
 TOY_RECIPE = """
 [backbone]
@@ -70,105 +56,53 @@ weight = 0.5
 """The same with a masked student, a teacher, and a term that has a head, a buffer and an averaged module."""
 
 
-def toy_host() -> Host:
-    """Return a host with the toys and no other plugin.
+TOYS: dict[str, dict[str, type[Params]]] = {
+    "backbones": {"toy": settings.ToyBackboneParams},
+    "noise_schedules": {"toy": settings.ToyScheduleParams},
+    "pair_samplers": {"toy": settings.ToyPairsParams},
+    "losses": {"toy": settings.ToyLossParams, "toy_agreement": settings.ToyAgreementParams},
+    "samplers": {"toy": settings.ToySamplerParams},
+    "guidances": {"toy": settings.ToyGuidanceParams},
+    "attention": {"toy": settings.ToyAttentionParams},
+    "optimizers": {"toy": settings.ToyOptimizerParams},
+    "datasets": {"toy": settings.ToyDatasetParams},
+    "features": {"toy": settings.ToyFeaturesParams},
+    "trackers": {"toy": settings.ToyTrackerParams},
+}
+"""Names and settings of the toys, by kind. The settings of `ToyLoss` are `ToyLossParams`."""
 
-    The data set `sddit/declared`, which exports name, is one of them.
-    """
-    from sddit.testing.toys import declared_toy
-    from sddit.testing.toys import plugin as toys
+
+def hook_of(kind: str) -> Callable[[Registry[Any]], None]:
+    """Return the hook that registers the toys of a kind."""
+    module = f"sddit.testing.toys.{'network' if kind in ('backbones', 'attention') else 'components'}"
+    formats = {"toy": f"{module}:ToyFormat"} if kind == "backbones" else {}
+
+    @hookimpl
+    def register(registry: Registry[Any]) -> None:
+        for name, params in TOYS[kind].items():
+            factory = f"{module}:{params.__name__.removesuffix('Params')}"
+            registry.add(name, factory, params=params, summary=params.__doc__ or "", formats=formats)
+
+    return register
+
+
+globals().update({f"register_{kind}": hook_of(kind) for kind in TOYS})
+
+
+class DeclaredPlugin:
+    """Register the data set without images as `sddit/declared`, the name that exported recipes use."""
+
+    @hookimpl
+    def register_datasets(self, registry: Registry[Dataset]) -> None:
+        factory = "sddit.data.preview:declared"
+        registry.add("declared", factory, params=DeclaredParams, summary="Shapes without images.")
+
+
+def toy_host() -> Host:
+    """Return a host with the toys, the data set `sddit/declared` and no other plugin."""
+    from sddit.testing.toys import plugin
 
     host = Host(builtins=())
-    host.add("sddit", declared_toy)
-    host.add("toy", toys)
+    host.add("sddit", DeclaredPlugin())
+    host.add("toy", plugin)
     return host
-
-
-@hookimpl
-def register_backbones(registry: Registry[Backbone]) -> None:
-    registry.add(
-        "toy",
-        "sddit.testing.toys.network:ToyBackbone",
-        params=ToyBackboneParams,
-        summary="A tiny token network with class token, taps and masks.",
-        formats={"toy": "sddit.testing.toys.network:ToyFormat"},
-    )
-
-
-@hookimpl
-def register_noise_schedules(registry: Registry[face.NoiseSchedule]) -> None:
-    registry.add(
-        "toy",
-        "sddit.testing.toys.components:ToySchedule",
-        params=ToyScheduleParams,
-        summary="Noise added, x0 predicted.",
-    )
-
-
-@hookimpl
-def register_pair_samplers(registry: Registry[face.PairSampler]) -> None:
-    registry.add(
-        "toy",
-        "sddit.testing.toys.components:ToyPairs",
-        params=ToyPairsParams,
-        summary="A student, and perhaps a teacher.",
-    )
-
-
-@hookimpl
-def register_losses(registry: Registry[face.Loss]) -> None:
-    registry.add("toy", "sddit.testing.toys.components:ToyLoss", params=ToyLossParams, summary="Squared error of x0.")
-    registry.add(
-        "toy_agreement",
-        "sddit.testing.toys.components:ToyAgreement",
-        params=ToyAgreementParams,
-        summary="Student tokens against the teacher's.",
-    )
-
-
-@hookimpl
-def register_samplers(registry: Registry[face.Sampler]) -> None:
-    registry.add("toy", "sddit.testing.toys.components:ToySampler", params=ToySamplerParams, summary="Euler's method.")
-
-
-@hookimpl
-def register_guidances(registry: Registry[face.Guidance]) -> None:
-    registry.add("toy", "sddit.testing.toys.components:ToyGuidance", params=ToyGuidanceParams, summary="None.")
-
-
-@hookimpl
-def register_attention(registry: Registry[face.Attention]) -> None:
-    registry.add(
-        "toy", "sddit.testing.toys.network:ToyAttention", params=ToyAttentionParams, summary="The softmax written out."
-    )
-
-
-@hookimpl
-def register_optimizers(registry: Registry[face.Optimizer]) -> None:
-    registry.add(
-        "toy", "sddit.testing.toys.components:ToyOptimizer", params=ToyOptimizerParams, summary="Adam, decayed weights."
-    )
-
-
-@hookimpl
-def register_datasets(registry: Registry[face.Dataset]) -> None:
-    registry.add(
-        "toy", "sddit.testing.toys.components:ToyDataset", params=ToyDatasetParams, summary="Made of formulas."
-    )
-
-
-@hookimpl
-def register_features(registry: Registry[face.FeatureExtractor]) -> None:
-    registry.add(
-        "toy",
-        "sddit.testing.toys.components:ToyFeatures",
-        params=ToyFeatureParams,
-        summary="Means and standard deviations.",
-    )
-
-
-@hookimpl
-def register_trackers(registry: Registry[face.Tracker]) -> None:
-    registry.add(
-        "toy", "sddit.testing.toys.components:ToyTracker", params=ToyTrackerParams, summary="A list in memory."
-    )

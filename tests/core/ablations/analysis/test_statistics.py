@@ -22,7 +22,7 @@ from sddit.ablations.analysis.statistics import (
     welch,
 )
 from sddit.interfaces.metric_names import Direction
-from sddit.reports.ablation.phrases import comparison_text
+from sddit.reports.ablation.probe_table import comparison_text
 
 Array = NDArray[np.float64]
 TRIALS = 20_000

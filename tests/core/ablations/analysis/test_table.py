@@ -13,7 +13,6 @@ from sddit.ablations.analysis.statistics import Sides, Summary, compare
 from sddit.ablations.analysis.table import (
     cells,
     comparisons,
-    family_size,
     format_changes,
     format_comparison,
     format_summary,
@@ -43,7 +42,7 @@ def folder(ablation, tmp_path):
     """The folder of an ablation with two finished arms; of the third, one run failed and one is in progress."""
     plan = make_plan(ablation(ARMS), tmp_path / "runs")
     plan.folder.mkdir(parents=True)
-    (plan.folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
+    (plan.folder / "plan.json").write_text(json.dumps(plan.record().to_json()), encoding="utf-8")
     for run in plan.runs:
         if run.arm == "failing":
             continue
@@ -103,10 +102,10 @@ def test_an_interval_without_0_next_to_within_noise_is_explained():
     found = compare({label: Sides(arm, base) for label, arm in arms.items()}, better="lower")
     assert found["far"].high < 0
     assert format_comparison(found["far"]) == "-0.25 [-0.37, -0.13] within noise (p = 0.078)"
-    assert "Holm-corrected for 6 arms" in interval_note(family_size({"toy.fd": found}))
+    assert "Holm-corrected for 6 arms" in interval_note({"toy.fd": found})
     alone = compare({"far": Sides(arms["far"], base)}, better="lower")
     assert format_comparison(alone["far"]) == "-0.25 [-0.37, -0.13] better (p = 0.013)"
-    assert interval_note(family_size({"toy.fd": alone})) == interval_note(family_size({})) == ""
+    assert interval_note({"toy.fd": alone}) == interval_note({}) == ""
 
 
 def test_a_copy_of_the_baseline_does_not_differ(folder):

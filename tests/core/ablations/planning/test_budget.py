@@ -117,7 +117,7 @@ def test_equal_time_by_a_pace_that_was_measured(ablation):
 def test_a_plan_of_time_has_no_runs_before_it_is_measured(ablation, tmp_path):
     found = ablation(TIME, LONG)
     assert make_plan(found, tmp_path).runs == ()
-    assert make_plan(found, tmp_path).budget is None
+    assert make_plan(found, tmp_path).budget.amount is None
 
 
 def test_only_time_needs_to_be_measured(ablation):

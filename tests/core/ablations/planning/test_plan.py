@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from sddit.ablations.planning.plan import ablation_id, is_run_of, make_plan, run_name, with_threads
+from sddit.ablations.planning.measurements import with_threads
+from sddit.ablations.planning.plan import ablation_id, is_run_of, make_plan
 from sddit.recipes.resolve import changed, resolve
 
 ARMS = """
@@ -98,13 +97,6 @@ def test_more_seeds_and_metrics_keep_the_id_and_other_arms_do_not(ablation):
     assert len(set(ids[2:])) == 3
 
 
-@pytest.mark.parametrize(
-    ("label", "name"), [("masked", "x-masked"), ("a mask_ratio=0.1", "x-a-mask_ratio-0.1"), ("{ a = 1 }", "x-a-1")]
-)
-def test_a_label_becomes_the_name_of_a_folder(label, name):
-    assert run_name("x", label) == name
-
-
 def test_threads_are_given_only_where_the_recipe_leaves_them_open(ablation):
     base = ablation(ARMS).base
     assert with_threads(base, None) is base
@@ -115,7 +107,7 @@ def test_threads_are_given_only_where_the_recipe_leaves_them_open(ablation):
 
 def test_the_plan_as_json(ablation, tmp_path):
     plan = make_plan(ablation(ARMS), tmp_path)
-    text = json.loads(json.dumps(plan.to_json()))
+    text = json.loads(json.dumps(plan.record().to_json()))
     assert text["runs"][1] == {
         "arm": "masked",
         "seed": 0,

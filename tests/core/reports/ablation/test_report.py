@@ -11,13 +11,14 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 
 from sddit.ablations.analysis.diagnostics import diagnoses, logs_of
 from sddit.ablations.analysis.results import AblationResults, RunOutcome
 from sddit.ablations.analysis.statistics import p_text, student_interval
-from sddit.ablations.analysis.table import comparisons, floors_of
+from sddit.ablations.analysis.table import comparisons
 from sddit.ablations.analysis.targets import first_at, reached
-from sddit.ablations.planning.leak_check import MAX_PARAMETERS, check_recipe
+from sddit.ablations.planning.measurements import MAX_PARAMETERS, check_recipe
 from sddit.ablations.planning.records import ArmRecord, LeakCheck, PlanRecord
 from sddit.evaluation.probe import Probe
 from sddit.interfaces import Monitor
@@ -59,7 +60,7 @@ def arm(label: str, **changed):
 
 
 def record(label: str, **changed) -> ArmRecord:
-    return ArmRecord.from_json(arm(label, **changed))
+    return TypeAdapter(ArmRecord).validate_python(arm(label, **changed))
 
 
 def row(label: str, seed: int, fd: float | None, **changed) -> RunOutcome:
@@ -566,16 +567,16 @@ def test_every_setting_that_differs_is_listed(make):
     )
     text = Page(page(results)).text
     assert "Every setting by which an arm differs from its baseline" in text
-    assert "pair_sampler.mask_ratio" in text and "0.0 → 0.5" in text and 'loss.more.name none → "x"' in text
+    assert "pair_sampler.mask_ratio" in text and "0.0 → 0.5" in text and 'loss.more none → (name "x")' in text
     assert "Every setting" not in Page(page(make())).text
 
 
 def test_floors_stand_next_to_the_metrics(make):
     results = make()
-    assert floors_of(results) is None and floors_sentence(None) == ""
+    assert floors_sentence(results) == ""
     floored = tuple(replace(one, scores={**one.scores, "toy.fd_floor": 0.4}) for one in results.runs)
     said = "Floors, the scores of held-out real images: 0.4 on toy FD, at n = 360 images per side."
-    assert floors_sentence(floors_of(replace(results, runs=floored))) == said
+    assert floors_sentence(replace(results, runs=floored)) == said
     assert said in Page(page(replace(results, runs=floored))).text
 
 
@@ -632,6 +633,6 @@ def test_what_cannot_be_searched_says_why(ablation, monkeypatch):
     recipe = ablation("[ablation]\nseeds = [0]\n").arms[0].recipe
     monkeypatch.setattr("sddit.verify.leak", lambda recipe: 1 / 0)
     assert check_recipe(recipe).unchecked == "ZeroDivisionError: division by zero"
-    monkeypatch.setattr("sddit.ablations.planning.leak_check.MAX_PARAMETERS", 1)
+    monkeypatch.setattr("sddit.ablations.planning.measurements.MAX_PARAMETERS", 1)
     assert "parameters" in check_recipe(recipe).unchecked
     assert math.isfinite(MAX_PARAMETERS)

@@ -45,7 +45,7 @@ def test_the_same_runs_are_identical(rerun):
     assert {one.arm: (one.identical, one.compared_runs, one.word) for one in found.agreements} == dict.fromkeys(
         ("base", "shifted", "rival"), (3, 3, "identical")
     )
-    assert found.apart == found.notes == ()
+    assert found.not_compared == found.notes == ()
     assert found.words[0].startswith(
         "Of 3 figures (each metric of each arm) published in results/toy, 3 came out with the"
     )
@@ -88,7 +88,7 @@ def test_other_settings_are_named_and_nothing_is_compared(rerun):
         path.write_text(json.dumps(recipe))
     found = against_published(results)
     assert found.agreements == ()
-    assert found.apart == (("base, shifted, rival", "other settings: train.steps is 150 here, 4 there"),)
+    assert found.not_compared == (("base, shifted, rival", "other settings: train.steps is 150 here, 4 there"),)
     assert "cannot be compared" not in page(rerun(published=""))
     assert "train.steps is 150 here, 4 there" in page(results)
 
@@ -100,7 +100,7 @@ def test_settings_that_change_no_number_do_not_matter(rerun):
         recipe = json.loads(path.read_text())
         recipe["train"] |= {"log_every": 7, "threads": 3}
         path.write_text(json.dumps({**recipe, "seed": recipe["seed"] + 1}))
-    assert against_published(results).apart == ()
+    assert against_published(results).not_compared == ()
 
 
 def test_a_key_that_was_not_known_then_does_not_matter(rerun, tmp_path):
@@ -109,19 +109,19 @@ def test_a_key_that_was_not_known_then_does_not_matter(rerun, tmp_path):
         recipe = json.loads(path.read_text())
         del recipe["evaluate"]["neighbours"]
         path.write_text(json.dumps(recipe))
-    assert against_published(results).apart == ()
+    assert against_published(results).not_compared == ()
     for path in (tmp_path / "results" / "toy" / "recipes").iterdir():
         recipe = json.loads(path.read_text())
         del recipe["loss"]["agree"]
         path.write_text(json.dumps(recipe))
-    assert "other settings: loss.agree is {" in against_published(results).apart[0][1]
+    assert "other settings: loss.agree is {" in against_published(results).not_compared[0][1]
 
 
 def test_fewer_seeds_are_said_and_compared(rerun):
     results = rerun(seeds=[0, 1])
     found = against_published(replace(results, runs=tuple(row for row in results.runs if row.seed < 2)))
     assert [one.word for one in found.agreements] == ["identical"] * 3
-    assert found.notes == ("Seeds 0, 1 here, 0, 1, 2 there.",)
+    assert found.notes == ("Seeds: 0, 1 here; 0, 1, 2 there.",)
     moved = rerun({"base": {0: 5.0}}, seeds=[0, 1])
     assert (
         words(replace(moved, runs=tuple(row for row in moved.runs if row.seed < 2)))["base"]
@@ -140,11 +140,11 @@ def test_other_metrics_arms_and_versions_are_said(rerun):
     for row in rows:
         (results.folder / row.folder / "environment.json").write_text(json.dumps({"packages": {"torch": "3"}}))
     found = against_published(results)
-    assert dict(found.apart) == {
+    assert dict(found.not_compared) == {
         "base, toy recall, shifted, toy recall": "not published",
         "newer": "it is not published",
     }
-    assert found.notes == ("packages.torch is 3 here, 2 there: other digits may come of it.",)
+    assert found.notes == ("packages.torch is 3 here, 2 there, so digits may differ.",)
 
 
 @pytest.mark.parametrize("name", ["", "../../nowhere"])
@@ -156,7 +156,7 @@ def test_nothing_published_is_nothing_said(rerun, name):
 def test_a_damaged_publication_stops_nothing(rerun, tmp_path):
     results = rerun()
     (tmp_path / "results" / "toy" / "results.jsonl").write_text("{")
-    assert against_published(results).apart == (("all", "the files there cannot be read"),)
+    assert against_published(results).not_compared == (("all", "the files there cannot be read"),)
 
 
 def test_a_publication_says_nothing_of_an_earlier_one(rerun, finished, tmp_path):

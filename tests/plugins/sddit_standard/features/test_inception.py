@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sddit.errors import SdditError
 from sddit.evaluation.metrics import frechet_distance, inception_score, precision_recall
-from sddit.evaluation.modes import run_mode
+from sddit.evaluation.scoring import run_mode
 from sddit.progress import Progress
 from sddit_standard.features import adm
 from sddit_standard.features.adm import Reference, adm_scores, gaussian, read_reference

@@ -15,13 +15,12 @@ import torch
 from sddit.errors import SdditError
 from sddit.recipes.resolve import resolve
 from sddit.storage.checkpoints import Store
-from sddit.storage.manifest import MANIFEST, seal_manifest
-from sddit.storage.migrations import FORMAT, STEPS
+from sddit.storage.manifest import FORMAT, MANIFEST, seal_manifest
+from sddit.testing.sessions import advance, state_of
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
 from sddit.training.build import build_session
 from sddit.training.session import Session
 from sddit.training.state import checkpoint_files, restore
-from sddit.verify.core import advance, state_of
 
 STORED = Path(__file__).parents[2] / "fixtures" / "checkpoints"
 TAKEN = 3  # the step of every stored checkpoint
@@ -55,12 +54,11 @@ def digest(session: Session) -> str:
 
 def test_one_of_every_format_but_this_one_is_kept() -> None:
     """A change of the form needs a step to it, and a checkpoint of the form that was."""
-    earlier = set(range(1, FORMAT))
-    assert set(STEPS) == earlier == set(WEIGHTS)
-    assert {path.name for path in STORED.iterdir()} == {f"format-{number}" for number in earlier}
+    assert set(WEIGHTS) == set(range(1, FORMAT))
+    assert {path.name for path in STORED.iterdir()} == {f"format-{number}" for number in WEIGHTS}
 
 
-@pytest.mark.parametrize("format", STEPS)
+@pytest.mark.parametrize("format", WEIGHTS)
 def test_a_stored_checkpoint_is_read(format: int, new_session: Callable[[], Session], tmp_path: Path) -> None:
     store, session = stored(tmp_path, format), new_session()
     found = store.latest()
@@ -80,7 +78,7 @@ def downgraded(state: dict[str, Any], format: int) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.parametrize("format", STEPS)
+@pytest.mark.parametrize("format", WEIGHTS)
 def test_a_run_continues_from_an_earlier_format_to_the_same_bits(
     format: int, new_session: Callable[[], Session], tmp_path: Path
 ) -> None:
@@ -106,7 +104,7 @@ def test_a_run_continues_from_an_earlier_format_to_the_same_bits(
         restore(new_session(), store.open(TAKEN))
 
 
-@pytest.mark.parametrize("format", STEPS)
+@pytest.mark.parametrize("format", WEIGHTS)
 def test_reading_rewrites_nothing(format: int, new_session: Callable[[], Session], tmp_path: Path) -> None:
     store = stored(tmp_path, format)
     before = {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}

@@ -1,0 +1,134 @@
+"""Define the options that commands share, and hold those of `sddit-run RECIPE`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sddit.cli.output import current_state
+from sddit.distributed import processes
+from sddit.exchange.layouts import layouts
+
+
+class SdditCommand(click.Command):
+    """A click command with `--debug`, and with examples at the end of its help."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+        self.params.append(DEBUG)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_examples(formatter, self.examples)
+
+
+def write_examples(formatter: click.HelpFormatter, text: str) -> None:
+    """Write the examples of a help text, without rewrapping their lines."""
+    with formatter.section("Examples"):
+        formatter.write("".join(f"{' ' * formatter.current_indent}{line}\n" for line in text.strip().splitlines()))
+
+
+def set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    current_state().debug |= value
+
+
+DEBUG = click.Option(
+    ["--debug"], is_flag=True, expose_value=False, callback=set_debug, help="Show full tracebacks of errors."
+)
+
+
+class PathOption(click.Path):
+    """A path. An empty one is refused: it would mean the current folder."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(path_type=Path, **settings)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(non_empty(value), param, ctx)
+
+
+def non_empty(value: Any) -> Any:
+    """Refuse an empty name or path: it usually comes from an unset shell variable."""
+    if value == "":
+        raise click.BadParameter("must not be empty (unset shell variable?)")
+    return value
+
+
+class LayoutOption(click.Option):
+    """An option whose help lists the published layouts of all plugins. They are imported only when help is shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        if (record := super().get_help_record(ctx)) is None:
+            return None
+        flags, text = record
+        return flags, f"{text}  Published: {', '.join(sorted(layouts()))}."
+
+
+device_option = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Device to compute on."
+)
+plugin_option = click.option(
+    "--plugin", multiple=True, metavar="NAME", help="Also load this plugin: a name, or ./file.py. Repeatable."
+)
+step_option = click.option(
+    "--step", metavar="N", type=click.IntRange(0), help="Step of the checkpoint.  [default: newest]"
+)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_and_progress_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Options of `sddit-run RECIPE`, each named as its flag unless a comment says otherwise."""
+
+    dry_run: bool
+    show_all: bool  # --all
+    out: Path
+    device: str
+    fresh: bool
+    resume: Path | None
+    allow: tuple[str, ...]  # --allow-change
+    nproc: int | None
+    jobs: int | None
+    only: str | None
+    no_reuse: bool
+    as_json: bool  # --json
+
+    def refuse_contradictions(self) -> None:
+        """Refuse flags that exclude each other for every recipe."""
+        if self.show_all and not self.dry_run:
+            raise click.UsageError("--all needs -n: it lists every value of the plan")
+        if self.dry_run and (self.fresh or self.resume):
+            raise click.UsageError(f"-n runs nothing: remove {'--fresh' if self.fresh else '--resume'}")
+        if self.fresh and self.resume:
+            raise click.UsageError("--fresh and --resume are mutually exclusive")
+        if self.allow and not self.resume:
+            raise click.UsageError("--allow-change needs --resume: otherwise a changed recipe gets its own run folder")
+
+    def refuse_for_ablation(self) -> None:
+        """Refuse flags of single runs, and ablation flags that exclude each other."""
+        if (self.nproc or processes.world_size()) > 1:
+            raise click.UsageError("an ablation cannot use several processes per run; use --jobs for parallel runs")
+        if self.fresh:
+            raise click.UsageError("--fresh is for a single run; for an ablation use --no-reuse")
+        if self.resume:
+            raise click.UsageError("--resume is for a single run; an ablation resumes when its command is rerun")
+        flags = self._ablation_flags()
+        if self.dry_run and flags:
+            raise click.UsageError(f"-n runs nothing: remove {flags[0]}")
+        if self.only is not None and len(flags) > 1:
+            other = next(flag for flag in flags if flag != "--only")
+            raise click.UsageError(f"--only executes one run of the plan: remove {other}")
+
+    def refuse_for_single_run(self) -> None:
+        if flags := self._ablation_flags():
+            raise click.UsageError(f"{flags[0]} is for ablations, and this recipe has no [ablation]")
+
+    def _ablation_flags(self) -> list[str]:
+        values = {"--jobs": self.jobs, "--only": self.only, "--no-reuse": self.no_reuse}
+        return [flag for flag, value in values.items() if value not in (None, False)]
