@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sddit.errors import SdditError
 from sddit.evaluation import metrics
 from sddit.evaluation.metrics import (
+    copied_fraction,
     density_coverage,
     frechet,
     frechet_distance,
@@ -251,10 +252,10 @@ def test_frechet_refuses_what_is_no_gaussian():
 
 def test_statistics_rounded_to_float32_are_still_a_gaussian():
     for n in (20, 300):  # of low rank, and of full
-        found = moments(gaussian(3, n, 64, scale=7.0))
-        rounded = found.mean.astype(np.float32), found.covariance.astype(np.float32)
-        assert gaussian_fault(*(x.astype(np.float64) for x in rounded)) == ""
-    assert "negative" in gaussian_fault(found.mean, found.covariance - 1e-3 * np.trace(found.covariance) * np.eye(64))
+        mean, covariance = moments(gaussian(3, n, 64, scale=7.0))
+        rounded = (x.astype(np.float32).astype(np.float64) for x in (mean, covariance))
+        assert gaussian_fault(*rounded) == ""
+    assert "negative" in gaussian_fault(mean, covariance - 1e-3 * np.trace(covariance) * np.eye(64))
 
 
 def test_probabilities_are_checked():
