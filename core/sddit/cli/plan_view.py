@@ -17,8 +17,8 @@ from sddit.cli.output import setting_text, table
 from sddit.errors import SdditError, printable
 from sddit.formatting import format_duration, format_si
 from sddit.interfaces import ViewSpec
+from sddit.interfaces.params import json_default
 from sddit.recipes.costs import Pass, Plan
-from sddit.recipes.field_types import json_default
 from sddit.recipes.merge import Merged, chain, leaves, parse_override, setting_at, stacked
 from sddit.recipes.parsing import shown
 from sddit.recipes.recipe import Recipe

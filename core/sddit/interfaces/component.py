@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from sddit.errors import error, one_of
-from sddit.interfaces.params import Params
+from sddit.interfaces.params import Params, settings_json
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Params, covariant=True)
@@ -72,8 +72,9 @@ class Selected(Generic[P]):
     def build(self, **runtime: Any) -> Any:
         return self.component.build(self.params, **runtime)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.component.qualified, **self.params.model_dump(mode="json", by_alias=True)}
+    def to_json(self, *, free: bool = True) -> dict[str, Any]:
+        """Return name and settings; without `free`, only those that are part of the run id."""
+        return {"name": self.component.qualified, **settings_json(self.params, free=free)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ themselves cannot be named here: they derive from `Params`, whose methods take a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from sddit.errors import Problem
 from sddit.interfaces.facts import DataFacts, Needs, Shapes, Tap, ViewSpec
@@ -141,3 +143,52 @@ class Params(BaseModel):
     def warnings(self, recipe: RecipeView) -> Iterable[str]:
         """Yield one sentence for each combination that is allowed but probably a mistake, naming its keys."""
         return ()
+
+
+Mark = Literal["free", "omit_default"]
+"""Mark of a key in `json_schema_extra`. free: it changes no number, so it is not part of the run id and may change on
+resume. omit_default: a key of a later version; while it has its default, it is not part of the run id, so that earlier
+ids stay.
+"""
+
+
+def is_marked(settings: type[BaseModel], key: str, mark: Mark) -> bool:
+    """Return whether the field of a key, as a recipe writes it, has that mark."""
+    field = _field(settings, key)
+    return (
+        field is not None and isinstance(field.json_schema_extra, Mapping) and bool(field.json_schema_extra.get(mark))
+    )
+
+
+def is_omitted_default(settings: type[BaseModel], key: str, value: Any) -> bool:
+    """Return whether a key is marked `omit_default`, and its value, as JSON, is the default."""
+    field = _field(settings, key)
+    return field is not None and is_marked(settings, key, "omit_default") and bool(value == json_default(field))
+
+
+def _field(settings: type[BaseModel], key: str) -> FieldInfo | None:
+    return next((field for name, field in settings.model_fields.items() if key == (field.alias or name)), None)
+
+
+def settings_json(settings: BaseModel, *, free: bool = True) -> dict[str, Any]:
+    """Return settings as JSON; without `free`, only those that are part of the run id."""
+    dumped = settings.model_dump(mode="json", by_alias=True)
+    return dumped if free else _identity(settings, dumped)
+
+
+def _identity(settings: BaseModel, dumped: Mapping[str, Any]) -> dict[str, Any]:
+    model, kept = type(settings), dict(dumped)
+    for name, field in model.model_fields.items():
+        key, value = field.alias or name, getattr(settings, name)
+        if is_marked(model, key, "free") or is_omitted_default(model, key, kept.get(key)):
+            kept.pop(key, None)
+        elif isinstance(value, BaseModel) and isinstance(kept.get(key), dict):
+            kept[key] = _identity(value, kept[key])
+    return kept
+
+
+def json_default(field: FieldInfo) -> Any:
+    """Return the default of `field` as JSON; None if it is required."""
+    if field.is_required():
+        return None
+    return to_jsonable_python(field.get_default(call_default_factory=True), by_alias=True)

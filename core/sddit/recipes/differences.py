@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
+from sddit.errors import SdditError
+from sddit.interfaces.params import is_marked, is_omitted_default
+from sddit.plugins.host import host
 from sddit.recipes.merge import leaves
-from sddit.recipes.settings import SETTINGS, is_free
+from sddit.recipes.selection import LABELLED, SLOTS
+from sddit.recipes.settings import SETTINGS
 
 Class = Literal["free", "numeric", "structural"]
 
@@ -21,7 +27,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
     """Return (dotted key, old value, new value, class) of every difference; None: the key is not set.
 
     free changes no number; numeric gives other numbers from here on; structural changes tensors, so that checkpoints do
-    not fit. A label that only one of them has is one difference.
+    not fit. A label that only one of them has is one difference. A key of a later version that has its default does
+    not differ from none.
     """
     found: list[tuple[str, Any, Any, Class]] = []
     for table in ("loss", "ema"):
@@ -36,9 +43,33 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
     for key in before | after:
         follows = key.startswith("data.") and key not in IDENTITY
         if before.get(key) != after.get(key) and not follows and not key.startswith(one_sided):
+            settings, name = _settings_of(key, after if key in after else before)
+            if _is_later_default(settings, name, [side[key] for side in (before, after) if key in side]):
+                continue
             hashed = f"{key}_sha256" in before | after  # a path that may move
-            found.append((key, before.get(key), after.get(key), "free" if hashed else _class(key)))
+            is_free = hashed or (settings is not None and is_marked(settings, name, "free"))
+            found.append((key, before.get(key), after.get(key), "free" if is_free else _class(key)))
     return found
+
+
+def _settings_of(key: str, values: Mapping[str, Any]) -> tuple[type[BaseModel] | None, str]:
+    """Return the settings class of the table of a dotted key, None if it is not known here; and the key in it."""
+    table, _, name = key.partition(".")
+    if table in SETTINGS:
+        return SETTINGS[table], name.partition(".")[2] if table == "ema" else name
+    kind = SLOTS.get(table) or LABELLED.get(table)
+    if table in LABELLED:
+        label, _, name = name.partition(".")
+        table = f"{table}.{label}"
+    try:
+        return (host().registries.all()[kind].get(str(values.get(f"{table}.name"))).params if kind else None), name
+    except SdditError:  # of a plugin that is not loaded
+        return None, name
+
+
+def _is_later_default(settings: type[BaseModel] | None, name: str, stated: Sequence[Any]) -> bool:
+    """Return whether only one side states a key, which is marked `omit_default`, and its value is the default."""
+    return settings is not None and len(stated) == 1 and is_omitted_default(settings, name, stated[0])
 
 
 def by_leaf(found: Iterable[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
@@ -61,6 +92,4 @@ def _class(key: str) -> Class:
     table, _, rest = key.partition(".")
     if table == "backbone" or key in SHAPES or (table == "loss" and rest.endswith(".name")):
         return "structural"
-    if table in FREE_TABLES or (table in SETTINGS and is_free(SETTINGS[table], rest.rpartition(".")[2])):
-        return "free"
-    return "numeric"
+    return "free" if table in FREE_TABLES else "numeric"

@@ -85,14 +85,6 @@ def _bounds(metadata: Iterable[Any]) -> str:
     return "".join(f", {bound}" for bound in (lower, upper) if bound)
 
 
-def json_default(field: FieldInfo) -> Any:
-    """Return the default of `field` as JSON; None if it is required."""
-    if field.is_required():
-        return None
-    value = field.get_default(call_default_factory=True)
-    return value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
-
-
 def keys(model: type[BaseModel]) -> list[str]:
     """Return the keys of `model` as a recipe writes them."""
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sddit import interfaces as face
-from sddit.interfaces import Params, Selected
-from sddit.interfaces.params import LossView
-from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings, is_free
+from sddit.interfaces import Selected
+from sddit.interfaces.params import LossView, settings_json
+from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
 from sddit.value_schedules import is_zero
 
 
@@ -97,32 +97,35 @@ class Recipe:
     def to_json(self, *, free: bool = True) -> dict[str, Any]:
         """Return the content of `recipe.resolved.json`, which `resolve` reads again; one-file plugins are next to it.
 
-        Without `free`, only what determines the numbers: the part that the run id hashes.
+        Without `free`, only what determines the numbers: the part that the run id hashes. It lacks keys marked
+        `omit_default` that have their default.
         """
         tables: dict[str, Any] = {
             "seed": self.seed,
             "plugins": list(self.plugins),
-            "backbone": self.backbone.to_json(),
-            "noise_schedule": self.noise_schedule.to_json(),
-            "pair_sampler": self.pair_sampler.to_json(),
-            "loss": {label: chosen.to_json() for label, chosen in self.losses.items()},
-            "attention": self.attention.to_json(),
-            "dataset": self.dataset.to_json(),
-            "sampler": self.sampler.to_json(),
-            "guidance": self.guidance.to_json(),
-            "optimizer": self.optimizer.to_json(),
-            "teacher": _settings(self.teacher, free),
-            "ema": {label: _settings(settings, free) for label, settings in self.ema.items()},
-            "train": _settings(self.train, free),
-            "evaluate": _settings(self.evaluate, free),
+            "backbone": self.backbone.to_json(free=free),
+            "noise_schedule": self.noise_schedule.to_json(free=free),
+            "pair_sampler": self.pair_sampler.to_json(free=free),
+            "loss": {label: chosen.to_json(free=free) for label, chosen in self.losses.items()},
+            "attention": self.attention.to_json(free=free),
+            "dataset": self.dataset.to_json(free=free),
+            "sampler": self.sampler.to_json(free=free),
+            "guidance": self.guidance.to_json(free=free),
+            "optimizer": self.optimizer.to_json(free=free),
+            "teacher": settings_json(self.teacher, free=free),
+            "ema": {label: settings_json(settings, free=free) for label, settings in self.ema.items()},
+            "train": settings_json(self.train, free=free),
+            "evaluate": settings_json(self.evaluate, free=free),
         }
-        if extractors := {label: one.to_json() for label, one in self.features.items() if self.has_table(label)}:
+        extractors = {label: one for label, one in self.features.items() if self.has_table(label)}
+        if extractors:
             tables["features"] = {
                 label: {key: value for key, value in table.items() if free or f"{key}_sha256" not in table}
-                for label, table in extractors.items()
+                for label, one in extractors.items()
+                for table in [one.to_json(free=free)]
             }  # of a path whose file hash is stored, the hash alone determines the numbers
         if self.start is not None:
-            tables["start"] = _settings(self.start, free)
+            tables["start"] = settings_json(self.start, free=free)
         if free:
             tables["tracker"] = {label: chosen.to_json() for label, chosen in self.trackers.items()}
             tables["name"] = self.name
@@ -142,8 +145,3 @@ def facts_to_json(facts: face.DataFacts) -> dict[str, Any]:
     """Return what is known of the data, so that a run can be sampled without the data."""
     known = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(facts).items()}
     return {"classes": facts.num_classes, **known}
-
-
-def _settings(settings: Params, free: bool) -> dict[str, Any]:
-    dumped = settings.model_dump(mode="json", by_alias=True)
-    return {key: value for key, value in dumped.items() if free or not is_free(type(settings), key)}

@@ -155,9 +155,3 @@ SETTINGS: Mapping[str, type[Params]] = {
     "evaluate": EvaluateSettings,
     "start": StartSettings,
 }
-
-
-def is_free(settings: type[Params], key: str) -> bool:
-    """Return whether a key of one of the core's tables changes no number."""
-    info = settings.model_fields.get(key)
-    return info is not None and isinstance(info.json_schema_extra, Mapping) and bool(info.json_schema_extra.get("free"))

@@ -69,6 +69,7 @@ class FolderParams(ImageParams):
         le=16,
         description="Bits that the levels of grey files really have, such as 12 of a camera's 16-bit files; above 8 "
         "it concerns files of more than 8 bits only. Not set: all bits of a file.",
+        json_schema_extra={"omit_default": True},
     )
     holdout: float = Field(
         0.1,

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from sddit.plugins.host import Host
 from sddit.recipes.differences import by_leaf, differences
 from sddit.recipes.recipe import Recipe
+from sddit.testing.toys.params import ToyOptimizerParams
 
 Resolve = Callable[..., Recipe]
 
@@ -78,3 +80,19 @@ def test_a_table_of_only_one_recipe_is_split_into_settings() -> None:
     single = [("seed", 1, 2), ("train.ema", None, 0.5), ("teacher.momentum", [1], None)]
     assert by_leaf(single) == single
     assert by_leaf(by_leaf([("loss.a", None, table)])) == by_leaf([("loss.a", None, table)])
+
+
+def test_marked_keys_of_a_component(resolved: Resolve, base: str, monkeypatch: pytest.MonkeyPatch, host: Host) -> None:
+    """A free key is free; a key marked `omit_default` differs from none only with another value."""
+    monkeypatch.setattr("sddit.recipes.differences.host", lambda: host)
+    tables = resolved(base).to_json()
+    without = {**tables, "optimizer": {k: v for k, v in tables["optimizer"].items() if k != "weight_decay"}}
+    other = resolved(base, "optimizer.weight_decay=0.5").to_json()
+    assert differences(without, tables) == [("optimizer.weight_decay", None, 0.0, "numeric")]
+    field = ToyOptimizerParams.model_fields["weight_decay"]
+    monkeypatch.setattr(field, "json_schema_extra", {"omit_default": True})
+    assert differences(without, tables) == differences(tables, without) == []
+    assert differences(without, other) == [("optimizer.weight_decay", None, 0.5, "numeric")]
+    monkeypatch.setattr(field, "json_schema_extra", {"free": True})
+    assert differences(tables, other) == [("optimizer.weight_decay", 0.0, 0.5, "free")]
+    assert resolved(base).run_id == resolved(base, "optimizer.weight_decay=0.5").run_id

@@ -16,11 +16,12 @@ from sddit.cli.options import SdditCommand, json_option, plugin_option
 from sddit.cli.output import console, notice, print_json, setting_text, table
 from sddit.errors import error, one_of, printable
 from sddit.interfaces import Component
+from sddit.interfaces.params import json_default
 from sddit.plugins import hookspecs
 from sddit.plugins.discovery import plugins_named_by
 from sddit.plugins.host import host
 from sddit.plugins.registry import Registry
-from sddit.recipes.field_types import expectation, json_default, models
+from sddit.recipes.field_types import expectation, models
 from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
 
 EXAMPLES = """
