@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sddit.recipes.recipe import Recipe
     from sddit.runs.pipeline import RunResult
 
+FULL_HASH = "dataset.full_hash=true"
 EXAMPLES = """
 sddit-run quickstart                       a shipped recipe by its name
 sddit-run recipes/quickstart.toml train.steps=200 seed=1
@@ -59,8 +60,9 @@ class RunCommand(SdditCommand):
 )
 @click.option("--only", metavar="ID", help="Ablations only: execute this run, in this process.")
 @click.option("--no-reuse", is_flag=True, help="Ablations only: train every run again, in a new folder.")
+@click.option("--full-hash", is_flag=True, help="Look for changed data in all bytes: dataset.full_hash=true.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON; progress goes to stderr.")
-def run(source: str, overrides: tuple[str, ...], **flags: Any) -> None:
+def run(source: str, overrides: tuple[str, ...], full_hash: bool, **flags: Any) -> None:
     """Train, sample and score a recipe."""
     from sddit.ablations.planning.arms import expand, is_ablation
     from sddit.recipes.merge import load
@@ -71,7 +73,9 @@ def run(source: str, overrides: tuple[str, ...], **flags: Any) -> None:
     if not processes.is_reported_elsewhere():
         host().announce = notice
     host().raise_for_builtins()
-    merged = load(source, overrides)
+    merged = load(source, (*overrides, *((FULL_HASH,) if full_hash else ())))
+    if full_hash:
+        refuse_full_hash(merged)
     if not is_ablation(merged):
         options.refuse_for_single_run()
         run_recipe(merged, options)
@@ -87,6 +91,19 @@ def run(source: str, overrides: tuple[str, ...], **flags: Any) -> None:
         run_one(known_plan(ablation, options.out), options.only, options)
     else:
         run_all(ablation, options)
+
+
+def refuse_full_hash(merged: Merged) -> None:
+    """Refuse --full-hash for a data set without that key. That of a plugin is checked when the recipe is resolved."""
+    table = merged.tables.get("dataset")
+    name = table.get("name") if isinstance(table, dict) else None
+    known = {name: c for c in host().registries.datasets for name in (c.name, c.qualified)}
+    if name in known and "full_hash" not in known[name].params.model_fields:
+        having = sorted(c.name for c in host().registries.datasets if "full_hash" in c.params.model_fields)
+        raise click.UsageError(
+            f"--full-hash is for data sets with the key full_hash ({', '.join(having) or 'none is loaded'}), "
+            f"and this recipe has dataset.name = {name!r}"
+        )
 
 
 def run_recipe(merged: Merged, options: RunOptions) -> None:
@@ -168,7 +185,8 @@ def rank_arguments(values: Mapping[str, Any]) -> list[str]:
     options = [f"--out={values['out']}", f"--device={values['device']}"]
     options += [f"--allow-change={key}" for key in values["allow"]]
     options += [f"--resume={values['resume']}"] if values["resume"] else []
-    flags = {"--fresh": values["fresh"], "--json": values["as_json"], "--debug": current_state().debug}
+    flags = {"--full-hash": values["full_hash"], "--fresh": values["fresh"], "--json": values["as_json"]}
+    flags["--debug"] = current_state().debug
     return [values["source"], *values["overrides"], *options, *(flag for flag, is_set in flags.items() if is_set)]
 
 
