@@ -39,7 +39,7 @@ from sddit.recipes.selection import DEFAULTS
 from sddit.recipes.start_weights import CONFIG, find_weights, is_export, read_config, refuse_unknown_label
 from sddit.recipes.validation import validated
 from sddit.storage.checkpoints import Store
-from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
+from sddit.storage.run_folder import RECIPE, recipe_path, recorded_ids, refuse_changed
 from sddit.storage.tensors import unpack
 from sddit.training.ema import with_prefix
 from sddit.training.networks import DTYPES, build_backbone, default_dtype
@@ -156,7 +156,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     recipe = resolve_without_data(resolved)
     label = weights or recipe.evaluate.weights
     refuse_unknown_label(label, ["student", *recipe.ema], folder)
-    store = Store(folder / "checkpoints", keep=recipe.train.keep)
+    store = Store(folder / "checkpoints", keep=recipe.train.keep, run_ids=recorded_ids(folder))
     checkpoint = store.open(step) if step is not None else store.latest(move_broken=False)
     if checkpoint is None:
         fix = "run its recipe until the first save"

@@ -21,7 +21,6 @@ from sddit.ablations.analysis.results import (
     forget_failure,
     gather,
     note_failure,
-    status_of,
     write_results,
 )
 from sddit.ablations.planning import measurements
@@ -39,6 +38,7 @@ from sddit.storage.atomic import replace_file, to_json
 from sddit.storage.lock import holder
 from sddit.storage.metrics_log import logged_steps
 from sddit.storage.run_folder import METRICS, RunFolder
+from sddit.storage.run_result import result_damage
 
 RECIPES, LOGS = "recipes", "logs"
 POLL = 0.2  # seconds between checks of the running processes
@@ -76,7 +76,7 @@ def run_ablation(
     with RunFolder(folder_of(ablation, out, copy)) as folder, StopSignals() as stop:
         plan = finalize_plan(ablation, out, copy, jobs=jobs, device=device, progress=progress)
         folder.write_json(PLAN, plan.record().to_json())
-        waiting = [run for run in plan.needed if not complete(run)]
+        waiting = [run for run in plan.needed if not complete(run, plan.settings.metrics)]
         announce(plan, len(waiting), progress)
         for run in waiting:
             folder.write_json(f"{RECIPES}/{run.folder.name}.json", run.recipe.to_json())
@@ -146,9 +146,10 @@ def announce(plan: AblationPlan, waiting: int, progress: Progress) -> None:
     )
 
 
-def complete(run: PlannedRun) -> bool:
-    """Return whether a run is finished, including the probe if the recipe asks for one."""
-    return status_of(run.folder, failed=False) == "finished" and not lacks_probe(run.folder, run.recipe)
+def complete(run: PlannedRun, metrics: Sequence[str]) -> bool:
+    """Return whether the result of a run is complete, including the probe if the recipe asks for one."""
+    damage = result_damage(run.folder, run.id, run.recipe.features, metrics)
+    return not damage and not lacks_probe(run.folder, run.recipe)
 
 
 @dataclass(slots=True)
@@ -161,7 +162,7 @@ class Child:
     started: float
 
 
-def next_free(queue: list[PlannedRun], locked: set[Path], progress: Progress) -> PlannedRun | None:
+def next_free(plan: AblationPlan, queue: list[PlannedRun], locked: set[Path], progress: Progress) -> PlannedRun | None:
     """Remove and return the first unfinished run that no other process has locked; None if there is none."""
     for run in list(queue):
         if owner := holder(run.folder):
@@ -170,7 +171,7 @@ def next_free(queue: list[PlannedRun], locked: set[Path], progress: Progress) ->
             locked.add(run.folder)
             continue
         queue.remove(run)
-        if not complete(run):
+        if not complete(run, plan.settings.metrics):
             return run
     return None
 
@@ -191,7 +192,7 @@ def run_all(
         progress.stage("training", total=sum(run.recipe.train.steps for run in plan.needed), done=sum(steps.values()))
     try:
         while running or (queue and not stop.requested):
-            while len(running) < jobs and not stop.requested and (run := next_free(queue, locked, progress)):
+            while len(running) < jobs and not stop.requested and (run := next_free(plan, queue, locked, progress)):
                 running.append(start(plan, run, device))
             time.sleep(POLL)
             if stop.signal is not None and not stopping:
@@ -235,12 +236,14 @@ def command(plan: AblationPlan, run: PlannedRun, device: str) -> list[str]:
 def record_end(plan: AblationPlan, child: Child, progress: Progress, left: int) -> None:
     """Print how a process ended, and record the error if it failed."""
     status, title = child.process.returncode, child.run.title
-    if status == 0:
+    if status == 0 and complete(child.run, plan.settings.metrics):
         progress.note(f"{title}: finished in {format_duration(time.monotonic() - child.started)}, {left} left")
     elif status in STOPPED:
         progress.note(f"{title}: stopped after {logged_steps(child.run.folder / METRICS):,} steps, saved")
     else:
         why = failure_reason(child.log, status)
+        if status == 0:
+            why = f"the process ended with status 0 before the run was finished; its last line: {why}"
         note_failure(plan.folder, child.run.folder.name, why)
         progress.warn(f"{title} failed: {why}; {child.log}")
 
@@ -303,5 +306,8 @@ def one_of_plan(plan: AblationPlan, run: PlannedRun, write_report: WriteReport) 
             why = f"{problem.code}: {problem.what}" + (f" ({problem.got})" if problem.got else "")
         note_failure(plan.folder, run.folder.name, why)
         raise
+    else:
+        if not complete(run, plan.settings.metrics):
+            note_failure(plan.folder, run.folder.name, "it ended before the run was finished")
     finally:
         write_report(write_results(plan.folder))

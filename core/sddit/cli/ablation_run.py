@@ -24,7 +24,7 @@ MAX_ARMS = 30  # lines of a summary
 
 
 def run_all(ablation: Ablation, options: RunOptions) -> None:
-    """Execute the unfinished runs, then print the table. Raises SD-X810 if a run failed."""
+    """Execute the unfinished runs, then print the table. Raises SD-X810 if one is not finished after that."""
     from sddit.ablations.runner import run_ablation
     from sddit.reports.ablation.ablation_report import write_report
 
@@ -43,12 +43,14 @@ def run_all(ablation: Ablation, options: RunOptions) -> None:
         print_json({"folder": str(results.folder), "plan": results.plan.to_json(), "rows": rows})
     else:
         print_results(results)
-    if failed := [row for row in results.runs if row.status == "failed"]:
+    if missing := sorted((row for row in results.runs if row.status != "finished"), key=lambda row: row.status):
+        first = missing[0]  # a failed one, if there is one
+        state = "failed" if missing[-1].status == "failed" else "are not finished"
         raise error(
             "SD-X810",
-            f"{len(failed)} of {len(results.runs)} runs failed",
+            f"{len(missing)} of {len(results.runs)} runs {state}",
             where=str(results.folder),
-            got=f"{failed[0].arm} seed {failed[0].seed}: {failed[0].error}",
+            got=f"{first.arm} seed {first.seed}: {first.error or first.status}",
             fix="fix the error, then rerun the same command: finished runs are kept",
         )
 
@@ -80,7 +82,7 @@ def show_ablation_plan(plan: AblationPlan, options: RunOptions) -> None:
     """Print the plan: a summary, run ids and every value in addition (--all), or JSON."""
     record = plan.record()
     arms = record.by_label
-    states = [read_run(plan.folder, run, arms[run.arm]) for run in record.runs or ()]
+    states = [read_run(plan.folder, run, arms[run.arm], record.metrics) for run in record.runs or ()]
     if options.as_json:
         rows = [run.to_json() for run in states]
         print_json({**record.to_json(), "folder": str(plan.folder), "states": rows})

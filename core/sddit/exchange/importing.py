@@ -21,7 +21,7 @@ from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_tables
 from sddit.recipes.start_weights import PROVENANCE
 from sddit.storage.checkpoints import Store
-from sddit.storage.run_folder import RECIPE, RunFolder
+from sddit.storage.run_folder import RECIPE, RUN_IDS, RunFolder
 from sddit.storage.tensors import pack, require_finite
 from sddit.training.networks import DTYPES, default_dtype
 
@@ -81,13 +81,14 @@ def import_weights(
     with RunFolder(out / f"{recipe.name}-{import_id}") as folder:
         if existed := (folder.path / RECIPE).is_file():
             return Imported(folder.path, recipe, converted, file, existed)
-        Store(folder.path / "checkpoints", keep=1).save(file.step, checkpoint_files(recipe, tensors, file))
+        store = Store(folder.path / "checkpoints", keep=1, run_ids=[import_id])
+        store.save(file.step, checkpoint_files(recipe, tensors, file))
         for name, plugin in recipe.plugin_files.items():
             folder.write_bytes(Path(name).name, plugin.read_bytes())
         origin = {"file": path.name, "sha256": file.sha256, "weights": file.set_name, "layout": layout}
         guessed = sorted(converted.guessed)
         folder.write_json(PROVENANCE, {**origin, "config": converted.config, "guessed": guessed, "sddit": __version__})
-        folder.write_sealed_json(RECIPE, recipe.to_json())
+        folder.write_sealed_json(RECIPE, {**recipe.to_json(), RUN_IDS: [import_id]})
     return Imported(folder.path, recipe, converted, file, existed)
 
 

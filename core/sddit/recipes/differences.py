@@ -13,6 +13,7 @@ from sddit.plugins.host import host
 from sddit.recipes.merge import leaves
 from sddit.recipes.selection import LABELLED, SLOTS
 from sddit.recipes.settings import SETTINGS
+from sddit.storage.run_folder import RUN_IDS
 
 Class = Literal["free", "numeric", "structural"]
 
@@ -41,7 +42,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
     one_sided = tuple(f"{key}." for key, *_ in found)
     before, after = ({key: value for key, value in leaves(tables) if value != {}} for tables in (old, new))
     for key in before | after:
-        follows = key.startswith("data.") and key not in IDENTITY
+        follows = key == RUN_IDS or (key.startswith("data.") and key not in IDENTITY)
         if before.get(key) != after.get(key) and not follows and not key.startswith(one_sided):
             settings, name = _settings_of(key, after if key in after else before)
             if _is_later_default(settings, name, [side[key] for side in (before, after) if key in side]):

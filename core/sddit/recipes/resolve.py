@@ -26,13 +26,14 @@ from sddit.recipes.selection import LABELLED, SLOTS, Selector
 from sddit.recipes.settings import SETTINGS, EmaSettings, StartSettings
 from sddit.recipes.start_weights import complete_start
 from sddit.recipes.validation import unknown_key
+from sddit.storage.run_folder import RUN_IDS
 
 ABLATION = "ablation"
 """The table of arms. It changes no other key: resolved, an ablation is its recipe without the arms."""
 
 TABLES = ("seed", "plugins", "extends", *SLOTS, *LABELLED, *SETTINGS, ABLATION)
-STATED = ("name", "data", "code")
-"""Tables of resolved recipes only: the name, and what the data and the plugins were."""
+STATED = ("name", "data", "code", RUN_IDS)
+"""Keys of resolved recipes only: the name, what the data and the plugins were, and the ids of the run."""
 
 MEASURED = "measured"
 MAX_DIFFERENCE = 0.1

@@ -12,7 +12,7 @@ from sddit.errors import error, one_of
 from sddit.recipes.settings import StartSettings
 from sddit.storage.checkpoints import Store
 from sddit.storage.manifest import BrokenCheckpoint, Checkpoint, broken_error, read_manifest, seal_manifest
-from sddit.storage.run_folder import RECIPE, read_json, refuse_changed
+from sddit.storage.run_folder import RECIPE, read_json, recorded_ids, refuse_changed
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PROVENANCE = "provenance.json"  # in the run folder of imported weights
@@ -117,18 +117,22 @@ def _in_run(folder: Path, label: str, step: int | None) -> LocatedWeights:
 
 def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
     """Return the checkpoint of a step, or the newest with an intact manifest. Files are hashed when they are read."""
-    store = Store(folder / "checkpoints", keep=1)
+    store = Store(folder / "checkpoints", keep=1, run_ids=recorded_ids(folder))
     steps = store.steps()
     if step is not None and step not in steps:
         raise error("SD-C403", f"step {step} not found", where=str(folder), expect=one_of(str(step), map(str, steps)))
     for candidate in reversed(steps) if step is None else [step]:
         try:
-            return read_manifest(store.path_of(candidate))
+            found = store.own(read_manifest(store.path_of(candidate)))
         except BrokenCheckpoint as fault:
             path = store.path_of(candidate)
             if step is not None:
                 raise broken_error(path, str(fault)) from fault
             warnings.warn(f"{path} is broken ({fault}); an earlier one is used [SD-C401]", stacklevel=4)
+        else:
+            for notice in store.notices:
+                warnings.warn(notice, stacklevel=4)
+            return found
     raise error("SD-C447", "this run has no checkpoint yet", where=str(folder))
 
 

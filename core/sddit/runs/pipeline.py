@@ -33,7 +33,8 @@ from sddit.runs.callbacks import RunCallbacks, stop_if_asked
 from sddit.runs.report_data import cost_of, write_run_report
 from sddit.runs.setup import prepare_folder, prepare_session
 from sddit.storage.checkpoints import Store
-from sddit.storage.run_folder import COST, RECIPE, REPORT, SCORES, RunFolder, recipe_path
+from sddit.storage.run_folder import COST, RECIPE, REPORT, SCORES, RunFolder, recipe_path, recorded_ids
+from sddit.storage.run_result import write_result
 from sddit.training.environment import choose_device, packages
 from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
@@ -90,7 +91,8 @@ def run(
         progress.folder = folder.path  # crash logs go there from now on
         if finished:
             return RunResult(folder.path, folder.path / REPORT, read_scores(folder.path), already_finished=True)
-        store = Store(folder.path / "checkpoints", keep=recipe.train.keep)
+        run_ids = tuple(dict.fromkeys([recipe.run_id, *recorded_ids(folder.path)]))
+        store = Store(folder.path / "checkpoints", keep=recipe.train.keep, run_ids=run_ids)
         with exit_on_signal(stop, progress, "before the first step"):
             session, cursor = prepare_session(recipe, folder, store, chosen, progress, world)
         progress.step = session.step
@@ -173,6 +175,7 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     folder.write_json(COST, asdict(cost))
     progress.stage("report")
     folder.write_text(REPORT, write_run_report(recipe, folder.path, scores, cost))
+    write_result(folder, recipe.run_id, session.step)
     progress.end_stage()
     return scores
 

@@ -13,6 +13,7 @@ from sddit.distributed import processes
 from sddit.distributed.world import World
 from sddit.errors import Problem, SdditError, one_of, raise_all
 from sddit.evaluation.probe import PROBE, lacks_probe
+from sddit.evaluation.scoring import read_scores
 from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
@@ -23,6 +24,7 @@ from sddit.storage.lock import LOCK
 from sddit.storage.manifest import Checkpoint
 from sddit.storage.metrics_log import logged_steps
 from sddit.storage.run_folder import CHANGES, ENVIRONMENT, METRICS, RECIPE, REPORT, SCORES, RunFolder, read_json
+from sddit.storage.run_result import RESULT, result_damage
 from sddit.training.build import build_session
 from sddit.training.environment import configure, describe_environment, device_name
 from sddit.training.session import Session
@@ -47,8 +49,20 @@ def prepare_folder(
     if fresh:
         set_aside(folder.path)
     changed = accept_changes(folder, recipe, allow, resumed=resumed)
-    complete = all((folder.path / name).is_file() for name in (REPORT, SCORES))
-    return complete and not changed and not lacks_probe(folder.path, recipe)
+    if changed or not (folder.path / REPORT).is_file() or lacks_probe(folder.path, recipe):
+        return False
+    if damage := result_damage(folder.path, recipe.run_id, recipe.features) or unreadable_scores(folder.path):
+        progress.warn(f"the result is not complete: {damage}; it is made again from the last checkpoint")
+    return not damage
+
+
+def unreadable_scores(folder: Path) -> str:
+    """Return what is wrong with the scores of a finished run; empty if they can be read."""
+    try:
+        read_scores(folder)
+    except SdditError as fault:
+        return f"{SCORES}: {fault.problems[0].got}"
+    return ""
 
 
 def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: Progress) -> None:
@@ -97,7 +111,8 @@ def prepare_session(
         progress.warn(store.notices.pop(0))
     configure(recipe, device, threads=checkpoint.state.get("threads") if checkpoint else None)
     if world.main:  # so that the folder describes the run completely
-        folder.write_sealed_json(RECIPE, recipe.to_json())
+        earlier = [id for id in run_folder.recorded_ids(folder.path) if id != recipe.run_id]
+        folder.write_sealed_json(RECIPE, {**recipe.to_json(), run_folder.RUN_IDS: [recipe.run_id, *earlier]})
         for name, file in recipe.plugin_files.items():
             folder.write_bytes(Path(name).name, file.read_bytes())
         folder.write_json(ENVIRONMENT, describe_environment(recipe, device))
@@ -128,7 +143,7 @@ def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str], *, r
         return False
     changes = [{"key": key, "from": old, "to": new} for key, old, new, _ in found]
     folder.write_json(CHANGES, run_folder.read_changes(folder.path) + changes)
-    for stale in (REPORT, SCORES, PROBE):
+    for stale in (REPORT, SCORES, PROBE, RESULT):
         (folder.path / stale).unlink(missing_ok=True)
     return True
 

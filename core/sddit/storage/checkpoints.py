@@ -22,14 +22,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sddit.errors import error
+from sddit.errors import SdditError, error
 from sddit.formatting import format_si
 from sddit.storage import atomic
 from sddit.storage.fault_injection import fault_point
-from sddit.storage.manifest import BrokenCheckpoint, Checkpoint, Content, broken_error, stage, verify
+from sddit.storage.manifest import BrokenCheckpoint, Checkpoint, Content, broken_error, read_manifest, stage, verify
 
 INDEX = "index.json"
 NAME = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,})")
@@ -44,11 +44,16 @@ class Store:
 
     `save`, `latest` and `clean` change the folder, so only the process that holds the run folder's lock may call them.
     `notices` collects messages for the user.
+
+    Args:
+        run_ids: of the run, the present one first: new checkpoints get it, and those of other runs are refused. Empty:
+            no id is recorded for the run, so only checkpoints without one are its own. None: accept every checkpoint.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, run_ids: Sequence[str] | None = None) -> None:
         self.folder = folder
         self.keep = keep  # number of verified checkpoints to keep
+        self.run_ids = run_ids
         self.notices: list[str] = []
 
     def steps(self) -> list[int]:
@@ -81,7 +86,8 @@ class Store:
         """
         path = self.path_of(step)
         with atomic.storage_errors(self.folder):
-            if os.path.lexists(path) and not self._moved_aside(path):
+            if os.path.lexists(path) and (found := self._intact(path)):
+                self.refuse_foreign(found)
                 return path
             if not self.folder.is_dir():
                 self.folder.mkdir()  # without parents: a deleted run folder is not created again
@@ -96,7 +102,8 @@ class Store:
         """Return the newest intact checkpoint; None if none was ever saved.
 
         Newer broken ones are moved aside, with a notice. A reader without the lock passes `move_broken=False`. Raises
-        SD-C402 if there are checkpoints but none is intact: a run never restarts without --fresh.
+        SD-C402 if there are checkpoints but none is intact: a run never restarts without --fresh. Raises SD-C405 if it
+        is of another run.
         """
         aside = sorted(path.name for path in self.folder.glob("broken-step-*"))
         tried = []
@@ -109,21 +116,50 @@ class Store:
                     self._move_aside(self.path_of(step))
             else:
                 self.notices += [f"{broken} is broken; using {found.folder.name} [SD-C401]" for broken in tried]
-                return found
+                return self.own(found)
         if not (tried := tried + aside):
             return None
         got = f"{len(tried)} tried: {', '.join(tried)}"
         raise error("SD-C402", "no usable checkpoint", where=str(self.folder), got=got)
 
     def open(self, step: int) -> Checkpoint:
-        """Return the checkpoint of one step. Raises SD-C403 if there is none, SD-C401 if it is broken."""
+        """Return the checkpoint of one step.
+
+        Raises SD-C403 if there is none, SD-C401 if it is broken, SD-C405 if it is of another run.
+        """
         if step not in (steps := self.steps()):
             have = ", ".join(str(known) for known in steps) or "none"
             raise error("SD-C403", f"step {step} not found", where=str(self.folder), expect=f"one of {have}")
         try:
-            return verify(self.path_of(step))
+            return self.own(verify(self.path_of(step)))
         except BrokenCheckpoint as fault:
             raise broken_error(self.path_of(step), str(fault)) from fault
+
+    def is_foreign(self, checkpoint: Checkpoint) -> bool:
+        """Return whether a checkpoint is of another run. One without an id may be of any."""
+        return self.run_ids is not None and checkpoint.run_id not in ("", *self.run_ids)
+
+    def refuse_foreign(self, checkpoint: Checkpoint) -> None:
+        """Raise SD-C405 for a checkpoint of another run."""
+        if self.is_foreign(checkpoint):
+            raise error(
+                "SD-C405",
+                "this checkpoint is of another run",
+                where=str(checkpoint.folder),
+                got=f"run {checkpoint.run_id}",
+                expect=f"run {' or '.join(self.run_ids or ()) or 'without a recorded id'}",
+                fix="move it out of this folder; then restore the checkpoint of this run, or an earlier one is used",
+            )
+
+    def own(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Return a checkpoint of this run. Raises SD-C405 for that of another; one without an id gives a notice."""
+        self.refuse_foreign(checkpoint)
+        if self.run_ids is not None and not checkpoint.run_id:
+            self.notices.append(
+                f"{checkpoint.folder.name} has no run id, as those of earlier versions: "
+                "whether it is of this run cannot be checked [SD-C406]"
+            )
+        return checkpoint
 
     def clean(self) -> None:
         """Remove the temporary files of a killed process."""
@@ -152,7 +188,7 @@ class Store:
         for pause in (*PAUSES, None):
             staged = atomic.staged_name(self.folder, str(step))
             try:
-                stage(staged, step, files)
+                stage(staged, step, files, next(iter(self.run_ids or ()), ""))
                 fault_point("ckpt.before_rename")
                 staged.rename(self.path_of(step))  # the commit point
                 break
@@ -180,11 +216,14 @@ class Store:
         atomic.replace_file(self.folder / INDEX, atomic.to_json(index, indent=1).encode())
 
     def _prune(self, saved: int) -> None:
-        """Remove all but the newest `keep` intact checkpoints. Broken ones are moved aside and do not count."""
+        """Remove all but the newest `keep` intact checkpoints.
+
+        Broken ones are moved aside and do not count. Those of another run are left as they are.
+        """
         fault_point("ckpt.before_prune")
         intact = 1  # the one just saved, which is kept even if there are later steps of another resume
         for step in reversed(self.steps()):
-            if step == saved:
+            if step == saved or self._is_foreign(step):
                 continue
             if intact == self.keep:
                 marked = atomic.mark_for_deletion(self.path_of(step))
@@ -195,19 +234,25 @@ class Store:
                         f"step-{step:06d} is no longer kept; it was a link, its files are still in {files}"
                     )
                 atomic.remove_folder(marked)
-            elif not self._moved_aside(self.path_of(step)):
+            elif self._intact(self.path_of(step)):
                 intact += 1
 
-    def _moved_aside(self, path: Path) -> bool:
-        """Return whether a checkpoint is broken. It is then moved aside, with a notice."""
+    def _intact(self, path: Path) -> Checkpoint | None:
+        """Return a checkpoint; None if it is broken. It is then moved aside, with a notice."""
         try:
-            verify(path)
+            return verify(path)
         except BrokenCheckpoint as fault:
             self.notices.append(
                 f"{path.name} is broken ({fault}); moved aside as {self._move_aside(path).name} [SD-C401]"
             )
-            return True
-        return False
+        return None
+
+    def _is_foreign(self, step: int) -> bool:
+        """Return whether the checkpoint of a step states that it is of another run. Its files are not read."""
+        try:
+            return self.is_foreign(read_manifest(self.path_of(step)))
+        except (BrokenCheckpoint, SdditError):
+            return False
 
     def _move_aside(self, path: Path) -> Path:
         """Rename a broken checkpoint, so that nothing loads it and the user can inspect it. Returns the new path."""

@@ -47,6 +47,7 @@ class Checkpoint:
     folder: Path
     files: Mapping[str, tuple[int, str]]  # name -> size in bytes, sha256
     format: int = FORMAT  # in which it was written
+    run_id: str = ""  # of the run that it is of; empty: written before ids were recorded
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file, verified again.
@@ -82,8 +83,8 @@ def upgrade_state(state: dict[str, Any], written: int) -> dict[str, Any]:
     return state
 
 
-def stage(folder: Path, step: int, files: Mapping[str, Content]) -> None:
-    """Write a checkpoint to `folder` and sync its files and their names."""
+def stage(folder: Path, step: int, files: Mapping[str, Content], run_id: str = "") -> None:
+    """Write a checkpoint of a run to `folder` and sync its files and their names."""
     folder.mkdir()
     seals = {}
     for name, content in files.items():
@@ -94,7 +95,8 @@ def stage(folder: Path, step: int, files: Mapping[str, Content]) -> None:
         del data  # before the next file is made
         fault_point("ckpt.after_file")
     fault_point("ckpt.before_manifest")
-    write_synced(folder / MANIFEST, seal_manifest({"format": FORMAT, "step": step, "files": seals}))
+    owner = {"run_id": run_id} if run_id else {}
+    write_synced(folder / MANIFEST, seal_manifest({"format": FORMAT, "step": step, "files": seals, **owner}))
     sync_folder(folder)
 
 
@@ -142,7 +144,7 @@ def read_manifest(folder: Path) -> Checkpoint:
                 got=f"format {body['format']}, this version reads 1 to {FORMAT}",
             )
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
-        return Checkpoint(int(body["step"]), folder, files, int(body["format"]))
+        return Checkpoint(int(body["step"]), folder, files, int(body["format"]), str(body.get("run_id", "")))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise BrokenCheckpoint(f"{MANIFEST}: cannot be read") from None
 

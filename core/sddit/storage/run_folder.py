@@ -16,6 +16,7 @@ from sddit.storage.lock import LOCK, release_lock, take_lock
 
 RECIPE, ENVIRONMENT, METRICS = "recipe.resolved.json", "environment.json", "metrics.jsonl"
 SCORES, COST, REPORT, CHANGES = "scores.json", "cost.json", "report.html", "changes.json"
+RUN_IDS = "run_ids"  # key of the resolved recipe of a run folder
 SEAL = ".sha256"  # suffix of the file with the sha256 of another file
 
 
@@ -128,6 +129,18 @@ def read_changes(folder: Path) -> list[dict[str, Any]]:
             fix = "restore the file from a backup, or move it away: the report then shows no changes"
             raise unreadable_error(path, str(change)[:80], fix)
     return found
+
+
+def recorded_ids(folder: Path) -> tuple[str, ...]:
+    """Return the ids of the run in a folder: the present one, then those it had before --allow-change.
+
+    None are recorded in a folder of an earlier version. Raises SD-F704 if the resolved recipe is damaged.
+    """
+    path = folder / RECIPE
+    found = read_json(path).get(RUN_IDS, []) if path.is_file() else []
+    if not isinstance(found, list) or not all(isinstance(id, str) for id in found):
+        raise unreadable_error(path, f"{RUN_IDS} = {found!r}"[:80], "restore it from a backup")
+    return tuple(found)
 
 
 @contextmanager

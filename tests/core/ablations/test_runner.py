@@ -360,6 +360,7 @@ def test_a_run_that_another_process_has_locked_is_waited_for(ablation, tmp_path,
             time.sleep(0.01)
         assert not (base / "metrics.jsonl").exists()
         if finishes:
+            held.write_json("scores.json", {"toy": {"fd": 1.0}})
             held.write_text("report.html", "")
     done.join()
     assert sum(f"base seed 0: locked by pid {os.getpid()}" in line for line in notes.lines) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,8 @@ from sddit.errors import SdditError
 from sddit.interfaces.metric_names import metric_values
 from sddit.storage.atomic import replace_file, to_json
 from sddit.storage.metrics_log import last_metrics
-from sddit.storage.run_folder import COST, METRICS, REPORT, SCORES, read_json
+from sddit.storage.run_folder import COST, METRICS, REPORT, SCORES, read_json, recorded_ids
+from sddit.storage.run_result import non_finite_scores, result_damage
 
 RESULTS = "results.jsonl"
 FAILURES = "failures"
@@ -84,7 +85,7 @@ def gather(folder: Path) -> AblationResults:
         published = TypeAdapter(tuple[RunOutcome, ...]).validate_python([json.loads(line) for line in lines])
         return AblationResults(folder, plan, published)
     arms = plan.by_label
-    return AblationResults(folder, plan, tuple(read_run(folder, run, arms[run.arm]) for run in plan.runs))
+    return AblationResults(folder, plan, tuple(read_run(folder, run, arms[run.arm], plan.metrics) for run in plan.runs))
 
 
 def write_results(folder: Path) -> AblationResults:
@@ -94,20 +95,22 @@ def write_results(folder: Path) -> AblationResults:
     return results
 
 
-def read_run(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:
+def read_run(folder: Path, run: RunRecord, arm: ArmRecord, metrics: Sequence[str] = ()) -> RunOutcome:
     """Return the outcome of a run. A damaged run folder counts as a failed run and does not affect the others."""
     try:
-        return outcome_of(folder, run, arm)
+        return outcome_of(folder, run, arm, metrics)
     except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
         what = fault.problems[0].what if isinstance(fault, SdditError) else type(fault).__name__
         return RunOutcome(**asdict(run), status="failed", error=f"its folder is damaged: {what}")
 
 
-def outcome_of(folder: Path, run: RunRecord, arm: ArmRecord) -> RunOutcome:
-    """Read the outcome of a run from its folder."""
+def outcome_of(folder: Path, run: RunRecord, arm: ArmRecord, metrics: Sequence[str] = ()) -> RunOutcome:
+    """Read the outcome of a run from its folder. Without finite values of all `metrics`, it counts as failed."""
     path = folder / run.folder
     last, failure = last_metrics(path / METRICS), failure_of(folder, path.name)
     status = status_of(path, bool(failure))
+    if status == "finished" and (damage := damage_of(path, run.id, metrics)):
+        status, failure = "failed", damage
     steps, seconds = int(last.get("step", 0)), last.get("seconds", 0.0)
     images = steps * arm.batch
     cost = read_json(path / COST) if status == "finished" and (path / COST).is_file() else {}
@@ -130,6 +133,17 @@ def status_of(run: Path, failed: bool) -> Status:
     if (run / REPORT).is_file():
         return "finished"
     return "failed" if failed else "stopped" if (run / METRICS).is_file() else "waiting"
+
+
+def damage_of(run: Path, id: str, metrics: Sequence[str]) -> str:
+    """Return why the result in the folder of a run does not count; empty if it does."""
+    recorded = recorded_ids(run)
+    if recorded and recorded[0] != id:
+        return f"its folder holds run {recorded[0]}, not {id}"
+    if damage := result_damage(run, id, dict.fromkeys(metric.rpartition(".")[0] for metric in metrics), metrics):
+        return f"{damage}; the command of the ablation scores it again"
+    bad = dict(non_finite_scores(read_json(run / SCORES)))
+    return next((f"{metric} is {bad[metric]}" for metric in metrics if metric in bad), "")
 
 
 def scores_of(run: Path) -> dict[str, float]:

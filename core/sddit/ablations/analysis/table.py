@@ -49,8 +49,10 @@ def metric_cells(
     arm: ArmRecord, metric: str, results: AblationResults, compared: Mapping[str, Comparison]
 ) -> tuple[str, str]:
     """Return the cells of a metric of an arm: its mean, and its difference from the baseline."""
-    values = list(results.figure(arm.label, metric).values())
+    values, finished = list(results.figure(arm.label, metric).values()), len(results.finished_of(arm.label))
     mean = format_summary(summarize(values)) if values else ""
+    if 0 < len(values) < finished:  # a metric that some runs do not have
+        mean += f" ({len(values)} of {finished} runs)"
     return mean, "baseline" if arm.is_baseline else format_comparison(compared[arm.label])
 
 
