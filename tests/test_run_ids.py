@@ -11,6 +11,7 @@ from pydantic import Field
 from sddit.ablations.planning.arms import expand
 from sddit.interfaces import Params
 from sddit.interfaces.params import settings_json
+from sddit.plugins.host import host
 from sddit.recipes.merge import load
 from sddit.recipes.resolve import resolve
 
@@ -51,6 +52,18 @@ def test_the_list_has_every_shipped_recipe() -> None:
     assert list(all_ids()) == sorted(STORED_IDS)
 
 
+def test_the_id_has_the_revision_of_the_numbers_and_not_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sddit.__version__", "9.9.9")
+    for row in (row for row in host().rows.values() if row.builtin):
+        monkeypatch.setattr(row, "version", "9.9.9")
+    quickstart = RECIPES / "quickstart.toml"
+    assert resolve(quickstart).run_id == STORED_IDS["quickstart.toml"]
+    monkeypatch.setattr("sddit.__numerics__", "2")
+    raised = resolve(quickstart)
+    assert raised.run_id != STORED_IDS["quickstart.toml"]
+    assert set(raised.plugin_digests.values()) == {"sddit 2"}
+
+
 def test_another_seed_has_another_id() -> None:
     assert resolve(RECIPES / "quickstart.toml", ["seed=1"]).run_id != STORED_IDS["quickstart.toml"]
 
@@ -68,7 +81,7 @@ class Settings(Params):
     inner: Inner = Field(Inner(), description="Inner.")
 
 
-def test_marked_keys_are_left_out_of_the_id() -> None:
+def test_marked_keys_are_not_part_of_the_id() -> None:
     def identity(**settings: object) -> dict[str, object]:
         return settings_json(Settings(**settings), free=False)  # type: ignore[arg-type]
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from sddit.losses import LossTerm
 
 __version__ = "0.1.0"
+__numerics__ = "0.1.0"
+"""Revision of the numbers: part of every run id in place of the version. Raise it ("2", "3", ...) whenever the bits of
+a deterministic run on a CPU change, so that runs of different bits never share an id or an ablation.
+"""
 HEAVY = dict.fromkeys(("Model", "build", "load", "sample", "context", "observe", "view"), "sddit.api")
 HEAVY |= {"Backbone": "sddit.backbones", "LossTerm": "sddit.losses"}
 """{public name: module}, for names that need torch. They are imported on first use."""

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sddit import __numerics__
 from sddit.ablations.analysis.results import (
     AblationResults,
     forget_failure,
@@ -27,7 +28,7 @@ from sddit.ablations.planning import measurements
 from sddit.ablations.planning.arms import Ablation
 from sddit.ablations.planning.budget import unmeasured
 from sddit.ablations.planning.measurements import Measurements
-from sddit.ablations.planning.plan import AblationPlan, PlannedRun, folder_of, make_plan
+from sddit.ablations.planning.plan import AblationPlan, PlannedRun, folder_of, make_plan, runs_of_other_numerics
 from sddit.ablations.planning.records import PLAN, read_plan
 from sddit.distributed.signals import REQUESTS, StopSignals
 from sddit.errors import SdditError, error, one_of
@@ -141,6 +142,11 @@ def announce(plan: AblationPlan, waiting: int, progress: Progress) -> None:
     needed = len(plan.needed)
     shared = f", {len(plan.runs) - needed} shared" if needed < len(plan.runs) else ""
     progress.note(f"{plan.base.name}: {arms} x {seeds}, equal {plan.settings.budget}{shared}")
+    if others := [run for one in plan.needed for run in runs_of_other_numerics(one)]:
+        progress.warn(
+            f"not used: {format_count(len(others), 'run')} of another numerics revision than {__numerics__}, "
+            f"whose bits differ: {others[0]}"
+        )
     progress.note(
         f"{format_count(needed, 'run')}, {needed - waiting} of them already finished; results in {plan.folder}"
     )

@@ -19,7 +19,7 @@ from sddit.evaluation.scoring import build_extractors
 from sddit.evaluation.thumbnails import PixelFeatures
 from sddit.interfaces import Dataset, FeatureExtractor
 from sddit.progress import Progress
-from sddit.recipes.resolve import resolve
+from sddit.recipes.resolve import resolve_run
 from sddit.storage.run_folder import RunFolder, recipe_path
 from sddit.training.environment import choose_device
 
@@ -79,9 +79,9 @@ def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str,
         SdditError: SD-C445 for a folder that is not a run, SD-T930 for a run without samples, SD-T906 without held-out
             images.
     """
-    resolved = recipe_path(folder)
+    recipe_path(folder)  # raises if the folder is not a run
     samples = torch.from_numpy(kept_samples(folder)).permute(0, 3, 1, 2)
-    recipe = resolve(resolved)
+    recipe = resolve_run(folder)
     chosen = choose_device(device)
     train_set, test_set = (recipe.dataset.build(split=split) for split in ("train", "test"))
     refuse_few({"training images": train_set, "held-out images": test_set}, recipe.evaluate.neighbours)

@@ -22,6 +22,7 @@ from sddit.evaluation.scores import choose, refuse_few
 from sddit.interfaces import Dataset, NoiseSchedule
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve_run
 from sddit.training.environment import choose_device
 from sddit.training.networks import build_backbone
 
@@ -57,6 +58,8 @@ def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
             got=f"{recipe.facts.num_classes} classes",
             expect="a data set with labels",
         )
+    if recipe.dataset.params.holds_images:
+        resolve_run(folder)  # raises if the data changed
     return probe(model.backbone.to(chosen), model.require_schedule(), recipe, progress)
 
 

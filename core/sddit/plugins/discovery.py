@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import sddit
 from sddit.errors import Problem, one_of
 
 OURS = "sddit"
@@ -38,8 +39,11 @@ class PluginInfo:
 
     @property
     def identity(self) -> str:
-        """Identity of this plugin in run ids: the hash of its file, or distribution and version."""
-        return self.digest or f"{self.distribution} {self.version}"
+        """Identity of this plugin in run ids: the hash of its file, or distribution and version.
+
+        For our own, it is the revision of the numbers, since a new version often gives the same bits.
+        """
+        return self.digest or f"{self.distribution} {sddit.__numerics__ if self.builtin else self.version}"
 
 
 def plugin_name(path: Path) -> str:

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import sddit
 from sddit.data import seen_std
 from sddit.data.declared import declared_table
-from sddit.errors import Problem, SdditError, raise_all
+from sddit.errors import Problem, SdditError, error, raise_all
 from sddit.interfaces import AttentionParams, DataFacts, Selected
+from sddit.plugins.discovery import OURS
 from sddit.plugins.host import Host
 from sddit.plugins.host import host as the_host
 from sddit.recipes import checks
@@ -26,7 +28,7 @@ from sddit.recipes.selection import LABELLED, SLOTS, Selector
 from sddit.recipes.settings import SETTINGS, EmaSettings, StartSettings
 from sddit.recipes.start_weights import complete_start
 from sddit.recipes.validation import unknown_key
-from sddit.storage.run_folder import RUN_IDS
+from sddit.storage.run_folder import RUN_IDS, read_json, recipe_path
 
 ABLATION = "ablation"
 """The table of arms. It changes no other key: resolved, an ablation is its recipe without the arms."""
@@ -35,6 +37,7 @@ TABLES = ("seed", "plugins", "extends", *SLOTS, *LABELLED, *SETTINGS, ABLATION)
 STATED = ("name", "data", "code", RUN_IDS)
 """Keys of resolved recipes only: the name, what the data and the plugins were, and the ids of the run."""
 
+FIRST_NUMERICS = "0.1.0"
 MEASURED = "measured"
 MAX_DIFFERENCE = 0.1
 """Maximum relative difference between sigma_data and the measured value without a warning."""
@@ -90,6 +93,23 @@ def resolve_without_data(source: str | Path, *, host: Host | None = None) -> Rec
     return resolve_merged(merged, host=host)
 
 
+def resolve_run(folder: Path, *, host: Host | None = None) -> Recipe:
+    """Resolve the recipe of a run folder with its data. Raises SD-C407 if the data changed after the run began."""
+    path = recipe_path(folder)
+    recipe, stated = resolve(path, host=host), read_json(path).get("data")
+    known = stated.get("fingerprint") if isinstance(stated, dict) else None
+    if known not in (None, recipe.facts.fingerprint):
+        raise error(
+            "SD-C407",
+            "the data changed after this run began",
+            where=str(folder),
+            got=f"fingerprint {recipe.facts.fingerprint[:12]}",
+            expect=f"{str(known)[:12]}, as in {path.name}",
+            fix=f"restore the data ({recipe.facts.source})",
+        )
+    return recipe
+
+
 def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     """Resolve a recipe whose layers are already merged."""
     selector = Selector(merged, host or the_host())
@@ -129,7 +149,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         ema=ema,
         facts=facts,
         start=start,
-        plugin_digests=selector.used,
+        plugin_digests=code_of(selector),
         plugin_files={plugin.resolved_name: plugin.path for plugin in merged.plugins if plugin.is_file},
         kernels={
             c.name: cast(AttentionParams, c.params()) for c in selector.host.registries.attention if not c.missing()
@@ -138,6 +158,17 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     selector.add(_placed(problem, merged) for problem in checks.check(recipe))
     raise_all(selector.problems())
     return _with_notes(recipe, merged, measured, warnings)
+
+
+def code_of(selector: Selector) -> dict[str, str]:
+    """Return the identity of each plugin that is used, and of the core where none is our own.
+
+    The core is not named at the first revision of the numbers: ids of that time have no entry for it.
+    """
+    used = dict(selector.used)
+    if sddit.__numerics__ != FIRST_NUMERICS:
+        used.setdefault(OURS, f"{OURS} {sddit.__numerics__}")
+    return used
 
 
 def _unknown_tables(selector: Selector) -> Iterator[Problem]:

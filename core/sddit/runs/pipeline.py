@@ -27,13 +27,13 @@ from sddit.interfaces import Dataset
 from sddit.progress import Progress
 from sddit.recipes.checks import check_processes
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.resolve import resolve
+from sddit.recipes.resolve import resolve_run
 from sddit.reports.run.probe_charts import write_probe
 from sddit.runs.callbacks import RunCallbacks, stop_if_asked
 from sddit.runs.report_data import cost_of, write_run_report
 from sddit.runs.setup import prepare_folder, prepare_session
 from sddit.storage.checkpoints import Store
-from sddit.storage.run_folder import COST, RECIPE, REPORT, SCORES, RunFolder, recipe_path, recorded_ids
+from sddit.storage.run_folder import COST, RECIPE, REPORT, SCORES, RunFolder, recorded_ids
 from sddit.storage.run_result import write_result
 from sddit.training.environment import choose_device, packages
 from sddit.training.loop import train
@@ -183,7 +183,7 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
     """Sample and score a run at its newest intact checkpoint, finished or not. Changes nothing in its folder."""
     chosen = choose_device(device)
-    resolve(recipe_path(folder))  # raises if the data is missing or damaged
+    resolve_run(folder)  # raises if the data is missing, damaged or changed
     model = load_run(folder)
     recipe = model.require_recipe()
     if not recipe.dataset.params.holds_images:

@@ -11,7 +11,7 @@ import torch
 
 from sddit.distributed import processes
 from sddit.distributed.world import World
-from sddit.errors import Problem, SdditError, one_of, raise_all
+from sddit.errors import Problem, SdditError, error, one_of, raise_all
 from sddit.evaluation.probe import PROBE, lacks_probe
 from sddit.evaluation.scoring import read_scores
 from sddit.progress import Progress
@@ -48,6 +48,8 @@ def prepare_folder(
     processes.remove_failures(folder.path)
     if fresh:
         set_aside(folder.path)
+    elif not (folder.path / RECIPE).is_file():
+        refuse_changed_data(folder.path, recipe)
     changed = accept_changes(folder, recipe, allow, resumed=resumed)
     if changed or not (folder.path / REPORT).is_file() or lacks_probe(folder.path, recipe):
         return False
@@ -87,6 +89,40 @@ def newest_sibling(folder: Path, name: str) -> Path | None:
     """Return the newest other run of a recipe of this name."""
     others = [path for path in folder.parent.glob(f"{name}-*") if path != folder and (path / RECIPE).is_file()]
     return max(others, key=lambda path: (path / RECIPE).stat().st_mtime, default=None)
+
+
+def refuse_changed_data(folder: Path, recipe: Recipe) -> None:
+    """Raise SD-C407 before a new run if an unfinished one next to it differs in nothing but its data.
+
+    The data of a run are part of its id, so that the same command would start over without a word.
+    """
+    for path in sorted(folder.parent.glob(f"{recipe.name}-*/{RECIPE}")):
+        unfinished = (path.parent / "checkpoints").is_dir() and not (path.parent / REPORT).is_file()
+        if unfinished and (change := changed_data(path, recipe)):
+            run = path.parent
+            raise error(
+                "SD-C407",
+                "the data changed after this unfinished run began",
+                where=str(run),
+                got=f"{recipe.facts.source}, fingerprint {change}",
+                fix=f"restore the data; or --fresh starts a new run, and --resume {run} --allow-change data continues "
+                "this one with the changed data",
+            )
+
+
+def changed_data(path: Path, recipe: Recipe) -> str:
+    """Return the old and new fingerprint if the resolved recipe at `path` differs in nothing but its data."""
+    try:
+        found = {
+            key: f"{old} -> {new}"
+            for key, old, new, kind in differences(read_json(path), recipe.to_json())
+            if kind != "free"
+        }
+    except SdditError:  # damage in another run folder does not concern this run
+        return ""
+    measured = {key for key, origin in recipe.origins.items() if origin.endswith(", measured")}
+    others = [key for key in found if not key.startswith("data.") and key not in measured]
+    return "" if others else found.get("data.fingerprint", "")
 
 
 def set_aside(folder: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from sddit.ablations.planning.arms import Ablation, Arm
 from sddit.ablations.planning.budget import budget_of, recipe_at_budget
@@ -25,6 +26,7 @@ from sddit.ablations.planning.records import (
     by_setting,
 )
 from sddit.formatting import slug
+from sddit.plugins.discovery import OURS
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
@@ -186,8 +188,25 @@ def run_folder_of(recipe: Recipe, own: Path) -> Path:
 
 def is_run_of(folder: Path, recipe: Recipe) -> bool:
     """Return whether a run folder still has this recipe; `--allow-change` may have changed it."""
+    return changes_of(folder, recipe) == []
+
+
+def changes_of(folder: Path, recipe: Recipe) -> list[tuple[str, Any, Any]] | None:
+    """Return (key, old, new) of each key that is not free and differs from a run folder; None if that is not one."""
     try:
         held = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return all(kind == "free" for *_, kind in differences(held, recipe.to_json()))
+        return [(key, old, new) for key, old, new, kind in differences(held, recipe.to_json()) if kind != "free"]
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return None
+
+
+def runs_of_other_numerics(run: PlannedRun) -> list[Path]:
+    """Return the folders of the same run by versions of another numerics revision, which is part of the run id."""
+
+    def is_ours(key: str, *identities: Any) -> bool:
+        return key.startswith("code.") and all(one is None or str(one).startswith(f"{OURS} ") for one in identities)
+
+    name = run.folder.name.removesuffix(run.id)
+    folders = sorted(path for path in run.folder.parent.glob(f"{name}*") if path != run.folder)
+    found = ((path, changes_of(path, run.recipe)) for path in folders)
+    return [path for path, changes in found if changes and all(is_ours(*change) for change in changes)]
