@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import sys
 import time
@@ -38,7 +37,7 @@ def report(failure: BaseException, state: State) -> int:
             lines.append(f"  fix:    {fix}")
         code, status = "", BUG
     lines += record_traceback(failure, state)
-    if processes.world_size() == 1 or record_rank_failure(lines, code, status, state):
+    if processes.world_size() == 1 or not state.parallel or record_rank_failure(lines, code, status, state):
         print_error(lines)
     return status
 
@@ -134,14 +133,16 @@ def record_rank_failure(lines: list[str], code: str, status: int, state: State) 
     Only the first failure is printed, by our launcher if there is one.
     """
     folder = state.progress.folder
-    launcher_folder = os.environ.get(processes.FAILURES)
+    launcher_folder = processes.launcher_folder()
     noted = processes.read_failures(folder) if folder else []
     own = processes.Failure(
         processes.rank(), code, status, state.progress.step, time.monotonic() - processes.BEGAN, tuple(lines)
     )
-    processes.write_failure(own, [Path(path) for path in (folder, launcher_folder) if path])
+    processes.write_failure(own, [path for path in (folder, launcher_folder) if path])
     if launcher_folder:
         return False
+    if not processes.has_launcher() and folder is None:
+        return True  # no other process is known to print it
     same = [other for other in noted if code in processes.PEER_LOST or (other.code, other.step) == (code, own.step)]
     return not same and (folder is not None or processes.local_rank() == 0)
 

@@ -112,7 +112,7 @@ class RunOptions:
 
     def refuse_for_ablation(self) -> None:
         """Refuse flags of single runs, and ablation flags that exclude each other."""
-        if (self.nproc or processes.world_size()) > 1:
+        if (self.nproc or processes.placement().size) > 1:
             raise click.UsageError("an ablation cannot use several processes per run; use --jobs for parallel runs")
         if self.fresh:
             raise click.UsageError("--fresh is for a single run; for an ablation use --no-reuse")

@@ -29,6 +29,7 @@ class State:
     """State of one call of the command, as error handling needs it."""
 
     debug: bool = False
+    parallel: bool = False  # whether several processes may execute this command together
     progress: Progress = field(default_factory=Progress)  # its folder takes the crash log
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,7 +32,7 @@ def join_processes(device: torch.device, timeout: float) -> Iterator[World]:
 
     Raises SD-X801 or SD-X802 when a collective fails because another rank ended or hangs.
     """
-    if processes.world_size() == 1:
+    if processes.placement().size == 1:
         yield World()
         return
     world = DistributedWorld(connect(device, timeout), device, timeout)
@@ -56,6 +58,12 @@ def is_peer_failure(fault: Exception) -> bool:
 
 def connect(device: torch.device, timeout: float) -> Store:
     """Connect to the other processes by torchrun's environment, and form the process group."""
+    where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+    fix = (
+        "check --nnodes, the rendezvous address and port, and that all machines were started; for one process, "
+        f"unset {' '.join(processes.NAMES)}"
+    )
+    refuse_unknown_address(where, fix)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     try:
         store: Store
@@ -75,12 +83,23 @@ def connect(device: torch.device, timeout: float) -> Store:
         raise error(
             "SD-X806",
             "the processes of this run did not find each other",
-            where="the environment of torchrun",
+            where=where,
             got=str(fault).splitlines()[0],
             expect=f"{processes.world_size()} processes started by torchrun or --nproc",
-            fix="check --nnodes, the rendezvous address and port, and that all machines were started",
+            fix=fix,
         ) from fault
     return store
+
+
+def refuse_unknown_address(where: str, fix: str) -> None:
+    """Raise SD-X806 if no machine has the name MASTER_ADDR, for which torch would look for half a minute."""
+    try:
+        socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
+    except (OSError, UnicodeError) as fault:
+        if isinstance(fault, socket.gaierror) and fault.errno == socket.EAI_AGAIN:
+            return  # the name service does not answer yet
+        what, got = "the machine where the processes meet is unknown", str(fault)
+        raise error("SD-X806", what, where=where, got=got, expect="a host name or an address", fix=fix) from None
 
 
 def refuse_differences(world: World, facts: Mapping[str, Any]) -> None:

@@ -67,6 +67,7 @@ def run(source: str, overrides: tuple[str, ...], **flags: Any) -> None:
 
     options = RunOptions(**flags)
     options.refuse_contradictions()
+    current_state().parallel = not options.dry_run
     refuse_unknown_word(source)
     if not processes.is_reported_elsewhere():
         host().announce = notice
@@ -108,6 +109,7 @@ def run_recipe(merged: Merged, options: RunOptions) -> None:
 
         context = click.get_current_context()
         context.exit(launch(rank_arguments(context.params), options.nproc))
+    processes.placement()
     result = train(recipe, options, out=options.out, fresh=options.fresh, resume=options.resume, allow=options.allow)
     if processes.rank() == 0:
         print_result(result, as_json=options.as_json)
