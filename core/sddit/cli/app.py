@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the console script and end the process with a documented exit status."""
     end_at_signals()
     limit_spinning()
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported: what it warns of, we report once
+    if processes.world_size() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # before torch is imported: its C++ stacks end as errors
     open_outputs()
     warnings.showwarning = lambda message, *_: notice(f"warning: {message}")  # without the source line
     status = call(sys.argv[1:] if arguments is None else arguments)

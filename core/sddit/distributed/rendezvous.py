@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +22,7 @@ from sddit.distributed.world import DistributedWorld, World
 from sddit.errors import error
 
 JOIN = 30.0  # seconds to wait for the other processes
+POLL = 0.2  # seconds between attempts to connect
 
 # Messages of the plain RuntimeError that a collective raises when it loses a peer.
 LOST = re.compile(r"\bgloo\b|\bnccl\b|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
@@ -63,7 +65,7 @@ def connect(device: torch.device, timeout: float) -> Store:
         "check --nnodes, the rendezvous address and port, and that all machines were started; for one process, "
         f"unset {' '.join(processes.NAMES)}"
     )
-    refuse_unknown_address(where, fix)
+    refuse_unreachable(where, fix)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     try:
         store: Store
@@ -91,15 +93,27 @@ def connect(device: torch.device, timeout: float) -> Store:
     return store
 
 
-def refuse_unknown_address(where: str, fix: str) -> None:
-    """Raise SD-X806 if no machine has the name MASTER_ADDR, for which torch would look for half a minute."""
-    try:
-        socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
-    except (OSError, UnicodeError) as fault:
-        if isinstance(fault, socket.gaierror) and fault.errno == socket.EAI_AGAIN:
-            return  # the name service does not answer yet
-        what, got = "the machine where the processes meet is unknown", str(fault)
-        raise error("SD-X806", what, where=where, got=got, expect="a host name or an address", fix=fix) from None
+def refuse_unreachable(where: str, fix: str) -> None:
+    """Raise SD-X806 if the meeting point has no address, or, for ranks other than 0, if nothing listens there.
+
+    torch's own message is a C++ stack, a minute later.
+    """
+    deadline = time.monotonic() + JOIN
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    while True:
+        try:
+            socket.getaddrinfo(*address)
+            if processes.rank() > 0:
+                socket.create_connection(address, timeout=max(1.0, deadline - time.monotonic())).close()
+            return
+        except (OSError, UnicodeError) as fault:
+            named = not isinstance(fault, UnicodeError | socket.gaierror) or fault.errno == socket.EAI_AGAIN
+            if named and time.monotonic() < deadline:
+                time.sleep(POLL)
+                continue
+            what = "the processes of this run did not find each other"
+            expect = "rank 0 listens at this address" if named else "a host name or an address"
+            raise error("SD-X806", what, where=where, got=str(fault), expect=expect, fix=fix) from None
 
 
 def refuse_differences(world: World, facts: Mapping[str, Any]) -> None:
