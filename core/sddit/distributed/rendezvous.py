@@ -107,7 +107,8 @@ def refuse_unreachable(where: str, fix: str) -> None:
                 socket.create_connection(address, timeout=max(1.0, deadline - time.monotonic())).close()
             return
         except (OSError, UnicodeError) as fault:
-            named = not isinstance(fault, UnicodeError | socket.gaierror) or fault.errno == socket.EAI_AGAIN
+            unknown = isinstance(fault, UnicodeError | socket.gaierror)
+            named = not unknown or getattr(fault, "errno", 0) == socket.EAI_AGAIN
             if named and time.monotonic() < deadline:
                 time.sleep(POLL)
                 continue
