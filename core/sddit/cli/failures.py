@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import select
-import sys
 import time
 import traceback
 from dataclasses import replace
@@ -13,7 +12,9 @@ from pathlib import Path
 import click
 
 from sddit.cli.output import State, print_error, redirect_to_null
-from sddit.distributed import processes
+from sddit.cli.streams import json_stream
+from sddit.distributed import processes, signals
+from sddit.distributed.signals import Stopped
 from sddit.errors import SdditError, describe_exception, error, out_of_memory, printable, ran_out
 from sddit.interfaces.component import component_of
 from sddit.plugins.host import host
@@ -94,7 +95,7 @@ def system_error(failure: OSError) -> SdditError:
         what, got = "the current folder no longer exists", failure.strerror or ""
         return error("SD-F707", what, where="current folder", got=got, fix="cd to an existing folder")
     if failure.filename is None:
-        redirect_to_null(sys.stdout)  # the output itself: flushing it at exit would fail again
+        redirect_to_null(json_stream())  # the output itself: flushing it at exit would fail again
     known = storage_error(failure, Path(failure.filename or "output"))
     [problem] = known.problems
     if not problem.code.startswith("SD-F"):
@@ -110,9 +111,15 @@ def current_folder_exists() -> bool:
         return False
 
 
-def raised_by_plugin(end: SystemExit) -> bool:
-    """Return whether a plugin's own code tried to end the process, which only this program may do."""
-    return any(host().owner_of(frame.filename) for frame in traceback.extract_tb(end.__traceback__)[-1:])
+def raised_by_plugin(end: BaseException) -> bool:
+    """Return whether a plugin, or a library that it called, tried to end the process, which only this program may do.
+
+    A handler of ours that raises for a signal may have interrupted a plugin.
+    """
+    frames = traceback.extract_tb(end.__traceback__)
+    if isinstance(end, Stopped) or (frames and Path(frames[-1].filename) == Path(signals.__file__)):
+        return False
+    return any(host().owner_of(frame.filename) for frame in frames)
 
 
 def stdout_is_closed(broken: BrokenPipeError) -> bool:
@@ -121,7 +128,7 @@ def stdout_is_closed(broken: BrokenPipeError) -> bool:
         return False
     try:
         output = select.poll()
-        output.register(sys.stdout.fileno(), 0)
+        output.register(json_stream().fileno(), 0)
     except (OSError, ValueError):  # not a file: in a notebook or a test
         return False
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0))

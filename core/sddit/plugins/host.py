@@ -214,6 +214,12 @@ def host() -> Host:
     return _current[-1]
 
 
+def third_party() -> list[str]:
+    """Return the names of the third-party plugins that are loaded. Loads none."""
+    rows = _current[-1].rows.values() if _current else ()
+    return [row.name for row in rows if row.state == "loaded" and row.code and not row.builtin]
+
+
 @contextlib.contextmanager
 def using_host(other: Host) -> Iterator[Host]:
     """Replace `host()` inside the block, as tests and tools that compare installations do."""

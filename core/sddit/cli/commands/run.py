@@ -11,6 +11,7 @@ import click
 
 from sddit.cli.options import PathOption, RunOptions, SdditCommand, device_option
 from sddit.cli.output import console, current_state, error_console, notice, print_json, show_progress, work_console
+from sddit.cli.streams import release_stdout
 from sddit.distributed import processes
 from sddit.errors import SdditError, error, one_of, printable, raise_all
 from sddit.plugins.host import host
@@ -107,6 +108,7 @@ def run_recipe(merged: Merged, options: RunOptions) -> None:
         raise_all(check_processes(recipe, options.nproc))
         from sddit.cli.launch import launch
 
+        release_stdout()  # the ranks write to it, each as this process would
         context = click.get_current_context()
         context.exit(launch(rank_arguments(context.params), options.nproc))
     processes.placement()
