@@ -109,7 +109,7 @@ def describe_exception(failure: BaseException, max_length: int = 240) -> str:
 
 
 def expand_user(path: str | Path, where: str) -> Path:
-    """Return a path whose leading `~` or `~user` is replaced by the home folder. Raises SD-X809 if that is unknown."""
+    """Return a path whose leading `~` or `~user` is replaced by the home folder. Raises SD-F707 if that is unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -118,7 +118,7 @@ def expand_user(path: str | Path, where: str) -> Path:
         fix = "set HOME, or write the whole path" if name == "~" else f"write the whole path, or './{name}' for a name"
         expect = "a path from /, from this folder, or from the home folder of a user of this system"
         what = f"the home folder of {whose} is unknown"
-        raise error("SD-X809", what, where=where, got=str(path), expect=expect, fix=fix) from None
+        raise error("SD-F707", what, where=where, got=str(path), expect=expect, fix=fix) from None
 
 
 HOST_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough memory)|std::bad_alloc|Cannot allocate memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import time
 import traceback
@@ -18,6 +19,7 @@ from sddit.distributed.signals import Stopped
 from sddit.errors import SdditError, describe_exception, error, out_of_memory, printable, ran_out
 from sddit.interfaces.component import component_of
 from sddit.plugins.host import host
+from sddit.plugins.leftovers import suspects
 from sddit.storage.atomic import replace_file, storage_error
 
 BUG = 1
@@ -46,7 +48,7 @@ def report(failure: BaseException, state: State) -> int:
 def user_error(failure: BaseException, state: State) -> SdditError | None:
     """Convert an exception to the error of its cause: a plugin, the memory or the system. None for a bug of ours."""
     if isinstance(failure, SdditError):
-        return failure
+        return name_suspects(failure)
     got, folder = describe_exception(failure), state.progress.folder
     for frame in reversed(traceback.extract_tb(failure.__traceback__)):
         if row := host().owner_of(frame.filename):
@@ -62,11 +64,25 @@ def user_error(failure: BaseException, state: State) -> SdditError | None:
     if ran_out(failure):
         where = state.progress.name or "this command"
         return out_of_memory(failure, where, got, "use a smaller batch of images, or free memory")
+    if isinstance(failure, OSError) and failure.errno == errno.EBADF:
+        return name_suspects(storage_error(failure, folder or Path("output")))
     if isinstance(failure, OSError) and folder is None:
         return system_error(failure)
     if isinstance(failure, OSError) and folder and Path(failure.filename or "").is_relative_to(folder):
         return storage_error(failure, Path(failure.filename))
     return None
+
+
+def name_suspects(known: SdditError) -> SdditError:
+    """Add to SD-P228, where it is about a file, the plugins that may have closed it."""
+    return SdditError(
+        *(
+            replace(problem, what=problem.what + suspects())
+            if problem.code == "SD-P228" and "plugin" not in problem.what
+            else problem
+            for problem in known.problems
+        )
+    ).with_traceback(known.__traceback__)
 
 
 def contract_error(failure: BaseException) -> SdditError | None:

@@ -59,6 +59,6 @@ def json_stream() -> TextIO:
 
 def flush_outputs() -> None:
     """Flush what is printed. Raises OSError if stdout cannot be written."""
-    json_stream().flush()
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
+    for stream in {json_stream(), sys.stdout}:
+        with suppress(ValueError):  # a plugin closed it
+            stream.flush()

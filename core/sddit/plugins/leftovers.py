@@ -14,7 +14,7 @@ from sddit.errors import Problem
 from sddit.plugins.host import host, third_party
 
 GRACE = 5.0  # seconds that threads and processes have to end after the command
-GRACE_OF_ATEXIT = 60.0  # seconds for functions of atexit, which may send data
+GRACE_OF_ATEXIT = 30.0  # seconds for functions of atexit, which may send data
 FORKED = 3  # exit status of a copy of this process
 
 _fork_stack: list[tuple[str, int]] = []  # (file, line) of the frames that forked this process, innermost first

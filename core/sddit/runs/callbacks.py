@@ -22,7 +22,9 @@ from sddit.interfaces.metric_names import SCORE
 from sddit.plugins.leftovers import end_if_forked
 from sddit.progress import Progress
 from sddit.runs.checkpointing import Saver
+from sddit.storage.atomic import storage_errors
 from sddit.storage.checkpoints import Store
+from sddit.storage.lock import LOCK, refuse_lost_locks
 from sddit.storage.metrics_log import MetricsLog, is_score_of, last_metrics
 from sddit.storage.run_folder import METRICS, RunFolder
 from sddit.training.nonfinite import NonFinite
@@ -110,6 +112,8 @@ class RunCallbacks:
     def stepped(self, session: Session) -> None:
         """Preview, score, save, stop: in this order, so that a stop loses nothing."""
         self.progress.step = session.step
+        with storage_errors(self.folder.path / LOCK):
+            refuse_lost_locks()
         self.saver.poll()
         if session.skipped[-1:] == [session.step - 1]:
             self.progress.warn(f"step {session.step - 1} skipped: non-finite; {len(session.skipped)} skipped in total")
