@@ -101,7 +101,7 @@ def _ranges(given: Mapping[str, str]) -> dict[str, tuple[int, int]]:
         return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 8 else otherwise
 
     size = limit("WORLD_SIZE", MAX_PROCESSES)
-    several = {"MASTER_PORT": (1, MAX_PORT)} if size > 1 else {}  # not read by a single process
+    several = {"MASTER_PORT": (1, MAX_PORT)} if "WORLD_SIZE" in given and size > 1 else {}  # read by several only
     return {
         "WORLD_SIZE": (1, MAX_PROCESSES),
         "LOCAL_WORLD_SIZE": (1, size),
