@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 
@@ -105,6 +106,19 @@ def describe_exception(failure: BaseException, max_length: int = 240) -> str:
         message = "(no message: its __str__ fails)"
     text = " ".join(f"{type(failure).__name__}: {message}".split()).rstrip(": ")
     return text if len(text) <= max_length else f"{text[:max_length]} ..."
+
+
+def expand_user(path: str | Path, where: str) -> Path:
+    """Return a path whose leading `~` or `~user` is replaced by the home folder. Raises SD-F707 if that is unknown."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        name = Path(path).parts[0]
+        whose = f"user {name[1:]!r}" if name != "~" else "this user"
+        fix = "set HOME, or write the whole path" if name == "~" else f"write the whole path, or './{name}' for a name"
+        expect = "a path from /, from this folder, or from the home folder of a user of this system"
+        what = f"the home folder of {whose} is unknown"
+        raise error("SD-F707", what, where=where, got=str(path), expect=expect, fix=fix) from None
 
 
 HOST_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough memory)|std::bad_alloc|Cannot allocate memory")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -28,8 +28,10 @@ from sddit.cli.commands.table import table
 from sddit.cli.commands.verify import verify
 from sddit.cli.options import DEBUG, write_examples
 from sddit.cli.output import State, notice, redirect_to_null
+from sddit.cli.streams import flush_outputs, json_stream, open_outputs, reserve_stdout
 from sddit.distributed import processes
-from sddit.distributed.signals import end_at_signals
+from sddit.distributed.signals import REQUESTS, end_at_signals, set_handlers
+from sddit.plugins.leftovers import end_if_forked, end_in_time
 
 COMMANDS = (plugins, show, sample, evaluate, table, publish, export, import_weights, bench, verify, new_plugin, explain)
 ABOUT = (
@@ -79,15 +81,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the console script and end the process with a documented exit status."""
     end_at_signals()
     limit_spinning()
+    if processes.world_size() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # before torch is imported: its C++ stacks end as errors
     open_outputs()
     warnings.showwarning = lambda message, *_: notice(f"warning: {message}")  # without the source line
-    status = call(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if "--json" in words and not {"--help", "-h"} & set(words):
+        reserve_stdout()
     try:
-        sys.stdout.flush()
+        status = call(words)
+    except SystemExit as stopped:  # by a signal
+        status = int(stopped.code or 0)
+    try:
+        flush_outputs()
     except BrokenPipeError:
-        redirect_to_null(sys.stdout)
+        redirect_to_null(json_stream())
     except OSError as full:
         status = failures.report(full, State())
+    set_handlers(dict.fromkeys(REQUESTS, signal.SIG_DFL))  # all is done: a signal needs no message
+    end_in_time(status, notice)
     processes.exit_process(status)
 
 
@@ -102,35 +114,35 @@ def limit_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def open_outputs() -> None:
-    """Replace closed outputs by the null device, and escape characters that an output cannot encode."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (stays open)
-        getattr(sys, name).reconfigure(errors="backslashreplace")
-
-
 def call(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status. Every failure is reported here."""
-    state = State()
+    state, pid = State(), os.getpid()
     try:
         with cli.make_context("sddit-run", list(arguments), obj=state) as context:
             cli.invoke(context)
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except click.UsageError as usage:
-        if usage.ctx is not None and usage.ctx.command is run:
-            usage.ctx = usage.ctx.parent  # its usage names recipes and commands
-        usage.show()
-        return usage.exit_code
-    except (KeyboardInterrupt, click.Abort):
+        end_if_forked(pid)
+    except BaseException as failure:  # a plugin may raise anything
+        end_if_forked(pid)
+        return ended_by(failure, state)
+    return 0
+
+
+def ended_by(failure: BaseException, state: State) -> int:
+    """Report what ended a command, and return its exit status. Raises SystemExit after a signal."""
+    by_plugin = failures.raised_by_plugin(failure)
+    if isinstance(failure, click.exceptions.Exit) and not by_plugin:
+        return failure.exit_code
+    if isinstance(failure, click.UsageError) and not by_plugin:
+        if failure.ctx is not None and failure.ctx.command is run:
+            failure.ctx = failure.ctx.parent  # its usage names recipes and commands
+        failure.show()
+        return failure.exit_code
+    if isinstance(failure, KeyboardInterrupt) or (isinstance(failure, click.Abort) and not by_plugin):
         notice("interrupted")
         return failures.INTERRUPTED
-    except BaseException as failure:  # a plugin may raise anything
-        if isinstance(failure, SystemExit) and not failures.raised_by_plugin(failure):
-            raise
-        if isinstance(failure, BrokenPipeError) and failures.stdout_is_closed(failure):
-            redirect_to_null(sys.stdout)  # a reader that closes early, such as `head`, is not a failure
-            return 0
-        return failures.report(failure, state)
-    return 0
+    if isinstance(failure, SystemExit) and not by_plugin:
+        raise failure
+    if isinstance(failure, BrokenPipeError) and failures.stdout_is_closed(failure):
+        redirect_to_null(json_stream())  # a reader that closes early, such as `head`, is not a failure
+        return 0
+    return failures.report(failure, state)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import errno
 import select
-import sys
 import time
 import traceback
 from dataclasses import replace
@@ -14,10 +13,13 @@ from pathlib import Path
 import click
 
 from sddit.cli.output import State, print_error, redirect_to_null
-from sddit.distributed import processes
+from sddit.cli.streams import json_stream
+from sddit.distributed import processes, signals
+from sddit.distributed.signals import Stopped
 from sddit.errors import SdditError, describe_exception, error, out_of_memory, printable, ran_out
 from sddit.interfaces.component import component_of
 from sddit.plugins.host import host
+from sddit.plugins.leftovers import suspects
 from sddit.storage.atomic import replace_file, storage_error
 
 BUG = 1
@@ -38,7 +40,7 @@ def report(failure: BaseException, state: State) -> int:
             lines.append(f"  fix:    {fix}")
         code, status = "", BUG
     lines += record_traceback(failure, state)
-    if processes.world_size() == 1 or record_rank_failure(lines, code, status, state):
+    if processes.world_size() == 1 or not state.parallel or record_rank_failure(lines, code, status, state):
         print_error(lines)
     return status
 
@@ -46,7 +48,7 @@ def report(failure: BaseException, state: State) -> int:
 def user_error(failure: BaseException, state: State) -> SdditError | None:
     """Convert an exception to the error of its cause: a plugin, the memory or the system. None for a bug of ours."""
     if isinstance(failure, SdditError):
-        return failure
+        return name_suspects(failure)
     got, folder = describe_exception(failure), state.progress.folder
     for frame in reversed(traceback.extract_tb(failure.__traceback__)):
         if row := host().owner_of(frame.filename):
@@ -62,11 +64,25 @@ def user_error(failure: BaseException, state: State) -> SdditError | None:
     if ran_out(failure):
         where = state.progress.name or "this command"
         return out_of_memory(failure, where, got, "use a smaller batch of images, or free memory")
+    if isinstance(failure, OSError) and failure.errno == errno.EBADF:
+        return name_suspects(storage_error(failure, folder or Path("output")))
     if isinstance(failure, OSError) and folder is None:
         return system_error(failure)
     if isinstance(failure, OSError) and folder and Path(failure.filename or "").is_relative_to(folder):
         return storage_error(failure, Path(failure.filename))
     return None
+
+
+def name_suspects(known: SdditError) -> SdditError:
+    """Add to SD-P228, where it is about a file, the plugins that may have closed it."""
+    return SdditError(
+        *(
+            replace(problem, what=problem.what + suspects())
+            if problem.code == "SD-P228" and "plugin" not in problem.what
+            else problem
+            for problem in known.problems
+        )
+    ).with_traceback(known.__traceback__)
 
 
 def contract_error(failure: BaseException) -> SdditError | None:
@@ -95,7 +111,7 @@ def system_error(failure: OSError) -> SdditError:
         what, got = "the current folder no longer exists", failure.strerror or ""
         return error("SD-F707", what, where="current folder", got=got, fix="cd to an existing folder")
     if failure.filename is None:
-        redirect_to_null(sys.stdout)  # the output itself: flushing it at exit would fail again
+        redirect_to_null(json_stream())  # the output itself: flushing it at exit would fail again
     known = storage_error(failure, Path(failure.filename or "output"))
     [problem] = known.problems
     if not problem.code.startswith("SD-F"):
@@ -111,9 +127,15 @@ def current_folder_exists() -> bool:
         return False
 
 
-def raised_by_plugin(end: SystemExit) -> bool:
-    """Return whether a plugin's own code tried to end the process, which only this program may do."""
-    return any(host().owner_of(frame.filename) for frame in traceback.extract_tb(end.__traceback__)[-1:])
+def raised_by_plugin(end: BaseException) -> bool:
+    """Return whether a plugin, or a library that it called, tried to end the process, which only this program may do.
+
+    A handler of ours that raises for a signal may have interrupted a plugin.
+    """
+    frames = traceback.extract_tb(end.__traceback__)
+    if isinstance(end, Stopped) or (frames and Path(frames[-1].filename) == Path(signals.__file__)):
+        return False
+    return any(host().owner_of(frame.filename) for frame in frames)
 
 
 def stdout_is_closed(broken: BrokenPipeError) -> bool:
@@ -122,7 +144,7 @@ def stdout_is_closed(broken: BrokenPipeError) -> bool:
         return False
     try:
         output = select.poll()
-        output.register(sys.stdout.fileno(), 0)
+        output.register(json_stream().fileno(), 0)
     except (OSError, ValueError):  # not a file: in a notebook or a test
         return False
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0))
@@ -134,14 +156,16 @@ def record_rank_failure(lines: list[str], code: str, status: int, state: State) 
     Only the first failure is printed, by our launcher if there is one.
     """
     folder = state.progress.folder
-    launcher_folder = os.environ.get(processes.FAILURES)
+    launcher_folder = processes.launcher_folder()
     noted = processes.read_failures(folder) if folder else []
     own = processes.Failure(
         processes.rank(), code, status, state.progress.step, time.monotonic() - processes.BEGAN, tuple(lines)
     )
-    processes.write_failure(own, [Path(path) for path in (folder, launcher_folder) if path])
+    processes.write_failure(own, [path for path in (folder, launcher_folder) if path])
     if launcher_folder:
         return False
+    if not processes.has_launcher() and folder is None:
+        return True  # no other process is known to print it
     same = [other for other in noted if code in processes.PEER_LOST or (other.code, other.step) == (code, own.step)]
     return not same and (folder is not None or processes.local_rank() == 0)
 

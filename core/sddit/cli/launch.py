@@ -104,7 +104,7 @@ def launcher_settings(count: int, folder: str) -> Iterator[None]:
     The log of torch's launcher is disabled: we print the failure ourselves.
     """
     environment, disabled_level = dict(os.environ), logging.root.manager.disable
-    os.environ[FAILURES] = folder
+    os.environ[FAILURES] = f"{os.getpid()}:{folder}"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_SECONDS)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is reported once, by us

@@ -10,6 +10,7 @@ import click
 
 from sddit.cli.output import current_state
 from sddit.distributed import processes
+from sddit.errors import expand_user
 from sddit.exchange.layouts import layouts
 
 
@@ -41,13 +42,17 @@ DEBUG = click.Option(
 
 
 class PathOption(click.Path):
-    """A path. An empty one is refused: it would mean the current folder."""
+    """A path. An empty one is refused: it would mean the current folder. `~` is a home folder, as in a shell.
+
+    Shells do not expand it in `--out=~/runs`, which would create a folder named `~`.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(path_type=Path, **settings)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(non_empty(value), param, ctx)
+        where = param.get_error_hint(ctx) if param is not None and ctx is not None else "command line"
+        return super().convert(expand_user(non_empty(value), where.replace("'", "")), param, ctx)
 
 
 def non_empty(value: Any) -> Any:
@@ -112,7 +117,7 @@ class RunOptions:
 
     def refuse_for_ablation(self) -> None:
         """Refuse flags of single runs, and ablation flags that exclude each other."""
-        if (self.nproc or processes.world_size()) > 1:
+        if (self.nproc or processes.placement().size) > 1:
             raise click.UsageError("an ablation cannot use several processes per run; use --jobs for parallel runs")
         if self.fresh:
             raise click.UsageError("--fresh is for a single run; for an ablation use --no-reuse")

@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from sddit.cli.streams import json_stream
 from sddit.distributed import processes
 from sddit.errors import printable
 from sddit.progress import Progress, progress_on
@@ -29,6 +30,7 @@ class State:
     """State of one call of the command, as error handling needs it."""
 
     debug: bool = False
+    parallel: bool = False  # whether several processes may execute this command together
     progress: Progress = field(default_factory=Progress)  # its folder takes the crash log
 
 
@@ -110,7 +112,7 @@ def print_error(lines: Iterable[str]) -> None:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), file=json_stream())
 
 
 def table(*headings: str) -> Table:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sddit.data.facts_cache import cached
 from sddit.data.order import keyed_words
-from sddit.errors import Problem, SdditError, error, one_of, raise_all
+from sddit.errors import Problem, SdditError, error, expand_user, one_of, out_of_memory, raise_all
 from sddit.interfaces import Split
 from sddit.storage.atomic import replace_file
 
@@ -86,6 +86,14 @@ class Cache:
 
         The position of an image in the cache decides its split, so that appended shards change no split.
         """
+        counted = f"{self.index.rows:,} latents"
+        fix = f"correct the counts in {self.root / INDEX}, or use a machine with more memory"
+        try:
+            return self._rows_of(split, holdout)
+        except (MemoryError, ValueError, OverflowError) as failure:
+            raise out_of_memory(failure, "dataset.path, listing the latents of a split", counted, fix) from failure
+
+    def _rows_of(self, split: Split, holdout: float) -> NDArray[np.int64]:
         pair = 2 if self.index.flip == "both" else 1  # an image and its mirror image stay together
         words = keyed_words("latents/split", self.index.rows // pair)
         held_out = words < np.uint64(min(int(holdout * 2**64), 2**64 - 1))
@@ -94,7 +102,7 @@ class Cache:
 
 def read_index(path: str) -> Cache:
     """Read the index of the cache at `path`. Raises SD-D341 if there is none, or if it is invalid."""
-    root = Path(path).expanduser()
+    root = expand_user(path, "dataset.path")
     file = root / INDEX
     try:
         text = file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Read rank and world size from torchrun's environment, and record failures per rank. Torch-free.
+"""Read and check rank and world size in torchrun's environment, and record failures per rank. Torch-free.
 
 Each rank that fails writes `failure-<rank>.json` into the run folder, for job scripts, since torchrun hides the exit
 statuses of its processes. With --nproc the launcher prints the first failure; FAILURES then names a second folder,
@@ -12,30 +12,113 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
-FAILURES = "SDDIT_FAILURES"  # environment variable: the folder in which the launcher looks for failures
+from sddit.errors import Problem, SdditError
+
+FAILURES = "SDDIT_FAILURES"  # environment variable: the launcher's process id and the folder where it reads failures
 PEER_LOST = ("SD-X801", "SD-X802")  # codes of ranks that only noticed the failure of another rank
 
 BEGAN = time.monotonic()
 
 
+NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MAX_PORT = 65_535
+MAX_PROCESSES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The place of this process in its run."""
+
+    size: int = 1  # processes of the run
+    rank: int = 0
+    local_rank: int = 0  # among the processes of this machine
+
+
+def placement() -> Placement:
+    """Return the place of this process as the environment states it. Raises SD-X808 if the variables make no sense.
+
+    Only commands that compute with several processes need a correct environment: the others use `world_size` and
+    `rank`, which never raise.
+    """
+    found = _read_environment(tuple(os.environ.get(name) for name in NAMES))
+    if isinstance(found, Problem):
+        raise SdditError(found)
+    return found
+
+
 def world_size() -> int:
-    """Return the number of processes of this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Return the number of processes of this run; 1 if the environment makes no sense."""
+    return _placement_or_alone().size
 
 
 def rank() -> int:
     """Return the rank of this process, from 0."""
-    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
+    return _placement_or_alone().rank
 
 
 def local_rank() -> int:
     """Return the rank of this process on its machine, which is also the index of its accelerator."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+    return _placement_or_alone().local_rank
+
+
+def _placement_or_alone() -> Placement:
+    found = _read_environment(tuple(os.environ.get(name) for name in NAMES))
+    return Placement() if isinstance(found, Problem) else found
+
+
+@cache
+def _read_environment(texts: tuple[str | None, ...]) -> Placement | Problem:
+    """Return the place that the variables `NAMES` state, or what is wrong with them."""
+    given = {name: text for name, text in zip(NAMES, texts, strict=True) if text is not None}
+    numbers = {}
+    for name, (low, high) in _ranges(given).items():
+        if name in given:
+            text = given[name]
+            if not (text.isascii() and text.isdecimal() and low <= int(text[:12]) <= high):
+                return _refused(f"{name} is not a number that torchrun sets", f"{name}={text}", _range(low, high))
+            numbers[name] = int(text)
+    size = numbers.get("WORLD_SIZE", 1)
+    if "WORLD_SIZE" not in given and (extra := [name for name in ("RANK", "LOCAL_RANK") if numbers.get(name)]):
+        return _refused(f"{extra[0]} is set without WORLD_SIZE", f"{extra[0]}={given[extra[0]]}", "both or neither")
+    if size == 1:
+        return Placement()
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not given.get(name, "").strip()]:
+        return _refused(f"{missing[0]} is not set", f"WORLD_SIZE={size}", f"also {', '.join(missing)}")
+    return Placement(size, numbers["RANK"], numbers.get("LOCAL_RANK", 0))
+
+
+def _ranges(given: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Return the smallest and the largest value of each variable that is a number: {name: range}."""
+
+    def limit(name: str, otherwise: int) -> int:
+        text = given.get(name, "")
+        return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 8 else otherwise
+
+    size = limit("WORLD_SIZE", MAX_PROCESSES)
+    several = {"MASTER_PORT": (1, MAX_PORT)} if "WORLD_SIZE" in given and size > 1 else {}  # read by several only
+    return {
+        "WORLD_SIZE": (1, MAX_PROCESSES),
+        "LOCAL_WORLD_SIZE": (1, size),
+        "RANK": (0, size - 1),
+        "LOCAL_RANK": (0, limit("LOCAL_WORLD_SIZE", size) - 1),
+    } | several
+
+
+def _range(low: int, high: int) -> str:
+    if high == MAX_PROCESSES - (low == 0):
+        return f"a whole number from {low}"
+    return f"{low}" if low == high else f"a whole number from {low} to {high}"
+
+
+def _refused(what: str, got: str, expect: str) -> Problem:
+    fix = f"start with torchrun or --nproc, or remove leftover variables: unset {' '.join(NAMES)}"
+    return Problem("SD-X808", what, "the environment of torchrun", got[:200], expect, fix)
 
 
 def exit_process(status: int) -> NoReturn:
@@ -54,7 +137,18 @@ def exit_process(status: int) -> NoReturn:
 
 def is_reported_elsewhere() -> bool:
     """Return whether the main rank or the launcher prints the messages of this process before the run."""
-    return rank() > 0 or FAILURES in os.environ
+    return launcher_folder() is not None or (rank() > 0 and has_launcher())
+
+
+def has_launcher() -> bool:
+    """Return whether torchrun or --nproc started this process, rather than a shell with leftover variables."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launcher_folder() -> Path | None:
+    """Return the folder where our launcher reads failures; None if it is not the parent of this process."""
+    pid, _, folder = os.environ.get(FAILURES, "").partition(":")
+    return Path(folder) if folder and pid == str(os.getppid()) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +22,7 @@ from sddit.distributed.world import DistributedWorld, World
 from sddit.errors import error
 
 JOIN = 30.0  # seconds to wait for the other processes
+POLL = 0.2  # seconds between attempts to connect
 
 # Messages of the plain RuntimeError that a collective raises when it loses a peer.
 LOST = re.compile(r"\bgloo\b|\bnccl\b|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
@@ -30,7 +34,7 @@ def join_processes(device: torch.device, timeout: float) -> Iterator[World]:
 
     Raises SD-X801 or SD-X802 when a collective fails because another rank ended or hangs.
     """
-    if processes.world_size() == 1:
+    if processes.placement().size == 1:
         yield World()
         return
     world = DistributedWorld(connect(device, timeout), device, timeout)
@@ -56,6 +60,12 @@ def is_peer_failure(fault: Exception) -> bool:
 
 def connect(device: torch.device, timeout: float) -> Store:
     """Connect to the other processes by torchrun's environment, and form the process group."""
+    where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+    fix = (
+        "check --nnodes, the rendezvous address and port, and that all machines were started; for one process, "
+        f"unset {' '.join(processes.NAMES)}"
+    )
+    refuse_unreachable(where, fix)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     try:
         store: Store
@@ -75,12 +85,36 @@ def connect(device: torch.device, timeout: float) -> Store:
         raise error(
             "SD-X806",
             "the processes of this run did not find each other",
-            where="the environment of torchrun",
+            where=where,
             got=str(fault).splitlines()[0],
             expect=f"{processes.world_size()} processes started by torchrun or --nproc",
-            fix="check --nnodes, the rendezvous address and port, and that all machines were started",
+            fix=fix,
         ) from fault
     return store
+
+
+def refuse_unreachable(where: str, fix: str) -> None:
+    """Raise SD-X806 if the meeting point has no address, or, for ranks other than 0, if nothing listens there.
+
+    torch's own message is a C++ stack, a minute later.
+    """
+    deadline = time.monotonic() + JOIN
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    while True:
+        try:
+            socket.getaddrinfo(*address)
+            if processes.rank() > 0:
+                socket.create_connection(address, timeout=max(1.0, deadline - time.monotonic())).close()
+            return
+        except (OSError, UnicodeError) as fault:
+            unknown = isinstance(fault, UnicodeError | socket.gaierror)
+            named = not unknown or getattr(fault, "errno", 0) == socket.EAI_AGAIN
+            if named and time.monotonic() < deadline:
+                time.sleep(POLL)
+                continue
+            what = "the processes of this run did not find each other"
+            expect = "rank 0 listens at this address" if named else "a host name or an address"
+            raise error("SD-X806", what, where=where, got=str(fault), expect=expect, fix=fix) from None
 
 
 def refuse_differences(world: World, facts: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from sddit.plugins.hookspecs import Registries
 from sddit.plugins.registry import Registry
 
 GROUP = "sddit"
+CORE = Path(__file__).parents[1]
 
 
 class Host:
@@ -212,6 +213,13 @@ def host() -> Host:
     if not _current:
         _current.append(Host())
     return _current[-1]
+
+
+def third_party() -> list[str]:
+    """Return the names of the third-party plugins that are loaded. Loads none. The toys of our tests are ours."""
+    rows = _current[-1].rows.values() if _current else ()
+    others = (row for row in rows if row.state == "loaded" and row.code and not row.builtin)
+    return [row.name for row in others if not Path(row.code).is_relative_to(CORE)]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sddit.errors import Problem, error, raise_all
+from sddit.errors import Problem, error, expand_user, raise_all
 from sddit.recipes.parsing import Source, odd_values, parse_value, quoted, read, shown
 from sddit.recipes.search import files_near, find, name_of, shipped
 
@@ -78,7 +78,7 @@ class Merged:
         """Return the absolute form of the path set for `key`, which is relative to the file that sets it."""
         origin = self.origins.get(key)
         folder = origin.folder if origin else Path()
-        return os.path.normpath((folder / Path(path).expanduser()).absolute())
+        return os.path.normpath((folder / expand_user(path, key)).absolute())
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Merged:

@@ -19,9 +19,12 @@ from sddit.evaluation.scoring import score_images, scorer_of
 from sddit.generation import sample_session, scoring_request
 from sddit.interfaces import Tracker
 from sddit.interfaces.metric_names import SCORE
+from sddit.plugins.leftovers import end_if_forked
 from sddit.progress import Progress
 from sddit.runs.checkpointing import Saver
+from sddit.storage.atomic import storage_errors
 from sddit.storage.checkpoints import Store
+from sddit.storage.lock import LOCK, refuse_lost_locks
 from sddit.storage.metrics_log import MetricsLog, is_score_of, last_metrics
 from sddit.storage.run_folder import METRICS, RunFolder
 from sddit.training.nonfinite import NonFinite
@@ -60,6 +63,7 @@ class RunCallbacks:
         steps, previews, parts = recipe.train.steps, recipe.evaluate.previews, recipe.evaluate.during + 1
         self.preview_steps = {round(steps * k / previews) for k in range(1, previews + 1)} - {0}  # evenly spaced
         self.score_steps = {round(steps * k / parts) for k in range(1, parts)} - {0, steps}  # the end is always scored
+        self.pid = session.pid
         self.spikes = GradientSpikes()
         main = session.world.main  # the only rank with a log, trackers and a scorer
         self.log = MetricsLog(folder.path / METRICS, cursor, session.step) if main else None
@@ -99,6 +103,7 @@ class RunCallbacks:
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
         """Append a row to the log and the trackers, on the main rank."""
+        end_if_forked(self.pid)
         if self.log is not None:
             self.log.append(row)
         for tracker in self.trackers:
@@ -107,6 +112,8 @@ class RunCallbacks:
     def stepped(self, session: Session) -> None:
         """Preview, score, save, stop: in this order, so that a stop loses nothing."""
         self.progress.step = session.step
+        with storage_errors(self.folder.path / LOCK):
+            refuse_lost_locks()
         self.saver.poll()
         if session.skipped[-1:] == [session.step - 1]:
             self.progress.warn(f"step {session.step - 1} skipped: non-finite; {len(session.skipped)} skipped in total")

@@ -108,7 +108,7 @@ def refuse_unusable(recipe: Recipe, resume: Path | None) -> None:
     if resume is not None and not (resume / RECIPE).is_file():
         expect = f"a folder that holds {RECIPE}"
         raise error("SD-C445", "not a run folder", where="--resume", got=str(resume), expect=expect)
-    raise_all(check_processes(recipe, processes.world_size()))
+    raise_all(check_processes(recipe, processes.placement().size))
 
 
 def train_and_finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:

@@ -75,7 +75,7 @@ def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: 
     progress.note(f"{recipe.name}: {facts.source}, {classes}")
     progress.note(f"run folder {folder.path}, {device_name(device)}, {kernel}")
     if folder.killed:
-        end = "exited without cleanup; it may have been killed or run out of memory"
+        end = "exited without cleanup; it was killed, ran out of memory, or a plugin ended it"
         progress.note(f"the previous process ({folder.killed}) {end}")
     for warning in recipe.warnings:
         progress.warn(warning)

@@ -26,6 +26,11 @@ FAILURES = {
     "EFBIG": ("SD-M610", "a file is larger than the limit on file sizes", "raise the limit (ulimit -f), then rerun"),
     "EACCES EPERM EROFS": ("SD-F703", "the run folder cannot be used", "fix its permissions"),
     "ENAMETOOLONG": ("SD-F705", "a path of the run folder is too long", "choose a shorter name"),
+    "EBADF": (
+        "SD-P228",
+        "an open file of the run was closed",
+        "close in a plugin only the descriptors that it opened, then rerun",
+    ),
     "ENOENT ENOTDIR": ("SD-F706", "the run folder no longer exists", "restore it, then rerun"),
     "EEXIST EISDIR ELOOP ENOTEMPTY ENXIO": (
         "SD-F705",
@@ -78,6 +83,21 @@ def open_file(path: Path | str, flags: int = os.O_RDONLY) -> int:
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.ENXIO
         raise OSError(number, "Is a directory" if stat.S_ISDIR(mode) else "Not a regular file", str(path))
     return descriptor
+
+
+def file_identity(descriptor: int) -> tuple[int, int]:
+    """Return device and inode of an open file; zeros if the descriptor is closed. Other code may close or reuse it."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
+def refuse_replaced(descriptor: int, identity: tuple[int, int]) -> None:
+    """Raise OSError (EBADF) if a descriptor no longer is the file that was opened with it."""
+    if file_identity(descriptor) != identity:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 def read_file(path: Path) -> bytes:

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 from sddit.errors import error
-from sddit.storage.atomic import open_file, to_json
+from sddit.storage.atomic import file_identity, open_file, refuse_replaced, to_json
 
 LOCK = "run.lock"
 
 # A lock belongs to the open file, so the system releases it when its process ends for any reason.
-_own_locks: set[int] = set()  # descriptors of the locks of this process
+_own_locks: dict[int, tuple[int, int]] = {}  # descriptors of the locks of this process, and their `file_identity`
 
 
 def take_lock(path: Path) -> tuple[int, str]:
@@ -35,7 +35,7 @@ def take_lock(path: Path) -> tuple[int, str]:
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     os.ftruncate(lock, 0)
     os.pwrite(lock, to_json(owner).encode(), 0)
-    _own_locks.add(lock)
+    _own_locks[lock] = file_identity(lock)
     return lock, last
 
 
@@ -57,10 +57,15 @@ def holder(folder: Path) -> str:
 
 def release_lock(lock: int) -> None:
     """Release a lock of this process and empty its file."""
-    if lock in _own_locks:
-        _own_locks.remove(lock)
+    if lock in _own_locks and file_identity(lock) == _own_locks.pop(lock):
         os.ftruncate(lock, 0)
         os.close(lock)
+
+
+def refuse_lost_locks() -> None:
+    """Raise OSError (EBADF) if other code closed a lock of this process: another process could now take it."""
+    for lock, identity in _own_locks.items():
+        refuse_replaced(lock, identity)
 
 
 def owner_in(lock: int) -> str:

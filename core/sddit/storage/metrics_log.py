@@ -10,7 +10,16 @@ from typing import Any
 
 from sddit.errors import SdditError, error
 from sddit.interfaces.metric_names import SCORE
-from sddit.storage.atomic import NOT_NUMBERS, open_file, read_file, replace_file, storage_errors, to_json
+from sddit.storage.atomic import (
+    NOT_NUMBERS,
+    file_identity,
+    open_file,
+    read_file,
+    refuse_replaced,
+    replace_file,
+    storage_errors,
+    to_json,
+)
 from sddit.storage.run_folder import unreadable_errors
 
 TAIL = 1 << 18  # bytes at the end of a metrics log that hold its last row
@@ -38,11 +47,13 @@ class MetricsLog:
             self.cursor = len(data[:cursor])
             self._file = open_file(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
             os.ftruncate(self._file, self.cursor)
+            self._identity = file_identity(self._file)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append a row. Raises SdditError if the storage fails; the log is then unchanged."""
         line = to_json(dict(row)).encode() + b"\n"
         with storage_errors(self.path):
+            refuse_replaced(self._file, self._identity)
             try:
                 view = memoryview(line)
                 while view:  # the system may accept it in parts
@@ -55,11 +66,14 @@ class MetricsLog:
     def sync(self) -> int:
         """Sync all rows to disk. Returns the cursor, for the checkpoint."""
         with storage_errors(self.path):
+            refuse_replaced(self._file, self._identity)
             os.fsync(self._file)
         return self.cursor
 
     def close(self) -> None:
-        os.close(self._file)
+        """Close the file, unless other code closed it already."""
+        if file_identity(self._file) == self._identity:
+            os.close(self._file)
 
 
 def ends_at_cursor(data: bytes, cursor: int, step: int) -> bool:

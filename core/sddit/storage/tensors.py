@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from sddit.errors import error
 
+HEADER = 8  # bytes that hold the length of a header
+COMPARED = 1 << 24  # bytes that are compared at once
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip files, and bare pickles
 
 
@@ -27,7 +31,50 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
             dense = dense.clone()
         storages.add(dense.untyped_storage().data_ptr())
         separate[name] = dense
-    return safetensors.torch.save(separate)
+    packed = bytes(safetensors.torch.save(separate) or b"")
+    refuse_other_bytes(packed, separate)
+    return packed
+
+
+def refuse_other_bytes(packed: bytes, tensors: Mapping[str, Tensor]) -> None:
+    """Raise SD-P228 unless the bytes hold exactly these tensors: a plugin may have replaced the function that packs.
+
+    The format is a length, a header in JSON with dtype, shape and place of each tensor, and the bytes of all tensors.
+    """
+    try:
+        end = HEADER + int.from_bytes(packed[:HEADER], "little")
+        header = json.loads(packed[HEADER:end])
+        header.pop("__metadata__", None)
+        places = {name: record["data_offsets"] for name, record in header.items()}
+        bad = next((name for name in tensors if not _holds(packed, end, header[name], tensors[name])), "")
+        complete = places.keys() == tensors.keys() and sum(stop - start for start, stop in places.values()) == (
+            len(packed) - end
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        bad, complete = "", False
+    if bad or not complete:
+        code = getattr(safetensors.torch.save, "__code__", None)
+        raise error(
+            "SD-P228",
+            "safetensors.torch.save gave other bytes than the tensors to save",
+            where=f"{code.co_filename}:{code.co_firstlineno}" if code else "safetensors.torch.save",
+            got=f"{len(packed):,} bytes" + (f", in which {bad!r} differs" if bad else ""),
+            expect=f"{sum(tensor.nbytes for tensor in tensors.values()):,} bytes of tensors, and a header",
+            fix="remove what replaces that function, or install safetensors again",
+        )
+
+
+def _holds(packed: bytes, begin: int, record: Mapping[str, Any], tensor: Tensor) -> bool:
+    """Return whether the bytes hold a tensor at the place that its record states. Compares in parts, to save memory."""
+    start, stop = record["data_offsets"]
+    if record["shape"] != list(tensor.shape) or stop - start != tensor.nbytes or len(packed) < begin + stop:
+        return False
+    own = tensor.reshape(-1).view(torch.uint8).numpy().data
+    stored = memoryview(packed)[begin + start : begin + stop]
+    return all(
+        stored[at : at + COMPARED].tobytes() == own[at : at + COMPARED].tobytes()
+        for at in range(0, tensor.nbytes, COMPARED)
+    )
 
 
 def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:

@@ -52,8 +52,12 @@ def choose_device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise error("SD-R162", f"no device {name!r}", where="--device", got=name, expect="one of cpu, cuda")
     if name == "cuda" and processes.world_size() > 1:
-        torch.cuda.set_device(processes.local_rank())
-        return torch.device(name, processes.local_rank())
+        if (own := processes.local_rank()) >= (count := torch.cuda.device_count()):
+            what, expect = "no CUDA device has the local rank of this process", f"a number below {count}"
+            fix = f"start at most {count} processes on this machine"
+            raise error("SD-X808", what, where="LOCAL_RANK", got=str(own), expect=expect, fix=fix)
+        torch.cuda.set_device(own)
+        return torch.device(name, own)
     return torch.device(name)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sddit.distributed.parallel import full_tensor, gradient_accumulation, reach_all_parameters
 from sddit.interfaces import Outputs, View
+from sddit.plugins.leftovers import end_if_forked
+from sddit.plugins.shared_state import SharedState
 from sddit.training import step_metrics
 from sddit.training.inputs import MicroBatch, context_of, make_batch, micro_batches
 from sddit.training.nonfinite import NonFinite, discard_step, synchronize_step_status
@@ -34,11 +36,14 @@ class Callbacks(Protocol):
 
 def train(session: Session, callbacks: Callbacks) -> None:
     """Take the remaining steps."""
+    shared = SharedState()
     with training_mode(session):
         while session.step < session.total_steps:
             start = time.monotonic()
+            end_if_forked(session.pid)
             step_metrics.accumulate_metrics(session, take_step(session))
             elapsed = time.monotonic() - start
+            shared.refuse_changes()
             session.seconds += elapsed
             seconds = step_metrics.value_and_count(torch.tensor(elapsed))
             step_metrics.add_to_sums(session.sums, "seconds_per_step", seconds)
@@ -112,6 +117,7 @@ def forward(session: Session, part: MicroBatch, weights: Mapping[str, float]) ->
         objective.requests(labels, "student", views),
         teacher_outputs(session, views, labels),
     )
+    end_if_forked(session.pid)
     reduced: dict[str, Tensor] = {}  # scalars that add up to the mean over the batch
     binned: dict[str, Tensor] = {}
     for label, value in values.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +43,7 @@ class Session:
     seconds: float = 0.0  # spent training, including before a resume
     sums: dict[str, Tensor] = field(default_factory=dict)  # of this log interval: sum and count, [2] float64
     skipped: list[int] = field(default_factory=list)  # steps that were skipped because they were not finite
+    pid: int = field(default_factory=os.getpid)  # of the process that trains
     notes: list[str] = field(default_factory=list)  # shown to the user once, before the first step
 
     @property

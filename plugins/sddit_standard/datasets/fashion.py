@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sddit.data.facts_cache import cached
-from sddit.errors import error
+from sddit.errors import error, expand_user
 from sddit.interfaces import DataFacts, Split
 from sddit_standard.datasets.embedded import Table, embedded_facts, embedded_table
 
@@ -62,7 +62,7 @@ def _measure(folder: Path) -> dict[str, Any]:
 
 
 def _folder(source: str) -> Path:
-    return SYSTEM if source == "system" else Path(source).expanduser()
+    return SYSTEM if source == "system" else expand_user(source, "dataset.source")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sddit.data.facts_cache import cached
 from sddit.data.moments import PixelMoments
-from sddit.errors import Problem, SdditError, error, raise_all
+from sddit.errors import Problem, SdditError, error, expand_user, raise_all
 from sddit.interfaces import DataFacts, Split
 from sddit_standard.datasets.decode import SUFFIXES, decode
 
@@ -133,7 +133,7 @@ def _refuse_dark(mean: Sequence[float], std: Sequence[float], settings: FolderSe
 
 def list_images(settings: FolderSettings) -> Listing:
     """Walk the folder. Raises SD-D300, -D304, -D310, -D314, -D331 or -D332, several problems at once."""
-    root = Path(settings.path).expanduser()
+    root = expand_user(settings.path, "dataset.path")
     if not root.is_dir():
         raise error(
             "SD-D300",

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sddit.cli.options import PathOption, SdditCommand, device_option, json_and_progress_option, plugin_option
-from sddit.cli.output import console, error_console, notice, print_json, show_progress, table
+from sddit.cli.output import console, current_state, error_console, notice, print_json, show_progress, table
 from sddit.distributed import processes
 from sddit.errors import error, printable
 from sddit.interfaces import EvaluateMode, FeatureParams
@@ -113,6 +113,8 @@ def evaluate(
     **paths: Path | None,
 ) -> None:
     """Score the samples of a run, probe it or search for copies."""
+    current_state().parallel = True
+    processes.placement()
     parts: dict[str, Part] = {}
     if probe:
         parts["probe"] = measure_probe, print_probe
@@ -130,7 +132,7 @@ def evaluate(
 
         recipe = run / RECIPE
         if recipe.is_file() and not resolve(recipe).features:  # a folder that is not a run is refused when it is loaded
-            if processes.rank() == 0:
+            if not processes.is_reported_elsewhere():
                 notice("no scores: evaluate.features in the recipe names no extractor")
                 if as_json:
                     print_json({})
@@ -138,7 +140,7 @@ def evaluate(
         parts["scores"] = measure_scores, print_scores
     with show_progress(error_console() if as_json else console()) as progress:
         results = {name: measure(run, device=device, progress=progress) for name, (measure, _) in parts.items()}
-    if processes.rank() > 0:
+    if processes.rank() > 0 and processes.has_launcher():
         return
     if as_json:
         print_json(results.get("scores", results))

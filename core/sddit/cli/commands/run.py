@@ -11,6 +11,7 @@ import click
 
 from sddit.cli.options import PathOption, RunOptions, SdditCommand, device_option
 from sddit.cli.output import console, current_state, error_console, notice, print_json, show_progress, work_console
+from sddit.cli.streams import release_stdout
 from sddit.distributed import processes
 from sddit.errors import SdditError, error, one_of, printable, raise_all
 from sddit.plugins.host import host
@@ -69,6 +70,7 @@ def run(source: str, overrides: tuple[str, ...], full_hash: bool, **flags: Any) 
 
     options = RunOptions(**flags)
     options.refuse_contradictions()
+    current_state().parallel = not options.dry_run
     refuse_unknown_word(source)
     if not processes.is_reported_elsewhere():
         host().announce = notice
@@ -123,8 +125,10 @@ def run_recipe(merged: Merged, options: RunOptions) -> None:
         raise_all(check_processes(recipe, options.nproc))
         from sddit.cli.launch import launch
 
+        release_stdout()  # the ranks write to it, each as this process would
         context = click.get_current_context()
         context.exit(launch(rank_arguments(context.params), options.nproc))
+    processes.placement()
     result = train(recipe, options, out=options.out, fresh=options.fresh, resume=options.resume, allow=options.allow)
     if processes.rank() == 0:
         print_result(result, as_json=options.as_json)

@@ -11,6 +11,7 @@ The same runs give the same bytes. No path of this machine is included.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,9 @@ def without_local_paths(results: AblationResults) -> AblationResults:
 
 def shorten_error(text: str, results: AblationResults) -> str:
     """Return an error message without the folders of this machine."""
-    known = {str(folder) for folder in (results.folder.resolve().parent, Path.home(), Path.cwd())}
+    known = {str(folder) for folder in (results.folder.resolve().parent, Path.cwd())}
+    with suppress(RuntimeError):  # the user has no home folder
+        known.add(str(Path.home()))
     for folder in sorted(known - {"/"}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
     return shorten_paths(text)
