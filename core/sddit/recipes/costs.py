@@ -71,7 +71,7 @@ class Plan:
     batch: int
     tokens: int  # of one image
     backbone_parameters: int | None
-    heads_parameters: Mapping[str, int | None]  # by label of the loss; they train and are not exported
+    heads_parameters: Mapping[str, int | None]  # by label of the loss; they are trained and not exported
     teacher_parameters: int | None  # 0: no loss needs a teacher
     passes: tuple[Pass, ...]  # the views that some loss reads
     course: tuple[float | None, ...]  # FLOPs of a step in equal parts of the run: one part if all steps cost the same
@@ -109,7 +109,7 @@ def plan(recipe: Recipe) -> Plan:
     trained = _times(_sum([parameters, *heads.values()]), weight)
     activations = _times(stated.activations(), (train.micro_batch or train.batch) * ACTIVATION_BYTES[train.precision])
     memory = Memory(
-        weights=trained,
+        weights=_sum((trained, weight * stated.frozen_parameters())),
         gradients=trained,
         optimizer=_times(trained, recipe.optimizer.params.state_per_parameter),
         averages=_times(parameters, weight * len(recipe.ema)),
@@ -170,6 +170,14 @@ class _StatedCosts:
         views = [v for v in self.recipe.views_of(self.recipe.active_losses[label].params) if v.network == network]
         costs = [self.head(label, view, self.kept(view, step=0)) for view in views]
         return None if None in costs else max((cost.parameters for cost in costs if cost), default=0)
+
+    def frozen_parameters(self) -> int:
+        """Return the parameters of the losses that are stated not to be trained."""
+        return sum(
+            max((cost.frozen for view in views if (cost := self.head(label, view, self.kept(view, step=0)))), default=0)
+            for label, chosen in self.recipe.active_losses.items()
+            if (views := self.recipe.views_of(chosen.params))
+        )
 
     def teacher_parameters(self) -> int | None:
         """Return the parameters of the backbone up to its deepest tap, and of the averaged heads."""
