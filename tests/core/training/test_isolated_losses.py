@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit import hookimpl
+from sddit.errors import SdditError
 from sddit.interfaces import Component, Cost, LossParams, Needs, OptimizerParams, Want
 from sddit.losses import LossTerm, frozen_modules
 from sddit.recipes.costs import plan
@@ -18,7 +19,7 @@ from sddit.recipes.resolve import resolve
 from sddit.testing import ConformanceError, check
 from sddit.testing.sessions import advance, restore_latest, save, state_of
 from sddit.testing.toys.plugin import TOY_RECIPE, toy_host
-from sddit.training.build import build_session
+from sddit.training.build import build_session, parameter_groups
 from sddit.training.optimization import clip_gradients
 from sddit.training.session import Session
 
@@ -192,6 +193,21 @@ def test_a_resumed_run_with_a_frozen_module_has_the_same_bits(make: Make, tmp_pa
     restore_latest(other, tmp_path)
     advance(other, 3)
     assert equal(state_of(other), state_of(whole))
+
+
+def test_an_optimizer_state_that_counts_frozen_parameters_is_refused(make: Make, tmp_path: Path) -> None:
+    """Earlier versions numbered them too, so that the states of the others would go to the wrong parameters."""
+    session = make("loss.x.name=fixed")
+    term = session.student.terms["x"]
+    term.target.requires_grad_(True)
+    groups = parameter_groups(session.recipe, session.student)
+    session.optimizer = session.recipe.optimizer.build()(groups, session.device)
+    term.target.requires_grad_(False)
+    advance(session, 1)
+    save(session, tmp_path)
+    with pytest.raises(SdditError, match="SD-C410") as caught:
+        restore_latest(make("loss.x.name=fixed"), tmp_path)
+    assert "a state of number" in str(caught.value)
 
 
 def test_frozen_parameters_are_not_counted_as_trained(make: Make) -> None:
