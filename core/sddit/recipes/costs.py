@@ -72,6 +72,7 @@ class Plan:
     tokens: int  # of one image
     backbone_parameters: int | None
     heads_parameters: Mapping[str, int | None]  # by label of the loss; they are trained and not exported
+    frozen_parameters: int  # of the losses, as far as they state them
     teacher_parameters: int | None  # 0: no loss needs a teacher
     passes: tuple[Pass, ...]  # the views that some loss reads
     course: tuple[float | None, ...]  # FLOPs of a step in equal parts of the run: one part if all steps cost the same
@@ -97,7 +98,7 @@ def plan(recipe: Recipe) -> Plan:
     full = stated.backbone(stated.tokens, Want(output=True))
     parameters = full.parameters if full else None
     heads = {label: stated.head_parameters(label, "student") for label in recipe.active_losses}
-    teacher = stated.teacher_parameters()
+    frozen, teacher = stated.frozen_parameters(), stated.teacher_parameters()
     passes = stated.passes()
     means = tuple(map(_mean_pass, passes))
     per_image = _sum(one.flops for one in means)
@@ -109,7 +110,7 @@ def plan(recipe: Recipe) -> Plan:
     trained = _times(_sum([parameters, *heads.values()]), weight)
     activations = _times(stated.activations(), (train.micro_batch or train.batch) * ACTIVATION_BYTES[train.precision])
     memory = Memory(
-        weights=_sum((trained, weight * stated.frozen_parameters())),
+        weights=_sum((trained, weight * frozen)),
         gradients=trained,
         optimizer=_times(trained, recipe.optimizer.params.state_per_parameter),
         averages=_times(parameters, weight * len(recipe.ema)),
@@ -125,6 +126,7 @@ def plan(recipe: Recipe) -> Plan:
         tokens=stated.tokens,
         backbone_parameters=parameters,
         heads_parameters=heads,
+        frozen_parameters=frozen,
         teacher_parameters=teacher,
         passes=means,
         course=tuple(_times(_sum(one.flops for one in step), train.batch) for step in zip(*passes, strict=True)),

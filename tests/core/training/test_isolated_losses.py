@@ -213,7 +213,7 @@ def test_an_optimizer_state_that_counts_frozen_parameters_is_refused(make: Make,
 def test_frozen_parameters_are_not_counted_as_trained(make: Make) -> None:
     trained, frozen = (WIDTH + 1) * WIDTH, 6 * WIDTH
     alone, cost = plan(make().recipe), plan(make("loss.x.name=fixed").recipe)
-    assert cost.heads_parameters["x"] == trained
+    assert (cost.heads_parameters["x"], cost.frozen_parameters) == (trained, frozen)
     assert cost.memory.gradients == alone.memory.gradients + 4 * trained
     assert cost.memory.optimizer == alone.memory.optimizer + 8 * trained
     assert cost.memory.weights == alone.memory.weights + 4 * (trained + frozen)
