@@ -14,7 +14,7 @@ from sddit.plugins.host import Host, using_host
 from sddit.recipes.resolve import resolve
 from sddit.testing import TOY_RECIPE, check_plugin, toy_host
 from sddit.training.build import build_session
-from sddit.training.loop import take_step
+from sddit.training.loop import take_step, training_mode
 
 DOCS = Path(__file__).parents[1] / "docs"
 TUTORIAL = (DOCS / "tutorial-loss.md").read_text(encoding="utf-8")
@@ -43,6 +43,24 @@ def block(mark: str) -> str:
 @pytest.mark.parametrize("name", ["edge_loss.py", "edges.toml"])
 def test_it_shows_the_files_as_they_are(name):
     assert block(f"file: examples/{name}") == (DOCS / "examples" / name).read_text(encoding="utf-8")
+
+
+def test_the_part_of_a_file_that_it_shows_is_in_the_file():
+    file = "examples/fixed_target.py"
+    assert block(f"part: {file}") in (DOCS / file).read_text(encoding="utf-8")
+
+
+def test_the_fixed_target_conforms_and_trains_its_head_alone(tmp_path):
+    check_plugin(DOCS / "examples" / "fixed_target.py")
+    (tmp_path / "fixed_target.py").write_bytes((DOCS / "examples" / "fixed_target.py").read_bytes())
+    term = '[loss.fixed]\nname = "fixed_target"\n'
+    (tmp_path / "fixed.toml").write_text(f'plugins = ["./fixed_target.py"]\n{TOY_RECIPE}\n{term}', encoding="utf-8")
+    session = build_session(resolve("fixed.toml"), torch.device("cpu"))
+    before = {name: value.clone() for name, value in session.student.terms["fixed"].state_dict().items()}
+    with training_mode(session):
+        take_step(session)
+    after = session.student.terms["fixed"].state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.weight", "head.bias"]
 
 
 def test_the_plugin_it_ends_with_conforms():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable, Mapping, ValuesView
-from typing import TYPE_CHECKING
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ class LossTerm(nn.Module):
 
     Return one value per sample, [B], so that noise windows, micro-batches and the log by noise level work. In
     `ema_modules`, declare the modules whose EMA the teacher keeps; change buffers only in `after_step`.
+
+    Parameters that `__init__` freezes with `requires_grad_(False)` are not trained and keep their values. Modules
+    inside the loss whose parameters are all frozen, such as a fixed target network, stay in evaluation mode.
     """
 
     ema_modules: tuple[str, ...] = ()
@@ -27,6 +30,13 @@ class LossTerm(nn.Module):
     def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
         """Return one value per sample [B], or a scalar if the params set `couples_samples`."""
         raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, but keep frozen modules in evaluation mode: their BatchNorm and dropout do not change."""
+        super().train(mode)
+        for module in frozen_modules(self):
+            module.eval()
+        return self
 
     def log(self, name: str, value: Tensor) -> None:
         """Log a diagnostic: its mean over the micro-batches and steps of a log interval. No device sync."""
@@ -48,6 +58,16 @@ class LossTerm(nn.Module):
         read = {name: total / count for name, (total, count) in self._logged.items()}
         self._logged.clear()
         return read
+
+
+def frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the largest modules inside `module` that have parameters, all of them frozen."""
+    for child in module.children():
+        taking = [parameter.requires_grad for parameter in child.parameters()]
+        if taking and not any(taking):
+            yield child
+        else:
+            yield from frozen_modules(child)
 
 
 class Losses(nn.ModuleDict):

@@ -61,7 +61,8 @@ def cost_table(plan: Plan, folder: Path) -> Table:
     heads = [f"{format_si(count)} in heads of {label}" for label, count in plan.heads_parameters.items() if count != 0]
     teacher = [f"{format_si(plan.teacher_parameters)} in the teacher"] if plan.teacher_parameters != 0 else []
     rows = table("", "", "")
-    rows.add_row("parameters", format_si(plan.backbone_parameters), ", ".join(["backbone", *heads, *teacher]))
+    frozen = [f"{format_si(plan.frozen_parameters)} frozen in losses"] if plan.frozen_parameters else []
+    rows.add_row("parameters", format_si(plan.backbone_parameters), ", ".join(["backbone", *heads, *frozen, *teacher]))
     steps = f"{plan.steps:,} steps of {format_si(plan.flops_per_step, 'FLOPs')}, {plan.batch} images each"
     rows.add_row(
         "training", format_si(plan.training_flops, "FLOPs"), f"{steps}; {format_si(plan.flops_per_image)} per image"

@@ -15,19 +15,20 @@ Network = Literal["student", "teacher"]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Cost of one image, by formula. FLOPs count two per multiply-add, forward only."""
+    """Cost of one image, by formula. FLOPs count two per multiply-add, forward only, and include frozen layers."""
 
-    parameters: int = 0
+    parameters: int = 0  # trained
     flops: float = 0.0
     activations: float = 0.0  # numbers kept for the backward pass
+    frozen: int = 0  # parameters that are not trained: they take memory, but no gradient and no optimizer state
 
     def __add__(self, other: Cost) -> Cost:
         parameters, flops = self.parameters + other.parameters, self.flops + other.flops
-        return Cost(parameters, flops, self.activations + other.activations)
+        return Cost(parameters, flops, self.activations + other.activations, self.frozen + other.frozen)
 
     def times(self, factor: float) -> Cost:
         """Return the cost of the same parameters, run `factor` times as often."""
-        return Cost(self.parameters, self.flops * factor, self.activations * factor)
+        return Cost(self.parameters, self.flops * factor, self.activations * factor, self.frozen)
 
 
 @dataclass(frozen=True, slots=True)

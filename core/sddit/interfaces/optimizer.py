@@ -23,8 +23,10 @@ class OptimizerParams(Params):
         0, description="The learning rate grows linearly from 0 until here: steps, or a fraction of the run."
     )
     clip: float | None = Field(None, gt=0, description="Maximum norm of the gradient. Default: no clipping.")
-    clip_scope: Literal["all", "each"] = Field(
-        "all", description="Scope of the norm: all gradients together, or each parameter separately (DINO)."
+    clip_scope: Literal["group", "all", "each"] = Field(
+        "group",
+        description="Scope of the norm: the network and the heads of each loss separately, all gradients together, or "
+        "each parameter separately (DINO). With `all`, the heads of a loss change the clipping of the network.",
     )
     head_lr: float = Field(1.0, ge=0, description="Factor on the learning rate of the losses' own heads.")
 

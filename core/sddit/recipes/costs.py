@@ -71,7 +71,8 @@ class Plan:
     batch: int
     tokens: int  # of one image
     backbone_parameters: int | None
-    heads_parameters: Mapping[str, int | None]  # by label of the loss; they train and are not exported
+    heads_parameters: Mapping[str, int | None]  # by label of the loss; they are trained and not exported
+    frozen_parameters: int  # of the losses, as far as they state them
     teacher_parameters: int | None  # 0: no loss needs a teacher
     passes: tuple[Pass, ...]  # the views that some loss reads
     course: tuple[float | None, ...]  # FLOPs of a step in equal parts of the run: one part if all steps cost the same
@@ -97,7 +98,7 @@ def plan(recipe: Recipe) -> Plan:
     full = stated.backbone(stated.tokens, Want(output=True))
     parameters = full.parameters if full else None
     heads = {label: stated.head_parameters(label, "student") for label in recipe.active_losses}
-    teacher = stated.teacher_parameters()
+    frozen, teacher = stated.frozen_parameters(), stated.teacher_parameters()
     passes = stated.passes()
     means = tuple(map(_mean_pass, passes))
     per_image = _sum(one.flops for one in means)
@@ -109,7 +110,7 @@ def plan(recipe: Recipe) -> Plan:
     trained = _times(_sum([parameters, *heads.values()]), weight)
     activations = _times(stated.activations(), (train.micro_batch or train.batch) * ACTIVATION_BYTES[train.precision])
     memory = Memory(
-        weights=trained,
+        weights=_sum((trained, weight * frozen)),
         gradients=trained,
         optimizer=_times(trained, recipe.optimizer.params.state_per_parameter),
         averages=_times(parameters, weight * len(recipe.ema)),
@@ -125,6 +126,7 @@ def plan(recipe: Recipe) -> Plan:
         tokens=stated.tokens,
         backbone_parameters=parameters,
         heads_parameters=heads,
+        frozen_parameters=frozen,
         teacher_parameters=teacher,
         passes=means,
         course=tuple(_times(_sum(one.flops for one in step), train.batch) for step in zip(*passes, strict=True)),
@@ -170,6 +172,14 @@ class _StatedCosts:
         views = [v for v in self.recipe.views_of(self.recipe.active_losses[label].params) if v.network == network]
         costs = [self.head(label, view, self.kept(view, step=0)) for view in views]
         return None if None in costs else max((cost.parameters for cost in costs if cost), default=0)
+
+    def frozen_parameters(self) -> int:
+        """Return the parameters of the losses that are stated not to be trained."""
+        return sum(
+            max((cost.frozen for view in views if (cost := self.head(label, view, self.kept(view, step=0)))), default=0)
+            for label, chosen in self.recipe.active_losses.items()
+            if (views := self.recipe.views_of(chosen.params))
+        )
 
     def teacher_parameters(self) -> int | None:
         """Return the parameters of the backbone up to its deepest tap, and of the averaged heads."""

@@ -80,6 +80,11 @@ class Recipe:
         """Return whether an active loss trains modules of its own."""
         return any(self.trains_head(chosen.params) for chosen in self.active_losses.values())
 
+    def has_shared_clip(self) -> bool:
+        """Return whether the gradients of the losses' heads take part in the norm by which the network's is clipped."""
+        optimizer = self.optimizer.params
+        return optimizer.clip is not None and optimizer.clip_scope == "all" and self.has_heads()
+
     def wants(self, labels: Collection[str] | None = None) -> dict[str, face.Want]:
         """Return what is read from each view, by all active losses or by those in `labels`."""
         wants: dict[str, face.Want] = {}

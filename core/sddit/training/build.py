@@ -53,6 +53,7 @@ def build_session(
     optimizer = recipe.optimizer.build()(parameter_groups(recipe, student), device)
     return Session(
         recipe=recipe,
+        trained=student.trained_parameters(),
         device=device,
         dataset=recipe.dataset.build(split="train"),
         schedule=schedule,
@@ -80,8 +81,9 @@ def build_teacher(recipe: Recipe, student: Student) -> Teacher | None:
 
 
 def parameter_groups(recipe: Recipe, student: Student) -> list[dict[str, Any]]:
-    """Return the backbone, and the heads of the losses at their own learning rate."""
-    groups = [{"params": list(student.backbone.parameters()), "lr_scale": 1.0, "head": False}]
-    if heads := list(student.terms.parameters()):
+    """Return what is trained of the backbone, and the heads of the losses at their own learning rate."""
+    backbone, *of_losses = student.trained_parameters().values()
+    groups = [{"params": backbone, "lr_scale": 1.0, "head": False}]
+    if heads := [parameter for parameters in of_losses for parameter in parameters]:
         groups.append({"params": heads, "lr_scale": recipe.optimizer.params.head_lr, "head": True})
     return groups

@@ -10,17 +10,23 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sddit.distributed.parallel import full_tensor, gradient_accumulation, reach_all_parameters
+from sddit.distributed.parallel import gradient_accumulation, reach_all_parameters
 from sddit.interfaces import Outputs, View
 from sddit.plugins.leftovers import end_if_forked
 from sddit.plugins.shared_state import SharedState
 from sddit.training import step_metrics
 from sddit.training.inputs import MicroBatch, context_of, make_batch, micro_batches
 from sddit.training.nonfinite import NonFinite, discard_step, synchronize_step_status
-from sddit.training.optimization import clip_gradients, complete_gradients, drop_unused_gradients, set_learning_rate
+from sddit.training.optimization import (
+    clip_gradients,
+    complete_gradients,
+    drop_unused_gradients,
+    gradient_norm,
+    set_learning_rate,
+)
 from sddit.training.session import Session
 from sddit.training.step_metrics import BatchMetrics, StepResult
-from sddit.training.student import refuse_malformed, run_network
+from sddit.training.student import refuse_malformed, refuse_untrained, run_network
 from sddit.value_schedules import value_at
 
 
@@ -59,9 +65,10 @@ def take_step(session: Session) -> StepResult:
     """
     weights = session.objective.weights(session.step)
     metrics, used = accumulate_gradients(session, weights)
+    refuse_untrained(session.student, session.trained)
     parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
     complete_gradients(session.optimizer, parameters)
-    grad_norm = full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    grad_norm = gradient_norm(parameters)
     non_finite, used = synchronize_step_status(session, metrics, grad_norm, used)
     drop_unused_gradients(session.root, session.optimizer, used)
     if non_finite:
@@ -71,7 +78,7 @@ def take_step(session: Session) -> StepResult:
         session.skipped.append(session.step)
         session.step += 1
         return StepResult(BatchMetrics({}, {}, {}), grad_norm, taken=False)
-    clip_gradients(session.recipe.optimizer.params, parameters, grad_norm)
+    clip_gradients(session.recipe.optimizer.params, session.trained, grad_norm)
     set_learning_rate(session.optimizer, session.recipe.optimizer.params, session.step, session.total_steps)
     session.optimizer.step()
     session.optimizer.zero_grad(set_to_none=True)

@@ -59,6 +59,7 @@ def build_terms(recipe: Recipe) -> dict[str, LossTerm]:
                 num_classes=recipe.shapes.num_classes,
             )
         initialize(terms[label], LossTerm, f"loss.{label}", recipe.seed, f"init/loss/{label}")
+        terms[label].train()  # but not its frozen modules
     return terms
 
 
@@ -74,6 +75,7 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 def initialize(module: nn.Module, base: type[nn.Module], where: str, seed: int, purpose: str) -> None:
     """Initialize each parameter from its own random stream, so that adding a head changes no other initial weight.
 
+    Frozen parameters of a loss keep the values that its constructor gave them, such as those of a file.
     Raises SD-P220 if the module does not subclass the base class of its kind.
     """
     if not isinstance(module, base):
@@ -86,5 +88,8 @@ def initialize(module: nn.Module, base: type[nn.Module], where: str, seed: int, 
             fix=f"derive the class from sddit.{base.__name__}; sddit.testing.check lists what it lacks",
         )
     if rule := getattr(module, "init_parameter", None):
+        frozen_kept = base is LossTerm
         for name, parameter in module.named_parameters():
+            if frozen_kept and not parameter.requires_grad:
+                continue
             rule(name, parameter, generator(seed, f"{purpose}/{name}"))

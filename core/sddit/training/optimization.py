@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from sddit.distributed.parallel import full_tensor
 from sddit.interfaces import OptimizerParams
 from sddit.value_schedules import step_of, value_at
 
@@ -30,14 +33,27 @@ def drop_unused_gradients(root: nn.Module, optimizer: torch.optim.Optimizer, use
             parameter.grad = None
 
 
-def clip_gradients(settings: OptimizerParams, parameters: list[Tensor], norm: Tensor) -> None:
-    """Clip the gradient to the recipe's maximum norm: all parameters together, of norm `norm`, or each separately."""
+def gradient_norm(parameters: list[Tensor]) -> Tensor:
+    """Return the norm of the gradient with respect to the parameters that have one. Every rank must call this."""
+    return full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+
+def clip_gradients(settings: OptimizerParams, groups: Mapping[str, list[Tensor]], norm: Tensor) -> None:
+    """Clip the gradient to the recipe's maximum norm: each of the groups, all of norm `norm`, or each parameter.
+
+    With `group`, the gradient of a loss's heads has no influence on the clipping of the network.
+    """
     if settings.clip is None:
         return
-    if settings.clip_scope == "all":
-        torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
+    if settings.clip_scope == "group":
+        for parameters in groups.values():
+            torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, gradient_norm(parameters))
         return
-    for parameter in parameters:
+    every = [parameter for parameters in groups.values() for parameter in parameters]
+    if settings.clip_scope == "all":
+        torch.nn.utils.clip_grads_with_norm_(every, settings.clip, norm)
+        return
+    for parameter in every:
         if parameter.grad is not None:
             torch.nn.utils.clip_grad_norm_(parameter, settings.clip)
 

@@ -34,6 +34,7 @@ class Session:
     student: Student
     teacher: Teacher | None
     emas: dict[str, EMA]
+    trained: dict[str, list[Tensor]]  # the parameters of the backbone and of each loss that the optimizer has
     optimizer: torch.optim.Optimizer
     world: World
     initial_group_numbers: list[dict[str, float]]  # of the optimizer before the first step

@@ -154,9 +154,12 @@ def join_optimizer(
 ) -> None:
     """Restore what `split_optimizer` and `changed_numbers` returned. Settings come from the recipe.
 
-    `optimized` names the entries of each parameter that ever had a gradient. Raises KeyError if one is missing.
+    `optimized` names the entries of each parameter that ever had a gradient. Raises KeyError if one is missing, or if a
+    state belongs to no parameter: an earlier version also gave frozen parameters to the optimizer.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if surplus := [index for index in optimized if int(index) >= len(parameters)]:
+        raise KeyError(f"the optimizer has {len(parameters)} parameters and a state of number {surplus[-1]}")
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}
     for key, value in tensors.items():
         index, _, name = key.partition(".")

@@ -46,11 +46,13 @@ def gradient_ratios(session: Session, reduced: Mapping[str, Tensor], weights: Ma
     """Return the gradient norm of each weighted loss on the backbone, divided by that of the first loss.
 
     They are measured every `GRADIENT_RATIO_EVERY` steps, and not with FSDP: its weights are in the graph only while
-    gathered.
+    gathered. A shorter run also measures its last step: at the first, a head that starts at zero has no gradient to the
+    network.
     """
-    if len(weights) < 2 or session.step % GRADIENT_RATIO_EVERY or isinstance(session.root, FSDPModule):
+    is_due = session.step % GRADIENT_RATIO_EVERY == 0 or GRADIENT_RATIO_EVERY >= session.total_steps == session.step + 1
+    if len(weights) < 2 or not is_due or isinstance(session.root, FSDPModule):
         return {}
-    parameters = list(session.student.backbone.parameters())
+    parameters = session.trained["backbone"]
     norms: dict[str, float] = {}
     for label, value in reduced.items():
         gradients = torch.autograd.grad(weights[label] * value, parameters, retain_graph=True, allow_unused=True)

@@ -72,6 +72,16 @@ class Student(nn.Module):
                 values[term.label] = self.terms[term.label](term.ctx, term.views, read)
         return values
 
+    def trained_parameters(self) -> dict[str, list[Tensor]]:
+        """Return the parameters that are trained: those of the backbone, then those of each loss by its label."""
+        owners = {"backbone": self.backbone, **{f"loss.{label}": term for label, term in self.terms.items()}}
+        found: dict[Tensor, str] = {}
+        for owner, module in owners.items():
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    found.setdefault(parameter, owner)  # losses may share a module
+        return {owner: [parameter for parameter, name in found.items() if name == owner] for owner in owners}
+
 
 def run_network(
     backbone: Backbone, schedule: NoiseSchedule, request: ViewRequest, precision: torch.dtype | None
@@ -171,3 +181,18 @@ def refuse_malformed(label: str, params: LossParams, value: Tensor, batch: int) 
     else:
         return
     raise error("SD-P220", f"loss {label!r} {what}", where=f"loss.{label}", got=got, expect=expect, fix=fix)
+
+
+def refuse_untrained(student: Student, trained: Mapping[str, list[Tensor]]) -> None:
+    """Check that the optimizer has every parameter of a loss that takes a gradient. Raises SD-P227."""
+    known = {parameter for parameters in trained.values() for parameter in parameters}
+    for label, term in student.terms.items():
+        if late := [name for name, p in term.named_parameters() if p.requires_grad and p not in known]:
+            raise error(
+                "SD-P227",
+                f"loss {label!r} has parameters that are not trained, although they take a gradient",
+                where=f"loss.{label}",
+                got=f"created or unfrozen after __init__: {', '.join(late)}",
+                expect="the parameters that take a gradient after __init__",
+                fix="create and unfreeze all layers in __init__; a weight that is 0 at first delays training",
+            )

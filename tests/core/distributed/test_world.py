@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,13 +24,18 @@ DOUBLE = ["train.precision=fp64", f"train.steps={STEPS}", "train.log_every=2"]
 ROUNDING = 1e-10  # of weights in float64 after ten steps
 LOGGED = 1e-6  # diagnostics are kept in float32
 
+FROZEN = ["loss.frozen.name=frozen", "optimizer.clip=0.01"]
+"""A loss with a frozen module, see `frozen_loss.py`."""
 SETTINGS = {
     "plain": [],
     "micro-batches": ["train.micro_batch=4"],
     "clipped": ["optimizer.clip=0.01"],
     "each clipped": ["optimizer.clip=0.01", "optimizer.clip_scope=each"],
+    "clipped together": ["optimizer.clip=0.01", "optimizer.clip_scope=all"],
     "recomputed": ["train.activation_checkpointing=true"],
     "in parts": ["train.distributed=fsdp", "train.micro_batch=4", "optimizer.clip=0.01"],
+    "a frozen target": FROZEN,
+    "a frozen target in parts": [*FROZEN, "train.distributed=fsdp"],
     "a term that ends": ["loss.agree.until=4"],  # its head is then without a gradient
     "a term that begins": [
         "loss.agree.weight={start=0.0,end=1.0,shape='step',until=0.5}",
@@ -48,7 +54,8 @@ CORRUPTED = {
 def ran(on_ranks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What came out of every case on two ranks, and under `alone NAME` on one."""
     recipe = tmp_path_factory.mktemp("recipe") / "toy.toml"
-    recipe.write_text(TOY_PAIR_RECIPE + "\n[ema.main]\ndecay = 0.9\nramp = true\n")
+    (recipe.parent / "frozen_loss.py").write_bytes((Path(__file__).parent / "frozen_loss.py").read_bytes())
+    recipe.write_text('plugins = ["./frozen_loss.py"]\n' + TOY_PAIR_RECIPE + "\n[ema.main]\ndecay = 0.9\nramp = true\n")
 
     def case(name: str, settings: str, **more: Any) -> dict[str, Any]:
         return {"name": name, "recipe": str(recipe), "overrides": DOUBLE + SETTINGS[settings], "steps": STEPS, **more}

@@ -513,6 +513,20 @@ def test_a_mistake_in_an_optimizer_is_said():
     assert "state_per_parameter is not what it keeps" in findings("optimizers", models.ToyOptimizer, Params)
 
 
+def test_an_optimizer_whose_groups_change_each_other_is_found():
+    class Coupled(torch.optim.AdamW):
+        def step(self, closure=None):
+            torch.nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], 0.1)
+            return super().step(closure)
+
+    class Optimizer(models.ToyOptimizer):
+        def __call__(self, groups, device):
+            return Coupled([dict(group) for group in groups], lr=1e-2)
+
+    said = findings("optimizers", Optimizer, faces.ToyOptimizerParams)
+    assert "the steps of a group depend on the gradients of another" in said
+
+
 def test_a_mistake_in_a_data_set_is_said():
     class Wrong(models.ToyDataset):
         def __len__(self) -> int:

@@ -249,7 +249,7 @@ def test_each_gradient_is_clipped_separately(published) -> None:
         for i, parameter in enumerate(parameters):
             parameter.grad = numbers.inputs[f"clip_grads_{i}"].clone()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        clip_gradients(OptimizerParams(clip=3.0, clip_scope=scope), parameters, norm)
+        clip_gradients(OptimizerParams(clip=3.0, clip_scope=scope), {"backbone": parameters}, norm)
         ours[scope] = [p.grad.clone() for p in parameters]
     for i in (0, 1):
         close(ours["each"][i], numbers.outputs[f"clip/{i}"])

@@ -17,9 +17,10 @@ from pydantic import TypeAdapter
 
 from sddit.ablations.planning.records import ArmRecord, PlanRecord, RunRecord, read_plan
 from sddit.errors import SdditError
+from sddit.evaluation.monitors import losses_without_gradient
 from sddit.interfaces.metric_names import metric_values
 from sddit.storage.atomic import replace_file, to_json
-from sddit.storage.metrics_log import last_metrics
+from sddit.storage.metrics_log import last_metrics, read_metrics
 from sddit.storage.run_folder import COST, METRICS, REPORT, SCORES, read_json, recorded_ids
 from sddit.storage.run_result import non_finite_scores, result_damage
 
@@ -44,6 +45,7 @@ class RunOutcome:
     images_per_second: float | None = None
     peak_memory: float | None = None  # bytes
     scores: Mapping[str, float] = field(default_factory=dict)  # "classifier.fd"
+    without_gradient: tuple[str, ...] = ()  # losses whose gradient on the network was 0 in every measurement
     folder: str = ""  # relative to the ablation's folder; empty in a publication
     error: str = ""  # why it failed
 
@@ -71,6 +73,21 @@ class AblationResults:
     def finished_of(self, arm: str) -> list[RunOutcome]:
         """Return the finished runs of one arm."""
         return [run for run in self.of(arm) if run.status == "finished"]
+
+    def without_gradient(self, arm: str) -> list[str]:
+        """Return the losses that changed the network in no finished run of an arm."""
+        finished = self.finished_of(arm)
+        labels = dict.fromkeys(label for run in finished for label in run.without_gradient)
+        return [label for label in labels if all(label in run.without_gradient for run in finished)]
+
+    def untested_losses(self, arm: ArmRecord) -> list[str]:
+        """Return the losses by which an arm differs from its baseline and that never changed the network."""
+        own, base = self.without_gradient(arm.label), self.without_gradient(arm.baseline)
+        return [
+            label
+            for label in dict.fromkeys([*own, *base])
+            if not (label in own and label in base) or arm.differing(f"loss.{label}.")
+        ]
 
     def figure(self, arm: str, metric: str) -> dict[int, float]:
         """Return a metric of an arm by seed; only finished runs have one."""
@@ -124,6 +141,7 @@ def outcome_of(folder: Path, run: RunRecord, arm: ArmRecord, metrics: Sequence[s
         images_per_second=images / seconds if seconds else None,
         peak_memory=cost.get("peak_memory"),
         scores=scores_of(path) if status == "finished" else {},
+        without_gradient=without_gradient(path) if status == "finished" else (),
         error=failure if status == "failed" else "",
     )
 
@@ -156,6 +174,14 @@ def scores_of(run: Path) -> dict[str, float]:
         for key, value in metric_values(figures)
         if isinstance(value, int | float) and math.isfinite(value)
     }
+
+
+def without_gradient(run: Path) -> tuple[str, ...]:
+    """Return the labels of the losses that never changed the network; none for a log that cannot be read."""
+    try:
+        return tuple(losses_without_gradient(read_metrics(run / METRICS)))
+    except (OSError, SdditError):
+        return ()
 
 
 def note_failure(folder: Path, run: str, text: str) -> None:

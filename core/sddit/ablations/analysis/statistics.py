@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from sddit.interfaces.metric_names import Direction
 
 Array = NDArray[np.float64]
-Verdict = Literal["better", "worse", "within noise", "no verdict under 3 seeds"]
+Verdict = Literal["better", "worse", "within noise", "no verdict under 3 seeds", "no verdict without gradient"]
 
 LEVEL = 0.95  # of the intervals; 1 - LEVEL is the accepted rate of false verdicts of a family of arms
 MIN_SEEDS = 3

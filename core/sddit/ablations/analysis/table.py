@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import LEVEL, Comparison, Sides, Summary, compare, p_text, summarize
-from sddit.ablations.planning.records import ArmRecord, PlanRecord
+from sddit.ablations.planning.records import ArmRecord
 from sddit.formatting import format_si
 from sddit.interfaces import DatasetParams
 from sddit.interfaces.metric_names import KNOWN_METRICS, Direction, metric_of
@@ -59,19 +59,27 @@ def metric_cells(
 def comparisons(results: AblationResults, metric: str) -> dict[str, Comparison]:
     """Compare every arm, by label, on one metric with its own baseline, the one at its point of the grid."""
     figures = {arm.label: results.figure(arm.label, metric) for arm in results.plan.arms}
-    return against_baselines(results.plan, figures, metric_of(metric).better)
+    return against_baselines(results, figures, metric_of(metric).better)
 
 
 def against_baselines(
-    plan: PlanRecord, figures: Mapping[str, Mapping[int, float]], better: Direction
+    results: AblationResults, figures: Mapping[str, Mapping[int, float]], better: Direction
 ) -> dict[str, Comparison]:
-    """Compare every arm with its baseline on values by arm and seed; skips arms without values."""
+    """Compare every arm with its baseline on values by arm and seed; skips arms without values.
+
+    An arm whose loss never changed the network is not "within noise": the loss was not tested.
+    """
+    plan = results.plan
     sides = {
         arm.label: Sides(figures[arm.label], figures[arm.baseline], paired=not redrawing_settings(arm))
         for arm in plan.arms
         if not arm.is_baseline and {arm.label, arm.baseline} <= figures.keys()
     }
-    return compare(sides, better=better)
+    compared = compare(sides, better=better)
+    for label, one in compared.items():
+        if one.verdict == "within noise" and results.untested_losses(plan.arm(label)):
+            compared[label] = replace(one, verdict="no verdict without gradient")
+    return compared
 
 
 def redrawing_settings(arm: ArmRecord) -> list[str]:

@@ -12,7 +12,6 @@ from sddit.ablations.analysis.diagnostics import Log, Logs
 from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import Comparison, Summary, summarize
 from sddit.ablations.analysis.table import against_baselines
-from sddit.ablations.planning.records import PlanRecord
 from sddit.interfaces.metric_names import SCORE, Direction, metric_of
 
 Point = tuple[float, float]
@@ -72,17 +71,18 @@ def reached(results: AblationResults, logs: Logs, metric: str) -> list[Reached]:
         if complete and not at_once:  # else the steps are an upper bound, which is not compared
             exact_steps[label] = steps
             exact_flops |= {label: flops} if flops else {}
-    of_steps, of_flops = _relative(plan, exact_steps), _relative(plan, exact_flops)
+    of_steps, of_flops = _relative(results, exact_steps), _relative(results, exact_flops)
     return [
         replace(one, steps_of_baseline=of_steps.get(one.arm), flops_of_baseline=of_flops.get(one.arm)) for one in found
     ]
 
 
-def _relative(plan: PlanRecord, spent: Mapping[str, Mapping[int, float]]) -> dict[str, Relative]:
+def _relative(results: AblationResults, spent: Mapping[str, Mapping[int, float]]) -> dict[str, Relative]:
     """Compare every arm with its baseline, by label; `spent`: by arm and seed."""
+    arms = results.plan.by_label
     return {
-        label: Relative(mean(spent[label].values()) / mean(spent[plan.by_label[label].baseline].values()), comparison)
-        for label, comparison in against_baselines(plan, spent, "lower").items()
+        label: Relative(mean(spent[label].values()) / mean(spent[arms[label].baseline].values()), comparison)
+        for label, comparison in against_baselines(results, spent, "lower").items()
     }
 
 

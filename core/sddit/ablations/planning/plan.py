@@ -123,6 +123,7 @@ def arm_record(arm: Arm, baseline: Recipe, leaks: LeakCheck | None) -> ArmRecord
         warnings=recipe.warnings,
         leaks=leaks,
         monitors={label: tuple(chosen.params.monitors()) for label, chosen in recipe.active_losses.items()},
+        shared_clip=recipe.has_shared_clip(),
         differs=by_setting(differing),
     )
 

@@ -74,6 +74,7 @@ class ArmRecord:
     warnings: tuple[str, ...]
     leaks: LeakCheck | None = None  # None: not tested yet
     monitors: Mapping[str, tuple[Monitor, ...]]  # by label of the loss
+    shared_clip: bool = False  # whether the gradients of the losses' heads take part in the clipping of the network's
     differs: Annotated[tuple[SettingDifference, ...], AfterValidator(by_setting)] = ()
 
     @property

@@ -16,6 +16,7 @@ from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import MIN_SEEDS
 from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import ArmRecord
+from sddit.evaluation.monitors import RATIO
 from sddit.formatting import format_si
 from sddit.reports.ablation.phrases import format_arms, format_ratio
 from sddit.reports.rendering import sentence
@@ -52,6 +53,7 @@ def caveats(results: AblationResults, logs: Logs) -> list[Caveat]:
     """Return all caveats, the most serious first."""
     rules = (
         target_leaks(results),
+        losses_without_gradient(results),
         recipe_warnings(results),
         alarms(results, logs),
         unchecked_leaks(results),
@@ -60,6 +62,7 @@ def caveats(results: AblationResults, logs: Logs) -> list[Caveat]:
         runs_of_baseline(results),
         unequal(results, "unequal size", lambda arm: arm.sampled_parameters, SIZE_TOLERANCE),
         unequal_budgets(results),
+        shared_clipping(results),
         different_n(results),
         different_machines(results),
     )
@@ -73,6 +76,15 @@ def target_leaks(results: AblationResults) -> Iterator[Caveat]:
             yield Caveat("the target leaks", {"path": path}, (arm.label,), doubt=True)
 
 
+def losses_without_gradient(results: AblationResults) -> Iterator[Caveat]:
+    """Yield a caveat per loss whose gradient on the network was 0 in every measurement of a run."""
+    runs = group((loss, run) for run in results.runs for loss in run.without_gradient)
+    for loss, found in runs.items():
+        arms = group((run.arm, run) for run in found)
+        counts = [(label, len(of_arm), len(results.finished_of(label))) for label, of_arm in arms.items()]
+        yield Caveat("no gradient", {"loss": loss, "counts": counts}, tuple(arms), doubt=True)
+
+
 def recipe_warnings(results: AblationResults) -> Iterator[Caveat]:
     """Yield the warnings of the recipes. One that holds for every arm favours none."""
     arms = group((text, arm.label) for arm in results.plan.arms for text in arm.warnings)
@@ -82,7 +94,18 @@ def recipe_warnings(results: AblationResults) -> Iterator[Caveat]:
 
 def alarms(results: AblationResults, logs: Logs) -> Iterator[Caveat]:
     """Yield a caveat per loss whose monitors, such as those of a collapse, ended outside their healthy range."""
-    losses = group((one.term, one) for one in diagnoses(results, logs) if one.alarms)
+    found = [one for one in diagnoses(results, logs) if one.alarms]
+    known = {(run.arm, run.seed, loss) for run in results.runs for loss in run.without_gradient}
+    ratios = [
+        one
+        for one in found
+        if one.key.startswith(RATIO)
+        and any((one.arm, seed, one.term) not in known for seed, own in one.verdicts.items() if own in one.alarms)
+    ]
+    for loss, of_loss in group((one.term, one) for one in ratios).items():
+        numbers = {"loss": loss, "found": of_loss, "healthy": of_loss[0].monitor.healthy}
+        yield Caveat("gradient out of range", numbers, tuple(one.arm for one in of_loss), doubt=True)
+    losses = group((one.term, one) for one in found if not one.key.startswith(RATIO))
     for loss, found in losses.items():
         monitors = group((one.key, one) for one in found).values()
         arms = dict.fromkeys(one.arm for some in monitors for one in some)
@@ -139,6 +162,14 @@ def unequal_budgets(results: AblationResults) -> Iterator[Caveat]:
         yield from unequal(results, "unequal budget", lambda arm: arm.images, TOLERANCE, rule=rule)
     kind = "unequal budget" if rule == "flops" else "unequal compute"
     yield from unequal(results, kind, lambda arm: arm.flops, TOLERANCE, rule=rule)
+
+
+def shared_clipping(results: AblationResults) -> Iterator[Caveat]:
+    """Yield the arms that change losses where the gradients of heads take part in the clipping of the network's."""
+    by_label = results.plan.by_label
+    arms = [arm for arm in results.plan.arms if arm.shared_clip or by_label[arm.baseline].shared_clip]
+    if changed := tuple(arm.label for arm in arms if arm.differing("loss.")):
+        yield Caveat("shared clipping", {}, changed)
 
 
 def unequal(

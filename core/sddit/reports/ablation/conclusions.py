@@ -20,7 +20,7 @@ from sddit.reports.ablation.caveats import TOLERANCE, Caveat, group
 from sddit.reports.ablation.phrases import format_arms, format_ratio
 from sddit.reports.rendering import sentence
 
-DECIDED: tuple[Verdict, ...] = ("better", "worse", "within noise")
+DECIDED: tuple[Verdict, ...] = ("better", "worse", "within noise", "no verdict without gradient")
 VERDICTS: tuple[Verdict, ...] = (*DECIDED, "no verdict under 3 seeds")
 
 Compared = Mapping[str, Mapping[str, Comparison]]
@@ -32,6 +32,7 @@ KINDS = (
     "Better on some metrics and worse on others",
     "No difference from the baseline beyond noise on any metric",
     f"No verdict under {MIN_SEEDS} seeds",
+    "No verdict, because the loss that was to be compared never changed the network",
 )
 """What an arm can be, by its verdicts."""
 
@@ -111,6 +112,8 @@ def kind(verdicts: set[Verdict]) -> str:
     good, bad = "better" in verdicts, "worse" in verdicts
     if good or bad:
         return KINDS[2] if good and bad else KINDS[0] if good else KINDS[1]
+    if "no verdict without gradient" in verdicts:
+        return KINDS[5]
     return KINDS[3] if "within noise" in verdicts else KINDS[4]
 
 

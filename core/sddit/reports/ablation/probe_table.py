@@ -40,7 +40,7 @@ def probed(results: AblationResults) -> Probed | None:
         label: {seed: probe.best(probe.linear)[0] for seed, probe in of_seeds.items()}
         for label, of_seeds in probes.items()
     }
-    compared = against_baselines(results.plan, best, "higher")
+    compared = against_baselines(results, best, "higher")
     rows = [
         (
             label,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from sddit.evaluation.monitors import CORE_KEYS, LEADS, Row, _bin_order, keys_of, label_of, monitors
+from sddit.evaluation.monitors import CORE_KEYS, RATIO, RATIO_RANGE, Row, _bin_order, keys_of, label_of, monitors
 from sddit.interfaces.metric_names import KNOWN_METRICS, SCORE
 from sddit.reports.charts import Reference, Series, levels, line_chart
 from sddit.reports.run.run_data import ReportData
@@ -80,8 +80,8 @@ def optimization_charts(run: ReportData) -> list[Markup]:
         for key, title in names.items()
         if key in present
     ]
-    if series := [_series(run.metrics, key, label_of(key)) for key in present if key.startswith("grad_ratio/")]:
-        references = [Reference("equal gradients", 1), Reference("alarm above", LEADS)]
+    if series := [_series(run.metrics, key, label_of(key)) for key in present if key.startswith(RATIO)]:
+        references = [Reference("alarm below", RATIO_RANGE[0]), Reference("alarm above", RATIO_RANGE[1])]
         charts.append(line_chart("gradient of a loss over that of the first", series, references=references))
     return charts
 

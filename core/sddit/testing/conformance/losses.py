@@ -103,7 +103,7 @@ def built(case: Case, dtype: torch.dtype = torch.float32) -> Any:
     with fixtures.default_dtype(dtype), torch.random.fork_rng(devices=[]):
         widths = dict.fromkeys(taps, WIDTH)
         term = case.build(widths=widths, grid=fixtures.GRID, image=fixtures.IMAGE, num_classes=fixtures.CLASSES)
-    return fixtures.randomised(term) if isinstance(term, nn.Module) else term
+    return fixtures.randomised(term).train() if isinstance(term, nn.Module) else term  # frozen modules: eval mode
 
 
 def is_term(case: Case, term: Any) -> bool:
@@ -238,14 +238,16 @@ def examine_precision(case: Case) -> None:
 
 
 def examine_cost(case: Case, term: nn.Module) -> None:
-    """Check that the stated parameters are those it has."""
+    """Check that the stated parameters are those it trains, and the frozen ones, if stated, those it does not."""
     specs = [ViewSpec("student")]
     if case.params.needs().teacher is not None:
         specs.append(ViewSpec("teacher", "teacher"))
     backbone, shapes = ToyBackboneParams(hidden=WIDTH, patch=2), fixtures.shapes()
-    costs = [case.params.cost(backbone, shapes, spec, 16) for spec in specs]
-    stated = max((cost.parameters for cost in costs if cost is not None), default=None)
-    count = sum(parameter.numel() for parameter in term.parameters())
-    right = stated is None or abs(stated - count) <= 0.01 * count
-    what = "cost() states another number of parameters than it has"
-    case.expect(right, what, got=stated, expect=count)
+    costs = [cost for spec in specs if (cost := case.params.cost(backbone, shapes, spec, 16)) is not None]
+    for key, trained in (("parameters", True), ("frozen", False)):
+        stated = max((getattr(cost, key) for cost in costs), default=None)
+        count = sum(parameter.numel() for parameter in term.parameters() if parameter.requires_grad == trained)
+        right = stated is None or abs(stated - count) <= 0.01 * count or (not trained and stated == 0)
+        what = f"cost() states another number of {'' if trained else 'frozen '}parameters than it has"
+        fix = "parameters: those that take a gradient; frozen: the others; FLOPs: of all"
+        case.expect(right, what, got=stated, expect=count, fix=fix)

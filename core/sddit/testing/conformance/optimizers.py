@@ -32,6 +32,7 @@ def examine(case: Case) -> None:
             what = "the loss of a quadratic grows in thirty steps"
             case.expect(last < first, what, got=f"{first:.4g} to {last:.4g}")
             examine_state(case, optimizer, weights)
+            examine_groups(case)
 
 
 def new_weights() -> Weights:
@@ -46,6 +47,17 @@ def over(case: Case, weights: Weights) -> torch.optim.Optimizer:
     groups = [{"params": members[:2], "lr_scale": 1.0}, {"params": members[2:], "lr_scale": 0.0}]
     optimizer: torch.optim.Optimizer = case.build()(groups, torch.device("cpu"))
     return optimizer
+
+
+def examine_groups(case: Case) -> None:
+    """Check that a group of heads does not change the steps of the network, by a norm of all gradients for example."""
+    alone, together = new_weights(), new_weights()
+    members = list(alone.values())[:2]
+    descend(case.build()([{"params": members, "lr_scale": 1.0}], torch.device("cpu")), alone, 3)
+    descend(over(case, together), together, 3)
+    same = all(torch.equal(alone[name], together[name]) for name in alone if name.startswith("moving"))
+    fix = "compute norms and averages for each parameter or group"
+    case.expect(same, "the steps of a group depend on the gradients of another", fix=fix)
 
 
 def descend(optimizer: torch.optim.Optimizer, weights: Weights, steps: int) -> tuple[float, float]:

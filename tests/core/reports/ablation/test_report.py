@@ -14,9 +14,9 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from sddit.ablations.analysis.diagnostics import diagnoses, logs_of
-from sddit.ablations.analysis.results import AblationResults, RunOutcome
+from sddit.ablations.analysis.results import AblationResults, RunOutcome, without_gradient
 from sddit.ablations.analysis.statistics import p_text, student_interval
-from sddit.ablations.analysis.table import comparisons
+from sddit.ablations.analysis.table import cells, comparisons
 from sddit.ablations.analysis.targets import first_at, reached
 from sddit.ablations.planning.measurements import MAX_PARAMETERS, check_recipe
 from sddit.ablations.planning.records import ArmRecord, LeakCheck, PlanRecord
@@ -304,6 +304,87 @@ def test_it_is_written_whole_and_without_torch(make):
     path = write_report(make())
     assert path.name == "report.html"
     assert path.read_text(encoding="utf-8").endswith("</html>")
+
+
+# Losses that did not reach the network -----------------------------------------------------------------------------
+
+
+def with_ratios(results, **ratios):
+    """The results with the gradient ratios of loss.x in the logs of arms, a value per seed."""
+    rows = []
+    for one in results.runs:
+        path = results.folder / one.folder / "metrics.jsonl"
+        values = ratios.get(one.arm)
+        if values is not None:
+            log = [json.loads(line) | {"grad_ratio/x": values[one.seed]} for line in path.read_text().splitlines()]
+            path.write_text("".join(json.dumps(line) + "\n" for line in log))
+        rows.append(replace(one, without_gradient=without_gradient(results.folder / one.folder)))
+    return replace(results, runs=tuple(rows))
+
+
+def test_an_arm_whose_loss_never_reached_the_network_is_not_within_noise(make):
+    results = make()
+    assert comparisons(results, "toy.fd")["same"].verdict == "within noise"  # the control
+    results = with_ratios(results, same=[0.0, 0.0, 0.0], good=[0.5, 0.6, 0.7])
+    assert comparisons(results, "toy.fd")["same"].verdict == "no verdict without gradient"
+    found = caveats(results, logs_of(results))
+    (own,) = [one for one in found if one.kind == "no gradient"]
+    assert own.arms == ("same",)
+    assert "loss.x never changed the network" in own.text
+    assert "3 of 3 runs of same" in own.text
+    assert "gradient out of range" not in {one.kind for one in found}
+    compared = {metric: comparisons(results, metric) for metric in METRICS}
+    said = summary(results, compared, found)
+    assert f"{KINDS[5]}: same." in said
+    assert not any(text.startswith(KINDS[3]) and "same" in text for text in said)
+    assert "Doubtful, because a caveat applies to the arm or to its baseline: same." in said
+    (finding,) = [one for one in findings(results, compared, found) if one.arm == "same"]
+    assert finding.words == "no verdict without gradient on toy FD and toy recall"
+    assert finding.doubts == ["no gradient"]
+    text = Page(page(results)).text
+    assert "doubtful: no gradient" in text
+    assert "alarm in 3 of 3" in text
+    assert any("no verdict without gradient" in cell for line in cells(results)[1] for cell in line)
+
+
+def test_a_loss_that_reached_the_network_in_some_runs_is_compared_with_a_caveat(make):
+    results = with_ratios(make(), same=[0.0, 0.0, 0.5])
+    assert comparisons(results, "toy.fd")["same"].verdict == "within noise"
+    (own,) = [one for one in caveats(results, logs_of(results)) if one.kind == "no gradient"]
+    assert own.doubt
+    assert "2 of 3 runs of same" in own.text
+
+
+def test_a_loss_without_gradient_in_both_is_not_what_is_compared(make):
+    zero = [0.0, 0.0, 0.0]
+    both = with_ratios(make(), same=zero, base=zero)
+    assert comparisons(both, "toy.fd")["same"].verdict == "within noise"
+    differs = [("loss.x.weight", 0.1, 0.2)]
+    tuned = with_ratios(make(arms={"same": {"differs": differs}}), same=zero, base=zero)
+    assert comparisons(tuned, "toy.fd")["same"].verdict == "no verdict without gradient"
+    only_base = with_ratios(make(), base=zero, same=[0.5, 0.5, 0.5])
+    assert comparisons(only_base, "toy.fd")["same"].verdict == "no verdict without gradient"
+
+
+@pytest.mark.parametrize(("ratio", "why"), [(0.0655, "0.0655 is below 0.1"), (4.0, "4 is above 1"), (0.5, "")])
+def test_a_small_or_large_gradient_is_a_caveat(make, ratio, why):
+    results = with_ratios(make(), same=[ratio] * 3)
+    found = [one for one in caveats(results, logs_of(results)) if one.kind == "gradient out of range"]
+    assert len(found) == bool(why)
+    if found:
+        assert f"healthy range of 0.1 to 1: {why} in same (3 of 3 runs)" in found[0].text
+        assert "Doubtful" in " ".join(summary(results, {"toy.fd": comparisons(results, "toy.fd")}, found))
+
+
+def test_clipping_that_heads_take_part_in_is_a_caveat(make):
+    head = {"shared_clip": True, "differs": [("loss.x.name", None, "toy")]}
+    rate = {"shared_clip": True, "differs": [("optimizer.lr", 0.1, 0.2)]}
+    own = {"differs": [("loss.x.name", None, "toy")]}
+    results = make(arms={"good": head, "bad": rate, "same": own})
+    (found,) = [one for one in caveats(results, logs_of(results)) if one.kind == "shared clipping"]
+    assert found.arms == ("good",)
+    assert not found.doubt
+    assert "optimizer.clip_scope=group" in found.text
 
 
 # Curves --------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from sddit.evaluation.monitors import judge
+from sddit.evaluation.monitors import judge, losses_without_gradient, monitors
 from sddit.evaluation.scores import Scores
 from sddit.interfaces import Monitor
 from sddit.reports.run.run_data import NextStep, ReportData, RunCost
@@ -207,6 +207,35 @@ def test_a_run_with_nothing_but_a_title_still_has_a_report():
 def test_verdicts(values, bounds, state):
     metrics = [{"step": float(i), "a/entropy": value} for i, value in enumerate(values)]
     assert judge("a/entropy", Monitor("entropy", "Entropy", "high", **bounds), metrics).state == state
+
+
+@pytest.mark.parametrize(
+    ("ratios", "weights", "state", "why"),
+    [
+        ([0.4] * 10, [1.0] * 10, "healthy", ""),
+        ([0.0] * 10, [1.0] * 10, "look here", "it is 0 in every measurement, so this loss never changed the network"),
+        ([0.0, 0.3], [1.0] * 2, "healthy", ""),  # a head that starts at zero
+        ([0.4] * 9 + [0.0], [1.0] * 10, "healthy", ""),  # a last stage without masks
+        ([0.4] * 5 + [0.0] * 5, [1.0] * 10, "look here", "0 is below 0.1"),
+        ([0.0655] * 10, [1.0] * 10, "look here", "0.0655 is below 0.1"),
+        ([2.5] * 10, [1.0] * 10, "look here", "2.5 is above 1"),
+        ([math.nan] * 10, [1.0] * 10, "look here", "it is not a finite number"),
+        ([0.4] * 5 + [0.01] * 5, [1.0] * 5 + [0.01] * 5, "healthy", ""),  # a weight that fades out
+        ([0.01] * 5 + [0.4] * 5, [0.01] * 5 + [1.0] * 5, "healthy", ""),
+        ([0.4] * 5 + [0.01] * 5, [1.0] * 10, "look here", "0.01 is below 0.1"),
+    ],
+)
+def test_a_gradient_outside_its_range_is_marked(ratios, weights, state, why):
+    metrics = [
+        {"step": float(step), "grad_ratio/x": ratio, "weight/x": weight}
+        for step, (ratio, weight) in enumerate(zip(ratios, weights, strict=True))
+    ]
+    metrics.append({"step": 99.0, "weight/x": 50.0})  # without a measurement
+    found = judge("grad_ratio/x", monitors({}, metrics)["grad_ratio/x"], metrics)
+    assert (found.state, found.why) == (state, why)
+    assert losses_without_gradient(metrics) == (["x"] if "never" in why else [])
+    text = Page(write_report(replace(toy_run(), metrics=metrics, monitors={}, warnings=[]))).text
+    assert (why or "nothing") in text if why else "Look here first" not in text
 
 
 def test_an_alarm_has_enough_digits_to_separate_value_and_bound():
