@@ -14,8 +14,8 @@ from sddit.errors import error
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip files, and bare pickles
 
 
-def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return the bytes of named tensors of any shape, dtype, device and layout.
+def pack(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Return the bytes of named tensors of any shape, dtype, device and layout, with text about them.
 
     Shared memory is written once per tensor: safetensors requires contiguous CPU tensors that share no storage.
     """
@@ -27,7 +27,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
             dense = dense.clone()
         storages.add(dense.untyped_storage().data_ptr())
         separate[name] = dense
-    return safetensors.torch.save(separate)
+    return safetensors.torch.save(separate, metadata)
 
 
 def unpack(data: bytes, where: str = "the file") -> dict[str, Tensor]:
