@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sddit.data.preview import encoder_units
+from sddit.data.preview import kept_latents
 from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser
 from sddit.diffusion.sampling import noise_levels, sample
@@ -116,7 +116,7 @@ def generate_images(
 
 def latents_of(recipe: Recipe) -> Callable[[Tensor], Tensor]:
     """Return the conversion of samples to latents of the encoder, float16 [n, C, H, W] as they are kept."""
-    return lambda x: encoder_units(x, recipe.dataset.params, recipe.facts).half()
+    return lambda x: kept_latents(x, recipe.dataset.params, recipe.facts).half()
 
 
 def scoring_request(recipe: Recipe, count: int) -> Request:

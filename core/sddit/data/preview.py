@@ -57,9 +57,14 @@ def encoder_units(x: Tensor, params: DatasetParams, facts: DataFacts) -> Tensor:
             expect="the scale in latents.json of the cache: 0.18215 for Stable Diffusion's first VAE",
             fix='restore the cache, or sddit.sample(..., overrides=["dataset.latent_scale=0.18215"]) with your number',
         )
+    return kept_latents(x, params, facts)
+
+
+def kept_latents(x: Tensor, params: DatasetParams, facts: DataFacts) -> Tensor:
+    """Return `encoder_units`, or if the scale is not known, these times the scale: only normalisation is undone."""
     seen = scaling(params, facts)
     scale, shift = (torch.tensor(v, dtype=torch.float64)[:, None, None].to(x.device) for v in (seen.scale, seen.shift))
-    return (x.double() - shift) / scale / facts.latent_scale
+    return (x.double() - shift) / scale / (facts.latent_scale or 1.0)
 
 
 def over_image(values: Sequence[float]) -> Tensor:

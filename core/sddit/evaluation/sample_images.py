@@ -84,24 +84,29 @@ def write_latents(folder: RunFolder, latents: Tensor, request: Request, recipe: 
 
 
 def pack_latents(latents: Tensor, numbers: Mapping[str, Tensor], recipe: Recipe) -> bytes:
-    """Return a safetensors file of latents [n, C, H, W] in the units of the encoder, with what they are as metadata.
+    """Return a safetensors file of `kept_latents` [n, C, H, W], with what they are as metadata.
+
+    They are `latents` in the units of the encoder, or `scaled_latents` if the scale is not known.
 
     Args:
         numbers: labels, ids and seeds, each [n] int64.
     """
     facts = recipe.facts
+    known = facts.latent_scale is not None
+    name = "latents" if known else "scaled_latents"
+    units = "in the units of the encoder" if known else "times a scale that is not known: divide by that of the encoder"
     about = {
-        "what": "samples of a diffusion model in the units of the encoder: decode them with its decoder",
-        "layout": "latents float16 [n, C, H, W]; labels, ids (image numbers) and seeds int64 [n]",
-        "encoder": facts.encoder or "not known",
+        "what": f"latents that a diffusion model sampled, {units}, for the decoder of the encoder",
+        "layout": f"{name} float16 [n, C, H, W]; labels, ids (image numbers) and seeds int64 [n]",
+        "encoder": facts.encoder or None,
         "scale": facts.latent_scale,
-        "scaling": "undone, as is dataset.normalize: the network samples latents times scale",
+        "scaling": "the network samples latents times scale; this is undone" if known else "not undone",
         "normalize": recipe.dataset.params.normalize,
         "class_names": facts.class_names,
         "null_label": facts.num_classes,
     }
     metadata = {ABOUT: json.dumps(about)}  # safetensors writes several entries in random order
-    return pack({"latents": latents.half(), **numbers}, metadata)
+    return pack({name: latents.half(), **numbers}, metadata)
 
 
 def kept_samples(folder: Path) -> NDArray[np.uint8]:

@@ -154,11 +154,12 @@ def write(drawn: Sequence[Drawn], dataset: Dataset, classes: Sequence[int], fold
 
 
 def samples_file(name: str, drawn: Sequence[Drawn], rows: Tensor, images: Tensor) -> dict[str, bytes]:
-    """Return {file: bytes} of the samples of `rows`; nothing for latents whose scale is not known, with a notice."""
+    """Return {file: bytes} of the samples of `rows`."""
     import numpy as np
     import torch
 
     from sddit.evaluation.sample_images import npz, pack_latents
+    from sddit.generation import latents_of
 
     recipe = drawn[0].recipe
     labels = torch.tensor([label for one in drawn for label in one.request.labels])[rows]
@@ -166,9 +167,8 @@ def samples_file(name: str, drawn: Sequence[Drawn], rows: Tensor, images: Tensor
         pixels = images.permute(0, 2, 3, 1).contiguous().numpy()  # [n, H, W, 3] as the ADM evaluator reads it
         return {f"{name}.npz": npz(arr_0=pixels, arr_1=np.asarray(labels))}
     if recipe.facts.latent_scale is None:
-        notice("latents not written: their scale is not known; see sddit.sample(..., latents=True)")
-        return {}
-    latents = torch.cat([one.latents() for one in drawn])[rows]
+        notice("the scale of these latents is not known: the file holds them as scaled_latents; divide by the scale")
+    latents = latents_of(recipe)(torch.cat([one.x for one in drawn])[rows])
     ids = torch.tensor([number for one in drawn for number in one.request.ids])[rows]
     seeds = torch.tensor([one.request.seed for one in drawn for _ in one.request.ids])[rows]
     numbers = {"labels": labels, "ids": ids, "seeds": seeds}

@@ -27,12 +27,14 @@ from sddit.data.preview import encoder_units
 from sddit.data.undecoded import CAPTION, samples_are_undecoded
 from sddit.errors import SdditError
 from sddit.evaluation.sample_images import ABOUT
+from sddit.evaluation.scores import extract_split
 from sddit.plugins.host import Host
 from sddit.progress import Progress
 from sddit.recipes.checks.evaluation_rules import check_evaluation
 from sddit.recipes.merge import load
 from sddit.recipes.recipe import facts_to_json
 from sddit.recipes.resolve import resolve, resolve_without_data
+from sddit.recipes.search import shipped
 from sddit.reports.rendering import sentence
 from sddit.runs.pipeline import RunResult, run
 from sddit.storage.run_folder import refuse_changed
@@ -190,7 +192,7 @@ def test_images_are_kept_and_shown_as_before(toy_recipe: Path, tmp_path: Path) -
         sddit.sample(model, per_class=1, latents=True)
 
 
-def test_pictures_of_channels_are_announced_as_such(recipe_file: Path, tmp_path: Path) -> None:
+def test_previews_of_channels_are_announced_as_such(recipe_file: Path, tmp_path: Path) -> None:
     model = sddit.load(go(recipe_file, tmp_path / "runs").folder)
     with pytest.warns(UserWarning, match=f"{CAPTION}.*latents=True"):
         assert sddit.sample(model, per_class=1).shape == (2, 3, 8, 8)
@@ -270,8 +272,27 @@ def test_an_unknown_scale_is_not_guessed(
         sddit.sample(model, per_class=1, latents=True)
     assert sddit.sample(model, per_class=1, latents=True, overrides=[f"dataset.latent_scale={SCALE}"]).shape[1] == 4
     said = call(f"sample {folder} --per-class 1")
-    assert said.status == 0 and "latents not written" in said.stderr
-    assert said.stdout.split()[-1].endswith("drawn-1.png")
+    assert said.status == 0 and "divide by the scale" in said.stderr
+    tensors, about = kept(folder / "samples/drawn-1.safetensors")
+    assert about["scale"] is None and "latents" not in tensors
+    (cache.parent / "elsewhere").rename(cache)
+    known = sddit.sample(sddit.load(folder), per_class=1, latents=True)
+    torch.testing.assert_close(tensors["scaled_latents"].float(), known * SCALE, rtol=2e-3, atol=2e-3)
+
+
+def test_the_features_of_latents_are_not_extracted_from_python_either(cache: Path) -> None:
+    with pytest.raises(SdditError, match="SD-T912"):
+        extract_split(latents(LatentsParams(path=str(cache)), split="train"), {}, 8)
+
+
+def test_shipped_recipes_on_latents_score_and_rank_nothing() -> None:
+    folder = shipped()
+    paths = [*(folder / "imagenet256").glob("*.toml"), *(folder / "ablations/imagenet256").glob("*.toml")]
+    assert len(paths) > 30
+    for path in [*paths, folder / "base/imagenet256.toml"]:
+        tables = load(path).tables
+        assert not tables["evaluate"].get("features") and not tables.get("ablation", {}).get("metrics"), path
+        assert "samples.npz" not in path.read_text()
 
 
 def test_an_ablation_ranks_by_no_score_of_latents(recipe_file: Path, tmp_path: Path) -> None:
