@@ -39,8 +39,7 @@ GROUNDS = {
 """The shipped recipe of each arm of the main comparison."""
 CONTROLS = ("c0", "c1", "c2", "sd_dit")
 ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1"]
-ELSEWHERE += ["evaluate.features=[]", "ablation.metrics=[]"]
-"""Replaces ImageNet's latents, which have no images to score."""
+"""Replaces ImageNet's latents."""
 
 
 @cache

@@ -4,6 +4,7 @@ import sddit
 
 model = sddit.load("runs/quickstart-1a2b3c")
 images = sddit.sample(model, classes=[3, 7], per_class=4)             # uint8 [8, 3, H, W]
+latents = sddit.sample(model, classes=[3, 7], latents=True)           # of a run on latents, in the encoder's units
 x0 = model.denoise(x, sigma, labels)                                  # [B, C, H, W]
 
 schedule = model.require_schedule()
@@ -25,12 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from sddit.backbones import Backbone
+from sddit.data.preview import encoder_units
+from sddit.data.undecoded import CAPTION
 from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.errors import error
 from sddit.exchange.conversion import convert_from_layout
 from sddit.exchange.files import read_weight_file
-from sddit.generation import generate, of_classes
+from sddit.generation import Request, generate, of_classes
 from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Tap, View
 from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
@@ -219,8 +222,11 @@ def sample(
     steps: int | None = None,
     device: str = "cpu",
     overrides: Sequence[str] = (),
+    latents: bool = False,
 ) -> Tensor:
     """Sample images of a loaded run, uint8 [n, 3, H, W], class by class.
+
+    The samples of a run on latents are latents: without a decoder, the images are previews of three channels.
 
     Args:
         model: from `load` of a run folder.
@@ -230,15 +236,45 @@ def sample(
         steps: sampler steps; None: the recipe's.
         device: `cpu` or `cuda`.
         overrides: changes of the recipe's sampler and guidance, such as `["guidance.name=cfg", "guidance.scale=1.5"]`.
+        latents: return latents [n, C, H, W] float32 in the units of the encoder, without the cache's scale and
+            normalisation. Raises SD-T913 for a run on images.
     """
+    if not latents and not model.require_recipe().facts.gives_images:
+        warnings.warn(f"{CAPTION}: sddit.sample(..., latents=True) returns the latents", stacklevel=2)
+    drawn = draw(model, classes, per_class, seed, steps, device, overrides)
+    return drawn.latents().float() if latents else model.dataset().to_images(drawn.x)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Samples of a run in network space, and the request and recipe that they were drawn with."""
+
+    x: Tensor  # [n, C, H, W] float64
+    request: Request
+    recipe: Recipe
+
+    def latents(self) -> Tensor:
+        """Return latents of the encoder [n, C, H, W] float64. Raises SD-T913 where the samples are not latents."""
+        return encoder_units(self.x, self.recipe.dataset.params, self.recipe.facts)
+
+
+def draw(
+    model: Model,
+    classes: Sequence[int] | None,
+    per_class: int,
+    seed: int | None,
+    steps: int | None,
+    device: str,
+    overrides: Sequence[str],
+) -> Drawn:
+    """Sample a loaded run; the arguments are those of `sample`."""
     recipe = model.require_recipe()
     changes = [*overrides, *([f"sampler.steps={steps}"] if steps is not None else [])]
     if changes:
         recipe = changed(recipe, changes)
     wanted = list(range(model.num_classes)) if classes is None else list(classes)
     request = of_classes(wanted or [0], per_class, model.num_classes, recipe.seed if seed is None else seed)
-    x = generate(model.backbone.to(device), model.require_schedule(), recipe, request)
-    return model.dataset().to_images(x)
+    return Drawn(generate(model.backbone.to(device), model.require_schedule(), recipe, request), request, recipe)
 
 
 def view(

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sddit.data.preview import kept_latents
 from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser
 from sddit.diffusion.sampling import noise_levels, sample
 from sddit.distributed.world import World
 from sddit.errors import memory_errors
-from sddit.interfaces import Dataset, NoiseSchedule
+from sddit.interfaces import NoiseSchedule
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.training.session import Session
@@ -90,14 +91,18 @@ def generate_images(
     backbone: nn.Module,
     schedule: NoiseSchedule,
     recipe: Recipe,
-    dataset: Dataset,
+    convert: Callable[[Tensor], Tensor],
     request: Request,
     world: World,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Generate images uint8 [n, 3, H, W], divided among the ranks. The main rank returns all, the others none.
+    """Generate images and return what `convert` makes of them, divided among the ranks.
 
-    With `progress`, the sampler steps of this rank are shown as a stage.
+    Args:
+        convert: makes the result [n, ...] of samples in network space, such as `Dataset.to_images`.
+        progress: shows the sampler steps of this rank as a stage.
+
+    Returns all on the main rank, none on the others.
     """
     count = len(request.ids)
     own = range(count)[world.partition(count)]
@@ -106,7 +111,12 @@ def generate_images(
     batches = -(-len(own) // recipe.evaluate.batch)  # rounded up
     shown.stage("sampling", total=batches * recipe.sampler.params.steps)
     x = generate(backbone, schedule, recipe, part, lambda step, x: shown.tick())
-    return world.collect(dataset.to_images(x)[: len(own)], count)
+    return world.collect(convert(x)[: len(own)], count)
+
+
+def latents_of(recipe: Recipe) -> Callable[[Tensor], Tensor]:
+    """Return the conversion of samples to latents of the encoder, float16 [n, C, H, W] as they are kept."""
+    return lambda x: kept_latents(x, recipe.dataset.params, recipe.facts).half()
 
 
 def scoring_request(recipe: Recipe, count: int) -> Request:
@@ -114,8 +124,11 @@ def scoring_request(recipe: Recipe, count: int) -> Request:
     return LABELS[recipe.evaluate.labels](recipe.shapes.num_classes, count, recipe.seed)
 
 
-def sample_session(session: Session, request: Request, progress: Progress | None = None) -> Tensor:
-    """Apply `generate_images` to the weights of a session as they are now."""
+def sample_session(
+    session: Session, request: Request, progress: Progress | None = None, *, latents: bool = False
+) -> Tensor:
+    """Apply `generate_images` to the weights of a session as they are now: images, or latents of the encoder."""
     recipe = session.recipe
     weights = session.weights(recipe.evaluate.weights)
-    return generate_images(weights, session.schedule, recipe, session.dataset, request, session.world, progress)
+    convert = latents_of(recipe) if latents else session.dataset.to_images
+    return generate_images(weights, session.schedule, recipe, convert, request, session.world, progress)

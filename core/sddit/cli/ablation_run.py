@@ -11,12 +11,14 @@ from sddit.ablations.analysis.results import AblationResults, RunOutcome, read_r
 from sddit.ablations.analysis.table import cells, comparisons, format_changes
 from sddit.ablations.planning.arms import Ablation, Arm
 from sddit.ablations.planning.plan import AblationPlan
+from sddit.ablations.planning.records import PlanRecord
 from sddit.cli.options import RunOptions
 from sddit.cli.output import console, error_console, print_json, print_table, show_progress, table, work_console
 from sddit.cli.plan_view import plan_notes, print_all_values
 from sddit.errors import error, printable
 from sddit.formatting import format_count, format_duration, format_si
 from sddit.reports.ablation.phrases import floors_sentence, interval_note
+from sddit.reports.rendering import sentence
 from sddit.storage.run_folder import REPORT
 
 STATES = {"finished": "finished", "failed": "failed", "stopped": "step {step:,}", "waiting": ""}
@@ -74,8 +76,13 @@ def results_table(results: AblationResults) -> tuple[list[str], list[list[str]],
     """Return headings, a row per arm, and notes on how to read them."""
     headings, rows = cells(results)
     compared = {metric: comparisons(results, metric) for metric in results.plan.metrics}
-    notes = floors_sentence(results), interval_note(compared)
+    notes = floors_sentence(results), interval_note(compared), without_metrics(results.plan)
     return headings, [list(map(printable, row)) for row in rows], [note for note in notes if note]
+
+
+def without_metrics(plan: PlanRecord) -> str:
+    """Return why an ablation compares no metric; empty if it compares some."""
+    return "" if plan.metrics else sentence("nothing_compared", single=len(plan.arms) == 1, undecoded=plan.undecoded)
 
 
 def show_ablation_plan(plan: AblationPlan, options: RunOptions) -> None:
@@ -129,6 +136,8 @@ def print_summary(plan: AblationPlan, states: Sequence[RunOutcome], out: Console
         arms.add_row(f"and {len(plan.arms) - MAX_ARMS} more")
     out.print()
     out.print(arms)
+    if text := without_metrics(plan.record()):
+        out.print(f"\n{text}", soft_wrap=True)
     for text, style in notes_by_arm(plan):
         out.print(printable(text), style=style, soft_wrap=True)
     out.print("\n-n --all lists the id and state of every run, and every value of the baseline", style="dim")

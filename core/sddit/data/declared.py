@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from sddit.data.scaling import refuse_constant
+from sddit.data.undecoded import is_latent_data, looks_like_pixels
 from sddit.errors import Problem, SdditError, error
 from sddit.interfaces import DataFacts, DatasetParams, RecipeView
 
@@ -24,6 +25,9 @@ def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[
     names = tuple(data["class_names"])
     classes = {"classes": len(names)} if names == numbers_as_names(len(names)) else {"class_names": list(names)}
     kept = {key: dataset[key] for key in ("label_drop", "normalize") if key in dataset}
+    if is_latent_data(data, dataset):
+        known = {key: data[key] for key in ("latent_scale", "encoder") if data.get(key)}
+        kept |= {**({"latents": True} if looks_like_pixels(data["image"]) else {}), **known}
     return {
         "name": "sddit/declared",
         "image": list(data["image"]),
@@ -52,6 +56,8 @@ def no_images(where: str = "dataset") -> SdditError:
 
 Size = Annotated[int, Field(ge=1, le=65536)]
 Spread = Annotated[float, Field(ge=0)]
+LATER: dict[str, Any] = {"omit_default": True}
+"""Marks a key that later versions added: at its default it changes no run id."""
 
 
 class DeclaredParams(DatasetParams):
@@ -63,6 +69,20 @@ class DeclaredParams(DatasetParams):
     mean: tuple[float, ...] = Field((), strict=False, description="Mean of each channel; not set: 0.")
     std: tuple[Spread, ...] = Field((), strict=False, description="Standard deviation of each channel; not set: 0.5.")
     train_images: int = Field(0, ge=0, le=10**12, description="How many images the model was trained on; 0: not known.")
+    latents: bool | None = Field(
+        None,
+        description="Whether the values are latents of an encoder. Not set: unless there are 1 or 3 channels.",
+        json_schema_extra=LATER,
+    )
+    latent_scale: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="The values are the encoder's latents times this. Not set: not known, so samples cannot be "
+        "returned in the encoder's units.",
+        json_schema_extra=LATER,
+    )
+    encoder: str = Field("", description="Name of that encoder.", json_schema_extra=LATER)
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
@@ -71,7 +91,16 @@ class DeclaredParams(DatasetParams):
                 raise ValueError(f"{key} has {len(values)} numbers for {self.image[0]} channels")
         if self.class_names and self.classes not in (0, len(self.class_names)):
             raise ValueError(f"classes = {self.classes}, and class_names has {len(self.class_names)}")
+        if self.latents is False and not looks_like_pixels(self.image):
+            raise ValueError(f"latents = false, and images have 1 or 3 channels, not {self.image[0]}")
+        if not self.is_latent and (self.latent_scale is not None or self.encoder):
+            raise ValueError("latent_scale and encoder are of latents: set latents = true")
         return self
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether the values are latents."""
+        return self.latents if self.latents is not None else not looks_like_pixels(self.image)
 
     @property
     def holds_images(self) -> bool:
@@ -82,17 +111,22 @@ class DeclaredParams(DatasetParams):
         channels, height, width = self.image
         names = self.class_names or numbers_as_names(self.classes)
         mean, std = self.mean or (0.0,) * channels, self.std or (0.5,) * channels
-        identity = json.dumps([self.image, names, mean, std, self.train_images])
+        identity: list[Any] = [self.image, names, mean, std, self.train_images]
+        if self.is_latent and (looks_like_pixels(self.image) or self.latent_scale or self.encoder):
+            identity.append(["latents", self.latent_scale, self.encoder])
         size = f", trained on {self.train_images:,} images" if self.train_images else ""
         facts = DataFacts(
             image=self.image,
             class_names=names,
             train_size=self.train_images,
             test_size=0,
-            fingerprint=sha256(identity.encode()).hexdigest(),
+            fingerprint=sha256(json.dumps(identity).encode()).hexdigest(),
             mean=mean,
             std=std,
             source=f"declared, no images: {channels}x{height}x{width}{size}",
+            is_latent=self.is_latent,
+            latent_scale=self.latent_scale,
+            encoder=self.encoder,
         )
         refuse_constant(self, facts)
         return facts

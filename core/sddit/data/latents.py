@@ -111,9 +111,9 @@ def read_index(path: str) -> Cache:
             "SD-D341",
             "not a folder of latents",
             where="dataset.path",
-            got=f"{path}: {f'no {INDEX}' if isinstance(failure, FileNotFoundError) else failure}",
+            got=f"{path}: {_what_is_there(root, failure)}",
             expect=f"a folder with {INDEX} and shards",
-            fix="tools/make_latents.py writes one from arrays",
+            fix="set dataset.path=FOLDER, or write a cache from arrays with tools/make_latents.py",
         ) from None
     try:
         index = Index.model_validate_json(text)
@@ -127,6 +127,12 @@ def read_index(path: str) -> Cache:
         what, fix = 'flip = "both" needs an even number of latents', 'flip = "none" or "once", or write the cache again'
         raise error("SD-D341", what, where=str(file), got=f"{index.rows} latents", fix=fix)
     return Cache(root.resolve(), index)
+
+
+def _what_is_there(root: Path, failure: Exception) -> str:
+    if not isinstance(failure, FileNotFoundError):
+        return str(failure)
+    return f"no {INDEX}" if root.is_dir() else "no such folder"
 
 
 def _index_problems(failure: ValidationError, file: Path) -> Iterable[Problem]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sddit.data.declared import DeclaredParams, no_images
 from sddit.data.scaling import scaling
+from sddit.errors import error
 from sddit.interfaces import DataFacts, DatasetParams
 
 MAX_STD = 3.0
@@ -37,6 +38,33 @@ class Preview:
 
     def _unscaled(self, x: Tensor) -> Tensor:
         return (x.float() - self._shift.to(x.device)) / self._scale.to(x.device)
+
+
+def encoder_units(x: Tensor, params: DatasetParams, facts: DataFacts) -> Tensor:
+    """Return samples x [n, C, H, W] of the network as latents of the encoder: normalisation and scale are undone.
+
+    Raises SD-T913 for data that are not latents, and for latents whose scale is not known.
+    """
+    if not facts.is_latent:
+        what, fix = "the samples of this run are images, not latents", "leave out latents=True"
+        raise error("SD-T913", what, where="latents", got=facts.source, fix=fix)
+    if facts.latent_scale is None:
+        raise error(
+            "SD-T913",
+            "the scale of these latents is not known, so they cannot be returned in the units of the encoder",
+            where="dataset.latent_scale",
+            got=facts.source,
+            expect="the scale in latents.json of the cache: 0.18215 for Stable Diffusion's first VAE",
+            fix='restore the cache, or sddit.sample(..., overrides=["dataset.latent_scale=0.18215"]) with your number',
+        )
+    return kept_latents(x, params, facts)
+
+
+def kept_latents(x: Tensor, params: DatasetParams, facts: DataFacts) -> Tensor:
+    """Return `encoder_units`, or if the scale is not known, these times the scale: only normalisation is undone."""
+    seen = scaling(params, facts)
+    scale, shift = (torch.tensor(v, dtype=torch.float64)[:, None, None].to(x.device) for v in (seen.scale, seen.shift))
+    return (x.double() - shift) / scale / (facts.latent_scale or 1.0)
 
 
 def over_image(values: Sequence[float]) -> Tensor:
@@ -70,5 +98,5 @@ class DeclaredSplit:
         raise no_images()
 
     def to_images(self, x: Tensor) -> Tensor:
-        """Return uint8 [n, 3, H, W]: pixels of 1 or 3 channels, otherwise three channels of the latents."""
-        return self._preview.pixels(x) if self.facts.image[0] in (1, 3) else self._preview.latents(x)
+        """Return uint8 [n, 3, H, W]: pixels, or three channels of latents."""
+        return self._preview.latents(x) if self.facts.is_latent else self._preview.pixels(x)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sddit.data.undecoded import refuse_latents
 from sddit.evaluation.grids import grid, png
 from sddit.evaluation.metrics import copied_fraction, nearest
 from sddit.evaluation.sample_images import kept_samples
@@ -76,10 +77,11 @@ def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str,
     Writes `copies.json`, and `samples/copies-LABEL.png` with the closest pairs, into the run folder.
 
     Raises:
-        SdditError: SD-C445 for a folder that is not a run, SD-T930 for a run without samples, SD-T906 without held-out
-            images.
+        SdditError: SD-C445 for a folder that is not a run, SD-T912 for a run on latents, SD-T930 for a run without
+            samples, SD-T906 without held-out images.
     """
     recipe_path(folder)  # raises if the folder is not a run
+    refuse_latents(folder, "copies of training images")
     samples = torch.from_numpy(kept_samples(folder)).permute(0, 3, 1, 2)
     recipe = resolve_run(folder)
     chosen = choose_device(device)

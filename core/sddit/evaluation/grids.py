@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 MIN_SIDE = 48  # pixels of the longer side: smaller images are enlarged by a whole factor
 GAP = 3
 MARGIN = 10
+LINE = 22  # height of a line of text
 BACKGROUND, TEXT = (255, 255, 255), (70, 70, 70)
 MAX_LETTERS = 24  # of a name
 
 
-def grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> Image.Image:
-    """Draw images in rows of `columns` on white, with the rows' names at their left.
+def grid(images: Tensor, columns: int, row_names: Sequence[str] = (), *, caption: str = "") -> Image.Image:
+    """Draw images in rows of `columns` on white, with the rows' names at their left and a caption below.
 
     Args:
         images: [n, 3, H, W] uint8, row by row; the last row may be short.
         columns: images of one row.
         row_names: a name for each row, or none.
+        caption: text below; empty: none.
     """
     cells = _enlarged(images)
     rows = -(-len(cells) // columns)  # rounded up
@@ -40,8 +42,13 @@ def grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> Image.I
     left = MARGIN + max((int(np.ceil(font.getlength(name))) + MARGIN for name in names), default=0)
     height, width = cells[0].shape[:2]
     step_x, step_y = width + GAP, height + GAP
-    size = (left + min(columns, len(cells)) * step_x - GAP + MARGIN, rows * step_y - GAP + 2 * MARGIN)
-    sheet = Image.new("RGB", size, BACKGROUND)
+    right, bottom = left + min(columns, len(cells)) * step_x - GAP + MARGIN, rows * step_y - GAP + 2 * MARGIN
+    if caption:
+        wide = int(np.ceil(font.getlength(caption))) + 2 * MARGIN
+        sheet = Image.new("RGB", (max(right, wide), bottom + LINE), BACKGROUND)
+        ImageDraw.Draw(sheet).text((MARGIN, bottom), caption, fill=TEXT, font=font)
+    else:
+        sheet = Image.new("RGB", (right, bottom), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     for i, cell in enumerate(cells):
         row, column = divmod(i, columns)

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sddit.data.undecoded import scores_of_latents
 from sddit.diffusion.draws import key_of
-from sddit.errors import raise_all
+from sddit.errors import SdditError, raise_all
 from sddit.evaluation.metrics import copied_fraction, density_coverage, frechet_distance, kid, nearest, precision_recall
 from sddit.interfaces import Dataset, FeatureExtractor, FigureExtractor
 from sddit.interfaces.metric_names import TRAINING_METRICS
@@ -206,7 +207,9 @@ def _accuracy(extracted: Extracted, num_classes: int) -> float | None:
 
 
 def extract_split(dataset: Dataset, extractors: Mapping[str, FeatureExtractor], batch: int) -> dict[str, Extracted]:
-    """Extract the features of a split with each extractor."""
+    """Extract the features of a split with each extractor. Raises SD-T912 for latents without a decoder."""
+    if not dataset.facts.gives_images:
+        raise SdditError(scores_of_latents("dataset", dataset.facts.source))
     ids = range(len(dataset))
     parts = (dataset.fetch(ids[start : start + batch]) for start in ids[::batch])
     return _extract(((dataset.to_images(x), labels) for x, labels in parts), extractors)

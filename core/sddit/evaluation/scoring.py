@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sddit.data.undecoded import refuse_latents
 from sddit.evaluation.sample_images import kept_samples
 from sddit.evaluation.scores import Scorer, Scores
 from sddit.generation import Request
@@ -52,9 +53,10 @@ def run_mode(
 ) -> dict[str, Any]:
     """Measure the saved samples of the run in `folder`, write the figures to `NAME.json` there, and return them.
 
-    Raises SD-T930 for a run without samples.
+    Raises SD-T930 for a run without samples, SD-T912 for a run on latents.
     """
     chosen = choose_device(device)
+    refuse_latents(folder, f"--{mode.name}")
     samples = kept_samples(folder)
     figures: dict[str, Any] = load_attribute(mode.function)(samples, device=chosen, progress=progress, **paths)
     with RunFolder(folder) as run:

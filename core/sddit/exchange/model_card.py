@@ -38,7 +38,7 @@ def model_card(recipe: Recipe, source: LocatedWeights, layout: str, parameters: 
         version=__version__,
         components={"noise": recipe.noise_schedule, "views": recipe.pair_sampler, **losses},
         imported=read_section(source.folder / PROVENANCE, origin_of_import),
-        scores=read_section(source.folder / SCORES, score_rows),
+        scores=read_section(source.folder / SCORES, score_rows) if recipe.facts.gives_images else None,
     )
 
 

@@ -54,10 +54,18 @@ class DataFacts:
     source: str  # where it came from, for the first lines of a run
     decoder: str = ""  # name of a latent decoder; empty: these are pixels or there is none
     domain: str = ""  # what the images show, by name, so that a classifier of it is found; empty: unknown
+    is_latent: bool = False  # the values are latents of an encoder, not pixels
+    latent_scale: float | None = None  # the values are the encoder's latents times this; None: pixels, or not known
+    encoder: str = ""  # name of that encoder; empty: pixels, or not known
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def gives_images(self) -> bool:
+        """Return whether samples can be shown and scored as images: pixels, or latents with a decoder."""
+        return not self.is_latent or bool(self.decoder)
 
 
 @dataclass(frozen=True, slots=True)

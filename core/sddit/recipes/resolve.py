@@ -6,6 +6,7 @@ All problems are collected and raised together, before anything runs. Torch-free
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, cast, get_args
 import sddit
 from sddit.data import seen_std
 from sddit.data.declared import declared_table
+from sddit.data.undecoded import REFUSED
 from sddit.errors import Problem, SdditError, error, raise_all
 from sddit.interfaces import AttentionParams, DataFacts, Selected
 from sddit.plugins.discovery import OURS
@@ -24,6 +26,7 @@ from sddit.recipes.differences import differences
 from sddit.recipes.merge import Merged, Origin, leaves, load, merge_into, of_tables, override
 from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
+from sddit.recipes.search import name_of
 from sddit.recipes.selection import LABELLED, SLOTS, Selector
 from sddit.recipes.settings import SETTINGS, EmaSettings, StartSettings
 from sddit.recipes.start_weights import complete_start
@@ -38,6 +41,10 @@ STATED = ("name", "data", "code", RUN_IDS)
 """Keys of resolved recipes only: the name, what the data and the plugins were, and the ids of the run."""
 
 FIRST_NUMERICS = "0.1.0"
+NO_CACHE = "SD-D341"
+PLANNED_DATA = ("dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000")
+"""Overrides for a plan without a cache of latents: those of 256x256 images of ImageNet by Stable Diffusion's VAE."""
+
 MEASURED = "measured"
 MAX_DIFFERENCE = 0.1
 """Maximum relative difference between sigma_data and the measured value without a warning."""
@@ -85,7 +92,11 @@ def resolve_without_data(source: str | Path, *, host: Host | None = None) -> Rec
     try:
         return resolve_merged(merged, host=host)
     except SdditError as failure:
-        about_data = all(problem.code.startswith("SD-D") for problem in failure.problems)
+        codes = {problem.code for problem in failure.problems}
+        if REFUSED in codes and merged.tables["evaluate"]["features"]:  # a run of an earlier version scored its latents
+            merge_into(merged, {"evaluate": {"features": []}}, Origin("no image scores of latents", inherited=True))
+            return resolve_merged(merged, host=host)
+        about_data = all(code.startswith("SD-D") for code in codes)
         if not about_data or "mean" not in merged.tables.get("data", {}):
             raise
     stand_in = {"dataset": declared_table(merged.tables.pop("data"), merged.tables["dataset"])}
@@ -224,8 +235,20 @@ def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts
         facts: DataFacts = chosen["dataset"].params.facts()
         return facts
     except SdditError as failure:
-        selector.add(_placed(problem, selector.merged, around="dataset") for problem in failure.problems)
+        problems = (with_plan_command(problem, selector.merged) for problem in failure.problems)
+        selector.add(_placed(problem, selector.merged, around="dataset") for problem in problems)
     return None
+
+
+def with_plan_command(problem: Problem, merged: Merged) -> Problem:
+    """Return the problem of a missing cache of latents with the command that plans the recipe without it."""
+    if problem.code != NO_CACHE or merged.resolved:
+        return problem
+    kept = [text for text in merged.overrides if not text.startswith("dataset.")]
+    name = name_of(merged.path) if merged.path else "RECIPE"
+    command = shlex.join(["sddit-run", "-n", name, *kept, *PLANNED_DATA])
+    what = "To plan without the data, with your shape and classes:"
+    return replace(problem, fix=f"{problem.fix}. {what}  {command}".removeprefix(". "))
 
 
 def _with_measured(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sddit.api import load_run
 from sddit.data.declared import no_images
+from sddit.data.undecoded import refuse_latents
 from sddit.distributed import processes
 from sddit.distributed.rendezvous import join_processes, refuse_differences
 from sddit.distributed.signals import Stopped, StopSignals
@@ -26,6 +27,7 @@ from sddit.generation import generate_images, sample_session, scoring_request
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
 from sddit.recipes.checks import check_processes
+from sddit.recipes.checks.evaluation_rules import why_no_scores
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve_run
 from sddit.reports.run.probe_charts import write_probe
@@ -47,6 +49,7 @@ class RunResult:
     report: Path
     scores: dict[str, Scores]
     already_finished: bool
+    no_scores: str = ""  # why there are no scores
 
 
 def run(
@@ -90,7 +93,8 @@ def run(
         )
         progress.folder = folder.path  # crash logs go there from now on
         if finished:
-            return RunResult(folder.path, folder.path / REPORT, read_scores(folder.path), already_finished=True)
+            scores = read_scores(folder.path)
+            return RunResult(folder.path, folder.path / REPORT, scores, True, why_no_scores(recipe))
         run_ids = tuple(dict.fromkeys([recipe.run_id, *recorded_ids(folder.path)]))
         store = Store(folder.path / "checkpoints", keep=recipe.train.keep, run_ids=run_ids)
         with exit_on_signal(stop, progress, "before the first step"):
@@ -98,7 +102,7 @@ def run(
         progress.step = session.step
         with RunCallbacks(session, folder, store, cursor, stop, progress) as callbacks:
             scores = train_and_finish(session, callbacks)
-        return RunResult(folder.path, folder.path / REPORT, scores, already_finished=False)
+        return RunResult(folder.path, folder.path / REPORT, scores, False, why_no_scores(recipe))
 
 
 def refuse_unusable(recipe: Recipe, resume: Path | None) -> None:
@@ -156,17 +160,23 @@ def training_memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
 
 
 def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
-    """Write samples, scores, probe and report."""
+    """Write samples, scores, probe and report. Samples that are latents are kept as such, and not scored."""
     recipe, folder, progress = session.recipe, callbacks.folder, callbacks.progress
     request = scoring_request(recipe, recipe.evaluate.samples)
-    images = sample_session(session, request, progress)
+    undecoded = not recipe.facts.gives_images
+    samples = sample_session(session, request, progress, latents=undecoded)
     weights = session.weights(recipe.evaluate.weights)  # every rank calls this: each may hold a shard
     if not session.world.main:
         return {}
-    sample_images.write_samples(folder, images, request)
+    if undecoded:
+        sample_images.write_latents(folder, samples, request, recipe)
+        if broken := int((~samples.isfinite()).flatten(1).any(1).sum()):
+            progress.warn(f"{broken:,} of {len(samples):,} sampled latents hold NaN or infinity")
+    else:
+        sample_images.write_samples(folder, samples, request)
     if callbacks.scorer is not None:
         progress.stage("scoring")
-    scores = score_images(callbacks.scorer, request, images)
+    scores = score_images(callbacks.scorer, request, samples)
     callbacks.log_scores(session, scores)
     folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
     if recipe.evaluate.probe:
@@ -183,6 +193,7 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
 def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
     """Sample and score a run at its newest intact checkpoint, finished or not. Changes nothing in its folder."""
     chosen = choose_device(device)
+    refuse_latents(folder, "scores")
     resolve_run(folder)  # raises if the data is missing, damaged or changed
     model = load_run(folder)
     recipe = model.require_recipe()
@@ -192,7 +203,7 @@ def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, 
     network, schedule = model.backbone.to(chosen), model.require_schedule()
     with join_processes(chosen, recipe.train.timeout) as world:
         request = scoring_request(recipe, recipe.evaluate.samples)
-        images = generate_images(network, schedule, recipe, train_set, request, world, progress)
+        images = generate_images(network, schedule, recipe, train_set.to_images, request, world, progress)
         scorer = scorer_of(recipe, train_set, chosen) if world.main else None
         if scorer is not None:
             progress.stage("scoring")

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from sddit.evaluation.probe import read_probe
-from sddit.evaluation.sample_images import previews
+from sddit.evaluation.sample_images import caption_of, previews
 from sddit.evaluation.scores import Scores
+from sddit.recipes.checks.evaluation_rules import why_no_scores
 from sddit.recipes.costs import plan
 from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
@@ -41,6 +42,8 @@ def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores],
             grid=grids[-1][1] if grids else None,
             previews=grids,
             scores=scores,
+            no_scores="" if scores else why_no_scores(recipe),
+            caption=caption_of(recipe),
             probe=read_probe(folder),
             monitors={label: chosen.params.monitors() for label, chosen in recipe.active_losses.items()},
             noise_bins=("least noise", "second quarter", "third quarter", "most noise"),

@@ -18,8 +18,8 @@ COMPARED = 1 << 24  # bytes that are compared at once
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip files, and bare pickles
 
 
-def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return the bytes of named tensors of any shape, dtype, device and layout.
+def pack(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Return the bytes of named tensors of any shape, dtype, device and layout, with text about them.
 
     Shared memory is written once per tensor: safetensors requires contiguous CPU tensors that share no storage.
     """
@@ -31,7 +31,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
             dense = dense.clone()
         storages.add(dense.untyped_storage().data_ptr())
         separate[name] = dense
-    packed = bytes(safetensors.torch.save(separate) or b"")
+    packed = bytes(safetensors.torch.save(separate, metadata) or b"")
     refuse_other_bytes(packed, separate)
     return packed
 

@@ -28,5 +28,9 @@ def latents_facts(path: str, *, posterior: Literal["sample", "mean"], holdout: f
         fingerprint=sha256(identity.encode()).hexdigest(),
         mean=index.mean,
         std=tuple((std**2 + spread**2) ** 0.5 for std, spread in stds),
-        source=f"{cache.root}: {train:,} + {test:,} latents of {index.encoder}; images show three latent channels",
+        source=f"{cache.root}: {train:,} + {test:,} latents of {index.encoder}, shown as three latent channels and not "
+        "scored as images",
+        is_latent=True,
+        latent_scale=index.scale,
+        encoder=index.encoder,
     )

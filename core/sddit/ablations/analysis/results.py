@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from sddit.ablations.planning.records import ArmRecord, PlanRecord, RunRecord, read_plan
+from sddit.data.undecoded import samples_are_undecoded
 from sddit.errors import SdditError
 from sddit.evaluation.monitors import losses_without_gradient
 from sddit.interfaces.metric_names import metric_values
@@ -165,9 +166,10 @@ def damage_of(run: Path, id: str, metrics: Sequence[str]) -> str:
 
 
 def scores_of(run: Path) -> dict[str, float]:
-    """Return every number of `scores.json`, by `extractor.metric`."""
+    """Return every number of `scores.json`, by `extractor.metric`; none of latents, which an earlier version scored."""
     path = run / SCORES
-    scores: Mapping[str, Mapping[str, Any]] = read_json(path) if path.is_file() else {}
+    scored = path.is_file() and not samples_are_undecoded(run)
+    scores: Mapping[str, Mapping[str, Any]] = read_json(path) if scored else {}
     return {
         f"{label}.{key}": float(value)
         for label, figures in scores.items()

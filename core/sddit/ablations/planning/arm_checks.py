@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from sddit.ablations.planning.ablation_settings import AblationSettings
+from sddit.data.undecoded import scores_of_latents
 from sddit.errors import Problem, SdditError, one_of
 from sddit.interfaces.metric_names import EXTRACTOR_METRICS, KNOWN_METRICS
 from sddit.recipes.merge import Merged, leaves
@@ -86,7 +87,11 @@ def metric_problems(metrics: Sequence[str], recipes: Recipes, merged: Merged) ->
         if count > 1:
             what = f"metric {metric!r} is listed twice"
             yield Problem("SD-R150", what, where, quoted(list(metrics)), "each metric once")
-        if not is_measured(metric, recipes):
+        if unscorable := [label for label, recipe in recipes.items() if not recipe.facts.gives_images]:
+            fix = "remove it from ablation.metrics; the report compares losses and diagnostics"
+            problem = scores_of_latents(where, metric, fix)
+            yield problem if len(unscorable) == len(recipes) else with_arms(problem, unscorable)
+        elif not is_measured(metric, recipes):
             yield _unknown_metric(metric, recipes, where)
         elif lacking := [label for label, recipe in recipes.items() if not measures(recipe, metric)]:
             problem = Problem("SD-R150", f"metric {metric!r} is not measured", where, fix="evaluate.features")

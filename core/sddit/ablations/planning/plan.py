@@ -72,6 +72,11 @@ class AblationPlan(Ablation):
             first.setdefault(run.folder, run)
         return list(first.values())
 
+    @property
+    def is_undecoded(self) -> bool:
+        """Return whether the samples of every arm are latents without a decoder."""
+        return not any(arm.recipe.facts.gives_images for arm in self.arms)
+
     def record(self) -> PlanRecord:
         """Return the plan as `plan.json` holds it. Run folders are relative to the plan's own."""
         recipes, leaks = {arm.label: arm.recipe for arm in self.arms}, self.measurements.leaks
@@ -88,6 +93,7 @@ class AblationPlan(Ablation):
             threads=self.measurements.threads,
             published=os.path.relpath(self.published, self.folder) if self.published else "",
             data=self.arms[0].recipe.facts.source,
+            undecoded=self.is_undecoded,
             arms=tuple(arm_record(arm, recipes[arm.baseline], leaks.get(arm.label)) for arm in self.arms),
             runs=tuple(
                 RunRecord(run.arm, run.seed, run.id, os.path.relpath(run.folder, self.folder)) for run in self.runs

@@ -125,6 +125,7 @@ class PlanRecord:
     threads: int | None = None  # CPU threads of each run, where the recipe leaves them open
     published: str = ""  # folder of published results to compare with, relative to the folder of the plan
     data: str = ""
+    undecoded: bool = False  # whether the samples are latents without a decoder, which have no scores
     arms: tuple[ArmRecord, ...]
     runs: tuple[RunRecord, ...] | None = None  # None in a publication, which has no run folders
 
@@ -145,6 +146,8 @@ class PlanRecord:
         written = asdict(self)
         if self.runs is None:
             del written["runs"], written["threads"]
+        if not self.undecoded:
+            del written["undecoded"]
         return written
 
     @classmethod

@@ -12,6 +12,7 @@ import click
 
 from sddit.cli.options import PathOption, SdditCommand, device_option, json_and_progress_option, plugin_option
 from sddit.cli.output import console, current_state, error_console, notice, print_json, show_progress, table
+from sddit.data.undecoded import refuse_latents
 from sddit.distributed import processes
 from sddit.errors import error, printable
 from sddit.interfaces import EvaluateMode, FeatureParams
@@ -127,6 +128,8 @@ def evaluate(
         elif chosen:
             names = " and ".join(flag(option.name) for option in mode.options)
             raise click.UsageError(f"{names} must be used together")
+    if asked := [f"--{name}" for name in parts if name != "probe"] or ([] if parts else ["scores"]):
+        refuse_latents(run, ", ".join(asked))
     if not parts:
         from sddit.recipes.resolve import resolve
 

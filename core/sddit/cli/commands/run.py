@@ -160,6 +160,7 @@ def print_result(result: RunResult, *, as_json: bool) -> None:
                 "folder": str(result.folder),
                 "report": str(result.report),
                 "already_finished": result.already_finished,
+                **({} if result.scores else {"no_scores": result.no_scores}),
                 "scores": {label: scores.to_json() for label, scores in result.scores.items()},
             }
         )
@@ -168,6 +169,8 @@ def print_result(result: RunResult, *, as_json: bool) -> None:
         click.echo("already finished; use --fresh to start over")
     for scores in result.scores.values():
         click.echo(score_line(scores))
+    if not result.scores and result.no_scores:
+        click.echo(f"no scores: {result.no_scores}")
     click.echo(f"report: {result.report}")
 
 

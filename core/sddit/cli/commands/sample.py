@@ -17,6 +17,8 @@ from sddit.plugins.host import host
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sddit.api import Drawn
+    from sddit.interfaces import Dataset
     from sddit.recipes.recipe import Recipe
 
 EXAMPLES = """
@@ -56,9 +58,7 @@ def sample(
     trust_code: bool,
     out: Path | None,
 ) -> None:
-    """Generate images with a run: a grid (PNG) and an array (npz)."""
-    import torch
-
+    """Generate images with a run: a grid (PNG) and an array (npz), or latents (safetensors)."""
     from sddit import api
     from sddit.storage.run_folder import ensure_directory
     from sddit.training.environment import choose_device
@@ -75,13 +75,8 @@ def sample(
     wanted = class_numbers(classes, names)
     chosen = [recipe.seed] if seeds is None else numbers(seeds, "--seeds")
     folder = ensure_directory(out or run / "samples")
-    by_seed = [
-        api.sample(model, classes=wanted, per_class=per_class, seed=seed, device=device, overrides=overrides)
-        for seed in chosen
-    ]  # per seed: [classes * per_class, 3, H, W]
-    shape = (len(wanted) or 1, per_class, *by_seed[0].shape[1:])
-    by_class = torch.cat([images.reshape(shape) for images in by_seed], dim=1)  # [classes, seeds * per_class, 3, H, W]
-    for path in write(by_class, wanted, names, folder):
+    drawn = [api.draw(model, wanted, per_class, seed, None, device, overrides) for seed in chosen]
+    for path in write(drawn, model.dataset(), wanted, folder):
         click.echo(path)
 
 
@@ -133,20 +128,48 @@ def numbers(text: str, flag: str, names: Sequence[str] = ()) -> list[int]:
     return found
 
 
-def write(images: Tensor, classes: Sequence[int], names: Sequence[str], folder: Path) -> list[Path]:
-    """Write `drawn-N.png` and `drawn-N.npz` with the next free N, and return their paths."""
-    import numpy as np
+def write(drawn: Sequence[Drawn], dataset: Dataset, classes: Sequence[int], folder: Path) -> list[Path]:
+    """Write `drawn-N.png` and the samples, with the next free N, and return their paths.
+
+    Samples are images in `drawn-N.npz`, or latents without a decoder in `drawn-N.safetensors`.
+    """
+    import torch
 
     from sddit.evaluation.grids import grid, png
-    from sddit.storage.atomic import storage_errors
+    from sddit.evaluation.sample_images import caption_of
+    from sddit.storage.atomic import replace_file
 
+    recipe, count = drawn[0].recipe, len(drawn[0].x)
+    rows = torch.arange(len(drawn) * count).reshape(len(drawn), len(classes) or 1, -1)
+    rows = rows.transpose(0, 1).flatten()  # by class, then seed; drawn by seed, then class
+    images = dataset.to_images(torch.cat([one.x for one in drawn])[rows])  # [n, 3, H, W]
     taken = [int(match[1]) for p in folder.glob("drawn-*") if (match := re.fullmatch(r"drawn-(\d+)", p.stem))]
     name = f"drawn-{max(taken, default=0) + 1}"
-    columns = images.shape[1]
-    image = png(grid(images.flatten(0, 1), columns, [names[number] for number in classes]))
-    pixels = images.flatten(0, 1).permute(0, 2, 3, 1).contiguous().numpy()  # [n, H, W, 3] as the ADM evaluator reads it
-    labels = np.repeat(np.asarray(classes or [0]), columns)
-    with storage_errors(folder):
-        (folder / f"{name}.png").write_bytes(image)
-        np.savez_compressed(folder / f"{name}.npz", arr_0=pixels, arr_1=labels)
-    return [folder / f"{name}.png", folder / f"{name}.npz"]
+    columns, names = len(rows) // (len(classes) or 1), recipe.facts.class_names
+    preview = png(grid(images, columns, [names[number] for number in classes], caption=caption_of(recipe)))
+    files = {f"{name}.png": preview, **samples_file(name, drawn, rows, images)}
+    for file, data in files.items():
+        replace_file(folder / file, data)
+    return [folder / file for file in files]
+
+
+def samples_file(name: str, drawn: Sequence[Drawn], rows: Tensor, images: Tensor) -> dict[str, bytes]:
+    """Return {file: bytes} of the samples of `rows`."""
+    import numpy as np
+    import torch
+
+    from sddit.evaluation.sample_images import npz, pack_latents
+    from sddit.generation import latents_of
+
+    recipe = drawn[0].recipe
+    labels = torch.tensor([label for one in drawn for label in one.request.labels])[rows]
+    if recipe.facts.gives_images:
+        pixels = images.permute(0, 2, 3, 1).contiguous().numpy()  # [n, H, W, 3] as the ADM evaluator reads it
+        return {f"{name}.npz": npz(arr_0=pixels, arr_1=np.asarray(labels))}
+    if recipe.facts.latent_scale is None:
+        notice("the scale of these latents is not known: the file holds them as scaled_latents; divide by the scale")
+    latents = latents_of(recipe)(torch.cat([one.x for one in drawn])[rows])
+    ids = torch.tensor([number for one in drawn for number in one.request.ids])[rows]
+    seeds = torch.tensor([one.request.seed for one in drawn for _ in one.request.ids])[rows]
+    numbers = {"labels": labels, "ids": ids, "seeds": seeds}
+    return {f"{name}.safetensors": pack_latents(latents, numbers, recipe)}

@@ -13,6 +13,7 @@ import click
 from sddit.ablations.planning.records import PLAN
 from sddit.cli.options import PathOption, SdditCommand
 from sddit.cli.output import notice, print_table
+from sddit.data.undecoded import NO_SCORES, are_undecoded, samples_are_undecoded
 from sddit.errors import SdditError, error, printable
 from sddit.formatting import escape_csv, format_duration, latex_table, markdown_table
 from sddit.interfaces.metric_names import KNOWN_METRICS, metric_values
@@ -27,6 +28,7 @@ sddit-run table --markdown               or --latex
 sddit-run table --csv > runs.csv         every score with all digits
 """
 SHOWN = ("fd", "class_accuracy", "precision", "recall")
+MAX_NAMED = 5  # runs in a notice
 UNREADABLE = "unreadable"  # in place of the steps of a damaged folder: only its name is known
 
 Record = Mapping[str, Any]
@@ -57,6 +59,7 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
     else:
         records = [read_record(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
         (headings, rows), notes = cells(records), []
+        note_latents(folders)
     if as_csv:
         columns = list(dict.fromkeys(name for record in records for name in record))
         writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
@@ -70,6 +73,15 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
         print_table(headings, rows)
         if notes:
             click.echo(" ".join(notes))
+
+
+def note_latents(folders: Iterable[Path]) -> None:
+    """Say which runs have no scores because their samples are latents."""
+    runs = [run for folder in folders or (Path("runs"),) for run in runs_in(folder) if samples_are_undecoded(run)]
+    if runs:
+        names = ", ".join(run.resolve().name for run in runs[:MAX_NAMED])
+        more = f" and {len(runs) - MAX_NAMED} more" if len(runs) > MAX_NAMED else ""
+        notice(f"no image scores of {printable(names)}{more}: {NO_SCORES}")
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -97,7 +109,8 @@ def read_record(folder: Path) -> Record:
     name = folder.resolve().name
     try:
         recipe, last = read_json(folder / RECIPE), last_metrics(folder / METRICS)
-        scores = read_json(folder / SCORES) if (folder / SCORES).is_file() else {}
+        scored = (folder / SCORES).is_file() and not are_undecoded(recipe)
+        scores = read_json(folder / SCORES) if scored else {}
         seconds = last.get("seconds", 0.0)
         record = {
             "run": name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sddit.data.undecoded import LATENTS, NO_SCORES, scores_of_latents
 from sddit.errors import Problem, SdditError, one_of
 from sddit.recipes.checks.contracts import conflict
 from sddit.recipes.recipe import Recipe
@@ -40,6 +41,10 @@ def check_guidance(recipe: Recipe) -> Iterator[Problem]:
 
 
 def check_evaluation(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.features and not recipe.facts.gives_images:
+        got = f"{', '.join(recipe.features)}, and {recipe.facts.source}"
+        fix = f"evaluate.features=[]; {LATENTS} of the run then holds what it samples, to be decoded elsewhere"
+        yield scores_of_latents("evaluate.features", got, fix)
     yield from check_image_counts(recipe)
     classes = recipe.facts.num_classes
     if recipe.evaluate.probe and classes < 2:
@@ -61,12 +66,20 @@ def check_image_counts(recipe: Recipe) -> Iterator[Problem]:
         ("held-out images", recipe.facts.test_size, splits, f"a higher {splits}"),
         ("training images", recipe.facts.train_size, splits, f"a lower {splits}"),
     )
-    off = "evaluate.features=[]" if recipe.features else "evaluate.probe=false"
-    used = sets if recipe.features else sets[1:] if settings.probe else ()
+    scored = bool(recipe.features) and recipe.facts.gives_images
+    off = "evaluate.features=[]" if scored else "evaluate.probe=false"
+    used = sets if scored else sets[1:] if settings.probe else ()
     for name, count, key, fix in used:
         if count < minimum:
             remedy = "more images" if key == "dataset" else fix
             yield too_few_images(name, count, settings.neighbours, key, f"{remedy}, or {off}")
+
+
+def why_no_scores(recipe: Recipe) -> str:
+    """Return why a run of the recipe has no image scores; empty if it has some."""
+    if not recipe.facts.gives_images:
+        return f"{NO_SCORES}; they are kept in {LATENTS}, in the units of the encoder"
+    return "" if recipe.features else "evaluate.features in the recipe names no extractor"
 
 
 def min_images(neighbours: int) -> int:

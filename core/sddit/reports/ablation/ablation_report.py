@@ -20,6 +20,7 @@ from sddit.ablations.analysis.table import (
     metric_cells,
     metric_title,
 )
+from sddit.data.undecoded import CAPTION
 from sddit.interfaces.metric_names import metric_of
 from sddit.reports.ablation.ablation_tables import cost, how_soon, interval_range, what_differs
 from sddit.reports.ablation.caveats import caveats, group
@@ -72,6 +73,7 @@ def contents(results: AblationResults) -> dict[str, Any]:
         "axes": AXES,
         "curves": [*metric_charts(results, logs), *loss_charts(results, logs)],
         "samples": list(samples(results)),
+        "caption": CAPTION if plan.undecoded else "",
         "diagnosed": list(dict.fromkeys(one.arm for one in watched)),
         "diagnostics": group((one.key, one) for one in watched),
         "diagnostic_charts": diagnostic_charts(results, logs, {one.key: one.monitor for one in watched}),

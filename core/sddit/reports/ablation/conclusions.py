@@ -78,7 +78,7 @@ def summary(results: AblationResults, compared: Compared, found: Sequence[Caveat
     arms = [arm for arm in plan.arms if not arm.is_baseline]
     sentences = [sentence("setup", budget=budget(plan.budget), seeds=plan.seeds)]
     if not arms or not compared:
-        return [*sentences, sentence("nothing_compared", single=not arms)]
+        return [*sentences, sentence("nothing_compared", single=not arms, undecoded=plan.undecoded)]
     kinds = group((kind({metric[arm.label].verdict for metric in compared.values()}), arm.label) for arm in arms)
     sentences += [f"{words}: {format_arms(plan, kinds[words])}." for words in KINDS if words in kinds]
     if doubtful := [arm.label for arm in arms if doubts_of(arm, found)]:

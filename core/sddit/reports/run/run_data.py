@@ -48,6 +48,8 @@ class ReportData:
     grid: bytes | None = None  # PNG of the final samples
     previews: Sequence[tuple[int, bytes]] = ()  # (step, PNG) over the run
     scores: Mapping[str, Scores] = field(default_factory=dict)
+    no_scores: str = ""  # why there are none
+    caption: str = ""  # what the grids show instead of images
     probe: Probe | None = None
     monitors: Mapping[str, Sequence[Monitor]] = field(default_factory=dict)  # by the label of their loss
     noise_bins: Sequence[str] = ()  # names of the bins of "loss/<label>@<bin>", least noise first
