@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from sddit.losses import LossTerm
 
 __version__ = "0.1.0"
-HEAVY = dict.fromkeys(("Model", "build", "load", "sample", "context", "observe", "view"), "sddit.api")
-HEAVY |= {"Backbone": "sddit.backbones", "LossTerm": "sddit.losses"}
+_HEAVY = dict.fromkeys(("Model", "build", "load", "sample", "context", "observe", "view"), "sddit.api")
+_HEAVY |= {"Backbone": "sddit.backbones", "LossTerm": "sddit.losses"}
 """{public name: module}, for names that need torch. They are imported on first use."""
 
 __all__ = [
@@ -37,6 +37,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if module := HEAVY.get(name):
+    if module := _HEAVY.get(name):
         return getattr(import_module(module), name)
     raise AttributeError(f"module 'sddit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
