@@ -13,12 +13,16 @@ from sddit.cli.output import State, notice, redirect_to_null
 
 
 def run_script(function: Callable[[], object]) -> NoReturn:
-    """Call a function and end the process. An error ends with a short message; `--debug` adds its traceback."""
+    """Call a function and end the process, with the whole number that it returns or 0.
+
+    An error ends with a short message and its exit status; `--debug` adds the traceback.
+    """
     open_outputs()
     warnings.showwarning = lambda message, *_: notice(f"warning: {message}")
     status = 0
     try:
-        function()
+        returned = function()
+        status = returned if isinstance(returned, int) else 0
         sys.stdout.flush()
     except SystemExit:  # of argparse
         raise

@@ -42,6 +42,15 @@ def mean_and_std(moments: NDArray[Any], layout: Layout) -> tuple[NDArray[np.floa
     return mean, np.exp(np.clip(second, *LOG_VARIANCE) / 2) if layout == "mean+logvar" else second
 
 
+def is_finite(values: NDArray[Any]) -> bool:
+    """Return whether floats are finite, from their bits: NumPy is slow on half precision."""
+    bits = {2: (np.uint16, 0x7C00), 4: (np.uint32, 0x7F800000)}.get(values.dtype.itemsize)
+    if bits is None:
+        return bool(np.isfinite(values).all())
+    kind, exponent = bits
+    return not bool(((np.ascontiguousarray(values).view(kind) & kind(exponent)) == exponent).any())
+
+
 def _zero() -> NDArray[np.float64]:
     return np.zeros(1)
 
@@ -73,9 +82,14 @@ class MomentStatistics:
                 columns=values.sum(axis=(0, 1, 2)),
                 low=float(second.min()),
                 high=float(second.max()),
-                finite=bool(np.isfinite(values).all()),
+                finite=is_finite(moments),
             )
             self.merge(part)
+
+    def merged(self, other: MomentStatistics) -> MomentStatistics:
+        """Return these statistics after `merge`."""
+        self.merge(other)
+        return self
 
     def merge(self, other: MomentStatistics) -> None:
         """Add the statistics of another part."""

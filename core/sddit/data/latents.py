@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from hashlib import file_digest, sha256
 from itertools import chain, islice
 from math import prod
@@ -34,7 +34,7 @@ from sddit.data.latent_checks import (
     usable_moments,
     warn_of_unused,
 )
-from sddit.data.latent_statistics import Finding, Layout, MomentStatistics, scaled_findings
+from sddit.data.latent_statistics import Finding, Layout, MomentStatistics, is_finite, scaled_findings
 from sddit.data.order import keyed_words
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
 from sddit.interfaces import Split
@@ -47,7 +47,8 @@ MAX_PROBLEMS = 5  # shown at once
 MAX_ROWS = 10**9  # of one shard
 MAX_SIDE = 65536  # channels, height and width
 VALUES_AT_ONCE = 2**22  # that a check reads
-TOLERANCE = 1e-3  # of statistics, relative to the standard deviation
+MAX_MEASURED = 2**28  # values of a cache that are measured when it is read: of a larger one, every k-th latent
+TOLERANCE, SAMPLED_TOLERANCE = 1e-3, 0.05  # of statistics, relative to the standard deviation
 COPY_AGAIN = "copy it again, or write the cache again"
 
 
@@ -87,6 +88,11 @@ class Index(BaseModel):
     def rows(self) -> int:
         """Number of distributions in all shards."""
         return sum(shard.count for shard in self.shards)
+
+    @property
+    def stride(self) -> int:
+        """Measure every `stride`-th latent when the cache is read."""
+        return -(-self.rows * prod(self.shape) // MAX_MEASURED)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -180,22 +186,24 @@ def _implausible(findings: Iterable[Finding], where: str) -> Iterator[Problem]:
 
 
 def verify_shards(cache: Cache) -> None:
-    """Compare every shard with the index: all bytes and moments the first time, then its size and modification time.
+    """Compare every shard with the index: all bytes the first time, then its size and modification time.
+
+    The moments of a large cache are measured on a sample; that all are finite is checked on all.
 
     Raises SD-D342 for shards that differ, SD-D308 for values that no moments have, SD-D344 for implausible ones and
     SD-D345 for statistics that the index states otherwise.
     """
     problems: list[Problem] = []
-    statistics = MomentStatistics()
+    parts: list[MomentStatistics] = []
     for shard in cache.index.shards:
         found = _verified(cache, shard)
         if isinstance(found, Problem):
             problems.append(found)
         elif found is not None:
-            statistics.merge(found)
+            parts.append(found)
     raise_all(problems[:MAX_PROBLEMS])
-    if statistics.count == cache.index.rows * cache.index.height * cache.index.width:
-        raise_all(_unlike(cache, statistics))
+    if len(parts) == len(cache.index.shards):
+        raise_all(_unlike(cache, reduce(MomentStatistics.merged, parts)))
 
 
 def _verified(cache: Cache, shard: Shard) -> Problem | MomentStatistics | None:
@@ -207,7 +215,8 @@ def _verified(cache: Cache, shard: Shard) -> Problem | MomentStatistics | None:
     if status.st_size != shard.bytes:
         got, expect = f"{status.st_size:,} bytes", f"{shard.bytes:,}"
         return Problem("SD-D342", f"shard {shard.file} has another size", str(path), got, expect, COPY_AGAIN)
-    key = ["latents", str(path), status.st_size, status.st_mtime_ns, index.layout, shard.count, index.shape]
+    key = ["latents", str(path), status.st_size, status.st_mtime_ns, index.layout, shard.count]
+    key += [index.shape, index.stride]
     facts = cached(key, lambda: {"sha256": _sha256(path), "statistics": _measure(path, shard, index)})
     if facts["sha256"] != shard.sha256:
         what = f"shard {shard.file} is not what {INDEX} says"
@@ -234,7 +243,9 @@ def _measure(path: Path, shard: Shard, index: Index) -> dict[str, Any] | None:
                 return None
             rows = max(1, VALUES_AT_ONCE // prod(index.shape))
             for start in range(0, shard.count, rows):
-                statistics.add(moments[start : min(start + rows, shard.count)], index.layout)
+                part = moments[start : min(start + rows, shard.count)]
+                statistics.add(part[:: index.stride], index.layout)
+                statistics.finite = statistics.finite and is_finite(part)
     except (SafetensorError, OSError):
         return None
     return statistics.to_json()
@@ -246,8 +257,9 @@ def _unlike(cache: Cache, statistics: MomentStatistics) -> Iterator[Problem]:
     if not index.allow_implausible:
         raise_all(_implausible(islice(statistics.findings(index.layout, index.shape), 1), where))
     own = statistics.scaled(index.scale)
+    tolerance = TOLERANCE if index.stride == 1 else SAMPLED_TOLERANCE
     for name, stated, found in zip(("mean", "std", "spread"), (index.mean, index.std, index.spread), own, strict=True):
-        off = np.abs(np.subtract(stated, found)) > TOLERANCE * np.maximum(own[1], found if name == "spread" else own[1])
+        off = np.abs(np.subtract(stated, found)) > tolerance * np.maximum(own[1], found if name == "spread" else own[1])
         if off.any():
             channel = int(np.argmax(off))
             what = f"{INDEX} states another {name} than the shards have in channel {channel}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,10 @@ class Argument:
 
 
 def _whole(value: Any, low: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+    try:
+        return not isinstance(value, bool) and operator.index(value) >= low
+    except TypeError:
+        return False
 
 
 def _sizes(count: int) -> Callable[[Any], bool]:

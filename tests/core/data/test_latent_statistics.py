@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sddit.data.latent_statistics import Layout, MomentStatistics, mean_and_std, scaled_findings
+from sddit.data.latent_statistics import Layout, MomentStatistics, is_finite, mean_and_std, scaled_findings
 
 RNG = np.random.default_rng(0)
 
@@ -122,3 +122,13 @@ def test_parts_and_json_change_nothing() -> None:
     mean, std = mean_and_std(moments, "mean+logvar")
     assert np.allclose(whole.scaled(1.0)[1], mean.std(axis=(0, 2, 3)), rtol=1e-12)
     assert np.allclose(whole.scaled(1.0)[2], np.sqrt((std**2).mean(axis=(0, 2, 3))), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_finite_numbers_are_told_from_their_bits(kind: str) -> None:
+    info = np.finfo(kind)
+    values = np.array([0, -0.0, 1, -3, info.max, info.min, info.tiny, info.smallest_subnormal], dtype=kind)
+    assert is_finite(values)
+    assert is_finite(values[::2])
+    for bad in (np.nan, -np.nan, np.inf, -np.inf):
+        assert not is_finite(np.append(values, bad).astype(kind))

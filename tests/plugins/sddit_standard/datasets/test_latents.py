@@ -366,6 +366,23 @@ def test_stated_statistics_are_those_of_the_shards(tmp_path: Path, key: str) -> 
         split(folder)
 
 
+def test_a_large_cache_is_measured_on_a_sample_and_is_finite_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sddit.data.latents.MAX_MEASURED", 20 * 2 * C * SIDE * SIDE)
+    folder = written(tmp_path / "x", [(moments(20), labels(20)), (moments(20, seed=1), labels(20))])
+    split(folder)  # every second latent has nearly the same statistics
+    stated = json.loads((folder / "latents.json").read_text())["std"]
+    change_index(folder, std=[value * 1.2 for value in stated])
+    with pytest.raises(SdditError, match=r"SD-D345.*another std"):
+        split(folder)
+    stored = moments()
+    stored[3, C + 1, 2, 2] = np.inf  # not measured
+    reseal(folder, {"moments": stored, "labels": labels()})
+    with pytest.raises(SdditError, match=r"SD-D308.*NaN or infinity"):
+        split(folder)
+
+
 @pytest.mark.parametrize("count", [10**9, 10**12])
 def test_a_count_that_no_shard_holds_is_refused(tmp_path: Path, count: int) -> None:
     folder = written(tmp_path / "x")
