@@ -125,7 +125,7 @@ def test_parts_and_json_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
-def test_finite_numbers_are_told_from_their_bits(kind: str) -> None:
+def test_finite_numbers_are_known_by_their_bits(kind: str) -> None:
     info = np.finfo(kind)
     values = np.array([0, -0.0, 1, -3, info.max, info.min, info.tiny, info.smallest_subnormal], dtype=kind)
     assert is_finite(values)
