@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sddit.cli.script import run_script
 from sddit.diffusion.draws import generator
 from sddit.errors import describe_exception
 from sddit.generation import generate, of_classes
@@ -352,4 +353,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sddit.cli.script import run_script
 from sddit.data.moments import PixelMoments
 from sddit.data.order import permutation
 from sddit.interfaces import Split
@@ -94,4 +95,4 @@ def save(name: str, splits: dict[Split, Table], *, title: str, names: list[str])
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sddit.cli.script import run_script
 from sddit_standard.features.extractors import ASSETS
 from sddit_standard.features.mobilenet import MobileNetV2
 
@@ -66,4 +67,4 @@ def folded(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from sddit.cli.script import run_script
 from sddit.data.order import batch_ids
 from sddit_standard.datasets.image_datasets import ImageSplit, digits, fashion
 from sddit_standard.datasets.params import DigitsParams, FashionParams
@@ -138,4 +139,4 @@ def accuracy(network: ClassCNN, data: ImageSplit) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

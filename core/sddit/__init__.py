@@ -19,8 +19,8 @@ __numerics__ = "0.1.0"
 """Revision of the numbers: part of every run id in place of the version. Raise it ("2", "3", ...) whenever the bits of
 a deterministic run on a CPU change, so that runs of different bits never share an id or an ablation.
 """
-HEAVY = dict.fromkeys(("Model", "build", "load", "sample", "context", "observe", "view"), "sddit.api")
-HEAVY |= {"Backbone": "sddit.backbones", "LossTerm": "sddit.losses"}
+_HEAVY = dict.fromkeys(("Model", "build", "load", "sample", "context", "observe", "view"), "sddit.api")
+_HEAVY |= {"Backbone": "sddit.backbones", "LossTerm": "sddit.losses"}
 """{public name: module}, for names that need torch. They are imported on first use."""
 
 __all__ = [
@@ -41,6 +41,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if module := HEAVY.get(name):
+    if module := _HEAVY.get(name):
         return getattr(import_module(module), name)
     raise AttributeError(f"module 'sddit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

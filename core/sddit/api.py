@@ -16,26 +16,29 @@ ctx = sddit.context(schedule, num_classes=model.num_classes)          # for a lo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from sddit.backbones import Backbone
+from sddit.data.class_choice import choose_classes
 from sddit.data.preview import encoder_units
 from sddit.data.undecoded import CAPTION
 from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
-from sddit.errors import error
+from sddit.errors import error, one_of
 from sddit.exchange.conversion import convert_from_layout
 from sddit.exchange.files import read_weight_file
 from sddit.generation import Request, generate, of_classes
-from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Tap, View
+from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Split, Tap, View
+from sddit.plugins.build_arguments import check_arguments, check_settings
 from sddit.plugins.host import registry
+from sddit.recipes.parsing import MAX_INTEGER
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
 from sddit.recipes.selection import DEFAULTS
@@ -44,12 +47,20 @@ from sddit.recipes.validation import validated
 from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import RECIPE, recipe_path, recorded_ids, refuse_changed
 from sddit.storage.tensors import unpack
+from sddit.training.arguments import (
+    device_argument,
+    dtype_argument,
+    path_argument,
+    text_argument,
+    whole_argument,
+)
 from sddit.training.ema import with_prefix
 from sddit.training.networks import DTYPES, build_backbone, default_dtype
 from sddit.training.warm_start import read_weights
 
 KERNEL = DEFAULTS["attention"]
 """The attention kernel of weights that come without a recipe."""
+MAX_PER_CLASS = 10_000  # images of one call
 
 
 def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runtime: Any) -> Any:
@@ -59,13 +70,26 @@ def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runti
         kind: the registry, such as `losses`.
         name: the component, `name` or `plugin/name`.
         params: its settings as in a recipe; the others take their defaults.
-        runtime: further arguments; see `sddit.interfaces` for each kind.
+        runtime: what its kind is built with besides settings. A component needs some of these:
+            backbones: image, num_classes, outputs, attention
+            losses: widths, grid, image, num_classes
+            pair_samplers: grid
+            samplers, guidances: schedule
+            datasets: split
+            features: facts, device
+            trackers: folder
 
     Raises:
-        SdditError: for an unknown name or a wrong setting, all problems at once.
+        SdditError: for an unknown name, a wrong setting or a wrong argument (SD-T926), all problems at once.
     """
-    component = registry(kind).usable(name)
-    settings = validated(component.params, dict(params or {}), table=component.kind, where="")
+    component = registry(text_argument(kind, "kind")).usable(text_argument(name, "name"))
+    given = check_settings(kind, name, {} if params is None else params)
+    settings = validated(component.params, given, table=component.kind, where="")
+    if isinstance(runtime.get("device"), str):
+        runtime["device"] = device_argument(runtime["device"])
+    if isinstance(runtime.get("folder"), str):
+        runtime["folder"] = Path(runtime["folder"])
+    check_arguments(component, runtime)
     return component.build(settings, **runtime)
 
 
@@ -98,7 +122,10 @@ class Model:
         return denoiser(x, float(sigma), labels).x0
 
     def dataset(self, split: str = "test") -> Dataset:
-        """Return the data set of its run."""
+        """Return the data set of its run: its split `train` or `test`."""
+        if split not in get_args(Split):
+            expect = one_of(str(split), get_args(Split))
+            raise error("SD-T925", f"no split {split!r}", where="split", got=repr(split), expect=expect)
         dataset: Dataset = self.require_recipe().dataset.build(split=split)
         return dataset
 
@@ -122,7 +149,7 @@ def load(
     config: Mapping[str, Any] | None = None,
     weights: str = "",
     step: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     trust_code: bool = False,
 ) -> Model:
     """Load a run folder, a folder of `sddit-run export`, or a safetensors file in a published layout. Needs no data.
@@ -133,10 +160,14 @@ def load(
         config: for a file, constructor arguments that the tensors do not determine, under their published names.
         weights: for a run, `student` or the label of an [ema]; empty: the weights the run samples with.
         step: for a run, the checkpoint; None: the newest intact one.
-        dtype: of the weights; None: unchanged.
+        dtype: of the weights, such as `torch.float64` or `float64`; None: unchanged.
         trust_code: for an exported folder, run the one-file plugins that it contains. They run with your permissions.
     """
-    path = Path(source)
+    path = path_argument(source, "source")
+    layout, weights = text_argument(layout, "layout"), text_argument(weights, "weights")
+    if step is not None:
+        step = whole_argument(step, "step", 0, MAX_INTEGER)
+    dtype = dtype_argument(dtype)
     if path.is_dir():
         if is_export(path) and not (path / RECIPE).is_file():
             return load_exported(path, weights, step, dtype, trust_code)
@@ -216,12 +247,12 @@ def build_with_weights(
 def sample(
     model: Model,
     *,
-    classes: Sequence[int] | None = None,
+    classes: str | int | Iterable[str | int] | None = None,
     per_class: int = 8,
     seed: int | None = None,
     steps: int | None = None,
-    device: str = "cpu",
-    overrides: Sequence[str] = (),
+    device: str | torch.device = "cpu",
+    overrides: str | Sequence[str] = (),
     latents: bool = False,
 ) -> Tensor:
     """Sample images of a loaded run, uint8 [n, 3, H, W], class by class.
@@ -230,19 +261,24 @@ def sample(
 
     Args:
         model: from `load` of a run folder.
-        classes: class numbers; None: all classes.
+        classes: class numbers or names, such as `[3, "cat"]`, or a text as for `--classes`; None: all classes. The
+            rule is that of `sddit.data.class_choice`.
         per_class: images of each class.
         seed: None: that of the run, which gives the images of its grids.
         steps: sampler steps; None: the recipe's.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda`, `cuda:1` or a torch.device.
         overrides: changes of the recipe's sampler and guidance, such as `["guidance.name=cfg", "guidance.scale=1.5"]`.
         latents: return latents [n, C, H, W] float32 in the units of the encoder, without the cache's scale and
             normalisation. Raises SD-T913 for a run on images.
     """
-    if not latents and not model.require_recipe().facts.gives_images:
+    drawn = draw(
+        model, classes=classes, per_class=per_class, seed=seed, steps=steps, device=device, overrides=overrides
+    )
+    if latents:
+        return drawn.latents().float()
+    if not drawn.recipe.facts.gives_images:
         warnings.warn(f"{CAPTION}: sddit.sample(..., latents=True) returns the latents", stacklevel=2)
-    drawn = draw(model, classes, per_class, seed, steps, device, overrides)
-    return drawn.latents().float() if latents else model.dataset().to_images(drawn.x)
+    return model.dataset().to_images(drawn.x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,21 +296,32 @@ class Drawn:
 
 def draw(
     model: Model,
-    classes: Sequence[int] | None,
+    *,
+    classes: str | int | Iterable[str | int] | None,
     per_class: int,
     seed: int | None,
     steps: int | None,
-    device: str,
-    overrides: Sequence[str],
+    device: str | torch.device,
+    overrides: str | Sequence[str],
 ) -> Drawn:
     """Sample a loaded run; the arguments are those of `sample`."""
+    if not isinstance(model, Model):
+        expect = "a model from sddit.load(RUN)"
+        raise error("SD-T925", "not a loaded model", where="model", got=type(model).__name__, expect=expect)
     recipe = model.require_recipe()
-    changes = [*overrides, *([f"sampler.steps={steps}"] if steps is not None else [])]
+    changes = [overrides] if isinstance(overrides, str) else [text_argument(text, "overrides") for text in overrides]
+    if steps is not None:
+        changes.append(f"sampler.steps={whole_argument(steps, 'steps', 2, MAX_INTEGER)}")
     if changes:
         recipe = changed(recipe, changes)
-    wanted = list(range(model.num_classes)) if classes is None else list(classes)
-    request = of_classes(wanted or [0], per_class, model.num_classes, recipe.seed if seed is None else seed)
-    return Drawn(generate(model.backbone.to(device), model.require_schedule(), recipe, request), request, recipe)
+    everything = list(range(max(model.num_classes, 1)))
+    names = recipe.facts.class_names
+    wanted = everything if classes is None else choose_classes(classes, names, where="classes")
+    count = whole_argument(per_class, "per_class", 1, MAX_PER_CLASS)
+    chosen = recipe.seed if seed is None else whole_argument(seed, "seed", 0, MAX_INTEGER)
+    request = of_classes(wanted, count, model.num_classes, chosen)
+    x = generate(model.backbone.to(device_argument(device)), model.require_schedule(), recipe, request)
+    return Drawn(x, request, recipe)
 
 
 def view(

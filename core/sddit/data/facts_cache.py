@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
@@ -12,24 +13,64 @@ from typing import Any
 
 from sddit import __version__
 from sddit.errors import SdditError
-from sddit.storage.atomic import replace_file
+from sddit.storage.atomic import open_file, replace_file
+
+FORMAT = 2  # of an entry
+MAX_BYTES = 2**24  # of an entry
 
 
 def cached(key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return `compute()`, or its earlier result for this `key` (any JSON).
 
-    Without a usable cache folder it is computed each time.
+    An entry holds a checksum of its key and value. One that is damaged, edited or not a regular file is computed again,
+    with a warning, and replaced. Without a usable cache folder the value is computed each time.
     """
-    name = blake2b(json.dumps([__version__, key]).encode(), digest_size=16).hexdigest()
-    root = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(root) if root else Path("~/.cache").expanduser()) / "sddit" / "facts"
-    path = folder / f"{name}.json"
+    name = json.dumps([__version__, FORMAT, key])
+    folder = cache_folder()
+    if folder is None:
+        return compute()
+    path = folder / f"{_digest(name)}.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError, RecursionError):
+        return _read_entry(path, name)
+    except (FileNotFoundError, NotADirectoryError):
         value = compute()
+    except (OSError, ValueError, RecursionError) as unusable:
+        reason = getattr(unusable, "strerror", None) or str(unusable)
+        warnings.warn(f"cached facts are not used, and are computed again: {path}: {reason}", stacklevel=2)
+        value = compute()
+    text = json.dumps(value)
     with suppress(OSError, SdditError):
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(value).encode())
+        replace_file(path, json.dumps({"value": value, "checksum": _digest(name + text)}).encode())
     return value
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of cached facts, or None where neither XDG_CACHE_HOME nor a home folder gives one."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not root.is_absolute():  # a relative one is ignored, as the XDG specification asks
+        try:
+            root = Path("~/.cache").expanduser()
+        except RuntimeError:  # no HOME and no entry of this user
+            return None
+    return root / "sddit" / "facts" if root.is_absolute() else None
+
+
+def _read_entry(path: Path, name: str) -> dict[str, Any]:
+    """Return the value of an entry. Raises OSError or ValueError for one that cannot be trusted."""
+    with os.fdopen(open_file(path), "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError("it is too large")
+    try:
+        entry = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    value = entry.get("value") if isinstance(entry, dict) else None
+    if not isinstance(value, dict) or entry.get("checksum") != _digest(name + json.dumps(value)):
+        raise ValueError("its checksum differs from its content")
+    return value
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()

@@ -10,30 +10,45 @@ multiply by `scale`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from hashlib import file_digest, sha256
+from itertools import chain, islice
+from math import prod
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sddit.data.class_names import check_names
 from sddit.data.facts_cache import cached
+from sddit.data.latent_checks import (
+    ALLOW,
+    NEGATIVE,
+    refuse_scale,
+    refuse_unfit,
+    usable_labels,
+    usable_moments,
+    warn_of_unused,
+)
+from sddit.data.latent_statistics import Finding, Layout, MomentStatistics, is_finite, scaled_findings
 from sddit.data.order import keyed_words
 from sddit.errors import Problem, SdditError, error, expand_user, one_of, out_of_memory, raise_all
 from sddit.interfaces import Split
-from sddit.storage.atomic import replace_file
+from sddit.storage.atomic import read_file, replace_file
 
-Layout = Literal["mean+logvar", "mean+std"]
 Flip = Literal["none", "once", "both"]
 
 INDEX = "latents.json"
-LOG_VARIANCE = (-30.0, 20.0)  # range to which MaskDiT and the VAE clamp it
-PLAUSIBLE = (0.25, 2.5)  # standard deviation of scaled latents; outside, the scale is missing or was applied twice
 MAX_PROBLEMS = 5  # shown at once
+MAX_ROWS = 10**9  # of one shard
+MAX_SIDE = 65536  # channels, height and width
+VALUES_AT_ONCE = 2**22  # that a check reads
+MAX_MEASURED = 2**28  # values of a cache that are measured when it is read: of a larger one, every k-th latent
+TOLERANCE, SAMPLED_TOLERANCE = 1e-3, 0.05  # of statistics, relative to the standard deviation
 COPY_AGAIN = "copy it again, or write the cache again"
 
 
@@ -43,7 +58,7 @@ class Shard(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors$")
-    count: int = Field(ge=1)
+    count: int = Field(ge=1, le=MAX_ROWS)
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
@@ -56,22 +71,37 @@ class Index(BaseModel):
     format: Literal[1]
     layout: Layout
     scale: float = Field(gt=0)
-    channels: int = Field(ge=1)
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
+    channels: int = Field(ge=1, le=MAX_SIDE)
+    height: int = Field(ge=1, le=MAX_SIDE)
+    width: int = Field(ge=1, le=MAX_SIDE)
     encoder: str
     class_names: tuple[str, ...]
     # none; once: some were mirrored before encoding; both: rows 2i and 2i + 1 are image i and its mirror image
     flip: Flip
     shards: tuple[Shard, ...] = Field(min_length=1)
     mean: tuple[float, ...]  # of the scaled means, per channel
-    std: tuple[float, ...]
-    spread: tuple[float, ...]  # root mean square of the scaled standard deviations, per channel
+    std: tuple[Annotated[float, Field(ge=0)], ...]
+    spread: tuple[Annotated[float, Field(ge=0)], ...]  # root mean square of the scaled standard deviations, per channel
+    allow_implausible: bool = False  # read and train on moments that `latent_statistics` would refuse
 
     @cached_property
     def rows(self) -> int:
         """Number of distributions in all shards."""
         return sum(shard.count for shard in self.shards)
+
+    @property
+    def stride(self) -> int:
+        """Measure every `stride`-th latent when the cache is read."""
+        return -(-self.rows * prod(self.shape) // MAX_MEASURED)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (2C, h, w) of the moments of one image."""
+        return 2 * self.channels, self.height, self.width
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the latents that are read, as JSON."""
+        return self.model_dump(mode="json", exclude={ALLOW})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +135,13 @@ def read_index(path: str) -> Cache:
     root = expand_user(path, "dataset.path")
     file = root / INDEX
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_file(file).decode()
     except (OSError, UnicodeDecodeError) as failure:
         raise error(
             "SD-D341",
             "not a folder of latents",
             where="dataset.path",
-            got=f"{path}: {_what_is_there(root, failure)}",
+            got=f"{path}: {_what_is_there(root, failure)}"[:400],
             expect=f"a folder with {INDEX} and shards",
             fix="set dataset.path=FOLDER, or write a cache from arrays with tools/make_latents.py",
         ) from None
@@ -126,6 +156,7 @@ def read_index(path: str) -> Cache:
     if index.flip == "both" and index.rows % 2:
         what, fix = 'flip = "both" needs an even number of latents', 'flip = "none" or "once", or write the cache again'
         raise error("SD-D341", what, where=str(file), got=f"{index.rows} latents", fix=fix)
+    raise_all(list(_contradictions(index, file))[:MAX_PROBLEMS])
     return Cache(root.resolve(), index)
 
 
@@ -146,28 +177,108 @@ def _index_problems(failure: ValidationError, file: Path) -> Iterable[Problem]:
         yield Problem("SD-D341", what, str(file), got, expect, COPY_AGAIN)
 
 
+def _contradictions(index: Index, file: Path) -> Iterator[Problem]:
+    """Yield what the index alone shows to be wrong or implausible."""
+    for shard in index.shards:
+        needed = shard.count * prod(index.shape) * 2  # bytes, in float16
+        if needed > shard.bytes:
+            what = f"{INDEX} states more latents than shard {shard.file} can hold"
+            got, expect = f"count = {shard.count:,}, bytes = {shard.bytes:,}", f"at least {needed:,} bytes for them"
+            yield Problem("SD-D341", what, str(file), got, expect, COPY_AGAIN)
+    if blank := [label for label, name in enumerate(index.class_names) if not name.strip()]:
+        what, fix = f"the name of class {blank[0]} is blank", "remove it from class_names, or write a name"
+        yield Problem("SD-D316", what, str(file), repr(index.class_names[blank[0]]), fix=fix)
+    if not index.allow_implausible:
+        yield from _implausible(scaled_findings(index.std, index.spread), str(file))
+
+
+def _implausible(findings: Iterable[Finding], where: str) -> Iterator[Problem]:
+    """Yield the problems SD-D344 of findings, with the key that allows them."""
+    for what, got, fix in findings:
+        allowed = f'if it is so, "{ALLOW}": true in {INDEX}, which is --allow-implausible of make_latents'
+        yield Problem("SD-D344", what, where, got, fix=f"{fix}; {allowed}")
+
+
 def verify_shards(cache: Cache) -> None:
     """Compare every shard with the index: all bytes the first time, then its size and modification time.
 
-    Raises SD-D342 for all shards that differ, at most MAX_PROBLEMS.
+    The moments of a large cache are measured on a sample; that all are finite is checked on all.
+
+    Raises SD-D342 for shards that differ, SD-D308 for values that no moments have, SD-D344 for implausible ones and
+    SD-D345 for statistics that the index states otherwise.
     """
-    problems = (_shard_problem(cache.root, shard) for shard in cache.index.shards)
-    raise_all([problem for problem in problems if problem][:MAX_PROBLEMS])
+    problems: list[Problem] = []
+    parts: list[MomentStatistics] = []
+    for shard in cache.index.shards:
+        found = _verified(cache, shard)
+        if isinstance(found, Problem):
+            problems.append(found)
+        elif found is not None:
+            parts.append(found)
+    raise_all(problems[:MAX_PROBLEMS])
+    if len(parts) == len(cache.index.shards):
+        raise_all(_unlike(cache, reduce(MomentStatistics.merged, parts)))
 
 
-def _shard_problem(root: Path, shard: Shard) -> Problem | None:
-    path = root / shard.file
+def _verified(cache: Cache, shard: Shard) -> Problem | MomentStatistics | None:
+    """Return the statistics of a shard, or what is wrong with it; None if its tensors are not those of the index."""
+    path, index = cache.root / shard.file, cache.index
     if path.is_symlink() or not path.is_file():
         return Problem("SD-D342", f"shard {shard.file} is missing", where=str(path), fix=COPY_AGAIN)
     status = path.stat()
     if status.st_size != shard.bytes:
         got, expect = f"{status.st_size:,} bytes", f"{shard.bytes:,}"
         return Problem("SD-D342", f"shard {shard.file} has another size", str(path), got, expect, COPY_AGAIN)
-    stamp = [str(path), status.st_size, status.st_mtime_ns]
-    if (found := cached(["latents", stamp], lambda: {"sha256": _sha256(path)})["sha256"]) != shard.sha256:
+    key = ["latents", str(path), status.st_size, status.st_mtime_ns, index.layout, shard.count]
+    key += [index.shape, index.stride]
+    facts = cached(key, lambda: {"sha256": _sha256(path), "statistics": _measure(path, shard, index)})
+    if facts["sha256"] != shard.sha256:
         what = f"shard {shard.file} is not what {INDEX} says"
-        return Problem("SD-D342", what, str(path), found, shard.sha256, COPY_AGAIN)
-    return None
+        return Problem("SD-D342", what, str(path), facts["sha256"], shard.sha256, COPY_AGAIN)
+    if facts["statistics"] is None:
+        return None
+    statistics = MomentStatistics.from_json(facts["statistics"])
+    if not statistics.finite:
+        return Problem("SD-D308", "moments hold NaN or infinity", str(path), fix="encode them again in float32")
+    if index.layout == "mean+std" and statistics.low < 0:
+        return Problem("SD-D308", "a standard deviation is negative", str(path), f"{statistics.low:.4g}", fix=NEGATIVE)
+    return statistics
+
+
+def _measure(path: Path, shard: Shard, index: Index) -> dict[str, Any] | None:
+    """Return the statistics of the moments of a shard; None if there are none of the shape that the index states."""
+    from safetensors import SafetensorError, safe_open
+
+    statistics = MomentStatistics()
+    try:
+        with safe_open(path, framework="np") as file:
+            moments = file.get_slice("moments")
+            if tuple(moments.get_shape()) != (shard.count, *index.shape) or moments.get_dtype() not in ("F16", "F32"):
+                return None
+            rows = max(1, VALUES_AT_ONCE // prod(index.shape))
+            for start in range(0, shard.count, rows):
+                part = moments[start : min(start + rows, shard.count)]
+                statistics.add(part[:: index.stride], index.layout)
+                statistics.finite = statistics.finite and is_finite(part)
+    except (SafetensorError, OSError):
+        return None
+    return statistics.to_json()
+
+
+def _unlike(cache: Cache, statistics: MomentStatistics) -> Iterator[Problem]:
+    """Yield what is implausible about all moments, and the stated statistics that are not theirs."""
+    index, where = cache.index, str(cache.root)
+    if not index.allow_implausible:
+        raise_all(_implausible(islice(statistics.findings(index.layout, index.shape), 1), where))
+    own = statistics.scaled(index.scale)
+    tolerance = TOLERANCE if index.stride == 1 else SAMPLED_TOLERANCE
+    for name, stated, found in zip(("mean", "std", "spread"), (index.mean, index.std, index.spread), own, strict=True):
+        off = np.abs(np.subtract(stated, found)) > tolerance * np.maximum(own[1], found if name == "spread" else own[1])
+        if off.any():
+            channel = int(np.argmax(off))
+            what = f"{INDEX} states another {name} than the shards have in channel {channel}"
+            got, expect = f"{stated[channel]:.6g}", f"{found[channel]:.6g}"
+            yield Problem("SD-D345", what, str(cache.root / INDEX), got, expect, "write the cache again")
 
 
 def _sha256(path: Path) -> str:
@@ -184,6 +295,7 @@ def write_cache(
     encoder: str,
     class_names: Sequence[str],
     flip: Flip = "none",
+    allow_implausible: bool = False,
 ) -> Path:
     """Write latents as the data set `latents` reads them. Shards are written as they come, the index last.
 
@@ -195,127 +307,62 @@ def write_cache(
         encoder: name of the VAE, with its range of pixel values.
         class_names: by label; empty: unconditional, and every label is 0.
         flip: `once` if images were mirrored at random before encoding, `both` if each is followed by its mirror image.
+        allow_implausible: write, and let readers read, moments that `sddit.data.latent_statistics` finds implausible.
 
-    Returns the path of the index. Raises SD-D308 for unusable moments, SD-D307 for labels, SD-D343 if already finished.
+    Returns the path of the index. Raises SD-D308 for unusable moments, SD-D344 for implausible ones, SD-D307 for
+    labels, SD-D316 for class names, SD-D343 if already finished.
     """
-    root = Path(folder)
+    check_names(class_names, where="class_names")
+    root, names = Path(folder), tuple(class_names)
     if (root / INDEX).exists():
         raise error("SD-D343", "there is a finished cache of latents", where=str(root), fix="choose another folder")
     root.mkdir(parents=True, exist_ok=True)
-    written: list[Shard] = []
-    shape: tuple[int, ...] = ()  # (2C, h, w)
-    statistics = _Statistics()
-    for number, (moments, labels) in enumerate(shards):
-        where = f"shard {number}"
-        array, numbers = _usable_moments(moments, layout, where), _usable_labels(labels, len(class_names), where)
-        shape = shape or array.shape[1:]
-        if array.shape[1:] != shape or len(array) != len(numbers):
-            got = f"moments {array.shape}, labels {numbers.shape}"
-            expect = f"(n, {', '.join(map(str, shape))}) and (n,)"
-            raise error("SD-D308", "shards do not fit together", where=where, got=got, expect=expect)
-        statistics.add(*mean_and_std(array, layout))
-        written.append(_write_shard(root, number, array, numbers))
-    if not written:
-        raise error("SD-D308", "no latents to write", where=str(root), expect="at least one shard")
+    written, statistics, shape = _write_shards(root, shards, layout, names)
     mean, std, spread = statistics.scaled(scale)
+    if not allow_implausible:
+        refuse_scale(std, scale)
+        found = chain(statistics.findings(layout, shape), scaled_findings(std, spread))
+        raise_all(_implausible(islice(found, 1), str(root)))  # the others may follow from it
     index = Index(
         format=1,
         layout=layout,
         scale=scale,
+        encoder=encoder,
+        class_names=names,
+        flip=flip,
         channels=shape[0] // 2,
         height=shape[1],
         width=shape[2],
-        encoder=encoder,
-        class_names=tuple(class_names),
-        flip=flip,
         shards=tuple(written),
         mean=mean,
         std=std,
         spread=spread,
+        allow_implausible=allow_implausible,
     )
-    replace_file(root / INDEX, (index.model_dump_json(indent=1) + "\n").encode())
+    text = index.model_dump_json(indent=1, exclude=None if allow_implausible else {ALLOW})
+    replace_file(root / INDEX, (text + "\n").encode())
     return root / INDEX
 
 
-def mean_and_std(moments: NDArray[Any], layout: Layout) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return means and standard deviations, each [n, C, h, w], before scaling."""
-    mean, second = np.split(moments.astype(np.float64), 2, axis=1)
-    return mean, np.exp(np.clip(second, *LOG_VARIANCE) / 2) if layout == "mean+logvar" else second
-
-
-class _Statistics:
-    """Accumulate mean, standard deviation and posterior spread per channel over shards (Chan et al. 1979)."""
-
-    def __init__(self) -> None:
-        self.count = 0  # of values in each channel
-        self.mean = self.squares = self.spread = np.zeros(1)  # [C] from the first shard on
-
-    def add(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> None:
-        """Add means and standard deviations, each [n, C, h, w]."""
-        axes = (0, 2, 3)
-        here = mean.size // mean.shape[1]
-        total, step = self.count + here, mean.mean(axis=axes) - self.mean
-        self.squares = self.squares + mean.var(axis=axes) * here + step**2 * (self.count * here / total)
-        self.mean = self.mean + step * (here / total)
-        self.spread = self.spread + (std**2).sum(axis=axes)
-        self.count = total
-
-    def scaled(self, scale: float) -> list[tuple[float, ...]]:
-        """Return mean, standard deviation and spread of scaled latents. Raises SD-D308 for an implausible scale."""
-        std, spread = np.sqrt(self.squares / self.count), np.sqrt(self.spread / self.count)
-        pooled = float(np.sqrt(np.mean(np.square(scale * std))))
-        low, high = PLAUSIBLE
-        if not low <= pooled <= high:
-            fix = f"scale = {scale / pooled:.4g} gives 1" if pooled else "check the encoder: these latents do not vary"
-            raise error(
-                "SD-D308",
-                "latents of this scale do not suit a diffusion model: the scale is missing or was applied twice",
-                where="scale",
-                got=f"{scale:g}, which gives a standard deviation of {pooled:.3g}",
-                expect=f"a standard deviation from {low:g} to {high:g}",
-                fix=fix,
-            )
-        return [tuple((scale * values).tolist()) for values in (self.mean, std, spread)]
-
-
-def _usable_moments(moments: ArrayLike, layout: Layout, where: str) -> NDArray[Any]:
-    array = np.ascontiguousarray(moments)
-    if layout not in get_args(Layout):
-        raise error(
-            "SD-D341", f"unknown layout of latents {layout!r}", where=where, expect=one_of(layout, get_args(Layout))
-        )
-    if array.ndim != 4 or array.shape[1] % 2 or 0 in array.shape or array.dtype not in (np.float16, np.float32):
-        raise error(
-            "SD-D308",
-            "these arrays cannot be moments",
-            where=where,
-            got=f"{array.dtype} {array.shape}",
-            expect="float16 or float32 of shape (n, 2C, h, w): C means, then C log-variances or standard deviations",
-        )
-    if not np.isfinite(array).all():
-        raise error("SD-D308", "moments hold NaN or infinity", where=where, fix="encode in float32")
-    if layout == "mean+std" and array[:, array.shape[1] // 2 :].min() < 0:
-        raise error(
-            "SD-D308", "a standard deviation is negative", where=where, fix='if these are log-variances: "mean+logvar"'
-        )
-    return array
-
-
-def _usable_labels(labels: ArrayLike, classes: int, where: str) -> NDArray[np.int64]:
-    array = np.asarray(labels)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise error(
-            "SD-D307",
-            "these arrays cannot be labels",
-            where=where,
-            got=f"{array.dtype} {array.shape}",
-            expect="whole numbers (n,)",
-        )
-    highest = max(classes, 1) - 1
-    if len(array) and not 0 <= array.min() <= array.max() <= highest:
-        got, expect = f"{array.min()} to {array.max()}", f"0 to {highest}"
-        raise error("SD-D307", "a label is out of range", where=where, got=got, expect=expect)
-    return array.astype(np.int64)
+def _write_shards(
+    root: Path, shards: Iterable[tuple[ArrayLike, ArrayLike]], layout: Layout, names: Sequence[str]
+) -> tuple[list[Shard], MomentStatistics, tuple[int, ...]]:
+    """Write all shards. Returns them, the statistics of their moments, and the shape (2C, h, w) of one image's."""
+    written: list[Shard] = []
+    shape: tuple[int, ...] = ()
+    statistics, seen = MomentStatistics(), set[int]()
+    for number, (moments, labels) in enumerate(shards):
+        where = f"shard {number}"
+        array, numbers = usable_moments(moments, layout, where), usable_labels(labels, len(names), where)
+        shape = shape or array.shape[1:]
+        refuse_unfit(array, numbers, shape, where)
+        statistics.add(array, layout)
+        seen.update(np.unique(numbers).tolist())
+        written.append(_write_shard(root, number, array, numbers))
+    if not written:
+        raise error("SD-D308", "no latents to write", where=str(root), expect="at least one shard")
+    warn_of_unused(names, seen)
+    return written, statistics, shape
 
 
 def _write_shard(root: Path, number: int, moments: NDArray[Any], labels: NDArray[np.int64]) -> Shard:

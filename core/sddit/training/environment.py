@@ -41,16 +41,19 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device of `--device`. Raises SD-P230 if it is not usable, SD-P211 if torch is too old."""
+def choose_device(name: str, *, where: str = "--device") -> torch.device:
+    """Return the device of `--device`, or of another argument `where`.
+
+    Raises SD-P230 if it is not usable, SD-P211 if torch is too old.
+    """
     if (found := installed("torch")) and version_numbers(found) < version_numbers(oldest := min_torch_version()):
         what, expect, fix = f"torch {found} is too old", f"at least {oldest}", f"pip install 'torch>={oldest}'"
         raise error("SD-P211", what, where="this Python environment", got=found, expect=expect, fix=fix)
     if name == "cuda" and not torch.cuda.is_available():
-        what, fix = "no CUDA device is usable here", "--device cpu"
-        raise error("SD-P230", what, where="--device", got="cuda", expect="cpu", fix=fix)
+        what, fix = "no CUDA device is usable here", "--device cpu" if where == "--device" else f'{where}="cpu"'
+        raise error("SD-P230", what, where=where, got="cuda", expect="cpu", fix=fix)
     if name not in ("cpu", "cuda"):
-        raise error("SD-R162", f"no device {name!r}", where="--device", got=name, expect="one of cpu, cuda")
+        raise error("SD-R162", f"no device {name!r}", where=where, got=name, expect="one of cpu, cuda")
     if name == "cuda" and processes.world_size() > 1:
         if (own := processes.local_rank()) >= (count := torch.cuda.device_count()):
             what, expect = "no CUDA device has the local rank of this process", f"a number below {count}"

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sddit.data.class_names import warn_of_similar
 from sddit.data.facts_cache import cached
 from sddit.data.moments import PixelMoments
 from sddit.errors import Problem, SdditError, error, expand_user, raise_all
@@ -84,6 +85,7 @@ def folder_facts(settings: FolderSettings) -> DataFacts:
     Each call compares the files with those that were measured: all bytes, or of a large folder a sample.
     """
     listing = list_images(settings)
+    warn_of_similar(listing.class_names)
     what = [str(listing.root), settings.size, settings.channels, settings.bits, settings.holdout, settings.labels]
     stamps = [(image.name, *image.stamp) for image in listing.images]
     checked = _files_to_hash(listing, settings)

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sddit.data.latents import LOG_VARIANCE, Cache, Shard, read_index, verify_shards
+from sddit.data.latent_statistics import LOG_VARIANCE
+from sddit.data.latents import Cache, Shard, read_index, verify_shards
 from sddit.data.preview import Preview, over_image
 from sddit.data.scaling import scaling
 from sddit.errors import error
@@ -18,6 +19,12 @@ from sddit.interfaces import Split
 
 if TYPE_CHECKING:
     from sddit_standard.datasets.params import LatentsParams
+
+WHOLE = (
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
+"""Types of labels."""
 
 
 def latents(params: LatentsParams, *, split: Split) -> LatentSplit:
@@ -102,7 +109,8 @@ def read_labels(cache: Cache, *, labelled: bool) -> Tensor:
     parts = []
     for shard in cache.index.shards:
         labels, highest = read_tensor(cache.root / shard.file, "labels"), len(cache.index.class_names) - 1
-        whole = not labels.is_floating_point() and labels.shape == (shard.count,)
+        whole = labels.dtype in WHOLE and labels.shape == (shard.count,)
+        labels = labels.to(torch.int64) if whole else labels  # torch compares no uint16, uint32 and uint64
         if not whole or int(labels.min()) < 0 or int(labels.max()) > highest:
             raise error(
                 "SD-D307",

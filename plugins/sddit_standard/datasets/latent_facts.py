@@ -19,7 +19,7 @@ def latents_facts(path: str, *, posterior: Literal["sample", "mean"], holdout: f
     if train == 0:
         raise error("SD-D304", "no latent is left to train on", where="dataset.holdout", fix="lower it")
     stds = zip(index.std, index.spread if posterior == "sample" else [0.0] * index.channels, strict=True)
-    identity = json.dumps([index.model_dump(mode="json"), holdout, labels])
+    identity = json.dumps([index.identity(), holdout, labels])
     return DataFacts(
         image=(index.channels, index.height, index.width),
         class_names=index.class_names if labels else (),

@@ -11,7 +11,8 @@ import click
 
 from sddit.cli.options import PathOption, SdditCommand, device_option, non_empty, step_option
 from sddit.cli.output import notice
-from sddit.errors import error, one_of
+from sddit.data.class_choice import MAX_NUMBERS, choose_classes
+from sddit.errors import error
 from sddit.plugins.host import host
 
 if TYPE_CHECKING:
@@ -26,12 +27,17 @@ sddit-run sample runs/quickstart-4f2c91d07a55
 sddit-run sample RUN --classes 3,7 --per-class 4 --seeds 0-3
 sddit-run sample RUN --steps 40 --sampler euler --guidance 1.5
 """
-MAX_NUMBERS = 10_000  # in one list
 
 
 @click.command("sample", cls=SdditCommand, examples=EXAMPLES)
 @click.argument("run", type=PathOption())
-@click.option("--classes", metavar="LIST", help="Class numbers or names, such as 0,3,7-9.  [default: all]")
+@click.option(
+    "--classes",
+    metavar="LIST",
+    multiple=True,
+    help="Class numbers or names, such as 0,cat,7-9. A name with commas in double quotes: '\"tench, Tinca tinca\",3'. "
+    "Repeatable.  [default: all]",
+)
 @click.option("--per-class", metavar="N", type=click.IntRange(1, 10_000), default=8, help="Images per class and seed.")
 @click.option("--seeds", metavar="LIST", help="Seeds, such as 0-3.  [default: the seed of the run]")
 @click.option("--steps", metavar="N", type=click.IntRange(2), help="Sampler steps.  [default: those of the recipe]")
@@ -46,7 +52,7 @@ MAX_NUMBERS = 10_000  # in one list
 @click.option("--out", type=PathOption(), metavar="DIR", help="Folder to write to.  [default: RUN/samples]")
 def sample(
     run: Path,
-    classes: str | None,
+    classes: tuple[str, ...],
     per_class: int,
     seeds: str | None,
     steps: int | None,
@@ -72,10 +78,22 @@ def sample(
     if guidance is not None:
         overrides += guidance_overrides(recipe, guidance)
     names = recipe.facts.class_names
-    wanted = class_numbers(classes, names)
+    wanted = [label for text in classes for label in choose_classes(text, names, where="--classes")]
+    wanted = wanted or list(range(len(names)))
     chosen = [recipe.seed] if seeds is None else numbers(seeds, "--seeds")
     folder = ensure_directory(out or run / "samples")
-    drawn = [api.draw(model, wanted, per_class, seed, None, device, overrides) for seed in chosen]
+    drawn = [
+        api.draw(
+            model,
+            classes=wanted or None,
+            per_class=per_class,
+            seed=seed,
+            steps=None,
+            device=device,
+            overrides=overrides,
+        )
+        for seed in chosen
+    ]
     for path in write(drawn, model.dataset(), wanted, folder):
         click.echo(path)
 
@@ -92,35 +110,18 @@ def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:
     return [f"guidance.name={scaled[0]}", f"guidance.scale={scale}"]
 
 
-def class_numbers(text: str | None, names: Sequence[str]) -> list[int]:
-    """Convert `0,3,7-9` or class names to numbers. Default: all classes."""
-    if text is None:
-        return list(range(len(names)))
-    if not names:
-        raise error("SD-T920", "the run has no classes", where="--classes", got=text, fix="remove --classes")
-    by_name = {name.casefold(): number for number, name in enumerate(names)}
-    chosen: list[int] = []
-    for part in text.split(","):
-        word = part.strip().casefold()
-        chosen += [by_name[word]] if word in by_name else numbers(word, "--classes", names)
-    return chosen
-
-
-def numbers(text: str, flag: str, names: Sequence[str] = ()) -> list[int]:
-    """Convert `0,3,7-9` to [0, 3, 7, 8, 9]; with `names`, each must be an index of them."""
+def numbers(text: str, flag: str) -> list[int]:
+    """Convert `0,3,7-9` to [0, 3, 7, 8, 9]."""
     found: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
         if match is None:
-            expect = "numbers such as 0,3,7-9" + (f", or {one_of(part, names)}" if names else "")
-            raise error("SD-T921", f"{part.strip()!r} is not valid here", where=flag, got=text, expect=expect)
+            what = f"{part.strip()!r} is not valid here"
+            raise error("SD-T921", what, where=flag, got=text, expect="numbers such as 0,3,7-9")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             what, fix = f"the range {part.strip()} is reversed", f"{flag} {last}-{first}"
             raise error("SD-T911", what, where=flag, got=text, expect="the lower number first", fix=fix)
-        if names and last >= len(names):
-            expect = f"0 to {len(names) - 1}, or a name"
-            raise error("SD-T904", f"class {last} does not exist", where=flag, got=text, expect=expect)
         if len(found) + last - first >= MAX_NUMBERS:
             expect = f"at most {MAX_NUMBERS:,} numbers"
             raise error("SD-T911", "the list is too long", where=flag, got=text, expect=expect)

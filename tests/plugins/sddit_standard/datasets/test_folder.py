@@ -87,6 +87,14 @@ def test_the_order_is_that_of_the_bytes_of_the_names(tmp_path: Path, monkeypatch
     assert chosen.facts() == before
 
 
+def test_classes_with_names_that_look_alike_are_kept_with_a_warning(tmp_path: Path) -> None:
+    for number, name in enumerate(["cafe\u0301", "caf\u00e9", "cat", "cat ", "Cat"]):
+        for image in range(2):
+            paint(tmp_path / "d" / name / f"{image}.png", 10 * number + image)
+    with pytest.warns(UserWarning, match="differ only in outer spaces"):
+        assert len(params(tmp_path / "d", holdout=0.0).facts().class_names) == 5
+
+
 def test_the_split_of_an_image_depends_on_its_name_alone(tmp_path: Path) -> None:
     root = make(tmp_path / "d", count=40)
     before = {image.name: image.split for image in list_images(params(root)).images}

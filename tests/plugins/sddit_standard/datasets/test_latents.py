@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import runpy
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from sddit.data.latents import LOG_VARIANCE, mean_and_std, write_cache
+from sddit.data.latent_statistics import LOG_VARIANCE, mean_and_std
+from sddit.data.latents import write_cache
 from sddit.diffusion.draws import KeyedDraws
 from sddit.errors import SdditError
 from sddit.interfaces import DrawnDataset
@@ -79,7 +81,7 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: Any, layout: Any) -> Non
 def test_a_log_variance_is_clamped_as_the_vae_does_it(tmp_path: Path) -> None:
     stored = moments()
     stored[0, C:], stored[1, C:] = 1000.0, -1000.0
-    spread = split(written(tmp_path / "x", [(stored, labels())])).spread([0, 1])
+    spread = split(written(tmp_path / "x", [(stored, labels())], allow_implausible=True)).spread([0, 1])
     for row, bound in enumerate(LOG_VARIANCE[::-1]):
         assert torch.allclose(spread[row], torch.tensor(SCALE * np.exp(bound / 2)).float(), rtol=1e-5, atol=0)
 
@@ -279,11 +281,141 @@ def test_tensors_that_do_not_fit_the_index_are_named(tmp_path: Path) -> None:
         ({"moments": moments().astype(np.float64), "labels": labels()}, "SD-D308"),
         ({"moments": moments(), "labels": labels() + 1}, "SD-D307"),
         ({"moments": moments(), "labels": labels()[:39]}, "SD-D307"),
-        ({"labels": labels()}, "SD-D342"),
+        ({"labels": labels(), "other": moments()}, "SD-D342"),
+        ({"labels": labels()}, "SD-D341"),
     ):
         reseal(folder, tensors)
         with pytest.raises(SdditError, match=code):
             split(folder)
+
+
+def infinite(stored: NDArray[Any]) -> NDArray[Any]:
+    stored[:, C:] = np.inf
+    return stored
+
+
+def as_stds(stored: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate(mean_and_std(stored, "mean+logvar"), axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "layout", "words"),
+    [
+        (infinite, "mean+logvar", "SD-D308: moments hold NaN or infinity"),
+        (lambda stored: stored * np.float32("nan"), "mean+logvar", "SD-D308: moments hold NaN"),
+        (lambda stored: stored, "mean+std", "SD-D308: a standard deviation is negative"),
+        (as_stds, "mean+logvar", "SD-D344: no log-variance is below 0"),
+        (lambda stored: stored[:, [0, 4, 1, 5, 2, 6, 3, 7]], "mean+logvar", "SD-D34[45]"),
+        (lambda stored: stored * np.float32(1.1), "mean+logvar", "SD-D345: latents.json states another mean"),
+    ],
+)
+def test_shards_that_were_written_otherwise_are_checked_when_read(
+    tmp_path: Path, change: Callable[[NDArray[Any]], NDArray[Any]], layout: str, words: str
+) -> None:
+    folder = written(tmp_path / "x")
+    split(folder)
+    reseal(folder, {"moments": np.ascontiguousarray(change(moments())), "labels": labels()})
+    change_index(folder, layout=layout)
+    with pytest.raises(SdditError, match=words):
+        split(folder)
+
+
+def test_implausible_moments_are_read_where_the_index_allows_them(tmp_path: Path) -> None:
+    stored = as_stds(moments())
+    with pytest.raises(SdditError, match=r"SD-D344(.|\n)*allow_implausible"):
+        written(tmp_path / "x", [(stored, labels())])
+    folder = written(tmp_path / "x", [(stored, labels())], allow_implausible=True)
+    assert len(split(folder)) == ROWS
+    facts = LatentsParams(path=str(folder)).facts()
+    change_index(folder, allow_implausible=False)
+    assert LatentsParams(path=str(folder)).facts().fingerprint == facts.fingerprint
+    with pytest.raises(SdditError, match=r"SD-D344(.|\n)*allow_implausible"):
+        split(folder)
+
+
+def test_an_index_of_plausible_moments_is_as_before(tmp_path: Path) -> None:
+    assert "allow_implausible" not in (written(tmp_path / "x") / "latents.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"std": [0.0] * C}, "SD-D344"),
+        ({"std": [0.8, 0.8, 0.8, 0.0]}, "SD-D344(.|\n)*channel 3"),
+        ({"std": [-0.8] * C}, "SD-D341"),
+        ({"spread": [100.0] * C}, "SD-D344"),
+        ({"class_names": ["a", "b", ""]}, "SD-D316"),
+        ({"height": 10**9}, "SD-D341"),
+    ],
+)
+def test_an_index_with_impossible_numbers_is_refused(tmp_path: Path, changes: dict[str, Any], code: str) -> None:
+    folder = written(tmp_path / "x")
+    change_index(folder, **changes)
+    with pytest.raises(SdditError, match=code):
+        LatentsParams(path=str(folder)).facts()
+
+
+@pytest.mark.parametrize("key", ["mean", "std", "spread"])
+def test_stated_statistics_are_those_of_the_shards(tmp_path: Path, key: str) -> None:
+    folder = written(tmp_path / "x")
+    stated = json.loads((folder / "latents.json").read_text())[key]
+    change_index(folder, **{key: [value + 1e-5 for value in stated]})
+    split(folder)
+    change_index(folder, **{key: [*stated[:2], stated[2] + 0.1, stated[3]]})
+    with pytest.raises(SdditError, match=rf"SD-D345.*another {key}.*channel 2"):
+        split(folder)
+
+
+def test_a_large_cache_is_measured_on_a_sample_and_is_finite_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sddit.data.latents.MAX_MEASURED", 20 * 2 * C * SIDE * SIDE)
+    folder = written(tmp_path / "x", [(moments(20), labels(20)), (moments(20, seed=1), labels(20))])
+    split(folder)  # every second latent has nearly the same statistics
+    stated = json.loads((folder / "latents.json").read_text())["std"]
+    change_index(folder, std=[value * 1.2 for value in stated])
+    with pytest.raises(SdditError, match=r"SD-D345.*another std"):
+        split(folder)
+    stored = moments()
+    stored[3, C + 1, 2, 2] = np.inf  # not measured
+    reseal(folder, {"moments": stored, "labels": labels()})
+    with pytest.raises(SdditError, match=r"SD-D308.*NaN or infinity"):
+        split(folder)
+
+
+@pytest.mark.parametrize("count", [10**9, 10**12])
+def test_a_count_that_no_shard_holds_is_refused(tmp_path: Path, count: int) -> None:
+    folder = written(tmp_path / "x")
+    [shard] = json.loads((folder / "latents.json").read_text())["shards"]
+    change_index(folder, shards=[shard | {"count": count}])
+    with pytest.raises(SdditError, match="SD-D341"):
+        LatentsParams(path=str(folder)).facts()
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"])
+def test_labels_of_any_whole_type_are_read(tmp_path: Path, kind: str) -> None:
+    folder = written(tmp_path / "x", [(moments(), labels().astype(kind))])
+    reseal(folder, {"moments": moments(), "labels": labels().astype(kind)})
+    assert split(folder).fetch(range(ROWS))[1].tolist() == labels().tolist()
+    high = labels().astype(kind)
+    high[0] = np.iinfo(kind).max
+    reseal(folder, {"moments": moments(), "labels": high})
+    with pytest.raises(SdditError, match="SD-D307"):
+        split(folder)
+
+
+def test_an_index_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "latents.json")
+    with pytest.raises(SdditError, match=r"SD-D341(.|\n)*Not a regular file"):
+        LatentsParams(path=str(tmp_path)).facts()
+
+
+def test_names_of_classes_are_checked(tmp_path: Path) -> None:
+    for names in (("ant", "bee", " "), ("ant", "bee", "c\now"), "abc", ("ant", "bee", 3)):
+        with pytest.raises(SdditError, match="SD-D316"):
+            written(tmp_path / "x", class_names=names)
+    with pytest.warns(UserWarning, match="no latent has the classes #3 'dog'"):
+        written(tmp_path / "x", class_names=(*NAMES, "dog"))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +452,7 @@ def test_a_finished_cache_is_not_overwritten_and_an_unfinished_one_is(tmp_path: 
     assert len(split(written(folder))) == ROWS
 
 
-def test_the_script_reads_arrays_and_the_folders_of_edm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_reads_arrays_and_the_folders_of_edm2(tmp_path: Path) -> None:
     stored = moments()
     np.savez(tmp_path / "part.npz", moments=stored, labels=labels())
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
@@ -334,9 +466,8 @@ def test_the_script_reads_arrays_and_the_folders_of_edm2(tmp_path: Path, monkeyp
     (edm2 / "dataset.json").write_text(json.dumps({"labels": listed}))
     common = ["--scale", str(SCALE), "--encoder", "sd-vae", "--classes", tmp_path / "names.txt"]
     for out, source, layout in (("a", "part.npz", "mean+logvar"), ("b", "edm2", "mean+std")):
-        words = ["make_latents", tmp_path / out, tmp_path / source, "--layout", layout, *common]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        runpy.run_path(str(ROOT / "tools/make_latents.py"), run_name="__main__")
+        words = [ROOT / "tools/make_latents.py", tmp_path / out, tmp_path / source, "--layout", layout, *common]
+        subprocess.run([sys.executable, *map(str, words)], check=True)
     one, other = split(tmp_path / "a"), split(tmp_path / "b")
     assert torch.equal(one.fetch(range(ROWS))[0], other.fetch(range(ROWS))[0])
     torch.testing.assert_close(one.spread(range(ROWS)), other.spread(range(ROWS)), rtol=1e-5, atol=1e-7)

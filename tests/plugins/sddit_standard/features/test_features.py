@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import sddit
 from sddit.errors import SdditError
 from sddit.evaluation.thumbnails import CHUNK
 from sddit.interfaces import FeatureExtractor
@@ -210,3 +211,17 @@ def test_the_shipped_classifier_says_that_it_classifies_and_the_others_do_not(to
         name for name, params in features.items() if "class_accuracy" in params.model_construct().own_figures
     ]
     assert classifying == ["classifier"]
+
+
+def test_an_extractor_is_built_from_python_with_the_name_of_a_device() -> None:
+    facts = sddit.build("datasets", "digits", split="test").facts
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    by_name, by_device = (
+        sddit.build("features", "mobilenet", facts=facts, device=device).features(images)
+        for device in ("cpu", torch.device("cpu"))
+    )
+    assert torch.equal(by_name, by_device)
+    with pytest.raises(SdditError, match=r"SD-T926.*missing: facts, device(.|\n)*require_recipe\(\)\.facts"):
+        sddit.build("features", "mobilenet")
+    with pytest.raises(SdditError, match="SD-R162"):
+        sddit.build("features", "mobilenet", facts=facts, device="gpu")

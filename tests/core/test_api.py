@@ -1,0 +1,111 @@
+"""The functions for Python refuse wrong arguments with the messages of the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sddit
+from sddit.errors import SdditError
+from sddit.plugins.host import Host
+from sddit.progress import Progress
+from sddit.recipes.resolve import resolve
+from sddit.runs.pipeline import run
+
+
+@pytest.fixture
+def model(toy_recipe: Path, tmp_path: Path) -> sddit.Model:
+    recipe = resolve(toy_recipe, ["train.steps=1", "evaluate.features=[]", "evaluate.previews=0"])
+    return sddit.load(run(recipe, out=tmp_path / "runs", device="cpu", progress=Progress()).folder)
+
+
+def test_the_public_names_are_listed() -> None:
+    assert dir(sddit) == sorted([*sddit.__all__, "__version__"])
+    assert not {"HEAVY", "Any", "TYPE_CHECKING"} & {*dir(sddit)}
+
+
+def test_classes_are_given_by_name_number_or_text(model: sddit.Model) -> None:
+    def drawn(classes: Any, **more: Any) -> torch.Tensor:
+        return sddit.sample(model, classes=classes, per_class=1, steps=2, **more)
+
+    wanted = drawn([0, 2])
+    for classes in (["class 0", "class 2"], "class 0,CLASS 2", "0,2", torch.tensor([0, 2]), (0, "class 2")):
+        assert torch.equal(drawn(classes, device=torch.device("cpu"), overrides="sampler.rho=7.0"), wanted)
+    assert torch.equal(drawn(2), wanted[1:])
+    assert not torch.equal(wanted[:1], wanted[1:])
+    assert len(drawn(None)) == 3
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown name": ({"classes": ["cat"]}, "SD-T921"),
+    "unknown number": ({"classes": [7]}, "SD-T904"),
+    "a fraction": ({"classes": [0.9]}, r"SD-T925(.|\n)*0\.9 \(float\)"),
+    "no class": ({"classes": []}, "SD-T925"),
+    "no images": ({"per_class": 0}, r"SD-T925(.|\n)*per_class = 0(.|\n)*from 1 to 10,000"),
+    "true": ({"per_class": True}, "SD-T925"),
+    "a text": ({"per_class": "8"}, "SD-T925"),
+    "too many": ({"per_class": 10**6}, "SD-T925"),
+    "seed below": ({"seed": -1}, "SD-T925"),
+    "seed above": ({"seed": 2**63}, "SD-T925"),
+    "seed fraction": ({"seed": 1.5}, "SD-T925"),
+    "one step": ({"steps": 1}, "SD-T925"),
+    "no device": ({"device": "gpu"}, "SD-R162"),
+    "device number": ({"device": 0}, "SD-T925"),
+    "overrides": ({"overrides": [3]}, "SD-T925"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG.values(), ids=WRONG)
+def test_a_wrong_argument_is_named(model: sddit.Model, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(SdditError, match=words):
+        sddit.sample(model, **arguments)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model: sddit.sample("runs/toy"),  # type: ignore[arg-type]
+        lambda model: sddit.load(""),
+        lambda model: sddit.load(3),  # type: ignore[arg-type]
+        lambda model: sddit.load("runs", step=0.5),  # type: ignore[arg-type]
+        lambda model: sddit.load("runs", dtype="float8"),
+        lambda model: sddit.load("runs", dtype=torch.int8),
+        lambda model: model.dataset("validation"),
+        lambda model: sddit.build(3, "toy"),  # type: ignore[arg-type]
+    ],
+)
+def test_other_functions_name_theirs(model: sddit.Model, ask: Callable[[sddit.Model], object]) -> None:
+    with pytest.raises(SdditError, match="SD-T925"):
+        ask(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "given", "words"),
+    [
+        ("losses", "toy_agreement", {}, r"missing: widths(.|\n)*\{tap: width"),
+        ("losses", "toy_agreement", {"widths": 3}, r"'widths' is of the wrong kind(.|\n)*3 \(int\)"),
+        ("losses", "toy_agreement", {"width": {}}, r"unknown argument 'width'(.|\n)*did you mean 'widths'"),
+        ("losses", "toy_agreement", {"widths": {}, "weight": 2.0}, r"params=\{'weight'"),
+        ("backbones", "toy", {"image": (1, 8, 8)}, r"missing: num_classes, outputs"),
+        ("datasets", "toy", {}, r"missing: split(.|\n)*train or test"),
+        ("datasets", "toy", {"split": "valid"}, "'split' is of the wrong kind"),
+        ("noise_schedules", "toy", {"schedule": 1}, "no arguments besides its settings"),
+        ("losses", "toy_agreement", {"params": [1]}, "not a mapping"),
+        ("losses", "toy_agreement", {"params": {"weight": float("nan")}}, "params hold no settings"),
+        ("losses", "toy_agreement", {"params": {"weight": torch.ones(1)}}, "params hold no settings"),
+    ],
+)
+def test_wrong_arguments_of_a_component_are_listed(
+    toys: Host, kind: str, name: str, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SdditError, match=rf"SD-T926(.|\n)*{words}"):
+        sddit.build(kind, name, **given)
+
+
+def test_the_right_arguments_build_it(toys: Host) -> None:
+    assert sddit.build("losses", "toy_agreement", {"weight": 2.0}, widths={"encoder": 4}, grid=(2, 2))
+    assert len(sddit.build("datasets", "toy", split="train"))
