@@ -36,7 +36,14 @@ from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
 from sddit.recipes.selection import DEFAULTS
-from sddit.recipes.start_weights import CONFIG, find_weights, is_export, read_config, refuse_unknown_label
+from sddit.recipes.start_weights import (
+    CONFIG,
+    find_weights,
+    is_export,
+    read_config,
+    refuse_unknown_label,
+    verify_export,
+)
 from sddit.recipes.validation import validated
 from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
@@ -135,6 +142,8 @@ def load(
     """
     path = Path(source)
     if path.is_dir():
+        if not (path / RECIPE).is_file():
+            verify_export(path)
         if is_export(path) and not (path / RECIPE).is_file():
             return load_exported(path, weights, step, dtype, trust_code)
         return load_run(path, weights=weights, step=step, dtype=dtype)

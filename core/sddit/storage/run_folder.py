@@ -136,7 +136,8 @@ def unreadable_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        fix = "fix its permissions, or restore it from a backup"
+        missing = isinstance(fault, FileNotFoundError)
+        fix = "restore it from a backup" if missing else "fix its permissions, or restore it from a backup"
         raise unreadable_error(path, fault.strerror or str(fault), fix) from fault
 
 

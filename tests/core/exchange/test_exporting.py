@@ -23,7 +23,12 @@ from sddit.testing.toys.plugin import TOY_RECIPE, toy_host
 
 def test_exported_folder_gives_the_same_samples(finished: Path, tmp_path: Path) -> None:
     exported = export_run(finished, out=tmp_path / "elsewhere")
-    assert {path.name for path in exported.files} == {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in exported.files} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "sddit-files.json",
+    }
     assert (exported.weights.label, exported.weights.step) == ("main", 4)
     ours, theirs = sddit.load(finished), sddit.load(tmp_path / "elsewhere")
     images = sddit.sample(ours, per_class=2)
@@ -50,8 +55,7 @@ def test_model_card_describes_the_model_without_paths_of_this_machine(finished: 
 def test_modified_export_is_refused(finished: Path, tmp_path: Path) -> None:
     folder = export_run(finished).folder
     assert folder == (finished / "export").resolve()
-    with pytest.raises(SdditError, match="SD-F708"):
-        export_run(finished)
+    assert export_run(finished).folder == folder, "an earlier export is replaced"
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
@@ -128,6 +132,9 @@ def test_a_folder_that_brings_code_runs_it_only_where_it_is_trusted(
     assert "trust_code=True" in (exported / "README.md").read_text()
     canary = exported / "canary"
     (exported / "mine.py").write_text(f"open({str(canary)!r}, 'w').close()\n{loss_source}")
+    with pytest.raises(SdditError, match=r"SD-F713(.|\n)*mine\.py(.|\n)*delete sddit-files\.json"):
+        sddit.load(exported, trust_code=True)
+    (exported / "sddit-files.json").unlink()
     with using_host(toy_host()):
         with pytest.raises(SdditError, match=r"SD-C457(.|\n)*mine\.py"):
             sddit.load(exported)

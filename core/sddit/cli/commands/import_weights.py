@@ -16,6 +16,7 @@ from sddit.errors import error
 from sddit.exchange.layouts import NO_LABEL_DROP, flatten, merge_tables
 from sddit.plugins.host import host
 from sddit.storage.atomic import open_file
+from sddit.storage.output_folder import verify_file
 
 if TYPE_CHECKING:
     from sddit.exchange.importing import Imported
@@ -85,6 +86,7 @@ def read_config(words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
+    verify_file(path)
     try:
         with os.fdopen(open_file(path), "rb") as file:
             value = json.loads(file.read(MAX_CONFIG))

@@ -17,6 +17,7 @@ from sddit.errors import SdditError, error, printable
 from sddit.formatting import escape_csv, format_duration, latex_table, markdown_table
 from sddit.interfaces.metric_names import KNOWN_METRICS, metric_values
 from sddit.storage.metrics_log import last_metrics
+from sddit.storage.output_folder import read_manifest
 from sddit.storage.run_folder import METRICS, RECIPE, SCORES, read_json
 
 EXAMPLES = """
@@ -43,7 +44,7 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
     chosen = [flag for flag, is_set in {"--markdown": markdown, "--latex": latex, "--csv": as_csv}.items() if is_set]
     if len(chosen) > 1:
         raise click.UsageError(f"{chosen[0]} and {chosen[1]} are mutually exclusive")
-    ablations = [folder for folder in folders if (folder / PLAN).is_file()]
+    ablations = [folder for folder in folders if (folder / PLAN).is_file() or is_publication(folder)]
     if ablations and len(folders) > 1:
         raise click.UsageError(f"{ablations[0]} is an ablation: pass it as the only folder")
     if ablations:
@@ -70,6 +71,12 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
         print_table(headings, rows)
         if notes:
             click.echo(" ".join(notes))
+
+
+def is_publication(folder: Path) -> bool:
+    """Return whether a folder has the manifest of a publication, also if this is not complete."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.kind == "publication"
 
 
 def runs_in(folder: Path) -> list[Path]:

@@ -32,6 +32,7 @@ def test_everything_is_there_and_nothing_else(finished, tmp_path):
         "results.jsonl",
         "plan.json",
         "environment.json",
+        "sddit-files.json",
         "recipes/base.json",
         "recipes/shifted.json",
         "recipes/rival.json",
@@ -45,8 +46,6 @@ def test_everything_is_there_and_nothing_else(finished, tmp_path):
 def test_twice_gives_the_same_bytes(finished, tmp_path, monkeypatch):
     publish(finished, tmp_path / "one")
     first = contents(tmp_path / "one")
-    for stale in ("figures/of-an-earlier-one.svg", "report.html", "curves.csv"):
-        (tmp_path / "one" / stale).write_text("stale")
     publish(finished, tmp_path / "one")
     monkeypatch.chdir(finished)
     publish(type(finished)("."), tmp_path / "two")
