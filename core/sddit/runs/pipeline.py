@@ -21,7 +21,7 @@ from sddit.errors import error, memory_errors, raise_all
 from sddit.evaluation import sample_images
 from sddit.evaluation.probing import probe
 from sddit.evaluation.scores import Scores
-from sddit.evaluation.scoring import read_scores, score_images, scorer_of
+from sddit.evaluation.scoring import SCORE_AGAIN, non_finite_scores, read_scores, score_images, scorer_of
 from sddit.generation import generate_images, sample_session, scoring_request
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
@@ -89,7 +89,10 @@ def run(
         )
         progress.folder = folder.path  # crash logs go there from now on
         if finished:
-            return RunResult(folder.path, folder.path / REPORT, read_scores(folder.path), already_finished=True)
+            scores = read_scores(folder.path)
+            if names := non_finite_scores(scores):
+                progress.warn(f"{folder.path / SCORES} has non-finite scores: {', '.join(names)}; {SCORE_AGAIN}")
+            return RunResult(folder.path, folder.path / REPORT, scores, already_finished=True)
         store = Store(folder.path / "checkpoints", keep=recipe.train.keep)
         with exit_on_signal(stop, progress, "before the first step"):
             session, cursor = prepare_session(recipe, folder, store, chosen, progress, world)
@@ -169,6 +172,7 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
     if recipe.evaluate.probe:
         write_probe(folder, probe(weights, session.schedule, recipe, progress))
+    callbacks.recover_log()
     cost = cost_of(recipe, folder.path)
     folder.write_json(COST, asdict(cost))
     progress.stage("report")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sddit.cli.options import LayoutOption, PathOption, SdditCommand, non_empty
-from sddit.cli.output import notice
+from sddit.cli.output import echo, notice
 from sddit.errors import error
 from sddit.exchange.layouts import NO_LABEL_DROP, flatten, merge_tables
 from sddit.plugins.host import host
@@ -105,10 +105,10 @@ def print_imported(imported: Imported) -> None:
     groups = {"from the tensors": flatten(converted.inferred), "guessed": converted.guessed}
     for title, arguments in groups.items():
         if arguments:
-            click.echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
+            echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
     if imported.file.set_name:
-        click.echo(f"weights: {imported.file.set_name}, step {imported.file.step}")
+        echo(f"weights: {imported.file.set_name}, step {imported.file.step}")
     if converted.never_drops_labels:
-        click.echo(f"note: {NO_LABEL_DROP}")
-    click.echo(f"{'already imported' if imported.existed else 'run'}: {imported.folder}")
-    click.echo(f"next: sddit-run sample {imported.folder}")
+        echo(f"note: {NO_LABEL_DROP}")
+    echo(f"{'already imported' if imported.existed else 'run'}: {imported.folder}")
+    echo(f"next: sddit-run sample {imported.folder}")

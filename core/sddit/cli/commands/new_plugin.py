@@ -14,6 +14,7 @@ import click
 
 from sddit import __version__
 from sddit.cli.options import PathOption, SdditCommand
+from sddit.cli.output import echo
 from sddit.errors import Problem, error, raise_all
 from sddit.plugins.host import host
 from sddit.storage.atomic import storage_errors
@@ -58,11 +59,11 @@ def new_plugin(name: str, kind: str, package: bool, out: Path) -> None:
         with storage_errors(out / path):
             (out / path).write_text(text, encoding="utf-8")
     for path in texts:
-        click.echo(f"wrote {out / path}")
+        echo(f"wrote {out / path}")
     steps = [f"pip install -e {out / name}"] if package else []  # its test finds the plugin by its entry point
     steps += [f"pytest {out / path}" for path in texts if Path(path).name == f"test_{name}.py"]
     for lead, step in zip(("next:", ""), steps, strict=False):
-        click.echo(f"{lead:<7}{step}")
+        echo(f"{lead:<7}{step}")
 
 
 def refuse_bad_name(name: str, kind: str) -> None:

@@ -8,6 +8,7 @@ import click
 
 from sddit.ablations.planning.records import PLAN
 from sddit.cli.options import PathOption, SdditCommand
+from sddit.cli.output import echo
 from sddit.errors import error
 
 EXAMPLES = """
@@ -39,4 +40,4 @@ def publish(ablation: Path, out: Path, unfinished: bool) -> None:
         )
     written = write(ablation, out, unfinished=unfinished)
     size = sum(path.stat().st_size for path in written)
-    click.echo(f"{out}: {len(written)} files, {size / 1e6:.2g} MB, no weights included")
+    echo(f"{out}: {len(written)} files, {size / 1e6:.2g} MB, no weights included")

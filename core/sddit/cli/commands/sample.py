@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sddit.cli.options import PathOption, SdditCommand, device_option, non_empty, step_option
-from sddit.cli.output import notice
+from sddit.cli.output import echo, notice
 from sddit.errors import error, one_of
 from sddit.plugins.host import host
 
@@ -82,7 +82,7 @@ def sample(
     shape = (len(wanted) or 1, per_class, *by_seed[0].shape[1:])
     by_class = torch.cat([images.reshape(shape) for images in by_seed], dim=1)  # [classes, seeds * per_class, 3, H, W]
     for path in write(by_class, wanted, names, folder):
-        click.echo(path)
+        echo(path)
 
 
 def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:

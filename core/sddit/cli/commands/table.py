@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from sddit.cli.output import notice, print_table
 from sddit.errors import SdditError, error, printable
 from sddit.formatting import escape_csv, format_duration, latex_table, markdown_table
 from sddit.interfaces.metric_names import KNOWN_METRICS, metric_values
+from sddit.storage.atomic import NOT_NUMBERS
 from sddit.storage.metrics_log import last_metrics
 from sddit.storage.output_folder import read_manifest
-from sddit.storage.run_folder import METRICS, RECIPE, SCORES, read_json
+from sddit.storage.run_folder import METRICS, RECIPE, SCORES, read_json, unreadable_error
 
 EXAMPLES = """
 sddit-run table                          every run in runs/
@@ -112,7 +114,7 @@ def read_record(folder: Path) -> Record:
             "planned": int(recipe["train"]["steps"]),
             "seconds": seconds,
             "images_per_second": last.get("images", 0.0) / seconds if seconds else 0.0,
-            **{f"{label}.{key}": value for label, one in scores.items() for key, value in metric_values(one)},
+            **read_values(folder / SCORES, scores),
         }
         cells([record])  # a value that cannot be printed counts as damage
         return record
@@ -120,9 +122,28 @@ def read_record(folder: Path) -> Record:
         why = f"{type(fault).__name__}: {fault}"
         if isinstance(fault, SdditError):
             problem = fault.problems[0]
-            why = f"{problem.code}: {problem.what}: {Path(problem.where).name}: {problem.got}"
+            why = f"{problem.code}: {problem.what}: {Path(problem.where).name}: {problem.got}; {problem.fix}"
         notice(f"warning: {folder} is unreadable: {why}")
         return {"run": name, "steps": UNREADABLE}
+
+
+def read_values(path: Path, scores: Mapping[str, Any]) -> Record:
+    """Return each score of `scores.json` by name. Raises SD-F704 for one that is not a number, or has no floor."""
+    fix = "delete it and rerun the run, which then scores again"
+    found = {}
+    for label, one in scores.items():
+        if not isinstance(one, dict):
+            raise unreadable_error(path, f"{label}: {one!r:.40}, not a table of scores", fix)
+        for key, value in metric_values(one):
+            number = float(value) if isinstance(value, str) and value in NOT_NUMBERS else value
+            if key in KNOWN_METRICS and not (number is None or type(number) in (int, float)):
+                raise unreadable_error(path, f"{label}.{key}: {value!r:.40}, not a number", fix)
+            found[f"{label}.{key}"] = number
+        if "fd" in one and f"{label}.fd_floor" not in found:
+            raise unreadable_error(path, f"{label}: without fd_floor", fix)
+    if names := [name for name, number in found.items() if isinstance(number, float) and not math.isfinite(number)]:
+        notice(f"warning: {path} has non-finite scores: {', '.join(names)}; {fix}")
+    return found
 
 
 def cells(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
