@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sddit.errors import SdditError, error
+from sddit.formatting import format_count
 from sddit.interfaces.metric_names import SCORE
 from sddit.storage.atomic import NOT_NUMBERS, open_file, read_file, replace_file, storage_errors, to_json
 from sddit.storage.run_folder import free_name, unreadable_errors
@@ -95,7 +96,11 @@ class MetricsLog:
         rows = data.count(b"\n")
         if size < self.cursor:
             what = f"cut off during training: {self.cursor - size:,} of {self.cursor:,} bytes are lost"
-            what += f", and {rows:,} earlier rows are left" if rows else ", with all earlier rows"
+            what += (
+                f", and {format_count(rows, 'earlier row')} {'is' if rows == 1 else 'are'} left"
+                if rows
+                else ", with all earlier rows"
+            )
         else:
             what = f"changed during training: another process wrote {size - self.cursor:,} bytes to it"
         self.cursor = length_of_complete_lines(data)

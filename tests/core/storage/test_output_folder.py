@@ -4,15 +4,10 @@ see the previous output, the new one, or an error, and the same command complete
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import signal
-import stat
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +17,7 @@ from sddit.storage.output_folder import MANIFEST, verify_file, verify_output, wr
 
 Files = Mapping[str, bytes]
 Writer = Callable[[Path, Files], object]
+InChild = Callable[..., str]
 
 FIRST = {
     "README.md": b"one",
@@ -46,56 +42,6 @@ def naive(folder: Path, files: Files) -> object:
     return None
 
 
-class Faults:
-    """Count the operations that change a disk, and make the n-th one fail. Only for a forked process."""
-
-    EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
-
-    def __init__(self, turn: int, *, kill: bool) -> None:
-        self.turn, self.kill, self.count = turn, kill, 0
-        os.fsync = self.synced
-        sys.addaudithook(self.observe)
-
-    def observe(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event in self.EVENTS or (event == "open" and isinstance(arguments[0], str) and arguments[2] & os.O_CREAT):
-            self.reach()
-
-    def synced(self, descriptor: int) -> None:
-        """A file that meets a full disk has a part of its bytes."""
-        if self.count + 1 == self.turn and stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-        self.reach()
-
-    def reach(self) -> None:
-        self.count += 1
-        if self.count == self.turn:
-            if self.kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def in_child(act: Callable[[], object], turn: int, *, kill: bool) -> str:
-    """Return how a process with a fault ends: `done` before the fault, `killed`, or `refused`."""
-    child = os.fork()
-    if child == 0:
-        status = 3
-        try:
-            faults = Faults(turn, kill=kill)
-            act()
-            status = 0 if faults.count < turn else 2
-        except SdditError as failure:
-            status = 1 if failure.problems[0].code == "SD-M610" else 3
-        except OSError:
-            status = 1
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return "killed"
-    return {0: "done", 1: "refused", 2: "continued"}[os.WEXITSTATUS(status)]
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file by name, without what a killed process has left."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
@@ -118,12 +64,6 @@ def read(folder: Path) -> str:
     return "old" if all(held.get(name) == data for name, data in FIRST.items()) else "torn"
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process needs no sync: only a power failure does."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 def prepared(tmp_path: Path, turn: int, *, over: bool) -> tuple[Path, Path]:
     """A folder with or without an earlier output, files of the user, and links; and a folder elsewhere."""
     folder, elsewhere = tmp_path / f"{turn}" / "out", tmp_path / f"{turn}" / "elsewhere"
@@ -136,7 +76,9 @@ def prepared(tmp_path: Path, turn: int, *, over: bool) -> tuple[Path, Path]:
     return folder, elsewhere
 
 
-def outcomes(tmp_path: Path, write: Writer, *, kill: bool, over: bool) -> tuple[list[str], list[str]]:
+def outcomes(
+    in_child: InChild, tmp_path: Path, write: Writer, *, kill: bool, over: bool
+) -> tuple[list[str], list[str]]:
     """Fail at each operation in turn.
 
     Returns how each command ended and what readers see then, and what is wrong after the same command again.
@@ -167,8 +109,10 @@ def outcomes(tmp_path: Path, write: Writer, *, kill: bool, over: bool) -> tuple[
 
 @pytest.mark.parametrize("over", [False, True], ids=["new", "over"])
 @pytest.mark.parametrize("kill", [False, True], ids=["full", "kill"])
-def test_a_fault_at_each_operation_loses_and_tears_nothing(tmp_path: Path, kill: bool, over: bool) -> None:
-    seen, wrong = outcomes(tmp_path, publish, kill=kill, over=over)
+def test_a_fault_at_each_operation_loses_and_tears_nothing(
+    in_child: InChild, tmp_path: Path, kill: bool, over: bool
+) -> None:
+    seen, wrong = outcomes(in_child, tmp_path, publish, kill=kill, over=over)
     assert wrong == []
     end = "killed" if kill else "refused"
     order = [f"{end}: {state}" for state in ("old" if over else "none", "refused", "new")]
@@ -179,14 +123,14 @@ def test_a_fault_at_each_operation_loses_and_tears_nothing(tmp_path: Path, kill:
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["full", "kill"])
-def test_the_same_faults_tear_the_output_of_a_naive_writer(tmp_path: Path, kill: bool) -> None:
+def test_the_same_faults_tear_the_output_of_a_naive_writer(in_child: InChild, tmp_path: Path, kill: bool) -> None:
     """The control."""
-    seen, wrong = outcomes(tmp_path, naive, kill=kill, over=True)
+    seen, wrong = outcomes(in_child, tmp_path, naive, kill=kill, over=True)
     assert wrong
     assert [one for one in seen if one.endswith(": torn")]
 
 
-def test_a_second_fault_is_survived(tmp_path: Path) -> None:
+def test_a_second_fault_is_survived(in_child: InChild, tmp_path: Path) -> None:
     """A kill in the command that completes the output of another one, which was killed."""
     third = {"README.md": b"three", "figures/third.svg": b"third"}
     for turn in range(16, 40, 5):
@@ -323,7 +267,7 @@ def test_a_damaged_list_of_files_is_named(folder: Path, text: str) -> None:
     assert f"where:  {folder / MANIFEST}" in refusal(lambda: verify_output(folder))
 
 
-def test_the_helper_sees_every_write(tmp_path: Path) -> None:
+def test_the_helper_sees_every_write(in_child: InChild, tmp_path: Path) -> None:
     """`write_synced` is an open and a sync."""
     for turn, end, left in ((1, "killed", None), (2, "killed", b"ab"), (3, "done", b"abcd")):
         path = tmp_path / f"{turn}"

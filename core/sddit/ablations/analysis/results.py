@@ -21,7 +21,7 @@ from sddit.interfaces.metric_names import metric_values
 from sddit.storage.atomic import read_file, replace_file, to_json
 from sddit.storage.metrics_log import last_metrics
 from sddit.storage.output_folder import unchanged_output
-from sddit.storage.run_folder import COST, METRICS, REPORT, SCORES, read_json, unreadable_error, unreadable_errors
+from sddit.storage.run_folder import COST, METRICS, REPORT, SCORES, read_json, unreadable_error
 
 RESULTS = "results.jsonl"
 FAILURES = "failures"
@@ -93,8 +93,10 @@ def gather(folder: Path) -> AblationResults:
 def published_runs(path: Path, plan: PlanRecord) -> Iterator[RunOutcome]:
     """Yield the runs of a publication. Raises SD-F704 for a line that is not a run of the plan."""
     fix = "restore it from a backup, or publish the ablation again"
-    with unreadable_errors(path):
+    try:
         lines = read_file(path).splitlines()
+    except OSError as fault:
+        raise unreadable_error(path, fault.strerror or str(fault), fix) from fault
     if not lines:
         raise unreadable_error(path, "an empty file", fix)
     for number, line in enumerate(lines, 1):

@@ -24,7 +24,7 @@ sddit-run export RUN --layout diffusers
     "--out",
     type=PathOption(),
     metavar="DIR",
-    help="Folder to write to; it must be new or empty.  [default: RUN/export, or RUN/export-LAYOUT]",
+    help="Folder to write to: a new one, or that of an earlier export.  [default: RUN/export, or RUN/export-LAYOUT]",
 )
 @click.option(
     "--weights",

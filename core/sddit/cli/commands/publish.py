@@ -24,8 +24,9 @@ sddit-run publish ABLATION --out DIR --unfinished   runs finished so far
 def publish(ablation: Path, out: Path, unfinished: bool) -> None:
     """Write the results of an ablation to a folder, for a repository.
 
-    Writes README.md with table, figures and conclusions, the HTML report, a row per run, the curves and the plan,
-    without weights or paths of this machine. The same runs always give the same files.
+    Writes README.md with table, figures and conclusions, a row per run and the plan, without weights or paths of this
+    machine. The same runs always give the same files. An earlier publication in the folder is replaced; other files
+    are kept.
     """
     from sddit.reports.ablation.publish import publish as write
 
