@@ -42,7 +42,14 @@ from sddit.recipes.parsing import MAX_INTEGER
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
 from sddit.recipes.selection import DEFAULTS
-from sddit.recipes.start_weights import CONFIG, find_weights, is_export, read_config, refuse_unknown_label
+from sddit.recipes.start_weights import (
+    CONFIG,
+    find_weights,
+    is_export,
+    read_config,
+    refuse_unknown_label,
+    verify_export,
+)
 from sddit.recipes.validation import validated
 from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import RECIPE, recipe_path, recorded_ids, refuse_changed
@@ -169,6 +176,8 @@ def load(
         step = whole_argument(step, "step", 0, MAX_INTEGER)
     dtype = dtype_argument(dtype)
     if path.is_dir():
+        if not (path / RECIPE).is_file():
+            verify_export(path)
         if is_export(path) and not (path / RECIPE).is_file():
             return load_exported(path, weights, step, dtype, trust_code)
         return load_run(path, weights=weights, step=step, dtype=dtype)

@@ -391,6 +391,25 @@ def trained(world: Any, line: str) -> None:
 
 
 @provoker
+def exported(world: Any, folder: str) -> None:
+    """The only run was exported to a folder."""
+    trained(world, f"export {world.run()} --out {folder}")
+
+
+@provoker
+def locked(world: Any, folder: str) -> None:
+    """Another process writes to a folder."""
+    real = fcntl.flock
+
+    def flock(descriptor: int, how: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), (world.folder / folder).stat()):
+            raise BlockingIOError
+        real(descriptor, how)
+
+    world.patch.setattr(fcntl, "flock", flock)
+
+
+@provoker
 def in_the_place_of(world: Any, line: str) -> None:
     """Rename the only run folder to the one that a command will use."""
     plan = json.loads(world.call(f"-n {line} --json").stdout)
@@ -478,7 +497,17 @@ def corrupt_the_gradient(world: Any, session: Any) -> None:
     session.student.backbone.embed.weight.register_hook(lambda gradient: gradient * float("inf"))
 
 
+def delete_the_log(world: Any, session: Any) -> None:
+    (world.run() / "metrics.jsonl").unlink()
+
+
+def empty_the_log(world: Any, session: Any) -> None:
+    os.truncate(world.run() / "metrics.jsonl", 0)
+
+
 HAPPENINGS = {
+    "the log is deleted": delete_the_log,
+    "the log is emptied": empty_the_log,
     "out of memory": out_of_memory,
     "out of host memory": out_of_host_memory,
     "the folder goes": remove_the_folder,

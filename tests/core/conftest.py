@@ -62,6 +62,7 @@ def _load(path: Path) -> ModuleType:
 
 
 hidden = _load(NO_PLUGINS / "sitecustomize.py")
+disk_faults = _load(Path(__file__).parent / "disk_faults.py")
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,17 @@ def no_builtin_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [hidden.Hide(), *sys.meta_path])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(NO_PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
+@pytest.fixture
+def in_child(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`in_child(act, turn, kill=True)` calls `act` in a process that is killed at its n-th change of the disk.
+
+    Nothing is synced: only a power failure needs that.
+    """
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    found: Callable[..., str] = disk_faults.in_child
+    return found
 
 
 @pytest.fixture

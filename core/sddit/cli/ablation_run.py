@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import click
 from rich.console import Console
 
 from sddit.ablations.analysis.results import AblationResults, RunOutcome, read_run
@@ -13,7 +12,7 @@ from sddit.ablations.planning.arms import Ablation, Arm
 from sddit.ablations.planning.plan import AblationPlan
 from sddit.ablations.planning.records import PlanRecord
 from sddit.cli.options import RunOptions
-from sddit.cli.output import console, error_console, print_json, print_table, show_progress, table, work_console
+from sddit.cli.output import console, echo, error_console, print_json, print_table, show_progress, table, work_console
 from sddit.cli.plan_view import plan_notes, print_all_values
 from sddit.errors import error, printable
 from sddit.formatting import format_count, format_duration, format_si
@@ -64,12 +63,12 @@ def print_results(results: AblationResults) -> None:
     headings, rows, notes = results_table(results)
     print_table(headings, rows)
     for text in notes:
-        click.echo(text)
+        echo(text)
     if reproduction := against_published(results):
         for text in (*reproduction.words, *(f"not compared: {what}: {why}" for what, why in reproduction.not_compared)):
-            click.echo(printable(text))
-    click.echo(f"report: {results.folder / REPORT}")
-    click.echo(f"sddit-run table {results.folder}   prints this table again; also with --latex, --markdown, --csv")
+            echo(text)
+    echo(f"report: {results.folder / REPORT}")
+    echo(f"sddit-run table {results.folder}   prints this table again; also with --latex, --markdown, --csv")
 
 
 def results_table(results: AblationResults) -> tuple[list[str], list[list[str]], list[str]]:

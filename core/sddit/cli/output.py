@@ -104,6 +104,11 @@ def notice(text: str) -> None:
     click.echo(printable(text), file=cast("TextIO", UnfailingStream(sys.stderr)))
 
 
+def echo(text: object) -> None:
+    """Print a line on stdout, with what could act on a terminal escaped: paths may have any characters."""
+    click.echo(printable(str(text)))
+
+
 def print_error(lines: Iterable[str]) -> None:
     """Print problems on stderr, the first line of each in red."""
     out = error_console()

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from sddit.cli import failures
-from sddit.cli.app import open_outputs
 from sddit.cli.output import State, notice, redirect_to_null
+from sddit.cli.streams import open_outputs
 
 
 def run_script(function: Callable[[], object]) -> NoReturn:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from sddit.data.undecoded import refuse_latents
@@ -15,10 +17,13 @@ from sddit.evaluation.scores import Scorer, Scores
 from sddit.generation import Request
 from sddit.interfaces import Dataset, EvaluateMode, FeatureExtractor
 from sddit.interfaces.component import load_attribute
+from sddit.interfaces.metric_names import metric_values
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import SCORES, RunFolder, read_json, unreadable_error
 from sddit.training.environment import choose_device
+
+SCORE_AGAIN = "delete it: the same command scores again"
 
 
 def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Scorer | None:
@@ -41,11 +46,28 @@ def build_extractors(recipe: Recipe, device: torch.device) -> dict[str, FeatureE
 
 def read_scores(folder: Path) -> dict[str, Scores]:
     """Return the scores of a finished run."""
-    fix = "delete it: the same command scores again"
-    try:
-        return {label: Scores(**one) for label, one in read_json(folder / SCORES, fix=fix).items()}
-    except TypeError as fault:
-        raise unreadable_error(folder / SCORES, str(fault)[:160], fix) from fault
+    path, found = folder / SCORES, {}
+    for label, one in read_json(path, fix=SCORE_AGAIN).items():
+        try:
+            found[label] = TypeAdapter(Scores).validate_python(one)
+        except ValidationError as fault:
+            raise unreadable_error(path, describe_faults(label, fault), SCORE_AGAIN) from fault
+    return found
+
+
+def describe_faults(label: str, fault: ValidationError, max_named: int = 4) -> str:
+    """Return which scores are missing or of the wrong kind."""
+    faults = [(".".join([label, *map(str, one["loc"])]), one["type"], one["msg"]) for one in fault.errors()]
+    missing = [key for key, kind, _ in faults if kind == "missing"]
+    more = f" and {len(missing) - max_named} more" if len(missing) > max_named else ""
+    lacks = [f"without {', '.join(missing[:max_named])}{more}"] if missing else []
+    return "; ".join([*lacks, *(f"{key}: {what}" for key, kind, what in faults if kind != "missing")][:max_named])
+
+
+def non_finite_scores(scores: Mapping[str, Scores]) -> list[str]:
+    """Return the scores that are not finite, by their name in `scores.json`."""
+    values = ((f"{label}.{key}", value) for label, one in scores.items() for key, value in metric_values(one.to_json()))
+    return [name for name, value in values if isinstance(value, float) and not math.isfinite(value)]
 
 
 def run_mode(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,24 @@ from torch import Tensor
 
 from sddit import __version__
 from sddit.data.declared import declared_table
-from sddit.errors import error
 from sddit.exchange.conversion import backbone_with_layout, convert_to_layout
 from sddit.exchange.layouts import NO_LABEL_DROP, OURS
 from sddit.exchange.model_card import model_card
 from sddit.recipes.recipe import Recipe, facts_to_json
 from sddit.recipes.resolve import resolve_without_data
-from sddit.recipes.start_weights import CONFIG, EXPORT_FORMAT, WEIGHTS, LocatedWeights, find_weights
-from sddit.storage.atomic import replace_file
+from sddit.recipes.start_weights import (
+    CONFIG,
+    EXPORT_FORMAT,
+    WEIGHTS,
+    LocatedWeights,
+    find_weights,
+    is_export,
+    read_config,
+)
+from sddit.storage.atomic import read_file
 from sddit.storage.manifest import seal_manifest
-from sddit.storage.run_folder import ensure_directory, recipe_path
+from sddit.storage.output_folder import write_output
+from sddit.storage.run_folder import RECIPE, recipe_path
 from sddit.storage.tensors import pack
 from sddit.training.warm_start import read_weights
 
@@ -47,14 +57,15 @@ def export_run(
 
     Args:
         run: a run folder.
-        out: an empty or new folder. Default: `export` in the run folder, `export-LAYOUT` for a published layout.
+        out: an empty or new folder, or one with an earlier export, which is replaced. Default: `export` in the run
+            folder, `export-LAYOUT` for a published layout.
         weights: `student` or the label of an [ema]; empty: the weights that the run samples with.
         step: step of the checkpoint. Default: the newest.
         layout: `ours`, which `sddit.load(folder)` reads, or a published one.
 
     Raises:
-        SdditError: SD-C441 for an unknown layout, SD-C453 for a network that it cannot hold, SD-F708 for a folder that
-            is not empty.
+        SdditError: SD-C441 for an unknown layout, SD-C453 for a network that it cannot hold, or an error of
+            `write_output`.
     """
     note = "" if layout == OURS else str(backbone_with_layout(layout).format(layout).note)
     recipe, source = resolve_without_data(recipe_path(run)), find_weights(run, weights, step)
@@ -65,13 +76,21 @@ def export_run(
     size = sum(tensor.numel() for tensor in state.values())
     files[CARD] = model_card(recipe, source, layout, size, note).encode()
     target = out or run / ("export" if layout == OURS else f"export-{layout}")
-    folder = ensure_directory(target)
-    if any(folder.iterdir()):
-        raise error("SD-F708", "the folder to export to is not empty", where=str(target))
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / name, data)
-    return Exported(folder, tuple(folder / name for name in files), source, note)
+    written = write_output(target, files, kind="export", unlisted=partial(files_without_manifest, layout=layout))
+    return Exported(written[0].parent, tuple(written), source, note)
+
+
+def files_without_manifest(folder: Path, *, layout: str) -> set[str] | None:
+    """Return the files of an export of an earlier version, which has no manifest; None if the folder is not one."""
+    if (folder / RECIPE).is_file():
+        return None  # a run
+    if is_export(folder):
+        plugins = read_config(folder)["recipe"].get("plugins", [])
+        return {CONFIG, WEIGHTS, CARD, *(name for name in plugins if str(name).endswith(".py"))}
+    with suppress(OSError):
+        if layout != OURS and b"Written by sddit " in read_file(folder / CARD):
+            return {CARD, *backbone_with_layout(layout).format(layout).files}
+    return None
 
 
 def own_files(recipe: Recipe, source: LocatedWeights, state: Mapping[str, Tensor]) -> dict[str, bytes]:

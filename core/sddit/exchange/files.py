@@ -16,6 +16,7 @@ from torch import Tensor
 from sddit.errors import error, one_of
 from sddit.exchange.pickles import load_pickle
 from sddit.storage.atomic import open_file
+from sddit.storage.output_folder import verify_file
 from sddit.storage.tensors import PICKLES
 
 SETS = ("ema", "model")  # names of sets of weights in published files; the preferred one first
@@ -44,8 +45,9 @@ def read_weight_file(path: Path, *, weights: str = "", trust_pickle: bool = Fals
 
     Raises:
         SdditError: SD-C440 for a pickle that is not trusted or contains code, SD-C404 for a damaged file, SD-C444 for a
-            missing file, SD-C446 for a missing set of weights.
+            missing file, SD-C446 for a missing set of weights, SD-F713 for a file of an incomplete export.
     """
+    verify_file(path)
     try:
         with os.fdopen(open_file(path), "rb") as file:
             pickled = file.read(4).startswith(PICKLES) or path.suffix in (".pt", ".pth")

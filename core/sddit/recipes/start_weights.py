@@ -12,6 +12,7 @@ from sddit.errors import error, one_of
 from sddit.recipes.settings import StartSettings
 from sddit.storage.checkpoints import Store
 from sddit.storage.manifest import BrokenCheckpoint, Checkpoint, broken_error, read_manifest, seal_manifest
+from sddit.storage.output_folder import verify_output
 from sddit.storage.run_folder import RECIPE, read_json, recorded_ids, refuse_changed
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -39,6 +40,7 @@ def find_weights(folder: Path, label: str = "", step: int | None = None) -> Loca
     """
     if (folder / RECIPE).is_file():
         return _in_run(folder, label, step)
+    verify_export(folder)
     if is_export(folder):
         return _in_export(folder, label, step)
     expect = f"a folder that holds {RECIPE}, or {CONFIG} of sddit-run export"
@@ -70,6 +72,14 @@ def find_start(start: StartSettings) -> LocatedWeights:
             fix="set start.step, or remove start.sha256",
         )
     return weights
+
+
+def verify_export(folder: Path) -> None:
+    """Raise SD-F713 unless the files of an exported folder are as they were written.
+
+    A config that was edited has its own checks, and the weights are compared with it when they are read.
+    """
+    verify_output(folder, unchecked=(CONFIG, WEIGHTS))
 
 
 def is_export(folder: Path) -> bool:

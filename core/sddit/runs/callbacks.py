@@ -106,8 +106,19 @@ class RunCallbacks:
         end_if_forked(self.pid)
         if self.log is not None:
             self.log.append(row)
+            self.show_notices(self.log)
         for tracker in self.trackers:
             tracker.log(step, row)
+
+    def recover_log(self) -> None:
+        """Restore the log before it is read, if it was removed while images were sampled and scored."""
+        if self.log is not None:
+            self.log.recover()
+            self.show_notices(self.log)
+
+    def show_notices(self, log: MetricsLog) -> None:
+        while log.notices:
+            self.progress.warn(log.notices.pop(0))
 
     def stepped(self, session: Session) -> None:
         """Preview, score, save, stop: in this order, so that a stop loses nothing."""
@@ -162,6 +173,8 @@ class RunCallbacks:
         """Save a checkpoint, or start to save it in the background."""
         refuse_drift(session.world, session.student.state_dict())
         cursor = self.log.sync() if self.log is not None else 0
+        if self.log is not None:
+            self.show_notices(self.log)
         files = checkpoint_files(session, {"log_cursor": cursor}, copy=self.saver.background and session.world.main)
         session.world.from_main(lambda: self.saver.save(session.step, files))
 

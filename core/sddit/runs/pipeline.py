@@ -22,7 +22,7 @@ from sddit.errors import error, memory_errors, raise_all
 from sddit.evaluation import sample_images
 from sddit.evaluation.probing import probe
 from sddit.evaluation.scores import Scores
-from sddit.evaluation.scoring import read_scores, score_images, scorer_of
+from sddit.evaluation.scoring import SCORE_AGAIN, non_finite_scores, read_scores, score_images, scorer_of
 from sddit.generation import generate_images, sample_session, scoring_request
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
@@ -94,6 +94,8 @@ def run(
         progress.folder = folder.path  # crash logs go there from now on
         if finished:
             scores = read_scores(folder.path)
+            if names := non_finite_scores(scores):
+                progress.warn(f"{folder.path / SCORES} has non-finite scores: {', '.join(names)}; {SCORE_AGAIN}")
             return RunResult(folder.path, folder.path / REPORT, scores, True, why_no_scores(recipe))
         run_ids = tuple(dict.fromkeys([recipe.run_id, *recorded_ids(folder.path)]))
         store = Store(folder.path / "checkpoints", keep=recipe.train.keep, run_ids=run_ids)
@@ -181,6 +183,7 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
     if recipe.evaluate.probe:
         write_probe(folder, probe(weights, session.schedule, recipe, progress))
+    callbacks.recover_log()
     cost = cost_of(recipe, folder.path)
     folder.write_json(COST, asdict(cost))
     progress.stage("report")

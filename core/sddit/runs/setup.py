@@ -20,7 +20,6 @@ from sddit.recipes.recipe import Recipe
 from sddit.recipes.start_weights import find_start
 from sddit.storage import run_folder
 from sddit.storage.checkpoints import Store
-from sddit.storage.lock import LOCK
 from sddit.storage.manifest import Checkpoint
 from sddit.storage.metrics_log import logged_steps
 from sddit.storage.run_folder import CHANGES, ENVIRONMENT, METRICS, RECIPE, REPORT, SCORES, RunFolder, read_json
@@ -29,8 +28,6 @@ from sddit.training.build import build_session
 from sddit.training.environment import configure, describe_environment, device_name
 from sddit.training.session import Session
 from sddit.training.state import restore
-
-ASIDE_PREFIX = "aside-"  # of the folders to which --fresh moves the contents of a run folder
 
 
 def prepare_folder(
@@ -47,7 +44,7 @@ def prepare_folder(
     announce(recipe, folder, device, progress)
     processes.remove_failures(folder.path)
     if fresh:
-        set_aside(folder.path)
+        folder.set_aside()
     elif not (folder.path / RECIPE).is_file():
         refuse_changed_data(folder.path, recipe)
     changed = accept_changes(folder, recipe, allow, resumed=resumed)
@@ -123,19 +120,6 @@ def changed_data(path: Path, recipe: Recipe) -> str:
     measured = {key for key, origin in recipe.origins.items() if origin.endswith(", measured")}
     others = [key for key in found if not key.startswith("data.") and key not in measured]
     return "" if others else found.get("data.fingerprint", "")
-
-
-def set_aside(folder: Path) -> None:
-    """Move the contents of a run folder into `aside-N` within it. Nothing is deleted."""
-    contents = [path for path in folder.iterdir() if path.name != LOCK and not path.name.startswith(ASIDE_PREFIX)]
-    if not contents:
-        return
-    suffixes = [path.name.removeprefix(ASIDE_PREFIX) for path in folder.glob(f"{ASIDE_PREFIX}*")]
-    number = 1 + max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=0)
-    aside = folder / f"{ASIDE_PREFIX}{number}"
-    aside.mkdir()
-    for path in contents:
-        path.rename(aside / path.name)
 
 
 def prepare_session(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sddit.errors import SdditError, error
+from sddit.formatting import format_count
 from sddit.interfaces.metric_names import SCORE
 from sddit.storage.atomic import (
     NOT_NUMBERS,
@@ -20,7 +21,7 @@ from sddit.storage.atomic import (
     storage_errors,
     to_json,
 )
-from sddit.storage.run_folder import unreadable_errors
+from sddit.storage.run_folder import free_name, unreadable_errors
 
 TAIL = 1 << 18  # bytes at the end of a metrics log that hold its last row
 
@@ -48,12 +49,13 @@ class MetricsLog:
             self._file = open_file(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
             os.ftruncate(self._file, self.cursor)
             self._identity = file_identity(self._file)
+        self.notices: list[str] = []  # what happened to the file while it was open, for the user
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append a row. Raises SdditError if the storage fails; the log is then unchanged."""
         line = to_json(dict(row)).encode() + b"\n"
+        self.recover()
         with storage_errors(self.path):
-            refuse_replaced(self._file, self._identity)
             try:
                 view = memoryview(line)
                 while view:  # the system may accept it in parts
@@ -65,10 +67,56 @@ class MetricsLog:
 
     def sync(self) -> int:
         """Sync all rows to disk. Returns the cursor, for the checkpoint."""
+        self.recover()
         with storage_errors(self.path):
-            refuse_replaced(self._file, self._identity)
             os.fsync(self._file)
         return self.cursor
+
+    def recover(self) -> None:
+        """Restore the file if another process removed, replaced or changed it since the last row.
+
+        A removed file is written again from the open one, which still has every row. Rows that were cut off are lost.
+        Raises SD-F706 if the run folder is gone, too.
+        """
+        with storage_errors(self.path):
+            refuse_replaced(self._file, self._identity)
+            held = os.fstat(self._file)
+            found = self.path.lstat() if os.path.lexists(self.path) else None
+            if found is None or (found.st_ino, found.st_dev) != (held.st_ino, held.st_dev):
+                self._write_again(replaced=found is not None)
+            if held.st_size != self.cursor:
+                self._accept(held.st_size)
+
+    def _write_again(self, *, replaced: bool) -> None:
+        """Write the log to its path again. What another process put there is kept under another name."""
+        if replaced:
+            kept = free_name(self.path.parent, f"{self.path.name}.replaced")
+            self.path.rename(kept)
+            what = f"replaced during training, by what is now in {kept.name}"
+        else:
+            what = "removed during training"
+        replace_file(self.path, os.pread(self._file, os.fstat(self._file).st_size, 0))
+        new = open_file(self.path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+        os.close(self._file)
+        self._file, self._identity = new, file_identity(new)
+        self.notices.append(f"{self.path.name} was {what}; it was written again, and no row is lost")
+
+    def _accept(self, size: int) -> None:
+        """Continue after the complete lines of a file whose size was changed."""
+        data = os.pread(self._file, size, 0)
+        rows = data.count(b"\n")
+        if size < self.cursor:
+            what = f"cut off during training: {self.cursor - size:,} of {self.cursor:,} bytes are lost"
+            what += (
+                f", and {format_count(rows, 'earlier row')} {'is' if rows == 1 else 'are'} left"
+                if rows
+                else ", with all earlier rows"
+            )
+        else:
+            what = f"changed during training: another process wrote {size - self.cursor:,} bytes to it"
+        self.cursor = length_of_complete_lines(data)
+        os.ftruncate(self._file, self.cursor)
+        self.notices.append(f"{self.path.name} was {what}; the report shows what is left")
 
     def close(self) -> None:
         """Close the file, unless other code closed it already."""

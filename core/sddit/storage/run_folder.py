@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -17,15 +18,17 @@ from sddit.storage.lock import LOCK, release_lock, take_lock
 RECIPE, ENVIRONMENT, METRICS = "recipe.resolved.json", "environment.json", "metrics.jsonl"
 SCORES, COST, REPORT, CHANGES = "scores.json", "cost.json", "report.html", "changes.json"
 RUN_IDS = "run_ids"  # key of the resolved recipe of a run folder
+ASIDE_PREFIX = "aside-"  # of the folders to which --fresh moves the contents of a run folder
+ASIDE = ".aside.json"  # which of them is being filled, and with what; continued by the next command
 SEAL = ".sha256"  # suffix of the file with the sha256 of another file
 
 
 class RunFolder:
     """The folder of one run, `runs/<recipe>-<id>`, locked by one process while it is entered.
 
-    Entering creates the folder, locks it, checks that it is writable, and removes the temporary files of a killed
-    process. Raises SD-F701 if another process holds the lock, SD-F703 if the folder is not writable, SD-F705 if the
-    path is not a folder. Links in `path` are resolved once, on entering.
+    Entering creates the folder, locks it, checks that it is writable, removes the temporary files of a killed process,
+    and completes a --fresh that was interrupted. Raises SD-F701 if another process holds the lock, SD-F703 if the
+    folder is not writable, SD-F705 if the path is not a folder. Links in `path` are resolved once, on entering.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,6 +45,7 @@ class RunFolder:
             with atomic.storage_errors(self.path):
                 (self.path / "probe").unlink()
                 atomic.remove_leftovers(self.path)
+                finish_setting_aside(self.path)
         except BaseException:
             release_lock(self._lock)
             raise
@@ -80,6 +84,47 @@ class RunFolder:
         path = self.write_json(name, value)
         self.write_text(f"{name}{SEAL}", f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
         return path
+
+    def set_aside(self) -> None:
+        """Move the contents into a new `aside-N` in the folder. Nothing is deleted.
+
+        A list of what to move is written first. From then on, the next command completes an interrupted move.
+        """
+        names = sorted(path.name for path in self.path.iterdir() if path.name != LOCK)
+        contents = [name for name in names if not name.startswith(ASIDE_PREFIX)]
+        if not contents:
+            return
+        suffixes = [name.removeprefix(ASIDE_PREFIX) for name in names if name.startswith(ASIDE_PREFIX)]
+        number = 1 + max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=0)
+        self.write_json(ASIDE, {"to": f"{ASIDE_PREFIX}{number}", "contents": contents})
+        with atomic.storage_errors(self.path):
+            finish_setting_aside(self.path)
+
+
+def finish_setting_aside(folder: Path) -> None:
+    """Move what `ASIDE` lists. The report goes first, then the recipe: what is left is then not read as a run."""
+    if not os.path.lexists(folder / ASIDE):
+        return
+    fix = f"move {ASIDE} away; compare the folder with the newest {ASIDE_PREFIX}N in it"
+    listed = read_json(folder / ASIDE, fix=fix)
+    to, contents = listed.get("to"), listed.get("contents")
+    names = [to, *contents] if isinstance(contents, list) else [None]
+    if not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise unreadable_error(folder / ASIDE, str(listed)[:80], fix)
+    aside = folder / str(to)
+    aside.mkdir(exist_ok=True)
+    for name in sorted(contents, key=lambda name: ([REPORT, RECIPE, name].index(name), name)):
+        if os.path.lexists(folder / name):
+            (folder / name).rename(free_name(aside, name))
+    atomic.sync_folder(aside)
+    (folder / ASIDE).unlink()
+    atomic.sync_folder(folder)
+
+
+def free_name(folder: Path, name: str) -> Path:
+    """Return a path in a folder that nothing has yet."""
+    further = (folder / f"{name}.{number}" for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder / name], further) if not os.path.lexists(path))
 
 
 def refuse_changed(path: Path) -> None:
@@ -149,7 +194,8 @@ def unreadable_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        fix = "fix its permissions, or restore it from a backup"
+        missing = isinstance(fault, FileNotFoundError)
+        fix = "restore it from a backup" if missing else "fix its permissions, or restore it from a backup"
         raise unreadable_error(path, fault.strerror or str(fault), fix) from fault
 
 

@@ -60,7 +60,7 @@ def test_import_then_export_gives_the_same_tensors(
     assert there.keys() == back.keys()
     assert all(torch.equal(there[name], back[name]) for name in there)
     result = sddit_run("export", run)
-    assert result.stdout.splitlines()[-1].endswith("export/README.md")
+    assert result.stdout.splitlines()[-1].endswith("export/sddit-files.json")
     assert sddit_run("sample", run / "export", "--per-class", 1, "--classes", "1").status == 0
     assert sddit_run("table").status == 0
 

@@ -171,6 +171,30 @@ def test_new_plugin_overwrites_nothing(sddit_run, tmp_path):
     assert (tmp_path / "test_my_loss.py").read_text(encoding="utf-8") == "mine"
 
 
+def test_an_interrupted_new_plugin_is_completed(sddit_run, tmp_path):
+    for words in (["my_loss"], ["my_loss", "--package"]):
+        written = [tmp_path / line.split()[1] for line in sddit_run("new-plugin", *words).stdout.splitlines()[:2]]
+        written[1].unlink()
+        assert sddit_run("new-plugin", *words).status == 0
+        assert all(path.is_file() for path in written)
+        assert sddit_run("new-plugin", *words).status == 2, "all of it is there"
+        written[1].unlink()
+        written[0].write_text("mine")
+        assert sddit_run("new-plugin", *words).status == 2
+        assert written[0].read_text() == "mine"
+
+
+def test_new_plugin_follows_no_links(sddit_run, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "my_loss.py").symlink_to(elsewhere / "gone.py")
+    (tmp_path / "my_other").symlink_to(elsewhere)
+    for words in (["my_loss"], ["my_other", "--package"]):
+        result = sddit_run("new-plugin", *words)
+        assert (result.status, "SD-R173" in result.stderr) == (2, True)
+    assert list(elsewhere.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["My-Loss", "2fast", "class", "../x", ""])
 def test_new_plugin_refuses_invalid_module_names(sddit_run, name):
     assert "SD-R172" in sddit_run("new-plugin", name).stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,19 +12,27 @@ import torch
 
 import sddit
 from sddit.errors import SdditError
+from sddit.exchange.conversion import backbone_with_layout
 from sddit.exchange.exporting import export_run
 from sddit.exchange.layouts import known_layouts
 from sddit.plugins.host import Host, using_host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.resolve import resolve
+from sddit.recipes.resolve import resolve, resolve_without_data
+from sddit.recipes.start_weights import find_weights
 from sddit.runs.pipeline import run
+from sddit.storage.output_folder import MANIFEST
 from sddit.testing.toys.plugin import TOY_RECIPE, toy_host
 
 
 def test_exported_folder_gives_the_same_samples(finished: Path, tmp_path: Path) -> None:
     exported = export_run(finished, out=tmp_path / "elsewhere")
-    assert {path.name for path in exported.files} == {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in exported.files} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "sddit-files.json",
+    }
     assert (exported.weights.label, exported.weights.step) == ("main", 4)
     ours, theirs = sddit.load(finished), sddit.load(tmp_path / "elsewhere")
     images = sddit.sample(ours, per_class=2)
@@ -50,8 +59,7 @@ def test_model_card_describes_the_model_without_paths_of_this_machine(finished: 
 def test_modified_export_is_refused(finished: Path, tmp_path: Path) -> None:
     folder = export_run(finished).folder
     assert folder == (finished / "export").resolve()
-    with pytest.raises(SdditError, match="SD-F708"):
-        export_run(finished)
+    assert export_run(finished).folder == folder, "an earlier export is replaced"
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
@@ -128,9 +136,85 @@ def test_a_folder_that_brings_code_runs_it_only_where_it_is_trusted(
     assert "trust_code=True" in (exported / "README.md").read_text()
     canary = exported / "canary"
     (exported / "mine.py").write_text(f"open({str(canary)!r}, 'w').close()\n{loss_source}")
+    with pytest.raises(SdditError, match=r"SD-F713(.|\n)*mine\.py(.|\n)*delete sddit-files\.json"):
+        sddit.load(exported, trust_code=True)
+    (exported / "sddit-files.json").unlink()
     with using_host(toy_host()):
         with pytest.raises(SdditError, match=r"SD-C457(.|\n)*mine\.py"):
             sddit.load(exported)
         assert not canary.exists()
         sddit.load(exported, trust_code=True)
         assert canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("kill", "earlier"), [(True, "none"), (True, "listed"), (False, "listed"), (False, "unlisted")], ids=str
+)
+def test_a_fault_at_each_operation_tears_no_export(
+    finished: Path,
+    tmp_path: Path,
+    in_child: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    kill: bool,
+    earlier: str,
+) -> None:
+    """The export over an earlier one of other weights: the old is there, the new, or an error."""
+    before = export_run(finished, out=tmp_path / "before", weights="student").folder
+    after = export_run(finished, out=tmp_path / "after").folder
+    new = {path.name: path.read_bytes() for path in after.iterdir() if path.name != MANIFEST}
+    exporting = "sddit.exchange.exporting"
+    monkeypatch.setattr(f"{exporting}.own_files", lambda *_: {name: new[name] for name in new if name != "README.md"})
+    monkeypatch.setattr(f"{exporting}.model_card", lambda *_: new["README.md"].decode())
+    recipe, source, state = resolve_without_data(finished / "recipe.resolved.json"), find_weights(finished), {}
+    monkeypatch.setattr(f"{exporting}.resolve_without_data", lambda _: recipe)
+    monkeypatch.setattr(f"{exporting}.find_weights", lambda *_: source)
+    monkeypatch.setattr(f"{exporting}.read_weights", lambda _: state)
+    seen = []
+    for turn in range(1, 1000):
+        out = tmp_path / "out" / str(turn)
+        if earlier != "none":
+            shutil.copytree(before, out)
+            (out / "samples").mkdir()
+            (out / "samples" / "mine").write_text("mine")
+            (out / "link").symlink_to(tmp_path)
+        if earlier == "unlisted":
+            (out / MANIFEST).unlink()
+        if in_child(lambda out=out: export_run(finished, out=out), turn, kill=kill) == "done":
+            break
+        seen.append(label_in(out))
+        export_run(finished, out=out)
+        assert label_in(out) == "main"
+        more = {"samples", "link"} if earlier != "none" else set()
+        assert {path.name for path in out.iterdir()} == {*new, MANIFEST, *more}
+        assert not more or (out / "samples" / "mine").read_text() == "mine"
+    first = "SD-C445" if earlier == "none" else "student"
+    assert {*seen} == {first, "SD-F713", "main"}
+
+
+def label_in(folder: Path) -> str:
+    """Return the label of exported weights as `sddit.load` reads them, or the code of its error."""
+    try:
+        return find_weights(folder).label if sddit.load(folder) else ""
+    except SdditError as failure:
+        return failure.problems[0].code.replace("SD-C444", "SD-C445")
+
+
+def test_other_files_are_not_replaced(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "their-model"
+    folder.mkdir()
+    for name in ("config.json", "README.md"):
+        (folder / name).write_text("{}")
+    for layout in ("ours", "toy"):
+        with pytest.raises(SdditError, match=r"SD-F708(.|\n)*README\.md"):
+            export_run(finished, out=folder, layout=layout)
+    with pytest.raises(SdditError, match="SD-F708"):
+        export_run(finished, out=finished)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "README.md"}
+
+
+def test_an_incomplete_export_is_not_imported(finished: Path, tmp_path: Path) -> None:
+    folder = export_run(finished, out=tmp_path / "out", layout="toy").folder
+    config, weights = backbone_with_layout("toy").format("toy").files
+    (folder / config).write_text("{}")
+    with pytest.raises(SdditError, match=rf"SD-F713(.|\n)*{config}|{config}(.|\n)*SD-F713"):
+        sddit.load(folder / weights, layout="toy")

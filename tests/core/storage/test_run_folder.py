@@ -407,3 +407,112 @@ def test_a_sealed_file_is_refused_once_a_byte_of_it_differs(tmp_path: Path) -> N
     refuse_changed(path)
     path.unlink()
     assert code(lambda: refuse_changed(path)) == "SD-F704"
+
+
+OLD = {"report.html": "r", "recipe.resolved.json": "{}", "metrics.jsonl": "m", "checkpoints/step-000001/state": "s"}
+
+
+def old_run(folder: Path) -> Path:
+    for name, text in OLD.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def texts(folder: Path) -> dict[str, str]:
+    """The files of a run by name, without the lock."""
+    found = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {name: text for name, text in found.items() if name != "run.lock"}
+
+
+def start_over(folder: Path) -> None:
+    with RunFolder(folder) as run:
+        run.set_aside()
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["full", "kill"])
+def test_an_interrupted_fresh_start_is_completed_or_not_begun(
+    tmp_path: Path, in_child: Callable[..., str], kill: bool
+) -> None:
+    seen = []
+    for turn in range(1, 100):
+        folder = old_run(tmp_path / str(turn))
+        if (end := in_child(lambda folder=folder: start_over(folder), turn, kill=kill)) == "done":
+            break
+        if (folder / "report.html").exists():
+            assert (folder / "recipe.resolved.json").exists() and (folder / "metrics.jsonl").exists()
+        with RunFolder(folder):  # the next command, without --fresh
+            left = texts(folder)
+        if end != "continued":  # the fault was not fatal
+            seen.append("whole" if left == OLD else "aside")
+        assert left in (OLD, {f"aside-1/{name}": text for name, text in OLD.items()})
+        start_over(folder)
+        assert texts(folder) == {f"aside-1/{name}": text for name, text in OLD.items()}
+    assert seen == sorted(seen, reverse=True) and {*seen} == {"whole", "aside"}
+
+
+def test_a_list_of_what_to_set_aside_is_not_trusted(tmp_path: Path) -> None:
+    folder = old_run(tmp_path / "run")
+    for to, contents in (("../x", []), ("aside-1", ["../mine"]), ("aside-1", None), ("aside-1", ["a/b"]), (1, [])):
+        (folder / ".aside.json").write_text(json.dumps({"to": to, "contents": contents}))
+        assert code(lambda: RunFolder(folder).__enter__()) == "SD-F704"
+    (folder / ".aside.json").unlink()
+    assert texts(folder) == OLD
+
+
+def test_what_was_set_aside_is_not_replaced(tmp_path: Path) -> None:
+    """A user has put a file back before the move was completed."""
+    folder = old_run(tmp_path / "run")
+    (folder / "aside-1").mkdir()
+    (folder / "aside-1" / "metrics.jsonl").write_text("first")
+    (folder / ".aside.json").write_text(json.dumps({"to": "aside-1", "contents": ["metrics.jsonl"]}))
+    with RunFolder(folder):
+        pass
+    held = texts(folder)
+    assert (held["aside-1/metrics.jsonl"], held["aside-1/metrics.jsonl.2"]) == ("first", "m")
+
+
+def rows_in(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_a_removed_log_is_written_again(tmp_path: Path) -> None:
+    log = MetricsLog(path := tmp_path / "metrics.jsonl")
+    log.append({"step": 1})
+    path.unlink()
+    log.append({"step": 2})
+    assert rows_in(path) == [1, 2]
+    assert "removed during training; it was written again, and no row is lost" in log.notices.pop()
+    path.unlink()
+    path.write_text("of the user")
+    assert log.sync() == path.stat().st_size
+    assert rows_in(path) == [1, 2]
+    assert (tmp_path / "metrics.jsonl.replaced").read_text() == "of the user"
+    assert "by what is now in metrics.jsonl.replaced" in log.notices.pop()
+    log.append({"step": 3})
+    assert rows_in(path) == [1, 2, 3] and log.notices == []
+    (tmp_path / "gone").mkdir()
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("left", "rows", "says"),
+    [
+        (0, [3], "24 of 24 bytes are lost, with all earlier rows"),
+        (15, [1, 3], "9 of 24 bytes are lost, and 1 earlier row is left"),
+    ],
+)
+def test_a_log_that_was_cut_off_says_what_is_lost(tmp_path: Path, left: int, rows: list[int], says: str) -> None:
+    log = MetricsLog(path := tmp_path / "metrics.jsonl")
+    for step in (1, 2):
+        log.append({"step": step})
+    os.truncate(path, left)
+    log.append({"step": 3})
+    assert rows_in(path) == rows
+    assert says in log.notices.pop()
+    assert log.cursor == path.stat().st_size
+    with path.open("a") as other:
+        other.write('{"step": 9}\n')
+    log.recover()
+    assert "another process wrote 12 bytes" in log.notices.pop()
+    log.close()

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from sddit.ablations.planning.records import ArmRecord, PlanRecord, RunRecord, read_plan
+from sddit.ablations.planning.records import PLAN, ArmRecord, PlanRecord, RunRecord, first_problem, read_plan
 from sddit.data.undecoded import samples_are_undecoded
 from sddit.errors import SdditError
 from sddit.evaluation.monitors import losses_without_gradient
 from sddit.interfaces.metric_names import metric_values
-from sddit.storage.atomic import replace_file, to_json
+from sddit.storage.atomic import read_file, replace_file, to_json
 from sddit.storage.metrics_log import last_metrics, read_metrics
-from sddit.storage.run_folder import COST, METRICS, REPORT, SCORES, read_json, recorded_ids
+from sddit.storage.output_folder import unchanged_output
+from sddit.storage.run_folder import COST, METRICS, REPORT, SCORES, read_json, recorded_ids, unreadable_error
 from sddit.storage.run_result import non_finite_scores, result_damage
 
 RESULTS = "results.jsonl"
@@ -96,14 +97,40 @@ class AblationResults:
 
 
 def gather(folder: Path) -> AblationResults:
-    """Return the results of an ablation's folder or a published one. Raises SD-F704 if the plan cannot be read."""
-    plan = read_plan(folder)
-    if plan.runs is None:
-        lines = (folder / RESULTS).read_text(encoding="utf-8").splitlines()
-        published = TypeAdapter(tuple[RunOutcome, ...]).validate_python([json.loads(line) for line in lines])
-        return AblationResults(folder, plan, published)
+    """Return the results of an ablation's folder or a published one.
+
+    Raises SD-F704 if the plan or the published results cannot be read, SD-F713 if a publication is not complete.
+    """
+    with unchanged_output(folder):
+        plan = read_plan(folder)
+        if plan.runs is None:
+            return AblationResults(folder, plan, tuple(published_runs(folder / RESULTS, plan)))
     arms = plan.by_label
     return AblationResults(folder, plan, tuple(read_run(folder, run, arms[run.arm], plan.metrics) for run in plan.runs))
+
+
+def published_runs(path: Path, plan: PlanRecord) -> Iterator[RunOutcome]:
+    """Yield the runs of a publication. Raises SD-F704 for a line that is not a run of the plan."""
+    fix = "restore it from a backup, or publish the ablation again"
+    try:
+        lines = read_file(path).splitlines()
+    except OSError as fault:
+        raise unreadable_error(path, fault.strerror or str(fault), fix) from fault
+    if not lines:
+        raise unreadable_error(path, "an empty file", fix)
+    for number, line in enumerate(lines, 1):
+        try:
+            run = TypeAdapter(RunOutcome).validate_python(json.loads(line))
+        except ValidationError as fault:
+            got = f"{first_problem(fault)}, in {line[:60].decode(errors='replace')}"
+        except (ValueError, RecursionError):
+            got = f"not JSON: {line[:60].decode(errors='replace')}"
+        else:
+            if run.arm in plan.labels:
+                yield run
+                continue
+            got = f"arm {run.arm!r}, which is not in {PLAN}"
+        raise unreadable_error(path.with_name(f"{path.name}:{number}"), got, fix)
 
 
 def write_results(folder: Path) -> AblationResults:

@@ -6,7 +6,7 @@ missing in the files of earlier versions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
@@ -15,6 +15,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from sddit.ablations.planning.ablation_settings import BudgetRule
 from sddit.interfaces import Monitor
+from sddit.interfaces.metric_names import KNOWN_METRICS
 from sddit.recipes.differences import by_leaf
 from sddit.storage.run_folder import read_json, unreadable_error
 
@@ -158,11 +159,35 @@ class PlanRecord:
 
 def read_plan(folder: Path) -> PlanRecord:
     """Read the plan of an ablation's folder or a published one. Raises SD-F704 if it is damaged."""
-    path, fix = folder / PLAN, "restore it from a backup"
+    path = folder / PLAN
+    fix = "restore it from a backup, or delete it and rerun the command that writes it"
     content = read_json(path, fix=fix)
     try:
-        return PlanRecord.from_json(content)
+        plan = PlanRecord.from_json(content)
     except ValidationError as fault:
-        first = fault.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise unreadable_error(path, f"{key}: {first['msg']}", fix) from fault
+        raise unreadable_error(path, first_problem(fault), fix) from fault
+    if contradiction := next(contradictions(plan), ""):
+        raise unreadable_error(path, contradiction, fix)
+    return plan
+
+
+def first_problem(fault: ValidationError) -> str:
+    """Return the first key that is wrong, and why."""
+    first = fault.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+
+
+def contradictions(plan: PlanRecord) -> Iterator[str]:
+    """Yield what a plan names but does not have."""
+    labels = plan.labels
+    if not labels or len(set(labels)) < len(labels):
+        yield "arms: none, or two of one label"
+    for number, arm in enumerate(plan.arms):
+        if arm.baseline not in labels:
+            yield f"arms.{number}.baseline: {arm.baseline!r} is not an arm"
+    for number, run in enumerate(plan.runs or ()):
+        if run.arm not in labels:
+            yield f"runs.{number}.arm: {run.arm!r} is not an arm"
+    for metric in plan.metrics:
+        if metric.rpartition(".")[2] not in KNOWN_METRICS:
+            yield f"metrics: {metric!r} is unknown"

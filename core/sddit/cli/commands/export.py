@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sddit.cli.options import LayoutOption, PathOption, SdditCommand, non_empty, step_option
-from sddit.cli.output import notice
+from sddit.cli.output import echo, notice
 from sddit.exchange.layouts import OURS
 from sddit.plugins.host import host
 
@@ -24,7 +24,7 @@ sddit-run export RUN --layout diffusers
     "--out",
     type=PathOption(),
     metavar="DIR",
-    help="Folder to write to; it must be new or empty.  [default: RUN/export, or RUN/export-LAYOUT]",
+    help="Folder to write to: a new one, or that of an earlier export.  [default: RUN/export, or RUN/export-LAYOUT]",
 )
 @click.option(
     "--weights",
@@ -47,6 +47,6 @@ def export(run: Path, out: Path | None, weights: str | None, step: int | None, l
     host().announce = notice
     exported = export_run(run, out=out, weights=weights or "", step=step, layout=layout)
     for path in exported.files:
-        click.echo(path)
+        echo(path)
     if exported.note:
         notice(f"note: {exported.note}")

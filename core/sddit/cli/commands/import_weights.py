@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sddit.cli.options import LayoutOption, PathOption, SdditCommand, non_empty
-from sddit.cli.output import notice
+from sddit.cli.output import echo, notice
 from sddit.errors import error
 from sddit.exchange.layouts import NO_LABEL_DROP, flatten, merge_tables
 from sddit.plugins.host import host
 from sddit.storage.atomic import open_file
+from sddit.storage.output_folder import verify_file
 
 if TYPE_CHECKING:
     from sddit.exchange.importing import Imported
@@ -85,6 +86,7 @@ def read_config(words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
+    verify_file(path)
     try:
         with os.fdopen(open_file(path), "rb") as file:
             value = json.loads(file.read(MAX_CONFIG))
@@ -103,10 +105,10 @@ def print_imported(imported: Imported) -> None:
     groups = {"from the tensors": flatten(converted.inferred), "guessed": converted.guessed}
     for title, arguments in groups.items():
         if arguments:
-            click.echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
+            echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
     if imported.file.set_name:
-        click.echo(f"weights: {imported.file.set_name}, step {imported.file.step}")
+        echo(f"weights: {imported.file.set_name}, step {imported.file.step}")
     if converted.never_drops_labels:
-        click.echo(f"note: {NO_LABEL_DROP}")
-    click.echo(f"{'already imported' if imported.existed else 'run'}: {imported.folder}")
-    click.echo(f"next: sddit-run sample {imported.folder}")
+        echo(f"note: {NO_LABEL_DROP}")
+    echo(f"{'already imported' if imported.existed else 'run'}: {imported.folder}")
+    echo(f"next: sddit-run sample {imported.folder}")

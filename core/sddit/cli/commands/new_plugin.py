@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import keyword
+import os
 import re
 import sys
+from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +16,10 @@ import click
 
 from sddit import __version__
 from sddit.cli.options import PathOption, SdditCommand
+from sddit.cli.output import echo
 from sddit.errors import Problem, error, raise_all
 from sddit.plugins.host import host
-from sddit.storage.atomic import storage_errors
+from sddit.storage.atomic import read_file, replace_file
 from sddit.storage.run_folder import ensure_directory
 
 EXAMPLES = """
@@ -50,19 +53,32 @@ def new_plugin(name: str, kind: str, package: bool, out: Path) -> None:
     texts = fill_templates(name, kind, package)
     raise_all(
         Problem("SD-R173", "the file already exists", where=str(out / path), fix="choose another name, or --out DIR")
-        for path in texts
-        if (out / path).exists()
+        for path in refused(out, texts)
     )
     for path, text in texts.items():
         ensure_directory((out / path).parent)
-        with storage_errors(out / path):
-            (out / path).write_text(text, encoding="utf-8")
+        replace_file(out / path, text.encode())
     for path in texts:
-        click.echo(f"wrote {out / path}")
+        echo(f"wrote {out / path}")
     steps = [f"pip install -e {out / name}"] if package else []  # its test finds the plugin by its entry point
     steps += [f"pytest {out / path}" for path in texts if Path(path).name == f"test_{name}.py"]
     for lead, step in zip(("next:", ""), steps, strict=False):
-        click.echo(f"{lead:<7}{step}")
+        echo(f"{lead:<7}{step}")
+
+
+def refused(out: Path, texts: Mapping[str, str]) -> list[str]:
+    """Return the paths that exist, also as links. A part of the files as they are written here is completed."""
+    held = [path for path in texts if os.path.lexists(out / path)]
+    ways = [path for path in texts if any((out / part).is_symlink() for part in Path(path).parents if part.name)]
+    complete = len(held) == len(texts)
+    return [*(path for path in held if complete or not _holds(out / path, texts[path])), *ways]
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return not path.is_symlink() and read_file(path) == text.encode()
+    except OSError:
+        return False
 
 
 def refuse_bad_name(name: str, kind: str) -> None:

@@ -8,6 +8,7 @@ import click
 
 from sddit.ablations.planning.records import PLAN
 from sddit.cli.options import PathOption, SdditCommand
+from sddit.cli.output import echo
 from sddit.errors import error
 
 EXAMPLES = """
@@ -23,8 +24,9 @@ sddit-run publish ABLATION --out DIR --unfinished   runs finished so far
 def publish(ablation: Path, out: Path, unfinished: bool) -> None:
     """Write the results of an ablation to a folder, for a repository.
 
-    Writes README.md with table, figures and conclusions, the HTML report, a row per run, the curves and the plan,
-    without weights or paths of this machine. The same runs always give the same files.
+    Writes README.md with table, figures and conclusions, a row per run and the plan, without weights or paths of this
+    machine. The same runs always give the same files. An earlier publication in the folder is replaced; other files
+    are kept.
     """
     from sddit.reports.ablation.publish import publish as write
 
@@ -39,4 +41,4 @@ def publish(ablation: Path, out: Path, unfinished: bool) -> None:
         )
     written = write(ablation, out, unfinished=unfinished)
     size = sum(path.stat().st_size for path in written)
-    click.echo(f"{out}: {len(written)} files, {size / 1e6:.2g} MB, no weights included")
+    echo(f"{out}: {len(written)} files, {size / 1e6:.2g} MB, no weights included")

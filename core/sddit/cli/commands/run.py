@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sddit.cli.options import PathOption, RunOptions, SdditCommand, device_option
-from sddit.cli.output import console, current_state, error_console, notice, print_json, show_progress, work_console
+from sddit.cli.output import (
+    console,
+    current_state,
+    echo,
+    error_console,
+    notice,
+    print_json,
+    show_progress,
+    work_console,
+)
 from sddit.cli.streams import release_stdout
 from sddit.distributed import processes
 from sddit.errors import SdditError, error, one_of, printable, raise_all
@@ -166,12 +175,12 @@ def print_result(result: RunResult, *, as_json: bool) -> None:
         )
         return
     if result.already_finished:
-        click.echo("already finished; use --fresh to start over")
+        echo("already finished; use --fresh to start over")
     for scores in result.scores.values():
-        click.echo(score_line(scores))
+        echo(score_line(scores))
     if not result.scores and result.no_scores:
-        click.echo(f"no scores: {result.no_scores}")
-    click.echo(f"report: {result.report}")
+        echo(f"no scores: {result.no_scores}")
+    echo(f"report: {result.report}")
 
 
 def score_line(scores: Scores) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sddit.cli.options import PathOption, SdditCommand, device_option, non_empty, step_option
-from sddit.cli.output import notice
+from sddit.cli.output import echo, notice
 from sddit.data.class_choice import MAX_NUMBERS, choose_classes
 from sddit.errors import error
 from sddit.plugins.host import host
@@ -95,7 +95,7 @@ def sample(
         for seed in chosen
     ]
     for path in write(drawn, model.dataset(), wanted, folder):
-        click.echo(path)
+        echo(path)
 
 
 def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:

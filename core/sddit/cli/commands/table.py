@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ from sddit.data.undecoded import NO_SCORES, are_undecoded, samples_are_undecoded
 from sddit.errors import SdditError, error, printable
 from sddit.formatting import escape_csv, format_duration, latex_table, markdown_table
 from sddit.interfaces.metric_names import KNOWN_METRICS, metric_values
+from sddit.storage.atomic import NOT_NUMBERS
 from sddit.storage.metrics_log import last_metrics
-from sddit.storage.run_folder import METRICS, RECIPE, SCORES, read_json
+from sddit.storage.output_folder import read_manifest
+from sddit.storage.run_folder import METRICS, RECIPE, SCORES, read_json, unreadable_error
 
 EXAMPLES = """
 sddit-run table                          every run in runs/
@@ -45,7 +48,7 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
     chosen = [flag for flag, is_set in {"--markdown": markdown, "--latex": latex, "--csv": as_csv}.items() if is_set]
     if len(chosen) > 1:
         raise click.UsageError(f"{chosen[0]} and {chosen[1]} are mutually exclusive")
-    ablations = [folder for folder in folders if (folder / PLAN).is_file()]
+    ablations = [folder for folder in folders if (folder / PLAN).is_file() or is_publication(folder)]
     if ablations and len(folders) > 1:
         raise click.UsageError(f"{ablations[0]} is an ablation: pass it as the only folder")
     if ablations:
@@ -84,6 +87,12 @@ def note_latents(folders: Iterable[Path]) -> None:
         notice(f"no image scores of {printable(names)}{more}: {NO_SCORES}")
 
 
+def is_publication(folder: Path) -> bool:
+    """Return whether a folder has the manifest of a publication, also if this is not complete."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.kind == "publication"
+
+
 def runs_in(folder: Path) -> list[Path]:
     """Return the folder itself if it is a run, else the runs in it. Raises SD-T922 if there are none."""
     if (folder / RECIPE).is_file():
@@ -118,7 +127,7 @@ def read_record(folder: Path) -> Record:
             "planned": int(recipe["train"]["steps"]),
             "seconds": seconds,
             "images_per_second": last.get("images", 0.0) / seconds if seconds else 0.0,
-            **{f"{label}.{key}": value for label, one in scores.items() for key, value in metric_values(one)},
+            **read_values(folder / SCORES, scores),
         }
         cells([record])  # a value that cannot be printed counts as damage
         return record
@@ -126,9 +135,28 @@ def read_record(folder: Path) -> Record:
         why = f"{type(fault).__name__}: {fault}"
         if isinstance(fault, SdditError):
             problem = fault.problems[0]
-            why = f"{problem.code}: {problem.what}: {Path(problem.where).name}: {problem.got}"
+            why = f"{problem.code}: {problem.what}: {Path(problem.where).name}: {problem.got}; {problem.fix}"
         notice(f"warning: {folder} is unreadable: {why}")
         return {"run": name, "steps": UNREADABLE}
+
+
+def read_values(path: Path, scores: Mapping[str, Any]) -> Record:
+    """Return each score of `scores.json` by name. Raises SD-F704 for one that is not a number, or has no floor."""
+    fix = "delete it and rerun the run, which then scores again"
+    found = {}
+    for label, one in scores.items():
+        if not isinstance(one, dict):
+            raise unreadable_error(path, f"{label}: {one!r:.40}, not a table of scores", fix)
+        for key, value in metric_values(one):
+            number = float(value) if isinstance(value, str) and value in NOT_NUMBERS else value
+            if key in KNOWN_METRICS and not (number is None or type(number) in (int, float)):
+                raise unreadable_error(path, f"{label}.{key}: {value!r:.40}, not a number", fix)
+            found[f"{label}.{key}"] = number
+        if "fd" in one and f"{label}.fd_floor" not in found:
+            raise unreadable_error(path, f"{label}: without fd_floor", fix)
+    if names := [name for name, number in found.items() if isinstance(number, float) and not math.isfinite(number)]:
+        notice(f"warning: {path} has non-finite scores: {', '.join(names)}; {fix}")
+    return found
 
 
 def cells(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:

@@ -4,12 +4,14 @@ README.md          the question, the table, the figures and the conclusions, gen
 results.jsonl      one row per run, with all digits: its scores, their curves, when it reached the targets, its probe
 plan.json, environment.json, recipes/    what was run, and with which versions
 figures/, samples/ images
+sddit-files.json   the sha256 of each of these files
 
 The same runs give the same bytes. No path of this machine is included.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -19,8 +21,8 @@ from typing import Any
 from sddit.ablations.analysis.diagnostics import Logs, environments
 from sddit.ablations.analysis.results import RESULTS, AblationResults, RunOutcome, gather
 from sddit.ablations.analysis.targets import first_at, points, reached
-from sddit.ablations.planning.records import PLAN, PlanRecord
-from sddit.errors import error
+from sddit.ablations.planning.records import PLAN, PlanRecord, read_plan
+from sddit.errors import SdditError, error
 from sddit.formatting import slug
 from sddit.interfaces.metric_names import metric_of
 from sddit.reports.ablation.ablation_report import contents
@@ -28,11 +30,13 @@ from sddit.reports.ablation.probe_table import probe_of
 from sddit.reports.ablation.reproduction import RECIPES, first_recipe, shorten_paths, shorten_setting
 from sddit.reports.charts import as_file, title_of
 from sddit.reports.rendering import render
-from sddit.storage.atomic import replace_file, storage_errors, to_json
+from sddit.storage.atomic import read_file, to_json
+from sddit.storage.output_folder import write_output
 from sddit.storage.run_folder import ENVIRONMENT
 
 README, FIGURES, SAMPLES = "README.md", "figures", "samples"
-REPORT, CURVES = "report.html", "curves.csv"  # duplicates that earlier versions published
+IMAGE = re.compile(rf"\b(?:{FIGURES}|{SAMPLES})/[^/\s()\"<>]+\.(?:svg|png)")
+"""A figure or a grid of samples in the page."""
 OVER = ("steps", "flops")  # the axes of the figures
 
 
@@ -41,30 +45,21 @@ def publish(folder: Path, to: Path, *, unfinished: bool = False) -> list[Path]:
 
     Args:
         folder: of the ablation, next to its runs.
-        to: a new or empty folder, or one that holds an earlier publication, which is replaced.
+        to: a new or empty folder, or one that holds an earlier publication, which is replaced. Other files in it are
+            kept.
         unfinished: whether to publish an ablation with missing runs.
 
     Returns:
         The files that were written.
 
     Raises:
-        SdditError: SD-F710 for an ablation with runs that are missing, SD-F711 where `to` holds other files.
+        SdditError: SD-F710 for an ablation with runs that are missing, or an error of `write_output`.
     """
     results = gather(folder.resolve())
     if not unfinished:
         refuse_unfinished(results)
-    refuse_other(to)
     written = dict(files(without_local_paths(results)))
-    for name in (FIGURES, SAMPLES, RECIPES):
-        for stale in sorted((to / name).glob("*")):
-            stale.unlink()
-    for name in (REPORT, CURVES):
-        (to / name).unlink(missing_ok=True)
-    for name, content in written.items():
-        with storage_errors(to / name):
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-        replace_file(to / name, content)
-    return [to / name for name in written]
+    return write_output(to, written, kind="publication", unlisted=files_without_manifest)
 
 
 def refuse_unfinished(results: AblationResults) -> None:
@@ -81,19 +76,19 @@ def refuse_unfinished(results: AblationResults) -> None:
         )
 
 
-def refuse_other(to: Path) -> None:
-    """Refuse to replace anything but a publication."""
-    with storage_errors(to):
-        held = sorted(path.name for path in to.iterdir()) if to.exists() else []
-    if held and not {PLAN, RESULTS} <= set(held):
-        raise error(
-            "SD-F711",
-            "the folder to publish to holds something else",
-            where=str(to),
-            got=", ".join(held[:5]),
-            expect="a new or empty folder, or an earlier publication",
-            fix="give another folder",
-        )
+def files_without_manifest(to: Path) -> set[str] | None:
+    """Return the files of a publication of an earlier version, which has no manifest; None if `to` is not one.
+
+    The folder of an ablation has files of these names, too. Its plan lists runs, so that it is not replaced.
+    """
+    try:
+        plan, page = read_plan(to), read_file(to / README).decode(errors="replace")
+    except (SdditError, OSError):
+        return None
+    if plan.runs is not None or not (to / RESULTS).is_file():
+        return None
+    recipes = {f"{RECIPES}/{slug(label)}.json" for label in plan.labels}
+    return {README, PLAN, RESULTS, ENVIRONMENT} | recipes | set(IMAGE.findall(page))
 
 
 def without_local_paths(results: AblationResults) -> AblationResults:

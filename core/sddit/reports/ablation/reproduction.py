@@ -25,6 +25,7 @@ from sddit.recipes.merge import leaves
 from sddit.recipes.parsing import quoted
 from sddit.reports.ablation.caveats import SAME_EVERYWHERE, group
 from sddit.reports.rendering import sentence
+from sddit.storage.output_folder import MANIFEST
 from sddit.storage.run_folder import ENVIRONMENT, RECIPE, read_json
 
 RECIPES = "recipes"
@@ -92,13 +93,17 @@ class Reproduction:
 def against_published(results: AblationResults) -> Reproduction | None:
     """Compare the results with those in the folder of `[ablation] published`; None without such a folder."""
     place = results.folder / results.plan.published
-    if not results.plan.published or not ((place / PLAN).is_file() and (place / RESULTS).is_file()):
+    if not results.plan.published or not any((place / name).is_file() for name in (PLAN, RESULTS, MANIFEST)):
         return None
     name = f"{place.resolve().parent.name}/{place.resolve().name}"
     try:
         return compared(results, gather(place), name)
-    except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError):
-        return Reproduction(name, (), (("all", "the files there cannot be read"),), ())
+    except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
+        why = "the files there cannot be read"
+        if isinstance(fault, SdditError):
+            first = fault.problems[0]
+            why = f"{why}: {first.what} ({first.got}) [{first.code}]; {first.fix}"
+        return Reproduction(name, (), (("all", why),), ())
 
 
 def compared(here: AblationResults, there: AblationResults, name: str) -> Reproduction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -32,6 +33,7 @@ def test_everything_is_there_and_nothing_else(finished, tmp_path):
         "results.jsonl",
         "plan.json",
         "environment.json",
+        "sddit-files.json",
         "recipes/base.json",
         "recipes/shifted.json",
         "recipes/rival.json",
@@ -45,8 +47,6 @@ def test_everything_is_there_and_nothing_else(finished, tmp_path):
 def test_twice_gives_the_same_bytes(finished, tmp_path, monkeypatch):
     publish(finished, tmp_path / "one")
     first = contents(tmp_path / "one")
-    for stale in ("figures/of-an-earlier-one.svg", "report.html", "curves.csv"):
-        (tmp_path / "one" / stale).write_text("stale")
     publish(finished, tmp_path / "one")
     monkeypatch.chdir(finished)
     publish(type(finished)("."), tmp_path / "two")
@@ -298,3 +298,139 @@ def test_nothing_else_is_replaced(finished, tmp_path):
 def test_what_is_not_an_ablation_is_refused(sddit_run, tmp_path):
     said = sddit_run("publish", tmp_path, "--out", tmp_path / "pub")
     assert (said.status, "SD-T922" in said.stderr) == (2, True)
+
+
+@pytest.fixture
+def published(finished, tmp_path, monkeypatch):
+    """`published()` is the command; its files are rendered once. The folder has a publication with other scores."""
+    publish(finished, tmp_path / "before")
+    for row in gather(finished).runs:
+        (finished / row.folder / "scores.json").write_text(json.dumps({"toy": {"fd": 7.0 + row.seed}}))
+    publish(finished, tmp_path / "after")
+    results = gather(finished)
+    rendered = {name: data for name, data in contents(tmp_path / "after").items() if name != "sddit-files.json"}
+    module = "sddit.reports.ablation.publish"
+    monkeypatch.setattr(f"{module}.gather", lambda folder: results)
+    monkeypatch.setattr(f"{module}.without_local_paths", lambda results: results)
+    monkeypatch.setattr(f"{module}.files", lambda results: rendered.items())
+    return lambda to: publish(finished, to)
+
+
+def score_of(folder):
+    """Return the first published score, `nothing`, or `refused`."""
+    try:
+        return gather(folder).runs[0].scores["toy.fd"]
+    except SdditError as failure:
+        return "nothing" if not (folder / "sddit-files.json").exists() else failure.problems[0].code
+
+
+@pytest.mark.parametrize(
+    ("kill", "earlier"), [(True, "none"), (True, "listed"), (False, "listed"), (True, "unlisted")], ids=str
+)
+def test_a_fault_at_each_operation_tears_no_publication(published, in_child, tmp_path, kill, earlier):
+    mine = {"recipes/mine.json": b"mine", "figures/mine/a.svg": b"mine", "thesis.tex": b"mine"}
+    seen = []
+    for turn in range(1, 1000, 4):
+        to = tmp_path / "pub" / str(turn)
+        if earlier != "none":
+            shutil.copytree(tmp_path / "before", to)
+            for name, data in mine.items():
+                (to / name).parent.mkdir(parents=True, exist_ok=True)
+                (to / name).write_bytes(data)
+            (to / "samples" / "link").symlink_to(tmp_path)
+        if earlier == "unlisted":
+            (to / "sddit-files.json").unlink()
+        if in_child(lambda to=to: published(to), turn, kill=kill) == "done":
+            break
+        before = contents(to)
+        seen.append(score_of(to) if to.exists() else "nothing")
+        published(to)
+        assert score_of(to) == 7.0
+        after = contents(to)
+        assert {name: data for name, data in after.items() if name in mine} == (mine if earlier != "none" else {})
+        assert all(before[name] == after[name] for name in mine if earlier != "none")
+        assert after.items() >= contents(tmp_path / "after").items()
+        assert not list(to.glob(".tmp-*"))
+    first = {"none": "nothing", "listed": 1.0, "unlisted": 1.0}[earlier]
+    assert {*seen} <= {first, "nothing", "SD-F713", 7.0}
+    assert seen.count(first) > 4 and "SD-F713" in seen
+
+
+def test_table_refuses_a_publication_that_is_not_complete(published, sddit_run, in_child, tmp_path):
+    to = tmp_path / "pub"
+    for turn in range(1, 1000):
+        in_child(lambda: published(to), turn, kill=True)
+        if (to / "sddit-files.json").exists():
+            break
+        shutil.rmtree(to, ignore_errors=True)
+    said = sddit_run("table", to)
+    assert (said.status, "SD-F713: the publication is not complete" in said.stderr) == (8, True)
+    published(to)
+    assert sddit_run("table", to).status == 0
+
+
+def test_files_of_the_user_and_links_survive(finished, tmp_path):
+    """A file in recipes/, a folder in figures/; and samples/ as a link, which is in the way."""
+    to = tmp_path / "pub"
+    publish(finished, to)
+    (to / "recipes" / "mine.json").write_text("mine")
+    (to / "figures" / "mine").mkdir()
+    publish(finished, to)
+    assert (to / "recipes" / "mine.json").read_text() == "mine" and (to / "figures" / "mine").is_dir()
+    (to / "samples").rename(tmp_path / "elsewhere")
+    (to / "samples").symlink_to(tmp_path / "elsewhere")
+    before = contents(tmp_path)
+    with pytest.raises(SdditError, match=r"SD-F714(.|\n)*pub/samples"):
+        publish(finished, to)
+    assert contents(tmp_path) == before
+
+
+def test_the_folder_of_an_ablation_is_not_replaced(finished):
+    """It has a plan.json and a results.jsonl, too."""
+    (finished / "results.jsonl").touch()
+    before = contents(finished)
+    with pytest.raises(SdditError, match="SD-F711"):
+        publish(finished, finished)
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("null", "null"),
+        ("[1]", "[1]"),
+        ('{"arm": 1}', "arm"),
+        ("xx", "not JSON: xx"),
+        ("", "an empty file"),
+        (None, "No such file"),
+        ("[" * 9999, "not JSON"),
+        ('{"arm": "gone", "seed": 0, "id": "x", "status": "finished"}', "'gone', which is not in plan.json"),
+    ],
+)
+def test_damaged_results_are_named(finished, sddit_run, tmp_path, text, got):
+    publish(finished, tmp_path / "pub")
+    (tmp_path / "pub" / "sddit-files.json").unlink()
+    path = tmp_path / "pub" / "results.jsonl"
+    path.unlink() if text is None else path.write_text(text)
+    for words in (["table", tmp_path / "pub"], ["publish", tmp_path / "pub", "--out", tmp_path / "again"]):
+        said = sddit_run(*words)
+        assert (said.status, "error SD-F704" in said.stderr) == (8, True), said.stderr
+        assert "results.jsonl" in said.stderr and got in said.stderr and "publish the ablation again" in said.stderr
+
+
+@pytest.mark.parametrize("change", [None, "arms", "metrics", "budget", "baseline", "run", "metric"])
+def test_a_damaged_plan_is_named(finished, sddit_run, tmp_path, change):
+    plan = json.loads((finished / "plan.json").read_text())
+    if change in plan:
+        del plan[change]
+    elif change == "baseline":
+        plan["arms"][1]["baseline"] = "gone"
+    elif change == "run":
+        plan["runs"][0]["arm"] = "gone"
+    elif change == "metric":
+        plan["metrics"] = ["toy.gone"]
+    (finished / "plan.json").write_text(json.dumps(plan if change else {}))
+    for words in (["table", finished], ["publish", finished, "--out", tmp_path / "pub"], [tmp_path / "abl.toml"]):
+        said = sddit_run(*words)
+        assert (said.status, "error SD-F704" in said.stderr) == (8, True), (words, said.stdout, said.stderr)
+        assert "plan.json" in said.stderr and "delete it and rerun the command that writes it" in said.stderr

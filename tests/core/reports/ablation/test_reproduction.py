@@ -105,6 +105,7 @@ def test_settings_that_change_no_number_do_not_matter(rerun):
 
 def test_a_key_that_was_not_known_then_does_not_matter(rerun, tmp_path):
     results = rerun()
+    (tmp_path / "results" / "toy" / "sddit-files.json").unlink()
     for path in (tmp_path / "results" / "toy" / "recipes").iterdir():
         recipe = json.loads(path.read_text())
         del recipe["evaluate"]["neighbours"]
@@ -156,7 +157,14 @@ def test_nothing_published_is_nothing_said(rerun, name):
 def test_a_damaged_publication_stops_nothing(rerun, tmp_path):
     results = rerun()
     (tmp_path / "results" / "toy" / "results.jsonl").write_text("{")
-    assert against_published(results).not_compared == (("all", "the files there cannot be read"),)
+    [(what, why)] = against_published(results).not_compared
+    assert what == "all"
+    assert why.startswith("the files there cannot be read: results.jsonl is not what was written")
+    assert "[SD-F713]; rerun the command that wrote it (sddit-run publish" in why
+    (tmp_path / "results" / "toy" / "sddit-files.json").unlink()
+    assert "not JSON: { [SD-F704]" in against_published(results).not_compared[0][1].replace(")", "")
+    (tmp_path / "results" / "toy" / "results.jsonl").unlink()
+    assert "SD-F704" in against_published(results).not_compared[0][1]
 
 
 def test_a_publication_says_nothing_of_an_earlier_one(rerun, finished, tmp_path):
