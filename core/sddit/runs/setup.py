@@ -11,7 +11,7 @@ import torch
 
 from sddit.distributed import processes
 from sddit.distributed.world import World
-from sddit.errors import Problem, SdditError, error, one_of, raise_all
+from sddit.errors import Problem, SdditError, one_of, raise_all
 from sddit.evaluation.probe import PROBE, lacks_probe
 from sddit.evaluation.scoring import read_scores
 from sddit.progress import Progress
@@ -46,22 +46,15 @@ def prepare_folder(
     if fresh:
         folder.set_aside()
     elif not (folder.path / RECIPE).is_file():
-        refuse_changed_data(folder.path, recipe)
+        warn_of_changed_data(folder.path, recipe, progress)
     changed = accept_changes(folder, recipe, allow, resumed=resumed)
     if changed or not (folder.path / REPORT).is_file() or lacks_probe(folder.path, recipe):
         return False
-    if damage := result_damage(folder.path, recipe.run_id, recipe.features) or unreadable_scores(folder.path):
+    if (folder.path / SCORES).is_file():
+        read_scores(folder.path)  # raises if they cannot be read
+    if damage := result_damage(folder.path, recipe.run_id, recipe.features):
         progress.warn(f"the result is not complete: {damage}; it is made again from the last checkpoint")
     return not damage
-
-
-def unreadable_scores(folder: Path) -> str:
-    """Return what is wrong with the scores of a finished run; empty if they can be read."""
-    try:
-        read_scores(folder)
-    except SdditError as fault:
-        return f"{SCORES}: {fault.problems[0].got}"
-    return ""
 
 
 def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: Progress) -> None:
@@ -88,38 +81,30 @@ def newest_sibling(folder: Path, name: str) -> Path | None:
     return max(others, key=lambda path: (path / RECIPE).stat().st_mtime, default=None)
 
 
-def refuse_changed_data(folder: Path, recipe: Recipe) -> None:
-    """Raise SD-C407 before a new run if an unfinished one next to it differs in nothing but its data.
+def warn_of_changed_data(folder: Path, recipe: Recipe, progress: Progress) -> None:
+    """Warn before a new run if an unfinished one next to it differs in nothing but its data.
 
-    The data of a run are part of its id, so that the same command would start over without a word.
+    The data of a run are part of its id, so that the command to resume it would start over without a word.
     """
     for path in sorted(folder.parent.glob(f"{recipe.name}-*/{RECIPE}")):
         unfinished = (path.parent / "checkpoints").is_dir() and not (path.parent / REPORT).is_file()
-        if unfinished and (change := changed_data(path, recipe)):
-            run = path.parent
-            raise error(
-                "SD-C407",
-                "the data changed after this unfinished run began",
-                where=str(run),
-                got=f"{recipe.facts.source}, fingerprint {change}",
-                fix=f"restore the data; or --fresh starts a new run, and --resume {run} --allow-change data continues "
-                "this one with the changed data",
+        if unfinished and (changes := changed_data(path, recipe)):
+            allowed = " ".join(f"--allow-change {key}" for key in changes)
+            progress.warn(
+                f"the data changed after the unfinished run {path.parent.name} began, so this is a new run; to "
+                f"continue that one, restore the data, or add --resume {path.parent} {allowed} [SD-C407]"
             )
 
 
-def changed_data(path: Path, recipe: Recipe) -> str:
-    """Return the old and new fingerprint if the resolved recipe at `path` differs in nothing but its data."""
+def changed_data(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """Return {key: old value} of what differs from the resolved recipe at `path` if that is only the data."""
     try:
-        found = {
-            key: f"{old} -> {new}"
-            for key, old, new, kind in differences(read_json(path), recipe.to_json())
-            if kind != "free"
-        }
+        found = {key: old for key, old, _, kind in differences(read_json(path), recipe.to_json()) if kind != "free"}
     except SdditError:  # damage in another run folder does not concern this run
-        return ""
+        return {}
     measured = {key for key, origin in recipe.origins.items() if origin.endswith(", measured")}
     others = [key for key in found if not key.startswith("data.") and key not in measured]
-    return "" if others else found.get("data.fingerprint", "")
+    return {} if others or "data.fingerprint" not in found else found
 
 
 def prepare_session(
@@ -186,7 +171,8 @@ def change_problems(
         elif key == "train.steps" and old is not None and new < old:
             yield Problem("SD-C422", "a run cannot be made shorter", where, got, f"at least {old}", elsewhere)
         elif not any(covers(given, key) for given in allow):
-            fix = f"--allow-change {key}, or {elsewhere}" if resumed else elsewhere
+            restore = "restore the data, or " if key == "data.fingerprint" else ""
+            fix = f"{restore}--allow-change {key}, or {elsewhere}" if resumed else f"{restore}{elsewhere}"
             yield Problem("SD-C420", f"the recipe differs from the run's: {key}", where, got, fix=fix)
 
 

@@ -380,3 +380,71 @@ def test_planning_and_gathering_need_no_torch():
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.usefixtures("pretending")
+def test_a_process_that_ends_with_0_too_early_is_not_finished(ablation, tmp_path):
+    script = tmp_path / "trainer.py"
+    begin = 'if "masked" in recipe["name"]:\n    raise SystemExit(0)\n'
+    script.write_text(script.read_text().replace("while step <", f"{begin}while step <"))
+    results = go(ablation(ARMS, "ablation.seeds=[0]"), tmp_path)
+    rows = rows_of(results)
+    assert rows["base", 0].status == "finished"
+    assert rows["masked", 0].status == "failed"
+    assert "ended with status 0 before the run was finished" in rows["masked", 0].error
+
+
+@pytest.mark.usefixtures("pretending")
+@pytest.mark.parametrize("text", [None, '{"toy": {"fd": NaN}}', '{"toy": {"fd": "NaN"}}', '{"toy": {}}', "{}"])
+def test_a_missing_or_nan_score_is_made_again(ablation, tmp_path, text):
+    found = ablation(ARMS, "ablation.seeds=[0]")
+    before = rows_of(go(found, tmp_path))
+    scores = tmp_path / "runs" / before["masked", 0].folder.removeprefix("../") / "scores.json"
+    if text is None:
+        scores.unlink()
+    else:
+        scores.write_text(text)
+    damaged = rows_of(gather(tmp_path / "runs" / go_folder(found, tmp_path)))
+    assert (damaged["base", 0].status, damaged["masked", 0].status) == ("finished", "failed")
+    assert damaged["masked", 0].scores == {}
+    assert rows_of(go(found, tmp_path)) == before
+
+
+def go_folder(found, tmp_path):
+    """The name of the folder of an ablation."""
+    return make_plan(found, tmp_path / "runs").folder.name
+
+
+@pytest.mark.usefixtures("pretending")
+def test_a_nan_that_is_measured_again_is_a_failed_run(ablation, tmp_path, sddit_run):
+    script = tmp_path / "trainer.py"
+    script.write_text(script.read_text().replace('"fd": 1.0 + recipe["seed"]', '"fd": float("nan")'))
+    results = go(ablation(ARMS, "ablation.seeds=[0]"), tmp_path)
+    assert {row.status for row in results.runs} == {"failed"}
+    assert all("toy.fd is nan" in row.error for row in results.runs)
+    (tmp_path / "out").mkdir()
+    result = sddit_run(tmp_path / "abl.toml", "ablation.seeds=[0]", "--out", tmp_path / "runs")
+    assert result.status == 9
+    assert "2 of 2 runs failed" in result.stderr
+
+
+@pytest.mark.usefixtures("pretending")
+def test_a_folder_that_holds_another_run_does_not_count(ablation, tmp_path):
+    results = go(ablation(ARMS, "ablation.seeds=[0]"), tmp_path)
+    recipe = results.folder / rows_of(results)["masked", 0].folder / "recipe.resolved.json"
+    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "run_ids": ["0123456789ab"]}))
+    row = rows_of(gather(results.folder))["masked", 0]
+    assert row.status == "failed"
+    assert "holds run 0123456789ab" in row.error
+
+
+@pytest.mark.usefixtures("pretending")
+def test_runs_of_another_revision_of_the_numbers_are_named_and_not_used(ablation, tmp_path, monkeypatch):
+    first, notes = go(ablation(ARMS, "ablation.seeds=[0]"), tmp_path), Notes()
+    monkeypatch.setattr("sddit.__numerics__", "2")
+    monkeypatch.setattr(runner, "__numerics__", "2")
+    second = go(ablation(ARMS, "ablation.seeds=[0]"), tmp_path, progress=notes)
+    assert first.folder != second.folder
+    assert not {row.id for row in first.runs} & {row.id for row in second.runs}
+    assert [line for line in notes.lines if "not used: 2 runs of another numerics revision than 2" in line]
+    assert gather(first.folder).finished and second.finished

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.runs.pipeline import evaluate_run, run
+from sddit.storage.run_folder import recorded_ids
 
 SIZES = {"hidden": 8, "depth": 1, "cls": True}
 
@@ -56,7 +58,16 @@ def test_repeated_import_gives_the_same_run_folder(toy_file: Path, tmp_path: Pat
     first, second = brought_in(toy_file, tmp_path), brought_in(toy_file, tmp_path)
     assert (first.existed, second.existed, second.folder) == (False, True, first.folder)
     other = {name: 2 * tensor for name, tensor in load_file(toy_file).items()}
-    assert brought_in(written(toy_file, other), tmp_path).folder != first.folder
+    third = brought_in(written(toy_file, other), tmp_path)
+    assert third.folder != first.folder
+
+    assert recorded_ids(first.folder) != recorded_ids(third.folder)  # of one recipe, and of other weights
+    (checkpoint,) = first.folder.glob("checkpoints/step-*")
+    shutil.rmtree(checkpoint)
+    shutil.copytree(third.folder / "checkpoints" / checkpoint.name, checkpoint)
+    with pytest.raises(SdditError, match="SD-C405"):
+        sddit.load(first.folder)
+    sddit.load(third.folder)
 
 
 @pytest.mark.parametrize("classes", [0, 1, 7])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +17,15 @@ import torch
 import sddit
 from sddit.api import load_run
 from sddit.errors import SdditError
+from sddit.exchange.exporting import export_run
 from sddit.generation import LABELS
 from sddit.plugins.host import Host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
+from sddit.recipes.start_weights import find_weights
 from sddit.runs.pipeline import RunResult, evaluate_run, run
+from sddit.storage.manifest import read_manifest, seal_manifest
 from sddit.storage.metrics_log import read_metrics
 from sddit.storage.run_folder import RunFolder
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
@@ -334,3 +339,88 @@ def test_a_second_fresh_start_finds_a_free_name(recipe_of: Callable[..., Recipe]
     (folder / "aside-1").rename(tmp_path / "moved away")
     go(recipe_of(), tmp_path / "runs", fresh=True)
     assert sorted(path.name for path in folder.glob("aside-*")) == ["aside-2", "aside-3"]
+
+
+@pytest.fixture
+def two(recipe_of: Callable[..., Recipe], tmp_path: Path) -> tuple[Path, Path]:
+    """The folders of two runs that differ in their seed."""
+    return go(recipe_of(), tmp_path / "runs").folder, go(recipe_of("seed=9"), tmp_path / "runs").folder
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_checkpoint_of_another_run_is_refused_by_every_reader(
+    step: int, two: tuple[Path, Path], recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    first, second = two
+    first.rename(tmp_path / "renamed")  # the control: a run is still itself under another name
+    first = tmp_path / "renamed"
+    load_run(first, step=step)
+    shutil.rmtree(first / f"checkpoints/step-{step:06d}")
+    shutil.copytree(second / f"checkpoints/step-{step:06d}", first / f"checkpoints/step-{step:06d}")
+    if step == 2:
+        shutil.rmtree(first / "checkpoints/step-000004")
+    (first / "report.html").unlink()
+    readers: list[Callable[[], object]] = [
+        lambda: load_run(first),
+        lambda: load_run(first, step=step),
+        lambda: evaluate_run(first, device="cpu", progress=Progress()),
+        lambda: export_run(first, out=tmp_path / "export"),
+        lambda: find_weights(first),
+        lambda: go(recipe_of(), tmp_path / "runs", resume=first),
+    ]
+    for read in readers:
+        with pytest.raises(SdditError, match="SD-C405"):
+            read()
+
+
+def test_a_continuation_with_changes_keeps_its_checkpoints(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    first = go(recipe_of("train.keep=9"), tmp_path / "runs").folder
+    longer = recipe_of("train.steps=6", "train.keep=9")
+    go(longer, tmp_path / "runs", resume=first, allow=["train.steps"])
+    ids = json.loads((first / "recipe.resolved.json").read_text())["run_ids"]
+    assert ids == [longer.run_id, recipe_of("train.keep=9").run_id]
+    recorded = [read_manifest(path).run_id for path in sorted(first.glob("checkpoints/step-*"))]
+    assert recorded == [ids[1], ids[1], ids[0]]
+    for step in (2, 4, 6):
+        load_run(first, step=step)
+    assert go(longer, tmp_path / "runs", resume=first).already_finished
+
+
+def test_a_folder_of_an_earlier_version_is_used_with_a_warning(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    first = go(recipe_of(), tmp_path / "runs").folder
+    tables = json.loads((first / "recipe.resolved.json").read_text())
+    del tables["run_ids"]
+    (first / "recipe.resolved.json").write_text(json.dumps(tables))
+    (first / "recipe.resolved.json.sha256").unlink()
+    (first / "result.json").unlink()
+    for manifest in first.glob("checkpoints/*/manifest.json"):
+        body = json.loads(manifest.read_bytes())
+        del body["sha256"], body["run_id"]
+        manifest.write_bytes(seal_manifest(body))
+    with pytest.warns(UserWarning, match="has no run id"):
+        load_run(first)
+    assert go(recipe_of(), tmp_path / "runs").already_finished
+    notes = Notes()
+    assert not go(recipe_of("train.steps=6"), tmp_path / "runs", notes, resume=first, allow=["train"]).already_finished
+    assert any("SD-C406" in line for line in notes.lines)
+
+
+@pytest.mark.parametrize("change", ["remove", "NaN", "copy"])
+def test_scores_that_are_not_those_of_the_run_are_made_again(
+    change: str, two: tuple[Path, Path], recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    first, second = two
+    scores = first / "scores.json"
+    before = scores.read_bytes()
+    if change == "remove":
+        scores.unlink()
+    elif change == "copy":
+        for name in ("scores.json", "cost.json", "result.json"):
+            shutil.copyfile(second / name, first / name)
+    else:
+        scores.write_text(re.sub(r'"fd": [^,]*', '"fd": NaN', before.decode()))
+    assert not go(recipe_of(), tmp_path / "runs").already_finished
+    assert scores.read_bytes() == before
+    assert go(recipe_of(), tmp_path / "runs").already_finished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from sddit.errors import SdditError
+from sddit.recipes.resolve import resolve
 from sddit_standard.datasets import folder as folder_module
 from sddit_standard.datasets import image_datasets as splits
 from sddit_standard.datasets.folder import list_images, split_of
@@ -334,3 +336,60 @@ def test_nearly_black_images_are_refused_unless_stated(tmp_path: Path) -> None:
     assert codes(root, channels=1) == ["SD-D315"]
     assert params(root, channels=1, bits=8).facts().mean[0] < -0.9
     assert abs(params(root, channels=1, bits=4).facts().mean[0]) < 0.1
+
+
+RECIPE = """
+extends = "quickstart"
+[dataset]
+name = "folder"
+path = "images"
+size = 8
+[train]
+steps = 4
+batch = 8
+save_every = 2
+[optimizer]
+warmup = 1
+[evaluate]
+features = []
+samples = 4
+previews = 0
+"""
+
+
+def test_full_hash_is_a_shorthand_that_changes_no_id(sddit_run: Any, tmp_path: Path) -> None:
+    make(tmp_path / "images")
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    planned = [json.loads(sddit_run("mine.toml", "-n", "--json", *flag).stdout) for flag in ([], ["--full-hash"])]
+    assert [one["recipe"]["dataset"]["full_hash"] for one in planned] == [False, True]
+    ids = {resolve(tmp_path / "mine.toml", [f"dataset.full_hash={value}"]).run_id for value in ("true", "false")}
+    assert len(ids) == 1
+    assert resolve(tmp_path / "mine.toml", ["dataset.bits=8"]).run_id not in ids
+    refused = sddit_run("quickstart", "-n", "--full-hash")
+    assert refused.status == 2
+    assert "(folder), and this recipe has dataset.name = 'digits'" in refused.stderr
+
+
+def test_images_that_change_between_two_sittings_are_reported(sddit_run: Any, tmp_path: Path) -> None:
+    """Other pixels of equal size and time: neither continued with, nor scored against, without a word."""
+    make(tmp_path / "images")
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    assert sddit_run("mine.toml").status == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    (run / "report.html").unlink()
+    unchanged = sddit_run("mine.toml", "--resume", run, "--full-hash")
+    assert (unchanged.status, "continuing after step 4" in unchanged.stdout) == (0, True), "the control"
+    (run / "report.html").unlink()
+
+    path = tmp_path / "images" / "cat" / "0.png"
+    before = path.stat()
+    paint(path, 7777)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    resumed = sddit_run("mine.toml", "--resume", run)
+    assert (resumed.status, "SD-C420" in resumed.stderr) == (5, True)
+    assert "restore the data, or --allow-change data.fingerprint" in resumed.stderr
+    probed = sddit_run("evaluate", run, "--probe")
+    assert (probed.status, "SD-C407" in probed.stderr) == (5, True)
+    new = sddit_run("mine.toml")
+    assert new.status == 0
+    assert f"unfinished run {run.name} began, so this is a new run" in new.stdout
