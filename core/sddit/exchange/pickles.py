@@ -32,6 +32,12 @@ ALLOWED = {
         f"torch {kind}Storage"
         for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
     ),
+    "torch ComplexFloatStorage",
+    "torch ComplexDoubleStorage",
+    # Newer types, such as those of 8 bits, are stored as bytes next to the name of the type.
+    "torch._utils _rebuild_tensor_v3",
+    "torch.storage UntypedStorage",
+    *(f"torch {name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
 }
 BY_STACK = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}
 """Opcodes that name objects and that torch.save does not use."""

@@ -60,11 +60,6 @@ def test_flat_file_is_one_set(tmp_path: Path) -> None:
         read(saved(tmp_path / "y.pt", NESTED), "best")
 
 
-def test_prefixes_of_wrappers_are_removed(tmp_path: Path) -> None:
-    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in STATE.items()}
-    assert read(saved(tmp_path / "x.pt", {"model": wrapped})).state.keys() == STATE.keys()
-
-
 def test_untrusted_pickle_is_not_opened_under_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sddit.exchange.files.load_pickle", lambda path: pytest.fail("it was opened"))
     for name in ("x.pt", "x.safetensors", "x.bin"):
