@@ -22,6 +22,8 @@ from sddit.evaluation.scores import choose, refuse_few
 from sddit.interfaces import Dataset, NoiseSchedule
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
+from sddit.recipes.resolve import resolve
+from sddit.storage.run_folder import recipe_path
 from sddit.training.environment import choose_device
 from sddit.training.networks import build_backbone
 
@@ -49,6 +51,8 @@ def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
     chosen = choose_device(device)
     model = load_run(folder)
     recipe = model.require_recipe()
+    if not recipe.dataset.params.holds_images:
+        resolve(recipe_path(folder))  # raises what is wrong with the data of the run, if it has any
     if recipe.facts.num_classes < 2:
         raise error(
             "SD-T931",

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from sddit import __version__
-from sddit.errors import error
+from sddit.errors import SdditError, error
 from sddit.exchange.conversion import ConvertedWeights, backbone_with_layout, convert_from_layout, model_mismatch
 from sddit.exchange.files import WeightFile, read_weight_file
 from sddit.exchange.layouts import merge_tables, read_config_file
@@ -125,9 +125,11 @@ def locate_weights(path: Path, layout: str) -> tuple[Path, Path | None]:
         path: a file, or a folder such as diffusers writes: a pipeline, or its `transformer`.
         layout: decides the names.
     """
+    if not path.is_dir() and not path.is_file():
+        return path, None  # opening it reports what it is
     config, weights = backbone_with_layout(layout).format(layout).files
     if path.is_dir():
-        if is_export(path):
+        if _is_own_export(path):
             fix = f"sddit-run sample {shlex.quote(str(path))}"
             raise error(
                 "SD-C444", "this folder was written by sddit-run export; it needs no import", where=str(path), fix=fix
@@ -142,8 +144,15 @@ def locate_weights(path: Path, layout: str) -> tuple[Path, Path | None]:
             )
         path = found
     stated = path.parent / Path(config).name
-    is_pair = path.name == Path(weights).name and stated.is_file() and not is_export(path.parent)
+    is_pair = path.name == Path(weights).name and stated.is_file() and not _is_own_export(path.parent)
     return path, stated if is_pair else None
+
+
+def _is_own_export(folder: Path) -> bool:
+    try:
+        return is_export(folder)
+    except SdditError:  # no JSON: the config is refused where it is read
+        return False
 
 
 def recipe_for_weights(converted: ConvertedWeights, name: str) -> Recipe:

@@ -6,6 +6,8 @@ All problems are collected and raised together, before anything runs. Torch-free
 from __future__ import annotations
 
 import re
+import shlex
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +15,21 @@ from typing import Any, cast, get_args
 
 from sddit.data import seen_std
 from sddit.data.declared import declared_table
-from sddit.errors import Problem, SdditError, raise_all
+from sddit.errors import Problem, SdditError, nearest, raise_all
 from sddit.interfaces import AttentionParams, DataFacts, Selected
 from sddit.plugins.host import Host
 from sddit.plugins.host import host as the_host
 from sddit.recipes import checks
 from sddit.recipes.differences import differences
-from sddit.recipes.merge import Merged, Origin, leaves, load, merge_into, of_tables, override
-from sddit.recipes.parsing import MAX_INTEGER, quoted
+from sddit.recipes.merge import COMMAND_LINE, Merged, Origin, leaves, load, merge_into, of_tables, override
+from sddit.recipes.parsing import MAX_INTEGER, quoted, shown
 from sddit.recipes.recipe import Recipe
+from sddit.recipes.search import name_of
 from sddit.recipes.selection import LABELLED, SLOTS, Selector
 from sddit.recipes.settings import SETTINGS, EmaSettings, StartSettings
 from sddit.recipes.start_weights import complete_start
 from sddit.recipes.validation import unknown_key
+from sddit.storage.run_folder import RECIPE
 
 ABLATION = "ablation"
 """The table of arms. It changes no other key: resolved, an ablation is its recipe without the arms."""
@@ -35,6 +39,7 @@ STATED = ("name", "data", "code")
 """Tables of resolved recipes only: the name, and what the data and the plugins were."""
 
 MEASURED = "measured"
+MISSING_DATA = ("SD-D300", "SD-D341")
 MAX_DIFFERENCE = 0.1
 """Maximum relative difference between sigma_data and the measured value without a warning."""
 
@@ -134,7 +139,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
             c.name: cast(AttentionParams, c.params()) for c in selector.host.registries.attention if not c.missing()
         },
     )
-    selector.add(_placed(problem, merged) for problem in checks.check(recipe))
+    selector.add(_with_command([_placed(problem, merged) for problem in checks.check(recipe)], merged))
     raise_all(selector.problems())
     return _with_notes(recipe, merged, measured, warnings)
 
@@ -178,11 +183,20 @@ def _name(selector: Selector) -> str:
     """Return the name of the run: the stem of the file, which the resolved form keeps."""
     merged = selector.merged
     stem = merged.path.stem if merged.path else "recipe"
+    stem = unicodedata.normalize("NFC", stem)  # some systems split an accent from its letter
     name = merged.tables.get("name", stem) if merged.resolved else stem
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w. -]*", name):
+    if not isinstance(name, str) or not _is_folder_name(name):
         expect = "letters, digits, _, - and . in the name of a recipe"
-        selector.problem("SD-R103", "the name cannot be that of a run folder", "name", quoted(name), expect)
+        near = re.sub(r"[^\w.]+", "-", str(name)).strip("-.") or "recipe"
+        fix = f"rename the file, such as to {near}.toml"
+        selector.problem("SD-R103", "the name cannot be that of a run folder", "name", quoted(name), expect, fix)
     return str(name)
+
+
+def _is_folder_name(name: str) -> bool:
+    """Return whether a name has letters of any alphabet with their marks, digits, `_`, `.`, `-` and spaces only."""
+    letters = "".join(c for c in name if not unicodedata.category(c).startswith("M"))
+    return re.fullmatch(r"\w[\w. -]*", letters) is not None
 
 
 def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts | None:
@@ -192,8 +206,24 @@ def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts
         facts: DataFacts = chosen["dataset"].params.facts()
         return facts
     except SdditError as failure:
-        selector.add(_placed(problem, selector.merged, around="dataset") for problem in failure.problems)
+        selector.add(
+            _placed(_with_resume(problem, selector.merged), selector.merged, around="dataset")
+            for problem in failure.problems
+        )
     return None
+
+
+def _with_resume(problem: Problem, merged: Merged) -> Problem:
+    """Return a problem of data that a run does not find, with the command that gives the run another path."""
+    found = re.match(r"dataset\.\w+", problem.where)
+    is_run = merged.resolved and merged.path is not None and merged.path.name == RECIPE and not merged.overrides
+    if problem.code not in MISSING_DATA or not found or not is_run:
+        return problem
+    assert merged.path is not None
+    key = found[0]
+    recipe, run = shlex.quote(shown(merged.path)), shlex.quote(shown(merged.path.parent))
+    command = f"sddit-run {recipe} --resume {run} --allow-change {key} {key}=NEW_PATH"
+    return replace(problem, fix=f"put the data back, or if it was moved:  {command}")
 
 
 def _with_measured(
@@ -234,6 +264,21 @@ def _placed(problem: Problem, merged: Merged, around: str = "") -> Problem:
     return replace(problem, where=f"{merged.place(key)} ({problem.where})") if key else problem
 
 
+def _with_command(problems: Sequence[Problem], merged: Merged) -> list[Problem]:
+    """Return the problems of a shorter run, with the command that makes all changes that they propose.
+
+    A proposal is a fix of the form `key=value`.
+    """
+    changes = [problem.fix for problem in problems if re.fullmatch(r"[\w.-]+=\S+", problem.fix)]
+    if not merged.overrides:
+        return [replace(p, fix=p.fix.replace("=", " = ")) if p.fix in changes else p for p in problems]
+    keys = {change.partition("=")[0] for change in changes}
+    typed = [text for text in merged.overrides if text.partition("=")[0].strip() not in keys]
+    name = name_of(merged.path) if merged.path else "RECIPE"
+    command = shlex.join(["sddit-run", name, *typed, *changes])
+    return [replace(problem, fix=command) if problem.fix in changes else problem for problem in problems]
+
+
 def _with_notes(recipe: Recipe, merged: Merged, measured: Sequence[str], warnings: list[str]) -> Recipe:
     """Return the recipe with the origin of each value, the keys without effect and the warnings."""
     origins = {
@@ -247,9 +292,25 @@ def _with_notes(recipe: Recipe, merged: Merged, measured: Sequence[str], warning
     idle = () if merged.resolved else tuple(checks.idle_keys(recipe, given))
     written = [key for key in idle if not merged.origins[key].inherited]
     warnings += [f"{key} has no effect here ({merged.place(key)})" for key in written]
+    warnings += _unusual_labels(recipe, merged)
     warnings += checks.own_warnings(recipe)
     warnings += _changed_since(recipe, merged)
     return replace(recipe, origins=origins, idle=idle, warnings=tuple(warnings))
+
+
+def _unusual_labels(recipe: Recipe, merged: Merged) -> Iterator[str]:
+    """Yield a warning for each [ema.LABEL] that only the command line sets and that is nearly one of the recipe."""
+    is_new = {
+        label: all(
+            origin.place == COMMAND_LINE
+            for key, origin in merged.origins.items()
+            if f"{key}.".startswith(f"ema.{label}.")
+        )
+        for label in recipe.ema
+    }
+    for label in (label for label, new in is_new.items() if new):
+        if near := nearest(label, [other for other, new in is_new.items() if not new]):
+            yield f"[ema.{label}] is a second EMA, set on the command line only; did you mean ema.{near}?"
 
 
 def _changed_since(recipe: Recipe, merged: Merged) -> list[str]:
