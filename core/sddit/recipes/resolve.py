@@ -242,7 +242,8 @@ def _with_measured(
     measured = [key for key, value in values.items() if value == MEASURED]
     warnings = [
         f"noise_schedule.{key} = {value:g} differs from the standard deviation of the data, {std:.4g} "
-        f'({selector.merged.place(f"noise_schedule.{key}")}); write {key} = "{MEASURED}"'
+        f'({selector.merged.place(f"noise_schedule.{key}")}); write {key} = "{MEASURED}", '
+        "unless it repeats a published setting"
         for key, value in values.items()
         if isinstance(value, float) and abs(value - std) > MAX_DIFFERENCE * std
     ]

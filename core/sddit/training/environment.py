@@ -47,8 +47,11 @@ def choose_device(name: str) -> torch.device:
         what, expect, fix = f"torch {found} is too old", f"at least {oldest}", f"pip install 'torch>={oldest}'"
         raise error("SD-P211", what, where="this Python environment", got=found, expect=expect, fix=fix)
     if name == "cuda" and not torch.cuda.is_available():
-        what, fix = "no CUDA device is usable here", "--device cpu"
-        raise error("SD-P230", what, where="--device", got="cuda", expect="cpu", fix=fix)
+        build = f"PyTorch {torch.__version__}, " + (
+            f"built for CUDA {torch.version.cuda}, finds no GPU" if torch.version.cuda else "built without CUDA"
+        )
+        fix = "--device cpu" if torch.version.cuda else "--device cpu, or install a CUDA build: see pytorch.org"
+        raise error("SD-P230", "no CUDA device is usable here", where="--device", got=build, expect="cpu", fix=fix)
     if name not in ("cpu", "cuda"):
         raise error("SD-R162", f"no device {name!r}", where="--device", got=name, expect="one of cpu, cuda")
     if name == "cuda" and processes.world_size() > 1:

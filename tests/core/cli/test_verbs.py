@@ -462,3 +462,15 @@ def test_bench_compares_recipes(sddit_run, toy_recipe):
     assert [figure["name"] for figure in found["figures"]] == ["toy", "toy"]
     assert found["figures"][0]["relative"] == 1
     assert found["peaks"]["fp32"] > 0
+
+
+def test_score_line_does_not_repeat_itself():
+    from types import SimpleNamespace
+
+    from sddit.cli.commands.run import score_line
+
+    known = {"fd_name": "FD", "fd": 62.2, "fd_all": 50.1, "times_floor": 40.0, "fd_floor": 1.56, "n": 100}
+    rest = {"precision": 0.5, "recall": 0.25, "class_accuracy": None}
+    once = score_line(SimpleNamespace(**known, **rest, samples=100))
+    assert once == "FD 62.2, 40.0 times its floor 1.56 at n = 100; precision 0.50, recall 0.25"
+    assert "; 50.1 at n = 1,000; " in score_line(SimpleNamespace(**known, **rest, samples=1000))
