@@ -463,7 +463,7 @@ def test_a_label_with_swapped_letters_is_recognized(problems: Problems, resolved
     assert not any("did you mean" in text for text in resolved(with_ema + "[ema.mian]\ndecay = 0.8\n").warnings)
 
 
-def test_text_in_a_file_is_not_told_to_be_quoted_for_a_shell(problems: Problems, base: str) -> None:
+def test_text_in_a_file_gets_no_quotes_of_a_shell(problems: Problems, base: str) -> None:
     (found,) = problems(base + "[evaluate]\nweights = 3\n")
     assert (found.got, found.fix) == ("weights = 3", "put the text in quotes")
 
