@@ -18,6 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, get_args
@@ -165,7 +166,8 @@ def load(
         source: the folder, or a `.safetensors` file.
         layout: for a file, the published layout, such as `dit` or `maskdit`.
         config: for a file, constructor arguments that the tensors do not determine, under their published names.
-        weights: for a run, `student` or the label of an [ema]; empty: the weights the run samples with.
+        weights: for a run, `student` or the label of an [ema]; empty: the weights the run samples with. For a file, the
+            prefix of the names of one set.
         step: for a run, the checkpoint; None: the newest intact one.
         dtype: of the weights, such as `torch.float64` or `float64`; None: unchanged.
         trust_code: for an exported folder, run the one-file plugins that it contains. They run with your permissions.
@@ -184,8 +186,9 @@ def load(
     if not path.is_file():
         expect = "a run folder, an exported one, or a .safetensors file"
         raise error("SD-C444", "nothing to load", where=str(path), expect=expect)
-    converted = convert_from_layout(read_weight_file(path).state, layout, config or {})
-    wanted = dtype or next(value.dtype for value in converted.state.values() if value.is_floating_point())
+    file = read_weight_file(path, weights=weights)
+    converted = convert_from_layout(file.state, layout, config or {}, str(path))
+    wanted = dtype or reduce(torch.promote_types, {value.dtype for value in converted.state.values()})
     with default_dtype(wanted):
         backbone, named = converted.build_trained(build("attention", KERNEL)), converted.description.noise_schedule
         schedule = build("noise_schedules", *named) if named else None

@@ -55,7 +55,9 @@ class DiffusersFormat:
     files = ("transformer/config.json", "transformer/diffusion_pytorch_model.safetensors")
     note = (
         "diffusers 0.42 computes the time embedding with different rates than DiT. For equal outputs set "
-        "`block.norm1.emb.time_proj.downscale_freq_shift = 0` in every block of the loaded transformer."
+        "`block.norm1.emb.time_proj.downscale_freq_shift = 0` in every block of the loaded transformer. "
+        "The null label of this network is {num_classes}; DiTPipeline always guides with 1000, so use its guidance "
+        "only if they are equal."
     )
     idle: tuple[str, ...] = ()
 

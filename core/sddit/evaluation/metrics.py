@@ -199,7 +199,7 @@ def inception_score(probabilities: ArrayLike, size: int) -> Array:
     sums = p.sum(axis=1)
     if p.min() < 0 or not np.allclose(sums, 1, atol=1e-3):
         got = f"values from {p.min():.3g} to {p.max():.3g}, sums from {sums.min():.3g} to {sums.max():.3g}"
-        raise _degenerate("these rows are no probabilities of classes", got, "rows from 0 to 1 with the sum 1")
+        raise _degenerate("these rows are not probabilities of classes", got, "rows from 0 to 1 with the sum 1")
     return np.array([np.exp(_divergence(part).mean()) for _, part in _chunks(p, size)])
 
 

@@ -50,6 +50,8 @@ def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
     chosen = choose_device(device)
     model = load_run(folder)
     recipe = model.require_recipe()
+    if not recipe.dataset.params.holds_images:
+        resolve_run(folder)  # raises what is wrong with the data of the run, if it has any
     if recipe.facts.num_classes < 2:
         raise error(
             "SD-T931",

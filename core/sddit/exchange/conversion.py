@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, cast
@@ -13,10 +13,13 @@ from torch import Tensor
 from sddit.backbones import Backbone
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
 from sddit.exchange.layouts import flatten, layouts, merge_tables
+from sddit.exchange.number_types import exact_floats, refuse_other_types, type_name
+from sddit.exchange.wrappers import UNREADABLE, find_network
 from sddit.interfaces import Attention, BackboneParams, Component, Shapes, WeightDescription, WeightFormat
 from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.validation import validated
+from sddit.storage.tensors import non_finite, require_finite
 from sddit.training.warm_start import misfits
 
 TABLE_TOLERANCE = 1e-4
@@ -40,6 +43,8 @@ class ConvertedWeights:
     inferred: dict[str, Any]  # those that follow from names and shapes of the tensors
     guessed: dict[str, Any]  # {dotted key: usual value} of those that neither the tensors nor the user state
     state: dict[str, Tensor]
+    set_name: str = ""  # the prefix that chose these tensors among others; empty: all tensors
+    notes: tuple[str, ...] = ()  # what was renamed, dropped and converted
 
     @property
     def shapes(self) -> Shapes:
@@ -64,8 +69,14 @@ class ConvertedWeights:
 
     def build_trained(self, attention: Attention = no_attention) -> Backbone:
         """Build the network with its weights, and with the file's fixed tables if it has them, in the default dtype."""
-        backbone = self.build_backbone(attention=attention)
-        backbone.load_state_dict({name: tensor.to(torch.get_default_dtype()) for name, tensor in self.state.items()})
+        backbone, dtype = self.build_backbone(attention=attention), torch.get_default_dtype()
+        require_finite(self.state, self.layout)
+        values = {name: tensor.to(dtype) for name, tensor in self.state.items()}
+        if large := non_finite(values):
+            what = f"a value of {large!r} is too large for {type_name(dtype)}"
+            got = f"{self.state[large].abs().max():.3g} in {type_name(self.state[large].dtype)}"
+            raise error("SD-C458", what, where=large, got=got, expect=f"at most {torch.finfo(dtype).max:.3g}")
+        backbone.load_state_dict(values)
         return backbone.eval()
 
     def parameters(self) -> dict[str, Tensor]:
@@ -97,31 +108,42 @@ def backbone_with_layout(layout: str) -> Component[Any]:
     return known[layout]
 
 
-def convert_from_layout(state: Mapping[str, Tensor], layout: str, given: Mapping[str, Any]) -> ConvertedWeights:
-    """Convert tensors of a published layout. Only their names and shapes are inspected.
+def convert_from_layout(
+    state: Mapping[str, Tensor], layout: str, given: Mapping[str, Any], where: str = "--layout"
+) -> ConvertedWeights:
+    """Convert tensors of a published layout. Only their names, shapes and types are inspected.
 
     Args:
-        state: tensors under the published names.
+        state: tensors under the published names, which may have the prefixes of wrappers.
         layout: a layout that `sddit-run import --help` lists.
         given: arguments of the published constructor; they override guessed ones.
+        where: the file, for messages.
 
     Raises:
         SdditError: SD-C454 for arguments that are missing, wrong or contradict the tensors, SD-C455 for tensors that
-            do not fit this layout or this network.
+            do not fit this layout or this network, SD-C458 for tensors of another type than real numbers, SD-C459 and
+            SD-C446 as `find_network` does.
     """
     component = backbone_with_layout(layout)
     form: WeightFormat = component.format(layout)
+
+    def read(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+        return *form.infer(tensors, given), form.to_ours(tensors, given)
+
+    exact, converted_types = exact_floats(state)
     try:
-        inferred, usual = form.infer(state, given)
-        ours = form.to_ours(state, given)
-    except (KeyError, ValueError, IndexError) as unknown:
+        found = find_network(exact, read, where)
+    except UNREADABLE as unknown:
         raise error(
             "SD-C455",
             f"these tensors do not have the layout {layout!r}",
             where="--layout",
             got=_reason(unknown),
             expect=f"another file, or one of the layouts {', '.join(sorted(layouts()))}",
+            fix=_other_layout(exact, layout, given),
         ) from unknown
+    inferred, usual, ours = found.content
+    refuse_other_types(ours, where)
     _refuse_contradictions(given, inferred)
     stated = flatten(given)
     guessed = {key: value for key, value in flatten(usual).items() if key not in stated}
@@ -140,8 +162,11 @@ def convert_from_layout(state: Mapping[str, Tensor], layout: str, given: Mapping
             fix="add them, e.g. --config num_heads=16",
         ) from unfit
     _refuse_unused(given, complete, allowed={*form.idle, *flatten(inferred)})
-    converted = ConvertedWeights(layout, component, params, description, complete, inferred, guessed, ours)
-    _refuse_misfits(converted)
+    notes = (*found.notes, *converted_types)
+    converted = ConvertedWeights(
+        layout, component, params, description, complete, inferred, guessed, ours, found.set_name, notes
+    )
+    _refuse_misfits(converted, lambda: _other_layout(exact, layout, given))
     return converted
 
 
@@ -250,8 +275,25 @@ def _refuse_unused(given: Mapping[str, Any], complete: Mapping[str, Any], allowe
     raise_all(problems)
 
 
-def _refuse_misfits(converted: ConvertedWeights) -> None:
-    """Raise SD-C455 unless names and shapes match the network of the arguments; fixed tables are optional."""
+def _other_layout(state: Mapping[str, Tensor], layout: str, given: Mapping[str, Any]) -> str:
+    """Return how to name another layout that reads these tensors as they are; empty if there is none."""
+    for name, component in sorted(layouts().items()):
+        form: WeightFormat = component.format(name)
+        try:
+            if name != layout:
+                form.infer(state, given)
+                form.to_ours(state, given)
+                return f"--layout {name}, which has these names"
+        except UNREADABLE:
+            continue
+    return ""
+
+
+def _refuse_misfits(converted: ConvertedWeights, fix: Callable[[], str]) -> None:
+    """Raise SD-C455 unless names and shapes match the network of the arguments; fixed tables are optional.
+
+    `fix` returns how to correct it; empty: not known.
+    """
     network = converted.build_backbone("meta")
     wanted, fixed = network.state_dict(), dict(network.named_buffers())
     given = {name: tensor for name, tensor in converted.state.items() if name in wanted or name not in fixed}
@@ -263,6 +305,7 @@ def _refuse_misfits(converted: ConvertedWeights) -> None:
             where=f"--layout {converted.layout}",
             got=f"{what.partition(',')[0]}: {', '.join(names[:3])}",
             expect="the layout and the config of these weights",
+            fix=fix(),
         )
 
 

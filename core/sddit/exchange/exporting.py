@@ -67,8 +67,9 @@ def export_run(
         SdditError: SD-C441 for an unknown layout, SD-C453 for a network that it cannot hold, or an error of
             `write_output`.
     """
-    note = "" if layout == OURS else str(backbone_with_layout(layout).format(layout).note)
+    published = "" if layout == OURS else str(backbone_with_layout(layout).format(layout).note)
     recipe, source = resolve_without_data(recipe_path(run)), find_weights(run, weights, step)
+    note = published.replace("{num_classes}", str(recipe.facts.num_classes))
     if layout != OURS and recipe.facts.num_classes and recipe.dataset.params.label_drop == 0:
         note = f"{note} {NO_LABEL_DROP}".strip()
     state = read_weights(source)

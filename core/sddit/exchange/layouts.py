@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from sddit.errors import error
 from sddit.interfaces import Component
 from sddit.plugins.host import registry
+from sddit.storage.atomic import open_file
+from sddit.storage.output_folder import verify_file
 
+MAX_CONFIG = 2**20  # bytes
 OURS = "ours"  # the layout with our own parameter names, which can hold every network
 
 NO_LABEL_DROP = (
@@ -45,3 +52,18 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif not key.startswith("_"):
             values[f"{prefix}{key}"] = value
     return values
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Return a JSON object: arguments of a published constructor. Raises SD-C454 for anything else."""
+    verify_file(path)
+    try:
+        with os.fdopen(open_file(path), "rb") as file:
+            value = json.loads(file.read(MAX_CONFIG))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise error(
+            "SD-C454", "cannot read the config", where=str(path), got=str(fault), expect="JSON, or KEY=VALUE"
+        ) from None
+    if not isinstance(value, dict):
+        raise error("SD-C454", "the config is not a table", where=str(path), expect="a JSON object")
+    return value

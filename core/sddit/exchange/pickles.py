@@ -7,6 +7,7 @@ types that weights consist of. Then torch's restricted reader (`weights_only`) l
 from __future__ import annotations
 
 import pickletools
+import re
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,12 @@ ALLOWED = {
         f"torch {kind}Storage"
         for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
     ),
+    "torch ComplexFloatStorage",
+    "torch ComplexDoubleStorage",
+    # Newer types, such as those of 8 bits, are stored as bytes next to the name of the type.
+    "torch._utils _rebuild_tensor_v3",
+    "torch.storage UntypedStorage",
+    *(f"torch {name}" for name in dir(torch) if re.fullmatch(r"(float|complex|u?int)\d.*", name)),
 }
 BY_STACK = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}
 """Opcodes that name objects and that torch.save does not use."""

@@ -35,7 +35,7 @@ class WeightFormat(Protocol):
     """
 
     files: tuple[str, str]  # where an exported folder holds the config (JSON) and the weights (safetensors)
-    note: str  # a note for users who load such a folder elsewhere; empty: none
+    note: str  # a note for users who load such a folder elsewhere, where {num_classes} is filled in; empty: none
     idle: tuple[str, ...]  # further arguments of the constructor, which leave the network as the others make it
 
     def describe(self, config: Mapping[str, Any]) -> WeightDescription:

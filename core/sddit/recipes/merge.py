@@ -13,7 +13,7 @@ from typing import Any
 
 from sddit.errors import Problem, error, expand_user, raise_all
 from sddit.recipes.parsing import Source, odd_values, parse_value, quoted, read, shown
-from sddit.recipes.search import files_near, find, name_of, shipped
+from sddit.recipes.search import find, name_of, refuse_broken_link, shipped, to_extend
 
 MAX_CHAIN = 16
 COMMAND_LINE = "command line"
@@ -67,6 +67,12 @@ class Merged:
         """The command line of this recipe, including overrides."""
         name = name_of(self.path) if self.path else "RECIPE"
         return shlex.join(["sddit-run", name, *self.overrides])
+
+    def typed(self, key: str) -> str:
+        """Return the value of an override of `key` as it was typed; empty if the command line does not set it."""
+        values = (text.partition("=") for text in reversed(self.overrides))
+        is_typed = key in self.origins and self.origins[key].place == COMMAND_LINE
+        return next((value.strip() for name, _, value in values if is_typed and name.strip() == key), "")
 
     def place(self, key: str) -> str:
         """Return where `key` was set, or the nearest table around it."""
@@ -130,10 +136,13 @@ def chain(path: Path, where: str = "") -> list[Source]:
     Raises SdditError (SD-R120, SD-R121) for a cycle or a missing one.
     """
     sources: list[Source] = []
+    parent: Any = path.name
     while True:
         if not path.is_file():
-            what = f"no recipe {path.name!r} to extend"
-            raise error("SD-R121", what, where=where, got=shown(path), expect=files_near(path))
+            refuse_broken_link(path, where)
+            expect, fix = to_extend(str(parent), path, sources[-1].path if sources else path)
+            what, got = f"no recipe {str(parent)!r} to extend", "a folder" if path.is_dir() else "no such file"
+            raise error("SD-R121", what, where=where, got=got, expect=expect, fix=fix)
         files = [source.path.resolve() for source in sources]
         if path.resolve() in files:
             names = [p.name for p in (*files[files.index(path.resolve()) :], path)]

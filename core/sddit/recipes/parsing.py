@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import json
 import math
@@ -85,8 +86,9 @@ def _decoded(path: Path) -> str:
         raise error("SD-R121", "the recipe cannot be read", where=where, got=failure.strerror or "", fix=fix) from None
     if len(data) > limit:
         raise error("SD-R131", "the recipe is too large", where=where, got="more", expect=f"at most {limit} bytes")
-    if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise error("SD-R132", "the recipe starts with a byte-order mark", where=where, fix="save as plain UTF-8")
+    data = data.removeprefix(codecs.BOM_UTF8)  # editors of Windows write it
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise error("SD-R132", "the recipe is UTF-16, not UTF-8", where=where, fix="save the file as UTF-8")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as failure:
@@ -123,7 +125,10 @@ def parse_value(text: str, where: str) -> Any:
 
     Raises SdditError for invalid TOML that starts with a quote or bracket, and for more than one value.
     """
-    if len(text) > MAX_LINE or "\n" in text or "\r" in text:
+    if len(text) > MAX_LINE:
+        got, expect = f"{len(text):,} characters", f"at most {MAX_LINE:,}"
+        raise error("SD-R133", "the value of an override is too long", where=where, got=got, expect=expect)
+    if "\n" in text or "\r" in text:
         what = "an override is one value on one line"
         raise error("SD-R133", what, where=where, got=quoted(text), fix="write one override for each key")
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,22 +17,22 @@ import sddit
 from sddit.data import seen_std
 from sddit.data.declared import declared_table
 from sddit.data.undecoded import REFUSED
-from sddit.errors import Problem, SdditError, error, raise_all
+from sddit.errors import Problem, SdditError, error, nearest, raise_all
 from sddit.interfaces import AttentionParams, DataFacts, Selected
 from sddit.plugins.discovery import OURS
 from sddit.plugins.host import Host
 from sddit.plugins.host import host as the_host
 from sddit.recipes import checks
 from sddit.recipes.differences import differences
-from sddit.recipes.merge import Merged, Origin, leaves, load, merge_into, of_tables, override
-from sddit.recipes.parsing import MAX_INTEGER, quoted
+from sddit.recipes.merge import COMMAND_LINE, Merged, Origin, leaves, load, merge_into, of_tables, override
+from sddit.recipes.parsing import MAX_INTEGER, quoted, shown
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.search import name_of
 from sddit.recipes.selection import LABELLED, SLOTS, Selector
 from sddit.recipes.settings import SETTINGS, EmaSettings, StartSettings
 from sddit.recipes.start_weights import complete_start
 from sddit.recipes.validation import unknown_key
-from sddit.storage.run_folder import RUN_IDS, read_json, recipe_path
+from sddit.storage.run_folder import RECIPE, RUN_IDS, read_json, recipe_path
 
 ABLATION = "ablation"
 """The table of arms. It changes no other key: resolved, an ablation is its recipe without the arms."""
@@ -46,6 +47,7 @@ PLANNED_DATA = ("dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.c
 """Overrides for a plan without a cache of latents: those of 256x256 images of ImageNet by Stable Diffusion's VAE."""
 
 MEASURED = "measured"
+MISSING_DATA = ("SD-D300", "SD-D341")
 MAX_DIFFERENCE = 0.1
 """Maximum relative difference between sigma_data and the measured value without a warning."""
 
@@ -166,7 +168,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
             c.name: cast(AttentionParams, c.params()) for c in selector.host.registries.attention if not c.missing()
         },
     )
-    selector.add(_placed(problem, merged) for problem in checks.check(recipe))
+    selector.add(_with_command([_placed(problem, merged) for problem in checks.check(recipe)], merged))
     raise_all(selector.problems())
     return _with_notes(recipe, merged, measured, warnings)
 
@@ -221,11 +223,20 @@ def _name(selector: Selector) -> str:
     """Return the name of the run: the stem of the file, which the resolved form keeps."""
     merged = selector.merged
     stem = merged.path.stem if merged.path else "recipe"
+    stem = unicodedata.normalize("NFC", stem)  # some systems split an accent from its letter
     name = merged.tables.get("name", stem) if merged.resolved else stem
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w. -]*", name):
+    if not isinstance(name, str) or not _is_folder_name(name):
         expect = "letters, digits, _, - and . in the name of a recipe"
-        selector.problem("SD-R103", "the name cannot be that of a run folder", "name", quoted(name), expect)
+        near = re.sub(r"[^\w.]+", "-", str(name)).strip("-.") or "recipe"
+        fix = f"rename the file, such as to {near}.toml"
+        selector.problem("SD-R103", "the name cannot be that of a run folder", "name", quoted(name), expect, fix)
     return str(name)
+
+
+def _is_folder_name(name: str) -> bool:
+    """Return whether a name has letters of any alphabet with their marks, digits, `_`, `.`, `-` and spaces only."""
+    letters = "".join(c for c in name if not unicodedata.category(c).startswith("M"))
+    return re.fullmatch(r"\w[\w. -]*", letters) is not None
 
 
 def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts | None:
@@ -235,14 +246,28 @@ def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts
         facts: DataFacts = chosen["dataset"].params.facts()
         return facts
     except SdditError as failure:
-        problems = (with_plan_command(problem, selector.merged) for problem in failure.problems)
+        problems = (with_data_command(problem, selector.merged) for problem in failure.problems)
         selector.add(_placed(problem, selector.merged, around="dataset") for problem in problems)
     return None
 
 
-def with_plan_command(problem: Problem, merged: Merged) -> Problem:
+def with_data_command(problem: Problem, merged: Merged) -> Problem:
+    """Return a problem of data that are not found with the command for it: to plan without, or to name their place."""
+    if problem.code not in MISSING_DATA:
+        return problem
+    if not merged.resolved:
+        return _with_plan_command(problem, merged)
+    found = re.match(r"dataset\.\w+", problem.where)
+    if not found or merged.path is None or merged.path.name != RECIPE or merged.overrides:
+        return problem
+    key, recipe, run = found[0], shlex.quote(shown(merged.path)), shlex.quote(shown(merged.path.parent))
+    command = f"sddit-run {recipe} --resume {run} --allow-change {key} {key}=NEW_PATH"
+    return replace(problem, fix=f"put the data back, or if it was moved:  {command}")
+
+
+def _with_plan_command(problem: Problem, merged: Merged) -> Problem:
     """Return the problem of a missing cache of latents with the command that plans the recipe without it."""
-    if problem.code != NO_CACHE or merged.resolved:
+    if problem.code != NO_CACHE:
         return problem
     kept = [text for text in merged.overrides if not text.startswith("dataset.")]
     name = name_of(merged.path) if merged.path else "RECIPE"
@@ -267,7 +292,8 @@ def _with_measured(
     measured = [key for key, value in values.items() if value == MEASURED]
     warnings = [
         f"noise_schedule.{key} = {value:g} differs from the standard deviation of the data, {std:.4g} "
-        f'({selector.merged.place(f"noise_schedule.{key}")}); write {key} = "{MEASURED}"'
+        f'({selector.merged.place(f"noise_schedule.{key}")}); write {key} = "{MEASURED}", '
+        "unless it repeats a published setting"
         for key, value in values.items()
         if isinstance(value, float) and abs(value - std) > MAX_DIFFERENCE * std
     ]
@@ -289,6 +315,21 @@ def _placed(problem: Problem, merged: Merged, around: str = "") -> Problem:
     return replace(problem, where=f"{merged.place(key)} ({problem.where})") if key else problem
 
 
+def _with_command(problems: Sequence[Problem], merged: Merged) -> list[Problem]:
+    """Return the problems of a shorter run, with the command that makes all changes that they propose.
+
+    A proposal is a fix of the form `key=value`.
+    """
+    changes = [problem.fix for problem in problems if re.fullmatch(r"[\w.-]+=\S+", problem.fix)]
+    if not merged.overrides:
+        return [replace(p, fix=p.fix.replace("=", " = ")) if p.fix in changes else p for p in problems]
+    keys = {change.partition("=")[0] for change in changes}
+    typed = [text for text in merged.overrides if text.partition("=")[0].strip() not in keys]
+    name = name_of(merged.path) if merged.path else "RECIPE"
+    command = shlex.join(["sddit-run", name, *typed, *changes])
+    return [replace(problem, fix=command) if problem.fix in changes else problem for problem in problems]
+
+
 def _with_notes(recipe: Recipe, merged: Merged, measured: Sequence[str], warnings: list[str]) -> Recipe:
     """Return the recipe with the origin of each value, the keys without effect and the warnings."""
     origins = {
@@ -302,9 +343,25 @@ def _with_notes(recipe: Recipe, merged: Merged, measured: Sequence[str], warning
     idle = () if merged.resolved else tuple(checks.idle_keys(recipe, given))
     written = [key for key in idle if not merged.origins[key].inherited]
     warnings += [f"{key} has no effect here ({merged.place(key)})" for key in written]
+    warnings += _unusual_labels(recipe, merged)
     warnings += checks.own_warnings(recipe)
     warnings += _changed_since(recipe, merged)
     return replace(recipe, origins=origins, idle=idle, warnings=tuple(warnings))
+
+
+def _unusual_labels(recipe: Recipe, merged: Merged) -> Iterator[str]:
+    """Yield a warning for each [ema.LABEL] that only the command line sets and that is nearly one of the recipe."""
+    is_new = {
+        label: all(
+            origin.place == COMMAND_LINE
+            for key, origin in merged.origins.items()
+            if f"{key}.".startswith(f"ema.{label}.")
+        )
+        for label in recipe.ema
+    }
+    for label in (label for label, new in is_new.items() if new):
+        if near := nearest(label, [other for other, new in is_new.items() if not new]):
+            yield f"[ema.{label}] is a second EMA, set on the command line only; did you mean ema.{near}?"
 
 
 def _changed_since(recipe: Recipe, merged: Merged) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
-from sddit.errors import error, one_of
+from sddit.errors import error, nearest
 from sddit.recipes.parsing import shown
 
 FOLDER = "recipes"
@@ -24,14 +27,28 @@ def find(source: str | Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    refuse_broken_link(path, str(source))
     raise error(
         "SD-R121",
         f"no recipe {str(source)!r}",
         where=str(source),
         got="a folder" if path.is_dir() else "no such file",
-        expect=one_of(str(source), names()),
-        fix="pass a path, or one of these names",
+        expect=one_of_recipes(str(source), names()),
+        fix=f"pass a path, or one of these names; all are in {shown(shipped())}",
     )
+
+
+def refuse_broken_link(path: Path, where: str) -> None:
+    """Raise SD-R121 for a link that leads to itself through others, or to nothing."""
+    if not path.is_symlink() or path.exists():
+        return
+    try:
+        path.stat()
+    except OSError as failure:
+        is_loop = failure.errno == errno.ELOOP
+        what = f"{path.name!r} is a link that leads back to itself" if is_loop else f"{path.name!r} is a broken link"
+        got = f"{path.name} -> {path.readlink()}"
+        raise error("SD-R121", what, where=where, got=got, fix="put the file itself there") from None
 
 
 def names() -> list[str]:
@@ -54,7 +71,41 @@ def name_of(path: Path) -> str:
     return f"{FOLDER}/{path.resolve().relative_to(shipped().resolve()).as_posix()}" if within else shown(path)
 
 
-def files_near(path: Path) -> str:
-    """Return the recipes in the folder of a missing file, for the `expect` of a problem."""
-    siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-    return one_of(path.name, siblings) if siblings else f"a file in {shown(path.parent)}"
+def one_of_recipes(typed: str, known: Iterable[str], meant: str = "", max_names: int = 24) -> str:
+    """Return `one of a, b, ...   (did you mean 'b'?)`, with the names in the fewest folders first."""
+    names = sorted(known, key=lambda name: (name.startswith("base/"), name.count("/"), name))
+    listed = ", ".join(names[:max_names]) + (", ..." if len(names) > max_names else "")
+    meant = meant or nearest_recipe(typed, names)
+    return f"one of {listed}" + (f"   (did you mean {meant!r}?)" if meant else "")
+
+
+def nearest_recipe(typed: str, known: Sequence[str]) -> str:
+    """Return the known name that is closest to what was typed, with or without folders and `.toml`; empty: none."""
+    for ending in (_bare, lambda name: _bare(name).rpartition("/")[2]):
+        by_ending = {ending(name): name for name in reversed(known)}  # of equals, the first
+        if close := nearest(ending(typed), by_ending):
+            return by_ending[close]
+    return ""
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix(f"{FOLDER}/").removesuffix(".toml").casefold()
+
+
+def to_extend(parent: str, path: Path, child: Path) -> tuple[str, str]:
+    """Return (expect, fix) for a missing file that `extends` of `child` names: files next to it, and shipped names."""
+    found = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    siblings = [file.name for file in found if file.is_file() and file.resolve() != child.resolve()]
+    prefix = parent.rpartition("/")[0]
+    files = (
+        []
+        if path.resolve().is_relative_to(shipped().resolve())
+        else [f"{prefix}/{name}" if prefix else name for name in siblings]
+    )
+    known = [*files, *_shipped_names()]
+    meant = next((name for name in _shipped_names() if name == _bare(parent)), "") or nearest_recipe(parent, known)
+    return one_of_recipes(parent, known, meant), f"extends = {json.dumps(meant)}" if meant else ""
+
+
+def _shipped_names() -> list[str]:
+    return sorted(path.relative_to(shipped()).with_suffix("").as_posix() for path in shipped().rglob("*.toml"))

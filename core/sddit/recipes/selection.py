@@ -136,7 +136,9 @@ class Selector:
             return None
         settings = {**table, **self._absolute(model, table, key)}
         try:
-            return validated(model, settings, table=key, where=self.merged.place, fix=fix, also=also)
+            return validated(
+                model, settings, table=key, where=self.merged.place, fix=fix, also=also, typed=self.merged.typed
+            )
         except SdditError as failure:
             corrected = with_corrected_keys(model, settings)
             self.add(failure.problems, blocks=corrected is None)
@@ -224,8 +226,22 @@ class Selector:
         elif near := nearest("name", table):
             got, fix = f"{near} = {quoted(table[near])}", f"rename {near!r} if it was meant, or run  {fix}"
             self.problem("SD-R109", f"'{key}.name' is missing", f"{key}.{near}", got, expect, fix)
+        elif others := self._other_labels(key):
+            fix = f"{key}.name = ... for a new one (run  {fix}), or one of the labels {', '.join(others)}"
+            if meant := nearest(key.partition(".")[2], others):
+                got, expect = "a table without a name", f"one of the labels {', '.join(others)}"
+                expect, fix = f"{expect}   (did you mean {meant!r}?)", fix.partition(", or")[0]
+                self.problem("SD-R109", f"there is no [{key}]", key, got, expect, f"correct the label, or {fix}")
+            else:
+                self.problem("SD-R109", f"'{key}.name' is missing", key, "nothing", expect, fix)
         else:
             self.problem("SD-R109", f"'{key}.name' is missing", key, "nothing", expect, fix)
+
+    def _other_labels(self, key: str) -> list[str]:
+        """Return the labels next to that of `loss.LABEL`; empty for other tables."""
+        table, _, label = key.partition(".")
+        tables = _table(self.merged.tables.get(table)) if table in LABELLED else {}
+        return sorted(other for other in tables if other != label)
 
     def _component(self, registry: Registry[Any], name: str, key: str) -> Component[Any] | None:
         if _is_code(name):

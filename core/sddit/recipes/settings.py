@@ -15,6 +15,16 @@ FREE: dict[str, Any] = {"free": True}
 
 Precision = Literal["fp32", "bf16", "fp64"]
 
+FP16 = "use train.precision = bf16: fp16 is not offered, since its range is too small without loss scaling"
+PRECISION_HINTS: Any = {
+    **dict.fromkeys(("fp16", "float16", "half", "16", "16-mixed", "amp", "mixed"), FP16),
+    **dict.fromkeys(("bfloat16", "bf16-mixed", "bf16-true"), "write bf16"),
+    **dict.fromkeys(("float32", "float", "single", "32", "tf32"), "write fp32"),
+    **dict.fromkeys(("float64", "double", "64"), "write fp64"),
+    **dict.fromkeys(("fp8", "float8", "int8"), "use train.precision = bf16, the shortest type offered"),
+}
+"""What to write instead of the names that other programs have for a precision."""
+
 
 class TrainSettings(Params):
     """`[train]`: length, batch, precision and saving."""
@@ -27,7 +37,11 @@ class TrainSettings(Params):
         description="Images of one forward pass, over all processes; gradients accumulate to one batch. Default: the "
         "batch.",
     )
-    precision: Precision = Field("fp32", description="fp32; bf16 (networks under autocast, losses in fp32); fp64.")
+    precision: Precision = Field(
+        "fp32",
+        description="fp32; bf16 (networks under autocast, losses in fp32); fp64.",
+        json_schema_extra={"hints": PRECISION_HINTS},
+    )
     deterministic: bool | None = Field(
         None, description="Same bits on every run of one machine type. Default: true on a CPU, false on CUDA."
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from sddit.errors import Problem, SdditError, one_of
@@ -27,6 +30,7 @@ def validated(
     where: str | Callable[[str], str] = "",
     fix: str = "",
     also: Sequence[str] = (),
+    typed: Callable[[str], str] = lambda key: "",
 ) -> M:
     """Return the settings from the keys of one table. Raises SdditError with every problem.
 
@@ -35,14 +39,15 @@ def validated(
         where: a location, or a function from a dotted key to where it was set.
         fix: a command that lists the keys of this table.
         also: further keys that the table may have, which are not in `given`: the `name` of a component.
+        typed: returns the text of an override of a dotted key; empty: it is not from the command line.
     """
     try:
         # As JSON, a list is a tuple, and nothing else is taken for what it is not.
         return model.model_validate_json(json.dumps(given, allow_nan=False))
     except ValidationError as failure:
         place = where if callable(where) else lambda key: where
-        found = (_problem(model, table, path, errors, place, fix, also) for path, errors in _grouped(failure, given))
-        raise SdditError(*found) from None
+        found = [_problem(model, table, path, errors, place, fix, also) for path, errors in _grouped(failure, given)]
+        raise SdditError(*(_as_typed(problem, model, table, typed) for problem in found)) from None
 
 
 def _grouped(failure: ValidationError, given: Mapping[str, Any]) -> list[tuple[Path, list[ErrorDetails]]]:
@@ -101,6 +106,8 @@ def _problem(
         case "literal_error" if isinstance(value, str) and len(errors) == 1:
             choices = [part.strip("'") for part in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
             what = "has no such choice"
+            if hint := _hint(field, value):
+                return Problem("SD-R108", f"{dotted!r} {what}", where, got, expect, hint)
             expect = one_of(value, filter(None, choices))
         case "value_error" | "assertion_error":
             what = f"is not allowed: {message}"
@@ -109,6 +116,32 @@ def _problem(
                 "SD-R103", f"{dotted!r} is of the wrong kind", where, got, expect, _suggested_fix(value, expect)
             )
     return Problem("SD-R108", f"{dotted!r} {what}", where, got, expect or message)
+
+
+def _hint(field: FieldInfo | None, value: str) -> str:
+    """Return the fix that a field states for a choice that others have: `{"hints": {"fp16": "..."}}`."""
+    extra = field.json_schema_extra if field else None
+    hints: Any = extra.get("hints", {}) if isinstance(extra, Mapping) else {}
+    return str(hints.get(value.casefold(), ""))
+
+
+def _as_typed(problem: Problem, model: type[BaseModel], table: str, typed: Callable[[str], str]) -> Problem:
+    """Return a problem of text that a shell took the quotes from, with the override that passes it as text."""
+    if problem.code != "SD-R103" or not problem.expect.startswith(("text", "list of text")):
+        return problem
+    dotted = problem.what.split("'")[1]
+    key = dotted.removeprefix(f"{table}.")
+    field, text = field_at(model, key.split(".")), typed(dotted)
+    if not text or not field or text.startswith(("[", "{", '"', "'")):
+        return problem
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, Mapping) else {}
+    if problem.expect.startswith("list"):
+        fix = shlex.quote(f"{dotted}={json.dumps([part.strip() for part in text.split(',')])}")
+    elif extra.get("path"):
+        fix = f"{dotted}=./{shlex.quote(text)}"
+    else:
+        fix = shlex.quote(f"{dotted}={json.dumps(text)}")
+    return replace(problem, got=f"{key} = {text}", fix=fix)
 
 
 def unknown_key(dotted: str, got: str, known: Sequence[str], where: str, fix: str = "") -> Problem:

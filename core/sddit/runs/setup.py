@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -72,7 +73,12 @@ def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: 
     if (sibling := newest_sibling(folder.path, recipe.name)) and not (folder.path / RECIPE).is_file():
         with suppress(SdditError):  # damage in another run folder does not concern this run
             for key, old, new, _ in differences(read_json(sibling / RECIPE), recipe.to_json()):
-                progress.note(f"differs from {sibling.name}: {key} {old} -> {new}")
+                progress.note(f"differs from {sibling.name}: {key} {_short(old)} -> {_short(new)}")
+
+
+def _short(value: Any) -> Any:
+    """Return the first digits of a hash, and any other value as it is."""
+    return f"{value[:12]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
 
 
 def newest_sibling(folder: Path, name: str) -> Path | None:

@@ -50,8 +50,12 @@ def choose_device(name: str, *, where: str = "--device") -> torch.device:
         what, expect, fix = f"torch {found} is too old", f"at least {oldest}", f"pip install 'torch>={oldest}'"
         raise error("SD-P211", what, where="this Python environment", got=found, expect=expect, fix=fix)
     if name == "cuda" and not torch.cuda.is_available():
-        what, fix = "no CUDA device is usable here", "--device cpu" if where == "--device" else f'{where}="cpu"'
-        raise error("SD-P230", what, where=where, got="cuda", expect="cpu", fix=fix)
+        build = f"PyTorch {torch.__version__}, " + (
+            f"built for CUDA {torch.version.cuda}, finds no GPU" if torch.version.cuda else "built without CUDA"
+        )
+        fix = "--device cpu" if where == "--device" else f'{where}="cpu"'
+        fix += "" if torch.version.cuda else ", or install a CUDA build: see pytorch.org"
+        raise error("SD-P230", "no CUDA device is usable here", where=where, got=build, expect="cpu", fix=fix)
     if name not in ("cpu", "cuda"):
         raise error("SD-R162", f"no device {name!r}", where=where, got=name, expect="one of cpu, cuda")
     if name == "cuda" and processes.world_size() > 1:

@@ -136,14 +136,13 @@ def _refuse_dark(mean: Sequence[float], std: Sequence[float], settings: FolderSe
 def list_images(settings: FolderSettings) -> Listing:
     """Walk the folder. Raises SD-D300, -D304, -D310, -D314, -D331 or -D332, several problems at once."""
     root = expand_user(settings.path, "dataset.path")
-    if not root.is_dir():
-        raise error(
-            "SD-D300",
-            "this folder of images does not exist",
-            where="dataset.path",
-            got=settings.path,
-            fix="correct the path",
-        )
+    try:
+        got = "" if root.is_dir() else settings.path
+    except OSError as failure:  # a name that is too long
+        got = failure.strerror or str(failure)
+    if got:
+        what = "this folder of images does not exist"
+        raise error("SD-D300", what, where="dataset.path", got=got, fix="correct the path")
     root = root.resolve()
     try:
         files = sorted(_files(root), key=lambda file: os.fsencode(file.name))
@@ -252,10 +251,8 @@ def _class_problems(
             for name in names
             if not _is_utf8(name)
         )
-        for file in images:
-            if not _class_of(file.name):
-                what = "an image is next to the class folders"
-                yield Problem("SD-D314", what, where=file.name, fix="move it into one, or set dataset.labels=false")
+        if loose := [file.name for file in images if not _class_of(file.name)]:
+            yield _loose_problem(loose, names)
     kept = [file for file in images if _is_utf8(file.name) and split_of(file.name, settings.holdout) == "train"]
     used, trained = ({_class_of(file.name) for file in group} for group in (images, kept))
     for name in names if settings.labels else ():
@@ -266,6 +263,17 @@ def _class_problems(
             yield Problem("SD-D304", what, where=f"{root}/{name}", fix="add images or lower dataset.holdout")
     if not kept:
         yield Problem("SD-D304", "no image is left to train on", where="dataset.holdout", fix="add images or lower it")
+
+
+def _loose_problem(loose: Sequence[str], names: Iterable[str]) -> Problem:
+    """Return one problem for all images that are next to the class folders, or that have none."""
+    images = f"{len(loose)} images are" if len(loose) > 1 else "an image is"
+    has_classes = any(True for _ in names)
+    what = f"{images} next to the class folders" if has_classes else f"{images} in no class folder"
+    move = "move them into one" if len(loose) > 1 else "move it into one"
+    got = ", ".join(loose[:MAX_PROBLEMS]) + (", ..." if len(loose) > MAX_PROBLEMS else "")
+    fix = f"{move}, or set dataset.labels=false"
+    return Problem("SD-D314", what, where=loose[0], got=got if len(loose) > 1 else "", fix=fix)
 
 
 def _is_utf8(name: str) -> bool:

@@ -108,7 +108,10 @@ def test_explain_accepts_short_codes(sddit_run):
     assert sddit_run("explain", "p201").stdout == sddit_run("explain", "SD-P201").stdout
     assert "SD-P201" in sddit_run("explain").stdout
     assert list(json.loads(sddit_run("explain", "p201", "--json").stdout)) == ["SD-P201"]
-    assert "SD-R171" in sddit_run("explain", "SD-Z999").stderr
+    for code in ("201", "sdp201", "SD-201", "sd-p201", "P-201"):
+        assert sddit_run("explain", code).stdout == sddit_run("explain", "SD-P201").stdout
+    for code in ("SD-Z999", "999", "20", "c201"):
+        assert "SD-R171" in sddit_run("explain", code).stderr
 
 
 def test_new_plugins_pass_their_own_tests(sddit_run, tmp_path):
@@ -161,6 +164,13 @@ def test_new_plugin_refuses_names_in_use(sddit_run, name, why):
     result = sddit_run("new-plugin", name)
     assert (result.status, "SD-R172" in result.stderr, why in result.stderr) == (2, True, True)
     assert f"sddit-run new-plugin {name}_loss" in result.stderr
+
+
+def test_new_plugin_refuses_the_name_of_a_component_of_its_kind(sddit_run, toys):
+    result = sddit_run("new-plugin", "toy_agreement")
+    assert (result.status, "the name of a loss of the plugin toy," in result.stderr) == (2, True), result.stderr
+    assert "sddit-run new-plugin toy_agreement_loss" in result.stderr
+    assert sddit_run("new-plugin", "toy_agreement", "--kind", "sampler").status == 0
 
 
 def test_new_plugin_overwrites_nothing(sddit_run, tmp_path):
@@ -476,3 +486,15 @@ def test_bench_compares_recipes(sddit_run, toy_recipe):
     assert [figure["name"] for figure in found["figures"]] == ["toy", "toy"]
     assert found["figures"][0]["relative"] == 1
     assert found["peaks"]["fp32"] > 0
+
+
+def test_score_line_does_not_repeat_itself():
+    from types import SimpleNamespace
+
+    from sddit.cli.commands.run import score_line
+
+    known = {"fd_name": "FD", "fd": 62.2, "fd_all": 50.1, "times_floor": 40.0, "fd_floor": 1.56, "n": 100}
+    rest = {"precision": 0.5, "recall": 0.25, "class_accuracy": None}
+    once = score_line(SimpleNamespace(**known, **rest, samples=100))
+    assert once == "FD 62.2, 40.0 times its floor 1.56 at n = 100; precision 0.50, recall 0.25"
+    assert "; 50.1 at n = 1,000; " in score_line(SimpleNamespace(**known, **rest, samples=1000))

@@ -235,7 +235,7 @@ def test_refusals():
         frechet_distance(good, good[:, :2])
 
 
-def test_frechet_refuses_what_is_no_gaussian():
+def test_frechet_refuses_statistics_that_are_not_gaussian():
     mean, covariance = np.zeros(8), np.eye(8)
     bad_mean = mean.copy()
     bad_mean[3] = np.nan

@@ -25,6 +25,7 @@ from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.runs.pipeline import evaluate_run, run
 from sddit.storage.run_folder import recorded_ids
+from sddit.testing.toys.network import ToyFormat
 
 SIZES = {"hidden": 8, "depth": 1, "cls": True}
 
@@ -185,3 +186,31 @@ def test_argument_tables_merge_and_flatten() -> None:
     table = {"a": 1, "model": {"depth": 2, "heads": 4}}
     assert merge_tables(table, {"model": {"heads": 8}, "b": 2}) == {"a": 1, "b": 2, "model": {"depth": 2, "heads": 8}}
     assert flatten({**table, "_note": 1}) == {"a": 1, "model.depth": 2, "model.heads": 4}
+
+
+def test_folder_is_read_with_the_config_next_to_the_weights(
+    toy_file: Path, tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToyFormat, "note", "The null label is {num_classes}.")
+    exported = export_run(brought_in(toy_file, tmp_path).folder, layout="toy", out=tmp_path / "their")
+    assert exported.note == "The null label is 7."
+    assert "The null label is 7." in (tmp_path / "their/README.md").read_text()
+    stated = f"config: {tmp_path / 'their/config.json'}"
+    for path in (tmp_path / "their", tmp_path / "their/model.safetensors"):
+        imported = brought_in(path, tmp_path)
+        assert (imported.converted.guessed, imported.notes) == ({}, (stated,))
+    assert brought_in(tmp_path / "their", tmp_path).recipe.name == "their"
+    with pytest.raises(SdditError, match=r"SD-C455(.|\n)*\[8, 16\], not \[8, 4\]"):  # what is given overrides the file
+        brought_in(tmp_path / "their", tmp_path, config={"patch": 2})
+    (tmp_path / "their/config.json").write_text("[")
+    with pytest.raises(SdditError, match=r"SD-C454(.|\n)*cannot read the config(.|\n)*their/config\.json"):
+        brought_in(tmp_path / "their", tmp_path)
+    (tmp_path / "their/config.json").unlink()
+    assert brought_in(tmp_path / "their", tmp_path).converted.guessed != {}
+    with pytest.raises(SdditError, match=r"SD-C444(.|\n)*no weights of this layout(.|\n)*model\.safetensors"):
+        brought_in(tmp_path, tmp_path)
+
+
+def test_folder_of_our_own_export_needs_no_import(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(SdditError, match=r"SD-C444(.|\n)*sddit-run sample"):
+        brought_in(export_run(finished).folder, tmp_path)

@@ -60,11 +60,6 @@ def test_flat_file_is_one_set(tmp_path: Path) -> None:
         read(saved(tmp_path / "y.pt", NESTED), "best")
 
 
-def test_prefixes_of_wrappers_are_removed(tmp_path: Path) -> None:
-    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in STATE.items()}
-    assert read(saved(tmp_path / "x.pt", {"model": wrapped})).state.keys() == STATE.keys()
-
-
 def test_untrusted_pickle_is_not_opened_under_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sddit.exchange.files.load_pickle", lambda path: pytest.fail("it was opened"))
     for name in ("x.pt", "x.safetensors", "x.bin"):
@@ -201,3 +196,28 @@ def test_damaged_safetensors_file_is_reported(tmp_path: Path) -> None:
             read_weight_file(tmp_path / "x.safetensors")
     with pytest.raises(SdditError, match="SD-C444"):
         read_weight_file(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "code"),
+    [
+        ("float8_e5m2", ""),
+        ("int8", ""),
+        ("float64", "SD-C404"),
+        ("complex128", "SD-C404"),
+        *((name, "SD-C440") for name in ("quint8", "load", "serialization", "float")),
+    ],
+)
+def test_types_of_eight_bits_are_read_and_no_type_reads_beyond_the_data(tmp_path: Path, dtype: str, code: str) -> None:
+    saved(tmp_path / "x.pt", {"a": torch.ones(3).to(torch.float8_e4m3fn)})
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as archive,
+        zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_STORED) as other,
+    ):
+        for member in archive.infolist():
+            other.writestr(member.filename, archive.read(member).replace(b"float8_e4m3fn", dtype.encode()))
+    if code:
+        with pytest.raises(SdditError, match=code):
+            read(tmp_path / "y.pt")
+    else:
+        assert read(tmp_path / "y.pt").state["a"].dtype == getattr(torch, dtype)

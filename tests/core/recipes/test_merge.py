@@ -83,7 +83,8 @@ def test_a_missing_parent_is_named_with_its_line_and_neighbours(write: Write) ->
     write("base/fashion.toml", "a = 1")
     found = refused(write("a.toml", 'a = 1\nextends = "base/fashin.toml"'))
     assert (found.code, found.where) == ("SD-R121", "a.toml:2")
-    assert "did you mean 'fashion.toml'?" in found.expect
+    assert "did you mean 'base/fashion.toml'?" in found.expect
+    assert found.fix == 'extends = "base/fashion.toml"'
 
 
 @pytest.mark.parametrize("value", ["1", '["a.toml", "b.toml"]', '"a.json"', '"/etc/a.toml"'])
@@ -98,7 +99,27 @@ def test_a_shipped_recipe_is_extended_by_its_name(write: Write) -> None:
     assert load(write("mine/a.toml", f'extends = "{name}"\na = 1')).tables.keys() > {"a", "train"}
     found = refused(write("b.toml", 'extends = "base/digit"'))
     assert (found.code, found.where) == ("SD-R121", "b.toml:1")
-    assert "did you mean 'digits.toml'?" in found.expect
+    assert "did you mean 'base/digits'?" in found.expect
+
+
+@pytest.mark.parametrize("name", ["quickstart.toml", "quickstrat", "recipes/quickstart.toml", "base/quickstart.toml"])
+def test_a_shipped_recipe_to_extend_is_suggested_by_its_name(write: Write, name: str) -> None:
+    write("quickly.toml", "a = 1")
+    found = refused(write("smart.toml", f'extends = "{name}"'))
+    assert (found.code, found.fix) == ("SD-R121", 'extends = "quickstart"')
+    assert "smart.toml" not in found.expect  # itself
+
+
+def test_links_that_lead_to_each_other_are_named(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "one.toml").symlink_to("two.toml")
+    (tmp_path / "two.toml").symlink_to("one.toml")
+    (tmp_path / "gone.toml").symlink_to("nowhere.toml")
+    for name, what in (("one", "a link that leads back to itself"), ("gone", "a broken link")):
+        for path in (Path(f"{name}.toml"), write("mine.toml", f'extends = "{name}.toml"')):
+            found = refused(path)
+            assert (found.code, what in found.what, "did you mean" in found.expect) == ("SD-R121", True, False)
+    (tmp_path / "good.toml").symlink_to(write("real.toml", "a = 1"))
+    assert load("good.toml").tables == {"a": 1}
 
 
 def test_plugins_are_united_and_remember_their_folder(write: Write) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sddit.errors import Problem, SdditError
-from sddit.recipes.parsing import MAX_BYTES, parse_value, quoted, read, scan
+from sddit.recipes.parsing import MAX_BYTES, MAX_LINE, parse_value, quoted, read, scan
 
 Write = Callable[[str, str], Path]
 
@@ -87,7 +87,7 @@ SYNTAX = {
     "---\na: 1\n": ("SD-R101", ""),
     '"loss.denoise.weight" = 0': ("SD-R102", "loss.denoise.weight = ..."),
     '"größe" = 1': ("SD-R132", ""),
-    "\ufeffx = 1": ("SD-R132", "UTF-8"),
+    "x = 1\ny = '\ufeff'": ("SD-R132", "delete"),
     "x = 1 # \u202e": ("SD-R132", "delete"),
     '"x\u200b" = 1': ("SD-R132", "delete"),
     "x = '\x00'": ("SD-R132", "delete"),
@@ -198,3 +198,19 @@ def test_values_are_shown_as_toml_writes_them() -> None:
 
 def test_the_scan_survives_what_the_parser_refuses() -> None:
     assert [entry.key for entry in scan("a = yes\n[b\n[c]\nd = '\n[e]\n")] == ["a", "c", "c.d", "e"]
+
+
+def test_a_byte_order_mark_of_utf8_is_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes("seed = 1\n[train]\nsteps = 2\n".encode("utf-8-sig"))
+    assert read(path).tables == {"seed": 1, "train": {"steps": 2}}
+    for encoding in ("utf-16", "utf-32"):
+        path.write_bytes("seed = 1\n".encode(encoding))
+        with pytest.raises(SdditError, match=r"SD-R132(.|\n)*save the file as UTF-8"):
+            read(path)
+
+
+def test_a_value_that_is_too_long_is_called_so() -> None:
+    assert parse_value("a" * MAX_LINE, "here") == "a" * MAX_LINE
+    with pytest.raises(SdditError, match=r"SD-R133: the value of an override is too long(.|\n)*4,097 characters"):
+        parse_value("a" * (MAX_LINE + 1), "here")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,7 +311,17 @@ def test_value_schedules_and_moments_are_explained(
         ("seed=true", "SD-R103", ""),
         ("seed=9223372036854775807", "", ""),
         ("seed=9223372036854775808", "SD-R106", ""),
-        ("evaluate.weights=3", "SD-R103", "put the text in quotes"),
+        ("evaluate.weights=3", "SD-R103", """'evaluate.weights="3"'"""),
+        ("evaluate.weights=1e5", "SD-R103", """'evaluate.weights="1e5"'"""),
+        ("evaluate.weights=true", "SD-R103", """'evaluate.weights="true"'"""),
+        ("evaluate.features=pixels", "SD-R103", """'evaluate.features=["pixels"]'"""),
+        ("evaluate.features=a, b", "SD-R103", """'evaluate.features=["a", "b"]'"""),
+        ("start.run=2024", "SD-R103", "start.run=./2024"),
+        ("start.run=1e5", "SD-R103", "start.run=./1e5"),
+        ("train.precision=fp16", "SD-R108", "bf16: fp16 is not offered"),
+        ("train.precision=FLOAT32", "SD-R108", "write fp32"),
+        ("loss.denois.weight=2", "SD-R109", "correct the label, or loss.denois.name = ..."),
+        ("loss.other.weight=2", "SD-R109", "one of the labels denoise"),
         ("loss.nothing=false", "SD-R134", ""),
         ("ema.student.decay=0.5", "SD-R103", ""),
         ("loss=1", "SD-R103", ""),
@@ -438,3 +450,50 @@ def test_a_misspelt_name_is_named_where_it_stands(problems: Problems, base: str)
     assert (found.code, found.what, found.got) == ("SD-R109", "'sampler.name' is missing", 'nmae = "toy"')
     assert found.where.endswith("recipe.toml:20")
     assert found.fix.startswith("rename 'nmae' if it was meant")
+
+
+def test_a_label_with_swapped_letters_is_recognized(problems: Problems, resolved: Resolve, base: str) -> None:
+    (found,) = problems(base, "loss.denosie.weight=2")
+    assert "did you mean 'denoise'?" in found.expect
+    (found,) = problems(base, "train.precision=fp61")
+    assert "did you mean 'fp64'?" in found.expect
+    with_ema = base + "[ema.main]\ndecay = 0.9\n"
+    assert any("did you mean ema.main?" in text for text in resolved(with_ema, "ema.mian.decay=0.8").warnings)
+    assert not any("did you mean" in text for text in resolved(with_ema, "ema.slow.decay=0.8").warnings)
+    assert not any("did you mean" in text for text in resolved(with_ema + "[ema.mian]\ndecay = 0.8\n").warnings)
+
+
+def test_text_in_a_file_gets_no_quotes_of_a_shell(problems: Problems, base: str) -> None:
+    (found,) = problems(base + "[evaluate]\nweights = 3\n")
+    assert (found.got, found.fix) == ("weights = 3", "put the text in quotes")
+
+
+def test_a_run_that_is_too_short_gets_the_command_that_works(problems: Problems, resolved: Resolve, base: str) -> None:
+    warm = base + "[optimizer]\nwarmup = 8\n"
+    typed = ("train.steps=3", "loss.denoise.weight=2")
+    (found,) = problems(warm, *typed)
+    command = shlex.split(found.fix)
+    assert command[0] == "sddit-run"
+    assert command[2:] == [*typed, "optimizer.warmup=0.1"]
+    resolved(warm, *command[2:])
+    later = warm.replace('[loss.denoise]\nname = "toy"\n', '[loss.denoise]\nname = "toy"\nuntil = 9\n')
+    found_both = problems(later, "train.steps=3")
+    assert len({one.fix for one in found_both}) == 1
+    resolved(later, *shlex.split(found_both[0].fix)[2:])
+    (found,) = problems(base.replace("steps = 10", "steps = 3") + "[optimizer]\nwarmup = 8\n")
+    assert found.fix == "optimizer.warmup = 0.1"
+
+
+@pytest.mark.parametrize(
+    "name", ["caf\u00e9", "cafe\u0301", "my run", "\u0939\u093f\u0928\u094d\u0926\u0940", "\u4e00"]
+)
+def test_letters_of_every_alphabet_and_spaces_can_name_a_recipe(write: Write, host: Host, base: str, name: str) -> None:
+    assert resolve(write(f"{name}.toml", base), host=host).name == unicodedata.normalize("NFC", name)
+
+
+@pytest.mark.parametrize("name", ["(draft) a+b", "a:b", "#1", "-a"])
+def test_another_name_is_proposed(write: Write, host: Host, base: str, name: str) -> None:
+    with pytest.raises(SdditError, match=r"SD-R103(.|\n)*rename the file, such as to ([\w-]+\.toml)") as caught:
+        resolve(write(f"{name}.toml", base), host=host)
+    near = caught.value.problems[0].fix.rpartition(" ")[2]
+    assert resolve(write(near, base), host=host).name == near.removesuffix(".toml")

@@ -47,8 +47,30 @@ def test_a_missing_one_gets_the_nearest_name(write: Write, shipped: Path) -> Non
     (found,) = caught.value.problems
     assert (found.code, found.expect) == (
         "SD-R121",
-        "one of base/digits, mine, quickstart   (did you mean 'quickstart'?)",
+        "one of mine, quickstart, base/digits   (did you mean 'quickstart'?)",
     )
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("recipes/quickstrat.toml", "quickstart"),
+        ("quickstrat.toml", "quickstart"),
+        ("Quickstart", "quickstart"),
+        ("digit", "base/digits"),
+        ("base/digit.toml", "base/digits"),
+        ("recipes/base/digist", "base/digits"),
+        ("xyzzy", ""),
+    ],
+)
+def test_the_nearest_name_is_found_without_folders_and_suffix(shipped: Path, typed: str, meant: str) -> None:
+    assert lookup.nearest_recipe(typed, ["base/digits", "quickstart"]) == meant
+
+
+def test_names_with_few_folders_are_listed_first() -> None:
+    known = [*(f"ablations/{number}" for number in range(30)), "base/x", "quickstart"]
+    assert lookup.one_of_recipes("z", known).startswith("one of quickstart, ablations/0,")
+    assert lookup.one_of_recipes("z", known).endswith(", ...")
 
 
 @pytest.mark.parametrize("source", ["", ".", "recipes", "../quickstart", "/quickstart", "nothing.json"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+
 import click
 
 from sddit.cli.options import SdditCommand, json_option
@@ -36,7 +39,7 @@ def explain(code: str | None, as_json: bool) -> None:
     """Explain an error code: its cause and what to do."""
     pages = catalogue()
     if code is not None:
-        code = code.upper() if code.upper().startswith("SD-") else f"SD-{code.upper()}"
+        code = full_code(code, pages)
         if code not in pages:
             raise error("SD-R171", f"unknown error code {code!r}", where="command line", expect=one_of(code, pages))
         pages = {code: pages[code]}
@@ -53,3 +56,10 @@ def explain(code: str | None, as_json: bool) -> None:
         out.print(f"\n{page['cause']}\n")
         out.print(f"What to do: {page['remedy']}\n")
         out.print(f"Exit status {page['exit']}: {EXITS[page['exit']]}.", style="dim")
+
+
+def full_code(typed: str, codes: Collection[str]) -> str:
+    """Return the code meant by `sd-p220`, `P220` or `220`; if there is none, what was typed, in capitals."""
+    short = re.sub(r"^SD[-_ ]?|[^A-Z0-9]", "", typed.strip().upper())
+    matches = [code for code in codes if code in (f"SD-{short}", f"SD-{code[3]}{short}")]
+    return matches[0] if len(matches) == 1 else f"SD-{short}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,8 @@ import click
 
 from sddit.cli.options import LayoutOption, PathOption, SdditCommand, non_empty
 from sddit.cli.output import echo, notice
-from sddit.errors import error
-from sddit.exchange.layouts import NO_LABEL_DROP, flatten, merge_tables
+from sddit.exchange.layouts import NO_LABEL_DROP, flatten, merge_tables, read_config_file
 from sddit.plugins.host import host
-from sddit.storage.atomic import open_file
-from sddit.storage.output_folder import verify_file
 
 if TYPE_CHECKING:
     from sddit.exchange.importing import Imported
@@ -26,8 +22,8 @@ sddit-run import DiT-XL-2-256x256.safetensors --layout dit
 sddit-run import maskdit.pt --layout maskdit --weights ema --trust-pickle
 sddit-run import weights.safetensors --layout dit --config num_heads=12
 sddit-run import weights.safetensors --layout mdtv2 --recipe my.toml
+sddit-run import DiT-XL-2-256/transformer --layout diffusers
 """
-MAX_CONFIG = 2**20  # bytes
 
 
 @click.command("import", cls=SdditCommand, examples=EXAMPLES)
@@ -43,7 +39,10 @@ MAX_CONFIG = 2**20  # bytes
     "--recipe", type=non_empty, metavar="RECIPE", help="Recipe of these weights.  [default: a new one, without data]"
 )
 @click.option(
-    "--weights", type=non_empty, metavar="NAME", help="Set of weights in a nested file.  [default: ema, else model]"
+    "--weights",
+    type=non_empty,
+    metavar="NAME",
+    help="Set of weights, or the prefix of their names.  [default: ema, else model]",
 )
 @click.option(
     "--trust-pickle",
@@ -82,33 +81,23 @@ def read_config(words: Sequence[str]) -> dict[str, Any]:
     """Merge JSON files and `key=value` words, later ones win. `model.num_heads=16` sets a key inside a table."""
     from sddit.recipes.merge import parse_override
 
-    return merge_tables(*(parse_override(word).table if "=" in word else read_file(Path(word)) for word in words))
-
-
-def read_file(path: Path) -> Mapping[str, Any]:
-    verify_file(path)
-    try:
-        with os.fdopen(open_file(path), "rb") as file:
-            value = json.loads(file.read(MAX_CONFIG))
-    except (OSError, ValueError, RecursionError) as fault:
-        raise error(
-            "SD-C454", "cannot read the config", where=str(path), got=str(fault), expect="JSON, or KEY=VALUE"
-        ) from None
-    if not isinstance(value, dict):
-        raise error("SD-C454", "the config is not a table", where=str(path), expect="a JSON object")
-    return value
+    return merge_tables(
+        *(parse_override(word).table if "=" in word else read_config_file(Path(word)) for word in words)
+    )
 
 
 def print_imported(imported: Imported) -> None:
-    """Print which arguments follow from the tensors, which were guessed, and the run folder."""
+    """Print which arguments follow from the tensors, which were guessed, what was changed, and the run folder."""
     converted = imported.converted
     groups = {"from the tensors": flatten(converted.inferred), "guessed": converted.guessed}
     for title, arguments in groups.items():
         if arguments:
             echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
-    if imported.file.set_name:
-        echo(f"weights: {imported.file.set_name}, step {imported.file.step}")
+    for note in imported.notes:
+        echo(note)
+    if imported.set_name:
+        echo(f"weights: {imported.set_name}, step {imported.file.step}")
     if converted.never_drops_labels:
         echo(f"note: {NO_LABEL_DROP}")
     echo(f"{'already imported' if imported.existed else 'run'}: {imported.folder}")
-    echo(f"next: sddit-run sample {imported.folder}")
+    echo(f"next: sddit-run sample {shlex.quote(str(imported.folder))}")

@@ -84,7 +84,7 @@ def _holds(path: Path, text: str) -> bool:
 def refuse_bad_name(name: str, kind: str) -> None:
     """Raise SD-R172 unless the name can be that of a module, a class and a component."""
     valid = re.fullmatch(r"[a-z][a-z0-9_]*", name)
-    holder = holder_of(name) if valid else ""
+    holder = holder_of(name, kind) if valid else ""
     if valid and not holder:
         return
     guess = f"{name}_{kind}" if valid else re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_0123456789")
@@ -98,12 +98,15 @@ def refuse_bad_name(name: str, kind: str) -> None:
     )
 
 
-def holder_of(name: str) -> str:
+def holder_of(name: str, kind: str) -> str:
     """Return what already has the name, so that the plugin would not be found or would hide it; empty: nothing."""
     if keyword.iskeyword(name):
         return "a reserved word of Python"
     if name == "sddit" or ((row := host().rows.get(name)) and row.builtin):
         return "the name of a built-in plugin"
+    registry = next(registry for registry in host().registries.all().values() if registry.slot == kind)
+    if owners := [one.origin for one in registry if one.name == name]:
+        return f"the name of a {kind} of the plugin {owners[0]}, so recipes could not use it by its name"
     if name in sys.stdlib_module_names:
         return "a module of Python's standard library"
     spec = find_spec(name)

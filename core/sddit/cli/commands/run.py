@@ -22,7 +22,7 @@ from sddit.cli.output import (
 )
 from sddit.cli.streams import release_stdout
 from sddit.distributed import processes
-from sddit.errors import SdditError, error, one_of, printable, raise_all
+from sddit.errors import SdditError, error, printable, raise_all
 from sddit.plugins.host import host
 from sddit.training.devices import unavailable_reason
 
@@ -187,10 +187,11 @@ def score_line(scores: Scores) -> str:
     """Return `FD-MobileNetV2 0.14, 2.4 times its floor 0.057 at n = 360; precision 0.68, recall 0.84`."""
     parts = [
         f"{scores.fd_name} {scores.fd:.3g}, {scores.times_floor:.1f} times its floor {scores.fd_floor:.3g} "
-        f"at n = {scores.n:,}",
-        f"{scores.fd_all:.3g} at n = {scores.samples:,}",
-        f"precision {scores.precision:.2f}, recall {scores.recall:.2f}",
+        f"at n = {scores.n:,}"
     ]
+    if scores.samples != scores.n:
+        parts.append(f"{scores.fd_all:.3g} at n = {scores.samples:,}")
+    parts.append(f"precision {scores.precision:.2f}, recall {scores.recall:.2f}")
     if scores.class_accuracy is not None:
         parts.append(f"class accuracy {scores.class_accuracy:.3f}")
     return "; ".join(parts)
@@ -223,7 +224,7 @@ def refuse_unknown_word(word: str) -> None:
             f"{word!r} is neither a recipe nor a command",
             where="command line",
             got=word,
-            expect=one_of(word, known, max_names=20),
+            expect=lookup.one_of_recipes(word, known),
             fix="run  sddit-run --help  for the list of commands",
         ) from None
 

@@ -126,5 +126,5 @@ def _ramps(settings: BaseModel, key: str, total: int) -> Iterator[Problem]:
 def _within_run(key: str, moment: float, total: int) -> Iterator[Problem]:
     if isinstance(moment, int) and moment > total:
         what = f"{key!r} is after the end of the run"
-        fix = f"{key} = {total}, or a fraction of the run such as 0.1"
-        yield conflict(what, key, f"{moment} of {total} steps", f"at most {total}", fix)
+        fix = f"{key}=0.1" if key == "optimizer.warmup" else f"{key}=1.0"  # a fraction fits any length
+        yield conflict(what, key, f"{moment} of {total} steps", f"at most {total}, or a fraction such as 0.1", fix)

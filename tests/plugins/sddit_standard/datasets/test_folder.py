@@ -196,6 +196,22 @@ def test_without_labels_images_may_lie_anywhere(tmp_path: Path) -> None:
     assert not data.fetch(range(25))[1].any()
 
 
+def test_loose_images_are_one_problem(tmp_path: Path) -> None:
+    root = make(tmp_path / "d")
+    for number in range(9):
+        paint(root / f"loose{number}.png", 5)
+    with pytest.raises(SdditError) as caught:
+        params(root).facts()
+    (problem,) = caught.value.problems
+    assert problem.what == "9 images are next to the class folders"
+    assert problem.got == "loose0.png, loose1.png, loose2.png, loose3.png, loose4.png, ..."
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    paint(flat / "a.png", 5)
+    with pytest.raises(SdditError, match="an image is in no class folder"):
+        params(flat).facts()
+
+
 def test_an_empty_test_split_has_no_images(tmp_path: Path) -> None:
     data = folder(params(make(tmp_path / "d"), holdout=0.0), split="test")
     assert len(data) == 0
