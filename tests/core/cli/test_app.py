@@ -151,7 +151,7 @@ def test_control_characters_of_a_message_are_escaped(sddit_run, failing):
     [(KeyboardInterrupt(), 130), (click.Abort(), 130), (SystemExit(143), 143)],
 )
 def test_interrupt_prints_no_traceback(sddit_run, failing, failure, status, monkeypatch):
-    monkeypatch.setattr("sddit.cli.failures.os.dup2", lambda *_: None)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
     if isinstance(failure, SystemExit):
         with pytest.raises(SystemExit, match="143"):
             sddit_run(failing(failure))
