@@ -9,7 +9,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -94,7 +94,12 @@ def one_of(name: str, known: Iterable[str], max_names: int = 12) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` with control, bidi and line-breaking characters escaped, safe for a terminal."""
+    """Return `text` with control, bidi and line-breaking characters escaped, safe for a terminal.
+
+    Names of files that an ASCII locale could not decode are UTF-8 again, if that is what their bytes are.
+    """
+    with suppress(UnicodeError):
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

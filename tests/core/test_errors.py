@@ -84,3 +84,9 @@ def test_the_fix_defaults_to_a_remedy_that_is_a_concrete_action() -> None:
     assert "  fix:    type this" in Problem("SD-P202", "x", fix="type this").lines()
     assert not any("fix:" in line for line in Problem("SD-R102", "x").lines()), "a general remedy"
     assert not any("fix:" in line for line in Problem("ACME-1", "x").lines()), "a code of a plugin"
+
+
+def test_a_name_that_an_ascii_locale_could_not_decode_is_readable():
+    undecoded = "runs-ü😀".encode().decode("ascii", "surrogateescape")
+    assert printable(undecoded) == "runs-ü😀"
+    assert printable(b"x\xff".decode("ascii", "surrogateescape")) == "x\\udcff"

@@ -32,7 +32,7 @@ def open_outputs() -> None:
 
 
 def reserve_stdout() -> None:
-    """Let only `print_json` write to stdout. Whatever else writes to it, also to descriptor 1, writes to stderr.
+    """Let only `print_json` write to stdout. All other output to it, also to descriptor 1, goes to stderr.
 
     A plugin may print, and so may a library that it uses.
     """

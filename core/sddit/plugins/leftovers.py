@@ -21,7 +21,7 @@ _fork_stack: list[tuple[str, int]] = []  # (file, line) of the frames that forke
 
 
 def end_in_time(status: int, announce: Callable[[str], None]) -> None:
-    """Let this process, which is about to exit, end with `status` after GRACE seconds whatever is still running.
+    """Let this process, which is about to exit, end with `status` within GRACE seconds.
 
     Python waits at exit for each thread that is not a daemon, for processes of multiprocessing, and for functions of
     atexit, without a limit.

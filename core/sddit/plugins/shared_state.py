@@ -43,7 +43,7 @@ def is_open(descriptor: int) -> str:
 
 
 def settings() -> dict[str, Callable[[], Any]]:
-    """Return how to read each setting that is compared, by the name that a message gives it."""
+    """Return how to read each setting that is compared, by its name in messages."""
     import torch
 
     return {

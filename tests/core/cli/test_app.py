@@ -151,7 +151,7 @@ def test_control_characters_of_a_message_are_escaped(sddit_run, failing):
     [(KeyboardInterrupt(), 130), (click.Abort(), 130), (SystemExit(143), 143)],
 )
 def test_interrupt_prints_no_traceback(sddit_run, failing, failure, status, monkeypatch):
-    monkeypatch.setattr("sddit.cli.failures.os.dup2", lambda *_: None)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
     if isinstance(failure, SystemExit):
         with pytest.raises(SystemExit, match="143"):
             sddit_run(failing(failure))
@@ -272,15 +272,23 @@ def test_closed_output_is_not_a_failure(closed):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("settings", [{"LC_ALL": "C", "TERM": "dumb", "HOME": ""}, {"PYTHONIOENCODING": "ascii"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"LC_ALL": "C", "TERM": "dumb", "HOME": ""},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TMPDIR": "/nonexistent"},
+    ],
+)
 def test_minimal_environment_is_not_a_failure(settings, tmp_path):
     code = (
-        "import sys; from sddit.cli.app import open_outputs, call\n"
+        "import sys; from sddit.cli.app import call; from sddit.cli.streams import open_outputs\n"
         "open_outputs(); print(chr(963)); sys.exit(call(['explain']))"
     )
-    environment = {"PATH": os.environ["PATH"], **settings}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **settings}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith("σ".encode())  # not a question mark: a path can be copied
 
 
 @pytest.mark.parametrize("words", [["plugins"], ["explain", "--json"]])
