@@ -14,6 +14,7 @@ import click
 from sddit import __version__
 from sddit.cli import failures
 from sddit.cli.commands.bench import bench
+from sddit.cli.commands.check import check
 from sddit.cli.commands.evaluate import evaluate
 from sddit.cli.commands.explain import explain
 from sddit.cli.commands.export import export
@@ -31,7 +32,21 @@ from sddit.cli.output import State, notice, redirect_to_null
 from sddit.distributed import processes
 from sddit.distributed.signals import end_at_signals
 
-COMMANDS = (plugins, show, sample, evaluate, table, publish, export, import_weights, bench, verify, new_plugin, explain)
+COMMANDS = (
+    plugins,
+    show,
+    sample,
+    evaluate,
+    table,
+    publish,
+    export,
+    import_weights,
+    bench,
+    verify,
+    new_plugin,
+    check,
+    explain,
+)
 ABOUT = (
     "Train the diffusion transformer that a recipe describes, sample and score it, and write a report. "
     "Rerun the same command to resume."

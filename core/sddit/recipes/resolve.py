@@ -13,6 +13,7 @@ from typing import Any, cast, get_args
 
 from sddit.data import seen_std
 from sddit.data.declared import declared_table
+from sddit.distributed.processes import world_size
 from sddit.errors import Problem, SdditError, raise_all
 from sddit.interfaces import AttentionParams, DataFacts, Selected
 from sddit.plugins.host import Host
@@ -31,7 +32,7 @@ ABLATION = "ablation"
 """The table of arms. It changes no other key: resolved, an ablation is its recipe without the arms."""
 
 TABLES = ("seed", "plugins", "extends", *SLOTS, *LABELLED, *SETTINGS, ABLATION)
-STATED = ("name", "data", "code")
+STATED = ("name", "data", "code", "processes")
 """Tables of resolved recipes only: the name, and what the data and the plugins were."""
 
 MEASURED = "measured"
@@ -128,6 +129,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         ema=ema,
         facts=facts,
         start=start,
+        processes=_processes(merged),
         plugin_digests=selector.used,
         plugin_files={plugin.resolved_name: plugin.path for plugin in merged.plugins if plugin.is_file},
         kernels={
@@ -221,6 +223,12 @@ def _with_measured(
     if selector.is_blocked:
         raise_all(selector.problems())
     return replace(schedule, params=params), measured, warnings
+
+
+def _processes(merged: Merged) -> int:
+    """Return the number of processes that a resolved recipe states, else that of this run."""
+    stated = merged.tables.get("processes") if merged.resolved else None
+    return stated if isinstance(stated, int) and not isinstance(stated, bool) else world_size()
 
 
 def _mentions_measured(annotation: Any) -> bool:
