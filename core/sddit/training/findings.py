@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -132,6 +133,8 @@ class Findings:
 
 def generator_states() -> dict[str, Any]:
     """Return the states of the global generators that can be in use."""
+    if "numpy" in sys.modules:
+        importlib.import_module("numpy.random")  # which numpy imports only when it is used
     found = {name: entry for name, entry in GENERATORS.items() if entry[0] in sys.modules}
     if not (
         torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # untyped in torch

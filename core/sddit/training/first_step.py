@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from sddit.errors import Problem, SdditError, raise_all, ran_out
-from sddit.interfaces import Context, Cost, LossParams, Outputs, View
+from sddit.interfaces import Context, Cost, LossParams, Outputs, View, Want
 from sddit.plugins.host import host
 from sddit.training import loss_checks
 from sddit.training.findings import Findings, generator_states, restore_generators
@@ -51,7 +51,7 @@ def check_losses(session: Session) -> list[str]:
                     f"loss {label!r} is not checked before the first step, since it cannot be copied: {failure}"
                 )
                 continue
-            scene = Scene(context, {name: views[name] for name in session.objective.read[label]}, outputs)
+            scene = scene_of(session, label, context, views, outputs)
             if scene.is_finite():
                 problems += examine(session, label, term, params, scene)
     raise_all(problems)
@@ -88,6 +88,24 @@ def sample_outputs(session: Session) -> tuple[Context, Mapping[str, View], dict[
         for name, request in session.objective.requests(labels, "student", views).items():
             outputs[name] = run_network(student.backbone, session.schedule, request, student.precision)
     return ctx, views, outputs
+
+
+def scene_of(
+    session: Session, label: str, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]
+) -> Scene:
+    """Return what a loss reads: what it declared alone, though other losses may ask the networks for more."""
+    objective = session.objective
+    wants = {**objective.wants([label], "student"), **objective.wants([label], "teacher")}
+    own = {name: views[name] for name in objective.read[label]}
+    return Scene(ctx, own, {name: restricted(outputs[name], wants[name]) for name in own})
+
+
+def restricted(outputs: Outputs, want: Want) -> Outputs:
+    """Return the part of the outputs that is wanted."""
+    taps = {tap: outputs.taps[tap] for tap in want.taps}
+    if not want.cls:
+        taps = {tap: dataclasses.replace(tokens, cls=None) for tap, tokens in taps.items()}
+    return dataclasses.replace(outputs, taps=taps) if want.output else Outputs(taps=taps)
 
 
 def examine(session: Session, label: str, term: nn.Module, params: LossParams, scene: Scene) -> list[Problem]:
