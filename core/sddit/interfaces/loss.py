@@ -63,7 +63,7 @@ class LossParams(Params):
     def couples_samples(self) -> bool:
         """Return whether the loss is one scalar for the entire batch, rather than one value per sample [B].
 
-        Its forward compares the samples of all processes, which `ctx.gather` and `ctx.mean` give it.
+        Its forward compares the samples of all processes: `ctx.gather` and `ctx.mean` reach those of the others.
         """
         return False
 

@@ -7,6 +7,8 @@ import sysconfig
 import traceback
 from pathlib import Path
 
+from sddit.errors import message_of
+
 IMPORTS = {
     "F": "import torch.nn.functional as F",
     "Field": "from pydantic import Field",
@@ -67,7 +69,7 @@ def suggest_fix(failure: BaseException, *, kind: str = "", masked: bool = False)
         kind: of the component, such as `losses`.
         masked: whether it read a view with hidden tokens.
     """
-    message = str(failure.args[0]) if failure.args else ""
+    message = message_of(failure)
     if isinstance(failure, NameError) and (name := getattr(failure, "name", None)) in IMPORTS:
         return f"add  {IMPORTS[name]}"
     if masked and isinstance(failure, (RuntimeError, ValueError)) and re.search(OTHER_SIZES, message):

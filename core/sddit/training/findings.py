@@ -101,7 +101,7 @@ class Findings:
 
     @contextlib.contextmanager
     def trying(self, doing: str, fix: str = "", *, masked: bool = False) -> Iterator[None]:
-        """Note what is raised inside, and continue after it. Memory that ran out is no finding."""
+        """Note what is raised inside, and continue after it. Errors of memory are raised again."""
         try:
             yield
         except SdditError as refusal:
