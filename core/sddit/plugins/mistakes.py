@@ -44,6 +44,11 @@ ANY_KIND: tuple[tuple[type[Exception], str, str], ...] = (
     (AttributeError, r"no attribute '_(?:modules|parameters|buffers|\w*hooks\w*|logged|non_persistent\w*)'", NO_SUPER),
     (RuntimeError, r"modified by an inplace operation|used in an in-place operation", IN_PLACE),
     (RuntimeError, r"same dtype|expected scalar type|but found (?:Double|Float|BFloat16|Half)", DTYPE),
+    (
+        RuntimeError,
+        r"non-annotated attribute was detected: `(couples_samples|per_process|trains_network)",
+        "annotate it, {}: ClassVar[bool] = ..., with  from typing import ClassVar; or make it a property",
+    ),
     (TypeError, r"got an unexpected keyword argument '\w+'", "accept further arguments: end the signature with **_"),
 )
 """(exception, pattern of its message, fix) for components of any kind."""

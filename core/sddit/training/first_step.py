@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from sddit.errors import Problem, SdditError, raise_all, ran_out
 from sddit.interfaces import Context, Cost, LossParams, Outputs, View, Want
 from sddit.plugins.host import host
+from sddit.plugins.mistakes import suggest_fix
 from sddit.training import loss_checks
 from sddit.training.findings import Findings, generator_states, restore_generators
 from sddit.training.inputs import context_of, make_batch, micro_batches, step_samples
@@ -115,7 +116,11 @@ def examine(session: Session, label: str, term: nn.Module, params: LossParams, s
     is_foreign = row is not None and not row.builtin
     raised = ("SD-P221", f"plugin {component.origin!r} raised an error")
     findings = Findings(f"loss.{label}", "losses", row.code if row and is_foreign else "", raised)
-    with findings.trying(f"loss {label!r} saw {scene.shown}", fix="correct the line above", masked=scene.masked):
+    doing = f"loss {label!r} saw {scene.shown}"
+    with (
+        findings.trying(doing, fix="correct the line above", masked=scene.masked),
+        few_samples(params, masked=scene.masked),
+    ):
         if loss_checks.check_value(findings, copy.deepcopy(term), params, scene) and (
             loss_checks.check_gradient(findings, term, params, scene)
             and loss_checks.check_independence(findings, term, params, scene)
@@ -125,6 +130,17 @@ def examine(session: Session, label: str, term: nn.Module, params: LossParams, s
     with findings.trying(f"loss {label!r} was asked what it costs"):
         loss_checks.check_parameters(findings, term, costs_of(session, params))
     return findings.problems
+
+
+@contextmanager
+def few_samples(params: LossParams, *, masked: bool) -> Iterator[None]:
+    """Ignore an error that is not known as a mistake, of a loss of the whole batch: it may need more samples."""
+    try:
+        yield
+    except Exception as failure:
+        known = isinstance(failure, SdditError) or suggest_fix(failure, kind="losses", masked=masked)
+        if known or not params.couples_samples:
+            raise
 
 
 def costs_of(session: Session, params: LossParams) -> list[Cost | None]:

@@ -322,6 +322,12 @@ MISTAKES = [
         "is not made of Want",
         "fix:",
     ),
+    Mistake(
+        "a property as an attribute",
+        [("    @property\n    def couples_samples(self):\n        return False\n", "    couples_samples = False\n")],
+        "A non-annotated attribute",
+        "couples_samples: ClassVar[bool]",
+    ),
     Mistake("returns None", returns("self.scale * loss"), "forward did not return a tensor", "return loss"),
     Mistake("returns a float", returns("return float(loss.mean())"), "forward did not return a tensor", "return loss"),
     Mistake("returns integers", returns("return loss.argsort()"), "returns integers", "fix:"),

@@ -213,3 +213,14 @@ def test_the_run_id_of_a_local_loss_depends_on_the_number_of_processes(
     monkeypatch.setattr(ToyLossParams, "per_process", True)
     assert replace(recipe, processes=2).run_id != recipe.run_id
     assert replace(recipe, processes=2).to_json()["processes"] == 2
+
+
+def test_a_coupled_loss_may_need_more_samples_than_the_check_takes(
+    new_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(monkeypatch, lambda self, ctx, views, outputs: squares(views, outputs).topk(6).values.mean())
+    monkeypatch.setattr(ToyLossParams, "couples_samples", True)
+    assert check_losses(new_session()) == []
+    monkeypatch.setattr(ToyLossParams, "couples_samples", False)
+    with pytest.raises(SdditError, match="raised an error"):
+        check_losses(new_session())
