@@ -103,13 +103,17 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def message_of(failure: BaseException) -> str:
+    """Return the message of an exception, also if its `__str__` fails."""
+    try:
+        return str(failure)
+    except Exception:
+        return "(no message: its __str__ fails)"
+
+
 def describe_exception(failure: BaseException, max_length: int = 240) -> str:
     """Return type and message of an exception on one line of at most `max_length` characters."""
-    try:
-        message = str(failure)
-    except Exception:
-        message = "(no message: its __str__ fails)"
-    text = " ".join(f"{type(failure).__name__}: {message}".split()).rstrip(": ")
+    text = " ".join(f"{type(failure).__name__}: {message_of(failure)}".split()).rstrip(": ")
     return text if len(text) <= max_length else f"{text[:max_length]} ..."
 
 
@@ -143,7 +147,7 @@ def memory_errors(where: str, *, got: str, fix: str) -> Iterator[None]:
 def ran_out(failure: BaseException) -> bool:
     """Return whether an exception means that device or host memory ran out."""
     return isinstance(failure, MemoryError) or (
-        type(failure).__name__ == "OutOfMemoryError" or HOST_MEMORY.search(str(failure)) is not None
+        type(failure).__name__ == "OutOfMemoryError" or HOST_MEMORY.search(message_of(failure)) is not None
     )
 
 

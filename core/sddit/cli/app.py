@@ -14,6 +14,7 @@ import click
 from sddit import __version__
 from sddit.cli import failures
 from sddit.cli.commands.bench import bench
+from sddit.cli.commands.check import check
 from sddit.cli.commands.evaluate import evaluate
 from sddit.cli.commands.explain import explain
 from sddit.cli.commands.export import export
@@ -33,7 +34,21 @@ from sddit.distributed import processes
 from sddit.distributed.signals import REQUESTS, end_at_signals, set_handlers
 from sddit.plugins.leftovers import end_if_forked, end_in_time
 
-COMMANDS = (plugins, show, sample, evaluate, table, publish, export, import_weights, bench, verify, new_plugin, explain)
+COMMANDS = (
+    plugins,
+    show,
+    sample,
+    evaluate,
+    table,
+    publish,
+    export,
+    import_weights,
+    bench,
+    verify,
+    new_plugin,
+    check,
+    explain,
+)
 ABOUT = (
     "Train the diffusion transformer that a recipe describes, sample and score it, and write a report. "
     "Rerun the same command to resume."

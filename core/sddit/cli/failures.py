@@ -20,6 +20,7 @@ from sddit.errors import SdditError, describe_exception, error, out_of_memory, p
 from sddit.interfaces.component import component_of
 from sddit.plugins.host import host
 from sddit.plugins.leftovers import suspects
+from sddit.plugins.mistakes import suggest_fix
 from sddit.storage.atomic import replace_file, storage_error
 
 BUG = 1
@@ -57,7 +58,7 @@ def user_error(failure: BaseException, state: State) -> SdditError | None:
                 f"plugin {row.name!r} raised an error",
                 where=f"{frame.filename}:{frame.lineno}",
                 got=got,
-                fix="correct the line above; --debug shows the full traceback",
+                fix=suggest_fix(failure) or "correct the line above; --debug shows the full traceback",
             )
     if unfit := contract_error(failure):
         return unfit
@@ -86,22 +87,26 @@ def name_suspects(known: SdditError) -> SdditError:
 
 
 def contract_error(failure: BaseException) -> SdditError | None:
-    """Return the error of a third-party component whose signature breaks its contract, if it is one.
+    """Return the error of a third-party component that fails outside its own lines, if it is one.
 
-    Such a call fails before it reaches the component, so the traceback has no line of the plugin.
+    A call with a wrong signature fails before it reaches the component, other mistakes inside torch.
     """
     name = component_of(failure)
     row = host().rows.get(name.rpartition("/")[0])
     if row is None or row.builtin:
         return None
     file = row.file or row.name
+    if not isinstance(failure, TypeError):
+        fix = suggest_fix(failure) or f"run  sddit-run check {file}  to test each part of its contract"
+        what = f"component {name!r} of a plugin raised an error"
+        return error("SD-P221", what, where=file, got=describe_exception(failure), fix=fix)
     return error(
         "SD-P220",
         f"component {name!r} does not have the signature of its contract",
         where=file,
         got=describe_exception(failure),
         expect="the arguments that sddit.interfaces lists for its kind, and **_ for further ones",
-        fix=f"run sddit.testing.check_plugin({file!r}), which tests each part of the contract",
+        fix=suggest_fix(failure) or f"run  sddit-run check {file}  to test each part of its contract",
     )
 
 

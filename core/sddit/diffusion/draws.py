@@ -58,6 +58,10 @@ class KeyedDraws:
         self._ids = ids.to(torch.int64)
         self._epochs = torch.zeros_like(self._ids) if epochs is None else epochs.to(torch.int64)
 
+    def select(self, rows: Tensor) -> KeyedDraws:
+        """Return the draws of some samples of the batch."""
+        return KeyedDraws(self.seed, self.step, self._ids[rows], self._epochs[rows])
+
     def normal(self, purpose: str, shape: Sequence[int] = (), *, scope: Scope = "sample") -> Tensor:
         """Return standard normal numbers [B, *shape] float32, by Box-Muller in float64. For `scope` see `Draws`."""
         count = math.prod(shape)

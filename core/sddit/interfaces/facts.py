@@ -91,6 +91,12 @@ class Want:
     taps: tuple[Tap, ...] = ()  # tokens on the way
     cls: bool = False  # the class token of those taps
 
+    def __post_init__(self) -> None:
+        if isinstance(self.taps, str):
+            raise TypeError(f"taps is a text; a tuple of one has a comma: taps=({self.taps!r},)")
+        if not isinstance(self.taps, tuple) or not all(isinstance(tap, (str, float, int)) for tap in self.taps):
+            raise TypeError(f"taps is {self.taps!r}, not a tuple of names, depth fractions and block numbers")
+
     def __or__(self, other: Want) -> Want:
         taps = (*self.taps, *(tap for tap in other.taps if tap not in self.taps))
         return Want(self.output or other.output, taps, self.cls or other.cls)
@@ -102,3 +108,7 @@ class Needs:
 
     student: Want = Want()
     teacher: Want | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.student, Want) or not isinstance(self.teacher, Want | None):
+            raise TypeError(f"Needs({self.student!r}, {self.teacher!r}) is not made of Want(...); no teacher is None")

@@ -61,8 +61,24 @@ class LossParams(Params):
 
     @property
     def couples_samples(self) -> bool:
-        """Return whether the loss is one scalar for the entire batch, rather than one value per sample [B]."""
+        """Return whether the loss is one scalar for the entire batch, rather than one value per sample [B].
+
+        Its forward compares the samples of all processes: `ctx.gather` and `ctx.mean` reach those of the others.
+        """
         return False
+
+    @property
+    def per_process(self) -> bool:
+        """Return whether the loss compares only the samples of its own process.
+
+        It then depends on the number of processes, and so does the run id.
+        """
+        return False
+
+    @property
+    def trains_network(self) -> bool:
+        """Return whether the loss has a gradient to the network. A probe that trains only its own head has none."""
+        return True
 
 
 class Loss(Protocol):

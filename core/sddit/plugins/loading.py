@@ -15,6 +15,7 @@ from typing import Any
 from sddit.errors import Problem, nearest, one_of
 from sddit.plugins import hookspecs
 from sddit.plugins.discovery import PluginInfo
+from sddit.plugins.mistakes import suggest_fix
 
 SLOW_IMPORT_SECONDS = 30.0
 """After this time the user learns which plugin is still being imported."""
@@ -115,7 +116,8 @@ def check_hooks(plugin: object) -> None:
 def load_problem(row: PluginInfo, where: str) -> Problem:
     kind = "built-in plugin" if row.builtin else "plugin"
     source = row.file or f"{row.distribution} {row.version}"
-    fix = "install sddit again" if row.builtin else "correct the line above; --debug shows the full traceback"
+    known = suggest_fix(row.failure) if row.failure else ""
+    fix = "install sddit again" if row.builtin else known or "correct the line above; --debug shows the full traceback"
     return Problem(
         "SD-P201",
         f"{kind} {row.name!r} failed to load",

@@ -47,6 +47,7 @@ class Recipe:
     warnings: tuple[str, ...] = ()  # what is allowed but probably a mistake
     plugin_digests: Mapping[str, str] = field(default_factory=dict)  # plugin -> version or file hash
     plugin_files: Mapping[str, Path] = field(default_factory=dict)  # "./file.py" -> path of that plugin
+    processes: int = 1  # that train it; part of its identity if a loss compares the samples of one process only
     kernels: Mapping[str, face.AttentionParams] = field(default_factory=dict)  # that are installed, with their defaults
 
     @property
@@ -129,6 +130,8 @@ class Recipe:
                 for label, one in extractors.items()
                 for table in [one.to_json(free=free)]
             }  # of a path whose file hash is stored, the hash alone determines the numbers
+        if any(chosen.params.per_process for chosen in self.active_losses.values()):
+            tables["processes"] = self.processes
         if self.start is not None:
             tables["start"] = settings_json(self.start, free=free)
         if free:

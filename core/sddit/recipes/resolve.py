@@ -17,6 +17,7 @@ import sddit
 from sddit.data import seen_std
 from sddit.data.declared import declared_table
 from sddit.data.undecoded import REFUSED
+from sddit.distributed.processes import world_size
 from sddit.errors import Problem, SdditError, error, nearest, raise_all
 from sddit.interfaces import AttentionParams, DataFacts, Selected
 from sddit.plugins.discovery import OURS
@@ -38,7 +39,7 @@ ABLATION = "ablation"
 """The table of arms. It changes no other key: resolved, an ablation is its recipe without the arms."""
 
 TABLES = ("seed", "plugins", "extends", *SLOTS, *LABELLED, *SETTINGS, ABLATION)
-STATED = ("name", "data", "code", RUN_IDS)
+STATED = ("name", "data", "code", "processes", RUN_IDS)
 """Keys of resolved recipes only: the name, what the data and the plugins were, and the ids of the run."""
 
 FIRST_NUMERICS = "0.1.0"
@@ -162,6 +163,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         ema=ema,
         facts=facts,
         start=start,
+        processes=_processes(merged),
         plugin_digests=code_of(selector),
         plugin_files={plugin.resolved_name: plugin.path for plugin in merged.plugins if plugin.is_file},
         kernels={
@@ -302,6 +304,12 @@ def _with_measured(
     if selector.is_blocked:
         raise_all(selector.problems())
     return replace(schedule, params=params), measured, warnings
+
+
+def _processes(merged: Merged) -> int:
+    """Return the number of processes that a resolved recipe states, else that of this run."""
+    stated = merged.tables.get("processes") if merged.resolved else None
+    return stated if isinstance(stated, int) and not isinstance(stated, bool) else world_size()
 
 
 def _mentions_measured(annotation: Any) -> bool:

@@ -188,6 +188,11 @@ class RunCallbacks:
             self.folder.write_json(path.name, facts)
         problem = fault.problems[0]
         got = f"{problem.got}; it began in {facts['began_in']}" if facts["began_in"] else problem.got
+        if facts["first_output"].startswith("loss."):
+            guard = "clamp what goes into log, sqrt, exp and division"
+            problem = replace(
+                problem, fix=f"{facts['first_output']} makes it of finite numbers: {guard}; or {problem.fix}"
+            )
         fix = f"{problem.fix}. To reproduce it:  {facts['repeat']}   report: {path}"
         return SdditError(replace(problem, got=got, fix=fix))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sddit.api import load_run
@@ -38,6 +38,7 @@ from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import COST, RECIPE, REPORT, SCORES, RunFolder, recorded_ids
 from sddit.storage.run_result import write_result
 from sddit.training.environment import choose_device, packages
+from sddit.training.first_step import check_losses, loss_errors
 from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
 from sddit.training.session import Session
@@ -79,6 +80,7 @@ def run(
     """
     chosen = choose_device(device)
     refuse_unusable(recipe, resume)
+    recipe = replace(recipe, processes=processes.world_size())
     path = resume or out / f"{recipe.name}-{recipe.run_id}"
     with (
         join_processes(chosen, recipe.train.timeout) as world,
@@ -124,7 +126,11 @@ def train_and_finish(session: Session, callbacks: RunCallbacks) -> dict[str, Sco
         callbacks.catch_up(session)
     progress.stage("training", total=session.recipe.train.steps, done=session.step)
     try:
-        with training_memory_errors(session.recipe):
+        with training_memory_errors(session.recipe), loss_errors(session):
+            if session.step == 0:
+                with exit_on_signal(stop, progress, "before the first step"):
+                    for note in check_losses(session):
+                        progress.warn(note)
             train(session, callbacks)
     except NonFinite as fault:
         raise callbacks.save_before_nonfinite(session, fault) from fault

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,14 @@ from sddit.recipes.field_types import expectation
 
 if TYPE_CHECKING:
     from sddit.testing.case import Case
+
+
+TESTED = {
+    "losses": "settings, shape, finite, repeatable, changes nothing, gradients, buffers, precision, processes, cost",
+    "backbones": "settings, outputs, taps, masks, gradients, independence of images, precision, cost",
+    "samplers": "settings, precision, evaluations, known results, independence of images",
+}
+"""What the kit tests, in words."""
 
 
 class ConformanceError(SdditError):
@@ -58,6 +67,18 @@ def check(
         raise ConformanceError(*case.problems)
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One component of a plugin, and the problems found in it."""
+
+    component: str  # "losses my_loss/my_loss"
+    tested: str  # in words
+    problems: tuple[Problem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 def check_plugin(plugin: str | Path) -> None:
     """Check every component of a plugin with its default settings: the name of an installed one, or `my_loss.py`.
 
@@ -65,19 +86,28 @@ def check_plugin(plugin: str | Path) -> None:
         ConformanceError: with everything that was found in any of them.
         SdditError: for a plugin that does not load.
     """
-    text = str(plugin)
-    path = Path(plugin).resolve() if text.endswith(".py") else None
-    host().use([path.name if path else text], path.parent if path else None)
-    name = next(row.name for row in host().rows.values() if (row.file == str(path) if path else row.name == text))
-    problems: list[Problem] = []
-    for registry in host().registries.all().values():
-        for component in [c for c in registry if c.origin == name]:
-            try:
-                check(component)
-            except ConformanceError as failure:
-                problems += failure.problems
+    problems = [problem for one in examine_plugin(plugin) for problem in one.problems]
     if problems:
         raise ConformanceError(*problems)
+
+
+def examine_plugin(plugin: str | Path, where: str = "plugins") -> list[Checked]:
+    """Return what `check_plugin` finds, for each component. Raises SdditError for a plugin that does not load."""
+    text = str(plugin)
+    path = Path(plugin).resolve() if text.endswith(".py") else None
+    host().use([path.name if path else text], path.parent if path else None, where=where)
+    name = next(row.name for row in host().rows.values() if (row.file == str(path) if path else row.name == text))
+    checked: list[Checked] = []
+    for registry in host().registries.all().values():
+        for component in [c for c in registry if c.origin == name]:
+            problems: tuple[Problem, ...] = ()
+            try:
+                check(component)
+            except SdditError as failure:
+                problems = failure.problems
+            tested = TESTED.get(registry.kind, "its settings and the contract of its kind")
+            checked.append(Checked(f"{registry.kind} {component.qualified}", tested, problems))
+    return checked
 
 
 def named(name: str, kind: str) -> Component[Any]:

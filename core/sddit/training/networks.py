@@ -11,9 +11,12 @@ from torch import nn
 from sddit.backbones import Backbone
 from sddit.diffusion.draws import generator
 from sddit.errors import error
+from sddit.interfaces.component import component_boundary
 from sddit.losses import LossTerm
+from sddit.plugins.mistakes import NO_SUPER
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.settings import Precision
+from sddit.training.findings import definition_of, is_initialized
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """The dtype of weights by precision. bf16 is an autocast over float32 weights."""
@@ -40,7 +43,8 @@ def build_backbone(recipe: Recipe, *, device: torch.device | str) -> Backbone:
             outputs=shapes.outputs,
             attention=recipe.attention.build(),
         )
-    initialize(backbone, Backbone, "backbone", recipe.seed, "init")
+    with component_boundary(recipe.backbone.component.qualified):
+        initialize(backbone, Backbone, "backbone", recipe.seed, "init")
     return backbone.to(device)
 
 
@@ -58,7 +62,8 @@ def build_terms(recipe: Recipe) -> dict[str, LossTerm]:
                 image=recipe.shapes.image,
                 num_classes=recipe.shapes.num_classes,
             )
-        initialize(terms[label], LossTerm, f"loss.{label}", recipe.seed, f"init/loss/{label}")
+        with component_boundary(chosen.component.qualified):
+            initialize(terms[label], LossTerm, f"loss.{label}", recipe.seed, f"init/loss/{label}")
         terms[label].train()  # but not its frozen modules
     return terms
 
@@ -87,6 +92,9 @@ def initialize(module: nn.Module, base: type[nn.Module], where: str, seed: int, 
             expect=f"a subclass of sddit.{base.__name__}",
             fix=f"derive the class from sddit.{base.__name__}; sddit.testing.check lists what it lacks",
         )
+    if not is_initialized(module):
+        what = "the component does not initialize its base class"
+        raise error("SD-P220", what, where=definition_of(type(module)) or where, got=where, fix=NO_SUPER)
     if rule := getattr(module, "init_parameter", None):
         frozen_kept = base is LossTerm
         for name, parameter in module.named_parameters():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sddit.storage.run_folder import RECIPE
 from sddit.training.inputs import step_samples
 from sddit.training.loop import accumulate_gradients, training_mode
 from sddit.training.nonfinite import discard_step
+from sddit.training.nonfinite_origin import tensors_in
 from sddit.training.session import Session
 
 
@@ -100,15 +101,3 @@ def modules_of(session: Session) -> Iterator[tuple[str, nn.Module]]:
             roots |= {f"teacher.{label}.{name}": module for name, module in modules.items()}
     for root, module in roots.items():
         yield from module.named_modules(prefix=root)
-
-
-def tensors_in(outputs: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors in what a module returned."""
-    if is_dataclass(outputs):
-        outputs = [getattr(outputs, name) for name in outputs.__dataclass_fields__]
-    if isinstance(outputs, Tensor):
-        if outputs.is_floating_point():
-            yield outputs
-    elif isinstance(outputs, (list, tuple, dict)):
-        for value in outputs.values() if isinstance(outputs, dict) else outputs:
-            yield from tensors_in(value)

@@ -144,10 +144,10 @@ def test_a_new_package_is_a_plugin_once_installed(sddit_run, tmp_path):
     assert "./my_loss.py" not in (tmp_path / "my_loss" / "src" / "my_loss" / "__init__.py").read_text(encoding="utf-8")
 
 
-def test_new_plugin_prints_the_test_as_the_next_step(sddit_run):
-    assert sddit_run("new-plugin", "my_test_loss").stdout.splitlines()[-1] == "next:  pytest test_my_test_loss.py"
+def test_new_plugin_prints_the_check_as_the_next_step(sddit_run):
+    assert sddit_run("new-plugin", "my_test_loss").stdout.splitlines()[-1] == "next:  sddit-run check my_test_loss.py"
     assert sddit_run("new-plugin", "my_loss", "--package").stdout.splitlines()[-2:] == [
-        "next:  pip install -e my_loss", "       pytest my_loss/tests/test_my_loss.py",
+        "next:  pip install -e my_loss", "       sddit-run check my_loss",
     ]  # fmt: skip
 
 
@@ -498,3 +498,24 @@ def test_score_line_does_not_repeat_itself():
     once = score_line(SimpleNamespace(**known, **rest, samples=100))
     assert once == "FD 62.2, 40.0 times its floor 1.56 at n = 100; precision 0.50, recall 0.25"
     assert "; 50.1 at n = 1,000; " in score_line(SimpleNamespace(**known, **rest, samples=1000))
+
+
+def test_check_shows_what_was_tested_and_every_finding(sddit_run, toys, tmp_path, loss_source):
+    (tmp_path / "mine.py").write_text(loss_source, encoding="utf-8")
+    result = sddit_run("check", "mine.py")
+    assert result.status == 0
+    assert re.search(r"^losses mine/mine +settings, shape, .*gradients.* pass$", result.stdout, re.MULTILINE)
+    (tmp_path / "bad.py").write_text(loss_source.replace("dim=(1, 2, 3)", "dim=(2, 3)"), encoding="utf-8")
+    result = sddit_run("check", "bad.py")
+    assert result.status == 3
+    assert result.stdout.rstrip().endswith("1 problem")
+    assert "what forward returns for a full view has a wrong shape" in result.stderr
+    assert json.loads(sddit_run("check", "bad.py", "--json").stdout)[0]["problems"][0]["code"] == "SD-P220"
+
+
+def test_check_of_an_unknown_plugin_names_the_nearest(sddit_run, toys, tmp_path, loss_source):
+    (tmp_path / "mine.py").write_text(loss_source, encoding="utf-8")
+    result = sddit_run("check", "mime.py")
+    assert result.status == 3
+    assert "did you mean './mine.py'" in result.stderr
+    assert "where:  command line" in result.stderr

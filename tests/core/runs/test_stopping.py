@@ -25,8 +25,8 @@ from sddit.storage import checkpoints
 from sddit.storage import manifest as sealed
 from sddit.storage.checkpoints import Store
 from sddit.storage.metrics_log import read_metrics
-from sddit.testing.toys.components import ToyAgreement
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
+from sddit.training import loop
 
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
 MORE = """
@@ -80,7 +80,7 @@ def before(owner: Any, name: str, turn: int = 1) -> Point:
 
 POINTS: dict[str, tuple[Point, int]] = {
     "start-up": (before(setup, "build_session"), 0),
-    "mid-step": (before(ToyAgreement, "forward", 3), 3),
+    "mid-step": (before(loop, "forward", 3), 3),
     "between steps": (before(callbacks.RunCallbacks, "logged", 3), 3),
     "a save": (before(checkpoints, "stage", 2), 4),
     "the end of a save": (before(checkpoints.Store, "_confirm", 2), 4),

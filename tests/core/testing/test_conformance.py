@@ -152,7 +152,7 @@ def unread(self: Any, value: torch.Tensor, given: Any) -> torch.Tensor:
         (lambda self, value, _: value.bfloat16(), "float64 outputs give another dtype"),
         (noted, "a buffer changed in forward: seen"),
         (overwritten, "forward changed what it was given: student.x0"),
-        (unread, "does needs() declare all that forward reads?"),
+        (unread, "declare in needs() what forward reads"),
     ],
 )
 def test_a_mistake_in_a_loss_is_said_in_plain_words(change, said):

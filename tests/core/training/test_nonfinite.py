@@ -28,6 +28,7 @@ from sddit.testing.toys.components import ToyAgreement, ToyDataset
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
 from sddit.training import loop, nonfinite_report
 from sddit.training.build import build_session
+from sddit.training.first_step import MAX_SAMPLES
 from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
 from sddit.training.session import Session
@@ -305,7 +306,12 @@ def test_a_run_that_fails_at_its_first_step_keeps_its_state_too(
 ) -> None:
     forward = ToyAgreement.forward
     with monkeypatch.context() as patch:
-        patch.setattr(ToyAgreement, "forward", lambda *given: forward(*given) * float("nan"))
+
+        def whole_batch_only(*given: Any) -> Tensor:  # the check before the first step takes fewer samples
+            value = forward(*given)
+            return value * float("nan") if len(value) > MAX_SAMPLES else value
+
+        patch.setattr(ToyAgreement, "forward", whole_batch_only)
         for _ in range(2):
             with pytest.raises(SdditError, match=r"began in loss\.agree"):
                 go(recipe_of(), tmp_path)

@@ -61,7 +61,7 @@ def new_plugin(name: str, kind: str, package: bool, out: Path) -> None:
     for path in texts:
         echo(f"wrote {out / path}")
     steps = [f"pip install -e {out / name}"] if package else []  # its test finds the plugin by its entry point
-    steps += [f"pytest {out / path}" for path in texts if Path(path).name == f"test_{name}.py"]
+    steps += [f"sddit-run check {name if package else out / f'{name}.py'}"]
     for lead, step in zip(("next:", ""), steps, strict=False):
         echo(f"{lead:<7}{step}")
 

@@ -122,7 +122,7 @@ def run_recipe(merged: Merged, options: RunOptions) -> None:
     from sddit.recipes.checks import check_device, check_processes
     from sddit.recipes.resolve import resolve_merged
 
-    recipe = resolve_merged(merged)
+    recipe = replace(resolve_merged(merged), processes=options.nproc or processes.world_size())
     raise_all(check_device(recipe, options.device))
     if options.dry_run:
         if reason := unavailable_reason(options.device):  # the plan may be for another machine

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
-from sddit.errors import Problem, SdditError
+from sddit.errors import Problem, SdditError, describe_exception
 from sddit.interfaces import Needs, Params, Selected
+from sddit.plugins.mistakes import author_line, suggest_fix
 from sddit.recipes.recipe import Recipe
 
 
@@ -36,6 +38,11 @@ def check_answers(recipe: Recipe) -> Iterator[Problem]:
         ("noise_schedule", "level_range", lambda: recipe.noise_schedule.params.level_range, Sequence),
         ("pair_sampler", "views", recipe.pair_sampler.params.views, Sequence),
         *((f"loss.{label}", "needs", chosen.params.needs, Needs) for label, chosen in recipe.active_losses.items()),
+        *(
+            (f"loss.{label}", name, partial(getattr, chosen.params, name), bool)
+            for label, chosen in recipe.active_losses.items()
+            for name in ("couples_samples", "per_process", "trains_network")
+        ),
     ]
     for key, method, ask, kind in questions:
         try:
@@ -118,11 +125,12 @@ def _named_idle(recipe: Recipe) -> Iterator[str]:
 
 
 def broken_contract(key: str, chosen: Selected[Params], method: str, failure: Exception) -> Problem:
+    line = author_line(failure)
     return Problem(
         "SD-P220",
         f"{chosen.component.qualified} failed to answer {type(chosen.params).__name__}.{method}",
         where=key,
-        got=f"{type(failure).__name__}: {failure}".rstrip(": "),
+        got=f"{describe_exception(failure)}{f' ({line})' if line else ''}",
         expect="what sddit.interfaces says",
-        fix="fix the plugin; sddit.testing.check tests the entire contract",
+        fix=suggest_fix(failure) or "correct that method; sddit-run check tests the entire contract",
     )

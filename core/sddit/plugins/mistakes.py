@@ -1,0 +1,101 @@
+"""Recognize the usual mistakes of plugin authors by the exceptions they raise, and name the fix and the line."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import traceback
+from pathlib import Path
+
+from sddit.errors import message_of
+
+IMPORTS = {
+    "F": "import torch.nn.functional as F",
+    "Field": "from pydantic import Field",
+    "LossTerm": "from sddit.losses import LossTerm",
+    "Tensor": "from torch import Tensor",
+    "hookimpl": "from sddit import hookimpl",
+    "nn": "from torch import nn",
+    "np": "import numpy as np",
+    **{name: f"import {name}" for name in ("copy", "functools", "math", "torch")},
+    **{name: f"from sddit.interfaces import {name}" for name in ("Cost", "LossParams", "Needs", "Want")},
+}
+"""{name that is often used without its import: the import}."""
+
+NO_SUPER = "call super().__init__() before anything else in __init__"
+DTYPE = (
+    "name no dtype: take that of the input with x.to(other.dtype), "
+    "or at least float32 with x.to(torch.promote_types(x.dtype, torch.float32))"
+)
+IN_PLACE = "an operation in place changes a tensor that the gradient needs: write x = x * 2, not x *= 2 or x.mul_(2)"
+NEEDS = "declare in needs() what forward reads"
+IS_NONE = (
+    f"{NEEDS}: output=True for raw and x0, cls=True for class tokens; "
+    "tokens.index and view.visible are None where no token is hidden"
+)
+MASKED = (
+    "the tokens of a masked view are only those at tokens.index: "
+    "take the targets at these positions, such as targets.gather(1, index), or teacher_tokens.at(tokens.index)"
+)
+
+ANY_KIND: tuple[tuple[type[Exception], str, str], ...] = (
+    (NameError, r"name '(\w+)' is not defined", "import or define {}"),
+    (AttributeError, r"before Module\.__init__\(\) call", NO_SUPER),
+    (AttributeError, r"no attribute '_(?:modules|parameters|buffers|\w*hooks\w*|logged|non_persistent\w*)'", NO_SUPER),
+    (RuntimeError, r"modified by an inplace operation|used in an in-place operation", IN_PLACE),
+    (RuntimeError, r"same dtype|expected scalar type|but found (?:Double|Float|BFloat16|Half)", DTYPE),
+    (
+        RuntimeError,
+        r"non-annotated attribute was detected: `(couples_samples|per_process|trains_network)",
+        "annotate it, {}: ClassVar[bool] = ..., with  from typing import ClassVar; or make it a property",
+    ),
+    (TypeError, r"got an unexpected keyword argument '\w+'", "accept further arguments: end the signature with **_"),
+)
+"""(exception, pattern of its message, fix) for components of any kind."""
+
+OF_LOSSES: tuple[tuple[type[Exception], str, str], ...] = (
+    (KeyError, r"", f"{NEEDS}: taps=(...) for tokens, a second Want for a teacher"),
+    (TypeError, r"NoneType", IS_NONE),
+    (AttributeError, r"NoneType", IS_NONE),
+)
+"""The same for losses alone."""
+
+OTHER_SIZES = (
+    r"must match the size of tensor|must match the existing size|shapes cannot be multiplied|is invalid for|"
+    r"read at other positions"
+)
+
+
+def suggest_fix(failure: BaseException, *, kind: str = "", masked: bool = False) -> str:
+    """Return the fix of a mistake that is recognized, or an empty string.
+
+    Args:
+        failure: what the component raised.
+        kind: of the component, such as `losses`.
+        masked: whether it read a view with hidden tokens.
+    """
+    message = message_of(failure)
+    if isinstance(failure, NameError) and (name := getattr(failure, "name", None)) in IMPORTS:
+        return f"add  {IMPORTS[name]}"
+    if masked and isinstance(failure, (RuntimeError, ValueError)) and re.search(OTHER_SIZES, message):
+        return MASKED
+    for raised, pattern, fix in (*ANY_KIND, *(OF_LOSSES if kind == "losses" else ())):
+        if isinstance(failure, raised) and (match := re.search(pattern, message)):
+            return fix.format(*match.groups())
+    return ""
+
+
+def author_line(failure: BaseException, code: str = "") -> str:
+    """Return `file:line` of the last frame in the author's own code, or an empty string.
+
+    Args:
+        failure: what the component raised.
+        code: file or folder of the plugin; empty: any code that is neither ours, Python's nor an installed package's.
+    """
+    ours, python = str(Path(__file__).parents[1]), sysconfig.get_path("stdlib")
+    for frame in reversed(traceback.extract_tb(failure.__traceback__)):
+        name = frame.filename
+        is_library = name.startswith(("<", ours, python)) or "site-packages" in name
+        if Path(name).is_relative_to(code) if code else not is_library:
+            return f"{name}:{frame.lineno}"
+    return ""

@@ -1,0 +1,177 @@
+"""Check every loss on a few samples of the first batch, before the first step. The run does not change."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from sddit.errors import Problem, SdditError, raise_all, ran_out
+from sddit.interfaces import Context, Cost, LossParams, Outputs, View, Want
+from sddit.plugins.host import host
+from sddit.plugins.mistakes import suggest_fix
+from sddit.training import loss_checks
+from sddit.training.findings import Findings, generator_states, restore_generators
+from sddit.training.inputs import context_of, make_batch, micro_batches, step_samples
+from sddit.training.loop import teacher_outputs, training_mode
+from sddit.training.loss_checks import Scene
+from sddit.training.session import Session
+from sddit.training.simulated_ranks import check_ranks
+from sddit.training.student import run_network
+
+MAX_SAMPLES = 4
+
+
+def check_losses(session: Session) -> list[str]:
+    """Check the losses that are active at any step, also where their weight is 0 at first. Returns notes for the user.
+
+    Raises SdditError with everything in which they break their contract. Numbers that are non-finite in what a loss
+    reads are not its fault; the step itself reports them.
+    """
+    if isinstance(session.root, FSDPModule):
+        return ["the losses are not checked before the first step: the weights are sharded"]
+    notes: list[str] = []
+    problems: list[Problem] = []
+    with undisturbed(session), torch.compiler.set_stance("force_eager"):
+        ctx, views, outputs = sample_outputs(session)
+        for label, params in session.objective.params.items():
+            term = session.student.terms[label]
+            context = session.objective.contexts(ctx, [label], session.teacher)[label]
+            try:
+                term = copy.deepcopy(term)
+                context = dataclasses.replace(context, ema_modules=copy.deepcopy(dict(context.ema_modules)))
+            except Exception as failure:
+                notes.append(
+                    f"loss {label!r} is not checked before the first step, since it cannot be copied: {failure}"
+                )
+                continue
+            scene = scene_of(session, label, context, views, outputs)
+            if scene.is_finite():
+                problems += examine(session, label, term, params, scene)
+    raise_all(problems)
+    return notes
+
+
+@contextmanager
+def undisturbed(session: Session) -> Iterator[None]:
+    """Run the student in training mode, and restore the global generators and the buffers of the network."""
+    states = generator_states()
+    buffers = {name: buffer.clone() for name, buffer in session.student.backbone.named_buffers()}
+    try:
+        with training_mode(session):
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in session.student.backbone.named_buffers():
+                buffer.copy_(buffers[name])
+        restore_generators(states)
+
+
+def sample_outputs(session: Session) -> tuple[Context, Mapping[str, View], dict[str, Outputs]]:
+    """Return views of a few samples of this rank's part of the batch, and the networks' outputs for all losses."""
+    ids, epochs = step_samples(session)
+    first = ids.index(next(micro_batches(session)).ids[0])
+    ids, epochs = ((part[first:] + part[:first])[:MAX_SAMPLES] for part in (ids, epochs))
+    ctx = context_of(session, ids, epochs)
+    ctx = dataclasses.replace(ctx, gather=lambda x: x, mean=lambda x: x)  # every rank checks for itself
+    batch = make_batch(session, ids, ctx.draws)
+    views = session.pair_sampler(batch, ctx.draws, session.schedule, ctx)
+    labels, student = list(session.objective.params), session.student
+    with torch.no_grad():
+        outputs = teacher_outputs(session, views, labels)
+        for name, request in session.objective.requests(labels, "student", views).items():
+            outputs[name] = run_network(student.backbone, session.schedule, request, student.precision)
+    return ctx, views, outputs
+
+
+def scene_of(
+    session: Session, label: str, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]
+) -> Scene:
+    """Return what a loss reads: what it declared alone, though other losses may ask the networks for more."""
+    objective = session.objective
+    wants = {**objective.wants([label], "student"), **objective.wants([label], "teacher")}
+    own = {name: views[name] for name in objective.read[label]}
+    return Scene(ctx, own, {name: restricted(outputs[name], wants[name]) for name in own})
+
+
+def restricted(outputs: Outputs, want: Want) -> Outputs:
+    """Return the part of the outputs that is wanted."""
+    taps = {tap: outputs.taps[tap] for tap in want.taps}
+    if not want.cls:
+        taps = {tap: dataclasses.replace(tokens, cls=None) for tap, tokens in taps.items()}
+    return dataclasses.replace(outputs, taps=taps) if want.output else Outputs(taps=taps)
+
+
+def examine(session: Session, label: str, term: nn.Module, params: LossParams, scene: Scene) -> list[Problem]:
+    """Return what is wrong with one loss. `term` is a copy."""
+    component = session.recipe.active_losses[label].component
+    row = host().rows.get(component.origin)
+    is_foreign = row is not None and not row.builtin
+    raised = ("SD-P221", f"plugin {component.origin!r} raised an error")
+    findings = Findings(f"loss.{label}", "losses", row.code if row and is_foreign else "", raised)
+    doing = f"loss {label!r} saw {scene.shown}"
+    with (
+        findings.trying(doing, fix="correct the line above", masked=scene.masked),
+        few_samples(params, masked=scene.masked),
+    ):
+        if loss_checks.check_value(findings, copy.deepcopy(term), params, scene) and (
+            loss_checks.check_gradient(findings, term, params, scene)
+            and loss_checks.check_independence(findings, term, params, scene)
+            and session.world.size > 1
+        ):
+            check_ranks(findings, term, params, scene)
+    with findings.trying(f"loss {label!r} was asked what it costs"):
+        loss_checks.check_parameters(findings, term, costs_of(session, params))
+    return findings.problems
+
+
+@contextmanager
+def few_samples(params: LossParams, *, masked: bool) -> Iterator[None]:
+    """Ignore an error that is not known as a mistake, of a loss of the whole batch: it may need more samples."""
+    try:
+        yield
+    except Exception as failure:
+        known = isinstance(failure, SdditError) or suggest_fix(failure, kind="losses", masked=masked)
+        if known or not params.couples_samples:
+            raise
+
+
+def costs_of(session: Session, params: LossParams) -> list[Cost | None]:
+    """Return the stated cost of a loss for each of its views."""
+    recipe = session.recipe
+    backbone, shapes = recipe.backbone.params, recipe.shapes
+    tokens = math.prod(backbone.grid(shapes))
+    return [params.cost(backbone, shapes, view, tokens) for view in recipe.views_of(params)]
+
+
+@contextmanager
+def loss_errors(session: Session) -> Iterator[None]:
+    """Replace an exception without a line of a plugin, such as one of a backward pass, by what is wrong with a loss at
+    this step, if anything is.
+    """
+    try:
+        yield
+    except Exception as failure:
+        frames = traceback.extract_tb(failure.__traceback__)
+        named = isinstance(failure, SdditError) or any(host().owner_of(frame.filename) for frame in frames)
+        examinable = not named and not ran_out(failure) and session.world.size == 1
+        if examinable and (problems := problems_now(session)):
+            raise SdditError(*problems) from failure
+        raise
+
+
+def problems_now(session: Session) -> tuple[Problem, ...]:
+    """Return what `check_losses` finds, and nothing if it fails."""
+    with suppress(Exception):
+        try:
+            check_losses(session)
+        except SdditError as found:
+            return found.problems
+    return ()
