@@ -52,7 +52,7 @@ class Fault(LossTerm):
         rank, step, what = (os.environ.get("FAULT") or "-1,-1,none").split(",")
         if os.environ.get("RANK") == rank and ctx.step >= int(step):
             FAULTS[what]()
-        return 0 * outputs["student"].raw.flatten(1).mean(1)
+        return 1e-9 * outputs["student"].raw.flatten(1).mean(1)
 
 @hookimpl
 def register_losses(registry):

@@ -56,6 +56,10 @@ ALLOWED = {
     ("plugins/sddit_standard/features/inception.py", "pickle"): "the class of an error",
     ("core/sddit/plugins/loading.py", "compile"): "a one-file plugin that the recipe names",
     ("core/sddit/plugins/loading.py", "exec"): "the same plugin",
+    (
+        "core/sddit/distributed/rendezvous.py",
+        "socket",
+    ): "rank 0, at the address that is given to several processes",
     ("core/sddit/storage/lock.py", "socket"): "the name of this host, in run.lock",
     ("core/sddit/ablations/runner.py", "subprocess"): "the runs of an ablation",
 }
@@ -162,7 +166,7 @@ for form in ([], ["--markdown"], ["--latex"], ["--csv"]):
 do("export", run); do("sample", run + "/export", "--per-class", "1", "--classes", "0")
 do("import", run + "/export/model.safetensors", "--layout", "dit")
 do("bench", str(here / "tiny.toml"), "--rounds", "1", "--seconds", "0.01")
-do("verify"); do("new-plugin", "mine"); do("publish", run)
+do("verify"); do("new-plugin", "mine"); do("check", "edm"); do("publish", run)
 print(json.dumps({"seen": SEEN, "done": DONE}))
 """
 

@@ -167,7 +167,10 @@ def _what_is_there(root: Path, failure: Exception) -> str:
 
 
 def _index_problems(failure: ValidationError, file: Path) -> Iterable[Problem]:
-    for detail in failure.errors(include_url=False)[:MAX_PROBLEMS]:
+    details = failure.errors(include_url=False)
+    inner = {detail["loc"] for detail in details}
+    outer = {loc[:length] for loc in inner for length in range(len(loc))}  # what holds a wrong value is wrong, too
+    for detail in [detail for detail in details if detail["loc"] not in outer][:MAX_PROBLEMS]:
         key = ".".join(map(str, detail["loc"])) or "the file"
         got = "" if detail["type"] == "missing" else str(detail["input"])[:80]
         expect = one_of(got, get_args(Layout)) if key == "layout" else detail["msg"]

@@ -60,7 +60,9 @@ def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
             got=f"{recipe.facts.num_classes} classes",
             expect="a data set with labels",
         )
-    if recipe.dataset.params.holds_images:
+    if (
+        recipe.dataset.params.holds_images and recipe.facts.gives_images
+    ):  # a cache of latents is verified by its own hashes
         resolve_run(folder)  # raises if the data changed
     return probe(model.backbone.to(chosen), model.require_schedule(), recipe, progress)
 

@@ -427,7 +427,9 @@ def test_evaluate_refuses_a_mode_option_that_is_taken(sddit_run, trained, counti
 
 
 def test_evaluate_runs_a_mode_on_every_rank_and_prints_on_one(sddit_run, trained, counting, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    torchrun = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
     printed = {}
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)

@@ -203,6 +203,9 @@ def test_folder_is_read_with_the_config_next_to_the_weights(
     with pytest.raises(SdditError, match=r"SD-C455(.|\n)*\[8, 16\], not \[8, 4\]"):  # what is given overrides the file
         brought_in(tmp_path / "their", tmp_path, config={"patch": 2})
     (tmp_path / "their/config.json").write_text("[")
+    with pytest.raises(SdditError, match="SD-F713"):  # the manifest of the export says what it was
+        brought_in(tmp_path / "their", tmp_path)
+    (tmp_path / "their/sddit-files.json").unlink()
     with pytest.raises(SdditError, match=r"SD-C454(.|\n)*cannot read the config(.|\n)*their/config\.json"):
         brought_in(tmp_path / "their", tmp_path)
     (tmp_path / "their/config.json").unlink()

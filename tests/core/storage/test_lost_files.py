@@ -27,14 +27,14 @@ real = safetensors.torch.save
 @pytest.mark.parametrize(
     "replacement",
     [
-        lambda tensors: b"",
-        lambda tensors: None,
-        lambda tensors: real(tensors)[:-1],
-        lambda tensors: real(tensors) + b"0",
-        lambda tensors: real({name: tensor * 0 for name, tensor in tensors.items()}),
-        lambda tensors: real({name: tensor.double() for name, tensor in tensors.items()}),
-        lambda tensors: real({**tensors, "more": torch.ones(2)}),
-        lambda tensors: real({name: tensor for name, tensor in tensors.items() if name != "a"}),
+        lambda tensors, _: b"",
+        lambda tensors, _: None,
+        lambda tensors, _: real(tensors)[:-1],
+        lambda tensors, _: real(tensors) + b"0",
+        lambda tensors, _: real({name: tensor * 0 for name, tensor in tensors.items()}),
+        lambda tensors, _: real({name: tensor.double() for name, tensor in tensors.items()}),
+        lambda tensors, _: real({**tensors, "more": torch.ones(2)}),
+        lambda tensors, _: real({name: tensor for name, tensor in tensors.items() if name != "a"}),
     ],
 )
 def test_other_bytes_than_the_tensors_are_refused(monkeypatch, replacement):

@@ -7,6 +7,7 @@ most one in twenty faithful reruns is called different anywhere. No torch.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ ABSOLUTE = re.compile(
 WHOLE = re.compile(r"~[^/\s]*/|/")
 """Start of a setting that is an absolute path as a whole."""
 MAX_KEYS = 4  # different settings that a sentence names
+SAME = 1e-9  # relative: equal images give distances whose last digits depend on the processor's matrix routines
 
 Word = Literal["identical", "agrees", "different", "no verdict under 3 seeds"]
 T = TypeVar("T")
@@ -58,6 +60,7 @@ class Agreement:
     here: Summary
     compared_runs: int  # runs whose seed is on both sides
     identical: int  # those with the same digits
+    close: bool  # whether all of them are equal to nine digits
     low: float | None  # Welch interval of here - published, of this figure alone
     high: float | None
     p: float | None  # None under 3 seeds on a side
@@ -86,6 +89,7 @@ class Reproduction:
             identical=words.count("identical"),
             agrees=words.count("agrees"),
             different=len(named),
+            undecided=words.count("no verdict under 3 seeds"),
         )
         return [outcome, *([f"Different: {', '.join(named)}."] if named else [])]
 
@@ -139,6 +143,7 @@ def agreement(arm: str, metric: str, published: Mapping[int, float], here: Mappi
         summarize(now),
         compared_runs=len(shared),
         identical=sum(published[seed] == here[seed] for seed in shared),
+        close=bool(shared) and all(math.isclose(published[seed], here[seed], rel_tol=SAME) for seed in shared),
         low=low,
         high=high,
         p=p,
@@ -154,6 +159,8 @@ def corrected(agreements: Sequence[Agreement]) -> Iterator[Agreement]:
         word: Word = "no verdict under 3 seeds"
         if one.identical == one.compared_runs == min(one.published.seeds, one.here.seeds):
             word = "identical"
+        elif one.close and one.compared_runs == min(one.published.seeds, one.here.seeds):
+            word = "agrees"
         elif p_holm is not None:
             word = "different" if p_holm < 1 - LEVEL else "agrees"
         yield replace(one, p_holm=p_holm, word=word)

@@ -41,7 +41,9 @@ def test_evaluate_scores_by_the_files_of_its_user(sddit_run, monkeypatch, finish
 
 def test_evaluate_speaks_on_one_rank_of_several(sddit_run, monkeypatch, finished):
     monkeypatch.setattr("sddit_standard.features.adm.score_samples", lambda *_, **__: adm_scores().to_json())
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    torchrun = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
     reported = {}
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
