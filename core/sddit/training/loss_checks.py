@@ -248,7 +248,7 @@ def check_gradient(findings: Findings, term: nn.Module, params: LossParams, scen
     findings.add(
         "the loss has no gradient to the student's outputs",
         got=f"a gradient only to its own {', '.join(own[:4])}" if own else "none, also with other outputs",
-        expect=f"one to any of {', '.join(student)}",
+        expect=f"a gradient to any of {', '.join(student)}",
         fix=fix,
     )
     return False
