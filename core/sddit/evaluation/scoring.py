@@ -64,7 +64,7 @@ def describe_faults(label: str, fault: ValidationError, max_named: int = 4) -> s
     return "; ".join([*lacks, *(f"{key}: {what}" for key, kind, what in faults if kind != "missing")][:max_named])
 
 
-def non_finite_scores(scores: Mapping[str, Scores]) -> list[str]:
+def names_of_non_finite(scores: Mapping[str, Scores]) -> list[str]:
     """Return the scores that are not finite, by their name in `scores.json`."""
     values = ((f"{label}.{key}", value) for label, one in scores.items() for key, value in metric_values(one.to_json()))
     return [name for name, value in values if isinstance(value, float) and not math.isfinite(value)]

@@ -22,7 +22,7 @@ from sddit.errors import error, memory_errors, raise_all
 from sddit.evaluation import sample_images
 from sddit.evaluation.probing import probe
 from sddit.evaluation.scores import Scores
-from sddit.evaluation.scoring import SCORE_AGAIN, non_finite_scores, read_scores, score_images, scorer_of
+from sddit.evaluation.scoring import SCORE_AGAIN, names_of_non_finite, read_scores, score_images, scorer_of
 from sddit.generation import generate_images, sample_session, scoring_request
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
@@ -96,7 +96,7 @@ def run(
         progress.folder = folder.path  # crash logs go there from now on
         if finished:
             scores = read_scores(folder.path)
-            if names := non_finite_scores(scores):
+            if names := names_of_non_finite(scores):
                 progress.warn(f"{folder.path / SCORES} has non-finite scores: {', '.join(names)}; {SCORE_AGAIN}")
             return RunResult(folder.path, folder.path / REPORT, scores, True, why_no_scores(recipe))
         run_ids = tuple(dict.fromkeys([recipe.run_id, *recorded_ids(folder.path)]))

@@ -109,10 +109,12 @@ def _eight_bit(image: Image.Image, name: str, bits: int | None, deep: bool) -> I
             expect="grey, RGB, palette, CMYK or 16-bit grey",
             fix="save it as an 8-bit PNG",
         )
-    if deep:
-        _refuse_partial_range(
-            np.asarray(image), 8, name, fix="save it as an 8-bit PNG: colour is read by its upper 8 bits"
+    if deep and bits != 16:  # 16 says that the image really is that dark
+        colours = np.asarray(image.convert("RGBA"))[..., :3]  # opaque pixels have the highest alpha
+        fix = (
+            "save it as an 8-bit PNG: of 16-bit colours the upper 8 bits are read; dataset.bits = 16 reads a dark image"
         )
+        _refuse_partial_range(colours, 8, name, fix)
     if image.mode in {"LA", "PA", "RGBA"} or key is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

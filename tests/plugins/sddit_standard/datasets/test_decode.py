@@ -202,21 +202,28 @@ def test_few_bits_in_an_eight_bit_file_are_scaled_only_where_stated() -> None:
     assert decode(data, name="x", size=4, channels=1).max() == 15
 
 
-def colour_16(highest: int) -> bytes:
-    """A PNG of 16 bits a colour, which Pillow cannot write."""
-    rows = np.linspace(0, highest, 8 * 8 * 3).round().astype(">u2").reshape(8, 24)
+def colour_16(highest: int, *, alpha: bool = False) -> bytes:
+    """A PNG of 16 bits a colour, which Pillow cannot write; with `alpha`, opaque."""
+    levels = np.linspace(0, highest, 8 * 8 * 3).round().reshape(8, 8, 3)
+    if alpha:
+        levels = np.concatenate([levels, np.full((8, 8, 1), 65535)], axis=2)
+    rows = levels.astype(">u2").reshape(8, -1)
     body = b"".join(b"\0" + row.tobytes() for row in rows)
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = chunk(b"IHDR", struct.pack(">2I5B", 8, 8, 16, 2, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">2I5B", 8, 8, 16, 6 if alpha else 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
 
 
-def test_deep_colour_that_uses_a_part_of_its_range_is_refused() -> None:
-    assert code_of(colour_16(4095)) == "SD-D315"
-    assert decode(colour_16(65535), name="x", size=8, channels=3).max() == 255
+@pytest.mark.parametrize("alpha", [False, True])
+def test_deep_colour_that_uses_a_part_of_its_range_is_refused(alpha: bool) -> None:
+    assert code_of(colour_16(4095, alpha=alpha)) == "SD-D315"
+    with pytest.raises(SdditError, match="SD-D315"):  # the lower bits are lost
+        decode(colour_16(4095, alpha=alpha), name="x", size=8, channels=3, bits=12)
+    assert decode(colour_16(4095, alpha=alpha), name="x", size=8, channels=3, bits=16).max() == 4095 >> 8
+    assert decode(colour_16(65535, alpha=alpha), name="x", size=8, channels=3).max() == 255
 
 
 def test_a_colour_key_of_a_deep_grey_file_is_transparent() -> None:
