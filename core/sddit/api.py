@@ -45,6 +45,7 @@ from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
 from sddit.recipes.selection import DEFAULTS
 from sddit.recipes.start_weights import (
     CONFIG,
+    find_checkpoint,
     find_weights,
     is_export,
     read_config,
@@ -52,8 +53,8 @@ from sddit.recipes.start_weights import (
     verify_export,
 )
 from sddit.recipes.validation import validated
-from sddit.storage.checkpoints import Store
-from sddit.storage.run_folder import RECIPE, recipe_path, recorded_ids, refuse_changed
+from sddit.storage.manifest import verify
+from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
 from sddit.storage.tensors import unpack
 from sddit.training.arguments import (
     device_argument,
@@ -202,13 +203,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     recipe = resolve_without_data(resolved)
     label = weights or recipe.evaluate.weights
     refuse_unknown_label(label, ["student", *recipe.ema], folder)
-    store = Store(folder / "checkpoints", keep=recipe.train.keep, run_ids=recorded_ids(folder))
-    checkpoint = store.open(step) if step is not None else store.latest(move_broken=False)
-    if checkpoint is None:
-        fix = "run its recipe until the first save"
-        raise error("SD-C447", "this run has no checkpoint yet", where=str(folder), fix=fix)
-    for notice in store.notices:  # e.g. a broken checkpoint, so an earlier one is used
-        warnings.warn(notice, stacklevel=3)
+    checkpoint = find_checkpoint(folder, step, read=verify)
     name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
 
     def read() -> dict[str, Tensor]:
