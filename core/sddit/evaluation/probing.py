@@ -22,7 +22,7 @@ from sddit.evaluation.scores import choose, refuse_few
 from sddit.interfaces import Dataset, NoiseSchedule
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.resolve import resolve_run
+from sddit.recipes.resolve import refuse_changed_data, resolve_run
 from sddit.training.environment import choose_device
 from sddit.training.networks import build_backbone
 
@@ -50,7 +50,9 @@ def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
     chosen = choose_device(device)
     model = load_run(folder)
     recipe = model.require_recipe()
-    if not recipe.dataset.params.holds_images:
+    if recipe.dataset.params.holds_images:
+        refuse_changed_data(folder, recipe.facts)
+    else:
         resolve_run(folder)  # raises what is wrong with the data of the run, if it has any
     if recipe.facts.num_classes < 2:
         raise error(
@@ -60,10 +62,6 @@ def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
             got=f"{recipe.facts.num_classes} classes",
             expect="a data set with labels",
         )
-    if (
-        recipe.dataset.params.holds_images and recipe.facts.gives_images
-    ):  # a cache of latents is verified by its own hashes
-        resolve_run(folder)  # raises if the data changed
     return probe(model.backbone.to(chosen), model.require_schedule(), recipe, progress)
 
 

@@ -109,19 +109,25 @@ def resolve_without_data(source: str | Path, *, host: Host | None = None) -> Rec
 
 def resolve_run(folder: Path, *, host: Host | None = None) -> Recipe:
     """Resolve the recipe of a run folder with its data. Raises SD-C407 if the data changed after the run began."""
+    recipe = resolve(recipe_path(folder), host=host)
+    refuse_changed_data(folder, recipe.facts)
+    return recipe
+
+
+def refuse_changed_data(folder: Path, facts: DataFacts) -> None:
+    """Raise SD-C407 unless the data are those that the run in a folder began with."""
     path = recipe_path(folder)
-    recipe, stated = resolve(path, host=host), read_json(path).get("data")
+    stated = read_json(path).get("data")
     known = stated.get("fingerprint") if isinstance(stated, dict) else None
-    if known not in (None, recipe.facts.fingerprint):
+    if known not in (None, facts.fingerprint):
         raise error(
             "SD-C407",
             "the data changed after this run began",
             where=str(folder),
-            got=f"fingerprint {recipe.facts.fingerprint[:12]}",
+            got=f"fingerprint {facts.fingerprint[:12]}",
             expect=f"{str(known)[:12]}, as in {path.name}",
-            fix=f"restore the data ({recipe.facts.source})",
+            fix=f"restore the data ({facts.source})",
         )
-    return recipe
 
 
 def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
