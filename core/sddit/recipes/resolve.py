@@ -330,9 +330,9 @@ def _placed(problem: Problem, merged: Merged, around: str = "") -> Problem:
 
 
 def _with_command(problems: Sequence[Problem], merged: Merged) -> list[Problem]:
-    """Return the problems of a shorter run, with the command that makes all changes that they propose.
+    """Return the problems, with the command that makes all changes that their fixes propose.
 
-    A proposal is a fix of the form `key=value`.
+    Such a fix has the form `key=value`. Without overrides there is no command to repeat, and the file is to be edited.
     """
     changes = [problem.fix for problem in problems if re.fullmatch(r"[\w.-]+=\S+", problem.fix)]
     if not merged.overrides:
