@@ -41,7 +41,7 @@ from sddit.plugins.build_arguments import check_arguments, check_settings
 from sddit.plugins.host import registry
 from sddit.recipes.parsing import MAX_INTEGER
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
+from sddit.recipes.resolve import changed, refuse_changed_data, resolve_run, resolve_tables, resolve_without_data
 from sddit.recipes.selection import DEFAULTS
 from sddit.recipes.start_weights import (
     CONFIG,
@@ -211,6 +211,17 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
         return with_prefix(prefix, unpack(checkpoint.read(file), str(checkpoint.folder / file)))
 
     return build_with_weights(recipe, read, dtype, where=f"{checkpoint.folder}, {label}")
+
+
+def load_run_with_data(folder: Path) -> Model:
+    """Load the network of a run whose data is used with it. Raises what is wrong with the data, or SD-C407."""
+    model = load_run(folder)
+    recipe = model.require_recipe()
+    if recipe.dataset.params.holds_images:
+        refuse_changed_data(folder, recipe.facts)
+    else:
+        resolve_run(folder)  # raises what is wrong with the data of the run, if it has any
+    return model
 
 
 def load_exported(folder: Path, weights: str, step: int | None, dtype: torch.dtype | None, trust_code: bool) -> Model:
