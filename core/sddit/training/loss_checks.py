@@ -197,10 +197,10 @@ def equal_values(a: Any, b: Any) -> bool:
     """Return whether two values are equal: in all bits on a CPU, up to the order of sums on a GPU."""
     if not isinstance(b, Tensor) or a.shape != b.shape:
         return False
-    return torch.equal(a, b) if a.device.type == "cpu" else is_close(a, b, 1e-5)
+    return torch.equal(a, b) if a.device.type == "cpu" else is_near(a, b, 1e-5)
 
 
-def is_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+def is_near(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """Return whether two tensors agree, relative to the largest number; rounding of zeros counts as agreement."""
     if not b.is_floating_point():
         return torch.equal(a, b)
@@ -290,7 +290,7 @@ def check_independence(findings: Findings, term: nn.Module, params: LossParams, 
     apart = scene.select(rows).value_of(copy.deepcopy(term)).detach()
     row = int((together - apart).abs().argmax())
     return findings.expect(
-        is_close(apart, together, TOLERANCE.get(scene.dtype, LOOSE)),
+        is_near(apart, together, TOLERANCE.get(scene.dtype, LOOSE)),
         COUPLED,
         got=f"{together[row].item():.6g} in a batch of {scene.size}, {apart[row].item():.6g} in one of {half}",
         fix=DECLARE_COUPLED,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sddit.interfaces import LossParams
 from sddit.training.findings import Findings
-from sddit.training.loss_checks import LOOSE, TOLERANCE, Scene, gradients_of, is_close
+from sddit.training.loss_checks import LOOSE, TOLERANCE, Scene, gradients_of, is_near
 
 T = TypeVar("T")
 
@@ -69,19 +69,19 @@ def check_ranks(findings: Findings, term: nn.Module, params: LossParams, scene: 
     tolerance = TOLERANCE.get(scene.dtype, LOOSE)
     fix = "compare with the samples of all processes: z = ctx.gather(z), and average over them with ctx.mean"
     fix += "; a loss that is meant for the samples of one process sets per_process"
-    if not is_close(split.value, whole.value, tolerance):
+    if not is_near(split.value, whole.value, tolerance):
         got = f"{split.value.item():.6g} on two processes, {whole.value.item():.6g} on one"
         findings.add("the loss depends on the number of processes", got=got, fix=fix)
         return
     for kind in ("leaves", "weights"):
         one, two = getattr(whole, kind), getattr(split, kind)
-        wrong = ", ".join(name for name in one if not is_close(two[name], one[name], 10 * tolerance))
+        wrong = ", ".join(name for name in one if not is_near(two[name], one[name], 10 * tolerance))
         if wrong:
             got = f"another gradient to {wrong}"
             findings.add("the gradient of the loss depends on the number of processes", got=got, fix=fix)
             return
     for name, expected in whole.buffers[0].items():
-        if not all(is_close(found[name], expected, 10 * tolerance) for found in split.buffers):
+        if not all(is_near(found[name], expected, 10 * tolerance) for found in split.buffers):
             fix = "average what is staged over all processes before it changes a buffer: ctx.mean(x)"
             findings.add(f"a buffer depends on the number of processes: {name}", fix=fix)
 
