@@ -6,8 +6,8 @@ and 0 for a channel that carries nothing. Standard deviations (EDM2) are small a
 
 - If no log-variance is below 0, they are standard deviations or variances.
 - A log-variance above 20 is not one: encoders clamp them there.
-- The two halves of the channel axis differ, in mean or in spread: one holds means, the other log-variances or standard
-  deviations. If they are alike, and the last axis either explains a quarter of the variance or is the only axis of
+- The two halves of the channel axis differ, in mean or in spread: one holds means, the other standard deviations or
+  log-variances. If they are alike, and the last axis either explains a quarter of the variance or is the only axis of
   another length, the moments are NHWC; if the channels of each half explain a quarter, the two kinds alternate.
 - The standard deviation of the posterior is at most ten times that of its means: beyond, almost nothing but noise is
   trained on. Halves that are swapped are found by this rule.
