@@ -41,10 +41,11 @@ from sddit.plugins.build_arguments import check_arguments, check_settings
 from sddit.plugins.host import registry
 from sddit.recipes.parsing import MAX_INTEGER
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.resolve import changed, resolve_tables, resolve_without_data
+from sddit.recipes.resolve import changed, refuse_changed_data, resolve_run, resolve_tables, resolve_without_data
 from sddit.recipes.selection import DEFAULTS
 from sddit.recipes.start_weights import (
     CONFIG,
+    find_checkpoint,
     find_weights,
     is_export,
     read_config,
@@ -52,8 +53,8 @@ from sddit.recipes.start_weights import (
     verify_export,
 )
 from sddit.recipes.validation import validated
-from sddit.storage.checkpoints import Store
-from sddit.storage.run_folder import RECIPE, recipe_path, recorded_ids, refuse_changed
+from sddit.storage.manifest import verify
+from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
 from sddit.storage.tensors import unpack
 from sddit.training.arguments import (
     device_argument,
@@ -202,13 +203,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     recipe = resolve_without_data(resolved)
     label = weights or recipe.evaluate.weights
     refuse_unknown_label(label, ["student", *recipe.ema], folder)
-    store = Store(folder / "checkpoints", keep=recipe.train.keep, run_ids=recorded_ids(folder))
-    checkpoint = store.open(step) if step is not None else store.latest(move_broken=False)
-    if checkpoint is None:
-        fix = "run its recipe until the first save"
-        raise error("SD-C447", "this run has no checkpoint yet", where=str(folder), fix=fix)
-    for notice in store.notices:  # e.g. a broken checkpoint, so an earlier one is used
-        warnings.warn(notice, stacklevel=3)
+    checkpoint = find_checkpoint(folder, step, read=verify)
     name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
 
     def read() -> dict[str, Tensor]:
@@ -216,6 +211,17 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
         return with_prefix(prefix, unpack(checkpoint.read(file), str(checkpoint.folder / file)))
 
     return build_with_weights(recipe, read, dtype, where=f"{checkpoint.folder}, {label}")
+
+
+def load_run_with_data(folder: Path) -> Model:
+    """Load the network of a run whose data is used with it. Raises what is wrong with the data, or SD-C407."""
+    model = load_run(folder)
+    recipe = model.require_recipe()
+    if recipe.dataset.params.holds_images:
+        refuse_changed_data(folder, recipe.facts)
+    else:
+        resolve_run(folder)  # raises what is wrong with the data of the run, if it has any
+    return model
 
 
 def load_exported(folder: Path, weights: str, step: int | None, dtype: torch.dtype | None, trust_code: bool) -> Model:

@@ -65,6 +65,11 @@ def test_a_wrong_argument_is_named(model: sddit.Model, arguments: dict[str, Any]
         sddit.sample(model, **arguments)
 
 
+def test_an_unknown_home_folder_is_named_as_on_the_command_line() -> None:
+    with pytest.raises(SdditError, match=r"SD-F707(.|\n)*where:  source(.|\n)*~no-such-user"):
+        sddit.load("~no-such-user/runs")
+
+
 @pytest.mark.parametrize(
     "ask",
     [

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sddit.data.class_names import listed
-from sddit.data.latent_statistics import PLAUSIBLE, Layout
+from sddit.data.latent_statistics import Layout
 from sddit.errors import error, one_of
 
-ALLOW = "allow_implausible"
 NEGATIVE = 'if these are log-variances: "mean+logvar"; if channels are the last axis (NHWC): transpose(0, 3, 1, 2)'
 
 
@@ -25,23 +24,8 @@ def refuse_unfit(moments: NDArray[Any], labels: NDArray[np.int64], shape: tuple[
         raise error("SD-D308", "shards do not fit together", where=where, got=got, expect=expect)
 
 
-def refuse_scale(std: Sequence[float], scale: float) -> None:
-    """Raise SD-D308 for an implausible scale."""
-    pooled = float(np.sqrt(np.mean(np.square(std))))
-    low, high = PLAUSIBLE
-    if not low <= pooled <= high:
-        fix = f"scale = {scale / pooled:.4g} gives 1" if pooled else "check the encoder: these latents do not vary"
-        raise error(
-            "SD-D308",
-            "latents of this scale do not suit a diffusion model: the scale is missing or was applied twice",
-            where="scale",
-            got=f"{scale:g}, which gives a standard deviation of {pooled:.3g}",
-            expect=f"a standard deviation from {low:g} to {high:g}, or {ALLOW} (--allow-implausible)",
-            fix=fix,
-        )
-
-
 def usable_moments(moments: ArrayLike, layout: Layout, where: str) -> NDArray[Any]:
+    """Return moments as an array [n, 2C, h, w]. Raises SD-D308 for what cannot be moments, SD-D341 for a layout."""
     array = np.ascontiguousarray(moments)
     if layout not in get_args(Layout):
         raise error(
@@ -63,6 +47,7 @@ def usable_moments(moments: ArrayLike, layout: Layout, where: str) -> NDArray[An
 
 
 def usable_labels(labels: ArrayLike, classes: int, where: str) -> NDArray[np.int64]:
+    """Return labels as an array [n]. Raises SD-D307 for anything but numbers of the `classes` classes."""
     array = np.asarray(labels)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise error(

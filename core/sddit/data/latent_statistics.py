@@ -6,11 +6,11 @@ and 0 for a channel that carries nothing. Standard deviations (EDM2) are small a
 
 - If no log-variance is below 0, they are standard deviations or variances.
 - A log-variance above 20 is not one: encoders clamp them there.
-- The two halves of the channel axis differ, in mean or in spread: one holds means, the other widths. If they are alike,
-  and the last axis either explains a quarter of the variance or is the only axis of another length, the moments are
-  NHWC; if the channels of each half explain a quarter, means and widths alternate.
-- The posterior is at most ten times as wide as the means spread: beyond, almost nothing but noise is trained on. Halves
-  that are swapped end here.
+- The two halves of the channel axis differ, in mean or in spread: one holds means, the other standard deviations or
+  log-variances. If they are alike, and the last axis either explains a quarter of the variance or is the only axis of
+  another length, the moments are NHWC; if the channels of each half explain a quarter, the two kinds alternate.
+- The standard deviation of the posterior is at most ten times that of its means: beyond, almost nothing but noise is
+  trained on. Halves that are swapped are found by this rule.
 - Every channel varies.
 - Scaled latents have a standard deviation from 0.25 to 2.5.
 """
@@ -145,23 +145,25 @@ class MomentStatistics:
         got += f"{variances[0] ** 0.5:.3g} and {variances[1] ** 0.5:.3g}; {height} x {width} in space"
         if alike and width % 2 == 0 and (explained > MAX_EXPLAINED or channels == height != width):
             fix = f"if these are NHWC, moments of {channels} x {height} with {width} channels: transpose(0, 3, 1, 2)"
-            yield "means and widths look alike, as if channels were the last axis (NHWC)", got, fix
+            yield "the two halves of the channels look alike, as if channels were the last axis (NHWC)", got, fix
         elif alike and float((between**2).mean()) > MAX_EXPLAINED * pooled:
             fix = "all means first, then all log-variances or standard deviations"
-            yield "means and widths look alike, as if they alternated", got, fix
+            yield "the two halves of the channels look alike, as if they alternated", got, fix
 
 
-def scaled_findings(std: Sequence[float], spread: Sequence[float]) -> Iterator[Finding]:
+def scaled_findings(std: Sequence[float], spread: Sequence[float], scale: float) -> Iterator[Finding]:
     """Yield what is implausible about the standard deviation and the posterior's spread of scaled latents, each [C]."""
     pooled, width = (float(np.sqrt(np.mean(np.square(values)))) for values in (std, spread))
     low, high = PLAUSIBLE
     if not low <= pooled <= high:
-        got = f"a standard deviation of {pooled:.3g}"
-        fix = f"a scale {1 / pooled:.4g} times as large gives 1" if pooled else "check the encoder"
-        yield f"scaled latents have a standard deviation outside of {low:g} to {high:g}", got, fix
+        got = f"scale = {scale:g}, which gives a standard deviation of {pooled:.3g}"
+        fix = f"scale = {scale / pooled:.4g} gives 1" if pooled else "check the encoder: these latents do not vary"
+        what = f"the standard deviation of scaled latents is outside of {low:g} to {high:g}"
+        yield f"{what}: the scale is missing or was applied twice", got, fix
     if flat := [str(channel) for channel, value in enumerate(std) if not value > MIN_STD * pooled]:
         yield "a channel does not vary", f"std 0 in channel {', '.join(flat)}", "check the encoder, or drop the channel"
     if width > MAX_WIDTH * pooled:
-        got = f"a posterior of std {width:.3g}, means of std {pooled:.3g}, both scaled"
+        got = f"{width:.3g} and {pooled:.3g}, both scaled"
         fix = "check the layout, and the order of the two halves: means first"
-        yield f"the posterior is more than {MAX_WIDTH} times as wide as the latents spread", got, fix
+        what = f"the standard deviation of the posterior is more than {MAX_WIDTH} times that of its means"
+        yield what, got, fix

@@ -26,9 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sddit.data.class_names import check_names
 from sddit.data.facts_cache import cached
 from sddit.data.latent_checks import (
-    ALLOW,
     NEGATIVE,
-    refuse_scale,
     refuse_unfit,
     usable_labels,
     usable_moments,
@@ -49,6 +47,9 @@ MAX_SIDE = 65536  # channels, height and width
 VALUES_AT_ONCE = 2**22  # that a check reads
 MAX_MEASURED = 2**28  # values of a cache that are measured when it is read: of a larger one, every k-th latent
 TOLERANCE, SAMPLED_TOLERANCE = 1e-3, 0.05  # of statistics, relative to the standard deviation
+ALLOW = "allow_implausible"  # key of the index, and argument of `write_cache`
+ALLOWED_IN_INDEX = f'set "{ALLOW}": true in {INDEX}'
+ALLOWED_WHEN_WRITTEN = f"pass {ALLOW}=True (--allow-implausible of make_latents)"
 COPY_AGAIN = "copy it again, or write the cache again"
 
 
@@ -192,14 +193,13 @@ def _contradictions(index: Index, file: Path) -> Iterator[Problem]:
         what, fix = f"the name of class {blank[0]} is blank", "remove it from class_names, or write a name"
         yield Problem("SD-D316", what, str(file), repr(index.class_names[blank[0]]), fix=fix)
     if not index.allow_implausible:
-        yield from _implausible(scaled_findings(index.std, index.spread), str(file))
+        yield from _implausible(scaled_findings(index.std, index.spread, index.scale), str(file))
 
 
-def _implausible(findings: Iterable[Finding], where: str) -> Iterator[Problem]:
-    """Yield the problems SD-D344 of findings, with the key that allows them."""
+def _implausible(findings: Iterable[Finding], where: str, allow: str = ALLOWED_IN_INDEX) -> Iterator[Problem]:
+    """Yield the problems SD-D344 of findings, with how to allow them."""
     for what, got, fix in findings:
-        allowed = f'if it is so, "{ALLOW}": true in {INDEX}, which is --allow-implausible of make_latents'
-        yield Problem("SD-D344", what, where, got, fix=f"{fix}; {allowed}")
+        yield Problem("SD-D344", what, where, got, fix=f"{fix}; if the latents really are so, {allow}")
 
 
 def verify_shards(cache: Cache) -> None:
@@ -323,9 +323,8 @@ def write_cache(
     written, statistics, shape = _write_shards(root, shards, layout, names)
     mean, std, spread = statistics.scaled(scale)
     if not allow_implausible:
-        refuse_scale(std, scale)
-        found = chain(statistics.findings(layout, shape), scaled_findings(std, spread))
-        raise_all(_implausible(islice(found, 1), str(root)))  # the others may follow from it
+        found = chain(statistics.findings(layout, shape), scaled_findings(std, spread, scale))
+        raise_all(_implausible(islice(found, 1), str(root), ALLOWED_WHEN_WRITTEN))  # the others may follow from it
     index = Index(
         format=1,
         layout=layout,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sddit.errors import Problem, SdditError
-from sddit.storage.run_folder import RECIPE
+from sddit.storage.run_folder import RECIPE, read_json
 
 CAPTION = "three latent channels, not an image"
 LATENTS = "samples/latents.safetensors"
@@ -47,9 +46,8 @@ def are_undecoded(recipe: Mapping[str, Any]) -> bool:
 def samples_are_undecoded(run: Path) -> bool:
     """Return whether the samples of a run folder are latents without a decoder; False if its recipe is unreadable."""
     try:
-        recipe = json.loads((run / RECIPE).read_text(encoding="utf-8"))
-        return isinstance(recipe, dict) and are_undecoded(recipe)
-    except (OSError, ValueError, RecursionError, TypeError, LookupError):
+        return are_undecoded(read_json(run / RECIPE))
+    except (SdditError, TypeError, LookupError):
         return False
 
 

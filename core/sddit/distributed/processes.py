@@ -25,8 +25,7 @@ PEER_LOST = ("SD-X801", "SD-X802")  # codes of ranks that only noticed the failu
 
 BEGAN = time.monotonic()
 
-
-NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MAX_PORT = 65_535
 MAX_PROCESSES = 1_000_000
 
@@ -46,7 +45,7 @@ def placement() -> Placement:
     Only commands that compute with several processes need a correct environment: the others use `world_size` and
     `rank`, which never raise.
     """
-    found = _read_environment(tuple(os.environ.get(name) for name in NAMES))
+    found = _read_environment(tuple(os.environ.get(name) for name in VARIABLES))
     if isinstance(found, Problem):
         raise SdditError(found)
     return found
@@ -68,14 +67,14 @@ def local_rank() -> int:
 
 
 def _placement_or_alone() -> Placement:
-    found = _read_environment(tuple(os.environ.get(name) for name in NAMES))
+    found = _read_environment(tuple(os.environ.get(name) for name in VARIABLES))
     return Placement() if isinstance(found, Problem) else found
 
 
 @cache
 def _read_environment(texts: tuple[str | None, ...]) -> Placement | Problem:
-    """Return the place that the variables `NAMES` state, or what is wrong with them."""
-    given = {name: text for name, text in zip(NAMES, texts, strict=True) if text is not None}
+    """Return the place that the variables `VARIABLES` state, or what is wrong with them."""
+    given = {name: text for name, text in zip(VARIABLES, texts, strict=True) if text is not None}
     numbers = {}
     for name, (low, high) in _ranges(given).items():
         if name in given:
@@ -117,7 +116,7 @@ def _range(low: int, high: int) -> str:
 
 
 def _refused(what: str, got: str, expect: str) -> Problem:
-    fix = f"start with torchrun or --nproc, or remove leftover variables: unset {' '.join(NAMES)}"
+    fix = f"start with torchrun or --nproc, or remove leftover variables: unset {' '.join(VARIABLES)}"
     return Problem("SD-X808", what, "the environment of torchrun", got[:200], expect, fix)
 
 

@@ -63,7 +63,7 @@ def connect(device: torch.device, timeout: float) -> Store:
     where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
     fix = (
         "check --nnodes, the rendezvous address and port, and that all machines were started; for one process, "
-        f"unset {' '.join(processes.NAMES)}"
+        f"unset {' '.join(processes.VARIABLES)}"
     )
     refuse_unreachable(where, fix)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"

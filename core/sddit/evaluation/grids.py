@@ -44,12 +44,10 @@ def grid(images: Tensor, columns: int, row_names: Sequence[str] = (), *, caption
     step_x, step_y = width + GAP, height + GAP
     right, bottom = left + min(columns, len(cells)) * step_x - GAP + MARGIN, rows * step_y - GAP + 2 * MARGIN
     if caption:
-        wide = int(np.ceil(font.getlength(caption))) + 2 * MARGIN
-        sheet = Image.new("RGB", (max(right, wide), bottom + LINE), BACKGROUND)
-        ImageDraw.Draw(sheet).text((MARGIN, bottom), caption, fill=TEXT, font=font)
-    else:
-        sheet = Image.new("RGB", (right, bottom), BACKGROUND)
+        right, bottom = max(right, int(np.ceil(font.getlength(caption))) + 2 * MARGIN), bottom + LINE
+    sheet = Image.new("RGB", (right, bottom), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, bottom - LINE), caption, fill=TEXT, font=font)
     for i, cell in enumerate(cells):
         row, column = divmod(i, columns)
         sheet.paste(Image.fromarray(cell), (left + column * step_x, MARGIN + row * step_y))

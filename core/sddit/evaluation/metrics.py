@@ -204,7 +204,7 @@ def inception_score(probabilities: ArrayLike, size: int) -> Array:
 
 
 def _divergence(p: Array) -> Array:
-    """KL(p(y|x) || p(y)) of each row, p(y) the mean of the rows. 0 log 0 = 0."""
+    """Return KL(p(y|x) || p(y)) of each row of p [n, classes], p(y) the mean of the rows. 0 log 0 = 0."""
     ratio = np.divide(p, p.mean(axis=0), out=np.ones_like(p), where=p > 0)
     return np.asarray((p * np.log(ratio)).sum(axis=1))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sddit.api import load_run
+from sddit.api import load_run_with_data
 from sddit.backbones import Backbone
 from sddit.data import seen_std
 from sddit.diffusion.draws import KeyedDraws
@@ -22,7 +22,6 @@ from sddit.evaluation.scores import choose, refuse_few
 from sddit.interfaces import Dataset, NoiseSchedule
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.resolve import resolve_run
 from sddit.training.environment import choose_device
 from sddit.training.networks import build_backbone
 
@@ -45,13 +44,12 @@ def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
     """Probe the weights that a run samples with, at its newest good checkpoint.
 
     Raises:
-        SdditError: SD-T931 for data without classes, SD-T906 for data without held-out images.
+        SdditError: SD-C407 for data that changed, SD-T931 for data without classes, SD-T906 for data without held-out
+            images.
     """
     chosen = choose_device(device)
-    model = load_run(folder)
+    model = load_run_with_data(folder)
     recipe = model.require_recipe()
-    if not recipe.dataset.params.holds_images:
-        resolve_run(folder)  # raises what is wrong with the data of the run, if it has any
     if recipe.facts.num_classes < 2:
         raise error(
             "SD-T931",
@@ -60,10 +58,6 @@ def probe_run(folder: Path, *, device: str, progress: Progress) -> Probe:
             got=f"{recipe.facts.num_classes} classes",
             expect="a data set with labels",
         )
-    if (
-        recipe.dataset.params.holds_images and recipe.facts.gives_images
-    ):  # a cache of latents is verified by its own hashes
-        resolve_run(folder)  # raises if the data changed
     return probe(model.backbone.to(chosen), model.require_schedule(), recipe, progress)
 
 

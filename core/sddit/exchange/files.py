@@ -135,8 +135,9 @@ def _choose_prefix(
     prefix = f"{weights.removesuffix('.')}."
     chosen = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     if not chosen:
-        what = "the file holds a single set of weights, without a name"
-        raise error("SD-C446", what, where=str(path), got=f"--weights {weights}", fix="remove --weights")
+        what = "the file has no set of weights of this name, and no tensor whose name begins with it"
+        fix = "remove --weights: the sets of the file are then found, or listed"
+        raise error("SD-C446", what, where=str(path), got=f"--weights {weights}", fix=fix)
     others = sorted({name.partition(".")[0] for name in state if not name.startswith(prefix)})
     return prefix.removesuffix("."), chosen, (f"dropped: {_some(others)}",) if others else ()
 

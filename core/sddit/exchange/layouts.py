@@ -11,6 +11,7 @@ from typing import Any
 from sddit.errors import error
 from sddit.interfaces import Component
 from sddit.plugins.host import registry
+from sddit.recipes.merge import leaves
 from sddit.storage.atomic import open_file
 from sddit.storage.output_folder import verify_file
 
@@ -43,15 +44,9 @@ def merge_tables(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return {dotted key: value}. Keys that begin with `_` are skipped: they are notes of other programs."""
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            values |= flatten(value, f"{prefix}{key}.")
-        elif not key.startswith("_"):
-            values[f"{prefix}{key}"] = value
-    return values
+    return {key: value for key, value in leaves(table) if value != {} and not key.rpartition(".")[2].startswith("_")}
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

@@ -29,9 +29,11 @@ LIBRARIES = (
     ("json", ""),
 )
 """Modules and classes whose functions a plugin must not replace: every other code would call the replacement."""
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def working_directory() -> str:
+    """Return the current folder; empty if it no longer exists."""
     try:
         return os.getcwd()  # noqa: PTH109
     except FileNotFoundError:
@@ -39,6 +41,7 @@ def working_directory() -> str:
 
 
 def is_open(descriptor: int) -> str:
+    """Return `open` or `closed`."""
     return "open" if any(file_identity(descriptor)) else "closed"
 
 
@@ -64,9 +67,6 @@ def settings() -> dict[str, Callable[[], Any]]:
         "sys.stderr": lambda: "closed" if getattr(sys.stderr, "closed", True) else "open",
         **{f"the handler of {number.name}": partial(signal.getsignal, number) for number in HANDLED},
     }
-
-
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class SharedState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -86,12 +86,13 @@ class Recipe:
         optimizer = self.optimizer.params
         return optimizer.clip is not None and optimizer.clip_scope == "all" and self.has_heads()
 
-    def wants(self, labels: Collection[str] | None = None) -> dict[str, face.Want]:
-        """Return what is read from each view, by all active losses or by those in `labels`."""
+    def wants(self, labels: Iterable[str] | None = None) -> dict[str, face.Want]:
+        """Return what is read from each view, by all active losses or by those in `labels`, in their order."""
         wants: dict[str, face.Want] = {}
-        for label, chosen in self.active_losses.items():
-            needs = chosen.params.needs()
-            for view in self.views_of(chosen.params) if labels is None or label in labels else ():
+        for label in self.active_losses if labels is None else labels:
+            loss = self.active_losses[label].params
+            needs = loss.needs()
+            for view in self.views_of(loss):
                 want = needs.student if view.network == "student" else needs.teacher or face.Want()
                 wants[view.name] = wants.get(view.name, face.Want()) | want
         return wants

@@ -6,7 +6,6 @@ All problems are collected and raised together, before anything runs. Torch-free
 from __future__ import annotations
 
 import re
-import shlex
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,14 +25,14 @@ from sddit.plugins.host import host as the_host
 from sddit.recipes import checks
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import COMMAND_LINE, Merged, Origin, leaves, load, merge_into, of_tables, override
-from sddit.recipes.parsing import MAX_INTEGER, quoted, shown
+from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.search import name_of
+from sddit.recipes.remedies import with_command, with_data_command
 from sddit.recipes.selection import LABELLED, SLOTS, Selector
 from sddit.recipes.settings import SETTINGS, EmaSettings, StartSettings
 from sddit.recipes.start_weights import complete_start
 from sddit.recipes.validation import unknown_key
-from sddit.storage.run_folder import RECIPE, RUN_IDS, read_json, recipe_path
+from sddit.storage.run_folder import RUN_IDS, read_json, recipe_path
 
 ABLATION = "ablation"
 """The table of arms. It changes no other key: resolved, an ablation is its recipe without the arms."""
@@ -43,12 +42,8 @@ STATED = ("name", "data", "code", "processes", RUN_IDS)
 """Keys of resolved recipes only: the name, what the data and the plugins were, and the ids of the run."""
 
 FIRST_NUMERICS = "0.1.0"
-NO_CACHE = "SD-D341"
-PLANNED_DATA = ("dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000")
-"""Overrides for a plan without a cache of latents: those of 256x256 images of ImageNet by Stable Diffusion's VAE."""
 
 MEASURED = "measured"
-MISSING_DATA = ("SD-D300", "SD-D341")
 MAX_DIFFERENCE = 0.1
 """Maximum relative difference between sigma_data and the measured value without a warning."""
 
@@ -109,19 +104,25 @@ def resolve_without_data(source: str | Path, *, host: Host | None = None) -> Rec
 
 def resolve_run(folder: Path, *, host: Host | None = None) -> Recipe:
     """Resolve the recipe of a run folder with its data. Raises SD-C407 if the data changed after the run began."""
+    recipe = resolve(recipe_path(folder), host=host)
+    refuse_changed_data(folder, recipe.facts)
+    return recipe
+
+
+def refuse_changed_data(folder: Path, facts: DataFacts) -> None:
+    """Raise SD-C407 unless the data are those that the run in a folder began with."""
     path = recipe_path(folder)
-    recipe, stated = resolve(path, host=host), read_json(path).get("data")
+    stated = read_json(path).get("data")
     known = stated.get("fingerprint") if isinstance(stated, dict) else None
-    if known not in (None, recipe.facts.fingerprint):
+    if known not in (None, facts.fingerprint):
         raise error(
             "SD-C407",
             "the data changed after this run began",
             where=str(folder),
-            got=f"fingerprint {recipe.facts.fingerprint[:12]}",
+            got=f"fingerprint {facts.fingerprint[:12]}",
             expect=f"{str(known)[:12]}, as in {path.name}",
-            fix=f"restore the data ({recipe.facts.source})",
+            fix=f"restore the data ({facts.source})",
         )
-    return recipe
 
 
 def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
@@ -170,7 +171,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
             c.name: cast(AttentionParams, c.params()) for c in selector.host.registries.attention if not c.missing()
         },
     )
-    selector.add(_with_command([_placed(problem, merged) for problem in checks.check(recipe)], merged))
+    selector.add(with_command([_placed(problem, merged) for problem in checks.check(recipe)], merged))
     raise_all(selector.problems())
     return _with_notes(recipe, merged, measured, warnings)
 
@@ -253,31 +254,6 @@ def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts
     return None
 
 
-def with_data_command(problem: Problem, merged: Merged) -> Problem:
-    """Return a problem of data that are not found with the command for it: to plan without, or to name their place."""
-    if problem.code not in MISSING_DATA:
-        return problem
-    if not merged.resolved:
-        return _with_plan_command(problem, merged)
-    found = re.match(r"dataset\.\w+", problem.where)
-    if not found or merged.path is None or merged.path.name != RECIPE or merged.overrides:
-        return problem
-    key, recipe, run = found[0], shlex.quote(shown(merged.path)), shlex.quote(shown(merged.path.parent))
-    command = f"sddit-run {recipe} --resume {run} --allow-change {key} {key}=NEW_PATH"
-    return replace(problem, fix=f"put the data back, or if it was moved:  {command}")
-
-
-def _with_plan_command(problem: Problem, merged: Merged) -> Problem:
-    """Return the problem of a missing cache of latents with the command that plans the recipe without it."""
-    if problem.code != NO_CACHE:
-        return problem
-    kept = [text for text in merged.overrides if not text.startswith("dataset.")]
-    name = name_of(merged.path) if merged.path else "RECIPE"
-    command = shlex.join(["sddit-run", "-n", name, *kept, *PLANNED_DATA])
-    what = "To plan without the data, with your shape and classes:"
-    return replace(problem, fix=f"{problem.fix}. {what}  {command}".removeprefix(". "))
-
-
 def _with_measured(
     selector: Selector, schedule: Selected[Any], std: float
 ) -> tuple[Selected[Any], list[str], list[str]]:
@@ -321,21 +297,6 @@ def _placed(problem: Problem, merged: Merged, around: str = "") -> Problem:
     known = problem.where.partition(".")[0] in TABLES and " " not in problem.where
     key = problem.where if known else around
     return replace(problem, where=f"{merged.place(key)} ({problem.where})") if key else problem
-
-
-def _with_command(problems: Sequence[Problem], merged: Merged) -> list[Problem]:
-    """Return the problems of a shorter run, with the command that makes all changes that they propose.
-
-    A proposal is a fix of the form `key=value`.
-    """
-    changes = [problem.fix for problem in problems if re.fullmatch(r"[\w.-]+=\S+", problem.fix)]
-    if not merged.overrides:
-        return [replace(p, fix=p.fix.replace("=", " = ")) if p.fix in changes else p for p in problems]
-    keys = {change.partition("=")[0] for change in changes}
-    typed = [text for text in merged.overrides if text.partition("=")[0].strip() not in keys]
-    name = name_of(merged.path) if merged.path else "RECIPE"
-    command = shlex.join(["sddit-run", name, *typed, *changes])
-    return [replace(problem, fix=command) if problem.fix in changes else problem for problem in problems]
 
 
 def _with_notes(recipe: Recipe, merged: Merged, measured: Sequence[str], warnings: list[str]) -> Recipe:

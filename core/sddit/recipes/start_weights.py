@@ -10,8 +10,8 @@ from typing import Any
 
 from sddit.errors import error, one_of
 from sddit.recipes.settings import StartSettings
-from sddit.storage.checkpoints import Store
-from sddit.storage.manifest import BrokenCheckpoint, Checkpoint, broken_error, read_manifest, seal_manifest
+from sddit.storage.checkpoints import Read, Store
+from sddit.storage.manifest import Checkpoint, broken_error, read_manifest, seal_manifest
 from sddit.storage.output_folder import verify_output
 from sddit.storage.run_folder import RECIPE, read_json, recorded_ids, refuse_changed
 
@@ -112,38 +112,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def find_checkpoint(folder: Path, step: int | None, *, read: Read) -> Checkpoint:
+    """Return the checkpoint of a step of a run, or the newest intact one.
+
+    `read` is `verify`, or `read_manifest` where the files are verified when they are read. Warns of newer broken
+    checkpoints, which are left where they are. Raises SD-C447 for a run without a checkpoint, or as `Store.latest` and
+    `Store.open` do.
+    """
+    store = Store(folder / "checkpoints", keep=1, run_ids=recorded_ids(folder))
+    found = store.latest(move_broken=False, read=read) if step is None else store.open(step, read=read)
+    if found is None:
+        fix = "run its recipe until the first save"
+        raise error("SD-C447", "this run has no checkpoint yet", where=str(folder), fix=fix)
+    for notice in store.notices:
+        warnings.warn(notice, stacklevel=4)
+    return found
+
+
 def _in_run(folder: Path, label: str, step: int | None) -> LocatedWeights:
     refuse_changed(folder / RECIPE)
     recipe = _json(folder / RECIPE)
     label = label or recipe.get("evaluate", {}).get("weights") or "student"
     refuse_unknown_label(label, ["student", *recipe.get("ema", {})], folder)
-    checkpoint = _checkpoint(folder, step)
+    checkpoint = find_checkpoint(folder, step, read=read_manifest)
     name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
     file = f"{name}.safetensors"
     if file not in checkpoint.files:
         raise broken_error(checkpoint.folder, f"{file}: missing")
     return LocatedWeights(folder, label, checkpoint.step, checkpoint.folder / file, prefix, checkpoint.files[file][1])
-
-
-def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
-    """Return the checkpoint of a step, or the newest with an intact manifest. Files are hashed when they are read."""
-    store = Store(folder / "checkpoints", keep=1, run_ids=recorded_ids(folder))
-    steps = store.steps()
-    if step is not None and step not in steps:
-        raise error("SD-C403", f"step {step} not found", where=str(folder), expect=one_of(str(step), map(str, steps)))
-    for candidate in reversed(steps) if step is None else [step]:
-        try:
-            found = store.own(read_manifest(store.path_of(candidate)))
-        except BrokenCheckpoint as fault:
-            path = store.path_of(candidate)
-            if step is not None:
-                raise broken_error(path, str(fault)) from fault
-            warnings.warn(f"{path} is broken ({fault}); an earlier one is used [SD-C401]", stacklevel=4)
-        else:
-            for notice in store.notices:
-                warnings.warn(notice, stacklevel=4)
-            return found
-    raise error("SD-C447", "this run has no checkpoint yet", where=str(folder))
 
 
 def _in_export(folder: Path, label: str, step: int | None) -> LocatedWeights:

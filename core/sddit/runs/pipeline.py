@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sddit.api import load_run
+from sddit.api import load_run_with_data
 from sddit.data.declared import no_images
 from sddit.data.undecoded import refuse_latents
 from sddit.distributed import processes
@@ -29,7 +29,6 @@ from sddit.progress import Progress
 from sddit.recipes.checks import check_processes
 from sddit.recipes.checks.evaluation_rules import why_no_scores
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.resolve import resolve_run
 from sddit.reports.run.probe_charts import write_probe
 from sddit.runs.callbacks import RunCallbacks, stop_if_asked
 from sddit.runs.report_data import cost_of, write_run_report
@@ -98,7 +97,9 @@ def run(
             scores = read_scores(folder.path)
             if names := names_of_non_finite(scores):
                 progress.warn(f"{folder.path / SCORES} has non-finite scores: {', '.join(names)}; {SCORE_AGAIN}")
-            return RunResult(folder.path, folder.path / REPORT, scores, True, why_no_scores(recipe))
+            return RunResult(
+                folder.path, folder.path / REPORT, scores, already_finished=True, no_scores=why_no_scores(recipe)
+            )
         run_ids = tuple(dict.fromkeys([recipe.run_id, *recorded_ids(folder.path)]))
         store = Store(folder.path / "checkpoints", keep=recipe.train.keep, run_ids=run_ids)
         with exit_on_signal(stop, progress, "before the first step"):
@@ -106,7 +107,9 @@ def run(
         progress.step = session.step
         with RunCallbacks(session, folder, store, cursor, stop, progress) as callbacks:
             scores = train_and_finish(session, callbacks)
-        return RunResult(folder.path, folder.path / REPORT, scores, False, why_no_scores(recipe))
+        return RunResult(
+            folder.path, folder.path / REPORT, scores, already_finished=False, no_scores=why_no_scores(recipe)
+        )
 
 
 def refuse_unusable(recipe: Recipe, resume: Path | None) -> None:
@@ -203,8 +206,7 @@ def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, 
     """Sample and score a run at its newest intact checkpoint, finished or not. Changes nothing in its folder."""
     chosen = choose_device(device)
     refuse_latents(folder, "scores")
-    resolve_run(folder)  # raises if the data is missing, damaged or changed
-    model = load_run(folder)
+    model = load_run_with_data(folder)
     recipe = model.require_recipe()
     if not recipe.dataset.params.holds_images:
         raise no_images()

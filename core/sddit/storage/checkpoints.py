@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sddit.errors import SdditError, error
@@ -37,6 +37,9 @@ NAME = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,})")
 SPARE = 1.2  # required free space, as a multiple of the checkpoint's size
 TRANSIENT = {errno.EIO, errno.ESTALE, errno.EDQUOT}  # a network file system may recover from these
 PAUSES = (0.2, 1.0, 5.0)  # seconds before each retry
+
+Read = Callable[[Path], Checkpoint]
+"""Reads the folder of a checkpoint. Raises BrokenCheckpoint."""
 
 
 class Store:
@@ -98,18 +101,18 @@ class Store:
             self._prune(step)
         return path
 
-    def latest(self, *, move_broken: bool = True) -> Checkpoint | None:
+    def latest(self, *, move_broken: bool = True, read: Read = verify) -> Checkpoint | None:
         """Return the newest intact checkpoint; None if none was ever saved.
 
-        Newer broken ones are moved aside, with a notice. A reader without the lock passes `move_broken=False`. Raises
-        SD-C402 if there are checkpoints but none is intact: a run never restarts without --fresh. Raises SD-C405 if it
-        is of another run.
+        Newer broken ones are moved aside, with a notice. A reader without the lock passes `move_broken=False`. `read`
+        may be `read_manifest`, for a caller that verifies the files when it reads them. Raises SD-C402 if there are
+        checkpoints but none is intact: a run never restarts without --fresh. Raises SD-C405 if it is of another run.
         """
         aside = sorted(path.name for path in self.folder.glob("broken-step-*"))
         tried = []
         for step in reversed(self.steps()):
             try:
-                found = verify(self.path_of(step))
+                found = read(self.path_of(step))
             except BrokenCheckpoint as fault:
                 tried.append(f"step-{step:06d} ({fault})")
                 if move_broken:
@@ -122,8 +125,8 @@ class Store:
         got = f"{len(tried)} tried: {', '.join(tried)}"
         raise error("SD-C402", "no usable checkpoint", where=str(self.folder), got=got)
 
-    def open(self, step: int) -> Checkpoint:
-        """Return the checkpoint of one step.
+    def open(self, step: int, *, read: Read = verify) -> Checkpoint:
+        """Return the checkpoint of one step. `read` as for `latest`.
 
         Raises SD-C403 if there is none, SD-C401 if it is broken, SD-C405 if it is of another run.
         """
@@ -131,7 +134,7 @@ class Store:
             have = ", ".join(str(known) for known in steps) or "none"
             raise error("SD-C403", f"step {step} not found", where=str(self.folder), expect=f"one of {have}")
         try:
-            return self.own(verify(self.path_of(step)))
+            return self.own(read(self.path_of(step)))
         except BrokenCheckpoint as fault:
             raise broken_error(self.path_of(step), str(fault)) from fault
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sddit.errors import SdditError, error, one_of
+from sddit.errors import SdditError, error, expand_user, one_of
 from sddit.training.environment import choose_device
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
@@ -42,13 +42,13 @@ def text_argument(value: Any, name: str) -> str:
 
 
 def path_argument(value: Any, name: str) -> Path:
-    """Return a path, in which `~` is the home folder. Raises SD-T925 for an empty text or another type."""
+    """Return a path, in which `~` is the home folder.
+
+    Raises SD-T925 for an empty text or another type, SD-F707 for an unknown home folder.
+    """
     if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or "\0" in str(value):
         raise wrong_argument(f"{name} is not a path", name, value, "the path of a file or folder")
-    try:
-        return Path(value).expanduser()
-    except RuntimeError:
-        raise wrong_argument("this home folder is not known", name, value, "a path without ~") from None
+    return expand_user(Path(value), name)
 
 
 def device_argument(value: Any) -> torch.device:

@@ -19,6 +19,8 @@ from sddit.training.nonfinite_origin import NonFiniteOrigin
 TILES = 16  # how often the samples are repeated where they are spread over noise levels and classes
 TOLERANCE = {torch.float64: 1e-10}  # of a value that other samples must not change, relative to the largest
 LOOSE = 1e-3  # in float32: matrix products of another batch size round differently
+COUPLED = "the value of one sample depends on other samples"
+DECLARE_COUPLED = "declare couples_samples and return a scalar"
 
 
 class Scene:
@@ -195,12 +197,15 @@ def equal_values(a: Any, b: Any) -> bool:
     """Return whether two values are equal: in all bits on a CPU, up to the order of sums on a GPU."""
     if not isinstance(b, Tensor) or a.shape != b.shape:
         return False
-    return torch.equal(a, b) if a.device.type == "cpu" else is_close(a, b, 1e-5)
+    return torch.equal(a, b) if a.device.type == "cpu" else is_near(a, b, 1e-5)
 
 
-def is_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Return whether the difference is small, relative to the largest number."""
-    return bool((a - b).abs().max() <= tolerance * b.abs().max())
+def is_near(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Return whether two tensors agree, relative to the largest number; rounding of zeros counts as agreement."""
+    if not b.is_floating_point():
+        return torch.equal(a, b)
+    smallest = 1e-7 if tolerance >= LOOSE else 1e-14
+    return a.numel() == 0 or bool((a - b).abs().max() <= tolerance * b.abs().max() + smallest)
 
 
 def attributes(term: nn.Module) -> dict[str, str]:
@@ -255,11 +260,13 @@ def check_gradient(findings: Findings, term: nn.Module, params: LossParams, scen
 
 
 def gradients_of(value: Tensor, inputs: Iterable[Tensor]) -> list[Tensor]:
-    """Return the gradients of the sum of a value, without those to what it does not depend on."""
-    if not value.requires_grad:
-        return []
-    found = torch.autograd.grad(value.sum(), list(inputs), allow_unused=True, retain_graph=True)
-    return [gradient for gradient in found if gradient is not None]
+    """Return the gradient of the sum of a value to each input: zeros where it does not depend on it."""
+    wanted = list(inputs)
+    if not value.requires_grad or not wanted:
+        return [torch.zeros_like(x) for x in wanted]
+    # The graph is kept: all values of a scene share the part that computes x0 from the raw output.
+    found = torch.autograd.grad(value.sum(), wanted, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True)]
 
 
 def variants_reach(term: nn.Module, scene: Scene) -> Iterator[bool]:
@@ -283,10 +290,10 @@ def check_independence(findings: Findings, term: nn.Module, params: LossParams, 
     apart = scene.select(rows).value_of(copy.deepcopy(term)).detach()
     row = int((together - apart).abs().argmax())
     return findings.expect(
-        is_close(apart, together, TOLERANCE.get(scene.dtype, LOOSE)),
-        "the value of one sample depends on other samples",
+        is_near(apart, together, TOLERANCE.get(scene.dtype, LOOSE)),
+        COUPLED,
         got=f"{together[row].item():.6g} in a batch of {scene.size}, {apart[row].item():.6g} in one of {half}",
-        fix="declare couples_samples and return a scalar",
+        fix=DECLARE_COUPLED,
     )
 
 
@@ -298,5 +305,5 @@ def check_parameters(findings: Findings, term: nn.Module, costs: Iterable[Cost |
         count = sum(p.numel() for p in term.parameters() if p.requires_grad == trained)
         right = claimed is None or abs(claimed - count) <= 0.01 * count or (not trained and claimed == 0)
         what = f"cost() states another number of {'' if trained else 'frozen '}parameters than it has"
-        fix = f"return Cost({key}={count:,} here, ...), computed from the widths; or None for not stated"
+        fix = f"return Cost({key}=..., ...), computed from the widths, or None if it is not known"
         findings.expect(right, what, got=claimed, expect=count, fix=fix)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sddit.interfaces import LossParams
 from sddit.training.findings import Findings
-from sddit.training.loss_checks import LOOSE, TOLERANCE, Scene
+from sddit.training.loss_checks import LOOSE, TOLERANCE, Scene, gradients_of, is_near
 
 T = TypeVar("T")
 
@@ -86,14 +86,6 @@ def check_ranks(findings: Findings, term: nn.Module, params: LossParams, scene: 
             findings.add(f"a buffer depends on the number of processes: {name}", fix=fix)
 
 
-def is_near(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Return whether two tensors agree, relative to the largest number; rounding of zeros counts as agreement."""
-    if not b.is_floating_point():
-        return torch.equal(a, b)
-    smallest = 1e-7 if tolerance >= LOOSE else 1e-14
-    return a.numel() == 0 or bool((a - b).abs().max() <= tolerance * b.abs().max() + smallest)
-
-
 def evaluate(term: Any, scenes: list[Scene]) -> Result:
     """Return what a loss gives on processes that each hold one of the scenes, and its buffers after the step."""
     terms = [copy.deepcopy(term) for _ in scenes]
@@ -111,7 +103,7 @@ def evaluate(term: Any, scenes: list[Scene]) -> Result:
     weight_names = [name for name, weight in term.named_parameters() if weight.requires_grad]
     leaves = [list(scene.leaves["student"].values()) for scene in scenes]
     weights = [[weight for weight in own.parameters() if weight.requires_grad] for own in terms]
-    found = iter(gradients(value, [x for part in (*leaves, *weights) for x in part]))
+    found = iter(gradients_of(value, [x for part in (*leaves, *weights) for x in part]))
     of_leaves = [[next(found) for _ in part] for part in leaves]
     of_weights = [[next(found) for _ in part] for part in weights]
     on_ranks(len(scenes), finish)
@@ -121,14 +113,6 @@ def evaluate(term: Any, scenes: list[Scene]) -> Result:
         {name: torch.stack(parts).sum(dim=0) for name, *parts in zip(weight_names, *of_weights, strict=True)},
         [{name: buffer.detach() for name, buffer in own.named_buffers()} for own in terms],
     )
-
-
-def gradients(value: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    """Return the gradient to each input, zeros where there is none."""
-    if not value.requires_grad or not inputs:
-        return [torch.zeros_like(x) for x in inputs]
-    found = torch.autograd.grad(value, inputs, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 
 def on_ranks(count: int, work: Callable[..., T]) -> list[T]:

@@ -99,6 +99,7 @@ class Objective:
     """Decide which losses are active at a step, what they read, and how they add up."""
 
     def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
         self.total_steps = recipe.train.steps
         losses = {label: chosen.params for label, chosen in recipe.active_losses.items()}
         # Losses of the network's own output first, then by label: independent of the order in the recipe.
@@ -106,6 +107,7 @@ class Objective:
         self.params: dict[str, LossParams] = {label: losses[label] for label in labels}
         self.read = {label: [v.name for v in recipe.views_of(params)] for label, params in self.params.items()}
         self.networks = {view.name: view.network for view in recipe.pair_sampler.params.views()}
+        self._wants: dict[tuple[str, ...], dict[str, Want]] = {}  # by losses that are active together
 
     def weights(self, step: int) -> dict[str, float]:
         """Return the weight of each active loss at `step`: none of weight 0, none past its end."""
@@ -118,14 +120,10 @@ class Objective:
 
     def wants(self, labels: Sequence[str], network: str) -> dict[str, Want]:
         """Return what the active losses read from each view of one network."""
-        wants: dict[str, Want] = {}
-        for label in labels:
-            needs = self.params[label].needs()
-            for view in self.read[label]:
-                if self.networks[view] == network:
-                    want = needs.student if network == "student" else needs.teacher or Want()
-                    wants[view] = wants.get(view, Want()) | want
-        return wants
+        key = tuple(labels)
+        if key not in self._wants:
+            self._wants[key] = self.recipe.wants(key)
+        return {view: want for view, want in self._wants[key].items() if self.networks[view] == network}
 
     def contexts(self, ctx: Context, labels: Sequence[str], teacher: Teacher | None) -> dict[str, Context]:
         """Return the context of each active loss, with the teacher's copy of its own modules."""

@@ -26,7 +26,9 @@ def what(moments: NDArray[Any], layout: Layout = "mean+logvar", scale: float | N
     found = statistics(moments, layout)
     scale = scale or 1 / float(moments[:, : moments.shape[1] // 2].astype(np.float64).std())
     _, std, spread = found.scaled(scale)
-    return "; ".join(part[0] for part in (*found.findings(layout, moments.shape[1:]), *scaled_findings(std, spread)))
+    return "; ".join(
+        part[0] for part in (*found.findings(layout, moments.shape[1:]), *scaled_findings(std, spread, scale))
+    )
 
 
 def smooth(n: int, channels: int, height: int, width: int) -> NDArray[Any]:
@@ -94,7 +96,7 @@ WRONG: dict[str, tuple[Callable[[], NDArray[Any]], str]] = {
     "nhwc, not square": (lambda: nhwc(stable_diffusion(32, 24)), "NHWC"),
     "nhwc, noise": (lambda: RNG.normal(size=(12, 32, 32, 8)) * 5.5, "NHWC"),
     "nhwc, many channels": (lambda: nhwc(wide(32, 16, 16)), "NHWC"),
-    "swapped": (lambda: swapped(stable_diffusion()), "times as wide"),
+    "swapped": (lambda: swapped(stable_diffusion()), "more than 10 times that of its means"),
     "interleaved": (lambda: interleaved(stable_diffusion()), "alternated"),
     "above the clamp": (lambda: stable_diffusion() + np.repeat([0, 40], 4)[:, None, None], "above 20"),
     "a constant channel": (lambda: stable_diffusion() * np.array([1, 0, *[1] * 6])[:, None, None], "does not vary"),
@@ -107,7 +109,7 @@ def test_a_wrong_layout_is_refused(moments: Callable[[], NDArray[Any]], words: s
 
 
 def test_a_wrong_scale_is_refused() -> None:
-    for scale, found in ((1.0, "standard deviation outside"), (0.18, ""), (0.18**2, "standard deviation outside")):
+    for scale, found in ((1.0, "scale is missing"), (0.18, ""), (0.18**2, "scale is missing")):
         said = what(stable_diffusion(), scale=scale)
         assert found in said if found else said == ""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from sddit.distributed import processes
-from sddit.distributed.processes import NAMES, Placement, placement
+from sddit.distributed.processes import VARIABLES, Placement, placement
 from sddit.errors import SdditError
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 def set_only(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
-    for name in NAMES:
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
         monkeypatch.setenv(name, value)

@@ -90,8 +90,13 @@ def test_earlier_checkpoint_is_not_used_silently(finished: Path, tmp_path: Path)
     with pytest.warns(UserWarning, match=f"{newest.name} .*is broken; using"):
         sddit.load(finished)
     (newest / "manifest.json").write_bytes(b"")
-    with pytest.warns(UserWarning, match=rf"{newest.name} is broken .*SD-C401"):
+    with pytest.warns(UserWarning, match=rf"{newest.name} .*is broken; using .*SD-C401"):
         export_run(finished, out=tmp_path / "exported")
+    for checkpoint in (finished / "checkpoints").glob("step-*"):
+        (checkpoint / "manifest.json").write_bytes(b"")
+    for read in (sddit.load, export_run):
+        with pytest.raises(SdditError, match=r"SD-C402(.|\n)*2 tried"):
+            read(finished)
 
 
 def test_missing_runs_weights_and_steps_are_refused(finished: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import click
 from sddit.cli.options import SdditCommand, json_option
 from sddit.cli.output import console, notice, print_json, table
 from sddit.errors import SdditError, printable
+from sddit.formatting import format_count
 from sddit.plugins.host import host
 
 if TYPE_CHECKING:
@@ -43,6 +44,6 @@ def print_rows(checked: list[Checked]) -> None:
     lines = table("component", "tested", "")
     for one in checked:
         count = len(one.problems)
-        verdict = "[green]pass[/]" if not count else f"[bold red]{count} problem{'s' if count > 1 else ''}[/]"
+        verdict = f"[bold red]{format_count(count, 'problem')}[/]" if count else "[green]pass[/]"
         lines.add_row(printable(one.component), one.tested, verdict)
     console().print(lines, markup=True)

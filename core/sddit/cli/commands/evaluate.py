@@ -131,12 +131,13 @@ def evaluate(
     if asked := [f"--{name}" for name in parts if name != "probe"] or ([] if parts else ["scores"]):
         refuse_latents(run, ", ".join(asked))
     if not parts:
+        from sddit.recipes.checks.evaluation_rules import why_no_scores
         from sddit.recipes.resolve import resolve
 
-        recipe = run / RECIPE
-        if recipe.is_file() and not resolve(recipe).features:  # a folder that is not a run is refused when it is loaded
+        recipe = run / RECIPE  # a folder that is not a run is refused when it is loaded
+        if recipe.is_file() and (reason := why_no_scores(resolve(recipe))):
             if not processes.is_reported_elsewhere():
-                notice("no scores: evaluate.features in the recipe names no extractor")
+                notice(f"no scores: {reason}")
                 if as_json:
                     print_json({})
             return

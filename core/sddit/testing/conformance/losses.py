@@ -22,6 +22,7 @@ from sddit.training.simulated_ranks import check_ranks
 
 WIDTH = 12
 KEPT = 10  # of 16 tokens, in the masked case
+OTHER_DTYPE = "float64 outputs give another dtype"
 
 
 def scene_of(
@@ -157,8 +158,7 @@ def examine_gradient(case: Case, term: nn.Module) -> None:
         gradients = {name: leaf.grad for name, leaf in scene.leaves["student"].items() if leaf.grad is not None}
         mixed = ", ".join(name for name, gradient in gradients.items() if bool(gradient[1:].any()))
         got = f"a gradient to {mixed} of the others"
-        fix = "declare couples_samples and return a scalar"
-        case.expect(not mixed, "the value of one sample depends on other samples", got=got, fix=fix)
+        case.expect(not mixed, loss_checks.COUPLED, got=got, fix=loss_checks.DECLARE_COUPLED)
 
 
 def examine_memory(case: Case) -> None:
@@ -213,24 +213,23 @@ def examine_precision(case: Case) -> None:
     with case.trying("it computed in float64", fix=DTYPE):
         term = built(case, torch.float64)
         value = scene_of(case, term, masked=True, dtype=torch.float64).value_of(term)
-        case.expect(value.dtype == torch.float64, "float64 outputs give another dtype", got=value, fix=DTYPE)
+        case.expect(value.dtype == torch.float64, OTHER_DTYPE, got=value, fix=DTYPE)
         close = torch.allclose(value.float(), single.float(), rtol=1e-2, atol=1e-4)
         got = f"{value.flatten()[0].item():.6g} and {single.flatten()[0].item():.6g}"
         case.expect(close, "float64 and float32 disagree", got=got, fix=DTYPE)
-    with case.trying("it computed under bf16 autocast", fix="compute softmax, logarithms and norms in float32"):
+    fix = "compute softmax, logarithms and norms in float32"
+    with case.trying("it computed under bf16 autocast", fix=fix):
         term = built(case)
         scene = scene_of(case, term, masked=True, taps_dtype=torch.bfloat16)
         with torch.autocast("cpu", torch.bfloat16):
             value = scene.value_of(term)
         case.expect(value.dtype == torch.float32, "under bf16 the loss is not float32", got=value, fix=DTYPE)
-        fix = "compute softmax, logarithms and norms in float32"
         case.expect(bool(value.isfinite().all()), "under bf16 the loss is not finite", fix=fix)
 
 
 def examine_processes(case: Case) -> None:
     """Check in float64 that a value depends neither on other samples nor on the number of processes."""
-    known = {problem.what for problem in case.problems}
-    if {"float64 outputs give another dtype", "the value of one sample depends on other samples"} & known:
+    if {OTHER_DTYPE, loss_checks.COUPLED} & {problem.what for problem in case.problems}:
         return
     with case.trying("its samples were divided among two processes", masked=True):
         term = built(case, torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -229,6 +230,22 @@ def test_no_mode_of_evaluate_looks_at_latents(recipe_file: Path, tmp_path: Path,
     said = call(f"evaluate {folder} --probe")
     assert said.status == 0, said.stderr
     assert "linear probe" in said.stdout
+
+
+def test_a_run_whose_cache_was_replaced_is_not_probed_on_the_new_one(
+    recipe_file: Path, cache: Path, tmp_path: Path, call: Callable[[str], Said]
+) -> None:
+    folder = go(recipe_file, tmp_path / "runs").folder
+    assert call(f"evaluate {folder} --probe").status == 0
+    index = json.loads((cache / "latents.json").read_text())
+    (cache / "latents.json").write_text(json.dumps({**index, "encoder": "another"}))
+    said = call(f"evaluate {folder} --probe")
+    assert said.status == 5 and "SD-C407" in said.stderr
+
+
+def test_a_recipe_that_is_not_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "recipe.resolved.json")
+    assert not samples_are_undecoded(tmp_path)
 
 
 def test_a_run_of_an_earlier_version_loads_and_its_scores_are_gone(

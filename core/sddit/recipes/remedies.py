@@ -1,0 +1,58 @@
+"""Complete the fixes of problems with the command line that applies them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sddit.errors import Problem
+from sddit.recipes.merge import Merged
+from sddit.recipes.parsing import shown
+from sddit.recipes.search import name_of
+from sddit.storage.run_folder import RECIPE
+
+NO_FOLDER, NO_CACHE = "SD-D300", "SD-D341"
+PLANNED_DATA = ("dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000")
+"""Overrides for a plan without a cache of latents: those of 256x256 images of ImageNet by Stable Diffusion's VAE."""
+
+
+def with_command(problems: Sequence[Problem], merged: Merged) -> list[Problem]:
+    """Return the problems, with the command that makes all changes that their fixes propose.
+
+    Such a fix has the form `key=value`. Without overrides there is no command to repeat, and the file is to be edited.
+    """
+    changes = [problem.fix for problem in problems if re.fullmatch(r"[\w.-]+=\S+", problem.fix)]
+    if not merged.overrides:
+        return [replace(p, fix=p.fix.replace("=", " = ")) if p.fix in changes else p for p in problems]
+    keys = {change.partition("=")[0] for change in changes}
+    typed = [text for text in merged.overrides if text.partition("=")[0].strip() not in keys]
+    name = name_of(merged.path) if merged.path else "RECIPE"
+    command = shlex.join(["sddit-run", name, *typed, *changes])
+    return [replace(problem, fix=command) if problem.fix in changes else problem for problem in problems]
+
+
+def with_data_command(problem: Problem, merged: Merged) -> Problem:
+    """Return a problem of data that are not found with the command for it: to plan without, or to name their place."""
+    if problem.code not in (NO_FOLDER, NO_CACHE):
+        return problem
+    if not merged.resolved:
+        return with_plan_command(problem, merged)
+    found = re.match(r"dataset\.\w+", problem.where)
+    if not found or merged.path is None or merged.path.name != RECIPE or merged.overrides:
+        return problem
+    key, recipe, run = found[0], shlex.quote(shown(merged.path)), shlex.quote(shown(merged.path.parent))
+    command = f"sddit-run {recipe} --resume {run} --allow-change {key} {key}=NEW_PATH"
+    return replace(problem, fix=f"put the data back, or if it was moved:  {command}")
+
+
+def with_plan_command(problem: Problem, merged: Merged) -> Problem:
+    """Return the problem of a missing cache of latents with the command that plans the recipe without it."""
+    if problem.code != NO_CACHE:
+        return problem
+    kept = [text for text in merged.overrides if not text.startswith("dataset.")]
+    name = name_of(merged.path) if merged.path else "RECIPE"
+    command = shlex.join(["sddit-run", "-n", name, *kept, *PLANNED_DATA])
+    what = "To plan without the data, with your shape and classes:"
+    return replace(problem, fix=f"{problem.fix}. {what}  {command}".removeprefix(". "))
