@@ -15,8 +15,9 @@ ctx = sddit.context(schedule, num_classes=model.num_classes)          # for a lo
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -32,13 +33,15 @@ from sddit.data.preview import encoder_units
 from sddit.data.undecoded import CAPTION
 from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
+from sddit.distributed.world import World
 from sddit.errors import error, one_of
 from sddit.exchange.conversion import convert_from_layout
 from sddit.exchange.files import read_weight_file
-from sddit.generation import Request, generate, of_classes
+from sddit.generation import Convert, Request, generate, generate_parts, of_classes
 from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Split, Tap, View
 from sddit.plugins.build_arguments import check_arguments, check_settings
 from sddit.plugins.host import registry
+from sddit.progress import Progress
 from sddit.recipes.parsing import MAX_INTEGER
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, refuse_changed_data, resolve_run, resolve_tables, resolve_without_data
@@ -55,7 +58,7 @@ from sddit.recipes.start_weights import (
 from sddit.recipes.validation import validated
 from sddit.storage.manifest import verify
 from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
-from sddit.storage.tensors import unpack
+from sddit.storage.tensors import pack, unpack
 from sddit.training.arguments import (
     device_argument,
     dtype_argument,
@@ -289,30 +292,48 @@ def sample(
         latents: return latents [n, C, H, W] float32 in the units of the encoder, without the cache's scale and
             normalisation. Raises SD-T913 for a run on images.
     """
-    drawn = draw(
+    sampling = plan_sampling(
         model, classes=classes, per_class=per_class, seed=seed, steps=steps, device=device, overrides=overrides
     )
     if latents:
-        return drawn.latents().float()
-    if not drawn.recipe.facts.gives_images:
+        return encoder_units(sampling.x(), sampling.recipe.dataset.params, sampling.recipe.facts).float()
+    if not sampling.recipe.facts.gives_images:
         warnings.warn(f"{CAPTION}: sddit.sample(..., latents=True) returns the latents", stacklevel=2)
-    return model.dataset().to_images(drawn.x)
+    return model.dataset().to_images(sampling.x())
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """Samples of a run in network space, and the request and recipe that they were drawn with."""
+class Sampling:
+    """Samples of a run that are asked for, with what generates them."""
 
-    x: Tensor  # [n, C, H, W] float64
-    request: Request
+    backbone: nn.Module
+    schedule: NoiseSchedule
     recipe: Recipe
+    request: Request
 
-    def latents(self) -> Tensor:
-        """Return latents of the encoder [n, C, H, W] float64. Raises SD-T913 where the samples are not latents."""
-        return encoder_units(self.x, self.recipe.dataset.params, self.recipe.facts)
+    def identity(self) -> dict[str, str]:
+        """Return what the samples depend on: hashes of the weights and of the request, and the id of the recipe."""
+        weights = {name: value.detach() for name, value in self.backbone.state_dict().items()}
+        return {
+            "weights_sha256": hashlib.sha256(pack(weights)).hexdigest(),
+            "request_sha256": self.request.digest(),
+            "recipe": self.recipe.run_id,
+        }
+
+    def x(self) -> Tensor:
+        """Return the samples in network space, [n, C, H, W] float64."""
+        return generate(self.backbone, self.schedule, self.recipe, self.request)
+
+    def parts(
+        self, converts: Mapping[str, Convert], progress: Progress, start: int = 0
+    ) -> Iterator[tuple[Request, dict[str, Tensor]]]:
+        """Generate them in parts, see `sddit.generation.generate_parts`."""
+        return generate_parts(
+            self.backbone, self.schedule, self.recipe, converts, self.request, World(), progress, start
+        )
 
 
-def draw(
+def plan_sampling(
     model: Model,
     *,
     classes: str | int | Iterable[str | int] | None,
@@ -321,8 +342,8 @@ def draw(
     steps: int | None,
     device: str | torch.device,
     overrides: str | Sequence[str],
-) -> Drawn:
-    """Sample a loaded run; the arguments are those of `sample`."""
+) -> Sampling:
+    """Check the arguments of `sample`, and return what they ask for."""
     if not isinstance(model, Model):
         expect = "a model from sddit.load(RUN)"
         raise error("SD-T925", "not a loaded model", where="model", got=type(model).__name__, expect=expect)
@@ -338,8 +359,7 @@ def draw(
     count = whole_argument(per_class, "per_class", 1, MAX_PER_CLASS)
     chosen = recipe.seed if seed is None else whole_argument(seed, "seed", 0, MAX_INTEGER)
     request = of_classes(wanted, count, model.num_classes, chosen)
-    x = generate(model.backbone.to(device_argument(device)), model.require_schedule(), recipe, request)
-    return Drawn(x, request, recipe)
+    return Sampling(model.backbone.to(device_argument(device)), model.require_schedule(), recipe, request)
 
 
 def view(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +29,10 @@ class Request:
     labels: tuple[int, ...]  # one per image; num_classes is the null label
     ids: tuple[int, ...]  # image numbers
     seed: int
+
+    def digest(self) -> str:
+        """Return a sha256 of the request."""
+        return hashlib.sha256(repr((self.labels, self.ids, self.seed)).encode()).hexdigest()
 
     def part(self, rows: slice) -> Request:
         """Return the request for some of the images."""
@@ -87,31 +93,55 @@ def generate(
         return images.cpu()
 
 
-def generate_images(
+PART_BYTES = 16 * 2**20  # of the samples of one part; decoded images take up to twelve times as much
+IMAGES, LATENTS = "images", "latents"
+Convert = Callable[[Tensor], Tensor]
+"""Makes a result [n, ...] of samples [n, C, H, W] in network space."""
+
+
+def part_size(recipe: Recipe, world: World) -> int:
+    """Return the number of images in a part: a multiple of the images that all ranks generate at once."""
+    at_once = recipe.evaluate.batch * world.size
+    sample_bytes = math.prod(recipe.shapes.image) * torch.float64.itemsize
+    return at_once * max(1, PART_BYTES // (at_once * sample_bytes))
+
+
+def generate_parts(
     backbone: nn.Module,
     schedule: NoiseSchedule,
     recipe: Recipe,
-    convert: Callable[[Tensor], Tensor],
+    converts: Mapping[str, Convert],
     request: Request,
     world: World,
     progress: Progress | None = None,
-) -> Tensor:
-    """Generate images and return what `convert` makes of them, divided among the ranks.
+    start: int = 0,
+) -> Iterator[tuple[Request, dict[str, Tensor]]]:
+    """Generate images part by part, each divided among the ranks, and yield what is asked for of each part.
 
     Args:
-        convert: makes the result [n, ...] of samples in network space, such as `Dataset.to_images`.
+        converts: the results that are asked for, by name.
         progress: shows the sampler steps of this rank as a stage.
+        start: images at the beginning of the request that exist already.
 
-    Returns all on the main rank, none on the others.
+    Yields the request of a part, and its results on the main rank; they are empty on the others.
     """
-    count = len(request.ids)
-    own = range(count)[world.partition(count)]
-    part = request.part(slice(own.start, own.stop) if own else slice(0, 1))  # without work, generate any image
+    count, size = len(request.ids), part_size(recipe, world)
+    parts = [slice(begin, min(begin + size, count)) for begin in range(start, count, size)]
+    owned = [world.partition(part.stop - part.start) for part in parts]
+    batches = sum(-(-(rows.stop - rows.start) // recipe.evaluate.batch) for rows in owned)  # each rounded up
     shown = progress or Progress()
-    batches = -(-len(own) // recipe.evaluate.batch)  # rounded up
     shown.stage("sampling", total=batches * recipe.sampler.params.steps)
-    x = generate(backbone, schedule, recipe, part, lambda step, x: shown.tick())
-    return world.collect(convert(x)[: len(own)], count)
+    for part, rows in zip(parts, owned, strict=True):
+        wanted = request.part(part)
+        own = wanted.part(rows if rows.stop > rows.start else slice(0, 1))  # without work, generate any image
+        x = generate(backbone, schedule, recipe, own, lambda step, x: shown.tick())
+        results = {name: convert(x)[: rows.stop - rows.start] for name, convert in converts.items()}
+        yield wanted, {name: world.collect(result, part.stop - part.start) for name, result in results.items()}
+
+
+def joined(parts: Iterable[tuple[Request, Mapping[str, Tensor]]], name: str) -> Tensor:
+    """Return one result of all parts, for a few images. It is empty on all ranks but the main one."""
+    return torch.cat([results[name] for _, results in parts])
 
 
 def latents_of(recipe: Recipe) -> Callable[[Tensor], Tensor]:
@@ -125,10 +155,13 @@ def scoring_request(recipe: Recipe, count: int) -> Request:
 
 
 def sample_session(
-    session: Session, request: Request, progress: Progress | None = None, *, latents: bool = False
-) -> Tensor:
-    """Apply `generate_images` to the weights of a session as they are now: images, or latents of the encoder."""
-    recipe = session.recipe
-    weights = session.weights(recipe.evaluate.weights)
-    convert = latents_of(recipe) if latents else session.dataset.to_images
-    return generate_images(weights, session.schedule, recipe, convert, request, session.world, progress)
+    session: Session,
+    request: Request,
+    converts: Mapping[str, Convert],
+    progress: Progress | None = None,
+    start: int = 0,
+) -> Iterator[tuple[Request, dict[str, Tensor]]]:
+    """Apply `generate_parts` to the weights of a session as they are now."""
+    weights = session.weights(session.recipe.evaluate.weights)
+    schedule, recipe, world = session.schedule, session.recipe, session.world
+    return generate_parts(weights, schedule, recipe, converts, request, world, progress, start)

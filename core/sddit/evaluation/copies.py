@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from sddit.data.undecoded import refuse_latents
 from sddit.evaluation.grids import grid, png
 from sddit.evaluation.metrics import copied_fraction, nearest
-from sddit.evaluation.sample_images import kept_samples
+from sddit.evaluation.sample_images import batches_of, kept_samples
 from sddit.evaluation.scores import extract_features, extract_split, refuse_few
 from sddit.evaluation.scoring import build_extractors
 from sddit.evaluation.thumbnails import PixelFeatures
@@ -46,12 +46,16 @@ class Copies:
 
 
 def find_copies(
-    samples: Tensor, train_set: Dataset, test_set: Dataset, extractors: Mapping[str, FeatureExtractor], batch: int
+    samples: Iterable[Tensor],
+    train_set: Dataset,
+    test_set: Dataset,
+    extractors: Mapping[str, FeatureExtractor],
+    batch: int,
 ) -> dict[str, Copies]:
-    """Find the nearest training image of every sample, uint8 [n, 3, H, W], with each extractor."""
+    """Find the nearest training image of every sample with each extractor. `samples`: uint8 [b, 3, H, W], in parts."""
     training, heldout = (extract_split(split, extractors, batch) for split in (train_set, test_set))
-    no_labels = torch.zeros(len(samples), dtype=torch.int64)
-    generated = extract_features(samples, no_labels, extractors, batch)
+    without_labels = ((images, torch.zeros(len(images), dtype=torch.int64)) for images in samples)
+    generated = extract_features(without_labels, extractors, batch)
     found = {}
     for label, extractor in extractors.items():
         reference = training[label].features
@@ -64,9 +68,8 @@ def find_copies(
     return found
 
 
-def pairs_image(copies: Copies, samples: Tensor, train_set: Dataset) -> bytes:
-    """Return a PNG of the closest pairs: samples above their nearest training images."""
-    above = samples[[sample for sample, _, _ in copies.pairs]]
+def pairs_image(copies: Copies, above: Tensor, train_set: Dataset) -> bytes:
+    """Return a PNG of the closest pairs: their samples, uint8 [pairs, 3, H, W], above their nearest training images."""
     x, _ = train_set.fetch([training for _, training, _ in copies.pairs])
     return png(grid(torch.cat([above, train_set.to_images(x)]), len(copies.pairs), ("sample", "training image")))
 
@@ -82,18 +85,20 @@ def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str,
     """
     recipe_path(folder)  # raises if the folder is not a run
     refuse_latents(folder, "copies of training images")
-    samples = torch.from_numpy(kept_samples(folder)).permute(0, 3, 1, 2)
+    samples = kept_samples(folder)
     recipe = resolve_run(folder)
     chosen = choose_device(device)
     train_set, test_set = (recipe.dataset.build(split=split) for split in ("train", "test"))
     refuse_few({"training images": train_set, "held-out images": test_set}, recipe.evaluate.neighbours)
     extractors = {**build_extractors(recipe, chosen), "pixels": PixelFeatures(chosen)}
     progress.stage("searching")
-    found = find_copies(samples, train_set, test_set, extractors, recipe.evaluate.batch)
+    batch = recipe.evaluate.batch
+    found = find_copies(batches_of(samples, batch), train_set, test_set, extractors, batch)
     with RunFolder(folder) as run:
         run.write_json("copies.json", {label: one.to_json() for label, one in found.items()})
         for label, one in found.items():
             name = f"samples/copies-{label.replace('/', '-')}.png"
-            run.write_bytes(name, pairs_image(one, samples, train_set))
+            closest = torch.from_numpy(samples.rows([sample for sample, _, _ in one.pairs])).permute(0, 3, 1, 2)
+            run.write_bytes(name, pairs_image(one, closest, train_set))
     progress.end_stage()
     return found

@@ -31,6 +31,31 @@ def moments(features: ArrayLike) -> tuple[Array, Array]:
     return mean, centred.T @ centred / (len(x) - 1)
 
 
+class RunningMoments:
+    """Mean and covariance, as from `moments`, of vectors that are given in parts (Chan, Golub and LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean = self._products = np.zeros(0)  # sum of (x - mean)(x - mean)^T
+
+    def add(self, features: ArrayLike) -> None:
+        """Take further vectors, [n, d]. Raises SD-T907 for a non-finite one."""
+        x = _vectors(features, least=1)
+        mean = x.mean(axis=0)
+        centred = x - mean
+        products = centred.T @ centred
+        if self.count:
+            shift, total = mean - self._mean, self.count + len(x)
+            products += self._products + np.outer(shift, shift) * (self.count * len(x) / total)
+            mean = self._mean + shift * (len(x) / total)
+        self.count, self._mean, self._products = self.count + len(x), mean, products
+
+    def result(self) -> tuple[Array, Array]:
+        """Return mean [d] and covariance [d, d]. Raises SD-T906 for fewer than two vectors."""
+        _refuse_fewer(2, self.count)
+        return self._mean, self._products / (self.count - 1)
+
+
 def frechet(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
     """Return the squared Frechet distance of two Gaussians (Dowson and Landau 1982; for images, arXiv:1706.08500).
 

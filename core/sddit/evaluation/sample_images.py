@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sddit.data.archives import load_arrays
-from sddit.data.undecoded import CAPTION, LATENTS, refuse_latents
+from sddit.data.archives import StoredArray, write_arrays
+from sddit.data.undecoded import CAPTION, refuse_latents
+from sddit.data.undecoded import LATENTS as LATENTS_FILE
 from sddit.errors import error
 from sddit.evaluation.grids import grid, png
-from sddit.generation import Request, balanced, of_classes, sample_session
+from sddit.generation import (
+    IMAGES,
+    LATENTS,
+    Convert,
+    Request,
+    balanced,
+    joined,
+    latents_of,
+    of_classes,
+    sample_session,
+)
+from sddit.interfaces import Dataset
+from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import RunFolder, unreadable_error
-from sddit.storage.tensors import pack
+from sddit.storage.sample_parts import SampleParts
+from sddit.storage.tensors import write_tensors
 from sddit.training.session import Session
 
 SAMPLES = "samples/samples.npz"
+PARTS = "samples/parts"  # while they are generated
+SAMPLE_AGAIN = "delete it and report.html, then run the recipe: it samples again"
+RGB = 3
 ABOUT = "sddit"  # the entry of the metadata of latents, JSON
 UNCONDITIONAL = 64  # images of a grid without classes
 MAX_CLASSES = 16  # rows of a grid; with more classes, the first ones are shown
@@ -41,7 +57,7 @@ def grid_request(recipe: Recipe) -> tuple[Request, int, Sequence[str]]:
 def write_preview(session: Session, folder: RunFolder) -> None:
     """Write `samples/step-000123.png`: the same seeds at every preview, and the weights of the final samples."""
     request, columns, names = grid_request(session.recipe)
-    images = sample_session(session, request)
+    images = joined(sample_session(session, request, {IMAGES: session.dataset.to_images}), IMAGES)
     if session.world.main:
         sheet = grid(images, columns, names, caption=caption_of(session.recipe))
         folder.write_bytes(preview_name(session.step), png(sheet))
@@ -62,40 +78,83 @@ def previews(folder: Path) -> list[tuple[int, bytes]]:
     return [(int(path.stem.removeprefix("step-")), path.read_bytes()) for path in found]
 
 
-def write_samples(folder: RunFolder, images: Tensor, request: Request) -> None:
-    """Write all samples: `arr_0` uint8 [n, H, W, 3] as the ADM evaluator reads them, `arr_1` labels, `ids`, `seed`."""
-    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    labels, ids, seed = np.asarray(request.labels), np.asarray(request.ids), np.asarray(request.seed)
-    folder.write_bytes(SAMPLES, npz(arr_0=pixels, arr_1=labels, ids=ids, seed=seed))
+def write_samples(session: Session, folder: RunFolder, request: Request, progress: Progress) -> SampleParts | None:
+    """Generate the samples of a run and write those that are images to `SAMPLES`, those that are latents to `LATENTS`.
 
-
-def npz(**arrays: Any) -> bytes:
-    """Return the bytes of a compressed npz file."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def write_latents(folder: RunFolder, latents: Tensor, request: Request, recipe: Recipe) -> None:
-    """Write all samples of a run on latents, see `pack_latents`."""
-    labels, ids = torch.tensor(request.labels), torch.tensor(request.ids)
-    numbers = {"labels": labels, "ids": ids, "seeds": torch.full_like(ids, request.seed)}
-    folder.write_bytes(LATENTS, pack_latents(latents, numbers, recipe))
-
-
-def pack_latents(latents: Tensor, numbers: Mapping[str, Tensor], recipe: Recipe) -> bytes:
-    """Return a safetensors file of `kept_latents` [n, C, H, W], with what they are as metadata.
-
-    They are `latents` in the units of the encoder, or `scaled_latents` if the scale is not known.
-
-    Args:
-        numbers: labels, ids and seeds, each [n] int64.
+    They are generated in parts, so that a kill loses one part, and 50,000 images need not fit in memory. Returns the
+    parts on the main rank, to be removed when the run is finished.
     """
-    facts = recipe.facts
+    world, recipe = session.world, session.recipe
+    parts = SampleParts(folder.path / PARTS, parts_identity(session, request)) if world.main else None
+    done = world.from_main(lambda: parts.count if parts else 0)
+    for _, results in sample_session(session, request, kept_results(recipe, session.dataset), progress, done):
+        if parts:
+            parts.append(results)
+    if parts:
+        numbers = Numbers(request.labels, request.ids, [request.seed] * len(request.ids))
+        for name, write in sample_files(parts, numbers, recipe).items():
+            folder.write_file({IMAGES: SAMPLES, LATENTS: LATENTS_FILE}[name], write)
+        if broken := sum(int((~x.isfinite()).flatten(1).any(1).sum()) for x in parts.read(LATENTS)):
+            progress.warn(f"{broken:,} of {parts.count:,} sampled latents hold NaN or infinity")
+    return parts
+
+
+def parts_identity(session: Session, request: Request) -> dict[str, Any]:
+    """Return what the samples of a run depend on."""
+    recipe = session.recipe
+    identity = {"run_id": recipe.run_id, "step": session.step, "weights": recipe.evaluate.weights}
+    return {**identity, "request_sha256": request.digest()}
+
+
+def kept_results(recipe: Recipe, dataset: Dataset) -> dict[str, Convert]:
+    """Return what is kept of each sample: its image, its latent, or both."""
+    images = {IMAGES: dataset.to_images} if recipe.facts.gives_images else {}
+    return images | ({LATENTS: latents_of(recipe)} if recipe.facts.is_latent else {})
+
+
+class Numbers(NamedTuple):
+    """The number of each sample: its class, its image number and its seed, [n] each."""
+
+    labels: Sequence[int]
+    ids: Sequence[int]
+    seeds: Sequence[int]
+
+
+def sample_files(parts: SampleParts, numbers: Numbers, recipe: Recipe) -> dict[str, Callable[[BinaryIO], None]]:
+    """Return the functions that write the samples of each kind that is kept, to a file.
+
+    Images: an npz with `arr_0` uint8 [n, H, W, 3] as the ADM evaluator reads them, `arr_1` labels, `ids` and `seeds`.
+    Latents: a safetensors file, see `describe_latents`.
+    """
+    whole = {name: np.asarray(values, dtype=np.int64) for name, values in numbers._asdict().items()}
+    writers: dict[str, Callable[[BinaryIO], None]] = {}
+    if IMAGES in parts.names:
+        count, channels, height, width = parts.shape(IMAGES)
+        rows = (part.permute(0, 2, 3, 1).numpy() for part in parts.read(IMAGES))
+        arrays = {"arr_1": whole["labels"], "ids": whole["ids"], "seeds": whole["seeds"]}
+        images = {"arr_0": (np.uint8, (count, height, width, channels), rows)}
+        writers[IMAGES] = lambda file: write_arrays(
+            file, images | {name: (values.dtype, values.shape, [values]) for name, values in arrays.items()}
+        )
+    if LATENTS in parts.names:
+        metadata = {ABOUT: json.dumps(describe_latents(recipe))}  # safetensors writes several entries in random order
+        integers = {name: (torch.int64, values.shape, [torch.from_numpy(values)]) for name, values in whole.items()}
+        latents = (torch.float16, parts.shape(LATENTS), parts.read(LATENTS))
+        writers[LATENTS] = lambda file: write_tensors(file, {**integers, latents_name(recipe): latents}, metadata)
+    return writers
+
+
+def latents_name(recipe: Recipe) -> str:
+    """Return `latents` in the units of the encoder, `scaled_latents` if the scale is not known."""
+    return "latents" if recipe.facts.latent_scale is not None else "scaled_latents"
+
+
+def describe_latents(recipe: Recipe) -> dict[str, Any]:
+    """Return what a file of sampled latents contains, for its metadata."""
+    facts, name = recipe.facts, latents_name(recipe)
     known = facts.latent_scale is not None
-    name = "latents" if known else "scaled_latents"
     units = "in the units of the encoder" if known else "times a scale that is not known: divide by that of the encoder"
-    about = {
+    return {
         "what": f"latents that a diffusion model sampled, {units}, for the decoder of the encoder",
         "layout": f"{name} float16 [n, C, H, W]; labels, ids (image numbers) and seeds int64 [n]",
         "encoder": facts.encoder or None,
@@ -105,23 +164,36 @@ def pack_latents(latents: Tensor, numbers: Mapping[str, Tensor], recipe: Recipe)
         "class_names": facts.class_names,
         "null_label": facts.num_classes,
     }
-    metadata = {ABOUT: json.dumps(about)}  # safetensors writes several entries in random order
-    return pack({name: latents.half(), **numbers}, metadata)
 
 
-def kept_samples(folder: Path) -> NDArray[np.uint8]:
-    """Return the samples of a finished run, [n, H, W, 3].
+def kept_samples(folder: Path) -> StoredArray:
+    """Return the samples of a finished run, uint8 [n, H, W, 3].
 
-    Raises SD-T930 if there are none yet, SD-T912 for a run on latents.
+    Raises SD-T930 if there are none yet, SD-T912 for a run on latents, SD-F704 for an unreadable file.
     """
     refuse_latents(folder, "the samples as images")
     path = folder / SAMPLES
     if not path.is_file():
         fix = "run its recipe to the end"
         raise error("SD-T930", "this run has kept no samples yet", where=str(folder), expect=SAMPLES, fix=fix)
-    try:
-        images: NDArray[np.uint8] = load_arrays(path, ["arr_0"])["arr_0"]
-    except (OSError, ValueError, KeyError) as fault:
-        fix = "delete it and report.html, then run the recipe: it samples again"
-        raise unreadable_error(path, str(fault)[:160], fix) from fault
+    with unreadable_samples(path):
+        images = StoredArray.find(path, "arr_0")
+    if images is None or images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != RGB:
+        raise unreadable_error(path, "no images uint8 [n, H, W, 3] in arr_0", SAMPLE_AGAIN)
     return images
+
+
+def batches_of(images: StoredArray, size: int) -> Iterator[Tensor]:
+    """Yield samples as uint8 [b, 3, H, W]. Raises SD-F704 for an unreadable file."""
+    with unreadable_samples(images.path):
+        for batch in images.batches(size):
+            yield torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()  # sums depend on the order in memory
+
+
+@contextmanager
+def unreadable_samples(path: Path) -> Iterator[None]:
+    """Turn the exceptions of reading samples into SD-F704."""
+    try:
+        yield
+    except (OSError, ValueError) as fault:
+        raise unreadable_error(path, str(fault)[:160], SAMPLE_AGAIN) from fault

@@ -6,7 +6,7 @@ n: a distance decreases with n even between equal distributions, so scores at di
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,13 +20,15 @@ from sddit.data.undecoded import scores_of_latents
 from sddit.diffusion.draws import key_of
 from sddit.errors import SdditError, raise_all
 from sddit.evaluation.metrics import copied_fraction, density_coverage, frechet_distance, kid, nearest, precision_recall
-from sddit.interfaces import Dataset, FeatureExtractor, FigureExtractor
+from sddit.interfaces import Dataset, FeatureExtractor, FigureAccumulator, FigureExtractor
 from sddit.interfaces.metric_names import TRAINING_METRICS
 from sddit.recipes.checks.evaluation_rules import min_images, too_few_images
 from sddit.recipes.settings import EvaluateSettings
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
+LabelledImages = tuple[Tensor, Tensor]
+"""Images, uint8 [b, 3, H, W], and their classes, int64 [b]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,25 +118,26 @@ class Scorer:
     settings: EvaluateSettings
     seed: int
 
-    def score(self, samples: Tensor, labels: Tensor, *, own: bool = True) -> dict[str, Scores]:
+    def score(self, samples: Iterable[LabelledImages], count: int, *, own: bool = True) -> dict[str, Scores]:
         """Return the scores by extractor.
 
         Args:
-            samples: [n, 3, H, W] uint8, in the order of their seeds.
-            labels: [n] int64, the class that each was asked to show.
+            samples: in the order of their seeds, with the classes that they were asked to show.
+            count: the number of samples.
             own: whether to include the metrics that only some extractors have.
 
         Raises:
             SdditError: SD-T906 for a set too small for the statistics, SD-T907 for a non-finite feature.
         """
         real: dict[str, Sized] = {"training images": self.train_set, "held-out images": self.test_set}
-        refuse_few({"samples": samples, **real}, self.settings.neighbours)
-        generated = extract_features(samples, labels, self.extractors, self.settings.batch)
-        found = {}
-        for label, extractor in self.extractors.items():
-            further = extractor.own_figures(samples) if own and isinstance(extractor, FigureExtractor) else {}
-            found[label] = self._compare(label, generated[label], further)
-        return found
+        refuse_few({"samples": range(count), **real}, self.settings.neighbours)
+        further = self._collect_figures() if own else {}
+        generated = extract_features(_added(samples, further.values()), self.extractors, self.settings.batch)
+        figures = {label: accumulator.figures() for label, accumulator in further.items()}
+        return {label: self._compare(label, generated[label], figures.get(label, {})) for label in self.extractors}
+
+    def _collect_figures(self) -> dict[str, FigureAccumulator]:
+        return {label: e.collect_figures() for label, e in self.extractors.items() if isinstance(e, FigureExtractor)}
 
     @cached_property
     def training(self) -> dict[str, Extracted]:
@@ -216,16 +219,29 @@ def extract_split(dataset: Dataset, extractors: Mapping[str, FeatureExtractor], 
 
 
 def extract_features(
-    images: Tensor, labels: Tensor, extractors: Mapping[str, FeatureExtractor], batch: int
+    samples: Iterable[LabelledImages], extractors: Mapping[str, FeatureExtractor], batch: int
 ) -> dict[str, Extracted]:
-    """Extract the features of images, uint8 [n, 3, H, W], with each extractor."""
-    return _extract(zip(torch.split(images, batch), torch.split(labels, batch), strict=True), extractors)
+    """Extract the features of images with each extractor, `batch` images at once."""
+    return _extract(
+        (
+            part
+            for images, labels in samples
+            for part in zip(torch.split(images, batch), torch.split(labels, batch), strict=True)
+        ),
+        extractors,
+    )
 
 
-def _extract(
-    batches: Iterable[tuple[Tensor, Tensor]], extractors: Mapping[str, FeatureExtractor]
-) -> dict[str, Extracted]:
-    """Extract the features of batches of images, uint8 [b, 3, H, W], and labels [b], in one pass."""
+def _added(samples: Iterable[LabelledImages], accumulators: Collection[FigureAccumulator]) -> Iterator[LabelledImages]:
+    """Yield the samples, after giving their images to each accumulator."""
+    for images, labels in samples:
+        for accumulator in accumulators:
+            accumulator.add(images)
+        yield images, labels
+
+
+def _extract(batches: Iterable[LabelledImages], extractors: Mapping[str, FeatureExtractor]) -> dict[str, Extracted]:
+    """Extract the features of batches of images in one pass."""
     features: dict[str, list[Floats]] = {label: [] for label in extractors}
     classes: dict[str, list[Integers]] = {label: [] for label in extractors}
     labels: list[Integers] = []

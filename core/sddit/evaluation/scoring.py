@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from sddit.data.undecoded import refuse_latents
-from sddit.evaluation.sample_images import kept_samples
+from sddit.evaluation.sample_images import batches_of, kept_samples
 from sddit.evaluation.scores import Scorer, Scores
-from sddit.generation import Request
+from sddit.generation import IMAGES, Request
 from sddit.interfaces import Dataset, EvaluateMode, FeatureExtractor
 from sddit.interfaces.component import load_attribute
 from sddit.interfaces.metric_names import metric_values
@@ -34,9 +34,27 @@ def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Score
     return Scorer(train_set, test_set, build_extractors(recipe, device), recipe.evaluate, recipe.seed)
 
 
-def score_images(scorer: Scorer | None, request: Request, images: Tensor, *, own: bool = True) -> dict[str, Scores]:
-    """Return the scores of generated images, none without a scorer; `own` adds those that only some extractors have."""
-    return {} if scorer is None else scorer.score(images, torch.tensor(request.labels), own=own)
+def score_parts(
+    scorer: Scorer | None, parts: Iterable[tuple[Request, Mapping[str, Tensor]]], count: int, *, own: bool = True
+) -> dict[str, Scores]:
+    """Return the scores of images while they are generated in parts; none without a scorer, as on all other ranks.
+
+    Args:
+        count: the number of images.
+        own: whether to include the metrics that only some extractors have.
+    """
+    samples = ((results[IMAGES], torch.tensor(request.labels)) for request, results in parts)
+    if scorer is None:
+        for _ in samples:  # this rank generates its share
+            pass
+        return {}
+    return scorer.score(samples, count, own=own)
+
+
+def score_kept(scorer: Scorer, folder: Path, request: Request, batch: int) -> dict[str, Scores]:
+    """Return the scores of the samples that a run has kept."""
+    labels = torch.split(torch.tensor(request.labels), batch)
+    return scorer.score(zip(batches_of(kept_samples(folder), batch), labels, strict=True), len(request.labels))
 
 
 def build_extractors(recipe: Recipe, device: torch.device) -> dict[str, FeatureExtractor]:

@@ -14,7 +14,14 @@ from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
 from sddit.interfaces.component import Check, CheckContext, CheckSkipped, Component, Measurement, Selected
 from sddit.interfaces.dataset import Dataset, DatasetParams, DrawnDataset, Split
 from sddit.interfaces.facts import Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
-from sddit.interfaces.features import EvaluateMode, FeatureExtractor, FeatureParams, FigureExtractor, ModeOption
+from sddit.interfaces.features import (
+    EvaluateMode,
+    FeatureExtractor,
+    FeatureParams,
+    FigureAccumulator,
+    FigureExtractor,
+    ModeOption,
+)
 from sddit.interfaces.loss import Loss, LossParams, Monitor
 from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, Scalings
 from sddit.interfaces.optimizer import Optimizer, OptimizerParams
@@ -45,6 +52,7 @@ __all__ = [
     "EvaluateMode",
     "FeatureExtractor",
     "FeatureParams",
+    "FigureAccumulator",
     "FigureExtractor",
     "Guidance",
     "GuidanceParams",

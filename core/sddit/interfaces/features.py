@@ -29,8 +29,8 @@ class EvaluateMode:
     options: tuple[ModeOption, ...]
     function: str
     """`module:function`, called as `function(samples, device=, progress=, **paths)` with the saved samples of the run,
-    uint8 [n, H, W, 3], a `torch.device` and a `Progress`. Returns {key: figure} of what JSON can hold; None: not
-    measured."""
+    a `sddit.data.archives.StoredArray` uint8 [n, H, W, 3], a `torch.device` and a `Progress`. Returns {key: figure} of
+    what JSON can hold; None: not measured."""
     heading: str  # printed above the table, a format string over the figures: "{samples} samples against {reference}"
     rows: Mapping[str, str]  # {key of a figure: its title in the table}; a figure that is None is not printed
 
@@ -74,9 +74,19 @@ class FeatureExtractor(Protocol):
         """Return the predicted classes [n] of images, uint8 [n, 3, H, W]; None if it is not a classifier."""
 
 
+class FigureAccumulator(Protocol):
+    """Collect what the figures of an extractor need, from samples that are given in parts."""
+
+    def add(self, images: Tensor) -> None:
+        """Take the next samples, uint8 [b, 3, H, W]."""
+
+    def figures(self) -> Mapping[str, float]:
+        """Return figures of all samples by name. Those that cannot be measured are omitted."""
+
+
 @runtime_checkable
 class FigureExtractor(FeatureExtractor, Protocol):
     """A feature extractor that also measures figures of its own."""
 
-    def own_figures(self, images: Tensor) -> Mapping[str, float]:
-        """Return figures of all samples, uint8 [n, 3, H, W], by name. Those that cannot be measured are omitted."""
+    def collect_figures(self) -> FigureAccumulator:
+        """Return an accumulator for one set of samples."""

@@ -15,8 +15,8 @@ from sddit.errors import SdditError
 from sddit.evaluation import sample_images
 from sddit.evaluation.monitors import GRADIENT_SPIKE
 from sddit.evaluation.scores import Scores
-from sddit.evaluation.scoring import score_images, scorer_of
-from sddit.generation import sample_session, scoring_request
+from sddit.evaluation.scoring import score_parts, scorer_of
+from sddit.generation import IMAGES, sample_session, scoring_request
 from sddit.interfaces import Tracker
 from sddit.interfaces.metric_names import SCORE
 from sddit.plugins.leftovers import end_if_forked
@@ -156,10 +156,9 @@ class RunCallbacks:
         if session.recipe.features:
             count = min(session.recipe.evaluate.samples, session.recipe.facts.test_size)
             request = scoring_request(session.recipe, count)
-            images = sample_session(session, request)
-            session.world.from_main(
-                lambda: self.log_scores(session, score_images(self.scorer, request, images, own=False))
-            )
+            parts = sample_session(session, request, {IMAGES: session.dataset.to_images})
+            scores = score_parts(self.scorer, parts, count, own=False)
+            session.world.from_main(lambda: self.log_scores(session, scores))
 
     def log_scores(self, session: Session, scores: Mapping[str, Scores]) -> None:
         """Log the scores by which the arms of an ablation are compared."""

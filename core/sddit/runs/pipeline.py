@@ -22,8 +22,8 @@ from sddit.errors import error, memory_errors, raise_all
 from sddit.evaluation import sample_images
 from sddit.evaluation.probing import probe
 from sddit.evaluation.scores import Scores
-from sddit.evaluation.scoring import SCORE_AGAIN, names_of_non_finite, read_scores, score_images, scorer_of
-from sddit.generation import generate_images, sample_session, scoring_request
+from sddit.evaluation.scoring import SCORE_AGAIN, names_of_non_finite, read_scores, score_kept, score_parts, scorer_of
+from sddit.generation import IMAGES, generate_parts, scoring_request
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
 from sddit.recipes.checks import check_processes
@@ -174,20 +174,14 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     """Write samples, scores, probe and report. Samples that are latents are kept as such, and not scored."""
     recipe, folder, progress = session.recipe, callbacks.folder, callbacks.progress
     request = scoring_request(recipe, recipe.evaluate.samples)
-    undecoded = not recipe.facts.gives_images
-    samples = sample_session(session, request, progress, latents=undecoded)
+    parts = sample_images.write_samples(session, folder, request, progress)
     weights = session.weights(recipe.evaluate.weights)  # every rank calls this: each may hold a shard
-    if not session.world.main:
+    if parts is None:
         return {}
-    if undecoded:
-        sample_images.write_latents(folder, samples, request, recipe)
-        if broken := int((~samples.isfinite()).flatten(1).any(1).sum()):
-            progress.warn(f"{broken:,} of {len(samples):,} sampled latents hold NaN or infinity")
-    else:
-        sample_images.write_samples(folder, samples, request)
+    scores: dict[str, Scores] = {}
     if callbacks.scorer is not None:
         progress.stage("scoring")
-    scores = score_images(callbacks.scorer, request, samples)
+        scores = score_kept(callbacks.scorer, folder.path, request, recipe.evaluate.batch)
     callbacks.log_scores(session, scores)
     folder.write_json(SCORES, {label: one.to_json() for label, one in scores.items()})
     if recipe.evaluate.probe:
@@ -198,6 +192,7 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     progress.stage("report")
     folder.write_text(REPORT, write_run_report(recipe, folder.path, scores, cost))
     write_result(folder, recipe.run_id, session.step)
+    parts.remove()
     progress.end_stage()
     return scores
 
@@ -214,8 +209,7 @@ def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, 
     network, schedule = model.backbone.to(chosen), model.require_schedule()
     with join_processes(chosen, recipe.train.timeout) as world:
         request = scoring_request(recipe, recipe.evaluate.samples)
-        images = generate_images(network, schedule, recipe, train_set.to_images, request, world, progress)
         scorer = scorer_of(recipe, train_set, chosen) if world.main else None
-        if scorer is not None:
-            progress.stage("scoring")
-        return score_images(scorer, request, images)
+        converts = {IMAGES: train_set.to_images}
+        parts = generate_parts(network, schedule, recipe, converts, request, world, progress)
+        return score_parts(scorer, parts, len(request.ids))

@@ -8,10 +8,10 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from sddit.errors import SdditError, error
@@ -46,10 +46,16 @@ def replace_file(path: Path, data: bytes) -> None:
 
     A link at `path` is replaced, not followed. Raises SdditError if the storage fails; `path` is then unchanged.
     """
+    write_file(path, lambda file: file.write(data))
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace a file as `replace_file` does, with what `write` writes to the file that it is given."""
     staged = staged_name(path.parent, path.name)
     with storage_errors(path):
         try:
-            write_synced(staged, data)
+            with create_synced(staged) as file:
+                write(file)
             staged.replace(path)
         except BaseException:
             staged.unlink(missing_ok=True)
@@ -64,9 +70,16 @@ def staged_name(folder: Path, label: str) -> Path:
 
 def write_synced(path: Path, data: bytes) -> None:
     """Create, write and sync a file. Raises OSError if the path exists, also as a link. The umask applies."""
+    with create_synced(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def create_synced(path: Path) -> Iterator[BinaryIO]:
+    """Create a file that the body writes, and sync it, as `write_synced` does."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
 

@@ -6,10 +6,10 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from sddit.errors import SdditError, error
 from sddit.storage import atomic
@@ -56,12 +56,16 @@ class RunFolder:
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write a file atomically and return its path. `name` may include a subfolder, which is created."""
+        return self.write_file(name, lambda file: file.write(data))
+
+    def write_file(self, name: str, write: Callable[[BinaryIO], object]) -> Path:
+        """Write a file as `write_bytes` does, with what `write` writes to the file that it is given."""
         path = self.path / name
         if not path.is_relative_to(self.path) or ".." in path.parts:
             raise ValueError(f"{name!r} leads out of the run folder")
         if path.parent != self.path and self.path.is_dir():  # a deleted run folder is not created again
             path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.replace_file(path, data)
+        atomic.write_file(path, write)
         return path
 
     def write_text(self, name: str, text: str) -> Path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from sddit.errors import error
 
 HEADER = 8  # bytes that hold the length of a header
+DTYPES = {torch.int64: "I64", torch.float32: "F32", torch.float16: "F16", torch.uint8: "U8"}  # as the format names them
 COMPARED = 1 << 24  # bytes that are compared at once
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip files, and bare pickles
 
@@ -34,6 +36,33 @@ def pack(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) 
     packed = bytes(safetensors.torch.save(separate, metadata) or b"")
     refuse_other_bytes(packed, separate)
     return packed
+
+
+def write_tensors(
+    file: BinaryIO,
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], Iterable[Tensor]]],
+    metadata: dict[str, str],
+) -> None:
+    """Write a safetensors file of tensors that are given in parts, because they may be larger than the memory.
+
+    Args:
+        file: is written to.
+        tensors: {name: (dtype, shape, parts along the first axis)}. Those with larger numbers come first: the format
+            requires that each begins at a multiple of the size of its numbers.
+        metadata: text about the tensors.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    begin = 0
+    for name, (dtype, shape, _) in tensors.items():
+        end = begin + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % HEADER)
+    file.write(len(text).to_bytes(HEADER, "little") + text)
+    for dtype, _, parts in tensors.values():
+        for part in parts:
+            file.write(part.to(dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def refuse_other_bytes(packed: bytes, tensors: Mapping[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ compared with a published one yet. ADM's suite measures neighbours in float16, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sddit.data.archives import load_arrays
+from sddit.data.archives import StoredArray, load_arrays
 from sddit.errors import SdditError, error
-from sddit.evaluation.metrics import Array, frechet, gaussian_fault, inception_score, moments, precision_recall
+from sddit.evaluation.metrics import Array, RunningMoments, frechet, gaussian_fault, inception_score, precision_recall
+from sddit.evaluation.sample_images import batches_of
 from sddit.evaluation.thumbnails import in_chunks
 from sddit.interfaces import DataFacts
 from sddit.progress import Progress
-from sddit_standard.features.inception import PLACES, POOLED, Inception, Seen, load_inception, look, prepared
+from sddit_standard.features.inception import CLASSES, PLACES, POOLED, Inception, Seen, load_inception, look, prepared
 
 if TYPE_CHECKING:
     from sddit_standard.features.params import InceptionParams
@@ -43,7 +44,60 @@ class Reference:
 
     pooled: Gaussian | None  # `mu` and `sigma`
     spatial: Gaussian | None  # `mu_s` and `sigma_s`
-    images: NDArray[np.uint8] | None  # `arr_0`, [n, H, W, 3]
+    images: StoredArray | None  # `arr_0`, uint8 [n, H, W, 3]
+
+
+class Observed:
+    """What the scores need of the network's outputs for a set of images, which are given in parts.
+
+    Args:
+        keep_vectors: whether to keep the pooled features of every image, for precision and recall.
+    """
+
+    def __init__(self, *, keep_vectors: bool) -> None:
+        self._keep_vectors = keep_vectors
+        self._pooled, self._spatial = RunningMoments(), RunningMoments()
+        self._vectors: list[Tensor] = []
+        self._classes = torch.empty(0, CLASSES)  # of the images of an unfinished part of the Inception score
+        self._scores: list[float] = []
+
+    def add(self, seen: Seen) -> None:
+        """Take the outputs for the next images."""
+        self._pooled.add(seen.pooled.numpy())
+        self._spatial.add(seen.spatial.numpy())
+        if self._keep_vectors:
+            self._vectors.append(seen.pooled)
+        self._classes = torch.cat([self._classes, seen.classes]) if len(self._classes) else seen.classes
+        while len(self._classes) >= PART:
+            self._scores.append(_inception_score(self._classes[:PART]))
+            self._classes = self._classes[PART:]
+
+    @property
+    def count(self) -> int:
+        return self._pooled.count
+
+    @property
+    def pooled(self) -> Gaussian:
+        return self._pooled.result()
+
+    @property
+    def spatial(self) -> Gaussian:
+        return self._spatial.result()
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """The pooled features of every image, [n, 2048]."""
+        return torch.cat(self._vectors).numpy()
+
+    @property
+    def inception_score(self) -> float:
+        """The mean over parts of 5,000 images, the last of which may be smaller."""
+        rest = [_inception_score(self._classes)] if len(self._classes) else []
+        return float(np.mean(self._scores + rest))
+
+
+def _inception_score(classes: Tensor) -> float:
+    return float(inception_score(classes.double().numpy(), len(classes))[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +144,37 @@ class InceptionFeatures:
     def classes(self, images: Tensor) -> None:
         """None: ImageNet's classes are not those of the data set."""
 
-    def own_figures(self, images: Tensor) -> dict[str, float]:
-        """uint8 [n, 3, H, W] -> ADM's figures, as far as the reference allows."""
-        fake = look(self._network, images, self._device)
+    def collect_figures(self) -> InceptionFigures:
+        """Return an accumulator of ADM's figures, as far as the reference allows."""
+        return InceptionFigures(self._network, self._device, self._reference, self._real, self._name)
+
+    @cached_property
+    def _real(self) -> Observed | None:
+        """What the network makes of the reference's images, if it has any."""
+        if self._reference is None or self._reference.images is None:
+            return None
+        batches = reference_batches(self._reference.images)
+        return observe(self._network, batches, self._device, Progress(), keep_vectors=True)
+
+
+class InceptionFigures:
+    """Collect the outputs of the network for samples."""
+
+    def __init__(
+        self, network: Inception, device: torch.device, reference: Reference | None, real: Observed | None, name: str
+    ) -> None:
+        self._network, self._device, self._reference, self._real, self._name = network, device, reference, real, name
+        self._fake = Observed(keep_vectors=real is not None)
+
+    def add(self, images: Tensor) -> None:
+        """Take the next samples, uint8 [b, 3, H, W]."""
+        self._fake.add(look(self._network, images, self._device))
+
+    def figures(self) -> dict[str, float]:
+        """Return ADM's figures."""
         if self._reference is None:
-            return {"inception_score": score_of(fake)}
-        found = adm_scores(fake, self._reference, self._real, name=self._name, digest="")
+            return {"inception_score": self._fake.inception_score}
+        found = adm_scores(self._fake, self._reference, self._real, name=self._name, digest="")
         figures = {
             "fid": found.fid,
             "sfid": found.sfid,
@@ -105,21 +184,9 @@ class InceptionFeatures:
         }
         return {name: value for name, value in figures.items() if value is not None}
 
-    @cached_property
-    def _real(self) -> Seen | None:
-        """Outputs of the network for the reference's images, if it has any."""
-        if self._reference is None or self._reference.images is None:
-            return None
-        return see(self._network, self._reference.images, self._device, Progress(), "reference")
-
-
-def score_of(seen: Seen) -> float:
-    """Return the Inception score: its mean over parts."""
-    return float(inception_score(seen.classes.double().numpy(), PART).mean())
-
 
 def score_samples(
-    samples: NDArray[np.uint8], *, inception: Path, reference: Path, device: torch.device, progress: Progress
+    samples: StoredArray, *, inception: Path, reference: Path, device: torch.device, progress: Progress
 ) -> dict[str, Any]:
     """Score the saved samples of a run for `sddit-run evaluate RUN --inception FILE --reference NPZ`.
 
@@ -136,25 +203,29 @@ def score_samples(
     """
     held = read_reference(reference)
     network, digest = load_inception(inception, device)
-    fake = see(network, samples, device, progress, "samples")
-    real = None if held.images is None else see(network, held.images, device, progress, "reference")
+    progress.stage("samples", total=batch_count(samples))
+    fake = observe(network, batches_of(samples, BATCH), device, progress, keep_vectors=held.images is not None)
+    real = None
+    if held.images is not None:
+        progress.stage("reference", total=batch_count(held.images))
+        real = observe(network, reference_batches(held.images), device, progress, keep_vectors=True)
     progress.stage("scoring")
     found = adm_scores(fake, held, real, name=reference.name, digest=digest)
     progress.end_stage()
     return found.to_json()
 
 
-def adm_scores(fake: Seen, held: Reference, real: Seen | None, *, name: str, digest: str) -> AdmScores:
+def adm_scores(fake: Observed, held: Reference, real: Observed | None, *, name: str, digest: str) -> AdmScores:
     """Compare what the network made of samples with a reference, and with what it made of the reference's images."""
-    pooled = held.pooled or (real and gaussian(real.pooled))
-    spatial = held.spatial or (real and gaussian(real.spatial))
+    pooled = held.pooled or (real.pooled if real else None)
+    spatial = held.spatial or (real.spatial if real else None)
     assert pooled is not None  # a reference has one or the other
-    near = real and precision_recall(real.pooled.numpy(), fake.pooled.numpy(), NEIGHBOURS)
+    near = precision_recall(real.vectors, fake.vectors, NEIGHBOURS) if real else None
     return AdmScores(
-        samples=len(fake.pooled),
-        fid=frechet(*gaussian(fake.pooled), *pooled),
-        sfid=frechet(*gaussian(fake.spatial), *spatial) if spatial else None,
-        inception_score=score_of(fake),
+        samples=fake.count,
+        fid=frechet(*fake.pooled, *pooled),
+        sfid=frechet(*fake.spatial, *spatial) if spatial else None,
+        inception_score=fake.inception_score,
         precision=near[0] if near else None,
         recall=near[1] if near else None,
         reference=name,
@@ -162,35 +233,42 @@ def adm_scores(fake: Seen, held: Reference, real: Seen | None, *, name: str, dig
     )
 
 
-def gaussian(features: Tensor) -> Gaussian:
-    """Mean and covariance of [n, d], in float64."""
-    return moments(features.double().numpy())
-
-
-def see(network: Inception, images: NDArray[np.uint8], device: torch.device, progress: Progress, what: str) -> Seen:
-    """Run the network on images [n, H, W, 3]."""
-    parts = [torch.from_numpy(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
-    progress.stage(what, total=len(parts))
-    seen = []
-    for part in parts:
-        seen.append(look(network, part.permute(0, 3, 1, 2), device))
+def observe(
+    network: Inception, batches: Iterable[Tensor], device: torch.device, progress: Progress, *, keep_vectors: bool
+) -> Observed:
+    """Run the network on images, uint8 [b, 3, H, W] each."""
+    observed = Observed(keep_vectors=keep_vectors)
+    for images in batches:
+        observed.add(look(network, images, device))
         progress.tick()
-    progress.end_stage()
-    return Seen(*(torch.cat(column) for column in zip(*seen, strict=True)))
+    return observed
+
+
+def batch_count(images: StoredArray) -> int:
+    return -(-len(images) // BATCH)  # rounded up
+
+
+def reference_batches(images: StoredArray) -> Iterator[Tensor]:
+    """Yield the images of a reference, uint8 [b, 3, H, W]. Raises SD-T941 for a damaged file."""
+    try:
+        for batch in images.batches(BATCH):
+            yield torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()
+    except (OSError, ValueError) as fault:
+        raise _refusal(images.path, str(fault)) from fault
 
 
 def read_reference(path: Path) -> Reference:
     """Return an ADM reference batch. SD-T941 for a file that is none."""
     try:
-        arrays = load_arrays(path, ("mu", "sigma", "mu_s", "sigma_s", "arr_0"))
+        arrays = load_arrays(path, ("mu", "sigma", "mu_s", "sigma_s"))
+        images = StoredArray.find(path, "arr_0")
     except (OSError, ValueError) as fault:
         raise _refusal(path, str(fault)) from fault
     shapes = {"mu": (POOLED,), "sigma": (POOLED, POOLED), "mu_s": (PLACES,), "sigma_s": (PLACES, PLACES)}
     for key, shape in shapes.items():
         if key in arrays and arrays[key].shape != shape:
             raise _refusal(path, f"{key} {arrays[key].shape}, where {shape} was expected")
-    images = arrays.get("arr_0")
-    if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3):
+    if images is not None and (images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != 3):
         raise _refusal(path, f"arr_0 {images.dtype} {images.shape}")
     pooled, spatial = (_gaussian_of(arrays, *names) for names in (("mu", "sigma"), ("mu_s", "sigma_s")))
     if images is not None and len(images) < 2:

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sddit import generation
 from sddit.cli.commands.explain import EXITS
 from sddit.cli.output import setting_text
 from sddit.errors import catalogue
+from sddit.storage.sample_parts import SampleParts
 from sddit.testing import TOY_PAIR_RECIPE
 
 
@@ -284,12 +286,46 @@ def test_sample_gives_the_same_images_again(sddit_run, trained):
     assert files[0] != files[1], "nothing is overwritten"
     one, two = (np.load(file) for file in files)
     assert one["arr_0"].shape == (8, 8, 8, 3)
-    assert one["arr_1"].tolist() == [0] * 4 + [2] * 4
+    assert one["arr_1"].tolist() == [0, 0, 2, 2] * 2
+    assert one["seeds"].tolist() == [3] * 4 + [4] * 4
     assert np.array_equal(one["arr_0"], two["arr_0"])
     other = np.load(re.findall(r"\S+\.npz", sddit_run(*words[:-4], "--seeds", "5-6").stdout)[0])
     assert not np.array_equal(one["arr_0"], other["arr_0"])
     with Image.open(files[0].replace(".npz", ".png")) as image:
         assert image.width > image.height / 2
+
+
+def test_sample_continues_after_a_kill(sddit_run, trained, monkeypatch):
+    words = ["sample", trained, "--classes", "0,2", "--per-class", "3", "--seeds", "3-4"]
+    whole = Path(re.findall(r"\S+\.npz", sddit_run(*words).stdout)[0])
+    monkeypatch.setattr("sddit.generation.PART_BYTES", 1)  # parts of one batch
+    append, generate, generated = SampleParts.append, generation.generate, []
+
+    def killed(parts, tensors):
+        if parts.count == 6:
+            raise KeyboardInterrupt
+        append(parts, tensors)
+
+    def counted(backbone, schedule, recipe, request, callback):
+        generated.extend(request.ids)
+        return generate(backbone, schedule, recipe, request, callback)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleParts, "append", killed)
+        assert sddit_run(*words).status == 130
+    samples = Path(trained) / "samples"
+    assert [path.name for path in samples.glob("drawn-2*")] == ["drawn-2.parts"]
+    monkeypatch.setattr("sddit.generation.generate", counted)
+    other = sddit_run(*words[:-1], "5")
+    assert "drawn-3.npz" in other.stdout
+    assert len(generated) == 6, "another request continues nothing"
+    generated.clear()
+    assert "drawn-2.npz" in sddit_run(*words).stdout
+    assert len(generated) == 6, "the images of the first seed are kept"
+    assert (samples / "drawn-2.npz").read_bytes() == whole.read_bytes()
+    assert (samples / "drawn-2.png").read_bytes() == whole.with_suffix(".png").read_bytes()
+    assert (samples / "drawn-3.npz").read_bytes() != whole.read_bytes()
+    assert not list(samples.glob("*.parts"))
 
 
 @pytest.mark.parametrize(

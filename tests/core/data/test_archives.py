@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sddit.data import archives
-from sddit.data.archives import load_arrays
+from sddit.data.archives import StoredArray, load_arrays, write_arrays
 
 
 def npy(array: object) -> bytes:
@@ -73,3 +73,45 @@ def test_objects_and_damaged_archives_raise_what_is_stated(tmp_path: Path) -> No
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         load_arrays(tmp_path / "objects.npz", ["a"])
+
+
+def test_an_array_is_read_by_rows(tmp_path: Path) -> None:
+    whole = np.arange(7 * 6, dtype=np.int16).reshape(7, 2, 3)
+    np.savez_compressed(tmp_path / "x.npz", a=whole, b=np.zeros(2))
+    found = StoredArray.find(tmp_path / "x.npz", "a")
+    assert found is not None
+    assert (len(found), found.shape, found.dtype) == (7, (7, 2, 3), np.dtype(np.int16))
+    for size in (1, 3, 7, 100):
+        parts = list(found.batches(size))
+        assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1)
+        assert np.array_equal(np.concatenate(parts), whole)
+    assert np.array_equal(found.rows([6, 0, 6, 2], size=4), whole[[6, 0, 6, 2]])
+    assert StoredArray.find(tmp_path / "x.npz", "c") is None
+
+
+def test_arrays_written_in_parts_are_what_numpy_writes(tmp_path: Path) -> None:
+    whole, labels = np.arange(70, dtype=np.uint8).reshape(7, 10), np.arange(7)
+    np.savez_compressed(tmp_path / "numpy.npz", arr_0=whole, arr_1=labels, seed=np.asarray(5))
+    for name, parts in {"same": [whole[:2], whole[2:]], "other": [whole[:2], whole[2:] + 1]}.items():
+        with (tmp_path / f"{name}.npz").open("wb") as file:
+            arrays = {"arr_0": (np.uint8, (7, 10), parts), "arr_1": (labels.dtype, (7,), [labels])}
+            write_arrays(file, {**arrays, "seed": (np.int64, (), [np.asarray(5)])})
+    assert (tmp_path / "same.npz").read_bytes() == (tmp_path / "numpy.npz").read_bytes()
+    assert (tmp_path / "other.npz").read_bytes() != (tmp_path / "numpy.npz").read_bytes()
+
+
+def test_a_damaged_array_is_not_read_by_rows(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "whole.npz", a=np.random.default_rng(0).integers(0, 9, 500))
+    data = (tmp_path / "whole.npz").read_bytes()
+    refused = 0
+    for at in range(0, len(data), 9):
+        (tmp_path / "x.npz").write_bytes(bytes([*data[:at], data[at] ^ 16, *data[at + 1 :]]))
+        try:
+            found = StoredArray.find(tmp_path / "x.npz", "a")
+            assert found is None or len(list(found.batches(100)))
+        except (OSError, ValueError):
+            refused += 1
+    assert refused > len(range(0, len(data), 9)) // 2
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="pickle"):
+        StoredArray.find(tmp_path / "objects.npz", "a")

@@ -72,8 +72,8 @@ def test_planted_copies_are_found_and_paired() -> None:
     samples = Blobs(2, 100).images
     planted = torch.cat([samples[:70], TRAIN.images[10:40]])
     viewers = {"pixels": PixelFeatures(CPU)}
-    honest = find_copies(samples, TRAIN, TEST, viewers, 32)["pixels"]
-    found = find_copies(planted, TRAIN, TEST, viewers, 17)["pixels"]
+    honest = find_copies([samples], TRAIN, TEST, viewers, 32)["pixels"]
+    found = find_copies([planted[:60], planted[60:]], TRAIN, TEST, viewers, 17)["pixels"]
     assert honest.floor == found.floor == 0.05
     assert honest.share < 0.15
     assert found.share == pytest.approx(0.3 + 0.7 * honest.share, abs=0.05)
@@ -83,8 +83,9 @@ def test_planted_copies_are_found_and_paired() -> None:
     assert distances[0] > 0
     slightly = planted.clone()
     slightly[70:] = (slightly[70:].int() + 1).clamp(max=255).to(torch.uint8)
-    assert find_copies(slightly, TRAIN, TEST, viewers, 17)["pixels"].share == found.share
-    image = Image.open(io.BytesIO(pairs_image(found, planted, TRAIN)))
+    assert find_copies([slightly], TRAIN, TEST, viewers, 17)["pixels"].share == found.share
+    above = planted[[sample for sample, _, _ in found.pairs]]
+    image = Image.open(io.BytesIO(pairs_image(found, above, TRAIN)))
     cells = np.asarray(image)
     first = cells[10:58, -58:-10]  # the last pair, sample above and training image below
     assert np.array_equal(first, cells[10 + 51 : 58 + 51, -58:-10])
@@ -119,6 +120,7 @@ def test_samples_are_kept_as_the_adm_evaluator_reads_them(toy_recipe: Path, tmp_
         version = np.lib.format.read_magic(member)
         assert version == (1, 0)
         assert np.lib.format.read_array_header_1_0(member) == ((6, 8, 8, 3), False, np.dtype("uint8"))
-    images = kept_samples(folder)
-    assert images.shape == (6, 8, 8, 3)
+    kept = kept_samples(folder)
+    assert kept.shape == (6, 8, 8, 3)
+    images = kept.rows(range(6))
     assert np.array_equal(images[..., 0], images[..., 2])  # grey

@@ -19,6 +19,18 @@ from sddit.recipes.resolve import resolve
 from sddit.reports.run.score_table import score_rows
 
 
+class Brightness:
+    """Collect the sum and the count of all values."""
+
+    total = count = 0
+
+    def add(self, images: Tensor) -> None:
+        self.total, self.count = self.total + int(images.sum()), self.count + images.numel()
+
+    def figures(self) -> Mapping[str, float]:
+        return {"fid": self.total / self.count}
+
+
 class Bright:
     """An extractor with a figure of its own."""
 
@@ -31,8 +43,8 @@ class Bright:
     def classes(self, images: Tensor) -> None:
         return None
 
-    def own_figures(self, images: Tensor) -> Mapping[str, float]:
-        return {"fid": float(images.float().mean())}
+    def collect_figures(self) -> Brightness:
+        return Brightness()
 
 
 def test_figures_of_an_extractors_own_stand_among_its_scores(toy_recipe: Path, tmp_path: Path) -> None:
@@ -44,13 +56,14 @@ def test_figures_of_an_extractors_own_stand_among_its_scores(toy_recipe: Path, t
     scorer = Scorer(train, test, {**plain, "bright": Bright()}, recipe.evaluate, 0)
     images = torch.full((12, 3, 8, 8), 51, dtype=torch.uint8) + torch.arange(12, dtype=torch.uint8)[:, None, None, None]
     labels = torch.arange(12) % 3
-    found = scorer.score(images, labels)
+    samples = list(zip(images.split(5), labels.split(5), strict=True))
+    found = scorer.score(samples, 12)
     assert found["bright"].own == {"fid": 56.5}
     assert found["toy"].own == {}
     assert "own" not in found["toy"].to_json()
     assert Scores(**json.loads(json.dumps(found["bright"].to_json()))) == found["bright"]
     assert "FID" in [row.name for row in score_rows(found["bright"])]
-    assert {label: one.own for label, one in scorer.score(images, labels, own=False).items()} == {
+    assert {label: one.own for label, one in scorer.score(samples, 12, own=False).items()} == {
         "toy": {},
         "bright": {},
     }

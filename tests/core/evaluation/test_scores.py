@@ -71,7 +71,9 @@ class Pixels:
 def score(
     samples: Tensor, labels: Tensor, *, settings: EvaluateSettings = SETTINGS, seed: int = 0, **extractor
 ) -> Scores:
-    found = Scorer(toy(1, 200), toy(2, 60), {"q": Pixels(**extractor)}, settings, seed).score(samples, labels)
+    found = Scorer(toy(1, 200), toy(2, 60), {"q": Pixels(**extractor)}, settings, seed).score(
+        [(samples, labels)], len(samples)
+    )
     return found["q"]
 
 
@@ -150,14 +152,14 @@ def test_class_accuracy_is_omitted_where_it_says_nothing():
     assert score(samples, half).class_accuracy == 1.0
     single = toy(1, 200)
     single.facts = replace(single.facts, class_names=())
-    found = Scorer(single, toy(2, 60), {"q": Pixels()}, SETTINGS, 0).score(samples, labels * 0)
+    found = Scorer(single, toy(2, 60), {"q": Pixels()}, SETTINGS, 0).score([(samples, labels * 0)], len(samples))
     assert found["q"].class_accuracy is None
 
 
 def test_sets_too_small_are_refused_by_name():
     samples, labels = toy_images(3, 3)
     with pytest.raises(SdditError) as caught:
-        Scorer(toy(1, 200), toy(2, 0), {"q": Pixels()}, SETTINGS, 0).score(samples, labels)
+        Scorer(toy(1, 200), toy(2, 0), {"q": Pixels()}, SETTINGS, 0).score([(samples, labels)], len(samples))
     assert [problem.code for problem in caught.value.problems] == ["SD-T906", "SD-T906"]
     assert "samples" in caught.value.problems[0].what
     assert "held-out images" in caught.value.problems[1].what

@@ -9,12 +9,14 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import sddit
+from sddit import generation
 from sddit.api import load_run
 from sddit.errors import SdditError
 from sddit.exchange.exporting import export_run
@@ -28,6 +30,7 @@ from sddit.runs.pipeline import RunResult, evaluate_run, run
 from sddit.storage.manifest import read_manifest, seal_manifest
 from sddit.storage.metrics_log import read_metrics
 from sddit.storage.run_folder import RunFolder
+from sddit.storage.sample_parts import SampleParts
 from sddit.testing.toys.plugin import TOY_PAIR_RECIPE, toy_host
 
 EXTRA = """
@@ -260,6 +263,37 @@ def test_a_loaded_run_samples_its_own_images_at_any_batch(recipe_of: Callable[..
     assert int((drawn.int() - other.int()).abs().max()) > 1
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
     assert model.denoise(x, 0.5, torch.tensor([0, 3])).shape == x.shape
+
+
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_sampling_continues_after_a_kill(
+    done: int, recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 samples in batches of 3, of which each is a part."""
+    recipe = recipe_of("evaluate.batch=3", "evaluate.previews=0")
+    whole = go(recipe, tmp_path / "whole")
+    monkeypatch.setattr("sddit.generation.PART_BYTES", 1)
+    append, generate, generated = SampleParts.append, generation.generate, []
+
+    def killed(parts: SampleParts, tensors: dict[str, torch.Tensor]) -> None:
+        if parts.count == 3 * done:
+            raise KeyboardInterrupt
+        append(parts, tensors)
+
+    def counted(*given: Any) -> torch.Tensor:
+        generated.extend(given[3].ids)
+        return generate(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleParts, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go(recipe, tmp_path / "killed")
+    monkeypatch.setattr("sddit.generation.generate", counted)
+    ended = go(recipe, tmp_path / "killed")
+    assert generated == list(range(3 * done, 12))
+    for name in ("samples/samples.npz", "scores.json"):
+        assert (ended.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert not (ended.folder / "samples/parts").exists()
 
 
 def test_evaluating_a_run_gives_its_scores_and_changes_nothing(

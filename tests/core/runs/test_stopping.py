@@ -21,7 +21,7 @@ from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.runs import callbacks, pipeline, setup
 from sddit.runs.pipeline import RunResult, run
-from sddit.storage import checkpoints
+from sddit.storage import checkpoints, sample_parts
 from sddit.storage import manifest as sealed
 from sddit.storage.checkpoints import Store
 from sddit.storage.metrics_log import read_metrics
@@ -85,9 +85,10 @@ POINTS: dict[str, tuple[Point, int]] = {
     "a save": (before(checkpoints, "stage", 2), 4),
     "the end of a save": (before(checkpoints.Store, "_confirm", 2), 4),
     "a preview": (before(sample_images, "sample_session"), 3),
-    "scores while training": (before(callbacks, "score_images", 2), 4),
-    "sampling": (before(pipeline, "sample_session"), 6),
-    "scoring": (before(pipeline, "score_images"), 6),
+    "scores while training": (before(callbacks, "score_parts", 2), 4),
+    "sampling": (before(sample_images, "write_samples"), 6),
+    "between parts of samples": (before(sample_parts.SampleParts, "append", 1), 6),
+    "scoring": (before(pipeline, "score_kept"), 6),
     "the report": (before(pipeline, "write_run_report"), 6),
 }
 """What the run is at, how that is known, and how many of its 6 steps are then taken."""

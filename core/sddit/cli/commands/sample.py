@@ -5,28 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sddit.cli.options import PathOption, SdditCommand, device_option, non_empty, step_option
-from sddit.cli.output import echo, notice
+from sddit.cli.output import echo, error_console, notice, show_progress
 from sddit.data.class_choice import MAX_NUMBERS, choose_classes
 from sddit.errors import error
 from sddit.plugins.host import host
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sddit.api import Drawn
+    from sddit.api import Sampling
     from sddit.interfaces import Dataset
+    from sddit.progress import Progress
     from sddit.recipes.recipe import Recipe
+    from sddit.storage.sample_parts import SampleParts
 
 EXAMPLES = """
 sddit-run sample runs/quickstart-4f2c91d07a55
 sddit-run sample RUN --classes 3,7 --per-class 4 --seeds 0-3
 sddit-run sample RUN --steps 40 --sampler euler --guidance 1.5
 """
+PREVIEWS = "previews"  # images of latents without a decoder, for the grid
+MAX_ROWS, MAX_COLUMNS = 64, 40  # of a grid
 
 
 @click.command("sample", cls=SdditCommand, examples=EXAMPLES)
@@ -82,8 +84,8 @@ def sample(
     wanted = wanted or list(range(len(names)))
     chosen = [recipe.seed] if seeds is None else numbers(seeds, "--seeds")
     folder = ensure_directory(out or run / "samples")
-    drawn = [
-        api.draw(
+    samplings = [
+        api.plan_sampling(
             model,
             classes=wanted or None,
             per_class=per_class,
@@ -94,7 +96,9 @@ def sample(
         )
         for seed in chosen
     ]
-    for path in write(drawn, model.dataset(), wanted, folder):
+    with show_progress(error_console()) as progress:
+        paths = draw(samplings, model.dataset(), wanted, folder, progress)
+    for path in paths:
         echo(path)
 
 
@@ -129,48 +133,70 @@ def numbers(text: str, flag: str) -> list[int]:
     return found
 
 
-def write(drawn: Sequence[Drawn], dataset: Dataset, classes: Sequence[int], folder: Path) -> list[Path]:
-    """Write `drawn-N.png` and the samples, with the next free N, and return their paths.
+def draw(
+    samplings: Sequence[Sampling], dataset: Dataset, classes: Sequence[int], folder: Path, progress: Progress
+) -> list[Path]:
+    """Generate samples, one set per seed, write a grid `drawn-N.png` and the samples, and return their paths.
 
-    Samples are images in `drawn-N.npz`, or latents without a decoder in `drawn-N.safetensors`.
+    Samples are images in `drawn-N.npz`, latents in `drawn-N.safetensors`, or both. N is the next free number, or that
+    of the same command that was interrupted: it continues.
     """
+    from sddit.evaluation.sample_images import Numbers, kept_results, sample_files
+    from sddit.generation import IMAGES, LATENTS
+    from sddit.storage.atomic import replace_file, write_file
+    from sddit.storage.sample_parts import SampleParts
+
+    recipe, per_seed = samplings[0].recipe, len(samplings[0].request.ids)
+    converts = {PREVIEWS: dataset.to_images, **kept_results(recipe, dataset)}
+    if recipe.facts.gives_images:
+        del converts[PREVIEWS]
+    elif recipe.facts.latent_scale is None:
+        notice("the scale of these latents is not known: the file holds them as scaled_latents; divide by the scale")
+    parts = SampleParts(*place_for(folder, samplings))
+    for index, sampling in enumerate(samplings):
+        start = min(max(parts.count - index * per_seed, 0), per_seed)
+        for _, results in sampling.parts(converts, progress, start):
+            parts.append(results)
+    progress.end_stage()
+    requests = [sampling.request for sampling in samplings]
+    numbers = Numbers(
+        [label for request in requests for label in request.labels],
+        [number for request in requests for number in request.ids],
+        [request.seed for request in requests for _ in request.ids],
+    )
+    base = parts.folder.with_suffix("")
+    files = sample_files(parts, numbers, recipe)
+    paths = [base.with_suffix(".png"), *(base.with_suffix({IMAGES: ".npz", LATENTS: ".safetensors"}[n]) for n in files)]
+    shown = PREVIEWS if PREVIEWS in converts else IMAGES
+    replace_file(paths[0], grid_of(parts, shown, classes, len(samplings), recipe))
+    for path, write in zip(paths[1:], files.values(), strict=True):
+        write_file(path, write)
+    parts.remove()
+    return paths
+
+
+def place_for(folder: Path, samplings: Sequence[Sampling]) -> tuple[Path, dict[str, Any]]:
+    """Return the folder for the parts of samples, and their identity: an interrupted one of the same, or a free one."""
+    from sddit.storage.sample_parts import find_parts
+
+    identity = {"samplings": [sampling.identity() for sampling in samplings]}
+    taken = [int(match[1]) for p in folder.glob("drawn-*") if (match := re.fullmatch(r"drawn-(\d+)", p.stem))]
+    free = folder / f"drawn-{max(taken, default=0) + 1}.parts"
+    return find_parts(sorted(folder.glob("drawn-*.parts")), identity) or free, identity
+
+
+def grid_of(parts: SampleParts, name: str, classes: Sequence[int], seeds: int, recipe: Recipe) -> bytes:
+    """Return a PNG with a row per class, the samples of each seed side by side; of many samples, the first ones."""
     import torch
 
     from sddit.evaluation.grids import grid, png
     from sddit.evaluation.sample_images import caption_of
-    from sddit.storage.atomic import replace_file
 
-    recipe, count = drawn[0].recipe, len(drawn[0].x)
-    rows = torch.arange(len(drawn) * count).reshape(len(drawn), len(classes) or 1, -1)
-    rows = rows.transpose(0, 1).flatten()  # by class, then seed; drawn by seed, then class
-    images = dataset.to_images(torch.cat([one.x for one in drawn])[rows])  # [n, 3, H, W]
-    taken = [int(match[1]) for p in folder.glob("drawn-*") if (match := re.fullmatch(r"drawn-(\d+)", p.stem))]
-    name = f"drawn-{max(taken, default=0) + 1}"
-    columns, names = len(rows) // (len(classes) or 1), recipe.facts.class_names
-    preview = png(grid(images, columns, [names[number] for number in classes], caption=caption_of(recipe)))
-    files = {f"{name}.png": preview, **samples_file(name, drawn, rows, images)}
-    for file, data in files.items():
-        replace_file(folder / file, data)
-    return [folder / file for file in files]
-
-
-def samples_file(name: str, drawn: Sequence[Drawn], rows: Tensor, images: Tensor) -> dict[str, bytes]:
-    """Return {file: bytes} of the samples of `rows`."""
-    import numpy as np
-    import torch
-
-    from sddit.evaluation.sample_images import npz, pack_latents
-    from sddit.generation import latents_of
-
-    recipe = drawn[0].recipe
-    labels = torch.tensor([label for one in drawn for label in one.request.labels])[rows]
-    if recipe.facts.gives_images:
-        pixels = images.permute(0, 2, 3, 1).contiguous().numpy()  # [n, H, W, 3] as the ADM evaluator reads it
-        return {f"{name}.npz": npz(arr_0=pixels, arr_1=np.asarray(labels))}
-    if recipe.facts.latent_scale is None:
-        notice("the scale of these latents is not known: the file holds them as scaled_latents; divide by the scale")
-    latents = latents_of(recipe)(torch.cat([one.x for one in drawn])[rows])
-    ids = torch.tensor([number for one in drawn for number in one.request.ids])[rows]
-    seeds = torch.tensor([one.request.seed for one in drawn for _ in one.request.ids])[rows]
-    numbers = {"labels": labels, "ids": ids, "seeds": seeds}
-    return {f"{name}.safetensors": pack_latents(latents, numbers, recipe)}
+    numbers = torch.arange(parts.count).reshape(seeds, len(classes) or 1, -1)  # drawn by seed, then class
+    rows = numbers.transpose(0, 1).flatten(1)  # by class
+    shown = rows[:MAX_ROWS, :MAX_COLUMNS]
+    if shown.numel() < rows.numel():
+        notice(f"the grid shows {shown.numel():,} of {rows.numel():,} samples")
+    names = [recipe.facts.class_names[number] for number in classes][:MAX_ROWS]
+    images = parts.rows(name, shown.flatten().tolist())
+    return png(grid(images, shown.shape[1], names, caption=caption_of(recipe)))

@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from sddit.ablations.planning.arms import expand
+from sddit.data.archives import StoredArray
 from sddit.errors import SdditError
+from sddit.evaluation.metrics import moments
 from sddit.interfaces.metric_names import KNOWN_METRICS
 from sddit.plugins.host import Host
 from sddit.recipes.differences import differences
 from sddit.recipes.merge import load
 from sddit.recipes.resolve import resolve
 from sddit_standard.features import adm
-from sddit_standard.features.adm import InceptionFeatures, Reference, gaussian
+from sddit_standard.features.adm import InceptionFeatures, Reference
 from sddit_standard.features.inception import Inception, Seen
 from sddit_standard.features.params import InceptionParams
 
@@ -124,17 +126,21 @@ def made_up(seed: int, n: int = 40) -> Seen:
     return Seen(pooled, spatial, logits.softmax(dim=1))
 
 
-def test_inception_measures_what_the_reference_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception_measures_what_the_reference_allows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(adm, "look", lambda network, images, device: made_up(len(images)))
     images, device = torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.device("cpu")
     network, real = Inception(), made_up(1)
+    np.savez(tmp_path / "r.npz", arr_0=np.zeros((5, 8, 8, 3), dtype=np.uint8))
 
     def figures(reference: Reference | None) -> dict[str, float]:
-        return InceptionFeatures(network, reference, "r.npz", device).own_figures(images)
+        collected = InceptionFeatures(network, reference, "r.npz", device).collect_figures()
+        for part in images.split(6):
+            collected.add(part)
+        return collected.figures()
 
     assert figures(None).keys() == {"inception_score"}
-    assert figures(Reference(gaussian(real.pooled), None, None)).keys() == {"fid", "inception_score"}
-    whole = figures(Reference(None, None, np.zeros((5, 8, 8, 3), dtype=np.uint8)))
+    assert figures(Reference(moments(real.pooled), None, None)).keys() == {"fid", "inception_score"}
+    whole = figures(Reference(None, None, StoredArray.find(tmp_path / "r.npz", "arr_0")))
     assert whole.keys() == {"fid", "sfid", "inception_score", "precision_adm", "recall_adm"}
     params = InceptionParams(weights="w", reference="r")
     assert set(params.own_figures) == whole.keys()

@@ -9,6 +9,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from sddit.evaluation.metrics import frechet_distance, inception_score, precisio
 from sddit.evaluation.scoring import run_mode
 from sddit.progress import Progress
 from sddit_standard.features import adm
-from sddit_standard.features.adm import Reference, adm_scores, gaussian, read_reference
+from sddit_standard.features.adm import Observed, Reference, adm_scores, read_reference
 from sddit_standard.features.inception import (
     CLASSES,
     Convolution,
@@ -221,20 +222,44 @@ def made_up(seed: int, n: int = 60) -> Seen:
     return Seen(pooled, spatial, logits.softmax(dim=1))
 
 
+def observed(seen: Seen, *cuts: int) -> Observed:
+    """Return what is kept of outputs that are given in the parts between the cuts."""
+    found = Observed(keep_vectors=True)
+    for start, stop in pairwise((0, *cuts, len(seen.pooled))):
+        found.add(Seen(*(column[start:stop] for column in seen)))
+    return found
+
+
+def test_outputs_in_parts_give_the_same_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adm, "PART", 25)
+    seen = made_up(0)
+    whole, parts, fewer = observed(seen), observed(seen, 1, 30, 31), observed(Seen(*(x[1:] for x in seen)))
+    for name in ("pooled", "spatial"):
+        for one, other, less in zip(getattr(whole, name), getattr(parts, name), getattr(fewer, name), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-14)
+            assert not np.allclose(one, less)
+    expected = inception_score(seen.classes, 25).mean()
+    assert whole.inception_score == pytest.approx(expected, rel=1e-12)
+    assert parts.inception_score == pytest.approx(expected, rel=1e-12)
+    assert fewer.inception_score != pytest.approx(expected, rel=1e-12)
+    assert np.array_equal(parts.vectors, seen.pooled)
+
+
 def test_figures_against_images_and_against_statistics() -> None:
     fake, real = made_up(0), made_up(1)
-    by_images = adm_scores(fake, Reference(None, None, None), real, name="r.npz", digest="0")
+    seen, held = observed(fake), observed(real)
+    by_images = adm_scores(seen, Reference(None, None, None), held, name="r.npz", digest="0")
     assert by_images.fid == pytest.approx(frechet_distance(fake.pooled, real.pooled), rel=1e-9)
     assert by_images.sfid == pytest.approx(frechet_distance(fake.spatial, real.spatial), rel=1e-9)
     assert (by_images.precision, by_images.recall) == precision_recall(real.pooled, fake.pooled, 3)
     assert by_images.inception_score == pytest.approx(float(inception_score(fake.classes, 60)[0]))
-    statistics = Reference(gaussian(real.pooled), gaussian(real.spatial), None)
-    by_numbers = adm_scores(fake, statistics, None, name="r.npz", digest="0")
+    statistics = Reference(held.pooled, held.spatial, None)
+    by_numbers = adm_scores(seen, statistics, None, name="r.npz", digest="0")
     assert (by_numbers.fid, by_numbers.sfid) == (by_images.fid, by_images.sfid)
     assert by_numbers.precision is by_numbers.recall is None
-    pooled_only = adm_scores(fake, Reference(gaussian(real.pooled), None, None), None, name="r.npz", digest="0")
+    pooled_only = adm_scores(seen, Reference(held.pooled, None, None), None, name="r.npz", digest="0")
     assert (pooled_only.fid, pooled_only.sfid) == (by_images.fid, None)
-    assert adm_scores(real, statistics, None, name="r.npz", digest="0").fid == pytest.approx(0, abs=1e-9)
+    assert adm_scores(held, statistics, None, name="r.npz", digest="0").fid == pytest.approx(0, abs=1e-9)
 
 
 def test_a_reference_batch_is_read(tmp_path: Path) -> None:
