@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sddit.errors import Problem, SdditError
-from sddit.storage.run_folder import RECIPE
+from sddit.storage.run_folder import LATENTS, RECIPE
 
 CAPTION = "three latent channels, not an image"
-LATENTS = "samples/latents.safetensors"
 REFUSED = "SD-T912"
 NO_SCORES = "the samples are latents, which nothing here decodes"
 KEPT = f"{LATENTS} of a run holds its samples in the units of the encoder: decode them with its decoder"

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sddit.data.archives import load_arrays
-from sddit.data.undecoded import CAPTION, LATENTS, refuse_latents
+from sddit.data.undecoded import CAPTION, refuse_latents
 from sddit.errors import error
 from sddit.evaluation.grids import grid, png
 from sddit.generation import Request, balanced, of_classes, sample_session
 from sddit.recipes.recipe import Recipe
-from sddit.storage.run_folder import RunFolder, unreadable_error
+from sddit.storage.run_folder import LATENTS, SAMPLES, RunFolder, unreadable_error
+from sddit.storage.run_result import refuse_other_result
 from sddit.storage.tensors import pack
 from sddit.training.session import Session
 
-SAMPLES = "samples/samples.npz"
 ABOUT = "sddit"  # the entry of the metadata of latents, JSON
 UNCONDITIONAL = 64  # images of a grid without classes
 MAX_CLASSES = 16  # rows of a grid; with more classes, the first ones are shown
@@ -119,9 +119,10 @@ def kept_samples(folder: Path) -> NDArray[np.uint8]:
     if not path.is_file():
         fix = "run its recipe to the end"
         raise error("SD-T930", "this run has kept no samples yet", where=str(folder), expect=SAMPLES, fix=fix)
+    fix = "delete it and report.html, then run the recipe: it samples again"
+    refuse_other_result(folder, SAMPLES, fix)
     try:
         images: NDArray[np.uint8] = load_arrays(path, ["arr_0"])["arr_0"]
     except (OSError, ValueError, KeyError) as fault:
-        fix = "delete it and report.html, then run the recipe: it samples again"
         raise unreadable_error(path, str(fault)[:160], fix) from fault
     return images
