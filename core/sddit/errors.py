@@ -6,6 +6,7 @@ The codes, their causes and exit statuses are in `catalogue.toml`; `sddit-run ex
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -128,6 +129,11 @@ def expand_user(path: str | Path, where: str) -> Path:
         expect = "a path from /, from this folder, or from the home folder of a user of this system"
         what = f"the home folder of {whose} is unknown"
         raise error("SD-F707", what, where=where, got=str(path), expect=expect, fix=fix) from None
+
+
+def real_path(path: Path) -> Path:
+    """Return the absolute path without links. Unlike `Path.resolve`, it does not raise for links in a circle."""
+    return Path(os.path.realpath(path))
 
 
 HOST_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough memory)|std::bad_alloc|Cannot allocate memory")

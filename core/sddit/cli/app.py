@@ -32,7 +32,7 @@ from sddit.cli.output import State, notice, redirect_to_null
 from sddit.cli.streams import flush_outputs, json_stream, open_outputs, reserve_stdout
 from sddit.distributed import processes
 from sddit.distributed.signals import REQUESTS, end_at_signals, set_handlers
-from sddit.plugins.leftovers import end_if_forked, end_in_time
+from sddit.plugins.leftovers import end_if_forked, end_in_time, exit_raised
 
 COMMANDS = (
     plugins,
@@ -133,7 +133,7 @@ def call(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status. Every failure is reported here."""
     state, pid = State(), os.getpid()
     try:
-        with cli.make_context("sddit-run", list(arguments), obj=state) as context:
+        with cli.make_context("sddit-run", list(arguments), obj=state) as context, exit_raised():
             cli.invoke(context)
         end_if_forked(pid)
     except BaseException as failure:  # a plugin may raise anything

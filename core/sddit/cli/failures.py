@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from sddit.cli.output import State, print_error, redirect_to_null
-from sddit.cli.streams import json_stream
+from sddit.cli.streams import json_stream, restore_stderr
 from sddit.distributed import processes, signals
 from sddit.distributed.signals import Stopped
 from sddit.errors import SdditError, describe_exception, error, out_of_memory, printable, ran_out
@@ -21,6 +21,7 @@ from sddit.interfaces.component import component_of
 from sddit.plugins.host import host
 from sddit.plugins.leftovers import suspects
 from sddit.plugins.mistakes import suggest_fix
+from sddit.plugins.shared_state import refuse_replaced_functions
 from sddit.storage.atomic import replace_file, storage_error
 
 BUG = 1
@@ -29,6 +30,7 @@ INTERRUPTED = 130
 
 def report(failure: BaseException, state: State) -> int:
     """Print every problem that the user can fix, else a bug of ours, and return the exit status."""
+    restore_stderr()
     if known := user_error(failure, state):
         lines = [line for problem in known.problems for line in problem.lines()]
         code, status = known.problems[0].code, known.exit_status
@@ -48,6 +50,10 @@ def report(failure: BaseException, state: State) -> int:
 
 def user_error(failure: BaseException, state: State) -> SdditError | None:
     """Convert an exception to the error of its cause: a plugin, the memory or the system. None for a bug of ours."""
+    try:
+        refuse_replaced_functions()  # whatever failed may have called the replacement
+    except SdditError as replaced:
+        return replaced
     if isinstance(failure, SdditError):
         return name_suspects(failure)
     got, folder = describe_exception(failure), state.progress.folder

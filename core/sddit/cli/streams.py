@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 _stdout_of_json: list[TextIO] = []
+_stderr: list[int] = []  # a copy of descriptor 2
 
 
 def open_outputs() -> None:
@@ -29,6 +30,24 @@ def open_outputs() -> None:
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
         else:
             stream.reconfigure(errors="backslashreplace")
+    _stderr[:] = [os.dup(2)]
+
+
+def restore_stderr() -> None:
+    """Open stderr again if a plugin closed it, so that the error can be printed."""
+    with suppress(OSError):  # the copy is closed too
+        if _stderr and not is_open(2):
+            os.dup2(_stderr[0], 2)
+        if getattr(sys.stderr, "closed", True):
+            sys.stderr = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def reserve_stdout() -> None:

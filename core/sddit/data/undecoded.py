@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sddit.errors import Problem, SdditError
-from sddit.storage.run_folder import RECIPE, read_json
+from sddit.storage.run_folder import LATENTS, RECIPE, read_json
 
 CAPTION = "three latent channels, not an image"
-LATENTS = "samples/latents.safetensors"
 REFUSED = "SD-T912"
 NO_SCORES = "the samples are latents, which nothing here decodes"
 KEPT = f"{LATENTS} of a run holds its samples in the units of the encoder: decode them with its decoder"

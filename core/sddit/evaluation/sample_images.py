@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sddit.data.archives import StoredArray, write_arrays
 from sddit.data.undecoded import CAPTION, refuse_latents
-from sddit.data.undecoded import LATENTS as LATENTS_FILE
 from sddit.errors import error
 from sddit.evaluation.grids import grid, png
 from sddit.generation import (
@@ -31,12 +30,13 @@ from sddit.generation import (
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.storage.run_folder import RunFolder, unreadable_error
+from sddit.storage.run_folder import LATENTS as LATENTS_FILE
+from sddit.storage.run_folder import SAMPLES, RunFolder, unreadable_error
+from sddit.storage.run_result import refuse_other_result
 from sddit.storage.sample_parts import SampleParts
 from sddit.storage.tensors import write_tensors
 from sddit.training.session import Session
 
-SAMPLES = "samples/samples.npz"
 PARTS = "samples/parts"  # while they are generated
 SAMPLE_AGAIN = "delete it and report.html, then run the recipe: it samples again"
 RGB = 3
@@ -176,6 +176,7 @@ def kept_samples(folder: Path) -> StoredArray:
     if not path.is_file():
         fix = "run its recipe to the end"
         raise error("SD-T930", "this run has kept no samples yet", where=str(folder), expect=SAMPLES, fix=fix)
+    refuse_other_result(folder, SAMPLES, SAMPLE_AGAIN)
     with unreadable_samples(path):
         images = StoredArray.find(path, "arr_0")
     if images is None or images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != RGB:

@@ -21,6 +21,7 @@ from sddit.interfaces.metric_names import metric_values
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import SCORES, RunFolder, read_json, unreadable_error
+from sddit.storage.run_result import refuse_other_result
 from sddit.training.environment import choose_device
 
 SCORE_AGAIN = "delete it: the same command scores again"
@@ -63,8 +64,9 @@ def build_extractors(recipe: Recipe, device: torch.device) -> dict[str, FeatureE
 
 
 def read_scores(folder: Path) -> dict[str, Scores]:
-    """Return the scores of a finished run."""
+    """Return the scores of a finished run. Raises SD-F704 if they are not what it wrote."""
     path, found = folder / SCORES, {}
+    refuse_other_result(folder, SCORES)
     for label, one in read_json(path, fix=SCORE_AGAIN).items():
         try:
             found[label] = TypeAdapter(Scores).validate_python(one)

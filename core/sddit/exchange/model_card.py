@@ -14,6 +14,7 @@ from sddit.formatting import escape_markdown
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.start_weights import PROVENANCE, LocatedWeights
 from sddit.storage.run_folder import SCORES, read_json, unreadable_error
+from sddit.storage.run_result import refuse_other_result
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -38,8 +39,16 @@ def model_card(recipe: Recipe, source: LocatedWeights, layout: str, parameters: 
         version=__version__,
         components={"noise": recipe.noise_schedule, "views": recipe.pair_sampler, **losses},
         imported=read_section(source.folder / PROVENANCE, origin_of_import),
-        scores=read_section(source.folder / SCORES, score_rows) if recipe.facts.gives_images else None,
+        scores=scores_section(source.folder) if recipe.facts.gives_images else None,
     )
+
+
+def scores_section(folder: Path) -> Any:
+    """Return the rows of the scores of a run; None if it has none. Raises SD-F704 if they are not what it wrote."""
+    rows = read_section(folder / SCORES, score_rows)
+    if rows is not None:
+        refuse_other_result(folder, SCORES)
+    return rows
 
 
 def origin_of_import(provenance: Mapping[str, Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 import pluggy
 
 from sddit.distributed.signals import Stopped
-from sddit.errors import Problem, SdditError, describe_exception, error, one_of, raise_all
+from sddit.errors import Problem, SdditError, describe_exception, error, one_of, raise_all, real_path
 from sddit.plugins import discovery, hookspecs, loading
 from sddit.plugins.discovery import OURS, PluginInfo
 from sddit.plugins.hookspecs import Registries
@@ -133,8 +133,8 @@ class Host:
         )
 
     def _row_of_file(self, name: str, folder: Path | None, where: str) -> PluginInfo | Problem:
-        root = (folder or Path.cwd()).resolve()
-        path = (root / name).resolve()
+        root = real_path(folder or Path.cwd())
+        path = real_path(root / name)
         row = PluginInfo(discovery.plugin_name(path), discovery.FILE, "", file=str(path))
         if not discovery.is_allowed(row):
             return discovery.not_allowed(name)

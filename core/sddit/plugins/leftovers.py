@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -106,6 +107,27 @@ def end_copy() -> NoReturn:
     with open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as stderr:
         stderr.write("\n".join([*problem.lines(), ""]))
     os._exit(FORKED)
+
+
+@contextmanager
+def exit_raised() -> Iterator[None]:
+    """Let a plugin that calls `os._exit` in this process raise SystemExit there, as `sys.exit` does.
+
+    The process would end without a message, perhaps with status 0 and half of its work. Copies of this process, and
+    code that no plugin called, exit as before.
+    """
+    leave, pid = os._exit, os.getpid()
+
+    def leave_or_raise(status: int) -> NoReturn:
+        if os.getpid() == pid and owner_in(frames_of(sys._getframe(1))):
+            raise SystemExit(f"os._exit({status!r})")
+        leave(status)
+
+    vars(os)["_exit"] = leave_or_raise
+    try:
+        yield
+    finally:
+        vars(os)["_exit"] = leave
 
 
 def _remember_fork() -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
-from sddit.errors import error, nearest
+from sddit.errors import error, nearest, real_path
 from sddit.recipes.parsing import shown
 
 FOLDER = "recipes"
@@ -39,16 +39,17 @@ def find(source: str | Path) -> Path:
 
 
 def refuse_broken_link(path: Path, where: str) -> None:
-    """Raise SD-R121 for a link that leads to itself through others, or to nothing."""
-    if not path.is_symlink() or path.exists():
+    """Raise SD-R121 if the path or a folder of it is a link that leads to itself through others, or to nothing."""
+    link = next((part for part in (path, *path.parents) if part.is_symlink() and not part.exists()), None)
+    if link is None:
         return
     try:
-        path.stat()
+        link.stat()
     except OSError as failure:
         is_loop = failure.errno == errno.ELOOP
-        what = f"{path.name!r} is a link that leads back to itself" if is_loop else f"{path.name!r} is a broken link"
-        got = f"{path.name} -> {path.readlink()}"
-        raise error("SD-R121", what, where=where, got=got, fix="put the file itself there") from None
+        what = f"{link.name!r} is a link that leads back to itself" if is_loop else f"{link.name!r} is a broken link"
+        got, fix = f"{link.name} -> {link.readlink()}", f"put the {'file' if link == path else 'folder'} itself there"
+        raise error("SD-R121", what, where=where, got=got, fix=fix) from None
 
 
 def names() -> list[str]:
@@ -67,8 +68,8 @@ def shipped() -> Path:
 
 def name_of(path: Path) -> str:
     """Return the path or name that finds a recipe again; a shipped one from any folder: `recipes/quickstart.toml`."""
-    within = path.resolve().is_relative_to(shipped().resolve())
-    return f"{FOLDER}/{path.resolve().relative_to(shipped().resolve()).as_posix()}" if within else shown(path)
+    within = real_path(path).is_relative_to(real_path(shipped()))
+    return f"{FOLDER}/{real_path(path).relative_to(real_path(shipped())).as_posix()}" if within else shown(path)
 
 
 def one_of_recipes(typed: str, known: Iterable[str], meant: str = "", max_names: int = 24) -> str:
@@ -95,11 +96,11 @@ def _bare(name: str) -> str:
 def to_extend(parent: str, path: Path, child: Path) -> tuple[str, str]:
     """Return (expect, fix) for a missing file that `extends` of `child` names: files next to it, and shipped names."""
     found = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
-    siblings = [file.name for file in found if file.is_file() and file.resolve() != child.resolve()]
+    siblings = [file.name for file in found if file.is_file() and real_path(file) != real_path(child)]
     prefix = parent.rpartition("/")[0]
     files = (
         []
-        if path.resolve().is_relative_to(shipped().resolve())
+        if real_path(path).is_relative_to(real_path(shipped()))
         else [f"{prefix}/{name}" if prefix else name for name in siblings]
     )
     known = [*files, *_shipped_names()]

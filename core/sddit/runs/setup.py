@@ -51,11 +51,20 @@ def prepare_folder(
     changed = accept_changes(folder, recipe, allow, resumed=resumed)
     if changed or not (folder.path / REPORT).is_file() or lacks_probe(folder.path, recipe):
         return False
-    if (folder.path / SCORES).is_file():
-        read_scores(folder.path)  # raises if they cannot be read
-    if damage := result_damage(folder.path, recipe.run_id, recipe.features):
+    if damage := damage_of_result(folder.path, recipe):
         progress.warn(f"the result is not complete: {damage}; it is made again from the last checkpoint")
     return not damage
+
+
+def damage_of_result(folder: Path, recipe: Recipe) -> str:
+    """Return why the result of a run has to be made again; empty if it is complete and can be read."""
+    if damage := result_damage(folder, recipe.run_id, recipe.features):
+        return damage
+    try:
+        read_scores(folder)
+    except SdditError as fault:
+        return f"{SCORES} cannot be used: {fault.problems[0].got}"
+    return ""
 
 
 def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: Progress) -> None:

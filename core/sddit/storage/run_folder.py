@@ -17,6 +17,7 @@ from sddit.storage.lock import LOCK, release_lock, take_lock
 
 RECIPE, ENVIRONMENT, METRICS = "recipe.resolved.json", "environment.json", "metrics.jsonl"
 SCORES, COST, REPORT, CHANGES = "scores.json", "cost.json", "report.html", "changes.json"
+SAMPLES, LATENTS = "samples/samples.npz", "samples/latents.safetensors"
 RUN_IDS = "run_ids"  # key of the resolved recipe of a run folder
 ASIDE_PREFIX = "aside-"  # of the folders to which --fresh moves the contents of a run folder
 ASIDE = ".aside.json"  # which of them is being filled, and with what; continued by the next command

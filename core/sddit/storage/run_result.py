@@ -1,6 +1,7 @@
 """Seal the result of a run, and find what is missing in it. Torch-free.
 
-`result.json` is written last: the id of the run, its step, and the sha256 of the files with its numbers.
+`result.json` is written last: the id of the run, its step, and the sha256 of its samples and of the files with its
+numbers. The samples may be deleted.
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sddit.errors import SdditError
+from sddit.errors import SdditError, describe_exception, error
 from sddit.storage import atomic
 from sddit.storage.atomic import NOT_NUMBERS
 from sddit.storage.manifest import seal_manifest
-from sddit.storage.run_folder import COST, REPORT, SCORES, RunFolder, read_json
+from sddit.storage.run_folder import COST, LATENTS, REPORT, SAMPLES, SCORES, RunFolder, read_json, unreadable_error
 
 RESULT = "result.json"
 SEALED = (SCORES, COST)
+MAKE_AGAIN = "restore it from a backup, or rerun the recipe: the result is made again"
 ALWAYS_MEASURED = ("fd", "fd_all", "kid", "precision", "recall")
 """Metrics that every version measures with every extractor."""
 
 
 def write_result(folder: RunFolder, run_id: str, step: int) -> None:
     """Seal the result of a run, after all its other files."""
-    files = {name: _digest(folder.path / name) for name in SEALED}
+    kept = [name for name in (SAMPLES, LATENTS) if (folder.path / name).is_file()]
+    files = {name: _digest(folder.path / name) for name in (*SEALED, *kept)}
     folder.write_bytes(RESULT, seal_manifest({"run_id": run_id, "step": step, "files": files}) + b"\n")
 
 
@@ -47,7 +50,7 @@ def result_damage(folder: Path, run_id: str, labels: Collection[str], metrics: C
     except SdditError as fault:
         return f"its folder is damaged: {fault.problems[0].what}, {fault.problems[0].where}"
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
-        return f"its folder is damaged: {RESULT}: {type(fault).__name__}"
+        return f"its folder is damaged: {RESULT}: {describe_exception(fault)}"
     for label in labels:
         held = scores.get(label)
         wanted = [metric.rpartition(".")[2] for metric in metrics or () if metric.rpartition(".")[0] == label]
@@ -59,6 +62,21 @@ def result_damage(folder: Path, run_id: str, labels: Collection[str], metrics: C
     return next(found, "")
 
 
+def refuse_other_result(folder: Path, name: str, fix: str = MAKE_AGAIN) -> None:
+    """Raise SD-F704 if a file is not the one that `result.json` seals. Without a seal, any file is accepted."""
+    if not os.path.lexists(folder / RESULT):
+        return
+    path = folder / name
+    try:
+        sealed = _read_seal(folder)["files"].get(name)
+        found = _digest(path)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
+        raise unreadable_error(folder / RESULT, f"{type(fault).__name__}: {fault}"[:160], fix) from fault
+    if sealed not in (None, found):
+        what, expect = "a file of the run folder is not what was written", f"{sealed[:12]}..., as in {RESULT}"
+        raise error("SD-F704", what, where=str(path), got=f"sha256 {found[:12]}...", expect=expect, fix=fix)
+
+
 def non_finite_scores(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) of every number in `scores.json` that is NaN or infinite."""
     for key, value in scores.items():
@@ -68,17 +86,24 @@ def non_finite_scores(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _seal_damage(folder: Path, run_id: str) -> str:
+def _read_seal(folder: Path) -> dict[str, Any]:
+    """Read `result.json`. Raises ValueError, TypeError, KeyError or OSError if it is damaged."""
     data = atomic.read_file(folder / RESULT)
     body: dict[str, Any] = json.loads(data)
     del body["sha256"]
     if seal_manifest(body) + b"\n" != data:
-        return f"{RESULT} is not what was written"
+        raise ValueError("not what was written")
+    return body
+
+
+def _seal_damage(folder: Path, run_id: str) -> str:
+    body = _read_seal(folder)
     if body["run_id"] != run_id:
         return f"{RESULT} is that of run {body['run_id']}"
-    changed = [name for name, digest in body["files"].items() if _digest(folder / name) != digest]
+    changed = [name for name in SEALED if _digest(folder / name) != body["files"][name]]
     return f"{changed[0]} is not what was written" if changed else ""
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(atomic.read_file(path)).hexdigest()
+    with os.fdopen(atomic.open_file(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

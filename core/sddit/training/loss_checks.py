@@ -15,6 +15,7 @@ from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import Context, Cost, LossParams, Outputs, Tokens, View
 from sddit.training.findings import Findings
 from sddit.training.nonfinite_origin import NonFiniteOrigin
+from sddit.training.student import tensors_of_view
 
 TILES = 16  # how often the samples are repeated where they are spread over noise levels and classes
 TOLERANCE = {torch.float64: 1e-10}  # of a value that other samples must not change, relative to the largest
@@ -82,8 +83,7 @@ class Scene:
         """Return everything that a loss must not change."""
         found = dict(self.leaves["student"]) | self.leaves["teacher"]
         for name, view in self.views.items():
-            named = {key: value for key in view.__dataclass_fields__ for value in [getattr(view, key)]}
-            found |= {f"{name}.{k}": v for k, v in (named | view.extras).items() if isinstance(v, Tensor)}
+            found |= {f"{name}.{key}": value for key, value in tensors_of_view(view).items()}
             out = self.outputs.get(name, Outputs())
             estimates = {"x0": out.x0} | {f"heads[{head!r}] x0": x0 for head, (_, x0) in out.heads.items()}
             found |= {f"the outputs' {name}.{k}": v for k, v in estimates.items() if v is not None}

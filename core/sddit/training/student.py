@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,7 @@ class Student(nn.Module):
             outputs[name] = run_network(self.backbone, self.schedule, request, self.precision)
         values = {}
         for term in terms:
-            with component_boundary(self.component_names.get(term.label, "")):
+            with component_boundary(self.component_names.get(term.label, "")), unchanged_views(term):
                 read = {name: outputs[name] for name in term.views}
                 values[term.label] = self.terms[term.label](term.ctx, term.views, read)
         return values
@@ -81,6 +82,31 @@ class Student(nn.Module):
                 if parameter.requires_grad:
                     found.setdefault(parameter, owner)  # losses may share a module
         return {owner: [parameter for parameter, name in found.items() if name == owner] for owner in owners}
+
+
+@contextmanager
+def unchanged_views(term: ActiveTerm) -> Iterator[None]:
+    """Raise SD-P220 if a loss changes the views, which the other losses read too. Compares no values."""
+
+    def versions() -> dict[str, tuple[int, int]]:
+        named = {f"{name}.{key}": t for name, view in term.views.items() for key, t in tensors_of_view(view).items()}
+        return {name: (id(t), t._version) for name, t in named.items() if not t.is_inference()}
+
+    before = versions()
+    yield
+    if changed := sorted(name for name, _ in before.items() ^ versions().items()):
+        raise error(
+            "SD-P220",
+            f"forward changed what it was given: {changed[0]}",
+            where=f"loss.{term.label}",
+            fix="work on a copy",
+        )
+
+
+def tensors_of_view(view: View) -> dict[str, Tensor]:
+    """Return the tensors of a view by name, the extra ones too."""
+    named = {field.name: getattr(view, field.name) for field in dataclasses.fields(view)} | view.extras
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
 def run_network(

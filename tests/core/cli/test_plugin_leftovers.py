@@ -107,6 +107,32 @@ def test_closed_descriptors_end_in_a_message_that_names_the_plugin(train):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("doing", ["os.closerange(0, 3)", "sys.stderr = None"])
+def test_the_error_is_printed_though_a_plugin_closed_stderr(train, doing):
+    ended = train(doing)
+    assert ended.returncode == 3, ended.stderr
+    assert "error SD-P228: plugin 'mine' changed" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_plugin_that_ends_the_process_at_once_is_reported(train, tmp_path):
+    ended = train("os._exit(0)")
+    assert ended.returncode == 3, ended.stderr
+    assert "error SD-P221: plugin 'mine' raised an error" in ended.stderr
+    assert "SystemExit: os._exit(0)" in ended.stderr
+    assert not [*tmp_path.glob("runs/*/report.html")]
+
+
+def test_the_views_of_other_losses_are_not_changed_at_a_later_step(train):
+    for doing, changed in {
+        "views['student'].x0 = views['student'].x0 * 0.5": True,
+        "(views['student'].x0 + 0).mul_(0.5)": False,  # the control: a copy
+    }.items():
+        ended = train(doing)
+        assert ended.returncode == (3 if changed else 0), ended.stderr
+        assert ("SD-P220: forward changed what it was given: student.x0" in ended.stderr) is changed
+
+
 def test_a_library_that_ends_the_process_for_a_plugin_is_reported(train):
     ended = train("import argparse; argparse.ArgumentParser().parse_args(['--unknown'])")
     assert ended.returncode == 3

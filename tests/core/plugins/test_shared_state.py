@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from sddit.errors import SdditError
-from sddit.plugins.host import using_host
+from sddit.plugins.host import host, using_host
 from sddit.plugins.shared_state import SharedState
 from sddit.testing import toy_host
 
@@ -92,6 +94,52 @@ def test_a_function_replaced_on_import_is_refused(replace_mean):
     replace_mean()
     with pytest.raises(SdditError, match=r"torch\.Tensor\.mean"):
         SharedState().refuse_changes()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "other"),
+    [
+        (torch.Tensor, "mean", torch.Tensor.sum),  # inherited, and replaced by another function of torch
+        (torch.optim.AdamW, "step", torch.optim.SGD.step),
+        (torch.nn.Linear, "forward", functools.partial(max, 0)),
+        (time, "monotonic", time.time),
+    ],
+)
+def test_a_function_replaced_by_one_of_a_library_is_refused(replace_mean, monkeypatch, owner, name, other):
+    before = SharedState()
+    before.refuse_changes()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, other)
+        for _ in range(2):  # also at a later step
+            with pytest.raises(SdditError, match=rf"plugin 'mine' changed [a-zA-Z.]+\.{name} ") as refused:
+                before.refuse_changes()
+        assert " at 0x" not in str(refused.value)
+
+
+def test_what_torch_replaces_itself_is_accepted(replace_mean):
+    """The control: the first optimizer of a kind wraps its `step`, and compiling replaces methods of modules."""
+    before = SharedState()
+    before.refuse_changes()
+    torch.optim.Rprop([torch.zeros(1, requires_grad=True)])
+    torch.compile(torch.nn.Linear(2, 2), backend="eager")(torch.zeros(1, 2))
+    before.refuse_changes()
+
+
+def test_the_plugin_whose_code_it_is_is_named_alone(replace_mean, loss_source, tmp_path):
+    (tmp_path / "other.py").write_text(loss_source.replace('"mine"', '"other"'), encoding="utf-8")
+    host().use(["./other.py"], tmp_path)
+    before = SharedState()
+    replace_mean()
+    with pytest.raises(SdditError, match=r"^error SD-P228: plugin 'mine' changed torch\.Tensor\.mean") as refused:
+        before.refuse_changes()
+    assert "other" not in str(refused.value)
+    del torch.Tensor.mean
+    torch.set_default_dtype(torch.float64)  # which of them did this is not known
+    try:
+        with pytest.raises(SdditError, match="one of the plugins 'mine', 'other' changed"):
+            before.refuse_changes()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_nothing_is_read_without_a_third_party_plugin():

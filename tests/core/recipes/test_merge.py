@@ -122,6 +122,14 @@ def test_links_that_lead_to_each_other_are_named(write: Write, tmp_path: Path) -
     assert load("good.toml").tables == {"a": 1}
 
 
+def test_a_folder_that_is_a_link_to_itself_is_named(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "shared").symlink_to("shared")
+    for path in (Path("shared/one.toml"), write("mine.toml", 'extends = "shared/one.toml"')):
+        found = refused(path)
+        assert (found.code, found.fix) == ("SD-R121", "put the folder itself there")
+        assert found.what == "'shared' is a link that leads back to itself"
+
+
 def test_plugins_are_united_and_remember_their_folder(write: Write) -> None:
     write("base/a.toml", 'plugins = ["acme", "./p.py"]')
     merged = load(write("b.toml", 'extends = "base/a.toml"\nplugins = ["other", "acme"]'), ['plugins=["third"]'])

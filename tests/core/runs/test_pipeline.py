@@ -19,6 +19,8 @@ import sddit
 from sddit import generation
 from sddit.api import load_run
 from sddit.errors import SdditError
+from sddit.evaluation.sample_images import kept_samples
+from sddit.evaluation.scoring import read_scores
 from sddit.exchange.exporting import export_run
 from sddit.generation import LABELS
 from sddit.plugins.host import Host
@@ -103,6 +105,26 @@ def test_a_run_leaves_all_that_it_promises_and_the_same_command_says_it_is_finis
     assert again.already_finished
     assert again.scores == result.scores
     assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before
+
+
+def test_samples_and_scores_of_another_run_are_refused(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    own, other = (go(recipe_of(f"seed={seed}"), tmp_path / "runs").folder for seed in (1, 2))
+    assert len(kept_samples(own))
+    (own / "samples/samples.npz").write_bytes((other / "samples/samples.npz").read_bytes())
+    with pytest.raises(SdditError, match=r"SD-F704: a file of the run folder is not what was written"):
+        kept_samples(own)
+    (own / "samples/samples.npz").unlink()  # to save space, which changes nothing else
+    assert go(recipe_of("seed=1"), tmp_path / "runs").already_finished
+    held = (own / "scores.json").read_bytes()
+    (own / "scores.json").write_text("{ }", encoding="utf-8")
+    with pytest.raises(SdditError, match=r"SD-F704: a file of the run folder is not what was written"):
+        read_scores(own)
+    assert not go(recipe_of("seed=1"), tmp_path / "runs").already_finished
+    assert (own / "scores.json").read_bytes() == held
+    assert len(kept_samples(own))
+    (own / "result.json").unlink()  # the control: a run of an earlier version has no seal
+    (own / "samples/samples.npz").write_bytes((other / "samples/samples.npz").read_bytes())
+    assert len(kept_samples(own))
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])

@@ -118,6 +118,7 @@ def published_runs(path: Path, plan: PlanRecord) -> Iterator[RunOutcome]:
         raise unreadable_error(path, fault.strerror or str(fault), fix) from fault
     if not lines:
         raise unreadable_error(path, "an empty file", fix)
+    seen: set[tuple[str, int]] = set()
     for number, line in enumerate(lines, 1):
         try:
             run = TypeAdapter(RunOutcome).validate_python(json.loads(line))
@@ -126,10 +127,11 @@ def published_runs(path: Path, plan: PlanRecord) -> Iterator[RunOutcome]:
         except (ValueError, RecursionError):
             got = f"not JSON: {line[:60].decode(errors='replace')}"
         else:
-            if run.arm in plan.labels:
+            if run.arm in plan.labels and run.seed in plan.seeds and (run.arm, run.seed) not in seen:
+                seen.add((run.arm, run.seed))
                 yield run
                 continue
-            got = f"arm {run.arm!r}, which is not in {PLAN}"
+            got = f"arm {run.arm!r} with seed {run.seed}, which is not in {PLAN} or in an earlier line"
         raise unreadable_error(path.with_name(f"{path.name}:{number}"), got, fix)
 
 

@@ -182,7 +182,11 @@ def contradictions(plan: PlanRecord) -> Iterator[str]:
     labels = plan.labels
     if not labels or len(set(labels)) < len(labels):
         yield "arms: none, or two of one label"
+    if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):
+        yield "seeds: none, or one twice"
     for number, arm in enumerate(plan.arms):
+        if min(arm.steps, arm.batch, arm.images) < 0:
+            yield f"arms.{number}: a negative number of steps or images"
         if arm.baseline not in labels:
             yield f"arms.{number}.baseline: {arm.baseline!r} is not an arm"
     for number, run in enumerate(plan.runs or ()):

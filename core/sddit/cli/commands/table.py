@@ -22,6 +22,7 @@ from sddit.storage.atomic import NOT_NUMBERS
 from sddit.storage.metrics_log import last_metrics
 from sddit.storage.output_folder import read_manifest
 from sddit.storage.run_folder import METRICS, RECIPE, SCORES, read_json, unreadable_error
+from sddit.storage.run_result import refuse_other_result
 
 EXAMPLES = """
 sddit-run table                          every run in runs/
@@ -130,6 +131,8 @@ def read_record(folder: Path) -> Record:
             **read_values(folder / SCORES, scores),
         }
         cells([record])  # a value that cannot be printed counts as damage
+        if scored:
+            refuse_other_result(folder, SCORES)
         return record
     except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
         why = f"{type(fault).__name__}: {fault}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sddit.data.undecoded import LATENTS, NO_SCORES, scores_of_latents
+from sddit.data.undecoded import NO_SCORES, scores_of_latents
 from sddit.errors import Problem, SdditError, one_of
 from sddit.recipes.checks.contracts import conflict
 from sddit.recipes.recipe import Recipe
+from sddit.storage.run_folder import LATENTS
 
 
 def check_sampling(recipe: Recipe) -> Iterator[Problem]:

@@ -404,7 +404,10 @@ def test_the_folder_of_an_ablation_is_not_replaced(finished):
         ("", "an empty file"),
         (None, "No such file"),
         ("[" * 9999, "not JSON"),
-        ('{"arm": "gone", "seed": 0, "id": "x", "status": "finished"}', "'gone', which is not in plan.json"),
+        (
+            '{"arm": "gone", "seed": 0, "id": "x", "status": "finished"}',
+            "'gone' with seed 0, which is not in plan.json",
+        ),
     ],
 )
 def test_damaged_results_are_named(finished, sddit_run, tmp_path, text, got):
@@ -418,7 +421,19 @@ def test_damaged_results_are_named(finished, sddit_run, tmp_path, text, got):
         assert "results.jsonl" in said.stderr and got in said.stderr and "publish the ablation again" in said.stderr
 
 
-@pytest.mark.parametrize("change", [None, "arms", "metrics", "budget", "baseline", "run", "metric"])
+def test_a_run_is_not_counted_twice(finished, sddit_run, tmp_path):
+    publish(finished, tmp_path / "pub")
+    (tmp_path / "pub" / "sddit-files.json").unlink()
+    assert sddit_run("table", tmp_path / "pub").status == 0  # the control
+    path = tmp_path / "pub" / "results.jsonl"
+    path.write_text(path.read_text() * 2)
+    said = sddit_run("table", tmp_path / "pub")
+    assert (said.status, "error SD-F704" in said.stderr, "or in an earlier line" in said.stderr) == (8, True, True)
+
+
+@pytest.mark.parametrize(
+    "change", [None, "one seed twice", "steps", "arms", "metrics", "budget", "baseline", "run", "metric"]
+)
 def test_a_damaged_plan_is_named(finished, sddit_run, tmp_path, change):
     plan = json.loads((finished / "plan.json").read_text())
     if change in plan:
@@ -429,6 +444,10 @@ def test_a_damaged_plan_is_named(finished, sddit_run, tmp_path, change):
         plan["runs"][0]["arm"] = "gone"
     elif change == "metric":
         plan["metrics"] = ["toy.gone"]
+    elif change == "one seed twice":
+        plan["seeds"] *= 2
+    elif change == "steps":
+        plan["arms"][1]["steps"] = -1
     (finished / "plan.json").write_text(json.dumps(plan if change else {}))
     for words in (["table", finished], ["publish", finished, "--out", tmp_path / "pub"], [tmp_path / "abl.toml"]):
         said = sddit_run(*words)
