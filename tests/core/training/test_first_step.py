@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,41 @@ COUPLED: dict[str, tuple[Forward, str]] = {
         "the gradient of the loss depends on the number of processes",
     ),
 }
+
+
+def of_class(self: Any, ctx: Any, views: Any, outputs: Any, *, least: int = 0, gather: bool) -> Tensor:
+    """Attract the samples of a class to each other."""
+    z, labels = outputs["student"].x0.flatten(1), views["student"].labels
+    if gather:
+        z, labels = ctx.gather(z), ctx.gather(labels)
+    if len(z) < least:
+        raise ValueError(f"too few: {len(z)}")
+    pairs = (labels[:, None] == labels).to(z.dtype).tril(-1)
+    return ((z[:, None] - z).square().mean(dim=-1) * pairs).sum() / (pairs.sum() + 1)
+
+
+@pytest.mark.parametrize(("settings", "least"), [(["train.batch=16"], 8), (["train.batch=2"], 0)])
+def test_a_loss_that_needs_many_samples_or_pairs_of_a_class_is_compared(
+    settings: list[str], least: int, new_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two samples of the second case are of two classes."""
+    monkeypatch.setattr(ToyLossParams, "couples_samples", True)
+    session = new_session("train.precision=fp64", *settings)
+    monkeypatch.setattr(session.world, "size", 2)
+    changed(monkeypatch, partialmethod(of_class, least=least, gather=True))
+    assert check_losses(session) == []
+    changed(monkeypatch, partialmethod(of_class, least=least, gather=False))
+    with pytest.raises(SdditError, match="the loss depends on the number of processes"):
+        check_losses(session)
+
+
+def test_a_loss_that_needs_more_samples_than_a_batch_has_gives_a_note(
+    new_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToyLossParams, "couples_samples", True)
+    changed(monkeypatch, partialmethod(of_class, least=99, gather=False))
+    (note,) = check_losses(new_session("train.batch=8"))
+    assert note.endswith("is not checked before the first step: with 8 samples it raised ValueError: too few: 8")
 
 
 def spread_of(z: Tensor) -> Tensor:
