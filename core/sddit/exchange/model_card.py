@@ -14,7 +14,9 @@ from sddit.formatting import escape_markdown
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.start_weights import PROVENANCE, LocatedWeights
 from sddit.storage.run_folder import SCORES, read_json, unreadable_error
+from sddit.storage.run_result import refuse_changed_scores
 
+WITHOUT = "restore it from a backup, or move it away: the model card is then written without it"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -28,6 +30,7 @@ def model_card(recipe: Recipe, source: LocatedWeights, layout: str, parameters: 
         keep_trailing_newline=True,
     )
     environment.filters.update(cell=escape_markdown, grouped="{:,}".format)
+    refuse_changed_scores(source.folder, WITHOUT)
     losses = {f"loss.{label}": chosen for label, chosen in recipe.active_losses.items()}
     return environment.get_template("model_card.md.j2").render(
         recipe=recipe,
@@ -63,8 +66,7 @@ def read_section(path: Path, convert: Callable[[Mapping[str, Any]], Any]) -> Any
     """Convert a JSON file of the run folder; None if it is missing. Raises SD-F704 if a run did not write it so."""
     if not os.path.lexists(path):
         return None
-    fix = "restore it from a backup, or move it away: the model card is then written without it"
     try:
-        return convert(read_json(path, fix=fix))
+        return convert(read_json(path, fix=WITHOUT))
     except (AttributeError, KeyError, TypeError, ValueError) as fault:
-        raise unreadable_error(path, f"{type(fault).__name__}: {fault}"[:160], fix) from fault
+        raise unreadable_error(path, f"{type(fault).__name__}: {fault}"[:160], WITHOUT) from fault

@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sddit.errors import SdditError
+from sddit.errors import SdditError, error
 from sddit.storage import atomic
 from sddit.storage.atomic import NOT_NUMBERS
 from sddit.storage.manifest import seal_manifest
-from sddit.storage.run_folder import COST, REPORT, SCORES, RunFolder, read_json
+from sddit.storage.run_folder import COST, REPORT, SCORES, RunFolder, read_json, recorded_ids
 
 RESULT = "result.json"
 SEALED = (SCORES, COST)
@@ -40,14 +40,12 @@ def result_damage(folder: Path, run_id: str, labels: Collection[str], metrics: C
     for name in (REPORT, SCORES):
         if not (folder / name).is_file():
             return f"{name} is missing"
+    if os.path.lexists(folder / RESULT):
+        return _seal_damage(folder, run_id)
     try:
-        if os.path.lexists(folder / RESULT):
-            return _seal_damage(folder, run_id)
         scores = read_json(folder / SCORES)
     except SdditError as fault:
         return f"its folder is damaged: {fault.problems[0].what}, {fault.problems[0].where}"
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
-        return f"its folder is damaged: {RESULT}: {type(fault).__name__}"
     for label in labels:
         held = scores.get(label)
         wanted = [metric.rpartition(".")[2] for metric in metrics or () if metric.rpartition(".")[0] == label]
@@ -68,15 +66,27 @@ def non_finite_scores(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
+def refuse_changed_scores(folder: Path, fix: str) -> None:
+    """Raise SD-F704 if the scores are not those that the run sealed. A run of an earlier version has no seal."""
+    if not all(os.path.lexists(folder / name) for name in (SCORES, RESULT)):
+        return
+    if damage := _seal_damage(folder, next(iter(recorded_ids(folder)), "")):
+        what = "the scores are not those that the run wrote"
+        raise error("SD-F704", what, where=str(folder / SCORES), got=damage, fix=fix)
+
+
 def _seal_damage(folder: Path, run_id: str) -> str:
-    data = atomic.read_file(folder / RESULT)
-    body: dict[str, Any] = json.loads(data)
-    del body["sha256"]
-    if seal_manifest(body) + b"\n" != data:
-        return f"{RESULT} is not what was written"
-    if body["run_id"] != run_id:
-        return f"{RESULT} is that of run {body['run_id']}"
-    changed = [name for name, digest in body["files"].items() if _digest(folder / name) != digest]
+    try:
+        data = atomic.read_file(folder / RESULT)
+        body: dict[str, Any] = json.loads(data)
+        del body["sha256"]
+        if seal_manifest(body) + b"\n" != data:
+            return f"{RESULT} is not what was written"
+        if body["run_id"] != run_id:
+            return f"{RESULT} is that of run {body['run_id']}"
+        changed = [name for name, digest in body["files"].items() if _digest(folder / name) != digest]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
+        return f"its folder is damaged: {RESULT}: {type(fault).__name__}"
     return f"{changed[0]} is not what was written" if changed else ""
 
 

@@ -13,7 +13,7 @@ from sddit.errors import SdditError
 from sddit.storage.checkpoints import Store
 from sddit.storage.manifest import MANIFEST, read_manifest
 from sddit.storage.run_folder import RECIPE, RunFolder, recorded_ids
-from sddit.storage.run_result import RESULT, result_damage, write_result
+from sddit.storage.run_result import RESULT, refuse_changed_scores, result_damage, write_result
 
 FILES = {"model.safetensors": b"weights", "state.json": b"{}"}
 
@@ -122,6 +122,22 @@ def test_a_changed_result_is_found(result: Path, name: str, text: str | None, fo
     else:
         (result / name).write_text(text)
     assert found in result_damage(result, "aaa", ["toy"])
+
+
+def test_scores_that_differ_from_the_seal_are_refused(result: Path) -> None:
+    (result / "recipe.resolved.json").write_text('{"run_ids": ["aaa"]}')
+    refuse_changed_scores(result, "fix")
+    sealed = (result / "scores.json").read_text()
+    for text, run, got in [("{}", "aaa", "scores.json is not"), (sealed, "bbb", "result.json is that of run aaa")]:
+        (result / "scores.json").write_text(text)
+        (result / "recipe.resolved.json").write_text(f'{{"run_ids": ["{run}"]}}')
+        with pytest.raises(SdditError, match=rf"SD-F704: the scores are not those that the run wrote(.|\n)*{got}"):
+            refuse_changed_scores(result, "fix")
+    (result / "scores.json").unlink()
+    refuse_changed_scores(result, "fix")  # it has none
+    (result / "scores.json").write_text("{}")
+    (result / RESULT).unlink()
+    refuse_changed_scores(result, "fix")  # of an earlier version
 
 
 @pytest.mark.parametrize(
