@@ -69,12 +69,13 @@ def check_ranks(findings: Findings, term: nn.Module, params: LossParams, scene: 
 
 
 def twins(scene: Scene) -> Scene:
-    """Return a scene in which each sample meets one of its own class and noise level on the other process.
+    """Return a scene in the middle of the run in which each sample meets one like it on the other process.
 
-    A loss may compare only such samples, and a few samples of many classes have none.
+    A loss may compare only samples of one class or noise level, which a few samples lack, or begin to compare later.
     """
     rows = torch.arange(scene.size, device=next(iter(scene.views.values())).x.device)
-    return scene.select(rows.repeat(RANKS)).perturbed(0.1)
+    found = scene.select(rows.repeat(RANKS)).perturbed(0.1)
+    return Scene(dataclasses.replace(found.ctx, step=found.ctx.total_steps // 2), found.views, found.outputs)
 
 
 def compare(findings: Findings, term: nn.Module, scene: Scene) -> bool:

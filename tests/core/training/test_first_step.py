@@ -152,6 +152,10 @@ def test_numbers_that_the_network_makes_non_finite_are_not_blamed_on_the_loss(
 COUPLED: dict[str, tuple[Forward, str]] = {
     "gathered": (lambda z, ctx: spread_of(ctx.gather(z)), ""),
     "local": (lambda z, ctx: spread_of(z), "the loss depends on the number of processes"),
+    "local from the second step": (
+        lambda z, ctx: spread_of(z if ctx.step else ctx.gather(z)),
+        "the loss depends on the number of processes",
+    ),
     "mean of local values": (lambda z, ctx: ctx.mean(spread_of(z)), "the loss depends on the number of processes"),
     "right value, wrong gradient": (
         lambda z, ctx: spread_of(ctx.gather(z.detach())) + (spread_of(z) - spread_of(z).detach()),
