@@ -158,6 +158,7 @@ def test_new_plugin_prints_the_check_as_the_next_step(sddit_run):
         ("json", "standard library"),
         ("numpy", "an installed module"),
         ("sddit", "built-in"),
+        ("conftest", "pytest"),
     ],
 )
 def test_new_plugin_refuses_names_in_use(sddit_run, name, why):
