@@ -30,6 +30,7 @@ def model_card(recipe: Recipe, source: LocatedWeights, layout: str, parameters: 
         keep_trailing_newline=True,
     )
     environment.filters.update(cell=escape_markdown, grouped="{:,}".format)
+    scores = read_section(source.folder / SCORES, score_rows) if recipe.facts.gives_images else None
     refuse_changed_scores(source.folder, WITHOUT)
     losses = {f"loss.{label}": chosen for label, chosen in recipe.active_losses.items()}
     return environment.get_template("model_card.md.j2").render(
@@ -41,7 +42,7 @@ def model_card(recipe: Recipe, source: LocatedWeights, layout: str, parameters: 
         version=__version__,
         components={"noise": recipe.noise_schedule, "views": recipe.pair_sampler, **losses},
         imported=read_section(source.folder / PROVENANCE, origin_of_import),
-        scores=read_section(source.folder / SCORES, score_rows) if recipe.facts.gives_images else None,
+        scores=scores,
     )
 
 

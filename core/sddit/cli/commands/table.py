@@ -134,7 +134,6 @@ def read_record(folder: Path) -> Record:
     try:
         recipe, last = read_json(folder / RECIPE), last_metrics(folder / METRICS)
         scored = (folder / SCORES).is_file() and not are_undecoded(recipe)
-        refuse_changed_scores(folder, RESCORE)
         scores = read_json(folder / SCORES) if scored else {}
         seconds = last.get("seconds", 0.0)
         record = {
@@ -146,6 +145,7 @@ def read_record(folder: Path) -> Record:
             **read_values(folder / SCORES, scores),
         }
         cells([record])  # a value that cannot be printed counts as damage
+        refuse_changed_scores(folder, RESCORE)
         return record
     except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
         why = f"{type(fault).__name__}: {fault}"
