@@ -17,7 +17,9 @@ from sddit.errors import Problem, SdditError, describe_exception, raise_all, ran
 from sddit.interfaces import Context, Cost, LossParams, Outputs, View, Want
 from sddit.plugins.host import host
 from sddit.plugins.mistakes import suggest_fix
+from sddit.recipes.start_weights import find_start
 from sddit.training import loss_checks
+from sddit.training.build import build_session
 from sddit.training.findings import Findings, generator_states, restore_generators
 from sddit.training.inputs import context_of, make_batch, micro_batches, step_samples
 from sddit.training.loop import teacher_outputs, training_mode
@@ -37,7 +39,7 @@ def check_losses(session: Session) -> list[str]:
     reads are not its fault; the step itself reports them.
     """
     if isinstance(session.root, FSDPModule):
-        return ["the losses are not checked before the first step: the weights are sharded"]
+        session = unsharded(session)
     notes: list[str] = []
     problems: list[Problem] = []
     with undisturbed(session), torch.compiler.set_stance("force_eager"):
@@ -58,6 +60,14 @@ def check_losses(session: Session) -> list[str]:
                 problems += examine(session, label, term, params, scene, notes)
     raise_all(problems)
     return notes
+
+
+def unsharded(session: Session) -> Session:
+    """Return a session with the same initial weights, all of them whole on this rank."""
+    recipe = session.recipe
+    whole = dataclasses.replace(recipe, train=recipe.train.model_copy(update={"distributed": "ddp"}))
+    start = find_start(recipe.start) if recipe.start else None
+    return dataclasses.replace(build_session(whole, session.device, start=start), world=session.world)
 
 
 @contextmanager

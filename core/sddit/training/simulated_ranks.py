@@ -65,10 +65,10 @@ def check_ranks(findings: Findings, term: nn.Module, params: LossParams, scene: 
     count = scene.size // RANKS
     rows = torch.arange(count * RANKS, device=next(iter(scene.views.values())).x.device)
     if compare(findings, term, scene.select(rows)):
-        compare(findings, term, twins(scene.select(rows[:count])))
+        compare(findings, term, duplicated(scene.select(rows[:count])))
 
 
-def twins(scene: Scene) -> Scene:
+def duplicated(scene: Scene) -> Scene:
     """Return a scene in the middle of the run in which each sample meets one like it on the other process.
 
     A loss may compare only samples of one class or noise level, which a few samples lack, or begin to compare later.

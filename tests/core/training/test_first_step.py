@@ -18,6 +18,7 @@ from sddit.testing import TOY_PAIR_RECIPE, toy_host
 from sddit.testing.sessions import advance, state_of
 from sddit.testing.toys.components import ToyAgreement, ToyLoss
 from sddit.testing.toys.params import ToyAgreementParams, ToyLossParams
+from sddit.training import first_step
 from sddit.training.build import build_session
 from sddit.training.findings import generator_states, same_state
 from sddit.training.first_step import check_losses
@@ -109,6 +110,21 @@ def test_a_head_that_starts_at_zero_is_accepted(
 def detached_agreement(self: Any, ctx: Any, views: Any, outputs: Any) -> Tensor:
     value: Tensor = self.head(outputs["student"].taps["encoder"].patch.detach()).square().mean(dim=(1, 2))
     return value
+
+
+def test_sharded_weights_are_built_again_as_a_whole(
+    new_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = new_session("train.distributed=fsdp")
+    monkeypatch.setattr(first_step, "FSDPModule", nn.Module)
+    session.student.requires_grad_(False)  # as a stand-in for shards: what is checked is not this network
+    whole = first_step.unsharded(session)
+    assert whole.student is not session.student and whole.world is session.world
+    assert equal(dict(whole.student.named_parameters()), dict(session.student.named_parameters()))
+    assert check_losses(session) == []
+    monkeypatch.setattr(ToyAgreement, "forward", detached_agreement)
+    with pytest.raises(SdditError, match="no gradient to the student's outputs"):
+        check_losses(session)
 
 
 def test_a_probe_may_train_its_own_head_alone(
