@@ -16,6 +16,7 @@ from sddit.recipes.start_weights import PROVENANCE, LocatedWeights
 from sddit.storage.run_folder import SCORES, read_json, unreadable_error
 from sddit.storage.run_result import refuse_other_result
 
+WITHOUT = "restore it from a backup, or move it away: the model card is then written without it"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -47,7 +48,7 @@ def scores_section(folder: Path) -> Any:
     """Return the rows of the scores of a run; None if it has none. Raises SD-F704 if they are not what it wrote."""
     rows = read_section(folder / SCORES, score_rows)
     if rows is not None:
-        refuse_other_result(folder, SCORES)
+        refuse_other_result(folder, SCORES, WITHOUT)
     return rows
 
 
@@ -72,8 +73,7 @@ def read_section(path: Path, convert: Callable[[Mapping[str, Any]], Any]) -> Any
     """Convert a JSON file of the run folder; None if it is missing. Raises SD-F704 if a run did not write it so."""
     if not os.path.lexists(path):
         return None
-    fix = "restore it from a backup, or move it away: the model card is then written without it"
     try:
-        return convert(read_json(path, fix=fix))
+        return convert(read_json(path, fix=WITHOUT))
     except (AttributeError, KeyError, TypeError, ValueError) as fault:
-        raise unreadable_error(path, f"{type(fault).__name__}: {fault}"[:160], fix) from fault
+        raise unreadable_error(path, f"{type(fault).__name__}: {fault}"[:160], WITHOUT) from fault

@@ -29,7 +29,8 @@ def words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         metadata = [*inner, *metadata]
     if set(get_args(StepOrFraction)[1:]) & {note for note in metadata if isinstance(note, AfterValidator)}:
         return "steps (a whole number) or a fraction of the run (0.0 to 1.0)"
-    return f"{_kind(annotation)}{_bounds(_flat(metadata))}"
+    counted = "characters" if annotation is str else "of them"
+    return f"{_kind(annotation)}{_bounds(_flat(metadata), counted)}"
 
 
 def _kind(annotation: Any) -> str:
@@ -60,7 +61,8 @@ def _flat(metadata: Iterable[Any]) -> Iterable[Any]:
             yield note
 
 
-def _bounds(metadata: Iterable[Any]) -> str:
+def _bounds(metadata: Iterable[Any], counted: str) -> str:
+    """Return the limits; `counted` is what a length counts."""
     low = high = ""
     for note in metadata:
         match note:
@@ -75,9 +77,9 @@ def _bounds(metadata: Iterable[Any]) -> str:
             case AfterValidator(func=Between() as between):
                 low, high = f"{between.low:g}", "" if math.isinf(between.high) else f"{between.high:g}"
             case MinLen(min_length=value):
-                low = f"{value} of them"
+                low = f"{value} {counted.removesuffix('s') if value == 1 else counted}"
             case MaxLen(max_length=value):
-                high = f"{value} of them"
+                high = f"{value} {counted}"
     if low and high and "above" not in low and "below" not in high:
         return f", {low} to {high}"
     lower = low if not low or "above" in low else f"at least {low}"

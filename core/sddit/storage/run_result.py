@@ -18,11 +18,22 @@ from sddit.errors import SdditError, describe_exception, error
 from sddit.storage import atomic
 from sddit.storage.atomic import NOT_NUMBERS
 from sddit.storage.manifest import seal_manifest
-from sddit.storage.run_folder import COST, LATENTS, REPORT, SAMPLES, SCORES, RunFolder, read_json, unreadable_error
+from sddit.storage.run_folder import (
+    COST,
+    LATENTS,
+    REPORT,
+    SAMPLES,
+    SCORES,
+    RunFolder,
+    read_json,
+    recorded_ids,
+    unreadable_error,
+)
 
 RESULT = "result.json"
 SEALED = (SCORES, COST)
 MAKE_AGAIN = "restore it from a backup, or rerun the recipe: the result is made again"
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)  # of damaged JSON
 ALWAYS_MEASURED = ("fd", "fd_all", "kid", "precision", "recall")
 """Metrics that every version measures with every extractor."""
 
@@ -43,9 +54,9 @@ def result_damage(folder: Path, run_id: str, labels: Collection[str], metrics: C
     for name in (REPORT, SCORES):
         if not (folder / name).is_file():
             return f"{name} is missing"
+    if os.path.lexists(folder / RESULT):
+        return _seal_damage(folder, run_id)
     try:
-        if os.path.lexists(folder / RESULT):
-            return _seal_damage(folder, run_id)
         scores = read_json(folder / SCORES)
     except SdditError as fault:
         return f"its folder is damaged: {fault.problems[0].what}, {fault.problems[0].where}"
@@ -63,15 +74,19 @@ def result_damage(folder: Path, run_id: str, labels: Collection[str], metrics: C
 
 
 def refuse_other_result(folder: Path, name: str, fix: str = MAKE_AGAIN) -> None:
-    """Raise SD-F704 if a file is not the one that `result.json` seals. Without a seal, any file is accepted."""
-    if not os.path.lexists(folder / RESULT):
-        return
+    """Raise SD-F704 if a file is not the one that the run sealed in `result.json`. Without it, any is accepted."""
     path = folder / name
+    if not all(os.path.lexists(one) for one in (path, folder / RESULT)):
+        return
     try:
-        sealed = _read_seal(folder)["files"].get(name)
-        found = _digest(path)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
+        seal, found = _read_seal(folder), _digest(path)
+        run, sealed = seal["run_id"], seal["files"].get(name)
+    except UNREADABLE as fault:
         raise unreadable_error(folder / RESULT, f"{type(fault).__name__}: {fault}"[:160], fix) from fault
+    ids = recorded_ids(folder)
+    if ids and run not in ids:
+        what, expect = f"{RESULT} is that of another run", f"run {ids[0]}"
+        raise error("SD-F704", what, where=str(folder / RESULT), got=f"run {run}", expect=expect, fix=fix)
     if sealed not in (None, found):
         what, expect = "a file of the run folder is not what was written", f"{sealed[:12]}..., as in {RESULT}"
         raise error("SD-F704", what, where=str(path), got=f"sha256 {found[:12]}...", expect=expect, fix=fix)
@@ -87,20 +102,23 @@ def non_finite_scores(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _read_seal(folder: Path) -> dict[str, Any]:
-    """Read `result.json`. Raises ValueError, TypeError, KeyError or OSError if it is damaged."""
+    """Read `result.json`. Raises one of `UNREADABLE` if it is damaged."""
     data = atomic.read_file(folder / RESULT)
     body: dict[str, Any] = json.loads(data)
     del body["sha256"]
     if seal_manifest(body) + b"\n" != data:
-        raise ValueError("not what was written")
+        raise ValueError(f"{RESULT} is not what was written")
     return body
 
 
 def _seal_damage(folder: Path, run_id: str) -> str:
-    body = _read_seal(folder)
-    if body["run_id"] != run_id:
-        return f"{RESULT} is that of run {body['run_id']}"
-    changed = [name for name in SEALED if _digest(folder / name) != body["files"][name]]
+    try:
+        body = _read_seal(folder)
+        if body["run_id"] != run_id:
+            return f"{RESULT} is that of run {body['run_id']}"
+        changed = [name for name in SEALED if _digest(folder / name) != body["files"][name]]
+    except UNREADABLE as fault:
+        return f"its folder is damaged: {RESULT}: {describe_exception(fault)}"
     return f"{changed[0]} is not what was written" if changed else ""
 
 

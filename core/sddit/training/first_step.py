@@ -13,11 +13,13 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from sddit.errors import Problem, SdditError, raise_all, ran_out
+from sddit.errors import Problem, SdditError, describe_exception, raise_all, ran_out
 from sddit.interfaces import Context, Cost, LossParams, Outputs, View, Want
 from sddit.plugins.host import host
 from sddit.plugins.mistakes import suggest_fix
+from sddit.recipes.start_weights import find_start
 from sddit.training import loss_checks
+from sddit.training.build import build_session
 from sddit.training.findings import Findings, generator_states, restore_generators
 from sddit.training.inputs import context_of, make_batch, micro_batches, step_samples
 from sddit.training.loop import teacher_outputs, training_mode
@@ -27,6 +29,7 @@ from sddit.training.simulated_ranks import check_ranks
 from sddit.training.student import run_network
 
 MAX_SAMPLES = 4
+MAX_COUPLED = 64  # samples for a loss that compares them: it may need many, or compare only some pairs
 
 
 def check_losses(session: Session) -> list[str]:
@@ -36,7 +39,7 @@ def check_losses(session: Session) -> list[str]:
     reads are not its fault; the step itself reports them.
     """
     if isinstance(session.root, FSDPModule):
-        return ["the losses are not checked before the first step: the weights are sharded"]
+        session = unsharded(session)
     notes: list[str] = []
     problems: list[Problem] = []
     with undisturbed(session), torch.compiler.set_stance("force_eager"):
@@ -54,9 +57,17 @@ def check_losses(session: Session) -> list[str]:
                 continue
             scene = scene_of(session, label, context, views, outputs)
             if scene.is_finite():
-                problems += examine(session, label, term, params, scene)
+                problems += examine(session, label, term, params, scene, notes)
     raise_all(problems)
     return notes
+
+
+def unsharded(session: Session) -> Session:
+    """Return a session with the same initial weights, all of them whole on this rank."""
+    recipe = session.recipe
+    whole = dataclasses.replace(recipe, train=recipe.train.model_copy(update={"distributed": "ddp"}))
+    start = find_start(recipe.start) if recipe.start else None
+    return dataclasses.replace(build_session(whole, session.device, start=start), world=session.world)
 
 
 @contextmanager
@@ -75,10 +86,15 @@ def undisturbed(session: Session) -> Iterator[None]:
 
 
 def sample_outputs(session: Session) -> tuple[Context, Mapping[str, View], dict[str, Outputs]]:
-    """Return views of a few samples of this rank's part of the batch, and the networks' outputs for all losses."""
+    """Return views of a few samples of this rank's part of the batch, and the networks' outputs for all losses.
+
+    A loss that compares samples may need many: the check takes those of the other ranks, too.
+    """
     ids, epochs = step_samples(session)
     first = ids.index(next(micro_batches(session)).ids[0])
-    ids, epochs = ((part[first:] + part[:first])[:MAX_SAMPLES] for part in (ids, epochs))
+    coupled = any(params.couples_samples for params in session.objective.params.values())
+    count = MAX_COUPLED if coupled else MAX_SAMPLES
+    ids, epochs = ((part[first:] + part[:first])[:count] for part in (ids, epochs))
     ctx = context_of(session, ids, epochs)
     ctx = dataclasses.replace(ctx, gather=lambda x: x, mean=lambda x: x)  # every rank checks for itself
     batch = make_batch(session, ids, ctx.draws)
@@ -98,7 +114,10 @@ def scene_of(
     objective = session.objective
     wants = {**objective.wants([label], "student"), **objective.wants([label], "teacher")}
     own = {name: views[name] for name in objective.read[label]}
-    return Scene(ctx, own, {name: restricted(outputs[name], wants[name]) for name in own})
+    scene = Scene(ctx, own, {name: restricted(outputs[name], wants[name]) for name in own})
+    if objective.params[label].couples_samples or scene.size <= MAX_SAMPLES:
+        return scene
+    return scene.select(torch.arange(MAX_SAMPLES, device=session.device))
 
 
 def restricted(outputs: Outputs, want: Want) -> Outputs:
@@ -109,8 +128,10 @@ def restricted(outputs: Outputs, want: Want) -> Outputs:
     return dataclasses.replace(outputs, taps=taps) if want.output else Outputs(taps=taps)
 
 
-def examine(session: Session, label: str, term: nn.Module, params: LossParams, scene: Scene) -> list[Problem]:
-    """Return what is wrong with one loss. `term` is a copy."""
+def examine(
+    session: Session, label: str, term: nn.Module, params: LossParams, scene: Scene, notes: list[str]
+) -> list[Problem]:
+    """Return what is wrong with one loss, and add to `notes` if it is not checked. `term` is a copy."""
     component = session.recipe.active_losses[label].component
     row = host().rows.get(component.origin)
     is_foreign = row is not None and not row.builtin
@@ -119,7 +140,7 @@ def examine(session: Session, label: str, term: nn.Module, params: LossParams, s
     doing = f"loss {label!r} saw {scene.shown}"
     with (
         findings.trying(doing, fix="correct the line above", masked=scene.masked),
-        few_samples(params, masked=scene.masked),
+        few_samples(params, scene, label, notes),
     ):
         if loss_checks.check_value(findings, copy.deepcopy(term), params, scene) and (
             loss_checks.check_gradient(findings, term, params, scene)
@@ -133,14 +154,18 @@ def examine(session: Session, label: str, term: nn.Module, params: LossParams, s
 
 
 @contextmanager
-def few_samples(params: LossParams, *, masked: bool) -> Iterator[None]:
-    """Ignore an error that is not known as a mistake, of a loss of the whole batch: it may need more samples."""
+def few_samples(params: LossParams, scene: Scene, label: str, notes: list[str]) -> Iterator[None]:
+    """Turn an error that is not known as a mistake into a note, of a loss that compares samples: it may need more."""
     try:
         yield
     except Exception as failure:
-        known = isinstance(failure, SdditError) or suggest_fix(failure, kind="losses", masked=masked)
-        if known or not params.couples_samples:
+        known = isinstance(failure, SdditError) or suggest_fix(failure, kind="losses", masked=scene.masked)
+        if known or ran_out(failure) or not params.couples_samples:
             raise
+        notes.append(
+            f"loss {label!r} is not checked before the first step: with {scene.size} samples it raised "
+            f"{describe_exception(failure)}"
+        )
 
 
 def costs_of(session: Session, params: LossParams) -> list[Cost | None]:

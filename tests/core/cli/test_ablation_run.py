@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,8 @@ def test_failed_runs_give_exit_status_9(sddit_run, write):
     assert "SD-X810: 2 of 4 runs failed" in result.stderr
     assert "bad seed 0: SD-N501: a non-finite value at step 2" in result.stderr
     assert "0 of 2, 2 failed" in result.stdout
+    (plan,) = Path("runs").glob("*/plan.json")
+    assert "warning: bad seed 0 failed: SD-N501" in sddit_run("table", plan.parent).stderr
 
 
 def test_only_executes_one_run_of_the_plan(sddit_run, write, ablation, tmp_path):

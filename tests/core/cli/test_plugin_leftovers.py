@@ -3,29 +3,73 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from select import select
 
 import pytest
 
-PROGRAM = """
-import sys
+SERVER = """
+import json, os, sys
+
+import sddit.runs.pipeline, sddit.evaluation.probing, torch._inductor
 from sddit.cli import main
 from sddit.plugins import leftovers
 from sddit.plugins.host import _current
 from sddit.testing import toy_host
+
 leftovers.GRACE, leftovers.GRACE_OF_ATEXIT = 0.2, 1.5
 _current.append(toy_host())
-main(sys.argv[1:])
+for line in sys.stdin:
+    folder, words = json.loads(line)
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.close(reader)
+        os.chdir(folder)
+        for number, name in enumerate(("/dev/null", "stdout", "stderr")):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+        main(words)
+    os.close(writer)
+    status = os.waitstatus_to_exitcode(os.wait()[1])
+    os.read(reader, 1)  # until the copies of the command have ended, too
+    os.close(reader)
+    print(status, flush=True)
 """
+"""Runs each command in a process of its own: a copy of one that has imported everything, which takes seconds."""
 
-Ended = subprocess.CompletedProcess[str]
+Server = subprocess.Popen[str]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    no_plugins = str(Path(__file__).parents[1] / "no_plugins")
+    path = os.pathsep.join([no_plugins, *filter(None, [os.environ.get("PYTHONPATH")])])
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
 
 
 @pytest.fixture
-def train(toy_recipe: Path, loss_source: str, tmp_path: Path) -> Callable[..., Ended]:
+def train(server: Server, toy_recipe: Path, loss_source: str, tmp_path: Path) -> Callable[..., Ended]:
     """Train the toy in its own process, with a plugin that does something at its third step."""
 
     def run(doing: str, *words: str, on_import: str = "") -> Ended:
@@ -37,8 +81,12 @@ def train(toy_recipe: Path, loss_source: str, tmp_path: Path) -> Callable[..., E
         recipe = toy_recipe.read_text(encoding="utf-8")
         recipe = f'plugins = ["./mine.py"]\n{recipe}\n[loss.own]\nname = "mine"\n'
         (tmp_path / "own.toml").write_text(recipe, encoding="utf-8")
-        command = [sys.executable, "-c", PROGRAM, "own.toml", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(json.dumps([str(tmp_path), ["own.toml", *words]]) + "\n")
+        server.stdin.flush()
+        assert select([server.stdout], [], [], 120)[0], "the command does not end"
+        status = int(server.stdout.readline())
+        return Ended(status, *((tmp_path / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")))
 
     return run
 

@@ -160,6 +160,7 @@ def test_new_plugin_prints_the_check_as_the_next_step(sddit_run):
         ("json", "standard library"),
         ("numpy", "an installed module"),
         ("sddit", "built-in"),
+        ("conftest", "pytest"),
     ],
 )
 def test_new_plugin_refuses_names_in_use(sddit_run, name, why):
@@ -505,6 +506,12 @@ def test_table_compares_runs_and_marks_damaged_ones(sddit_run, toy_recipe, tmp_p
         assert f"{run.name} is unreadable" in result.stderr
         assert f"{run.name},unreadable," in sddit_run("table", "--csv").stdout
         (run / name).write_bytes(whole)
+    scores = (run / "scores.json").read_text()
+    (run / "scores.json").write_text(scores.replace('"fd": ', '"fd": 1'))
+    result = sddit_run("table")
+    assert "SD-F704: the scores are not those that the run wrote" in result.stderr
+    assert re.search(rf"^{run.name} +unreadable", result.stdout, re.MULTILINE)
+    assert sddit_run("export", run).status == 8
     assert "SD-T922" in sddit_run("table", tmp_path / "nothing").stderr
 
 

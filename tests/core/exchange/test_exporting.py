@@ -47,6 +47,7 @@ def test_model_card_describes_the_model_without_paths_of_this_machine(finished: 
     (finished / "scores.json").write_text(
         '{"toy": {"title": "moments", "n": 9, "fd": 1.5, "fd_floor": 0.5, "recall": null}}'
     )
+    (finished / "result.json").unlink()  # the seal of the scores
     card = (export_run(finished, out=tmp_path / "elsewhere", weights="student").folder / "README.md").read_text()
     assert 'sddit.load("this/folder")' in card
     assert "`student`) after 4 steps" in card

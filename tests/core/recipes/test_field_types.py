@@ -43,6 +43,7 @@ class Everything(Params):
     window: tuple[float, float] | None = Field(None, description="[number, number]")
     few: tuple[int, ...] = Field((), max_length=3, description="list of whole number, at most 3 of them")
     some: tuple[int, ...] = Field((1,), min_length=1, description="list of whole number, at least 1 of them")
+    name: str = Field("x", min_length=1, max_length=9, description="text, 1 character to 9 characters")
     inner: Inner | None = Field(None, description="table of depth")
     width_: int = Field(1, alias="width", description="whole number")
 

@@ -13,7 +13,7 @@ from sddit.errors import SdditError
 from sddit.storage.checkpoints import Store
 from sddit.storage.manifest import MANIFEST, read_manifest
 from sddit.storage.run_folder import RECIPE, RunFolder, recorded_ids
-from sddit.storage.run_result import RESULT, result_damage, write_result
+from sddit.storage.run_result import RESULT, refuse_other_result, result_damage, write_result
 
 FILES = {"model.safetensors": b"weights", "state.json": b"{}"}
 
@@ -122,6 +122,22 @@ def test_a_changed_result_is_found(result: Path, name: str, text: str | None, fo
     else:
         (result / name).write_text(text)
     assert found in result_damage(result, "aaa", ["toy"])
+
+
+def test_files_that_differ_from_the_seal_are_refused(result: Path) -> None:
+    (result / "recipe.resolved.json").write_text('{"run_ids": ["aaa"]}')
+    refuse_other_result(result, "scores.json")
+    sealed = (result / "scores.json").read_text()
+    for text, run, what in [("{}", "aaa", "is not what was written"), (sealed, "bbb", "is that of another run")]:
+        (result / "scores.json").write_text(text)
+        (result / "recipe.resolved.json").write_text(f'{{"run_ids": ["{run}"]}}')
+        with pytest.raises(SdditError, match=rf"SD-F704: .*{what}"):
+            refuse_other_result(result, "scores.json")
+    (result / "scores.json").unlink()
+    refuse_other_result(result, "scores.json")  # it has none
+    (result / "scores.json").write_text("{}")
+    (result / RESULT).unlink()
+    refuse_other_result(result, "scores.json")  # of an earlier version
 
 
 @pytest.mark.parametrize(

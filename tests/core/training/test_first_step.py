@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sddit.testing import TOY_PAIR_RECIPE, toy_host
 from sddit.testing.sessions import advance, state_of
 from sddit.testing.toys.components import ToyAgreement, ToyLoss
 from sddit.testing.toys.params import ToyAgreementParams, ToyLossParams
+from sddit.training import first_step
 from sddit.training.build import build_session
 from sddit.training.findings import generator_states, same_state
 from sddit.training.first_step import check_losses
@@ -110,6 +112,21 @@ def detached_agreement(self: Any, ctx: Any, views: Any, outputs: Any) -> Tensor:
     return value
 
 
+def test_sharded_weights_are_built_again_as_a_whole(
+    new_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = new_session("train.distributed=fsdp")
+    monkeypatch.setattr(first_step, "FSDPModule", nn.Module)
+    session.student.requires_grad_(False)  # as a stand-in for shards: what is checked is not this network
+    whole = first_step.unsharded(session)
+    assert whole.student is not session.student and whole.world is session.world
+    assert equal(dict(whole.student.named_parameters()), dict(session.student.named_parameters()))
+    assert check_losses(session) == []
+    monkeypatch.setattr(ToyAgreement, "forward", detached_agreement)
+    with pytest.raises(SdditError, match="no gradient to the student's outputs"):
+        check_losses(session)
+
+
 def test_a_probe_may_train_its_own_head_alone(
     new_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,12 +168,51 @@ def test_numbers_that_the_network_makes_non_finite_are_not_blamed_on_the_loss(
 COUPLED: dict[str, tuple[Forward, str]] = {
     "gathered": (lambda z, ctx: spread_of(ctx.gather(z)), ""),
     "local": (lambda z, ctx: spread_of(z), "the loss depends on the number of processes"),
+    "local from the second step": (
+        lambda z, ctx: spread_of(z if ctx.step else ctx.gather(z)),
+        "the loss depends on the number of processes",
+    ),
     "mean of local values": (lambda z, ctx: ctx.mean(spread_of(z)), "the loss depends on the number of processes"),
     "right value, wrong gradient": (
         lambda z, ctx: spread_of(ctx.gather(z.detach())) + (spread_of(z) - spread_of(z).detach()),
         "the gradient of the loss depends on the number of processes",
     ),
 }
+
+
+def of_class(self: Any, ctx: Any, views: Any, outputs: Any, *, least: int = 0, gather: bool) -> Tensor:
+    """Attract the samples of a class to each other."""
+    z, labels = outputs["student"].x0.flatten(1), views["student"].labels
+    if gather:
+        z, labels = ctx.gather(z), ctx.gather(labels)
+    if len(z) < least:
+        raise ValueError(f"too few: {len(z)}")
+    pairs = (labels[:, None] == labels).to(z.dtype).tril(-1)
+    return ((z[:, None] - z).square().mean(dim=-1) * pairs).sum() / (pairs.sum() + 1)
+
+
+@pytest.mark.parametrize(("settings", "least"), [(["train.batch=16"], 8), (["train.batch=2"], 0)])
+def test_a_loss_that_needs_many_samples_or_pairs_of_a_class_is_compared(
+    settings: list[str], least: int, new_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two samples of the second case are of two classes."""
+    monkeypatch.setattr(ToyLossParams, "couples_samples", True)
+    session = new_session("train.precision=fp64", *settings)
+    monkeypatch.setattr(session.world, "size", 2)
+    changed(monkeypatch, partialmethod(of_class, least=least, gather=True))
+    assert check_losses(session) == []
+    changed(monkeypatch, partialmethod(of_class, least=least, gather=False))
+    with pytest.raises(SdditError, match="the loss depends on the number of processes"):
+        check_losses(session)
+
+
+def test_a_loss_that_needs_more_samples_than_a_batch_has_gives_a_note(
+    new_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToyLossParams, "couples_samples", True)
+    changed(monkeypatch, partialmethod(of_class, least=99, gather=False))
+    (note,) = check_losses(new_session("train.batch=8"))
+    assert note.endswith("is not checked before the first step: with 8 samples it raised ValueError: too few: 8")
 
 
 def spread_of(z: Tensor) -> Tensor:

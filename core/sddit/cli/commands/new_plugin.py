@@ -102,6 +102,8 @@ def holder_of(name: str, kind: str) -> str:
     """Return what already has the name, so that the plugin would not be found or would hide it; empty: nothing."""
     if keyword.iskeyword(name):
         return "a reserved word of Python"
+    if name == "conftest":
+        return "the name of the file that pytest reads its fixtures from"
     if name == "sddit" or ((row := host().rows.get(name)) and row.builtin):
         return "the name of a built-in plugin"
     registry = next(registry for registry in host().registries.all().values() if registry.slot == kind)

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from sddit.storage.output_folder import read_manifest
 from sddit.storage.run_folder import METRICS, RECIPE, SCORES, read_json, unreadable_error
 from sddit.storage.run_result import refuse_other_result
 
+if TYPE_CHECKING:
+    from sddit.ablations.analysis.results import AblationResults
+
 EXAMPLES = """
 sddit-run table                          every run in runs/
 sddit-run table runs/dit-* runs/quickstart-*
@@ -33,6 +36,7 @@ sddit-run table --csv > runs.csv         every score with all digits
 """
 SHOWN = ("fd", "class_accuracy", "precision", "recall")
 MAX_NAMED = 5  # runs in a notice
+RESCORE = "delete it and rerun the run, which then scores again"
 UNREADABLE = "unreadable"  # in place of the steps of a damaged folder: only its name is known
 
 Record = Mapping[str, Any]
@@ -60,6 +64,7 @@ def table(folders: tuple[Path, ...], markdown: bool, latex: bool, as_csv: bool) 
         results = gather(folders[0])
         records: list[Record] = list(arm_records(results))
         headings, rows, notes = results_table(results)
+        note_failures(results)
     else:
         records = [read_record(run) for folder in folders or (Path("runs"),) for run in runs_in(folder)]
         (headings, rows), notes = cells(records), []
@@ -86,6 +91,15 @@ def note_latents(folders: Iterable[Path]) -> None:
         names = ", ".join(run.resolve().name for run in runs[:MAX_NAMED])
         more = f" and {len(runs) - MAX_NAMED} more" if len(runs) > MAX_NAMED else ""
         notice(f"no image scores of {printable(names)}{more}: {NO_SCORES}")
+
+
+def note_failures(results: AblationResults) -> None:
+    """Say why failed runs of an ablation have no scores."""
+    failed = [run for run in results.runs if run.status == "failed"]
+    for run in failed[:MAX_NAMED]:
+        notice(f"warning: {printable(run.arm)} seed {run.seed} failed: {printable(run.error)}")
+    if len(failed) > MAX_NAMED:
+        notice(f"warning: {len(failed) - MAX_NAMED} more runs failed")
 
 
 def is_publication(folder: Path) -> bool:
@@ -132,7 +146,7 @@ def read_record(folder: Path) -> Record:
         }
         cells([record])  # a value that cannot be printed counts as damage
         if scored:
-            refuse_other_result(folder, SCORES)
+            refuse_other_result(folder, SCORES, RESCORE)
         return record
     except (SdditError, OSError, ValueError, TypeError, LookupError, AttributeError) as fault:
         why = f"{type(fault).__name__}: {fault}"
@@ -145,20 +159,19 @@ def read_record(folder: Path) -> Record:
 
 def read_values(path: Path, scores: Mapping[str, Any]) -> Record:
     """Return each score of `scores.json` by name. Raises SD-F704 for one that is not a number, or has no floor."""
-    fix = "delete it and rerun the run, which then scores again"
     found = {}
     for label, one in scores.items():
         if not isinstance(one, dict):
-            raise unreadable_error(path, f"{label}: {one!r:.40}, not a table of scores", fix)
+            raise unreadable_error(path, f"{label}: {one!r:.40}, not a table of scores", RESCORE)
         for key, value in metric_values(one):
             number = float(value) if isinstance(value, str) and value in NOT_NUMBERS else value
             if key in KNOWN_METRICS and not (number is None or type(number) in (int, float)):
-                raise unreadable_error(path, f"{label}.{key}: {value!r:.40}, not a number", fix)
+                raise unreadable_error(path, f"{label}.{key}: {value!r:.40}, not a number", RESCORE)
             found[f"{label}.{key}"] = number
         if "fd" in one and f"{label}.fd_floor" not in found:
-            raise unreadable_error(path, f"{label}: without fd_floor", fix)
+            raise unreadable_error(path, f"{label}: without fd_floor", RESCORE)
     if names := [name for name, number in found.items() if isinstance(number, float) and not math.isfinite(number)]:
-        notice(f"warning: {path} has non-finite scores: {', '.join(names)}; {fix}")
+        notice(f"warning: {path} has non-finite scores: {', '.join(names)}; {RESCORE}")
     return found
 
 
