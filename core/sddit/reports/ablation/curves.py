@@ -81,7 +81,12 @@ def lines(key: str, axis: CurveAxis, results: AblationResults, logs: Logs) -> It
     for slot, arm in enumerate(results.plan.arms):
         if points := list(over_seeds(key, axis, arm, list(logs[arm.label].values()))):
             x, y, low, high = zip(*points, strict=True)
-            yield Series(arm.label, x, y, low, high, slot)
+            yield Series(legend_name(arm), x, y, low, high, slot)
+
+
+def legend_name(arm: ArmRecord) -> str:
+    """Return the name of an arm in a legend, which marks a baseline."""
+    return f"{arm.label} (baseline)" if arm.is_baseline else arm.label
 
 
 def over_seeds(
@@ -123,5 +128,5 @@ def probe_chart(heading: str, results: AblationResults, probes: Mapping[str, Seq
         if own := probes.get(arm.label):
             best = [[max(column) for column in zip(*getattr(probe, which), strict=True)] for probe in own]
             y, low, high = zip(*(band(values) for values in zip(*best, strict=True)), strict=True)
-            series.append(Series(arm.label, own[0].blocks, y, low, high, slot))
+            series.append(Series(legend_name(arm), own[0].blocks, y, low, high, slot))
     return line_chart(heading, series, x_label="block")
