@@ -236,6 +236,11 @@ def _describe(one: Series) -> str:
     )
 
 
+def are_positive(series: Iterable[Series]) -> bool:
+    """Return whether a log axis can show every value."""
+    return all(value > 0 for one in series for value in one.y)
+
+
 def levels(monitor: Monitor) -> list[Reference]:
     """Return the levels to read a curve against."""
     levels = {"reference": monitor.reference, "alarm below": monitor.low, "alarm above": monitor.high}

@@ -13,11 +13,11 @@ from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import summarize
 from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import ArmRecord
-from sddit.evaluation.monitors import keys_of
+from sddit.evaluation.monitors import RATIO, keys_of
 from sddit.evaluation.probe import Probe
 from sddit.interfaces import Monitor
 from sddit.interfaces.metric_names import SCORE
-from sddit.reports.charts import Reference, Series, levels, line_chart
+from sddit.reports.charts import Reference, Series, are_positive, levels, line_chart
 
 Position = Callable[[ArmRecord, Mapping[str, float]], float | None]
 """(arm, line of a log) -> position on the axis."""
@@ -51,10 +51,12 @@ def loss_charts(results: AblationResults, logs: Logs) -> list[Charts]:
 
 def diagnostic_charts(results: AblationResults, logs: Logs, monitors: Mapping[str, Monitor]) -> list[Markup]:
     """Return a chart for each diagnostic over steps, with the arms that have it and the levels to read it against."""
-    return [
-        chart(monitor.title, lines(key, AXES[0], results, logs), AXES[0].title, levels(monitor))
-        for key, monitor in monitors.items()
-    ]
+    charts = []
+    for key, monitor in monitors.items():
+        series = list(lines(key, AXES[0], results, logs))
+        log_y = key.startswith(RATIO) and are_positive(series)
+        charts.append(chart(monitor.title, series, AXES[0].title, levels(monitor), log_y=log_y))
+    return charts
 
 
 def all_keys(logs: Logs) -> list[str]:

@@ -392,13 +392,13 @@ def test_a_loss_without_gradient_in_both_is_not_what_is_compared(make):
     assert comparisons(only_base, "toy.fd")["same"].verdict == "no verdict without gradient"
 
 
-@pytest.mark.parametrize(("ratio", "why"), [(0.0655, "0.0655 is below 0.1"), (4.0, "4 is above 1"), (0.5, "")])
+@pytest.mark.parametrize(("ratio", "why"), [(0.0065, "0.0065 is below 0.01"), (4.0, "4 is above 3"), (0.04, "")])
 def test_a_small_or_large_gradient_is_a_caveat(make, ratio, why):
     results = with_ratios(make(), same=[ratio] * 3)
     found = [one for one in caveats(results, logs_of(results)) if one.kind == "gradient out of range"]
     assert len(found) == bool(why)
     if found:
-        assert f"healthy range of 0.1 to 1: {why} in same (3 of 3 runs)" in found[0].text
+        assert f"healthy range of 0.01 to 3: {why} in same (3 of 3 runs)" in found[0].text
         assert "Doubtful" in " ".join(summary(results, {"toy.fd": comparisons(results, "toy.fd")}, found))
 
 
