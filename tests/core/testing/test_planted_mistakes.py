@@ -184,6 +184,13 @@ MISTAKES = [
         'teacher = outputs["teacher"]',
     ),
     Mistake(
+        "the width of a tap not declared",
+        [('taps=("encoder",)), teacher=Want(taps=("encoder",))', ")")],
+        "KeyError: 'encoder'",
+        "declare in needs() what forward reads: taps=(...)",
+        "self.head = torch.nn.Linear",
+    ),
+    Mistake(
         "a tap that does not exist",
         [('taps=("encoder",)), teacher', 'taps=("encoder", "end")), teacher')],
         "",
@@ -309,7 +316,7 @@ MISTAKES = [
         [("        return Needs", "        Needs")],
         "NoneType",
         "fix:",
-        training="it returned NoneType, not Needs",
+        training="it returned NoneType, not Needs\n  fix:    let it return a Needs on every path",
     ),
     Mistake(
         "a Want without Needs",
@@ -364,7 +371,11 @@ MISTAKES = [
         "declare couples_samples",
     ),
     Mistake(
-        "a method that should be a property", [("    @property\n", "")], "", "", training="it returned method, not bool"
+        "a method that should be a property",
+        [("    @property\n", "")],
+        "",
+        "",
+        training="it returned method, not bool\n  fix:    make it a property, with @property above def couples_samples",
     ),
 ]
 KIT_ONLY = [
