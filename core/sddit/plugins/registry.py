@@ -63,7 +63,10 @@ class Registry(Generic[T]):
             )
         undescribed = [key for key, info in params.model_fields.items() if not info.description]
         if undescribed:
-            raise TypeError(f"params of {self.singular} {name!r} lack a description: {', '.join(undescribed)}")
+            raise TypeError(
+                f"params of {self.singular} {name!r} lack a description: {', '.join(undescribed)}; "
+                'set it with Field(..., description="...")'
+            )
         component: Component[T] = Component(
             kind=self.kind,
             name=name,

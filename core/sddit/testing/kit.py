@@ -93,10 +93,7 @@ def check_plugin(plugin: str | Path) -> None:
 
 def examine_plugin(plugin: str | Path, where: str = "plugins") -> list[Checked]:
     """Return what `check_plugin` finds, for each component. Raises SdditError for a plugin that does not load."""
-    text = str(plugin)
-    path = Path(plugin).resolve() if text.endswith(".py") else None
-    host().use([path.name if path else text], path.parent if path else None, where=where)
-    name = next(row.name for row in host().rows.values() if (row.file == str(path) if path else row.name == text))
+    name = host().use_given(str(plugin), where=where)
     checked: list[Checked] = []
     for registry in host().registries.all().values():
         for component in [c for c in registry if c.origin == name]:

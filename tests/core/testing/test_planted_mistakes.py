@@ -355,7 +355,7 @@ MISTAKES = [
     Mistake(
         "a key without a description",
         [(', description="A factor."', "")],
-        "lack a description: scale",
+        "lack a description: scale; set it with Field(",
         "correct the line",
     ),
     Mistake(
