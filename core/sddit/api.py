@@ -58,6 +58,7 @@ from sddit.storage.tensors import unpack
 from sddit.training.arguments import (
     device_argument,
     dtype_argument,
+    number_argument,
     path_argument,
     text_argument,
     whole_argument,
@@ -263,6 +264,8 @@ def sample(
     per_class: int = 8,
     seed: int | None = None,
     steps: int | None = None,
+    sampler: str | None = None,
+    guidance: float | None = None,
     device: str | torch.device = "cpu",
     overrides: str | Sequence[str] = (),
     latents: bool = False,
@@ -278,13 +281,23 @@ def sample(
         per_class: images of each class.
         seed: None: that of the run, which gives the images of its grids.
         steps: sampler steps; None: the recipe's.
+        sampler: its name; None: the recipe's.
+        guidance: guidance scale; None: the recipe's guidance. Without guidance in the recipe, classifier-free guidance.
         device: `cpu`, `cuda`, `cuda:1` or a torch.device.
-        overrides: changes of the recipe's sampler and guidance, such as `["guidance.name=cfg", "guidance.scale=1.5"]`.
+        overrides: further changes of the recipe's sampler and guidance, such as `["guidance.interval=[0.2, 5.0]"]`.
         latents: return latents [n, C, H, W] float32 in the units of the encoder, without the cache's scale and
             normalisation. Raises SD-T913 for a run on images.
     """
     drawn = draw(
-        model, classes=classes, per_class=per_class, seed=seed, steps=steps, device=device, overrides=overrides
+        model,
+        classes=classes,
+        per_class=per_class,
+        seed=seed,
+        steps=steps,
+        sampler=sampler,
+        guidance=guidance,
+        device=device,
+        overrides=overrides,
     )
     if latents:
         return drawn.latents().float()
@@ -313,8 +326,10 @@ def draw(
     per_class: int,
     seed: int | None,
     steps: int | None,
+    sampler: str | None,
+    guidance: float | None,
     device: str | torch.device,
-    overrides: str | Sequence[str],
+    overrides: str | Sequence[str] = (),
 ) -> Drawn:
     """Sample a loaded run; the arguments are those of `sample`."""
     if not isinstance(model, Model):
@@ -322,6 +337,10 @@ def draw(
         raise error("SD-T925", "not a loaded model", where="model", got=type(model).__name__, expect=expect)
     recipe = model.require_recipe()
     changes = [overrides] if isinstance(overrides, str) else [text_argument(text, "overrides") for text in overrides]
+    if sampler is not None:
+        changes.append(f"sampler.name={text_argument(sampler, 'sampler')}")
+    if guidance is not None:
+        changes += guidance_overrides(recipe, number_argument(guidance, "guidance"))
     if steps is not None:
         changes.append(f"sampler.steps={whole_argument(steps, 'steps', 2, MAX_INTEGER)}")
     if changes:
@@ -334,6 +353,18 @@ def draw(
     request = of_classes(wanted, count, model.num_classes, chosen)
     x = generate(model.backbone.to(device_argument(device)), model.require_schedule(), recipe, request)
     return Drawn(x, request, recipe)
+
+
+def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:
+    """Return the overrides for a guidance scale: of the recipe's rule, else of the only rule that has a scale."""
+    if "scale" in type(recipe.guidance.params).model_fields:
+        return [f"guidance.scale={scale}"]
+    scaled = [c.qualified for c in registry("guidances") if "scale" in c.params.model_fields]
+    if len(scaled) != 1:
+        what = "several guidance rules have a scale" if scaled else "no guidance rule has a scale"
+        expect = f"a recipe whose [guidance] is one of {', '.join(scaled)}" if scaled else "a plugin with such a rule"
+        raise error("SD-T923", what, where="guidance", got=str(scale), expect=expect)
+    return [f"guidance.name={scaled[0]}", f"guidance.scale={scale}"]
 
 
 def view(

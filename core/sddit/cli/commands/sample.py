@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from sddit.api import Drawn
     from sddit.interfaces import Dataset
-    from sddit.recipes.recipe import Recipe
 
 EXAMPLES = """
 sddit-run sample runs/quickstart-4f2c91d07a55
@@ -73,10 +72,6 @@ def sample(
     choose_device(device)
     model = api.load(run, weights=weights or "", step=step, trust_code=trust_code)
     recipe = model.require_recipe()
-    settings = {"sampler.name": sampler, "sampler.steps": steps}
-    overrides = [f"{key}={value}" for key, value in settings.items() if value is not None]
-    if guidance is not None:
-        overrides += guidance_overrides(recipe, guidance)
     names = recipe.facts.class_names
     wanted = [label for text in classes for label in choose_classes(text, names, where="--classes")]
     wanted = wanted or list(range(len(names)))
@@ -88,26 +83,15 @@ def sample(
             classes=wanted or None,
             per_class=per_class,
             seed=seed,
-            steps=None,
+            steps=steps,
+            sampler=sampler,
+            guidance=guidance,
             device=device,
-            overrides=overrides,
         )
         for seed in chosen
     ]
     for path in write(drawn, model.dataset(), wanted, folder):
         echo(path)
-
-
-def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:
-    """Return the overrides for a guidance scale: of the recipe's rule, else of the only rule that has a scale."""
-    if "scale" in type(recipe.guidance.params).model_fields:
-        return [f"guidance.scale={scale}"]
-    scaled = [c.qualified for c in host().registries.guidances if "scale" in c.params.model_fields]
-    if len(scaled) != 1:
-        what = "several guidance rules have a scale" if scaled else "no guidance rule has a scale"
-        expect = f"a recipe whose [guidance] is one of {', '.join(scaled)}" if scaled else "a plugin with such a rule"
-        raise error("SD-T923", what, where="--guidance", got=str(scale), expect=expect)
-    return [f"guidance.name={scaled[0]}", f"guidance.scale={scale}"]
 
 
 def numbers(text: str, flag: str) -> list[int]:
