@@ -7,7 +7,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-from sddit.errors import message_of
+from sddit.errors import message_of, nearest
 
 IMPORTS = {
     "F": "import torch.nn.functional as F",
@@ -33,6 +33,10 @@ IS_NONE = (
     f"{NEEDS}: output=True for raw and x0, cls=True for class tokens; "
     "tokens.index and view.visible are None where no token is hidden"
 )
+LAST_DIMENSION = (
+    "a layer multiplies the last dimension: of tokens.patch [B, n, D], that is D, widths[tap]; "
+    "n is smaller where tokens are hidden"
+)
 MASKED = (
     "the tokens of a masked view are only those at tokens.index: "
     "take the targets at these positions, such as targets.gather(1, index), or teacher_tokens.at(tokens.index)"
@@ -54,16 +58,14 @@ ANY_KIND: tuple[tuple[type[Exception], str, str], ...] = (
 """(exception, pattern of its message, fix) for components of any kind."""
 
 OF_LOSSES: tuple[tuple[type[Exception], str, str], ...] = (
+    (RuntimeError, r"shapes cannot be multiplied", LAST_DIMENSION),
     (KeyError, r"", f"{NEEDS}: taps=(...) for tokens, a second Want for a teacher"),
     (TypeError, r"NoneType", IS_NONE),
     (AttributeError, r"NoneType", IS_NONE),
 )
 """The same for losses alone."""
 
-OTHER_SIZES = (
-    r"must match the size of tensor|must match the existing size|shapes cannot be multiplied|is invalid for|"
-    r"read at other positions"
-)
+OTHER_SIZES = r"must match the size of tensor|must match the existing size|is invalid for|read at other positions"
 
 
 def suggest_fix(failure: BaseException, *, kind: str = "", masked: bool = False) -> str:
@@ -82,7 +84,18 @@ def suggest_fix(failure: BaseException, *, kind: str = "", masked: bool = False)
     for raised, pattern, fix in (*ANY_KIND, *(OF_LOSSES if kind == "losses" else ())):
         if isinstance(failure, raised) and (match := re.search(pattern, message)):
             return fix.format(*match.groups())
-    return ""
+    return similar_attribute(failure) if isinstance(failure, AttributeError) else ""
+
+
+def similar_attribute(failure: AttributeError) -> str:
+    """Return the fix of an attribute that does not exist, or an empty string."""
+    name, owner = failure.name or "_", failure.obj
+    if name.startswith("_"):
+        return ""
+    if close := nearest(name, [known for known in dir(owner) if not known.startswith("_")]):
+        return f"did you mean .{close}?"
+    fields = getattr(owner, "__dataclass_fields__", ())  # of Context, View, Outputs and Tokens
+    return f"{type(owner).__name__} has {', '.join(fields)}" if fields else ""
 
 
 def author_line(failure: BaseException, code: str = "") -> str:

@@ -184,6 +184,34 @@ MISTAKES = [
         'teacher = outputs["teacher"]',
     ),
     Mistake(
+        "a misspelt attribute of ctx",
+        returns("return self.scale * loss * ctx.shedule.sigma(view.t)"),
+        "no attribute 'shedule'",
+        "did you mean .schedule?",
+        "return self.scale",
+    ),
+    Mistake(
+        "an attribute that outputs do not have",
+        [('outputs["student"].taps["encoder"]', 'outputs["student"].quux["encoder"]')],
+        "no attribute 'quux'",
+        "Outputs has raw, x0, extra, heads, taps",
+        "tokens = ",
+    ),
+    Mistake(
+        "a misspelt setting",
+        [("self.scale = params.scale", "self.scale = params.scael")],
+        "no attribute 'scael'",
+        "did you mean .scale?",
+        "self.scale = ",
+    ),
+    Mistake(
+        "tokens transposed",
+        [("self.head(patch)", "self.head(patch.mT)")],
+        "shapes cannot be multiplied",
+        "a layer multiplies the last dimension",
+        "error = F.mse_loss",
+    ),
+    Mistake(
         "the width of a tap not declared",
         [('taps=("encoder",)), teacher=Want(taps=("encoder",))', ")")],
         "KeyError: 'encoder'",
@@ -465,3 +493,10 @@ def test_the_plugin_without_a_mistake_passes_and_trains(capsys: pytest.CaptureFi
     for command in ("check mine.py", "toy.toml"):
         with using_host(toy_host()):
             assert call(command.split()) == 0, capsys.readouterr().err
+
+
+def test_a_gradient_that_is_not_finite_is_not_blamed_on_the_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    (mistake,) = [one for one in MISTAKES if one.cause == "the gradient of the loss is not finite"]
+    said = said_of(mistake, "check mine.py", capsys)
+    assert said.count("error SD-P220") == 1
+    assert "number of processes" not in said
