@@ -25,6 +25,13 @@ GENERATORS: dict[str, tuple[str, str, str]] = {
 """{whose global generator: its module, getter and setter}."""
 
 
+KEYED_DRAWS = {
+    "losses": 'draw from ctx.draws, such as ctx.draws.normal("my_loss/noise", shape)',
+    "pair_samplers": 'draw from draws, such as draws.uniform("my_pairs/level")',
+}
+"""{kind of component: where its random numbers come from}."""
+
+
 class Findings:
     """What is wrong with one component.
 
@@ -128,7 +135,7 @@ class Findings:
         restore_generators(before)
         for name in [name for name in before if not same_state(now[name], before[name])]:
             what = f"{doing} took numbers from {name}'s global generator"
-            self.add(what, fix="use the keyed draws that are handed to it")
+            self.add(what, fix=KEYED_DRAWS.get(self.kind, "use the keyed draws that are handed to it"))
 
 
 def generator_states() -> dict[str, Any]:

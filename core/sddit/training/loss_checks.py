@@ -209,9 +209,15 @@ def attributes(term: nn.Module) -> dict[str, str]:
     return {
         f"{prefix}.{name}".lstrip("."): words(value)
         for prefix, module in term.named_modules()
-        for name, value in vars(module).items()
+        for name, value in {**own_class_values(module), **vars(module)}.items()
         if name not in torch_own
     }
+
+
+def own_class_values(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module's class, without those of torch's classes and without methods."""
+    values = {} if type(module).__module__.startswith("torch.") else vars(type(module))
+    return {name: value for name, value in values.items() if not (name.startswith("__") or callable(value))}
 
 
 def words(value: Any) -> str:

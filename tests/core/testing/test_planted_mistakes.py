@@ -184,6 +184,15 @@ MISTAKES = [
         'teacher = outputs["teacher"]',
     ),
     Mistake(
+        "state in an attribute of the class",
+        [
+            ("class Mine(LossTerm):", "class Mine(LossTerm):\n    values = []\n"),
+            (RETURN, "        Mine.values.append(float(loss.detach().mean()))\n        return loss + sum(self.values)"),
+        ],
+        "self.values: 1 items -> 2 items",
+        "register_buffer",
+    ),
+    Mistake(
         "a misspelt attribute of ctx",
         returns("return self.scale * loss * ctx.shedule.sigma(view.t)"),
         "no attribute 'shedule'",
@@ -259,19 +268,19 @@ MISTAKES = [
         "torch.randn",
         returns("return loss + torch.randn(())"),
         "took numbers from torch's global generator",
-        "keyed draws",
+        "ctx.draws.normal(",
     ),
     Mistake(
         "Python's random",
         [("import torch\n", "import torch, random\n"), *returns("return loss * random.random()")],
         "took numbers from Python's global generator",
-        "keyed draws",
+        "ctx.draws.normal(",
     ),
     Mistake(
         "NumPy's random",
         [("import torch\n", "import torch\nimport numpy as np\n"), *returns("return loss * float(np.random.rand())")],
         "took numbers from NumPy's global generator",
-        "keyed draws",
+        "ctx.draws.normal(",
     ),
     Mistake(
         "a view changed",
