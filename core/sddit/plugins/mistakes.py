@@ -49,6 +49,11 @@ ANY_KIND: tuple[tuple[type[Exception], str, str], ...] = (
     (RuntimeError, r"modified by an inplace operation|used in an in-place operation", IN_PLACE),
     (RuntimeError, r"same dtype|expected scalar type|but found (?:Double|Float|BFloat16|Half)", DTYPE),
     (
+        Exception,
+        r"not compiled with CUDA|No CUDA GPUs|tensors to be on the same device|[Nn]o NVIDIA driver",
+        "name no device: create tensors on that of the input, such as torch.zeros(3, device=x.device)",
+    ),
+    (
         RuntimeError,
         r"non-annotated attribute was detected: `(couples_samples|per_process|trains_network)",
         "annotate it, {}: ClassVar[bool] = ..., with  from typing import ClassVar; or make it a property",

@@ -163,6 +163,8 @@ def check_value(findings: Findings, term: nn.Module, params: LossParams, scene: 
     what = f"what forward returns for {scene.shown}"
     if not isinstance(value, Tensor):
         got, fix = type(value).__name__, "end forward with  return loss"
+        if isinstance(value, (float, int)):
+            fix = "return the tensor itself, without float() or .item()"
         findings.add("forward did not return a tensor", got=got, expect=f"a tensor of shape {shape}", fix=fix)
         return False
     if not findings.of_shape(value, shape, what, fix):

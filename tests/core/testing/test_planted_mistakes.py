@@ -193,6 +193,19 @@ MISTAKES = [
         "register_buffer",
     ),
     Mistake(
+        "a number of Python",
+        returns("return loss.mean().item()"),
+        "forward did not return a tensor",
+        "without float() or .item()",
+    ),
+    Mistake(
+        "a device by name",
+        returns('return loss + torch.zeros(len(loss), device="cuda")'),
+        "raised an error",
+        "name no device",
+        "return loss + torch.zeros",
+    ),
+    Mistake(
         "a misspelt attribute of ctx",
         returns("return self.scale * loss * ctx.shedule.sigma(view.t)"),
         "no attribute 'shedule'",
