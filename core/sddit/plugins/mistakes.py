@@ -58,12 +58,19 @@ ANY_KIND: tuple[tuple[type[Exception], str, str], ...] = (
         r"non-annotated attribute was detected: `(couples_samples|per_process|trains_network)",
         "annotate it, {}: ClassVar[bool] = ..., with  from typing import ClassVar; or make it a property",
     ),
+    (
+        Exception,
+        r"definition: (\w+)\(.*declared in the hookimpl but can not be found",
+        "the argument of a hook is named registry: def {}(registry)",
+    ),
     (TypeError, r"got an unexpected keyword argument '\w+'", "accept further arguments: end the signature with **_"),
 )
 """(exception, pattern of its message, fix) for components of any kind."""
 
 OF_LOSSES: tuple[tuple[type[Exception], str, str], ...] = (
     (RuntimeError, r"shapes cannot be multiplied", LAST_DIMENSION),
+    (TypeError, r"forward\(\) (?:takes|missing)", "write  def forward(self, ctx, views, outputs)"),
+    (TypeError, r"cost\(\) (?:takes|missing)", "write  def cost(self, backbone, shapes, view, num_kept)"),
     (KeyError, r"", f"{NEEDS}: taps=(...) for tokens, a second Want for a teacher"),
     (TypeError, r"NoneType", IS_NONE),
     (AttributeError, r"NoneType", IS_NONE),
@@ -87,7 +94,7 @@ def suggest_fix(failure: BaseException, *, kind: str = "", masked: bool = False)
     if masked and isinstance(failure, (RuntimeError, ValueError)) and re.search(OTHER_SIZES, message):
         return MASKED
     for raised, pattern, fix in (*ANY_KIND, *(OF_LOSSES if kind == "losses" else ())):
-        if isinstance(failure, raised) and (match := re.search(pattern, message)):
+        if isinstance(failure, raised) and (match := re.search(pattern, message, re.DOTALL)):
             return fix.format(*match.groups())
     return similar_attribute(failure) if isinstance(failure, AttributeError) else ""
 

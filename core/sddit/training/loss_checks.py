@@ -157,8 +157,13 @@ def check_value(findings: Findings, term: nn.Module, params: LossParams, scene: 
     stage = "stage statistics in forward, and change buffers in after_step"
     buffers = findings.unchanged(lambda: dict(term.named_buffers()), "a buffer changed in forward", stage)
     weights = findings.unchanged(lambda: dict(term.named_parameters()), "a weight changed in forward", stage)
+    held = {name for name, _ in term.named_parameters()}
     with findings.no_global_randomness("forward"), unchanged, buffers, weights:
         value, first = scene.value_of(term), attributes(term)
+        if late := [name for name, _ in term.named_parameters() if name not in held]:
+            fix = "create layers in __init__: the optimizer does not train one that is created later"
+            findings.add(f"forward created {', '.join(late)}", fix=fix)
+            return False
         again, second = scene.value_of(term), attributes(term)
     what = f"what forward returns for {scene.shown}"
     if not isinstance(value, Tensor):

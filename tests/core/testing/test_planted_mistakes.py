@@ -206,6 +206,36 @@ MISTAKES = [
         "return loss + torch.zeros",
     ),
     Mistake(
+        "a layer created in forward",
+        [
+            (
+                "        patch = tokens.patch\n",
+                "        patch = tokens.patch\n        self.late = torch.nn.Linear(patch.shape[2], patch.shape[2])\n"
+                "        patch = self.late(patch)\n",
+            )
+        ],
+        "forward created late.weight, late.bias",
+        "create layers in __init__",
+    ),
+    Mistake(
+        "forward without ctx",
+        [("def forward(self, ctx, views, outputs)", "def forward(self, views, outputs)")],
+        "forward() takes 3 positional arguments",
+        "def forward(self, ctx, views, outputs)",
+    ),
+    Mistake(
+        "cost without the view",
+        [("def cost(self, backbone, *_, **__)", "def cost(self, backbone)")],
+        "takes 2 positional arguments",
+        "def cost(self, backbone, shapes, view, num_kept)",
+    ),
+    Mistake(
+        "another name for the argument of a hook",
+        [("def register_losses(registry)", "def register_losses(reg)"), ("registry.add", "reg.add")],
+        "'reg'",
+        "def register_losses(registry)",
+    ),
+    Mistake(
         "a misspelt attribute of ctx",
         returns("return self.scale * loss * ctx.shedule.sigma(view.t)"),
         "no attribute 'shedule'",

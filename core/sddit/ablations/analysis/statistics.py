@@ -95,7 +95,7 @@ def _paired(sides: Sides) -> Comparison:
     d = _finite([sides.arm[seed] for seed in seeds]) - _finite([sides.baseline[seed] for seed in seeds])
     by_seed = tuple(d.tolist())
     if len(d) < 2:
-        return Comparison(len(d), *by_seed, by_seed=by_seed)
+        return Comparison(len(d), by_seed[0] if by_seed else None, by_seed=by_seed)
     mean, low, high = (float(v) for v in student_interval(d))
     p = float(student_p(d)) if len(d) >= MIN_SEEDS else None
     return Comparison(len(d), mean, low, high, p, by_seed=by_seed)

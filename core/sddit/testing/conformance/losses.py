@@ -250,6 +250,6 @@ def examine_cost(case: Case, term: nn.Module) -> None:
     if case.params.needs().teacher is not None:
         specs.append(ViewSpec("teacher", "teacher"))
     backbone, shapes = ToyBackboneParams(hidden=WIDTH, patch=2), fixtures.shapes()
-    with case.trying("its params were asked what it costs"):
+    with case.trying("its params were asked what it costs", fix="return a Cost, or None for not stated"):
         costs = [case.params.cost(backbone, shapes, spec, 16) for spec in specs]
         loss_checks.check_parameters(case, term, costs)
