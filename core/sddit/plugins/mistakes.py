@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -63,6 +64,9 @@ ANY_KIND: tuple[tuple[type[Exception], str, str], ...] = (
         r"definition: (\w+)\(.*declared in the hookimpl but can not be found",
         "the argument of a hook is named registry: def {}(registry)",
     ),
+    (TypeError, r"Want\.__init__\(\) got an unexpected", "Want takes output, taps and cls"),
+    (TypeError, r"Needs\.__init__\(\) got an unexpected", "Needs takes student and teacher, each a Want"),
+    (TypeError, r"Cost\.__init__\(\) got an unexpected", "Cost takes parameters, flops, activations and frozen"),
     (TypeError, r"got an unexpected keyword argument '\w+'", "accept further arguments: end the signature with **_"),
 )
 """(exception, pattern of its message, fix) for components of any kind."""
@@ -91,6 +95,9 @@ def suggest_fix(failure: BaseException, *, kind: str = "", masked: bool = False)
     message = message_of(failure)
     if isinstance(failure, NameError) and (name := getattr(failure, "name", None)) in IMPORTS:
         return f"add  {IMPORTS[name]}"
+    if isinstance(failure, ImportError) and (match := re.match(r"cannot import name '(\w+)' from '([\w.]+)'", message)):
+        close = nearest(match[1], dir(sys.modules.get(match[2])))
+        return f"did you mean  from {match[2]} import {close}" if close else ""
     if masked and isinstance(failure, (RuntimeError, ValueError)) and re.search(OTHER_SIZES, message):
         return MASKED
     for raised, pattern, fix in (*ANY_KIND, *(OF_LOSSES if kind == "losses" else ())):

@@ -108,7 +108,11 @@ class Findings:
 
     @contextlib.contextmanager
     def trying(self, doing: str, fix: str = "", *, masked: bool = False) -> Iterator[None]:
-        """Note what is raised inside, and continue after it. Errors of memory are raised again."""
+        """Note what is raised inside, and continue after it. Errors of memory are raised again.
+
+        Also note gradients that are switched off for all that follows, and switch them on again.
+        """
+        with_gradients = torch.is_grad_enabled()
         try:
             yield
         except SdditError as refusal:
@@ -117,6 +121,9 @@ class Findings:
             if ran_out(failure):
                 raise
             self.add_failure(failure, doing, suggest_fix(failure, kind=self.kind, masked=masked) or fix)
+        if torch.is_grad_enabled() != with_gradients:
+            torch.set_grad_enabled(with_gradients)
+            self.add("it switched gradients off or on for everything else", fix="use  with torch.no_grad():  instead")
 
     def add_failure(self, failure: BaseException, doing: str, fix: str) -> None:
         """Note an exception at the last line of the author's."""

@@ -152,6 +152,10 @@ def check_value(findings: Findings, term: nn.Module, params: LossParams, scene: 
     fix = "mean over every dimension but the first; a scalar needs couples_samples"
     if params.couples_samples:
         shape, fix = (), "return a scalar, or drop couples_samples"
+    if hidden := unregistered_layers(term):
+        fix = "use nn.ModuleList, nn.ModuleDict or nn.ParameterList: layers in a list are not trained"
+        findings.add(f"layers in a list or dict of Python: {', '.join(hidden)}", fix=fix)
+        return False
     known = len(findings.problems)
     unchanged = findings.unchanged(scene.tensors, "forward changed what it was given", "work on a copy")
     stage = "stage statistics in forward, and change buffers in after_step"
@@ -225,6 +229,18 @@ def own_class_values(module: nn.Module) -> dict[str, Any]:
     """Return the attributes of a module's class, without those of torch's classes and without methods."""
     values = {} if type(module).__module__.startswith("torch.") else vars(type(module))
     return {name: value for name, value in values.items() if not (name.startswith("__") or callable(value))}
+
+
+def unregistered_layers(term: nn.Module) -> list[str]:
+    """Return the lists, tuples and dicts of a loss that hold layers, which torch neither moves, saves nor trains."""
+    found = []
+    for prefix, module in term.named_modules():
+        own = {} if type(module).__module__.startswith("torch.") else vars(module)
+        for name, value in own.items():
+            entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+            if not name.startswith("_") and any(isinstance(entry, (nn.Module, nn.Parameter)) for entry in entries):
+                found.append(f"{prefix}.{name}".lstrip("."))
+    return found
 
 
 def words(value: Any) -> str:

@@ -193,12 +193,6 @@ MISTAKES = [
         "register_buffer",
     ),
     Mistake(
-        "a number of Python",
-        returns("return loss.mean().item()"),
-        "forward did not return a tensor",
-        "without float() or .item()",
-    ),
-    Mistake(
         "a device by name",
         returns('return loss + torch.zeros(len(loss), device="cuda")'),
         "raised an error",
@@ -234,6 +228,62 @@ MISTAKES = [
         [("def register_losses(registry)", "def register_losses(reg)"), ("registry.add", "reg.add")],
         "'reg'",
         "def register_losses(registry)",
+    ),
+    Mistake(
+        "gradients switched off for good",
+        [("        patch = tokens.patch\n", "        patch = tokens.patch\n        torch.set_grad_enabled(False)\n")],
+        "it switched gradients off or on for everything else",
+        "with torch.no_grad():",
+    ),
+    Mistake(
+        "layers in a list",
+        [
+            (
+                'self.head = torch.nn.Linear(widths["encoder"], widths["encoder"])',
+                'self.heads = [torch.nn.Linear(widths["encoder"], widths["encoder"])]',
+            ),
+            ("self.head(patch)", "self.heads[0](patch)"),
+        ],
+        "layers in a list or dict of Python: heads",
+        "nn.ModuleList",
+    ),
+    Mistake(
+        "registered twice",
+        [
+            (
+                "def register_losses(registry):",
+                "def register_losses(registry):\n    "
+                'registry.add("mine", Mine, params=MineParams, summary="Squared error.")',
+            )
+        ],
+        "loss 'mine' is registered twice",
+        "give one of them another name",
+    ),
+    Mistake(
+        "a misspelt field of Want",
+        [("Want(output=True", "Want(outputs=True")],
+        "'outputs'",
+        "Want takes output, taps and cls",
+    ),
+    Mistake(
+        "a misspelt import",
+        [("from sddit import hookimpl", "from sddit import hookimp as hookimpl")],
+        "cannot import name 'hookimp'",
+        "from sddit import hookimpl",
+    ),
+    Mistake(
+        "a shape as the purpose of draws",
+        returns("return loss + ctx.draws.normal(loss.shape)"),
+        "the first argument is a purpose",
+        "correct the line above",
+        "return loss",
+    ),
+    Mistake(
+        "a default outside of its bounds",
+        [("scale: float = Field(1.0, gt=0", "scale: float = Field(-1.0, gt=0")],
+        "have a default that they refuse: scale = -1.0",
+        "correct the line above",
+        "registry.add",
     ),
     Mistake(
         "a misspelt attribute of ctx",
@@ -416,7 +466,12 @@ MISTAKES = [
         "couples_samples: ClassVar[bool]",
     ),
     Mistake("returns None", returns("self.scale * loss"), "forward did not return a tensor", "return loss"),
-    Mistake("returns a float", returns("return float(loss.mean())"), "forward did not return a tensor", "return loss"),
+    Mistake(
+        "returns a float",
+        returns("return float(loss.mean())"),
+        "forward did not return a tensor",
+        "without float() or .item()",
+    ),
     Mistake("returns integers", returns("return loss.argsort()"), "returns integers", "fix:"),
     Mistake("no @hookimpl", [("@hookimpl\n", "")], "lacks the @hookimpl decorator", "correct the line"),
     Mistake(

@@ -143,5 +143,6 @@ def broken_contract(key: str, chosen: Selected[Params], method: str, failure: Ex
         f"{chosen.component.qualified} failed to answer {type(chosen.params).__name__}.{method}",
         where=key,
         got=f"{describe_exception(failure)}{f' ({line})' if line else ''}",
-        fix=suggest_fix(failure) or "correct that method; sddit-run check tests the entire contract",
+        fix=suggest_fix(failure, kind=chosen.component.kind)
+        or f"correct {method}: sddit.interfaces says what it takes and returns",
     )
