@@ -28,14 +28,13 @@ from torch import Tensor, nn
 
 from sddit.backbones import Backbone
 from sddit.data.class_choice import choose_classes
-from sddit.data.preview import encoder_units
 from sddit.data.undecoded import CAPTION
 from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.errors import error, one_of
 from sddit.exchange.conversion import convert_from_layout
 from sddit.exchange.files import read_weight_file
-from sddit.generation import Request, generate, of_classes
+from sddit.generation import Drawn, generate, guidance_overrides, of_classes
 from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Split, Tap, View
 from sddit.plugins.build_arguments import check_arguments, check_settings
 from sddit.plugins.host import registry
@@ -306,19 +305,6 @@ def sample(
     return model.dataset().to_images(drawn.x)
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """Samples of a run in network space, and the request and recipe that they were drawn with."""
-
-    x: Tensor  # [n, C, H, W] float64
-    request: Request
-    recipe: Recipe
-
-    def latents(self) -> Tensor:
-        """Return latents of the encoder [n, C, H, W] float64. Raises SD-T913 where the samples are not latents."""
-        return encoder_units(self.x, self.recipe.dataset.params, self.recipe.facts)
-
-
 def draw(
     model: Model,
     *,
@@ -353,18 +339,6 @@ def draw(
     request = of_classes(wanted, count, model.num_classes, chosen)
     x = generate(model.backbone.to(device_argument(device)), model.require_schedule(), recipe, request)
     return Drawn(x, request, recipe)
-
-
-def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:
-    """Return the overrides for a guidance scale: of the recipe's rule, else of the only rule that has a scale."""
-    if "scale" in type(recipe.guidance.params).model_fields:
-        return [f"guidance.scale={scale}"]
-    scaled = [c.qualified for c in registry("guidances") if "scale" in c.params.model_fields]
-    if len(scaled) != 1:
-        what = "several guidance rules have a scale" if scaled else "no guidance rule has a scale"
-        expect = f"a recipe whose [guidance] is one of {', '.join(scaled)}" if scaled else "a plugin with such a rule"
-        raise error("SD-T923", what, where="guidance", got=str(scale), expect=expect)
-    return [f"guidance.name={scaled[0]}", f"guidance.scale={scale}"]
 
 
 def view(

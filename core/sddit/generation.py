@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sddit.data.preview import kept_latents
+from sddit.data.preview import encoder_units, kept_latents
 from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser
 from sddit.diffusion.sampling import noise_levels, sample
 from sddit.distributed.world import World
-from sddit.errors import memory_errors
+from sddit.errors import error, memory_errors
 from sddit.interfaces import NoiseSchedule
+from sddit.plugins.host import registry
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.training.session import Session
@@ -132,3 +133,28 @@ def sample_session(
     weights = session.weights(recipe.evaluate.weights)
     convert = latents_of(recipe) if latents else session.dataset.to_images
     return generate_images(weights, session.schedule, recipe, convert, request, session.world, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Samples of a run in network space, and the request and recipe that they were drawn with."""
+
+    x: Tensor  # [n, C, H, W] float64
+    request: Request
+    recipe: Recipe
+
+    def latents(self) -> Tensor:
+        """Return latents of the encoder [n, C, H, W] float64. Raises SD-T913 where the samples are not latents."""
+        return encoder_units(self.x, self.recipe.dataset.params, self.recipe.facts)
+
+
+def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:
+    """Return the overrides for a guidance scale: of the recipe's rule, else of the only rule that has a scale."""
+    if "scale" in type(recipe.guidance.params).model_fields:
+        return [f"guidance.scale={scale}"]
+    scaled = [c.qualified for c in registry("guidances") if "scale" in c.params.model_fields]
+    if len(scaled) != 1:
+        what = "several guidance rules have a scale" if scaled else "no guidance rule has a scale"
+        expect = f"a recipe whose [guidance] is one of {', '.join(scaled)}" if scaled else "a plugin with such a rule"
+        raise error("SD-T923", what, where="guidance", got=str(scale), expect=expect)
+    return [f"guidance.name={scaled[0]}", f"guidance.scale={scale}"]

@@ -17,7 +17,7 @@ from sddit.exchange.layouts import layouts
 SAME_MEANING = {
     **dict.fromkeys(("count", "num", "number", "samples"), "--per-class"),
     **dict.fromkeys(("dir", "folder", "in", "output", "to"), "--out"),
-    **dict.fromkeys(("cfg", "cfg-scale", "scale"), "--guidance"),
+    "scale": "--guidance",
 }
 """{name of an option elsewhere: ours}."""
 

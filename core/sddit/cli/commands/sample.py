@@ -18,7 +18,7 @@ from sddit.plugins.host import host
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sddit.api import Drawn
+    from sddit.generation import Drawn
     from sddit.interfaces import Dataset
 
 EXAMPLES = """
