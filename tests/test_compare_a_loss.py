@@ -45,18 +45,18 @@ def test_every_file_it_names_is_there() -> None:
     assert all((DOCS / link).is_file() for link in links)
 
 
-def test_its_arms_are_the_quickstart_without_and_with_the_loss(compared) -> None:
+def test_its_arms_are_a_plain_dit_without_and_with_the_loss(compared) -> None:
     without, with_loss = compared().arms
     assert (without.baseline, with_loss.baseline) == ("without", "without")
-    assert without.recipe.losses == resolve("quickstart", host=Host()).losses
+    assert without.recipe.losses == resolve("digits/dit", host=Host()).losses
     assert with_loss.recipe.losses.keys() - without.recipe.losses.keys() == {"edges"}
     assert (without.recipe.seed, len(compared().settings.seeds)) == (with_loss.recipe.seed, 5)
 
 
 def test_the_further_arms_are_ones(compared) -> None:
-    *_, strong, plain = compared(MORE).arms
+    *_, strong, other = compared(MORE).arms
     assert strong.recipe.losses["edges"].params.weight == 1.0
-    assert plain.recipe.losses == resolve("digits/dit", host=Host()).losses
+    assert other.recipe.losses == resolve("quickstart", host=Host()).losses
 
 
 def test_an_arm_of_other_seeds_is_the_baseline_otherwise(compared) -> None:

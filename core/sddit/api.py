@@ -15,9 +15,8 @@ ctx = sddit.context(schedule, num_classes=model.num_classes)          # for a lo
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -29,19 +28,16 @@ from torch import Tensor, nn
 
 from sddit.backbones import Backbone
 from sddit.data.class_choice import choose_classes
-from sddit.data.preview import encoder_units
 from sddit.data.undecoded import CAPTION
 from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
-from sddit.distributed.world import World
 from sddit.errors import error, one_of
 from sddit.exchange.conversion import convert_from_layout
 from sddit.exchange.files import read_weight_file
-from sddit.generation import Convert, Request, generate, generate_parts, of_classes
+from sddit.generation import Sampling, guidance_overrides, of_classes
 from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Split, Tap, View
 from sddit.plugins.build_arguments import check_arguments, check_settings
 from sddit.plugins.host import registry
-from sddit.progress import Progress
 from sddit.recipes.parsing import MAX_INTEGER
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import changed, refuse_changed_data, resolve_run, resolve_tables, resolve_without_data
@@ -58,10 +54,11 @@ from sddit.recipes.start_weights import (
 from sddit.recipes.validation import validated
 from sddit.storage.manifest import verify
 from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
-from sddit.storage.tensors import pack, unpack
+from sddit.storage.tensors import unpack
 from sddit.training.arguments import (
     device_argument,
     dtype_argument,
+    number_argument,
     path_argument,
     text_argument,
     whole_argument,
@@ -272,6 +269,8 @@ def sample(
     per_class: int = 8,
     seed: int | None = None,
     steps: int | None = None,
+    sampler: str | None = None,
+    guidance: float | None = None,
     device: str | torch.device = "cpu",
     overrides: str | Sequence[str] = (),
     latents: bool = False,
@@ -287,50 +286,29 @@ def sample(
         per_class: images of each class.
         seed: None: that of the run, which gives the images of its grids.
         steps: sampler steps; None: the recipe's.
+        sampler: its name; None: the recipe's.
+        guidance: guidance scale; None: the recipe's guidance. Without guidance in the recipe, classifier-free guidance.
         device: `cpu`, `cuda`, `cuda:1` or a torch.device.
-        overrides: changes of the recipe's sampler and guidance, such as `["guidance.name=cfg", "guidance.scale=1.5"]`.
+        overrides: further changes of the recipe's sampler and guidance, such as `["guidance.interval=[0.2, 5.0]"]`.
         latents: return latents [n, C, H, W] float32 in the units of the encoder, without the cache's scale and
             normalisation. Raises SD-T913 for a run on images.
     """
     sampling = plan_sampling(
-        model, classes=classes, per_class=per_class, seed=seed, steps=steps, device=device, overrides=overrides
+        model,
+        classes=classes,
+        per_class=per_class,
+        seed=seed,
+        steps=steps,
+        sampler=sampler,
+        guidance=guidance,
+        device=device,
+        overrides=overrides,
     )
     if latents:
-        return encoder_units(sampling.x(), sampling.recipe.dataset.params, sampling.recipe.facts).float()
+        return sampling.latents().float()
     if not sampling.recipe.facts.gives_images:
         warnings.warn(f"{CAPTION}: sddit.sample(..., latents=True) returns the latents", stacklevel=2)
     return model.dataset().to_images(sampling.x())
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Samples of a run that are asked for, with what generates them."""
-
-    backbone: nn.Module
-    schedule: NoiseSchedule
-    recipe: Recipe
-    request: Request
-
-    def identity(self) -> dict[str, str]:
-        """Return what the samples depend on: hashes of the weights and of the request, and the id of the recipe."""
-        weights = {name: value.detach() for name, value in self.backbone.state_dict().items()}
-        return {
-            "weights_sha256": hashlib.sha256(pack(weights)).hexdigest(),
-            "request_sha256": self.request.digest(),
-            "recipe": self.recipe.run_id,
-        }
-
-    def x(self) -> Tensor:
-        """Return the samples in network space, [n, C, H, W] float64."""
-        return generate(self.backbone, self.schedule, self.recipe, self.request)
-
-    def parts(
-        self, converts: Mapping[str, Convert], progress: Progress, start: int = 0
-    ) -> Iterator[tuple[Request, dict[str, Tensor]]]:
-        """Generate them in parts, see `sddit.generation.generate_parts`."""
-        return generate_parts(
-            self.backbone, self.schedule, self.recipe, converts, self.request, World(), progress, start
-        )
 
 
 def plan_sampling(
@@ -340,8 +318,10 @@ def plan_sampling(
     per_class: int,
     seed: int | None,
     steps: int | None,
+    sampler: str | None,
+    guidance: float | None,
     device: str | torch.device,
-    overrides: str | Sequence[str],
+    overrides: str | Sequence[str] = (),
 ) -> Sampling:
     """Check the arguments of `sample`, and return what they ask for."""
     if not isinstance(model, Model):
@@ -349,6 +329,10 @@ def plan_sampling(
         raise error("SD-T925", "not a loaded model", where="model", got=type(model).__name__, expect=expect)
     recipe = model.require_recipe()
     changes = [overrides] if isinstance(overrides, str) else [text_argument(text, "overrides") for text in overrides]
+    if sampler is not None:
+        changes.append(f"sampler.name={text_argument(sampler, 'sampler')}")
+    if guidance is not None:
+        changes += guidance_overrides(recipe, number_argument(guidance, "guidance"))
     if steps is not None:
         changes.append(f"sampler.steps={whole_argument(steps, 'steps', 2, MAX_INTEGER)}")
     if changes:

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sddit.data.preview import kept_latents
+from sddit.data.preview import encoder_units, kept_latents
 from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser
 from sddit.diffusion.sampling import noise_levels, sample
 from sddit.distributed.world import World
-from sddit.errors import memory_errors
+from sddit.errors import error, memory_errors
 from sddit.interfaces import NoiseSchedule
+from sddit.plugins.host import registry
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
+from sddit.storage.tensors import pack
 from sddit.training.session import Session
 
 
@@ -165,3 +167,50 @@ def sample_session(
     weights = session.weights(session.recipe.evaluate.weights)
     schedule, recipe, world = session.schedule, session.recipe, session.world
     return generate_parts(weights, schedule, recipe, converts, request, world, progress, start)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Samples of a run that are asked for, with what generates them."""
+
+    backbone: nn.Module
+    schedule: NoiseSchedule
+    recipe: Recipe
+    request: Request
+
+    def identity(self) -> dict[str, str]:
+        """Return what the samples depend on: hashes of the weights and of the request, and the id of the recipe."""
+        weights = {name: value.detach() for name, value in self.backbone.state_dict().items()}
+        return {
+            "weights_sha256": hashlib.sha256(pack(weights)).hexdigest(),
+            "request_sha256": self.request.digest(),
+            "recipe": self.recipe.run_id,
+        }
+
+    def x(self) -> Tensor:
+        """Return the samples in network space, [n, C, H, W] float64."""
+        return generate(self.backbone, self.schedule, self.recipe, self.request)
+
+    def latents(self) -> Tensor:
+        """Return latents of the encoder [n, C, H, W] float64. Raises SD-T913 where the samples are not latents."""
+        return encoder_units(self.x(), self.recipe.dataset.params, self.recipe.facts)
+
+    def parts(
+        self, converts: Mapping[str, Convert], progress: Progress, start: int = 0
+    ) -> Iterator[tuple[Request, dict[str, Tensor]]]:
+        """Generate them in parts, see `generate_parts`."""
+        return generate_parts(
+            self.backbone, self.schedule, self.recipe, converts, self.request, World(), progress, start
+        )
+
+
+def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:
+    """Return the overrides for a guidance scale: of the recipe's rule, else of the only rule that has a scale."""
+    if "scale" in type(recipe.guidance.params).model_fields:
+        return [f"guidance.scale={scale}"]
+    scaled = [c.qualified for c in registry("guidances") if "scale" in c.params.model_fields]
+    if len(scaled) != 1:
+        what = "several guidance rules have a scale" if scaled else "no guidance rule has a scale"
+        expect = f"a recipe whose [guidance] is one of {', '.join(scaled)}" if scaled else "a plugin with such a rule"
+        raise error("SD-T923", what, where="guidance", got=str(scale), expect=expect)
+    return [f"guidance.name={scaled[0]}", f"guidance.scale={scale}"]

@@ -56,6 +56,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no device": ({"device": "gpu"}, "SD-R162"),
     "device number": ({"device": 0}, "SD-T925"),
     "overrides": ({"overrides": [3]}, "SD-T925"),
+    "unknown sampler": ({"sampler": "toi"}, "SD-R110"),
+    "sampler number": ({"sampler": 3}, "SD-T925"),
+    "guidance text": ({"guidance": "2"}, r"SD-T925(.|\n)*guidance is not a number"),
+    "guidance NaN": ({"guidance": float("nan")}, "SD-T925"),
+    "no guidance": ({"guidance": 2.0}, "SD-T923"),
 }
 
 

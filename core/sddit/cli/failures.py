@@ -51,7 +51,7 @@ def report(failure: BaseException, state: State) -> int:
 def user_error(failure: BaseException, state: State) -> SdditError | None:
     """Convert an exception to the error of its cause: a plugin, the memory or the system. None for a bug of ours."""
     try:
-        refuse_replaced_functions()  # whatever failed may have called the replacement
+        refuse_replaced_functions()  # the failing code may have called the replacement
     except SdditError as replaced:
         return replaced
     if isinstance(failure, SdditError):
@@ -64,7 +64,8 @@ def user_error(failure: BaseException, state: State) -> SdditError | None:
                 f"plugin {row.name!r} raised an error",
                 where=f"{frame.filename}:{frame.lineno}",
                 got=got,
-                fix=suggest_fix(failure) or "correct the line above; --debug shows the full traceback",
+                fix=suggest_fix(failure, kind=kind_of(component_of(failure)))
+                or "correct the line above; --debug shows the full traceback",
             )
     if unfit := contract_error(failure):
         return unfit
@@ -78,6 +79,12 @@ def user_error(failure: BaseException, state: State) -> SdditError | None:
     if isinstance(failure, OSError) and folder and Path(failure.filename or "").is_relative_to(folder):
         return storage_error(failure, Path(failure.filename))
     return None
+
+
+def kind_of(component: str) -> str:
+    """Return the kind of a component with this qualified name, such as `losses`, or an empty string."""
+    registries = host().registries.all()
+    return next((kind for kind, of_kind in registries.items() for one in of_kind if one.qualified == component), "")
 
 
 def name_suspects(known: SdditError) -> SdditError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,45 @@ from sddit.distributed import processes
 from sddit.errors import expand_user
 from sddit.exchange.layouts import layouts
 
+SAME_MEANING = {
+    **dict.fromkeys(("count", "num", "number", "samples"), "--per-class"),
+    **dict.fromkeys(("dir", "folder", "in", "output", "to"), "--out"),
+    "scale": "--guidance",
+}
+"""{name of an option elsewhere: ours}."""
+
 
 class SdditCommand(click.Command):
-    """A click command with `--debug`, and with examples at the end of its help."""
+    """A click command with `--debug`, suggestions for unknown options, and examples at the end of its help."""
+
+    unknown_option_hint = ""  # what to try where no option resembles an unknown one
 
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = examples
         self.params.append(DEBUG)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as unknown:
+            names = [name for param in self.params for name in param.opts if name.startswith("--")]
+            similar = similar_options(unknown.option_name, names)
+            hint = f"Did you mean {' or '.join(map(repr, similar))}?" if similar else self.unknown_option_hint
+            message = f"No such option {unknown.option_name!r}. {hint}".strip()
+            raise click.UsageError(message, unknown.ctx) from None
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_examples(formatter, self.examples)
+
+
+def similar_options(unknown: str, names: list[str]) -> list[str]:
+    """Return the options that an unknown one may stand for: by meaning, else by spelling."""
+    bare = unknown.lstrip("-").replace("_", "-")
+    if (meant := SAME_MEANING.get(bare)) in names:
+        return [meant]
+    by_bare_name = {name.lstrip("-"): name for name in names}
+    return [by_bare_name[match] for match in get_close_matches(bare, by_bare_name, cutoff=0.7)]
 
 
 def write_examples(formatter: click.HelpFormatter, text: str) -> None:

@@ -75,6 +75,8 @@ class KeyedDraws:
 
     def _uniform(self, purpose: str, count: int, scope: Scope) -> Tensor:
         """Return [B, count] uniform numbers of 32 bits."""
+        if not isinstance(purpose, str):
+            raise TypeError(f"the first argument is a purpose, such as 'my_loss/noise', not {type(purpose).__name__}")
         ids, epochs = self._ids, self._epochs
         if scope == "step":
             ids = epochs = torch.zeros(1, dtype=torch.int64)

@@ -18,7 +18,7 @@ from typing import Any
 import pluggy
 
 from sddit.distributed.signals import Stopped
-from sddit.errors import Problem, SdditError, describe_exception, error, one_of, raise_all, real_path
+from sddit.errors import Problem, SdditError, describe_exception, error, expand_user, one_of, raise_all, real_path
 from sddit.plugins import discovery, hookspecs, loading
 from sddit.plugins.discovery import OURS, PluginInfo
 from sddit.plugins.hookspecs import Registries
@@ -64,6 +64,15 @@ class Host:
                 cause = cause or row.failure
         if problems:
             raise SdditError(*problems) from cause
+
+    def use_given(self, name: str, *, where: str) -> str:
+        """Load a plugin that the user names outside of a recipe: a file in any folder, or an entry point's name.
+
+        Returns its name.
+        """
+        path = real_path(Path(expand_user(name, where))) if name.endswith(".py") else None
+        self.use([path.name if path else name], path.parent if path else None, where=where)
+        return next(row.name for row in self.rows.values() if (row.file == str(path) if path else row.name == name))
 
     def load_everything(self) -> None:
         """Import every installed plugin under guard, for `plugins --load`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
 
-from sddit.errors import message_of
+from sddit.errors import message_of, nearest
 
 IMPORTS = {
     "F": "import torch.nn.functional as F",
@@ -33,6 +34,10 @@ IS_NONE = (
     f"{NEEDS}: output=True for raw and x0, cls=True for class tokens; "
     "tokens.index and view.visible are None where no token is hidden"
 )
+LAST_DIMENSION = (
+    "a layer multiplies the last dimension: of tokens.patch [B, n, D], that is D, widths[tap]; "
+    "n is smaller where tokens are hidden"
+)
 MASKED = (
     "the tokens of a masked view are only those at tokens.index: "
     "take the targets at these positions, such as targets.gather(1, index), or teacher_tokens.at(tokens.index)"
@@ -45,25 +50,38 @@ ANY_KIND: tuple[tuple[type[Exception], str, str], ...] = (
     (RuntimeError, r"modified by an inplace operation|used in an in-place operation", IN_PLACE),
     (RuntimeError, r"same dtype|expected scalar type|but found (?:Double|Float|BFloat16|Half)", DTYPE),
     (
+        Exception,
+        r"not compiled with CUDA|No CUDA GPUs|tensors to be on the same device|[Nn]o NVIDIA driver",
+        "name no device: create tensors on that of the input, such as torch.zeros(3, device=x.device)",
+    ),
+    (
         RuntimeError,
         r"non-annotated attribute was detected: `(couples_samples|per_process|trains_network)",
         "annotate it, {}: ClassVar[bool] = ..., with  from typing import ClassVar; or make it a property",
     ),
+    (
+        Exception,
+        r"definition: (\w+)\(.*declared in the hookimpl but can not be found",
+        "the argument of a hook is named registry: def {}(registry)",
+    ),
+    (TypeError, r"Want\.__init__\(\) got an unexpected", "Want takes output, taps and cls"),
+    (TypeError, r"Needs\.__init__\(\) got an unexpected", "Needs takes student and teacher, each a Want"),
+    (TypeError, r"Cost\.__init__\(\) got an unexpected", "Cost takes parameters, flops, activations and frozen"),
     (TypeError, r"got an unexpected keyword argument '\w+'", "accept further arguments: end the signature with **_"),
 )
 """(exception, pattern of its message, fix) for components of any kind."""
 
 OF_LOSSES: tuple[tuple[type[Exception], str, str], ...] = (
+    (RuntimeError, r"shapes cannot be multiplied", LAST_DIMENSION),
+    (TypeError, r"forward\(\) (?:takes|missing)", "write  def forward(self, ctx, views, outputs)"),
+    (TypeError, r"cost\(\) (?:takes|missing)", "write  def cost(self, backbone, shapes, view, num_kept)"),
     (KeyError, r"", f"{NEEDS}: taps=(...) for tokens, a second Want for a teacher"),
     (TypeError, r"NoneType", IS_NONE),
     (AttributeError, r"NoneType", IS_NONE),
 )
 """The same for losses alone."""
 
-OTHER_SIZES = (
-    r"must match the size of tensor|must match the existing size|shapes cannot be multiplied|is invalid for|"
-    r"read at other positions"
-)
+OTHER_SIZES = r"must match the size of tensor|must match the existing size|is invalid for|read at other positions"
 
 
 def suggest_fix(failure: BaseException, *, kind: str = "", masked: bool = False) -> str:
@@ -77,12 +95,26 @@ def suggest_fix(failure: BaseException, *, kind: str = "", masked: bool = False)
     message = message_of(failure)
     if isinstance(failure, NameError) and (name := getattr(failure, "name", None)) in IMPORTS:
         return f"add  {IMPORTS[name]}"
+    if isinstance(failure, ImportError) and (match := re.match(r"cannot import name '(\w+)' from '([\w.]+)'", message)):
+        close = nearest(match[1], dir(sys.modules.get(match[2])))
+        return f"did you mean  from {match[2]} import {close}" if close else ""
     if masked and isinstance(failure, (RuntimeError, ValueError)) and re.search(OTHER_SIZES, message):
         return MASKED
     for raised, pattern, fix in (*ANY_KIND, *(OF_LOSSES if kind == "losses" else ())):
-        if isinstance(failure, raised) and (match := re.search(pattern, message)):
+        if isinstance(failure, raised) and (match := re.search(pattern, message, re.DOTALL)):
             return fix.format(*match.groups())
-    return ""
+    return similar_attribute(failure) if isinstance(failure, AttributeError) else ""
+
+
+def similar_attribute(failure: AttributeError) -> str:
+    """Return the fix of an attribute that does not exist, or an empty string."""
+    name, owner = failure.name or "_", failure.obj
+    if name.startswith("_"):
+        return ""
+    if close := nearest(name, [known for known in dir(owner) if not known.startswith("_")]):
+        return f"did you mean .{close}?"
+    fields = getattr(owner, "__dataclass_fields__", ())  # of Context, View, Outputs and Tokens
+    return f"{type(owner).__name__} has {', '.join(fields)}" if fields else ""
 
 
 def author_line(failure: BaseException, code: str = "") -> str:

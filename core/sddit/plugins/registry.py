@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from pydantic import ValidationError
+
 from sddit import interfaces as face
 from sddit.errors import error, one_of
 from sddit.interfaces import Component
@@ -63,7 +65,14 @@ class Registry(Generic[T]):
             )
         undescribed = [key for key, info in params.model_fields.items() if not info.description]
         if undescribed:
-            raise TypeError(f"params of {self.singular} {name!r} lack a description: {', '.join(undescribed)}")
+            raise TypeError(
+                f"params of {self.singular} {name!r} lack a description: {', '.join(undescribed)}; "
+                'set it with Field(..., description="...")'
+            )
+        if outside := list(invalid_defaults(params)):
+            raise TypeError(f"params of {self.singular} {name!r} have a default that they refuse: {', '.join(outside)}")
+        if any(offer.origin == self.origin for offer in self._offers.get(name, ())):
+            raise TypeError(f"{self.singular} {name!r} is registered twice; give one of them another name")
         component: Component[T] = Component(
             kind=self.kind,
             name=name,
@@ -132,3 +141,16 @@ class Registry(Generic[T]):
                 fix=f"pip install {' '.join(missing)}, or choose another {self.singular}",
             )
         return component
+
+
+def invalid_defaults(params: type[face.Params]) -> Iterator[str]:
+    """Yield the defaults that are outside of the bounds of their own setting, which pydantic does not check."""
+    for key, info in params.model_fields.items():
+        if info.is_required() or info.default_factory is not None:
+            continue
+        name = info.alias or key
+        try:
+            params.model_validate({name: info.default})
+        except ValidationError as refused:
+            if any(one["loc"][:1] == (name,) for one in refused.errors()):
+                yield f"{key} = {info.default!r}"

@@ -104,10 +104,10 @@ def line_chart(
 ) -> Markup:
     """Return an `<svg>` element, safe to place in a page: every text is escaped."""
     are_points = bool(series) and all(len(one.x) == 1 for one in series)
-    x = _axis((v for s in series for v in s.x), LEFT, WIDTH - RIGHT, log=False, room=0.08 if are_points else 0)
+    x = axis_over((v for s in series for v in s.x), LEFT, WIDTH - RIGHT, room=0.08 if are_points else 0)
     levels = [reference.y for reference in references]
     shown = (v for s in series for v in (*s.y, *s.low, *s.high))
-    y = _axis([*shown, *levels], HEIGHT - BOTTOM, TOP, log=log_y, room=0.06)
+    y = axis_over([*shown, *levels], HEIGHT - BOTTOM, TOP, log=log_y, room=0.06)
     spacing = POINT_SPACING if are_points else 0
     lines = [_draw(one, x, y, i, spacing * (i - (len(series) - 1) / 2)) for i, one in enumerate(series)]
     legend = list(_legend(lines)) if len(lines) > 1 else []
@@ -145,7 +145,7 @@ def title_of(chart: Markup) -> str:
     return Markup(str(chart).partition("<title>")[2].partition("</title>")[0]).unescape()
 
 
-def _axis(values: Iterable[float], start: float, end: float, log: bool, room: float) -> Axis:
+def axis_over(values: Iterable[float], start: float, end: float, *, log: bool = False, room: float) -> Axis:
     """Return an axis that holds all values that can be drawn, with a fraction `room` of free space at both ends."""
     usable = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
     low, high = min(usable, default=1.0), max(usable, default=10.0)
@@ -234,6 +234,11 @@ def _describe(one: Series) -> str:
         f"{one.name}: from {format_number(y0)} at {format_number(x0)} to {format_number(y1)} at {format_number(x1)}, "
         f"lowest {format_number(lowest)}, highest {format_number(highest)}"
     )
+
+
+def are_positive(series: Iterable[Series]) -> bool:
+    """Return whether a log axis can show every value."""
+    return all(value > 0 for one in series for value in one.y)
 
 
 def levels(monitor: Monitor) -> list[Reference]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from sddit.errors import Problem, SdditError, error, one_of, real_path
+from sddit.errors import Problem, SdditError, error, one_of
 from sddit.interfaces import Component
 from sddit.plugins.host import host
 from sddit.recipes.field_types import expectation
@@ -93,10 +93,7 @@ def check_plugin(plugin: str | Path) -> None:
 
 def examine_plugin(plugin: str | Path, where: str = "plugins") -> list[Checked]:
     """Return what `check_plugin` finds, for each component. Raises SdditError for a plugin that does not load."""
-    text = str(plugin)
-    path = real_path(Path(plugin)) if text.endswith(".py") else None
-    host().use([path.name if path else text], path.parent if path else None, where=where)
-    name = next(row.name for row in host().rows.values() if (row.file == str(path) if path else row.name == text))
+    name = host().use_given(str(plugin), where=where)
     checked: list[Checked] = []
     for registry in host().registries.all().values():
         for component in [c for c in registry if c.origin == name]:

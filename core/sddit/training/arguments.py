@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 from pathlib import Path
@@ -31,6 +32,19 @@ def whole_argument(value: Any, name: str, low: int, high: int) -> int:
         raise wrong_argument(f"{name} is not a whole number", name, value, expect) from None
     if not low <= number <= high:
         raise error("SD-T925", f"{name} is out of range", where=name, got=f"{name} = {number}", expect=expect)
+    return number
+
+
+def number_argument(value: Any, name: str) -> float:
+    """Return a number of Python, NumPy or PyTorch. Raises SD-T925 for another type, and for NaN and infinity."""
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise wrong_argument(f"{name} is not a number", name, value, "a number") from None
+    if not math.isfinite(number):
+        raise error("SD-T925", f"{name} is not finite", where=name, got=str(number), expect="a finite number")
     return number
 
 

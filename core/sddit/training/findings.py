@@ -25,6 +25,13 @@ GENERATORS: dict[str, tuple[str, str, str]] = {
 """{whose global generator: its module, getter and setter}."""
 
 
+KEYED_DRAWS = {
+    "losses": 'draw from ctx.draws, such as ctx.draws.normal("my_loss/noise", shape)',
+    "pair_samplers": 'draw from draws, such as draws.uniform("my_pairs/level")',
+}
+"""{kind of component: where its random numbers come from}."""
+
+
 class Findings:
     """What is wrong with one component.
 
@@ -101,7 +108,11 @@ class Findings:
 
     @contextlib.contextmanager
     def trying(self, doing: str, fix: str = "", *, masked: bool = False) -> Iterator[None]:
-        """Note what is raised inside, and continue after it. Errors of memory are raised again."""
+        """Note what is raised inside, and continue after it. Errors of memory are raised again.
+
+        Also note gradients that are switched off for all that follows, and switch them on again.
+        """
+        with_gradients = torch.is_grad_enabled()
         try:
             yield
         except SdditError as refusal:
@@ -110,6 +121,9 @@ class Findings:
             if ran_out(failure):
                 raise
             self.add_failure(failure, doing, suggest_fix(failure, kind=self.kind, masked=masked) or fix)
+        if torch.is_grad_enabled() != with_gradients:
+            torch.set_grad_enabled(with_gradients)
+            self.add("it switched gradients off or on for everything else", fix="use  with torch.no_grad():  instead")
 
     def add_failure(self, failure: BaseException, doing: str, fix: str) -> None:
         """Note an exception at the last line of the author's."""
@@ -128,7 +142,7 @@ class Findings:
         restore_generators(before)
         for name in [name for name in before if not same_state(now[name], before[name])]:
             what = f"{doing} took numbers from {name}'s global generator"
-            self.add(what, fix="use the keyed draws that are handed to it")
+            self.add(what, fix=KEYED_DRAWS.get(self.kind, "use the keyed draws that are handed to it"))
 
 
 def generator_states() -> dict[str, Any]:

@@ -154,17 +154,28 @@ def check_value(findings: Findings, term: nn.Module, params: LossParams, scene: 
     fix = "mean over every dimension but the first; a scalar needs couples_samples"
     if params.couples_samples:
         shape, fix = (), "return a scalar, or drop couples_samples"
+    if hidden := unregistered_layers(term):
+        fix = "use nn.ModuleList, nn.ModuleDict or nn.ParameterList: layers in a list are not trained"
+        findings.add(f"layers in a list or dict of Python: {', '.join(hidden)}", fix=fix)
+        return False
     known = len(findings.problems)
     unchanged = findings.unchanged(scene.tensors, "forward changed what it was given", "work on a copy")
     stage = "stage statistics in forward, and change buffers in after_step"
     buffers = findings.unchanged(lambda: dict(term.named_buffers()), "a buffer changed in forward", stage)
     weights = findings.unchanged(lambda: dict(term.named_parameters()), "a weight changed in forward", stage)
+    held = {name for name, _ in term.named_parameters()}
     with findings.no_global_randomness("forward"), unchanged, buffers, weights:
         value, first = scene.value_of(term), attributes(term)
+        if late := [name for name, _ in term.named_parameters() if name not in held]:
+            fix = "create layers in __init__: the optimizer does not train one that is created later"
+            findings.add(f"forward created {', '.join(late)}", fix=fix)
+            return False
         again, second = scene.value_of(term), attributes(term)
     what = f"what forward returns for {scene.shown}"
     if not isinstance(value, Tensor):
         got, fix = type(value).__name__, "end forward with  return loss"
+        if isinstance(value, (float, int)):
+            fix = "return the tensor itself, without float() or .item()"
         findings.add("forward did not return a tensor", got=got, expect=f"a tensor of shape {shape}", fix=fix)
         return False
     if not findings.of_shape(value, shape, what, fix):
@@ -214,9 +225,27 @@ def attributes(term: nn.Module) -> dict[str, str]:
     return {
         f"{prefix}.{name}".lstrip("."): words(value)
         for prefix, module in term.named_modules()
-        for name, value in vars(module).items()
+        for name, value in {**own_class_values(module), **vars(module)}.items()
         if name not in torch_own
     }
+
+
+def own_class_values(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module's class, without those of torch's classes and without methods."""
+    values = {} if type(module).__module__.startswith("torch.") else vars(type(module))
+    return {name: value for name, value in values.items() if not (name.startswith("__") or callable(value))}
+
+
+def unregistered_layers(term: nn.Module) -> list[str]:
+    """Return the lists, tuples and dicts of a loss that hold layers, which torch neither moves, saves nor trains."""
+    found = []
+    for prefix, module in term.named_modules():
+        own = {} if type(module).__module__.startswith("torch.") else vars(module)
+        for name, value in own.items():
+            entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+            if not name.startswith("_") and any(isinstance(entry, (nn.Module, nn.Parameter)) for entry in entries):
+                found.append(f"{prefix}.{name}".lstrip("."))
+    return found
 
 
 def words(value: Any) -> str:

@@ -91,7 +91,7 @@ class Observed:
 
     @property
     def inception_score(self) -> float:
-        """The mean over parts of 5,000 images, the last of which may be smaller."""
+        """The mean over parts of 5,000 images; the last part may be smaller."""
         rest = [_inception_score(self._classes)] if len(self._classes) else []
         return float(np.mean(self._scores + rest))
 

@@ -64,7 +64,12 @@ def test_missing_path_is_reported_as_a_missing_recipe(sddit_run, toys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["x.toml", "--frsh"], "Did you mean '--fresh'?"),
+        (["x.toml", "--frsh"], "No such option '--frsh'. Did you mean '--fresh'?"),
+        (["x.toml", "--steps", "30"], "No such option '--steps'. Settings of a recipe are written as KEY=VALUE"),
+        (["sample", "x", "--count", "3"], "No such option '--count'. Did you mean '--per-class'?"),
+        (["sample", "x", "--per_class", "3"], "No such option '--per_class'. Did you mean '--per-class'?"),
+        (["export", "x", "--to", "y"], "No such option '--to'. Did you mean '--out'?"),
+        (["verify", "--count", "3"], "No such option '--count'.\n"),  # it has no --per-class
         (["x.toml", "--fresh", "--resume", "runs/x"], "--fresh and --resume are mutually exclusive"),
         (["x.toml", "--allow-change", "seed"], "--allow-change needs --resume"),
         (["plugins", "much"], "unexpected extra argument"),

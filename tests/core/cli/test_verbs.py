@@ -75,6 +75,14 @@ def test_show_loads_the_plugin_of_its_option(sddit_run, toys, tmp_path, loss_sou
     assert "A factor." in result.stdout
 
 
+def test_show_loads_a_plugin_file_of_another_folder(sddit_run, toys, tmp_path, loss_source):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.py").write_text(loss_source, encoding="utf-8")
+    assert sddit_run("show", "losses", "mine", "--plugin", tmp_path / "other" / "mine.py").status == 0
+    missing = sddit_run("show", "losses", "mine", "--plugin", tmp_path / "another" / "mine.py")
+    assert (missing.status, "SD-P207" in missing.stderr) == (3, True)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "nearest"),
     [

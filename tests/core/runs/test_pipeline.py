@@ -291,7 +291,7 @@ def test_a_loaded_run_samples_its_own_images_at_any_batch(recipe_of: Callable[..
 def test_sampling_continues_after_a_kill(
     done: int, recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """12 samples in batches of 3, of which each is a part."""
+    """12 samples in batches of 3; each batch is a part."""
     recipe = recipe_of("evaluate.batch=3", "evaluate.previews=0")
     whole = go(recipe, tmp_path / "whole")
     monkeypatch.setattr("sddit.generation.PART_BYTES", 1)

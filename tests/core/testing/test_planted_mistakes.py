@@ -184,6 +184,143 @@ MISTAKES = [
         'teacher = outputs["teacher"]',
     ),
     Mistake(
+        "state in an attribute of the class",
+        [
+            ("class Mine(LossTerm):", "class Mine(LossTerm):\n    values = []\n"),
+            (RETURN, "        Mine.values.append(float(loss.detach().mean()))\n        return loss + sum(self.values)"),
+        ],
+        "self.values: 1 items -> 2 items",
+        "register_buffer",
+    ),
+    Mistake(
+        "a device by name",
+        returns('return loss + torch.zeros(len(loss), device="cuda")'),
+        "raised an error",
+        "name no device",
+        "return loss + torch.zeros",
+    ),
+    Mistake(
+        "a layer created in forward",
+        [
+            (
+                "        patch = tokens.patch\n",
+                "        patch = tokens.patch\n        self.late = torch.nn.Linear(patch.shape[2], patch.shape[2])\n"
+                "        patch = self.late(patch)\n",
+            )
+        ],
+        "forward created late.weight, late.bias",
+        "create layers in __init__",
+    ),
+    Mistake(
+        "forward without ctx",
+        [("def forward(self, ctx, views, outputs)", "def forward(self, views, outputs)")],
+        "forward() takes 3 positional arguments",
+        "def forward(self, ctx, views, outputs)",
+    ),
+    Mistake(
+        "cost without the view",
+        [("def cost(self, backbone, *_, **__)", "def cost(self, backbone)")],
+        "takes 2 positional arguments",
+        "def cost(self, backbone, shapes, view, num_kept)",
+    ),
+    Mistake(
+        "another name for the argument of a hook",
+        [("def register_losses(registry)", "def register_losses(reg)"), ("registry.add", "reg.add")],
+        "'reg'",
+        "def register_losses(registry)",
+    ),
+    Mistake(
+        "gradients switched off for good",
+        [("        patch = tokens.patch\n", "        patch = tokens.patch\n        torch.set_grad_enabled(False)\n")],
+        "it switched gradients off or on for everything else",
+        "with torch.no_grad():",
+    ),
+    Mistake(
+        "layers in a list",
+        [
+            (
+                'self.head = torch.nn.Linear(widths["encoder"], widths["encoder"])',
+                'self.heads = [torch.nn.Linear(widths["encoder"], widths["encoder"])]',
+            ),
+            ("self.head(patch)", "self.heads[0](patch)"),
+        ],
+        "layers in a list or dict of Python: heads",
+        "nn.ModuleList",
+    ),
+    Mistake(
+        "registered twice",
+        [
+            (
+                "def register_losses(registry):",
+                "def register_losses(registry):\n    "
+                'registry.add("mine", Mine, params=MineParams, summary="Squared error.")',
+            )
+        ],
+        "loss 'mine' is registered twice",
+        "give one of them another name",
+    ),
+    Mistake(
+        "a misspelt field of Want",
+        [("Want(output=True", "Want(outputs=True")],
+        "'outputs'",
+        "Want takes output, taps and cls",
+    ),
+    Mistake(
+        "a misspelt import",
+        [("from sddit import hookimpl", "from sddit import hookimp as hookimpl")],
+        "cannot import name 'hookimp'",
+        "from sddit import hookimpl",
+    ),
+    Mistake(
+        "a shape as the purpose of draws",
+        returns("return loss + ctx.draws.normal(loss.shape)"),
+        "the first argument is a purpose",
+        "correct the line above",
+        "return loss",
+    ),
+    Mistake(
+        "a default outside of its bounds",
+        [("scale: float = Field(1.0, gt=0", "scale: float = Field(-1.0, gt=0")],
+        "have a default that they refuse: scale = -1.0",
+        "correct the line above",
+        "registry.add",
+    ),
+    Mistake(
+        "a misspelt attribute of ctx",
+        returns("return self.scale * loss * ctx.shedule.sigma(view.t)"),
+        "no attribute 'shedule'",
+        "did you mean .schedule?",
+        "return self.scale",
+    ),
+    Mistake(
+        "an attribute that outputs do not have",
+        [('outputs["student"].taps["encoder"]', 'outputs["student"].quux["encoder"]')],
+        "no attribute 'quux'",
+        "Outputs has raw, x0, extra, heads, taps",
+        "tokens = ",
+    ),
+    Mistake(
+        "a misspelt setting",
+        [("self.scale = params.scale", "self.scale = params.scael")],
+        "no attribute 'scael'",
+        "did you mean .scale?",
+        "self.scale = ",
+    ),
+    Mistake(
+        "tokens transposed",
+        [("self.head(patch)", "self.head(patch.mT)")],
+        "shapes cannot be multiplied",
+        "a layer multiplies the last dimension",
+        "error = F.mse_loss",
+    ),
+    Mistake(
+        "the width of a tap not declared",
+        [('taps=("encoder",)), teacher=Want(taps=("encoder",))', ")")],
+        "KeyError: 'encoder'",
+        "declare in needs() what forward reads: taps=(...)",
+        "self.head = torch.nn.Linear",
+    ),
+    Mistake(
         "a tap that does not exist",
         [('taps=("encoder",)), teacher', 'taps=("encoder", "end")), teacher')],
         "",
@@ -224,19 +361,19 @@ MISTAKES = [
         "torch.randn",
         returns("return loss + torch.randn(())"),
         "took numbers from torch's global generator",
-        "keyed draws",
+        "ctx.draws.normal(",
     ),
     Mistake(
         "Python's random",
         [("import torch\n", "import torch, random\n"), *returns("return loss * random.random()")],
         "took numbers from Python's global generator",
-        "keyed draws",
+        "ctx.draws.normal(",
     ),
     Mistake(
         "NumPy's random",
         [("import torch\n", "import torch\nimport numpy as np\n"), *returns("return loss * float(np.random.rand())")],
         "took numbers from NumPy's global generator",
-        "keyed draws",
+        "ctx.draws.normal(",
     ),
     Mistake(
         "a view changed",
@@ -309,7 +446,7 @@ MISTAKES = [
         [("        return Needs", "        Needs")],
         "NoneType",
         "fix:",
-        training="it returned NoneType, not Needs",
+        training="it returned NoneType, not Needs\n  fix:    let it return a Needs on every path",
     ),
     Mistake(
         "a Want without Needs",
@@ -329,7 +466,12 @@ MISTAKES = [
         "couples_samples: ClassVar[bool]",
     ),
     Mistake("returns None", returns("self.scale * loss"), "forward did not return a tensor", "return loss"),
-    Mistake("returns a float", returns("return float(loss.mean())"), "forward did not return a tensor", "return loss"),
+    Mistake(
+        "returns a float",
+        returns("return float(loss.mean())"),
+        "forward did not return a tensor",
+        "without float() or .item()",
+    ),
     Mistake("returns integers", returns("return loss.argsort()"), "returns integers", "fix:"),
     Mistake("no @hookimpl", [("@hookimpl\n", "")], "lacks the @hookimpl decorator", "correct the line"),
     Mistake(
@@ -348,7 +490,7 @@ MISTAKES = [
     Mistake(
         "a key without a description",
         [(', description="A factor."', "")],
-        "lack a description: scale",
+        "lack a description: scale; set it with Field(",
         "correct the line",
     ),
     Mistake(
@@ -364,7 +506,11 @@ MISTAKES = [
         "declare couples_samples",
     ),
     Mistake(
-        "a method that should be a property", [("    @property\n", "")], "", "", training="it returned method, not bool"
+        "a method that should be a property",
+        [("    @property\n", "")],
+        "",
+        "",
+        training="it returned method, not bool\n  fix:    make it a property, with @property above def couples_samples",
     ),
 ]
 KIT_ONLY = [
@@ -454,3 +600,10 @@ def test_the_plugin_without_a_mistake_passes_and_trains(capsys: pytest.CaptureFi
     for command in ("check mine.py", "toy.toml"):
         with using_host(toy_host()):
             assert call(command.split()) == 0, capsys.readouterr().err
+
+
+def test_a_gradient_that_is_not_finite_is_not_blamed_on_the_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    (mistake,) = [one for one in MISTAKES if one.cause == "the gradient of the loss is not finite"]
+    said = said_of(mistake, "check mine.py", capsys)
+    assert said.count("error SD-P220") == 1
+    assert "number of processes" not in said

@@ -57,6 +57,7 @@ class Comparison:
     p_holm: float | None = None  # corrected for all arms of the family: decides the verdict
     family: int = 0  # how many arms were tested together
     verdict: Verdict = "no verdict under 3 seeds"
+    by_seed: tuple[float, ...] = ()  # each seed of the arm minus that of the baseline, or minus its mean
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -92,20 +93,25 @@ def _paired(sides: Sides) -> Comparison:
     """Compare by the differences over the seeds of both."""
     seeds = sorted(sides.arm.keys() & sides.baseline.keys())
     d = _finite([sides.arm[seed] for seed in seeds]) - _finite([sides.baseline[seed] for seed in seeds])
+    by_seed = tuple(d.tolist())
     if len(d) < 2:
-        return Comparison(len(d), *d.tolist())
+        return Comparison(len(d), by_seed[0] if by_seed else None, by_seed=by_seed)
     mean, low, high = (float(v) for v in student_interval(d))
-    return Comparison(len(d), mean, low, high, float(student_p(d)) if len(d) >= MIN_SEEDS else None)
+    p = float(student_p(d)) if len(d) >= MIN_SEEDS else None
+    return Comparison(len(d), mean, low, high, p, by_seed=by_seed)
 
 
 def _unpaired(sides: Sides) -> Comparison:
     """Compare the means of two independent samples, in which runs have no counterpart."""
     x, y = _finite(list(sides.arm.values())), _finite(list(sides.baseline.values()))
     seeds = min(len(x), len(y))
+    if not seeds:
+        return Comparison(seeds)
+    by_seed = tuple((x - y.mean()).tolist())
     if seeds < 2:
-        return Comparison(seeds, float(x.mean() - y.mean()) if seeds else None)
+        return Comparison(seeds, float(x.mean() - y.mean()), by_seed=by_seed)
     difference, low, high, p = welch(x, y)
-    return Comparison(seeds, difference, low, high, p if seeds >= MIN_SEEDS else None)
+    return Comparison(seeds, difference, low, high, p if seeds >= MIN_SEEDS else None, by_seed=by_seed)
 
 
 def _finite(values: Sequence[float]) -> Array:

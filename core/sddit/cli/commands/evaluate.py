@@ -49,7 +49,8 @@ class EvaluateCommand(SdditCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Load the plugins of `--plugin` first: their extractors may add options."""
         host().announce = notice
-        host().use(plugins_in(args), Path.cwd(), where="command line")
+        for given in plugins_in(args):
+            host().use_given(given, where="command line")
         options = {option.name: option for mode in modes(self.params) for option in mode.options}
         ctx.meta[MODE_OPTIONS] = [
             click.Option([flag(name)], type=PathOption(), metavar=option.metavar, help=option.help)

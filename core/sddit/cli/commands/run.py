@@ -46,6 +46,8 @@ sddit-run runs/quickstart-4f2c91d07a55/recipe.resolved.json
 class RunCommand(SdditCommand):
     """The command of a recipe. Its help is the help of `sddit-run` itself."""
 
+    unknown_option_hint = "Settings of a recipe are written as KEY=VALUE, such as train.steps=100."
+
     def get_help(self, ctx: click.Context) -> str:
         return ctx.find_root().get_help()
 

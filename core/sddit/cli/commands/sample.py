@@ -16,7 +16,7 @@ from sddit.errors import error
 from sddit.plugins.host import host
 
 if TYPE_CHECKING:
-    from sddit.api import Sampling
+    from sddit.generation import Sampling
     from sddit.interfaces import Dataset
     from sddit.progress import Progress
     from sddit.recipes.recipe import Recipe
@@ -75,10 +75,6 @@ def sample(
     choose_device(device)
     model = api.load(run, weights=weights or "", step=step, trust_code=trust_code)
     recipe = model.require_recipe()
-    settings = {"sampler.name": sampler, "sampler.steps": steps}
-    overrides = [f"{key}={value}" for key, value in settings.items() if value is not None]
-    if guidance is not None:
-        overrides += guidance_overrides(recipe, guidance)
     names = recipe.facts.class_names
     wanted = [label for text in classes for label in choose_classes(text, names, where="--classes")]
     wanted = wanted or list(range(len(names)))
@@ -90,9 +86,10 @@ def sample(
             classes=wanted or None,
             per_class=per_class,
             seed=seed,
-            steps=None,
+            steps=steps,
+            sampler=sampler,
+            guidance=guidance,
             device=device,
-            overrides=overrides,
         )
         for seed in chosen
     ]
@@ -100,18 +97,6 @@ def sample(
         paths = draw(samplings, model.dataset(), wanted, folder, progress)
     for path in paths:
         echo(path)
-
-
-def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:
-    """Return the overrides for a guidance scale: of the recipe's rule, else of the only rule that has a scale."""
-    if "scale" in type(recipe.guidance.params).model_fields:
-        return [f"guidance.scale={scale}"]
-    scaled = [c.qualified for c in host().registries.guidances if "scale" in c.params.model_fields]
-    if len(scaled) != 1:
-        what = "several guidance rules have a scale" if scaled else "no guidance rule has a scale"
-        expect = f"a recipe whose [guidance] is one of {', '.join(scaled)}" if scaled else "a plugin with such a rule"
-        raise error("SD-T923", what, where="--guidance", got=str(scale), expect=expect)
-    return [f"guidance.name={scaled[0]}", f"guidance.scale={scale}"]
 
 
 def numbers(text: str, flag: str) -> list[int]:

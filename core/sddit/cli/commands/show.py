@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -54,7 +53,8 @@ def show(kind: str | None, name: str | None, plugin: tuple[str, ...], as_json: b
     if schema and name is None and kind not in TABLES:
         raise click.UsageError("--schema prints the settings of one component or table; use: show KIND NAME --schema")
     host().announce = notice
-    host().use([*plugin, *plugins_named_by([name or ""])], Path.cwd(), where="command line")
+    for given in (*plugin, *plugins_named_by([name or ""])):
+        host().use_given(given, where="command line")
     if kind is None:
         show_kinds(as_json)
     elif kind in TABLES:

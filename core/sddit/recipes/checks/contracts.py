@@ -47,7 +47,7 @@ def check_answers(recipe: Recipe) -> Iterator[Problem]:
     for key, method, ask, kind in questions:
         try:
             if not isinstance(answer := ask(), kind):
-                raise TypeError(f"it returned {type(answer).__name__}, not {kind.__name__}")
+                yield wrong_answer(key, components(recipe)[key], method, answer, kind)
         except SdditError as known:
             yield from known.problems
         except ValueError as refused:
@@ -124,6 +124,18 @@ def _named_idle(recipe: Recipe) -> Iterator[str]:
             raise SdditError(broken_contract(key, chosen, "idle", failure)) from failure
 
 
+def wrong_answer(key: str, chosen: Selected[Params], method: str, answer: object, kind: type) -> Problem:
+    return Problem(
+        "SD-P220",
+        f"{chosen.component.qualified} failed to answer {type(chosen.params).__name__}.{method}",
+        where=key,
+        got=f"it returned {type(answer).__name__}, not {kind.__name__}",
+        fix=f"make it a property, with @property above def {method}"
+        if callable(answer)
+        else f"let it return a {kind.__name__} on every path",
+    )
+
+
 def broken_contract(key: str, chosen: Selected[Params], method: str, failure: Exception) -> Problem:
     line = author_line(failure)
     return Problem(
@@ -131,6 +143,6 @@ def broken_contract(key: str, chosen: Selected[Params], method: str, failure: Ex
         f"{chosen.component.qualified} failed to answer {type(chosen.params).__name__}.{method}",
         where=key,
         got=f"{describe_exception(failure)}{f' ({line})' if line else ''}",
-        expect="what sddit.interfaces says",
-        fix=suggest_fix(failure) or "correct that method; sddit-run check tests the entire contract",
+        fix=suggest_fix(failure, kind=chosen.component.kind)
+        or f"correct {method}: sddit.interfaces says what it takes and returns",
     )

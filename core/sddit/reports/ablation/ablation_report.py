@@ -22,7 +22,7 @@ from sddit.ablations.analysis.table import (
 )
 from sddit.data.undecoded import CAPTION
 from sddit.interfaces.metric_names import metric_of
-from sddit.reports.ablation.ablation_tables import cost, how_soon, interval_range, what_differs
+from sddit.reports.ablation.ablation_tables import PLOT_WIDTH, cost, how_soon, interval_axis, what_differs
 from sddit.reports.ablation.caveats import caveats, group
 from sddit.reports.ablation.conclusions import budget, fairness, findings, summary
 from sddit.reports.ablation.curves import AXES, diagnostic_charts, loss_charts, metric_charts
@@ -64,7 +64,8 @@ def contents(results: AblationResults) -> dict[str, Any]:
         "fairness": fairness(results, compared, found),
         "metrics": [(metric, metric_title(metric), metric_of(metric).better) for metric in compared],
         "compared": compared,
-        "ranges": {metric: interval_range(of_arms.values()) for metric, of_arms in compared.items()},
+        "scales": {metric: interval_axis(of_arms.values()) for metric, of_arms in compared.items()},
+        "plot_width": PLOT_WIDTH,
         "floors": floors_sentence(results),
         "legend": interval_note(compared),
         "what_differs": list(what_differs(results)),

@@ -15,15 +15,18 @@ from sddit.ablations.analysis.targets import Relative, reached
 from sddit.ablations.planning.records import SettingDifference
 from sddit.formatting import format_duration, format_number, format_si
 from sddit.recipes.parsing import quoted
+from sddit.reports.charts import Axis, axis_over
 
+PLOT_WIDTH, PLOT_EDGE = 220, 16  # of a plot of intervals, and its margins, which hold half a number of the scale
 SOONER: Mapping[Verdict, str] = {"better": "sooner", "worse": "later"}
 CHEAPER: Mapping[Verdict, str] = {"better": "fewer", "worse": "more"}
 
 
-def interval_range(compared: Iterable[Comparison]) -> float:
-    """Return the largest distance from zero of the differences and intervals, the scale on which they are drawn."""
-    ends = (value for one in compared for value in (one.low, one.high, one.difference) if value is not None)
-    return max(map(abs, ends), default=0.0)
+def interval_axis(compared: Iterable[Comparison]) -> Axis | None:
+    """Return the axis on which the differences of a metric are drawn, with zero; None if there is no difference."""
+    drawn = [one for one in compared if one.difference is not None]
+    ends = (value for one in drawn for value in (one.low, one.high, *one.by_seed) if value is not None)
+    return axis_over((0.0, *ends), PLOT_EDGE, PLOT_WIDTH - PLOT_EDGE, room=0.02) if drawn else None
 
 
 def how_soon(results: AblationResults, logs: Logs, metric: str) -> Iterator[dict[str, str]]:

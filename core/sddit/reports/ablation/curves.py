@@ -13,11 +13,11 @@ from sddit.ablations.analysis.results import AblationResults
 from sddit.ablations.analysis.statistics import summarize
 from sddit.ablations.analysis.table import metric_title
 from sddit.ablations.planning.records import ArmRecord
-from sddit.evaluation.monitors import keys_of
+from sddit.evaluation.monitors import RATIO, keys_of
 from sddit.evaluation.probe import Probe
 from sddit.interfaces import Monitor
 from sddit.interfaces.metric_names import SCORE
-from sddit.reports.charts import Reference, Series, levels, line_chart
+from sddit.reports.charts import Reference, Series, are_positive, levels, line_chart
 
 Position = Callable[[ArmRecord, Mapping[str, float]], float | None]
 """(arm, line of a log) -> position on the axis."""
@@ -51,10 +51,12 @@ def loss_charts(results: AblationResults, logs: Logs) -> list[Charts]:
 
 def diagnostic_charts(results: AblationResults, logs: Logs, monitors: Mapping[str, Monitor]) -> list[Markup]:
     """Return a chart for each diagnostic over steps, with the arms that have it and the levels to read it against."""
-    return [
-        chart(monitor.title, lines(key, AXES[0], results, logs), AXES[0].title, levels(monitor))
-        for key, monitor in monitors.items()
-    ]
+    charts = []
+    for key, monitor in monitors.items():
+        series = list(lines(key, AXES[0], results, logs))
+        log_y = key.startswith(RATIO) and are_positive(series)
+        charts.append(chart(monitor.title, series, AXES[0].title, levels(monitor), log_y=log_y))
+    return charts
 
 
 def all_keys(logs: Logs) -> list[str]:
@@ -81,7 +83,12 @@ def lines(key: str, axis: CurveAxis, results: AblationResults, logs: Logs) -> It
     for slot, arm in enumerate(results.plan.arms):
         if points := list(over_seeds(key, axis, arm, list(logs[arm.label].values()))):
             x, y, low, high = zip(*points, strict=True)
-            yield Series(arm.label, x, y, low, high, slot)
+            yield Series(legend_name(arm), x, y, low, high, slot)
+
+
+def legend_name(arm: ArmRecord) -> str:
+    """Return the name of an arm in a legend, which marks a baseline."""
+    return f"{arm.label} (baseline)" if arm.is_baseline else arm.label
 
 
 def over_seeds(
@@ -123,5 +130,5 @@ def probe_chart(heading: str, results: AblationResults, probes: Mapping[str, Seq
         if own := probes.get(arm.label):
             best = [[max(column) for column in zip(*getattr(probe, which), strict=True)] for probe in own]
             y, low, high = zip(*(band(values) for values in zip(*best, strict=True)), strict=True)
-            series.append(Series(arm.label, own[0].blocks, y, low, high, slot))
+            series.append(Series(legend_name(arm), own[0].blocks, y, low, high, slot))
     return line_chart(heading, series, x_label="block")

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from sddit.evaluation.monitors import CORE_KEYS, RATIO, RATIO_RANGE, Row, _bin_order, keys_of, label_of, monitors
 from sddit.interfaces.metric_names import KNOWN_METRICS, SCORE
-from sddit.reports.charts import Reference, Series, levels, line_chart
+from sddit.reports.charts import Reference, Series, are_positive, levels, line_chart
 from sddit.reports.run.run_data import ReportData
 
 
@@ -82,7 +82,8 @@ def optimization_charts(run: ReportData) -> list[Markup]:
     ]
     if series := [_series(run.metrics, key, label_of(key)) for key in present if key.startswith(RATIO)]:
         references = [Reference("alarm below", RATIO_RANGE[0]), Reference("alarm above", RATIO_RANGE[1])]
-        charts.append(line_chart("gradient of a loss over that of the first", series, references=references))
+        title, log_y = "gradient of a loss over that of the first", are_positive(series)
+        charts.append(line_chart(title, series, references=references, log_y=log_y))
     return charts
 
 

@@ -21,9 +21,10 @@ from sddit.ablations.analysis.targets import first_at, reached
 from sddit.ablations.planning.measurements import MAX_PARAMETERS, check_recipe
 from sddit.ablations.planning.records import ArmRecord, LeakCheck, PlanRecord
 from sddit.evaluation.probe import Probe
+from sddit.formatting import format_number
 from sddit.interfaces import Monitor
 from sddit.reports.ablation.ablation_report import page, write_report
-from sddit.reports.ablation.ablation_tables import how_soon
+from sddit.reports.ablation.ablation_tables import how_soon, interval_axis
 from sddit.reports.ablation.caveats import caveats
 from sddit.reports.ablation.conclusions import KINDS, fairness, findings, summary
 from sddit.reports.ablation.curves import AXES, lines, metric_charts
@@ -242,6 +243,31 @@ def test_every_part_is_there(make):
         assert part in text, part
 
 
+def test_samples_come_before_the_tables(make):
+    html = page(make())
+    assert html.index("What came out") < html.index("Samples side by side") < html.index("The arms")
+
+
+def test_intervals_are_drawn_on_a_scale_with_a_circle_for_each_seed(make):
+    results = make()
+    html = page(results)
+    axis = interval_axis(compared(results)["toy.fd"].values())
+    assert axis is not None
+    labels = re.findall(r'<text x="([^"]+)" y="12" text-anchor="middle">([^<]+)</text>', html)
+    assert labels[: len(axis.ticks())] == [(f"{axis(tick):.1f}", format_number(tick)) for tick in axis.ticks()]
+    assert 0.0 in axis.ticks() and axis.low < -0.5 and axis.high > 1.6  # all differences, and no difference
+    assert "difference in toy FD" in Page(html).text
+    drawn = re.search(r"<title>([^<]+) by seed</title>.*?</svg>", html, re.S)
+    assert drawn is not None and drawn[1] == "-0.5, -0.48, -0.4"
+    circles = re.findall(r'<circle class="seed" cx="([^"]+)"', drawn[0])
+    assert circles == [f"{axis(own - base):.1f}" for own, base in zip(FD["good"], FD["base"], strict=True)]
+
+
+def test_a_single_seed_is_drawn_without_an_interval(make):
+    html = page(make({"base": [1.0], "good": [0.5]}))
+    assert html.count('class="seed"') == len(METRICS) and 'r="3.4"' not in html
+
+
 def test_parts_without_content_are_omitted(make):
     results = make({"base": [1.0, 2.0, 3.0]}, probe=False, question="")
     for one in results.runs:
@@ -366,13 +392,13 @@ def test_a_loss_without_gradient_in_both_is_not_what_is_compared(make):
     assert comparisons(only_base, "toy.fd")["same"].verdict == "no verdict without gradient"
 
 
-@pytest.mark.parametrize(("ratio", "why"), [(0.0655, "0.0655 is below 0.1"), (4.0, "4 is above 1"), (0.5, "")])
+@pytest.mark.parametrize(("ratio", "why"), [(0.0065, "0.0065 is below 0.01"), (4.0, "4 is above 3"), (0.04, "")])
 def test_a_small_or_large_gradient_is_a_caveat(make, ratio, why):
     results = with_ratios(make(), same=[ratio] * 3)
     found = [one for one in caveats(results, logs_of(results)) if one.kind == "gradient out of range"]
     assert len(found) == bool(why)
     if found:
-        assert f"healthy range of 0.1 to 1: {why} in same (3 of 3 runs)" in found[0].text
+        assert f"healthy range of 0.01 to 3: {why} in same (3 of 3 runs)" in found[0].text
         assert "Doubtful" in " ".join(summary(results, {"toy.fd": comparisons(results, "toy.fd")}, found))
 
 
@@ -395,7 +421,7 @@ def test_a_curve_is_the_mean_over_seeds_in_a_band_of_one_std(make):
     axes = {axis.key: axis for axis in AXES}
     for key, factor in (("steps", 10), ("images", 80), ("flops", 1e9)):
         base = next(lines("loss/denoise", axes[key], results, logs_of(results)))
-        assert base.name == "base"
+        assert base.name == "base (baseline)"
         assert base.x == pytest.approx([factor * k for k in (1, 2, 3, 4)])
         assert base.y == pytest.approx([1 / k + 1 for k in (1, 2, 3, 4)])
         assert base.low == pytest.approx([1 / k for k in (1, 2, 3, 4)])
@@ -427,7 +453,9 @@ def test_the_curve_of_a_metric_is_a_drawing_of_its_own(make):
     results = make()
     svg = as_file(metric_charts(results, logs_of(results))[0]["steps"])
     assert "http://www.w3.org/2000/svg" in svg and "toy FD" in svg
-    assert all(f"{label}: from " in svg for label in FD)
+    assert "base (baseline): from " in svg
+    assert all(f"{label}: from " in svg for label in ("good", "bad", "same"))
+    assert svg.count("(baseline)</text>") == 1
 
 
 def test_what_was_scored_at_the_end_alone_is_a_point(make):

@@ -216,13 +216,14 @@ def test_verdicts(values, bounds, state):
         ([0.0] * 10, [1.0] * 10, "look here", "it is 0 in every measurement, so this loss never changed the network"),
         ([0.0, 0.3], [1.0] * 2, "healthy", ""),  # a head that starts at zero
         ([0.4] * 9 + [0.0], [1.0] * 10, "healthy", ""),  # a last stage without masks
-        ([0.4] * 5 + [0.0] * 5, [1.0] * 10, "look here", "0 is below 0.1"),
-        ([0.0655] * 10, [1.0] * 10, "look here", "0.0655 is below 0.1"),
-        ([2.5] * 10, [1.0] * 10, "look here", "2.5 is above 1"),
+        ([0.4] * 5 + [0.0] * 5, [1.0] * 10, "look here", "0 is below 0.01"),
+        ([0.0065] * 10, [1.0] * 10, "look here", "0.0065 is below 0.01"),
+        ([0.04] * 10, [0.1] * 10, "healthy", ""),  # a shipped loss with a weight of 0.1
+        ([4.0] * 10, [1.0] * 10, "look here", "4 is above 3"),
         ([math.nan] * 10, [1.0] * 10, "look here", "it is not a finite number"),
-        ([0.4] * 5 + [0.01] * 5, [1.0] * 5 + [0.01] * 5, "healthy", ""),  # a weight that fades out
-        ([0.01] * 5 + [0.4] * 5, [0.01] * 5 + [1.0] * 5, "healthy", ""),
-        ([0.4] * 5 + [0.01] * 5, [1.0] * 10, "look here", "0.01 is below 0.1"),
+        ([0.4] * 5 + [0.004] * 5, [1.0] * 5 + [0.01] * 5, "healthy", ""),  # a weight that fades out
+        ([0.004] * 5 + [0.4] * 5, [0.01] * 5 + [1.0] * 5, "healthy", ""),
+        ([0.4] * 5 + [0.004] * 5, [1.0] * 10, "look here", "0.004 is below 0.01"),
     ],
 )
 def test_a_gradient_outside_its_range_is_marked(ratios, weights, state, why):
