@@ -58,9 +58,19 @@ from sddit.storage.tensors import unpack
 from sddit.training.arguments import (
     device_argument,
     dtype_argument,
+    images_argument,
+    labels_argument,
+    levels_argument,
+    named_refusal,
+    network_argument,
+    network_input,
     path_argument,
+    schedule_argument,
+    sigmas_argument,
     text_argument,
+    visible_argument,
     whole_argument,
+    wrong_argument,
 )
 from sddit.training.ema import with_prefix
 from sddit.training.networks import DTYPES, build_backbone, default_dtype
@@ -69,6 +79,8 @@ from sddit.training.warm_start import read_weights
 KERNEL = DEFAULTS["attention"]
 """The attention kernel of weights that come without a recipe."""
 MAX_PER_CLASS = 10_000  # images of one call
+OVERRIDABLE = ("sampler", "guidance", "dataset.latent_scale")
+"""Tables and keys of a recipe that may be changed when a trained network is sampled."""
 
 
 def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runtime: Any) -> Any:
@@ -98,7 +110,12 @@ def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runti
     if isinstance(runtime.get("folder"), str):
         runtime["folder"] = Path(runtime["folder"])
     check_arguments(component, runtime)
-    return component.build(settings, **runtime)
+    try:
+        return component.build(settings, **runtime)
+    except (KeyError, ValueError) as refused:
+        where, got = f"sddit.build({kind!r}, {name!r})", ", ".join(runtime) or "no arguments"
+        what = f"it cannot be built with these settings and arguments: {refused}"
+        raise error("SD-T926", what, where=where, got=got, expect=component.summary) from refused
 
 
 @dataclass(slots=True)
@@ -118,16 +135,21 @@ class Model:
     @torch.no_grad()
     def raw(self, x: Tensor, t: Tensor, labels: Tensor, visible: Tensor | None = None) -> Tensor:
         """Return the raw network output for its raw inputs: x [B, C, H, W], t [B] integer steps or c_noise."""
-        output, _, _ = self.backbone(x, t.to(x.dtype), labels, visible=visible)
+        x = network_input(x, "x", self.shapes.image, self.backbone)
+        t, labels = levels_argument(t, "t", len(x)), labels_argument(labels, len(x), self.num_classes)
+        with named_refusal("visible"):
+            output, _, _ = self.backbone(x, t.to(x.dtype), labels, visible=visible_argument(visible, len(x)))
         return torch.as_tensor(output)
 
     @torch.no_grad()
     def denoise(self, x: Tensor, sigma: float | Tensor, labels: Tensor) -> Tensor:
         """Estimate x0 [B, C, H, W] from x at variance-exploding noise level sigma: one number, or one per image [B]."""
         denoiser = ModelDenoiser(self.backbone, self.require_schedule(), self.num_classes)
+        x = images_argument(x, "x", self.shapes.image)
+        labels, sigmas = labels_argument(labels, len(x), self.num_classes), sigmas_argument(sigma, len(x))
         if isinstance(sigma, Tensor) and sigma.dim():
-            return torch.cat([denoiser(x[i : i + 1], float(s), labels[i : i + 1]).x0 for i, s in enumerate(sigma)])
-        return denoiser(x, float(sigma), labels).x0
+            return torch.cat([denoiser(x[i : i + 1], s, labels[i : i + 1]).x0 for i, s in enumerate(sigmas)])
+        return denoiser(x, sigmas[0], labels).x0
 
     def dataset(self, split: str = "test") -> Dataset:
         """Return the data set of its run: its split `train` or `test`."""
@@ -171,13 +193,20 @@ def load(
         step: for a run, the checkpoint; None: the newest intact one.
         dtype: of the weights, such as `torch.float64` or `float64`; None: unchanged.
         trust_code: for an exported folder, run the one-file plugins that it contains. They run with your permissions.
+
+    Warns of tensors that were renamed, dropped or converted, and of arguments that were guessed.
     """
     path = path_argument(source, "source")
     layout, weights = text_argument(layout, "layout"), text_argument(weights, "weights")
+    stated = checked_config(config)
     if step is not None:
         step = whole_argument(step, "step", 0, MAX_INTEGER)
     dtype = dtype_argument(dtype)
     if path.is_dir():
+        if layout or stated:
+            got = "layout" if layout else "config"
+            expect, fix = "for a file only", f"leave out {got}, or pass the weight file in this folder"
+            raise error("SD-T925", f"{got} does not concern a folder", where=got, got=str(path), expect=expect, fix=fix)
         if not (path / RECIPE).is_file():
             verify_export(path)
         if is_export(path) and not (path / RECIPE).is_file():
@@ -186,13 +215,28 @@ def load(
     if not path.is_file():
         expect = "a run folder, an exported one, or a .safetensors file"
         raise error("SD-C444", "nothing to load", where=str(path), expect=expect)
+    if step is not None:
+        raise error("SD-T925", "a weight file has no steps", where="step", got=f"step = {step}", expect="step=None")
     file = read_weight_file(path, weights=weights)
-    converted = convert_from_layout(file.state, layout, config or {}, str(path))
+    converted = convert_from_layout(file.state, layout, stated, str(path))
+    notes = (*file.notes, *converted.notes)
+    if notes or converted.guessed or converted.never_drops_labels:
+        warnings.warn(f"{path}: {'; '.join(converted.lines(notes))}", stacklevel=2)
     wanted = dtype or reduce(torch.promote_types, {value.dtype for value in converted.state.values()})
     with default_dtype(wanted):
         backbone, named = converted.build_trained(build("attention", KERNEL)), converted.description.noise_schedule
         schedule = build("noise_schedules", *named) if named else None
     return Model(backbone, schedule, converted.shapes)
+
+
+def checked_config(config: Any) -> dict[str, Any]:
+    """Return arguments of a published constructor. Raises SD-T925 for anything else than a mapping with text keys."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+        expect = 'a mapping such as {"num_heads": 16}; for a file, json.load(open(FILE))'
+        raise wrong_argument("config is not a mapping of arguments", "config", config, expect)
+    return dict(config)
 
 
 def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype: torch.dtype | None = None) -> Model:
@@ -306,6 +350,27 @@ class Drawn:
         return encoder_units(self.x, self.recipe.dataset.params, self.recipe.facts)
 
 
+def loaded_model(value: Any) -> Model:
+    """Return a model from `load`. Raises SD-T925 for anything else."""
+    if not isinstance(value, Model):
+        expect = "a model from sddit.load(RUN)"
+        raise error("SD-T925", "not a loaded model", where="model", got=type(value).__name__, expect=expect)
+    return value
+
+
+def checked_overrides(overrides: Any) -> list[str]:
+    """Return changes of a recipe as texts. Raises SD-T925 for one that does not concern the sampling of a network."""
+    if not isinstance(overrides, (str, list, tuple)):
+        raise wrong_argument("overrides is not a list of texts", "overrides", overrides, '["sampler.steps=40"]')
+    changes = [overrides] if isinstance(overrides, str) else [text_argument(text, "overrides") for text in overrides]
+    for text in changes:
+        key = text.partition("=")[0].strip()
+        if "=" in text and key not in OVERRIDABLE and key.partition(".")[0] not in OVERRIDABLE:
+            expect = 'keys of sampler and guidance, such as "sampler.steps=40"'
+            raise error("SD-T925", f"{key!r} cannot change after training", where="overrides", got=text, expect=expect)
+    return changes
+
+
 def draw(
     model: Model,
     *,
@@ -317,11 +382,8 @@ def draw(
     overrides: str | Sequence[str],
 ) -> Drawn:
     """Sample a loaded run; the arguments are those of `sample`."""
-    if not isinstance(model, Model):
-        expect = "a model from sddit.load(RUN)"
-        raise error("SD-T925", "not a loaded model", where="model", got=type(model).__name__, expect=expect)
-    recipe = model.require_recipe()
-    changes = [overrides] if isinstance(overrides, str) else [text_argument(text, "overrides") for text in overrides]
+    recipe = loaded_model(model).require_recipe()
+    changes = checked_overrides(overrides)
     if steps is not None:
         changes.append(f"sampler.steps={whole_argument(steps, 'steps', 2, MAX_INTEGER)}")
     if changes:
@@ -357,13 +419,33 @@ def view(
         visible: [B, K] tokens that are not hidden, ascending; None: all.
         network: the network that receives the view.
     """
-    x = schedule.perturb(x0, noise, t)
-    return View(network=network, x=x, t=t, labels=labels, x0=x0, noise=noise, visible=visible)
+    schedule, x0 = schedule_argument(schedule), images_argument(x0, "x0")
+    noise, t = images_argument(noise, "noise", x0.shape[1:]), levels_argument(t, "t", len(x0))
+    if len(noise) != len(x0):
+        got, expect = f"{len(noise)} images", f"{len(x0)}, as x0"
+        raise error("SD-T925", "noise is of another number of images", where="noise", got=got, expect=expect)
+    return View(
+        network=network_argument(network),
+        x=schedule.perturb(x0, noise, t),
+        t=t,
+        labels=labels_argument(labels, len(x0)),
+        x0=x0,
+        noise=noise,
+        visible=visible_argument(visible, len(x0)),
+    )
 
 
 def observe(model: Model, seen: View, *, taps: Sequence[Tap] = (), output: bool = True) -> Outputs:
     """Run a loaded network on a view, with gradient. Returns its output, the resulting x0, and tokens at `taps`."""
-    return denoise_view(model.backbone, model.require_schedule(), seen, taps, output)
+    schedule = loaded_model(model).require_schedule()
+    if not isinstance(seen, View):
+        raise error("SD-T925", "not a view", where="seen", got=type(seen).__name__, expect="a view from sddit.view")
+    if not isinstance(taps, (list, tuple)):
+        raise wrong_argument("taps is not a list", "taps", taps, 'a list such as ["encoder"]')
+    network_input(seen.x, "seen.x", model.shapes.image, model.backbone)
+    labels_argument(seen.labels, len(seen.x), model.num_classes)
+    with named_refusal("sddit.observe"):
+        return denoise_view(model.backbone, schedule, seen, taps, output)
 
 
 def context(
@@ -384,11 +466,15 @@ def context(
         seed: for the draws of the loss itself.
         ema_modules: the teacher's copies of the modules of the loss.
     """
+    if ema_modules is not None and not isinstance(ema_modules, Mapping):
+        raise wrong_argument("ema_modules is not a mapping", "ema_modules", ema_modules, "{name: module}")
+    step = whole_argument(step, "step", 0, MAX_INTEGER)
+    seed = whole_argument(seed, "seed", 0, MAX_INTEGER)
     return Context(
         step=step,
-        total_steps=total_steps,
-        schedule=schedule,
+        total_steps=whole_argument(total_steps, "total_steps", 1, MAX_INTEGER),
+        schedule=schedule_argument(schedule),
         draws=KeyedDraws(seed, step, torch.zeros(1, dtype=torch.int64)),
-        num_classes=num_classes,
+        num_classes=whole_argument(num_classes, "num_classes", 0, MAX_INTEGER),
         ema_modules=ema_modules or {},
     )
