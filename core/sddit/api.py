@@ -24,19 +24,18 @@ from textwrap import shorten
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sddit.backbones import Backbone
 from sddit.data.class_choice import choose_classes
 from sddit.data.preview import encoder_units
 from sddit.data.undecoded import CAPTION
-from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.errors import error, one_of
 from sddit.exchange.conversion import convert_from_layout
 from sddit.exchange.files import read_weight_file
 from sddit.generation import Request, generate, of_classes
-from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Split, Tap, View
+from sddit.interfaces import Dataset, NoiseSchedule, Outputs, Shapes, Split, Tap, View
 from sddit.plugins.build_arguments import check_arguments, check_settings
 from sddit.plugins.host import registry
 from sddit.recipes.parsing import MAX_INTEGER
@@ -56,16 +55,16 @@ from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import RECIPE, recipe_path, recorded_ids, refuse_changed
 from sddit.storage.tensors import unpack
 from sddit.training.arguments import (
+    checked_config,
+    checked_overrides,
     device_argument,
     dtype_argument,
     images_argument,
     labels_argument,
     levels_argument,
     named_refusal,
-    network_argument,
     network_input,
     path_argument,
-    schedule_argument,
     sigmas_argument,
     text_argument,
     visible_argument,
@@ -79,8 +78,6 @@ from sddit.training.warm_start import read_weights
 KERNEL = DEFAULTS["attention"]
 """The attention kernel of weights that come without a recipe."""
 MAX_PER_CLASS = 10_000  # images of one call
-OVERRIDABLE = ("sampler", "guidance", "dataset.latent_scale")
-"""Tables and keys of a recipe that may be changed when a trained network is sampled."""
 
 
 def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runtime: Any) -> Any:
@@ -229,16 +226,6 @@ def load(
     return Model(backbone, schedule, converted.shapes)
 
 
-def checked_config(config: Any) -> dict[str, Any]:
-    """Return arguments of a published constructor. Raises SD-T925 for anything else than a mapping with text keys."""
-    if config is None:
-        return {}
-    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
-        expect = 'a mapping such as {"num_heads": 16}; for a file, json.load(open(FILE))'
-        raise wrong_argument("config is not a mapping of arguments", "config", config, expect)
-    return dict(config)
-
-
 def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype: torch.dtype | None = None) -> Model:
     """Load the network of a run at its newest intact checkpoint, or at `step`."""
     resolved = recipe_path(folder)
@@ -358,19 +345,6 @@ def loaded_model(value: Any) -> Model:
     return value
 
 
-def checked_overrides(overrides: Any) -> list[str]:
-    """Return changes of a recipe as texts. Raises SD-T925 for one that does not concern the sampling of a network."""
-    if not isinstance(overrides, (str, list, tuple)):
-        raise wrong_argument("overrides is not a list of texts", "overrides", overrides, '["sampler.steps=40"]')
-    changes = [overrides] if isinstance(overrides, str) else [text_argument(text, "overrides") for text in overrides]
-    for text in changes:
-        key = text.partition("=")[0].strip()
-        if "=" in text and key not in OVERRIDABLE and key.partition(".")[0] not in OVERRIDABLE:
-            expect = 'keys of sampler and guidance, such as "sampler.steps=40"'
-            raise error("SD-T925", f"{key!r} cannot change after training", where="overrides", got=text, expect=expect)
-    return changes
-
-
 def draw(
     model: Model,
     *,
@@ -398,43 +372,6 @@ def draw(
     return Drawn(x, request, recipe)
 
 
-def view(
-    schedule: NoiseSchedule,
-    x0: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    labels: Tensor,
-    *,
-    visible: Tensor | None = None,
-    network: Network = "student",
-) -> View:
-    """Return a noisy view of given images.
-
-    Args:
-        schedule: defines the meaning of t.
-        x0: clean images [B, C, H, W].
-        noise: unit noise [B, C, H, W].
-        t: noise levels [B] in the schedule's own time.
-        labels: [B]; the number of classes is the null label.
-        visible: [B, K] tokens that are not hidden, ascending; None: all.
-        network: the network that receives the view.
-    """
-    schedule, x0 = schedule_argument(schedule), images_argument(x0, "x0")
-    noise, t = images_argument(noise, "noise", x0.shape[1:]), levels_argument(t, "t", len(x0))
-    if len(noise) != len(x0):
-        got, expect = f"{len(noise)} images", f"{len(x0)}, as x0"
-        raise error("SD-T925", "noise is of another number of images", where="noise", got=got, expect=expect)
-    return View(
-        network=network_argument(network),
-        x=schedule.perturb(x0, noise, t),
-        t=t,
-        labels=labels_argument(labels, len(x0)),
-        x0=x0,
-        noise=noise,
-        visible=visible_argument(visible, len(x0)),
-    )
-
-
 def observe(model: Model, seen: View, *, taps: Sequence[Tap] = (), output: bool = True) -> Outputs:
     """Run a loaded network on a view, with gradient. Returns its output, the resulting x0, and tokens at `taps`."""
     schedule = loaded_model(model).require_schedule()
@@ -446,35 +383,3 @@ def observe(model: Model, seen: View, *, taps: Sequence[Tap] = (), output: bool 
     labels_argument(seen.labels, len(seen.x), model.num_classes)
     with named_refusal("sddit.observe"):
         return denoise_view(model.backbone, schedule, seen, taps, output)
-
-
-def context(
-    schedule: NoiseSchedule,
-    *,
-    num_classes: int = 0,
-    step: int = 0,
-    total_steps: int = 1,
-    seed: int = 0,
-    ema_modules: Mapping[str, nn.Module] | None = None,
-) -> Context:
-    """Return the context of a loss at one point in training.
-
-    Args:
-        schedule: noise schedule of the views.
-        num_classes: the null label.
-        step, total_steps: the point in training, for value schedules.
-        seed: for the draws of the loss itself.
-        ema_modules: the teacher's copies of the modules of the loss.
-    """
-    if ema_modules is not None and not isinstance(ema_modules, Mapping):
-        raise wrong_argument("ema_modules is not a mapping", "ema_modules", ema_modules, "{name: module}")
-    step = whole_argument(step, "step", 0, MAX_INTEGER)
-    seed = whole_argument(seed, "seed", 0, MAX_INTEGER)
-    return Context(
-        step=step,
-        total_steps=whole_argument(total_steps, "total_steps", 1, MAX_INTEGER),
-        schedule=schedule_argument(schedule),
-        draws=KeyedDraws(seed, step, torch.zeros(1, dtype=torch.int64)),
-        num_classes=whole_argument(num_classes, "num_classes", 0, MAX_INTEGER),
-        ema_modules=ema_modules or {},
-    )

@@ -142,9 +142,7 @@ def convert_from_layout(
     def read(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
         return *form.infer(tensors, given), form.to_ours(tensors, given)
 
-    if empty := [name for name, tensor in state.items() if not tensor.numel()]:
-        what, got = "a tensor of this file is empty", f"{empty[0]} {list(state[empty[0]].shape)}"
-        raise error("SD-C455", what, where=where, got=got, expect="the weights of a network", fix="save them again")
+    _refuse_empty(state, where)
     exact, converted_types = exact_floats(state)
     try:
         found = find_network(exact, read, where)
@@ -177,10 +175,8 @@ def convert_from_layout(
             fix="add them, e.g. --config num_heads=16",
         ) from unfit
     _refuse_unused(given, complete, allowed={*form.idle, *flatten(inferred)})
-    notes = (*found.notes, *converted_types)
-    converted = ConvertedWeights(
-        layout, component, params, description, complete, inferred, guessed, ours, found.set_name, notes
-    )
+    facts = (layout, component, params, description, complete, inferred, guessed, ours)
+    converted = ConvertedWeights(*facts, found.set_name, (*found.notes, *converted_types))
     _refuse_misfits(converted, lambda: _other_layout(exact, layout, given))
     return converted
 
@@ -252,6 +248,12 @@ def _settings_mismatch(ours: Mapping[str, Any], theirs: Mapping[str, Any], table
         elif value != other and value not in (None, "") and other not in (None, ""):
             return f"{table}.{key} = {value}, not {other}"
     return ""
+
+
+def _refuse_empty(state: Mapping[str, Tensor], where: str) -> None:
+    if empty := [name for name, tensor in state.items() if not tensor.numel()]:
+        what, got = "a tensor of this file is empty", f"{empty[0]} {list(state[empty[0]].shape)}"
+        raise error("SD-C455", what, where=where, got=got, expect="the weights of a network", fix="save them again")
 
 
 def _refuse_contradictions(given: Mapping[str, Any], inferred: Mapping[str, Any]) -> None:

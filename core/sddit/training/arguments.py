@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +17,8 @@ from sddit.interfaces import Network, NoiseSchedule
 from sddit.training.environment import choose_device
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+OVERRIDABLE = ("sampler", "guidance", "dataset.latent_scale")
+"""Tables and keys of a recipe that may be changed when a trained network is sampled."""
 
 
 def wrong_argument(what: str, name: str, value: Any, expect: str) -> SdditError:
@@ -174,6 +176,29 @@ def network_argument(value: Any) -> Network:
         raise wrong_argument("no such network", "network", value, one_of(str(value), get_args(Network)))
     network: Network = value
     return network
+
+
+def checked_overrides(overrides: Any) -> list[str]:
+    """Return changes of a recipe as texts. Raises SD-T925 for one that does not concern the sampling of a network."""
+    if not isinstance(overrides, (str, list, tuple)):
+        raise wrong_argument("overrides is not a list of texts", "overrides", overrides, '["sampler.steps=40"]')
+    changes = [overrides] if isinstance(overrides, str) else [text_argument(text, "overrides") for text in overrides]
+    for text in changes:
+        key = text.partition("=")[0].strip()
+        if "=" in text and key not in OVERRIDABLE and key.partition(".")[0] not in OVERRIDABLE:
+            expect = 'keys of sampler and guidance, such as "sampler.steps=40"'
+            raise error("SD-T925", f"{key!r} cannot change after training", where="overrides", got=text, expect=expect)
+    return changes
+
+
+def checked_config(config: Any) -> dict[str, Any]:
+    """Return arguments of a published constructor. Raises SD-T925 for anything else than a mapping with text keys."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+        expect = 'a mapping such as {"num_heads": 16}; for a file, json.load(open(FILE))'
+        raise wrong_argument("config is not a mapping of arguments", "config", config, expect)
+    return dict(config)
 
 
 @contextmanager
