@@ -26,7 +26,11 @@ from sddit.data.latents import Flip, write_cache
 
 def finite_scale(text: str) -> float:
     """Return a scale above 0."""
-    if not 0 < (scale := float(text)) < float("inf"):
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = 0.0
+    if not 0 < scale < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return scale
 

@@ -10,16 +10,18 @@ from sddit.plugins.hookspecs import hookimpl
 from sddit.plugins.registry import Registry
 
 if TYPE_CHECKING:
-    from sddit.api import Model, build, context, load, observe, sample, view
+    from sddit.api import Model, build, load, observe, sample
     from sddit.backbones import Backbone
     from sddit.losses import LossTerm
+    from sddit.training.views import context, view
 
 __version__ = "0.1.0"
 __numerics__ = "0.1.0"
 """Revision of the numbers: part of every run id in place of the version. Raise it ("2", "3", ...) whenever the bits of
 a deterministic run on a CPU change, so that runs of different bits never share an id or an ablation.
 """
-_HEAVY = dict.fromkeys(("Model", "build", "load", "sample", "context", "observe", "view"), "sddit.api")
+_HEAVY = dict.fromkeys(("Model", "build", "load", "observe", "sample"), "sddit.api")
+_HEAVY |= dict.fromkeys(("context", "view"), "sddit.training.views")
 _HEAVY |= {"Backbone": "sddit.backbones", "LossTerm": "sddit.losses"}
 """{public name: module}, for names that need torch. They are imported on first use."""
 

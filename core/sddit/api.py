@@ -24,18 +24,17 @@ from textwrap import shorten
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sddit.backbones import Backbone
 from sddit.data.class_choice import choose_classes
 from sddit.data.undecoded import CAPTION
-from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.errors import error, one_of
 from sddit.exchange.conversion import convert_from_layout
 from sddit.exchange.files import read_weight_file
 from sddit.generation import Sampling, guidance_overrides, of_classes
-from sddit.interfaces import Context, Dataset, Network, NoiseSchedule, Outputs, Shapes, Split, Tap, View
+from sddit.interfaces import Dataset, NoiseSchedule, Outputs, Shapes, Split, Tap, View
 from sddit.plugins.build_arguments import check_arguments, check_settings
 from sddit.plugins.host import registry
 from sddit.recipes.parsing import MAX_INTEGER
@@ -56,12 +55,22 @@ from sddit.storage.manifest import verify
 from sddit.storage.run_folder import RECIPE, recipe_path, refuse_changed
 from sddit.storage.tensors import unpack
 from sddit.training.arguments import (
+    checked_config,
+    checked_overrides,
     device_argument,
     dtype_argument,
+    images_argument,
+    labels_argument,
+    levels_argument,
+    named_refusal,
+    network_input,
     number_argument,
     path_argument,
+    sigmas_argument,
     text_argument,
+    visible_argument,
     whole_argument,
+    wrong_argument,
 )
 from sddit.training.ema import with_prefix
 from sddit.training.networks import DTYPES, build_backbone, default_dtype
@@ -99,7 +108,12 @@ def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runti
     if isinstance(runtime.get("folder"), str):
         runtime["folder"] = Path(runtime["folder"])
     check_arguments(component, runtime)
-    return component.build(settings, **runtime)
+    try:
+        return component.build(settings, **runtime)
+    except (KeyError, ValueError) as refused:
+        where, got = f"sddit.build({kind!r}, {name!r})", ", ".join(runtime) or "no arguments"
+        what = f"it cannot be built with these settings and arguments: {refused}"
+        raise error("SD-T926", what, where=where, got=got, expect=component.summary) from refused
 
 
 @dataclass(slots=True)
@@ -119,16 +133,21 @@ class Model:
     @torch.no_grad()
     def raw(self, x: Tensor, t: Tensor, labels: Tensor, visible: Tensor | None = None) -> Tensor:
         """Return the raw network output for its raw inputs: x [B, C, H, W], t [B] integer steps or c_noise."""
-        output, _, _ = self.backbone(x, t.to(x.dtype), labels, visible=visible)
+        x = network_input(x, "x", self.shapes.image, self.backbone)
+        t, labels = levels_argument(t, "t", len(x)), labels_argument(labels, len(x), self.num_classes)
+        with named_refusal("visible"):
+            output, _, _ = self.backbone(x, t.to(x.dtype), labels, visible=visible_argument(visible, len(x)))
         return torch.as_tensor(output)
 
     @torch.no_grad()
     def denoise(self, x: Tensor, sigma: float | Tensor, labels: Tensor) -> Tensor:
         """Estimate x0 [B, C, H, W] from x at variance-exploding noise level sigma: one number, or one per image [B]."""
         denoiser = ModelDenoiser(self.backbone, self.require_schedule(), self.num_classes)
+        x = images_argument(x, "x", self.shapes.image)
+        labels, sigmas = labels_argument(labels, len(x), self.num_classes), sigmas_argument(sigma, len(x))
         if isinstance(sigma, Tensor) and sigma.dim():
-            return torch.cat([denoiser(x[i : i + 1], float(s), labels[i : i + 1]).x0 for i, s in enumerate(sigma)])
-        return denoiser(x, float(sigma), labels).x0
+            return torch.cat([denoiser(x[i : i + 1], s, labels[i : i + 1]).x0 for i, s in enumerate(sigmas)])
+        return denoiser(x, sigmas[0], labels).x0
 
     def dataset(self, split: str = "test") -> Dataset:
         """Return the data set of its run: its split `train` or `test`."""
@@ -172,13 +191,20 @@ def load(
         step: for a run, the checkpoint; None: the newest intact one.
         dtype: of the weights, such as `torch.float64` or `float64`; None: unchanged.
         trust_code: for an exported folder, run the one-file plugins that it contains. They run with your permissions.
+
+    Warns of tensors that were renamed, dropped or converted, and of arguments that were guessed.
     """
     path = path_argument(source, "source")
     layout, weights = text_argument(layout, "layout"), text_argument(weights, "weights")
+    stated = checked_config(config)
     if step is not None:
         step = whole_argument(step, "step", 0, MAX_INTEGER)
     dtype = dtype_argument(dtype)
     if path.is_dir():
+        if layout or stated:
+            got = "layout" if layout else "config"
+            expect, fix = "for a file only", f"leave out {got}, or pass the weight file in this folder"
+            raise error("SD-T925", f"{got} does not concern a folder", where=got, got=str(path), expect=expect, fix=fix)
         if not (path / RECIPE).is_file():
             verify_export(path)
         if is_export(path) and not (path / RECIPE).is_file():
@@ -187,8 +213,13 @@ def load(
     if not path.is_file():
         expect = "a run folder, an exported one, or a .safetensors file"
         raise error("SD-C444", "nothing to load", where=str(path), expect=expect)
+    if step is not None:
+        raise error("SD-T925", "a weight file has no steps", where="step", got=f"step = {step}", expect="step=None")
     file = read_weight_file(path, weights=weights)
-    converted = convert_from_layout(file.state, layout, config or {}, str(path))
+    converted = convert_from_layout(file.state, layout, stated, str(path))
+    notes = (*file.notes, *converted.notes)
+    if notes or converted.guessed or converted.never_drops_labels:
+        warnings.warn(f"{path}: {'; '.join(converted.lines(notes))}", stacklevel=2)
     wanted = dtype or reduce(torch.promote_types, {value.dtype for value in converted.state.values()})
     with default_dtype(wanted):
         backbone, named = converted.build_trained(build("attention", KERNEL)), converted.description.noise_schedule
@@ -311,6 +342,14 @@ def sample(
     return model.dataset().to_images(sampling.x())
 
 
+def loaded_model(value: Any) -> Model:
+    """Return a model from `load`. Raises SD-T925 for anything else."""
+    if not isinstance(value, Model):
+        expect = "a model from sddit.load(RUN)"
+        raise error("SD-T925", "not a loaded model", where="model", got=type(value).__name__, expect=expect)
+    return value
+
+
 def plan_sampling(
     model: Model,
     *,
@@ -324,11 +363,8 @@ def plan_sampling(
     overrides: str | Sequence[str] = (),
 ) -> Sampling:
     """Check the arguments of `sample`, and return what they ask for."""
-    if not isinstance(model, Model):
-        expect = "a model from sddit.load(RUN)"
-        raise error("SD-T925", "not a loaded model", where="model", got=type(model).__name__, expect=expect)
-    recipe = model.require_recipe()
-    changes = [overrides] if isinstance(overrides, str) else [text_argument(text, "overrides") for text in overrides]
+    recipe = loaded_model(model).require_recipe()
+    changes = checked_overrides(overrides)
     if sampler is not None:
         changes.append(f"sampler.name={text_argument(sampler, 'sampler')}")
     if guidance is not None:
@@ -346,59 +382,14 @@ def plan_sampling(
     return Sampling(model.backbone.to(device_argument(device)), model.require_schedule(), recipe, request)
 
 
-def view(
-    schedule: NoiseSchedule,
-    x0: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    labels: Tensor,
-    *,
-    visible: Tensor | None = None,
-    network: Network = "student",
-) -> View:
-    """Return a noisy view of given images.
-
-    Args:
-        schedule: defines the meaning of t.
-        x0: clean images [B, C, H, W].
-        noise: unit noise [B, C, H, W].
-        t: noise levels [B] in the schedule's own time.
-        labels: [B]; the number of classes is the null label.
-        visible: [B, K] tokens that are not hidden, ascending; None: all.
-        network: the network that receives the view.
-    """
-    x = schedule.perturb(x0, noise, t)
-    return View(network=network, x=x, t=t, labels=labels, x0=x0, noise=noise, visible=visible)
-
-
 def observe(model: Model, seen: View, *, taps: Sequence[Tap] = (), output: bool = True) -> Outputs:
     """Run a loaded network on a view, with gradient. Returns its output, the resulting x0, and tokens at `taps`."""
-    return denoise_view(model.backbone, model.require_schedule(), seen, taps, output)
-
-
-def context(
-    schedule: NoiseSchedule,
-    *,
-    num_classes: int = 0,
-    step: int = 0,
-    total_steps: int = 1,
-    seed: int = 0,
-    ema_modules: Mapping[str, nn.Module] | None = None,
-) -> Context:
-    """Return the context of a loss at one point in training.
-
-    Args:
-        schedule: noise schedule of the views.
-        num_classes: the null label.
-        step, total_steps: the point in training, for value schedules.
-        seed: for the draws of the loss itself.
-        ema_modules: the teacher's copies of the modules of the loss.
-    """
-    return Context(
-        step=step,
-        total_steps=total_steps,
-        schedule=schedule,
-        draws=KeyedDraws(seed, step, torch.zeros(1, dtype=torch.int64)),
-        num_classes=num_classes,
-        ema_modules=ema_modules or {},
-    )
+    schedule = loaded_model(model).require_schedule()
+    if not isinstance(seen, View):
+        raise error("SD-T925", "not a view", where="seen", got=type(seen).__name__, expect="a view from sddit.view")
+    if not isinstance(taps, (list, tuple)):
+        raise wrong_argument("taps is not a list", "taps", taps, 'a list such as ["encoder"]')
+    network_input(seen.x, "seen.x", model.shapes.image, model.backbone)
+    labels_argument(seen.labels, len(seen.x), model.num_classes)
+    with named_refusal("sddit.observe"):
+        return denoise_view(model.backbone, schedule, seen, taps, output)

@@ -61,6 +61,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "guidance text": ({"guidance": "2"}, r"SD-T925(.|\n)*guidance is not a number"),
     "guidance NaN": ({"guidance": float("nan")}, "SD-T925"),
     "no guidance": ({"guidance": 2.0}, "SD-T923"),
+    "no overrides": ({"overrides": None}, "SD-T925"),
+    "another network": ({"overrides": "backbone.hidden=4"}, "SD-T925(.|\n)*cannot change after training"),
 }
 
 
@@ -86,6 +88,12 @@ def test_an_unknown_home_folder_is_named_as_on_the_command_line() -> None:
         lambda model: sddit.load("runs", dtype=torch.int8),
         lambda model: model.dataset("validation"),
         lambda model: sddit.build(3, "toy"),  # type: ignore[arg-type]
+        lambda model: sddit.load("x" * 5000),
+        lambda model: sddit.load("tests", layout="toy"),
+        lambda model: sddit.load("x", config="config.json"),  # type: ignore[arg-type]
+        lambda model: sddit.context(None),  # type: ignore[arg-type]
+        lambda model: sddit.context(model.schedule, seed=-1),  # type: ignore[arg-type]
+        lambda model: sddit.observe(model, torch.zeros(1)),  # type: ignore[arg-type]
     ],
 )
 def test_other_functions_name_theirs(model: sddit.Model, ask: Callable[[sddit.Model], object]) -> None:
@@ -119,3 +127,48 @@ def test_wrong_arguments_of_a_component_are_listed(
 def test_the_right_arguments_build_it(toys: Host) -> None:
     assert sddit.build("losses", "toy_agreement", {"weight": 2.0}, widths={"encoder": 4}, grid=(2, 2))
     assert len(sddit.build("datasets", "toy", split="train"))
+
+
+def images(model: sddit.Model, count: int = 2) -> torch.Tensor:
+    return torch.zeros(count, *model.shapes.image)
+
+
+NUMBERS: dict[str, Callable[[sddit.Model], dict[str, Any]]] = {
+    "no batch": lambda model: {"x": images(model)[0]},
+    "another size": lambda model: {"x": images(model)[..., :-1]},
+    "grey levels": lambda model: {"x": images(model).to(torch.uint8)},
+    "not a tensor": lambda model: {"x": images(model).tolist()},
+    "sigma below": lambda model: {"sigma": -1.0},
+    "no sigma": lambda model: {"sigma": 0.0},
+    "sigma NaN": lambda model: {"sigma": float("nan")},
+    "sigma a text": lambda model: {"sigma": "1"},
+    "too few sigmas": lambda model: {"sigma": torch.ones(1)},
+    "a column of sigmas": lambda model: {"sigma": torch.ones(2, 1)},
+    "too few labels": lambda model: {"labels": torch.tensor([0])},
+    "label above": lambda model: {"labels": torch.tensor([0, model.num_classes + 1])},
+    "label below": lambda model: {"labels": torch.tensor([0, -1])},
+    "labels in a list": lambda model: {"labels": [0, 1]},
+    "fractions as labels": lambda model: {"labels": torch.tensor([0.0, 1.0])},
+}
+
+
+@pytest.mark.parametrize("wrong", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_that_do_not_fit_are_refused_instead_of_broadcast(
+    model: sddit.Model, wrong: Callable[[sddit.Model], dict[str, Any]]
+) -> None:
+    given: dict[str, Any] = {"x": images(model), "sigma": 1.0, "labels": torch.tensor([0, model.num_classes])}
+    alone = model.denoise(**{**given, "sigma": torch.tensor([1.0, 2.0])})
+    assert torch.equal(model.denoise(**given)[0], alone[0])
+    with pytest.raises(SdditError, match="SD-T925"):
+        model.denoise(**{**given, **wrong(model)})
+
+
+def test_views_and_raw_outputs_check_their_numbers(model: sddit.Model) -> None:
+    schedule, x, labels, t = model.require_schedule(), images(model), torch.tensor([0, 1]), torch.ones(2)
+    assert sddit.observe(model, sddit.view(schedule, x, x, t, labels)).raw is not None
+    for given in ((x, x[:1], t, labels), (x, x, t[:1], labels), (x, x, t, [0, 1]), (x[0], x[0], t, labels)):
+        with pytest.raises(SdditError, match="SD-T925"):
+            sddit.view(schedule, *given)  # type: ignore[arg-type]
+    for raw in ((x.double(), t, labels), (x, t[:1], labels), (x, t, labels + 50)):
+        with pytest.raises(SdditError, match="SD-T925"):
+            model.raw(*raw)

@@ -80,13 +80,18 @@ def frechet(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
 def gaussian_fault(mean: Array, covariance: Array) -> str:
     """Return what is wrong with the statistics of a Gaussian, such as those read from a file, or an empty string.
 
-    A covariance is symmetric and positive semi-definite, up to the rounding of float32.
+    A covariance is symmetric and positive semi-definite, up to the rounding of float32. Fewer bits than those of
+    float32 change a distance.
     """
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
         return f"a mean of shape {mean.shape}, a covariance of shape {covariance.shape}"
-    for name, values in (("mean", mean), ("covariance", covariance)):
+    for name, values, largest in (("mean", mean, LARGEST), ("covariance", covariance, LARGEST**2)):
+        if values.dtype not in (np.float32, np.float64):
+            return f"a {name} of {values.dtype}, where float64 or float32 was expected"
         if bad := int((~np.isfinite(values)).sum()):
             return f"a {name} with {bad} of {values.size} values NaN or infinite"
+        if (highest := float(np.abs(values).max())) > largest:
+            return f"a {name} with a value of {highest:.3g}, above {largest:.0e}"
     rounding = ROUNDING * float(np.abs(covariance).sum(axis=1).max())  # of its norm
     if np.abs(covariance - covariance.T).max() > rounding:
         return "a covariance that is not symmetric"
@@ -121,7 +126,7 @@ def kid(a: ArrayLike, b: ArrayLike, *, subsets: int, size: int, rng: np.random.G
     _refuse_fewer(size, min(len(a), len(b)))
     draws = ([x[rng.choice(len(x), size, replace=False)] for x in (a, b)] for _ in range(subsets))
     values = [mmd2(*pair) for pair in draws]
-    return float(np.mean(values)), float(np.std(values))
+    return _finite(float(np.mean(values))), _finite(float(np.std(values)))
 
 
 def _within(x: Array) -> float:
@@ -261,8 +266,11 @@ def _degenerate(what: str, got: str, expect: str) -> SdditError:
 
 def _vectors(features: ArrayLike, least: int = 2) -> Array:
     """Return features as float64 [n, d]. Raises SD-T906 for fewer than `least` rows, SD-T907 for a non-finite one."""
-    x = np.asarray(features, dtype=np.float64)
-    if x.ndim != 2:
+    given = np.asarray(features)
+    if given.dtype.kind not in "fiub":
+        raise _degenerate("features are not real numbers", str(given.dtype), "real numbers [n, d]")
+    x = given.astype(np.float64)
+    if x.ndim != 2 or not x.shape[1]:
         raise ValueError(f"expected features [n, d], got shape {x.shape}")
     _refuse_fewer(least, len(x))
     finite = np.isfinite(x).all(axis=1)

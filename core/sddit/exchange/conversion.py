@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, cast
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from sddit.backbones import Backbone
 from sddit.errors import Problem, SdditError, error, one_of, raise_all
-from sddit.exchange.layouts import flatten, layouts, merge_tables
-from sddit.exchange.number_types import exact_floats, refuse_other_types, type_name
+from sddit.exchange.layouts import NO_LABEL_DROP, flatten, layouts, merge_tables
+from sddit.exchange.number_types import exact_floats, refuse_other_types, spacing, type_name
 from sddit.exchange.wrappers import UNREADABLE, find_network
 from sddit.interfaces import Attention, BackboneParams, Component, Shapes, WeightDescription, WeightFormat
 from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.validation import validated
-from sddit.storage.tensors import non_finite, require_finite
+from sddit.storage.tensors import non_finite
 from sddit.training.warm_start import misfits
 
 TABLE_TOLERANCE = 1e-4
@@ -55,6 +55,12 @@ class ConvertedWeights:
         """Return whether it was trained without label dropout, so that its null label is untrained."""
         return bool(self.description.recipe.get("dataset", {}).get("label_drop") == 0)
 
+    def lines(self, notes: Iterable[str]) -> list[str]:
+        """Return which arguments follow from the tensors, which were guessed, and `notes`, one line each."""
+        groups = {"from the tensors": flatten(self.inferred), "guessed": self.guessed}
+        found = [f"{title}: {_assignments(values)}" for title, values in groups.items() if values]
+        return [*found, *notes, *([f"note: {NO_LABEL_DROP}"] if self.never_drops_labels else [])]
+
     def build_backbone(self, device: str = "cpu", attention: Attention = no_attention) -> Backbone:
         """Build the network with fresh weights; on device `meta` it takes no memory. Without a kernel it cannot run."""
         with torch.device(device):
@@ -70,7 +76,9 @@ class ConvertedWeights:
     def build_trained(self, attention: Attention = no_attention) -> Backbone:
         """Build the network with its weights, and with the file's fixed tables if it has them, in the default dtype."""
         backbone, dtype = self.build_backbone(attention=attention), torch.get_default_dtype()
-        require_finite(self.state, self.layout)
+        if bad := non_finite(self.state):
+            fix = "download or convert the file again; a network with such weights samples nothing"
+            raise error("SD-C450", f"non-finite values in {bad}", where=bad, expect="finite numbers", fix=fix)
         values = {name: tensor.to(dtype) for name, tensor in self.state.items()}
         if large := non_finite(values):
             what = f"a value of {large!r} is too large for {type_name(dtype)}"
@@ -85,13 +93,17 @@ class ConvertedWeights:
         for name, table in trained.named_buffers():
             allowed = TABLE_TOLERANCE
             if name in self.state and self.state[name].is_floating_point():
-                allowed = max(allowed, torch.finfo(self.state[name].dtype).eps)  # the spacing of values near 1
+                allowed = max(allowed, spacing(self.state[name]))
             if (gap := float((table - ours[name]).abs().max())) > allowed:
                 what = f"the fixed table {name!r} of these weights differs from ours"
                 raise error(
                     "SD-C455", what, where=name, got=f"maximum difference {gap:.2g}", expect=f"at most {allowed:g}"
                 )
         return trained.state_dict()
+
+
+def _assignments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in values.items())
 
 
 def backbone_with_layout(layout: str) -> Component[Any]:
@@ -130,6 +142,7 @@ def convert_from_layout(
     def read(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
         return *form.infer(tensors, given), form.to_ours(tensors, given)
 
+    _refuse_empty(state, where)
     exact, converted_types = exact_floats(state)
     try:
         found = find_network(exact, read, where)
@@ -162,10 +175,8 @@ def convert_from_layout(
             fix="add them, e.g. --config num_heads=16",
         ) from unfit
     _refuse_unused(given, complete, allowed={*form.idle, *flatten(inferred)})
-    notes = (*found.notes, *converted_types)
-    converted = ConvertedWeights(
-        layout, component, params, description, complete, inferred, guessed, ours, found.set_name, notes
-    )
+    facts = (layout, component, params, description, complete, inferred, guessed, ours)
+    converted = ConvertedWeights(*facts, found.set_name, (*found.notes, *converted_types))
     _refuse_misfits(converted, lambda: _other_layout(exact, layout, given))
     return converted
 
@@ -237,6 +248,12 @@ def _settings_mismatch(ours: Mapping[str, Any], theirs: Mapping[str, Any], table
         elif value != other and value not in (None, "") and other not in (None, ""):
             return f"{table}.{key} = {value}, not {other}"
     return ""
+
+
+def _refuse_empty(state: Mapping[str, Tensor], where: str) -> None:
+    if empty := [name for name, tensor in state.items() if not tensor.numel()]:
+        what, got = "a tensor of this file is empty", f"{empty[0]} {list(state[empty[0]].shape)}"
+        raise error("SD-C455", what, where=where, got=got, expect="the weights of a network", fix="save them again")
 
 
 def _refuse_contradictions(given: Mapping[str, Any], inferred: Mapping[str, Any]) -> None:

@@ -134,12 +134,21 @@ def _choose_prefix(
         return "", dict(state), ()
     prefix = f"{weights.removesuffix('.')}."
     chosen = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    if not chosen and (groups := prefixes_of_sets(state)):
+        what, expect = "the file has no such set of weights", one_of(weights, groups)
+        raise error("SD-C446", what, where=str(path), got=f"--weights {weights}", expect=expect)
     if not chosen:
         what = "the file has no set of weights of this name, and no tensor whose name begins with it"
         fix = "remove --weights: the sets of the file are then found, or listed"
         raise error("SD-C446", what, where=str(path), got=f"--weights {weights}", fix=fix)
     others = sorted({name.partition(".")[0] for name in state if not name.startswith(prefix)})
     return prefix.removesuffix("."), chosen, (f"dropped: {_some(others)}",) if others else ()
+
+
+def prefixes_of_sets(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the known names of sets that begin names of a flat file."""
+    first = {name.partition(".")[0] for name in state if "." in name}
+    return [name for name in SETS if name in first]
 
 
 def _sets(content: Mapping[Any, Any], within: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Tensor]]]:

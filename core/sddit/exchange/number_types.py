@@ -33,6 +33,12 @@ def exact_floats(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[
     )
 
 
+def spacing(tensor: Tensor) -> float:
+    """Return the spacing of values near 1 in the type that a tensor was stored in, of 8 bits if all its values fit."""
+    eights = (dtype for dtype in WIDENED if torch.equal(tensor.to(dtype).to(tensor.dtype), tensor))
+    return max(torch.finfo(dtype).eps for dtype in (tensor.dtype, *eights))
+
+
 def refuse_other_types(state: Mapping[str, Tensor], where: str) -> None:
     """Raise SD-C458 for weights that are not of a type in READ, such as integers of a quantized network."""
     unread = {name: tensor for name, tensor in state.items() if tensor.dtype not in READ}

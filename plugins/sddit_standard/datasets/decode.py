@@ -139,7 +139,8 @@ def _scaled(levels: NDArray[np.int64], bits: int, name: str, *, stated: bool) ->
         )
     if not stated:
         likely = next(depth for depth in (8, 10, 12, 14, 16) if levels.max() < 2**depth)
-        _refuse_partial_range(levels, bits, name, f"dataset.bits = {likely}; 16 if the image really is that dark")
+        narrower = f"dataset.bits = {likely}; " if likely < 16 else "dataset.bits = "
+        _refuse_partial_range(levels, bits, name, f"{narrower}16 if the image really is that dark")
     eight: NDArray[np.uint8] = ((levels * 255 + white // 2) // white).astype(np.uint8)
     return eight
 

@@ -229,7 +229,8 @@ def _class_of(name: str) -> str:
 
 def _unusable(file: _File) -> Problem | None:
     if file.link:
-        return Problem("SD-D331", "the data set contains a link", where=file.name, fix="put the file itself there")
+        fix = "copy what it points to; cp -rlL SOURCE TARGET makes hard links, which take no space"
+        return Problem("SD-D331", "the data set contains a link", where=file.name, fix=fix)
     if not _is_utf8(file.name):
         return Problem("SD-D332", "a file name is not UTF-8", where=file.name, fix="rename it")
     if file.stamp[0] > MAX_BYTES and Path(file.name).suffix.lower() in SUFFIXES:

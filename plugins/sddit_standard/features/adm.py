@@ -268,23 +268,33 @@ def read_reference(path: Path) -> Reference:
     for key, shape in shapes.items():
         if key in arrays and arrays[key].shape != shape:
             raise _refusal(path, f"{key} {arrays[key].shape}, where {shape} was expected")
-    if images is not None and (images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != 3):
+    if images is not None and (
+        images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != 3 or 0 in images.shape[1:]
+    ):
         raise _refusal(path, f"arr_0 {images.dtype} {images.shape}")
     pooled, spatial = (_gaussian_of(arrays, *names) for names in (("mu", "sigma"), ("mu_s", "sigma_s")))
     if images is not None and len(images) < 2:
         raise _refusal(path, f"{len(images)} images in arr_0, where statistics need at least 2")
-    for gaussian_of_file in (pooled, spatial):
+    for name, gaussian_of_file in (("mu and sigma", pooled), ("mu_s and sigma_s", spatial)):
         if gaussian_of_file and (found := gaussian_fault(*gaussian_of_file)):
-            raise _refusal(path, found)
+            raise _refusal(path, f"{name}: {found}")
+    for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
+        if (mean in arrays) != (covariance in arrays):
+            raise _refusal(path, f"{mean} or {covariance} without the other")
     if pooled is None and images is None:
         raise _refusal(path, f"an npz of {', '.join(arrays) or 'other arrays'}")
-    return Reference(pooled, spatial, images)
+    return Reference(_widened(pooled), _widened(spatial), images)
 
 
 def _gaussian_of(arrays: Mapping[str, NDArray[Any]], mean: str, covariance: str) -> Gaussian | None:
+    """Return the statistics as they are in the file, whose types `gaussian_fault` judges."""
     if mean not in arrays or covariance not in arrays:
         return None
-    return arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64)
+    return arrays[mean], arrays[covariance]
+
+
+def _widened(found: Gaussian | None) -> Gaussian | None:
+    return (found[0].astype(np.float64), found[1].astype(np.float64)) if found else None
 
 
 def _refusal(path: Path, got: str) -> SdditError:

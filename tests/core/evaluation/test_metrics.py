@@ -309,3 +309,16 @@ def test_empty_sets_are_refused(metric):
     with pytest.raises(SdditError) as refused:
         METRICS[metric](np.empty((0, 3)), gaussian(2, 6, 3)[:0])
     assert refused.value.problems[0].code == "SD-T906"
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.complex128, np.int64, np.bool_])
+def test_statistics_of_other_types_are_refused(kind):
+    mean, covariance = np.zeros(3), np.eye(3)
+    assert gaussian_fault(mean, covariance) == gaussian_fault(mean, covariance.astype(np.float32)) == ""
+    assert "where float64 or float32" in gaussian_fault(mean, covariance.astype(kind))
+    assert "above" in gaussian_fault(mean, covariance * 1e300)
+
+
+def test_complex_features_are_refused():
+    with pytest.raises(SdditError, match="SD-T909"):
+        frechet_distance(gaussian(1, 6, 3) + 1j, gaussian(2, 6, 3))

@@ -173,7 +173,8 @@ def test_imported_run_cannot_train_or_score(toy_file: Path, tmp_path: Path, reci
 
 def test_weight_file_loads_without_a_recipe(toy_file: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sddit.api.KERNEL", "toy")
-    model = sddit.load(toy_file, layout="toy", dtype=torch.float64)
+    with pytest.warns(UserWarning, match="from the tensors: hidden = 8.*guessed: patch = 4"):
+        model = sddit.load(toy_file, layout="toy", dtype=torch.float64)
     x = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
     t, labels = torch.tensor([1.0, 2.0]), torch.tensor([0, 7])
     assert model.raw(x, t, labels).dtype == torch.float64

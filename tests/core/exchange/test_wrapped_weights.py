@@ -15,7 +15,7 @@ from torch import Tensor
 import sddit
 from sddit.errors import SdditError
 from sddit.exchange.importing import Imported, import_weights
-from sddit.exchange.number_types import READ, WIDENED, exact_floats
+from sddit.exchange.number_types import READ, WIDENED, exact_floats, spacing
 from sddit.exchange.wrappers import find_network
 from sddit.plugins.host import Host
 
@@ -178,11 +178,30 @@ def test_python_reads_mixed_types_in_the_widest(
     monkeypatch.setattr("sddit.api.KERNEL", "toy")
     state = {name: t.to(torch.float16 if "embed" in name else torch.bfloat16) for name, t in toy_state().items()}
     save_file(prefixed(state, "module.model."), tmp_path / "x.safetensors")
-    loaded = sddit.load(tmp_path / "x.safetensors", layout="toy").backbone.state_dict()
+    with pytest.warns(UserWarning, match=r"renamed: the prefix 'module\.model\.' was removed"):
+        loaded = sddit.load(tmp_path / "x.safetensors", layout="toy").backbone.state_dict()
     assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
     assert torch.equal(loaded["cls"], state["net.cls"].float())
     with pytest.raises(SdditError, match="SD-C446"):
         sddit.load(tmp_path / "x.safetensors", layout="toy", weights="ema")
+
+
+def test_sets_of_a_flat_file_are_named(tmp_path: Path, host: Host, toy_state: MakeState) -> None:
+    content = {**prefixed(toy_state(), "ema."), **prefixed(toy_state(), "model.")}
+    with pytest.raises(SdditError, match=r"SD-C446(.|\n)*one of ema, model"):
+        brought_in(tmp_path, content, weights="nope")
+
+
+def test_an_empty_tensor_is_refused(tmp_path: Path, host: Host, toy_state: MakeState) -> None:
+    with pytest.raises(SdditError, match=r"SD-C455(.|\n)*a tensor of this file is empty"):
+        brought_in(tmp_path, {**toy_state(), "net.cls": torch.ones(0, 8)})
+
+
+def test_the_spacing_of_a_type_of_8_bits_remains_after_it_is_widened() -> None:
+    values = torch.linspace(-1, 1, 101)
+    assert spacing(values) == torch.finfo(torch.float32).eps
+    assert spacing(values.half()) == torch.finfo(torch.float16).eps
+    assert spacing(values.to(torch.float8_e4m3fn).float()) == torch.finfo(torch.float8_e4m3fn).eps
 
 
 def test_a_layout_that_has_a_prefix_itself_keeps_it() -> None:

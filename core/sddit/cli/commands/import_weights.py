@@ -11,7 +11,7 @@ import click
 
 from sddit.cli.options import LayoutOption, PathOption, SdditCommand, non_empty
 from sddit.cli.output import echo, notice
-from sddit.exchange.layouts import NO_LABEL_DROP, flatten, merge_tables, read_config_file
+from sddit.exchange.layouts import merge_tables, read_config_file
 from sddit.plugins.host import host
 
 if TYPE_CHECKING:
@@ -89,15 +89,9 @@ def read_config(words: Sequence[str]) -> dict[str, Any]:
 def print_imported(imported: Imported) -> None:
     """Print which arguments follow from the tensors, which were guessed, what was changed, and the run folder."""
     converted = imported.converted
-    groups = {"from the tensors": flatten(converted.inferred), "guessed": converted.guessed}
-    for title, arguments in groups.items():
-        if arguments:
-            echo(f"{title}: {', '.join(f'{key} = {value}' for key, value in arguments.items())}")
-    for note in imported.notes:
-        echo(note)
+    for line in converted.lines(imported.notes):
+        echo(line)
     if imported.set_name:
         echo(f"weights: {imported.set_name}, step {imported.file.step}")
-    if converted.never_drops_labels:
-        echo(f"note: {NO_LABEL_DROP}")
     echo(f"{'already imported' if imported.existed else 'run'}: {imported.folder}")
     echo(f"next: sddit-run sample {shlex.quote(str(imported.folder))}")

@@ -282,7 +282,7 @@ def test_a_reference_batch_is_read(tmp_path: Path) -> None:
     ("arrays", "got"),
     [
         ({"mu": np.zeros(64), "sigma": np.eye(64)}, "mu (64,)"),
-        ({"mu": np.zeros(2048)}, "an npz of mu"),
+        ({"mu": np.zeros(2048)}, "mu or sigma without the other"),
         ({"other": np.zeros(3)}, "other arrays"),
         ({"arr_0": np.zeros((2, 3, 8, 8), dtype=np.uint8)}, "arr_0 uint8 (2, 3, 8, 8)"),
         ({"arr_0": np.zeros((2, 8, 8, 3))}, "arr_0 float64"),
