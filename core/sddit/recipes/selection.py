@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,7 +72,8 @@ class Selector:
         """Return the component of each slot, without those that are empty or have problems."""
         chosen = {slot: one for slot in SLOTS if (one := self._slot(slot))}
         if codec := chosen.get("codec"):
-            chosen["codec"] = replace(codec, params=codec.params.fingerprinted())
+            with suppress(SdditError):  # of missing weights, which the check of its facts reports
+                chosen["codec"] = replace(codec, params=codec.params.fingerprinted())
         return chosen
 
     def labelled(self, table: str) -> dict[str, Selected[Any]]:
