@@ -170,4 +170,4 @@ class DeclaredParams(DatasetParams):
         return no_images("evaluate.features").problems if recipe.features else ()
 
     def idle(self, recipe: RecipeView) -> Iterable[str]:
-        return ("flip",)
+        return ("flip", "balanced")

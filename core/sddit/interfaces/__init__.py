@@ -13,7 +13,7 @@ from sddit.interfaces.backbone import BackboneParams
 from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
 from sddit.interfaces.codec import Codec, CodecParams
 from sddit.interfaces.component import Check, CheckContext, CheckSkipped, Component, Measurement, Selected
-from sddit.interfaces.dataset import Dataset, DatasetParams, DrawnDataset, Split
+from sddit.interfaces.dataset import Dataset, DatasetParams, DrawnDataset, LabelledDataset, Split
 from sddit.interfaces.facts import CodecFacts, ColourMap, Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
 from sddit.interfaces.features import EvaluateMode, FeatureExtractor, FeatureParams, FigureExtractor, ModeOption
 from sddit.interfaces.loss import Loss, LossParams, Monitor
@@ -54,6 +54,7 @@ __all__ = [
     "FigureExtractor",
     "Guidance",
     "GuidanceParams",
+    "LabelledDataset",
     "Loss",
     "LossParams",
     "Measurement",

@@ -51,6 +51,10 @@ class LatentSplit:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def labels(self) -> Tensor:
+        """Return the label of every latent, [n] int64."""
+        return self._labels
+
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Means as the network sees them, [n, C, h, w] float32, and labels [n] int64 (0 without classes)."""
         index = torch.as_tensor(ids, dtype=torch.int64)

@@ -29,7 +29,7 @@ class MobilenetParams(FeatureParams):
 
 
 class ClassifierParams(FeatureParams):
-    """A small network trained to name the classes of an embedded data set: `digits` or `fashion`."""
+    """A small network trained to name the classes of an embedded data set: `digits`, `fashion` or `emoji`."""
 
     @property
     def dimensions(self) -> int:
@@ -140,7 +140,7 @@ def no_classifier(facts: DataFacts) -> list[Problem]:
             "no classifier was trained for this data set",
             where="evaluate.features",
             got=facts.domain or facts.source,
-            expect=f"the data set {' or '.join(shipped)}",
+            expect=f"the data set {', '.join(shipped[:-1])} or {shipped[-1]}",
             fix='evaluate.features=["mobilenet"], or a plugin with a classifier of your own',
         )
     ]

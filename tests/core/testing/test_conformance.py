@@ -540,11 +540,15 @@ def test_a_mistake_in_a_data_set_is_said():
         def to_images(self, x: Any) -> Any:
             return super().to_images(x).float()
 
+        def labels(self) -> Any:
+            return (super().labels() + 1) % 3
+
     said = findings("datasets", Wrong, faces.ToyDatasetParams)
     for part in (
         "another length",
         "images are not float32",
         "not class numbers",
+        "labels() differ",
         "depends on the order",
         "uint8",
         "mean and std",

@@ -9,6 +9,7 @@ from sddit.recipes.checks.evaluation_rules import check_evaluation, check_guidan
 from sddit.recipes.checks.loss_rules import check_losses, check_masks, check_taps, check_views, check_windows
 from sddit.recipes.checks.training_rules import (
     check_attention,
+    check_balance,
     check_batch,
     check_device,
     check_learning_rate,
@@ -27,6 +28,7 @@ RULES = (
     check_times,
     check_windows,
     check_batch,
+    check_balance,
     check_learning_rate,
     check_attention,
     check_sampling,

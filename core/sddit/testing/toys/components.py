@@ -191,6 +191,9 @@ class ToyDataset:
     def __len__(self) -> int:
         return self.size
 
+    def labels(self) -> Tensor:
+        return (torch.arange(len(self)) + self.first) % max(1, self.facts.num_classes)
+
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         channels, height, width = self.facts.image
         index = torch.tensor(ids, dtype=torch.int64) + self.first  # [n]
