@@ -95,6 +95,7 @@ def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runti
             samplers, guidances: schedule
             datasets: split
             features: facts, device
+            codecs: device; facts, to decode a cache without a codec of its own
             trackers: folder
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sddit import Params, Registry, hookimpl
 from sddit.data.declared import DeclaredParams
 from sddit.interfaces import Check, Dataset, FeatureExtractor, Optimizer, Tracker
-from sddit_standard.datasets.params import DigitsParams, FashionParams, FolderParams, LatentsParams
+from sddit_standard.datasets.params import DigitsParams, EmojiParams, FashionParams, FolderParams, LatentsParams
 from sddit_standard.features.params import ClassifierParams, InceptionParams, MobilenetParams, PixelsParams
 from sddit_standard.params import AdamWParams, CsvParams, TensorboardParams
 
@@ -24,6 +24,13 @@ def register_datasets(registry: Registry[Dataset]) -> None:
         params=FashionParams,
         summary="Fashion-MNIST, 28x28 grey: 10,000 + 2,000 images included, or all 70,000 of your own copy.",
         paper="arXiv:1708.07747",
+    )
+    registry.add(
+        "emoji",
+        "sddit_standard.datasets.image_datasets:emoji",
+        params=EmojiParams,
+        summary="Noto emoji, 32x32 or 64x64 in colour, 1476 + 160 images in 8 classes, included; more with flags and "
+        "skin variants.",
     )
     registry.add(
         "folder",
@@ -58,7 +65,7 @@ def register_features(registry: Registry[FeatureExtractor]) -> None:
         "classifier",
         "sddit_standard.features.extractors:classifier",
         params=ClassifierParams,
-        summary="A small CNN that knows the classes of digits or fashion: 64 features, and class accuracy.",
+        summary="A small CNN that knows the classes of digits, fashion or emoji: 64 features, and class accuracy.",
     )
     registry.add(
         "inception",

@@ -5,7 +5,7 @@
 
 The first C channels are means of the encoder's posterior, the others its log-variances (`mean+logvar`, the layout of
 MaskDiT's files) or standard deviations (`mean+std`, the layout of EDM2's files). Both are stored unscaled; readers
-multiply by `scale`.
+subtract `shift` from means and multiply both by `scale`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from hashlib import file_digest, sha256
-from itertools import chain, islice
+from hashlib import sha256
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -24,18 +24,23 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sddit.data.class_names import check_names
+from sddit.data.codec_record import CodecRecord, is_colour_map_of
+from sddit.data.colour_map import ColourFit
 from sddit.data.facts_cache import cached
 from sddit.data.latent_checks import (
+    ALLOW,
     NEGATIVE,
+    implausible_problems,
+    refuse_implausible,
     refuse_unfit,
     usable_labels,
     usable_moments,
     warn_of_unused,
 )
-from sddit.data.latent_statistics import Finding, Layout, MomentStatistics, is_finite, scaled_findings
+from sddit.data.latent_statistics import Layout, MomentStatistics, is_finite, scaled_findings
 from sddit.data.order import keyed_words
 from sddit.errors import Problem, SdditError, error, expand_user, one_of, out_of_memory, raise_all
-from sddit.interfaces import Split
+from sddit.interfaces import ColourMap, Split, file_sha256
 from sddit.storage.atomic import read_file, replace_file
 
 Flip = Literal["none", "once", "both"]
@@ -47,9 +52,7 @@ MAX_SIDE = 65536  # channels, height and width
 VALUES_AT_ONCE = 2**22  # that a check reads
 MAX_MEASURED = 2**28  # values of a cache that are measured when it is read: of a larger one, every k-th latent
 TOLERANCE, SAMPLED_TOLERANCE = 1e-3, 0.05  # of statistics, relative to the standard deviation
-ALLOW = "allow_implausible"  # key of the index, and argument of `write_cache`
-ALLOWED_IN_INDEX = f'set "{ALLOW}": true in {INDEX}'
-ALLOWED_WHEN_WRITTEN = f"pass {ALLOW}=True (--allow-implausible of make_latents)"
+LATER = ("shift", "codec", "colours", ALLOW)
 COPY_AGAIN = "copy it again, or write the cache again"
 
 
@@ -83,6 +86,9 @@ class Index(BaseModel):
     mean: tuple[float, ...]  # of the scaled means, per channel
     std: tuple[Annotated[float, Field(ge=0)], ...]
     spread: tuple[Annotated[float, Field(ge=0)], ...]  # root mean square of the scaled standard deviations, per channel
+    shift: float = 0.0  # subtracted from the means before they are scaled
+    codec: CodecRecord | None = None  # that made the latents; None: an encoder elsewhere
+    colours: ColourMap | None = None  # from unscaled latents to colours, for previews; None: not fitted
     allow_implausible: bool = False  # read and train on moments that `latent_statistics` would refuse
 
     @cached_property
@@ -102,7 +108,12 @@ class Index(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the latents that are read, as JSON."""
-        return self.model_dump(mode="json", exclude={ALLOW})
+        return self.model_dump(mode="json", exclude={ALLOW, "codec", "colours", *self.unset_keys})
+
+    @property
+    def unset_keys(self) -> set[str]:
+        """Return keys of later versions that have their default: the index is written without them."""
+        return {key for key in LATER if getattr(self, key) == type(self).model_fields[key].default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +203,14 @@ def _contradictions(index: Index, file: Path) -> Iterator[Problem]:
     if blank := [label for label, name in enumerate(index.class_names) if not name.strip()]:
         what, fix = f"the name of class {blank[0]} is blank", "remove it from class_names, or write a name"
         yield Problem("SD-D316", what, str(file), repr(index.class_names[blank[0]]), fix=fix)
+    if index.colours is not None and not is_colour_map_of(index.channels, index.colours):
+        what, expect = (
+            "the map to colours is not one of these latents",
+            f"3 rows of {index.channels} numbers, and 3 offsets",
+        )
+        yield Problem("SD-D341", what, str(file), f"{len(index.colours.weights)} rows", expect, "remove colours")
     if not index.allow_implausible:
-        yield from _implausible(scaled_findings(index.std, index.spread, index.scale), str(file))
-
-
-def _implausible(findings: Iterable[Finding], where: str, allow: str = ALLOWED_IN_INDEX) -> Iterator[Problem]:
-    """Yield the problems SD-D344 of findings, with how to allow them."""
-    for what, got, fix in findings:
-        yield Problem("SD-D344", what, where, got, fix=f"{fix}; if the latents really are so, {allow}")
+        yield from implausible_problems(scaled_findings(index.std, index.spread, index.scale), str(file))
 
 
 def verify_shards(cache: Cache) -> None:
@@ -234,7 +245,7 @@ def _verified(cache: Cache, shard: Shard) -> Problem | MomentStatistics | None:
         return Problem("SD-D342", f"shard {shard.file} has another size", str(path), got, expect, COPY_AGAIN)
     key = ["latents", str(path), status.st_size, status.st_mtime_ns, index.layout, shard.count]
     key += [index.shape, index.stride]
-    facts = cached(key, lambda: {"sha256": _sha256(path), "statistics": _measure(path, shard, index)})
+    facts = cached(key, lambda: {"sha256": file_sha256(path), "statistics": _measure(path, shard, index)})
     if facts["sha256"] != shard.sha256:
         what = f"shard {shard.file} is not what {INDEX} says"
         return Problem("SD-D342", what, str(path), facts["sha256"], shard.sha256, COPY_AGAIN)
@@ -272,8 +283,8 @@ def _unlike(cache: Cache, statistics: MomentStatistics) -> Iterator[Problem]:
     """Yield what is implausible about all moments, and the stated statistics that are not theirs."""
     index, where = cache.index, str(cache.root)
     if not index.allow_implausible:
-        raise_all(_implausible(islice(statistics.findings(index.layout, index.shape), 1), where))
-    own = statistics.scaled(index.scale)
+        raise_all(implausible_problems(islice(statistics.findings(index.layout, index.shape), 1), where))
+    own = statistics.scaled(index.scale, index.shift)
     tolerance = TOLERANCE if index.stride == 1 else SAMPLED_TOLERANCE
     for name, stated, found in zip(("mean", "std", "spread"), (index.mean, index.std, index.spread), own, strict=True):
         off = np.abs(np.subtract(stated, found)) > tolerance * np.maximum(own[1], found if name == "spread" else own[1])
@@ -282,11 +293,6 @@ def _unlike(cache: Cache, statistics: MomentStatistics) -> Iterator[Problem]:
             what = f"{INDEX} states another {name} than the shards have in channel {channel}"
             got, expect = f"{stated[channel]:.6g}", f"{found[channel]:.6g}"
             yield Problem("SD-D345", what, str(cache.root / INDEX), got, expect, "write the cache again")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def write_cache(
@@ -298,6 +304,9 @@ def write_cache(
     encoder: str,
     class_names: Sequence[str],
     flip: Flip = "none",
+    shift: float = 0.0,
+    codec: CodecRecord | None = None,
+    colours: ColourFit | None = None,
     allow_implausible: bool = False,
 ) -> Path:
     """Write latents as the data set `latents` reads them. Shards are written as they come, the index last.
@@ -310,21 +319,20 @@ def write_cache(
         encoder: name of the VAE, with its range of pixel values.
         class_names: by label; empty: unconditional, and every label is 0.
         flip: `once` if images were mirrored at random before encoding, `both` if each is followed by its mirror image.
+        shift: number that is subtracted from latents before the scale.
+        codec: what made the latents, if it is a codec of sddit.
+        colours: a fit to which the caller adds each shard before it hands it over; its map is for previews.
         allow_implausible: write, and let readers read, moments that `sddit.data.latent_statistics` finds implausible.
 
     Returns the path of the index. Raises SD-D308 for unusable moments, SD-D344 for implausible ones, SD-D307 for
     labels, SD-D316 for class names, SD-D343 if already finished.
     """
     check_names(class_names, where="class_names")
-    root, names = Path(folder), tuple(class_names)
-    if (root / INDEX).exists():
-        raise error("SD-D343", "there is a finished cache of latents", where=str(root), fix="choose another folder")
-    root.mkdir(parents=True, exist_ok=True)
+    root, names = _unfinished(Path(folder)), tuple(class_names)
     written, statistics, shape = _write_shards(root, shards, layout, names)
-    mean, std, spread = statistics.scaled(scale)
+    mean, std, spread = statistics.scaled(scale, shift)
     if not allow_implausible:
-        found = chain(statistics.findings(layout, shape), scaled_findings(std, spread, scale))
-        raise_all(_implausible(islice(found, 1), str(root), ALLOWED_WHEN_WRITTEN))  # the others may follow from it
+        refuse_implausible(statistics, layout, shape, scale, root)
     index = Index(
         format=1,
         layout=layout,
@@ -339,11 +347,21 @@ def write_cache(
         mean=mean,
         std=std,
         spread=spread,
+        shift=shift,
+        codec=codec,
+        colours=colours.result() if colours else None,
         allow_implausible=allow_implausible,
     )
-    text = index.model_dump_json(indent=1, exclude=None if allow_implausible else {ALLOW})
-    replace_file(root / INDEX, (text + "\n").encode())
+    replace_file(root / INDEX, (index.model_dump_json(indent=1, exclude=index.unset_keys) + "\n").encode())
     return root / INDEX
+
+
+def _unfinished(root: Path) -> Path:
+    """Create the folder of a cache and return it. Raises SD-D343 if a finished one is there."""
+    if (root / INDEX).exists():
+        raise error("SD-D343", "there is a finished cache of latents", where=str(root), fix="choose another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    return root
 
 
 def _write_shards(

@@ -64,7 +64,7 @@ def kept_latents(x: Tensor, params: DatasetParams, facts: DataFacts) -> Tensor:
     """Return `encoder_units`, or if the scale is not known, these times the scale: only normalisation is undone."""
     seen = scaling(params, facts)
     scale, shift = (torch.tensor(v, dtype=torch.float64)[:, None, None].to(x.device) for v in (seen.scale, seen.shift))
-    return (x.double() - shift) / scale / (facts.latent_scale or 1.0)
+    return (x.double() - shift) / scale / (facts.latent_scale or 1.0) + facts.latent_shift
 
 
 def over_image(values: Sequence[float]) -> Tensor:

@@ -28,6 +28,12 @@ class DatasetParams(Params):
         "range", description="range: images in [-1, 1]; standard: shifted and scaled per channel to mean 0 and std 0.5."
     )
 
+    balanced: bool = Field(
+        False,
+        description="Train on every class equally often, also on those with fewer images.",
+        json_schema_extra={"omit_default": True},
+    )
+
     def facts(self) -> DataFacts:
         """Return shape, classes, sizes, fingerprint, mean and std. Raises SdditError for missing or unusable data."""
         raise NotImplementedError
@@ -50,6 +56,14 @@ class Dataset(Protocol):
 
     def to_images(self, x: Tensor) -> Tensor:
         """Return images for viewing: uint8 [n, 3, H, W]."""
+
+
+@runtime_checkable
+class LabelledDataset(Dataset, Protocol):
+    """A data set that knows its labels without decoding images, which `balanced = true` needs."""
+
+    def labels(self) -> Tensor:
+        """Return the label of every image, [n] int64, as `fetch` returns them."""
 
 
 @runtime_checkable

@@ -14,11 +14,12 @@ from sddit.data.preview import Preview, over_image
 from sddit.data.scaling import scaling
 from sddit.interfaces import DataFacts, DatasetParams, Split
 from sddit_standard.datasets.embedded import Table, embedded_table
+from sddit_standard.datasets.emoji import emoji_table
 from sddit_standard.datasets.fashion import fashion_table
 from sddit_standard.datasets.folder import list_images, read_image
 
 if TYPE_CHECKING:
-    from sddit_standard.datasets.params import DigitsParams, FashionParams, FolderParams
+    from sddit_standard.datasets.params import DigitsParams, EmojiParams, FashionParams, FolderParams
 
 MEMORY_BUDGET = 2**30
 """Bytes of decoded images that one split of a folder keeps. Past it, the other images are decoded at each fetch."""
@@ -32,6 +33,12 @@ def digits(params: DigitsParams, *, split: Split) -> MemorySplit:
 def fashion(params: FashionParams, *, split: Split) -> MemorySplit:
     """Fashion-MNIST."""
     return MemorySplit(params, fashion_table(params.source, split), labelled=params.labels)
+
+
+def emoji(params: EmojiParams, *, split: Split) -> MemorySplit:
+    """Noto emoji."""
+    table = emoji_table(split, size=params.size, flags=params.flags, skin_variants=params.skin_variants)
+    return MemorySplit(params, table, labelled=params.labels)
 
 
 def folder(params: FolderParams, *, split: Split) -> FolderSplit:
@@ -52,6 +59,10 @@ class ImageSplit:
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    def labels(self) -> Tensor:
+        """Return the label of every image, [n] int64."""
+        return self._labels
 
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images as the network sees them, [n, C, H, W] float32, and labels [n] int64 (0 without classes)."""

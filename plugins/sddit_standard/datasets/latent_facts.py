@@ -33,4 +33,8 @@ def latents_facts(path: str, *, posterior: Literal["sample", "mean"], holdout: f
         is_latent=True,
         latent_scale=index.scale,
         encoder=index.encoder,
+        latent_shift=index.shift,
+        codec=index.codec.name if index.codec else "",
+        codec_sha256=index.codec.sha256 if index.codec else "",
+        colours=index.colours,
     )

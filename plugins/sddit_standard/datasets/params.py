@@ -53,6 +53,25 @@ class FashionParams(ImageParams):
         return facts if self.labels else without_labels(facts)
 
 
+class EmojiParams(ImageParams):
+    """Noto emoji in colour: eight categories of Unicode, and flags if asked for."""
+
+    size: Literal[32, 64] = Field(
+        32, description="Height and width in pixels. 64 as stored; 32 is the mean of each 2x2 pixels of it."
+    )
+    flags: bool = Field(False, description="Add the class of flags, which is the second largest.")
+    skin_variants: bool = Field(
+        False, description="Add the variants in five skin tones, each in the split of its emoji."
+    )
+
+    def facts(self) -> DataFacts:
+        from sddit_standard.datasets.embedded import without_labels
+        from sddit_standard.datasets.emoji import emoji_facts
+
+        facts = emoji_facts(size=self.size, flags=self.flags, skin_variants=self.skin_variants)
+        return facts if self.labels else without_labels(facts)
+
+
 class FolderParams(ImageParams):
     """Your own images: one folder with a sub-folder for each class."""
 

@@ -1,0 +1,48 @@
+"""Check that the codec of a recipe decodes the latents of its data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sddit.errors import Problem, SdditError
+from sddit.interfaces import files_sha256
+from sddit.recipes.checks.contracts import conflict
+from sddit.recipes.recipe import Recipe
+
+MISFIT = "SD-D350"
+
+
+def check_codec(recipe: Recipe) -> Iterator[Problem]:
+    """Check that there are latents to decode, of the codec's shape, and made by the codec if they name theirs."""
+    if recipe.codec is None:
+        return
+    data, given = recipe.facts, recipe.codec.params
+    if not data.is_latent:
+        what = "a codec decodes latents, and this data set is of images"
+        fix = "remove [codec]; codec=false removes an inherited one"
+        yield conflict(what, "codec.name", data.source, "a data set of latents", fix)
+        return
+    yield from _check_hash(recipe)
+    facts = given.facts(data)
+    if facts.channels != data.image[0]:
+        what = "the codec has latents of another shape than the data set"
+        got = f"{facts.channels} channels, and {data.image[0]} of {data.encoder or data.source}"
+        yield Problem(MISFIT, what, "codec.name", got, "the codec that encoded them")
+        return
+    try:
+        facts.image_shape(data.image)
+    except SdditError as refused:
+        yield from (Problem(MISFIT, p.what, "codec.name", p.got, p.expect) for p in refused.problems)
+
+
+def _check_hash(recipe: Recipe) -> Iterator[Problem]:
+    """Check the weights against the hash that the recipe states, and against the one that the cache records."""
+    assert recipe.codec is not None
+    given, made_by = recipe.codec.params, recipe.facts.codec_sha256
+    if files := given.weight_files():
+        if (found := files_sha256(files)) != given.sha256:
+            yield Problem("SD-D352", "the weights are others", "codec.sha256", found, given.sha256)
+        elif made_by and found != made_by:
+            what = "these latents were encoded with other weights"
+            expect = f"sha256 {made_by}, of {recipe.facts.codec}"
+            yield Problem(MISFIT, what, "codec.name", f"sha256 {found}", expect)
