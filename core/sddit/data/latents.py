@@ -52,7 +52,7 @@ MAX_SIDE = 65536  # channels, height and width
 VALUES_AT_ONCE = 2**22  # that a check reads
 MAX_MEASURED = 2**28  # values of a cache that are measured when it is read: of a larger one, every k-th latent
 TOLERANCE, SAMPLED_TOLERANCE = 1e-3, 0.05  # of statistics, relative to the standard deviation
-LATER = ("shift", "codec", "colours", ALLOW)
+LATER = ("shift", "codec", "colours", "images", ALLOW)
 COPY_AGAIN = "copy it again, or write the cache again"
 
 
@@ -65,6 +65,23 @@ class Shard(BaseModel):
     count: int = Field(ge=1, le=MAX_ROWS)
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class ImageSource(BaseModel):
+    """The images that latents were encoded from: a data set whose training images come first, then its held-out ones.
+
+    Each row of the cache is one of them, or with `flip = "both"`, each pair of rows.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    dataset: str  # qualified name, such as sddit/folder
+    settings: dict[str, Any]  # as a recipe has them
+    fingerprint: str
+    domain: str = ""  # as of DataFacts
+    train: int = Field(ge=1, le=MAX_ROWS)  # images of each split
+    test: int = Field(ge=0, le=MAX_ROWS)
+    licence: str = ""  # of the images, as the user states it
 
 
 class Index(BaseModel):
@@ -89,6 +106,7 @@ class Index(BaseModel):
     shift: float = 0.0  # subtracted from the means before they are scaled
     codec: CodecRecord | None = None  # that made the latents; None: an encoder elsewhere
     colours: ColourMap | None = None  # from unscaled latents to colours, for previews; None: not fitted
+    images: ImageSource | None = None  # that were encoded, whose split the cache keeps; None: not known
     allow_implausible: bool = False  # read and train on moments that `latent_statistics` would refuse
 
     @cached_property
@@ -108,12 +126,17 @@ class Index(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the latents that are read, as JSON."""
-        return self.model_dump(mode="json", exclude={ALLOW, "codec", "colours", *self.unset_keys})
+        return self.model_dump(mode="json", exclude={ALLOW, "codec", "colours", "images", *self.unset_keys})
 
     @property
     def unset_keys(self) -> set[str]:
         """Return keys of later versions that have their default: the index is written without them."""
         return {key for key in LATER if getattr(self, key) == type(self).model_fields[key].default}
+
+
+def pair_of(flip: Flip) -> int:
+    """Return the number of rows of an image."""
+    return 2 if flip == "both" else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +147,9 @@ class Cache:
     index: Index
 
     def rows_of(self, split: Split, holdout: float) -> NDArray[np.int64]:
-        """Return the rows of a split in rising order.
+        """Return the rows of a split in rising order: those of the images' own split, if the index has it.
 
-        The position of an image in the cache decides its split, so that appended shards change no split.
+        Otherwise, the position of an image in the cache decides its split, so that appended shards change no split.
         """
         counted = f"{self.index.rows:,} latents"
         fix = f"correct the counts in {self.root / INDEX}, or use a machine with more memory"
@@ -136,7 +159,10 @@ class Cache:
             raise out_of_memory(failure, "dataset.path, listing the latents of a split", counted, fix) from failure
 
     def _rows_of(self, split: Split, holdout: float) -> NDArray[np.int64]:
-        pair = 2 if self.index.flip == "both" else 1  # an image and its mirror image stay together
+        pair = pair_of(self.index.flip)  # an image and its mirror image stay together
+        if self.index.images is not None:
+            train = self.index.images.train * pair
+            return np.arange(train) if split == "train" else np.arange(train, self.index.rows)
         words = keyed_words("latents/split", self.index.rows // pair)
         held_out = words < np.uint64(min(int(holdout * 2**64), 2**64 - 1))
         return np.flatnonzero(np.repeat(held_out == (split == "test"), pair))
@@ -203,6 +229,10 @@ def _contradictions(index: Index, file: Path) -> Iterator[Problem]:
     if blank := [label for label, name in enumerate(index.class_names) if not name.strip()]:
         what, fix = f"the name of class {blank[0]} is blank", "remove it from class_names, or write a name"
         yield Problem("SD-D316", what, str(file), repr(index.class_names[blank[0]]), fix=fix)
+    if index.images is not None and index.rows != (index.images.train + index.images.test) * pair_of(index.flip):
+        what, got = "the images of this cache are not as many as its latents", f"{index.rows:,} latents"
+        expect = f"{index.images.train:,} + {index.images.test:,} images, flip = {index.flip!r}"
+        yield Problem("SD-D341", what, str(file), got, expect, COPY_AGAIN)
     if index.colours is not None and not is_colour_map_of(index.channels, index.colours):
         what, expect = (
             "the map to colours is not one of these latents",
@@ -307,6 +337,7 @@ def write_cache(
     shift: float = 0.0,
     codec: CodecRecord | None = None,
     colours: ColourFit | None = None,
+    images: ImageSource | None = None,
     allow_implausible: bool = False,
 ) -> Path:
     """Write latents as the data set `latents` reads them. Shards are written as they come, the index last.
@@ -321,6 +352,7 @@ def write_cache(
         flip: `once` if images were mirrored at random before encoding, `both` if each is followed by its mirror image.
         shift: number that is subtracted from latents before the scale.
         codec: what made the latents, if it is a codec of sddit.
+        images: the images that were encoded, if it is known which; rows are in the order of their splits.
         colours: a fit to which the caller adds each shard before it hands it over; its map is for previews.
         allow_implausible: write, and let readers read, moments that `sddit.data.latent_statistics` finds implausible.
 
@@ -350,6 +382,7 @@ def write_cache(
         shift=shift,
         codec=codec,
         colours=colours.result() if colours else None,
+        images=images,
         allow_implausible=allow_implausible,
     )
     replace_file(root / INDEX, (index.model_dump_json(indent=1, exclude=index.unset_keys) + "\n").encode())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -15,6 +15,15 @@ from sddit.interfaces.facts import DataFacts
 from sddit.interfaces.params import Params
 
 Split = Literal["train", "test"]
+
+
+class EncodedImages(NamedTuple):
+    """The images that a data set of latents was encoded from, in the same splits and order."""
+
+    dataset: str  # qualified name of their data set
+    settings: Mapping[str, Any]  # as a recipe has them
+    fingerprint: str  # that it must have
+    domain: str  # as of `DataFacts`
 
 
 class DatasetParams(Params):
@@ -37,6 +46,10 @@ class DatasetParams(Params):
     def facts(self) -> DataFacts:
         """Return shape, classes, sizes, fingerprint, mean and std. Raises SdditError for missing or unusable data."""
         raise NotImplementedError
+
+    def encoded_images(self) -> EncodedImages | None:
+        """Return which images these latents were encoded from; None for pixels, and if it is not known."""
+        return None
 
     @property
     def holds_images(self) -> bool:

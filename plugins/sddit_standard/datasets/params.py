@@ -8,11 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from sddit.errors import Problem
-from sddit.interfaces import (
-    DataFacts,
-    DatasetParams,
-    RecipeView,
-)
+from sddit.interfaces import DataFacts, DatasetParams, EncodedImages, RecipeView
 
 
 class ImageParams(DatasetParams):
@@ -131,8 +127,26 @@ class LatentsParams(ImageParams):
         "(EDM2, arXiv:2312.02696).",
     )
     holdout: float = Field(
-        0.0, ge=0, le=0.9, description="Fraction of latents in the test split; 0: train on all of them."
+        0.0,
+        ge=0,
+        le=0.9,
+        description="Fraction of latents in the test split; 0: train on all of them. A cache that states the split of "
+        "its images keeps that.",
     )
+    images: str = Field(
+        "",
+        description="Path of the images that were encoded, to which scores compare decoded samples. Not set: where "
+        "the cache says they are.",
+        json_schema_extra={"path": True, "free": True, "omit_default": True},
+    )
+
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
+        return ("holdout",) if self.encoded_images() else ()
+
+    def encoded_images(self) -> EncodedImages | None:
+        from sddit_standard.datasets.latent_facts import encoded_images
+
+        return encoded_images(self.path, self.images)
 
     def facts(self) -> DataFacts:
         from sddit.data.scaling import refuse_constant
