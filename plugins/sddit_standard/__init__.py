@@ -27,7 +27,7 @@ def register_datasets(registry: Registry[Dataset]) -> None:
     )
     registry.add(
         "folder",
-        "sddit_standard.datasets.image_datasets:folder",
+        "sddit_standard.datasets.image_datasets:image_files",
         params=FolderParams,
         summary="Your own images, a sub-folder for each class.",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from sddit.interfaces import (
     DatasetParams,
     RecipeView,
 )
+
+if TYPE_CHECKING:
+    from sddit_standard.datasets.image_sources import ImageSource
 
 
 class ImageParams(DatasetParams):
@@ -53,14 +56,10 @@ class FashionParams(ImageParams):
         return facts if self.labels else without_labels(facts)
 
 
-class FolderParams(ImageParams):
-    """Your own images: one folder with a sub-folder for each class."""
+class ImageFilesParams(ImageParams):
+    """The keys of every data set of the user's own images."""
 
-    path: str = Field(
-        min_length=1,
-        description="The folder, relative to the recipe. Its sub-folders, sorted by name, are the classes.",
-        json_schema_extra={"path": True},
-    )
+    path: str = Field(min_length=1, description="Where the images are, relative to the recipe.")
     size: int = Field(32, ge=4, le=1024, description="Height and width in pixels; images are scaled and cut to it.")
     channels: Literal[1, 3] = Field(3, description="3: colour; 1: grey.")
     bits: int | None = Field(
@@ -80,18 +79,37 @@ class FolderParams(ImageParams):
     )
     full_hash: bool = Field(
         False,
-        description="Look for changed files in all bytes at each start. false: in all bytes of a folder up to 256 MiB, "
-        "else in sizes, times and the bytes of 1,000 files.",
+        description="Look for changed files in all bytes at each start. false: in all bytes of at most 256 MiB of "
+        "images, else in sizes, times and the bytes of 1,000 images.",
         json_schema_extra={"free": True},
     )
 
+    def source(self) -> ImageSource:
+        """Return the images, listed again at each call. Raises SdditError for missing or unusable data."""
+        raise NotImplementedError
+
     def facts(self) -> DataFacts:
         from sddit.data.scaling import refuse_constant
-        from sddit_standard.datasets.folder import folder_facts
+        from sddit_standard.datasets.image_facts import image_facts
 
-        facts = folder_facts(self)
+        facts = image_facts(self.source(), self)
         refuse_constant(self, facts)
         return facts
+
+
+class FolderParams(ImageFilesParams):
+    """Your own images: one folder with a sub-folder for each class."""
+
+    path: str = Field(
+        min_length=1,
+        description="The folder, relative to the recipe. Its sub-folders, sorted by name, are the classes.",
+        json_schema_extra={"path": True},
+    )
+
+    def source(self) -> ImageSource:
+        from sddit_standard.datasets.folder import FolderSource
+
+        return FolderSource(self)
 
 
 class LatentsParams(ImageParams):

@@ -1,0 +1,238 @@
+"""Define where the images of a data set come from: a folder, an archive, or a saved data set. No torch."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sddit.data.declared import numbers_as_names
+from sddit.errors import Problem, SdditError, error, expand_user
+from sddit.storage.atomic import open_file
+from sddit_standard.datasets.decode import SUFFIXES
+from sddit_standard.datasets.image_index import MAX_PROBLEMS, ImageIndex
+
+MAX_BYTES = 2**28  # of one image file
+MAX_CLASSES = 10**6
+MAX_RATIO = 200  # unpacked to packed bytes of one entry, above UNLIMITED_BYTES; photographs reach 2
+UNLIMITED_BYTES = 2**24
+RUNS_CODE = frozenset(
+    (".pkl", ".pickle", ".pyd", ".pyc", ".py", ".pth", ".pt", ".ckpt", ".joblib", ".dill", ".so", ".dll", ".exe")
+)
+"""Suffixes of files that loaders of other programs unpickle or execute."""
+
+
+class SourceSettings(Protocol):
+    """The settings that decide which images are read and how; see `ImageFilesParams`."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def bits(self) -> int | None: ...
+    @property
+    def holdout(self) -> float: ...
+    @property
+    def labels(self) -> bool: ...
+    @property
+    def full_hash(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The images and classes of a source, found without decoding an image."""
+
+    index: ImageIndex
+    class_names: tuple[str, ...] = ()
+    others: int = 0  # files that are not images
+
+
+class ImageSource(Protocol):
+    """Images by position. Threads and processes may read at once: nothing is kept open between two reads."""
+
+    location: Path  # for messages
+    contents: Contents
+    state: Any  # JSON that changes when a file of the source does, as far as sizes and times show it
+
+    def read(self, position: int) -> bytes:
+        """Return the bytes of an image file. Raises SdditError if they cannot be read, or are no longer the same."""
+
+    def where(self, position: int) -> str:
+        """Return where an image is, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """An archive as it was when its index was made."""
+
+    path: Path
+    stamp: tuple[int, int] = field(default=(0, 0))  # size in bytes, time of the last change
+
+    @classmethod
+    def at(cls, path: Path) -> SourceFile:
+        """Return the file with its present size and time. Raises SD-D300 for anything but a regular file."""
+        descriptor = opened(path)
+        try:
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        return cls(path, (status.st_size, status.st_mtime_ns))
+
+    def read(self, offset: int, count: int, name: str) -> bytes:
+        """Return bytes of the file. Raises SD-D324 if it was written to since its index was made."""
+        descriptor = opened(self.path)
+        try:
+            status = os.fstat(descriptor)
+            if (status.st_size, status.st_mtime_ns) != self.stamp:
+                raise changed(name, self.path)
+            return b"".join(_pieces(descriptor, offset, count))
+        except OSError as failure:
+            raise unreadable(name, self.path, failure) from None
+        finally:
+            os.close(descriptor)
+
+
+def _pieces(descriptor: int, offset: int, count: int) -> Iterator[bytes]:
+    """Yield `count` bytes of a file, or fewer at its end."""
+    while count > 0 and (piece := os.pread(descriptor, count, offset)):
+        yield piece
+        offset, count = offset + len(piece), count - len(piece)
+
+
+def opened(path: Path) -> int:
+    """Open a regular file for reading. Raises SD-D300."""
+    try:
+        return open_file(path)
+    except OSError as failure:
+        raise missing("this file of images cannot be read", str(path), failure.strerror or str(failure)) from None
+
+
+def missing(what: str, where: str, got: str) -> SdditError:
+    """Return the error of data that is not there (SD-D300)."""
+    return error("SD-D300", what, where=where, got=got, fix="correct the path, or fix its permissions")
+
+
+def changed(name: str, path: Path) -> SdditError:
+    """Return the error of a file that was written to while it was used (SD-D324)."""
+    what = f"{path.name} was changed after its images were listed"
+    return error("SD-D324", what, where=str(path), got=f"another size or time when {name} was read")
+
+
+def unreadable(name: str, path: Path, failure: OSError) -> SdditError:
+    """Return the error of an image whose bytes cannot be read (SD-D301)."""
+    got, fix = failure.strerror or str(failure), "fix its permissions or remove it"
+    return error("SD-D301", f"cannot read {name}", where=str(path), got=got, fix=fix)
+
+
+def existing(path: str, expect: str, *, folder: bool) -> Path:
+    """Return the resolved path of a source that exists and is a folder, or is none. Raises SD-D300."""
+    root = expand_user(path, "dataset.path")
+    try:
+        kind = stat.S_IFMT(root.stat().st_mode)
+        got = "" if (kind == stat.S_IFDIR) == folder else f"{path} is {'a file' if folder else 'a folder'}"
+    except FileNotFoundError:
+        got = path
+    except OSError as failure:  # a name that is too long, or permissions
+        got = failure.strerror or str(failure)
+    if got:
+        raise error("SD-D300", f"this {expect} does not exist", where="dataset.path", got=got, fix="correct the path")
+    return root.resolve()
+
+
+def is_image(name: str) -> bool:
+    """Return whether a name has the suffix of an image file."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a part of a relative path begins with a dot: such files are passed over."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def class_of(name: str) -> str:
+    """Return the first folder of a relative path; empty for a file that is in no folder."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def too_large(name: str, where: str, size: int) -> Problem | None:
+    """Return the problem of an image file that is too large to be read safely."""
+    if size <= MAX_BYTES:
+        return None
+    expect = f"at most {MAX_BYTES:,} bytes"
+    return Problem("SD-D310", "an image file is too large", where=where, got=f"{name}: {size:,} bytes", expect=expect)
+
+
+def refused_entry(name: str, where: str) -> Problem | None:
+    """Return the problem of an entry of an archive that leaves its folder (SD-D312) or can hold code (SD-D322)."""
+    if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
+        expect = "relative names inside the archive, with slashes"
+        return Problem("SD-D312", "the name of an entry leads out of the archive", where=where, got=name, expect=expect)
+    if PurePosixPath(name).suffix.lower() in RUNS_CODE:
+        return code_entry(name, where, "a kind of file that can run code when it is loaded")
+    return None
+
+
+def code_entry(name: str, where: str, got: str) -> Problem:
+    """Return the problem of an entry that can hold code (SD-D322)."""
+    what = f"the archive holds {name}, which can run code when it is loaded"
+    return Problem("SD-D322", what, where=where, got=got, expect="images and labels only")
+
+
+def class_problems(
+    contents: Contents, settings: SourceSettings, where: str, class_where: str = ""
+) -> Iterator[Problem]:
+    """Yield what is wrong with the number of images, of each class and of the training split."""
+    index, names = contents.index, contents.class_names
+    if not len(index):
+        yield Problem("SD-D304", f"no images under {where}", where="dataset.path", expect=", ".join(sorted(SUFFIXES)))
+        return
+    is_train = ~index.is_test(settings.holdout)
+    all_images = np.bincount(index.labels, minlength=len(names))
+    trained = np.bincount(index.labels[is_train], minlength=len(names))
+    for label, name in enumerate(names):
+        place = f"{class_where}{name}" if class_where else where
+        if not all_images[label]:
+            yield Problem("SD-D304", f"class {name!r} has no image", place, fix="put images there or take it out")
+        elif not trained[label]:
+            what = f"every image of class {name!r} is held out for the test split"
+            yield Problem("SD-D304", what, place, fix="add images or lower dataset.holdout")
+    if not is_train.any():
+        yield Problem("SD-D304", "no image is left to train on", "dataset.holdout", fix="add images or lower it")
+
+
+def loose_problem(loose: Sequence[str], has_classes: bool) -> Problem:
+    """Return one problem for all images that are next to the class folders, or that have none."""
+    count = len(loose)
+    images = f"{count} images are" if count > 1 else "an image is"
+    what = f"{images} next to the class folders" if has_classes else f"{images} in no class folder"
+    move = "move them into one" if count > 1 else "move it into one"
+    got = ", ".join(loose[:MAX_PROBLEMS]) + (", ..." if count > MAX_PROBLEMS else "")
+    fix = f"{move}, or set dataset.labels=false"
+    return Problem("SD-D314", what, where=loose[0], got=got if count > 1 else "", fix=fix)
+
+
+def names_of_labels(labels: NDArray[np.int64], names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return a name for each class number: those that are given, or the numbers. Raises SD-D307."""
+    highest = int(labels.max(initial=-1))
+    if names and highest >= len(names):
+        got, expect = f"label {highest}", f"labels below {len(names)}, one for each class name"
+        raise error("SD-D307", "a label is not the number of a class", where=where, got=got, expect=expect)
+    if highest >= MAX_CLASSES:
+        expect = f"numbers below {MAX_CLASSES:,}"
+        raise error("SD-D307", "a label is too large", where=where, got=f"label {highest}", expect=expect)
+    return tuple(names) or numbers_as_names(highest + 1)
+
+
+def no_label(name: str, where: str, got: str, expect: str) -> Problem:
+    """Return the problem of an image without a usable label (SD-D321)."""
+    fix = "add the label, or set dataset.labels=false"
+    return Problem("SD-D321", f"{name} has no usable label", where=where, got=got, expect=expect, fix=fix)
