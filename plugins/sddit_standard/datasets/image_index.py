@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b, sha256
 from itertools import pairwise
 from typing import Any
@@ -76,6 +76,14 @@ class ImageIndex:
                 return position
             at += 1
         return None
+
+    def repeated_name(self) -> str | None:
+        """Return a name that two images have, or None."""
+        return next((one.decode() for one, following in pairwise(self.names()) if one == following), None)
+
+    def labelled(self, labels: NDArray[np.int64]) -> ImageIndex:
+        """Return the same images with other labels."""
+        return replace(self, labels=labels)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by their names."""

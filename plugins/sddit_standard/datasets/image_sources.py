@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.typing import NDArray
 
+from sddit.data.class_names import read_names
 from sddit.data.declared import numbers_as_names
+from sddit.data.facts_cache import cached_arrays
 from sddit.errors import Problem, SdditError, error, expand_user
 from sddit.storage.atomic import open_file
 from sddit_standard.datasets.decode import SUFFIXES
 from sddit_standard.datasets.image_index import MAX_PROBLEMS, ImageIndex
 
+FORMAT = 1  # of cached contents; another one where what is listed, refused or sorted changes
 MAX_BYTES = 2**28  # of one image file
 MAX_CLASSES = 10**6
 MAX_RATIO = 200  # unpacked to packed bytes of one entry, above UNLIMITED_BYTES; photographs reach 2
 UNLIMITED_BYTES = 2**24
+MAX_NPY_HEADER = 2**14
 RUNS_CODE = frozenset(
     (".pkl", ".pickle", ".pyd", ".pyc", ".py", ".pth", ".pt", ".ckpt", ".joblib", ".dill", ".so", ".dll", ".exe")
 )
@@ -45,6 +52,13 @@ class SourceSettings(Protocol):
     def labels(self) -> bool: ...
     @property
     def full_hash(self) -> bool: ...
+
+
+class NamedSettings(SourceSettings, Protocol):
+    """The settings of a source whose labels are numbers."""
+
+    @property
+    def class_names(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +168,8 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a part of a relative path begins with a dot: such files are passed over."""
-    return any(part.startswith(".") for part in name.split("/"))
+    """Return whether a part of a relative path begins with a dot: such files are passed over. `..` is no such part."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def class_of(name: str) -> str:
@@ -185,6 +199,19 @@ def code_entry(name: str, where: str, got: str) -> Problem:
     """Return the problem of an entry that can hold code (SD-D322)."""
     what = f"the archive holds {name}, which can run code when it is loaded"
     return Problem("SD-D322", what, where=where, got=got, expect="images and labels only")
+
+
+def object_array_problems(header: bytes, name: str, where: str) -> Iterator[Problem]:
+    """Yield the problem of an .npy file of Python objects, which is a pickle. `header`: its first bytes."""
+    file = BytesIO(header)
+    try:
+        read_header = read_array_header_1_0 if read_magic(file) == (1, 0) else read_array_header_2_0
+        _, _, dtype = read_header(file)
+    except ValueError:
+        yield code_entry(name, where, "no array of numbers, so perhaps a pickle")
+        return
+    if dtype.hasobject:
+        yield code_entry(name, where, "an array of Python objects")
 
 
 def class_problems(
@@ -236,3 +263,21 @@ def no_label(name: str, where: str, got: str, expect: str) -> Problem:
     """Return the problem of an image without a usable label (SD-D321)."""
     fix = "add the label, or set dataset.labels=false"
     return Problem("SD-D321", f"{name} has no usable label", where=where, got=got, expect=expect, fix=fix)
+
+
+def stated_names(path: str) -> tuple[str, ...]:
+    """Return the class names of a text file, by class number; none without a path. Raises SD-D316."""
+    return tuple(read_names(Path(path))) if path else ()
+
+
+def cached_contents(key: Any, compute: Callable[[], Contents]) -> Contents:
+    """Return `compute()`, or its earlier result for this `key`, any JSON."""
+
+    def arrays() -> dict[str, NDArray[Any]]:
+        made = compute()
+        rest = json.dumps([made.class_names, made.others]).encode()
+        return {**made.index.arrays(), "rest": np.frombuffer(rest, np.uint8)}
+
+    found = cached_arrays(["image index", FORMAT, key], arrays)
+    class_names, others = json.loads(found.pop("rest").tobytes())
+    return Contents(ImageIndex(**found), tuple(class_names), others)

@@ -112,6 +112,72 @@ class FolderParams(ImageFilesParams):
         return FolderSource(self)
 
 
+class NamedClassesParams(ImageFilesParams):
+    """The key of sources whose labels are numbers."""
+
+    class_names: str = Field(
+        "",
+        description="A text file with the name of each class, one on each line, by class number. Not set: the names "
+        "that the data set holds, or numbers.",
+        json_schema_extra={"path": True, "omit_default": True},
+    )
+
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
+        return () if self.labels or not self.class_names else ("class_names",)
+
+
+class ZipParams(NamedClassesParams):
+    """Your own images in one .zip archive, as EDM2 packs them, or in class folders."""
+
+    path: str = Field(
+        min_length=1,
+        description="The archive, relative to the recipe. Labels are those of its dataset.json; without that file, its "
+        "folders are the classes.",
+        json_schema_extra={"path": True},
+    )
+
+    def source(self) -> ImageSource:
+        from sddit_standard.datasets.zip_source import ZipSource
+
+        return ZipSource(self)
+
+
+class WebdatasetParams(NamedClassesParams):
+    """Your own images in WebDataset's .tar shards: KEY.jpg and its label in KEY.cls or KEY.json."""
+
+    path: str = Field(
+        min_length=1,
+        description="The folder of the .tar files, one such file, or a pattern such as SHARDS/train-*.tar, relative to "
+        "the recipe.",
+        json_schema_extra={"path": True},
+    )
+
+    def source(self) -> ImageSource:
+        from sddit_standard.datasets.tar_shards import WebdatasetSource
+
+        return WebdatasetSource(self)
+
+
+class HfParams(ImageFilesParams):
+    """Your own images in a data set that Hugging Face's `datasets` saved on disk."""
+
+    path: str = Field(
+        min_length=1,
+        description="The folder that Dataset.save_to_disk wrote, relative to the recipe; of a DatasetDict, one split.",
+        json_schema_extra={"path": True},
+    )
+    image_column: str = Field("image", min_length=1, description="Column of the images.")
+    label_column: str = Field("label", min_length=1, description="Column of the classes.")
+
+    def source(self) -> ImageSource:
+        from sddit_standard.datasets.saved_dataset import SavedSource
+
+        return SavedSource(self)
+
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
+        return () if self.labels else ("label_column",)
+
+
 class LatentsParams(ImageParams):
     """Cached latents: the moments of an encoder's posterior, one for each image."""
 
