@@ -8,7 +8,8 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import splitext
 from typing import Any, Protocol
 
 import numpy as np
@@ -164,7 +165,7 @@ def existing(path: str, expect: str, *, folder: bool) -> Path:
 
 def is_image(name: str) -> bool:
     """Return whether a name has the suffix of an image file."""
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
+    return splitext(name)[1].lower() in SUFFIXES
 
 
 def is_hidden(name: str) -> bool:
@@ -190,7 +191,7 @@ def refused_entry(name: str, where: str) -> Problem | None:
     if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
         expect = "relative names inside the archive, with slashes"
         return Problem("SD-D312", "the name of an entry leads out of the archive", where=where, got=name, expect=expect)
-    if PurePosixPath(name).suffix.lower() in RUNS_CODE:
+    if splitext(name)[1].lower() in RUNS_CODE:
         return code_entry(name, where, "a kind of file that can run code when it is loaded")
     return None
 

@@ -135,7 +135,7 @@ class Shard:
     """One .tar file while it is listed. Samples are kept until the next one begins: that of an image and its label."""
 
     def __init__(self, file: SourceFile, number: int, labelled: bool) -> None:
-        self.where = str(file.path)
+        self.where, self._prefix = str(file.path), file.path.stem
         self._file, self._number, self._labelled = file, number, labelled
         self._samples: dict[str, Sample] = {}
         self._found = IndexBuilder(COLUMNS)
@@ -206,7 +206,7 @@ class Shard:
         sample = self._samples.get(key, Sample())
         if sample.image is not None and (sample.label is not None or not self._labelled):
             name, size, offset = sample.image
-            full = f"{self._file.path.stem}/{name}".encode()
+            full = f"{self._prefix}/{name}".encode()
             self._found.add(full, size, self._number, offset, label=sample.label or 0)
             self._keys.append(hash_of(key.encode()))
             del self._samples[key]

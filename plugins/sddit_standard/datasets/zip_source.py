@@ -72,7 +72,8 @@ class ZipSource:
         """Return the label of each image. Raises SD-D321 for images without one, and for labels without an image."""
         where = f"{self.location}: {LABELS}"
         if entry.size > MAX_LABEL_BYTES:
-            raise error("SD-D311", f"{LABELS} is too large", where=where, got=f"{entry.size:,} bytes")
+            expect = f"at most {MAX_LABEL_BYTES:,} bytes"
+            raise error("SD-D311", f"{LABELS} is too large", where=where, got=f"{entry.size:,} bytes", expect=expect)
         data = read_entry(self._file, LABELS, entry.size, entry.place)
         labels = np.full(len(index), -1, dtype=np.int64)
         order = np.argsort(index.hashes)
