@@ -119,7 +119,7 @@ def _entry_at(directory: bytes, at: int, shift: int) -> tuple[Entry, int]:
 
 
 def _large(extra: bytes, *values: int) -> list[int]:
-    """Return size, packed size and offset, of which those that do not fit 32 bits are in the extra field (4.5.3)."""
+    """Return size, packed size and offset; those that do not fit 32 bits are in the extra field (4.5.3)."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)

@@ -357,7 +357,7 @@ def npy(value: Any) -> bytes:
 
 
 def special(name: str, **fields: Any) -> Callable[[Path], Path]:
-    """A shard with one entry that is no plain file, or has a bad name."""
+    """A shard with one entry that is not a plain file, or has a bad name."""
 
     def write(path: Path) -> Path:
         write_tar(path, {})
@@ -722,7 +722,7 @@ def test_an_index_is_in_the_order_of_the_bytes_of_its_names() -> None:
     assert len(IndexBuilder(columns=1).build()) == 0
 
 
-def test_names_with_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_with_one_hash_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sddit_standard.datasets.image_index.hash_of", lambda name: 7)
     builder = IndexBuilder(columns=0)
     for name in (b"a", b"b", b"c"):
