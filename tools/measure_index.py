@@ -114,7 +114,7 @@ def list_once(dataset: dict[str, Any]) -> None:
     from sddit.plugins.host import host
 
     name = dataset.pop("name")
-    params = host().registries.datasets.get(name).params(**dataset)
+    params: Any = host().registries.datasets.get(name).params(**dataset)
     import_module("sddit_standard.datasets.image_facts")
     if name == "hf":
         import_module("datasets")

@@ -7,6 +7,7 @@ by their offset. Nothing is extracted, and only images and labels are read.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tarfile
@@ -43,6 +44,7 @@ from sddit_standard.datasets.parallel_scan import scan_parts
 
 MAX_LABEL_BYTES = 2**16  # of KEY.cls or KEY.json
 MAX_ENTRIES = 2**22  # of one shard
+MAX_HEADER_BYTES = 2**20  # of one entry
 MAX_PADDING = 2**20  # zeros after the end of an archive; tar pads to 10 KiB
 LABEL_SUFFIXES = ("cls", "json")
 LABEL_KEYS = ("label", "cls")  # of KEY.json
@@ -123,6 +125,15 @@ def scan(part: tuple[int, str, int, int, bool]) -> IndexBuilder:
     return Shard(SourceFile(Path(path), (size, changed_at)), number, labelled).listed()
 
 
+class HeaderReader(io.BufferedReader):
+    """A .tar file of which only headers are read: a false length of one must not read the whole file into memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
 @dataclass(slots=True)
 class Sample:
     """What is known of a sample while its shard is listed."""
@@ -171,12 +182,15 @@ class Shard:
     def _entries(self) -> Iterator[tarfile.TarInfo]:
         """Yield the entries of the file. Raises SD-D313 for a file that is cut short or damaged."""
         try:
-            with os.fdopen(open_file(self._file.path), "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as archive:
+            raw = HeaderReader(io.FileIO(open_file(self._file.path)))
+            with raw, tarfile.open(fileobj=raw, mode="r:") as archive:
                 for _ in range(MAX_ENTRIES):
                     entry = archive.next()
                     if entry is None:
                         self._check_end(raw, archive.offset)
                         return
+                    if entry.size < 0:  # tarfile would then read the same entries again and again
+                        raise self._damaged(f"{entry.name} has {entry.size:,} bytes")
                     vars(archive)["members"].clear()  # tarfile keeps each, some 1,000 bytes
                     yield entry
                 raise self._damaged(f"more than {MAX_ENTRIES:,} entries")

@@ -29,6 +29,7 @@ from sddit_standard.datasets.image_sources import (
 
 LABELS = "dataset.json"
 MAX_ENTRIES = 2**24
+MAX_DIRECTORY_BYTES = 2**31
 
 END = struct.Struct("<4s4H2LH")  # end of central directory; ZIP APPNOTE 4.3.16
 END64_LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
@@ -94,7 +95,7 @@ def _central_directory(file: SourceFile) -> tuple[int, bytes, int]:
             raise damaged(file, "the end of its list of entries")
         count, size, offset = END64.unpack(record)[7:10]
     shift = stop - size - offset
-    if count > MAX_ENTRIES or size > length or shift < 0 or count * ENTRY.size > size:
+    if count > MAX_ENTRIES or size > min(length, MAX_DIRECTORY_BYTES) or shift < 0 or count * ENTRY.size > size:
         raise damaged(file, f"a list of {count:,} entries in {size:,} bytes")
     return count, file.read(offset + shift, size, "the list of entries"), shift
 

@@ -407,6 +407,23 @@ def broken_header(path: Path) -> Path:
     return path
 
 
+def with_size(field: bytes, kind: bytes = tarfile.REGTYPE) -> Callable[[Path], Path]:
+    """A shard with an entry whose header states a false size."""
+
+    def write(path: Path) -> Path:
+        header = bytearray(tarfile.TarInfo("x.png").tobuf(tarfile.USTAR_FORMAT))
+        header[124:136], header[156:157] = (
+            (field.rjust(12, b"\xff") if field[0] & 0x80 else field.ljust(12, b"\0")),
+            kind,
+        )
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        path.write_bytes(plain({})(path).read_bytes().rstrip(b"\0").ljust(8 * 1024, b"\0") + header + bytes(10240))
+        return path
+
+    return write
+
+
 TARS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "outside": (special("../x.png"), "SD-D312", "../x.png"),
     "absolute": (special("/etc/x.png"), "SD-D312", "/etc/x.png"),
@@ -426,6 +443,11 @@ TARS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "empty": (cut(1), "SD-D313", "shard.tar"),
     "joined": (joined, "SD-D313", "shard.tar"),
     "broken header": (broken_header, "SD-D313", "shard.tar"),
+    "negative size": (with_size(b"\xff\xfe\0"), "SD-D313", "shard.tar"),
+    "negative header": (with_size(b"\xff\xfe\0", tarfile.XHDTYPE), "SD-D313", "shard.tar"),
+    "huge header": (with_size(b"77777777777", tarfile.XHDTYPE), "SD-D313", "a header of"),
+    "huge name": (with_size(b"77777777777", tarfile.GNUTYPE_LONGNAME), "SD-D313", "a header of"),
+    "huge image": (with_size(b"00077777777"), "SD-D313", "shard.tar"),
     "no label": (plain({}, without="2.cls"), "SD-D321", "2.png"),
     "text as label": (plain({"1.cls": b"n01440764"}), "SD-D321", "n01440764"),
     "negative label": (plain({"1.cls": b"-1"}), "SD-D321", "1.cls"),
