@@ -6,8 +6,10 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from posixpath import splitext
 from typing import Any, Protocol
@@ -27,6 +29,7 @@ from sddit_standard.datasets.image_index import MAX_PROBLEMS, ImageIndex
 FORMAT = 1  # of cached contents; another one where what is listed, refused or sorted changes
 MAX_BYTES = 2**28  # of one image file
 MAX_CLASSES = 10**6
+MAX_ENTRIES_SEEN = 1000  # of a folder, to see what kind of source it is
 MAX_RATIO = 200  # unpacked to packed bytes of one entry, above UNLIMITED_BYTES; photographs reach 2
 UNLIMITED_BYTES = 2**24
 MAX_NPY_HEADER = 2**14
@@ -149,18 +152,38 @@ def unreadable(name: str, path: Path, failure: OSError) -> SdditError:
 
 
 def existing(path: str, expect: str, *, folder: bool) -> Path:
-    """Return the resolved path of a source that exists and is a folder, or is none. Raises SD-D300."""
+    """Return the resolved path of a source that exists, and is a folder or a file as asked. Raises SD-D300."""
     root = expand_user(path, "dataset.path")
+    what, got = f"this {expect} does not exist", path
     try:
-        kind = stat.S_IFMT(root.stat().st_mode)
-        got = "" if (kind == stat.S_IFDIR) == folder else f"{path} is {'a file' if folder else 'a folder'}"
+        if stat.S_ISDIR(root.stat().st_mode) == folder:
+            return root.resolve()
+        article = "an" if expect[0] in "aeiou" else "a"
+        what, got = f"dataset.path is not {article} {expect}", f"{path} is a {'file' if folder else 'folder'}"
     except FileNotFoundError:
-        got = path
+        pass
     except OSError as failure:  # a name that is too long, or permissions
         got = failure.strerror or str(failure)
-    if got:
-        raise error("SD-D300", f"this {expect} does not exist", where="dataset.path", got=got, fix="correct the path")
-    return root.resolve()
+    raise error("SD-D300", what, where="dataset.path", got=got, fix=other_source(root) or "correct the path")
+
+
+def other_source(path: Path, chosen: str = "") -> str:
+    """Return the fix that names the kind of source which a path looks like; empty for none, or for the chosen one."""
+    with suppress(OSError):
+        inside = [entry.name for entry in islice(path.iterdir(), MAX_ENTRIES_SEEN)] if path.is_dir() else []
+        if not path.exists():
+            return ""
+        names = [path.name, *inside]
+        for name, suits in {
+            "zip": any(found.endswith(".zip") for found in names),
+            "webdataset": any(found.endswith(".tar") for found in names),
+            "hf": "state.json" in names or "dataset_dict.json" in names,
+            "folder": path.is_dir(),
+        }.items():
+            if suits and name != chosen:
+                is_inside = name == "zip" and path.is_dir()
+                return f'dataset.name = "{name}" reads this' + (", with dataset.path = the .zip file" * is_inside)
+    return ""
 
 
 def is_image(name: str) -> bool:
@@ -221,7 +244,8 @@ def class_problems(
     """Yield what is wrong with the number of images, of each class and of the training split."""
     index, names = contents.index, contents.class_names
     if not len(index):
-        yield Problem("SD-D304", f"no images under {where}", where="dataset.path", expect=", ".join(sorted(SUFFIXES)))
+        expect, fix = ", ".join(sorted(SUFFIXES)), other_source(Path(where))
+        yield Problem("SD-D304", f"no images under {where}", where="dataset.path", expect=expect, fix=fix)
         return
     is_train = ~index.is_test(settings.holdout)
     all_images = np.bincount(index.labels, minlength=len(names))

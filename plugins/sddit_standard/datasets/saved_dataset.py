@@ -24,6 +24,7 @@ from sddit_standard.datasets.image_sources import (
     existing,
     names_of_labels,
     no_label,
+    other_source,
     too_large,
 )
 
@@ -128,7 +129,8 @@ def load(folder: Path) -> Any:
     """Return the saved data set of a folder. Raises SD-D323."""
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
-        fix = f"dataset.path = {folder / (splits or ['train'])[0]}"
+        first = "train" if "train" in splits or not splits else splits[0]
+        fix = f"dataset.path = {folder / first}"
         what, got = "this folder holds several data sets, one for each split", ", ".join(splits)
         raise refused(what, where="dataset.path", got=got, expect="the folder of one split", fix=fix)
     library = import_module("datasets")
@@ -137,4 +139,4 @@ def load(folder: Path) -> Any:
     except Exception as failure:  # the library raises exceptions of many kinds
         got = f"{type(failure).__name__}: {failure}"
         what = "this folder is not a saved data set, or is damaged"
-        raise refused(what, where=str(folder), got=got, expect=EXPECT) from None
+        raise refused(what, where=str(folder), got=got, expect=EXPECT, fix=other_source(folder, chosen="hf")) from None

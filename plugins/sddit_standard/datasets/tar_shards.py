@@ -36,6 +36,7 @@ from sddit_standard.datasets.image_sources import (
     names_of_labels,
     no_label,
     object_array_problems,
+    other_source,
     refused_entry,
     stated_names,
     too_large,
@@ -46,6 +47,7 @@ MAX_LABEL_BYTES = 2**16  # of KEY.cls or KEY.json
 MAX_ENTRIES = 2**22  # of one shard
 MAX_HEADER_BYTES = 2**20  # of one entry
 MAX_PADDING = 2**20  # zeros after the end of an archive; tar pads to 10 KiB
+COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 LABEL_SUFFIXES = ("cls", "json")
 LABEL_KEYS = ("label", "cls")  # of KEY.json
 COLUMNS = 2  # of `ImageIndex.places`: number of the shard, offset of the image
@@ -97,26 +99,34 @@ def find_shards(path: str) -> list[Path]:
         return [_plain(existing(path, "folder or file of .tar shards", folder=False))]
     try:
         found = sorted((file for file in folder.glob(wanted) if not is_hidden(file.name)), key=os.fsencode)
-        compressed = [file for file in folder.iterdir() if file.name.endswith((".tar.gz", ".tgz", ".tar.zst"))]
+        compressed = [file for file in folder.iterdir() if file.name.endswith(COMPRESSED)]
     except (OSError, ValueError) as failure:
         raise missing("a folder of .tar shards cannot be read", str(folder), str(failure)) from None
+    if not found and compressed:
+        raise _not_plain(compressed[0])
     if not found:
-        _plain(*compressed[:1])
-        raise error(
-            "SD-D304", "no .tar shards here", where="dataset.path", got=path, expect="KEY.jpg and KEY.cls in *.tar"
-        )
+        expect, fix = "files such as shard-000000.tar", other_source(folder, chosen="webdataset")
+        raise error("SD-D304", "no .tar shards here", where="dataset.path", got=path, expect=expect, fix=fix)
     return [_plain(file) for file in found]
 
 
-def _plain(*paths: Path) -> Path:
-    """Return the path of a shard whose name is not that of a compressed one. Raises SD-D313."""
-    for path in paths:
-        if not path.name.endswith(".tar"):
-            got = "a compressed archive" if path.suffix in (".gz", ".tgz", ".zst", ".bz2", ".xz") else "another suffix"
-            fix = "unpack it to a plain .tar: in a compressed one, no image can be found without reading all before it"
-            raise error("SD-D313", f"{path.name} is not a .tar file", where=str(path), got=got, fix=fix)
-        return path
-    return Path()
+def _plain(path: Path) -> Path:
+    """Return the path of a shard if its name is that of a plain .tar file. Raises SD-D313."""
+    if not path.name.endswith(".tar"):
+        raise _not_plain(path)
+    return path
+
+
+def _not_plain(path: Path) -> SdditError:
+    """Return the error of a file that is compressed as a whole, or of another kind (SD-D313)."""
+    what, fix = (
+        f"{path.name} is not a .tar file",
+        other_source(path, chosen="webdataset") or "rename it, if it is a .tar file",
+    )
+    if path.name.endswith(COMPRESSED):
+        what = f"{path.name} is compressed as a whole, so that no image can be read alone"
+        fix = "unpack it to a plain .tar file, such as by gunzip"
+    return error("SD-D313", what, where=str(path), expect="*.tar", fix=fix)
 
 
 def scan(part: tuple[int, str, int, int, bool]) -> IndexBuilder:

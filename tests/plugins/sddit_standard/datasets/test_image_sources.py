@@ -515,7 +515,7 @@ def test_shards_are_chosen_by_folder_file_or_pattern(tmp_path: Path) -> None:
         with pytest.raises(SdditError, match=code):
             WebdatasetParams(path=str(tmp_path / path)).facts()
     (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(SdditError, match=r"SD-D313(.|\n)*plain .tar"):
+    with pytest.raises(SdditError, match=r"SD-D313(.|\n)*plain \.tar"):
         WebdatasetParams(path=str(tmp_path / "x.tar.gz")).facts()
 
 
@@ -677,6 +677,24 @@ def test_class_names_are_those_of_a_file(tmp_path: Path) -> None:
     folders = zipped(tmp_path, images())
     with pytest.raises(SdditError, match="SD-D316"):
         ZipParams(**{**folders.model_dump(), "class_names": str(names)}).facts()
+
+
+def test_a_path_of_another_kind_of_source_is_recognized(tmp_path: Path) -> None:
+    files = images(3)
+    paths = {
+        "folder": write_folder(tmp_path / "folder", files),
+        "zip": write_edm(tmp_path / "x.zip", files),
+        "webdataset": write_shards(tmp_path / "shards", files),
+        "hf": write_hf(tmp_path / "hf", files),
+    }
+    kinds = {"folder": FolderParams, "zip": ZipParams, "webdataset": WebdatasetParams, "hf": HfParams}
+    for chosen, kind in kinds.items():
+        for right, path in paths.items():
+            if chosen == right:
+                kind(path=str(path), size=8, holdout=0.0).facts()
+                continue
+            with pytest.raises(SdditError, match=f'dataset.name = "{right}" reads this'):
+                kind(path=str(path)).facts()
 
 
 # -- saved data sets ---------------------------------------------------------------------------------------------------
