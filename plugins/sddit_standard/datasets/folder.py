@@ -21,6 +21,7 @@ from sddit_standard.datasets.image_sources import (
     class_problems,
     existing,
     is_image,
+    is_utf8,
     loose_problem,
     too_large,
     unreadable,
@@ -41,7 +42,7 @@ class FolderSource:
         builder = scan_parts(f"{__name__}:scan", parts, COLUMNS)
         names = tuple(folders) if settings.labels else ()
         problems = list(builder.problems)
-        problems += [_bad_name(name, "the name of a class") for name in names if not _is_utf8(name)]
+        problems += [_bad_name(name, "the name of a class") for name in names if not is_utf8(name)]
         self.contents = Contents(builder.build(), names, builder.others)
         if settings.labels:
             problems += _loose_problems(self.contents)
@@ -67,7 +68,7 @@ def scan(part: tuple[str, str, int]) -> IndexBuilder:
     for name, status in _files(Path(root), f"{folder}/" if folder else "", deep=bool(folder)):
         if stat.S_ISLNK(status.st_mode):
             found.refuse("SD-D331", "the data set contains a link", where=name, fix="put the file itself there")
-        elif not _is_utf8(name):
+        elif not is_utf8(name):
             found.problems.append(_bad_name(name, "a file name"))
         elif not is_image(name):
             found.others += 1
@@ -117,8 +118,3 @@ def _loose_problems(contents: Contents) -> Iterator[Problem]:
 
 def _bad_name(name: str, what: str) -> Problem:
     return Problem("SD-D332", f"{what} is not UTF-8", where=name, fix="rename it")
-
-
-def _is_utf8(name: str) -> bool:
-    """Return whether a name from the file system was valid UTF-8: bytes that are not arrive as lone surrogates."""
-    return not any("\ud800" <= c <= "\udfff" for c in name)

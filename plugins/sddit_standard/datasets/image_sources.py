@@ -112,7 +112,8 @@ class SourceFile:
             status = os.fstat(descriptor)
             if (status.st_size, status.st_mtime_ns) != self.stamp:
                 raise changed(name, self.path)
-            return b"".join(_pieces(descriptor, offset, count))
+            inside = min(count, max(0, status.st_size - offset))  # a false count must not reserve memory
+            return b"".join(_pieces(descriptor, offset, inside))
         except OSError as failure:
             raise unreadable(name, self.path, failure) from None
         finally:
@@ -191,6 +192,11 @@ def is_image(name: str) -> bool:
     return splitext(name)[1].lower() in SUFFIXES
 
 
+def is_utf8(name: str) -> bool:
+    """Return whether a name was valid UTF-8: bytes that are not arrive as lone surrogates."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
 def is_hidden(name: str) -> bool:
     """Return whether a part of a relative path begins with a dot: such files are passed over. `..` is no such part."""
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
@@ -210,7 +216,9 @@ def too_large(name: str, where: str, size: int) -> Problem | None:
 
 
 def refused_entry(name: str, where: str) -> Problem | None:
-    """Return the problem of an entry of an archive that leaves its folder (SD-D312) or can hold code (SD-D322)."""
+    """Return the problem of an entry that leaves its folder, can hold code or is not UTF-8: SD-D312, -D322, -D332."""
+    if not is_utf8(name):
+        return Problem("SD-D332", "the name of an entry is not UTF-8", where=where, got=name, fix="rename it")
     if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
         expect = "relative names inside the archive, with slashes"
         return Problem("SD-D312", "the name of an entry leads out of the archive", where=where, got=name, expect=expect)

@@ -72,9 +72,13 @@ def entries_of(file: SourceFile) -> Iterator[Entry]:
     for _ in range(count):
         try:
             entry, at = _entry_at(directory, at, shift)
-        except (struct.error, ValueError, UnicodeDecodeError) as broken:
+        except (struct.error, ValueError) as broken:
             raise damaged(file, f"its list of entries: {broken}") from None
+        if entry.offset + entry.packed > file.stamp[0] or (entry.method == STORED and entry.size != entry.packed):
+            raise damaged(file, f"{entry.name} is not inside the file, or has another size")
         yield entry
+    if at != len(directory):
+        raise damaged(file, f"a list of {count:,} entries that ends before its end")
 
 
 def _central_directory(file: SourceFile) -> tuple[int, bytes, int]:
@@ -114,9 +118,14 @@ def _entry_at(directory: bytes, at: int, shift: int) -> tuple[Entry, int]:
         raise ValueError("it ends inside an entry")
     if 0xFFFFFFFF in (packed, size, offset):
         size, packed, offset = _large(directory[end : end + fields[11]], size, packed, offset)
-    name = directory[start:end].decode("utf-8" if flags & UTF8 else "cp437")
+    name = _decoded(directory[start:end], flags)
     mode = attributes >> 16 if system == UNIX else 0
     return Entry(name, size, packed, offset + shift, method, crc, flags, mode), following
+
+
+def _decoded(name: bytes, flags: int) -> str:
+    """Return a name. Bytes that are not UTF-8, where the entry says that they are, become lone surrogates."""
+    return name.decode("utf-8", "surrogateescape") if flags & UTF8 else name.decode("cp437")
 
 
 def _large(extra: bytes, *values: int) -> list[int]:
@@ -137,8 +146,12 @@ def read_entry(file: SourceFile, name: str, size: int, place: tuple[int, int, in
     header = file.read(offset, LOCAL.size, name)
     if len(header) < LOCAL.size or not header.startswith(b"PK\3\4"):
         raise damaged(file, f"no entry where {name} should be")
-    name_length, extra_length = LOCAL.unpack(header)[9:]
-    data = file.read(offset + LOCAL.size + name_length + extra_length, packed, name)
+    fields = LOCAL.unpack(header)
+    name_length, start = fields[9], fields[9] + fields[10]
+    data = file.read(offset + LOCAL.size, start + packed, name)
+    if _decoded(data[:name_length], fields[2]) != name:
+        raise damaged(file, f"another entry where {name} should be")
+    data = data[start:]
     if len(data) < packed:
         raise damaged(file, f"{name} is cut short")
     if method == DEFLATED:

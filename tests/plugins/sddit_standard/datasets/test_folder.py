@@ -392,7 +392,7 @@ def test_full_hash_is_a_shorthand_that_changes_no_id(sddit_run: Any, tmp_path: P
     assert resolve(tmp_path / "mine.toml", ["dataset.bits=8"]).run_id not in ids
     refused = sddit_run("quickstart", "-n", "--full-hash")
     assert refused.status == 2
-    assert "(folder), and this recipe has dataset.name = 'digits'" in refused.stderr
+    assert "(folder, hf, webdataset, zip), and this recipe has dataset.name = 'digits'" in refused.stderr
 
 
 def test_images_that_change_between_two_sittings_are_reported(sddit_run: Any, tmp_path: Path) -> None:

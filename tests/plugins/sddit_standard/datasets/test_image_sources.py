@@ -432,6 +432,7 @@ TARS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "hard link": (special("x.png", type=tarfile.LNKTYPE, linkname="0.png"), "SD-D312", "x.png"),
     "device": (special("x.png", type=tarfile.CHRTYPE, devmajor=1, devminor=5), "SD-D312", "x.png"),
     "fifo": (special("x.png", type=tarfile.FIFOTYPE), "SD-D312", "x.png"),
+    "not UTF-8": (special("0.\udcff.png"), "SD-D332", "udcff"),
     "pickle": (plain({"0.pkl": b"x"}), "SD-D322", "0.pkl"),
     "pyd": (plain({"0.pyd": b"x"}), "SD-D322", "0.pyd"),
     "pth": (plain({"0.latent.PTH": b"x"}), "SD-D322", "0.latent.PTH"),
@@ -536,9 +537,14 @@ def entry(name: str, data: bytes = b"", **fields: Any) -> Callable[[Path], Path]
 
 def patched(name: str, field: str, value: int) -> Callable[[Path], Path]:
     """A good archive whose directory is false about one entry. Fields: their offsets in the central header."""
-    offset, form = {"flags": (8, "<H"), "method": (10, "<H"), "crc": (16, "<L"), "size": (24, "<L"), "at": (42, "<L")}[
-        field
-    ]
+    offset, form = {
+        "flags": (8, "<H"),
+        "method": (10, "<H"),
+        "crc": (16, "<L"),
+        "packed": (20, "<L"),
+        "size": (24, "<L"),
+        "at": (42, "<L"),
+    }[field]
 
     def write(path: Path) -> Path:
         data = bytearray(write_zip(path, images(4), zipfile.ZIP_DEFLATED).read_bytes())
@@ -549,6 +555,28 @@ def patched(name: str, field: str, value: int) -> Callable[[Path], Path]:
         return path
 
     return write
+
+
+def renamed(old: bytes, new: bytes) -> Callable[[Path], Path]:
+    """A good archive whose directory has another name for an entry, said to be UTF-8."""
+
+    def write(path: Path) -> Path:
+        data = bytearray(write_zip(path, images(4)).read_bytes())
+        at = data.rfind(old)
+        data[at : at + len(old)] = new
+        data[at - 46 + 9] |= 0x8
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+def fewer(path: Path) -> Path:
+    """A good archive that states one entry less than it has."""
+    data = bytearray(write_zip(path, images(4)).read_bytes())
+    struct.pack_into("<2H", data, data.rfind(b"PK\5\6") + 8, 11, 11)
+    path.write_bytes(data)
+    return path
 
 
 def edm_with(labels: Any, **more: bytes) -> Callable[[Path], Path]:
@@ -594,6 +622,10 @@ ZIPS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "false size": (patched("cat/0.png", "size", 5), "SD-D313", "cat/0.png"),
     "false crc": (patched("cat/0.png", "crc", 5), "SD-D313", "cat/0.png"),
     "false place": (patched("cat/0.png", "at", 7), "SD-D313", "cat/0.png"),
+    "false packed size": (patched("cat/0.png", "packed", 2**31), "SD-D313", "cat/0.png"),
+    "fewer entries": (fewer, "SD-D313", "11 entries"),
+    "not UTF-8": (renamed(b"cat/0.png", b"cat/\xff.png"), "SD-D332", "udcff"),
+    "another entry": (renamed(b"cat/0.png", b"cat/9.png"), "SD-D313", "cat/9.png"),
     "encrypted": (patched("cat/0.png", "flags", 1), "SD-D313", "encrypted"),
     "method": (patched("cat/0.png", "method", 12), "SD-D313", "method 12"),
     "cut": (shortened(2000), "SD-D313", "x.zip"),
