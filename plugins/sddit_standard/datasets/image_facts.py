@@ -19,7 +19,7 @@ from sddit.errors import Problem, SdditError, error, raise_all
 from sddit.interfaces import DataFacts
 from sddit_standard.datasets.decode import decode
 from sddit_standard.datasets.image_index import MAX_PROBLEMS
-from sddit_standard.datasets.image_sources import ImageSource, SourceSettings
+from sddit_standard.datasets.image_sources import ImageSource, SourceSettings, warn_of_one_class
 
 DARK_MEAN, DARK_STD = -0.9, 0.1  # of images in [-1, 1]: below both they are nearly black
 READ_AHEAD = 256  # images decoded before their turn
@@ -36,6 +36,7 @@ def image_facts(source: ImageSource, settings: SourceSettings) -> DataFacts:
     """
     index, names = source.contents.index, source.contents.class_names
     warn_of_similar(names)
+    warn_of_one_class(source.contents, str(source.location))
     is_test = index.is_test(settings.holdout)
     what = [str(source.location), settings.size, settings.channels, settings.bits, settings.holdout, settings.labels]
     checked = _positions_to_hash(source, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ MAX_ENTRIES_SEEN = 1000  # of a folder, to see what kind of source it is
 MAX_RATIO = 200  # unpacked to packed bytes of one entry, above UNLIMITED_BYTES; photographs reach 2
 UNLIMITED_BYTES = 2**24
 MAX_NPY_HEADER = 2**14
+MACOS = "__MACOSX"  # a folder that macOS adds to the archives that it writes
 RUNS_CODE = frozenset(
     (".pkl", ".pickle", ".pyd", ".pyc", ".py", ".pth", ".pt", ".ckpt", ".joblib", ".dill", ".so", ".dll", ".exe")
 )
@@ -198,8 +200,8 @@ def is_utf8(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a part of a relative path begins with a dot: such files are passed over. `..` is no such part."""
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+    """Return whether an entry is passed over: a part of its name begins with a dot, or macOS keeps attributes there."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/")) or class_of(name) == MACOS
 
 
 def class_of(name: str) -> str:
@@ -261,12 +263,24 @@ def class_problems(
     for label, name in enumerate(names):
         place = f"{class_where}{name}" if class_where else where
         if not all_images[label]:
-            yield Problem("SD-D304", f"class {name!r} has no image", place, fix="put images there or take it out")
+            fix = "put images there or take it out" if class_where else "add images, or number the classes without gaps"
+            yield Problem("SD-D304", f"class {name!r} has no image", place, fix=fix)
         elif not trained[label]:
             what = f"every image of class {name!r} is held out for the test split"
             yield Problem("SD-D304", what, place, fix="add images or lower dataset.holdout")
     if not is_train.any():
         yield Problem("SD-D304", "no image is left to train on", "dataset.holdout", fix="add images or lower it")
+
+
+def warn_of_one_class(contents: Contents, where: str) -> None:
+    """Warn if the only class is a folder of folders: those inside it are probably meant as the classes."""
+    if len(contents.class_names) != 1 or class_of(contents.index.name(0)) != contents.class_names[0]:
+        return
+    inside = {class_of(name.decode().partition("/")[2]) for name in contents.index.names()}
+    if len(inside) > 1 and "" not in inside:
+        shown = ", ".join(sorted(inside)[:MAX_PROBLEMS]) + (", ..." if len(inside) > MAX_PROBLEMS else "")
+        what = f"all images of {where} are of one class, {contents.class_names[0]!r}, which holds the folders {shown}"
+        warnings.warn(f"{what}: if these are the classes, they must be at the top of dataset.path", stacklevel=3)
 
 
 def loose_problem(loose: Sequence[str], has_classes: bool) -> Problem:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sddit.data.class_names import check_names
 from sddit.errors import SdditError, error, one_of, raise_all
 from sddit_standard.datasets.image_index import MAX_PROBLEMS, IndexBuilder
 from sddit_standard.datasets.image_sources import (
@@ -43,7 +44,7 @@ class ColumnSettings(SourceSettings, Protocol):
 class SavedSource:
     """The images of a saved data set; the name of one is the number of its row.
 
-    Raises SD-D300, -D304, -D307, -D310, -D321 or -D323.
+    Raises SD-D300, -D304, -D307, -D310, -D316, -D321 or -D323.
     """
 
     def __init__(self, settings: ColumnSettings) -> None:
@@ -117,7 +118,9 @@ class SavedSource:
             what, expect = f"the column {settings.label_column!r} holds no class numbers", "a ClassLabel, or integers"
             raise refused(what, where="dataset.label_column", got=str(column.type), expect=expect)
         labels: NDArray[np.int64] = column.fill_null(-1).to_numpy().astype(np.int64)
-        return labels, tuple(getattr(self._dataset.features[settings.label_column], "names", None) or ())
+        names = tuple(getattr(self._dataset.features[settings.label_column], "names", None) or ())
+        check_names(names, where=f"{self.location}: {settings.label_column}")
+        return labels, names
 
 
 def refused(what: str, where: str, *, got: str = "", expect: str = "", fix: str = "") -> SdditError:

@@ -658,6 +658,7 @@ def test_good_archives_like_these_are_read(tmp_path: Path) -> None:
     """The control."""
     path = entry("cat/notes.txt", b"hello")(tmp_path / "x.zip")
     with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/", b"")
         archive.writestr("__MACOSX/cat/._0.png", b"\0\5")
         archive.writestr("x.npy", npy(np.zeros(3)))
         archive.writestr("cat/zeros.txt", bytes(2**25), zipfile.ZIP_DEFLATED)
@@ -709,6 +710,22 @@ def test_class_names_are_those_of_a_file(tmp_path: Path) -> None:
     folders = zipped(tmp_path, images())
     with pytest.raises(SdditError, match="SD-D316"):
         ZipParams(**{**folders.model_dump(), "class_names": str(names)}).facts()
+
+
+@pytest.mark.parametrize("make", [folder, zipped], ids=["folder", "zip"])
+def test_a_folder_around_the_class_folders_is_reported(
+    tmp_path: Path, make: Callable[[Path, Files], ImageFilesParams]
+) -> None:
+    wrapped = make(tmp_path, {f"photos/{name}": data for name, data in images().items()})
+    with pytest.warns(UserWarning, match="one class, 'photos', which holds the folders cat, dog, fox"):
+        assert wrapped.facts().class_names == ("photos",)
+    for number, fine in enumerate(
+        ({"photos/0.png": png(0), "photos/a/1.png": png(1), "photos/b/2.png": png(2)}, images())
+    ):
+        (tmp_path / str(number)).mkdir()
+        make(tmp_path / str(number), fine).model_copy(
+            update={"holdout": 0.0}
+        ).facts()  # the control: warnings are errors
 
 
 def test_a_path_of_another_kind_of_source_is_recognized(tmp_path: Path) -> None:
