@@ -8,7 +8,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -95,7 +95,7 @@ class SourceFile:
     """An archive as it was when its index was made."""
 
     path: Path
-    stamp: tuple[int, int] = field(default=(0, 0))  # size in bytes, time of the last change
+    stamp: tuple[int, int]  # size in bytes, time of the last change
 
     @classmethod
     def at(cls, path: Path) -> SourceFile:

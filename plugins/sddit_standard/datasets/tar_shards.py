@@ -136,7 +136,7 @@ def scan(part: tuple[int, str, int, int, bool]) -> IndexBuilder:
 
 
 class HeaderReader(io.BufferedReader):
-    """A .tar file of which only headers are read: a false length of one must not read the whole file into memory."""
+    """Read headers of a .tar file, and refuse a false length, which would read the whole file into memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MAX_HEADER_BYTES:
@@ -278,7 +278,7 @@ class Shard:
         sample.label = label
 
     def _unlabelled(self) -> Iterator[Problem]:
-        """Yield the problems of samples with an image and no label; further on are those whose files are apart."""
+        """Add the samples whose files are apart, and yield the problems of images without a label."""
         expect = "its class, a whole number, in KEY.cls or KEY.json"
         for key in list(self._samples):
             self._add(key)
