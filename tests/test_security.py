@@ -62,6 +62,10 @@ ALLOWED = {
     ): "rank 0, at the address that is given to several processes",
     ("core/sddit/storage/lock.py", "socket"): "the name of this host, in run.lock",
     ("core/sddit/ablations/runner.py", "subprocess"): "the runs of an ablation",
+    (
+        "plugins/sddit_standard/datasets/parallel_scan.py",
+        "subprocess",
+    ): "this very module, which lists the images of a large data set",
 }
 """Where what is forbidden elsewhere stands, and why it may."""
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from sddit import Params, Registry, hookimpl
 from sddit.data.declared import DeclaredParams
 from sddit.interfaces import Check, Dataset, FeatureExtractor, Optimizer, Tracker
-from sddit_standard.datasets.params import DigitsParams, EmojiParams, FashionParams, FolderParams, LatentsParams
+from sddit_standard.datasets.params import (
+    DigitsParams,
+    EmojiParams,
+    FashionParams,
+    FolderParams,
+    HfParams,
+    LatentsParams,
+    WebdatasetParams,
+    ZipParams,
+)
 from sddit_standard.features.params import ClassifierParams, InceptionParams, MobilenetParams, PixelsParams
 from sddit_standard.params import AdamWParams, CsvParams, TensorboardParams
 
@@ -34,9 +43,28 @@ def register_datasets(registry: Registry[Dataset]) -> None:
     )
     registry.add(
         "folder",
-        "sddit_standard.datasets.image_datasets:folder",
+        "sddit_standard.datasets.image_datasets:image_files",
         params=FolderParams,
         summary="Your own images, a sub-folder for each class.",
+    )
+    registry.add(
+        "zip",
+        "sddit_standard.datasets.image_datasets:image_files",
+        params=ZipParams,
+        summary="Your own images in a .zip archive, as EDM2 packs them, or in class folders.",
+    )
+    registry.add(
+        "webdataset",
+        "sddit_standard.datasets.image_datasets:image_files",
+        params=WebdatasetParams,
+        summary="Your own images in WebDataset's .tar shards.",
+    )
+    registry.add(
+        "hf",
+        "sddit_standard.datasets.image_datasets:image_files",
+        params=HfParams,
+        summary="Your own images in a data set that Hugging Face's datasets library saved on disk.",
+        requires=("datasets",),
     )
     registry.add(
         "latents",
