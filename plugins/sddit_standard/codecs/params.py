@@ -88,8 +88,8 @@ class DiffusersParams(CodecParams):
     )
     hub: str = Field(
         "",
-        description="Instead of path: a repository of the Hugging Face hub, such as stabilityai/sd-vae-ft-ema. It is "
-        "downloaded at the first use, which nothing else does.",
+        description="Instead of path: a repository of the Hugging Face hub, such as stabilityai/sd-vae-ft-ema, "
+        "which is downloaded at its first use. Nothing is downloaded without this key.",
         json_schema_extra={"free": True},
     )
     revision: str = Field(
