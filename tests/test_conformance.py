@@ -51,8 +51,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "discrimination/discrimination": [{"cls_source": "mean"}, {"shared_head": False}, {"cls_weight": 0.0}],
 }
 HOST = Host()
-WITH_FILES = ("sddit/inception",)
-"""What needs a large file of its user's, and minutes: tried part by part in its own tests."""
+WITH_FILES = ("sddit/inception", "sddit/taef2", "sddit/diffusers", "sddit/linear")
+"""What needs files of its user's, a cache or minutes: tried in its own tests."""
 
 
 def components() -> list[Component[Any]]:

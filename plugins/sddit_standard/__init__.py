@@ -1,10 +1,11 @@
-"""Register what recipes need around a method: data sets, feature extractors, an optimizer, trackers; and checks."""
+"""Register what recipes need around a method: data sets, codecs, feature extractors, optimizer, trackers; checks."""
 
 from __future__ import annotations
 
 from sddit import Params, Registry, hookimpl
 from sddit.data.declared import DeclaredParams
-from sddit.interfaces import Check, Dataset, FeatureExtractor, Optimizer, Tracker
+from sddit.interfaces import Check, Codec, Dataset, FeatureExtractor, Optimizer, Tracker
+from sddit_standard.codecs.params import DiffusersParams, LinearParams, Taef2Params, TinyKLParams
 from sddit_standard.datasets.params import (
     DigitsParams,
     EmojiParams,
@@ -81,6 +82,37 @@ def register_datasets(registry: Registry[Dataset]) -> None:
 
 
 @hookimpl
+def register_codecs(registry: Registry[Codec]) -> None:
+    registry.add(
+        "taef2",
+        "sddit_standard.codecs.autoencoders:taef2",
+        params=Taef2Params,
+        summary="TAEF2, a small autoencoder with the latents of FLUX.2, of your own two files.",
+    )
+    registry.add(
+        "diffusers",
+        "sddit_standard.codecs.diffusers_codec:diffusers",
+        params=DiffusersParams,
+        summary="AutoencoderKL, DC, Tiny or RAE of diffusers, of a folder of yours or of the hub.",
+        requires=("diffusers",),
+        extra="sddit[diffusers]",
+    )
+    registry.add(
+        "tiny_kl",
+        "sddit_standard.codecs.autoencoders:tiny_kl",
+        params=TinyKLParams,
+        summary="The included autoencoder for 64x64 images, trained on emoji: 16 channels, 8 pixels to a place.",
+        paper="arXiv:1312.6114",
+    )
+    registry.add(
+        "linear",
+        "sddit_standard.codecs.linear:LinearCodec",
+        params=LinearParams,
+        summary="Colours of latents by a linear map that their cache holds: previews without a decoder.",
+    )
+
+
+@hookimpl
 def register_features(registry: Registry[FeatureExtractor]) -> None:
     registry.add(
         "mobilenet",
@@ -137,6 +169,7 @@ def register_trackers(registry: Registry[Tracker]) -> None:
         params=TensorboardParams,
         summary="TensorBoard event files in the run folder.",
         requires=("tensorboard",),
+        extra="sddit[tensorboard]",
     )
 
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.lib.format import read_array, write_array
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 from sddit import __version__
 from sddit.errors import SdditError
@@ -72,6 +71,8 @@ def cached_arrays(key: Any, compute: Callable[[], dict[str, NDArray[Any]]]) -> d
 
 def _read_arrays(path: Path, name: str) -> dict[str, NDArray[Any]]:
     """Return the arrays of an entry. Raises OSError, ValueError or EOFError for one that cannot be trusted."""
+    from numpy.lib.format import read_array  # slow to import
+
     with os.fdopen(open_file(path), "rb") as file:
         header = json.loads(file.readline(MAX_BYTES) or b"null")
         if not isinstance(header, dict) or not isinstance(header.get("names"), list):
@@ -84,6 +85,8 @@ def _read_arrays(path: Path, name: str) -> dict[str, NDArray[Any]]:
 
 def _write_arrays(path: Path, name: str, value: Mapping[str, NDArray[Any]]) -> None:
     """Write an entry aside and rename it. The arrays are not copied in memory."""
+    from numpy.lib.format import write_array
+
     staged = staged_name(path.parent, path.name)
     try:
         with staged.open("xb") as file:
@@ -97,6 +100,8 @@ def _write_arrays(path: Path, name: str, value: Mapping[str, NDArray[Any]]) -> N
 
 
 def _digest_of_arrays(name: str, value: Mapping[str, NDArray[Any]]) -> str:
+    import numpy as np
+
     digest = blake2b(name.encode(), digest_size=16)
     for array, values in value.items():
         digest.update(f"{array} {values.dtype} {values.shape}".encode())

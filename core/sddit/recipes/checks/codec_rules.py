@@ -41,7 +41,9 @@ def _check_hash(recipe: Recipe) -> Iterator[Problem]:
     given, made_by = recipe.codec.params, recipe.facts.codec_sha256
     if files := given.weight_files():
         if (found := files_sha256(files)) != given.sha256:
-            yield Problem("SD-D352", "the weights are others", "codec.sha256", found, given.sha256)
+            yield Problem(
+                "SD-D352", "the weights of the codec are not the stated ones", "codec.sha256", found, given.sha256
+            )
         elif made_by and found != made_by:
             what = "these latents were encoded with other weights"
             expect = f"sha256 {made_by}, of {recipe.facts.codec}"
