@@ -118,7 +118,7 @@ class InceptionParams(FeatureParams):
             elif (found := hash_of(Path(file))) != meant:
                 yield Problem(code, f"the file of {key} is another one", where, f"sha256 {found}", f"sha256 {meant}")
             elif key == "reference":
-                yield from self._compare(recipe.facts)[0]
+                yield from self._compare(recipe.facts, where)[0]
 
     def warnings(self, recipe: RecipeView) -> Iterable[str]:
         """Return what the reference does not state."""
@@ -127,7 +127,7 @@ class InceptionParams(FeatureParams):
         if Path(self.reference).is_file() and (names := self._compare(recipe.facts)[1]):
             yield not_compared(Path(self.reference), names)
 
-    def _compare(self, facts: DataFacts) -> tuple[list[Problem], list[str]]:
+    def _compare(self, facts: DataFacts, where: str = "") -> tuple[list[Problem], list[str]]:
         """Return by which facts samples cannot be compared with the reference, and which facts are not known.
 
         The size of samples of latents is compared when they are decoded.
@@ -137,8 +137,8 @@ class InceptionParams(FeatureParams):
         _, height, width = facts.image
         samples = SampleFacts(None if facts.is_latent else (height, width), facts.crop, facts.fingerprint)
         files = {"inception": self.weights_sha256} if self.weights_sha256 else {}
-        reference, label = read_reference_file(Path(self.reference)), Path(self.reference).name
-        return list(mismatches(reference, samples, files, where=label)), unchecked(reference, samples, files)
+        reference = read_reference_file(Path(self.reference))
+        return list(mismatches(reference, samples, files, where=where)), unchecked(reference, samples, files)
 
     def _files(self) -> list[tuple[str, str]]:
         """(key, path) of the files that are named."""

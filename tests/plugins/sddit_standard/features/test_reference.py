@@ -131,8 +131,9 @@ def test_a_recipe_with_a_reference_of_other_images_is_refused(toy_recipe: Path, 
     assert any("not compared, since r.npz" in text for text in resolve(toy_recipe, asked).warnings)
     for changes in ({"height": height + 1}, {"files": {"inception": "0" * 64}}):
         write_reference(tmp_path / "r.npz", **fits | changes)
-        with pytest.raises(SdditError, match="SD-T942"):
+        with pytest.raises(SdditError, match="SD-T942") as refused:
             resolve(toy_recipe, asked)
+        assert "features.fid.reference" in refused.value.problems[0].where
 
 
 @pytest.mark.usefixtures("glance")
