@@ -12,7 +12,7 @@ from sddit.interfaces.attention import Attention, AttentionParams
 from sddit.interfaces.backbone import BackboneParams
 from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
 from sddit.interfaces.component import Check, CheckContext, CheckSkipped, Component, Measurement, Selected
-from sddit.interfaces.dataset import Dataset, DatasetParams, DrawnDataset, Split
+from sddit.interfaces.dataset import Dataset, DatasetParams, DrawnDataset, KeepingDataset, Split
 from sddit.interfaces.facts import Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
 from sddit.interfaces.features import (
     EvaluateMode,
@@ -54,6 +54,7 @@ __all__ = [
     "FeatureParams",
     "FigureAccumulator",
     "FigureExtractor",
+    "KeepingDataset",
     "Guidance",
     "GuidanceParams",
     "Loss",

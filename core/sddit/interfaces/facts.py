@@ -57,6 +57,7 @@ class DataFacts:
     is_latent: bool = False  # the values are latents of an encoder, not pixels
     latent_scale: float | None = None  # the values are the encoder's latents times this; None: pixels, or not known
     encoder: str = ""  # name of that encoder; empty: pixels, or not known
+    crop: str = ""  # how images were cut to their size, by name: `adm` is the centre crop of ADM; empty: not known
 
     @property
     def num_classes(self) -> int:

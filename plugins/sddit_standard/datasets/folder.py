@@ -24,7 +24,7 @@ from sddit.data.facts_cache import cached
 from sddit.data.moments import PixelMoments
 from sddit.errors import Problem, SdditError, error, expand_user, raise_all
 from sddit.interfaces import DataFacts, Split
-from sddit_standard.datasets.decode import SUFFIXES, decode
+from sddit_standard.datasets.decode import CROP, SUFFIXES, decode
 
 MAX_BYTES = 2**28  # of one file
 MAX_PROBLEMS = 5  # shown at once
@@ -103,6 +103,7 @@ def folder_facts(settings: FolderSettings) -> DataFacts:
         mean=tuple(measured["mean"]),
         std=tuple(measured["std"]),
         source=f"{listing.root}: {train} + {test} images{ignored}{_sampled_note(listing, checked)}",
+        crop=CROP,
     )
 
 

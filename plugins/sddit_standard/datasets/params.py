@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -84,6 +85,10 @@ class FolderParams(ImageParams):
         "else in sizes, times and the bytes of 1,000 files.",
         json_schema_extra={"free": True},
     )
+
+    @classmethod
+    def reads(cls, source: Path) -> bool:
+        return source.is_dir()
 
     def facts(self) -> DataFacts:
         from sddit.data.scaling import refuse_constant
