@@ -167,6 +167,7 @@ do("plugins"); do("plugins", "--json")
 do("show", "losses"); do("explain", "SD-R102")
 do("sample", run, "--per-class", "1", "--classes", "0")
 do("evaluate", run); do("evaluate", run, "--copies")
+do("reference", run, str(here / "real.npz"), "--inception", str(here / "tiny.toml"))
 for form in ([], ["--markdown"], ["--latex"], ["--csv"]):
     do("table", run, *form)
 do("export", run); do("sample", run + "/export", "--per-class", "1", "--classes", "0")
@@ -251,7 +252,7 @@ def test_nothing_is_sent_started_or_written_elsewhere(
     assert session["seen"] == []
     assert {verb for verb, _ in session["done"]} == {verb.name for verb in COMMANDS}
     refused = {verb for verb, status in session["done"] if status}
-    assert refused == {"import", "publish"}  # another layout, and no ablation
+    assert refused == {"import", "publish", "reference"}  # another layout, no ablation, no weights
 
 
 def test_no_plugin_that_no_one_named_was_run(

@@ -131,9 +131,10 @@ def register_features(registry: Registry[FeatureExtractor]) -> None:
         "inception",
         "sddit_standard.features.adm:inception",
         params=InceptionParams,
-        summary="FID's Inception network, of your own weights file: 2048 features, and ADM's figures. Untested "
-        "with that file.",
+        summary="FID's Inception network, of your own weights file: 2048 features, and ADM's figures. Not yet run with "
+        "the original file.",
         paper="arXiv:1706.08500",
+        checks={"the published network under made-up weights": "sddit_standard.checks:published_inception"},
     )
     registry.add(
         "pixels",

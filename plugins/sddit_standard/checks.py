@@ -1,21 +1,25 @@
-"""Check draws, masks, gradients and checkpoints, which concern every method, on toys."""
+"""Check draws, masks, gradients and checkpoints, which concern every method, on toys; and the Inception network."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sddit.diffusion import masking as mask
 from sddit.diffusion.draws import KeyedDraws, philox
 from sddit.interfaces import CheckContext, Measurement
 from sddit.testing import sessions
+from sddit.verify.published import Stored, parity, published
+from sddit_standard.features.inception import Inception, look
 
 MAX_STANDARD_ERRORS = 5.0
 """Bound of each statistical check."""
@@ -159,3 +163,84 @@ def fraction_detected(checkpoint: Path) -> float:
             outcomes.append(not sessions.is_intact(checkpoint))
         file.write_bytes(content)
     return sum(outcomes) / len(outcomes)
+
+
+FLOAT32 = 1e-4
+"""Bound of the difference of two Inception networks in float32."""
+
+
+def published_inception(context: CheckContext) -> Iterator[Measurement]:
+    """Compare the outputs of the Inception network under made-up weights with those of published implementations.
+
+    They are compared in float64, and in float32 as scores use it.
+    """
+    stored, device = published(context, "inception_a"), torch.device(context.device)
+    single, double = inception_of(stored, torch.float32).to(device), inception_of(stored, torch.float64).to(device)
+    groups = {group["name"]: group for group in stored.meta["groups"]}
+    for size in groups if context.full else ("48x80",):
+        images = made_up_images(groups[size])
+        yield from parity("inception_a", inception_outputs(double, images, size), stored)
+        for name, ours in inception_outputs(single, images, size).items():
+            difference = relative_to_mean(ours.double(), stored.outputs[name])
+            yield Measurement(f"inception_a: {name}, float32", difference, FLOAT32)
+
+
+def inception_outputs(network: Inception, images: Tensor, size: str) -> dict[str, Tensor]:
+    """Return what scores use of the network, by the names of the stored outputs for images of that size."""
+    seen = look(network, images, torch.device(network.fc.weight.device))
+    logits = seen.pooled @ network.fc.weight.T.to(seen.pooled.device)
+    return {f"{size}/pooled": seen.pooled, f"{size}/spatial": seen.spatial, f"{size}/logits_unbiased": logits}
+
+
+def relative_to_mean(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference relative to max(|theirs|, the mean of |theirs|); infinity if the shapes differ."""
+    if ours.shape != theirs.shape:
+        return math.inf
+    return float(((ours - theirs).abs() / theirs.abs().clamp(min=float(theirs.abs().mean()))).max())
+
+
+def inception_of(stored: Stored, dtype: torch.dtype) -> Inception:
+    """Return the Inception network with the made-up weights of stored numbers."""
+    network = Inception()
+    counters = {name: count for name, count in network.state_dict().items() if name.endswith("num_batches_tracked")}
+    network.load_state_dict({**inception_weights(stored.meta), **stored.state, **counters})
+    return network.eval().requires_grad_(False).to(dtype)
+
+
+def inception_weights(meta: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Draw the made-up weights, float32, that the JSON file of stored numbers describes: they are too large to store.
+
+    They lack the running statistics of the batch norms, which are stored.
+    """
+    generator = np.random.default_rng(meta["weights"]["seed"])
+    ranges = {"gamma": (0.5, 0.2), "beta": (0.6, 0.4), "bias": (-1.0, 2.0), "head": (-0.25, 0.5)}  # start, width
+    weights = {}
+    for name, shape, rule in meta["weights"]["order"]:
+        start, width = ranges.get(rule) or _he_range(shape)
+        values = start + width * generator.random(shape)
+        if rule == "head":  # the second half of the features counters the first: logits stay small
+            values[:, values.shape[1] // 2 :] = -values[:, : values.shape[1] // 2]
+        weights[name] = torch.from_numpy(values.astype(np.float32))
+    return weights
+
+
+def _he_range(shape: list[int]) -> tuple[float, float]:
+    """Return start and width of the uniform weights that keep the scale of activations (arXiv:1502.01852)."""
+    bound = math.sqrt(6 / math.prod(shape[1:]))
+    return -bound, 2 * bound
+
+
+def made_up_images(group: Mapping[str, Any]) -> Tensor:
+    """Draw the images of a group that the JSON file of stored numbers describes: uint8 [n, 3, H, W]."""
+    generator = np.random.default_rng(group["seed"])
+    return torch.from_numpy(np.stack([_made_up_image(generator, group) for _ in range(group["count"])]))
+
+
+def _made_up_image(generator: np.random.Generator, group: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Draw five by five patches of one colour each, with noise of a random strength."""
+    height, width = group["height"], group["width"]
+    patches = generator.integers(group["low"], group["high"], (3, 5, 5))
+    strength = int(generator.integers(0, 97))
+    noise = generator.integers(-strength, strength + 1, (3, height, width))
+    rows, columns = np.arange(height) * 5 // height, np.arange(width) * 5 // width
+    return (patches[:, rows[:, None], columns] + noise).clip(0, 255).astype(np.uint8)

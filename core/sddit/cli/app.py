@@ -22,6 +22,7 @@ from sddit.cli.commands.import_weights import import_weights
 from sddit.cli.commands.new_plugin import new_plugin
 from sddit.cli.commands.plugins import plugins
 from sddit.cli.commands.publish import publish
+from sddit.cli.commands.reference import reference
 from sddit.cli.commands.run import run
 from sddit.cli.commands.sample import sample
 from sddit.cli.commands.show import show
@@ -39,6 +40,7 @@ COMMANDS = (
     show,
     sample,
     evaluate,
+    reference,
     table,
     publish,
     export,

@@ -11,7 +11,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from sddit.data.archives import StoredArray
+from sddit.data.references import SampleFacts, hashes, mismatches, not_compared, read_reference_file, unchecked
 from sddit.data.undecoded import refuse_latents
+from sddit.errors import raise_all
 from sddit.evaluation.sample_images import batches_of, kept_samples
 from sddit.evaluation.scores import Scorer, Scores
 from sddit.generation import IMAGES, Request
@@ -20,7 +23,7 @@ from sddit.interfaces.component import load_attribute
 from sddit.interfaces.metric_names import metric_values
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.storage.run_folder import SCORES, RunFolder, read_json, unreadable_error
+from sddit.storage.run_folder import RECIPE, SCORES, RunFolder, read_json, unreadable_error
 from sddit.storage.run_result import refuse_other_result
 from sddit.training.environment import choose_device
 
@@ -95,12 +98,27 @@ def run_mode(
 ) -> dict[str, Any]:
     """Measure the saved samples of the run in `folder`, write the figures to `NAME.json` there, and return them.
 
-    Raises SD-T930 for a run without samples, SD-T912 for a run on latents.
+    Raises SD-T930 for a run without samples, SD-T912 for a run on latents, SD-T942 for a reference of other images.
     """
     chosen = choose_device(device)
     refuse_latents(folder, f"--{mode.name}")
     samples = kept_samples(folder)
+    not_checked = check_reference(folder, samples, mode, paths) if mode.reference else []
+    if not_checked:
+        progress.warn(not_compared(paths[mode.reference], not_checked))
     figures: dict[str, Any] = load_attribute(mode.function)(samples, device=chosen, progress=progress, **paths)
+    if mode.reference:
+        figures |= {"not_compared": not_checked}
     with RunFolder(folder) as run:
         run.write_json(f"{mode.name}.json", figures)
     return figures
+
+
+def check_reference(folder: Path, samples: StoredArray, mode: EvaluateMode, paths: Mapping[str, Path]) -> list[str]:
+    """Raise SD-T942 if the samples of a run cannot be compared with a reference. Returns what could not be checked."""
+    data = read_json(folder / RECIPE).get("data", {}) if (folder / RECIPE).is_file() else {}
+    facts = SampleFacts((samples.shape[1], samples.shape[2]), data.get("crop", ""), data.get("fingerprint", ""))
+    reference = read_reference_file(paths[mode.reference])
+    files = hashes({name: path for name, path in paths.items() if name != mode.reference})
+    raise_all(mismatches(reference, facts, files, where=str(reference.path)))
+    return unchecked(reference, facts, files)

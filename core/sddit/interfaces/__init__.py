@@ -13,7 +13,15 @@ from sddit.interfaces.backbone import BackboneParams
 from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
 from sddit.interfaces.codec import Codec, CodecParams
 from sddit.interfaces.component import Check, CheckContext, CheckSkipped, Component, Measurement, Selected
-from sddit.interfaces.dataset import Dataset, DatasetParams, DrawnDataset, EncodedImages, LabelledDataset, Split
+from sddit.interfaces.dataset import (
+    Dataset,
+    DatasetParams,
+    DrawnDataset,
+    EncodedImages,
+    KeepingDataset,
+    LabelledDataset,
+    Split,
+)
 from sddit.interfaces.facts import CodecFacts, ColourMap, Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
 from sddit.interfaces.features import (
     EvaluateMode,
@@ -61,6 +69,7 @@ __all__ = [
     "FeatureParams",
     "FigureAccumulator",
     "FigureExtractor",
+    "KeepingDataset",
     "Guidance",
     "GuidanceParams",
     "LabelledDataset",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
@@ -42,6 +43,15 @@ class DatasetParams(Params):
         description="Train on every class equally often, also on those with fewer images.",
         json_schema_extra={"omit_default": True},
     )
+
+    @classmethod
+    def reads(cls, source: Path) -> bool:
+        """Return whether a command that is given the path of images, such as `sddit-run reference`, reads them as this
+        data set.
+
+        Such a data set has the keys `path`, `size`, `labels` and `holdout`.
+        """
+        return False
 
     def facts(self) -> DataFacts:
         """Return shape, classes, sizes, fingerprint, mean and std. Raises SdditError for missing or unusable data."""
@@ -89,6 +99,14 @@ class DrawnDataset(Dataset, Protocol):
 
     def spread(self, ids: Sequence[int]) -> Tensor:
         """Return standard deviations [n, C, H, W] float32, in the units of `fetch`."""
+
+
+@runtime_checkable
+class KeepingDataset(Dataset, Protocol):
+    """A data set that keeps images in memory after they are first fetched."""
+
+    def keep_no_more(self) -> None:
+        """Keep no further image: each will be fetched once."""
 
 
 def small_split_error(size: int, batch: int) -> SdditError:

@@ -116,6 +116,7 @@ class DataFacts:
     codec: str = ""  # qualified name of the codec that made the latents; empty: pixels, or made elsewhere
     codec_sha256: str = ""  # hash of its weights; empty: none, or not known
     colours: ColourMap | None = None  # for previews of latents; None: pixels, or not fitted
+    crop: str = ""  # how images were cut to their size, by name: `adm` is the centre crop of ADM; empty: not known
 
     @property
     def num_classes(self) -> int:

@@ -33,6 +33,16 @@ class EvaluateMode:
     what JSON can hold; None: not measured."""
     heading: str  # printed above the table, a format string over the figures: "{samples} samples against {reference}"
     rows: Mapping[str, str]  # {key of a figure: its title in the table}; a figure that is None is not printed
+    reference: str = ""  # the option that takes a file of `sddit-run reference`; empty: none does
+    statistics: str = ""
+    """`module:function` that computes the statistics of such a file, called as `function(images, device=, **paths)`:
+    `images` yields the real images in parts, uint8 [b, 3, H, W], and `paths` are those of the other options. Returns
+    the arrays of the file by name."""
+
+    @property
+    def statistics_options(self) -> tuple[ModeOption, ...]:
+        """The options of `sddit-run reference`; none if the mode computes no statistics."""
+        return tuple(option for option in self.options if option.name != self.reference) if self.statistics else ()
 
 
 class FeatureParams(Params):

@@ -53,6 +53,7 @@ def prepare_folder(
         return False
     if damage := damage_of_result(folder.path, recipe):
         progress.warn(f"the result is not complete: {damage}; it is made again from the last checkpoint")
+        (folder.path / RESULT).unlink(missing_ok=True)  # it seals other files than those that follow
     return not damage
 
 

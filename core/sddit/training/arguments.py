@@ -138,11 +138,13 @@ def labels_argument(value: Any, count: int, num_classes: int | None = None) -> T
     expect = f"a tensor of {count} whole numbers{highest}: one class per image"
     whole = isinstance(value, Tensor) and value.dtype in (torch.int32, torch.int64)
     if not whole or value.shape != (count,):
-        raise error("SD-T925", "these are no labels of the images", where="labels", got=_kind(value), expect=expect)
+        raise error(
+            "SD-T925", "these are not the labels of the images", where="labels", got=_kind(value), expect=expect
+        )
     labels: Tensor = value
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (num_classes is not None and high > num_classes):
-        raise error("SD-T925", "a label is no class", where="labels", got=f"{low} to {high}", expect=expect)
+        raise error("SD-T925", "a label is not a class", where="labels", got=f"{low} to {high}", expect=expect)
     return labels
 
 

@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 
 from sddit.errors import SdditError, error
 
+CROP = "adm"  # the name of `centre_crop`, see `DataFacts.crop`
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset((".bmp", ".gif", ".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"))
 MAX_PIXELS = 2**26

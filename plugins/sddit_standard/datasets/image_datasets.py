@@ -108,6 +108,9 @@ class FileSplit(ImageSplit):
         self._most_kept = MEMORY_BUDGET // (params.channels * params.size**2)
         self._pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
 
+    def keep_no_more(self) -> None:
+        self._most_kept = 0
+
     def _pixels(self, index: Tensor) -> Tensor:
         images = list(self._pool.map(self._image, index.tolist()))
         return torch.stack(images) if images else torch.empty(0, *self.facts.image, dtype=torch.uint8)

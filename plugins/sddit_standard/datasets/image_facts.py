@@ -17,7 +17,7 @@ from sddit.data.facts_cache import cached
 from sddit.data.moments import PixelMoments
 from sddit.errors import Problem, SdditError, error, raise_all
 from sddit.interfaces import DataFacts
-from sddit_standard.datasets.decode import decode
+from sddit_standard.datasets.decode import CROP, decode
 from sddit_standard.datasets.image_index import MAX_PROBLEMS
 from sddit_standard.datasets.image_sources import ImageSource, SourceSettings, warn_of_one_class
 
@@ -56,6 +56,7 @@ def image_facts(source: ImageSource, settings: SourceSettings) -> DataFacts:
         mean=tuple(measured["mean"]),
         std=tuple(measured["std"]),
         source=f"{source.location}: {train} + {test} images{ignored}{_sampled_note(source, checked)}",
+        crop=CROP,
     )
 
 

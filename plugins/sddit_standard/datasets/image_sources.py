@@ -170,23 +170,28 @@ def existing(path: str, expect: str, *, folder: bool) -> Path:
     raise error("SD-D300", what, where="dataset.path", got=got, fix=other_source(root) or "correct the path")
 
 
-def other_source(path: Path, chosen: str = "") -> str:
-    """Return the fix that names the kind of source which a path looks like; empty for none, or for the chosen one."""
+def source_kind(path: Path) -> str:
+    """Return the name of the data set that reads what a path looks like; empty if there is nothing, or no such file."""
     with suppress(OSError):
         inside = [entry.name for entry in islice(path.iterdir(), MAX_ENTRIES_SEEN)] if path.is_dir() else []
-        if not path.exists():
-            return ""
-        names = [path.name, *inside]
-        for name, suits in {
-            "zip": any(found.endswith(".zip") for found in names),
-            "webdataset": any(found.endswith(".tar") for found in names),
+        names = [path.name, *inside] if path.exists() else []
+        suits = {
+            "zip": any(name.endswith(".zip") for name in names),
+            "webdataset": any(name.endswith(".tar") for name in names),
             "hf": "state.json" in names or "dataset_dict.json" in names,
             "folder": path.is_dir(),
-        }.items():
-            if suits and name != chosen:
-                is_inside = name == "zip" and path.is_dir()
-                return f'dataset.name = "{name}" reads this' + (", with dataset.path = the .zip file" * is_inside)
+        }
+        return next((kind for kind, suited in suits.items() if suited), "")
     return ""
+
+
+def other_source(path: Path, chosen: str = "") -> str:
+    """Return the fix that names the data set that reads a path; empty for none, or if it is the chosen one."""
+    kind = source_kind(path)
+    if kind in ("", chosen):
+        return ""
+    is_inside = kind == "zip" and path.is_dir()
+    return f'dataset.name = "{kind}" reads this' + (", with dataset.path = the .zip file" * is_inside)
 
 
 def is_image(name: str) -> bool:

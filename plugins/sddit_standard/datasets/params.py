@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -99,6 +100,14 @@ class ImageFilesParams(ImageParams):
         json_schema_extra={"free": True},
     )
 
+    kind: ClassVar[str] = ""  # of source, as `image_sources.source_kind` names it
+
+    @classmethod
+    def reads(cls, source: Path) -> bool:
+        from sddit_standard.datasets.image_sources import source_kind
+
+        return source_kind(source) == cls.kind
+
     def source(self) -> ImageSource:
         """Return the images, listed again at each call. Raises SdditError for missing or unusable data."""
         raise NotImplementedError
@@ -115,6 +124,7 @@ class ImageFilesParams(ImageParams):
 class FolderParams(ImageFilesParams):
     """Your own images: one folder with a sub-folder for each class."""
 
+    kind: ClassVar[str] = "folder"
     path: str = Field(
         min_length=1,
         description="The folder, relative to the recipe. Its sub-folders, sorted by name, are the classes.",
@@ -144,6 +154,7 @@ class NamedClassesParams(ImageFilesParams):
 class ZipParams(NamedClassesParams):
     """Your own images in one .zip archive, as EDM2 packs them, or in class folders."""
 
+    kind: ClassVar[str] = "zip"
     path: str = Field(
         min_length=1,
         description="The archive, relative to the recipe. Labels are those of its dataset.json; without that file, its "
@@ -160,6 +171,7 @@ class ZipParams(NamedClassesParams):
 class WebdatasetParams(NamedClassesParams):
     """Your own images in WebDataset's .tar shards: KEY.jpg and its label in KEY.cls or KEY.json."""
 
+    kind: ClassVar[str] = "webdataset"
     path: str = Field(
         min_length=1,
         description="The folder of the .tar files, one such file, or a pattern such as SHARDS/train-*.tar, relative to "
@@ -176,6 +188,7 @@ class WebdatasetParams(NamedClassesParams):
 class HfParams(ImageFilesParams):
     """Your own images in a data set that Hugging Face's `datasets` saved on disk."""
 
+    kind: ClassVar[str] = "hf"
     path: str = Field(
         min_length=1,
         description="The folder that Dataset.save_to_disk wrote, relative to the recipe; of a DatasetDict, one split.",

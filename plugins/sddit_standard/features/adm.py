@@ -1,7 +1,8 @@
 """FID, sFID, Inception score, precision and recall as ADM's evaluation suite defines them (arXiv:2105.05233).
 
-For the user's own Inception weights and reference batch. Written from the definitions: no figure of it has been
-compared with a published one yet. ADM's suite measures neighbours in float16, which is not repeated here.
+For the user's own Inception weights and reference batch. Network and figures agree with published implementations
+under made-up weights (`docs/parity.md`); no published FID has been reproduced yet. ADM's suite measures neighbours in
+float16, which is not repeated here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sddit.data.archives import StoredArray, load_arrays
-from sddit.errors import SdditError, error
+from sddit.data.references import ReferenceFile, SampleFacts, mismatches, read_reference_file
+from sddit.errors import SdditError, error, raise_all
 from sddit.evaluation.metrics import Array, RunningMoments, frechet, gaussian_fault, inception_score, precision_recall
 from sddit.evaluation.sample_images import batches_of
 from sddit.evaluation.thumbnails import in_chunks
@@ -45,6 +47,7 @@ class Reference:
     pooled: Gaussian | None  # `mu` and `sigma`
     spatial: Gaussian | None  # `mu_s` and `sigma_s`
     images: StoredArray | None  # `arr_0`, uint8 [n, H, W, 3]
+    file: ReferenceFile | None = None  # what it states about its images
 
 
 class Observed:
@@ -167,7 +170,10 @@ class InceptionFigures:
         self._fake = Observed(keep_vectors=real is not None)
 
     def add(self, images: Tensor) -> None:
-        """Take the next samples, uint8 [b, 3, H, W]."""
+        """Take the next samples, uint8 [b, 3, H, W]. Raises SD-T942 for a size that is not that of the reference."""
+        if self._reference is not None and self._reference.file is not None:
+            samples = SampleFacts((images.shape[2], images.shape[3]), crop="", fingerprint="")
+            raise_all(mismatches(self._reference.file, samples, {}, where=self._name))
         self._fake.add(look(self._network, images, self._device))
 
     def figures(self) -> dict[str, float]:
@@ -213,6 +219,23 @@ def score_samples(
     found = adm_scores(fake, held, real, name=reference.name, digest=digest)
     progress.end_stage()
     return found.to_json()
+
+
+def real_statistics(images: Iterable[Tensor], *, inception: Path, device: torch.device) -> dict[str, Array]:
+    """Return the statistics of a reference batch, for `sddit-run reference SOURCE OUT.npz --inception FILE`.
+
+    Args:
+        images: real images, uint8 [b, 3, H, W] each.
+        inception: weights of FID's Inception network.
+        device: where the network runs.
+
+    Raises:
+        SdditError: SD-T940 for other weights, SD-T906 for fewer than two images.
+    """
+    network, _ = load_inception(inception, device)
+    real = observe(network, images, device, Progress(), keep_vectors=False)
+    (mu, sigma), (mu_s, sigma_s) = real.pooled, real.spatial
+    return {"mu": mu, "sigma": sigma, "mu_s": mu_s, "sigma_s": sigma_s}
 
 
 def adm_scores(fake: Observed, held: Reference, real: Observed | None, *, name: str, digest: str) -> AdmScores:
@@ -283,7 +306,7 @@ def read_reference(path: Path) -> Reference:
             raise _refusal(path, f"{mean} or {covariance} without the other")
     if pooled is None and images is None:
         raise _refusal(path, f"an npz of {', '.join(arrays) or 'other arrays'}")
-    return Reference(_widened(pooled), _widened(spatial), images)
+    return Reference(_widened(pooled), _widened(spatial), images, read_reference_file(path))
 
 
 def _gaussian_of(arrays: Mapping[str, NDArray[Any]], mean: str, covariance: str) -> Gaussian | None:

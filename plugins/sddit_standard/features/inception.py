@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
@@ -188,20 +190,20 @@ class Inception(nn.Module):
         return Seen(pooled, spatial, F.linear(pooled, self.fc.weight).softmax(dim=1))
 
 
-def prepared(images: Tensor) -> Tensor:
-    """uint8 [n, 3, H, W] -> what the network takes, resized as its TensorFlow graph does.
+def prepared(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 [n, 3, H, W] -> what the network takes, in `dtype`, resized as its TensorFlow graph does.
 
     Bilinear between the pixels at i H / 299, without half a pixel's shift and without smoothing before: a resize of
     another kind moves the distance.
     """
-    x = images.float()
+    x = images.to(dtype)
     for axis in (2, 3):
         at = torch.arange(SIDE, dtype=torch.float64, device=x.device) * (x.shape[axis] / SIDE)
         low = at.floor().long()
         high = (low + 1).clamp(max=x.shape[axis] - 1)
         shape = [1, 1, 1, 1]
         shape[axis] = SIDE
-        share = (at - low).float().view(shape)
+        share = (at - low).to(dtype).view(shape)
         x = x.index_select(axis, low) * (1 - share) + x.index_select(axis, high) * share
     return (x - 128) / 128
 
@@ -253,9 +255,22 @@ def _refusal(path: Path, got: str) -> SdditError:
     )
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute float32 products in float32: by default, cuDNN rounds the factors of convolutions to 11 bits (TF32)."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = False
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
+
+
 @torch.no_grad()
 def look(network: Inception, images: Tensor, device: torch.device) -> Seen:
-    """Run the network on images, uint8 [n, 3, H, W], in chunks; float32 on the CPU."""
-    with torch.autocast(device.type, enabled=False):
-        seen = [network(prepared(chunk.to(device))) for chunk in torch.split(images, CHUNK)]
+    """Run the network on images, uint8 [n, 3, H, W], in chunks and in the type of its weights; returned on the CPU."""
+    dtype = network.fc.weight.dtype
+    with torch.autocast(device.type, enabled=False), full_precision():
+        seen = [network(prepared(chunk.to(device), dtype)) for chunk in torch.split(images, CHUNK)]
     return Seen(*(torch.cat([part.cpu() for part in column]) for column in zip(*seen, strict=True)))

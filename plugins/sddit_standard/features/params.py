@@ -50,11 +50,13 @@ ADM_MODE = EvaluateMode(
         ModeOption(
             "inception",
             "FILE",
-            "Weights of FID's Inception network: compute FID, sFID and more of the saved samples; writes adm.json.",
+            "Weights of FID's Inception network.",
         ),
-        ModeOption("reference", "NPZ", "Reference batch for --inception."),
+        ModeOption("reference", "NPZ", "Statistics of real images, or real images, for --inception."),
     ),
     function="sddit_standard.features.adm:score_samples",
+    reference="reference",
+    statistics="sddit_standard.features.adm:real_statistics",
     heading="{samples} samples against {reference}, weights {weights_sha256:.12}",
     rows={
         "fid": "FID",
@@ -68,7 +70,7 @@ ADM_MODE = EvaluateMode(
 
 class InceptionParams(FeatureParams):
     """FID's Inception network with your own weights file, in a table [features.LABEL]; with FID, sFID, Inception score,
-    precision and recall as ADM's suite defines them (arXiv:2105.05233). Untested with the original weights so far."""
+    precision and recall as ADM's suite defines them (arXiv:2105.05233). Not yet run with the original file."""
 
     weights: str = Field(
         min_length=1,
@@ -114,6 +116,28 @@ class InceptionParams(FeatureParams):
                 yield Problem(code, f"the file of {key} is not there", where, file)
             elif (found := file_sha256(Path(file))) != meant:
                 yield Problem(code, f"the file of {key} is another one", where, f"sha256 {found}", f"sha256 {meant}")
+            elif key == "reference":
+                yield from self._compare(recipe.facts, where)[0]
+
+    def warnings(self, recipe: RecipeView) -> Iterable[str]:
+        """Return what the reference does not state."""
+        from sddit.data.references import not_compared
+
+        if Path(self.reference).is_file() and (names := self._compare(recipe.facts)[1]):
+            yield not_compared(Path(self.reference), names)
+
+    def _compare(self, facts: DataFacts, where: str = "") -> tuple[list[Problem], list[str]]:
+        """Return by which facts samples cannot be compared with the reference, and which facts are not known.
+
+        The size of samples of latents is compared when they are decoded.
+        """
+        from sddit.data.references import SampleFacts, mismatches, read_reference_file, unchecked
+
+        _, height, width = facts.image
+        samples = SampleFacts(None if facts.is_latent else (height, width), facts.crop, facts.fingerprint)
+        files = {"inception": self.weights_sha256} if self.weights_sha256 else {}
+        reference = read_reference_file(Path(self.reference))
+        return list(mismatches(reference, samples, files, where=where)), unchecked(reference, samples, files)
 
     def _files(self) -> list[tuple[str, str]]:
         """(key, path) of the files that are named."""

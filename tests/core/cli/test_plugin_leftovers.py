@@ -31,7 +31,7 @@ for line in sys.stdin:
         os.close(reader)
         os.chdir(folder)
         for number, name in enumerate(("/dev/null", "stdout", "stderr")):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
         main(words)
     os.close(writer)
     status = os.waitstatus_to_exitcode(os.wait()[1])

@@ -518,7 +518,7 @@ def test_table_compares_runs_and_marks_damaged_ones(sddit_run, toy_recipe, tmp_p
     scores = (run / "scores.json").read_text()
     (run / "scores.json").write_text(scores.replace('"fd": ', '"fd": 1'))
     result = sddit_run("table")
-    assert "SD-F704: the scores are not those that the run wrote" in result.stderr
+    assert "SD-F704: a file of the run folder is not what was written" in result.stderr
     assert re.search(rf"^{run.name} +unreadable", result.stdout, re.MULTILINE)
     assert sddit_run("export", run).status == 8
     assert "SD-T922" in sddit_run("table", tmp_path / "nothing").stderr

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sddit.cli.options import PathOption, SdditCommand, device_option, json_and_progress_option, plugin_option
+from sddit.cli.modes import ModeCommand
+from sddit.cli.options import PathOption, device_option, json_and_progress_option, plugin_option
 from sddit.cli.output import console, current_state, error_console, notice, print_json, show_progress, table
 from sddit.data.undecoded import refuse_latents
 from sddit.distributed import processes
-from sddit.errors import error, printable
-from sddit.interfaces import EvaluateMode, FeatureParams
+from sddit.errors import printable
+from sddit.interfaces import EvaluateMode
 from sddit.interfaces.metric_names import KNOWN_METRICS
-from sddit.plugins.host import host, registry
 from sddit.storage.run_folder import RECIPE
 
 EXAMPLES = """
@@ -39,62 +38,10 @@ ROWS = {
     "copied": "near copies of training images",
     "class_accuracy": "class accuracy",
 }
-MODE_OPTIONS = "sddit.evaluate.mode_options"
 Part = tuple[Callable[..., dict[str, Any]], Callable[[Mapping[str, Any]], None]]  # measures, and prints what it returns
 
 
-class EvaluateCommand(SdditCommand):
-    """`evaluate` with the options of the modes that the loaded feature extractors offer."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Load the plugins of `--plugin` first: their extractors may add options."""
-        host().announce = notice
-        for given in plugins_in(args):
-            host().use_given(given, where="command line")
-        options = {option.name: option for mode in modes(self.params) for option in mode.options}
-        ctx.meta[MODE_OPTIONS] = [
-            click.Option([flag(name)], type=PathOption(), metavar=option.metavar, help=option.help)
-            for name, option in options.items()
-        ]
-        return super().parse_args(ctx, args)
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        *own, help_option = super().get_params(ctx)
-        return [*own, *ctx.meta.get(MODE_OPTIONS, ()), help_option]
-
-
-def flag(name: str) -> str:
-    """Return `--weights-file` for `weights_file`."""
-    return f"--{name.replace('_', '-')}"
-
-
-def plugins_in(args: Sequence[str]) -> list[str]:
-    """Return the values of `--plugin` in a command line that is not parsed yet."""
-    separate = [value for option, value in pairwise(args) if option == "--plugin"]
-    return separate + [word.partition("=")[2] for word in args if word.startswith("--plugin=")]
-
-
-def modes(own: Sequence[click.Parameter] = ()) -> list[EvaluateMode]:
-    """Return the modes of all loaded extractors. Raises SD-P202 for a name in use by `own` options or another mode."""
-    taken = {parameter.name: "sddit-run evaluate" for parameter in own}
-    found = []
-    for component in registry("features"):
-        offered = component.params.evaluate_modes() if issubclass(component.params, FeatureParams) else ()
-        for mode in offered:
-            for name in (mode.name, *(option.name for option in mode.options)):
-                if (holder := taken.setdefault(name, component.qualified)) != component.qualified:
-                    raise error(
-                        "SD-P202",
-                        f"evaluate mode or option {name!r} is offered more than once",
-                        where=component.qualified,
-                        got=f"also offered by {holder}",
-                        fix="rename it in the plugin",
-                    )
-            found.append(mode)
-    return found
-
-
-@click.command("evaluate", cls=EvaluateCommand, examples=EXAMPLES)
+@click.command("evaluate", cls=ModeCommand, examples=EXAMPLES)
 @click.argument("run", type=PathOption())
 @device_option
 @click.option(
@@ -122,13 +69,8 @@ def evaluate(
         parts["probe"] = measure_probe, print_probe
     if copies:
         parts["copies"] = measure_copies, partial(print_copies, run)
-    for mode in modes():
-        chosen = {option.name: path for option in mode.options if (path := paths[option.name]) is not None}
-        if len(chosen) == len(mode.options):
-            parts[mode.name] = partial(measure_mode, mode, chosen), partial(print_mode, mode)
-        elif chosen:
-            names = " and ".join(flag(option.name) for option in mode.options)
-            raise click.UsageError(f"{names} must be used together")
+    for mode, chosen in evaluate.chosen_modes(paths):
+        parts[mode.name] = partial(measure_mode, mode, chosen), partial(print_mode, mode)
     if asked := [f"--{name}" for name in parts if name != "probe"] or ([] if parts else ["scores"]):
         refuse_latents(run, ", ".join(asked))
     if not parts:

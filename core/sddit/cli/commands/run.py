@@ -72,8 +72,8 @@ class RunCommand(SdditCommand):
 )
 @click.option("--only", metavar="ID", help="Ablations only: execute this run, in this process.")
 @click.option("--no-reuse", is_flag=True, help="Ablations only: train every run again, in a new folder.")
-@click.option("--full-hash", is_flag=True, help="Look for changed data in all bytes: dataset.full_hash=true.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON; progress goes to stderr.")
+@click.option("--full-hash", is_flag=True, help="Look for changed data in all bytes of the files.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; progress goes to stderr.")
 def run(source: str, overrides: tuple[str, ...], full_hash: bool, **flags: Any) -> None:
     """Train, sample and score a recipe."""
     from sddit.ablations.planning.arms import expand, is_ablation
