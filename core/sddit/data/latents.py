@@ -79,6 +79,7 @@ class ImageSource(BaseModel):
     settings: dict[str, Any]  # as a recipe has them
     fingerprint: str
     domain: str = ""  # as of DataFacts
+    crop: str = ""
     train: int = Field(ge=1, le=MAX_ROWS)  # images of each split
     test: int = Field(ge=0, le=MAX_ROWS)
     licence: str = ""  # of the images, as the user states it

@@ -37,10 +37,10 @@ def latents_facts(path: str, *, posterior: Literal["sample", "mean"], holdout: f
         fingerprint=sha256(identity.encode()).hexdigest(),
         mean=index.mean,
         std=tuple((std**2 + spread**2) ** 0.5 for std, spread in stds),
-        source=f"{cache.root}: {train:,} + {test:,} latents of {index.encoder}, shown as three latent channels and not "
-        "scored as images",
+        source=f"{cache.root}: {train:,} + {test:,} latents of {index.encoder}",
         is_latent=True,
         domain=index.images.domain if index.images else "",
+        crop=index.images.crop if index.images else "",
         latent_scale=index.scale,
         encoder=index.encoder,
         latent_shift=index.shift,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sddit.errors import Problem, SdditError
-from sddit.interfaces import files_sha256
+from sddit.interfaces import CodecFacts, files_sha256
 from sddit.recipes.checks.contracts import conflict
+from sddit.recipes.real_images import real_images
 from sddit.recipes.recipe import Recipe
 
 MISFIT = "SD-D350"
@@ -33,6 +34,22 @@ def check_codec(recipe: Recipe) -> Iterator[Problem]:
         facts.image_shape(data.image)
     except SdditError as refused:
         yield from (Problem(MISFIT, p.what, "codec.name", p.got, p.expect) for p in refused.problems)
+        return
+    if recipe.features and data.gives_images:
+        yield from _check_real_images(recipe, facts)
+
+
+def _check_real_images(recipe: Recipe, codec: CodecFacts) -> Iterator[Problem]:
+    """Check that the images to compare with are known, and of the size of decoded ones."""
+    try:
+        real = real_images(recipe).params.facts()
+    except SdditError as refused:
+        yield from refused.problems
+        return
+    decoded = codec.image_shape(recipe.facts.image)
+    if decoded[1:] != real.image[1:]:
+        what, expect = "decoded images have another size than the real ones", f"{real.image[1:]} of {real.source}"
+        yield Problem(MISFIT, what, "codec.name", f"(H, W) = {decoded[1:]}", expect)
 
 
 def _check_hash(recipe: Recipe) -> Iterator[Problem]:
