@@ -52,7 +52,7 @@ def test_a_shipped_recipe_keeps_its_run_id(name: str) -> None:
 
 def test_the_list_has_every_shipped_recipe() -> None:
     """A new recipe is added to the list: `json.dumps(all_ids(), indent=1)`."""
-    assert list(all_ids()) == sorted(STORED_IDS)
+    assert sorted(all_ids()) == sorted(STORED_IDS)
 
 
 def test_the_id_has_the_revision_of_the_numbers_and_not_the_version(monkeypatch: pytest.MonkeyPatch) -> None:

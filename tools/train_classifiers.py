@@ -49,6 +49,7 @@ class Training:
     balanced: bool = False
     dropout: float = 0.0
     smoothing: float = 0.05  # of the labels
+    mixup: float = 0.0  # parameter of the Beta distribution of mixing (arXiv:1710.09412); 0: none
     weight_decay: float = 0.01
     average: float = 0.0  # decay of the average of the weights; 0: the last weights
     bfloat16: bool = False
@@ -58,7 +59,7 @@ SETS = {
     "digits": Training(epochs=60),
     "fashion": Training(epochs=16, lr=3e-3, rotation=0.03, zoom=0.03, shift=0.04, mirror=True),
     "emoji": Training(
-        epochs=73,
+        epochs=62,
         lr=3e-3,
         rotation=0.25,
         zoom=0.2,
@@ -69,8 +70,9 @@ SETS = {
         balanced=True,
         dropout=0.3,
         smoothing=0.1,
-        weight_decay=0.05,
-        average=0.995,
+        mixup=0.4,
+        weight_decay=0.1,
+        average=0.998,
         bfloat16=True,
     ),
 }
@@ -142,10 +144,12 @@ def trained(learned: ImageSplit, train: ImageSplit, how: Training) -> ClassCNN |
             if how.balanced
             else batch_ids(SEED, step, BATCH, len(images))
         )
-        x = distorted(to_unit(images[ids]), how)
+        x, targets = distorted(to_unit(images[ids]), how), labels[ids]
+        if how.mixup:
+            x, targets = mixed(x, F.one_hot(targets, learned.facts.num_classes).float(), how.mixup)
         with torch.autocast("cpu", torch.bfloat16, enabled=how.bfloat16):
             _, scores = network(x.contiguous(memory_format=torch.channels_last) if how.bfloat16 else x)
-        loss = F.cross_entropy(scores.float(), labels[ids], label_smoothing=how.smoothing)
+        loss = F.cross_entropy(scores.float(), targets, label_smoothing=how.smoothing)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -162,6 +166,15 @@ def trained(learned: ImageSplit, train: ImageSplit, how: Training) -> ClassCNN |
     network.mean.copy_(mean)
     network.std.copy_(std)
     return network
+
+
+def mixed(x: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Mix each image [n, C, H, W] and its target [n, classes] with those of another image of the batch."""
+    fraction = torch.distributions.Beta(alpha, alpha).sample((len(x), 1))
+    other = torch.randperm(len(x))
+    targets = fraction * targets + (1 - fraction) * targets[other]
+    fraction = fraction[:, :, None, None]
+    return fraction * x + (1 - fraction) * x[other], targets
 
 
 def distorted(x: Tensor, how: Training) -> Tensor:
