@@ -95,7 +95,7 @@ def generate(
         return images.cpu()
 
 
-PART_BYTES = 16 * 2**20  # of the samples of one part; decoded images take up to twelve times as much
+PART_BYTES = 4 * 2**20  # of the samples of one part; decoded images take up to twelve times as much
 IMAGES, LATENTS = "images", "latents"
 Convert = Callable[[Tensor], Tensor]
 """Makes a result [n, ...] of samples [n, C, H, W] in network space."""

@@ -257,23 +257,43 @@ def _added(samples: Iterable[LabelledImages], accumulators: Collection[FigureAcc
 
 def _extract(batches: Iterable[LabelledImages], extractors: Mapping[str, FeatureExtractor]) -> dict[str, Extracted]:
     """Extract the features of batches of images in one pass."""
-    features: dict[str, list[Floats]] = {label: [] for label in extractors}
-    classes: dict[str, list[Integers]] = {label: [] for label in extractors}
-    labels: list[Integers] = []
+    features, classes, labels = (
+        {label: _Rows() for label in extractors},
+        {label: _Rows() for label in extractors},
+        _Rows(),
+    )
     for images, batch_labels in batches:
-        labels.append(_numpy(batch_labels))
+        labels.add(_numpy(batch_labels))
         for label, extractor in extractors.items():
-            features[label].append(_numpy(extractor.features(images)))
+            features[label].add(_numpy(extractor.features(images)))
             if (seen := extractor.classes(images)) is not None:
-                classes[label].append(_numpy(seen))
+                classes[label].add(_numpy(seen))
     return {
-        label: Extracted(
-            np.concatenate(features[label]),
-            np.concatenate(classes[label]) if classes[label] else None,
-            np.concatenate(labels),
-        )
+        label: Extracted(features[label].all, classes[label].all if len(classes[label].all) else None, labels.all)
         for label in extractors
     }
+
+
+class _Rows:
+    """Rows that are added in parts. Many small arrays between the images would keep the memory of those in use."""
+
+    def __init__(self) -> None:
+        self._held: NDArray[Any] = np.empty(0)
+        self._count = 0
+
+    def add(self, rows: NDArray[Any]) -> None:
+        end = self._count + len(rows)
+        if end > len(self._held):
+            larger = np.empty((max(end, 2 * len(self._held)), *rows.shape[1:]), rows.dtype)
+            larger[: self._count] = self._held[: self._count] if self._count else 0
+            self._held = larger
+        self._held[self._count : end] = rows
+        self._count = end
+
+    @property
+    def all(self) -> NDArray[Any]:
+        """All rows."""
+        return self._held[: self._count]
 
 
 def _numpy(tensor: Tensor) -> Any:
