@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import sddit
-from sddit.data.latents import write_cache
+from sddit.data.latent_writing import write_cache
 from sddit.interfaces import Component
 from sddit.plugins.host import Host
 from sddit.testing import check

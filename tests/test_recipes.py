@@ -31,8 +31,8 @@ ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.clas
 """A stand-in for ImageNet latents in tests that read no data."""
 OWN = ["dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]"]
 """A stand-in for the user's own images."""
-SECOND_STAGES = {path.name: path.with_name(path.name.replace("-tune", "")) for path in ALL if "-tune" in path.name}
-ALONE = {name: ["start=false"] for name in SECOND_STAGES}
+SECOND_STAGES = {path: path.with_name(path.name.replace("-tune", "")) for path in ALL if "-tune" in path.name}
+ALONE = {path: ["start=false"] for path in SECOND_STAGES}
 """Overrides for a second stage without the run that it starts from."""
 SMALL = ["train.steps=2", "train.batch=16", "train.log_every=1", "optimizer.warmup=0", "evaluate.samples=20"]
 SMALL += ["evaluate.previews=1", "evaluate.per_class=1", "evaluate.features=[]", "sampler.steps=2"]
@@ -45,7 +45,7 @@ def names(paths: list[Path]) -> list[str]:
 def resolved(path: Path) -> Recipe:
     """Resolve a recipe, with stand-ins for data that is not on this machine."""
     data = ELSEWHERE if path in PUBLISHED else OWN if path == OWN_IMAGES else []
-    return resolve(path, data + ALONE.get(path.name, []))
+    return resolve(path, data + ALONE.get(path, []))
 
 
 @pytest.mark.parametrize("path", ALL, ids=names(ALL))
@@ -61,9 +61,9 @@ def test_recipe_plans_without_warnings_or_idle_keys(path: Path) -> None:
 
 def begin(path: Path, out: Path) -> list[str]:
     """Train the run that a second stage starts from, and return it as an override; nothing for other recipes."""
-    if path.name not in SECOND_STAGES:
+    if path not in SECOND_STAGES:
         return []
-    first = run(resolve(SECOND_STAGES[path.name], SMALL), out=out, device="cpu", progress=Progress())
+    first = run(resolve(SECOND_STAGES[path], SMALL), out=out, device="cpu", progress=Progress())
     return [f"start.run={first.folder}"]
 
 
@@ -80,7 +80,7 @@ def test_recipe_trains_two_steps_and_samples(path: Path, tmp_path: Path) -> None
 def test_plan_counts_the_parameters_that_are_built(path: Path) -> None:
     from sddit.training.build import build_session
 
-    recipe = resolve(path, SMALL + ALONE.get(path.name, []))
+    recipe = resolve(path, SMALL + ALONE.get(path, []))
     planned, session = plan(recipe), build_session(recipe, torch.device("cpu"))
     assert planned.backbone_parameters == sum(p.numel() for p in session.student.backbone.parameters())
     assert sum(filter(None, planned.heads_parameters.values())) == sum(

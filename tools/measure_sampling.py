@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from sddit.data.codec_record import record_of
-from sddit.data.latents import ImageSource, write_cache
+from sddit.data.latent_writing import write_cache
+from sddit.data.latents import ImageSource
 from sddit.interfaces import Selected
 from sddit.plugins.host import Host, using_host
 from sddit.progress import Progress
@@ -27,7 +28,9 @@ from sddit.recipes.resolve import resolve
 from sddit.runs.pipeline import run
 from sddit.storage.run_folder import SAMPLES
 from sddit.testing.toys import plugin
+from sddit.testing.toys.params import ToyCodecParams
 from sddit.testing.toys.plugin import TOY_RECIPE
+from sddit_standard.datasets.params import FolderParams
 
 FEW = 1000
 IMAGES = 400  # of the data set
@@ -62,8 +65,8 @@ def write_latents(host: Host, images: Path, cache: Path, size: int) -> None:
     """Encode the images with the toy codec."""
     dataset, toy = host.registries.datasets.get("folder"), host.registries.codecs.get("toy")
     settings = {"path": str(images), "size": size, "holdout": 0.5}
-    codec = Selected(toy, toy.params(side=SIDE))
-    params = dataset.params(**settings)
+    codec = Selected(toy, ToyCodecParams(side=SIDE))
+    params = FolderParams.model_validate(settings)
     facts, encoder, shards = params.facts(), codec.build(device=torch.device("cpu")), []
     for split in ("train", "test"):
         data = dataset.build(params, split=split)

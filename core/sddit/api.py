@@ -30,11 +30,9 @@ from sddit.backbones import Backbone
 from sddit.data.class_choice import choose_classes
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.errors import error, one_of
-from sddit.evaluation.decoding import image_converter
-from sddit.evaluation.sample_images import caption_of
 from sddit.exchange.conversion import convert_from_layout
 from sddit.exchange.files import read_weight_file
-from sddit.generation import Sampling, guidance_overrides, of_classes
+from sddit.generation import Sampling, caption_of, guidance_overrides, image_converter, of_classes
 from sddit.interfaces import Dataset, NoiseSchedule, Outputs, Shapes, Split, Tap, View
 from sddit.plugins.build_arguments import check_arguments, check_settings
 from sddit.plugins.host import registry

@@ -45,7 +45,7 @@ from PIL import Image
 
 import sddit.training.loop
 from sddit.cli.commands.explain import EXITS
-from sddit.data.latents import write_cache
+from sddit.data.latent_writing import write_cache
 from sddit.errors import catalogue
 from sddit.plugins.host import Host
 from sddit.storage.manifest import seal_manifest

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sddit.data.archives import StoredArray, write_arrays
-from sddit.data.undecoded import CAPTION, refuse_latents
+from sddit.data.undecoded import refuse_latents
 from sddit.errors import error
 from sddit.evaluation.grids import grid, png
 from sddit.generation import (
@@ -22,6 +22,7 @@ from sddit.generation import (
     Convert,
     Request,
     balanced,
+    caption_of,
     joined,
     latents_of,
     of_classes,
@@ -60,13 +61,6 @@ def write_preview(session: Session, folder: RunFolder, to_images: Convert) -> No
     if session.world.main:
         sheet = grid(images, columns, names, caption=caption_of(session.recipe))
         folder.write_bytes(preview_name(session.step), png(sheet))
-
-
-def caption_of(recipe: Recipe) -> str:
-    """Return what a grid of samples has to say under it: that what it shows of latents are not images."""
-    if recipe.facts.gives_images:
-        return ""
-    return CAPTION if recipe.codec is None else f"{recipe.codec.component.name}: a preview of latents, not an image"
 
 
 def preview_name(step: int) -> str:

@@ -91,7 +91,7 @@ class Scores:
                 yield figure, value
 
     def to_json(self) -> dict[str, Any]:
-        later = ("fd_codec", "kid_codec", "own")  # left out without a value
+        later = ("fd_codec", "kid_codec", "own")  # omitted without a value
         return {key: value for key, value in asdict(self).items() if key not in later or value or value == 0}
 
 

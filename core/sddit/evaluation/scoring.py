@@ -15,7 +15,7 @@ from sddit.data.archives import StoredArray
 from sddit.data.references import SampleFacts, hashes, mismatches, not_compared, read_reference_file, unchecked
 from sddit.data.undecoded import refuse_latents
 from sddit.errors import raise_all
-from sddit.evaluation.decoding import Reconstructions
+from sddit.evaluation.reconstructions import Reconstructions
 from sddit.evaluation.sample_images import batches_of, kept_samples
 from sddit.evaluation.scores import Scorer, Scores
 from sddit.generation import IMAGES, Convert, Request

@@ -13,11 +13,10 @@ from sddit.distributed.signals import Stopped, StopSignals
 from sddit.distributed.world import refuse_drift
 from sddit.errors import SdditError
 from sddit.evaluation import sample_images
-from sddit.evaluation.decoding import image_converter
 from sddit.evaluation.monitors import GRADIENT_SPIKE
 from sddit.evaluation.scores import Scores
 from sddit.evaluation.scoring import score_parts, scorer_of
-from sddit.generation import IMAGES, sample_session, scoring_request
+from sddit.generation import IMAGES, image_converter, sample_session, scoring_request
 from sddit.interfaces import Tracker
 from sddit.interfaces.metric_names import SCORE
 from sddit.plugins.leftovers import end_if_forked

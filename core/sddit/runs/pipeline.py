@@ -20,11 +20,10 @@ from sddit.distributed.signals import Stopped, StopSignals
 from sddit.distributed.world import World
 from sddit.errors import error, memory_errors, raise_all
 from sddit.evaluation import sample_images
-from sddit.evaluation.decoding import image_converter
 from sddit.evaluation.probing import probe
 from sddit.evaluation.scores import Scores
 from sddit.evaluation.scoring import SCORE_AGAIN, names_of_non_finite, read_scores, score_kept, score_parts, scorer_of
-from sddit.generation import IMAGES, generate_parts, scoring_request
+from sddit.generation import IMAGES, generate_parts, image_converter, scoring_request
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
 from sddit.recipes.checks import check_processes

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sddit.data.codec_record import CodecRecord, is_colour_map_of, record_of
 from sddit.data.colour_map import ColourFit
 from sddit.data.declared import DeclaredParams, declared_table
-from sddit.data.latents import read_index, write_cache
+from sddit.data.latent_writing import write_cache
+from sddit.data.latents import read_index
 from sddit.errors import SdditError
 from sddit.interfaces import ColourMap, Component, Selected
 from sddit.recipes.recipe import facts_to_json

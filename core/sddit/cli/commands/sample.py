@@ -67,7 +67,7 @@ def sample(
 ) -> None:
     """Generate images with a run: a grid (PNG) and an array (npz), or latents (safetensors)."""
     from sddit import api
-    from sddit.evaluation.decoding import image_converter
+    from sddit.generation import image_converter
     from sddit.storage.run_folder import ensure_directory
     from sddit.training.environment import choose_device
 
@@ -176,7 +176,7 @@ def grid_of(parts: SampleParts, name: str, classes: Sequence[int], seeds: int, r
     import torch
 
     from sddit.evaluation.grids import grid, png
-    from sddit.evaluation.sample_images import caption_of
+    from sddit.generation import caption_of
 
     numbers = torch.arange(parts.count).reshape(seeds, len(classes) or 1, -1)  # drawn by seed, then class
     rows = numbers.transpose(0, 1).flatten(1)  # by class

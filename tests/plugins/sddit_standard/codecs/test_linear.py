@@ -12,7 +12,7 @@ import torch
 
 import sddit
 from sddit.data.colour_map import ColourFit
-from sddit.data.latents import write_cache
+from sddit.data.latent_writing import write_cache
 from sddit.data.preview import encoder_units
 from sddit.errors import SdditError
 from sddit.interfaces import ColourMap, DataFacts

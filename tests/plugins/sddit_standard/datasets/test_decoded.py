@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import sddit
 from sddit import generation
 from sddit.data.codec_record import record_of
-from sddit.data.latents import ImageSource, write_cache
+from sddit.data.latent_writing import write_cache
+from sddit.data.latents import ImageSource
 from sddit.errors import SdditError
 from sddit.evaluation.copies import copies_of_run
 from sddit.evaluation.scoring import read_scores
@@ -132,7 +133,7 @@ def test_a_run_decodes_its_samples_and_scores_them(
 
 
 def test_reconstructions_have_the_floor_of_a_perfect_model(recipe_file: Path, tmp_path: Path) -> None:
-    """The toy features are means and deviations: squares of one colour keep the means and lose the deviations."""
+    """Squares of one colour keep the mean that the toy features have, and lose the standard deviation."""
     (score,) = go(recipe_file, tmp_path / "runs").scores.values()
     assert score.fd_codec is not None
     assert score.fd_floor < score.fd_codec < score.fd
