@@ -93,6 +93,18 @@ def published_folder() -> Callable[[str], Path]:
 
 
 @pytest.fixture
+def codec_files() -> Path:
+    """Return the folder with the published weights of TAEF2: the user's, or one next to the checkout."""
+    own = [Path(folder)] if (folder := os.environ.get("SDDIT_CODECS")) else []
+    found = next(
+        (f for f in (*own, TESTS.parents[1] / "shared" / "codecs") if (f / "taef2_encoder.pth").is_file()), None
+    )
+    if found is None:
+        pytest.skip("taef2_encoder.pth is not here: set SDDIT_CODECS to the folder with the files of TAEF2")
+    return found
+
+
+@pytest.fixture
 def published(published_folder: Callable[[str], Path]) -> Callable[[str], Published]:
     """`published("dit_a")` reads that file of stored numbers, floats widened to float64, or skips the test."""
 

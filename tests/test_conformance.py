@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import tarfile
 from collections.abc import Callable
+from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import pytest
 from PIL import Image
 
 import sddit
-from sddit.data.latents import write_cache
+from sddit.data.latent_writing import write_cache
 from sddit.interfaces import Component
 from sddit.plugins.host import Host
 from sddit.testing import check
@@ -47,8 +51,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "discrimination/discrimination": [{"cls_source": "mean"}, {"shared_head": False}, {"cls_weight": 0.0}],
 }
 HOST = Host()
-WITH_FILES = ("sddit/inception",)
-"""What needs a large file of its user's, and minutes: tried part by part in its own tests."""
+WITH_FILES = ("sddit/inception", "sddit/taef2", "sddit/diffusers", "sddit/linear")
+"""What needs files of its user's, a cache or minutes: tried in its own tests."""
 
 
 def components() -> list[Component[Any]]:
@@ -71,12 +75,40 @@ def test_a_component_conforms(component: Component[Any], settings: dict[str, Any
     if component.missing():
         pytest.skip(f"needs {', '.join(component.missing())}")
     given = {**SMALL.get(component.qualified, {}), **settings}
-    if component.qualified == "sddit/folder":
-        given["path"] = str(images(tmp_path))
+    if component.qualified in OWN_IMAGES:
+        given |= {"path": str(OWN_IMAGES[component.qualified](tmp_path)), "holdout": 0.3}
     if component.qualified == "sddit/latents":
         given |= {"path": str(latents(tmp_path)), "holdout": 0.3}
     runtime = RUNTIME.get(component.qualified, dict)()
     check(component, runtime=runtime, **given)
+
+
+def archive(folder: Path) -> Path:
+    """The same images in a .zip."""
+    images(folder / "images")
+    return Path(shutil.make_archive(str(folder / "images"), "zip", folder / "images"))
+
+
+def shards(folder: Path) -> Path:
+    """The same images in a .tar shard."""
+    with tarfile.open(folder / "x.tar", "w") as tar:
+        for number, file in enumerate(sorted(images(folder / "images").rglob("*.png"))):
+            tar.add(file, f"{number}.png")
+            label = tarfile.TarInfo(f"{number}.cls")
+            label.size = 1
+            tar.addfile(label, BytesIO(b"1" if file.parent.name == "dog" else b"0"))
+    return folder
+
+
+def saved(folder: Path) -> Path:
+    """The same images as Hugging Face's library saves them."""
+    library = import_module("datasets")
+    library.disable_progress_bars()
+    files = sorted(images(folder / "images").rglob("*.png"))
+    columns = {"image": list(map(str, files)), "label": [int(file.parent.name == "dog") for file in files]}
+    features = library.Features({"image": library.Image(), "label": library.ClassLabel(names=["cat", "dog"])})
+    library.Dataset.from_dict(columns, features=features).save_to_disk(str(folder / "saved"))
+    return folder / "saved"
 
 
 def latents(folder: Path) -> Path:
@@ -108,7 +140,16 @@ RUNTIME: dict[str, Callable[[], dict[str, Any]]] = {
 def images(folder: Path) -> Path:
     """Two classes of twenty small images."""
     for label in ("cat", "dog"):
-        (folder / label).mkdir()
+        (folder / label).mkdir(parents=True)
         for number in range(20):
             Image.new("RGB", (8, 8), (12 * number, 200, 90 * (label == "dog"))).save(folder / label / f"{number}.png")
     return folder
+
+
+OWN_IMAGES: dict[str, Callable[[Path], Path]] = {
+    "sddit/folder": images,
+    "sddit/zip": archive,
+    "sddit/webdataset": shards,
+    "sddit/hf": saved,
+}
+"""Where the data sets of the user's own images find some."""

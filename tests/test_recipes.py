@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sddit.errors import SdditError
 from sddit.progress import Progress
@@ -23,11 +25,14 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 ABLATIONS = RECIPES / "ablations"  # see test_shipped_ablations.py
 ALL = sorted(p for p in RECIPES.rglob("*.toml") if p.parent.name != "base" and not p.is_relative_to(ABLATIONS))
 PUBLISHED = [path for path in ALL if path.parent.name == "imagenet256"]
-RUNNABLE = [path for path in ALL if path not in PUBLISHED]
+OWN_IMAGES = RECIPES / "folder.toml"
+RUNNABLE = [path for path in ALL if path not in PUBLISHED and path != OWN_IMAGES]
 ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1"]
 """A stand-in for ImageNet latents in tests that read no data."""
-SECOND_STAGES = {path.name: path.with_name(path.name.replace("-tune", "")) for path in ALL if "-tune" in path.name}
-ALONE = {name: ["start=false"] for name in SECOND_STAGES}
+OWN = ["dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]"]
+"""A stand-in for the user's own images."""
+SECOND_STAGES = {path: path.with_name(path.name.replace("-tune", "")) for path in ALL if "-tune" in path.name}
+ALONE = {path: ["start=false"] for path in SECOND_STAGES}
 """Overrides for a second stage without the run that it starts from."""
 SMALL = ["train.steps=2", "train.batch=16", "train.log_every=1", "optimizer.warmup=0", "evaluate.samples=20"]
 SMALL += ["evaluate.previews=1", "evaluate.per_class=1", "evaluate.features=[]", "sampler.steps=2"]
@@ -39,7 +44,8 @@ def names(paths: list[Path]) -> list[str]:
 
 def resolved(path: Path) -> Recipe:
     """Resolve a recipe, with stand-ins for data that is not on this machine."""
-    return resolve(path, (ELSEWHERE if path in PUBLISHED else []) + ALONE.get(path.name, []))
+    data = ELSEWHERE if path in PUBLISHED else OWN if path == OWN_IMAGES else []
+    return resolve(path, data + ALONE.get(path, []))
 
 
 @pytest.mark.parametrize("path", ALL, ids=names(ALL))
@@ -55,9 +61,9 @@ def test_recipe_plans_without_warnings_or_idle_keys(path: Path) -> None:
 
 def begin(path: Path, out: Path) -> list[str]:
     """Train the run that a second stage starts from, and return it as an override; nothing for other recipes."""
-    if path.name not in SECOND_STAGES:
+    if path not in SECOND_STAGES:
         return []
-    first = run(resolve(SECOND_STAGES[path.name], SMALL), out=out, device="cpu", progress=Progress())
+    first = run(resolve(SECOND_STAGES[path], SMALL), out=out, device="cpu", progress=Progress())
     return [f"start.run={first.folder}"]
 
 
@@ -74,12 +80,28 @@ def test_recipe_trains_two_steps_and_samples(path: Path, tmp_path: Path) -> None
 def test_plan_counts_the_parameters_that_are_built(path: Path) -> None:
     from sddit.training.build import build_session
 
-    recipe = resolve(path, SMALL + ALONE.get(path.name, []))
+    recipe = resolve(path, SMALL + ALONE.get(path, []))
     planned, session = plan(recipe), build_session(recipe, torch.device("cpu"))
     assert planned.backbone_parameters == sum(p.numel() for p in session.student.backbone.parameters())
     assert sum(filter(None, planned.heads_parameters.values())) == sum(
         p.numel() for p in session.student.terms.parameters()
     )
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_own_images_train_with_the_path_alone(tmp_path: Path, packed: bool) -> None:
+    for number in range(48):
+        levels = np.random.default_rng(number).integers(0, 256, (40 + number, 70, 3), dtype=np.uint8)
+        file = tmp_path / "images" / ("cat", "dog")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(levels).save(file)
+    data = ["dataset.path=" + str(tmp_path / "images")]
+    if packed:
+        shutil.make_archive(str(tmp_path / "images"), "zip", tmp_path / "images")
+        data = ["dataset.name=zip", "dataset.size=64", f"dataset.path={tmp_path / 'images.zip'}"]
+    result = run(resolve(OWN_IMAGES, [*SMALL, *data]), out=tmp_path, device="cpu", progress=Progress())
+    assert [row["step"] for row in read_metrics(result.folder / "metrics.jsonl")] == [1, 2]
+    assert result.report.is_file()
 
 
 def keys(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -41,7 +41,7 @@ CALLS = {
     "os.system",
     "os.popen",
 }
-METHODS = {"extractall", "extract", "exec_module"}
+METHODS = {"extractall", "extract", "exec_module", "snapshot_download"}
 ARGUMENTS = {("shell", True), ("allow_pickle", True), ("trust_remote_code", True), ("weights_only", False)}
 
 ALLOWED = {
@@ -54,6 +54,7 @@ ALLOWED = {
         "torch.load",
     ): "the user's own Inception weights, weights_only=True",
     ("plugins/sddit_standard/features/inception.py", "pickle"): "the class of an error",
+    ("plugins/sddit_standard/codecs/params.py", "snapshot_download"): "an autoencoder whose hub id a recipe names",
     ("core/sddit/plugins/loading.py", "compile"): "a one-file plugin that the recipe names",
     ("core/sddit/plugins/loading.py", "exec"): "the same plugin",
     (
@@ -62,6 +63,10 @@ ALLOWED = {
     ): "rank 0, at the address that is given to several processes",
     ("core/sddit/storage/lock.py", "socket"): "the name of this host, in run.lock",
     ("core/sddit/ablations/runner.py", "subprocess"): "the runs of an ablation",
+    (
+        "plugins/sddit_standard/datasets/parallel_scan.py",
+        "subprocess",
+    ): "this very module, which lists the images of a large data set",
 }
 """Where what is forbidden elsewhere stands, and why it may."""
 
@@ -103,6 +108,7 @@ def test_the_gate_sees_each_of_them() -> None:
         "exec(text)": "exec",
         "torch.load(path)": "torch.load",
         "archive.extractall(folder)": "extractall",
+        "hub.snapshot_download(name)": "snapshot_download",
         "call(line, shell=True)": "shell=True",
         "np.load(path, allow_pickle=True)": "allow_pickle=True",
         "torch.save(a, weights_only=False)": "weights_only=False",

@@ -46,6 +46,8 @@ from sddit.value_schedules import Between
 
 ELSEWHERE = ("dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1")
 """A stand-in for the latents of ImageNet, which are not shipped."""
+OWN = ("dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]")
+"""A stand-in for the user's own images."""
 UNSCORED = ("evaluate.features=[]", "ablation.metrics=[]")
 LETTERS = "abcdefghijklmnopqrstuvwxyz_"
 
@@ -92,7 +94,8 @@ def readers(recipes: Path) -> list[Reader]:
 def stand_ins(recipe: Path) -> tuple[str, ...]:
     second_stage = ("start=false",) if "-tune" in recipe.name else ()
     unscored = UNSCORED if "ablations" in recipe.parts else ()
-    return second_stage + (ELSEWHERE + unscored if recipe.parent.name == "imagenet256" else ())
+    own = OWN if recipe.name == "folder.toml" else ()
+    return own + second_stage + (ELSEWHERE + unscored if recipe.parent.name == "imagenet256" else ())
 
 
 def every_key(recipes: Path) -> list[Key]:

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sddit.cli.script import run_script
-from sddit.data.moments import PixelMoments
 from sddit.data.order import permutation
 from sddit.interfaces import Split
-from sddit_standard.datasets.embedded import ASSETS, Table, fingerprint
+from sddit_standard.datasets.embedded import ASSETS, Table, measure
 from sddit_standard.datasets.fashion import CLASS_NAMES
 from sddit_standard.datasets.idx import read_table
 
+FACTS = ASSETS / "facts.json"
 DIGITS_TEST_PER_CLASS = 36  # 360 of 1797: a fifth
 FASHION_PER_CLASS: dict[Split, int] = {"train": 1000, "test": 200}
 
@@ -39,11 +39,11 @@ def main() -> None:
     fashion = {
         split: first_of_each_class(read_table(given.fashion, split), n) for split, n in FASHION_PER_CLASS.items()
     }
-    facts = {
+    facts = json.loads(FACTS.read_text(encoding="utf-8")) | {
         "digits": save("digits", digits, title="handwritten digits (scikit-learn, UCI)", names=[*"0123456789"]),
         "fashion": save("fashion", fashion, title="a balanced subset of Fashion-MNIST", names=list(CLASS_NAMES)),
     }
-    (ASSETS / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    FACTS.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def read_digits(path: Path) -> Table:
@@ -78,19 +78,12 @@ def save(name: str, splits: dict[Split, Table], *, title: str, names: list[str])
     arrays |= {f"{split}_labels": table.labels.astype(np.uint8) for split, table in splits.items()}
     np.savez_compressed(ASSETS / f"{name}.npz", allow_pickle=False, **arrays)
     train, test = splits["train"], splits["test"]
-    moments = PixelMoments(train.images.shape[1])
-    moments.add(train.images)
-    mean, std = moments.of_unit_range(train.levels)
     return {
         "title": title,
         "image": list(train.images.shape[1:]),
         "levels": train.levels,
         "class_names": names,
-        "train_size": len(train.labels),
-        "test_size": len(test.labels),
-        "fingerprint": fingerprint(train, test),
-        "mean": mean,
-        "std": std,
+        **measure(train, test),
     }
 
 

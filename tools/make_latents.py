@@ -21,7 +21,8 @@ from sddit.cli.script import run_script
 from sddit.data.class_names import read_names
 from sddit.data.latent_sources import read_sources
 from sddit.data.latent_statistics import Layout
-from sddit.data.latents import Flip, write_cache
+from sddit.data.latent_writing import write_cache
+from sddit.data.latents import Flip
 
 
 def finite_scale(text: str) -> float:

@@ -28,12 +28,11 @@ from torch import Tensor
 
 from sddit.backbones import Backbone
 from sddit.data.class_choice import choose_classes
-from sddit.data.undecoded import CAPTION
 from sddit.diffusion.preconditioning import ModelDenoiser, denoise_view
 from sddit.errors import error, one_of
 from sddit.exchange.conversion import convert_from_layout
 from sddit.exchange.files import read_weight_file
-from sddit.generation import Sampling, guidance_overrides, of_classes
+from sddit.generation import Sampling, caption_of, guidance_overrides, image_converter, of_classes
 from sddit.interfaces import Dataset, NoiseSchedule, Outputs, Shapes, Split, Tap, View
 from sddit.plugins.build_arguments import check_arguments, check_settings
 from sddit.plugins.host import registry
@@ -95,6 +94,7 @@ def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runti
             samplers, guidances: schedule
             datasets: split
             features: facts, device
+            codecs: device; facts, to decode a cache without a codec of its own
             trackers: folder
 
     Raises:
@@ -308,7 +308,8 @@ def sample(
 ) -> Tensor:
     """Sample images of a loaded run, uint8 [n, 3, H, W], class by class.
 
-    The samples of a run on latents are latents: without a decoder, the images are previews of three channels.
+    The samples of a run on latents are decoded by the codec of its recipe. Without one, the images are previews of
+    three channels.
 
     Args:
         model: from `load` of a run folder.
@@ -338,8 +339,9 @@ def sample(
     if latents:
         return sampling.latents().float()
     if not sampling.recipe.facts.gives_images:
-        warnings.warn(f"{CAPTION}: sddit.sample(..., latents=True) returns the latents", stacklevel=2)
-    return model.dataset().to_images(sampling.x())
+        shown = caption_of(sampling.recipe)
+        warnings.warn(f"{shown}: sddit.sample(..., latents=True) returns the latents", stacklevel=2)
+    return image_converter(sampling.recipe, model.dataset(), device_argument(device))(sampling.x())
 
 
 def loaded_model(value: Any) -> Model:

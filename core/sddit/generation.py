@@ -6,17 +6,20 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from sddit.data.preview import encoder_units, kept_latents
+from sddit.data.undecoded import CAPTION
 from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.preconditioning import ModelDenoiser
 from sddit.diffusion.sampling import noise_levels, sample
 from sddit.distributed.world import World
 from sddit.errors import error, memory_errors
-from sddit.interfaces import NoiseSchedule
+from sddit.interfaces import Codec, Dataset, NoiseSchedule
 from sddit.plugins.host import registry
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
@@ -95,10 +98,41 @@ def generate(
         return images.cpu()
 
 
-PART_BYTES = 16 * 2**20  # of the samples of one part; decoded images take up to twelve times as much
+PART_BYTES = 4 * 2**20  # of the samples of one part; decoded images take up to twelve times as much
 IMAGES, LATENTS = "images", "latents"
 Convert = Callable[[Tensor], Tensor]
 """Makes a result [n, ...] of samples [n, C, H, W] in network space."""
+
+
+def image_converter(recipe: Recipe, dataset: Dataset, device: torch.device) -> Convert:
+    """Return the conversion of samples x [n, C, H, W] in network space to images, uint8 [n, 3, H, W].
+
+    Latents are decoded by the codec of the recipe. Without one, three channels are shown.
+    """
+    return dataset.to_images if recipe.codec is None else Decoder(recipe, device)
+
+
+class Decoder:
+    """Decode latents in network space with the codec of a recipe, which is built when it is first used."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self._recipe, self._device = recipe, device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return images, uint8 [n, 3, H, W], of samples x [n, C, h, w] in network space."""
+        return self._codec.decode(encoder_units(x, self._recipe.dataset.params, self._recipe.facts).float())
+
+    @cached_property
+    def _codec(self) -> Codec:
+        assert self._recipe.codec is not None
+        return cast(Codec, self._recipe.codec.build(device=self._device, facts=self._recipe.facts))
+
+
+def caption_of(recipe: Recipe) -> str:
+    """Return what a grid of samples has to say under it: that what it shows of latents are not images."""
+    if recipe.facts.gives_images:
+        return ""
+    return CAPTION if recipe.codec is None else f"{recipe.codec.component.name}: a preview of latents, not an image"
 
 
 def part_size(recipe: Recipe, world: World) -> int:

@@ -67,4 +67,5 @@ def register_optimizers(registry: Registry[Optimizer]) -> None:
         summary="Adam with Nesterov momentum estimated from gradient differences: MDTv2's optimizer.",
         paper="arXiv:2208.06677",
         requires=("pytorch-optimizer",),
+        extra="sddit[adan]",
     )

@@ -1,11 +1,21 @@
-"""Register what recipes need around a method: data sets, feature extractors, an optimizer, trackers; and checks."""
+"""Register what recipes need around a method: data sets, codecs, feature extractors, optimizer, trackers; checks."""
 
 from __future__ import annotations
 
 from sddit import Params, Registry, hookimpl
 from sddit.data.declared import DeclaredParams
-from sddit.interfaces import Check, Dataset, FeatureExtractor, Optimizer, Tracker
-from sddit_standard.datasets.params import DigitsParams, FashionParams, FolderParams, LatentsParams
+from sddit.interfaces import Check, Codec, Dataset, FeatureExtractor, Optimizer, Tracker
+from sddit_standard.codecs.params import DiffusersParams, LinearParams, Taef2Params, TinyKLParams
+from sddit_standard.datasets.params import (
+    DigitsParams,
+    EmojiParams,
+    FashionParams,
+    FolderParams,
+    HfParams,
+    LatentsParams,
+    WebdatasetParams,
+    ZipParams,
+)
 from sddit_standard.features.params import ClassifierParams, InceptionParams, MobilenetParams, PixelsParams
 from sddit_standard.params import AdamWParams, CsvParams, TensorboardParams
 
@@ -26,10 +36,36 @@ def register_datasets(registry: Registry[Dataset]) -> None:
         paper="arXiv:1708.07747",
     )
     registry.add(
+        "emoji",
+        "sddit_standard.datasets.image_datasets:emoji",
+        params=EmojiParams,
+        summary="Noto emoji, 32x32 or 64x64 in colour, 1476 + 160 images in 8 classes, included; more with flags and "
+        "skin variants.",
+    )
+    registry.add(
         "folder",
-        "sddit_standard.datasets.image_datasets:folder",
+        "sddit_standard.datasets.image_datasets:image_files",
         params=FolderParams,
         summary="Your own images, a sub-folder for each class.",
+    )
+    registry.add(
+        "zip",
+        "sddit_standard.datasets.image_datasets:image_files",
+        params=ZipParams,
+        summary="Your own images in a .zip archive, as EDM2 packs them, or in class folders.",
+    )
+    registry.add(
+        "webdataset",
+        "sddit_standard.datasets.image_datasets:image_files",
+        params=WebdatasetParams,
+        summary="Your own images in WebDataset's .tar shards.",
+    )
+    registry.add(
+        "hf",
+        "sddit_standard.datasets.image_datasets:image_files",
+        params=HfParams,
+        summary="Your own images in a data set that Hugging Face's datasets library saved on disk.",
+        requires=("datasets",),
     )
     registry.add(
         "latents",
@@ -46,6 +82,37 @@ def register_datasets(registry: Registry[Dataset]) -> None:
 
 
 @hookimpl
+def register_codecs(registry: Registry[Codec]) -> None:
+    registry.add(
+        "taef2",
+        "sddit_standard.codecs.autoencoders:taef2",
+        params=Taef2Params,
+        summary="TAEF2, a small autoencoder with the latents of FLUX.2, of your own two files.",
+    )
+    registry.add(
+        "diffusers",
+        "sddit_standard.codecs.diffusers_codec:diffusers",
+        params=DiffusersParams,
+        summary="AutoencoderKL, DC, Tiny or RAE of diffusers, of a folder of yours or of the hub.",
+        requires=("diffusers",),
+        extra="sddit[diffusers]",
+    )
+    registry.add(
+        "tiny_kl",
+        "sddit_standard.codecs.autoencoders:tiny_kl",
+        params=TinyKLParams,
+        summary="The included autoencoder for 64x64 images, trained on emoji: 16 channels, 8 pixels to a place.",
+        paper="arXiv:1312.6114",
+    )
+    registry.add(
+        "linear",
+        "sddit_standard.codecs.linear:LinearCodec",
+        params=LinearParams,
+        summary="Colours of latents by a linear map that their cache holds: previews without a decoder.",
+    )
+
+
+@hookimpl
 def register_features(registry: Registry[FeatureExtractor]) -> None:
     registry.add(
         "mobilenet",
@@ -58,7 +125,7 @@ def register_features(registry: Registry[FeatureExtractor]) -> None:
         "classifier",
         "sddit_standard.features.extractors:classifier",
         params=ClassifierParams,
-        summary="A small CNN that knows the classes of digits or fashion: 64 features, and class accuracy.",
+        summary="A small CNN that knows the classes of digits, fashion or emoji: 64 features, and class accuracy.",
     )
     registry.add(
         "inception",
@@ -103,6 +170,7 @@ def register_trackers(registry: Registry[Tracker]) -> None:
         params=TensorboardParams,
         summary="TensorBoard event files in the run folder.",
         requires=("tensorboard",),
+        extra="sddit[tensorboard]",
     )
 
 

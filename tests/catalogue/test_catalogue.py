@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import importlib
+import io
 import json
 import os
 import re
@@ -29,7 +30,9 @@ import shlex
 import shutil
 import signal
 import sys
+import tarfile
 import tomllib
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +45,7 @@ from PIL import Image
 
 import sddit.training.loop
 from sddit.cli.commands.explain import EXITS
-from sddit.data.latents import write_cache
+from sddit.data.latent_writing import write_cache
 from sddit.errors import catalogue
 from sddit.plugins.host import Host
 from sddit.storage.manifest import seal_manifest
@@ -363,6 +366,43 @@ def image(world: Any, images: dict[str, Any]) -> None:
         else:
             made = Image.fromarray(given)
         made.save(path)
+
+
+@provoker
+def packed(world: Any, kind: str) -> None:
+    """Pack the folder of images into an archive, `zip` or `webdataset`, and make that the data set."""
+    files = sorted((world.folder / "data").rglob("*.png"))
+    if kind == "zip":
+        with zipfile.ZipFile(world.folder / "data.zip", "w") as archive:
+            for file in files:
+                archive.write(file, file.relative_to(world.folder / "data"))
+    else:
+        with tarfile.open(world.folder / "data.tar", "w") as archive:
+            for number, file in enumerate(files):
+                add_to_tar(archive, f"{number:03}.png", file.read_bytes())
+                add_to_tar(archive, f"{number:03}.cls", b"0" if file.parent.name == "blue" else b"1")
+    suffix = "zip" if kind == "zip" else "tar"
+    world.edit('name = "folder"\npath = "data"', f'name = "{kind}"\npath = "data.{suffix}"')
+
+
+def add_to_tar(archive: tarfile.TarFile, name: str, data: bytes, link: str = "") -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.linkname, entry.type = len(data), link, tarfile.SYMTYPE if link else tarfile.REGTYPE
+    archive.addfile(entry, io.BytesIO(data))
+
+
+@provoker
+def entries(world: Any, contents: dict[str, str]) -> None:
+    """Add entries to the archive: texts, `zeros N` or `link PATH`."""
+    for name, text in contents.items():
+        kind, _, rest = text.partition(" ")
+        data = bytes(int(rest)) if kind == "zeros" else text.encode()
+        if (world.folder / "data.zip").exists():
+            with zipfile.ZipFile(world.folder / "data.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(name, data)
+        else:
+            with tarfile.open(world.folder / "data.tar", "a") as shard:
+                add_to_tar(shard, name, b"" if kind == "link" else data, rest if kind == "link" else "")
 
 
 @provoker

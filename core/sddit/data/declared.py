@@ -9,10 +9,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from sddit.data.codec_record import is_colour_map_of
 from sddit.data.scaling import refuse_constant
 from sddit.data.undecoded import is_latent_data, looks_like_pixels
 from sddit.errors import Problem, SdditError, error
-from sddit.interfaces import DataFacts, DatasetParams, RecipeView
+from sddit.interfaces import ColourMap, DataFacts, DatasetParams, Params, RecipeView, Sha256
+
+OF_LATENTS = ("latent_scale", "encoder", "latent_shift", "codec", "codec_sha256", "colours")
+"""Facts that only latents have."""
 
 
 def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,7 +30,7 @@ def declared_table(data: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[
     classes = {"classes": len(names)} if names == numbers_as_names(len(names)) else {"class_names": list(names)}
     kept = {key: dataset[key] for key in ("label_drop", "normalize") if key in dataset}
     if is_latent_data(data, dataset):
-        known = {key: data[key] for key in ("latent_scale", "encoder") if data.get(key)}
+        known = {key: data[key] for key in OF_LATENTS if data.get(key)}
         kept |= {**({"latents": True} if looks_like_pixels(data["image"]) else {}), **known}
     return {
         "name": "sddit/declared",
@@ -56,8 +60,22 @@ def no_images(where: str = "dataset") -> SdditError:
 
 Size = Annotated[int, Field(ge=1, le=65536)]
 Spread = Annotated[float, Field(ge=0)]
+Row = Annotated[tuple[float, ...], Field(strict=False)]
 LATER: dict[str, Any] = {"omit_default": True}
 """Marks a key that later versions added: at its default it changes no run id."""
+
+
+class ColourParams(Params):
+    """A linear map from latents, as their encoder returns them, to colours in [0, 1]."""
+
+    factor: int = Field(ge=1, le=65536, description="Pixels along each side of an image for one place of a latent.")
+    weights: tuple[Row, ...] = Field(strict=False, description="A row of C numbers for each colour.")
+    offset: tuple[float, ...] = Field(strict=False, description="A number for each colour.")
+    r2: tuple[float, ...] = Field(strict=False, description="Explained fraction of the variance of each colour.")
+
+    def map(self) -> ColourMap:
+        """Return the map as facts hold it."""
+        return ColourMap(self.factor, self.weights, self.offset, self.r2)
 
 
 class DeclaredParams(DatasetParams):
@@ -83,6 +101,14 @@ class DeclaredParams(DatasetParams):
         json_schema_extra=LATER,
     )
     encoder: str = Field("", description="Name of that encoder.", json_schema_extra=LATER)
+    latent_shift: float = Field(
+        0.0, description="Number that was subtracted from the encoder's latents before.", json_schema_extra=LATER
+    )
+    codec: str = Field("", description="Qualified name of the codec that encoded them.", json_schema_extra=LATER)
+    codec_sha256: Sha256 = Field("", description="Hash of the weights of that codec.", json_schema_extra=LATER)
+    colours: ColourParams | None = Field(
+        None, description="Linear map from latents to colours, for previews.", json_schema_extra=LATER
+    )
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
@@ -93,8 +119,10 @@ class DeclaredParams(DatasetParams):
             raise ValueError(f"classes = {self.classes}, and class_names has {len(self.class_names)}")
         if self.latents is False and not looks_like_pixels(self.image):
             raise ValueError(f"latents = false, and images have 1 or 3 channels, not {self.image[0]}")
-        if not self.is_latent and (self.latent_scale is not None or self.encoder):
-            raise ValueError("latent_scale and encoder are of latents: set latents = true")
+        if not self.is_latent and (given := [key for key in OF_LATENTS if getattr(self, key)]):
+            raise ValueError(f"{' and '.join(given)} of latents: set latents = true")
+        if self.colours and not is_colour_map_of(self.image[0], self.colours.map()):
+            raise ValueError(f"colours does not map {self.image[0]} channels to three colours")
         return self
 
     @property
@@ -114,6 +142,8 @@ class DeclaredParams(DatasetParams):
         identity: list[Any] = [self.image, names, mean, std, self.train_images]
         if self.is_latent and (looks_like_pixels(self.image) or self.latent_scale or self.encoder):
             identity.append(["latents", self.latent_scale, self.encoder])
+        if self.latent_shift:
+            identity.append(["shift", self.latent_shift])
         size = f", trained on {self.train_images:,} images" if self.train_images else ""
         facts = DataFacts(
             image=self.image,
@@ -127,6 +157,10 @@ class DeclaredParams(DatasetParams):
             is_latent=self.is_latent,
             latent_scale=self.latent_scale,
             encoder=self.encoder,
+            latent_shift=self.latent_shift,
+            codec=self.codec,
+            codec_sha256=self.codec_sha256,
+            colours=self.colours.map() if self.colours else None,
         )
         refuse_constant(self, facts)
         return facts
@@ -136,4 +170,4 @@ class DeclaredParams(DatasetParams):
         return no_images("evaluate.features").problems if recipe.features else ()
 
     def idle(self, recipe: RecipeView) -> Iterable[str]:
-        return ("flip",)
+        return ("flip", "balanced")

@@ -1,19 +1,22 @@
-"""Keep measured facts of external data in the user's cache folder. No torch."""
+"""Keep measured facts of external data, and arrays that are slow to make, in the user's cache folder. No torch."""
 
 from __future__ import annotations
 
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 from sddit import __version__
 from sddit.errors import SdditError
-from sddit.storage.atomic import open_file, replace_file
+from sddit.storage.atomic import open_file, replace_file, staged_name
 
 FORMAT = 2  # of an entry
 MAX_BYTES = 2**24  # of an entry
@@ -43,6 +46,67 @@ def cached(key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps({"value": value, "checksum": _digest(name + text)}).encode())
     return value
+
+
+def cached_arrays(key: Any, compute: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Return `compute()`, or its earlier result for this `key`, as `cached` does: arrays of numbers by their names."""
+    name = json.dumps([__version__, FORMAT, key])
+    folder = cache_folder()
+    if folder is None:
+        return compute()
+    path = folder / f"{_digest(name)}.arrays"
+    try:
+        return _read_arrays(path, name)
+    except (FileNotFoundError, NotADirectoryError):
+        value = compute()
+    except (OSError, ValueError, EOFError, RecursionError, MemoryError) as unusable:
+        reason = getattr(unusable, "strerror", None) or str(unusable)[:200]
+        warnings.warn(f"cached arrays are not used, and are computed again: {path}: {reason}", stacklevel=2)
+        value = compute()
+    with suppress(OSError, SdditError):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_arrays(path, name, value)
+    return value
+
+
+def _read_arrays(path: Path, name: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an entry. Raises OSError, ValueError or EOFError for one that cannot be trusted."""
+    from numpy.lib.format import read_array  # slow to import
+
+    with os.fdopen(open_file(path), "rb") as file:
+        header = json.loads(file.readline(MAX_BYTES) or b"null")
+        if not isinstance(header, dict) or not isinstance(header.get("names"), list):
+            raise ValueError("it has no header")
+        value = {str(array): read_array(file, allow_pickle=False) for array in header["names"]}
+    if header.get("checksum") != _digest_of_arrays(name, value):
+        raise ValueError("its checksum differs from its content")
+    return value
+
+
+def _write_arrays(path: Path, name: str, value: Mapping[str, NDArray[Any]]) -> None:
+    """Write an entry aside and rename it. The arrays are not copied in memory."""
+    from numpy.lib.format import write_array
+
+    staged = staged_name(path.parent, path.name)
+    try:
+        with staged.open("xb") as file:
+            header = {"names": list(value), "checksum": _digest_of_arrays(name, value)}
+            file.write(json.dumps(header).encode() + b"\n")
+            for values in value.values():
+                write_array(file, values, allow_pickle=False)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _digest_of_arrays(name: str, value: Mapping[str, NDArray[Any]]) -> str:
+    import numpy as np
+
+    digest = blake2b(name.encode(), digest_size=16)
+    for array, values in value.items():
+        digest.update(f"{array} {values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 def cache_folder() -> Path | None:

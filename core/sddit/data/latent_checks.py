@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sddit.data.class_names import listed
-from sddit.data.latent_statistics import Layout
-from sddit.errors import error, one_of
+from sddit.data.latent_statistics import Finding, Layout, MomentStatistics, scaled_findings
+from sddit.errors import Problem, error, one_of, raise_all
+
+ALLOW = "allow_implausible"  # key of the index, and argument of `write_cache`
+ALLOWED_IN_INDEX = f'set "{ALLOW}": true in latents.json'
+ALLOWED_WHEN_WRITTEN = f"pass {ALLOW}=True (--allow-implausible of make_latents)"
 
 NEGATIVE = 'if these are log-variances: "mean+logvar"; if channels are the last axis (NHWC): transpose(0, 3, 1, 2)'
 
@@ -69,3 +75,18 @@ def warn_of_unused(names: Sequence[str], seen: set[int]) -> None:
     """Warn of classes that no latent has: a model would be asked for what it never saw."""
     if unused := sorted(set(range(len(names))) - seen):
         warnings.warn(f"no latent has the classes {listed(unused, names)}: nothing trains them", stacklevel=4)
+
+
+def implausible_problems(findings: Iterable[Finding], where: str, allow: str = ALLOWED_IN_INDEX) -> Iterator[Problem]:
+    """Yield the problems SD-D344 of findings, with how to allow them."""
+    for what, got, fix in findings:
+        yield Problem("SD-D344", what, where, got, fix=f"{fix}; if the latents really are so, {allow}")
+
+
+def refuse_implausible(
+    statistics: MomentStatistics, layout: Layout, shape: Sequence[int], scale: float, root: Path
+) -> None:
+    """Raise SD-D344 for the first thing that is implausible about what is written: the others may follow from it."""
+    _, std, spread = statistics.scaled(scale)
+    found = chain(statistics.findings(layout, shape), scaled_findings(std, spread, scale))
+    raise_all(implausible_problems(islice(found, 1), str(root), ALLOWED_WHEN_WRITTEN))

@@ -111,11 +111,11 @@ class MomentStatistics:
         arrays = {key: np.array(values[key]) for key in ("mean", "squares", "spread", "columns")}
         return cls(**{**values, **arrays})
 
-    def scaled(self, scale: float) -> list[tuple[float, ...]]:
-        """Return mean, standard deviation and spread of scaled latents per channel, each [C]."""
+    def scaled(self, scale: float, shift: float = 0.0) -> list[tuple[float, ...]]:
+        """Return mean, standard deviation and spread of (latents - shift) * scale per channel, each [C]."""
         half = len(self.mean) // 2
         std, spread = np.sqrt(self.squares[:half] / self.count), np.sqrt(self.spread / self.count)
-        return [tuple((scale * values).tolist()) for values in (self.mean[:half], std, spread)]
+        return [tuple((scale * values).tolist()) for values in (self.mean[:half] - shift, std, spread)]
 
     def findings(self, layout: Layout, shape: Sequence[int]) -> Iterator[Finding]:
         """Yield what is implausible about moments of `shape` (2C, h, w), apart from their scale."""

@@ -5,38 +5,35 @@
 
 The first C channels are means of the encoder's posterior, the others its log-variances (`mean+logvar`, the layout of
 MaskDiT's files) or standard deviations (`mean+std`, the layout of EDM2's files). Both are stored unscaled; readers
-multiply by `scale`.
+subtract `shift` from means and multiply both by `scale`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from hashlib import file_digest, sha256
-from itertools import chain, islice
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sddit.data.class_names import check_names
+from sddit.data.codec_record import CodecRecord, is_colour_map_of
 from sddit.data.facts_cache import cached
 from sddit.data.latent_checks import (
+    ALLOW,
     NEGATIVE,
-    refuse_unfit,
-    usable_labels,
-    usable_moments,
-    warn_of_unused,
+    implausible_problems,
 )
-from sddit.data.latent_statistics import Finding, Layout, MomentStatistics, is_finite, scaled_findings
+from sddit.data.latent_statistics import Layout, MomentStatistics, is_finite, scaled_findings
 from sddit.data.order import keyed_words
 from sddit.errors import Problem, SdditError, error, expand_user, one_of, out_of_memory, raise_all
-from sddit.interfaces import Split
-from sddit.storage.atomic import read_file, replace_file
+from sddit.interfaces import ColourMap, Split, file_sha256
+from sddit.storage.atomic import read_file
 
 Flip = Literal["none", "once", "both"]
 
@@ -47,9 +44,7 @@ MAX_SIDE = 65536  # channels, height and width
 VALUES_AT_ONCE = 2**22  # that a check reads
 MAX_MEASURED = 2**28  # values of a cache that are measured when it is read: of a larger one, every k-th latent
 TOLERANCE, SAMPLED_TOLERANCE = 1e-3, 0.05  # of statistics, relative to the standard deviation
-ALLOW = "allow_implausible"  # key of the index, and argument of `write_cache`
-ALLOWED_IN_INDEX = f'set "{ALLOW}": true in {INDEX}'
-ALLOWED_WHEN_WRITTEN = f"pass {ALLOW}=True (--allow-implausible of make_latents)"
+LATER = ("shift", "codec", "colours", "images", ALLOW)
 COPY_AGAIN = "copy it again, or write the cache again"
 
 
@@ -62,6 +57,24 @@ class Shard(BaseModel):
     count: int = Field(ge=1, le=MAX_ROWS)
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class ImageSource(BaseModel):
+    """The images that latents were encoded from: a data set whose training images come first, then its held-out ones.
+
+    Each row of the cache is one of them, or with `flip = "both"`, each pair of rows.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    dataset: str  # qualified name, such as sddit/folder
+    settings: dict[str, Any]  # as a recipe has them
+    fingerprint: str
+    domain: str = ""  # as of DataFacts
+    crop: str = ""
+    train: int = Field(ge=1, le=MAX_ROWS)  # images of each split
+    test: int = Field(ge=0, le=MAX_ROWS)
+    licence: str = ""  # of the images, as the user states it
 
 
 class Index(BaseModel):
@@ -83,6 +96,10 @@ class Index(BaseModel):
     mean: tuple[float, ...]  # of the scaled means, per channel
     std: tuple[Annotated[float, Field(ge=0)], ...]
     spread: tuple[Annotated[float, Field(ge=0)], ...]  # root mean square of the scaled standard deviations, per channel
+    shift: float = 0.0  # subtracted from the means before they are scaled
+    codec: CodecRecord | None = None  # that made the latents; None: an encoder elsewhere
+    colours: ColourMap | None = None  # from unscaled latents to colours, for previews; None: not fitted
+    images: ImageSource | None = None  # that were encoded, whose split the cache keeps; None: not known
     allow_implausible: bool = False  # read and train on moments that `latent_statistics` would refuse
 
     @cached_property
@@ -102,7 +119,17 @@ class Index(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the latents that are read, as JSON."""
-        return self.model_dump(mode="json", exclude={ALLOW})
+        return self.model_dump(mode="json", exclude={ALLOW, "codec", "colours", "images", *self.unset_keys})
+
+    @property
+    def unset_keys(self) -> set[str]:
+        """Return keys of later versions that have their default: the index is written without them."""
+        return {key for key in LATER if getattr(self, key) == type(self).model_fields[key].default}
+
+
+def pair_of(flip: Flip) -> int:
+    """Return the number of rows of an image."""
+    return 2 if flip == "both" else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +140,9 @@ class Cache:
     index: Index
 
     def rows_of(self, split: Split, holdout: float) -> NDArray[np.int64]:
-        """Return the rows of a split in rising order.
+        """Return the rows of a split in rising order: those of the images' own split, if the index has it.
 
-        The position of an image in the cache decides its split, so that appended shards change no split.
+        Otherwise, the position of an image in the cache decides its split, so that appended shards change no split.
         """
         counted = f"{self.index.rows:,} latents"
         fix = f"correct the counts in {self.root / INDEX}, or use a machine with more memory"
@@ -125,7 +152,10 @@ class Cache:
             raise out_of_memory(failure, "dataset.path, listing the latents of a split", counted, fix) from failure
 
     def _rows_of(self, split: Split, holdout: float) -> NDArray[np.int64]:
-        pair = 2 if self.index.flip == "both" else 1  # an image and its mirror image stay together
+        pair = pair_of(self.index.flip)  # an image and its mirror image stay together
+        if self.index.images is not None:
+            train = self.index.images.train * pair
+            return np.arange(train) if split == "train" else np.arange(train, self.index.rows)
         words = keyed_words("latents/split", self.index.rows // pair)
         held_out = words < np.uint64(min(int(holdout * 2**64), 2**64 - 1))
         return np.flatnonzero(np.repeat(held_out == (split == "test"), pair))
@@ -192,14 +222,18 @@ def _contradictions(index: Index, file: Path) -> Iterator[Problem]:
     if blank := [label for label, name in enumerate(index.class_names) if not name.strip()]:
         what, fix = f"the name of class {blank[0]} is blank", "remove it from class_names, or write a name"
         yield Problem("SD-D316", what, str(file), repr(index.class_names[blank[0]]), fix=fix)
+    if index.images is not None and index.rows != (index.images.train + index.images.test) * pair_of(index.flip):
+        what, got = "the images of this cache are not as many as its latents", f"{index.rows:,} latents"
+        expect = f"{index.images.train:,} + {index.images.test:,} images, flip = {index.flip!r}"
+        yield Problem("SD-D341", what, str(file), got, expect, COPY_AGAIN)
+    if index.colours is not None and not is_colour_map_of(index.channels, index.colours):
+        what, expect = (
+            "the map to colours is not one of these latents",
+            f"3 rows of {index.channels} numbers, and 3 offsets",
+        )
+        yield Problem("SD-D341", what, str(file), f"{len(index.colours.weights)} rows", expect, "remove colours")
     if not index.allow_implausible:
-        yield from _implausible(scaled_findings(index.std, index.spread, index.scale), str(file))
-
-
-def _implausible(findings: Iterable[Finding], where: str, allow: str = ALLOWED_IN_INDEX) -> Iterator[Problem]:
-    """Yield the problems SD-D344 of findings, with how to allow them."""
-    for what, got, fix in findings:
-        yield Problem("SD-D344", what, where, got, fix=f"{fix}; if the latents really are so, {allow}")
+        yield from implausible_problems(scaled_findings(index.std, index.spread, index.scale), str(file))
 
 
 def verify_shards(cache: Cache) -> None:
@@ -234,7 +268,7 @@ def _verified(cache: Cache, shard: Shard) -> Problem | MomentStatistics | None:
         return Problem("SD-D342", f"shard {shard.file} has another size", str(path), got, expect, COPY_AGAIN)
     key = ["latents", str(path), status.st_size, status.st_mtime_ns, index.layout, shard.count]
     key += [index.shape, index.stride]
-    facts = cached(key, lambda: {"sha256": _sha256(path), "statistics": _measure(path, shard, index)})
+    facts = cached(key, lambda: {"sha256": file_sha256(path), "statistics": _measure(path, shard, index)})
     if facts["sha256"] != shard.sha256:
         what = f"shard {shard.file} is not what {INDEX} says"
         return Problem("SD-D342", what, str(path), facts["sha256"], shard.sha256, COPY_AGAIN)
@@ -272,8 +306,8 @@ def _unlike(cache: Cache, statistics: MomentStatistics) -> Iterator[Problem]:
     """Yield what is implausible about all moments, and the stated statistics that are not theirs."""
     index, where = cache.index, str(cache.root)
     if not index.allow_implausible:
-        raise_all(_implausible(islice(statistics.findings(index.layout, index.shape), 1), where))
-    own = statistics.scaled(index.scale)
+        raise_all(implausible_problems(islice(statistics.findings(index.layout, index.shape), 1), where))
+    own = statistics.scaled(index.scale, index.shift)
     tolerance = TOLERANCE if index.stride == 1 else SAMPLED_TOLERANCE
     for name, stated, found in zip(("mean", "std", "spread"), (index.mean, index.std, index.spread), own, strict=True):
         off = np.abs(np.subtract(stated, found)) > tolerance * np.maximum(own[1], found if name == "spread" else own[1])
@@ -282,94 +316,3 @@ def _unlike(cache: Cache, statistics: MomentStatistics) -> Iterator[Problem]:
             what = f"{INDEX} states another {name} than the shards have in channel {channel}"
             got, expect = f"{stated[channel]:.6g}", f"{found[channel]:.6g}"
             yield Problem("SD-D345", what, str(cache.root / INDEX), got, expect, "write the cache again")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
-
-
-def write_cache(
-    folder: str | Path,
-    shards: Iterable[tuple[ArrayLike, ArrayLike]],
-    *,
-    layout: Layout,
-    scale: float,
-    encoder: str,
-    class_names: Sequence[str],
-    flip: Flip = "none",
-    allow_implausible: bool = False,
-) -> Path:
-    """Write latents as the data set `latents` reads them. Shards are written as they come, the index last.
-
-    Args:
-        folder: a new or unfinished cache; a finished one is not overwritten.
-        shards: pairs of moments [n, 2C, h, w] (float16 or float32, before scaling) and labels [n], one file each.
-        layout: what the second C channels are.
-        scale: factor that brings latents to a standard deviation near 1: 0.18215 for Stable Diffusion's first VAE.
-        encoder: name of the VAE, with its range of pixel values.
-        class_names: by label; empty: unconditional, and every label is 0.
-        flip: `once` if images were mirrored at random before encoding, `both` if each is followed by its mirror image.
-        allow_implausible: write, and let readers read, moments that `sddit.data.latent_statistics` finds implausible.
-
-    Returns the path of the index. Raises SD-D308 for unusable moments, SD-D344 for implausible ones, SD-D307 for
-    labels, SD-D316 for class names, SD-D343 if already finished.
-    """
-    check_names(class_names, where="class_names")
-    root, names = Path(folder), tuple(class_names)
-    if (root / INDEX).exists():
-        raise error("SD-D343", "there is a finished cache of latents", where=str(root), fix="choose another folder")
-    root.mkdir(parents=True, exist_ok=True)
-    written, statistics, shape = _write_shards(root, shards, layout, names)
-    mean, std, spread = statistics.scaled(scale)
-    if not allow_implausible:
-        found = chain(statistics.findings(layout, shape), scaled_findings(std, spread, scale))
-        raise_all(_implausible(islice(found, 1), str(root), ALLOWED_WHEN_WRITTEN))  # the others may follow from it
-    index = Index(
-        format=1,
-        layout=layout,
-        scale=scale,
-        encoder=encoder,
-        class_names=names,
-        flip=flip,
-        channels=shape[0] // 2,
-        height=shape[1],
-        width=shape[2],
-        shards=tuple(written),
-        mean=mean,
-        std=std,
-        spread=spread,
-        allow_implausible=allow_implausible,
-    )
-    text = index.model_dump_json(indent=1, exclude=None if allow_implausible else {ALLOW})
-    replace_file(root / INDEX, (text + "\n").encode())
-    return root / INDEX
-
-
-def _write_shards(
-    root: Path, shards: Iterable[tuple[ArrayLike, ArrayLike]], layout: Layout, names: Sequence[str]
-) -> tuple[list[Shard], MomentStatistics, tuple[int, ...]]:
-    """Write all shards. Returns them, the statistics of their moments, and the shape (2C, h, w) of one image's."""
-    written: list[Shard] = []
-    shape: tuple[int, ...] = ()
-    statistics, seen = MomentStatistics(), set[int]()
-    for number, (moments, labels) in enumerate(shards):
-        where = f"shard {number}"
-        array, numbers = usable_moments(moments, layout, where), usable_labels(labels, len(names), where)
-        shape = shape or array.shape[1:]
-        refuse_unfit(array, numbers, shape, where)
-        statistics.add(array, layout)
-        seen.update(np.unique(numbers).tolist())
-        written.append(_write_shard(root, number, array, numbers))
-    if not written:
-        raise error("SD-D308", "no latents to write", where=str(root), expect="at least one shard")
-    warn_of_unused(names, seen)
-    return written, statistics, shape
-
-
-def _write_shard(root: Path, number: int, moments: NDArray[Any], labels: NDArray[np.int64]) -> Shard:
-    from safetensors.numpy import save
-
-    name, data = f"shard-{number:05d}.safetensors", save({"moments": moments, "labels": labels})
-    replace_file(root / name, data)
-    return Shard(file=name, count=len(moments), bytes=len(data), sha256=sha256(data).hexdigest())

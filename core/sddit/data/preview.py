@@ -61,10 +61,11 @@ def encoder_units(x: Tensor, params: DatasetParams, facts: DataFacts) -> Tensor:
 
 
 def kept_latents(x: Tensor, params: DatasetParams, facts: DataFacts) -> Tensor:
-    """Return `encoder_units`, or if the scale is not known, these times the scale: only normalisation is undone."""
+    """Return `encoder_units`, or if the scale is not known, these scaled and shifted: only normalisation is undone."""
     seen = scaling(params, facts)
     scale, shift = (torch.tensor(v, dtype=torch.float64)[:, None, None].to(x.device) for v in (seen.scale, seen.shift))
-    return (x.double() - shift) / scale / (facts.latent_scale or 1.0)
+    scaled = (x.double() - shift) / scale
+    return scaled / facts.latent_scale + facts.latent_shift if facts.latent_scale else scaled
 
 
 def over_image(values: Sequence[float]) -> Tensor:

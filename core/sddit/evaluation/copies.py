@@ -20,6 +20,7 @@ from sddit.evaluation.scoring import build_extractors
 from sddit.evaluation.thumbnails import PixelFeatures
 from sddit.interfaces import Dataset, FeatureExtractor
 from sddit.progress import Progress
+from sddit.recipes.real_images import real_images
 from sddit.recipes.resolve import resolve_run
 from sddit.storage.run_folder import RunFolder, recipe_path
 from sddit.training.environment import choose_device
@@ -88,7 +89,8 @@ def copies_of_run(folder: Path, *, device: str, progress: Progress) -> dict[str,
     samples = kept_samples(folder)
     recipe = resolve_run(folder)
     chosen = choose_device(device)
-    train_set, test_set = (recipe.dataset.build(split=split) for split in ("train", "test"))
+    real = real_images(recipe)
+    train_set, test_set = (real.build(split=split) for split in ("train", "test"))
     refuse_few({"training images": train_set, "held-out images": test_set}, recipe.evaluate.neighbours)
     extractors = {**build_extractors(recipe, chosen), "pixels": PixelFeatures(chosen)}
     progress.stage("searching")

@@ -27,7 +27,7 @@ def moments(features: ArrayLike) -> tuple[Array, Array]:
     """
     x = _vectors(features)
     mean = x.mean(axis=0)
-    centred = x - mean
+    centred = np.subtract(x, mean, out=None if x is features else x)  # a copy is not copied again
     return mean, centred.T @ centred / (len(x) - 1)
 
 
@@ -169,8 +169,13 @@ def nearest(points: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.int64],
     x, y = _pair(points, reference)
     origin = y.mean(axis=0)
     centred = y - origin
-    index = np.concatenate([_squared_distances(rows - origin, centred).argmin(axis=1) for _, rows in _chunks(x)])
-    return index, np.asarray(np.sqrt(((x - y[index]) ** 2).sum(axis=1)))  # without the rounding of the norms
+    index, distance = np.empty(len(x), dtype=np.int64), np.empty(len(x))
+    for start, rows in _chunks(x):
+        found = _squared_distances(rows - origin, centred).argmin(axis=1)
+        index[start : start + len(rows)] = found
+        squared = ((rows - y[found]) ** 2).sum(axis=1)  # without the rounding of the norms
+        distance[start : start + len(rows)] = np.sqrt(squared)
+    return index, distance
 
 
 def copied_fraction(distances: ArrayLike, unseen: ArrayLike) -> tuple[float, float]:
@@ -284,7 +289,7 @@ def _vectors(features: ArrayLike, least: int = 2) -> Array:
             expect="finite features",
             fix="look at these images; a broken extractor gives this for all of them",
         )
-    if (largest := float(np.abs(x).max(initial=0))) > LARGEST:
+    if (largest := float(max(x.max(initial=0), -x.min(initial=0)))) > LARGEST:
         raise _degenerate("features are too large to be compared", f"{largest:.3g}", f"at most {LARGEST:.0e}")
     return x
 

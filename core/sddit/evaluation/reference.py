@@ -19,6 +19,7 @@ from sddit.interfaces.component import load_attribute
 from sddit.plugins.host import registry
 from sddit.progress import Progress
 from sddit.recipes.merge import COMMAND_LINE, parse_override
+from sddit.recipes.real_images import real_images
 from sddit.recipes.resolve import resolve, resolve_run
 from sddit.recipes.validation import validated
 from sddit.storage.atomic import create_synced, staged_name, storage_errors, write_file
@@ -135,7 +136,7 @@ def dataset_of(source: Path, settings: Sequence[str]) -> Selected[DatasetParams]
             what, fix = "the data set of a run or a recipe has its own settings", "leave them out"
             raise error("SD-T943", what, where=COMMAND_LINE, got=" ".join(settings), fix=fix)
         recipe = resolve(source) if source.suffix == ".toml" else resolve_run(source)
-        return recipe.dataset
+        return real_images(recipe)
     table = {"path": str(source.resolve()), "labels": False, "holdout": 0.0, **_settings(settings)}
     name = table.pop("name", None) or _reader_of(source)
     if "size" not in table:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sddit.data.archives import StoredArray, write_arrays
-from sddit.data.undecoded import CAPTION, refuse_latents
+from sddit.data.undecoded import refuse_latents
 from sddit.errors import error
 from sddit.evaluation.grids import grid, png
 from sddit.generation import (
@@ -22,12 +22,12 @@ from sddit.generation import (
     Convert,
     Request,
     balanced,
+    caption_of,
     joined,
     latents_of,
     of_classes,
     sample_session,
 )
-from sddit.interfaces import Dataset
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import LATENTS as LATENTS_FILE
@@ -54,18 +54,13 @@ def grid_request(recipe: Recipe) -> tuple[Request, int, Sequence[str]]:
     return of_classes(range(len(shown)), columns, len(names), recipe.seed), columns, shown
 
 
-def write_preview(session: Session, folder: RunFolder) -> None:
+def write_preview(session: Session, folder: RunFolder, to_images: Convert) -> None:
     """Write `samples/step-000123.png`: the same seeds at every preview, and the weights of the final samples."""
     request, columns, names = grid_request(session.recipe)
-    images = joined(sample_session(session, request, {IMAGES: session.dataset.to_images}), IMAGES)
+    images = joined(sample_session(session, request, {IMAGES: to_images}), IMAGES)
     if session.world.main:
         sheet = grid(images, columns, names, caption=caption_of(session.recipe))
         folder.write_bytes(preview_name(session.step), png(sheet))
-
-
-def caption_of(recipe: Recipe) -> str:
-    """Return what a grid of samples has to say under it: that channels of latents are not images."""
-    return "" if recipe.facts.gives_images else CAPTION
 
 
 def preview_name(step: int) -> str:
@@ -78,7 +73,9 @@ def previews(folder: Path) -> list[tuple[int, bytes]]:
     return [(int(path.stem.removeprefix("step-")), path.read_bytes()) for path in found]
 
 
-def write_samples(session: Session, folder: RunFolder, request: Request, progress: Progress) -> SampleParts | None:
+def write_samples(
+    session: Session, folder: RunFolder, request: Request, to_images: Convert, progress: Progress
+) -> SampleParts | None:
     """Generate the samples of a run and write those that are images to `SAMPLES`, those that are latents to `LATENTS`.
 
     They are generated in parts, so that a kill loses one part, and 50,000 images need not fit in memory. Returns the
@@ -87,7 +84,7 @@ def write_samples(session: Session, folder: RunFolder, request: Request, progres
     world, recipe = session.world, session.recipe
     parts = SampleParts(folder.path / PARTS, parts_identity(session, request)) if world.main else None
     done = world.from_main(lambda: parts.count if parts else 0)
-    for _, results in sample_session(session, request, kept_results(recipe, session.dataset), progress, done):
+    for _, results in sample_session(session, request, kept_results(recipe, to_images), progress, done):
         if parts:
             parts.append(results)
     if parts:
@@ -106,9 +103,9 @@ def parts_identity(session: Session, request: Request) -> dict[str, Any]:
     return {**identity, "request_sha256": request.digest()}
 
 
-def kept_results(recipe: Recipe, dataset: Dataset) -> dict[str, Convert]:
+def kept_results(recipe: Recipe, to_images: Convert) -> dict[str, Convert]:
     """Return what is kept of each sample: its image, its latent, or both."""
-    images = {IMAGES: dataset.to_images} if recipe.facts.gives_images else {}
+    images = {IMAGES: to_images} if recipe.facts.gives_images else {}
     return images | ({LATENTS: latents_of(recipe)} if recipe.facts.is_latent else {})
 
 

@@ -6,7 +6,7 @@ n: a distance decreases with n even between equal distributions, so scores at di
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -66,6 +66,8 @@ class Scores:
     copied_floor: float | None = None
     class_accuracy: float | None = None  # fraction of samples in which the extractor sees the class asked for
     class_accuracy_floor: float | None = None  # the same of held-out real images and their labels
+    fd_codec: float | None = None  # of held-out images that were encoded and decoded; None: no codec
+    kid_codec: float | None = None
     own: Mapping[str, float] = field(default_factory=dict)  # metrics that only this extractor has, of all samples
 
     @property
@@ -89,7 +91,8 @@ class Scores:
                 yield figure, value
 
     def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "own" or value}
+        later = ("fd_codec", "kid_codec", "own")  # omitted without a value
+        return {key: value for key, value in asdict(self).items() if key not in later or value or value == 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Scorer:
         extractors: by label of the recipe.
         settings: neighbours, kernel subsets and batch are read.
         seed: of the recipe; chooses subsets.
+        reconstruct: for decoded latents, yields the held-out images after encoding and decoding; takes their number.
     """
 
     train_set: Dataset
@@ -117,6 +121,7 @@ class Scorer:
     extractors: Mapping[str, FeatureExtractor]
     settings: EvaluateSettings
     seed: int
+    reconstruct: Callable[[int], Iterable[LabelledImages]] | None = None
 
     def score(self, samples: Iterable[LabelledImages], count: int, *, own: bool = True) -> dict[str, Scores]:
         """Return the scores by extractor.
@@ -149,6 +154,13 @@ class Scorer:
         """Features of held-out images."""
         return extract_split(self.test_set, self.extractors, self.settings.batch)
 
+    @cached_property
+    def reconstructed(self) -> dict[str, Extracted]:
+        """Features of held-out images after encoding and decoding; empty without a codec."""
+        if self.reconstruct is None:
+            return {}
+        return extract_features(self.reconstruct(len(self.test_set)), self.extractors, self.settings.batch)
+
     def _compare(self, label: str, generated: Extracted, own: Mapping[str, float]) -> Scores:
         """Return the scores of one extractor from its features of samples, the training split and held-out images."""
         settings, heldout, reference = self.settings, self.heldout[label], self.training[label].features
@@ -166,8 +178,9 @@ class Scorer:
             return found | {"density": density, "coverage": coverage}, std
 
         measured, spread = measure(generated.features[:n])
-        real = heldout.features[choose(n, len(heldout.features), self.seed, "heldout")]
-        floors, floor_spread = measure(real)
+        chosen = choose(n, len(heldout.features), self.seed, "heldout")
+        floors, floor_spread = measure(heldout.features[chosen])
+        codec = measure(self.reconstructed[label].features[chosen])[0] if self.reconstructed else {}
         copied, copied_floor = copied_fraction(*(nearest(e.features, reference)[1] for e in (generated, heldout)))
         figures: dict[str, Any] = measured | {f"{name}_floor": value for name, value in floors.items()}
         return Scores(
@@ -186,6 +199,8 @@ class Scorer:
             copied_floor=copied_floor,
             class_accuracy=_accuracy(generated, self.train_set.facts.num_classes),
             class_accuracy_floor=_accuracy(heldout, self.train_set.facts.num_classes),
+            fd_codec=codec.get("fd"),
+            kid_codec=codec.get("kid"),
             own=own,
             **figures,
         )
@@ -242,23 +257,43 @@ def _added(samples: Iterable[LabelledImages], accumulators: Collection[FigureAcc
 
 def _extract(batches: Iterable[LabelledImages], extractors: Mapping[str, FeatureExtractor]) -> dict[str, Extracted]:
     """Extract the features of batches of images in one pass."""
-    features: dict[str, list[Floats]] = {label: [] for label in extractors}
-    classes: dict[str, list[Integers]] = {label: [] for label in extractors}
-    labels: list[Integers] = []
+    features, classes, labels = (
+        {label: _Rows() for label in extractors},
+        {label: _Rows() for label in extractors},
+        _Rows(),
+    )
     for images, batch_labels in batches:
-        labels.append(_numpy(batch_labels))
+        labels.add(_numpy(batch_labels))
         for label, extractor in extractors.items():
-            features[label].append(_numpy(extractor.features(images)))
+            features[label].add(_numpy(extractor.features(images)))
             if (seen := extractor.classes(images)) is not None:
-                classes[label].append(_numpy(seen))
+                classes[label].add(_numpy(seen))
     return {
-        label: Extracted(
-            np.concatenate(features[label]),
-            np.concatenate(classes[label]) if classes[label] else None,
-            np.concatenate(labels),
-        )
+        label: Extracted(features[label].all, classes[label].all if len(classes[label].all) else None, labels.all)
         for label in extractors
     }
+
+
+class _Rows:
+    """Rows that are added in parts. Many small arrays between the images would keep the memory of those in use."""
+
+    def __init__(self) -> None:
+        self._held: NDArray[Any] = np.empty(0)
+        self._count = 0
+
+    def add(self, rows: NDArray[Any]) -> None:
+        end = self._count + len(rows)
+        if end > len(self._held):
+            larger = np.empty((max(end, 2 * len(self._held)), *rows.shape[1:]), rows.dtype)
+            larger[: self._count] = self._held[: self._count] if self._count else 0
+            self._held = larger
+        self._held[self._count : end] = rows
+        self._count = end
+
+    @property
+    def all(self) -> NDArray[Any]:
+        """All rows."""
+        return self._held[: self._count]
 
 
 def _numpy(tensor: Tensor) -> Any:

@@ -15,13 +15,15 @@ from sddit.data.archives import StoredArray
 from sddit.data.references import SampleFacts, hashes, mismatches, not_compared, read_reference_file, unchecked
 from sddit.data.undecoded import refuse_latents
 from sddit.errors import raise_all
+from sddit.evaluation.reconstructions import Reconstructions
 from sddit.evaluation.sample_images import batches_of, kept_samples
 from sddit.evaluation.scores import Scorer, Scores
-from sddit.generation import IMAGES, Request
+from sddit.generation import IMAGES, Convert, Request
 from sddit.interfaces import Dataset, EvaluateMode, FeatureExtractor
 from sddit.interfaces.component import load_attribute
 from sddit.interfaces.metric_names import metric_values
 from sddit.progress import Progress
+from sddit.recipes.real_images import real_images
 from sddit.recipes.recipe import Recipe
 from sddit.storage.run_folder import RECIPE, SCORES, RunFolder, read_json, unreadable_error
 from sddit.storage.run_result import refuse_other_result
@@ -30,12 +32,26 @@ from sddit.training.environment import choose_device
 SCORE_AGAIN = "delete it: the same command scores again"
 
 
-def scorer_of(recipe: Recipe, train_set: Dataset, device: torch.device) -> Scorer | None:
-    """Return the scorer of a recipe, or None if it names no extractor."""
+def scorer_of(recipe: Recipe, train_set: Dataset, to_images: Convert, device: torch.device) -> Scorer | None:
+    """Return the scorer of a recipe, or None if it names no extractor.
+
+    Args:
+        train_set: the training split of the recipe.
+        to_images: converts samples to images; of latents, it also makes the reconstructions of held-out images.
+        device: where features are extracted.
+    """
     if not recipe.features:
         return None
-    test_set = recipe.dataset.build(split="test")
-    return Scorer(train_set, test_set, build_extractors(recipe, device), recipe.evaluate, recipe.seed)
+    real = real_images(recipe)
+    decoded = recipe.facts.is_latent
+    return Scorer(
+        real.build(split="train") if decoded else train_set,
+        real.build(split="test"),
+        build_extractors(recipe, device),
+        recipe.evaluate,
+        recipe.seed,
+        Reconstructions(recipe, to_images).batches if decoded else None,
+    )
 
 
 def score_parts(

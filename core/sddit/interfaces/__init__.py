@@ -11,9 +11,18 @@ null label is `num_classes`, for any number of classes; an unconditional model h
 from sddit.interfaces.attention import Attention, AttentionParams
 from sddit.interfaces.backbone import BackboneParams
 from sddit.interfaces.batch import Batch, Context, Draws, Outputs, Tokens, View
+from sddit.interfaces.codec import Codec, CodecParams
 from sddit.interfaces.component import Check, CheckContext, CheckSkipped, Component, Measurement, Selected
-from sddit.interfaces.dataset import Dataset, DatasetParams, DrawnDataset, KeepingDataset, Split
-from sddit.interfaces.facts import Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
+from sddit.interfaces.dataset import (
+    Dataset,
+    DatasetParams,
+    DrawnDataset,
+    EncodedImages,
+    KeepingDataset,
+    LabelledDataset,
+    Split,
+)
+from sddit.interfaces.facts import CodecFacts, ColourMap, Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
 from sddit.interfaces.features import (
     EvaluateMode,
     FeatureExtractor,
@@ -29,6 +38,7 @@ from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams
 from sddit.interfaces.params import Params, RecipeView
 from sddit.interfaces.sampler import Denoise, Denoiser, Guidance, GuidanceParams, Prediction, Sampler, SamplerParams
 from sddit.interfaces.tracker import Tracker, TrackerParams
+from sddit.interfaces.weight_files import Sha256, file_sha256, files_sha256
 from sddit.interfaces.weights import NOTHING, WeightDescription, WeightFormat
 
 __all__ = [
@@ -39,6 +49,10 @@ __all__ = [
     "Check",
     "CheckContext",
     "CheckSkipped",
+    "Codec",
+    "CodecFacts",
+    "CodecParams",
+    "ColourMap",
     "Component",
     "Context",
     "Cost",
@@ -49,6 +63,7 @@ __all__ = [
     "Denoiser",
     "DrawnDataset",
     "Draws",
+    "EncodedImages",
     "EvaluateMode",
     "FeatureExtractor",
     "FeatureParams",
@@ -57,6 +72,7 @@ __all__ = [
     "KeepingDataset",
     "Guidance",
     "GuidanceParams",
+    "LabelledDataset",
     "Loss",
     "LossParams",
     "Measurement",
@@ -79,6 +95,7 @@ __all__ = [
     "SamplerParams",
     "Scalings",
     "Selected",
+    "Sha256",
     "Shapes",
     "Split",
     "Tap",
@@ -90,4 +107,6 @@ __all__ = [
     "Want",
     "WeightDescription",
     "WeightFormat",
+    "file_sha256",
+    "files_sha256",
 ]

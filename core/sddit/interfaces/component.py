@@ -30,6 +30,7 @@ class Component(Generic[T]):
     summary: str  # one line for listings
     paper: str = ""  # "arXiv:2303.14389"
     requires: tuple[str, ...] = ()  # distributions that must be installed to choose it
+    extra: str = ""  # what pip installs for them, if not these names: "sddit[diffusers]"
     formats: tuple[tuple[str, str], ...] = ()  # (layout, "module:attribute") of converters of published weights
     checks: tuple[tuple[str, str], ...] = ()  # (what it shows, "module:function") for `sddit-run verify`
     origin: str = ""  # name of the plugin that registered it

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -18,6 +18,15 @@ from sddit.interfaces.params import Params
 Split = Literal["train", "test"]
 
 
+class EncodedImages(NamedTuple):
+    """The images that a data set of latents was encoded from, in the same splits and order."""
+
+    dataset: str  # qualified name of their data set
+    settings: Mapping[str, Any]  # as a recipe has them
+    fingerprint: str  # that it must have
+    domain: str  # as of `DataFacts`
+
+
 class DatasetParams(Params):
     """Settings of a data set, with the keys that every data set has."""
 
@@ -27,6 +36,12 @@ class DatasetParams(Params):
     flip: bool = Field(False, description="Mirror each training image with probability one half.")
     normalize: Literal["range", "standard"] = Field(
         "range", description="range: images in [-1, 1]; standard: shifted and scaled per channel to mean 0 and std 0.5."
+    )
+
+    balanced: bool = Field(
+        False,
+        description="Train on every class equally often, also on those with fewer images.",
+        json_schema_extra={"omit_default": True},
     )
 
     @classmethod
@@ -41,6 +56,10 @@ class DatasetParams(Params):
     def facts(self) -> DataFacts:
         """Return shape, classes, sizes, fingerprint, mean and std. Raises SdditError for missing or unusable data."""
         raise NotImplementedError
+
+    def encoded_images(self) -> EncodedImages | None:
+        """Return which images these latents were encoded from; None for pixels, and if it is not known."""
+        return None
 
     @property
     def holds_images(self) -> bool:
@@ -60,6 +79,14 @@ class Dataset(Protocol):
 
     def to_images(self, x: Tensor) -> Tensor:
         """Return images for viewing: uint8 [n, 3, H, W]."""
+
+
+@runtime_checkable
+class LabelledDataset(Dataset, Protocol):
+    """A data set that knows its labels without decoding images, which `balanced = true` needs."""
+
+    def labels(self) -> Tensor:
+        """Return the label of every image, [n] int64, as `fetch` returns them."""
 
 
 @runtime_checkable

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sddit.errors import error
 from sddit.value_schedules import Value, is_zero
 
 Tap = str | float | int
@@ -41,6 +43,59 @@ class Shapes:
 
 
 @dataclass(frozen=True, slots=True)
+class ColourMap:
+    """A linear map from a latent, as its encoder returns it, to the mean colour of the pixels that it stands for.
+
+    Colours are red, green and blue in [0, 1].
+    """
+
+    factor: int  # pixels along each side of an image for one place of a latent
+    weights: tuple[tuple[float, ...], ...]  # [3][C]
+    offset: tuple[float, ...]  # [3]
+    r2: tuple[float, ...]  # [3] explained fraction of the variance of each colour, of images that were not fitted
+
+
+@dataclass(frozen=True, slots=True)
+class CodecFacts:
+    """Facts of a codec, known without loading its weights."""
+
+    channels: int  # C of a latent
+    factor: int  # pixels along each side of an image for one place of a latent
+    pixel_range: tuple[float, float] = (-1.0, 1.0)  # values of black and white as its network gets them
+    scale: float = 1.0  # a cache holds for training: (latent - shift) * scale
+    shift: float = 0.0
+    size: int | None = None  # the only height and width of images that it takes; None: any multiple of `factor`
+    encodes: bool = True  # False: it only decodes
+    preview_only: bool = False  # its images are for viewing: scores of them are refused
+
+    def latent_shape(self, image: Sequence[int]) -> tuple[int, int, int]:
+        """Return C, h, w of the latents of images of shape (3, H, W). Raises SD-D353 for a shape that it refuses."""
+        channels, height, width = image
+        sides_fit = {height, width} == {self.size} if self.size else height % self.factor == width % self.factor == 0
+        if channels != 3 or not sides_fit or not height or not width:
+            sides = f"height and width {self.size}" if self.size else f"height and width multiples of {self.factor}"
+            raise error(
+                "SD-D353",
+                "the codec does not take images of this shape",
+                where="images",
+                got=f"(C, H, W) = ({channels}, {height}, {width})",
+                expect=f"3 channels, {sides}",
+                fix="repeat a grey image to three channels" if channels == 1 else "crop the images to such a size",
+            )
+        return self.channels, height // self.factor, width // self.factor
+
+    def image_shape(self, latent: Sequence[int]) -> tuple[int, int, int]:
+        """Return (3, H, W) of the images of latents of shape (C, h, w). Raises SD-D353 for a shape that it refuses."""
+        channels, height, width = latent
+        image = 3, height * self.factor, width * self.factor
+        if channels != self.channels or (self.size and {*image[1:]} != {self.size}):
+            expect = f"C = {self.channels}" + (f", h = w = {self.size // self.factor}" if self.size else "")
+            got = f"(C, h, w) = ({channels}, {height}, {width})"
+            raise error("SD-D353", "the codec has latents of another shape", where="latents", got=got, expect=expect)
+        return image
+
+
+@dataclass(frozen=True, slots=True)
 class DataFacts:
     """Facts of a data set, known without decoding it. Values are of images scaled to [-1, 1], or of latents."""
 
@@ -57,6 +112,10 @@ class DataFacts:
     is_latent: bool = False  # the values are latents of an encoder, not pixels
     latent_scale: float | None = None  # the values are the encoder's latents times this; None: pixels, or not known
     encoder: str = ""  # name of that encoder; empty: pixels, or not known
+    latent_shift: float = 0.0  # what was subtracted from the encoder's latents before that scale
+    codec: str = ""  # qualified name of the codec that made the latents; empty: pixels, or made elsewhere
+    codec_sha256: str = ""  # hash of its weights; empty: none, or not known
+    colours: ColourMap | None = None  # for previews of latents; None: pixels, or not fitted
     crop: str = ""  # how images were cut to their size, by name: `adm` is the centre crop of ADM; empty: not known
 
     @property

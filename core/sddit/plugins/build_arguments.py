@@ -36,6 +36,7 @@ def _sizes(count: int) -> Callable[[Any], bool]:
 IMAGE = Argument("(C, H, W) of the images as the network sees them", _sizes(3))
 CLASSES = Argument("the number of classes", _whole)
 GRID = Argument("rows and columns of tokens, such as (16, 16)", _sizes(2))
+DEVICE = Argument("a torch.device, or its name", lambda value: hasattr(value, "type"))
 SCHEDULE = Argument('a noise schedule, from build("noise_schedules", ...)', lambda value: hasattr(value, "sigma_range"))
 
 ARGUMENTS: Mapping[str, Mapping[str, Argument]] = {
@@ -55,12 +56,19 @@ ARGUMENTS: Mapping[str, Mapping[str, Argument]] = {
     "samplers": {"schedule": SCHEDULE},
     "guidances": {"schedule": SCHEDULE},
     "datasets": {"split": Argument("train or test", lambda value: value in get_args(Split))},
+    "codecs": {
+        "facts": Argument(
+            "the DataFacts of the latents that it decodes; None: it encodes images",
+            lambda value: value is None or isinstance(value, DataFacts),
+        ),
+        "device": DEVICE,
+    },
     "features": {
         "facts": Argument(
             "the DataFacts of the images: model.require_recipe().facts, or dataset.facts",
             lambda value: isinstance(value, DataFacts),
         ),
-        "device": Argument("a torch.device, or its name", lambda value: hasattr(value, "type")),
+        "device": DEVICE,
     },
     "trackers": {"folder": Argument("the folder of the run, a Path", lambda value: isinstance(value, Path))},
 }

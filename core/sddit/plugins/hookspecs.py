@@ -41,6 +41,7 @@ class Registries:
         self.guidances: Registry[face.Guidance] = Registry("guidances", "guidance", face.GuidanceParams)
         self.optimizers: Registry[face.Optimizer] = Registry("optimizers", "optimizer", face.OptimizerParams)
         self.datasets: Registry[face.Dataset] = Registry("datasets", "dataset", face.DatasetParams)
+        self.codecs: Registry[face.Codec] = Registry("codecs", "codec", face.CodecParams)
         self.features: Registry[face.FeatureExtractor] = Registry("features", "features", face.FeatureParams)
         self.trackers: Registry[face.Tracker] = Registry("trackers", "tracker", face.TrackerParams)
         self.checks: Registry[face.Check] = Registry("checks", "check", face.Params)
@@ -93,6 +94,11 @@ def register_optimizers(registry: Registry[face.Optimizer]) -> None:
 @hookspec
 def register_datasets(registry: Registry[face.Dataset]) -> None:
     """Add data sets; `[dataset] name = "..."`."""
+
+
+@hookspec
+def register_codecs(registry: Registry[face.Codec]) -> None:
+    """Add codecs, from images to latents and back; `[codec] name = "..."`."""
 
 
 @hookspec

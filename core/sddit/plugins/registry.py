@@ -43,6 +43,7 @@ class Registry(Generic[T]):
         summary: str,
         paper: str = "",
         requires: tuple[str, ...] = (),
+        extra: str = "",
         formats: dict[str, str] | None = None,
         checks: dict[str, str] | None = None,
     ) -> None:
@@ -56,6 +57,7 @@ class Registry(Generic[T]):
             summary: one line for listings.
             paper: where it comes from, such as "arXiv:2403.17004".
             requires: names of distributions that must be installed.
+            extra: what pip installs for them, such as "sddit-acme[hub]"; empty: their names.
             formats: {layout: "module:attribute"} of converters of published weights.
             checks: {what it shows: "module:function"} of numerical checks, each a `sddit.interfaces.Check`.
         """
@@ -81,6 +83,7 @@ class Registry(Generic[T]):
             summary=summary,
             paper=paper,
             requires=requires,
+            extra=extra,
             formats=tuple((formats or {}).items()),
             checks=tuple((checks or {}).items()),
             origin=self.origin,
@@ -132,13 +135,14 @@ class Registry(Generic[T]):
         """Return `get(name)`. Raises SdditError (SD-P210) if an optional dependency is missing."""
         component = self.get(name, where=where)
         if missing := component.missing():
+            wanted = f'"{component.extra}"' if component.extra else " ".join(missing)
             raise error(
                 "SD-P210",
                 f"{self.singular} {name!r} needs {', '.join(missing)}",
                 where=where,
                 got="not installed",
                 expect="an installed package",
-                fix=f"pip install {' '.join(missing)}, or choose another {self.singular}",
+                fix=f"pip install {wanted}, or choose another {self.singular}",
             )
         return component
 

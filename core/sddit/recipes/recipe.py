@@ -41,6 +41,7 @@ class Recipe:
     ema: Mapping[str, EmaSettings]
     evaluate: EvaluateSettings
     facts: face.DataFacts
+    codec: Selected[face.CodecParams] | None = None  # that decodes samples of latents; None: none
     start: StartSettings | None = None  # the weights to start from; None: new ones
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> where its value came from
     idle: tuple[str, ...] = ()  # keys that are set and have no effect here
@@ -133,6 +134,8 @@ class Recipe:
             }  # of a path whose file hash is stored, the hash alone determines the numbers
         if any(chosen.params.per_process for chosen in self.active_losses.values()):
             tables["processes"] = self.processes
+        if self.codec is not None:
+            tables["codec"] = self.codec.to_json(free=free)
         if self.start is not None:
             tables["start"] = settings_json(self.start, free=free)
         if free:

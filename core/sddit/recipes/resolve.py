@@ -18,7 +18,7 @@ from sddit.data.declared import declared_table
 from sddit.data.undecoded import REFUSED
 from sddit.distributed.processes import world_size
 from sddit.errors import Problem, SdditError, error, nearest, raise_all
-from sddit.interfaces import AttentionParams, DataFacts, Selected
+from sddit.interfaces import AttentionParams, CodecParams, DataFacts, Selected
 from sddit.plugins.discovery import OURS
 from sddit.plugins.host import Host
 from sddit.plugins.host import host as the_host
@@ -143,6 +143,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         raise_all(selector.problems())
     assert facts is not None  # what is missing has left a problem
 
+    facts = _with_decoder(facts, slots.get("codec"))
     std = seen_std(slots["dataset"].params, facts)
     slots["noise_schedule"], measured, warnings = _with_measured(selector, slots["noise_schedule"], std)
     qualified = tuple(
@@ -252,6 +253,17 @@ def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts
         problems = (with_data_command(problem, selector.merged) for problem in failure.problems)
         selector.add(_placed(problem, selector.merged, around="dataset") for problem in problems)
     return None
+
+
+def _with_decoder(facts: DataFacts, codec: Selected[CodecParams] | None) -> DataFacts:
+    """Name the codec that decodes samples to images. One for previews only decodes none that could be scored."""
+    if codec is None or not facts.is_latent:
+        return facts
+    try:
+        decodes = not codec.params.facts(facts).preview_only
+    except Exception:  # the checks refuse a codec that cannot be used
+        return facts
+    return replace(facts, decoder=codec.component.qualified) if decodes else facts
 
 
 def _with_measured(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,9 @@ SLOTS = {
     "attention": "attention",
     "guidance": "guidances",
     "optimizer": "optimizers",
+    "codec": "codecs",
 }
+OPTIONAL = ("codec",)  # slots that may be empty
 # Only for what is neutral: these prefer no method.
 DEFAULTS = {"attention": "sdpa", "guidance": "none", "optimizer": "adamw"}
 # Tables of labelled tables, and the registry these choose from.
@@ -66,8 +69,12 @@ class Selector:
             self.found.setdefault(problem, blocks)
 
     def slots(self) -> dict[str, Selected[Any]]:
-        """Return the component of each slot, without those that have problems."""
-        return {slot: chosen for slot in SLOTS if (chosen := self._slot(slot))}
+        """Return the component of each slot, without those that are empty or have problems."""
+        chosen = {slot: one for slot in SLOTS if (one := self._slot(slot))}
+        if codec := chosen.get("codec"):
+            with suppress(SdditError):  # of missing weights, which the check of its facts reports
+                chosen["codec"] = replace(codec, params=codec.params.fingerprinted())
+        return chosen
 
     def labelled(self, table: str) -> dict[str, Selected[Any]]:
         """Return the components of `[loss.LABEL]`, `[tracker.LABEL]` or `[features.LABEL]`, without those that have
@@ -197,6 +204,8 @@ class Selector:
 
     def _slot(self, slot: str) -> Selected[Any] | None:
         kind = SLOTS[slot]
+        if slot not in self.merged.tables and slot in OPTIONAL:
+            return None
         if slot not in self.merged.tables and slot not in DEFAULTS:
             names = ", ".join(self.host.registries.all()[kind].names())
             self.problem("SD-R101", f"no [{slot}] in the recipe", "", "", f"one of {names}", f"sddit-run show {kind}")

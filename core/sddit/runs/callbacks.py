@@ -16,7 +16,7 @@ from sddit.evaluation import sample_images
 from sddit.evaluation.monitors import GRADIENT_SPIKE
 from sddit.evaluation.scores import Scores
 from sddit.evaluation.scoring import score_parts, scorer_of
-from sddit.generation import IMAGES, sample_session, scoring_request
+from sddit.generation import IMAGES, image_converter, sample_session, scoring_request
 from sddit.interfaces import Tracker
 from sddit.interfaces.metric_names import SCORE
 from sddit.plugins.leftovers import end_if_forked
@@ -68,7 +68,8 @@ class RunCallbacks:
         main = session.world.main  # the only rank with a log, trackers and a scorer
         self.log = MetricsLog(folder.path / METRICS, cursor, session.step) if main else None
         self.trackers: list[Tracker] = [chosen.build(folder=folder.path) for chosen in recipe.trackers.values() if main]
-        self.scorer = scorer_of(recipe, session.dataset, session.device) if main else None
+        self.to_images = image_converter(recipe, session.dataset, session.device)
+        self.scorer = scorer_of(recipe, session.dataset, self.to_images, session.device) if main else None
         if self.log is not None and self.log.changed:
             progress.warn(
                 f"{METRICS} is not as the checkpoint left it: rows were changed or are missing; "
@@ -131,7 +132,7 @@ class RunCallbacks:
         done = session.step == session.total_steps
         with suppress(Stopped), self.stop.at_once():  # `catch_up` repeats what a signal interrupts
             if session.step in self.preview_steps:
-                sample_images.write_preview(session, self.folder)
+                sample_images.write_preview(session, self.folder, self.to_images)
             if session.step in self.score_steps:
                 self.score(session)
         if done or self.stop.requested or session.step % session.recipe.train.save_every == 0:
@@ -147,7 +148,7 @@ class RunCallbacks:
         step, folder, from_main = session.step, self.folder.path, session.world.from_main
         preview = folder / sample_images.preview_name(step)
         if step in self.preview_steps and not from_main(preview.is_file):
-            sample_images.write_preview(session, self.folder)
+            sample_images.write_preview(session, self.folder, self.to_images)
         if step in self.score_steps and not from_main(lambda: is_score_of(step, last_metrics(folder / METRICS))):
             self.score(session)
 
@@ -156,7 +157,7 @@ class RunCallbacks:
         if session.recipe.features:
             count = min(session.recipe.evaluate.samples, session.recipe.facts.test_size)
             request = scoring_request(session.recipe, count)
-            parts = sample_session(session, request, {IMAGES: session.dataset.to_images})
+            parts = sample_session(session, request, {IMAGES: self.to_images})
             scores = score_parts(self.scorer, parts, count, own=False)
             session.world.from_main(lambda: self.log_scores(session, scores))
 

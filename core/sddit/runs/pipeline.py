@@ -23,7 +23,7 @@ from sddit.evaluation import sample_images
 from sddit.evaluation.probing import probe
 from sddit.evaluation.scores import Scores
 from sddit.evaluation.scoring import SCORE_AGAIN, names_of_non_finite, read_scores, score_kept, score_parts, scorer_of
-from sddit.generation import IMAGES, generate_parts, scoring_request
+from sddit.generation import IMAGES, generate_parts, image_converter, scoring_request
 from sddit.interfaces import Dataset
 from sddit.progress import Progress
 from sddit.recipes.checks import check_processes
@@ -174,7 +174,7 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     """Write samples, scores, probe and report. Samples that are latents are kept as such, and not scored."""
     recipe, folder, progress = session.recipe, callbacks.folder, callbacks.progress
     request = scoring_request(recipe, recipe.evaluate.samples)
-    parts = sample_images.write_samples(session, folder, request, progress)
+    parts = sample_images.write_samples(session, folder, request, callbacks.to_images, progress)
     weights = session.weights(recipe.evaluate.weights)  # every rank calls this: each may hold a shard
     if parts is None:
         return {}
@@ -209,7 +209,8 @@ def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, 
     network, schedule = model.backbone.to(chosen), model.require_schedule()
     with join_processes(chosen, recipe.train.timeout) as world:
         request = scoring_request(recipe, recipe.evaluate.samples)
-        scorer = scorer_of(recipe, train_set, chosen) if world.main else None
-        converts = {IMAGES: train_set.to_images}
+        to_images = image_converter(recipe, train_set, chosen)
+        scorer = scorer_of(recipe, train_set, to_images, chosen) if world.main else None
+        converts = {IMAGES: to_images}
         parts = generate_parts(network, schedule, recipe, converts, request, world, progress)
         return score_parts(scorer, parts, len(request.ids))

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from sddit.evaluation.probe import read_probe
-from sddit.evaluation.sample_images import caption_of, previews
+from sddit.evaluation.sample_images import previews
 from sddit.evaluation.scores import Scores
+from sddit.generation import caption_of
 from sddit.recipes.checks.evaluation_rules import why_no_scores
 from sddit.recipes.costs import plan
 from sddit.recipes.merge import leaves

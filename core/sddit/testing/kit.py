@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TESTED = {
     "losses": "settings, shape, finite, repeatable, changes nothing, gradients, buffers, precision, processes, cost",
     "backbones": "settings, outputs, taps, masks, gradients, independence of images, precision, cost",
+    "codecs": "settings, facts, shapes, repeatable, changes nothing, independence of images, refusals",
     "samplers": "settings, precision, evaluations, known results, independence of images",
 }
 """What the kit tests, in words."""

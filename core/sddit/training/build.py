@@ -6,12 +6,16 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch._functorch import config as functorch_config
 
+from sddit.data.order import class_members
 from sddit.distributed.parallel import wrap_parallel
 from sddit.distributed.world import World
-from sddit.interfaces import NoiseSchedule
+from sddit.errors import error
+from sddit.interfaces import Dataset, LabelledDataset, NoiseSchedule
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.start_weights import LocatedWeights
 from sddit.training.ema import EMA, Teacher
@@ -51,11 +55,13 @@ def build_session(
     root = wrap_parallel(student, copies, world, recipe.train.distributed)
     quantiles = torch.arange(1, NOISE_BINS, dtype=torch.float64, device=device) / NOISE_BINS
     optimizer = recipe.optimizer.build()(parameter_groups(recipe, student), device)
+    dataset: Dataset = recipe.dataset.build(split="train")
     return Session(
         recipe=recipe,
         trained=student.trained_parameters(),
         device=device,
-        dataset=recipe.dataset.build(split="train"),
+        dataset=dataset,
+        members=members_of(dataset, recipe) if recipe.dataset.params.balanced else None,
         schedule=schedule,
         pair_sampler=recipe.pair_sampler.build(grid=recipe.backbone.params.grid(recipe.shapes)),
         objective=Objective(recipe),
@@ -69,6 +75,19 @@ def build_session(
         noise_edges=schedule.t_from_uniform(quantiles),
         notes=notes,
     )
+
+
+def members_of(dataset: Dataset, recipe: Recipe) -> list[NDArray[np.int64]]:
+    """Return the images of each class. Raises SD-D318 for a data set that does not state its labels."""
+    if not isinstance(dataset, LabelledDataset):
+        raise error(
+            "SD-D318",
+            f"data set {recipe.dataset.component.name!r} cannot be balanced: it does not state its labels",
+            where="dataset.balanced",
+            expect="a data set with a method labels()",
+            fix="dataset.balanced = false",
+        )
+    return class_members(dataset.labels().numpy())
 
 
 def build_teacher(recipe: Recipe, student: Student) -> Teacher | None:

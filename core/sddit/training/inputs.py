@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sddit.data.order import batch_ids
+from sddit.data.order import balanced_batch_ids, batch_ids
 from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import Batch, Context, DrawnDataset, Draws
 from sddit.training.session import Session
@@ -37,7 +37,10 @@ def micro_batches(session: Session) -> Iterator[MicroBatch]:
 
 def step_samples(session: Session) -> tuple[list[int], list[int]]:
     """Return the ids and epochs of all samples of the current step, over all ranks."""
-    return batch_ids(session.recipe.seed, session.step, session.recipe.train.batch, len(session.dataset))
+    seed, step, batch = session.recipe.seed, session.step, session.recipe.train.batch
+    if session.members:
+        return balanced_batch_ids(seed, step, batch, session.members)
+    return batch_ids(seed, step, batch, len(session.dataset))
 
 
 def context_of(session: Session, ids: list[int], epochs: list[int]) -> Context:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -28,6 +30,7 @@ class Session:
     recipe: Recipe
     device: torch.device
     dataset: Dataset
+    members: list[NDArray[np.int64]] | None  # the images of each class if batches are balanced
     schedule: NoiseSchedule
     pair_sampler: PairSampler
     objective: Objective

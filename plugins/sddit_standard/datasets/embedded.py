@@ -39,7 +39,7 @@ def embedded_facts(name: str) -> DataFacts:
         mean=tuple(known["mean"]),
         std=tuple(known["std"]),
         source=f"embedded: {known['title']}, {known['train_size']} + {known['test_size']} images",
-        domain=name,
+        domain=known.get("domain", name),
     )
 
 
@@ -50,6 +50,17 @@ def embedded_table(name: str, split: Split) -> Table:
     with np.load(ASSETS / f"{name}.npz", allow_pickle=False) as arrays:
         labels = arrays[f"{split}_labels"].astype(np.int64)
         return Table(arrays[f"{split}_images"], labels, _known()[name]["levels"])
+
+
+def measure(train: Table, test: Table) -> dict[str, Any]:
+    """Return the facts that are measured from the images: sizes, fingerprint, mean and standard deviation."""
+    from sddit.data.moments import PixelMoments
+
+    moments = PixelMoments(train.images.shape[1])
+    moments.add(train.images)
+    mean, std = moments.of_unit_range(train.levels)
+    sizes = {"train_size": len(train.labels), "test_size": len(test.labels)}
+    return {**sizes, "fingerprint": fingerprint(train, test), "mean": mean, "std": std}
 
 
 def fingerprint(train: Table, test: Table) -> str:

@@ -49,16 +49,10 @@ def fashion_table(source: str, split: Split) -> Table:
 
 def _measure(folder: Path) -> dict[str, Any]:
     """Measure what must be read from the images."""
-    from sddit.data.moments import PixelMoments
-    from sddit_standard.datasets.embedded import fingerprint
+    from sddit_standard.datasets.embedded import measure
     from sddit_standard.datasets.idx import read_table
 
-    train, test = read_table(folder, "train"), read_table(folder, "test")
-    moments = PixelMoments(channels=1)
-    moments.add(train.images)
-    mean, std = moments.of_unit_range(train.levels)
-    sizes = {"train_size": len(train.labels), "test_size": len(test.labels)}
-    return {**sizes, "fingerprint": fingerprint(train, test), "mean": mean, "std": std}
+    return measure(read_table(folder, "train"), read_table(folder, "test"))
 
 
 def _folder(source: str) -> Path:

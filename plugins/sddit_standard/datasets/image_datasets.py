@@ -14,14 +14,15 @@ from sddit.data.preview import Preview, over_image
 from sddit.data.scaling import scaling
 from sddit.interfaces import DataFacts, DatasetParams, Split
 from sddit_standard.datasets.embedded import Table, embedded_table
+from sddit_standard.datasets.emoji import emoji_table
 from sddit_standard.datasets.fashion import fashion_table
-from sddit_standard.datasets.folder import list_images, read_image
+from sddit_standard.datasets.image_facts import image_facts, read_image
 
 if TYPE_CHECKING:
-    from sddit_standard.datasets.params import DigitsParams, FashionParams, FolderParams
+    from sddit_standard.datasets.params import DigitsParams, EmojiParams, FashionParams, ImageFilesParams
 
 MEMORY_BUDGET = 2**30
-"""Bytes of decoded images that one split of a folder keeps. Past it, the other images are decoded at each fetch."""
+"""Bytes of decoded images that one split of files keeps. Past it, the other images are decoded at each fetch."""
 
 
 def digits(params: DigitsParams, *, split: Split) -> MemorySplit:
@@ -34,16 +35,22 @@ def fashion(params: FashionParams, *, split: Split) -> MemorySplit:
     return MemorySplit(params, fashion_table(params.source, split), labelled=params.labels)
 
 
-def folder(params: FolderParams, *, split: Split) -> FolderSplit:
-    """Return the user's own images."""
-    return FolderSplit(params, split=split)
+def emoji(params: EmojiParams, *, split: Split) -> MemorySplit:
+    """Noto emoji."""
+    table = emoji_table(split, size=params.size, flags=params.flags, skin_variants=params.skin_variants)
+    return MemorySplit(params, table, labelled=params.labels)
+
+
+def image_files(params: ImageFilesParams, *, split: Split) -> FileSplit:
+    """Return the user's own images, from a folder, an archive or a saved data set."""
+    return FileSplit(params, split=split)
 
 
 class ImageSplit:
     """One split of a data set of images with whole-numbered levels 0..levels."""
 
-    def __init__(self, params: DatasetParams, labels: Tensor, levels: int) -> None:
-        self.facts: DataFacts = params.facts()
+    def __init__(self, params: DatasetParams, labels: Tensor, levels: int, *, facts: DataFacts | None = None) -> None:
+        self.facts = facts or params.facts()
         self._labels = labels  # [n] int64
         self._levels = levels
         seen = scaling(params, self.facts)
@@ -52,6 +59,10 @@ class ImageSplit:
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    def labels(self) -> Tensor:
+        """Return the label of every image, [n] int64."""
+        return self._labels
 
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images as the network sees them, [n, C, H, W] float32, and labels [n] int64 (0 without classes)."""
@@ -80,17 +91,19 @@ class MemorySplit(ImageSplit):
         return self._images.index_select(0, index)
 
 
-class FolderSplit(ImageSplit):
+class FileSplit(ImageSplit):
     """A split of image files, decoded on a few threads when first fetched and kept while the memory budget lasts.
 
     What is kept is never exchanged: an epoch shows every image once, so the last one seen is the last one needed again.
     """
 
-    def __init__(self, params: FolderParams, *, split: Split) -> None:
+    def __init__(self, params: ImageFilesParams, *, split: Split) -> None:
         self._params = params
-        self._listing = list_images(params)
-        self._files = self._listing.of(split)
-        super().__init__(params, torch.tensor([file.label for file in self._files], dtype=torch.int64), levels=255)
+        self._source = params.source()
+        index = self._source.contents.index
+        self._positions = index.positions(split, params.holdout)
+        facts = image_facts(self._source, params)
+        super().__init__(params, torch.from_numpy(index.labels[self._positions]), levels=255, facts=facts)
         self._kept: dict[int, Tensor] = {}
         self._most_kept = MEMORY_BUDGET // (params.channels * params.size**2)
         self._pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
@@ -102,11 +115,11 @@ class FolderSplit(ImageSplit):
         images = list(self._pool.map(self._image, index.tolist()))
         return torch.stack(images) if images else torch.empty(0, *self.facts.image, dtype=torch.uint8)
 
-    def _image(self, position: int) -> Tensor:
-        if position in self._kept:
-            return self._kept[position]
-        levels, _ = read_image(self._listing, self._files[position], self._params)
+    def _image(self, number: int) -> Tensor:
+        if number in self._kept:
+            return self._kept[number]
+        levels, _ = read_image(self._source, int(self._positions[number]), self._params)
         image = torch.from_numpy(levels.copy())
         if len(self._kept) < self._most_kept:
-            self._kept[position] = image
+            self._kept[number] = image
         return image

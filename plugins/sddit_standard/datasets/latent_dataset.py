@@ -51,10 +51,14 @@ class LatentSplit:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def labels(self) -> Tensor:
+        """Return the label of every latent, [n] int64."""
+        return self._labels
+
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Means as the network sees them, [n, C, h, w] float32, and labels [n] int64 (0 without classes)."""
         index = torch.as_tensor(ids, dtype=torch.int64)
-        mean = self._half(index, 0) * self._index.scale
+        mean = (self._half(index, 0) - self._index.shift) * self._index.scale
         return mean * self._scale + self._shift, self._labels[index]
 
     def to_images(self, x: Tensor) -> Tensor:

@@ -8,7 +8,16 @@ from typing import Literal, get_args
 
 from sddit.data.latents import read_index
 from sddit.errors import error
-from sddit.interfaces import DataFacts, Split
+from sddit.interfaces import DataFacts, EncodedImages, Split
+
+
+def encoded_images(path: str, images: str) -> EncodedImages | None:
+    """Return the images that the cache at `path` was encoded from; `images` is their present path, if it is set."""
+    source = read_index(path).index.images
+    if source is None:
+        return None
+    settings = {**source.settings, **({"path": images} if images else {})}
+    return EncodedImages(source.dataset, settings, source.fingerprint, source.domain)
 
 
 def latents_facts(path: str, *, posterior: Literal["sample", "mean"], holdout: float, labels: bool) -> DataFacts:
@@ -28,9 +37,14 @@ def latents_facts(path: str, *, posterior: Literal["sample", "mean"], holdout: f
         fingerprint=sha256(identity.encode()).hexdigest(),
         mean=index.mean,
         std=tuple((std**2 + spread**2) ** 0.5 for std, spread in stds),
-        source=f"{cache.root}: {train:,} + {test:,} latents of {index.encoder}, shown as three latent channels and not "
-        "scored as images",
+        source=f"{cache.root}: {train:,} + {test:,} latents of {index.encoder}",
         is_latent=True,
+        domain=index.images.domain if index.images else "",
+        crop=index.images.crop if index.images else "",
         latent_scale=index.scale,
         encoder=index.encoder,
+        latent_shift=index.shift,
+        codec=index.codec.name if index.codec else "",
+        codec_sha256=index.codec.sha256 if index.codec else "",
+        colours=index.colours,
     )

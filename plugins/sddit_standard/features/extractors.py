@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sddit.errors import raise_all
 from sddit.evaluation.thumbnails import PixelFeatures, in_chunks
 from sddit.interfaces import DataFacts
-from sddit_standard.features.classifier import FEATURES, ClassCNN
+from sddit_standard.features.classifier import FEATURES, class_cnn
 from sddit_standard.features.mobilenet import WIDTHS, MobileNetV2
 from sddit_standard.features.params import no_classifier
 
@@ -87,8 +87,7 @@ class ClassifierFeatures:
     def __init__(self, domain: str, device: torch.device) -> None:
         known = json.loads((ASSETS / f"classifier_{domain}.json").read_text(encoding="utf-8"))
         self.title = f"CNN of {domain}"
-        _, height, width = known["image"]
-        network = ClassCNN(height, width, len(known["class_names"]))
+        network = class_cnn(known["image"], len(known["class_names"]))
         self._network = _load(network, f"classifier_{domain}.safetensors").to(device)
         self._device = device
 

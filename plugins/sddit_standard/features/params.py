@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
-from hashlib import file_digest
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field
 
@@ -17,6 +15,8 @@ from sddit.interfaces import (
     FeatureParams,
     ModeOption,
     RecipeView,
+    Sha256,
+    file_sha256,
 )
 
 
@@ -29,7 +29,7 @@ class MobilenetParams(FeatureParams):
 
 
 class ClassifierParams(FeatureParams):
-    """A small network trained to name the classes of an embedded data set: `digits` or `fashion`."""
+    """A small network trained to name the classes of an embedded data set: `digits`, `fashion` or `emoji`."""
 
     @property
     def dimensions(self) -> int:
@@ -66,7 +66,6 @@ ADM_MODE = EvaluateMode(
         "recall": "recall",
     },
 )
-Hash = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 
 
 class InceptionParams(FeatureParams):
@@ -85,8 +84,8 @@ class InceptionParams(FeatureParams):
         "Empty: the Inception score alone.",
         json_schema_extra={"path": True},
     )
-    weights_sha256: Hash = Field("", description="Hash that the file must have; filled in if not set.")
-    reference_sha256: Hash = Field("", description="The same of the reference.")
+    weights_sha256: Sha256 = Field("", description="Hash that the file must have; filled in if not set.")
+    reference_sha256: Sha256 = Field("", description="The same of the reference.")
 
     @property
     def dimensions(self) -> int:
@@ -105,7 +104,7 @@ class InceptionParams(FeatureParams):
         files = {
             key: file for key, file in self._files() if not getattr(self, f"{key}_sha256") and Path(file).is_file()
         }
-        return self.model_copy(update={f"{key}_sha256": hash_of(Path(file)) for key, file in files.items()})
+        return self.model_copy(update={f"{key}_sha256": file_sha256(Path(file)) for key, file in files.items()})
 
     def check(self, recipe: RecipeView) -> Iterable[Problem]:
         """Return the files are there, and are the ones that were meant."""
@@ -115,7 +114,7 @@ class InceptionParams(FeatureParams):
             meant = getattr(self, f"{key}_sha256")
             if not Path(file).is_file():
                 yield Problem(code, f"the file of {key} is not there", where, file)
-            elif (found := hash_of(Path(file))) != meant:
+            elif (found := file_sha256(Path(file))) != meant:
                 yield Problem(code, f"the file of {key} is another one", where, f"sha256 {found}", f"sha256 {meant}")
             elif key == "reference":
                 yield from self._compare(recipe.facts, where)[0]
@@ -153,18 +152,6 @@ class PixelsParams(FeatureParams):
         return 3 * 16**2
 
 
-def hash_of(path: Path) -> str:
-    """sha256 of a file; a file is read once, as long as neither its size nor its time of change moves."""
-    state = path.stat()
-    return _hash_of(path, state.st_size, state.st_mtime_ns)
-
-
-@cache
-def _hash_of(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
-
-
 def no_classifier(facts: DataFacts) -> list[Problem]:
     """Return the problem that no classifier was shipped for this data; none if one was."""
     assets = Path(__file__).parent / "assets"
@@ -177,7 +164,7 @@ def no_classifier(facts: DataFacts) -> list[Problem]:
             "no classifier was trained for this data set",
             where="evaluate.features",
             got=facts.domain or facts.source,
-            expect=f"the data set {' or '.join(shipped)}",
+            expect=f"the data set {', '.join(shipped[:-1])} or {shipped[-1]}",
             fix='evaluate.features=["mobilenet"], or a plugin with a classifier of your own',
         )
     ]

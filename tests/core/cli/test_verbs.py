@@ -125,13 +125,14 @@ def test_explain_accepts_short_codes(sddit_run):
 
 
 def test_new_plugins_pass_their_own_tests(sddit_run, tmp_path):
-    assert sddit_run("new-plugin", "my_loss").status == 0
-    assert sddit_run("new-plugin", "my_steps", "--kind", "sampler").status == 0
+    kinds = {"my_loss": "loss", "my_steps": "sampler", "my_codec": "codec"}
+    for name, kind in kinds.items():
+        assert sddit_run("new-plugin", name, "--kind", kind).status == 0
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "test_my_loss.py", "test_my_steps.py"],
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", *(f"test_{name}.py" for name in kinds)],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_new_loss_trains(sddit_run, toy_recipe):

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from sddit.data.facts_cache import cache_folder, cached
+from sddit.data.facts_cache import cache_folder, cached, cached_arrays
 
 FACTS = {"mean": [0.5, float("nan")], "fingerprint": "ab"}
 
@@ -96,3 +97,59 @@ def test_without_a_usable_folder_facts_are_measured_each_time(tmp_path: Path, mo
         monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
         assert cache_folder() is None
         assert [measured()[1], measured()[1]] == [1, 1]
+
+
+ARRAYS = {"sizes": np.arange(5), "empty": np.empty((0, 2)), "text": np.frombuffer(b"abc", np.uint8)}
+
+
+def made(key: Any = "key") -> tuple[dict[str, np.ndarray[Any, Any]], int]:
+    """Return the cached arrays, and how often they were computed."""
+    calls: list[int] = []
+    found = cached_arrays(key, lambda: (calls.append(1), ARRAYS)[1])  # type: ignore[func-returns-value]
+    return found, len(calls)
+
+
+def test_arrays_are_computed_once_for_each_key(folder: Path) -> None:
+    assert made()[1] == 1
+    found, times = made()
+    assert times == 0
+    assert list(found) == list(ARRAYS)
+    assert all(
+        np.array_equal(found[name], values) and found[name].dtype == values.dtype for name, values in ARRAYS.items()
+    )
+    assert made("other")[1] == 1
+    assert sorted(path.suffix for path in folder.iterdir()) == [".arrays", ".arrays"]
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def with_objects(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(b'{"names": ["sizes"], "checksum": ""}\n')
+        np.save(file, np.array([{}], dtype=object), allow_pickle=True)
+
+
+ARRAY_DAMAGE = {
+    **{name: DAMAGE[name] for name in ("list", "null", "garbage", "empty", "fifo", "folder", "device", "loop")},
+    "flipped": flipped,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "objects": with_objects,
+    "names": lambda path: path.write_bytes(path.read_bytes().replace(b"sizes", b"sizer")),
+}
+
+
+@pytest.mark.parametrize("damage", ARRAY_DAMAGE.values(), ids=ARRAY_DAMAGE)
+def test_damaged_arrays_are_computed_again_with_a_warning(folder: Path, damage: Callable[[Path], object]) -> None:
+    made()
+    [path] = folder.iterdir()
+    damage(path)
+    with pytest.warns(UserWarning, match=f"computed again(.|\\n)*{path.name}"):
+        found, times = made()
+    assert times == 1
+    assert np.array_equal(found["sizes"], ARRAYS["sizes"])
+    if not path.is_dir():
+        assert made()[1] == 0, "the entry was replaced"

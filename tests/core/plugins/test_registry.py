@@ -125,6 +125,7 @@ def test_every_registry_can_be_named_in_a_message() -> None:
         "guidance",
         "optimizer",
         "data set",
+        "codec",
         "feature extractor",
         "tracker",
         "check",

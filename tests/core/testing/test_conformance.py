@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from sddit.errors import SdditError
+from sddit.errors import Problem, SdditError
 from sddit.interfaces import (
     CheckContext,
     CheckSkipped,
@@ -44,6 +44,7 @@ KINDS = (
     "attention",
     "guidances",
     "datasets",
+    "codecs",
     "features",
     "trackers",
 )
@@ -539,11 +540,15 @@ def test_a_mistake_in_a_data_set_is_said():
         def to_images(self, x: Any) -> Any:
             return super().to_images(x).float()
 
+        def labels(self) -> Any:
+            return (super().labels() + 1) % 3
+
     said = findings("datasets", Wrong, faces.ToyDatasetParams)
     for part in (
         "another length",
         "images are not float32",
         "not class numbers",
+        "labels() differ",
         "depends on the order",
         "uint8",
         "mean and std",
@@ -577,6 +582,130 @@ def test_an_extractor_that_does_not_say_that_it_classifies_is_said():
     assert said in findings("features", Classifier, faces.ToyFeaturesParams)
     assert said in findings("features", models.ToyFeatures, Params)
     check(component("features", Classifier, Params))  # the control
+
+
+class Inputs(models.ToyCodec):
+    """Changes the images that it is given."""
+
+    def encode(self, images: Any) -> Any:
+        found = super().encode(images)
+        images.clamp_(max=100)
+        return found
+
+
+class Whole(models.ToyCodec):
+    """Returns images in [0, 1] instead of uint8."""
+
+    def decode(self, latents: Any) -> Any:
+        return super().decode(latents) / 255
+
+
+class Coarse(models.ToyCodec):
+    """Pools twice as much as its facts say."""
+
+    def _means(self, images: Any) -> Any:
+        return (torch.nn.functional.avg_pool2d(super()._means(images)[0], 2),)
+
+
+class Batched(models.ToyCodec):
+    """Shifts an image by the mean of its batch."""
+
+    def encode(self, images: Any) -> Any:
+        mean, std = super().encode(images)
+        return (mean - mean.mean() if len(mean) else mean), std
+
+
+class Drawn(models.ToyCodec):
+    """Draws the latent instead of returning its distribution."""
+
+    def encode(self, images: Any) -> Any:
+        mean, std = super().encode(images)
+        return mean + 1e-3 * torch.randn_like(mean), std
+
+
+class Counting(models.ToyCodec):
+    """Gives another latent at every call."""
+
+    def encode(self, images: Any) -> Any:
+        mean, std = super().encode(images)
+        return mean + next(COUNTER), std
+
+
+class Broken(models.ToyCodec):
+    """Gives a latent that is not a number."""
+
+    def encode(self, images: Any) -> Any:
+        mean, std = super().encode(images)
+        return mean / 0 * 0, std
+
+
+class Negative(models.ToyCodec):
+    """Returns the logarithm of the standard deviation."""
+
+    def encode(self, images: Any) -> Any:
+        mean, std = super().encode(images)
+        return mean, std.log()
+
+
+class Blind(models.ToyCodec):
+    """Decodes every latent to black."""
+
+    def decode(self, latents: Any) -> Any:
+        return super().decode(latents) * 0
+
+
+class Lenient(models.ToyCodec):
+    """Takes any image, and latents that are not numbers."""
+
+    def encode(self, images: Any) -> Any:
+        images = (images * 255).to(torch.uint8) if images.is_floating_point() else images
+        images = images.expand(-1, 3, -1, -1)[..., : images.shape[-1] // 2 * 2]
+        return super().encode(images)
+
+    def decode(self, latents: Any) -> Any:
+        return super().decode(latents.nan_to_num())
+
+
+class Otherwise(models.ToyCodec):
+    """Refuses with an error of its own."""
+
+    def encode(self, images: Any) -> Any:
+        if images.dtype != torch.uint8:
+            raise SdditError(Problem("SD-D301", "no image", "images", fix="give one"))
+        return super().encode(images)
+
+
+@pytest.mark.parametrize(
+    ("codec", "part"),
+    [
+        (Inputs, "encode(images) changes its input"),
+        (Whole, "decoded images are not uint8"),
+        (Coarse, "the mean of encode(images) has a wrong shape"),
+        (Batched, "encode(images) of an image depends on the batch around it"),
+        (Counting, "encode(images) differs from call to call"),
+        (Drawn, "took numbers from torch's global generator"),
+        (Broken, "the mean of encode(images) is not finite"),
+        (Negative, "a standard deviation is negative"),
+        (Blind, "decoded images do not depend on the latents"),
+        (Lenient, "it accepts grey images"),
+        (Lenient, "it accepts images that are not uint8"),
+        (Lenient, "it accepts images of a size that the factor does not divide"),
+        (Lenient, "it accepts latents that are NaN"),
+        (Otherwise, "it refuses images that are not uint8 with another code"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_codec_that_breaks_its_contract_is_said(codec: Any, part: str) -> None:
+    assert part in findings("codecs", codec, faces.ToyCodecParams)
+
+
+def test_a_codec_with_other_facts_than_its_params_is_said() -> None:
+    class Other(models.ToyCodec):
+        def __init__(self, params: Any, **more: Any) -> None:
+            super().__init__(faces.ToyCodecParams(side=4), **more)
+
+    assert "other facts than its params" in findings("codecs", Other, faces.ToyCodecParams)
+    check(component("codecs", models.ToyCodec, faces.ToyCodecParams), side=4)  # the control
 
 
 def test_a_tracker_that_forgets_its_folder_is_said():

@@ -15,7 +15,7 @@ from sddit.interfaces import DatasetParams
 from sddit.interfaces.metric_names import KNOWN_METRICS, Direction, metric_of
 from sddit.recipes.parsing import quoted
 
-PREPARED = tuple(f"dataset.{key}" for key in DatasetParams.model_fields)
+PREPARED = tuple(f"dataset.{key}" for key in DatasetParams.model_fields if key != "balanced")
 """Settings of every data set for label dropout, flips and scaling, which leave drawn images and noise unchanged."""
 
 

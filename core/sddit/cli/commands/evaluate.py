@@ -29,6 +29,7 @@ sddit-run evaluate RUN --plugin ./mine.py --help   options of your plugin
 """
 ROWS = {
     "fd": "Frechet distance",
+    "fd_codec": "Frechet distance of held-out images, encoded and decoded",
     "fd_all": "Frechet distance, all {samples} samples",
     "kid": "kernel distance",
     "precision": "precision",

@@ -27,10 +27,11 @@ sddit-run new-plugin my_loss               my_loss.py, test_my_loss.py
 sddit-run new-plugin my_steps --kind sampler
 sddit-run new-plugin my_loss --package     to install and share
 """
-KINDS = ("loss", "sampler")
+KINDS = ("loss", "sampler", "codec")
 USAGE = {
     "loss": '\n    [loss.{name}]\n    name = "{name}"\n    weight = 0.1',
     "sampler": '\n    [sampler]\n    name = "{name}"',
+    "codec": '\n    [codec]\n    name = "{name}"',
 }
 FILE = {"$name.py": "$kind/plugin", "test_$name.py": "test"}
 PACKAGE = {

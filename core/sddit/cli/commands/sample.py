@@ -16,8 +16,7 @@ from sddit.errors import error
 from sddit.plugins.host import host
 
 if TYPE_CHECKING:
-    from sddit.generation import Sampling
-    from sddit.interfaces import Dataset
+    from sddit.generation import Convert, Sampling
     from sddit.progress import Progress
     from sddit.recipes.recipe import Recipe
     from sddit.storage.sample_parts import SampleParts
@@ -68,11 +67,12 @@ def sample(
 ) -> None:
     """Generate images with a run: a grid (PNG) and an array (npz), or latents (safetensors)."""
     from sddit import api
+    from sddit.generation import image_converter
     from sddit.storage.run_folder import ensure_directory
     from sddit.training.environment import choose_device
 
     host().announce = notice
-    choose_device(device)
+    place = choose_device(device)
     model = api.load(run, weights=weights or "", step=step, trust_code=trust_code)
     recipe = model.require_recipe()
     names = recipe.facts.class_names
@@ -94,7 +94,8 @@ def sample(
         for seed in chosen
     ]
     with show_progress(error_console()) as progress:
-        paths = draw(samplings, model.dataset(), wanted, folder, progress)
+        to_images = image_converter(samplings[0].recipe, model.dataset(), place)
+        paths = draw(samplings, to_images, wanted, folder, progress)
     for path in paths:
         echo(path)
 
@@ -119,7 +120,7 @@ def numbers(text: str, flag: str) -> list[int]:
 
 
 def draw(
-    samplings: Sequence[Sampling], dataset: Dataset, classes: Sequence[int], folder: Path, progress: Progress
+    samplings: Sequence[Sampling], to_images: Convert, classes: Sequence[int], folder: Path, progress: Progress
 ) -> list[Path]:
     """Generate samples, one set per seed, write a grid `drawn-N.png` and the samples, and return their paths.
 
@@ -132,7 +133,7 @@ def draw(
     from sddit.storage.sample_parts import SampleParts
 
     recipe, per_seed = samplings[0].recipe, len(samplings[0].request.ids)
-    converts = {PREVIEWS: dataset.to_images, **kept_results(recipe, dataset)}
+    converts = {PREVIEWS: to_images, **kept_results(recipe, to_images)}
     if recipe.facts.gives_images:
         del converts[PREVIEWS]
     elif recipe.facts.latent_scale is None:
@@ -175,7 +176,7 @@ def grid_of(parts: SampleParts, name: str, classes: Sequence[int], seeds: int, r
     import torch
 
     from sddit.evaluation.grids import grid, png
-    from sddit.evaluation.sample_images import caption_of
+    from sddit.generation import caption_of
 
     numbers = torch.arange(parts.count).reshape(seeds, len(classes) or 1, -1)  # drawn by seed, then class
     rows = numbers.transpose(0, 1).flatten(1)  # by class

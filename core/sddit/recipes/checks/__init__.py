@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from sddit.errors import Problem
+from sddit.recipes.checks.codec_rules import check_codec
 from sddit.recipes.checks.contracts import check_answers, check_components, components, idle_keys, own_warnings
 from sddit.recipes.checks.evaluation_rules import check_evaluation, check_guidance, check_sampling, check_trackers
 from sddit.recipes.checks.loss_rules import check_losses, check_masks, check_taps, check_views, check_windows
 from sddit.recipes.checks.training_rules import (
     check_attention,
+    check_balance,
     check_batch,
     check_device,
     check_learning_rate,
@@ -26,12 +28,14 @@ RULES = (
     check_times,
     check_windows,
     check_batch,
+    check_balance,
     check_learning_rate,
     check_attention,
     check_sampling,
     check_evaluation,
     check_guidance,
     check_trackers,
+    check_codec,
     check_components,
 )
 """The rules, in the order in which their problems are reported."""

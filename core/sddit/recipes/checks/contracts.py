@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from sddit.errors import Problem, SdditError, describe_exception
-from sddit.interfaces import Needs, Params, Selected
+from sddit.interfaces import CodecFacts, Needs, Params, Selected
 from sddit.plugins.mistakes import author_line, suggest_fix
 from sddit.recipes.recipe import Recipe
 
@@ -21,6 +21,7 @@ def components(recipe: Recipe) -> dict[str, Selected[Params]]:
     slots = ("backbone", "noise_schedule", "pair_sampler", "attention", "dataset", "sampler", "guidance", "optimizer")
     return {
         **{slot: getattr(recipe, slot) for slot in slots},
+        **({"codec": recipe.codec} if recipe.codec else {}),
         **{f"loss.{label}": chosen for label, chosen in recipe.active_losses.items()},
         **{f"tracker.{label}": chosen for label, chosen in recipe.trackers.items()},
         **{
@@ -44,6 +45,8 @@ def check_answers(recipe: Recipe) -> Iterator[Problem]:
             for name in ("couples_samples", "per_process", "trains_network")
         ),
     ]
+    if recipe.codec:
+        questions.append(("codec", "facts", partial(recipe.codec.params.facts, recipe.facts), CodecFacts))
     for key, method, ask, kind in questions:
         try:
             if not isinstance(answer := ask(), kind):

@@ -44,7 +44,7 @@ def check_guidance(recipe: Recipe) -> Iterator[Problem]:
 def check_evaluation(recipe: Recipe) -> Iterator[Problem]:
     if recipe.features and not recipe.facts.gives_images:
         got = f"{', '.join(recipe.features)}, and {recipe.facts.source}"
-        fix = f"evaluate.features=[]; {LATENTS} of the run then holds what it samples, to be decoded elsewhere"
+        fix = f"set [codec], or evaluate.features=[]; {LATENTS} of the run then holds what it samples"
         yield scores_of_latents("evaluate.features", got, fix)
     yield from check_image_counts(recipe)
     classes = recipe.facts.num_classes

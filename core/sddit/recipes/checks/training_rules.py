@@ -30,6 +30,14 @@ def check_batch(recipe: Recipe) -> Iterator[Problem]:
         yield from small_split_error(recipe.facts.train_size, batch).problems
 
 
+def check_balance(recipe: Recipe) -> Iterator[Problem]:
+    """Check that there are classes to balance."""
+    if recipe.dataset.params.balanced and recipe.facts.num_classes < 2:
+        got = f"balanced = true, {recipe.facts.num_classes} classes"
+        fix = "dataset.balanced = false"
+        yield conflict("there are no classes to balance", "dataset.balanced", got, "at least 2 classes", fix)
+
+
 def check_processes(recipe: Recipe, count: int) -> Iterator[Problem]:
     """Check that each of `count` processes gets an equal part of every forward pass."""
     key = "micro_batch" if recipe.train.micro_batch else "batch"

@@ -38,6 +38,12 @@ class ScoreColumn:
 ALL_SAMPLES = "all samples: compare at n = {samples:,} only"
 SCORES = (
     ScoreColumn("fd", "{fd_name}", "{times_floor:.1f} times the floor", format_number),
+    ScoreColumn(
+        "fd_codec",
+        "{fd_name} of the codec",
+        "held-out images that were encoded and decoded: what the codec alone costs",
+        format_number,
+    ),
     ScoreColumn("fd_all", "{fd_name}", ALL_SAMPLES, format_number, of_all=True),
     ScoreColumn("kid", "{kid_name}", "{kid_words} ({kid_subsets} subsets of {kid_subset_size})", format_number),
     ScoreColumn("precision", "Precision (k = {neighbours})", "{precision:.0%} of samples are close to a real image"),
@@ -74,7 +80,7 @@ def score_rows(scores: Scores) -> Iterator[ScoreRow]:
 
     for column in SCORES:
         floor = f"{column.field}_floor"
-        if values[column.field] is None or (floor in values and values[floor] is None):
+        if values.get(column.field) is None or (floor in values and values[floor] is None):
             continue
         yield ScoreRow(
             column.title.format_map(values),

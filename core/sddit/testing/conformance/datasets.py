@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sddit.errors import SdditError
-from sddit.interfaces import DataFacts, Dataset, DrawnDataset
+from sddit.interfaces import DataFacts, Dataset, DrawnDataset, LabelledDataset
 from sddit.testing.case import Case
 
 MAX_IMAGES = 4096
@@ -46,6 +46,10 @@ def examine_split(case: Case, dataset: Dataset, split: str, size: int, facts: Da
         inside = labels.dtype == torch.int64 and bool(((labels >= 0) & (labels < max(1, facts.num_classes))).all())
         got = f"{labels.tolist()} {labels.dtype}"
         case.expect(inside, "labels are not class numbers", got=got, expect=f"int64 below {facts.num_classes}")
+    if isinstance(dataset, LabelledDataset):
+        stated = dataset.labels()
+        if case.shaped(stated, (len(dataset),), "what labels returns"):
+            case.equal(stated[ids].tolist(), labels.tolist(), "labels() differ from those that fetch returns")
     same = torch.equal(dataset.fetch(ids[::-1])[0].flip(0), images)
     case.expect(same, "an image depends on the order in which it is fetched")
     if isinstance(dataset, DrawnDataset):

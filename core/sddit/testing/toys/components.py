@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sddit import interfaces as face
+from sddit.data.codecs import as_images, check_images, check_latents, in_unit_range, run_in_chunks
 from sddit.diffusion.masking import draw_mask
 from sddit.diffusion.sigma_grids import sigma_grid
 from sddit.losses import LossTerm
@@ -189,6 +191,9 @@ class ToyDataset:
     def __len__(self) -> int:
         return self.size
 
+    def labels(self) -> Tensor:
+        return (torch.arange(len(self)) + self.first) % max(1, self.facts.num_classes)
+
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         channels, height, width = self.facts.image
         index = torch.tensor(ids, dtype=torch.int64) + self.first  # [n]
@@ -202,6 +207,34 @@ class ToyDataset:
     def to_images(self, x: Tensor) -> Tensor:
         grey = x[:, :1].expand(-1, 3, -1, -1)
         return ((grey.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class ToyCodec:
+    """The mean colour of each square, and squares of one colour."""
+
+    def __init__(
+        self, params: settings.ToyCodecParams, *, device: torch.device, facts: face.DataFacts | None = None
+    ) -> None:
+        self.facts, self.side, self.device = params.facts(facts), params.side, device
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        image = (3, *images.shape[2:])
+        check_images(images, self.facts)
+        (mean,) = run_in_chunks(self._means, images, self.device, image)
+        return mean, torch.full_like(mean, 0.01)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        image = check_latents(latents, self.facts)
+        (images,) = run_in_chunks(self._squares, latents.float(), self.device, image)
+        return images
+
+    def _means(self, images: Tensor) -> tuple[Tensor]:
+        return (F.avg_pool2d(in_unit_range(images, self.facts.pixel_range), self.side),)
+
+    def _squares(self, latents: Tensor) -> tuple[Tensor]:
+        return (
+            as_images(latents, self.facts.pixel_range).repeat_interleave(self.side, 2).repeat_interleave(self.side, 3),
+        )
 
 
 class ToyFeatures(Toy):

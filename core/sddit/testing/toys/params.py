@@ -161,6 +161,16 @@ class ToyDatasetParams(face.DatasetParams):
         return math.sqrt(2 * (0.5**2 - SHADE**2 * shades))
 
 
+class ToyCodecParams(face.CodecParams):
+    """The mean colour of each square of pixels."""
+
+    side: int = Field(2, ge=1, le=64, description="Height and width of a square.")
+
+    def facts(self, data: face.DataFacts | None = None) -> face.CodecFacts:
+        scale, shift = (1.0 if self.scale is None else self.scale), self.shift or 0.0
+        return face.CodecFacts(channels=3, factor=self.side, scale=scale, shift=shift)
+
+
 class ToyFeaturesParams(face.FeatureParams):
     """Mean and standard deviation of each channel."""
 

@@ -66,6 +66,7 @@ TOYS: dict[str, dict[str, type[Params]]] = {
     "attention": {"toy": settings.ToyAttentionParams},
     "optimizers": {"toy": settings.ToyOptimizerParams},
     "datasets": {"toy": settings.ToyDatasetParams},
+    "codecs": {"toy": settings.ToyCodecParams},
     "features": {"toy": settings.ToyFeaturesParams},
     "trackers": {"toy": settings.ToyTrackerParams},
 }

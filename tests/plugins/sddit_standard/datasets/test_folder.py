@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from sddit.errors import SdditError
+from sddit.interfaces import Split
 from sddit.recipes.resolve import resolve
-from sddit_standard.datasets import folder as folder_module
-from sddit_standard.datasets import image_datasets as splits
-from sddit_standard.datasets.folder import list_images, split_of
-from sddit_standard.datasets.image_datasets import folder
-from sddit_standard.datasets.params import FolderParams
+from sddit_standard.datasets import image_datasets, image_facts
+from sddit_standard.datasets.image_datasets import image_files
+from sddit_standard.datasets.image_index import split_of
+from sddit_standard.datasets.params import FolderParams, ImageFilesParams
 
 
 def paint(path: Path, seed: int, size: int = 8) -> None:
@@ -38,6 +38,15 @@ def params(root: Path, **keys: Any) -> FolderParams:
     return FolderParams(path=str(root), **{"size": 8, "holdout": 0.25, **keys})
 
 
+def names_of(chosen: ImageFilesParams, split: Split | None = None) -> list[str]:
+    index = chosen.source().contents.index
+    return [index.name(i) for i in (index.positions(split, chosen.holdout) if split else range(len(index)))]
+
+
+def splits_of(chosen: ImageFilesParams) -> dict[str, Split]:
+    return {name: split for split in get_args(Split) for name in names_of(chosen, split)}
+
+
 def codes(root: Path, **keys: Any) -> list[str]:
     with pytest.raises(SdditError) as refused:
         params(root, **keys).facts()
@@ -47,7 +56,7 @@ def codes(root: Path, **keys: Any) -> list[str]:
 def test_facts_and_images_agree(tmp_path: Path) -> None:
     chosen = params(make(tmp_path / "d"))
     facts = chosen.facts()
-    train, test = folder(chosen, split="train"), folder(chosen, split="test")
+    train, test = image_files(chosen, split="train"), image_files(chosen, split="test")
     assert facts.class_names == ("cat", "dog")
     assert facts.image == (3, 8, 8)
     assert (len(train), len(test)) == (facts.train_size, facts.test_size)
@@ -57,7 +66,7 @@ def test_facts_and_images_agree(tmp_path: Path) -> None:
     assert x.dtype == torch.float32
     assert x.mean(dim=(0, 2, 3)).tolist() == pytest.approx(facts.mean, abs=1e-6)
     assert x.std(dim=(0, 2, 3), correction=0).tolist() == pytest.approx(facts.std, rel=1e-6)
-    names = [file.name for file in list_images(chosen).of("train")]
+    names = names_of(chosen, "train")
     assert labels.tolist() == [("cat", "dog").index(name.split("/")[0]) for name in names]
     for image, name in zip(train.to_images(x), names, strict=True):
         assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Image.open(tmp_path / "d" / name)))
@@ -68,7 +77,7 @@ def test_the_order_is_that_of_the_bytes_of_the_names(tmp_path: Path, monkeypatch
     for i, name in enumerate(["b/x.png", "a/é.png", "a/z.png", "a/deep/a.png", "B/0.png", "a/10.png", "a/9.png"]):
         paint(root / name, i)
     chosen = params(root, holdout=0.0)
-    names = [image.name for image in list_images(chosen).images]
+    names = names_of(chosen)
     assert names == ["B/0.png", "a/10.png", "a/9.png", "a/deep/a.png", "a/z.png", "a/é.png", "b/x.png"]
     assert chosen.facts().class_names == ("B", "a", "b")
     before, ordinary = chosen.facts(), os.scandir
@@ -99,10 +108,10 @@ def test_classes_with_names_that_look_alike_are_kept_with_a_warning(tmp_path: Pa
 
 def test_the_split_of_an_image_depends_on_its_name_alone(tmp_path: Path) -> None:
     root = make(tmp_path / "d", count=40)
-    before = {image.name: image.split for image in list_images(params(root)).images}
+    before = splits_of(params(root))
     paint(root / "cat" / "another.png", 999)
     (root / "cat" / "3.png").unlink()
-    after = {image.name: image.split for image in list_images(params(root)).images}
+    after = splits_of(params(root))
     assert all(after[name] == split for name, split in before.items() if name in after)
     assert set(before.values()) == {"train", "test"}
     share = np.mean([split_of(f"c/{i}.png", 0.25) == "test" for i in range(4000)])
@@ -156,12 +165,12 @@ def test_the_fingerprint_sees_other_pixels_of_equal_size_and_time(tmp_path: Path
 
 
 def test_of_a_large_folder_a_sample_is_compared_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "MAX_HASHED_BYTES", 100)
-    monkeypatch.setattr(folder_module, "MAX_SAMPLED", 6)
+    monkeypatch.setattr(image_facts, "MAX_HASHED_BYTES", 100)
+    monkeypatch.setattr(image_facts, "MAX_SAMPLED", 6)
     root = bitmaps(tmp_path / "d")
     before = params(root).facts()
     assert "sample of 6 files (sampled; --full-hash" in before.source
-    sampled = {image.name for image in list_images(params(root)).images[::4]}
+    sampled = set(names_of(params(root))[::4])
     repaint(root / "dog" / "1.bmp", seed=999)
     assert "dog/1.bmp" not in sampled
     assert params(root).facts().fingerprint == before.fingerprint  # what the sample cannot see
@@ -181,7 +190,7 @@ def test_a_moved_folder_has_the_same_fingerprint(tmp_path: Path) -> None:
 def test_what_was_measured_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = params(make(tmp_path / "d"))
     facts = chosen.facts()
-    monkeypatch.setattr("sddit_standard.datasets.folder._measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("sddit_standard.datasets.image_facts._measure", lambda *_: pytest.fail("measured again"))
     assert chosen.facts() == facts
 
 
@@ -191,7 +200,7 @@ def test_without_labels_images_may_lie_anywhere(tmp_path: Path) -> None:
     assert codes(root) == ["SD-D314"]
     chosen = params(root, labels=False, holdout=0.0)
     assert chosen.facts().class_names == ()
-    data = folder(chosen, split="train")
+    data = image_files(chosen, split="train")
     assert len(data) == 25
     assert not data.fetch(range(25))[1].any()
 
@@ -213,13 +222,13 @@ def test_loose_images_are_one_problem(tmp_path: Path) -> None:
 
 
 def test_an_empty_test_split_has_no_images(tmp_path: Path) -> None:
-    data = folder(params(make(tmp_path / "d"), holdout=0.0), split="test")
+    data = image_files(params(make(tmp_path / "d"), holdout=0.0), split="test")
     assert len(data) == 0
     assert data.fetch([])[0].shape == (0, 3, 8, 8)
 
 
 def test_grey_images_have_one_channel(tmp_path: Path) -> None:
-    data = folder(params(make(tmp_path / "d"), channels=1, normalize="standard"), split="train")
+    data = image_files(params(make(tmp_path / "d"), channels=1, normalize="standard"), split="train")
     x, _ = data.fetch(range(len(data)))
     assert x.shape[1:] == (1, 8, 8)
     assert x.std(correction=0).item() == pytest.approx(0.5, rel=1e-5)
@@ -229,16 +238,16 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
 def test_images_are_decoded_again_only_past_the_memory_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = params(make(tmp_path / "d"))
     reads: list[str] = []
-    ordinary = splits.read_image
+    ordinary = image_datasets.read_image
 
-    def counted(listing: Any, image: Any, given: Any) -> Any:
-        reads.append(image.name)
-        return ordinary(listing, image, given)
+    def counted(source: Any, position: int, given: Any) -> Any:
+        reads.append(source.where(position))
+        return ordinary(source, position, given)
 
-    monkeypatch.setattr(splits, "read_image", counted)
+    monkeypatch.setattr(image_datasets, "read_image", counted)
     for budget, extra in ((2**30, 0), (5 * 8 * 8 * 3, None)):
-        monkeypatch.setattr(splits, "MEMORY_BUDGET", budget)
-        data = folder(chosen, split="train")
+        monkeypatch.setattr(image_datasets, "MEMORY_BUDGET", budget)
+        data = image_files(chosen, split="train")
         reads.clear()
         first = data.fetch(range(len(data)))[0]
         again = data.fetch(range(len(data)))[0]
@@ -290,8 +299,8 @@ def test_corrupt_images_are_named_together(tmp_path: Path) -> None:
 
 def test_an_image_that_breaks_after_the_start_is_named(tmp_path: Path) -> None:
     root = make(tmp_path / "d")
-    data = folder(params(root), split="train")
-    name = list_images(params(root)).of("train")[2].name
+    data = image_files(params(root), split="train")
+    name = names_of(params(root), "train")[2]
     (root / name).unlink()
     with pytest.raises(SdditError, match="SD-D301"):
         data.fetch([2])
@@ -383,7 +392,7 @@ def test_full_hash_is_a_shorthand_that_changes_no_id(sddit_run: Any, tmp_path: P
     assert resolve(tmp_path / "mine.toml", ["dataset.bits=8"]).run_id not in ids
     refused = sddit_run("quickstart", "-n", "--full-hash")
     assert refused.status == 2
-    assert "(folder), and this recipe has dataset.name = 'digits'" in refused.stderr
+    assert "(folder, hf, webdataset, zip), and this recipe has dataset.name = 'digits'" in refused.stderr
 
 
 def test_images_that_change_between_two_sittings_are_reported(sddit_run: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from sddit.data.latent_statistics import LOG_VARIANCE, mean_and_std
-from sddit.data.latents import write_cache
+from sddit.data.latent_writing import write_cache
 from sddit.diffusion.draws import KeyedDraws
 from sddit.errors import SdditError
 from sddit.interfaces import DrawnDataset
@@ -98,7 +98,7 @@ def test_the_index_alone_states_the_facts(tmp_path: Path) -> None:
     assert np.allclose(drawn.mean, mean.mean(axes), rtol=1e-12)
     assert np.allclose(middle.std, mean.std(axes), rtol=1e-12)
     assert np.allclose(drawn.std, np.sqrt(mean.var(axes) + (std**2).mean(axes)), rtol=1e-12)
-    assert "three latent channels" in drawn.source
+    assert "latents of sd-vae" in drawn.source
     assert LatentsParams(path=str(folder), labels=False).facts().class_names == ()
     with pytest.raises(SdditError, match=r"SD-D342(.|\n)*missing"):
         split(folder)

@@ -23,7 +23,7 @@ from sddit.ablations.planning.arms import expand
 from sddit.ablations.planning.plan import make_plan
 from sddit.cli import app
 from sddit.data.declared import DeclaredParams, declared_table
-from sddit.data.latents import write_cache
+from sddit.data.latent_writing import write_cache
 from sddit.data.preview import encoder_units
 from sddit.data.undecoded import CAPTION, samples_are_undecoded
 from sddit.errors import SdditError

@@ -17,7 +17,7 @@ from sddit.data.archives import StoredArray, load_arrays
 from sddit.data.references import ENTRY, ReferenceRecord, read_reference_file, record_array
 from sddit.errors import SdditError
 from sddit.evaluation.reference import RealImages, dataset_of
-from sddit.interfaces import CheckContext
+from sddit.interfaces import CheckContext, file_sha256
 from sddit.progress import Progress
 from sddit.recipes.resolve import resolve
 from sddit.verify.published import folders, published
@@ -25,7 +25,6 @@ from sddit_standard.checks import inception_weights, made_up_images
 from sddit_standard.features import adm
 from sddit_standard.features.adm import InceptionFeatures, read_reference, score_samples
 from sddit_standard.features.inception import Inception, Seen
-from sddit_standard.features.params import hash_of
 
 CPU = torch.device("cpu")
 
@@ -59,7 +58,7 @@ def glance(monkeypatch: pytest.MonkeyPatch) -> None:
         return Seen(sums[:, :6], sums[:, 6:9], sums[:, 9:].softmax(dim=1))
 
     monkeypatch.setattr(adm, "look", seen)
-    monkeypatch.setattr(adm, "load_inception", lambda path, device: (None, hash_of(path)))
+    monkeypatch.setattr(adm, "load_inception", lambda path, device: (None, file_sha256(path)))
     monkeypatch.setattr(adm, "POOLED", 6)
     monkeypatch.setattr(adm, "PLACES", 3)
 
@@ -73,7 +72,7 @@ def test_a_reference_of_a_folder_gives_the_figures_of_its_images(sddit_run: Any,
     assert made.status == 0, made.stderr
     record = json.loads(made.stdout)
     assert (record["images"], record["height"], record["width"], record["crop"]) == (75, 12, 12, "adm")
-    assert record["files"] == {"inception": hash_of(tmp_path / "w.pth")}
+    assert record["files"] == {"inception": file_sha256(tmp_path / "w.pth")}
     assert set(np.load("real.npz", allow_pickle=False)) == {"mu", "sigma", "mu_s", "sigma_s", ENTRY}
 
     samples = write_array(tmp_path / "samples.npz", drawn(40, seed=2))
@@ -126,7 +125,7 @@ def test_a_recipe_with_a_reference_of_other_images_is_refused(toy_recipe: Path, 
     table = f'{{ name = "inception", weights = "{tmp_path}/w.pth", reference = "{tmp_path}/r.npz" }}'
     asked = (f"features.fid={table}", 'evaluate.features=["fid"]')
     _, height, width = resolve(toy_recipe).facts.image
-    fits = {"height": height, "width": width, "files": {"inception": hash_of(tmp_path / "w.pth")}}
+    fits = {"height": height, "width": width, "files": {"inception": file_sha256(tmp_path / "w.pth")}}
     write_reference(tmp_path / "r.npz", **fits)
     assert any("not compared, since r.npz" in text for text in resolve(toy_recipe, asked).warnings)
     for changes in ({"height": height + 1}, {"files": {"inception": "0" * 64}}):

@@ -1,0 +1,119 @@
+"""Write a folder of cached latents, which `sddit.data.latents` reads. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sddit.data.class_names import check_names
+from sddit.data.codec_record import CodecRecord
+from sddit.data.colour_map import ColourFit
+from sddit.data.latent_checks import refuse_implausible, refuse_unfit, usable_labels, usable_moments, warn_of_unused
+from sddit.data.latent_statistics import Layout, MomentStatistics
+from sddit.data.latents import INDEX, Flip, ImageSource, Index, Shard
+from sddit.errors import error
+from sddit.storage.atomic import replace_file
+
+
+def write_cache(
+    folder: str | Path,
+    shards: Iterable[tuple[ArrayLike, ArrayLike]],
+    *,
+    layout: Layout,
+    scale: float,
+    encoder: str,
+    class_names: Sequence[str],
+    flip: Flip = "none",
+    shift: float = 0.0,
+    codec: CodecRecord | None = None,
+    colours: ColourFit | None = None,
+    images: ImageSource | None = None,
+    allow_implausible: bool = False,
+) -> Path:
+    """Write latents as the data set `latents` reads them. Shards are written as they come, the index last.
+
+    Args:
+        folder: a new or unfinished cache; a finished one is not overwritten.
+        shards: pairs of moments [n, 2C, h, w] (float16 or float32, before scaling) and labels [n], one file each.
+        layout: what the second C channels are.
+        scale: factor that brings latents to a standard deviation near 1: 0.18215 for Stable Diffusion's first VAE.
+        encoder: name of the VAE, with its range of pixel values.
+        class_names: by label; empty: unconditional, and every label is 0.
+        flip: `once` if images were mirrored at random before encoding, `both` if each is followed by its mirror image.
+        shift: number that is subtracted from latents before the scale.
+        codec: what made the latents, if it is a codec of sddit.
+        images: the images that were encoded, if it is known which; rows are in the order of their splits.
+        colours: a fit to which the caller adds each shard before it hands it over; its map is for previews.
+        allow_implausible: write, and let readers read, moments that `sddit.data.latent_statistics` finds implausible.
+
+    Returns the path of the index. Raises SD-D308 for unusable moments, SD-D344 for implausible ones, SD-D307 for
+    labels, SD-D316 for class names, SD-D343 if already finished.
+    """
+    check_names(class_names, where="class_names")
+    root, names = _unfinished(Path(folder)), tuple(class_names)
+    written, statistics, shape = _write_shards(root, shards, layout, names)
+    if not allow_implausible:
+        refuse_implausible(statistics, layout, shape, scale, root)
+    measured = zip(("mean", "std", "spread"), statistics.scaled(scale, shift), strict=True)
+    index = Index(
+        format=1,
+        layout=layout,
+        scale=scale,
+        encoder=encoder,
+        class_names=names,
+        flip=flip,
+        channels=shape[0] // 2,
+        height=shape[1],
+        width=shape[2],
+        shards=tuple(written),
+        **dict(measured),
+        shift=shift,
+        codec=codec,
+        colours=colours.result() if colours else None,
+        images=images,
+        allow_implausible=allow_implausible,
+    )
+    replace_file(root / INDEX, (index.model_dump_json(indent=1, exclude=index.unset_keys) + "\n").encode())
+    return root / INDEX
+
+
+def _unfinished(root: Path) -> Path:
+    """Create the folder of a cache and return it. Raises SD-D343 if a finished one is there."""
+    if (root / INDEX).exists():
+        raise error("SD-D343", "there is a finished cache of latents", where=str(root), fix="choose another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _write_shards(
+    root: Path, shards: Iterable[tuple[ArrayLike, ArrayLike]], layout: Layout, names: Sequence[str]
+) -> tuple[list[Shard], MomentStatistics, tuple[int, ...]]:
+    """Write all shards. Returns them, the statistics of their moments, and the shape (2C, h, w) of one image's."""
+    written: list[Shard] = []
+    shape: tuple[int, ...] = ()
+    statistics, seen = MomentStatistics(), set[int]()
+    for number, (moments, labels) in enumerate(shards):
+        where = f"shard {number}"
+        array, numbers = usable_moments(moments, layout, where), usable_labels(labels, len(names), where)
+        shape = shape or array.shape[1:]
+        refuse_unfit(array, numbers, shape, where)
+        statistics.add(array, layout)
+        seen.update(np.unique(numbers).tolist())
+        written.append(_write_shard(root, number, array, numbers))
+    if not written:
+        raise error("SD-D308", "no latents to write", where=str(root), expect="at least one shard")
+    warn_of_unused(names, seen)
+    return written, statistics, shape
+
+
+def _write_shard(root: Path, number: int, moments: NDArray[Any], labels: NDArray[np.int64]) -> Shard:
+    from safetensors.numpy import save
+
+    name, data = f"shard-{number:05d}.safetensors", save({"moments": moments, "labels": labels})
+    replace_file(root / name, data)
+    return Shard(file=name, count=len(moments), bytes=len(data), sha256=sha256(data).hexdigest())
