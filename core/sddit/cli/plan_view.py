@@ -194,7 +194,14 @@ def default_value(recipe: Recipe, key: Key) -> Any:
 
 
 def plan_notes(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, str]]:
-    """Yield warnings, keys without effect and components that state no cost, each with the style to print it in."""
+    """Yield declared facts, warnings, keys without effect and components that state no cost, each with the style to
+    print it in.
+    """
+    if recipe.declared:
+        text = (
+            "facts of the data are declared in the recipe, not read, and no codec is read: the run will have another id"
+        )
+        yield f"{text} ({recipe.declared})", "yellow"
     for warning in (*recipe.warnings, *plan.notes):
         yield f"warning: {warning}", "yellow"
     if idle := [key for key in recipe.idle if not any(key in text for text in recipe.warnings)]:

@@ -87,6 +87,7 @@ def run(source: str, overrides: tuple[str, ...], full_hash: bool, **flags: Any) 
         host().announce = notice
     host().raise_for_builtins()
     merged = load(source, (*overrides, *((FULL_HASH,) if full_hash else ())))
+    merged.planned = options.dry_run
     if full_hash:
         refuse_full_hash(merged)
     if not is_ablation(merged):
@@ -243,6 +244,7 @@ def show_recipe_plan(merged: Merged, recipe: Recipe, options: RunOptions) -> Non
                 **planned.to_json(),
                 "recipe": recipe.to_json(),
                 "origins": dict(recipe.origins),
+                "declared": recipe.declared,
                 "warnings": list(recipe.warnings),
                 "idle": list(recipe.idle),
             }
