@@ -76,7 +76,7 @@ def test_an_ablation_plans_before_its_data_exist_and_ranks_decoded_samples(path:
 
 @pytest.mark.parametrize("make", [lambda: resolve(SD_DIT), lambda: expand(load(ABLATIONS[0]))], ids=["run", "ablation"])
 def test_only_a_plan_uses_declared_facts(make: Any) -> None:
-    with pytest.raises(SdditError, match=r"SD-R122(.|\n)*dataset\.path(.|\n)*SD-R122(.|\n)*codec\.path"):
+    with pytest.raises(SdditError, match=r"SD-R140(.|\n)*dataset\.path(.|\n)*SD-R140(.|\n)*codec\.path"):
         make()
 
 
@@ -110,7 +110,7 @@ def test_a_plan_names_what_else_is_wrong(tmp_path: Path) -> None:
         planned(SD_DIT, "dataset.declared.clases=10")
     mine = tmp_path / "mine.toml"
     mine.write_text('extends = "imagenet256/sd-dit-b2"\n[dataset]\ndeclared = false\n')
-    with pytest.raises(SdditError, match="SD-R122"):
+    with pytest.raises(SdditError, match="SD-R140"):
         planned(mine)
     with pytest.raises(SdditError, match=r"SD-T912"):  # scores of samples that nothing decodes
         planned(SD_DIT, "codec=false", 'evaluate.features=["mobilenet"]', "dataset.holdout=0.1")
@@ -124,3 +124,38 @@ def test_a_path_is_relative_to_the_users_recipe(tmp_path: Path) -> None:
     recipe = planned(mine)
     assert json.loads(json.dumps(recipe.to_json()))["dataset"]["path"] == str(mine.parent / "latents")
     assert "imagenet256-latents" not in recipe.facts.source
+
+
+def text_of(sddit_run: Any, *words: str) -> str:
+    said = sddit_run("-n", "imagenet256/sd-dit-b2", *words)
+    assert said.status == 0, said.stderr
+    return " ".join(said.stdout.split())
+
+
+def test_the_plan_shows_memory_of_a_process_and_hours_on_devices(sddit_run: Any) -> None:
+    flops = plan(planned(SD_DIT)).training_flops
+    assert flops
+    hours = flops / (0.4 * 8 * 989e12) / 3600
+    text = text_of(sddit_run, "--on", "8xH100")
+    assert f"on 8 x H100 {int(hours)} h {int(hours % 1 * 60)} min of training" in text
+    assert "40% of 989 TFLOP/s each (bf16): stated, not measured" in text
+    assert "in each of 8 processes (ddp): " in text and "too much" not in text
+    assert "in each of 8 processes (fsdp): " in text_of(sddit_run, "--nproc", "8", "train.distributed=fsdp")
+    assert "too much for RTX4090, which has 24 GB" in text_of(sddit_run, "--on", "RTX4090")
+    assert "not measured" not in text_of(sddit_run) and "processes" not in text_of(sddit_run)
+    assert "unknown no figure for fp64" in text_of(sddit_run, "--on", "H100", "train.precision=fp64")
+    assert "facts of the data are declared in the recipe, not read" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--on", "8xH100"), "--on needs -n"),
+        (("-n", "--on", "8xH100", "--nproc", "4"), "--nproc is 4"),
+        (("-n", "--on", "8xH10"), "did you mean H100?"),
+        (("-n", "--on", "7xH100"), "SD-C421"),
+    ],
+)
+def test_devices_that_cannot_be_planned(sddit_run: Any, words: tuple[str, ...], message: str) -> None:
+    said = sddit_run("imagenet256/sd-dit-b2", *words)
+    assert said.status != 0 and message in said.stderr

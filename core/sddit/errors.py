@@ -134,7 +134,7 @@ def expand_user(path: str | Path, where: str) -> Path:
 def expand_variable(path: str, where: str) -> str:
     """Return a path whose leading `$NAME` or `${NAME}` is replaced by that environment variable.
 
-    Raises SD-R122 if it is not set or empty.
+    Raises SD-R140 if it is not set or empty.
     """
     found = re.match(r"\$(?:(\w+)|\{(\w+)\})(?=/|$)", path)
     if found is None:
@@ -142,7 +142,7 @@ def expand_variable(path: str, where: str) -> str:
     name = found[1] or found[2]
     if not (value := os.environ.get(name, "")):
         what, fix = f"the environment variable {name} is not set", f"export {name}=FOLDER, or set another path"
-        raise error("SD-R122", what, where=where, got=path, expect=f"the folder that ${name} stands for", fix=fix)
+        raise error("SD-R140", what, where=where, got=path, expect=f"the folder that ${name} stands for", fix=fix)
     return value + path[found.end() :]
 
 

@@ -21,7 +21,7 @@ from sddit.verify.leak_detector import leak
 
 BASE_FOLDER = "base"
 """Folder of the recipes that others extend."""
-EXTERNAL_CODES = ("SD-D", "SD-C", "SD-R122")
+EXTERNAL_CODES = ("SD-D", "SD-C", "SD-R140")
 """Prefixes of the codes of data, codecs and start weights that are missing, or whose place is not known."""
 MAX_PARAMETERS = 5_000_000
 """Size of a network above which only `--full` tests its recipe."""

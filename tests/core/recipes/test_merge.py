@@ -327,5 +327,5 @@ def test_a_path_may_begin_with_an_environment_variable(write: Write, monkeypatch
     for literal in ("x/$SOME_DATA", "./$SOME_DATA", "$SOME_DATA.zip", "${SOME_DATA/x"):
         assert merged.absolute("t.path", literal) == str(here / literal)
     monkeypatch.setenv("SOME_DATA", "")
-    with pytest.raises(SdditError, match=r"SD-R122(.|\n)*SOME_DATA is not set(.|\n)*a\.toml:2 \(t\.path\)"):
+    with pytest.raises(SdditError, match=r"SD-R140(.|\n)*SOME_DATA is not set(.|\n)*a\.toml:2 \(t\.path\)"):
         merged.absolute("t.path", "$SOME_DATA/x")
