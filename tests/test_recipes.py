@@ -92,6 +92,8 @@ def test_plan_counts_the_parameters_that_are_built(path: Path) -> None:
     assert sum(filter(None, planned.heads_parameters.values())) == sum(
         p.numel() for p in session.student.terms.parameters()
     )
+    averaged = session.teacher.parts().values() if session.teacher else ()
+    assert planned.teacher_parameters == sum(p.numel() for part in averaged for p in part.parameters())
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
