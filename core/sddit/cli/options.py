@@ -172,7 +172,7 @@ class RunOptions:
         if (self.nproc or processes.placement().size) > 1:
             raise click.UsageError("an ablation cannot use several processes per run; use --jobs for parallel runs")
         if self.on:
-            raise click.UsageError("--on is for a single run: give it the recipe of an arm")
+            raise click.UsageError("--on is for a single run: use the recipe of an arm")
         if self.fresh:
             raise click.UsageError("--fresh is for a single run; for an ablation use --no-reuse")
         if self.resume:

@@ -2,7 +2,7 @@
 
 Dense matrix products, without sparsity, SXM modules of the data-centre devices: NVIDIA's data sheets of A100 80GB, H100
 and H200, and of the GeForce RTX 4090 the table of its architecture paper (bf16 accumulated in fp32). fp32 is computed
-without TF32. For a CPU, or any device at hand, `sddit-run bench` measures.
+without TF32. For a CPU, or any device that is there, `sddit-run bench` measures.
 """
 
 from __future__ import annotations
