@@ -98,7 +98,7 @@ def write_output(
             is writing there, or an error of the storage.
     """
     folder = ensure_directory(folder)
-    with storage_errors(folder), _only_writer(folder):
+    with storage_errors(folder), only_writer(folder):
         previous = _previous(folder, files, kind, unlisted)
         _remove_staging(folder)
         staging = staged_name(folder, "output")
@@ -196,7 +196,7 @@ def _digest_of(path: Path) -> str:
 
 
 @contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path) -> Iterator[None]:
     """Lock a folder without a file. Raises SD-F715 if another process holds the lock."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
