@@ -25,6 +25,7 @@ LAYERS = (
     ("recipes",),
     ("training",),
     ("generation",),
+    ("encoding",),
     ("exchange",),
     ("api",),
     ("evaluation",),

@@ -57,26 +57,69 @@ def write_cache(
     check_names(class_names, where="class_names")
     root, names = _unfinished(Path(folder)), tuple(class_names)
     written, statistics, shape = _write_shards(root, shards, layout, names)
-    if not allow_implausible:
-        refuse_implausible(statistics, layout, shape, scale, root)
-    measured = zip(("mean", "std", "spread"), statistics.scaled(scale, shift), strict=True)
-    index = Index(
-        format=1,
+    return write_index(
+        root,
+        written,
+        statistics,
+        shape=shape,
         layout=layout,
         scale=scale,
         encoder=encoder,
         class_names=names,
         flip=flip,
-        channels=shape[0] // 2,
-        height=shape[1],
-        width=shape[2],
-        shards=tuple(written),
-        **dict(measured),
         shift=shift,
         codec=codec,
         colours=colours.result() if colours else None,
         images=images,
         allow_implausible=allow_implausible,
+    )
+
+
+def write_index(
+    root: Path,
+    shards: Sequence[Shard],
+    statistics: MomentStatistics,
+    *,
+    shape: Sequence[int],
+    layout: Layout,
+    scale: float,
+    shift: float,
+    allow_implausible: bool,
+    **stated: Any,
+) -> Path:
+    """Write the index of shards that are written, and return its path.
+
+    Args:
+        root: the folder of the shards.
+        shards: in the order of their latents.
+        statistics: of their moments.
+        shape: (2C, h, w) of the moments of one image.
+        layout: what the second C channels are.
+        scale: factor of latents, after the shift.
+        shift: number that is subtracted from latents.
+        allow_implausible: write moments that `sddit.data.latent_statistics` finds implausible.
+        stated: further keys of `sddit.data.latents.Index`.
+
+    Raises:
+        SdditError: SD-D344 for implausible moments.
+    """
+    if not allow_implausible:
+        refuse_implausible(statistics, layout, shape, scale, root)
+    mean, std, spread = statistics.scaled(scale, shift)
+    index = Index(
+        format=1,
+        layout=layout,
+        scale=scale,
+        shift=shift,
+        channels=shape[0] // 2,
+        height=shape[1],
+        width=shape[2],
+        shards=tuple(shards),
+        mean=mean,
+        std=std,
+        spread=spread,
+        allow_implausible=allow_implausible,
+        **stated,
     )
     replace_file(root / INDEX, (index.model_dump_json(indent=1, exclude=index.unset_keys) + "\n").encode())
     return root / INDEX
@@ -104,16 +147,22 @@ def _write_shards(
         refuse_unfit(array, numbers, shape, where)
         statistics.add(array, layout)
         seen.update(np.unique(numbers).tolist())
-        written.append(_write_shard(root, number, array, numbers))
+        written.append(write_shard(root, number, array, numbers))
     if not written:
         raise error("SD-D308", "no latents to write", where=str(root), expect="at least one shard")
     warn_of_unused(names, seen)
     return written, statistics, shape
 
 
-def _write_shard(root: Path, number: int, moments: NDArray[Any], labels: NDArray[np.int64]) -> Shard:
+def write_shard(root: Path, number: int, moments: NDArray[Any], labels: NDArray[np.int64]) -> Shard:
+    """Write one shard atomically, and return what the index states of it."""
     from safetensors.numpy import save
 
-    name, data = f"shard-{number:05d}.safetensors", save({"moments": moments, "labels": labels})
+    name, data = shard_name(number), save({"moments": moments, "labels": labels})
     replace_file(root / name, data)
     return Shard(file=name, count=len(moments), bytes=len(data), sha256=sha256(data).hexdigest())
+
+
+def shard_name(number: int) -> str:
+    """Return the name of the file of a shard."""
+    return f"shard-{number:05d}.safetensors"

@@ -13,21 +13,18 @@ from sddit import __version__
 from sddit.data.archives import write_arrays
 from sddit.data.references import ENTRY, ReferenceRecord, hashes, read_reference_file, record_array
 from sddit.data.undecoded import scores_of_latents
-from sddit.errors import SdditError, error, nearest
+from sddit.errors import SdditError, error
 from sddit.interfaces import Dataset, DatasetParams, EvaluateMode, KeepingDataset, Selected, Split
 from sddit.interfaces.component import load_attribute
-from sddit.plugins.host import registry
 from sddit.progress import Progress
-from sddit.recipes.merge import COMMAND_LINE, parse_override
-from sddit.recipes.real_images import real_images
-from sddit.recipes.resolve import resolve, resolve_run
-from sddit.recipes.validation import validated
+from sddit.recipes.image_source import dataset_of, settings_in
 from sddit.storage.atomic import create_synced, staged_name, storage_errors, write_file
-from sddit.storage.run_folder import RECIPE, ensure_directory
+from sddit.storage.run_folder import ensure_directory
 from sddit.training.environment import choose_device
 
 BATCH = {"cpu": 32, "cuda": 256}  # a part costs a sum over the covariance, and delays the progress
 SPLIT: Split = "train"  # of a run; of a source that is read for this, it is all images
+STATED = {"labels": False, "holdout": 0.0}  # of such a source
 
 
 class RealImages:
@@ -69,11 +66,12 @@ def write_reference(
     """Write the statistics of the images of `source` to `out`, and return what the file states about them.
 
     Args:
-        source: see `dataset_of`.
+        source: a run folder or a recipe, whose training split is meant; or images that a data set `reads`: all of
+            them, without classes.
         out: a new file, or an earlier reference, which is replaced.
         mode: computes the statistics.
         paths: the files that the mode needs, by option.
-        settings: see `dataset_of`.
+        settings: keys of `[dataset]` for such images, as overrides: `dataset.size=64`.
         device: `cpu` or `cuda`.
         progress: where progress is shown.
 
@@ -82,7 +80,8 @@ def write_reference(
             latents, or an error of the data set, the mode or the storage.
     """
     chosen, target = choose_device(device), _free_path(out)
-    images = RealImages(dataset_of(source, settings), BATCH[chosen.type], progress)
+    given = settings_in(settings, ("dataset",))["dataset"]
+    images = RealImages(dataset_of(source, given, stated=STATED), BATCH[chosen.type], progress)
     arrays: dict[str, Any] = load_attribute(mode.statistics)(images, device=chosen, **paths)
     assert images.dataset is not None  # statistics need images
     record = ReferenceRecord(
@@ -117,62 +116,3 @@ def _free_path(out: Path) -> Path:
             pass
         probe.unlink()
     return path
-
-
-def dataset_of(source: Path, settings: Sequence[str]) -> Selected[DatasetParams]:
-    """Return the data set with the images of a source.
-
-    Args:
-        source: a run folder or a recipe: its own data set, whose training split is meant; or images that a data set
-            `reads`: all of them, without classes.
-        settings: keys of `[dataset]` for such images, as overrides: `dataset.size=64`.
-
-    Raises:
-        SdditError: SD-T943 if no data set or several read the source, or for settings of a run or a recipe; the
-            problems of the settings.
-    """
-    if (source / RECIPE).is_file() or source.suffix == ".toml":
-        if settings:
-            what, fix = "the data set of a run or a recipe has its own settings", "leave them out"
-            raise error("SD-T943", what, where=COMMAND_LINE, got=" ".join(settings), fix=fix)
-        recipe = resolve(source) if source.suffix == ".toml" else resolve_run(source)
-        return real_images(recipe)
-    table = {"path": str(source.resolve()), "labels": False, "holdout": 0.0, **_settings(settings)}
-    name = table.pop("name", None) or _reader_of(source)
-    if "size" not in table:
-        raise error("SD-T943", "the size of the images is not stated", where=COMMAND_LINE, fix="--size 256, or another")
-    component = registry("datasets").usable(name, where="dataset.name")
-    fix = f"sddit-run show datasets {component.name}"
-    params = validated(component.params, table, table="dataset", where=COMMAND_LINE, fix=fix)
-    assert isinstance(params, DatasetParams)
-    return Selected(component, params)
-
-
-def _settings(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the keys of `[dataset]` that overrides set."""
-    found: dict[str, Any] = {}
-    for text in overrides:
-        override = parse_override(text)
-        if override.path[0] != "dataset" or len(override.path) != 2:
-            what, expect = "only settings of the data set have an effect here", "such as dataset.size=64"
-            raise error("SD-T943", what, where=COMMAND_LINE, got=text, expect=expect)
-        found[override.path[1]] = override.value
-    return found
-
-
-def _reader_of(source: Path) -> str:
-    """Return the name of the data set that reads a source."""
-    components = list(registry("datasets"))
-    names = [one.qualified for one in components if issubclass(one.params, DatasetParams) and one.params.reads(source)]
-    if len(names) == 1:
-        return names[0]
-    if names:
-        what, expect = "several data sets read this source", f"one of {', '.join(names)}"
-        raise error("SD-T943", what, where=str(source), expect=expect, fix=f"dataset.name={names[0]}")
-    if not source.exists():
-        near = nearest(source.name, [path.name for path in source.parent.glob("*")])
-        hint = f"   (did you mean {near!r}?)" if near else ""
-        expect = f"a folder of images, a run folder or a recipe{hint}"
-        raise error("SD-T943", "the source of images does not exist", where=str(source), expect=expect)
-    expect = "a folder of images, a run folder or a recipe"
-    raise error("SD-T943", "no data set reads this source", where=str(source), expect=expect)

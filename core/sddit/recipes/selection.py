@@ -144,7 +144,7 @@ class Selector:
             self.problem("SD-R103", f"{key!r} must be a table", key, got, f"[{key}]")
             return None
         try:
-            settings = {**table, **self._absolute(model, table, key)}
+            settings = {**table, **absolute_paths(model, table, self.merged, key)}
         except SdditError as unknown:
             if not (self.merged.planned and key in DECLARED):
                 self.add(unknown.problems)
@@ -185,19 +185,6 @@ class Selector:
             self._broken.add(row)
             return False
         return True
-
-    def _absolute(self, model: type[Params], table: Mapping[str, Any], key: str) -> dict[str, str]:
-        """Return the paths in a table, made absolute: the fields with `json_schema_extra={"path": True}`.
-
-        A field lists the words that are not paths: `{"path": True, "words": ["embedded"]}`.
-        """
-        found = {}
-        for name, field in model.model_fields.items():
-            extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-            value = table.get(name := field.alias or name)
-            if extra.get("path") and isinstance(value, str) and value not in ("", *extra.get("words", ())):
-                found[name] = self.merged.absolute(f"{key}.{name}", value)
-        return found
 
     def _names(self) -> Iterator[tuple[str, str]]:
         """Yield (dotted key, name) of every component that the recipe names, as far as its tables are well formed."""
@@ -275,6 +262,20 @@ class Selector:
             return None
         self.used[component.origin] = self.host.rows[component.origin].identity
         return component
+
+
+def absolute_paths(model: type[Params], table: Mapping[str, Any], merged: Merged, key: str) -> dict[str, str]:
+    """Return the paths in a table `key`, made absolute: the fields with `json_schema_extra={"path": True}`.
+
+    A field lists the words that are not paths: `{"path": True, "words": ["embedded"]}`.
+    """
+    found = {}
+    for name, field in model.model_fields.items():
+        extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        value = table.get(name := field.alias or name)
+        if extra.get("path") and isinstance(value, str) and value not in ("", *extra.get("words", ())):
+            found[name] = merged.absolute(f"{key}.{name}", value)
+    return found
 
 
 def with_corrected_keys(model: type[P], settings: Mapping[str, Any]) -> P | None:
