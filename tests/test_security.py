@@ -63,6 +63,7 @@ ALLOWED = {
     ): "rank 0, at the address that is given to several processes",
     ("core/sddit/storage/lock.py", "socket"): "the name of this host, in run.lock",
     ("core/sddit/ablations/runner.py", "subprocess"): "the runs of an ablation",
+    ("core/sddit/encoding/workers.py", "subprocess"): "further processes that encode images",
     (
         "plugins/sddit_standard/datasets/parallel_scan.py",
         "subprocess",
@@ -172,6 +173,7 @@ for form in ([], ["--markdown"], ["--latex"], ["--csv"]):
     do("table", run, *form)
 do("export", run); do("sample", run + "/export", "--per-class", "1", "--classes", "0")
 do("import", run + "/export/model.safetensors", "--layout", "dit")
+do("encode", "emoji", "latents", "--codec", "tiny_kl", "--nproc", "1", "dataset.size=64")
 do("bench", str(here / "tiny.toml"), "--rounds", "1", "--seconds", "0.01")
 do("verify"); do("new-plugin", "mine"); do("check", "edm"); do("publish", run)
 print(json.dumps({"seen": SEEN, "done": DONE}))

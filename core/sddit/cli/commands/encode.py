@@ -13,7 +13,7 @@ from sddit.plugins.host import host
 
 EXAMPLES = """
 sddit-run encode PHOTOS latents --size 256 --codec taef2 codec.path=WEIGHTS
-sddit-run encode train.zip latents --size 256 --codec diffusers codec.path=VAE --flip both --device cuda
+sddit-run encode train.zip latents --size 256 --codec diffusers codec.path=VAE
 sddit-run encode emoji latents --size 64 --codec tiny_kl
 sddit-run my.toml dataset.name=latents dataset.path=latents
 """

@@ -16,9 +16,10 @@ from torch import Tensor
 from sddit.data.archives import StoredArray, load_arrays
 from sddit.data.references import ENTRY, ReferenceRecord, read_reference_file, record_array
 from sddit.errors import SdditError
-from sddit.evaluation.reference import RealImages, dataset_of
+from sddit.evaluation.reference import STATED, RealImages
 from sddit.interfaces import CheckContext, file_sha256
 from sddit.progress import Progress
+from sddit.recipes.image_source import dataset_of
 from sddit.recipes.resolve import resolve
 from sddit.verify.published import folders, published
 from sddit_standard.checks import inception_weights, made_up_images
@@ -105,7 +106,7 @@ def test_a_reference_needs_a_size_and_two_images(sddit_run: Any, tmp_path: Path)
 
 def test_images_are_not_kept_in_memory(tmp_path: Path) -> None:
     write_folder(tmp_path, drawn(10, seed=1))
-    images = RealImages(dataset_of(tmp_path, ["dataset.size=12"]), 4, Progress())
+    images = RealImages(dataset_of(tmp_path, {"size": 12}, stated=STATED), 4, Progress())
     assert [len(part) for part in images] == [4, 4, 2]
     assert not images.dataset._kept  # type: ignore[union-attr]
     assert images.dataset is not None
