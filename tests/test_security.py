@@ -63,6 +63,7 @@ ALLOWED = {
     ): "rank 0, at the address that is given to several processes",
     ("core/sddit/storage/lock.py", "socket"): "the name of this host, in run.lock",
     ("core/sddit/ablations/runner.py", "subprocess"): "the runs of an ablation",
+    ("core/sddit/encoding/workers.py", "subprocess"): "this very module, which encodes a part of the images",
     (
         "plugins/sddit_standard/datasets/parallel_scan.py",
         "subprocess",
@@ -148,6 +149,7 @@ sys.addaudithook(watch)
 
 EVERY_VERB = """
 import itertools, json, pathlib
+import numpy
 import sddit
 import sddit.verify
 from sddit.cli.app import call
@@ -167,6 +169,11 @@ do("plugins"); do("plugins", "--json")
 do("show", "losses"); do("explain", "SD-R102")
 do("sample", run, "--per-class", "1", "--classes", "0")
 do("evaluate", run); do("evaluate", run, "--copies")
+noise = numpy.random.default_rng(0).normal(0, [[[[1]], [[0]]]], (9, 2, 4, 4))
+numpy.savez(here / "part.npz", moments=noise.astype("f4"))
+do("encode", "digits", str(here / "encoded"), "--codec", "tiny_kl", "--nproc", "1", "--allow-implausible")
+common = ["--layout", "mean+std", "--scale", "1", "--encoder", "none"]
+do("pack", str(here / "part.npz"), str(here / "packed"), *common)
 do("reference", run, str(here / "real.npz"), "--inception", str(here / "tiny.toml"))
 for form in ([], ["--markdown"], ["--latex"], ["--csv"]):
     do("table", run, *form)
