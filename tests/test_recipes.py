@@ -27,7 +27,13 @@ ALL = sorted(p for p in RECIPES.rglob("*.toml") if p.parent.name != "base" and n
 PUBLISHED = [path for path in ALL if path.parent.name == "imagenet256"]
 OWN_IMAGES = RECIPES / "folder.toml"
 RUNNABLE = [path for path in ALL if path not in PUBLISHED and path != OWN_IMAGES]
-ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1"]
+ELSEWHERE = [
+    "dataset.name=declared",
+    "dataset.image=[4, 32, 32]",
+    "dataset.classes=1000",
+    "dataset.label_drop=0.1",
+    "codec=false",
+]
 """A stand-in for ImageNet latents in tests that read no data."""
 OWN = ["dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]"]
 """A stand-in for the user's own images."""
@@ -86,6 +92,8 @@ def test_plan_counts_the_parameters_that_are_built(path: Path) -> None:
     assert sum(filter(None, planned.heads_parameters.values())) == sum(
         p.numel() for p in session.student.terms.parameters()
     )
+    averaged = session.teacher.parts().values() if session.teacher else ()
+    assert planned.teacher_parameters == sum(p.numel() for part in averaged for p in part.parameters())
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])

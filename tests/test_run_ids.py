@@ -18,7 +18,13 @@ from sddit.recipes.resolve import resolve
 RECIPES = Path(__file__).parents[1] / "recipes"
 STORED = Path(__file__).parent / "fixtures" / "run_ids.json"
 """{recipe: run id, or {arm: run id}}. An id changes when the bits of a run do, and then `sddit.__numerics__` does."""
-ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1"]
+ELSEWHERE = [
+    "dataset.name=declared",
+    "dataset.image=[4, 32, 32]",
+    "dataset.classes=1000",
+    "dataset.label_drop=0.1",
+    "codec=false",
+]
 """A stand-in for ImageNet latents."""
 OWN = ["dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]"]
 """A stand-in for the user's own images."""

@@ -42,9 +42,13 @@ ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.clas
 """Replaces ImageNet's latents."""
 
 
+UNDECODED = ["codec=false", "evaluate.features=[]", "ablation.metrics=[]"]
+
+
 @cache
 def planned(name: str) -> AblationPlan:
-    return make_plan(expand(load(RECIPES / f"{name}.toml", ELSEWHERE if "imagenet256" in name else [])), Path("runs"))
+    overrides = [*ELSEWHERE, *UNDECODED] if "imagenet256" in name else []
+    return make_plan(expand(load(RECIPES / f"{name}.toml", overrides)), Path("runs"))
 
 
 def arms(name: str) -> dict[str, Arm]:

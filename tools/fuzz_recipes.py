@@ -44,7 +44,13 @@ from sddit.recipes.search import shipped
 from sddit.recipes.settings import SETTINGS, EmaSettings
 from sddit.value_schedules import Between
 
-ELSEWHERE = ("dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1")
+ELSEWHERE = (
+    "dataset.name=declared",
+    "dataset.image=[4, 32, 32]",
+    "dataset.classes=1000",
+    "dataset.label_drop=0.1",
+    "codec=false",
+)
 """A stand-in for the latents of ImageNet, which are not shipped."""
 OWN = ("dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]")
 """A stand-in for the user's own images."""

@@ -131,6 +131,21 @@ def expand_user(path: str | Path, where: str) -> Path:
         raise error("SD-F707", what, where=where, got=str(path), expect=expect, fix=fix) from None
 
 
+def expand_variable(path: str, where: str) -> str:
+    """Return a path whose leading `$NAME` or `${NAME}` is replaced by that environment variable.
+
+    Raises SD-R140 if it is not set or empty.
+    """
+    found = re.match(r"\$(?:(\w+)|\{(\w+)\})(?=/|$)", path)
+    if found is None:
+        return path
+    name = found[1] or found[2]
+    if not (value := os.environ.get(name, "")):
+        what, fix = f"the environment variable {name} is not set", f"export {name}=FOLDER, or set another path"
+        raise error("SD-R140", what, where=where, got=path, expect=f"the folder that ${name} stands for", fix=fix)
+    return value + path[found.end() :]
+
+
 def real_path(path: Path) -> Path:
     """Return the absolute path without links. Unlike `Path.resolve`, it does not raise for links in a circle."""
     return Path(os.path.realpath(path))

@@ -23,7 +23,6 @@ from sddit.interfaces import Codec, Dataset, NoiseSchedule
 from sddit.plugins.host import registry
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
-from sddit.storage.tensors import pack
 from sddit.training.session import Session
 
 
@@ -213,13 +212,12 @@ class Sampling:
     request: Request
 
     def identity(self) -> dict[str, str]:
-        """Return what the samples depend on: hashes of the weights and of the request, and the id of the recipe."""
-        weights = {name: value.detach() for name, value in self.backbone.state_dict().items()}
-        return {
-            "weights_sha256": hashlib.sha256(pack(weights)).hexdigest(),
-            "request_sha256": self.request.digest(),
-            "recipe": self.recipe.run_id,
-        }
+        """Return what samples depend on besides their request: the weights, and the id of the recipe."""
+        digest = hashlib.sha256()
+        for name, value in self.backbone.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return {"weights_sha256": digest.hexdigest(), "recipe": self.recipe.run_id}
 
     def x(self) -> Tensor:
         """Return the samples in network space, [n, C, H, W] float64."""

@@ -208,20 +208,21 @@ class DiscriminationParams(LossParams):
             )
 
     def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, num_kept: int) -> Cost:
-        """Return the cost of the head on one view. Only the student's has parameters and activations to keep."""
+        """Return the cost of the head on one view. The teacher's keeps no activations."""
         width = backbone.width(self.tap)
         inner = (self.layers - 2) * self.hidden
         mlp = (width + inner + self.bottleneck) * self.hidden
         last = self.bottleneck * self.prototypes
         tokens = (self.cls_weight > 0) + num_kept * (self.patch_weight > 0)
         flops = 2.0 * tokens * (mlp + last)
-        if view.network == "teacher":
-            return Cost(flops=flops)
         biases = (self.layers - 1) * self.hidden + self.bottleneck
         gains = 0 if self.norm_last_layer else self.prototypes
         copies = 1 if self.shared_head else 2
+        parameters = mlp + biases + copies * (last + gains)
+        if view.network == "teacher":
+            return Cost(parameters, flops)
         activations = width + 2 * (self.layers - 1) * self.hidden + 2 * self.bottleneck + 2 * self.prototypes
-        return Cost(mlp + biases + copies * (last + gains), flops, float(tokens * activations))
+        return Cost(parameters, flops, float(tokens * activations))
 
     def monitors(self) -> tuple[Monitor, ...]:
         weights = {"cls": self.cls_weight, "patch": self.patch_weight}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from sddit.cli.output import current_state
 from sddit.distributed import processes
 from sddit.errors import expand_user
 from sddit.exchange.layouts import layouts
+
+if TYPE_CHECKING:
+    from sddit.recipes.device_speeds import Devices
 
 SAME_MEANING = {
     **dict.fromkeys(("count", "num", "number", "samples"), "--per-class"),
@@ -84,6 +87,16 @@ class PathOption(click.Path):
         return super().convert(expand_user(non_empty(value), where.replace("'", "")), param, ctx)
 
 
+def named_devices(ctx: click.Context, param: click.Parameter, value: str | None) -> Devices | None:
+    """Return the devices of an option by name and number, such as `8xH100`."""
+    from sddit.recipes.device_speeds import parse_devices
+
+    try:
+        return None if value is None else parse_devices(value)
+    except ValueError as refused:
+        raise click.BadParameter(str(refused), ctx, param) from None
+
+
 def non_empty(value: Any) -> Any:
     """Refuse an empty name or path: it usually comes from an unset shell variable."""
     if value == "":
@@ -128,15 +141,25 @@ class RunOptions:
     resume: Path | None
     allow: tuple[str, ...]  # --allow-change
     nproc: int | None
+    on: Devices | None
     jobs: int | None
     only: str | None
     no_reuse: bool
     as_json: bool  # --json
 
+    @property
+    def processes(self) -> int:
+        """Number of processes of the run."""
+        return self.nproc or (self.on.count if self.on else processes.world_size())
+
     def refuse_contradictions(self) -> None:
         """Refuse flags that exclude each other for every recipe."""
         if self.show_all and not self.dry_run:
             raise click.UsageError("--all needs -n: it lists every value of the plan")
+        if self.on and not self.dry_run:
+            raise click.UsageError("--on needs -n: it estimates the time of the plan")
+        if self.on and self.nproc not in (None, self.on.count):
+            raise click.UsageError(f"--on {self.on} has a process on each device, and --nproc is {self.nproc}")
         if self.dry_run and (self.fresh or self.resume):
             raise click.UsageError(f"-n runs nothing: remove {'--fresh' if self.fresh else '--resume'}")
         if self.fresh and self.resume:
@@ -148,6 +171,8 @@ class RunOptions:
         """Refuse flags of single runs, and ablation flags that exclude each other."""
         if (self.nproc or processes.placement().size) > 1:
             raise click.UsageError("an ablation cannot use several processes per run; use --jobs for parallel runs")
+        if self.on:
+            raise click.UsageError("--on is for a single run: use the recipe of an arm")
         if self.fresh:
             raise click.UsageError("--fresh is for a single run; for an ablation use --no-reuse")
         if self.resume:

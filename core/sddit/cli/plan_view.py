@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from sddit.cli.options import RunOptions
 from sddit.cli.output import setting_text, table
 from sddit.errors import SdditError, printable
 from sddit.formatting import format_duration, format_si
 from sddit.interfaces import ViewSpec
 from sddit.interfaces.params import json_default
 from sddit.recipes.costs import Pass, Plan
+from sddit.recipes.device_speeds import FRACTION, Devices
 from sddit.recipes.merge import Merged, chain, leaves, parse_override, setting_at, stacked
 from sddit.recipes.parsing import shown
 from sddit.recipes.recipe import Recipe
@@ -35,17 +37,17 @@ MAX_TEXT = 48  # characters of a changed value
 Key = tuple[str, ...]
 
 
-def print_summary(plan: Plan, merged: Merged, recipe: Recipe, runs: Path, out: Console) -> None:
+def print_summary(plan: Plan, merged: Merged, recipe: Recipe, options: RunOptions, out: Console) -> None:
     """Print cost, memory, views, losses and changes from the base recipe."""
     facts = recipe.facts
     size, classes = "x".join(map(str, facts.image)), facts.num_classes or "no"
     name = f"{recipe.name}-{plan.run_id}"
     out.print(name, style="bold")
     out.print(printable(f"data: {facts.source}: {facts.train_size:,} training images of {size}, {classes} classes"))
-    print_block("Cost", cost_table(plan, runs / name), out)
+    print_block("Cost", cost_table(plan, recipe, options.on, options.out / name), out)
     print_block("Views", view_table(plan, recipe), out)
     print_block("Losses", loss_table(recipe), out)
-    other_lines = 16 + len(recipe.pair_sampler.params.views()) + len(recipe.losses)
+    other_lines = 16 + (options.on is not None) + len(recipe.pair_sampler.params.views()) + len(recipe.losses)
     base, changes = changes_from_base(merged, recipe)
     rows = change_table(changes, max(MIN_CHANGES, SCREEN - other_lines))
     print_block(f"Changes from {base or 'the defaults'}", rows, out)
@@ -56,7 +58,7 @@ def print_block(title: str, content: Table, out: Console) -> None:
     out.print(Padding(content, (0, 0, 0, 2), expand=False))
 
 
-def cost_table(plan: Plan, folder: Path) -> Table:
+def cost_table(plan: Plan, recipe: Recipe, on: Devices | None, folder: Path) -> Table:
     """Return parameters, FLOPs, time and memory, one line each, with their parts."""
     heads = [f"{format_si(count)} in heads of {label}" for label, count in plan.heads_parameters.items() if count != 0]
     teacher = [f"{format_si(plan.teacher_parameters)} in the teacher"] if plan.teacher_parameters != 0 else []
@@ -70,9 +72,43 @@ def cost_table(plan: Plan, folder: Path) -> Table:
     samples = f"{plan.sampled:,} images at the end, {format_si(plan.sampling_flops_per_image, 'FLOPs')} each"
     rows.add_row("sampling", format_si(plan.sampling_flops, "FLOPs"), samples)
     rows.add_row("time", *time_estimate(plan, folder))
-    parts = ", ".join(f"{format_si(size, 'B')} {name}" for name, size in asdict(plan.memory).items() if size != 0)
-    rows.add_row("memory", format_si(plan.memory.total, "B"), parts)
+    if on:
+        rows.add_row(f"on {on}", *time_on(plan, recipe, on))
+    rows.add_row("memory", format_si(plan.memory.total, "B"), memory_parts(plan, recipe, on))
     return rows
+
+
+def memory_parts(plan: Plan, recipe: Recipe, on: Devices | None) -> str:
+    """Return what takes memory, in which processes, and on which device it does not fit."""
+    parts = ", ".join(f"{format_si(size, 'B')} {name}" for name, size in asdict(plan.memory).items() if size != 0)
+    each = f"in each of {plan.processes} processes ({recipe.train.distributed}): " if plan.processes > 1 else ""
+    too_much = on is not None and plan.memory.total is not None and plan.memory.total > on.model.memory
+    has = f"; too much for {on.model.name}, which has {format_si(on.model.memory, 'B')}" if on and too_much else ""
+    return f"{each}{parts}{has}"
+
+
+def stated_times(plan: Plan, recipe: Recipe, on: Devices) -> dict[str, Any]:
+    """Return the estimate for named devices, for JSON. None: not known."""
+    precision = recipe.train.precision
+    return {
+        "devices": str(on),
+        "peak_flops": on.model.peak.get(precision),
+        "fraction": FRACTION,
+        "training_seconds": on.seconds(plan.training_flops, precision),
+        "sampling_seconds": on.seconds(plan.sampling_flops, precision),
+    }
+
+
+def time_on(plan: Plan, recipe: Recipe, on: Devices) -> tuple[str, str]:
+    """Return the training time on named devices, and what it assumes."""
+    estimate, precision = stated_times(plan, recipe, on), recipe.train.precision
+    if estimate["training_seconds"] is None:
+        what = "FLOPs are not stated" if plan.training_flops is None else f"no figure for {precision}"
+        return "unknown", what
+    sampling = format_duration(estimate["sampling_seconds"]) if estimate["sampling_seconds"] is not None else "unknown"
+    peak = f"{FRACTION:.0%} of {format_si(estimate['peak_flops'], 'FLOP/s')} each ({precision})"
+    note = f"of training, {sampling} for the images at the end; at {peak}: stated, not measured"
+    return format_duration(estimate["training_seconds"]), note
 
 
 def time_estimate(plan: Plan, folder: Path) -> tuple[str, str]:
@@ -194,7 +230,14 @@ def default_value(recipe: Recipe, key: Key) -> Any:
 
 
 def plan_notes(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, str]]:
-    """Yield warnings, keys without effect and components that state no cost, each with the style to print it in."""
+    """Yield declared facts, warnings, keys without effect and components that state no cost, each with the style to
+    print it in.
+    """
+    if recipe.declared:
+        text = (
+            "facts of the data are declared in the recipe, not read, and no codec is read: the run will have another id"
+        )
+        yield f"{text} ({recipe.declared})", "yellow"
     for warning in (*recipe.warnings, *plan.notes):
         yield f"warning: {warning}", "yellow"
     if idle := [key for key in recipe.idle if not any(key in text for text in recipe.warnings)]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Annotated, Any, Self
 
@@ -76,6 +77,36 @@ class ColourParams(Params):
     def map(self) -> ColourMap:
         """Return the map as facts hold it."""
         return ColourMap(self.factor, self.weights, self.offset, self.r2)
+
+
+class DeclaredLatents(Params):
+    """Facts of a cache of latents, for its plan before it exists."""
+
+    image: tuple[Size, Size, Size] = Field(strict=False, description="C, h and w of the latents.")
+    classes: int = Field(ge=0, le=10**6, description="Number of classes; 0: unconditional.")
+    images: int = Field(ge=1, le=10**12, description="How many images are encoded.")
+    mean: tuple[float, ...] = Field(strict=False, description="Mean of each channel, scaled.")
+    std: tuple[Spread, ...] = Field(strict=False, description="Standard deviation of each channel, scaled.")
+
+    @model_validator(mode="after")
+    def _refuse_other_channels(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.image[0]:
+            given = f"mean has {len(self.mean)} numbers and std {len(self.std)}"
+            raise ValueError(f"{given}, for {self.image[0]} channels")
+        return self
+
+    def facts(self, path: str, *, holdout: float) -> DataFacts:
+        """Return the facts of the cache that will be at `path`. Its fingerprint, and so the run id, will differ."""
+        test = round(self.images * holdout)
+        known = DeclaredParams(
+            image=self.image,
+            classes=self.classes,
+            mean=self.mean,
+            std=self.std,
+            train_images=self.images - test,
+            latents=True,
+        )
+        return replace(known.facts(), test_size=test, source=f"declared, since {path} does not exist")
 
 
 class DeclaredParams(DatasetParams):

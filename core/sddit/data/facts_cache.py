@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from sddit import __version__
 from sddit.errors import SdditError
 from sddit.storage.atomic import open_file, replace_file, staged_name
 
+Value = TypeVar("Value")
 FORMAT = 2  # of an entry
 MAX_BYTES = 2**24  # of an entry
 
@@ -28,45 +29,43 @@ def cached(key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     An entry holds a checksum of its key and value. One that is damaged, edited or not a regular file is computed again,
     with a warning, and replaced. Without a usable cache folder the value is computed each time.
     """
-    name = json.dumps([__version__, FORMAT, key])
-    folder = cache_folder()
-    if folder is None:
-        return compute()
-    path = folder / f"{_digest(name)}.json"
-    try:
-        return _read_entry(path, name)
-    except (FileNotFoundError, NotADirectoryError):
-        value = compute()
-    except (OSError, ValueError, RecursionError) as unusable:
-        reason = getattr(unusable, "strerror", None) or str(unusable)
-        warnings.warn(f"cached facts are not used, and are computed again: {path}: {reason}", stacklevel=2)
-        value = compute()
-    text = json.dumps(value)
-    with suppress(OSError, SdditError):
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps({"value": value, "checksum": _digest(name + text)}).encode())
-    return value
+    return _cached(key, compute, "json", _read_entry, _write_entry)
 
 
 def cached_arrays(key: Any, compute: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     """Return `compute()`, or its earlier result for this `key`, as `cached` does: arrays of numbers by their names."""
+    return _cached(key, compute, "arrays", _read_arrays, _write_arrays)
+
+
+def _cached(
+    key: Any,
+    compute: Callable[[], Value],
+    suffix: str,
+    read: Callable[[Path, str], Value],
+    write: Callable[[Path, str, Value], None],
+) -> Value:
     name = json.dumps([__version__, FORMAT, key])
     folder = cache_folder()
     if folder is None:
         return compute()
-    path = folder / f"{_digest(name)}.arrays"
+    path = folder / f"{_digest(name)}.{suffix}"
     try:
-        return _read_arrays(path, name)
+        return read(path, name)
     except (FileNotFoundError, NotADirectoryError):
         value = compute()
     except (OSError, ValueError, EOFError, RecursionError, MemoryError) as unusable:
         reason = getattr(unusable, "strerror", None) or str(unusable)[:200]
-        warnings.warn(f"cached arrays are not used, and are computed again: {path}: {reason}", stacklevel=2)
+        warnings.warn(f"cached facts are not used, and are computed again: {path}: {reason}", stacklevel=3)
         value = compute()
     with suppress(OSError, SdditError):
         folder.mkdir(parents=True, exist_ok=True)
-        _write_arrays(path, name, value)
+        write(path, name, value)
     return value
+
+
+def _write_entry(path: Path, name: str, value: dict[str, Any]) -> None:
+    checksum = _digest(name + json.dumps(value))
+    replace_file(path, json.dumps({"value": value, "checksum": checksum}).encode())
 
 
 def _read_arrays(path: Path, name: str) -> dict[str, NDArray[Any]]:

@@ -36,7 +36,7 @@ from sddit.interfaces.params import settings_json
 from sddit.plugins.host import registry
 from sddit.progress import Progress
 from sddit.recipes.image_source import component_of_words, dataset_of, recipe_of, settings_in
-from sddit.storage.output_folder import only_writer
+from sddit.storage.lock import only_writer
 from sddit.storage.run_folder import ensure_directory
 from sddit.training.environment import choose_device
 

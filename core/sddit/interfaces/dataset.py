@@ -57,6 +57,13 @@ class DatasetParams(Params):
         """Return shape, classes, sizes, fingerprint, mean and std. Raises SdditError for missing or unusable data."""
         raise NotImplementedError
 
+    def declared_facts(self) -> DataFacts | None:
+        """Return what the recipe declares of data that do not exist yet; None: they exist, or it declares nothing.
+
+        Only a plan uses it: `sddit-run -n`.
+        """
+        return None
+
     def encoded_images(self) -> EncodedImages | None:
         """Return which images these latents were encoded from; None for pixels, and if it is not known."""
         return None

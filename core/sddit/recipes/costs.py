@@ -7,11 +7,11 @@ teacher's view once. A component that states no cost leaves the sums it belongs 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import or_
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sddit.diffusion.masking import keep_count
 from sddit.interfaces import Cost, Network, Selected, ViewSpec, Want
@@ -19,6 +19,8 @@ from sddit.recipes.recipe import Recipe
 from sddit.value_schedules import Ramp, extremes, step_of, value_at
 
 N = TypeVar("N", int, float)
+
+Distributed = Literal["ddp", "fsdp"]
 
 TRAINING = {"student": 3, "teacher": 1}
 """Cost of a training pass of a view, in forward passes."""
@@ -47,18 +49,38 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes at the peak of a training step on one device. None: not stated."""
+    """Bytes at the peak of a training step in one process, which has a device of its own. None: not stated."""
 
     weights: int | None
     gradients: int | None
     optimizer: int | None
     averages: int | None  # the [ema] copies
     teacher: int | None
-    activations: int | None  # of one micro-batch, kept for the backward pass
+    activations: int | None  # of its images of one micro-batch, kept for the backward pass
+
+    def per_process(self, processes: int, distributed: Distributed) -> Memory:
+        """Return what each of several processes holds of this, the memory of a single one.
+
+        Each has an equal part of the images, so activations are divided by N, the number of processes. With ddp, the
+        rest is whole on every process, and there are gradients once more, in the buckets that are averaged. With fsdp,
+        each holds 1/N of weights, gradients, optimizer states, averages and teacher. Not counted: the blocks that fsdp
+        gathers while they compute, buffers, the allocator's reserve, and what the CUDA context takes.
+        """
+        activations = divided(self.activations, processes)
+        if distributed == "fsdp":
+            sizes = {name: divided(size, processes) for name, size in asdict(self).items()}
+            return Memory(**{**sizes, "activations": activations})
+        copies = 2 if processes > 1 else 1
+        return replace(self, gradients=_times(self.gradients, copies), activations=activations)
 
     @property
     def total(self) -> int | None:
         return _sum(asdict(self).values())
+
+
+def divided(size: int | None, parts: int) -> int | None:
+    """Return the largest of equal parts."""
+    return None if size is None else -(-size // parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +100,8 @@ class Plan:
     course: tuple[float | None, ...]  # FLOPs of a step in equal parts of the run: one part if all steps cost the same
     sampling_flops_per_image: float | None
     sampled: int  # images generated at the end
-    memory: Memory
+    processes: int
+    memory: Memory  # of one process
     not_stated: tuple[str, ...]
     notes: tuple[str, ...]
     flops_per_image: float | None  # of one training step, backward included
@@ -132,7 +155,8 @@ def plan(recipe: Recipe) -> Plan:
         course=tuple(_times(_sum(one.flops for one in step), train.batch) for step in zip(*passes, strict=True)),
         sampling_flops_per_image=per_sample,
         sampled=recipe.evaluate.samples,
-        memory=memory,
+        processes=recipe.processes,
+        memory=memory.per_process(recipe.processes, train.distributed),
         not_stated=tuple(stated.missing),
         notes=(checkpointing,) if train.activation_checkpointing else (),
         flops_per_image=per_image,

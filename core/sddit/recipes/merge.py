@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sddit.errors import Problem, error, expand_user, raise_all
+from sddit.errors import Problem, error, expand_user, expand_variable, raise_all
 from sddit.recipes.parsing import Source, odd_values, parse_value, quoted, read, shown
 from sddit.recipes.search import find, name_of, refuse_broken_link, shipped, to_extend
 
@@ -61,6 +61,7 @@ class Merged:
     origins: dict[str, Origin] = field(default_factory=dict)  # of every table and value, by dotted key
     plugins: list[Plugin] = field(default_factory=list)
     overrides: tuple[str, ...] = ()  # of the command line, as typed
+    planned: bool = False  # only a plan is made: facts of data that do not exist may be declared
 
     @property
     def command(self) -> str:
@@ -81,10 +82,14 @@ class Merged:
         return self.origins[key].place if key else shown(self.path) if self.path else ""
 
     def absolute(self, key: str, path: str) -> str:
-        """Return the absolute form of the path set for `key`, which is relative to the file that sets it."""
+        """Return the absolute form of the path set for `key`, which is relative to the file that sets it.
+
+        It may begin with `~`, or with an environment variable, `$NAME/`.
+        """
         origin = self.origins.get(key)
         folder = origin.folder if origin else Path()
-        return os.path.normpath((folder / expand_user(path, key)).absolute())
+        where = f"{self.place(key)} ({key})"
+        return os.path.normpath((folder / expand_user(expand_variable(path, where), where)).absolute())
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Merged:

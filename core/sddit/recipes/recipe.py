@@ -41,6 +41,7 @@ class Recipe:
     ema: Mapping[str, EmaSettings]
     evaluate: EvaluateSettings
     facts: face.DataFacts
+    declared: str = ""  # of a plan: which facts it has from the recipe, because the data do not exist; empty: none
     codec: Selected[face.CodecParams] | None = None  # that decodes samples of latents; None: none
     start: StartSettings | None = None  # the weights to start from; None: new ones
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> where its value came from

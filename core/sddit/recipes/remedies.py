@@ -51,8 +51,11 @@ def with_plan_command(problem: Problem, merged: Merged) -> Problem:
     """Return the problem of a missing cache of latents with the command that plans the recipe without it."""
     if problem.code != NO_CACHE:
         return problem
-    kept = [text for text in merged.overrides if not text.startswith("dataset.")]
     name = name_of(merged.path) if merged.path else "RECIPE"
-    command = shlex.join(["sddit-run", "-n", name, *kept, *PLANNED_DATA])
-    what = "To plan without the data, with your shape and classes:"
+    if "declared" in merged.tables["dataset"]:
+        command, what = shlex.join(["sddit-run", "-n", name, *merged.overrides]), "To plan without the data:"
+    else:
+        kept = [text for text in merged.overrides if not text.startswith("dataset.")]
+        command = shlex.join(["sddit-run", "-n", name, *kept, *PLANNED_DATA])
+        what = "To plan without the data, with your shape and classes:"
     return replace(problem, fix=f"{problem.fix}. {what}  {command}".removeprefix(". "))

@@ -43,6 +43,8 @@ STATED = ("name", "data", "code", "processes", RUN_IDS)
 
 FIRST_NUMERICS = "0.1.0"
 
+NO_WEIGHTS = "SD-D351"
+
 MEASURED = "measured"
 MAX_DIFFERENCE = 0.1
 """Maximum relative difference between sigma_data and the measured value without a warning."""
@@ -138,12 +140,15 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     }
     features = selector.features(tables["evaluate"].features, labelled["features"]) if tables["evaluate"] else {}
     seed, name, start = _seed(selector), _name(selector), _start(selector)
-    facts = _facts(selector, slots)
+    declared = _declared_facts(selector, slots)
+    facts = declared or _facts(selector, slots)
     if selector.is_blocked:
         raise_all(selector.problems())
     assert facts is not None  # what is missing has left a problem
 
-    facts = _with_decoder(facts, slots.get("codec"))
+    facts = _with_decoder(facts, slots.get("codec"), is_read=not declared)
+    if declared:
+        slots.pop("codec", None)  # no check of it can be made without the data
     std = seen_std(slots["dataset"].params, facts)
     slots["noise_schedule"], measured, warnings = _with_measured(selector, slots["noise_schedule"], std)
     qualified = tuple(
@@ -164,6 +169,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         features=features,
         ema=ema,
         facts=facts,
+        declared=merged.place("dataset.declared") if declared else "",
         start=start,
         processes=_processes(merged),
         plugin_digests=code_of(selector),
@@ -243,8 +249,17 @@ def _is_folder_name(name: str) -> bool:
     return re.fullmatch(r"\w[\w. -]*", letters) is not None
 
 
+def _declared_facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts | None:
+    """Return the facts that a recipe declares of data that do not exist, if only its plan is asked for."""
+    if not selector.merged.planned or "dataset" not in chosen:
+        return None
+    facts: DataFacts | None = chosen["dataset"].params.declared_facts()
+    return facts
+
+
 def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts | None:
-    if "dataset" not in chosen:
+    selector.add(selector.unknown_places)
+    if "dataset" not in chosen or selector.unknown_places:
         return None
     try:
         facts: DataFacts = chosen["dataset"].params.facts()
@@ -255,12 +270,17 @@ def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts
     return None
 
 
-def _with_decoder(facts: DataFacts, codec: Selected[CodecParams] | None) -> DataFacts:
-    """Name the codec that decodes samples to images. One for previews only decodes none that could be scored."""
+def _with_decoder(facts: DataFacts, codec: Selected[CodecParams] | None, *, is_read: bool) -> DataFacts:
+    """Name the codec that decodes samples to images. One for previews only decodes none that could be scored.
+
+    Its weights may be missing where it is not read, as in a plan whose data are declared.
+    """
     if codec is None or not facts.is_latent:
         return facts
     try:
         decodes = not codec.params.facts(facts).preview_only
+    except SdditError as failure:
+        decodes = not is_read and {problem.code for problem in failure.problems} == {NO_WEIGHTS}
     except Exception:  # the checks refuse a codec that cannot be used
         return facts
     return replace(facts, decoder=codec.component.qualified) if decodes else facts

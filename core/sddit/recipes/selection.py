@@ -35,6 +35,7 @@ SLOTS = {
     "codec": "codecs",
 }
 OPTIONAL = ("codec",)  # slots that may be empty
+DECLARED = ("dataset", "codec")  # slots whose files a plan can do without, if the data set declares its facts
 # Only for what is neutral: these prefer no method.
 DEFAULTS = {"attention": "sdpa", "guidance": "none", "optimizer": "adamw"}
 # Tables of labelled tables, and the registry these choose from.
@@ -52,6 +53,7 @@ class Selector:
         self.host = host
         self.found: dict[Problem, bool] = {}  # whether it blocks; an unknown key does not: its table is checked as well
         self.used: dict[str, str] = {}  # plugin -> its version, or the hash of its file
+        self.unknown_places: list[Problem] = []  # paths that a plan needs only if the data are not declared
         self._broken: set[str] = set()  # the plugins that did not load
         self._use_plugins()
 
@@ -141,7 +143,14 @@ class Selector:
             got = f"{key} = {quoted(table)}"
             self.problem("SD-R103", f"{key!r} must be a table", key, got, f"[{key}]")
             return None
-        settings = {**table, **absolute_paths(model, table, self.merged, key)}
+        try:
+            settings = {**table, **absolute_paths(model, table, self.merged, key)}
+        except SdditError as unknown:
+            if not (self.merged.planned and key in DECLARED):
+                self.add(unknown.problems)
+                return None
+            self.unknown_places += unknown.problems
+            settings = table
         try:
             return validated(
                 model, settings, table=key, where=self.merged.place, fix=fix, also=also, typed=self.merged.typed

@@ -21,8 +21,8 @@ from sddit.verify.leak_detector import leak
 
 BASE_FOLDER = "base"
 """Folder of the recipes that others extend."""
-EXTERNAL_CODES = ("SD-D", "SD-C")
-"""Prefixes of the codes of data and start weights that are missing."""
+EXTERNAL_CODES = ("SD-D", "SD-C", "SD-R140")
+"""Prefixes of the codes of data, codecs and start weights that are missing, or whose place is not known."""
 MAX_PARAMETERS = 5_000_000
 """Size of a network above which only `--full` tests its recipe."""
 DECLARED_DATA = (
@@ -35,8 +35,8 @@ DECLARED_DATA = (
 """Overrides that replace the data with small latents, whose values are noise."""
 NARROW_NETWORK = ("backbone.size=", "backbone.depth=12", "backbone.width=32", "backbone.heads=4")
 """Overrides that reduce the width. The depth suffices for the decoders and skips of the shipped recipes."""
-WITHOUT_START = "start=false"
-"""Override that removes the run from which a second stage starts."""
+FROM_FILES = ("start", "codec")
+"""Tables of weights that are not shipped: the run that a second stage starts from, and the decoder of latents."""
 
 
 class NoiseImages:
@@ -94,6 +94,7 @@ def available_recipe(path: Path) -> Recipe | None:
 
 def narrow_recipe(path: Path) -> Recipe:
     """Return a recipe with other data, a narrow network and random start weights, but its own losses and views."""
-    has_start = "start" in load(path).tables
-    recipe = resolve(path, (*DECLARED_DATA, *NARROW_NETWORK, *((WITHOUT_START,) if has_start else ())))
+    tables = load(path).tables
+    removed = [f"{table}=false" for table in FROM_FILES if table in tables]
+    recipe = resolve(path, (*DECLARED_DATA, *NARROW_NETWORK, *removed))
     return replace(recipe, name=f"{recipe.name}, narrow and on noise")

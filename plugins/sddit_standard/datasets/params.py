@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from sddit.data.declared import DeclaredLatents
 from sddit.errors import Problem
 from sddit.interfaces import DataFacts, DatasetParams, EncodedImages, RecipeView
 
@@ -236,12 +237,25 @@ class LatentsParams(ImageParams):
         "the cache says they are.",
         json_schema_extra={"path": True, "free": True, "omit_default": True},
     )
+    declared: DeclaredLatents | None = Field(
+        None,
+        description="Facts of the cache, with which sddit-run -n plans while there is nothing at path.",
+        json_schema_extra={"free": True, "omit_default": True},
+    )
 
     def idle(self, recipe: RecipeView) -> Iterable[str]:
         return ("holdout",) if self.encoded_images() else ()
 
+    def declared_facts(self) -> DataFacts | None:
+        if self.declared is None or Path(self.path).exists():
+            return None
+        return self.declared.facts(self.path, holdout=self.holdout)
+
     def encoded_images(self) -> EncodedImages | None:
         from sddit_standard.datasets.latent_facts import encoded_images
+
+        if self.declared_facts() is not None:
+            return None
 
         return encoded_images(self.path, self.images)
 
@@ -257,7 +271,7 @@ class LatentsParams(ImageParams):
         """Latents that are mirrored already are not mirrored again."""
         from sddit.data.latents import read_index
 
-        if self.flip and (stored := read_index(self.path).index.flip) != "none":
+        if self.flip and self.declared_facts() is None and (stored := read_index(self.path).index.flip) != "none":
             yield Problem(
                 "SD-R108",
                 "these latents were mirrored before they were encoded",

@@ -19,6 +19,7 @@ from sddit import generation
 from sddit.cli.commands.explain import EXITS
 from sddit.cli.output import setting_text
 from sddit.errors import catalogue
+from sddit.storage.lock import only_writer
 from sddit.storage.sample_parts import SampleParts
 from sddit.testing import TOY_PAIR_RECIPE
 
@@ -329,6 +330,9 @@ def test_sample_continues_after_a_kill(sddit_run, trained, monkeypatch):
     other = sddit_run(*words[:-1], "5")
     assert "drawn-3.npz" in other.stdout
     assert len(generated) == 6, "another request continues nothing"
+    with only_writer(samples / "drawn-2.parts"):
+        busy = sddit_run(*words)
+        assert (busy.status, "SD-F715" in busy.stderr) == (8, True)
     generated.clear()
     assert "drawn-2.npz" in sddit_run(*words).stdout
     assert len(generated) == 6, "the images of the first seed are kept"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -99,6 +100,31 @@ def test_memory_by_hand(resolved: Resolve, base: str, precision: str, weight: in
     assert memory.teacher == made.teacher_parameters * weight
     assert memory.activations == (body.activations + head.activations) * 2 * number
     assert memory.total == sum(getattr(memory, name) or 0 for name in memory.__slots__)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_memory_of_one_of_several_processes(resolved: Resolve, base: str, processes: int) -> None:
+    """Activations are shared in any case; the rest is shared by fsdp only, and ddp has gradients twice."""
+    recipe = resolved(base, *PAIR, "train.batch=12", "ema.a.decay=0.5")
+    shared = resolved(base, *PAIR, "train.batch=12", "ema.a.decay=0.5", "train.distributed=fsdp")
+    alone = plan(recipe).memory
+    ddp = plan(replace(recipe, processes=processes)).memory
+    fsdp = plan(replace(shared, processes=processes)).memory
+    assert alone.activations and ddp.activations == fsdp.activations == alone.activations // processes
+    assert ddp.gradients == (alone.gradients or 0) * (2 if processes > 1 else 1)
+    for name in ("weights", "optimizer", "averages", "teacher"):
+        whole = getattr(alone, name)
+        assert whole > 0
+        assert getattr(ddp, name) == whole
+        assert getattr(fsdp, name) == -(-whole // processes)
+    assert fsdp.gradients == fsdp.weights
+    assert plan(replace(shared, processes=processes)).processes == processes
+    assert (ddp == fsdp == alone) == (processes == 1)
+
+
+def test_memory_that_is_not_stated_stays_so(resolved: Resolve, base: str) -> None:
+    unpriced = replace(resolved(base, "loss.extra.name=unpriced", "train.distributed=fsdp"), processes=2)
+    assert (plan(unpriced).memory.gradients, plan(unpriced).memory.total) == (None, None)
 
 
 def test_activations_are_those_of_the_largest_view(resolved: Resolve, base: str) -> None:

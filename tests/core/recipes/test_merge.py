@@ -315,3 +315,17 @@ def test_only_the_first_sign_of_equality_parts_key_and_value() -> None:
 def test_settings_stay_where_the_name_means_the_same_component(old: str, new: str, kept: bool) -> None:
     tables = laid({"loss": {"a": {"name": old, "x": 1}}}, {"loss": {"a": {"name": new}}})
     assert tables == {"loss": {"a": {"name": new, **({"x": 1} if kept else {})}}}
+
+
+def test_a_path_may_begin_with_an_environment_variable(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_DATA", "/data/sets")
+    merged = load(write("sub/a.toml", "[t]\npath = '$SOME_DATA/x'\n"))
+    here = Path.cwd() / "sub"
+    assert merged.absolute("t.path", "$SOME_DATA/x") == "/data/sets/x"
+    assert merged.absolute("t.path", "$SOME_DATA") == "/data/sets"
+    assert merged.absolute("t.path", "${SOME_DATA}/x") == "/data/sets/x"
+    for literal in ("x/$SOME_DATA", "./$SOME_DATA", "$SOME_DATA.zip", "${SOME_DATA/x"):
+        assert merged.absolute("t.path", literal) == str(here / literal)
+    monkeypatch.setenv("SOME_DATA", "")
+    with pytest.raises(SdditError, match=r"SD-R140(.|\n)*SOME_DATA is not set(.|\n)*a\.toml:2 \(t\.path\)"):
+        merged.absolute("t.path", "$SOME_DATA/x")

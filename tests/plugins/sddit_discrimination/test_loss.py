@@ -504,7 +504,7 @@ def test_cost_equals_counted_flops(keys: dict[str, object]) -> None:
     student = given.cost(Width(), shapes, ViewSpec("student"), num_kept)
     teacher = given.cost(Width(), shapes, ViewSpec("teacher", "teacher"), N)
     assert student.parameters == sum(p.numel() for p in term.parameters())
-    assert teacher.parameters == 0 and teacher.activations == 0
+    assert teacher.parameters == student.parameters and teacher.activations == 0  # an average of the same head
     assert student.flops == pytest.approx(counted["student"], rel=0.01)
     assert teacher.flops == pytest.approx(counted["teacher"], rel=0.01)
     assert student.flops < teacher.flops or not given.patch_weight

@@ -150,7 +150,7 @@ def rebase(merged: Merged, changes: Iterable[ArmChange]) -> Merged:
             folder, where = merged.origins[given].folder, merged.place(given)
             parents = chain(parent_of(folder, change.table[EXTENDS], where), where)
             own = itertools.dropwhile(lambda file: TABLE not in file.tables, chain(merged.path))
-            return stacked(merged.path, [*parents, *own], merged.overrides)
+            return replace(stacked(merged.path, [*parents, *own], merged.overrides), planned=merged.planned)
     return copy.deepcopy(merged)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sddit.cli.options import PathOption, RunOptions, SdditCommand, device_option
+from sddit.cli.options import PathOption, RunOptions, SdditCommand, device_option, named_devices
 from sddit.cli.output import (
     console,
     current_state,
@@ -37,7 +37,7 @@ FULL_HASH = "dataset.full_hash=true"
 EXAMPLES = """
 sddit-run quickstart                       a shipped recipe by its name
 sddit-run recipes/quickstart.toml train.steps=200 seed=1
-sddit-run -n quickstart                    cost, memory, views, changes
+sddit-run -n quickstart --on 8xH100        cost, memory, views, changes
 sddit-run recipes/ablations/mask_ratio.toml --jobs 2
 """
 
@@ -63,12 +63,11 @@ class RunCommand(SdditCommand):
 @click.option(
     "--allow-change", "allow", multiple=True, metavar="KEY", help="With --resume: a key that may differ. Repeatable."
 )
+@click.option("--nproc", metavar="N", type=click.IntRange(1), help="Processes, one per GPU.  [default: 1]")
 @click.option(
-    "--nproc", metavar="N", type=click.IntRange(1), help="Processes on this machine, one per GPU.  [default: 1]"
+    "--on", metavar="DEVICES", callback=named_devices, help="With -n: estimate hours on devices by name: 8xH100."
 )
-@click.option(
-    "--jobs", metavar="N", type=click.IntRange(1), help="Ablations only: runs to execute in parallel.  [default: 1]"
-)
+@click.option("--jobs", metavar="N", type=click.IntRange(1), help="Ablations only: runs in parallel.  [default: 1]")
 @click.option("--only", metavar="ID", help="Ablations only: execute this run, in this process.")
 @click.option("--no-reuse", is_flag=True, help="Ablations only: train every run again, in a new folder.")
 @click.option("--full-hash", is_flag=True, help="Look for changed data in all bytes of the files.")
@@ -86,6 +85,7 @@ def run(source: str, overrides: tuple[str, ...], full_hash: bool, **flags: Any) 
         host().announce = notice
     host().raise_for_builtins()
     merged = load(source, (*overrides, *((FULL_HASH,) if full_hash else ())))
+    merged.planned = options.dry_run
     if full_hash:
         refuse_full_hash(merged)
     if not is_ablation(merged):
@@ -123,8 +123,10 @@ def run_recipe(merged: Merged, options: RunOptions) -> None:
     from sddit.recipes.checks import check_device, check_processes
     from sddit.recipes.resolve import resolve_merged
 
-    recipe = replace(resolve_merged(merged), processes=options.nproc or processes.world_size())
+    recipe = replace(resolve_merged(merged), processes=options.processes)
     raise_all(check_device(recipe, options.device))
+    if recipe.processes > 1:
+        raise_all(check_processes(recipe, recipe.processes))
     if options.dry_run:
         if reason := unavailable_reason(options.device):  # the plan may be for another machine
             warning = f"--device {options.device} is not available on this machine: {reason}"
@@ -132,7 +134,6 @@ def run_recipe(merged: Merged, options: RunOptions) -> None:
         show_recipe_plan(merged, recipe, options)
         return
     if options.nproc is not None and options.nproc > 1:
-        raise_all(check_processes(recipe, options.nproc))
         from sddit.cli.launch import launch
 
         release_stdout()  # the ranks write to it, each as this process would
@@ -232,7 +233,7 @@ def refuse_unknown_word(word: str) -> None:
 
 def show_recipe_plan(merged: Merged, recipe: Recipe, options: RunOptions) -> None:
     """Print the plan of one run: a summary, every value (--all), or JSON."""
-    from sddit.cli.plan_view import plan_notes, print_all_values, print_summary
+    from sddit.cli.plan_view import plan_notes, print_all_values, print_summary, stated_times
     from sddit.recipes.costs import plan
 
     planned = plan(recipe)
@@ -242,6 +243,8 @@ def show_recipe_plan(merged: Merged, recipe: Recipe, options: RunOptions) -> Non
                 **planned.to_json(),
                 "recipe": recipe.to_json(),
                 "origins": dict(recipe.origins),
+                "declared": recipe.declared,
+                **({"on": stated_times(planned, recipe, options.on)} if options.on else {}),
                 "warnings": list(recipe.warnings),
                 "idle": list(recipe.idle),
             }
@@ -251,6 +254,6 @@ def show_recipe_plan(merged: Merged, recipe: Recipe, options: RunOptions) -> Non
     if options.show_all:
         print_all_values(recipe, out)
         out.print()
-    print_summary(planned, merged, recipe, options.out, out)
+    print_summary(planned, merged, recipe, options, out)
     for text, style in plan_notes(recipe, planned):
         out.print(printable(text), style=style, soft_wrap=True)

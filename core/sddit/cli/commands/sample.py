@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,9 +127,8 @@ def draw(
     Samples are images in `drawn-N.npz`, latents in `drawn-N.safetensors`, or both. N is the next free number, or that
     of the same command that was interrupted: it continues.
     """
-    from sddit.evaluation.sample_images import Numbers, kept_results, sample_files
-    from sddit.generation import IMAGES, LATENTS
-    from sddit.storage.atomic import replace_file, write_file
+    from sddit.evaluation.sample_images import kept_results
+    from sddit.storage.lock import only_writer
     from sddit.storage.sample_parts import SampleParts
 
     recipe, per_seed = samplings[0].recipe, len(samplings[0].request.ids)
@@ -139,11 +138,26 @@ def draw(
     elif recipe.facts.latent_scale is None:
         notice("the scale of these latents is not known: the file holds them as scaled_latents; divide by the scale")
     parts = SampleParts(*place_for(folder, samplings))
-    for index, sampling in enumerate(samplings):
-        start = min(max(parts.count - index * per_seed, 0), per_seed)
-        for _, results in sampling.parts(converts, progress, start):
-            parts.append(results)
-    progress.end_stage()
+    with only_writer(parts.folder):
+        for index, sampling in enumerate(samplings):
+            start = min(max(parts.count - index * per_seed, 0), per_seed)
+            for _, results in sampling.parts(converts, progress, start):
+                parts.append(results)
+        progress.end_stage()
+        paths = write_drawn(parts, samplings, converts, classes)
+        parts.remove()
+    return paths
+
+
+def write_drawn(
+    parts: SampleParts, samplings: Sequence[Sampling], converts: Mapping[str, Convert], classes: Sequence[int]
+) -> list[Path]:
+    """Write the grid and the samples next to their parts."""
+    from sddit.evaluation.sample_images import Numbers, sample_files
+    from sddit.generation import IMAGES, LATENTS
+    from sddit.storage.atomic import replace_file, write_file
+
+    recipe = samplings[0].recipe
     requests = [sampling.request for sampling in samplings]
     numbers = Numbers(
         [label for request in requests for label in request.labels],
@@ -157,7 +171,6 @@ def draw(
     replace_file(paths[0], grid_of(parts, shown, classes, len(samplings), recipe))
     for path, write in zip(paths[1:], files.values(), strict=True):
         write_file(path, write)
-    parts.remove()
     return paths
 
 
@@ -165,7 +178,8 @@ def place_for(folder: Path, samplings: Sequence[Sampling]) -> tuple[Path, dict[s
     """Return the folder for the parts of samples, and their identity: an interrupted one of the same, or a free one."""
     from sddit.storage.sample_parts import find_parts
 
-    identity = {"samplings": [sampling.identity() for sampling in samplings]}
+    requests = [sampling.request.digest() for sampling in samplings]  # of the same weights and recipe
+    identity = {**samplings[0].identity(), "requests": requests}
     taken = [int(match[1]) for p in folder.glob("drawn-*") if (match := re.fullmatch(r"drawn-(\d+)", p.stem))]
     free = folder / f"drawn-{max(taken, default=0) + 1}.parts"
     return find_parts(sorted(folder.glob("drawn-*.parts")), identity) or free, identity

@@ -45,6 +45,7 @@ from sddit_standard.datasets.params import DigitsParams, LatentsParams
 
 SCALE = 0.18215
 MEANS, STDS = (np.array(values)[:, None, None] for values in ([5.81, 3.25, 0.12, -2.15], [4.17, 4.62, 3.71, 3.28]))
+ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1"]
 SMALL = "\n[evaluate]\nsamples = 6\npreviews = 1\nper_class = 2\n"
 
 
@@ -303,14 +304,19 @@ def test_the_features_of_latents_are_not_extracted_from_python_either(cache: Pat
         extract_split(latents(LatentsParams(path=str(cache)), split="train"), {}, 8)
 
 
-def test_shipped_recipes_on_latents_score_and_rank_nothing() -> None:
+def test_shipped_recipes_on_latents_score_and_rank_decoded_samples_only() -> None:
     folder = shipped()
     paths = [*(folder / "imagenet256").glob("*.toml"), *(folder / "ablations/imagenet256").glob("*.toml")]
     assert len(paths) > 30
+    scored = []
     for path in [*paths, folder / "base/imagenet256.toml"]:
         tables = load(path).tables
-        assert not tables["evaluate"].get("features") and not tables.get("ablation", {}).get("metrics"), path
-        assert "samples.npz" not in path.read_text()
+        assert tables["codec"]["name"] == "diffusers", path
+        if tables["evaluate"].get("features") or tables.get("ablation", {}).get("metrics"):
+            scored.append(path.parent.parent.name)
+            with pytest.raises(SdditError, match="SD-T912"):
+                expand(load(path, [*ELSEWHERE, "codec=false"]))
+    assert set(scored) == {"ablations"} and len(scored) == 8
 
 
 def test_an_ablation_ranks_by_no_score_of_latents(recipe_file: Path, tmp_path: Path) -> None:
@@ -331,16 +337,20 @@ def test_an_ablation_ranks_by_no_score_of_latents(recipe_file: Path, tmp_path: P
 def test_a_missing_cache_names_its_folder_the_key_and_the_command_that_plans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[str], Said]
 ) -> None:
-    """Also where a user's recipe elsewhere extends a shipped one, whose path is relative to the shipped file."""
+    """The recipe that declares the facts of its cache needs no other words than -n; another one needs all of them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDDIT_DATA", str(tmp_path / "data"))
     Path("mine.toml").write_text('extends = "imagenet256/dit-s8"\n')
-    for line in ("-n mine.toml train.batch=64 dataset.flip=true", "-n imagenet256/dit-s8 train.batch=64"):
+    Path("undeclared.toml").write_text('extends = "imagenet256/dit-s8"\ncodec = false\ndataset.declared = false\n')
+    for line in ("mine.toml train.batch=64", "imagenet256/dit-s8 train.batch=64", "undeclared.toml train.batch=64"):
         said = call(line)
         assert said.status == 4
-        assert re.search(r"got: +/.*/data/imagenet256-latents: no such folder", said.stderr)
+        assert f"got:    {tmp_path}/data/imagenet256-latents: no such folder" in said.stderr
         assert "dataset.path=FOLDER" in said.stderr
-        command = re.search(r"sddit-run (-n .*dataset.classes=1000)", said.stderr)
-        assert command and "train.batch=64" in command[1]
+        command = re.search(r"sddit-run (-n .*)", said.stderr)
+        assert command and command[1].split()[2] == "train.batch=64"
+        assert ("dataset.classes=1000" in command[1]) == line.startswith("undeclared")
         planned = call(shlex.join(shlex.split(command[1])))
         assert planned.status == 0, planned.stderr
         assert "4x32x32" in planned.stdout
+    assert call("-n undeclared.toml").status == 4
