@@ -63,7 +63,7 @@ ALLOWED = {
     ): "rank 0, at the address that is given to several processes",
     ("core/sddit/storage/lock.py", "socket"): "the name of this host, in run.lock",
     ("core/sddit/ablations/runner.py", "subprocess"): "the runs of an ablation",
-    ("core/sddit/encoding/workers.py", "subprocess"): "further processes that encode images",
+    ("core/sddit/encoding/workers.py", "subprocess"): "this very module, which encodes a part of the images",
     (
         "plugins/sddit_standard/datasets/parallel_scan.py",
         "subprocess",
@@ -149,6 +149,7 @@ sys.addaudithook(watch)
 
 EVERY_VERB = """
 import itertools, json, pathlib
+import numpy
 import sddit
 import sddit.verify
 from sddit.cli.app import call
@@ -168,12 +169,16 @@ do("plugins"); do("plugins", "--json")
 do("show", "losses"); do("explain", "SD-R102")
 do("sample", run, "--per-class", "1", "--classes", "0")
 do("evaluate", run); do("evaluate", run, "--copies")
+noise = numpy.random.default_rng(0).normal(0, [[[[1]], [[0]]]], (9, 2, 4, 4))
+numpy.savez(here / "part.npz", moments=noise.astype("f4"))
+do("encode", "digits", str(here / "encoded"), "--codec", "tiny_kl", "--nproc", "1", "--allow-implausible")
+common = ["--layout", "mean+std", "--scale", "1", "--encoder", "none"]
+do("pack", str(here / "part.npz"), str(here / "packed"), *common)
 do("reference", run, str(here / "real.npz"), "--inception", str(here / "tiny.toml"))
 for form in ([], ["--markdown"], ["--latex"], ["--csv"]):
     do("table", run, *form)
 do("export", run); do("sample", run + "/export", "--per-class", "1", "--classes", "0")
 do("import", run + "/export/model.safetensors", "--layout", "dit")
-do("encode", "emoji", "latents", "--codec", "tiny_kl", "--nproc", "1", "dataset.size=64")
 do("bench", str(here / "tiny.toml"), "--rounds", "1", "--seconds", "0.01")
 do("verify"); do("new-plugin", "mine"); do("check", "edm"); do("publish", run)
 print(json.dumps({"seen": SEEN, "done": DONE}))

@@ -21,6 +21,7 @@ from sddit.cli.commands.explain import explain
 from sddit.cli.commands.export import export
 from sddit.cli.commands.import_weights import import_weights
 from sddit.cli.commands.new_plugin import new_plugin
+from sddit.cli.commands.pack import pack
 from sddit.cli.commands.plugins import plugins
 from sddit.cli.commands.publish import publish
 from sddit.cli.commands.reference import reference
@@ -42,6 +43,7 @@ COMMANDS = (
     sample,
     evaluate,
     encode,
+    pack,
     reference,
     table,
     publish,

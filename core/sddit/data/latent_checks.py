@@ -17,7 +17,7 @@ from sddit.errors import Problem, error, one_of, raise_all
 
 ALLOW = "allow_implausible"  # key of the index, and argument of `write_cache`
 ALLOWED_IN_INDEX = f'set "{ALLOW}": true in latents.json'
-ALLOWED_WHEN_WRITTEN = f"pass {ALLOW}=True (--allow-implausible of make_latents)"
+ALLOWED_WHEN_WRITTEN = f"pass {ALLOW}=True (--allow-implausible of sddit-run encode and pack)"
 
 NEGATIVE = 'if these are log-variances: "mean+logvar"; if channels are the last axis (NHWC): transpose(0, 3, 1, 2)'
 
@@ -66,7 +66,7 @@ def usable_labels(labels: ArrayLike, classes: int, where: str) -> NDArray[np.int
     highest = max(classes, 1) - 1
     if len(array) and not 0 <= array.min() <= array.max() <= highest:
         got, expect = f"{array.min()} to {array.max()}", f"0 to {highest}"
-        fix = "" if classes else "name the classes: --classes of make_latents, class_names of write_cache"
+        fix = "" if classes else "name the classes: --classes of sddit-run pack, class_names of write_cache"
         raise error("SD-D307", "a label is out of range", where=where, got=got, expect=expect, fix=fix)
     return array.astype(np.int64)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sddit.data.archives import load_arrays
+from sddit.data.latents import Flip
 from sddit.errors import SdditError, error
 from sddit.storage.atomic import read_file
 
-AT_ONCE = 4096  # images of one shard from a folder
+AT_ONCE = 4096  # images of one shard
 MAX_SHOWN = 5
+LISTED = "dataset.json"
+REPA_FOLDER = "vae-sd"
 
 Shard = tuple[NDArray[Any], NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class PartsRequest:
+    """What is asked of a source."""
+
+    labelled: bool  # whether it must have labels; else they may be missing, and are 0 then
+    flip: Flip = "none"
+    channels: int = 4  # of a latent, where the source does not state it
 
 
 def unreadable(what: str, where: Path, *, got: str = "", expect: str = "", fix: str = "") -> SdditError:
@@ -26,21 +39,12 @@ def unreadable(what: str, where: Path, *, got: str = "", expect: str = "", fix: 
     return error("SD-D317", what, where=str(where), got=got[:200], expect=expect, fix=fix)
 
 
-def read_sources(sources: Sequence[Path], *, labelled: bool) -> Iterator[Shard]:
-    """Yield moments and labels, one source after another. Raises SD-D317 for a source that cannot be read.
-
-    Labels may be missing if `labelled` is false: they are 0 then.
-    """
-    for source in sources:
-        if source.is_dir():
-            yield from from_folder(source, labelled=labelled)
-        else:
-            yield from_archive(source, labelled=labelled)
-
-
-def from_archive(source: Path, *, labelled: bool) -> Shard:
+def from_archive(source: Path, request: PartsRequest) -> Iterator[Shard]:
     """Read the moments and labels of an .npz file."""
     what, expect = "not an .npz file of latents", "an .npz file with moments and labels, or a folder"
+    if source.suffix == ".tar":
+        got, fix = "a .tar, whose latents are pickles where MaskDiT wrote it", "give the LMDB that it was made of"
+        raise unreadable(what, source, got=got, expect=expect, fix=fix)
     if not source.is_file():
         got = "not a regular file" if source.exists() else "no such file or folder"
         raise unreadable(what, source, got=got, expect=expect)
@@ -48,19 +52,24 @@ def from_archive(source: Path, *, labelled: bool) -> Shard:
         arrays = load_arrays(source, ("moments", "labels"))
     except (OSError, ValueError) as failure:
         raise unreadable(what, source, got=str(failure), expect=expect) from None
-    missing = [name for name in ("moments", "labels")[: 1 + labelled] if name not in arrays]
+    missing = [name for name in ("moments", "labels")[: 1 + request.labelled] if name not in arrays]
     if missing:
         fix = "save it with numpy.savez(FILE, moments=..., labels=...)"
         fix += ", or omit --classes" if missing == ["labels"] else ""
         what, got = f"no {' and no '.join(missing)} in the file", ", ".join(arrays) or "other arrays"
         raise unreadable(what, source, got=got, expect=expect, fix=fix)
     moments = arrays["moments"]
-    return moments, arrays.get("labels", np.zeros(len(moments) if moments.ndim else 0, dtype=np.int64))
+    yield moments, arrays.get("labels", np.zeros(len(moments) if moments.ndim else 0, dtype=np.int64))
 
 
-def from_folder(folder: Path, *, labelled: bool) -> Iterator[Shard]:
-    """Read EDM2's form: dataset.json lists (file, label); each file holds means and standard deviations [2C, h, w]."""
-    listed = read_list(folder, labelled=labelled)
+def from_folder(folder: Path, request: PartsRequest) -> Iterator[Shard]:
+    """Read EDM2's form: dataset.json lists (file, label); each file holds means and standard deviations [2C, h, w].
+
+    REPA keeps such a folder under the name `vae-sd`, next to the images.
+    """
+    if not (folder / LISTED).exists() and (folder / REPA_FOLDER / LISTED).exists():
+        folder = folder / REPA_FOLDER
+    listed = read_list(folder, labelled=request.labelled)
     for start in range(0, len(listed), AT_ONCE):
         some = listed[start : start + AT_ONCE]
         moments = [read_moments(folder, name) for name, _ in some]
@@ -72,7 +81,7 @@ def from_folder(folder: Path, *, labelled: bool) -> Iterator[Shard]:
 
 def read_list(folder: Path, *, labelled: bool) -> list[tuple[str, int]]:
     """Return the (file, label) pairs of dataset.json. Labels that are null belong to an unlabelled set."""
-    index = folder / "dataset.json"
+    index = folder / LISTED
     what, expect = "not a folder of latents", 'dataset.json with {"labels": [["FILE.npy", CLASS], ...]}'
     try:
         content = json.loads(read_file(index).decode("utf-8-sig"))

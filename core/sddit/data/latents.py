@@ -174,7 +174,7 @@ def read_index(path: str) -> Cache:
             where="dataset.path",
             got=f"{path}: {_what_is_there(root, failure)}"[:400],
             expect=f"a folder with {INDEX} and shards",
-            fix="set dataset.path=FOLDER, or write a cache from arrays with tools/make_latents.py",
+            fix="set dataset.path=FOLDER, or make a cache with sddit-run encode, or sddit-run pack",
         ) from None
     try:
         index = Index.model_validate_json(text)

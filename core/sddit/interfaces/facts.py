@@ -117,6 +117,7 @@ class DataFacts:
     codec_sha256: str = ""  # hash of its weights; empty: none, or not known
     colours: ColourMap | None = None  # for previews of latents; None: pixels, or not fitted
     crop: str = ""  # how images were cut to their size, by name: `adm` is the centre crop of ADM; empty: not known
+    licence: str = ""  # of the images, as the user states it; empty: not stated
 
     @property
     def num_classes(self) -> int:

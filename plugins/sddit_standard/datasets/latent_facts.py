@@ -41,6 +41,7 @@ def latents_facts(path: str, *, posterior: Literal["sample", "mean"], holdout: f
         is_latent=True,
         domain=index.images.domain if index.images else "",
         crop=index.images.crop if index.images else "",
+        licence=index.images.licence if index.images else "",
         latent_scale=index.scale,
         encoder=index.encoder,
         latent_shift=index.shift,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from sddit.data.latent_sources import read_sources
+from sddit.data.latent_parts import layout_of, read_sources
+from sddit.data.latent_sources import PartsRequest
 from sddit.errors import SdditError
 
-ROOT = Path(__file__).parents[3]
 MOMENTS = np.random.default_rng(0).standard_normal((3, 8, 4, 4)).astype(np.float32)
 MOMENTS[:, 4:] = 0.01
 
@@ -50,7 +49,7 @@ GOOD: dict[str, tuple[Callable[[Path], Path], bool, list[int]]] = {
 
 @pytest.mark.parametrize(("make", "labelled", "labels"), GOOD.values(), ids=GOOD)
 def test_a_source_is_read(tmp_path: Path, make: Callable[[Path], Path], labelled: bool, labels: list[int]) -> None:
-    [(moments, found)] = read_sources([make(tmp_path)], labelled=labelled)
+    [(moments, found)] = read_sources([make(tmp_path)], PartsRequest(labelled=labelled))
     assert np.array_equal(moments, MOMENTS)
     assert found.tolist() == labels
 
@@ -95,24 +94,143 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.mark.parametrize(("make", "words"), WRONG.values(), ids=WRONG)
 def test_a_source_of_another_form_is_named(tmp_path: Path, make: Callable[[Path], Path], words: str) -> None:
     with pytest.raises(SdditError, match=f"SD-D317(.|\n)*{words}"):
-        list(read_sources([make(tmp_path)], labelled=True))
+        list(read_sources([make(tmp_path)], PartsRequest(labelled=True)))
 
 
-def test_the_script_ends_with_messages_and_exit_statuses(tmp_path: Path) -> None:
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "tools/make_latents.py"), *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def tensors(path: Path, **named: Any) -> Path:
+    save_file({name: np.ascontiguousarray(one) for name, one in named.items()}, path)
+    return path
 
+
+def lmdb(folder: Path, entries: dict[str, bytes]) -> Path:
+    package = pytest.importorskip("lmdb", reason='needs the extra: pip install "sddit[lmdb]"')
+    with package.open(str(folder), map_size=2**20) as environment, environment.begin(write=True) as stored:
+        for key, value in entries.items():
+            stored.put(key.encode(), value)
+    return folder
+
+
+def entries(moments: Any, labels: list[int], **others: bytes) -> dict[str, bytes]:
+    found = {f"z-{number}": one.astype("<f4").tobytes() for number, one in enumerate(moments)}
+    found |= {f"y-{number}": str(label).encode() for number, label in enumerate(labels)}
+    return {**found, "length": str(len(moments)).encode(), **others}
+
+
+def test_the_folder_of_repa_is_found_next_to_its_images(tmp_path: Path) -> None:
+    edm2(tmp_path / "vae-sd", {"labels": LISTED})
+    [(moments, labels)] = read_sources([tmp_path], PartsRequest(labelled=True))
+    assert np.array_equal(moments, MOMENTS)
+    assert labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_latents_of_lightningdit_have_no_spread_and_may_be_mirrored(tmp_path: Path, is_folder: bool) -> None:
+    latents = MOMENTS[:, :4]
+    file = tensors(tmp_path / "a.safetensors", latents=latents, latents_flip=-latents, labels=np.array([2, 0, 1]))
+    source = tmp_path if is_folder else file
+    assert layout_of([source], None) == "mean+std"
+    [(moments, labels)] = read_sources([source], PartsRequest(labelled=True))
+    assert np.array_equal(moments[:, :4], latents)
+    assert not moments[:, 4:].any()
+    assert labels.tolist() == [2, 0, 1]
+    [(pairs, doubled)] = read_sources([source], PartsRequest(labelled=True, flip="both"))
+    assert np.array_equal(pairs[0::2, :4], latents)
+    assert np.array_equal(pairs[1::2, :4], -latents)
+    assert doubled.tolist() == [2, 2, 0, 0, 1, 1]
+
+
+def test_an_lmdb_is_read_with_each_mirror_image_after_its_image(tmp_path: Path) -> None:
+    both = np.concatenate([MOMENTS, MOMENTS[..., ::-1]])
+    source = lmdb(tmp_path, entries(both, [0, 1, 2, 0, 1, 2]))
+    assert layout_of([source], None) == "mean+logvar"
+    [(moments, labels)] = read_sources([source], PartsRequest(labelled=True))
+    assert np.array_equal(moments, both)
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    [(pairs, doubled)] = read_sources([source], PartsRequest(labelled=True, flip="both"))
+    assert np.array_equal(pairs[0::2], MOMENTS)
+    assert np.array_equal(pairs[1::2], MOMENTS[..., ::-1])
+    assert doubled.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+BOTH, LABELS = PartsRequest(labelled=True, flip="both"), PartsRequest(labelled=True)
+WRONG_STORES: dict[str, tuple[Callable[[Path], Path], PartsRequest, str]] = {
+    "no labels": (lambda f: tensors(f / "a.safetensors", latents=MOMENTS), LABELS, r"no tensor labels(.|\n)*--classes"),
+    "no mirror images": (
+        lambda f: tensors(f / "a.safetensors", latents=MOMENTS, labels=np.zeros(3, int)),
+        BOTH,
+        "no tensor latents_flip",
+    ),
+    "fewer labels": (
+        lambda f: tensors(f / "a.safetensors", latents=MOMENTS, labels=np.zeros(2, int)),
+        LABELS,
+        "another number",
+    ),
+    "fewer mirror images": (
+        lambda f: tensors(f / "a.safetensors", latents=MOMENTS, latents_flip=MOMENTS[:2], labels=np.zeros(3, int)),
+        BOTH,
+        "another shape",
+    ),
+    "truncated": (lambda f: put(f / "a.safetensors", lambda p: p.write_bytes(b"x" * 9)), LABELS, "not a safetensors"),
+    "pickles": (lambda f: put(f / "a.tar", lambda p: p.write_bytes(b"")), LABELS, r"pickles(.|\n)*LMDB"),
+    "a pickle in an LMDB": (
+        lambda f: lmdb(f, entries(MOMENTS, [0, 1, 2], **{"z-1": b"\x80\x04cos\nsystem\n."})),
+        LABELS,
+        "z-1 does not hold",
+    ),
+    "a missing entry": (lambda f: lmdb(f, entries(MOMENTS, [0, 1, 2], length=b"4")), LABELS, "no entry z-3"),
+    "other channels": (lambda f: lmdb(f, entries(MOMENTS[:, :6], [0, 1, 2])), LABELS, r"z-0 does(.|\n)*--channels"),
+    "an odd length": (lambda f: lmdb(f, entries(MOMENTS, [0, 1, 2])), BOTH, "length = 3"),
+    "interleaved pairs": (lambda f: lmdb(f, entries(MOMENTS[[0, 0, 1, 1]], [0, 0, 1, 1])), BOTH, "another label"),
+    "a label that is text": (lambda f: lmdb(f, entries(MOMENTS, [0, 1, 2], **{"y-1": b"cat"})), LABELS, "y-1 is not"),
+    "a damaged LMDB": (
+        lambda f: put(f / "data.mdb", lambda p: p.write_bytes(b"x" * 9000)).parent,
+        LABELS,
+        "cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "request_", "words"), WRONG_STORES.values(), ids=WRONG_STORES)
+def test_a_store_of_another_form_is_named(
+    tmp_path: Path, make: Callable[[Path], Path], request_: PartsRequest, words: str
+) -> None:
+    source = make(tmp_path)
+    if source.is_dir():
+        pytest.importorskip("lmdb", reason='needs the extra: pip install "sddit[lmdb]"')
+    with pytest.raises(SdditError, match=f"SD-D317(.|\n)*{words}"):
+        list(read_sources([source], request_))
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sddit.data.latent_stores.find_spec", lambda name: None)
+    (tmp_path / "data.mdb").touch()
+    with pytest.raises(SdditError, match=r"SD-P210(.|\n)*sddit\[lmdb\]"):
+        list(read_sources([tmp_path], LABELS))
+
+
+def test_a_layout_that_is_not_that_of_the_source_is_refused(tmp_path: Path) -> None:
+    source, other = edm2(tmp_path / "x", {"labels": LISTED}), archive(tmp_path / "x.npz", moments=MOMENTS)
+    assert layout_of([other, source], "mean+std") == "mean+std"
+    with pytest.raises(SdditError, match=r"SD-D317(.|\n)*another layout"):
+        layout_of([source], "mean+logvar")
+    with pytest.raises(SdditError, match=r"SD-D317(.|\n)*not known(.|\n)*--layout"):
+        layout_of([other], None)
+
+
+def test_the_command_packs_sources_and_ends_with_messages(tmp_path: Path, sddit_run: Any) -> None:
     archive(tmp_path / "x.npz", moments=MOMENTS, labels=[0, 0, 1])
     (tmp_path / "names.txt").write_text("\ufeffcat\r\ndog\r\ncat\r\n\r\n", encoding="utf-8")
-    common = ["x.npz", "--scale", "1", "--encoder", "none", "--classes", "names.txt", "--layout"]
-    refused = call("out", *common, "mean+logvar")
-    assert (refused.returncode, refused.stdout) == (4, "")
-    assert "\nerror SD-D344: no log-variance" in refused.stderr
-    assert "Traceback" in call("out", *common, "mean+logvar", "--debug").stderr
-    good = call("out", *common, "mean+std")
-    assert (good.returncode, good.stdout) == (0, "out/latents.json\n")
-    assert "warning: classes with the same name" in good.stderr
-    assert "warning: no latent has the classes #2 'cat'" in good.stderr
+    common = ("x.npz", "out", "--scale", "1", "--encoder", "none", "--classes", "names.txt", "--layout")
+    with pytest.warns(UserWarning, match="classes with the same name|no latent has the classes"):
+        refused = sddit_run("pack", *common, "mean+logvar")
+    assert refused.status == 4
+    assert "error SD-D344: no log-variance" in refused.stderr
+    with pytest.warns(UserWarning, match="classes with the same name|no latent has the classes #2 'cat'"):
+        good = sddit_run("pack", *common, "mean+std")
+    assert good.status == 0
+    assert "out: 3 latents of 4x4x4, scale 1" in good.stdout
     assert json.loads((tmp_path / "out/latents.json").read_text())["class_names"] == ["cat", "dog", "cat"]
-    assert call("out2", "x.npz", "--scale", "-1", "--encoder", "x", "--layout", "mean+std").returncode == 2
+    with pytest.warns(UserWarning, match="classes with the same name"):
+        assert sddit_run("pack", *common, "mean+std").status == 4  # there is a cache
+    wrong = ("pack", "x.npz", "out2", "--layout", "mean+std", "--encoder", "x", "--scale")
+    assert [sddit_run(*wrong, scale).status for scale in ("-1", "0", "inf", "nan", "x")] == [2] * 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sddit.errors import SdditError
 from sddit.exchange.conversion import backbone_with_layout
 from sddit.exchange.exporting import export_run
 from sddit.exchange.layouts import known_layouts
+from sddit.exchange.model_card import model_card
 from sddit.plugins.host import Host, using_host
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
@@ -55,6 +57,16 @@ def test_model_card_describes_the_model_without_paths_of_this_machine(finished: 
     assert "Not stated yet" in card
     assert "\nlicense:" not in card
     assert str(tmp_path) not in card
+
+
+def test_model_card_repeats_the_licence_of_encoded_images(finished: Path, tmp_path: Path) -> None:
+    resolved = finished / "recipe.resolved.json"
+    recipe = resolve(resolved)
+    located = find_weights(finished, "student")
+    stated = replace(recipe, facts=replace(recipe.facts, licence="CC BY 4.0"))
+    card, other = (model_card(one, located, "ours", 1) for one in (stated, recipe))
+    assert "| licence of the data | CC BY 4.0, as stated when they were encoded |" in card
+    assert "licence of the data" not in other
 
 
 def test_modified_export_is_refused(finished: Path, tmp_path: Path) -> None:

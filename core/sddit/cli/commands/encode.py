@@ -12,9 +12,9 @@ from sddit.cli.output import console, echo, error_console, notice, print_json, s
 from sddit.plugins.host import host
 
 EXAMPLES = """
+sddit-run encode emoji latents --size 64 --codec tiny_kl
 sddit-run encode PHOTOS latents --size 256 --codec taef2 codec.path=WEIGHTS
 sddit-run encode train.zip latents --size 256 --codec diffusers codec.path=VAE
-sddit-run encode emoji latents --size 64 --codec tiny_kl
 sddit-run my.toml dataset.name=latents dataset.path=latents
 """
 

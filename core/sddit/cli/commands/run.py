@@ -39,7 +39,6 @@ sddit-run quickstart                       a shipped recipe by its name
 sddit-run recipes/quickstart.toml train.steps=200 seed=1
 sddit-run -n quickstart --on 8xH100        cost, memory, views, changes
 sddit-run recipes/ablations/mask_ratio.toml --jobs 2
-sddit-run runs/quickstart-4f2c91d07a55/recipe.resolved.json
 """
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,7 +235,7 @@ def test_a_wrong_index_is_named(tmp_path: Path, changes: dict[str, Any], words: 
 
 
 def test_a_folder_without_an_index_or_with_no_json_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SdditError, match=r"SD-D341(.|\n)*no latents.json(.|\n)*make_latents"):
+    with pytest.raises(SdditError, match=r"SD-D341(.|\n)*no latents.json(.|\n)*sddit-run encode"):
         LatentsParams(path=str(tmp_path)).facts()
     (tmp_path / "latents.json").write_text("{")
     with pytest.raises(SdditError, match="SD-D341"):
@@ -452,7 +450,7 @@ def test_a_finished_cache_is_not_overwritten_and_an_unfinished_one_is(tmp_path: 
     assert len(split(written(folder))) == ROWS
 
 
-def test_the_script_reads_arrays_and_the_folders_of_edm2(tmp_path: Path) -> None:
+def test_arrays_and_the_folders_of_edm2_are_packed(tmp_path: Path, sddit_run: Any) -> None:
     stored = moments()
     np.savez(tmp_path / "part.npz", moments=stored, labels=labels())
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
@@ -466,8 +464,7 @@ def test_the_script_reads_arrays_and_the_folders_of_edm2(tmp_path: Path) -> None
     (edm2 / "dataset.json").write_text(json.dumps({"labels": listed}))
     common = ["--scale", str(SCALE), "--encoder", "sd-vae", "--classes", tmp_path / "names.txt"]
     for out, source, layout in (("a", "part.npz", "mean+logvar"), ("b", "edm2", "mean+std")):
-        words = [ROOT / "tools/make_latents.py", tmp_path / out, tmp_path / source, "--layout", layout, *common]
-        subprocess.run([sys.executable, *map(str, words)], check=True)
+        assert sddit_run("pack", tmp_path / source, tmp_path / out, "--layout", layout, *common).status == 0
     one, other = split(tmp_path / "a"), split(tmp_path / "b")
     assert torch.equal(one.fetch(range(ROWS))[0], other.fetch(range(ROWS))[0])
     torch.testing.assert_close(one.spread(range(ROWS)), other.spread(range(ROWS)), rtol=1e-5, atol=1e-7)
