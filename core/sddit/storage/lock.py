@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sddit.errors import error
@@ -37,6 +39,23 @@ def take_lock(path: Path) -> tuple[int, str]:
     os.pwrite(lock, to_json(owner).encode(), 0)
     _own_locks[lock] = file_identity(lock)
     return lock, last
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[bool]:
+    """Lock a folder without a file, and give whether no other process holds it. Raises OSError if there is none."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        free = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            pass  # a file system without locks
+        yield free
+    finally:
+        os.close(descriptor)
 
 
 def holder(folder: Path) -> str:

@@ -9,7 +9,6 @@ The manifest lists what belongs to the output. Nothing else is replaced or remov
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -33,6 +32,7 @@ from sddit.storage.atomic import (
     sync_folder,
     write_synced,
 )
+from sddit.storage.lock import lock_folder
 from sddit.storage.run_folder import ensure_directory
 
 MANIFEST = "sddit-files.json"
@@ -197,18 +197,11 @@ def _digest_of(path: Path) -> str:
 
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
-    """Lock a folder without a file. Raises SD-F715 if another process holds the lock."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise error("SD-F715", "another process is writing to this folder", where=str(folder)) from None
-        except OSError:
-            pass  # a file system without locks
+    """Lock the folder. Raises SD-F715 if another process holds the lock."""
+    with lock_folder(folder) as free:
+        if not free:
+            raise error("SD-F715", "another process is writing to this folder", where=str(folder))
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _previous(folder: Path, files: Mapping[str, bytes], kind: Kind, unlisted: Unlisted) -> Mapping[str, list[str]]:
