@@ -85,7 +85,7 @@ def test_a_part_with_other_bytes_is_generated_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("replace", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_is_not_read_as_a_part(replace: Callable[[Path], None], tmp_path: Path) -> None:
+def test_only_a_regular_file_is_read_as_a_part(replace: Callable[[Path], None], tmp_path: Path) -> None:
     filled(tmp_path / "parts", 3, 4)
     [_, path] = sorted((tmp_path / "parts").glob("part-*"))
     path.unlink()
