@@ -18,7 +18,7 @@ from sddit.distributed import processes, signals
 from sddit.distributed.signals import Stopped
 from sddit.errors import SdditError, describe_exception, error, out_of_memory, printable, ran_out
 from sddit.interfaces.component import component_of
-from sddit.plugins.host import host
+from sddit.plugins.host import host, third_party
 from sddit.plugins.leftovers import suspects
 from sddit.plugins.mistakes import suggest_fix
 from sddit.plugins.shared_state import refuse_replaced_functions
@@ -78,7 +78,7 @@ def user_error(failure: BaseException, state: State) -> SdditError | None:
         return system_error(failure)
     if isinstance(failure, OSError) and folder and Path(failure.filename or "").is_relative_to(folder):
         return storage_error(failure, Path(failure.filename))
-    return None
+    return broken_contracts()
 
 
 def kind_of(component: str) -> str:
@@ -121,6 +121,20 @@ def contract_error(failure: BaseException) -> SdditError | None:
         expect="the arguments that sddit.interfaces lists for its kind, and **_ for further ones",
         fix=suggest_fix(failure) or f"run  sddit-run check {file}  to test each part of its contract",
     )
+
+
+def broken_contracts() -> SdditError | None:
+    """Return what the conformance kit finds in the components of plugins, if anything.
+
+    What a component returned, such as None, fails only later, in lines of ours.
+    """
+    if not third_party():
+        return None
+    from sddit.testing.kit import contract_problems
+
+    components = [component for registry in host().registries.all().values() for component in registry]
+    problems = [problem for component in components for problem in contract_problems(component)]
+    return SdditError(*dict.fromkeys(problems)) if problems else None
 
 
 def system_error(failure: OSError) -> SdditError:

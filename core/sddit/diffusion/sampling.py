@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -40,9 +42,28 @@ class StepSampler:
 
 
 def noise_levels(params: SamplerParams, schedule: NoiseSchedule) -> list[float]:
-    """Return the noise levels of a sampler: `steps` decreasing variance-exploding ones, then 0. Raises SD-T902."""
+    """Return the noise levels of a sampler: `steps` decreasing variance-exploding ones, then 0.
+
+    Raises SD-T902, or SD-P220 for what a schedule of a plugin may return instead.
+    """
     low, high = params.noise_range(schedule.sigma_range)
-    return schedule.grid(params.steps, kind=params.grid, sigma_min=low, sigma_max=high, rho=params.rho)
+    levels = schedule.grid(params.steps, kind=params.grid, sigma_min=low, sigma_max=high, rho=params.rho)
+    if not _is_grid(levels, params.steps):
+        what = "the noise schedule returned something else than decreasing noise levels that end with 0"
+        raise error("SD-P220", what, where="noise_schedule", got=str(levels)[:80], expect=f"{params.steps + 1} numbers")
+    return levels
+
+
+def _is_grid(levels: object, steps: int) -> bool:
+    """Return whether levels are `steps` finite numbers that do not grow, then 0. NaN is in no order."""
+    return (
+        isinstance(levels, Sequence)
+        and len(levels) == steps + 1
+        and all(isinstance(level, (float, int)) for level in levels)
+        and math.inf > levels[0]
+        and all(a >= b for a, b in pairwise(levels))
+        and levels[-1] == 0
+    )
 
 
 @torch.no_grad()
@@ -87,6 +108,7 @@ def sample(
             noise=_fresh_noise(seed, part, image),
             callback=callback,
         )
+        _refuse_other_shape(x, (len(part), *image))
         _refuse_not_finite(x, part)
         images.append(x)
     return torch.cat(images)
@@ -106,6 +128,14 @@ def _refuse_unknown_labels(labels: Tensor, num_classes: int) -> None:
             got=", ".join(map(str, sorted(set(unknown.tolist()))[:5])),
             expect=f"0 to {num_classes - 1}, or {num_classes} for no class" if num_classes else "0, for no class",
         )
+
+
+def _refuse_other_shape(x: object, shape: tuple[int, ...]) -> None:
+    """Raise SD-P220 for what a sampler of a plugin may return instead of the images."""
+    if not isinstance(x, Tensor) or tuple(x.shape) != shape:
+        got = str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__
+        what = "the sampler returned something else than the images"
+        raise error("SD-P220", what, where="sampler", got=got, expect=str(shape))
 
 
 def _refuse_not_finite(x: Tensor, ids: Tensor) -> None:

@@ -145,7 +145,7 @@ def chain(path: Path, where: str = "") -> list[Source]:
     while True:
         if not path.is_file():
             refuse_broken_link(path, where)
-            expect, fix = to_extend(str(parent), path, sources[-1].path if sources else path)
+            expect, fix = to_extend(str(parent), sources[-1].path if sources else path)
             what, got = f"no recipe {str(parent)!r} to extend", "a folder" if path.is_dir() else "no such file"
             raise error("SD-R121", what, where=where, got=got, expect=expect, fix=fix)
         files = [source.path.resolve() for source in sources]

@@ -93,16 +93,14 @@ def _bare(name: str) -> str:
     return name.removeprefix(f"{FOLDER}/").removesuffix(".toml").casefold()
 
 
-def to_extend(parent: str, path: Path, child: Path) -> tuple[str, str]:
+def to_extend(parent: str, child: Path) -> tuple[str, str]:
     """Return (expect, fix) for a missing file that `extends` of `child` names: files next to it, and shipped names."""
-    found = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
-    siblings = [file.name for file in found if file.is_file() and real_path(file) != real_path(child)]
     prefix = parent.rpartition("/")[0]
-    files = (
-        []
-        if real_path(path).is_relative_to(real_path(shipped()))
-        else [f"{prefix}/{name}" if prefix else name for name in siblings]
-    )
+    folder = child.parent / prefix
+    found = sorted(folder.glob("*.toml")) if folder.is_dir() else []
+    siblings = [file.name for file in found if file.is_file() and real_path(file) != real_path(child)]
+    is_shipped = real_path(child).is_relative_to(real_path(shipped()))
+    files = [] if is_shipped else [f"{prefix}/{name}" if prefix else name for name in siblings]
     known = [*files, *_shipped_names()]
     meant = next((name for name in _shipped_names() if name == _bare(parent)), "") or nearest_recipe(parent, known)
     return one_of_recipes(parent, known, meant), f"extends = {json.dumps(meant)}" if meant else ""

@@ -25,6 +25,7 @@ from sddit.evaluation.scores import Scores
 from sddit.evaluation.scoring import SCORE_AGAIN, names_of_non_finite, read_scores, score_kept, score_parts, scorer_of
 from sddit.generation import IMAGES, generate_parts, image_converter, scoring_request
 from sddit.interfaces import Dataset
+from sddit.plugins.host import host, registry, third_party
 from sddit.progress import Progress
 from sddit.recipes.checks import check_processes
 from sddit.recipes.checks.evaluation_rules import why_no_scores
@@ -132,7 +133,7 @@ def train_and_finish(session: Session, callbacks: RunCallbacks) -> dict[str, Sco
         with training_memory_errors(session.recipe), loss_errors(session):
             if session.step == 0:
                 with exit_on_signal(stop, progress, "before the first step"):
-                    for note in check_losses(session):
+                    for note in [*check_losses(session), *broken_contracts(session)]:
                         progress.warn(note)
             train(session, callbacks)
     except NonFinite as fault:
@@ -140,6 +141,26 @@ def train_and_finish(session: Session, callbacks: RunCallbacks) -> dict[str, Sco
     stop.alone = True  # no step follows after which all ranks could stop together
     with exit_on_signal(stop, progress, "after the last step"):
         return finish(session, callbacks)
+
+
+def broken_contracts(session: Session) -> Iterator[str]:
+    """Yield what the conformance kit finds in the components of plugins, apart from losses, which `check_losses` tests.
+
+    These are warnings: the kit tests default settings on tiny tensors, not the run.
+    """
+    recipe = session.recipe
+    if not (session.world.main and third_party()):
+        return
+    from sddit.testing.kit import contract_problems
+
+    for used in (recipe.optimizer, recipe.noise_schedule, recipe.pair_sampler, recipe.backbone, recipe.sampler):
+        component = used.component
+        if problems := contract_problems(component):
+            row = host().rows[component.origin]
+            more = f"{len(problems)} problems; " if len(problems) > 1 else ""
+            command = f"sddit-run check {row.file or row.name}"
+            kind = registry(component.kind).singular
+            yield f"{kind} {component.qualified} breaks its contract: {problems[0].what}; {more}{command}"
 
 
 @contextmanager

@@ -41,6 +41,23 @@ def take_lock(path: Path) -> tuple[int, str]:
     return lock, last
 
 
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[bool]:
+    """Lock a folder without a file, and give whether no other process holds it. Raises OSError if there is none."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        free = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            pass  # a file system without locks
+        yield free
+    finally:
+        os.close(descriptor)
+
+
 def holder(folder: Path) -> str:
     """Return the process that locks a run folder, as `pid 123 on host h since ...`; empty if none does."""
     try:
@@ -91,15 +108,8 @@ os.register_at_fork(after_in_child=_close_locks_in_child)
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Lock a folder without a file. Raises SD-F715 if another process holds the lock."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise error("SD-F715", "another process is writing to this folder", where=str(folder)) from None
-        except OSError:
-            pass  # a file system without locks
+    """Lock a folder. Raises SD-F715 if another process holds the lock."""
+    with lock_folder(folder) as free:
+        if not free:
+            raise error("SD-F715", "another process is writing to this folder", where=str(folder))
         yield
-    finally:
-        os.close(descriptor)

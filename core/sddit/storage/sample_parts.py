@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -20,7 +23,9 @@ PART = "part-*.safetensors"
 
 
 class SampleParts:
-    """The samples of one request, numbers 0 to `count`, in a folder of files `part-NNNNNNNNN.safetensors`.
+    """The samples of one request, numbers 0 to `count`, in a folder of files `part-START-SHA256.safetensors`.
+
+    Other files in the folder are kept.
 
     Args:
         folder: is created; parts of another `identity` in it are removed.
@@ -29,27 +34,29 @@ class SampleParts:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
-        if not find_parts([folder], identity):
-            self.remove()
-            with storage_errors(folder):
-                folder.mkdir(parents=True)
-            replace_file(folder / ABOUT, _about(identity))
         with storage_errors(folder):
+            if folder.is_symlink():
+                folder.unlink()
+            folder.mkdir(parents=True, exist_ok=True)
+            if not find_parts([folder], identity):
+                self._remove_files()
+                replace_file(folder / ABOUT, _about(identity))
             for leftover in folder.glob(f"{STAGED_PREFIX}*"):
                 leftover.unlink()
-        self.count = 0
-        self._paths: list[Path] = []
-        for path in sorted(folder.glob(PART)):
-            size = _size_of(path) if path == self._path(self.count) else 0
-            if size:
-                self._add(path, size)
-            else:  # damaged, or after a damaged one
-                path.unlink()
+            self.count = 0
+            self._paths: list[Path] = []
+            for path in sorted(folder.glob(PART)):
+                size = _size_of(path) if path.name.startswith(_begin_of(self.count)) else 0
+                if size:
+                    self._add(path, size)
+                else:  # damaged, or after a damaged one
+                    _remove(path)
 
     def append(self, tensors: Mapping[str, Tensor]) -> None:
         """Store the next samples: tensors [n, ...] by name, the same names in every part."""
-        path = self._path(self.count)
-        replace_file(path, pack(tensors))
+        data = pack(tensors)
+        path = self.folder / f"{_begin_of(self.count)}{sha256(data).hexdigest()}.safetensors"
+        replace_file(path, data)
         self._add(path, len(next(iter(tensors.values()))))
 
     @property
@@ -84,11 +91,14 @@ class SampleParts:
         return (self.count, *next(self.read(name)).shape[1:])
 
     def remove(self) -> None:
-        """Remove the parts."""
-        remove_folder(self.folder)
+        """Remove the parts, and the folder unless it holds other files."""
+        with suppress(OSError):
+            self._remove_files()
+            self.folder.rmdir()
 
-    def _path(self, start: int) -> Path:
-        return self.folder / f"part-{start:09d}.safetensors"
+    def _remove_files(self) -> None:
+        for path in (*self.folder.glob(PART), self.folder / ABOUT):  # ABOUT last: until then they can be continued
+            _remove(path)
 
     def _add(self, path: Path, size: int) -> None:
         self._paths.append(path)
@@ -111,10 +121,24 @@ def _identity_in(folder: Path) -> bytes:
         return b""
 
 
+def _begin_of(start: int) -> str:
+    """Return how the name of the part begins whose first sample has this number."""
+    return f"part-{start:09d}-"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        remove_folder(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _size_of(path: Path) -> int:
-    """Return the number of samples in a part; 0 if it is unreadable."""
+    """Return the number of samples in a part; 0 if it is unreadable or not what was written."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return int(min(file.get_slice(name).get_shape()[0] for name in list(file.keys())))
-    except (OSError, SafetensorError, ValueError, IndexError):
+        data = b"" if path.is_symlink() else atomic.read_file(path)
+        if sha256(data).hexdigest() != path.stem.rpartition("-")[2]:
+            return 0
+        return int(min(len(tensor) for tensor in safetensors.torch.load(data).values()))
+    except (OSError, SafetensorError, ValueError, TypeError):
         return 0

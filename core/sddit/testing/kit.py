@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from sddit.errors import Problem, SdditError, error, one_of
 from sddit.interfaces import Component
-from sddit.plugins.host import host
+from sddit.plugins.host import host, third_party
 from sddit.recipes.field_types import expectation
 
 if TYPE_CHECKING:
@@ -98,14 +98,32 @@ def examine_plugin(plugin: str | Path, where: str = "plugins") -> list[Checked]:
     checked: list[Checked] = []
     for registry in host().registries.all().values():
         for component in [c for c in registry if c.origin == name]:
-            problems: tuple[Problem, ...] = ()
-            try:
-                check(component)
-            except SdditError as failure:
-                problems = failure.problems
             tested = TESTED.get(registry.kind, "its settings and the contract of its kind")
-            checked.append(Checked(f"{registry.kind} {component.qualified}", tested, problems))
+            checked.append(Checked(f"{registry.kind} {component.qualified}", tested, all_problems(component)))
     return checked
+
+
+def all_problems(component: Component[Any]) -> tuple[Problem, ...]:
+    """Return what `check` finds in a component with its default settings."""
+    try:
+        check(component)
+    except SdditError as failure:
+        return failure.problems
+    return ()
+
+
+def contract_problems(component: Component[Any]) -> tuple[Problem, ...]:
+    """Return what `check` finds in a component of a plugin that a run uses.
+
+    Nothing is found in a component that is ours, or that has a setting without a default, which only its user knows.
+    """
+    if component.origin not in third_party():
+        return ()
+    try:
+        component.params()
+    except ValidationError:
+        return ()
+    return all_problems(component)
 
 
 def named(name: str, kind: str) -> Component[Any]:

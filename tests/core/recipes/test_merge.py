@@ -102,6 +102,12 @@ def test_a_shipped_recipe_is_extended_by_its_name(write: Write) -> None:
     assert "did you mean 'base/digits'?" in found.expect
 
 
+def test_a_file_next_to_the_recipe_is_suggested_where_its_ending_is_missing(write: Write) -> None:
+    write("mine.toml", "a = 1")
+    found = refused(write("x.toml", 'extends = "mine"'))
+    assert (found.code, found.fix) == ("SD-R121", 'extends = "mine.toml"')
+
+
 @pytest.mark.parametrize("name", ["quickstart.toml", "quickstrat", "recipes/quickstart.toml", "base/quickstart.toml"])
 def test_a_shipped_recipe_to_extend_is_suggested_by_its_name(write: Write, name: str) -> None:
     write("quickly.toml", "a = 1")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from sddit.cli.commands.sample import claimed_parts
 from sddit.storage.sample_parts import SampleParts, find_parts
 from sddit.storage.tensors import write_tensors
 
@@ -45,12 +50,13 @@ def test_parts_of_something_else_are_removed(tmp_path: Path) -> None:
 
 def test_a_damaged_part_and_those_after_it_are_generated_again(tmp_path: Path) -> None:
     filled(tmp_path / "parts", 3, 4, 2)
-    damaged = tmp_path / "parts/part-000000003.safetensors"
+    [damaged] = (tmp_path / "parts").glob("part-000000003-*")
     damaged.write_bytes(damaged.read_bytes()[:20])
     (tmp_path / "parts/.tmp-part").write_bytes(b"half")
     parts = SampleParts(tmp_path / "parts", IDENTITY)
     assert (parts.count, values(parts)) == (3, [0, 1, 2])
-    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["about.json", "part-000000000.safetensors"]
+    [about, part] = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert about == "about.json" and part.startswith("part-000000000-")
 
 
 @pytest.mark.parametrize("cuts", [[5], [1, 4], [2, 2, 1]])
@@ -67,3 +73,43 @@ def test_tensors_written_in_parts_are_read_by_safetensors(cuts: list[int], tmp_p
     assert torch.equal(found["latents"], whole)
     assert torch.equal(found["labels"], labels)
     assert not torch.equal(found["latents"], whole.flip(0))
+
+
+def test_a_part_with_other_bytes_is_generated_again(tmp_path: Path) -> None:
+    filled(tmp_path / "parts", 3, 4)
+    [_, changed] = sorted((tmp_path / "parts").glob("part-*"))
+    data = bytearray(changed.read_bytes())
+    data[-1] ^= 1
+    changed.write_bytes(data)
+    assert values(SampleParts(tmp_path / "parts", IDENTITY)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("replace", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_only_a_regular_file_is_read_as_a_part(replace: Callable[[Path], None], tmp_path: Path) -> None:
+    filled(tmp_path / "parts", 3, 4)
+    [_, path] = sorted((tmp_path / "parts").glob("part-*"))
+    path.unlink()
+    replace(path)
+    assert values(SampleParts(tmp_path / "parts", IDENTITY)) == [0, 1, 2]
+
+
+def test_other_files_in_the_folder_are_kept(tmp_path: Path) -> None:
+    note = tmp_path / "parts/note.txt"
+    filled(tmp_path / "parts", 3)
+    note.write_text("mine")
+    SampleParts(tmp_path / "parts", {**IDENTITY, "step": 4}).remove()
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["note.txt"]
+    note.unlink()
+    SampleParts(tmp_path / "parts", IDENTITY).remove()
+    assert not (tmp_path / "parts").exists()
+
+
+def test_samples_that_another_process_works_on_are_not_continued(tmp_path: Path) -> None:
+    sampling: Any = SimpleNamespace(identity=lambda: {"recipe": "a"})
+    with claimed_parts(tmp_path, [sampling]) as first, claimed_parts(tmp_path, [sampling]) as second:
+        assert [first.folder.name, second.folder.name] == ["drawn-1.parts", "drawn-2.parts"]
+    with claimed_parts(tmp_path, [sampling]) as again:
+        assert again.folder == first.folder
+        again.remove()
+    with claimed_parts(tmp_path, [sampling]) as again:
+        assert again.folder == second.folder

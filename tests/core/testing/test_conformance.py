@@ -381,6 +381,8 @@ def test_a_backbone_that_has_every_tap_is_said():
     [
         ({"sigma": lambda self, t: 1 / t}, "does not grow with t"),
         ({"perturb": lambda self, x0, noise, t: x0 + noise}, "perturb is not alpha(t) x0 + sigma(t) noise"),
+        ({"perturb": lambda self, x0, noise, t: x0.add_(noise)}, "it changed what it was given: x0"),
+        ({"t_from_uniform": lambda self, u: torch.rand_like(u)}, "took numbers from torch's global generator"),
         ({"t_from_sigma": lambda self, sigma: 2 * sigma}, "t_from_sigma does not undo"),
         ({"snap": lambda self, sigma: sigma * 1.1}, "snap moves a level that was trained"),
         ({"noise_fraction": lambda self, t: t}, "noise_fraction(t) is not within 0 to 1"),
@@ -418,6 +420,8 @@ def set_to(name: str, key: str, make: Callable[[Any], Any]) -> Callable[..., Non
         (set_to("teacher", "network", lambda _: "student"), "view 'teacher' is for the wrong network"),
         (set_to("student", "x", lambda x: x[:, :1]), "x of view 'student' has a wrong shape"),
         (set_to("student", "x", lambda x: x + 1), "is not alpha(t) x0 + sigma(t) noise"),
+        (set_to("student", "labels", lambda labels: labels.float()), "labels of view 'student' have a wrong dtype"),
+        (set_to("student", "labels", lambda labels: labels + 9), "labels of view 'student' are not classes"),
         (set_to("student", "visible", lambda v: None), "view 'student' hides nothing"),
         (set_to("student", "visible", lambda v: v[:, :-1]), "visible of view 'student' has a wrong shape"),
         (set_to("student", "visible", lambda v: v.flip(1)), "are not rising token numbers"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -128,8 +130,6 @@ def draw(
     of the same command that was interrupted: it continues.
     """
     from sddit.evaluation.sample_images import kept_results
-    from sddit.storage.lock import only_writer
-    from sddit.storage.sample_parts import SampleParts
 
     recipe, per_seed = samplings[0].recipe, len(samplings[0].request.ids)
     converts = {PREVIEWS: to_images, **kept_results(recipe, to_images)}
@@ -137,8 +137,7 @@ def draw(
         del converts[PREVIEWS]
     elif recipe.facts.latent_scale is None:
         notice("the scale of these latents is not known: the file holds them as scaled_latents; divide by the scale")
-    parts = SampleParts(*place_for(folder, samplings))
-    with only_writer(parts.folder):
+    with claimed_parts(folder, samplings) as parts:
         for index, sampling in enumerate(samplings):
             start = min(max(parts.count - index * per_seed, 0), per_seed)
             for _, results in sampling.parts(converts, progress, start):
@@ -174,15 +173,34 @@ def write_drawn(
     return paths
 
 
-def place_for(folder: Path, samplings: Sequence[Sampling]) -> tuple[Path, dict[str, Any]]:
-    """Return the folder for the parts of samples, and their identity: an interrupted one of the same, or a free one."""
-    from sddit.storage.sample_parts import find_parts
+@contextmanager
+def claimed_parts(folder: Path, samplings: Sequence[Sampling]) -> Iterator[SampleParts]:
+    """Give the parts of samples, which no other process works on: interrupted ones of the same samples, or new ones."""
+    from sddit.storage.atomic import storage_errors
+    from sddit.storage.lock import lock_folder
+    from sddit.storage.sample_parts import SampleParts, find_parts
 
     requests = [sampling.request.digest() for sampling in samplings]  # of the same weights and recipe
     identity = {**samplings[0].identity(), "requests": requests}
+    interrupted = [path for path in sorted(folder.glob("drawn-*.parts")) if find_parts([path], identity)]
+    for path in chain(interrupted, free_paths(folder)):
+        with ExitStack() as stack:
+            with storage_errors(path):
+                try:
+                    if path not in interrupted:
+                        path.mkdir()
+                    free = stack.enter_context(lock_folder(path))
+                except (FileExistsError, FileNotFoundError):  # another process took it, or has finished it
+                    continue
+            if free and (path not in interrupted or find_parts([path], identity)):
+                yield SampleParts(path, identity)
+                return
+
+
+def free_paths(folder: Path) -> Iterator[Path]:
+    """Yield names for the parts of new samples, with the numbers above those that are taken."""
     taken = [int(match[1]) for p in folder.glob("drawn-*") if (match := re.fullmatch(r"drawn-(\d+)", p.stem))]
-    free = folder / f"drawn-{max(taken, default=0) + 1}.parts"
-    return find_parts(sorted(folder.glob("drawn-*.parts")), identity) or free, identity
+    return (folder / f"drawn-{number}.parts" for number in count(max(taken, default=0) + 1))
 
 
 def grid_of(parts: SampleParts, name: str, classes: Sequence[int], seeds: int, recipe: Recipe) -> bytes:

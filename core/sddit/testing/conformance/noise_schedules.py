@@ -13,6 +13,7 @@ from sddit.testing import fixtures
 from sddit.testing.case import Case
 
 COUNT = 33
+CHANGED, COPY = "it changed what it was given", "work on a copy"
 
 
 def examine(case: Case) -> None:
@@ -23,11 +24,15 @@ def examine(case: Case) -> None:
         case.expect(0 <= low < high < math.inf, "t_range does not rise", got=f"{low}, {high}")
         case.equal(schedule.outputs, case.params.outputs, "outputs differ between it and its params")
         u = torch.linspace(0.001, 0.999, COUNT, dtype=torch.float64)
-        drawn = schedule.t_from_uniform(u)
+        given = u.clone()
+        with case.no_global_randomness(), case.unchanged(lambda: {"u": given}, CHANGED, COPY):
+            drawn = schedule.t_from_uniform(given)
+        if not case.of_shape(drawn, (COUNT,), "t_from_uniform"):
+            return
+        case.finite(drawn, "t_from_uniform")
         t = torch.as_tensor(torch.unique(drawn))  # a discrete schedule repeats times
         with case.trying("t went over its range"):
-            if case.shaped(drawn, (COUNT,), "t_from_uniform"):
-                examine_scales(case, schedule, t)
+            examine_scales(case, schedule, t)
             examine_perturb(case, schedule, t)
             examine_scalings(case, schedule, t)
             examine_levels(case, schedule, t)
@@ -52,7 +57,9 @@ def examine_perturb(case: Case, schedule: NoiseSchedule, t: Tensor) -> None:
     """Check x = alpha x0 + sigma noise."""
     x0, noise = (fixtures.numbers(len(t), 2, 4, 4, key=key, dtype=torch.float64) for key in (1, 2))
     expected = schedule.alpha(t)[:, None, None, None] * x0 + schedule.sigma(t)[:, None, None, None] * noise
-    x = schedule.perturb(x0, noise, t)
+    given = {"x0": x0, "noise": noise, "t": t}
+    with case.no_global_randomness(), case.unchanged(lambda: given, CHANGED, COPY):
+        x = schedule.perturb(x0, noise, t)
     if case.shaped(x, tuple(x0.shape), "perturb"):
         close = torch.allclose(x, expected, rtol=1e-9, atol=1e-9)
         case.expect(close, "perturb is not alpha(t) x0 + sigma(t) noise")

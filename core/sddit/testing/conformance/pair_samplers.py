@@ -53,7 +53,10 @@ def examine_view(case: Case, spec: ViewSpec, view: View) -> None:
     per_token = isinstance(view.t, torch.Tensor) and view.t.dim() == 2
     levels = (fixtures.BATCH, TOKENS) if per_token else (fixtures.BATCH,)
     shaped.append(case.shaped(view.t, levels, f"t of {shown}"))
-    case.shaped(view.labels, (fixtures.BATCH,), f"labels of {shown}")
+    if case.of_shape(view.labels, (fixtures.BATCH,), f"labels of {shown}"):
+        case.equal(view.labels.dtype, torch.int64, f"labels of {shown} have a wrong dtype")
+        known = bool(((view.labels >= 0) & (view.labels <= fixtures.CLASSES)).all())
+        case.expect(known, f"labels of {shown} are not classes", expect=f"0 to {fixtures.CLASSES}, the null label")
     if all(shaped) and not per_token:
         expected = fixtures.schedule().perturb(view.x0, view.noise, view.t)
         close = torch.allclose(view.x, expected.to(view.x), rtol=1e-4, atol=1e-5)
