@@ -143,22 +143,24 @@ class Selector:
             got = f"{key} = {quoted(table)}"
             self.problem("SD-R103", f"{key!r} must be a table", key, got, f"[{key}]")
             return None
+        found: P | None
+        settings, usable = table, True
         try:
             settings = {**table, **absolute_paths(model, table, self.merged, key)}
         except SdditError as unknown:
-            if not (self.merged.planned and key in DECLARED):
+            if self.merged.planned and key in DECLARED:
+                self.unknown_places += unknown.problems
+            else:
                 self.add(unknown.problems)
-                return None
-            self.unknown_places += unknown.problems
-            settings = table
+                usable = False  # its other keys are checked as well
         try:
-            return validated(
+            found = validated(
                 model, settings, table=key, where=self.merged.place, fix=fix, also=also, typed=self.merged.typed
             )
         except SdditError as failure:
-            corrected = with_corrected_keys(model, settings)
-            self.add(failure.problems, blocks=corrected is None)
-            return corrected
+            found = with_corrected_keys(model, settings)
+            self.add(failure.problems, blocks=found is None)
+        return found if usable else None
 
     def problem(self, code: str, what: str, key: str, got: str = "", expect: str = "", fix: str = "") -> None:
         """Add a problem of the value or table at a dotted key."""

@@ -105,7 +105,8 @@ def test_other_files_in_the_folder_are_kept(tmp_path: Path) -> None:
 
 
 def test_samples_that_another_process_works_on_are_not_continued(tmp_path: Path) -> None:
-    sampling: Any = SimpleNamespace(identity=lambda: {"recipe": "a"})
+    request = SimpleNamespace(digest=lambda: "b")
+    sampling: Any = SimpleNamespace(identity=lambda: {"recipe": "a"}, request=request)
     with claimed_parts(tmp_path, [sampling]) as first, claimed_parts(tmp_path, [sampling]) as second:
         assert [first.folder.name, second.folder.name] == ["drawn-1.parts", "drawn-2.parts"]
     with claimed_parts(tmp_path, [sampling]) as again:
