@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -18,6 +20,7 @@ from sddit.data.latent_checks import refuse_implausible
 from sddit.data.latent_statistics import MomentStatistics
 from sddit.data.latent_writing import write_index
 from sddit.data.latents import ImageSource, pair_of
+from sddit.distributed import processes as placement
 from sddit.encoding.shard_plan import (
     EncodingPlan,
     FlipOption,
@@ -35,7 +38,9 @@ from sddit.interfaces import CodecFacts, CodecParams, ColourMap, DatasetParams, 
 from sddit.interfaces.params import settings_json
 from sddit.plugins.host import registry
 from sddit.progress import Progress
+from sddit.recipes.encoded_data import encoded_data_of
 from sddit.recipes.image_source import component_of_words, dataset_of, recipe_of, settings_in
+from sddit.recipes.merge import Merged
 from sddit.storage.lock import only_writer
 from sddit.storage.run_folder import ensure_directory
 from sddit.training.environment import choose_device
@@ -121,6 +126,28 @@ def encoding_of(source: Path, words: Sequence[str], *, codec: str | None, **stat
         raise error("SD-T943", what, where="--codec", expect=expect, fix="--codec NAME, and its codec.KEY=VALUE")
     fingerprinted = Selected(chosen.component, chosen.params.fingerprinted())
     return Encoding(dataset=dataset, codec=fingerprinted, **stated)
+
+
+def encode_data_of(merged: Merged, *, device: str, progress: Progress) -> None:
+    """Encode the images of a recipe with `codec.encode = true`, if that is not done yet.
+
+    Of several processes, the main one encodes, and the others wait for it.
+    """
+    found = encoded_data_of(merged)
+    if found is None or found.is_made:
+        return
+    if placement.rank() > 0:
+        while not found.is_made:
+            time.sleep(1)
+        return
+    progress.note(f"encoding the images of this recipe into {found.path}")
+    encoding = Encoding(dataset=found.dataset, codec=found.codec, flip=found.flip)
+    encode(encoding, found.path, device=device, processes=default_processes(device), progress=progress)
+
+
+def default_processes(device: str) -> int:
+    """Return one process for each usable core, or for each GPU."""
+    return len(os.sched_getaffinity(0)) if device == "cpu" else max(1, torch.cuda.device_count())
 
 
 def refuse_other_weights(codec: CodecParams) -> None:
