@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from sddit.encoding.shard_plan import (
 )
 from sddit.encoding.shards import LAYOUT, ShardEncoder, SourceImages, one_thread, refuse_changed
 from sddit.encoding.workers import encode_in_processes
-from sddit.errors import error
+from sddit.errors import SdditError, error
 from sddit.interfaces import CodecFacts, CodecParams, ColourMap, DatasetParams, Selected, files_sha256
 from sddit.interfaces.params import settings_json
 from sddit.plugins.host import registry
@@ -230,8 +230,7 @@ def _encode_shards(
         nonlocal unchecked
         if unchecked and (record := read_record(root, shard)) is not None:
             unchecked = False
-            statistics = MomentStatistics.from_json(record.statistics)
-            refuse_implausible(statistics, LAYOUT, moments_shape(plan), encoding.facts().scale, root)
+            refuse_first_shard(record, plan, encoding.facts().scale, root)
 
     if processes == 1 or len(left) == 1:
         with one_thread(device):
@@ -247,6 +246,16 @@ def _encode_shards(
 
         encode_in_processes(count, root, plan, left, chosen, device, hear)
     progress.end_stage()
+
+
+def refuse_first_shard(record: ShardRecord, plan: EncodingPlan, scale: float, root: Path) -> None:
+    """Raise SD-D344 if the latents of a shard are implausible, with the key that corrects their scale."""
+    try:
+        refuse_implausible(MomentStatistics.from_json(record.statistics), LAYOUT, moments_shape(plan), scale, root)
+    except SdditError as refused:
+        meant = "rerun, which keeps the shards, with codec.scale="
+        fixes = [(problem, problem.fix.replace("scale = ", meant)) for problem in refused.problems]
+        raise SdditError(*(replace(problem, fix=fix) for problem, fix in fixes)) from None
 
 
 def moments_shape(plan: EncodingPlan) -> tuple[int, int, int]:
