@@ -26,7 +26,8 @@ ABLATIONS = RECIPES / "ablations"  # see test_shipped_ablations.py
 ALL = sorted(p for p in RECIPES.rglob("*.toml") if p.parent.name != "base" and not p.is_relative_to(ABLATIONS))
 PUBLISHED = [path for path in ALL if path.parent.name == "imagenet256"]
 OWN_IMAGES = RECIPES / "folder.toml"
-RUNNABLE = [path for path in ALL if path not in PUBLISHED and path != OWN_IMAGES]
+ENCODED = RECIPES / "emoji-latent.toml"  # test_encoded_data.py trains it
+RUNNABLE = [path for path in ALL if path not in PUBLISHED and path not in (OWN_IMAGES, ENCODED)]
 ELSEWHERE = [
     "dataset.name=declared",
     "dataset.image=[4, 32, 32]",
@@ -37,6 +38,9 @@ ELSEWHERE = [
 """A stand-in for ImageNet latents in tests that read no data."""
 OWN = ["dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]"]
 """A stand-in for the user's own images."""
+LATENTS = ["dataset.name=declared", "dataset.image=[16, 8, 8]", "dataset.classes=8", "codec=false"]
+LATENTS += ["evaluate.features=[]"]
+"""A stand-in for the latents of emoji."""
 SECOND_STAGES = {path: path.with_name(path.name.replace("-tune", "")) for path in ALL if "-tune" in path.name}
 ALONE = {path: ["start=false"] for path in SECOND_STAGES}
 """Overrides for a second stage without the run that it starts from."""
@@ -50,7 +54,8 @@ def names(paths: list[Path]) -> list[str]:
 
 def resolved(path: Path) -> Recipe:
     """Resolve a recipe, with stand-ins for data that is not on this machine."""
-    data = ELSEWHERE if path in PUBLISHED else OWN if path == OWN_IMAGES else []
+    others = {OWN_IMAGES: OWN, ENCODED: LATENTS}
+    data = ELSEWHERE if path in PUBLISHED else others.get(path, [])
     return resolve(path, data + ALONE.get(path, []))
 
 

@@ -29,12 +29,17 @@ ELSEWHERE = [
 OWN = ["dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]"]
 """A stand-in for the user's own images."""
 
+LATENTS = ["dataset.name=declared", "dataset.image=[16, 8, 8]", "dataset.classes=8", "codec=false"]
+LATENTS += ["evaluate.features=[]"]
+"""A stand-in for the latents of emoji."""
+
 
 def ids_of(path: Path) -> str | dict[str, str]:
     """Return the ids of a shipped recipe; its data and the run that it starts from need not be here."""
     overrides = [
         *(ELSEWHERE if "imagenet256" in path.parts else []),
         *(OWN if path.name == "folder.toml" else []),
+        *(LATENTS if path.name == "emoji-latent.toml" else []),
         *(["start=false"] if "-tune" in path.name else []),
     ]
     if "ablations" not in path.parts:

@@ -234,10 +234,7 @@ def plan_notes(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, str]]:
     print it in.
     """
     if recipe.declared:
-        text = (
-            "facts of the data are declared in the recipe, not read, and no codec is read: the run will have another id"
-        )
-        yield f"{text} ({recipe.declared})", "yellow"
+        yield f"{recipe.declared}: the run will have another id", "yellow"
     for warning in (*recipe.warnings, *plan.notes):
         yield f"warning: {warning}", "yellow"
     if idle := [key for key in recipe.idle if not any(key in text for text in recipe.warnings)]:

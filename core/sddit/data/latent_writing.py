@@ -158,7 +158,8 @@ def write_shard(root: Path, number: int, moments: NDArray[Any], labels: NDArray[
     """Write one shard atomically, and return what the index states of it."""
     from safetensors.numpy import save
 
-    name, data = shard_name(number), save({"moments": moments, "labels": labels})
+    rows = np.ascontiguousarray(moments)  # safetensors writes the memory of another order as it is
+    name, data = shard_name(number), save({"moments": rows, "labels": labels})
     replace_file(root / name, data)
     return Shard(file=name, count=len(moments), bytes=len(data), sha256=sha256(data).hexdigest())
 

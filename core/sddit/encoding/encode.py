@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from sddit.data.latent_checks import refuse_implausible
 from sddit.data.latent_statistics import MomentStatistics
 from sddit.data.latent_writing import write_index
 from sddit.data.latents import ImageSource, pair_of
+from sddit.distributed import processes as placement
 from sddit.encoding.shard_plan import (
     EncodingPlan,
     FlipOption,
@@ -30,12 +33,14 @@ from sddit.encoding.shard_plan import (
 )
 from sddit.encoding.shards import LAYOUT, ShardEncoder, SourceImages, one_thread, refuse_changed
 from sddit.encoding.workers import encode_in_processes
-from sddit.errors import error
+from sddit.errors import SdditError, error
 from sddit.interfaces import CodecFacts, CodecParams, ColourMap, DatasetParams, Selected, files_sha256
 from sddit.interfaces.params import settings_json
 from sddit.plugins.host import registry
 from sddit.progress import Progress
+from sddit.recipes.encoded_data import encoded_data_of
 from sddit.recipes.image_source import component_of_words, dataset_of, recipe_of, settings_in
+from sddit.recipes.merge import Merged
 from sddit.storage.lock import only_writer
 from sddit.storage.run_folder import ensure_directory
 from sddit.training.environment import choose_device
@@ -123,6 +128,28 @@ def encoding_of(source: Path, words: Sequence[str], *, codec: str | None, **stat
     return Encoding(dataset=dataset, codec=fingerprinted, **stated)
 
 
+def encode_data_of(merged: Merged, *, device: str, progress: Progress) -> None:
+    """Encode the images of a recipe with `codec.encode = true`, if that is not done yet.
+
+    Of several processes, the main one encodes, and the others wait for it.
+    """
+    found = encoded_data_of(merged)
+    if found is None or found.is_made:
+        return
+    if placement.rank() > 0:
+        while not found.is_made:
+            time.sleep(1)
+        return
+    progress.note(f"encoding the images of this recipe into {found.path}")
+    encoding = Encoding(dataset=found.dataset, codec=found.codec, flip=found.flip)
+    encode(encoding, found.path, device=device, processes=default_processes(device), progress=progress)
+
+
+def default_processes(device: str) -> int:
+    """Return one process for each usable core, or for each GPU."""
+    return len(os.sched_getaffinity(0)) if device == "cpu" else max(1, torch.cuda.device_count())
+
+
 def refuse_other_weights(codec: CodecParams) -> None:
     """Raise SD-D352 if the weights are not those whose hash the settings state."""
     files = codec.weight_files()
@@ -203,8 +230,7 @@ def _encode_shards(
         nonlocal unchecked
         if unchecked and (record := read_record(root, shard)) is not None:
             unchecked = False
-            statistics = MomentStatistics.from_json(record.statistics)
-            refuse_implausible(statistics, LAYOUT, moments_shape(plan), encoding.facts().scale, root)
+            refuse_first_shard(record, plan, encoding.facts().scale, root)
 
     if processes == 1 or len(left) == 1:
         with one_thread(device):
@@ -220,6 +246,16 @@ def _encode_shards(
 
         encode_in_processes(count, root, plan, left, chosen, device, hear)
     progress.end_stage()
+
+
+def refuse_first_shard(record: ShardRecord, plan: EncodingPlan, scale: float, root: Path) -> None:
+    """Raise SD-D344 if the latents of a shard are implausible, with the key that corrects their scale."""
+    try:
+        refuse_implausible(MomentStatistics.from_json(record.statistics), LAYOUT, moments_shape(plan), scale, root)
+    except SdditError as refused:
+        meant = "rerun, which keeps the shards, with codec.scale="
+        fixes = [(problem, problem.fix.replace("scale = ", meant)) for problem in refused.problems]
+        raise SdditError(*(replace(problem, fix=fix) for problem, fix in fixes)) from None
 
 
 def moments_shape(plan: EncodingPlan) -> tuple[int, int, int]:

@@ -118,7 +118,7 @@ class ShardEncoder:
             what, expect = "the codec returns latents of another shape than it states", f"{self._plan.shape}"
             got = f"({rows.shape[1] // 2}, {rows.shape[2]}, {rows.shape[3]})"
             raise error("SD-D353", what, where=self._plan.codec.name, got=got, expect=expect)
-        moments: NDArray[Any] = rows.half().numpy()
+        moments: NDArray[Any] = rows.half().contiguous().numpy()
         return moments
 
 

@@ -34,6 +34,12 @@ class CodecParams(Params):
         "codec's own.",
         json_schema_extra=LATER,
     )
+    encode: bool = Field(
+        False,
+        description="Train on the latents of the images of the data set. They are made at the first run, in the user's "
+        "cache folder. dataset.flip = true then encodes the mirror image of each image, too.",
+        json_schema_extra=LATER,
+    )
     sha256: Sha256 = Field(
         "",
         description="Hash that the weights must have, filled in if not set: the sha256 of one file, or of the lines "
@@ -67,7 +73,8 @@ class CodecParams(Params):
 
     def idle(self, recipe: RecipeView) -> Iterable[str]:
         """Return keys without effect: a cache states its own scale and shift, and some codecs have no weights."""
-        return ("scale", "shift") if self.weight_files() else ("scale", "shift", "sha256")
+        always = ("scale", "shift", *(["encode"] if self.encode else []))
+        return always if self.weight_files() else (*always, "sha256")
 
 
 class Codec(Protocol):

@@ -24,6 +24,7 @@ from sddit.plugins.host import Host
 from sddit.plugins.host import host as the_host
 from sddit.recipes import checks
 from sddit.recipes.differences import differences
+from sddit.recipes.encoded_data import with_latents
 from sddit.recipes.merge import COMMAND_LINE, Merged, Origin, leaves, load, merge_into, of_tables, override
 from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
@@ -131,7 +132,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     """Resolve a recipe whose layers are already merged."""
     selector = Selector(merged, host or the_host())
     selector.add(_unknown_tables(selector), blocks=False)
-    slots: dict[str, Any] = selector.slots()
+    slots, planned = with_latents(selector, selector.slots())
     labelled = {table: selector.labelled(table) for table in LABELLED}
     averages = {label: selector.settings(EmaSettings, t, f"ema.{label}") for label, t in selector.labels("ema").items()}
     tables: dict[str, Any] = {
@@ -140,7 +141,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     }
     features = selector.features(tables["evaluate"].features, labelled["features"]) if tables["evaluate"] else {}
     seed, name, start = _seed(selector), _name(selector), _start(selector)
-    declared = _declared_facts(selector, slots)
+    declared = planned or _declared_facts(selector, slots)
     facts = declared or _facts(selector, slots)
     if selector.is_blocked:
         raise_all(selector.problems())
@@ -169,7 +170,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         features=features,
         ema=ema,
         facts=facts,
-        declared=merged.place("dataset.declared") if declared else "",
+        declared=_declared_as(merged) if declared else "",
         start=start,
         processes=_processes(merged),
         plugin_digests=code_of(selector),
@@ -247,6 +248,15 @@ def _is_folder_name(name: str) -> bool:
     """Return whether a name has letters of any alphabet with their marks, digits, `_`, `.`, `-` and spaces only."""
     letters = "".join(c for c in name if not unicodedata.category(c).startswith("M"))
     return re.fullmatch(r"\w[\w. -]*", letters) is not None
+
+
+def _declared_as(merged: Merged) -> str:
+    """Return which facts of data that do not exist are used, and where they come from."""
+    if "declared" in merged.tables["dataset"]:
+        place = merged.place("dataset.declared")
+        return f"facts of the data are declared in the recipe, not read, and no codec is read ({place})"
+    what = "the first run encodes the images; until then, their latents are assumed to have mean 0 and std 1"
+    return f"{what} ({merged.place('codec.encode')})"
 
 
 def _declared_facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts | None:

@@ -123,6 +123,19 @@ def test_an_interrupted_encoding_continues_to_the_same_bytes(tmp_path: Path, in_
     assert set(ends) == {"killed" if kill else "refused", "done"}
 
 
+def test_latents_in_another_order_of_memory_are_written_in_theirs(tmp_path: Path, monkeypatch: Any) -> None:
+    write(tmp_path / "usual")
+    original = ToyCodec.encode
+
+    def channels_last(codec: ToyCodec, images: torch.Tensor) -> Any:
+        mean, std = (part.contiguous(memory_format=torch.channels_last) for part in original(codec, images))
+        return mean, std
+
+    monkeypatch.setattr(ToyCodec, "encode", channels_last)
+    write(tmp_path / "other")
+    assert contents(tmp_path / "other") == contents(tmp_path / "usual")
+
+
 def test_only_shards_that_are_left_are_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, encoded = tmp_path / "out", []
     original = ToyCodec.encode
@@ -222,7 +235,8 @@ def test_images_that_change_while_they_are_encoded_leave_no_index(tmp_path: Path
 
 def test_latents_of_an_implausible_scale_are_refused_after_the_first_shard(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert code_of(lambda: write(out, "codec.scale=100.0")) == "SD-D344"
+    with pytest.raises(SdditError, match=r"SD-D344(.|\n)*rerun, which keeps the shards, with codec.scale="):
+        write(out, "codec.scale=100.0")
     assert record_path(out, 0).exists()
     assert not record_path(out, 1).exists()
     write(out, "codec.scale=1.1")

@@ -84,7 +84,14 @@ def test_without_a_codec_nothing_about_one_is_in_the_recipe(resolved: Resolve, b
 def test_a_codec_is_part_of_the_run_id_and_survives_the_resolved_form(resolved: Resolve, latents: str) -> None:
     plain, recipe = resolved(latents), resolved(latents + CODEC)
     assert recipe.codec is not None
-    assert recipe.to_json()["codec"] == {"name": "toy/toy", "scale": None, "shift": None, "sha256": "", "side": 2}
+    assert recipe.to_json()["codec"] == {
+        "name": "toy/toy",
+        "scale": None,
+        "shift": None,
+        "encode": False,
+        "sha256": "",
+        "side": 2,
+    }
     assert recipe.to_json(free=False)["codec"] == {"name": "toy/toy", "sha256": "", "side": 2}
     assert recipe.run_id != plain.run_id
     assert resolved(latents + CODEC, "codec.side=4").run_id != recipe.run_id

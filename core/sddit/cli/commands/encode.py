@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -69,7 +68,7 @@ def encode(
     for given in plugin:
         host().use_given(given, where="command line")
     from sddit.data.latents import read_index
-    from sddit.encoding.encode import Encoding, encoding_of
+    from sddit.encoding.encode import Encoding, default_processes, encoding_of
     from sddit.encoding.encode import encode as encode_images
 
     stated = (f"dataset.size={size}",) if size is not None else ()
@@ -94,12 +93,3 @@ def encode(
         echo("already encoded")
     size_text = "x".join(map(str, (index.channels, index.height, index.width)))
     echo(f"{out}: {index.rows:,} latents of {size_text}, scale {index.scale:g}")
-
-
-def default_processes(device: str) -> int:
-    """Return one process for each usable core, or for each GPU."""
-    if device == "cpu":
-        return len(os.sched_getaffinity(0))
-    import torch
-
-    return max(1, torch.cuda.device_count())

@@ -88,6 +88,8 @@ def run(source: str, overrides: tuple[str, ...], full_hash: bool, **flags: Any) 
     merged.planned = options.dry_run
     if full_hash:
         refuse_full_hash(merged)
+    if not options.dry_run:
+        encode_images(merged, options)
     if not is_ablation(merged):
         options.refuse_for_single_run()
         run_recipe(merged, options)
@@ -103,6 +105,16 @@ def run(source: str, overrides: tuple[str, ...], full_hash: bool, **flags: Any) 
         run_one(known_plan(ablation, options.out), options.only, options)
     else:
         run_all(ablation, options)
+
+
+def encode_images(merged: Merged, options: RunOptions) -> None:
+    """Encode the images of a recipe that trains on their latents, before its first run."""
+    if not isinstance(codec := merged.tables.get("codec"), dict) or not codec.get("encode"):
+        return
+    from sddit.encoding.encode import encode_data_of
+
+    with show_progress(error_console() if options.as_json else work_console()) as progress:
+        encode_data_of(merged, device=options.device, progress=progress)
 
 
 def refuse_full_hash(merged: Merged) -> None:

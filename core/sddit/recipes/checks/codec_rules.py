@@ -20,7 +20,7 @@ def check_codec(recipe: Recipe) -> Iterator[Problem]:
     data, given = recipe.facts, recipe.codec.params
     if not data.is_latent:
         what = "a codec decodes latents, and this data set is of images"
-        fix = "remove [codec]; codec=false removes an inherited one"
+        fix = "codec.encode=true to train on its latents of these images; codec=false removes an inherited codec"
         yield conflict(what, "codec.name", data.source, "a data set of latents", fix)
         return
     yield from _check_hash(recipe)
