@@ -48,7 +48,11 @@ ANY_KIND: tuple[tuple[type[Exception], str, str], ...] = (
     (AttributeError, r"before Module\.__init__\(\) call", NO_SUPER),
     (AttributeError, r"no attribute '_(?:modules|parameters|buffers|\w*hooks\w*|logged|non_persistent\w*)'", NO_SUPER),
     (RuntimeError, r"modified by an inplace operation|used in an in-place operation", IN_PLACE),
-    (RuntimeError, r"same dtype|expected scalar type|but found (?:Double|Float|BFloat16|Half)", DTYPE),
+    (
+        RuntimeError,
+        r"same dtype|expected scalar type|type .* should be the same|but found (?:Double|Float|BFloat16|Half)",
+        DTYPE,
+    ),
     (
         Exception,
         r"not compiled with CUDA|No CUDA GPUs|tensors to be on the same device|[Nn]o NVIDIA driver",

@@ -153,8 +153,8 @@ def broken_contracts(session: Session) -> Iterator[str]:
         return
     from sddit.testing.kit import contract_problems
 
-    for used in (recipe.optimizer, recipe.noise_schedule, recipe.pair_sampler, recipe.backbone, recipe.sampler):
-        component = used.component
+    network = (recipe.optimizer, recipe.noise_schedule, recipe.pair_sampler, recipe.backbone)
+    for component in (used.component for used in (*network, recipe.sampler, recipe.dataset)):
         if problems := contract_problems(component):
             row = host().rows[component.origin]
             more = f"{len(problems)} problems; " if len(problems) > 1 else ""

@@ -236,11 +236,11 @@ def own_class_values(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not (name.startswith("__") or callable(value))}
 
 
-def unregistered_layers(term: nn.Module) -> list[str]:
-    """Return the lists, tuples and dicts of a loss that hold layers, which torch neither moves, saves nor trains."""
+def unregistered_layers(module: nn.Module) -> list[str]:
+    """Return the lists, tuples and dicts of a module that hold layers, which torch neither moves, saves nor trains."""
     found = []
-    for prefix, module in term.named_modules():
-        own = {} if type(module).__module__.startswith("torch.") else vars(module)
+    for prefix, part in module.named_modules():
+        own = {} if type(part).__module__.startswith("torch.") else vars(part)
         for name, value in own.items():
             entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
             if not name.startswith("_") and any(isinstance(entry, (nn.Module, nn.Parameter)) for entry in entries):

@@ -16,6 +16,7 @@ from sddit.interfaces import Shapes, Tap
 from sddit.testing import fixtures
 from sddit.testing.case import Case
 from sddit.testing.conformance import weight_formats
+from sddit.training.loss_checks import unregistered_layers
 
 SIZES = (8, 16, 32, 64)
 MAX_TOKENS = 256
@@ -118,6 +119,9 @@ def is_backbone(case: Case, backbone: Any) -> bool:
         return False
     fix = "derive the class from sddit.Backbone"
     case.instance(backbone, Backbone, "it is not a subclass of sddit.Backbone", fix)
+    hidden = unregistered_layers(backbone)
+    what = f"layers in a list or dict of Python: {', '.join(hidden)}"
+    case.expect(not hidden, what, fix="use nn.ModuleList or nn.ModuleDict: layers in a list are not trained")
     blocks = getattr(backbone, "blocks", None)
     has_blocks = isinstance(blocks, nn.ModuleList) and len(blocks) > 0
     case.expect(has_blocks, "`blocks` is not a ModuleList of blocks", got=type(blocks).__name__)
@@ -168,6 +172,10 @@ def examine_repeats(case: Case, trial: Trial) -> None:
     case.expect(torch.equal(raw, trial.call()[0]), "it gives another output for the same input")
     same = torch.equal(raw, trial.call(copy.deepcopy(trial.backbone).eval())[0])
     case.expect(same, "training and evaluation mode differ", fix="no dropout by default")
+    x, levels, labels = trial.inputs()
+    given = {"x": x, "c_noise": levels, "labels": labels}
+    with case.unchanged(lambda: given, "forward changed what it was given", "work on a copy"):
+        trial.backbone(x, levels, labels)
     x, levels, labels = trial.inputs()
     part = trial.backbone(x[2:4], levels[2:4], labels[2:4])[0]
     case.expect(torch.allclose(part, raw[2:4], rtol=1e-9), "an image depends on the other images of the batch")
