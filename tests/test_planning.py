@@ -15,6 +15,7 @@ from sddit.ablations.planning.arms import expand, is_ablation
 from sddit.ablations.planning.plan import make_plan
 from sddit.data.latent_writing import write_cache
 from sddit.errors import SdditError
+from sddit.interfaces import Component
 from sddit.recipes.costs import plan
 from sddit.recipes.merge import Merged, load
 from sddit.recipes.recipe import Recipe
@@ -74,12 +75,31 @@ def test_an_ablation_plans_before_its_data_exist_and_ranks_decoded_samples(path:
         assert arm.recipe.facts.train_size + arm.recipe.facts.test_size == IMAGES
 
 
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the package of the codec seem installed; these tests do not build it."""
+    monkeypatch.setattr(Component, "missing", lambda component: ())
+
+
+def test_a_plan_needs_the_package_of_the_codec_only_with_the_data(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Component, "missing", lambda component: ("diffusers",) if component.name == "diffusers" else ())
+    assert planned(SD_DIT).declared
+    with pytest.raises(SdditError, match="SD-P210"):
+        resolve(SD_DIT)
+    monkeypatch.setenv("SDDIT_DATA", str(cache.parent))
+    with pytest.raises(SdditError, match="SD-P210"):
+        planned(SD_DIT, "train.batch=8")
+    assert planned(SD_DIT, *SMALL).declared == ""  # without the codec
+
+
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("make", [lambda: resolve(SD_DIT), lambda: expand(load(ABLATIONS[0]))], ids=["run", "ablation"])
 def test_only_a_plan_uses_declared_facts(make: Any) -> None:
     with pytest.raises(SdditError, match=r"SD-R140(.|\n)*dataset\.path(.|\n)*SD-R140(.|\n)*codec\.path"):
         make()
 
 
+@pytest.mark.usefixtures("installed")
 def test_data_that_exist_are_read_also_by_a_plan(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDDIT_DATA", str(cache.parent))
     read = planned(SD_DIT, *SMALL)

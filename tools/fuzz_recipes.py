@@ -52,6 +52,7 @@ ELSEWHERE = (
     "codec=false",
 )
 """A stand-in for the latents of ImageNet, which are not shipped."""
+ENCODED = ("codec=false",)  # its latents are not made
 OWN = ("dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]")
 """A stand-in for the user's own images."""
 UNSCORED = ("evaluate.features=[]", "ablation.metrics=[]")
@@ -100,7 +101,7 @@ def readers(recipes: Path) -> list[Reader]:
 def stand_ins(recipe: Path) -> tuple[str, ...]:
     second_stage = ("start=false",) if "-tune" in recipe.name else ()
     unscored = UNSCORED if "ablations" in recipe.parts else ()
-    own = OWN if recipe.name == "folder.toml" else ()
+    own = OWN if recipe.name == "folder.toml" else ENCODED if recipe.name == "emoji-latent.toml" else ()
     return own + second_stage + (ELSEWHERE + unscored if recipe.parent.name == "imagenet256" else ())
 
 

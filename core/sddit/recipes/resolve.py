@@ -268,8 +268,8 @@ def _declared_facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> 
 
 
 def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts | None:
-    selector.add(selector.unknown_places)
-    if "dataset" not in chosen or selector.unknown_places:
+    selector.add(selector.unmet)
+    if "dataset" not in chosen or selector.unmet:
         return None
     try:
         facts: DataFacts = chosen["dataset"].params.facts()

@@ -35,7 +35,11 @@ SLOTS = {
     "codec": "codecs",
 }
 OPTIONAL = ("codec",)  # slots that may be empty
-DECLARED = ("dataset", "codec")  # slots whose files a plan can do without, if the data set declares its facts
+NOT_INSTALLED = "SD-P210"
+DECLARED = (
+    "dataset",
+    "codec",
+)  # slots whose files and packages a plan can do without, if the data set declares its facts
 # Only for what is neutral: these prefer no method.
 DEFAULTS = {"attention": "sdpa", "guidance": "none", "optimizer": "adamw"}
 # Tables of labelled tables, and the registry these choose from.
@@ -53,7 +57,7 @@ class Selector:
         self.host = host
         self.found: dict[Problem, bool] = {}  # whether it blocks; an unknown key does not: its table is checked as well
         self.used: dict[str, str] = {}  # plugin -> its version, or the hash of its file
-        self.unknown_places: list[Problem] = []  # paths that a plan needs only if the data are not declared
+        self.unmet: list[Problem] = []  # what a plan needs only if the data are not declared: paths and packages
         self._broken: set[str] = set()  # the plugins that did not load
         self._use_plugins()
 
@@ -149,7 +153,7 @@ class Selector:
             settings = {**table, **absolute_paths(model, table, self.merged, key)}
         except SdditError as unknown:
             if self.merged.planned and key in DECLARED:
-                self.unknown_places += unknown.problems
+                self.unmet += unknown.problems
             else:
                 self.add(unknown.problems)
                 usable = False  # its other keys are checked as well
@@ -259,9 +263,14 @@ class Selector:
         try:
             component = registry.usable(name, where=self.merged.place(key))
         except SdditError as failure:
-            if not (self._broken and failure.problems[0].code == "SD-R110"):  # a broken plugin may have offered it
-                self.add(failure.problems)
-            return None
+            code = failure.problems[0].code
+            if code == NOT_INSTALLED and self.merged.planned and registry.slot in DECLARED:
+                self.unmet += failure.problems
+                component = registry.get(name)
+            else:
+                if not (self._broken and code == "SD-R110"):  # a broken plugin may have offered it
+                    self.add(failure.problems)
+                return None
         self.used[component.origin] = self.host.rows[component.origin].identity
         return component
 

@@ -29,6 +29,7 @@ from sddit.data.undecoded import CAPTION, samples_are_undecoded
 from sddit.errors import SdditError
 from sddit.evaluation.sample_images import ABOUT
 from sddit.evaluation.scores import extract_split
+from sddit.interfaces import Component
 from sddit.plugins.host import Host
 from sddit.progress import Progress
 from sddit.recipes.checks.evaluation_rules import check_evaluation
@@ -339,6 +340,7 @@ def test_a_missing_cache_names_its_folder_the_key_and_the_command_that_plans(
 ) -> None:
     """The recipe that declares the facts of its cache needs no other words than -n; another one needs all of them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Component, "missing", lambda component: ())  # the codec is not built
     monkeypatch.setenv("SDDIT_DATA", str(tmp_path / "data"))
     Path("mine.toml").write_text('extends = "imagenet256/dit-s8"\n')
     Path("undeclared.toml").write_text('extends = "imagenet256/dit-s8"\ncodec = false\ndataset.declared = false\n')
