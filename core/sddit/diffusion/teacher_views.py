@@ -1,0 +1,59 @@
+"""Make the view of a teacher that sees the student's images at another time, for every pair sampler that has one."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sddit.interfaces import NoiseSchedule, View
+
+
+def earlier_level(sigma: Tensor, gap: Tensor, *, minimum: float, sigma_data: float = 1.0) -> Tensor:
+    """Return the noise levels [B] that are earlier by `gap` on the linear path, variance-exploding.
+
+    Data of standard deviation `sigma_data` has the time tau = sigma / (sigma + sigma_data) on the path x = (1 - tau) x0
+    + tau sigma_data eps through the same noisy image (SRA, arXiv:2505.02831).
+
+    Args:
+        sigma: the student's levels [B].
+        gap: decrease of tau [B].
+        minimum: lowest level, except where the student's own is lower.
+        sigma_data: standard deviation of the data.
+    """
+    tau = (sigma / (sigma_data + sigma) - gap).clamp(min=0)
+    return bounded_level(sigma_data * tau / (1 - tau), sigma, minimum)
+
+
+def bounded_level(level: Tensor, sigma: Tensor, minimum: float) -> Tensor:
+    """Return `level` [B], at least `minimum` and never above the student's `sigma`."""
+    return level.clamp(min=minimum).minimum(sigma)
+
+
+def teacher_view(
+    student: View,
+    schedule: NoiseSchedule,
+    t: Tensor,
+    *,
+    noise: Tensor | None = None,
+    labels: Tensor | None = None,
+    visible: Tensor | None = None,
+) -> View:
+    """Return the student's images at the times t [B] for the teacher.
+
+    Args:
+        student: the view with the images.
+        schedule: defines the meaning of t.
+        t: the teacher's times.
+        noise: unit noise [B, C, H, W]; None: the student's.
+        labels: [B]; None: the student's, after label dropout.
+        visible: tokens that the teacher sees, [B, K]; None: all.
+    """
+    noise = student.noise if noise is None else noise
+    return View(
+        network="teacher",
+        x=schedule.perturb(student.x0, noise, t),
+        t=t,
+        labels=student.labels if labels is None else labels,
+        x0=student.x0,
+        noise=noise,
+        visible=visible,
+    )
