@@ -36,8 +36,8 @@ class OffsetPairParams(MaskedViewParams):
     t_min: float | None = Field(
         None,
         ge=0,
-        description="Earliest time of the teacher, in units of `time`; a student that is earlier keeps its own. "
-        "Default, ours: that of the lowest noise level of the schedule. Published: 0, and 1 for DDPM.",
+        description="Earliest time of the teacher, in units of `time`, also for a student that is earlier. Default, "
+        "ours: that of the lowest noise level of the schedule. Published: 0, and 1 for DDPM.",
     )
 
     @model_validator(mode="after")

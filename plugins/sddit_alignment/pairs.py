@@ -40,9 +40,9 @@ class OffsetPair:
             if minimum is not None:
                 lowest = params.sigma_data * minimum / (1 - minimum)
             sigma = schedule.sigma(t) / schedule.alpha(t)
-            level = earlier_level(sigma, gap, minimum=lowest, sigma_data=params.sigma_data)
+            level = earlier_level(sigma, gap, sigma_data=params.sigma_data).clamp(min=lowest)
             return schedule.t_from_sigma(schedule.snap(level))
         if minimum is None:
             minimum = float(schedule.t_from_sigma(torch.tensor([lowest], dtype=torch.float64)))
         gap = gap.floor() if params.time == "steps" else gap
-        return (t - gap).clamp(min=minimum).minimum(t)
+        return (t - gap).clamp(min=minimum)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sddit.diffusion.teacher_views import bounded_level, earlier_level, teacher_view
+from sddit.diffusion.teacher_views import earlier_level, teacher_view
 from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
 from sddit_discrimination.params import PfOdeParams
 from sddit_dit.pairs import student_view, visible_tokens
@@ -52,5 +52,7 @@ class PfOde:
             return torch.full_like(sigma, minimum)
         u = draws.uniform(f"{OWN}/level").to(sigma)
         if self.params.teacher_noise == "below":
-            return bounded_level(minimum + u * (sigma - minimum), sigma, minimum)
-        return earlier_level(sigma, self.params.teacher_offset * u, minimum=minimum)
+            level = minimum + u * (sigma - minimum)
+        else:
+            level = earlier_level(sigma, self.params.teacher_offset * u)
+        return level.clamp(min=minimum).minimum(sigma)

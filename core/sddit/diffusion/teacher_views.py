@@ -7,25 +7,14 @@ from torch import Tensor
 from sddit.interfaces import NoiseSchedule, View
 
 
-def earlier_level(sigma: Tensor, gap: Tensor, *, minimum: float, sigma_data: float = 1.0) -> Tensor:
-    """Return the noise levels [B] that are earlier by `gap` on the linear path, variance-exploding.
+def earlier_level(sigma: Tensor, gap: Tensor, *, sigma_data: float = 1.0) -> Tensor:
+    """Return the noise levels [B] that are earlier by `gap` [B] on the linear path, at least 0, variance-exploding.
 
     Data of standard deviation `sigma_data` has the time tau = sigma / (sigma + sigma_data) on the path x = (1 - tau) x0
     + tau sigma_data eps through the same noisy image (SRA, arXiv:2505.02831).
-
-    Args:
-        sigma: the student's levels [B].
-        gap: decrease of tau [B].
-        minimum: lowest level, except where the student's own is lower.
-        sigma_data: standard deviation of the data.
     """
     tau = (sigma / (sigma_data + sigma) - gap).clamp(min=0)
-    return bounded_level(sigma_data * tau / (1 - tau), sigma, minimum)
-
-
-def bounded_level(level: Tensor, sigma: Tensor, minimum: float) -> Tensor:
-    """Return `level` [B], at least `minimum` and never above the student's `sigma`."""
-    return level.clamp(min=minimum).minimum(sigma)
+    return sigma_data * tau / (1 - tau)
 
 
 def teacher_view(
