@@ -55,6 +55,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "MDTv2 under EDM, fp64": ("digits/mdtv2-edm", *MDT, "train.precision=fp64"),
     "DiT, the hybrid loss": ("digits/dit-ddpm", *DIT),
     "DiT, flow matching": ("digits/dit-flow", *DIT),
+    "SRA": ("digits/sra", *DIT, "backbone.depth=4", "loss.align.until=4"),
+    "LayerSync": ("digits/layersync", *DIT, "backbone.depth=4", "train.micro_batch=2"),
     "DiT, mirrored images, two averages": ("digits/dit", *DIT, "dataset.flip=true", "ema.long.decay=0.99"),
     "DiT, two and a half epochs": ("digits/dit", *DIT, "train.batch=600", "train.micro_batch=300"),
 }  # fmt: skip

@@ -25,7 +25,9 @@ class CosineFlowParams(NoiseScheduleParams):
     logit_mean: float = Field(0.0, description="Mean of ln(sigma / alpha) in training.")
     logit_std: float = Field(1.0, gt=0, description="Standard deviation of ln(sigma / alpha) in training.")
     t_min: float = Field(0.001, gt=0, lt=1, description="Minimum time in sampling.")
-    t_max: float = Field(0.999, gt=0, lt=1, description="Maximum time in sampling; at 1 no image content is left.")
+    t_max: float = Field(
+        0.995, gt=0, lt=1, description="Maximum time in sampling, sigma / alpha = 127; at 1 no image content is left."
+    )
     direction: Literal["noise", "data"] = Field(
         "noise",
         description="Time input and output sign of the network. noise: input t, output dx/dt, as in REPA; data: input "

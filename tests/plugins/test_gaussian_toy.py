@@ -21,10 +21,8 @@ from sddit.interfaces import Component, Prediction
 from sddit.plugins.host import Host
 
 REGISTRIES = Host().registries
-GRIDS = {"edm/edm": "edm", "edm/cosine_flow": "edm"}
-"""Spacing where it is not `native`: EDM is never sampled evenly in sigma, and steps that are even in the angle of the
-cosine path are so large in sigma at first that the order shows only after thousands of them.
-"""
+GRIDS = {"edm/edm": "edm"}
+"""Spacing where it is not `native`: EDM is never sampled evenly in sigma."""
 
 CHURN = {"churn": 10.0, "churn_min": 0.1, "churn_max": 50.0}
 ODES: dict[str, list[tuple[dict[str, Any], int]]] = {

@@ -1,0 +1,91 @@
+"""Test alignment in recipes: rules between slots, the effect of a weight of 0, and resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sddit.errors import SdditError
+from sddit.recipes.resolve import resolve
+from sddit.testing.sessions import advance, restore_latest, save, state_of
+from sddit.training.build import build_session
+from sddit.training.session import Session
+
+SMALL = ["backbone.depth=4", "backbone.width=16", "backbone.heads=2", "train.batch=8", "train.steps=100"]
+CPU = torch.device("cpu")
+
+
+def session(name: str, *overrides: str, steps: int = 0) -> Session:
+    built = build_session(resolve(f"digits/{name}", [*SMALL, *overrides]), CPU)
+    advance(built, steps)
+    return built
+
+
+@pytest.mark.parametrize("name", ["layersync", "sra", "sra2"])
+def test_a_weight_of_0_at_first_leaves_the_network_of_the_baseline(name: str) -> None:
+    """Bit for bit, with the head and its optimizer there; a step with a weight above 0 changes it."""
+    plain = session("dit", steps=3)
+    late = session(name, "loss.align.weight={ start = 0.0, end = 0.5, shape = 'step', until = 3 }", steps=3)
+    ours, theirs = late.student.backbone.state_dict(), plain.student.backbone.state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    advance(plain, 2)
+    advance(late, 2)
+    ours, theirs = late.student.backbone.state_dict(), plain.student.backbone.state_dict()
+    assert any(not torch.equal(ours[key], value) for key, value in theirs.items())
+
+
+def test_micro_batches_give_the_gradient_of_the_batch() -> None:
+    whole = session("sra", "train.precision=fp64", steps=2)
+    parts = session("sra", "train.precision=fp64", "train.micro_batch=2", steps=2)
+    for one, other in zip(whole.student.parameters(), parts.student.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_a_resumed_run_has_the_same_bits(tmp_path: Path) -> None:
+    keys = ["pair_sampler.mask_ratio=0.0", "loss.align.permute=tokens"]
+    through = session("sra", *keys, steps=4)
+    first = session("sra", *keys, steps=2)
+    save(first, tmp_path)
+    second = session("sra", *keys)
+    restore_latest(second, tmp_path)
+    advance(second, 2)
+    ours, theirs = state_of(second), state_of(through)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert not torch.equal(ours["student.backbone.patch.weight"], state_of(first)["student.backbone.patch.weight"])
+
+
+def test_another_width_without_a_head_is_refused() -> None:
+    with pytest.raises(SdditError, match="targets of another width without a head"):
+        resolve("digits/sra2", ["loss.align.head=none"])
+    with pytest.raises(SdditError, match="targets of another width without a head"):
+        resolve("quickstart", ["loss.discrimination=false", *LAYERSYNC, "backbone.decoder.width=32"])
+    resolve("quickstart", ["loss.discrimination=false", *LAYERSYNC])
+
+
+LAYERSYNC = [
+    "loss.align.name=align",
+    "loss.align.source=self",
+    "loss.align.tap=2",
+    "loss.align.target_tap=decoder",
+    "loss.align.head=none",
+]
+
+
+def test_taps_on_both_sides_of_the_mask_are_matched_by_place() -> None:
+    built = build_session(resolve("quickstart", ["loss.discrimination=false", *LAYERSYNC, "train.batch=8"]), CPU)
+    advance(built, 1)
+    assert built.teacher is None
+
+
+def test_tokens_compared_with_themselves_are_warned_of() -> None:
+    assert any("with themselves" in text for text in resolve("digits/layersync", ["loss.align.target_tap=2"]).warnings)
+    assert not any("with themselves" in text for text in resolve("digits/layersync").warnings)
+
+
+def test_keys_without_effect_are_idle() -> None:
+    idle = resolve("digits/sra2", ["loss.align.axis=token", "loss.align.target_tap=3"]).idle
+    assert {"loss.align.axis", "loss.align.target_tap"} <= set(idle)
+    assert "loss.align.beta" not in resolve("digits/sra2", ["loss.align.beta=0.1"]).idle
