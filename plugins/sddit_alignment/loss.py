@@ -107,13 +107,22 @@ class Align(LossTerm):
             yield tokens
 
     def read_targets(self, name: str, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Iterator[Tokens]:
-        """Yield the targets of one student view as they are read: of its own pass or image, or of each teacher view."""
+        """Yield the targets of one student view as they are read: of its own pass or image, or of each teacher view.
+
+        Guided targets are those of two teacher views, with the label and with the null label, in this order.
+        """
         if self.params.source == "clean":
             yield Tokens(self.clean_patches(views[name].x0))
             return
         own = self.params.source == "self"
-        for other in [name] if own else [other for other, view in views.items() if view.network == "teacher"]:
-            yield widened(outputs[other].taps[self.params.target_tap], views[other])
+        names = [name] if own else [other for other, view in views.items() if view.network == "teacher"]
+        read = [widened(outputs[other].taps[self.params.target_tap], views[other]) for other in names]
+        if self.params.guidance == 1:
+            yield from read
+        else:
+            with_label, null = read
+            guided = null.patch + self.params.guidance * (with_label.patch - null.patch)
+            yield Tokens(guided, with_label.index)
 
     def clean_patches(self, x0: Tensor) -> Tensor:
         """Return the patches of clean images, [B, N, C p p]."""

@@ -40,6 +40,10 @@ class OffsetPairParams(MaskedViewParams):
         "ours: that of the lowest noise level of the schedule. Published: 0, and 1 for DDPM.",
     )
 
+    null_view: bool = Field(
+        False, description="Also make a teacher view with the null label, for guided targets (Self-Transcendence)."
+    )
+
     @model_validator(mode="after")
     def _all_keys_count(self) -> OffsetPairParams:
         if self.time != "linear" and self.sigma_data != 1.0:
@@ -49,11 +53,21 @@ class OffsetPairParams(MaskedViewParams):
         return self
 
     def views(self) -> tuple[ViewSpec, ...]:
-        return self.masked("student"), ViewSpec("teacher", "teacher")
+        teachers = ("teacher", "teacher_null") if self.null_view else ("teacher",)
+        return self.masked("student"), *(ViewSpec(name, "teacher") for name in teachers)
 
     def check(self, recipe: RecipeView) -> Iterable[Problem]:
-        """Check that the teacher's earliest time has a noise level of the schedule."""
+        """Check that the earliest time has a noise level of the schedule, and that a null label is trained."""
         schedule = recipe.noise_schedule
+        if self.null_view and (recipe.facts.num_classes == 0 or recipe.dataset.params.label_drop == 0):
+            yield Problem(
+                "SD-R108",
+                "the teacher's second view has the null label, which is never trained",
+                where="pair_sampler.null_view",
+                got="true, without classes" if recipe.facts.num_classes == 0 else "true with dataset.label_drop = 0",
+                expect="a null label that is trained",
+                fix="dataset.label_drop = 0.1, or pair_sampler.null_view = false",
+            )
         if self.t_min is None:
             return
         low, high = schedule.params.level_range if self.time == "linear" else schedule.params.t_range

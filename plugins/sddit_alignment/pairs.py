@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,10 @@ class OffsetPair:
         t = student.t
         if self.params.offset > 0:
             t = self.earlier(t, self.params.offset * draws.uniform(GAP).to(t), schedule)
-        return {"student": student, "teacher": teacher_view(student, schedule, t)}
+        views = {"student": student, "teacher": teacher_view(student, schedule, t)}
+        if self.params.null_view:
+            views["teacher_null"] = replace(views["teacher"], labels=torch.full_like(batch.labels, ctx.num_classes))
+        return views
 
     def earlier(self, t: Tensor, gap: Tensor, schedule: NoiseSchedule) -> Tensor:
         """Return the teacher's times [B] for the student's t [B], earlier by `gap` [B] in units of `time`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -50,10 +50,11 @@ class AlignParams(LossParams):
         description="Weight of this loss: a value schedule. Published: 0.5 for SRA and REPA, 0.2 for LayerSync, 1.0 "
         "for SRA 2.",
     )
-    source: Literal["ema", "self", "clean"] = Field(
-        "ema",
-        description="Origin of the targets. ema: tokens of the teacher (SRA); self: tokens of a deeper block in the "
-        "same pass, without gradient (LayerSync, arXiv:2510.12581); clean: patches of the clean image or latent "
+    source: Literal["teacher", "self", "clean"] = Field(
+        "teacher",
+        description="Origin of the targets. teacher: tokens of the teacher, an EMA of the student (SRA), or with "
+        "[snapshot] the network of another run (Self-Transcendence, arXiv:2601.07773); self: tokens of a deeper block "
+        "in the same pass, without gradient (LayerSync, arXiv:2510.12581); clean: patches of the clean image or latent "
         "(SRA 2, arXiv:2601.17830).",
     )
     tap: Tap = Field(0.3, description="Tap of the student's tokens. Published: 0.29 of the depth for most sizes.")
@@ -96,6 +97,13 @@ class AlignParams(LossParams):
         "tokens of its sample, as iREPA; data: each channel of the clean image by mean and standard deviation of the "
         "training data, our choice for SRA 2, whose weight otherwise depends on the autoencoder.",
     )
+    guidance: float = Field(
+        1.0,
+        ge=0,
+        le=1000,
+        description="Scale s of guided targets, f_null + s (f - f_null), of the teacher's tokens f with the label and "
+        "f_null with the null label, which `offset_pair` makes with null_view; published: 30. 1: no guidance.",
+    )
     permute: Literal["none", "tokens", "channels"] = Field(
         "none",
         description="Control arm: compare with targets in a fixed random order of tokens or of channels, which keeps "
@@ -106,6 +114,8 @@ class AlignParams(LossParams):
     def _refuse_contradictions(self) -> AlignParams:
         if self.target_norm == "data" and self.source != "clean":
             raise ValueError("target_norm: 'data' is for source 'clean', whose statistics the data set states")
+        if self.source != "teacher" and self.guidance != 1:
+            raise ValueError("guidance: only targets of source 'teacher' are guided")
         if self.head == "none" and self.head_width is not None:
             raise ValueError("head_width has no effect with head = 'none': remove it")
         return self
@@ -134,6 +144,20 @@ class AlignParams(LossParams):
             yield from ("head_layers", "head_width")
 
     def check(self, recipe: RecipeView) -> Iterable[Problem]:
+        yield from self._width_problems(recipe)
+        teachers = [view.name for view in recipe.views_of(self) if view.network == "teacher"]
+        if self.guidance != 1 and len(teachers) != 2:
+            key = f"{recipe.key_of(self)}.guidance"
+            yield Problem(
+                "SD-R108",
+                "guided targets need a teacher view with the label and one with the null label",
+                where=key,
+                got=f"the teacher views {', '.join(teachers) or 'none'}",
+                expect="two",
+                fix=f'pair_sampler.name = "offset_pair" and pair_sampler.null_view = true, or {key} = 1',
+            )
+
+    def _width_problems(self, recipe: RecipeView) -> Iterator[Problem]:
         """Check that without a head, tokens and targets have one width."""
         if self.head != "none":
             return

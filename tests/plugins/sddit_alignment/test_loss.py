@@ -50,7 +50,7 @@ def value(term: Align, student: Tensor, target: Tensor, visible: Tensor | None =
     tokens = Tokens(student) if visible is None or full else Tokens(Tokens(student).at(visible), visible)
     views = {"student": view("student", visible), "teacher": view("teacher")}
     outputs = {"student": Outputs(taps={0.3: tokens}), "teacher": Outputs(taps={0.7: Tokens(target)})}
-    if term.params.source != "ema":
+    if term.params.source != "teacher":
         del views["teacher"], outputs["teacher"]
         outputs["student"].taps[0.7] = Tokens(target)
     return term(context(), views, outputs)
@@ -59,7 +59,7 @@ def value(term: Align, student: Tensor, target: Tensor, visible: Tensor | None =
 STUDENT, TARGET, WIDE = numbers(B, N, D, key=1), numbers(B, N, D, key=2), numbers(B, N, E, key=3)
 
 
-@pytest.mark.parametrize("source", ["ema", "self"])
+@pytest.mark.parametrize("source", ["teacher", "self"])
 def test_cosines_by_hand_at_the_visible_tokens(source: str) -> None:
     term = term_of(source=source, head="none")
     expected = []
@@ -124,7 +124,7 @@ def test_the_convolution_sees_neighbours_and_zeros_in_place_of_hidden_tokens() -
 
 
 def test_no_gradient_reaches_the_targets() -> None:
-    for source in ("ema", "self"):
+    for source in ("teacher", "self"):
         student, target = STUDENT.clone().requires_grad_(), TARGET.clone().requires_grad_()
         value(term_of(source=source, head="none"), student, target).sum().backward()
         assert student.grad is not None and student.grad.abs().min() > 0
