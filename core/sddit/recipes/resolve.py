@@ -142,7 +142,8 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         for key in ("train", "teacher", "evaluate", "about")
     }
     features = selector.features(tables["evaluate"].features, labelled["features"]) if tables["evaluate"] else {}
-    seed, name, start = _seed(selector), _name(selector), _other_run(selector, "start", StartSettings)
+    seed, name = _seed(selector), _name(selector)
+    start, snapshot = _other_run(selector, "start", StartSettings), _other_run(selector, "snapshot", SnapshotSettings)
     declared = planned or _declared_facts(selector, slots)
     facts = declared or _facts(selector, slots)
     if selector.is_blocked:
@@ -174,7 +175,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         facts=facts,
         declared=_declared_as(merged) if declared else "",
         start=start,
-        snapshot=_other_run(selector, "snapshot", SnapshotSettings),
+        snapshot=snapshot,
         processes=_processes(merged),
         plugin_digests=code_of(selector),
         plugin_files={plugin.resolved_name: plugin.path for plugin in merged.plugins if plugin.is_file},
