@@ -44,7 +44,8 @@ class Run:
 
     def value(self) -> Tensor:
         """Return the loss of each sample, [B]."""
-        return self.loss(fixtures.context(), self.views, self.outputs)
+        value: Tensor = self.loss(fixtures.context(), self.views, self.outputs)
+        return value
 
 
 def build_loss(widths: dict[Tap, int], **settings: Any) -> Align:

@@ -35,7 +35,7 @@ class Head(nn.Module):
         if visible is not None:
             empty = tokens.new_zeros(len(tokens), math.prod(self.grid), tokens.shape[-1])
             tokens = scatter_tokens(tokens, visible, empty)
-        convolved = self.conv(tokens.transpose(1, 2).unflatten(2, self.grid))  # [B, target, h, w]
+        convolved = self.conv(tokens.transpose(1, 2).reshape(len(tokens), -1, *self.grid))  # [B, target, h, w]
         everywhere: Tensor = convolved.flatten(2).transpose(1, 2)
         return everywhere if visible is None else gather_tokens(everywhere, visible)
 

@@ -12,6 +12,7 @@ from sddit.recipes.resolve import resolve
 from sddit.testing.sessions import advance, restore_latest, save, state_of
 from sddit.training.build import build_session
 from sddit.training.session import Session
+from sddit_alignment.loss import Align
 
 SMALL = ["backbone.depth=4", "backbone.width=16", "backbone.heads=2", "train.batch=8", "train.steps=100"]
 CPU = torch.device("cpu")
@@ -34,6 +35,17 @@ def test_a_weight_of_0_at_first_leaves_the_network_of_the_baseline(name: str) ->
     advance(late, 2)
     ours, theirs = late.student.backbone.state_dict(), plain.student.backbone.state_dict()
     assert any(not torch.equal(ours[key], value) for key, value in theirs.items())
+
+
+@pytest.mark.parametrize("normalize", ["range", "standard"])
+def test_the_loss_gets_the_moments_of_what_the_network_sees(normalize: str) -> None:
+    built = session("sra2", f"dataset.normalize={normalize}")
+    images, _ = built.dataset.fetch(range(len(built.dataset)))
+    term = built.student.terms["align"]
+    assert isinstance(term, Align)
+    assert term.mean == pytest.approx(images.double().mean((0, 2, 3)).tolist(), abs=1e-6)
+    assert term.std == pytest.approx(images.double().std((0, 2, 3), correction=0).tolist(), rel=1e-5)
+    assert {"range": 0.75, "standard": 0.5}[normalize] == pytest.approx(term.std[0], abs=0.01)
 
 
 def test_micro_batches_give_the_gradient_of_the_batch() -> None:

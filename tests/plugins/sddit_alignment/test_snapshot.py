@@ -88,7 +88,7 @@ def test_the_id_has_the_weights_and_not_their_path(first: Path, tmp_path: Path) 
 
 def test_a_snapshot_that_does_not_fit_is_refused(first: Path) -> None:
     with pytest.raises(SdditError, match="the weights of the snapshot do not fit") as refused:
-        session_of(first, "backbone.width=24")
+        session_of(first, "backbone.mlp_ratio=2.0")
     assert {problem.code for problem in refused.value.problems} == {"SD-C452"}
     with pytest.raises(SdditError, match=r"SD-C451(.|\n)*snapshot\.sha256"):
         resolve(GUIDED, [*SMALL, f"snapshot.run={first}", f"snapshot.sha256={'0' * 64}"])
