@@ -74,7 +74,7 @@ class AlignParams(LossParams):
     axis: Literal["channel", "token"] = Field(
         "channel",
         description="Direction of the cosine: over the channels of each token, or over the tokens of each channel. "
-        "SRA's code takes the tokens, its paper and the other methods the channels.",
+        "SRA's code takes the tokens, LayerSync and REPA the channels; SRA's paper has no cosine.",
     )
     head: Literal["none", "mlp", "conv"] = Field(
         "mlp",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from sddit_ddpm.params import DDPMParams
 from sddit_ddpm.schedule import DDPM
 from sddit_discrimination.pairs import PfOde
 from sddit_discrimination.params import PfOdeParams
+from sddit_edm.cosine_flow import CosineFlow
+from sddit_edm.cosine_params import CosineFlowParams
 from sddit_edm.flow import Flow
 from sddit_edm.params import EDMParams, FlowParams
 from sddit_edm.schedule import EDM
@@ -54,6 +57,19 @@ def test_the_teacher_is_earlier_on_the_linear_path() -> None:
     torch.testing.assert_close(teacher.x, schedule.perturb(student.x0, student.noise, teacher.t), rtol=0, atol=0)
     same, native = (pair(schedule, offset=0.3, t_min=0.1, time=time)[1].t for time in ("linear", "native"))
     torch.testing.assert_close(same, native, rtol=0, atol=1e-12)
+
+
+def test_the_own_time_of_the_cosine_path() -> None:
+    schedule = CosineFlow(CosineFlowParams())
+    student, teacher = pair(schedule, offset=0.3, t_min=0.0, time="native")
+    expected = (student.t - 0.3 * gaps()).clamp(min=0)
+    torch.testing.assert_close(teacher.t, expected, rtol=0, atol=1e-12)
+    angle = (math.pi / 2 * expected)[:, None, None, None]
+    torch.testing.assert_close(teacher.x, angle.cos() * student.x0 + angle.sin() * student.noise, rtol=0, atol=1e-12)
+    linear = pair(schedule, offset=0.3, t_min=0.0)[1]
+    assert (linear.t - expected).abs().max() > 1e-3
+    tau = [(schedule.sigma(t) / (schedule.sigma(t) + schedule.alpha(t))) for t in (student.t, linear.t)]
+    torch.testing.assert_close(tau[1], (tau[0] - 0.3 * gaps()).clamp(min=0), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sigma_data", [1.0, 0.5])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +92,11 @@ def test_taps_on_both_sides_of_the_mask_are_matched_by_place() -> None:
     built = build_session(resolve("quickstart", ["loss.discrimination=false", *LAYERSYNC, "train.batch=8"]), CPU)
     advance(built, 1)
     assert built.teacher is None
+
+
+def test_the_plan_names_the_blocks_of_the_taps(sddit_run: Callable[..., Any]) -> None:
+    shown = sddit_run("-n", "digits/sra", "loss.align.tap=0.29", "loss.align.target_tap=0.9").stdout
+    assert "student at block 2 of 6, teacher at block 5 of 6" in shown
 
 
 def test_tokens_compared_with_themselves_are_warned_of() -> None:
