@@ -59,7 +59,10 @@ class Align(LossTerm):
         self.params = params
         self.grid = grid
         tokens = math.prod(grid)
-        width = math.prod(image) // tokens if params.source == "clean" else widths[params.target_tap]
+        if params.source == "clean":
+            width = math.prod(image) // tokens
+        else:
+            width = params.feature_width or widths[params.target_tap]
         if params.target_norm == "data" and (mean is None or std is None):
             raise ValueError("target_norm = 'data' needs mean and std of the channels of the data")
         self.mean, self.std = tuple(mean or ()), tuple(std or ())
@@ -113,6 +116,9 @@ class Align(LossTerm):
         """
         if self.params.source == "clean":
             yield Tokens(self.clean_patches(views[name].x0))
+            return
+        if self.params.source == "external":
+            yield Tokens(targets.tokens_of(views[name].extras, self.params.features, self.grid).to(views[name].x))
             return
         own = self.params.source == "self"
         names = [name] if own else [other for other, view in views.items() if view.network == "teacher"]

@@ -45,9 +45,7 @@ class OffsetPairParams(MaskedViewParams):
     )
 
     @model_validator(mode="after")
-    def _all_keys_count(self) -> OffsetPairParams:
-        if self.time != "linear" and self.sigma_data != 1.0:
-            raise ValueError(f"sigma_data has no effect with time = {self.time!r}: remove it")
+    def _refuse_pure_noise(self) -> OffsetPairParams:
         if self.time == "linear" and max(self.offset, self.t_min or 0.0) >= 1:
             raise ValueError("offset and t_min are below 1 with time = 'linear', where 1 is noise without an image")
         return self
@@ -55,6 +53,13 @@ class OffsetPairParams(MaskedViewParams):
     def views(self) -> tuple[ViewSpec, ...]:
         teachers = ("teacher", "teacher_null") if self.null_view else ("teacher",)
         return self.masked("student"), *(ViewSpec(name, "teacher") for name in teachers)
+
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
+        yield from super().idle(recipe)
+        if self.offset == 0:
+            yield from ("time", "sigma_data", "t_min")
+        elif self.time != "linear":
+            yield "sigma_data"
 
     def check(self, recipe: RecipeView) -> Iterable[Problem]:
         """Check that the earliest time has a noise level of the schedule, and that a null label is trained."""

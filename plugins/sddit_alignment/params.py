@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sddit.errors import Problem
+from sddit.errors import Problem, one_of
 from sddit.evaluation.token_spread import SPREAD_MONITORS
 from sddit.interfaces import (
     BackboneParams,
@@ -50,18 +50,22 @@ class AlignParams(LossParams):
         description="Weight of this loss: a value schedule. Published: 0.5 for SRA and REPA, 0.2 for LayerSync, 1.0 "
         "for SRA 2.",
     )
-    source: Literal["teacher", "self", "clean"] = Field(
+    source: Literal["teacher", "self", "clean", "external"] = Field(
         "teacher",
         description="Origin of the targets. teacher: tokens of the teacher, an EMA of the student (SRA), or with "
         "[snapshot] the network of another run (Self-Transcendence, arXiv:2601.07773); self: tokens of a deeper block "
         "in the same pass, without gradient (LayerSync, arXiv:2510.12581); clean: patches of the clean image or latent "
-        "(SRA 2, arXiv:2601.17830).",
+        "(SRA 2, arXiv:2601.17830); external: features that the data set has of each image (REPA, arXiv:2410.06940).",
+    )
+    features: str = Field("features", description="Name of the features of the data set. Only with source external.")
+    feature_width: int | None = Field(
+        None, ge=1, le=65_536, description="Channels of those features; needed with source external, and only there."
     )
     tap: Tap = Field(0.3, description="Tap of the student's tokens. Published: 0.29 of the depth for most sizes.")
     target_tap: Tap = Field(
         0.7,
         description="Tap of the targets. Published: 0.71 of the depth for SRA, 0.57 for LayerSync, which warns of the "
-        "last fifth. No effect with source clean.",
+        "last fifth. Only with sources teacher and self.",
     )
     metric: Literal["cosine", "smooth_l1", "mse"] = Field(
         "cosine",
@@ -114,6 +118,8 @@ class AlignParams(LossParams):
     def _refuse_contradictions(self) -> AlignParams:
         if self.target_norm == "data" and self.source != "clean":
             raise ValueError("target_norm: 'data' is for source 'clean', whose statistics the data set states")
+        if (self.source == "external") != (self.feature_width is not None):
+            raise ValueError("feature_width: is needed with source 'external', and only there")
         if self.source != "teacher" and self.guidance != 1:
             raise ValueError("guidance: only targets of source 'teacher' are guided")
         if self.head == "none" and self.head_width is not None:
@@ -121,7 +127,7 @@ class AlignParams(LossParams):
         return self
 
     def needs(self) -> Needs:
-        if self.source == "clean":
+        if self.source in ("clean", "external"):
             return Needs(student=Want(taps=(self.tap,)))
         if self.source == "self":
             return Needs(student=Want(taps=(self.tap,)) | Want(taps=(self.target_tap,)))
@@ -131,11 +137,15 @@ class AlignParams(LossParams):
         """Return the number of channels of a target."""
         if self.source == "clean":
             return math.prod(shapes.image) // math.prod(backbone.grid(shapes))
+        if self.feature_width is not None:
+            return self.feature_width
         return backbone.width(self.target_tap)
 
     def idle(self, recipe: RecipeView) -> Iterable[str]:
-        if self.source == "clean":
+        if self.source in ("clean", "external"):
             yield "target_tap"
+        if self.source != "external":
+            yield "features"
         if self.metric != "smooth_l1":
             yield "beta"
         if self.metric != "cosine":
@@ -145,6 +155,8 @@ class AlignParams(LossParams):
 
     def check(self, recipe: RecipeView) -> Iterable[Problem]:
         yield from self._width_problems(recipe)
+        if self.source == "external":
+            yield from self._feature_problems(recipe)
         teachers = [view.name for view in recipe.views_of(self) if view.network == "teacher"]
         if self.guidance != 1 and len(teachers) != 2:
             key = f"{recipe.key_of(self)}.guidance"
@@ -176,6 +188,17 @@ class AlignParams(LossParams):
                 expect="mlp or conv",
                 fix=f'{key}.head = "mlp"',
             )
+
+    def _feature_problems(self, recipe: RecipeView) -> Iterator[Problem]:
+        """Check that the data set has the features, of that width."""
+        key, known = recipe.key_of(self), recipe.dataset.params.targets()
+        if self.features not in known:
+            what = f"the data set has no features {self.features!r}"
+            yield Problem("SD-R108", what, f"{key}.features", self.features, one_of(self.features, known) or "none")
+        elif known[self.features][0] != self.feature_width:
+            what, width = "the features of the data set have another width", known[self.features][0]
+            fix = f"{key}.feature_width = {width}"
+            yield Problem("SD-R108", what, f"{key}.feature_width", str(self.feature_width), str(width), fix)
 
     def warnings(self, recipe: RecipeView) -> Iterable[str]:
         """Warn if tokens are compared with themselves."""

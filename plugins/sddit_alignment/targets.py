@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sddit.diffusion.draws import generator
+from sddit.errors import error, one_of
 from sddit.interfaces import Tokens
 
 EPS = 1e-6
@@ -24,6 +26,17 @@ def normalize_channels(x0: Tensor, mean: Sequence[float], std: Sequence[float]) 
     """Return images [B, C, H, W] with the mean and standard deviation of each channel removed."""
     center, scale = (torch.tensor(values, dtype=x0.dtype, device=x0.device)[:, None, None] for values in (mean, std))
     return (x0 - center) / scale
+
+
+def tokens_of(extras: Mapping[str, Tensor], name: str, grid: tuple[int, int]) -> Tensor:
+    """Return features [B, E, h, w] of a view as tokens [B, N, E], resized bilinearly to the grid as in REPA."""
+    if name not in extras:
+        expect = one_of(name, extras) if extras else "features of a data set"
+        raise error("SD-R108", f"the view has no features {name!r}", where="extras", got="none", expect=expect)
+    features = extras[name]
+    if tuple(features.shape[2:]) != grid:
+        features = F.interpolate(features, size=grid, mode="bilinear")
+    return features.flatten(2).transpose(1, 2)
 
 
 def random_order(count: int) -> Tensor:

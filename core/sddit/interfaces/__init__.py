@@ -21,6 +21,7 @@ from sddit.interfaces.dataset import (
     KeepingDataset,
     LabelledDataset,
     Split,
+    TargetDataset,
 )
 from sddit.interfaces.facts import CodecFacts, ColourMap, Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
 from sddit.interfaces.features import (
@@ -100,6 +101,7 @@ __all__ = [
     "Shapes",
     "Split",
     "Tap",
+    "TargetDataset",
     "Tokens",
     "Tracker",
     "TrackerParams",

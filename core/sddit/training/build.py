@@ -99,7 +99,7 @@ def members_of(dataset: Dataset, recipe: Recipe) -> list[NDArray[np.int64]]:
 def build_teacher(recipe: Recipe, student: Student, snapshot: LocatedWeights | None) -> Teacher | None:
     """Build the teacher if an active loss reads one, without the parts that none of them reads.
 
-    Raises SD-R108 if `[snapshot]` would have to give it modules of a loss, and SD-C452 if the snapshot does not fit.
+    With `[snapshot]`, raises SD-R108 if a loss averages modules of its own, and SD-C452 if the weights do not fit.
     """
     needs = [chosen.params.needs().teacher for chosen in recipe.active_losses.values()]
     if not (wants := [want for want in needs if want is not None]):

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from sddit.errors import SdditError
 from sddit.interfaces import BackboneParams, Context, Outputs, Shapes, Tokens, View, ViewSpec
 from sddit_alignment import targets
 from sddit_alignment.loss import Align
@@ -155,11 +156,41 @@ def test_clean_patches_normalized_by_the_data() -> None:
     assert not torch.allclose(value(plain, STUDENT, TARGET), value(normal, STUDENT, TARGET), rtol=1e-2)
 
 
+@pytest.mark.parametrize("visible", [None, VISIBLE])
+def test_features_of_the_data_set(visible: Tensor | None) -> None:
+    term = term_of(source="external", features="encoder", feature_width=E)
+    given = numbers(B, E, *GRID, key=6)
+    tokens = given.flatten(2).transpose(1, 2)
+    views = {"student": view("student", visible)}
+    views["student"].extras["encoder"] = given
+    shown = Tokens(STUDENT) if visible is None else Tokens(Tokens(STUDENT).at(visible), visible)
+    found = term(context(), views, {"student": Outputs(taps={0.3: shown})})
+    mapped = Tokens(term.head(STUDENT, None)).at(visible)
+    expected = 1 - torch.cosine_similarity(mapped, Tokens(tokens).at(visible), dim=-1).mean(1)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    views["student"].extras["encoder"] = given.transpose(2, 3)
+    assert not torch.allclose(term(context(), views, {"student": Outputs(taps={0.3: shown})}), expected, rtol=1e-3)
+    views["student"].extras = {}
+    with pytest.raises(SdditError, match="no features 'encoder'"):
+        term(context(), views, {"student": Outputs(taps={0.3: shown})})
+
+
+def test_features_of_another_grid_are_resized_bilinearly() -> None:
+    coarse = numbers(B, E, 2, 2, key=7)
+    found = targets.tokens_of({"encoder": coarse}, "encoder", GRID).transpose(1, 2).unflatten(2, GRID)
+    weights = torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]], dtype=torch.float64)
+    torch.testing.assert_close(found, torch.einsum("ih,jw,behw->beij", weights, weights, coarse))
+    assert not torch.allclose(found[..., ::2, ::2], coarse, rtol=1e-2)
+
+
 def test_statistics_of_the_data_are_needed_where_they_are_used() -> None:
     with pytest.raises(ValueError, match="needs mean and std"):
         Align(AlignParams(source="clean", target_norm="data"), widths={0.3: D}, grid=GRID, image=IMAGE)
     with pytest.raises(ValidationError, match="for source 'clean'"):
         AlignParams(target_norm="data")
+    for keys in ({"source": "external"}, {"feature_width": 4}):
+        with pytest.raises(ValidationError, match="is needed with source 'external'"):
+            AlignParams(**keys)
     with pytest.raises(ValidationError, match="head_width has no effect"):
         AlignParams(head="none", head_width=4)
 

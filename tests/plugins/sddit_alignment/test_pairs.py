@@ -128,7 +128,6 @@ def test_a_mask_hides_tokens_of_the_student_only() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"time": "native", "sigma_data": 0.5}, "sigma_data has no effect"),
         ({"offset": 1.0}, "below 1"),
         ({"t_min": 1.5}, "below 1"),
     ],
@@ -143,6 +142,13 @@ def test_a_time_outside_the_schedule_is_refused() -> None:
         resolve("digits/sra", ["pair_sampler.t_min=0.0001"])
     assert "pair_sampler.t_min" in str(refused.value)
     resolve("digits/sra", ["pair_sampler.t_min=0.01"])
+
+
+def test_keys_without_effect_are_idle() -> None:
+    assert "pair_sampler.sigma_data" in resolve("digits/sra", ["pair_sampler.time=native"]).idle
+    same = resolve("digits/sra", ["pair_sampler.offset=0.0", "pair_sampler.t_min=0.1"])
+    assert {"pair_sampler.sigma_data", "pair_sampler.t_min"} <= set(same.idle)
+    assert resolve("digits/sra").idle == ()
 
 
 def test_less_than_a_step_is_warned_of() -> None:

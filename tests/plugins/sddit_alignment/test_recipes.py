@@ -13,8 +13,11 @@ from sddit.errors import SdditError
 from sddit.recipes.resolve import resolve
 from sddit.testing.sessions import advance, restore_latest, save, state_of
 from sddit.training.build import build_session
+from sddit.training.inputs import context_of, make_batch
 from sddit.training.session import Session
 from sddit_alignment.loss import Align
+from sddit_standard.datasets.image_datasets import MemorySplit
+from sddit_standard.datasets.params import DigitsParams
 
 SMALL = ["backbone.depth=4", "backbone.width=16", "backbone.heads=2", "train.batch=8", "train.steps=100"]
 CPU = torch.device("cpu")
@@ -97,6 +100,43 @@ def test_taps_on_both_sides_of_the_mask_are_matched_by_place() -> None:
 def test_the_plan_names_the_blocks_of_the_taps(sddit_run: Callable[..., Any]) -> None:
     shown = sddit_run("-n", "digits/sra", "loss.align.tap=0.29", "loss.align.target_tap=0.9").stdout
     assert "student at block 2 of 6, teacher at block 5 of 6" in shown
+
+
+def with_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the digits have features: the image itself in two channels, the second one negative."""
+
+    def targets(self: Any, ids: list[int], flipped: torch.Tensor) -> dict[str, torch.Tensor]:
+        images = self.fetch(ids)[0]
+        images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        return {"itself": torch.cat([images, -images], dim=1)}
+
+    monkeypatch.setattr(MemorySplit, "targets", targets, raising=False)
+    monkeypatch.setattr(DigitsParams, "targets", lambda self: {"itself": (2, 8, 8)})
+
+
+EXTERNAL = ["loss.align.source=external", "loss.align.features=itself", "loss.align.feature_width=2"]
+
+
+def test_features_of_the_data_set_reach_the_loss_flipped_like_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_features(monkeypatch)
+    built = session("sra2", *EXTERNAL, "loss.align.target_norm=none", "dataset.flip=true", steps=1)
+    ids = list(range(8))
+    ctx = context_of(built, ids, [0] * 8)
+    batch = make_batch(built, ids, ctx.draws)
+    assert torch.equal(batch.extras["itself"], torch.cat([batch.x0, -batch.x0], dim=1))
+    assert batch.flipped.any() and not batch.flipped.all()
+    views = built.pair_sampler(batch, ctx.draws, built.schedule, ctx)
+    assert views["student"].extras["itself"] is batch.extras["itself"]
+
+
+def test_features_that_the_data_set_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    external = [*EXTERNAL, "loss.align.target_norm=none"]
+    with pytest.raises(SdditError, match="the data set has no features 'itself'"):
+        resolve("digits/sra2", external)
+    with_features(monkeypatch)
+    resolve("digits/sra2", external)
+    with pytest.raises(SdditError, match="the features of the data set have another width"):
+        resolve("digits/sra2", [*external[:2], "loss.align.feature_width=3", external[3]])
 
 
 def test_tokens_compared_with_themselves_are_warned_of() -> None:

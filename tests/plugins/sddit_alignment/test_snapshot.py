@@ -67,7 +67,7 @@ def test_the_teacher_has_the_weights_of_the_snapshot_and_keeps_them(first: Path)
     assert len(before) > 10
     assert all(torch.equal(value, given[name]) for name, value in before.items())
     own = session.student.backbone.state_dict()
-    assert any(not torch.equal(value, own[name]) for name, value in before.items()), "the student starts anew"
+    assert any(not torch.equal(value, own[name]) for name, value in before.items()), "the student has its own"
     advance(session, 1)
     after = teacher_of(session)
     assert all(torch.equal(value, before[name]) for name, value in after.items())
