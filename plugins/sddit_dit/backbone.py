@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit.interfaces import Attention, Tap, Tokens
-from sddit_dit.blocks import Block, Positions, gather_tokens
+from sddit_dit.blocks import Block, Positions, gather_tokens, scale_gradient
 from sddit_dit.decoder_input import BridgedInput, SplitInput
 from sddit_dit.frame import Frame
 from sddit_dit.params import DiTParams
@@ -71,6 +71,7 @@ class DiT(Frame[DiTParams]):
 
         h, tapped = self._encode(e, act, visible, groups, stop, reads.values())
         if self.decoder_input is not None and stop > self.params.encoder_depth:
+            h, e = (scale_gradient(tokens, self.params.encoder_gradient) for tokens in (h, e))
             u = self.decoder_input(h, e, visible, act)  # [B, N, D of the decoder]
             h, outputs = self._run(u, act, groups, self.params.encoder_depth, stop, reads.values())
             tapped |= {number: Tokens(tokens) for number, tokens in outputs.items()}

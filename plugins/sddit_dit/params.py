@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sddit.errors import Problem, SdditError
 from sddit.interfaces import BackboneParams, Cost, Params, RecipeView, Shapes, Tap
+from sddit.interfaces.params import LossView, SlotView
 from sddit_dit.cost import Sizes, network_cost
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -174,6 +175,12 @@ class DecoderParams(Params):
         None,
         description="Initialization of the bridge's Linear; default zero, as in MaskDiT. Only with style separate.",
     )
+    encoder_gradient: Literal["full", "none"] | Annotated[float, Field(gt=0)] = Field(
+        "full",
+        description="Gradient that the encoder gets from losses of the decoder's output: all of it (full), none, or a "
+        "factor on it. Taps within the encoder are not affected, and the output does not change.",
+        json_schema_extra={"omit_default": True, "training_only": True},
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -251,8 +258,27 @@ class DiTParams(TransformerParams):
         return len(self.block_sizes) - (self.decoder.depth if self.decoder else 0)
 
     @property
+    def encoder_gradient(self) -> float:
+        """Factor on the gradient from the decoder to the encoder."""
+        named = {"full": 1.0, "none": 0.0}
+        value = self.decoder.encoder_gradient if self.decoder else "full"
+        return named[value] if isinstance(value, str) else value
+
+    @property
     def zero_null(self) -> bool:
         return self.null_label == "zero"
+
+    def warnings(self, recipe: RecipeView) -> Iterable[str]:
+        if self.encoder_gradient == 0 and not any(map(self._trains_encoder, recipe.active_losses.values())):
+            yield (
+                'decoder.encoder_gradient = "none" and no loss that reads tokens of the encoder: the encoder is not '
+                "trained and keeps its initial weights, or those of [start]"
+            )
+
+    def _trains_encoder(self, loss: SlotView[LossView]) -> bool:
+        """Return whether a loss has a gradient to the encoder that does not pass the decoder."""
+        taps = loss.params.needs().student.taps
+        return loss.params.trains_network and any(self.block_of(tap) <= self.encoder_depth for tap in taps)
 
     @property
     def has_cls(self) -> bool:
