@@ -189,11 +189,13 @@ def convert_to_layout(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Convert our backbone to the arguments and tensors of a published layout, and check that they convert back.
 
-    Raises SD-C453 for a network that the layout cannot represent.
+    Auxiliary heads are dropped: no published layout has a place for them. Raises SD-C453 for a network that the layout
+    cannot represent.
     """
     component = backbone_with_layout(layout)
     form: WeightFormat = component.format(layout)
     chosen, schedule = recipe.backbone, recipe.noise_schedule.params.model_dump(by_alias=True)
+    state = without_heads(state, recipe)
     try:
         if component.qualified != chosen.component.qualified:
             raise ValueError(
@@ -215,6 +217,11 @@ def convert_to_layout(
             expect="a network that the layout's own implementation can build",
         ) from unfit
     return config, theirs
+
+
+def without_heads(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+    """Return the tensors of a network without those of its auxiliary heads."""
+    return {name: tensor for name, tensor in state.items() if not recipe.backbone.params.is_of_head(name)}
 
 
 def model_mismatch(recipe: Recipe, converted: ConvertedWeights) -> str:
