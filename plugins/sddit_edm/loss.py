@@ -45,13 +45,21 @@ class Denoising(LossTerm):
         raw = outputs.heads[self.params.head][0] if self.params.head else outputs.raw
         target = native_target(schedule, view, raw.dtype)
         if self.params.target_head:
-            target = target + self.params.target_scale * (raw - outputs.heads[self.params.target_head][0]).detach()
-        squared = (raw - target) ** 2  # [B, C, H, W]
-        if self.params.tokens == "visible" and view.visible is not None:
-            error = per_token(squared, self.grid).gather(1, view.visible).mean(1)
-        else:
-            error = squared.mean((1, 2, 3))
+            moved = self.params.target_scale * (raw - outputs.heads[self.params.target_head][0]).detach()
+            self.log("target_shift", moved.square().mean() / target.square().mean())
+            target = target + moved
+        error = self._mean_square(raw - target, view)
+        if self.params.head:
+            of_output = self._mean_square(outputs.raw.detach() - target, view)
+            self.log("error_ratio", error.detach().mean() / of_output.mean())
         return error * self._weight(schedule, view.t).to(error.dtype)
+
+    def _mean_square(self, difference: Tensor, view: View) -> Tensor:
+        """Return the mean square of a difference [B, C, H, W] over the tokens of the loss, [B]."""
+        squared = difference**2
+        if self.params.tokens == "visible" and view.visible is not None:
+            return per_token(squared, self.grid).gather(1, view.visible).mean(1)
+        return squared.mean((1, 2, 3))
 
     def _weight(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
         """Return the factor on the squared error of R, [B]."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sddit.errors import Problem
-from sddit.interfaces import Cost, LossParams, Needs, NoiseScheduleParams, RecipeView, Want
+from sddit.interfaces import Cost, LossParams, Monitor, Needs, NoiseScheduleParams, RecipeView, Want
 
 LATER: dict[str, Any] = {"omit_default": True}
 
@@ -113,6 +113,13 @@ class DenoisingParams(LossParams):
 
     def needs(self) -> Needs:
         return Needs(student=Want(output=True, heads=self._heads))
+
+    def monitors(self) -> tuple[Monitor, ...]:
+        weaker = "above 1: the head is weaker than the output, so guidance away from it improves the output"
+        ratio = Monitor("error_ratio", "Squared error of the head, relative to that of the output", weaker, low=1.0)
+        small = "below 1: the output is moved away from the head by less than its own size"
+        shift = Monitor("target_shift", "Squared shift of the target, relative to the target", small, high=1.0)
+        return ((ratio,) if self.head else ()) + ((shift,) if self.target_head else ())
 
     def cost(self, *_: Any, **__: Any) -> Cost:
         """Return zero: no heads, and negligible arithmetic per pixel."""
