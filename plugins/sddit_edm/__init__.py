@@ -57,6 +57,7 @@ def register_losses(registry: Registry[Loss]) -> None:
         checks={
             "the zero network has a loss of 1": "sddit_edm.checks:zero_network",
             "weights by signal-to-noise ratio": "sddit_edm.checks:weights",
+            "auxiliary heads and the guided target": "sddit_edm.checks:guided_targets",
             "the published implementations": "sddit_edm.checks:published_loss",
         },
     )
