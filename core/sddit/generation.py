@@ -72,8 +72,11 @@ def generate(
     recipe: Recipe,
     request: Request,
     callback: Callable[[int, Tensor], None] | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Sample with the recipe's sampler, guidance and precision, on the device of the network.
+
+    `start` is the unit noise [n, C, H, W] to start from; None: drawn from the seed of the request.
 
     Returns [n, C, H, W] float64 on the CPU, in network space.
     """
@@ -93,6 +96,7 @@ def generate(
             image=recipe.shapes.image,
             batch=batch,
             callback=callback,
+            start=start,
         )
         return images.cpu()
 
@@ -219,13 +223,13 @@ class Sampling:
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return {"weights_sha256": digest.hexdigest(), "recipe": self.recipe.run_id}
 
-    def x(self) -> Tensor:
-        """Return the samples in network space, [n, C, H, W] float64."""
-        return generate(self.backbone, self.schedule, self.recipe, self.request)
+    def x(self, start: Tensor | None = None) -> Tensor:
+        """Return the samples in network space, [n, C, H, W] float64, from the unit noise `start` if it is given."""
+        return generate(self.backbone, self.schedule, self.recipe, self.request, start=start)
 
-    def latents(self) -> Tensor:
+    def latents(self, start: Tensor | None = None) -> Tensor:
         """Return latents of the encoder [n, C, H, W] float64. Raises SD-T913 where the samples are not latents."""
-        return encoder_units(self.x(), self.recipe.dataset.params, self.recipe.facts)
+        return encoder_units(self.x(start), self.recipe.dataset.params, self.recipe.facts)
 
     def parts(
         self, converts: Mapping[str, Convert], progress: Progress, start: int = 0
