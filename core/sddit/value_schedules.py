@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 Shape = Literal["linear", "linspace", "cosine", "exponential", "step"]
 
 DECAY = 7.0
-"""Rate of the exponential shape: e^-7 = 0.0009 of the change remains at the end."""
+"""Rate of the exponential shape: e^-7 = 0.0009 of the change remains at `until` and after it."""
 
 
 def _check_step_or_fraction(value: int | float) -> int | float:
@@ -41,7 +41,7 @@ class Ramp(BaseModel):
         "linear",
         description="linear; linspace (linear, but complete at the last step before `until`, as the warm-ups of DINO "
         "are, arXiv:2104.14294); cosine (half a period); exponential (e^-7u of the change remains at the fraction u, "
-        "as in MaskDiT's code); step (jumps at `until`).",
+        "so that 0.0009 of it is never made, as in MaskDiT's code); step (jumps at `until`).",
     )
     power: float = Field(
         1.0, gt=0, le=100, description="Exponent on the remaining fraction: above 1, most of the change comes early."
@@ -72,13 +72,14 @@ Value = float | Ramp
 def value_at(value: Value, step: int, total: int) -> float:
     """Return the value of a schedule at `step` of a run planned for `total` steps.
 
-    A ramp reaches `end` exactly at `until`. With shape cosine over the entire run it is the momentum schedule of DINO
-    (arXiv:2104.14294): end + (start - end) (1 + cos(pi u)) / 2 with u = step / total.
+    A ramp reaches `end` exactly at `until`, except for the exponential shape, which only comes close. With shape cosine
+    over the entire run it is the momentum schedule of DINO (arXiv:2104.14294): end + (start - end) (1 + cos(pi u)) / 2
+    with u = step / total.
     """
     if not isinstance(value, Ramp):
         return float(value)
     u = _fraction(value, step, total)
-    if u == 1.0:
+    if u == 1.0 and value.shape != "exponential":
         return value.end  # exactly, which the cosine of a rounded pi / 2 is not
     remaining = {
         "linear": 1.0 - u,

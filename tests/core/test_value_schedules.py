@@ -13,6 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from sddit.value_schedules import Ramp, StepOrFraction, Value, bounded, extremes, is_zero, step_of, value_at
 
+LEFT = {"exponential": math.exp(-7)}
+"""Fraction of the change that a shape never makes."""
 SHAPES = ["linear", "linspace", "cosine", "exponential", "step"]
 MOMENT = TypeAdapter(StepOrFraction)
 
@@ -24,13 +26,13 @@ MOMENT = TypeAdapter(StepOrFraction)
         ("cosine", [2.0, 1.5 + math.sqrt(0.5) / 2, 1.5, 1.5 - math.sqrt(0.5) / 2, 1.0]),
         ("step", [2.0, 2.0, 2.0, 2.0, 1.0]),
         ("linspace", [2.0, 2 - 10 / 39, 2 - 20 / 39, 2 - 30 / 39, 1.0]),
-        ("exponential", [2.0, 1 + math.exp(-1.75), 1 + math.exp(-3.5), 1 + math.exp(-5.25), 1.0]),
+        ("exponential", [2.0, 1 + math.exp(-1.75), 1 + math.exp(-3.5), 1 + math.exp(-5.25), 1 + math.exp(-7)]),
     ],
 )
 def test_each_shape_by_hand(shape: str, at: list[float]) -> None:
     ramp = Ramp(start=2.0, end=1.0, shape=shape, from_=10, until=50)
     assert [value_at(ramp, step, 100) for step in (10, 20, 30, 40, 50)] == pytest.approx(at, abs=1e-15)
-    assert (value_at(ramp, 0, 100), value_at(ramp, 99, 100)) == (2.0, 1.0)
+    assert (value_at(ramp, 0, 100), value_at(ramp, 99, 100)) == (2.0, 1.0 + LEFT.get(shape, 0.0))
 
 
 def test_a_power_bends_the_way() -> None:
@@ -46,8 +48,8 @@ def test_a_power_bends_the_way() -> None:
 def test_the_exponential_is_the_decay_of_maskdit() -> None:
     """The ratio is minimum + (ratio - minimum) e^-7u; the power is a factor on the rate 7."""
     ramp = Ramp(start=0.5, end=0.1, shape="exponential")
-    expected = [0.1 + 0.4 * math.exp(-7 * u / 50) for u in range(50)]
-    assert [value_at(ramp, u, 50) for u in range(50)] == pytest.approx(expected, rel=1e-14)
+    expected = [0.1 + 0.4 * math.exp(-7 * min(u / 50, 1)) for u in range(60)]
+    assert [value_at(ramp, u, 50) for u in range(60)] == pytest.approx(expected, rel=1e-14)
     faster = Ramp(start=0.5, end=0.1, shape="exponential", power=2.0)
     assert value_at(faster, 5, 50) == pytest.approx(0.1 + 0.4 * math.exp(-14 * 5 / 50), rel=1e-14)
     assert value_at(Ramp(start=0.5, end=0.1), 5, 50) != pytest.approx(expected[5], rel=0.1)
@@ -84,7 +86,7 @@ def test_shares_and_steps_name_the_same_moment() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_ramp_without_length_jumps(shape: str) -> None:
     ramp = Ramp(start=0.0, end=1.0, shape=shape, from_=5, until=5)
-    assert [value_at(ramp, step, 10) for step in (4, 5, 6)] == [1.0, 1.0, 1.0]
+    assert [value_at(ramp, step, 10) for step in (4, 5, 6)] == [1.0 - LEFT.get(shape, 0.0)] * 3
 
 
 @given(
@@ -103,7 +105,7 @@ def test_a_ramp_stays_between_its_ends_and_moves_one_way(
     now, then = value_at(ramp, step, 60), value_at(ramp, step + 1, 60)
     assert low - 1e-12 <= now <= high + 1e-12
     assert (then - now) * (end - start) >= -1e-12
-    assert value_at(ramp, finish, 60) == end
+    assert value_at(ramp, finish, 60) == (end + (start - end) * LEFT[shape] if shape in LEFT else end)
 
 
 def test_a_number_is_a_constant() -> None:
