@@ -90,9 +90,7 @@ def values(annotation: Any, metadata: tuple[Any, ...] = ()) -> st.SearchStrategy
         moments = st.one_of(st.integers(0, 12), st.floats(0, 1))
         shapes = st.sampled_from(["linear", "linspace", "cosine", "exponential", "step"])
         whole = {"start": ends, "end": ends}
-        return st.fixed_dictionaries(
-            whole, optional={"shape": shapes, "from": moments, "until": moments, "every": st.integers(1, 5)}
-        )
+        return st.fixed_dictionaries(whole, optional={"shape": shapes, "from": moments, "until": moments})
     if inside:
         return st.one_of(*(values(one, metadata) for one in inside if one is not NoneType))
     return st.nothing()

@@ -133,12 +133,17 @@ class Model:
         """Number of classes, which is also the null label."""
         return self.shapes.num_classes
 
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Numbers of tokens along H and W, where the backbone states them."""
+        return getattr(self.backbone, "grid", None)
+
     @torch.no_grad()
     def raw(self, x: Tensor, t: Tensor, labels: Tensor, visible: Tensor | None = None) -> Tensor:
         """Return the raw network output for its raw inputs: x [B, C, H, W], t [B] integer steps or c_noise."""
         x = network_input(x, "x", self.shapes.image, self.backbone)
         t, labels = levels_argument(t, "t", len(x)), labels_argument(labels, len(x), self.num_classes)
-        tokens = None if visible is None else visible_argument(visible, len(x), self.backbone.grid)
+        tokens = visible_argument(visible, len(x), self.grid)
         with named_refusal("visible"):
             output, _, _ = self.backbone(x, t.to(x.dtype), labels, visible=tokens)
         return torch.as_tensor(output)
@@ -152,7 +157,7 @@ class Model:
         denoiser = ModelDenoiser(self.backbone, self.require_schedule(), self.num_classes)
         x = images_argument(x, "x", self.shapes.image)
         labels, sigmas = labels_argument(labels, len(x), self.num_classes), sigmas_argument(sigma, len(x))
-        tokens = None if visible is None else visible_argument(visible, len(x), self.backbone.grid)
+        tokens = visible_argument(visible, len(x), self.grid)
         whole = not (isinstance(sigma, Tensor) and sigma.dim())
         parts = [slice(None)] if whole else [slice(i, i + 1) for i in range(len(x))]
         with named_refusal("visible"):

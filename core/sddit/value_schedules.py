@@ -59,9 +59,10 @@ class Ramp(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _refuse_idle_power(self) -> Ramp:
-        if self.shape == "step" and self.power != 1:
-            raise ValueError("power: has no effect with shape step, which changes at once")
+    def _refuse_idle_keys(self) -> Ramp:
+        for key in ("power", "every"):
+            if self.shape == "step" and getattr(self, key) != 1:
+                raise ValueError(f"{key}: has no effect with shape step, which changes at once")
         return self
 
 

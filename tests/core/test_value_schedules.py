@@ -43,6 +43,8 @@ def test_a_power_bends_the_way() -> None:
     assert value_at(plain, 3, 8) != pytest.approx(expected[3], rel=1e-2)
     with pytest.raises(ValidationError, match="no effect with shape step"):
         Ramp(start=1.0, end=0.0, shape="step", power=2.0)
+    with pytest.raises(ValidationError, match="every: has no effect with shape step"):
+        Ramp(start=1.0, end=0.0, shape="step", every=2)
 
 
 def test_the_exponential_is_the_decay_of_maskdit() -> None:
