@@ -22,7 +22,8 @@ from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve, resolve_merged
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-SINGLE = sorted((RECIPES / "imagenet256").glob("*.toml"))
+PIXELS = RECIPES / "imagenet256" / "jit-b16.toml"
+SINGLE = sorted(path for path in (RECIPES / "imagenet256").glob("*.toml") if path != PIXELS)
 ABLATIONS = sorted((RECIPES / "ablations" / "imagenet256").glob("*.toml"))
 SD_DIT = RECIPES / "imagenet256" / "sd-dit-b2.toml"
 IMAGES = 1_281_167
@@ -63,6 +64,23 @@ def test_a_recipe_plans_before_its_data_exist(path: Path) -> None:
     assert recipe.facts.source == "declared, since $SDDIT_DATA/imagenet256-latents does not exist"
     assert (recipe.facts.image, recipe.facts.num_classes, recipe.facts.train_size) == ((4, 32, 32), 1000, IMAGES)
     assert plan(recipe).flops_per_image
+
+
+def test_a_recipe_of_pixels_plans_before_its_images_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = planned(PIXELS)
+    assert "base/imagenet256-pixels.toml" in recipe.declared
+    assert recipe.facts.source == "declared, since $SDDIT_DATA/train does not exist"
+    assert (recipe.facts.image, recipe.facts.num_classes, recipe.facts.train_size) == ((3, 256, 256), 1000, IMAGES)
+    assert plan(recipe).flops_per_image
+    assert planned(PIXELS, "dataset.size=64", "dataset.holdout=0.5").facts.image == (3, 64, 64)
+    with pytest.raises(SdditError, match="mean has 3 numbers and std 3, for 1 channels"):
+        planned(PIXELS, "dataset.channels=1")
+    with pytest.raises(SdditError, match="SD-R140"):
+        resolve(PIXELS)
+    (tmp_path / "train").mkdir()
+    monkeypatch.setenv("SDDIT_DATA", str(tmp_path))
+    with pytest.raises(SdditError, match="SD-D3"):  # an empty folder is read, not declared
+        planned(PIXELS)
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)

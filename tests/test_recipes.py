@@ -39,6 +39,8 @@ ELSEWHERE = [
 """A stand-in for ImageNet latents in tests that read no data."""
 OWN = ["dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]"]
 """A stand-in for the user's own images."""
+PIXELS = ["dataset.name=declared", "dataset.image=[3, 256, 256]", "dataset.classes=1000", "dataset.label_drop=0.1"]
+"""A stand-in for the pixels of ImageNet."""
 LATENTS = ["dataset.name=declared", "dataset.image=[16, 8, 8]", "dataset.classes=8", "codec=false"]
 LATENTS += ["evaluate.features=[]"]
 """A stand-in for the latents of emoji."""
@@ -57,7 +59,8 @@ def names(paths: list[Path]) -> list[str]:
 def resolved(path: Path) -> Recipe:
     """Resolve a recipe, with stand-ins for data that is not on this machine."""
     others = {OWN_IMAGES: OWN, ENCODED: LATENTS}
-    data = ELSEWHERE if path in PUBLISHED else others.get(path, [])
+    imagenet = ELSEWHERE if "codec" in load(path).tables else PIXELS
+    data = imagenet if path in PUBLISHED else others.get(path, [])
     return resolve(path, data + ALONE.get(path, []))
 
 

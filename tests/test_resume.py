@@ -48,6 +48,7 @@ RUNS: dict[str, tuple[str, ...]] = {
         "quickstart", *SD, "loss.discrimination.until=3", f"loss.denoise.weight={{start=0.5, end=1.0, {HALF}}}",
     ),
     "SD-DiT, bf16": ("quickstart", *SD, "train.precision=bf16", "train.activation_checkpointing=true"),
+    "JiT": ("digits/jit", *DIT, "backbone.patch_rank=3"),
     "MaskDiT": ("digits/maskdit", *PAIR),
     "MaskDiT, accumulated": ("digits/maskdit", *PAIR, "train.micro_batch=4"),
     "MDT": ("digits/mdt", *MDT),

@@ -26,6 +26,8 @@ ELSEWHERE = [
     "codec=false",
 ]
 """A stand-in for ImageNet latents."""
+PIXELS = ["dataset.name=declared", "dataset.image=[3, 256, 256]", "dataset.classes=1000", "dataset.label_drop=0.1"]
+"""A stand-in for the pixels of ImageNet."""
 OWN = ["dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]"]
 """A stand-in for the user's own images."""
 
@@ -34,10 +36,15 @@ LATENTS += ["evaluate.features=[]"]
 """A stand-in for the latents of emoji."""
 
 
+def imagenet(path: Path) -> list[str]:
+    """Return the stand-in for the data of a recipe of ImageNet: latents with a codec, or pixels."""
+    return ELSEWHERE if "codec" in load(str(path)).tables else PIXELS
+
+
 def ids_of(path: Path) -> str | dict[str, str]:
     """Return the ids of a shipped recipe; its data and the run that it starts from need not be here."""
     overrides = [
-        *(ELSEWHERE if "imagenet256" in path.parts else []),
+        *(imagenet(path) if "imagenet256" in path.parts else []),
         *(OWN if path.name == "folder.toml" else []),
         *(LATENTS if path.name == "emoji-latent.toml" else []),
         *(f"{table}=false" for table in ("start", "snapshot") if table in load(path).tables),

@@ -90,7 +90,7 @@ def values(annotation: Any, metadata: tuple[Any, ...] = ()) -> st.SearchStrategy
     if annotation is Ramp:
         ends = values(float, metadata)
         moments = st.one_of(st.integers(0, 12), st.floats(0, 1))
-        shapes = st.sampled_from(["linear", "cosine", "step"])
+        shapes = st.sampled_from(["linear", "linspace", "cosine", "exponential", "step"])
         whole = {"start": ends, "end": ends}
         return st.fixed_dictionaries(whole, optional={"shape": shapes, "from": moments, "until": moments})
     if inside:

@@ -52,6 +52,8 @@ ELSEWHERE = (
     "codec=false",
 )
 """A stand-in for the latents of ImageNet, which are not shipped."""
+PIXELS = ("dataset.name=declared", "dataset.image=[3, 256, 256]", "dataset.classes=1000", "dataset.label_drop=0.1")
+"""A stand-in for the pixels of ImageNet."""
 ENCODED = ("codec=false",)  # its latents are not made
 OWN = ("dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]")
 """A stand-in for the user's own images."""
@@ -103,7 +105,8 @@ def stand_ins(recipe: Path) -> tuple[str, ...]:
     second_stage = tuple(f"{table}=false" for table in ("start", "snapshot") if table in tables)
     unscored = UNSCORED if "ablations" in recipe.parts else ()
     own = OWN if recipe.name == "folder.toml" else ENCODED if recipe.name == "emoji-latent.toml" else ()
-    return own + second_stage + (ELSEWHERE + unscored if recipe.parent.name == "imagenet256" else ())
+    imagenet = ELSEWHERE if "codec" in load(recipe).tables else PIXELS
+    return own + second_stage + (imagenet + unscored if recipe.parent.name == "imagenet256" else ())
 
 
 def every_key(recipes: Path) -> list[Key]:

@@ -9,7 +9,7 @@ x0 = model.denoise(x, sigma, labels)                                  # [B, C, H
 
 schedule = model.require_schedule()
 seen = sddit.view(schedule, x0, noise, t, labels)                     # a noisy view of given images
-outputs = sddit.observe(model, seen, taps=["encoder"])                # with gradient
+outputs = sddit.observe(model, seen, taps=["encoder"])                # with gradients; gradients=False: without
 ctx = sddit.context(schedule, num_classes=model.num_classes)          # for a loss built with `sddit.build`
 """
 
@@ -58,11 +58,13 @@ from sddit.training.arguments import (
     checked_overrides,
     device_argument,
     dtype_argument,
+    flag_argument,
     images_argument,
     labels_argument,
     levels_argument,
     named_refusal,
     network_input,
+    noise_argument,
     number_argument,
     path_argument,
     sigmas_argument,
@@ -127,30 +129,47 @@ class Model:
     shapes: Shapes
     recipe: Recipe | None = None  # of its run, if any
     step: int | None = None  # of its checkpoint, if it was loaded from one
+    loaded_tables: frozenset[str] = frozenset()  # fixed tables that its weights contained
 
     @property
     def num_classes(self) -> int:
         """Number of classes, which is also the null label."""
         return self.shapes.num_classes
 
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Numbers of tokens along H and W, where the backbone states them."""
+        return getattr(self.backbone, "grid", None)
+
     @torch.no_grad()
     def raw(self, x: Tensor, t: Tensor, labels: Tensor, visible: Tensor | None = None) -> Tensor:
         """Return the raw network output for its raw inputs: x [B, C, H, W], t [B] integer steps or c_noise."""
         x = network_input(x, "x", self.shapes.image, self.backbone)
         t, labels = levels_argument(t, "t", len(x)), labels_argument(labels, len(x), self.num_classes)
+        tokens = visible_argument(visible, len(x), self.grid)
         with named_refusal("visible"):
-            output, _, _ = self.backbone(x, t.to(x.dtype), labels, visible=visible_argument(visible, len(x)))
+            output, _, _ = self.backbone(x, t.to(x.dtype), labels, visible=tokens)
         return torch.as_tensor(output)
 
     @torch.no_grad()
-    def denoise(self, x: Tensor, sigma: float | Tensor, labels: Tensor) -> Tensor:
-        """Estimate x0 [B, C, H, W] from x at variance-exploding noise level sigma: one number, or one per image [B]."""
+    def denoise(self, x: Tensor, sigma: float | Tensor, labels: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Estimate x0 [B, C, H, W] from x at variance-exploding noise level sigma: one number, or one per image [B].
+
+        The numbers `visible` [B, K] of tokens, ascending, are those that the network does not hide; None: all.
+        """
         denoiser = ModelDenoiser(self.backbone, self.require_schedule(), self.num_classes)
         x = images_argument(x, "x", self.shapes.image)
         labels, sigmas = labels_argument(labels, len(x), self.num_classes), sigmas_argument(sigma, len(x))
-        if isinstance(sigma, Tensor) and sigma.dim():
-            return torch.cat([denoiser(x[i : i + 1], s, labels[i : i + 1]).x0 for i, s in enumerate(sigmas)])
-        return denoiser(x, sigmas[0], labels).x0
+        tokens = visible_argument(visible, len(x), self.grid)
+        whole = not (isinstance(sigma, Tensor) and sigma.dim())
+        parts = [slice(None)] if whole else [slice(i, i + 1) for i in range(len(x))]
+        with named_refusal("visible"):
+            return torch.cat(
+                [
+                    denoiser(x[part], s, labels[part], None if tokens is None else tokens[part]).x0
+                    for part, s in zip(parts, sigmas, strict=False)
+                ]
+            )
 
     def dataset(self, split: str = "test") -> Dataset:
         """Return the data set of its run: its split `train` or `test`."""
@@ -182,6 +201,7 @@ def load(
     step: int | None = None,
     dtype: torch.dtype | str | None = None,
     trust_code: bool = False,
+    round_tables: bool = False,
 ) -> Model:
     """Load a run folder, a folder of `sddit-run export`, or a safetensors file in a published layout. Needs no data.
 
@@ -194,6 +214,8 @@ def load(
         step: for a run, the checkpoint; None: the newest intact one.
         dtype: of the weights, such as `torch.float64` or `float64`; None: unchanged.
         trust_code: for an exported folder, run the one-file plugins that it contains. They run with your permissions.
+        round_tables: round the fixed tables that the weights do not contain, such as embeddings of positions, to
+            float32. Published code does so even in float64, a difference of up to 4e-8. For float64 only.
 
     Warns of tensors that were renamed, dropped or converted, and of arguments that were guessed.
     """
@@ -202,7 +224,21 @@ def load(
     stated = checked_config(config)
     if step is not None:
         step = whole_argument(step, "step", 0, MAX_INTEGER)
-    dtype = dtype_argument(dtype)
+    dtype, rounded = dtype_argument(dtype), flag_argument(round_tables, "round_tables")
+    model = load_path(path, layout, stated, weights, step, dtype, trust_code)
+    return with_rounded_tables(model) if rounded else model
+
+
+def load_path(
+    path: Path,
+    layout: str,
+    stated: dict[str, Any],
+    weights: str,
+    step: int | None,
+    dtype: torch.dtype | None,
+    trust_code: bool,
+) -> Model:
+    """Load a folder or a file, see `load`."""
     if path.is_dir():
         if layout or stated:
             got = "layout" if layout else "config"
@@ -222,12 +258,26 @@ def load(
     converted = convert_from_layout(file.state, layout, stated, str(path))
     notes = (*file.notes, *converted.notes)
     if notes or converted.guessed or converted.never_drops_labels:
-        warnings.warn(f"{path}: {'; '.join(converted.lines(notes))}", stacklevel=2)
+        warnings.warn(f"{path}: {'; '.join(converted.lines(notes))}", stacklevel=3)
     wanted = dtype or reduce(torch.promote_types, {value.dtype for value in converted.state.values()})
     with default_dtype(wanted):
         backbone, named = converted.build_trained(build("attention", KERNEL)), converted.description.noise_schedule
         schedule = build("noise_schedules", *named) if named else None
-    return Model(backbone, schedule, converted.shapes)
+    tables = frozenset(name for name, _ in backbone.named_buffers()) & converted.state.keys()
+    return Model(backbone, schedule, converted.shapes, loaded_tables=tables)
+
+
+def with_rounded_tables(model: Model) -> Model:
+    """Round the tables that are not saved with the weights to float32. Raises SD-T925 unless these are float64."""
+    weight = next(model.backbone.parameters())
+    if weight.dtype != torch.float64:
+        expect = "weights in float64, such as dtype=torch.float64"
+        raise error("SD-T925", "only float64 is rounded", where="round_tables", got=str(weight.dtype), expect=expect)
+    saved = model.backbone.state_dict().keys() | model.loaded_tables
+    for name, table in model.backbone.named_buffers():
+        if name not in saved and table.is_floating_point():
+            table.copy_(table.float())
+    return model
 
 
 def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype: torch.dtype | None = None) -> Model:
@@ -296,6 +346,7 @@ def sample(
     device: str | torch.device = "cpu",
     overrides: str | Sequence[str] = (),
     latents: bool = False,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Sample images of a loaded run, uint8 [n, 3, H, W], class by class.
 
@@ -315,6 +366,8 @@ def sample(
         overrides: further changes of the recipe's sampler and guidance, such as `["guidance.interval=[0.2, 5.0]"]`.
         latents: return latents [n, C, H, W] float32 in the units of the encoder, without the cache's scale and
             normalisation. Raises SD-T913 for a run on images.
+        noise: unit noise [n, C, H, W] to start from, in the order of the images; None: drawn from the seed. What a
+            stochastic sampler adds at each step is always drawn from the seed.
     """
     sampling = plan_sampling(
         model,
@@ -327,12 +380,13 @@ def sample(
         device=device,
         overrides=overrides,
     )
-    if latents:
-        return sampling.latents().float()
+    start = noise_argument(noise, len(sampling.request.ids), sampling.recipe.shapes.image)
+    if flag_argument(latents, "latents"):
+        return sampling.latents(start).float()
     if not sampling.recipe.facts.gives_images:
         shown = caption_of(sampling.recipe)
         warnings.warn(f"{shown}: sddit.sample(..., latents=True) returns the latents", stacklevel=2)
-    return image_converter(sampling.recipe, model.dataset(), device_argument(device))(sampling.x())
+    return image_converter(sampling.recipe, model.dataset(), device_argument(device))(sampling.x(start))
 
 
 def loaded_model(value: Any) -> Model:
@@ -377,8 +431,18 @@ def plan_sampling(
     return Sampling(model.backbone.to(place), model.require_schedule(), recipe, request, second)
 
 
-def observe(model: Model, seen: View, *, taps: Sequence[Tap] = (), output: bool = True) -> Outputs:
-    """Run a loaded network on a view, with gradient. Returns its output, the resulting x0, and tokens at `taps`."""
+def observe(
+    model: Model, seen: View, *, taps: Sequence[Tap] = (), output: bool = True, gradients: bool = True
+) -> Outputs:
+    """Run a loaded network on a view. Returns its output, the resulting x0, and tokens at `taps`.
+
+    Args:
+        model: from `load`.
+        seen: from `view`, with the tokens that it hides.
+        taps: layers whose tokens are returned, such as `["encoder", 0.3]`.
+        output: whether to compute the output, or only the layers up to the deepest tap.
+        gradients: whether gradients can flow to the weights, and to `seen.x` if it requires them.
+    """
     schedule = loaded_model(model).require_schedule()
     if not isinstance(seen, View):
         raise error("SD-T925", "not a view", where="seen", got=type(seen).__name__, expect="a view from sddit.view")
@@ -386,5 +450,6 @@ def observe(model: Model, seen: View, *, taps: Sequence[Tap] = (), output: bool 
         raise wrong_argument("taps is not a list", "taps", taps, 'a list such as ["encoder"]')
     network_input(seen.x, "seen.x", model.shapes.image, model.backbone)
     labels_argument(seen.labels, len(seen.x), model.num_classes)
-    with named_refusal("sddit.observe"):
+    tracked = flag_argument(gradients, "gradients") and torch.is_grad_enabled()
+    with named_refusal("sddit.observe"), torch.set_grad_enabled(tracked):
         return denoise_view(model.backbone, schedule, seen, taps, output)

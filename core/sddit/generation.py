@@ -73,12 +73,15 @@ def generate(
     recipe: Recipe,
     request: Request,
     callback: Callable[[int, Tensor], None] | None = None,
+    start: Tensor | None = None,
     second: nn.Module | None = None,
 ) -> Tensor:
     """Sample with the recipe's sampler, guidance and precision, on the device of the network.
 
-    `second` is the second network of the guidance, if it names one. Returns [n, C, H, W] float64 on the CPU, in network
-    space.
+    `start` is the unit noise [n, C, H, W] to start from; None: drawn from the seed of the request. `second` is the
+    second network of the guidance, if it names one.
+
+    Returns [n, C, H, W] float64 on the CPU, in network space.
     """
     autocast = torch.bfloat16 if recipe.train.precision == "bf16" else None
     denoiser, *others = (
@@ -101,6 +104,7 @@ def generate(
             image=recipe.shapes.image,
             batch=batch,
             callback=callback,
+            start=start,
         )
         return images.cpu()
 
@@ -179,7 +183,7 @@ def generate_parts(
     for part, rows in zip(parts, owned, strict=True):
         wanted = request.part(part)
         own = wanted.part(rows if rows.stop > rows.start else slice(0, 1))  # without work, generate any image
-        x = generate(backbone, schedule, recipe, own, lambda step, x: shown.tick(), second)
+        x = generate(backbone, schedule, recipe, own, lambda step, x: shown.tick(), second=second)
         results = {name: convert(x)[: rows.stop - rows.start] for name, convert in converts.items()}
         yield wanted, {name: world.collect(result, part.stop - part.start) for name, result in results.items()}
 
@@ -241,13 +245,13 @@ class Sampling:
         second = {} if self.second is None else {"second_weights_sha256": weights_digest(self.second)}
         return {"weights_sha256": weights_digest(self.backbone), **second, "recipe": self.recipe.run_id}
 
-    def x(self) -> Tensor:
-        """Return the samples in network space, [n, C, H, W] float64."""
-        return generate(self.backbone, self.schedule, self.recipe, self.request, second=self.second)
+    def x(self, start: Tensor | None = None) -> Tensor:
+        """Return the samples in network space, [n, C, H, W] float64, from the unit noise `start` if it is given."""
+        return generate(self.backbone, self.schedule, self.recipe, self.request, start=start, second=self.second)
 
-    def latents(self) -> Tensor:
+    def latents(self, start: Tensor | None = None) -> Tensor:
         """Return latents of the encoder [n, C, H, W] float64. Raises SD-T913 where the samples are not latents."""
-        return encoder_units(self.x(), self.recipe.dataset.params, self.recipe.facts)
+        return encoder_units(self.x(start), self.recipe.dataset.params, self.recipe.facts)
 
     def parts(
         self, converts: Mapping[str, Convert], progress: Progress, start: int = 0

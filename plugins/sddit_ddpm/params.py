@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from sddit.diffusion.time_sampling import TimeSampledParams
 from sddit.errors import Problem, SdditError
 from sddit.interfaces import (
     Cost,
     LossParams,
     Needs,
-    NoiseScheduleParams,
     RecipeView,
     SamplerParams,
     Want,
@@ -24,7 +24,7 @@ MAX_SIGMA = 1e6
 """Maximum noise level of a chain: beyond it a float32 x_t has no image content left."""
 
 
-class DDPMParams(NoiseScheduleParams):
+class DDPMParams(TimeSampledParams):
     """Settings of the `ddpm` schedule, in which t counts timesteps from 0, the minimum noise."""
 
     timesteps: int = Field(1000, ge=2, le=10_000, description="T, the number of trained noise levels.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sddit.diffusion.time_sampling import levels_from_uniform
 from sddit.interfaces import Scalings
 from sddit_ddpm.grids import boundaries, timesteps_on
 from sddit_ddpm.params import DDPMParams
@@ -30,6 +31,7 @@ class DDPM:
 
     def __init__(self, params: DDPMParams) -> None:
         self.outputs = params.outputs
+        self.time_sampling = params.time_sampling
         self.chain = params.chain
         self.timesteps = params.timestep_map  # of the full chain: the network inputs
         self.total = params.timesteps
@@ -37,7 +39,12 @@ class DDPM:
         self._tables: dict[tuple[str, torch.device], Tensor] = {}
 
     def t_from_uniform(self, u: Tensor) -> Tensor:
-        """Return uniformly distributed timesteps: [B] in (0, 1) -> [B] integers in the dtype of u."""
+        """Return training timesteps: [B] in (0, 1) -> [B] integers in the dtype of u.
+
+        They are uniformly distributed, or those nearest to the noise levels of `time_sampling`.
+        """
+        if self.time_sampling is not None:
+            return self.t_from_sigma(levels_from_uniform(self.time_sampling, u)).to(u.dtype)
         count = len(self.chain.levels)
         return (u.double() * count).floor().clamp(max=count - 1).to(u.dtype)
 

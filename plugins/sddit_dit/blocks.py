@@ -33,6 +33,27 @@ def unpatchify(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     return split.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], -1, h * patch, w * patch)
 
 
+def patch_embedding(values: int, rank: int | None, width: int) -> nn.Module:
+    """Return the map of patches [..., values] to tokens [..., width], through `rank` numbers if given."""
+    return nn.Linear(values, width) if rank is None else LowRankLinear(values, rank, width)
+
+
+class LowRankLinear(nn.Module):
+    """Two linear maps without an activation between them, so that their product has rank `rank`: arXiv:2511.13720.
+
+    The first has no bias, which the second contains.
+    """
+
+    def __init__(self, values: int, rank: int, width: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(values, rank, bias=False)
+        self.expand = nn.Linear(rank, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.expand(self.reduce(x))
+        return out
+
+
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Return the tokens of [B, N, D] at positions `index` [B, K], as [B, K, D]."""
     return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]))

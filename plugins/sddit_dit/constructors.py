@@ -213,7 +213,8 @@ def config_maskdit(params: DiTParams, shapes: Shapes, schedule: Mapping[str, Any
 
 
 def numbers(params: TransformerParams) -> Arguments:
-    """Return the sizes as numbers."""
+    """Return the sizes as numbers. Raises ValueError for a patch embedding of low rank."""
+    refuse({"a patch embedding of low rank": params.patch_rank is not None})
     depth, width, heads = params.named_size
     return {
         "hidden_size": width,

@@ -19,6 +19,13 @@ def linear(n: int, inputs: int, outputs: int) -> Cost:
     return Cost(inputs * outputs + outputs, 2.0 * n * inputs * outputs, n * inputs)
 
 
+def patch_embedding_cost(n: int, values: int, rank: int | None, width: int) -> Cost:
+    """Return the cost of embedding n patches of `values` numbers, through a rank if there is one."""
+    if rank is None:
+        return linear(n, values, width)
+    return Cost(values * rank, 2.0 * n * values * rank, n * values) + linear(n, rank, width)
+
+
 def block_cost(n: int, width: int, hidden: int, condition: int) -> Cost:
     """Return the cost of one transformer block on n tokens."""
     products = (
@@ -44,6 +51,7 @@ class Sizes:
     encoder_depth: int  # blocks of the sparse span
     mlp_ratio: float
     patch_values: int  # C p p
+    patch_rank: int | None  # of a low-rank patch embedding
     outputs: int  # multiples of C in the output
     labels: int  # rows of the label table
     cls_token: bool
@@ -56,7 +64,7 @@ def network_cost(sizes: Sizes, *, num_kept: int, blocks: int, output: bool) -> C
     """Return the cost of the network up to block `blocks`, for one image with `num_kept` tokens in the encoder."""
     tokens, condition = sizes.tokens, sizes.widths[0]
     total = Cost(parameters=(sizes.labels + sizes.cls_token) * condition)
-    total += linear(tokens, sizes.patch_values, condition)
+    total += patch_embedding_cost(tokens, sizes.patch_values, sizes.patch_rank, condition)
     total += linear(1, SINUSOID, condition) + linear(1, condition, condition)
     for number, width in enumerate(sizes.widths[:blocks], start=1):
         n = num_kept + sizes.cls_token if number <= sizes.encoder_depth else tokens

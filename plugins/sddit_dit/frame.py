@@ -13,7 +13,15 @@ from torch.utils.checkpoint import checkpoint
 
 from sddit import Backbone
 from sddit.interfaces import Attention, Shapes, Tap, Tokens
-from sddit_dit.blocks import AdaptiveLinear, LabelEmbedding, TimestepEmbedding, patchify, scatter_tokens, unpatchify
+from sddit_dit.blocks import (
+    AdaptiveLinear,
+    LabelEmbedding,
+    TimestepEmbedding,
+    patch_embedding,
+    patchify,
+    scatter_tokens,
+    unpatchify,
+)
 from sddit_dit.params import TransformerParams
 
 P = TypeVar("P", bound=TransformerParams)
@@ -37,7 +45,7 @@ class Frame(Backbone, Generic[P]):
         self.grid = params.grid(Shapes(image, num_classes, outputs))
         self.checkpointing = False
         width = params.block_sizes[0][0]
-        self.patch = nn.Linear(params.patch**2 * image[0], width)
+        self.patch = patch_embedding(params.patch**2 * image[0], params.patch_rank, width)
         self.timestep = TimestepEmbedding(width)
         # an unconditional model with a zero null label has nothing to learn
         has_labels = num_classes > 0 or not params.zero_null

@@ -46,6 +46,14 @@ class TransformerParams(BackboneParams):
     width_: int | None = Field(None, alias="width", ge=4, le=65536, description="Token width. Only without `size`.")
     heads: int | None = Field(None, ge=1, le=1024, description="Attention heads. Only without `size`.")
     patch: int = Field(2, ge=1, le=256, description="Pixels along each side of a patch.")
+    patch_rank: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="Rank of the patch embedding: pixels -> patch_rank -> width, two linear maps (arXiv:2511.13720, "
+        "which publishes 128 for large patches of pixels). Default: pixels -> width directly.",
+        json_schema_extra={"omit_default": True},
+    )
     mlp_ratio: float = Field(4.0, gt=0, le=64, description="Width of a block's MLP as a multiple of its token width.")
 
     @model_validator(mode="before")
@@ -142,6 +150,13 @@ class TransformerParams(BackboneParams):
                 where="backbone.mlp_ratio",
                 got=f"{self.mlp_ratio:g} of a width of {narrowest}",
                 expect=f"at least {1 / narrowest:g}",
+            )
+
+    def warnings(self, recipe: RecipeView) -> Iterable[str]:
+        values, width = recipe.shapes.image[0] * self.patch**2, self.block_sizes[0][0]
+        if self.patch_rank is not None and self.patch_rank >= min(values, width):
+            yield (
+                f"patch_rank = {self.patch_rank} restricts nothing: a patch has {values} numbers, and a token {width}"
             )
 
     def grid(self, shapes: Shapes) -> tuple[int, int]:
@@ -334,6 +349,7 @@ class DiTParams(TransformerParams):
             encoder_depth=self.encoder_depth,
             mlp_ratio=self.mlp_ratio,
             patch_values=shapes.image[0] * self.patch**2,
+            patch_rank=self.patch_rank,
             outputs=shapes.outputs,
             labels=shapes.num_classes + (not self.zero_null),
             cls_token=self.cls_token,

@@ -20,6 +20,7 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
             "its preconditioning has unit variance": "sddit_edm.checks:identities",
             "noise grows with t, and t is recovered": "sddit_edm.checks:levels",
             "levels in training": "sddit_edm.checks:training_levels",
+            "densities of time_sampling": "sddit_edm.checks:time_densities",
             "the published implementation": "sddit_edm.checks:published_schedule",
         },
     )
@@ -27,11 +28,12 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         "flow",
         "sddit_edm.flow:Flow",
         params=FlowParams,
-        summary="x = (1 - t) x0 + t eps, and a network that predicts the velocity eps - x0: SiT's linear path.",
+        summary="x = (1 - t) x0 + t eps, SiT's linear path; the network predicts the velocity eps - x0, x0 or eps.",
         paper="arXiv:2401.08740",
         checks={
             "noise grows with t, and t is recovered": "sddit_edm.checks:levels",
             "times in training": "sddit_edm.checks:training_times",
+            "densities of time_sampling": "sddit_edm.checks:time_densities",
             "velocity and clean image agree": "sddit_edm.checks:velocities",
         },
     )
@@ -52,12 +54,14 @@ def register_losses(registry: Registry[Loss]) -> None:
         "denoising",
         "sddit_edm.loss:Denoising",
         params=DenoisingParams,
-        summary="Mean squared error of the network's output, or of the x0, noise or v derived from it.",
+        summary="Mean squared error of the network's output, or of x0, noise, v or velocity derived from it.",
         paper="arXiv:2206.00364",
         checks={
             "the zero network has a loss of 1": "sddit_edm.checks:zero_network",
             "weights by signal-to-noise ratio": "sddit_edm.checks:weights",
             "auxiliary heads and the guided target": "sddit_edm.checks:guided_targets",
+            "factors from each prediction to each space": "sddit_edm.checks:factors",
+            "one optimum for each prediction and space": "sddit_edm.checks:one_optimum",
             "the published implementations": "sddit_edm.checks:published_loss",
         },
     )

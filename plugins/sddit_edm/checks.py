@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from sddit.diffusion.time_sampling import TimeSampling
 from sddit.interfaces import CheckContext, Measurement, NoiseSchedule, Outputs, View
 from sddit.testing import fixtures
 from sddit.verify.published import parity, published
@@ -92,6 +93,62 @@ def training_times(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("logit_normal: quantiles of ln(t / (1 - t))", max_difference(logit, 0.6 * z + 0.3), 1e-12)
 
 
+def time_densities(context: CheckContext) -> Iterator[Measurement]:
+    """Measure that `time_sampling` draws the stated density of tau = sigma / (alpha + sigma), by its derivative.
+
+    The inverse distribution function maps u to tau with slope 1 / density; its ends are 0 and 1.
+    """
+    assert context.component is not None
+    u = torch.linspace(0.0005, 0.9995, LEVELS, dtype=torch.float64)
+    for name, (settings, density) in densities().items():
+        params = context.component.params.model_validate({"time_sampling": TimeSampling(**settings)})
+        schedule = context.component.build(params)
+
+        def tau_of(u: Tensor, schedule: Any = schedule) -> Tensor:
+            t = schedule.t_from_uniform(u)
+            tau: Tensor = schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))
+            return tau
+
+        inner = u.clone().requires_grad_()
+        tau = tau_of(inner)
+        (slope,) = torch.autograd.grad(tau.sum(), inner)
+        relative = (slope * density(tau.detach()) - 1).abs()
+        yield Measurement(f"{name}: slope of tau(u) times the density, from 1", float(relative.max()), 1e-9)
+        ends = tau_of(torch.tensor([1e-12, 1 - 1e-9], dtype=torch.float64))
+        yield Measurement(f"{name}: ends of tau(u), from 0 and 1", float(torch.maximum(ends[0], 1 - ends[1])), 0.02)
+
+
+def densities() -> dict[str, tuple[dict[str, Any], Callable[[Tensor], Tensor]]]:
+    """Return {name: (settings, density of tau)}, written out from the definitions of the densities."""
+
+    def logit_normal(tau: Tensor, mean: float, std: float) -> Tensor:
+        z = ((tau / (1 - tau)).log() - mean) / std
+        return torch.exp(-(z**2) / 2) / (math.sqrt(2 * math.pi) * std * tau * (1 - tau))
+
+    def plateau(tau: Tensor) -> Tensor:
+        mean, std = 0.2 + math.log(2.0), 0.9
+        every = torch.linspace(0, 1, 1_000_001, dtype=torch.float64)[1:-1]
+        height, at = logit_normal(every, mean, std).max(0)
+        mode = every[at]
+        total = torch.special.ndtr(((mode / (1 - mode)).log() - mean) / std) + height * (1 - mode)
+        density: Tensor = torch.where(tau < mode, logit_normal(tau, mean, std), height) / total
+        return density
+
+    shift = 3.0
+    return {
+        "uniform": ({"density": "uniform"}, torch.ones_like),
+        "uniform, shifted": (
+            {"density": "uniform", "shift": shift},
+            lambda tau: shift / (shift + (1 - shift) * tau) ** 2,
+        ),
+        "logit_normal": (
+            {"density": "logit_normal", "mean": -0.4, "std": 0.7, "shift": shift},
+            lambda tau: logit_normal(tau, -0.4 + math.log(shift), 0.7),
+        ),
+        "plateau": ({"density": "plateau", "mean": 0.2, "std": 0.9, "shift": 2.0}, plateau),
+    }
+
+
 def normal_quantiles() -> tuple[Tensor, Tensor]:
     """Return some z, and the standard normal distribution function at each."""
     z = torch.tensor([-3.0, -1.0, -0.25, 0.0, 0.5, 2.0], dtype=torch.float64)
@@ -138,12 +195,13 @@ def zero_network(context: CheckContext) -> Iterator[Measurement]:
 
 
 def weights(context: CheckContext) -> Iterator[Measurement]:
-    """Measure the loss of an error of 1 in x0: 1 for x0, SNR for eps, SNR + 1 for v, min(SNR, gamma) for min_snr."""
+    """Measure the loss of an error of 1 in x0 in every space and with min_snr, as a function of the SNR."""
     snr, gamma = torch.logspace(-3, 4, LEVELS, dtype=torch.float64), 5.0
     expected: dict[str, tuple[dict[str, Any], Tensor]] = {
         "x0": ({"space": "x0"}, torch.ones_like(snr)),
         "eps": ({"space": "eps"}, snr),
         "v": ({"space": "v"}, snr + 1),
+        "velocity": ({"space": "velocity"}, (snr.sqrt() + 1) ** 2),
         "min_snr": ({"weighting": "min_snr", "snr_gamma": gamma}, torch.minimum(snr, torch.full_like(snr, gamma))),
     }
     x0, noise = (fixtures.numbers(LEVELS, 1, 4, 4, key=key, dtype=torch.float64) for key in (1, 2))
@@ -190,6 +248,107 @@ def guided_targets(context: CheckContext) -> Iterator[Measurement]:
         yield Measurement(f"{name}: gradient to the output, as if the target were fixed, relative", off, 1e-12)
 
 
+PREDICTIONS: tuple[Literal["x0", "noise", "velocity"], ...] = ("x0", "noise", "velocity")
+"""Predictions of the flow schedule, and the same three as spaces of the loss."""
+
+
+def factors(context: CheckContext) -> Iterator[Measurement]:
+    """Measure the target of each prediction, and the loss of an error of 1 in it for each space, with the floor."""
+    t, floor = torch.linspace(0.001, 0.999, LEVELS, dtype=torch.float64), 0.05
+    limit = torch.full_like(t, 1 / floor)
+    expected = {
+        ("x0", "x0"): torch.ones_like(t),
+        ("x0", "noise"): torch.minimum((1 - t) / t, limit),
+        ("x0", "velocity"): 1 / t.clamp(min=floor),
+        ("noise", "x0"): torch.minimum(t / (1 - t), limit),
+        ("noise", "noise"): torch.ones_like(t),
+        ("noise", "velocity"): 1 / (1 - t).clamp(min=floor),
+        ("velocity", "x0"): t,
+        ("velocity", "noise"): 1 - t,
+        ("velocity", "velocity"): torch.ones_like(t),
+    }
+    x0, noise = (fixtures.numbers(LEVELS, 1, 2, 2, key=key, dtype=torch.float64) for key in (1, 2))
+    for prediction in PREDICTIONS:
+        schedule = Flow(FlowParams(prediction=prediction, t_floor=floor))
+        target = target_of(schedule, x0, noise, t)
+        meant = {"x0": x0, "noise": noise, "velocity": noise - x0}[prediction]
+        yield Measurement(f"{prediction} predicted: target of the network", max_difference(target, meant), 1e-9)
+        raw = target + 1
+        for space in PREDICTIONS:
+            value = value_of(schedule, x0, noise, t, raw=raw, space=space) / expected[prediction, space] ** 2
+            yield Measurement(
+                f"{prediction} predicted, {space} in the loss: factor, relative",
+                max_difference(value, torch.ones_like(t)),
+                1e-9,
+            )
+
+
+def one_optimum(context: CheckContext) -> Iterator[Measurement]:
+    """Measure that the best linear network on Gaussian images is E[x0 | x] for each prediction and space.
+
+    At one noise level the space is a factor on the loss, which does not move the optimum. The control is a network that
+    has one matrix for all levels: its optimum depends on how the space weights them.
+    """
+    toy = GaussianToy()
+    for prediction in PREDICTIONS:
+        schedule = Flow(FlowParams(prediction=prediction))
+        for space in PREDICTIONS:
+            errors = [
+                max_difference(toy.best(schedule, (level,), space=space), toy.expected(level))
+                for level in (0.02, 0.3, 0.6, 0.97)
+            ]
+            yield Measurement(
+                f"{prediction} predicted, {space} in the loss: optimum, from E[x0 | x]", max(errors), 1e-9
+            )
+    mixed = [toy.best(Flow(FlowParams(prediction="x0")), (0.1, 0.8), space=space) for space in PREDICTIONS]
+    shown = "control: difference of the optimum between spaces, with one matrix for two levels"
+    yield Measurement(shown, max_difference(mixed[0], mixed[2]), 1e-3, ">=")
+
+
+class GaussianToy:
+    """Images [n, 1, 2, 2] and noise with the exact moments of a normal distribution, so that sums are expectations."""
+
+    def __init__(self, count: int = 40) -> None:
+        z = fixtures.numbers(count, 8, key=1, dtype=torch.float64)
+        z = z - z.mean(0)
+        z = torch.linalg.solve_triangular(torch.linalg.cholesky(z.T @ z / count), z.T, upper=False).T
+        self.mean = torch.tensor([0.6, -0.4, 0.1, -0.9], dtype=torch.float64)
+        self.root = torch.tril(fixtures.numbers(4, 4, key=2, dtype=torch.float64)) + torch.eye(4, dtype=torch.float64)
+        self.x0 = (self.mean + z[:, :4] @ self.root.T).view(count, 1, 2, 2)
+        self.noise = z[:, 4:].reshape(count, 1, 2, 2)
+
+    def expected(self, t: float) -> Tensor:
+        """Return E[x0 | x] = mean + (1 - t) S ((1 - t)^2 S + t^2)^-1 (x - (1 - t) mean), S the covariance."""
+        covariance = self.root @ self.root.T
+        gain: Tensor = (1 - t) * covariance @ torch.linalg.inv((1 - t) ** 2 * covariance + t**2 * torch.eye(4).double())
+        x = ((1 - t) * self.x0 + t * self.noise).flatten(1)
+        expected: Tensor = self.mean + (x - (1 - t) * self.mean) @ gain.T
+        return expected.view(self.x0.shape)
+
+    def best(self, schedule: Flow, levels: tuple[float, ...], *, space: str) -> Tensor:
+        """Return the estimate of x0 at all levels by the R = W x + b that minimizes the loss.
+
+        The gradient is linear in W and b, so that one step of Newton's method finds the minimum.
+        """
+        x0, noise = (each.repeat(len(levels), 1, 1, 1) for each in (self.x0, self.noise))
+        t = torch.tensor(levels, dtype=torch.float64).repeat_interleave(len(self.x0))
+        x, c = schedule.perturb(x0, noise, t), schedule.scalings(t)
+        ones = torch.cat([x.flatten(1), torch.ones(len(x), 1, dtype=torch.float64)], dim=1)  # [n, 5]
+
+        def raw(weights: Tensor) -> Tensor:
+            return (ones @ weights.view(5, 4)).view(x.shape)
+
+        def gradient(weights: Tensor) -> Tensor:
+            weights = weights.requires_grad_()
+            loss = value_of(schedule, x0, noise, t, raw=raw(weights), space=space).mean()
+            return torch.autograd.grad(loss, weights)[0]
+
+        slope = gradient(torch.zeros(20, dtype=torch.float64))
+        bend = torch.stack([gradient(direction) - slope for direction in torch.eye(20, dtype=torch.float64)])
+        found = torch.linalg.solve(bend, -slope)
+        return c.c_skip[:, None, None, None] * x + c.c_out[:, None, None, None] * raw(found)
+
+
 def value_of(
     schedule: NoiseSchedule,
     x0: Tensor,
@@ -222,9 +381,14 @@ def view_of(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor, visib
 
 def raw_of(schedule: NoiseSchedule, denoised: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """Return the output R of an estimate: its target plus (D - x0) / c_out."""
-    view = View(network="student", x=x0, t=t, labels=t.long(), x0=x0, noise=noise)
     c_out = schedule.scalings(t).c_out[:, None, None, None]
-    return native_target(schedule, view, x0.dtype) + (denoised - x0) / c_out
+    return target_of(schedule, x0, noise, t) + (denoised - x0) / c_out
+
+
+def target_of(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Return the target of the network's output, [B, C, H, W]."""
+    view = View(network="student", x=x0, t=t, labels=t.long(), x0=x0, noise=noise)
+    return native_target(schedule, view, x0.dtype)
 
 
 def published_schedule(context: CheckContext) -> Iterator[Measurement]:

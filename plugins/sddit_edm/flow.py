@@ -6,15 +6,19 @@ import torch
 from torch import Tensor
 
 from sddit.diffusion.sigma_grids import sigma_grid
+from sddit.diffusion.time_sampling import levels_from_uniform
 from sddit.interfaces import Scalings
 from sddit_edm.params import FlowParams
 
+BELOW_1 = 1 - 2.0**-24
+"""Maximum time that `time_sampling` draws, the float32 number below 1: at t = 1 no image is left."""
+
 
 class Flow:
-    """x = (1 - t) x0 + t eps, and the network predicts the velocity dx/dt = eps - x0.
+    """x = (1 - t) x0 + t eps, and the network predicts the velocity dx/dt = eps - x0, or x0, or eps.
 
-    So x0 = x - t (eps - x0), the network input is x unscaled, and sigma / alpha is t / (1 - t). Tensors keep the dtype
-    of t; 1 - t, which determines the noise level near t = 1, is exact there in every precision.
+    So x0 = x - t (eps - x0) = (x - t eps) / (1 - t), the network input is x unscaled, and sigma / alpha is t / (1 - t).
+    Tensors keep the dtype of t; 1 - t, which determines the noise level near t = 1, is exact there in every precision.
     """
 
     outputs = 1
@@ -22,9 +26,16 @@ class Flow:
     def __init__(self, params: FlowParams) -> None:
         self.params = params
         self.sigma_range = params.level_range
+        self.max_factor = None if params.prediction == "velocity" else 1 / params.t_floor
 
     def t_from_uniform(self, u: Tensor) -> Tensor:
-        """Return u, or t with logit t ~ N(logit_mean, logit_std^2): [B] in (0, 1) -> [B], in the dtype of u."""
+        """Return training times: [B] in (0, 1) -> [B], in the dtype of u.
+
+        These are u itself, or t with logit t ~ N(logit_mean, logit_std^2), or those of `time_sampling`.
+        """
+        if self.params.time_sampling is not None:
+            level = levels_from_uniform(self.params.time_sampling, u.double())
+            return (level / (1 + level)).clamp(max=BELOW_1).to(u.dtype)
         if self.params.t_sampling == "uniform":
             return u
         logit = self.params.logit_mean + self.params.logit_std * torch.special.ndtri(u.double())
@@ -56,11 +67,17 @@ class Flow:
         return t
 
     def scalings(self, t: Tensor) -> Scalings:
-        """Return the scalings of x0 = x - t (eps - x0) at t [B], with the time and sign of `direction`."""
+        """Return the scalings of x0 as a function of x and the prediction, at t [B], with the time of `direction`."""
         one, scale = torch.ones_like(t), self.params.time_scale
-        if self.params.direction == "noise":
-            return Scalings(c_skip=one, c_out=-t, c_in=one, c_noise=scale * t)
-        return Scalings(c_skip=one, c_out=t, c_in=one, c_noise=scale * (1 - t))
+        to_noise = self.params.direction == "noise"
+        c_noise = scale * t if to_noise else scale * (1 - t)
+        match self.params.prediction:
+            case "velocity":  # x0 = x - t (eps - x0)
+                return Scalings(c_skip=one, c_out=-t if to_noise else t, c_in=one, c_noise=c_noise)
+            case "x0":
+                return Scalings(c_skip=torch.zeros_like(t), c_out=one, c_in=one, c_noise=c_noise)
+            case "noise":  # x0 = (x - t eps) / (1 - t)
+                return Scalings(c_skip=1 / (1 - t), c_out=-t / (1 - t), c_in=one, c_noise=c_noise)
 
     def grid(self, steps: int, *, kind: str, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
         """Return `steps` noise levels from sigma_max to sigma_min, both exact, then 0. `native` is even in t."""

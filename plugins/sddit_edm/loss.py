@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sddit.interfaces import Context, NoiseSchedule, Outputs, View
 from sddit.losses import LossTerm
+from sddit_edm.flow import Flow
 from sddit_edm.params import DenoisingParams
 
 
@@ -21,10 +22,12 @@ class Denoising(LossTerm):
         x0       c_out^2                    x0 = c_skip x + c_out R
         eps      c_out^2 SNR                eps = (x - alpha x0) / sigma
         v        c_out^2 (SNR + 1)          v = (alpha eps - sigma x0) / sqrt(alpha^2 + sigma^2), arXiv:2202.00512
+        velocity c_out^2 (sqrt(SNR) + 1)^2  velocity = eps - x0 of straight paths, arXiv:2209.03003
         min_snr  c_out^2 min(SNR, gamma)    arXiv:2303.09556, one objective for all spaces
 
-    EDM's weight lambda(sigma) = 1 / c_out^2 on the error of x0 (arXiv:2206.00364, eq. 8) is therefore `native`. The
-    velocity eps - x0 of the flow schedule is `native` too; its error is v's times t^2 + (1 - t)^2.
+    EDM's weight lambda(sigma) = 1 / c_out^2 on the error of x0 (arXiv:2206.00364, eq. 8) is therefore `native`. So is
+    the velocity of a flow schedule that predicts it. A flow schedule that predicts x0 or noise limits the factors:
+    1 / t becomes 1 / max(t, t_floor). The page docs/prediction.md lists all combinations.
 
     For the same reason a target that is moved by w (D - D_i) in x0 is moved by w (R - R_i) in R: Internal Guidance in
     training (arXiv:2512.24176).
@@ -62,7 +65,14 @@ class Denoising(LossTerm):
         return squared.mean((1, 2, 3))
 
     def _weight(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-        """Return the factor on the squared error of R, [B]."""
+        """Return the factor on the squared error of R, [B], limited if the schedule is a flow that limits it."""
+        weight = self._exact_weight(schedule, t)
+        if isinstance(schedule, Flow) and schedule.max_factor is not None:
+            return weight.clamp(max=schedule.max_factor**2)
+        return weight
+
+    def _exact_weight(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
+        """Return the factor on the squared error of R that makes it the error of the chosen quantity, [B]."""
         t = t.double()
         x0_weight = schedule.scalings(t).c_out ** 2
         snr = (schedule.alpha(t) / schedule.sigma(t)) ** 2
@@ -73,10 +83,12 @@ class Denoising(LossTerm):
                 return torch.ones_like(t)
             case "x0":
                 return x0_weight
-            case "eps":
-                return x0_weight * snr
             case "v":
                 return x0_weight * (snr + 1)
+            case "velocity":
+                return x0_weight * (snr.sqrt() + 1) ** 2
+            case "eps" | "noise":
+                return x0_weight * snr
 
 
 def native_target(schedule: NoiseSchedule, view: View, dtype: torch.dtype) -> Tensor:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from sddit.diffusion.time_sampling import TimeSampledParams
 from sddit.errors import Problem
-from sddit.interfaces import Cost, LossParams, Monitor, Needs, NoiseScheduleParams, RecipeView, Want
+from sddit.interfaces import Cost, LossParams, Monitor, Needs, RecipeView, Want
 
 LATER: dict[str, Any] = {"omit_default": True}
+"""Mark of the keys that later versions added, see `sddit.interfaces.params.Mark`."""
 
 
-class EDMParams(NoiseScheduleParams):
+class EDMParams(TimeSampledParams):
     """Settings of the `edm` schedule, in which t is sigma itself."""
 
     p_mean: float = Field(-1.2, description="Mean of ln sigma in training.")
@@ -28,6 +30,9 @@ class EDMParams(NoiseScheduleParams):
     def t_range(self) -> tuple[float, float]:
         return (self.sigma_min, self.sigma_max)
 
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
+        return () if self.time_sampling is None else ("p_mean", "p_std")
+
     @model_validator(mode="after")
     def _rises(self) -> EDMParams:
         if self.sigma_min >= self.sigma_max:
@@ -35,7 +40,7 @@ class EDMParams(NoiseScheduleParams):
         return self
 
 
-class FlowParams(NoiseScheduleParams):
+class FlowParams(TimeSampledParams):
     """Settings of the `flow` schedule, x = (1 - t) x0 + t eps."""
 
     t_sampling: Literal["uniform", "logit_normal"] = Field(
@@ -46,10 +51,24 @@ class FlowParams(NoiseScheduleParams):
     logit_std: float = Field(1.0, gt=0, description="Standard deviation of ln(t / (1 - t)) in training.")
     t_min: float = Field(0.001, gt=0, lt=1, description="Minimum time in sampling.")
     t_max: float = Field(0.999, gt=0, lt=1, description="Maximum time in sampling; at 1 no image content is left.")
+    prediction: Literal["velocity", "x0", "noise"] = Field(
+        "velocity",
+        description="Meaning of the network's output: the velocity eps - x0 (SiT), the clean image x0 "
+        "(arXiv:2511.13720), or the noise eps. The space of the loss is a key of the loss.",
+        json_schema_extra=LATER,
+    )
+    t_floor: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="With prediction x0 or noise: minimum of t and of 1 - t where the loss divides by them, so that no "
+        "error is multiplied by more than 1 / t_floor. 0.05 is published (arXiv:2511.13720). Sampling has no floor.",
+        json_schema_extra=LATER,
+    )
     direction: Literal["noise", "data"] = Field(
         "noise",
-        description="Time input and output sign of the network. noise: input t, output eps - x0, as in REPA; data: "
-        "input 1 - t, output x0 - eps, as in SiT.",
+        description="Time input of the network, and sign of a predicted velocity. noise: input t, velocity eps - x0, "
+        "as in REPA; data: input 1 - t, velocity x0 - eps, as in SiT.",
     )
     time_scale: float = Field(
         1.0, gt=0, description="Factor on the network's time input; 1 in SiT and REPA, so that it is in [0, 1]."
@@ -64,7 +83,12 @@ class FlowParams(NoiseScheduleParams):
         return (self.t_min / (1 - self.t_min), self.t_max / (1 - self.t_max))
 
     def idle(self, recipe: RecipeView) -> Iterable[str]:
-        return ("logit_mean", "logit_std") if self.t_sampling == "uniform" else ()
+        if self.prediction == "velocity":
+            yield "t_floor"
+        if self.time_sampling is not None:
+            yield "t_sampling"
+        if self.time_sampling is not None or self.t_sampling == "uniform":
+            yield from ("logit_mean", "logit_std")
 
     @model_validator(mode="after")
     def _rises(self) -> FlowParams:
@@ -76,10 +100,11 @@ class FlowParams(NoiseScheduleParams):
 class DenoisingParams(LossParams):
     """Settings of the `denoising` loss."""
 
-    space: Literal["native", "x0", "eps", "v"] = Field(
+    space: Literal["native", "x0", "eps", "noise", "v", "velocity"] = Field(
         "native",
-        description="Quantity of the squared error: the network's output (EDM: lambda(sigma) times the error "
-        "of x0; flow: the velocity eps - x0), the clean image, the noise, or v of arXiv:2202.00512.",
+        description="Quantity of the squared error: the network's output (native; EDM: lambda(sigma) times the error "
+        "of x0), the clean image (x0), the noise (eps; noise is the same), v of arXiv:2202.00512, or the velocity "
+        "eps - x0 of straight paths (velocity).",
     )
     weighting: Literal["none", "min_snr"] = Field(
         "none",
@@ -110,6 +135,12 @@ class DenoisingParams(LossParams):
         "scale 1 / (1 - w). The default is our choice.",
         json_schema_extra=LATER,
     )
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _one_name(cls, space: Any) -> Any:
+        """Replace noise by eps, so that both names give one run id."""
+        return "eps" if space == "noise" else space
 
     def needs(self) -> Needs:
         return Needs(student=Want(output=True, heads=self._heads))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sddit.diffusion.sigma_grids import sigma_grid
+from sddit.diffusion.time_sampling import levels_from_uniform
 from sddit.interfaces import Scalings
 from sddit_edm.params import EDMParams
 
@@ -25,11 +26,14 @@ class EDM:
             raise ValueError("sigma_data = 'measured' depends on the data set: replace it with a number")
         self.p_mean = params.p_mean
         self.p_std = params.p_std
+        self.time_sampling = params.time_sampling
         self.sigma_data = params.sigma_data
         self.sigma_range = (params.sigma_min, params.sigma_max)
 
     def t_from_uniform(self, u: Tensor) -> Tensor:
-        """Return sigma with ln sigma ~ N(p_mean, p_std^2): [B] in (0, 1) -> [B], in the dtype of u."""
+        """Return sigma with ln sigma ~ N(p_mean, p_std^2), or as `time_sampling`: [B] in (0, 1) -> [B], dtype of u."""
+        if self.time_sampling is not None:
+            return levels_from_uniform(self.time_sampling, u).to(u.dtype)
         return torch.exp(self.p_mean + self.p_std * torch.special.ndtri(u.double())).to(u.dtype)
 
     def alpha(self, t: Tensor) -> Tensor:

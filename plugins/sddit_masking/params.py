@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from sddit.errors import Problem
 from sddit.interfaces import Cost, LossParams, Needs, OptimizerParams, RecipeView, Shapes, Tap, ViewSpec, Want
 from sddit.value_schedules import Value, bounded
-from sddit_dit.cost import SINUSOID, adaptive_linear_cost, block_cost, linear
+from sddit_dit.cost import SINUSOID, adaptive_linear_cost, block_cost, linear, patch_embedding_cost
 from sddit_dit.params import TransformerParams
 from sddit_dit.view_params import MaskedViewParams, MaskRatio
 
@@ -88,7 +88,7 @@ class MDTParams(TransformerParams):
         grid, blocks = self.grid(shapes), self.last_block(taps, output)
         tokens, (_, width, heads) = math.prod(grid), self.named_size
         total = Cost(parameters=(shapes.num_classes + 1 + tokens) * width)  # labels, positions
-        total += linear(tokens, shapes.image[0] * self.patch**2, width)
+        total += patch_embedding_cost(tokens, shapes.image[0] * self.patch**2, self.patch_rank, width)
         total += linear(1, SINUSOID, width) + linear(1, width, width)
         for number in range(1, blocks + 1):
             n = num_kept if number <= self.encoder_depth else tokens

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import sddit
+from sddit.diffusion.draws import KeyedDraws
 from sddit.errors import SdditError
 from sddit.plugins.host import Host
 from sddit.progress import Progress
@@ -58,6 +59,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "overrides": ({"overrides": [3]}, "SD-T925"),
     "unknown sampler": ({"sampler": "toi"}, "SD-R110"),
     "sampler number": ({"sampler": 3}, "SD-T925"),
+    "noise a list": ({"noise": [0.0]}, r"SD-T925(.|\n)*noise holds no such images"),
+    "noise of another size": ({"noise": torch.zeros(24, 1, 4, 4)}, r"SD-T925(.|\n)*noise holds no such images"),
+    "latents a text": ({"latents": "yes"}, r"SD-T925(.|\n)*latents is neither True nor False"),
     "guidance text": ({"guidance": "2"}, r"SD-T925(.|\n)*guidance is not a number"),
     "guidance NaN": ({"guidance": float("nan")}, "SD-T925"),
     "no guidance": ({"guidance": 2.0}, "SD-T923"),
@@ -94,6 +98,8 @@ def test_an_unknown_home_folder_is_named_as_on_the_command_line() -> None:
         lambda model: sddit.context(None),  # type: ignore[arg-type]
         lambda model: sddit.context(model.schedule, seed=-1),  # type: ignore[arg-type]
         lambda model: sddit.observe(model, torch.zeros(1)),  # type: ignore[arg-type]
+        lambda model: sddit.load("runs", round_tables=1),  # type: ignore[arg-type]
+        lambda model: sddit.observe(model, seen_by(model), gradients="no"),  # type: ignore[arg-type]
     ],
 )
 def test_other_functions_name_theirs(model: sddit.Model, ask: Callable[[sddit.Model], object]) -> None:
@@ -131,6 +137,70 @@ def test_the_right_arguments_build_it(toys: Host) -> None:
 
 def images(model: sddit.Model, count: int = 2) -> torch.Tensor:
     return torch.zeros(count, *model.shapes.image)
+
+
+def seen_by(model: sddit.Model, **more: Any) -> Any:
+    """Return a view of two images at noise level 1."""
+    x0, noise = torch.randn(2, 2, *model.shapes.image, generator=torch.Generator().manual_seed(0))
+    return sddit.view(model.require_schedule(), x0, noise, torch.ones(2), torch.tensor([0, 1]), **more)
+
+
+def test_observing_gives_gradients_or_none(model: sddit.Model) -> None:
+    seen = seen_by(model, visible=torch.tensor([[0, 1], [1, 2]]))
+    seen.x.requires_grad_()
+    out = sddit.observe(model, seen, taps=["encoder"])
+    assert out.x0 is not None
+    (out.x0.square().sum() + out.taps["encoder"].patch.sum()).backward()
+    assert seen.x.grad is not None
+    assert seen.x.grad.abs().sum() > 0
+    gradients = [parameter.grad for parameter in model.backbone.parameters()]
+    assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+    without = sddit.observe(model, seen, taps=["encoder"], gradients=False)
+    assert without.x0 is not None
+    assert not without.x0.requires_grad
+    assert not without.taps["encoder"].patch.requires_grad
+    assert torch.equal(without.x0, out.x0)
+    with torch.no_grad():
+        nothing = sddit.observe(model, seen).x0
+    assert nothing is not None
+    assert not nothing.requires_grad
+
+
+def test_denoising_takes_a_mask(model: sddit.Model) -> None:
+    """It is the view with the same visible tokens, at one level and at one per image; hidden pixels change nothing."""
+    visible = torch.tensor([[0, 1], [1, 2]])
+    seen = seen_by(model, visible=visible)
+    expected = sddit.observe(model, seen, gradients=False).x0
+    labels, level = torch.tensor([0, 1]), torch.ones(2)
+    x = seen.x / model.require_schedule().alpha(level)[:, None, None, None]
+    for sigma in (1.0, level):
+        masked = model.denoise(x, sigma, labels, visible)
+        torch.testing.assert_close(masked, expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(masked, model.denoise(x, sigma, labels), rtol=1e-3, atol=1e-3)
+    for wrong in (visible[:1], visible.float(), visible - 5, visible + 10**6, [[0], [1]]):
+        with pytest.raises(SdditError, match=r"SD-T925(.|\n)*visible"):
+            model.denoise(x, 1.0, labels, wrong)  # type: ignore[arg-type]
+
+
+def test_sampling_takes_given_noise(model: sddit.Model) -> None:
+    """The noise of the seed, given, gives the same images; in each batch every image starts from its own."""
+    request: dict[str, Any] = {"classes": [0, 2], "per_class": 2, "steps": 3}
+    drawn = sddit.sample(model, **request)
+    recipe, turn = model.require_recipe(), model.num_classes
+    ids = torch.tensor([0, turn, 2, 2 + turn])
+    noise = KeyedDraws(recipe.seed, 0, ids).normal("sample", recipe.shapes.image)
+    assert torch.equal(sddit.sample(model, **request, noise=noise), drawn)
+    assert torch.equal(sddit.sample(model, **request, noise=noise.double(), seed=7), drawn)
+    assert not torch.equal(sddit.sample(model, **request, noise=-noise), drawn)
+    swapped = sddit.sample(model, **request, noise=noise[[1, 0, 2, 3]])
+    assert torch.equal(swapped[:2], drawn[[1, 0]])
+    for wrong, words in (
+        (noise[:3], r"another number of images(.|\n)*4 images"),
+        (noise / 0, "noise is not finite"),
+        (noise.long(), "noise holds no such images"),
+    ):
+        with pytest.raises(SdditError, match=rf"SD-T925(.|\n)*{words}"):
+            sddit.sample(model, **request, noise=wrong)
 
 
 NUMBERS: dict[str, Callable[[sddit.Model], dict[str, Any]]] = {

@@ -79,34 +79,47 @@ class ColourParams(Params):
         return ColourMap(self.factor, self.weights, self.offset, self.r2)
 
 
-class DeclaredLatents(Params):
-    """Facts of a cache of latents, for its plan before it exists."""
+class DeclaredFacts(Params):
+    """Facts of data that do not exist yet, for a plan."""
 
-    image: tuple[Size, Size, Size] = Field(strict=False, description="C, h and w of the latents.")
     classes: int = Field(ge=0, le=10**6, description="Number of classes; 0: unconditional.")
-    images: int = Field(ge=1, le=10**12, description="How many images are encoded.")
+    images: int = Field(ge=1, le=10**12, description="How many images there are.")
     mean: tuple[float, ...] = Field(strict=False, description="Mean of each channel, scaled.")
     std: tuple[Spread, ...] = Field(strict=False, description="Standard deviation of each channel, scaled.")
 
-    @model_validator(mode="after")
-    def _refuse_other_channels(self) -> Self:
-        if not len(self.mean) == len(self.std) == self.image[0]:
-            given = f"mean has {len(self.mean)} numbers and std {len(self.std)}"
-            raise ValueError(f"{given}, for {self.image[0]} channels")
-        return self
-
-    def facts(self, path: str, *, holdout: float) -> DataFacts:
-        """Return the facts of the cache that will be at `path`. Its fingerprint, and so the run id, will differ."""
+    def facts_of(self, image: tuple[int, int, int], path: str, *, holdout: float, latents: bool) -> DataFacts:
+        """Return the facts of what will be at `path`. Its fingerprint, and so the run id, will differ."""
         test = round(self.images * holdout)
         known = DeclaredParams(
-            image=self.image,
+            image=image,
             classes=self.classes,
             mean=self.mean,
             std=self.std,
             train_images=self.images - test,
-            latents=True,
+            latents=latents,
         )
         return replace(known.facts(), test_size=test, source=f"declared, since {path} does not exist")
+
+    def refuse_other_channels(self, channels: int) -> None:
+        """Raise ValueError unless the moments are those of this number of channels."""
+        if not len(self.mean) == len(self.std) == channels:
+            given = f"mean has {len(self.mean)} numbers and std {len(self.std)}"
+            raise ValueError(f"{given}, for {channels} channels")
+
+
+class DeclaredLatents(DeclaredFacts):
+    """Facts of a cache of latents, for its plan before it exists."""
+
+    image: tuple[Size, Size, Size] = Field(strict=False, description="C, h and w of the latents.")
+
+    @model_validator(mode="after")
+    def _refuse_other_channels(self) -> Self:
+        self.refuse_other_channels(self.image[0])
+        return self
+
+    def facts(self, path: str, *, holdout: float) -> DataFacts:
+        """Return the facts of the cache that will be at `path`."""
+        return self.facts_of(self.image, path, holdout=holdout, latents=True)
 
 
 class DeclaredParams(DatasetParams):

@@ -115,8 +115,11 @@ class ModelDenoiser:
         self.autocast = autocast
         self.dtype = next((weight.dtype for weight in backbone.parameters()), torch.float64)
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
-        """Predict x0 and the other outputs of the network for x [B, C, H, W] at one noise level, labels [B]."""
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, visible: Tensor | None = None) -> Prediction:
+        """Predict x0 and the other outputs of the network for x [B, C, H, W] at one noise level, labels [B].
+
+        The tokens `visible` [B, K] are those that the network does not hide; None: all.
+        """
         level = torch.full((len(x),), sigma, dtype=torch.float64, device=x.device)
         t = self.schedule.t_from_sigma(self.schedule.snap(level))
         native = _over_image(self.schedule.alpha(t), x) * x
@@ -125,7 +128,14 @@ class ModelDenoiser:
             self.backbone.eval()
         try:
             out = precondition(
-                self.backbone, self.schedule, native, t, labels, dtype=self.dtype, autocast=self.autocast
+                self.backbone,
+                self.schedule,
+                native,
+                t,
+                labels,
+                visible=visible,
+                dtype=self.dtype,
+                autocast=self.autocast,
             )
         finally:
             if training:

@@ -79,6 +79,7 @@ def sample(
     image: tuple[int, int, int],
     batch: int,
     callback: Callable[[int, Tensor], None] | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Sample images [n, C, H, W], float64, on the device of `labels`.
 
@@ -93,6 +94,7 @@ def sample(
         image: C, H, W.
         batch: images at once; affects only rounding.
         callback: called after each sampler step with (step, x [B, C, H, W]), batch after batch.
+        start: unit noise [n, C, H, W] to start from; None: drawn from the seed and the image numbers.
 
     Raises:
         SdditError: SD-T904 for an unknown label, SD-T905 for a non-finite image.
@@ -100,10 +102,13 @@ def sample(
     _refuse_unknown_labels(labels, denoiser.num_classes)
     ids = torch.as_tensor(image_ids, dtype=torch.int64, device=labels.device)
     images = []
-    for part, part_labels in zip(torch.split(ids, batch), torch.split(labels, batch), strict=True):
+    for begin in range(0, len(ids), batch):
+        rows = slice(begin, begin + batch)
+        part, part_labels = ids[rows], labels[rows]
+        drawn = KeyedDraws(seed, 0, part).normal("sample", image) if start is None else start[rows].to(labels.device)
         x = sampler(
             guidance(denoiser, part_labels),
-            KeyedDraws(seed, 0, part).normal("sample", image).double() * sigmas[0],
+            drawn.double() * sigmas[0],
             sigmas,
             noise=_fresh_noise(seed, part, image),
             callback=callback,

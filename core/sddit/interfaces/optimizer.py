@@ -22,6 +22,12 @@ class OptimizerParams(Params):
     warmup: StepOrFraction = Field(
         0, description="The learning rate grows linearly from 0 until here: steps, or a fraction of the run."
     )
+    warmup_shape: Literal["linear", "linspace"] = Field(
+        "linear",
+        description="Step i of the W steps of the warm-up, from 0, has this fraction of the rate. linear: (i + 1) / W; "
+        "linspace: i / (W - 1), as in DINO (arXiv:2104.14294), so that the first step changes no weight.",
+        json_schema_extra={"omit_default": True},
+    )
     clip: float | None = Field(None, gt=0, description="Maximum norm of the gradient. Default: no clipping.")
     clip_scope: Literal["group", "all", "each"] = Field(
         "group",

@@ -54,6 +54,13 @@ def number_argument(value: Any, name: str) -> float:
     return number
 
 
+def flag_argument(value: Any, name: str) -> bool:
+    """Return True or False. Raises SD-T925 for anything else."""
+    if not isinstance(value, bool):
+        raise wrong_argument(f"{name} is neither True nor False", name, value, "True or False")
+    return value
+
+
 def text_argument(value: Any, name: str) -> str:
     """Return a text. Raises SD-T925 for another type."""
     if not isinstance(value, str):
@@ -121,6 +128,21 @@ def images_argument(value: Any, name: str, image: Sequence[int] = ()) -> Tensor:
     return images
 
 
+def noise_argument(value: Any, count: int, image: Sequence[int]) -> Tensor | None:
+    """Return the unit noise of `count` images, or None. Raises SD-T925 for another shape, and for NaN and infinity."""
+    if value is None:
+        return None
+    noise = images_argument(value, "noise", image)
+    if len(noise) != count:
+        expect = f"noise for {count} images: all classes times per_class"
+        raise error(
+            "SD-T925", "noise is for another number of images", where="noise", got=f"{len(noise)}", expect=expect
+        )
+    if not bool(torch.isfinite(noise).all()):
+        raise error("SD-T925", "noise is not finite", where="noise", got="NaN or infinity", expect="finite numbers")
+    return noise
+
+
 def network_input(value: Any, name: str, image: Sequence[int], network: nn.Module) -> Tensor:
     """Return images of the type and on the device of a network's weights. Raises SD-T925 for others."""
     x = images_argument(value, name, image)
@@ -175,8 +197,8 @@ def sigmas_argument(value: Any, count: int) -> list[float]:
     return sigmas
 
 
-def visible_argument(value: Any, count: int) -> Tensor | None:
-    """Return token numbers [B, K], or None for all tokens. Raises SD-T925 for others."""
+def visible_argument(value: Any, count: int, grid: tuple[int, int] | None = None) -> Tensor | None:
+    """Return token numbers [B, K] within `grid`, or None for all tokens. Raises SD-T925 for others."""
     if value is None:
         return None
     fits = isinstance(value, Tensor) and value.dim() == 2 and len(value) == count and value.dtype == torch.int64
@@ -184,6 +206,9 @@ def visible_argument(value: Any, count: int) -> Tensor | None:
         expect = f"None, or a tensor of token numbers [{count}, K] int64"
         raise error("SD-T925", "visible holds no tokens", where="visible", got=_kind(value), expect=expect)
     tokens: Tensor = value
+    if grid is not None and int(tokens.max()) >= math.prod(grid):
+        expect = f"token numbers from 0 to {math.prod(grid) - 1}"
+        raise error("SD-T925", "there is no such token", where="visible", got=str(int(tokens.max())), expect=expect)
     return tokens
 
 

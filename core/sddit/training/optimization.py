@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sddit.distributed.parallel import full_tensor
 from sddit.interfaces import OptimizerParams
-from sddit.value_schedules import step_of, value_at
+from sddit.value_schedules import Ramp, step_of, value_at
 
 
 def complete_gradients(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
@@ -58,10 +58,17 @@ def clip_gradients(settings: OptimizerParams, groups: Mapping[str, list[Tensor]]
             torch.nn.utils.clip_grad_norm_(parameter, settings.clip)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerParams, step: int, total: int) -> None:
-    """Set lr(step) with its linear warm-up, times each group's factor."""
+def warmup_factor(settings: OptimizerParams, step: int, total: int) -> float:
+    """Return the fraction of the learning rate at `step` of the warm-up, 1 after it."""
     warmup = step_of(settings.warmup, total)
-    rate = value_at(settings.lr, step, total) * min(1.0, (step + 1) / warmup if warmup > 0 else 1.0)
+    if settings.warmup_shape == "linspace":
+        return value_at(Ramp(start=0.0, end=1.0, shape="linspace", until=settings.warmup), step, total)
+    return min(1.0, (step + 1) / warmup if warmup > 0 else 1.0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerParams, step: int, total: int) -> None:
+    """Set lr(step) with its warm-up, times each group's factor."""
+    rate = value_at(settings.lr, step, total) * warmup_factor(settings, step, total)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 

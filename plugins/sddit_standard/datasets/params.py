@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from sddit.data.declared import DeclaredLatents
+from sddit.data.declared import DeclaredFacts, DeclaredLatents
 from sddit.errors import Problem
 from sddit.interfaces import DataFacts, DatasetParams, EncodedImages, RecipeView
 
@@ -131,6 +131,23 @@ class FolderParams(ImageFilesParams):
         description="The folder, relative to the recipe. Its sub-folders, sorted by name, are the classes.",
         json_schema_extra={"path": True},
     )
+    declared: DeclaredFacts | None = Field(
+        None,
+        description="Facts of the images, with which sddit-run -n plans while there is nothing at path.",
+        json_schema_extra={"free": True, "omit_default": True},
+    )
+
+    @model_validator(mode="after")
+    def _refuse_other_channels(self) -> Self:
+        if self.declared is not None:
+            self.declared.refuse_other_channels(self.channels)
+        return self
+
+    def declared_facts(self) -> DataFacts | None:
+        if self.declared is None or Path(self.path).exists():
+            return None
+        image = (self.channels, self.size, self.size)
+        return self.declared.facts_of(image, self.path, holdout=self.holdout, latents=False)
 
     def source(self) -> ImageSource:
         from sddit_standard.datasets.folder import FolderSource

@@ -296,6 +296,34 @@ def test_float32_and_bf16_follow_float64(make: Any, given: dict[str, Tensor]) ->
         assert relative(one.grad, two.grad) < 3e-2
 
 
+# Patch embedding
+
+
+def test_a_low_rank_patch_embedding_sees_few_directions_of_a_patch(make: Any) -> None:
+    """As two maps by hand; the tokens of all patches span no more dimensions than the rank, and the direct map more."""
+    low, direct = (make(patch=4, width=24, patch_rank=rank) for rank in (3, None))
+    x = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    reduce, expand = low.patch.reduce, low.patch.expand
+    patches = x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(40, 4, 48)
+    by_hand = patches @ (expand.weight @ reduce.weight).T + expand.bias
+    torch.testing.assert_close(low.embed(x), by_hand, rtol=1e-12, atol=1e-12)
+    assert reduce.bias is None
+
+    def rank(model: DiT) -> int:
+        tokens = model.embed(x).flatten(0, 1)
+        return int(torch.linalg.matrix_rank(tokens - tokens.mean(0), rtol=1e-9))
+
+    assert (rank(low), rank(direct)) == (3, 24)
+
+
+def test_a_low_rank_patch_embedding_starts_as_a_linear_layer_does(make: Any) -> None:
+    values = dict(make(raw_start=True, patch=4, width=24, patch_rank=3).named_parameters())
+    assert not values["patch.expand.bias"].any()
+    for name in ("patch.reduce.weight", "patch.expand.weight"):
+        bound = (6 / sum(values[name].shape)) ** 0.5
+        assert 0.8 * bound < values[name].abs().max() <= bound
+
+
 # Starting values
 
 

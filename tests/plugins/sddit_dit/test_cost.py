@@ -66,6 +66,17 @@ def test_flops_and_parameters_of_a_plain_dit(make: Any) -> None:
     assert formula(model, 24).parameters == sum(p.numel() for p in model.parameters())
 
 
+def test_flops_and_parameters_of_a_low_rank_patch_embedding(make: Any) -> None:
+    settings = {"image": IMAGE, "outputs": 2, "depth": 1, "patch": 4, "width": 64}
+    model, direct = make(**settings, patch_rank=5), make(**settings)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**inputs(24))
+    cost = formula(model, 6)
+    assert cost.flops == pytest.approx(counter.get_total_flops() / 2, rel=0.001)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    assert formula(direct, 6).flops != pytest.approx(cost.flops, rel=0.001)
+
+
 @pytest.mark.parametrize("num_kept", [24, 15])
 def test_activations_kept_for_the_backward_pass(make: Any, num_kept: int) -> None:
     """Within 5 %, with a fused kernel: distinct memory held by autograd, without parameters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sddit.diffusion.time_sampling import TimeSampling
 from sddit.interfaces import CheckContext, CheckSkipped, Component, Measurement
 from sddit.plugins.hookspecs import Registries
 from sddit.verify.published import folders
@@ -41,6 +43,7 @@ def failing(check: Check, component: Component[Any] | None = None) -> list[str]:
 @pytest.mark.parametrize("name", ["edm", "flow"])
 def test_checks_of_noise_levels_hold(name: str) -> None:
     assert failing(checks.levels, schedule(name)) == []
+    assert failing(checks.time_densities, schedule(name)) == []
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,9 @@ def test_checks_of_noise_levels_hold(name: str) -> None:
         checks.zero_network,
         checks.weights,
         checks.guided_targets,
+        checks.factors,
+        checks.one_optimum,
+        checks.time_densities,
         checks.published_schedule,
         checks.published_loss,
     ],
@@ -152,7 +158,9 @@ def test_a_missing_or_inverted_clamp_is_detected(monkeypatch: pytest.MonkeyPatch
     def wrong(self: Denoising, schedule: Any, t: Tensor) -> Tensor:
         snr = (schedule.alpha(t) / schedule.sigma(t)) ** 2
         clamped = snr if bound == "max" else snr.clamp(min=self.params.snr_gamma)
-        weighed = {"x0": torch.ones_like(t), "eps": snr, "v": snr + 1, "native": t}[self.params.space]
+        weighed = {"x0": torch.ones_like(t), "eps": snr, "v": snr + 1, "native": t, "velocity": (snr.sqrt() + 1) ** 2}[
+            self.params.space
+        ]
         c_out = schedule.scalings(t).c_out
         weight: Tensor = (clamped if self.params.weighting == "min_snr" else weighed) * c_out**2
         return weight
@@ -190,3 +198,54 @@ def test_a_loss_that_ignores_its_head_is_detected(monkeypatch: pytest.MonkeyPatc
     assert failing(checks.guided_targets) == [
         f"{name}: loss of a head, from that of its output alone" for name in ("edm", "flow")
     ]
+
+
+def spaces_of(prediction: str) -> list[str]:
+    return [f"{prediction} predicted, {space} in the loss: " for space in checks.PREDICTIONS]
+
+
+def test_a_noise_prediction_read_as_in_variance_exploding_coordinates_is_detected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The planted fault: x0 = x - t eps, which lacks the division by 1 - t."""
+
+    def fault(self: Flow, t: Tensor) -> dict[str, Tensor]:
+        right = {"c_skip": torch.ones_like(t), "c_out": -t}
+        return right if self.params.prediction == "noise" else {}
+
+    replace_scalings(monkeypatch, fault)
+    rows = [f"{row}factor, relative" for row in spaces_of("noise")]
+    assert failing(checks.factors) == ["noise predicted: target of the network", *rows]
+
+
+def test_a_target_of_another_prediction_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sddit_edm.loss.native_target", lambda schedule, view, dtype: view.x0)
+    named = [f"{row}optimum, from E[x0 | x]" for row in (*spaces_of("noise"), *spaces_of("velocity"))]
+    assert failing(checks.one_optimum) == named
+
+
+def test_a_missing_floor_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Denoising, "_weight", Denoising._exact_weight)
+    expected = [("x0", "noise"), ("x0", "velocity"), ("noise", "x0"), ("noise", "velocity")]
+    assert failing(checks.factors) == [f"{one} predicted, {two} in the loss: factor, relative" for one, two in expected]
+
+
+def test_a_space_without_effect_fails_the_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Denoising, "_weight", lambda self, schedule, t: torch.ones_like(t))
+    (found,) = failing(checks.one_optimum)
+    assert found.startswith("control")
+
+
+@pytest.mark.parametrize("name", ["edm", "flow"])
+def test_a_plateau_at_the_median_and_an_inverted_shift_are_detected(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("sddit.diffusion.time_sampling.mode_logit", lambda mean, std: mean)
+    row = "slope of tau(u) times the density, from 1"
+    assert failing(checks.time_densities, schedule(name)) == [f"plateau: {row}"]
+    monkeypatch.undo()
+    right = TimeSampling.normal.fget
+    assert right is not None
+    monkeypatch.setattr(
+        TimeSampling, "normal", property(lambda self: (right(self)[0] - 2 * math.log(self.shift), right(self)[1]))
+    )
+    found = [what for what in failing(checks.time_densities, schedule(name)) if what.endswith(row)]
+    assert found == [f"logit_normal: {row}", f"plateau: {row}"]

@@ -206,6 +206,7 @@ def test_ratio_schedule_is_that_of_maskdit(published) -> None:
         "cosine4": Ramp(start=0.5, end=0.05, shape="cosine", power=2.0),
         "cosine2": Ramp(start=0.5, end=0.05, shape="cosine"),
         "linear": Ramp(start=0.05, end=0.5),
+        "exp": Ramp(start=0.5, end=0.05, shape="exponential"),
     }.items():
         ours = torch.tensor([value_at(ramp, step, 10) for step in range(11)], dtype=torch.float64)
         torch.testing.assert_close(ours, outputs[f"mask_ratio_schedule/{name}"], rtol=1e-9, atol=0)

@@ -89,6 +89,7 @@ def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
         "evaluate.kid_subset_size": not recipe.features,
         "optimizer.head_lr": not _trains_heads(recipe),
         "optimizer.clip_scope": recipe.optimizer.params.clip is None,
+        "optimizer.warmup_shape": recipe.optimizer.params.warmup == 0,
     }
     idle = {key for key, is_idle in has_no_effect.items() if is_idle} | set(_named_idle(recipe))
     prefixes += [f"{key}." for key in idle]  # where it is a table, such as a ramp
