@@ -321,6 +321,7 @@ class DiTParams(TransformerParams):
         return self.null_label == "zero"
 
     def warnings(self, recipe: RecipeView) -> Iterable[str]:
+        yield from super().warnings(recipe)
         trained = {head for loss in recipe.active_losses.values() for head in loss.params.needs().student.heads}
         for name in self.aux_heads:
             if name not in trained:
