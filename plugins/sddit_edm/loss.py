@@ -49,12 +49,12 @@ class Denoising(LossTerm):
         target = native_target(schedule, view, raw.dtype)
         if self.params.target_head:
             moved = self.params.target_scale * (raw - outputs.heads[self.params.target_head][0]).detach()
-            self.log("target_shift", moved.square().mean() / target.square().mean())
+            self.log("target_shift", moved.square().mean((1, 2, 3)) / target.square().mean((1, 2, 3)))
             target = target + moved
         error = self._mean_square(raw - target, view)
         if self.params.head:
             of_output = self._mean_square(outputs.raw.detach() - target, view)
-            self.log("error_ratio", error.detach().mean() / of_output.mean())
+            self.log("error_ratio", error.detach() / of_output)  # of each sample: their mean is that of any processes
         return error * self._weight(schedule, view.t).to(error.dtype)
 
     def _mean_square(self, difference: Tensor, view: View) -> Tensor:
