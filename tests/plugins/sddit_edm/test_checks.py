@@ -44,6 +44,7 @@ def failing(check: Check, component: Component[Any] | None = None) -> list[str]:
 def test_checks_of_noise_levels_hold(name: str) -> None:
     assert failing(checks.levels, schedule(name)) == []
     assert failing(checks.time_densities, schedule(name)) == []
+    assert failing(checks.time_densities, schedule("cosine_flow")) == []
 
 
 @pytest.mark.parametrize(
