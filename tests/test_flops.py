@@ -26,6 +26,8 @@ SYSTEMS = {
     "digits/sd-dit-c0": (),
     "digits/sd-dit-c1": (),
     "digits/sd-dit-c2": (),
+    "digits/sd-dit-c3": (),
+    "digits/internal-guidance": (),
     "quickstart": (),
     "digits/maskdit": ("pair_sampler.mask_ratio=0.5",),
     "digits/layersync": (),

@@ -64,6 +64,7 @@ def register_losses(registry: Registry[Loss]) -> None:
             "weights by signal-to-noise ratio": "sddit_edm.checks:weights",
             "factors from each prediction to each space": "sddit_edm.checks:factors",
             "one optimum for each prediction and space": "sddit_edm.checks:one_optimum",
+            "auxiliary heads and the guided target": "sddit_edm.checks:guided_targets",
             "the published implementations": "sddit_edm.checks:published_loss",
         },
     )

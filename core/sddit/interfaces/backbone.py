@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from sddit.interfaces.facts import Cost, Shapes, Tap
 from sddit.interfaces.params import Params
@@ -31,6 +32,15 @@ class BackboneParams(Params):
     @property
     def supports_masking(self) -> bool:
         """Return whether a view may hide tokens from this backbone."""
+        return False
+
+    @property
+    def head_tokens(self) -> Mapping[str, Literal["all", "visible"]]:
+        """Return the auxiliary heads by name, and the tokens that each predicts of a view that hides some."""
+        return {}
+
+    def is_of_head(self, parameter: str) -> bool:
+        """Return whether the parameter of this name belongs to an auxiliary head."""
         return False
 
     @property

@@ -61,7 +61,10 @@ ARGUMENTS: Mapping[str, Mapping[str, Argument]] = {
     },
     "pair_samplers": {"grid": GRID},
     "samplers": {"schedule": SCHEDULE},
-    "guidances": {"schedule": SCHEDULE},
+    "guidances": {
+        "schedule": SCHEDULE,
+        "second": Argument("a denoiser, (x, sigma, labels) -> Prediction, if its settings name one", callable),
+    },
     "datasets": {"split": Argument("train or test", lambda value: value in get_args(Split))},
     "codecs": {
         "facts": Argument(

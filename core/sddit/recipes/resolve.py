@@ -29,6 +29,7 @@ from sddit.recipes.merge import COMMAND_LINE, Merged, Origin, leaves, load, merg
 from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.remedies import with_command, with_data_command
+from sddit.recipes.second_networks import with_second_network
 from sddit.recipes.selection import LABELLED, SLOTS, Selector
 from sddit.recipes.settings import SETTINGS, EmaSettings, OtherRunSettings, SnapshotSettings, StartSettings
 from sddit.recipes.start_weights import complete_weights
@@ -134,7 +135,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     """Resolve a recipe whose layers are already merged."""
     selector = Selector(merged, host or the_host())
     selector.add(_unknown_tables(selector), blocks=False)
-    slots, planned = with_latents(selector, selector.slots())
+    slots, planned = with_latents(selector, with_second_network(selector, selector.slots()))
     labelled = {table: selector.labelled(table) for table in LABELLED}
     averages = {label: selector.settings(EmaSettings, t, f"ema.{label}") for label, t in selector.labels("ema").items()}
     tables: dict[str, Any] = {

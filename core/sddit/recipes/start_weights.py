@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,11 +42,8 @@ def find_weights(folder: Path, label: str = "", step: int | None = None) -> Loca
     """
     if (folder / RECIPE).is_file():
         return _in_run(folder, label, step)
-    verify_export(folder)
-    if is_export(folder):
-        return _in_export(folder, label, step)
-    expect = f"a folder that holds {RECIPE}, or {CONFIG} of sddit-run export"
-    raise error("SD-C445", "neither a run folder nor an exported one", where=str(folder), expect=expect)
+    refuse_other_folder(folder)
+    return _in_export(folder, label, step)
 
 
 def complete_weights(named: S, table: str, *, stated: bool) -> S:
@@ -76,6 +73,31 @@ def named_weights(named: OtherRunSettings, table: str) -> LocatedWeights:
             fix=f"set {table}.step, or remove {table}.sha256",
         )
     return weights
+
+
+def tables_of(folder: Path) -> dict[str, Any]:
+    """Return the resolved recipe of a run folder or an exported one. Raises as `find_weights` does."""
+    if (folder / RECIPE).is_file():
+        refuse_changed(folder / RECIPE)
+        return _json(folder / RECIPE)
+    refuse_other_folder(folder)
+    tables: dict[str, Any] = read_config(folder)["recipe"]
+    return tables
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """Raise SD-C445 unless a folder without a run holds an export."""
+    verify_export(folder)
+    if not is_export(folder):
+        expect = f"a folder that holds {RECIPE}, or {CONFIG} of sddit-run export"
+        raise error("SD-C445", "neither a run folder nor an exported one", where=str(folder), expect=expect)
+
+
+def refuse_plugin_code(folder: Path, tables: Mapping[str, Any], fix: str) -> None:
+    """Raise SD-C457 if an exported folder contains plugin code."""
+    if code := [name for name in tables.get("plugins", []) if str(name).endswith(".py")]:
+        what, got = "this folder contains plugin code; none of it was run", ", ".join(map(str, code))
+        raise error("SD-C457", what, where=str(folder), got=got, fix=fix)
 
 
 def verify_export(folder: Path) -> None:

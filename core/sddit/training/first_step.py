@@ -127,7 +127,8 @@ def restricted(outputs: Outputs, want: Want) -> Outputs:
     taps = {tap: outputs.taps[tap] for tap in want.taps}
     if not want.cls:
         taps = {tap: dataclasses.replace(tokens, cls=None) for tap, tokens in taps.items()}
-    return dataclasses.replace(outputs, taps=taps) if want.output else Outputs(taps=taps)
+    heads = {head: outputs.heads[head] for head in want.heads}
+    return dataclasses.replace(outputs, taps=taps, heads=heads) if want.output else Outputs(taps=taps)
 
 
 def examine(

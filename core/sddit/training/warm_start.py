@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from textwrap import shorten
 
+import torch
 from torch import Tensor, nn
 
+from sddit.backbones import Backbone
 from sddit.errors import Problem, error, raise_all
+from sddit.recipes.recipe import Recipe
 from sddit.recipes.start_weights import LocatedWeights
+from sddit.storage.run_folder import RECIPE
 from sddit.storage.tensors import require_finite, unpack
 from sddit.training.ema import with_prefix
+from sddit.training.networks import DTYPES, build_backbone, default_dtype
 
 MAX_NAMES = 5  # in one message
 
@@ -30,6 +36,26 @@ def read_weights(weights: LocatedWeights) -> dict[str, Tensor]:
     tensors = with_prefix(weights.prefix, unpack(data))
     require_finite(tensors, weights.label)
     return tensors
+
+
+def build_trained(
+    recipe: Recipe, read: Callable[[], Mapping[str, Tensor]], dtype: torch.dtype | None = None, *, where: str
+) -> Backbone:
+    """Build the network of a recipe with the weights that `read` returns. Raises SD-C410 if they do not fit."""
+    with default_dtype(dtype or DTYPES[recipe.train.precision]):
+        backbone = build_backbone(recipe, device="cpu")
+    try:
+        backbone.load_state_dict(read())
+    except (KeyError, RuntimeError, FileNotFoundError) as mismatch:
+        raise error(
+            "SD-C410",
+            "the checkpoint does not fit this recipe",
+            where=where,
+            got=shorten(str(mismatch), 160),
+            expect="a checkpoint of the same recipe",
+            fix=f"restore the {RECIPE} of this run",
+        ) from mismatch
+    return backbone.eval()
 
 
 def load_start_weights(start: LocatedWeights, backbone: nn.Module, *, partial: bool) -> list[str]:
