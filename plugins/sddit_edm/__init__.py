@@ -20,7 +20,7 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
             "its preconditioning has unit variance": "sddit_edm.checks:identities",
             "noise grows with t, and t is recovered": "sddit_edm.checks:levels",
             "levels in training": "sddit_edm.checks:training_levels",
-            "densities of time_sampling": "sddit_edm.checks:time_densities",
+            "densities of time_sampling": "sddit_edm.time_checks:time_densities",
             "the published implementation": "sddit_edm.checks:published_schedule",
         },
     )
@@ -33,7 +33,7 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         checks={
             "noise grows with t, and t is recovered": "sddit_edm.checks:levels",
             "times in training": "sddit_edm.checks:training_times",
-            "densities of time_sampling": "sddit_edm.checks:time_densities",
+            "densities of time_sampling": "sddit_edm.time_checks:time_densities",
             "velocity and clean image agree": "sddit_edm.checks:velocities",
         },
     )
@@ -46,7 +46,7 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         paper="arXiv:2401.08740",
         checks={
             "noise grows with t, and t is recovered": "sddit_edm.checks:levels",
-            "densities of time_sampling": "sddit_edm.checks:time_densities",
+            "densities of time_sampling": "sddit_edm.time_checks:time_densities",
         },
     )
 

@@ -15,7 +15,7 @@ from sddit.diffusion.time_sampling import TimeSampling
 from sddit.interfaces import CheckContext, CheckSkipped, Component, Measurement
 from sddit.plugins.hookspecs import Registries
 from sddit.verify.published import folders
-from sddit_edm import checks, register_noise_schedules
+from sddit_edm import checks, register_noise_schedules, time_checks
 from sddit_edm.flow import Flow
 from sddit_edm.loss import Denoising
 from sddit_edm.params import EDMParams
@@ -43,8 +43,8 @@ def failing(check: Check, component: Component[Any] | None = None) -> list[str]:
 @pytest.mark.parametrize("name", ["edm", "flow"])
 def test_checks_of_noise_levels_hold(name: str) -> None:
     assert failing(checks.levels, schedule(name)) == []
-    assert failing(checks.time_densities, schedule(name)) == []
-    assert failing(checks.time_densities, schedule("cosine_flow")) == []
+    assert failing(time_checks.time_densities, schedule(name)) == []
+    assert failing(time_checks.time_densities, schedule("cosine_flow")) == []
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_checks_of_noise_levels_hold(name: str) -> None:
         checks.weights,
         checks.factors,
         checks.one_optimum,
-        checks.time_densities,
+        time_checks.time_densities,
         checks.guided_targets,
         checks.published_schedule,
         checks.published_loss,
@@ -210,14 +210,14 @@ def test_a_space_without_effect_fails_the_control(monkeypatch: pytest.MonkeyPatc
 def test_a_plateau_at_the_median_and_an_inverted_shift_are_detected(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("sddit.diffusion.time_sampling.mode_logit", lambda mean, std: mean)
     row = "slope of tau(u) times the density, from 1"
-    assert failing(checks.time_densities, schedule(name)) == [f"plateau: {row}"]
+    assert failing(time_checks.time_densities, schedule(name)) == [f"plateau: {row}"]
     monkeypatch.undo()
     right = TimeSampling.normal.fget
     assert right is not None
     monkeypatch.setattr(
         TimeSampling, "normal", property(lambda self: (right(self)[0] - 2 * math.log(self.shift), right(self)[1]))
     )
-    found = [what for what in failing(checks.time_densities, schedule(name)) if what.endswith(row)]
+    found = [what for what in failing(time_checks.time_densities, schedule(name)) if what.endswith(row)]
     assert found == [f"logit_normal: {row}", f"plateau: {row}"]
 
 
