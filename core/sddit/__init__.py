@@ -10,9 +10,10 @@ from sddit.plugins.hookspecs import hookimpl
 from sddit.plugins.registry import Registry
 
 if TYPE_CHECKING:
-    from sddit.api import Model, build, load, observe, sample
+    from sddit.api import build, load, observe, sample
     from sddit.backbones import Backbone
     from sddit.losses import LossTerm
+    from sddit.training.loaded_model import Model
     from sddit.training.views import context, view
 
 __version__ = "0.1.0"

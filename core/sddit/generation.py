@@ -73,13 +73,13 @@ def generate(
     recipe: Recipe,
     request: Request,
     callback: Callable[[int, Tensor], None] | None = None,
-    start: Tensor | None = None,
     second: nn.Module | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Sample with the recipe's sampler, guidance and precision, on the device of the network.
 
-    `start` is the unit noise [n, C, H, W] to start from; None: drawn from the seed of the request. `second` is the
-    second network of the guidance, if it names one.
+    `second` is the second network of the guidance, if it names one. `start` is the unit noise [n, C, H, W] to start
+    from; None: drawn from the seed of the request.
 
     Returns [n, C, H, W] float64 on the CPU, in network space.
     """
@@ -183,7 +183,7 @@ def generate_parts(
     for part, rows in zip(parts, owned, strict=True):
         wanted = request.part(part)
         own = wanted.part(rows if rows.stop > rows.start else slice(0, 1))  # without work, generate any image
-        x = generate(backbone, schedule, recipe, own, lambda step, x: shown.tick(), second=second)
+        x = generate(backbone, schedule, recipe, own, lambda step, x: shown.tick(), second)
         results = {name: convert(x)[: rows.stop - rows.start] for name, convert in converts.items()}
         yield wanted, {name: world.collect(result, part.stop - part.start) for name, result in results.items()}
 
@@ -247,7 +247,7 @@ class Sampling:
 
     def x(self, start: Tensor | None = None) -> Tensor:
         """Return the samples in network space, [n, C, H, W] float64, from the unit noise `start` if it is given."""
-        return generate(self.backbone, self.schedule, self.recipe, self.request, start=start, second=self.second)
+        return generate(self.backbone, self.schedule, self.recipe, self.request, second=self.second, start=start)
 
     def latents(self, start: Tensor | None = None) -> Tensor:
         """Return latents of the encoder [n, C, H, W] float64. Raises SD-T913 where the samples are not latents."""

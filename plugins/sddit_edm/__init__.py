@@ -20,7 +20,7 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
             "its preconditioning has unit variance": "sddit_edm.checks:identities",
             "noise grows with t, and t is recovered": "sddit_edm.checks:levels",
             "levels in training": "sddit_edm.checks:training_levels",
-            "densities of time_sampling": "sddit_edm.checks:time_densities",
+            "densities of time_sampling": "sddit_edm.time_checks:time_densities",
             "the published implementation": "sddit_edm.checks:published_schedule",
         },
     )
@@ -33,7 +33,7 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         checks={
             "noise grows with t, and t is recovered": "sddit_edm.checks:levels",
             "times in training": "sddit_edm.checks:training_times",
-            "densities of time_sampling": "sddit_edm.checks:time_densities",
+            "densities of time_sampling": "sddit_edm.time_checks:time_densities",
             "velocity and clean image agree": "sddit_edm.checks:velocities",
         },
     )
@@ -44,7 +44,10 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         params=CosineFlowParams,
         summary="x = cos(pi t / 2) x0 + sin(pi t / 2) eps, and a network that predicts the velocity dx/dt.",
         paper="arXiv:2401.08740",
-        checks={"noise grows with t, and t is recovered": "sddit_edm.checks:levels"},
+        checks={
+            "noise grows with t, and t is recovered": "sddit_edm.checks:levels",
+            "densities of time_sampling": "sddit_edm.time_checks:time_densities",
+        },
     )
 
 
@@ -59,9 +62,9 @@ def register_losses(registry: Registry[Loss]) -> None:
         checks={
             "the zero network has a loss of 1": "sddit_edm.checks:zero_network",
             "weights by signal-to-noise ratio": "sddit_edm.checks:weights",
-            "auxiliary heads and the guided target": "sddit_edm.checks:guided_targets",
             "factors from each prediction to each space": "sddit_edm.checks:factors",
             "one optimum for each prediction and space": "sddit_edm.checks:one_optimum",
+            "auxiliary heads and the guided target": "sddit_edm.checks:guided_targets",
             "the published implementations": "sddit_edm.checks:published_loss",
         },
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sddit.diffusion.time_sampling import TimeSampling
 from sddit.interfaces import CheckContext, Measurement, NoiseSchedule, Outputs, View
 from sddit.testing import fixtures
 from sddit.verify.published import parity, published
@@ -93,62 +92,6 @@ def training_times(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("logit_normal: quantiles of ln(t / (1 - t))", max_difference(logit, 0.6 * z + 0.3), 1e-12)
 
 
-def time_densities(context: CheckContext) -> Iterator[Measurement]:
-    """Measure that `time_sampling` draws the stated density of tau = sigma / (alpha + sigma), by its derivative.
-
-    The inverse distribution function maps u to tau with slope 1 / density; its ends are 0 and 1.
-    """
-    assert context.component is not None
-    u = torch.linspace(0.0005, 0.9995, LEVELS, dtype=torch.float64)
-    for name, (settings, density) in densities().items():
-        params = context.component.params.model_validate({"time_sampling": TimeSampling(**settings)})
-        schedule = context.component.build(params)
-
-        def tau_of(u: Tensor, schedule: Any = schedule) -> Tensor:
-            t = schedule.t_from_uniform(u)
-            tau: Tensor = schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))
-            return tau
-
-        inner = u.clone().requires_grad_()
-        tau = tau_of(inner)
-        (slope,) = torch.autograd.grad(tau.sum(), inner)
-        relative = (slope * density(tau.detach()) - 1).abs()
-        yield Measurement(f"{name}: slope of tau(u) times the density, from 1", float(relative.max()), 1e-9)
-        ends = tau_of(torch.tensor([1e-12, 1 - 1e-9], dtype=torch.float64))
-        yield Measurement(f"{name}: ends of tau(u), from 0 and 1", float(torch.maximum(ends[0], 1 - ends[1])), 0.02)
-
-
-def densities() -> dict[str, tuple[dict[str, Any], Callable[[Tensor], Tensor]]]:
-    """Return {name: (settings, density of tau)}, written out from the definitions of the densities."""
-
-    def logit_normal(tau: Tensor, mean: float, std: float) -> Tensor:
-        z = ((tau / (1 - tau)).log() - mean) / std
-        return torch.exp(-(z**2) / 2) / (math.sqrt(2 * math.pi) * std * tau * (1 - tau))
-
-    def plateau(tau: Tensor) -> Tensor:
-        mean, std = 0.2 + math.log(2.0), 0.9
-        every = torch.linspace(0, 1, 1_000_001, dtype=torch.float64)[1:-1]
-        height, at = logit_normal(every, mean, std).max(0)
-        mode = every[at]
-        total = torch.special.ndtr(((mode / (1 - mode)).log() - mean) / std) + height * (1 - mode)
-        density: Tensor = torch.where(tau < mode, logit_normal(tau, mean, std), height) / total
-        return density
-
-    shift = 3.0
-    return {
-        "uniform": ({"density": "uniform"}, torch.ones_like),
-        "uniform, shifted": (
-            {"density": "uniform", "shift": shift},
-            lambda tau: shift / (shift + (1 - shift) * tau) ** 2,
-        ),
-        "logit_normal": (
-            {"density": "logit_normal", "mean": -0.4, "std": 0.7, "shift": shift},
-            lambda tau: logit_normal(tau, -0.4 + math.log(shift), 0.7),
-        ),
-        "plateau": ({"density": "plateau", "mean": 0.2, "std": 0.9, "shift": 2.0}, plateau),
-    }
-
-
 def normal_quantiles() -> tuple[Tensor, Tensor]:
     """Return some z, and the standard normal distribution function at each."""
     z = torch.tensor([-3.0, -1.0, -0.25, 0.0, 0.5, 2.0], dtype=torch.float64)
@@ -214,38 +157,6 @@ def weights(context: CheckContext) -> Iterator[Measurement]:
             yield Measurement(
                 f"{name}: weight of {space}, relative", max_difference(value / weight, torch.ones_like(t)), 1e-10
             )
-
-
-def guided_targets(context: CheckContext) -> Iterator[Measurement]:
-    """Measure the loss of a head, and that of the ideal network for a target moved away from a head by w (D - D_i)."""
-    x0, noise, inner = (fixtures.numbers(LEVELS, 1, 4, 4, key=key, dtype=torch.float64) for key in (1, 2, 3))
-    u = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
-    schedules: dict[str, NoiseSchedule] = {"edm": EDM(EDMParams()), "flow": Flow(FlowParams())}
-    for name, schedule in schedules.items():
-        t, w = schedule.t_from_uniform(u), 0.4
-        low = raw_of(schedule, inner, x0, noise, t)  # R of an auxiliary head whose prediction D_i is `inner`
-        other = raw_of(schedule, 2 * x0, x0, noise, t)
-        by_head = value_of(schedule, x0, noise, t, raw=other, inner=low, head="inner")
-        alone = value_of(schedule, x0, noise, t, raw=low)
-        yield Measurement(f"{name}: loss of a head, from that of its output alone", max_difference(by_head, alone), 0)
-        ideal = raw_of(schedule, inner + (x0 - inner) / (1 - w), x0, noise, t)
-        moved: dict[str, Any] = {"target_head": "inner", "target_scale": w}
-        lowest = value_of(schedule, x0, noise, t, raw=ideal, inner=low, **moved)
-        scale = alone.abs().max()
-        yield Measurement(f"{name}: loss of D_i + (x0 - D_i) / (1 - w), relative", float(lowest.max() / scale), 1e-20)
-        plain = value_of(schedule, x0, noise, t, raw=ideal, inner=low)
-        yield Measurement(
-            f"{name}: control, its loss with the target x0, relative", float(plain.max() / scale), 0.01, ">="
-        )
-        raw, head = other.clone().requires_grad_(), low.clone().requires_grad_()
-        torch.autograd.backward(value_of(schedule, x0, noise, t, raw=raw, inner=head, **moved).sum())
-        assert raw.grad is not None
-        reached = 0.0 if head.grad is None else float(head.grad.abs().max())
-        yield Measurement(f"{name}: gradient of the target to the head", reached, 0)
-        target = native_target(schedule, view_of(schedule, x0, noise, t), x0.dtype) + w * (other - low)
-        expected = 2 * (other - target) / x0[0].numel()
-        off = max_difference(raw.grad, expected) / float(expected.abs().max())
-        yield Measurement(f"{name}: gradient to the output, as if the target were fixed, relative", off, 1e-12)
 
 
 PREDICTIONS: tuple[Literal["x0", "noise", "velocity"], ...] = ("x0", "noise", "velocity")
@@ -347,6 +258,38 @@ class GaussianToy:
         bend = torch.stack([gradient(direction) - slope for direction in torch.eye(20, dtype=torch.float64)])
         found = torch.linalg.solve(bend, -slope)
         return c.c_skip[:, None, None, None] * x + c.c_out[:, None, None, None] * raw(found)
+
+
+def guided_targets(context: CheckContext) -> Iterator[Measurement]:
+    """Measure the loss of a head, and that of the ideal network for a target moved away from a head by w (D - D_i)."""
+    x0, noise, inner = (fixtures.numbers(LEVELS, 1, 4, 4, key=key, dtype=torch.float64) for key in (1, 2, 3))
+    u = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
+    schedules: dict[str, NoiseSchedule] = {"edm": EDM(EDMParams()), "flow": Flow(FlowParams())}
+    for name, schedule in schedules.items():
+        t, w = schedule.t_from_uniform(u), 0.4
+        low = raw_of(schedule, inner, x0, noise, t)  # R of an auxiliary head whose prediction D_i is `inner`
+        other = raw_of(schedule, 2 * x0, x0, noise, t)
+        by_head = value_of(schedule, x0, noise, t, raw=other, inner=low, head="inner")
+        alone = value_of(schedule, x0, noise, t, raw=low)
+        yield Measurement(f"{name}: loss of a head, from that of its output alone", max_difference(by_head, alone), 0)
+        ideal = raw_of(schedule, inner + (x0 - inner) / (1 - w), x0, noise, t)
+        moved: dict[str, Any] = {"target_head": "inner", "target_scale": w}
+        lowest = value_of(schedule, x0, noise, t, raw=ideal, inner=low, **moved)
+        scale = alone.abs().max()
+        yield Measurement(f"{name}: loss of D_i + (x0 - D_i) / (1 - w), relative", float(lowest.max() / scale), 1e-20)
+        plain = value_of(schedule, x0, noise, t, raw=ideal, inner=low)
+        yield Measurement(
+            f"{name}: control, its loss with the target x0, relative", float(plain.max() / scale), 0.01, ">="
+        )
+        raw, head = other.clone().requires_grad_(), low.clone().requires_grad_()
+        torch.autograd.backward(value_of(schedule, x0, noise, t, raw=raw, inner=head, **moved).sum())
+        assert raw.grad is not None
+        reached = 0.0 if head.grad is None else float(head.grad.abs().max())
+        yield Measurement(f"{name}: gradient of the target to the head", reached, 0)
+        target = native_target(schedule, view_of(schedule, x0, noise, t), x0.dtype) + w * (other - low)
+        expected = 2 * (other - target) / x0[0].numel()
+        off = max_difference(raw.grad, expected) / float(expected.abs().max())
+        yield Measurement(f"{name}: gradient to the output, as if the target were fixed, relative", off, 1e-12)
 
 
 def value_of(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sddit.diffusion.sigma_grids import sigma_grid
+from sddit.diffusion.time_sampling import levels_from_uniform
 from sddit.interfaces import Scalings
 from sddit_edm.cosine_params import QUARTER, CosineFlowParams
 
@@ -28,8 +29,11 @@ class CosineFlow:
     def t_from_uniform(self, u: Tensor) -> Tensor:
         """Return u, or t with ln(sigma / alpha) ~ N(logit_mean, logit_std^2): [B] in (0, 1) -> [B], in the dtype of u.
 
-        That is the noise level of the flow schedule whose logit t has the same normal distribution.
+        That is the noise level of the flow schedule whose logit t has the same normal distribution. With
+        `time_sampling`, the noise levels are those that it draws.
         """
+        if self.params.time_sampling is not None:
+            return self.t_from_sigma(levels_from_uniform(self.params.time_sampling, u)).to(u.dtype)
         if self.params.t_sampling == "uniform":
             return u
         level = (self.params.logit_mean + self.params.logit_std * torch.special.ndtri(u.double())).exp()

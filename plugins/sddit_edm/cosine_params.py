@@ -8,13 +8,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sddit.interfaces import NoiseScheduleParams, RecipeView
+from sddit.diffusion.time_sampling import TimeSampledParams
+from sddit.interfaces import RecipeView
 
 QUARTER = math.pi / 2
 """Angle of the path from t = 0 to t = 1."""
 
 
-class CosineFlowParams(NoiseScheduleParams):
+class CosineFlowParams(TimeSampledParams):
     """Settings of the `cosine_flow` schedule, x = cos(pi t / 2) x0 + sin(pi t / 2) eps."""
 
     t_sampling: Literal["uniform", "logit_normal"] = Field(
@@ -43,7 +44,10 @@ class CosineFlowParams(NoiseScheduleParams):
         return (math.tan(QUARTER * self.t_min), math.tan(QUARTER * self.t_max))
 
     def idle(self, recipe: RecipeView) -> Iterable[str]:
-        return ("logit_mean", "logit_std") if self.t_sampling == "uniform" else ()
+        if self.time_sampling is not None:
+            yield "t_sampling"
+        if self.time_sampling is not None or self.t_sampling == "uniform":
+            yield from ("logit_mean", "logit_std")
 
     @model_validator(mode="after")
     def _rises(self) -> CosineFlowParams:

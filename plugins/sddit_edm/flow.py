@@ -10,9 +10,6 @@ from sddit.diffusion.time_sampling import levels_from_uniform
 from sddit.interfaces import Scalings
 from sddit_edm.params import FlowParams
 
-BELOW_1 = 1 - 2.0**-24
-"""Maximum time that `time_sampling` draws, the float32 number below 1: at t = 1 no image is left."""
-
 
 class Flow:
     """x = (1 - t) x0 + t eps, and the network predicts the velocity dx/dt = eps - x0, or x0, or eps.
@@ -34,8 +31,8 @@ class Flow:
         These are u itself, or t with logit t ~ N(logit_mean, logit_std^2), or those of `time_sampling`.
         """
         if self.params.time_sampling is not None:
-            level = levels_from_uniform(self.params.time_sampling, u.double())
-            return (level / (1 + level)).clamp(max=BELOW_1).to(u.dtype)
+            level = levels_from_uniform(self.params.time_sampling, u)
+            return self.t_from_sigma(level).to(u.dtype)
         if self.params.t_sampling == "uniform":
             return u
         logit = self.params.logit_mean + self.params.logit_std * torch.special.ndtri(u.double())

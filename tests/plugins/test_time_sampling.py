@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from sddit.diffusion.time_sampling import Plateau, TimeSampling, levels_from_uniform, mode_logit
 from sddit_ddpm.params import DDPMParams
 from sddit_ddpm.schedule import DDPM
+from sddit_edm.cosine_flow import CosineFlow
+from sddit_edm.cosine_params import CosineFlowParams
 from sddit_edm.flow import Flow
 from sddit_edm.params import EDMParams, FlowParams
 from sddit_edm.schedule import EDM
 
-U = torch.tensor([1e-9, 0.01, 0.25, 0.5, 0.8, 0.99, 1 - 1e-9], dtype=torch.float64)
+U = torch.tensor([1e-9, 0.01, 0.25, 0.5, 0.8, 0.99, 1 - 1e-6], dtype=torch.float64)
 TABLES: list[dict[str, Any]] = [
     {"density": "uniform"},
     {"density": "uniform", "shift": 2.5},
@@ -44,7 +46,7 @@ def test_levels_by_hand() -> None:
         assert not torch.allclose(level, levels(**unshifted))
 
 
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-1.2, 1.2), (2.0, 0.3), (0.0, math.sqrt(2)), (15.0, 1.4)])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-1.2, 1.2), (2.0, 0.3), (0.0, math.sqrt(2)), (12.0, 1.4)])
 def test_the_plateau_is_a_density(mean: float, std: float) -> None:
     """It is continuous at the mode of the logit-normal density, constant above, and its mass is 1."""
     plateau, logit = Plateau(mean, std), mode_logit(mean, std)
@@ -75,9 +77,11 @@ def test_a_table_means_the_same_noise_in_every_schedule(table: dict[str, Any]) -
     torch.testing.assert_close(edm.t_from_uniform(u), expected, rtol=1e-14, atol=0)
     t = flow.t_from_uniform(u)
     torch.testing.assert_close(t / (1 - t), expected, rtol=1e-12, atol=0)
-    for schedule in (edm, flow):
+    cosine = CosineFlow(CosineFlowParams(time_sampling=sampling))
+    t = cosine.t_from_uniform(u)
+    torch.testing.assert_close(cosine.sigma(t) / cosine.alpha(t), expected, rtol=1e-9, atol=0)
+    for schedule in (edm, flow, cosine):
         assert schedule.t_from_uniform(U.float()).dtype == torch.float32
-        assert (flow.t_from_uniform(U) < 1).all()
     ddpm = DDPM(DDPMParams(time_sampling=sampling))
     steps = ddpm.t_from_uniform(u)
     assert torch.equal(steps, ddpm.t_from_sigma(expected))
@@ -134,3 +138,16 @@ def test_a_resolved_table_reads_back_as_itself() -> None:
     for table in TABLES:
         sampling = TimeSampling(**table)
         assert TimeSampling(**sampling.model_dump(mode="json")) == sampling
+
+
+def test_the_widest_density_leaves_noise_and_an_image_at_every_time() -> None:
+    sampling = TimeSampling(density="logit_normal", mean=20.0, std=20.0)
+    u = torch.tensor([2.0**-33, 0.5, 1 - 2.0**-33], dtype=torch.float64)
+    for schedule in (
+        EDM(EDMParams(time_sampling=sampling)),
+        Flow(FlowParams(time_sampling=sampling)),
+        CosineFlow(CosineFlowParams(time_sampling=sampling)),
+    ):
+        for t in (schedule.t_from_uniform(u), schedule.t_from_uniform(u).float()):
+            assert (schedule.sigma(t) > 0).all()
+            assert (schedule.alpha(t) > 0).all()

@@ -70,6 +70,8 @@ class TimeSampling(Params):
         return mean + math.log(self.shift), std
 
 
+LEVELS = (1e-30, 2.0**24)
+"""Lowest and highest noise level that is drawn: float32 distinguishes their times from 0 and 1."""
 NORMAL = {"mean": 0.0, "std": 1.0}
 """Defaults of the normal distribution of ln(tau / (1 - tau))."""
 
@@ -86,10 +88,16 @@ class TimeSampledParams(NoiseScheduleParams):
 
 
 def levels_from_uniform(sampling: TimeSampling, u: Tensor) -> Tensor:
-    """Return noise levels sigma / alpha by the inverse distribution function: u [B] in (0, 1) -> [B], float64."""
+    """Return noise levels sigma / alpha by the inverse distribution function: u [B] in (0, 1) -> [B], float64.
+
+    They are within `LEVELS`, where no schedule rounds its time to one without noise or without an image.
+    """
+    return _levels(sampling, u.double()).clamp(*LEVELS)
+
+
+def _levels(sampling: TimeSampling, u: Tensor) -> Tensor:
     import torch
 
-    u = u.double()
     mean, std = sampling.normal
     match sampling.density:
         case "uniform":

@@ -15,7 +15,7 @@ from sddit.diffusion.time_sampling import TimeSampling
 from sddit.interfaces import CheckContext, CheckSkipped, Component, Measurement
 from sddit.plugins.hookspecs import Registries
 from sddit.verify.published import folders
-from sddit_edm import checks, register_noise_schedules
+from sddit_edm import checks, register_noise_schedules, time_checks
 from sddit_edm.flow import Flow
 from sddit_edm.loss import Denoising
 from sddit_edm.params import EDMParams
@@ -43,7 +43,8 @@ def failing(check: Check, component: Component[Any] | None = None) -> list[str]:
 @pytest.mark.parametrize("name", ["edm", "flow"])
 def test_checks_of_noise_levels_hold(name: str) -> None:
     assert failing(checks.levels, schedule(name)) == []
-    assert failing(checks.time_densities, schedule(name)) == []
+    assert failing(time_checks.time_densities, schedule(name)) == []
+    assert failing(time_checks.time_densities, schedule("cosine_flow")) == []
 
 
 @pytest.mark.parametrize(
@@ -55,10 +56,10 @@ def test_checks_of_noise_levels_hold(name: str) -> None:
         checks.velocities,
         checks.zero_network,
         checks.weights,
-        checks.guided_targets,
         checks.factors,
         checks.one_optimum,
-        checks.time_densities,
+        time_checks.time_densities,
+        checks.guided_targets,
         checks.published_schedule,
         checks.published_loss,
     ],
@@ -169,37 +170,6 @@ def test_a_missing_or_inverted_clamp_is_detected(monkeypatch: pytest.MonkeyPatch
     assert failing(checks.weights) == [f"{name}: weight of min_snr, relative" for name in ("edm", "flow")]
 
 
-def test_a_target_with_a_gradient_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tensor, "detach", lambda self: self)
-    found = failing(checks.guided_targets)
-    assert [what for what in found if what.startswith("edm")] == [
-        "edm: gradient of the target to the head",
-        "edm: gradient to the output, as if the target were fixed, relative",
-    ]
-
-
-def test_a_target_moved_towards_the_head_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Denoising.__init__
-
-    def reversed_sign(self: Denoising, params: Any, **more: Any) -> None:
-        right(self, params.model_copy(update={"target_scale": -params.target_scale}), **more)
-
-    monkeypatch.setattr(Denoising, "__init__", reversed_sign)
-    assert "flow: loss of D_i + (x0 - D_i) / (1 - w), relative" in failing(checks.guided_targets)
-
-
-def test_a_loss_that_ignores_its_head_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Denoising.__init__
-
-    def final(self: Denoising, params: Any, **more: Any) -> None:
-        right(self, params.model_copy(update={"head": ""}), **more)
-
-    monkeypatch.setattr(Denoising, "__init__", final)
-    assert failing(checks.guided_targets) == [
-        f"{name}: loss of a head, from that of its output alone" for name in ("edm", "flow")
-    ]
-
-
 def spaces_of(prediction: str) -> list[str]:
     return [f"{prediction} predicted, {space} in the loss: " for space in checks.PREDICTIONS]
 
@@ -240,12 +210,43 @@ def test_a_space_without_effect_fails_the_control(monkeypatch: pytest.MonkeyPatc
 def test_a_plateau_at_the_median_and_an_inverted_shift_are_detected(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("sddit.diffusion.time_sampling.mode_logit", lambda mean, std: mean)
     row = "slope of tau(u) times the density, from 1"
-    assert failing(checks.time_densities, schedule(name)) == [f"plateau: {row}"]
+    assert failing(time_checks.time_densities, schedule(name)) == [f"plateau: {row}"]
     monkeypatch.undo()
     right = TimeSampling.normal.fget
     assert right is not None
     monkeypatch.setattr(
         TimeSampling, "normal", property(lambda self: (right(self)[0] - 2 * math.log(self.shift), right(self)[1]))
     )
-    found = [what for what in failing(checks.time_densities, schedule(name)) if what.endswith(row)]
+    found = [what for what in failing(time_checks.time_densities, schedule(name)) if what.endswith(row)]
     assert found == [f"logit_normal: {row}", f"plateau: {row}"]
+
+
+def test_a_target_with_a_gradient_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "detach", lambda self: self)
+    found = failing(checks.guided_targets)
+    assert [what for what in found if what.startswith("edm")] == [
+        "edm: gradient of the target to the head",
+        "edm: gradient to the output, as if the target were fixed, relative",
+    ]
+
+
+def test_a_target_moved_towards_the_head_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Denoising.__init__
+
+    def reversed_sign(self: Denoising, params: Any, **more: Any) -> None:
+        right(self, params.model_copy(update={"target_scale": -params.target_scale}), **more)
+
+    monkeypatch.setattr(Denoising, "__init__", reversed_sign)
+    assert "flow: loss of D_i + (x0 - D_i) / (1 - w), relative" in failing(checks.guided_targets)
+
+
+def test_a_loss_that_ignores_its_head_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Denoising.__init__
+
+    def final(self: Denoising, params: Any, **more: Any) -> None:
+        right(self, params.model_copy(update={"head": ""}), **more)
+
+    monkeypatch.setattr(Denoising, "__init__", final)
+    assert failing(checks.guided_targets) == [
+        f"{name}: loss of a head, from that of its output alone" for name in ("edm", "flow")
+    ]
