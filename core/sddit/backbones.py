@@ -20,6 +20,8 @@ class Backbone(nn.Module, ABC):
 
     blocks: nn.ModuleList
 
+    # A backbone whose params support the dense path also takes `dense_path`: True, or [B] bool, for samples that skip
+    # the sparse span. It is passed only there.
     @abstractmethod
     def forward(
         self,

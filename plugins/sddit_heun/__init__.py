@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sddit import Registry, hookimpl
 from sddit.interfaces import Guidance, Sampler
-from sddit_heun.params import CFGParams, EulerParams, HeunParams, NoGuidanceParams
+from sddit_heun.params import CFGParams, EulerParams, HeunParams, NoGuidanceParams, PathDropParams
 
 
 @hookimpl
@@ -54,4 +54,12 @@ def register_guidances(registry: Registry[Guidance]) -> None:
             "the scale that grows as noise falls": "sddit_heun.checks:power_cosine",
             "the published implementations": "sddit_heun.checks:published_scales",
         },
+    )
+    registry.add(
+        "path_drop",
+        "sddit_heun.guidance:PathDrop",
+        params=PathDropParams,
+        summary="Guidance away from the same network without its sparse span: SPRINT's path-drop guidance.",
+        paper="arXiv:2510.21986",
+        checks={"linear in the scale, away from the dense path": "sddit_heun.checks:path_drop"},
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import Denoise, Denoiser, NoiseSchedule, Prediction
-from sddit_heun.params import CFGParams, NoGuidanceParams
+from sddit_heun.params import CFGParams, NoGuidanceParams, PathDropParams
 
 
 class NoGuidance:
@@ -71,3 +71,26 @@ class ClassifierFree:
             guided = torch.cat([guided[:, :n], c[:, n:]], dim=1)
         extra = None if both.extra is None else both.extra[:batch]
         return Prediction(guided, extra, {name: head[:batch] for name, head in both.heads.items()})
+
+
+class PathDrop:
+    """d + scale (f - d) on x0, with f the prediction of the full network and d that of its dense path.
+
+    Path-drop guidance of SPRINT (arXiv:2510.21986): the cheaper network without its sparse span is the weaker one.
+    Other outputs are those of the full network.
+    """
+
+    def __init__(self, params: PathDropParams, **_: object) -> None:
+        self.params = params
+
+    def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise:
+        weak_labels = labels if self.params.label == "same" else torch.full_like(labels, denoiser.num_classes)
+
+        def denoise(x: Tensor, sigma: float) -> Prediction:
+            full, interval = denoiser(x, sigma, labels), self.params.interval
+            if self.params.scale == 1 or (interval is not None and not interval[0] <= sigma <= interval[1]):
+                return full
+            dense = denoiser(x, sigma, weak_labels, path="dense")
+            return Prediction(dense.x0 + self.params.scale * (full.x0 - dense.x0), full.extra, full.heads)
+
+        return denoise

@@ -36,7 +36,16 @@ from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, 
 from sddit.interfaces.optimizer import Optimizer, OptimizerParams
 from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams
 from sddit.interfaces.params import Params, RecipeView
-from sddit.interfaces.sampler import Denoise, Denoiser, Guidance, GuidanceParams, Prediction, Sampler, SamplerParams
+from sddit.interfaces.sampler import (
+    Denoise,
+    Denoiser,
+    Guidance,
+    GuidanceParams,
+    Path,
+    Prediction,
+    Sampler,
+    SamplerParams,
+)
 from sddit.interfaces.tracker import Tracker, TrackerParams
 from sddit.interfaces.weight_files import Sha256, file_sha256, files_sha256
 from sddit.interfaces.weights import NOTHING, WeightDescription, WeightFormat
@@ -89,6 +98,7 @@ __all__ = [
     "PairSampler",
     "PairSamplerParams",
     "Params",
+    "Path",
     "Prediction",
     "RecipeView",
     "Sampler",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field
 
@@ -67,6 +67,11 @@ class GuidanceParams(Params):
         return 1
 
     @property
+    def dense_evaluations(self) -> int:
+        """How many of those take the dense path, which costs less. The model must have been trained with path_drop."""
+        return 0
+
+    @property
     def needs_null_label(self) -> bool:
         """Return whether the model must have been trained with dropped labels."""
         return False
@@ -74,6 +79,10 @@ class GuidanceParams(Params):
 
 Denoise = Callable[["Tensor", float], "Prediction"]
 """(x [B, C, H, W], sigma) -> Prediction: one network, labels and guidance included."""
+
+
+Path = Literal["full", "dense"]
+"""The part of a network that runs. dense: without its sparse span, where the backbone supports it."""
 
 
 @dataclass(slots=True)
@@ -90,7 +99,7 @@ class Denoiser(Protocol):
 
     num_classes: int
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction: ...
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, *, path: Path = "full") -> Prediction: ...
 
 
 class Guidance(Protocol):

@@ -126,8 +126,7 @@ def plan(recipe: Recipe) -> Plan:
     means = tuple(map(_mean_pass, passes))
     per_image = _sum(one.flops for one in means)
     per_step = _times(per_image, train.batch)
-    evaluations = recipe.sampler.params.evaluations * recipe.guidance.params.evaluations
-    per_sample = full.flops * evaluations if full else None
+    per_sample = _times(stated.guided_flops(), recipe.sampler.params.evaluations)
     # Weights stay in the precision of the optimizer; bf16 halves only the activations.
     weight = BYTES[train.precision]
     trained = _times(_sum([parameters, *heads.values()]), weight)
@@ -184,6 +183,15 @@ class _StatedCosts:
             params, shapes = self.recipe.backbone.params, self.recipe.shapes
             self._backbone[key] = params.cost(shapes, num_kept=num_kept, taps=want.taps, output=want.output)
         return self._stated(self._backbone[key], "backbone", self.recipe.backbone)
+
+    def guided_flops(self) -> float | None:
+        """Return the FLOPs of one guided prediction, some of whose passes may take the dense path."""
+        guidance = self.recipe.guidance.params
+        full, dense = self.backbone(self.tokens, Want(output=True)), guidance.dense_evaluations
+        if full is None or not dense:
+            return None if full is None else full.flops * guidance.evaluations
+        part = self.backbone(0, Want(output=True))
+        return None if part is None else full.flops * (guidance.evaluations - dense) + part.flops * dense
 
     def head(self, label: str, view: ViewSpec, num_kept: int) -> Cost | None:
         """Return the cost of a loss on one view of one image."""

@@ -5,7 +5,13 @@ from __future__ import annotations
 from sddit.errors import Problem
 from sddit.recipes.checks.codec_rules import check_codec
 from sddit.recipes.checks.contracts import check_answers, check_components, components, idle_keys, own_warnings
-from sddit.recipes.checks.evaluation_rules import check_evaluation, check_guidance, check_sampling, check_trackers
+from sddit.recipes.checks.evaluation_rules import (
+    check_dense_path,
+    check_evaluation,
+    check_guidance,
+    check_sampling,
+    check_trackers,
+)
 from sddit.recipes.checks.loss_rules import check_losses, check_masks, check_taps, check_views, check_windows
 from sddit.recipes.checks.training_rules import (
     check_attention,
@@ -34,6 +40,7 @@ RULES = (
     check_sampling,
     check_evaluation,
     check_guidance,
+    check_dense_path,
     check_trackers,
     check_codec,
     check_components,
