@@ -25,7 +25,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 SANITY = RECIPES / "ablations" / "sanity.toml"
 SMALL = sorted(path for path in (RECIPES / "ablations").glob("*.toml") if path != SANITY)
 LARGE = sorted((RECIPES / "ablations" / "imagenet256").glob("*.toml"))
-ALL = [str(path.relative_to(RECIPES).with_suffix("")) for path in (*SMALL, *LARGE)]
+UNPUBLISHED = sorted((RECIPES / "ablations" / "unpublished").glob("*.toml"))
+ALL = [str(path.relative_to(RECIPES).with_suffix("")) for path in (*SMALL, *LARGE, *UNPUBLISHED)]
 MAIN, LARGE_MAIN = "ablations/sd_dit_vs_masking", "ablations/imagenet256/sd_dit_vs_masking"
 GROUNDS = {
     "dit": "digits/dit",
@@ -203,6 +204,16 @@ def test_small_ones_share_the_runs_of_the_quickstart() -> None:
     names = ["mask_ratio", "discrimination_weight", "prototypes", "teacher_noise", "teacher_momentum", "time_sampling"]
     runs = [{run.id for run in planned(f"ablations/{name}").runs if run.seed == 0} for name in names]
     assert len(set.intersection(*runs)) == 1
+
+
+def test_hiding_starts_at_the_stated_block_of_every_method() -> None:
+    """TREAD from the first block has the network and the mask of a split decoder: SD-DiT's control arm C1."""
+    found = recipes("ablations/unpublished/hiding_start")
+    starts = {label: recipe.backbone.params.span_start for label, recipe in found.items()}
+    assert starts == {f"{arm} from={start}": start for arm in ("tread", "sprint", "sd_dit") for start in range(4)}
+    fills = {label.partition(" ")[0]: recipe.backbone.params.span_fill for label, recipe in found.items()}
+    assert fills == {"tread": "input", "sprint": "fused", "sd_dit": "input"}
+    assert {recipe.backbone.params.encoder_depth for label, recipe in found.items() if "sprint" not in label} == {4}
 
 
 def test_a_weight_of_zero_removes_loss_and_teacher() -> None:

@@ -196,7 +196,7 @@ def examine_masks(case: Case, trial: Trial) -> None:
 
 
 def examine_dense_path(case: Case, trial: Trial) -> None:
-    """Check that samples on the dense path get its output, whatever the others do."""
+    """Check that samples on the dense path get its output, and the others in their batch that of the full network."""
     if not case.params.supports_dense_path:
         return
     for visible in (None, trial.visible):
@@ -205,7 +205,7 @@ def examine_dense_path(case: Case, trial: Trial) -> None:
         mixed = trial.call(visible=visible, taps=(), dense_path=some)[0]
         same = torch.allclose(mixed, torch.where(some[:, None, None, None], dense, full), rtol=1e-9)
         case.expect(same, "with dense_path for some samples, each differs from a batch of its kind")
-        case.expect(not torch.allclose(full, dense), "the dense path is no other path")
+        case.expect(not torch.allclose(full, dense), "the dense path gives the output of the full network")
 
 
 def examine_gradient(case: Case, trial: Trial) -> None:
