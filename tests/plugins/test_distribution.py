@@ -27,7 +27,6 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "maskdit": ("digits/maskdit.toml", [*DECODER, *SPLIT]),
     "mdt": ("digits/mdt.toml", [*SPLIT, "backbone.depth=4"]),
     "sprint": ("digits/sprint.toml", [*SPLIT, "pair_sampler.path_drop=0.5"]),
-    "sprint in parts": ("digits/sprint.toml", [*SPLIT, "train.distributed=fsdp"]),
     "sd-dit": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "loss.discrimination.freeze_last=4"]),
     "sd-dit sinkhorn": ("quickstart.toml", [*DECODER, *HEAD, "loss.discrimination.centering=sinkhorn"]),
     "sd-dit in parts": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "train.distributed=fsdp"]),
