@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from sddit.diffusion.preconditioning import ModelDenoiser
 from sddit.diffusion.sampling import noise_levels, sample
 from sddit.distributed.world import World
 from sddit.errors import error, memory_errors
-from sddit.interfaces import Codec, Dataset, NoiseSchedule
+from sddit.interfaces import Codec, Dataset, GuidanceParams, NoiseSchedule, Params
 from sddit.plugins.host import registry
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
@@ -237,12 +237,24 @@ class Sampling:
 
 
 def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:
-    """Return the overrides for a guidance scale: of the recipe's rule, else of the only rule that has a scale."""
+    """Return the overrides for a guidance scale: of the recipe's rule, else of the only rule for which it suffices."""
     if "scale" in type(recipe.guidance.params).model_fields:
         return [f"guidance.scale={scale}"]
-    scaled = [c.qualified for c in registry("guidances") if "scale" in c.params.model_fields]
+    scaled = [c.qualified for c in registry("guidances") if compares_labels(c.params)]
     if len(scaled) != 1:
         what = "several guidance rules have a scale" if scaled else "no guidance rule has a scale"
         expect = f"a recipe whose [guidance] is one of {', '.join(scaled)}" if scaled else "a plugin with such a rule"
         raise error("SD-T923", what, where="guidance", got=str(scale), expect=expect)
     return [f"guidance.name={scaled[0]}", f"guidance.scale={scale}"]
+
+
+def compares_labels(params: type[Params]) -> bool:
+    """Return whether a rule with a scale compares with the null label, which any network with classes may have.
+
+    Other rules need more than a scale, such as a network trained without its sparse span.
+    """
+    if "scale" not in params.model_fields:
+        return False
+    settings: dict[str, Any] = {"scale": 2.0}
+    rule = params.model_construct(**settings)
+    return isinstance(rule, GuidanceParams) and rule.needs_null_label and not rule.dense_evaluations

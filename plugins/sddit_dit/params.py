@@ -340,6 +340,12 @@ class DiTParams(TransformerParams):
             return self.fill
         return "fused" if self.route.fill == "fused" else "input"
 
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
+        """A route matters where something is hidden; if it fuses both paths, always."""
+        views = recipe.pair_sampler.params.views()
+        hides = any(view.is_masked or view.drops_path for view in views)
+        return () if hides or self.route is None or self.span_fill == "fused" else ("route",)
+
     @property
     def supports_dense_path(self) -> bool:
         return self.supports_masking

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sddit.errors import SdditError
-from sddit.generation import balanced, generate
+from sddit.generation import balanced, generate, guidance_overrides
 from sddit.recipes.costs import plan
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
@@ -80,6 +80,14 @@ def test_a_separate_decoder_takes_a_later_start_with_the_same_parameters() -> No
     assert not equal(weights(first), weights(later))
 
 
+def test_a_route_without_hidden_tokens_is_idle_unless_it_fuses() -> None:
+    nothing = "pair_sampler.mask_ratio=0.0"
+    assert any(line.startswith("backbone.route") for line in recipe("digits/tread", nothing).idle)
+    assert not any(line.startswith("backbone.route") for line in recipe("digits/tread").idle)
+    fused = recipe("digits/tread", nothing, "backbone.route.fill=fused")
+    assert not any(line.startswith("backbone.route") for line in fused.idle)
+
+
 def test_dropped_paths_reach_the_network_and_change_its_training() -> None:
     sprint = weights(trained(recipe("digits/sprint")))
     assert not equal(weights(trained(recipe("digits/sprint", "pair_sampler.path_drop=0.0"))), sprint)
@@ -111,6 +119,11 @@ def test_path_drop_guidance_samples_and_costs_less_than_two_full_passes() -> Non
     none, dropped, cfg = (costs[name] or 0 for name in ("none", "path_drop", "cfg"))
     assert none < dropped < cfg == 2 * none
     assert dropped < 1.6 * none  # four of six blocks are skipped
+
+
+def test_a_scale_alone_still_names_the_rule_that_compares_labels() -> None:
+    assert guidance_overrides(recipe("digits/tread"), 2.0) == ["guidance.name=heun/cfg", "guidance.scale=2.0"]
+    assert guidance_overrides(recipe("digits/sprint", PATH_DROP), 2.0) == ["guidance.scale=2.0"]
 
 
 def test_a_plain_dit_takes_no_dense_path() -> None:
