@@ -230,9 +230,10 @@ class RouteParams(Params):
     )
     fill: Literal["carried", "fused"] | None = Field(
         None,
-        description="Where hidden tokens return: as they were before the skipped blocks (carried, TREAD, the default), "
-        "or every token as a Linear of its own value before those blocks and of their output, which is a learned "
-        "vector where hidden (fused, SPRINT). Only without a decoder, whose key is `backbone.fill`.",
+        description="What hidden tokens return as. carried: their values before the skipped blocks (TREAD, the "
+        "default). fused: every token becomes a Linear of its value before those blocks and of their output, with a "
+        "learned vector in place of the output where it was hidden (SPRINT). Only without a decoder, whose key is "
+        "`backbone.fill`.",
     )
 
 

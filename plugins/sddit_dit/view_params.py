@@ -47,9 +47,9 @@ class MaskedViewParams(PairSamplerParams):
     )
     mask_shape: MaskShape = Field(
         "random",
-        description="random: any tokens; block: one connected region; grid: as even as a 4 x 4 pattern allows. "
-        "cells: as even over cells of 2 x 2 tokens as the ratio allows, at 3/4 one random token of each cell stays "
-        "visible (SPRINT, arXiv:2510.21986). No effect if nothing is hidden.",
+        description="random: any tokens; block: one connected region; grid: as even as a 4 x 4 pattern allows; "
+        "cells: as even over cells of 2 x 2 tokens as the ratio allows, so that at 3/4 one random token of each cell "
+        "stays visible (SPRINT, arXiv:2510.21986). No effect if nothing is hidden.",
     )
     path_drop: PathDrop = 0.0
 
