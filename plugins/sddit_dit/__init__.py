@@ -35,6 +35,8 @@ def register_backbones(registry: Registry[Backbone]) -> None:
             "what fills hidden positions": "sddit_dit.checks:fill",
             "tokens on a route skip its blocks": "sddit_dit.checks:routes",
             "the fusion of both paths": "sddit_dit.checks:fusion",
+            "auxiliary heads": "sddit_dit.checks:heads",
+            "the decoder's gradient of the encoder": "sddit_dit.checks:encoder_gradient",
             "the published DiT": "sddit_dit.checks:published_dit",
             "the published MaskDiT": "sddit_dit.checks:published_maskdit",
         },

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit.interfaces import Attention, Tap, Tokens
-from sddit_dit.blocks import Block, Positions, gather_tokens
+from sddit_dit.blocks import Block, Positions, gather_tokens, scale_gradient
 from sddit_dit.decoder_input import BridgedInput, SplitInput
 from sddit_dit.frame import Frame
 from sddit_dit.params import DiTParams
@@ -61,14 +61,16 @@ class DiT(Frame[DiTParams]):
         groups: Tensor | None = None,  # [B, N]
         dense_path: Tensor | bool = False,  # [B], or the entire batch
     ) -> tuple[Tensor | None, dict[str, Tensor], dict[Tap, Tokens]]:
-        """Return (raw [B, outputs * C, H, W] or None, no further heads, taps).
+        """Return (raw [B, outputs * C, H, W] or None, {auxiliary head: [B, C, H, W]}, taps).
 
         Stop after the deepest block that is needed. Taps in the sparse span return the K visible tokens with their
         index, other taps all N. Those up to the end of the span have the class token, which is dropped there.
+        The dense path has no auxiliary heads in the span.
         """
         stop = self.params.last_block(taps, output)
         self.check_depth(stop, output)
         reads = {tap: self.params.block_of(tap) for tap in taps}
+        read = {*reads.values(), *(self.params.head_blocks.values() if output else ())}
         self._check_inputs(visible, groups, dense_path, reads.values())
         act = self.condition(c_noise, labels)  # [B, D]
         start, end = self.params.span_start, self.params.encoder_depth
@@ -76,22 +78,24 @@ class DiT(Frame[DiTParams]):
         tokens = Tokens(self.embed(x) + self.positions.table)  # [B, N, D]
         if self.cls_token is not None:
             tokens.cls = self.cls_token.to(tokens.patch.dtype).expand(len(x), -1)
-        tokens, tapped = self._run(tokens, act, groups, 0, min(stop, start), reads.values())
+        tokens, tapped = self._run(tokens, act, groups, 0, min(stop, start), read)
         before = tokens.patch
         skipped = dense_path is True
         if not skipped:
             if visible is not None:
                 tokens = Tokens(gather_tokens(before, visible), visible, tokens.cls)
             in_span = groups if groups is None or visible is None else groups.gather(1, visible)
-            tokens, outputs = self._run(tokens, act, in_span, start, min(stop, end), reads.values())
+            tokens, outputs = self._run(tokens, act, in_span, start, min(stop, end), read)
             tapped |= outputs
         if self.decoder_input is not None and stop > end:
             some = dense_path if isinstance(dense_path, Tensor) else None
-            u = self.decoder_input(None if skipped else tokens.patch, before, visible, act, some)
-            tokens, outputs = self._run(Tokens(u), act, groups, end, stop, reads.values())
+            h, e = (scale_gradient(one, self.params.encoder_gradient) for one in (tokens.patch, before))
+            u = self.decoder_input(None if skipped else h, e, visible, act, some)
+            tokens, outputs = self._run(Tokens(u), act, groups, end, stop, read)
             tapped |= outputs
         raw = self.finish(tokens.patch, act) if output else None
-        return raw, {}, {tap: tapped[number] for tap, number in reads.items()}
+        heads = self.finish_heads(tapped, act) if output else {}
+        return raw, heads, {tap: tapped[number] for tap, number in reads.items()}
 
     def _check_inputs(
         self, visible: Tensor | None, groups: Tensor | None, dense_path: Tensor | bool, reads: Collection[int]

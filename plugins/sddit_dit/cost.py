@@ -50,6 +50,7 @@ class Sizes:
     cls_token: bool
     bridge: Literal["shared", "own"] | None  # from encoder to decoder width; None: one width
     fill: Literal["input", "learned", "zero", "fused"] | None  # of hidden positions; None: none can be hidden
+    head_blocks: tuple[int, ...] = ()  # the block that each auxiliary head reads, from 1
 
 
 def network_cost(sizes: Sizes, *, num_kept: int, blocks: int, output: bool) -> Cost:
@@ -70,6 +71,11 @@ def network_cost(sizes: Sizes, *, num_kept: int, blocks: int, output: bool) -> C
         total += _decoder_input_cost(sizes, num_kept)
     if output:
         total += adaptive_linear_cost(tokens, sizes.widths[-1], sizes.patch_values * sizes.outputs, condition)
+        for number in sizes.head_blocks:
+            in_span = sizes.span_start < number <= sizes.encoder_depth
+            n = num_kept if in_span else tokens
+            head = adaptive_linear_cost(n, sizes.widths[number - 1], sizes.patch_values, condition)
+            total += head.times(1 if n else 0)
     return total
 
 

@@ -37,6 +37,7 @@ def student_view(
         noise=noise,
         visible=visible,
         dense_path=dense_path,
+        extras=dict(batch.extras),
     )
 
 

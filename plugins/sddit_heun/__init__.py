@@ -1,10 +1,18 @@
-"""Register samplers of the probability-flow ODE with EDM's churn (arXiv:2206.00364), and classifier-free guidance."""
+"""Register samplers of the probability-flow ODE with EDM's churn (arXiv:2206.00364), and guidance."""
 
 from __future__ import annotations
 
 from sddit import Registry, hookimpl
 from sddit.interfaces import Guidance, Sampler
-from sddit_heun.params import CFGParams, EulerParams, HeunParams, NoGuidanceParams, PathDropParams
+from sddit_heun.params import (
+    AutoguidanceParams,
+    CFGParams,
+    EulerParams,
+    HeunParams,
+    InternalParams,
+    NoGuidanceParams,
+    PathDropParams,
+)
 
 
 @hookimpl
@@ -62,4 +70,20 @@ def register_guidances(registry: Registry[Guidance]) -> None:
         summary="Guidance away from the same network without its sparse span: SPRINT's path-drop guidance.",
         paper="arXiv:2510.21986",
         checks={"linear in the scale, away from the dense path": "sddit_heun.checks:path_drop"},
+    )
+    registry.add(
+        "internal",
+        "sddit_heun.guidance:Internal",
+        params=InternalParams,
+        summary="Guidance away from an auxiliary head of the same network, in one evaluation; classifier-free on top.",
+        paper="arXiv:2512.24176",
+        checks={"the extrapolation from the head": "sddit_heun.checks:internal"},
+    )
+    registry.add(
+        "autoguidance",
+        "sddit_heun.guidance:Autoguidance",
+        params=AutoguidanceParams,
+        summary="Guidance away from a weaker network: another run, checkpoint or EMA.",
+        paper="arXiv:2406.02507",
+        checks={"the extrapolation from the weaker network": "sddit_heun.checks:autoguided"},
     )

@@ -27,6 +27,11 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "maskdit": ("digits/maskdit.toml", [*DECODER, *SPLIT]),
     "mdt": ("digits/mdt.toml", [*SPLIT, "backbone.depth=4"]),
     "sprint": ("digits/sprint.toml", [*SPLIT, "pair_sampler.path_drop=0.5"]),
+    "internal guidance": (
+        "digits/internal-guidance.toml",
+        [*SPLIT, "backbone.depth=2", "loss.denoise.target_head=inner"],
+    ),
+    "sd-dit c3": ("digits/sd-dit-c3.toml", [*DECODER, *HEAD, *SPLIT]),
     "sd-dit": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "loss.discrimination.freeze_last=4"]),
     "sd-dit sinkhorn": ("quickstart.toml", [*DECODER, *HEAD, "loss.discrimination.centering=sinkhorn"]),
     "sd-dit in parts": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "train.distributed=fsdp"]),

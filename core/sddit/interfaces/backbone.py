@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from sddit.interfaces.facts import Cost, Shapes, Tap
 from sddit.interfaces.params import Params
@@ -19,6 +20,10 @@ class BackboneParams(Params):
         """Return D of the tokens at `tap`. Raises ValueError for an unknown tap and names the known ones."""
         raise NotImplementedError
 
+    def tap_text(self, tap: Tap) -> str:
+        """Return where `tap` reads, for the plan: `block 2 of 6`."""
+        return str(tap)
+
     @property
     def has_cls(self) -> bool:
         """Return whether taps carry a class token."""
@@ -32,6 +37,15 @@ class BackboneParams(Params):
     @property
     def supports_dense_path(self) -> bool:
         """Return whether its forward takes `dense_path`: samples that skip the sparse span, as if all were hidden."""
+        return False
+
+    @property
+    def head_tokens(self) -> Mapping[str, Literal["all", "visible"]]:
+        """Return the auxiliary heads by name, and the tokens that each predicts of a view that hides some."""
+        return {}
+
+    def is_of_head(self, parameter: str) -> bool:
+        """Return whether the parameter of this name belongs to an auxiliary head."""
         return False
 
     @property

@@ -10,9 +10,17 @@ from sddit.recipes.checks.evaluation_rules import (
     check_evaluation,
     check_guidance,
     check_sampling,
+    check_second_network,
     check_trackers,
 )
-from sddit.recipes.checks.loss_rules import check_losses, check_masks, check_taps, check_views, check_windows
+from sddit.recipes.checks.loss_rules import (
+    check_heads,
+    check_losses,
+    check_masks,
+    check_taps,
+    check_views,
+    check_windows,
+)
 from sddit.recipes.checks.training_rules import (
     check_attention,
     check_balance,
@@ -30,6 +38,7 @@ RULES = (
     check_losses,
     check_views,
     check_taps,
+    check_heads,
     check_masks,
     check_times,
     check_windows,
@@ -41,6 +50,7 @@ RULES = (
     check_evaluation,
     check_guidance,
     check_dense_path,
+    check_second_network,
     check_trackers,
     check_codec,
     check_components,
