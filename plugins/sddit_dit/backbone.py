@@ -115,11 +115,12 @@ class DiT(Frame[DiTParams]):
         outputs: dict[int, Tokens] = {}
         if first >= last:
             return tokens, outputs
-        x, has_cls = tokens.patch, tokens.cls is not None
+        x, index, has_cls = tokens.patch, tokens.index, tokens.cls is not None
         if tokens.cls is not None:
             x = torch.cat([tokens.cls[:, None], x], dim=1)
         for number, block in enumerate(self.blocks[first:last], start=first + 1):
             x = self.run(block, x, act, groups)
-            if number in wanted or number == last:
-                outputs[number] = Tokens(x[:, 1:], tokens.index, x[:, 0]) if has_cls else Tokens(x, tokens.index)
-        return outputs[last], outputs
+            tokens = Tokens(x[:, 1:], index, x[:, 0]) if has_cls else Tokens(x, index)
+            if number in wanted:
+                outputs[number] = tokens
+        return tokens, outputs

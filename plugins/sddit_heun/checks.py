@@ -137,7 +137,7 @@ class LabelScaled:
 
     num_classes = 2
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, *, path: Path = "full") -> Prediction:
         return Prediction(x * (0.3 + labels.to(x))[:, None, None, None])
 
 
@@ -252,7 +252,7 @@ class WithHead:
         self.slope, self.inner = slope, inner
         self.seen: list[Tensor] = []  # labels of each call
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, *, path: Path = "full") -> Prediction:
         self.seen.append(labels)
         offset = labels.to(x)[:, None, None, None]
         return Prediction((self.slope + offset) * x, heads={"inner": (self.inner + 0.5 * offset) * x})
