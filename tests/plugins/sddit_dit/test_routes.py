@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from sddit.errors import SdditError
 from sddit.generation import balanced, generate, guidance_overrides
@@ -134,3 +135,16 @@ def test_a_plain_dit_takes_no_dense_path() -> None:
     routed = build_session(recipe("digits/sprint"), torch.device("cpu")).student.backbone
     with pytest.raises(ValueError, match="no tokens can be read there"):
         routed(x, level, labels, taps=("encoder",), dense_path=True)
+
+
+def test_the_dense_path_has_only_the_heads_outside_of_the_span() -> None:
+    heads = ["backbone.aux_heads={first=1, inner=3, last=5}", "backbone.route.to=4"]
+    with_heads = recipe("digits/sprint", *heads)
+    backbone = build_session(with_heads, torch.device("cpu")).student.backbone
+    x, level, labels = torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+    assert set(backbone(x, level, labels)[1]) == {"first", "inner", "last"}
+    with FlopCounterMode(display=False) as counter:
+        assert set(backbone(x, level, labels, dense_path=True)[1]) == {"first", "last"}
+    params = with_heads.backbone.params
+    assert params.head_tokens == {"first": "all", "inner": "visible", "last": "all"}
+    assert params.cost(with_heads.shapes, num_kept=0).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
