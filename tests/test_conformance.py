@@ -32,9 +32,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"cls_token": True},
         {"cls_token": True, "fill": "input", "decoder": {"depth": 1, "width": 12, "heads": 2}},
         {"patch_rank": 3},
+        {"route": {"from": 1, "to": 3}},
+        {"route": {"from": 1, "to": 3, "fill": "fused"}},
     ],
     "discrimination/pf_ode": [{"mask_ratio": 0.5}, {"teacher_noise": "same"}],
-    "masking/masked": [{"mask_ratio": 0.5}, {"mask_ratio": 0.3, "mask_spread": 0.2}],
+    "masking/masked": [{"mask_ratio": 0.5}, {"mask_ratio": 0.3, "mask_spread": 0.2}, {"path_drop": 0.5}],
     "masking/masked_and_full": [{"mask_spread": 0.2, "label_drop": 0.5}, {"shared_noise": True}],
     "masking/mdt": [{"version": "v1"}, {"patch_rank": 3}],
     "alignment/offset_pair": [
@@ -62,6 +64,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"scale": 3.0, "interval": (0.1, 5.0)},
         {"scale": 0.0, "shape": "power_cosine", "power": 2.0},
     ],
+    "heun/path_drop": [{"scale": 1.0}, {"label": "same", "interval": (0.1, 5.0)}],
     "ddpm/ddpm": [
         {"time_sampling": {"density": "uniform"}},
         {"betas": "cosine"},

@@ -34,6 +34,8 @@ SYSTEMS = {
     "digits/sra": (),
     "digits/sra2": (),
     "digits/mdt": (),
+    "digits/tread": (),
+    "digits/sprint": ("pair_sampler.mask_ratio=0.75",),
     "digits/mdtv2": ("pair_sampler.mask_spread=0.0",),
     "digits/mdtv2-edm": ("pair_sampler.mask_spread=0.0",),
 }
@@ -69,6 +71,7 @@ def test_heads_are_a_noticeable_part() -> None:
         ("digits/dit-ddpm", ("sampler.steps=5",)),
         ("digits/mdtv2", ("sampler.steps=5",)),
         ("quickstart", ("guidance.name=cfg", "guidance.scale=1.5")),
+        ("digits/sprint", ("guidance.name=path_drop",)),
     ],
 )
 def test_an_image_takes_the_planned_flops(name: str, overrides: tuple[str, ...]) -> None:

@@ -206,6 +206,16 @@ def test_small_ones_share_the_runs_of_the_quickstart() -> None:
     assert len(set.intersection(*runs)) == 1
 
 
+def test_hiding_starts_at_the_stated_block_of_every_method() -> None:
+    """TREAD from the first block has the network and the mask of a split decoder: SD-DiT's control arm C1."""
+    found = recipes("ablations/unpublished/hiding_start")
+    starts = {label: recipe.backbone.params.span_start for label, recipe in found.items()}
+    assert starts == {f"{arm} from={start}": start for arm in ("tread", "sprint", "sd_dit") for start in range(4)}
+    fills = {label.partition(" ")[0]: recipe.backbone.params.span_fill for label, recipe in found.items()}
+    assert fills == {"tread": "input", "sprint": "fused", "sd_dit": "input"}
+    assert {recipe.backbone.params.encoder_depth for label, recipe in found.items() if "sprint" not in label} == {4}
+
+
 def test_a_weight_of_zero_removes_loss_and_teacher() -> None:
     found = recipes("ablations/discrimination_weight")
     assert what_it_has(found["weight=0.0"]) == (True, False, False)

@@ -15,7 +15,8 @@ class Backbone(nn.Module, ABC):
     """The network F. Subclass it, and register the subclass with its `BackboneParams`.
 
     It is built with its params and the keywords `image` (C, H, W), `num_classes`, `outputs` and `attention`. Its output
-    heads are exported with it. `blocks` holds the blocks in depth order.
+    heads are exported with it. `blocks` holds the blocks in depth order. If its params support the dense path, forward
+    also takes `dense_path`: True, or [B] bool, for samples that skip the sparse span.
     """
 
     blocks: nn.ModuleList

@@ -286,10 +286,11 @@ def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:
 def compares_labels(params: type[Params]) -> bool:
     """Return whether a rule with a scale compares with the null label, which any network with classes may have.
 
-    Other rules need more than a scale, such as an auxiliary head or a second network.
+    Other rules need more than a scale, such as an auxiliary head, a second network, or training without the sparse
+    span.
     """
     if "scale" not in params.model_fields:
         return False
     settings: dict[str, Any] = {"scale": 2.0}
     rule = params.model_construct(**settings)
-    return isinstance(rule, GuidanceParams) and rule.needs_null_label
+    return isinstance(rule, GuidanceParams) and rule.needs_null_label and not rule.dense_evaluations

@@ -8,7 +8,7 @@ from torch import Tensor
 from sddit.diffusion.teacher_views import earlier_level, teacher_view
 from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
 from sddit_discrimination.params import PfOdeParams
-from sddit_dit.pairs import student_view, visible_tokens
+from sddit_dit.pairs import dropped_paths, student_view, visible_tokens
 
 OWN = "discrimination/pf_ode"  # prefix of the purposes of this component's own draws
 
@@ -27,7 +27,8 @@ class PfOde:
 
     def __call__(self, batch: Batch, draws: Draws, schedule: NoiseSchedule, ctx: Context) -> dict[str, View]:
         visible = visible_tokens(self.params, batch, draws, self.grid, ctx)
-        student = student_view(batch, draws, schedule, visible=visible)
+        dropped = dropped_paths(self.params, draws, ctx)
+        student = student_view(batch, draws, schedule, visible=visible, dense_path=dropped)
         return {"student": student, "teacher": self.teacher_view(student, draws, schedule, ctx)}
 
     def teacher_view(self, student: View, draws: Draws, schedule: NoiseSchedule, ctx: Context) -> View:

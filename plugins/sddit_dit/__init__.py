@@ -23,7 +23,7 @@ def register_backbones(registry: Registry[Backbone]) -> None:
         "dit",
         "sddit_dit.backbone:DiT",
         params=DiTParams,
-        summary="Diffusion transformer with adaLN-Zero; optional decoder, class token and masked encoder.",
+        summary="Diffusion transformer with adaLN-Zero; optional decoder, class token and blocks that masks skip.",
         paper="arXiv:2212.09748",
         formats={
             "dit": "sddit_dit.formats:DiTFormat",
@@ -33,6 +33,8 @@ def register_backbones(registry: Registry[Backbone]) -> None:
         checks={
             "what hidden tokens reach": "sddit_dit.checks:spans",
             "what fills hidden positions": "sddit_dit.checks:fill",
+            "tokens on a route skip its blocks": "sddit_dit.checks:routes",
+            "the fusion of both paths": "sddit_dit.checks:fusion",
             "auxiliary heads": "sddit_dit.checks:heads",
             "the decoder's gradient of the encoder": "sddit_dit.checks:encoder_gradient",
             "the published DiT": "sddit_dit.checks:published_dit",

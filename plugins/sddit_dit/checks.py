@@ -25,6 +25,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "with a class token": {"cls_token": True, "decoder": {"depth": 1, "width": 12, "heads": 3}},
 }
 """Backbones that can hide tokens."""
+ROUTE: dict[str, Any] = {"depth": 4, "route": {"from": 1, "to": 3}}
+FUSED: dict[str, Any] = {"depth": 4, "route": {"from": 1, "to": 3, "fill": "fused"}}
 VISIBLE = torch.tensor([[0, 3, 5, 6, 9, 10], [1, 2, 4, 7, 8, 15]])  # [B, K] of 16 tokens
 HIDDEN_PIXEL, VISIBLE_PIXEL = (0, 2), (0, 0)  # of token 1, and of token 0, in the first image
 
@@ -107,6 +109,78 @@ def fill(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("control: visible positions, which the encoder has changed", visible, 1, ">=")
     mask_tokens = sum("mask_token" in name for name, _ in model.named_parameters())
     yield Measurement("mask tokens among the parameters", mask_tokens, 0)
+
+
+def routes(context: CheckContext) -> Iterator[Measurement]:
+    """Follow hidden tokens around the blocks that they skip, and compare with a plain DiT and with a split decoder."""
+    carried, given = build_dit(**ROUTE), inputs()
+    plain = same_weights(build_dit(depth=4), carried)
+    every = torch.arange(16).expand(2, -1)
+    outputs = [carried(*given, visible=visible)[0] for visible in (None, every, VISIBLE)]
+    alike = sum(differing(plain(*given)[0], output) for output in outputs[:2])
+    yield Measurement("outputs with nothing hidden that are not those of a plain DiT", alike, 0)
+    yield Measurement("control: with tokens hidden", differing(plain(*given)[0], outputs[2]), 1, ">=")
+
+    split = same_weights(build_dit(depth=4, decoder={"style": "split", "depth": 1}), carried)
+    first = same_weights(build_dit(depth=4, route={"from": 0, "to": 3}), carried)
+    decoded = split(*given, visible=VISIBLE)[0]
+    alike = differing(decoded, first(*given, visible=VISIBLE)[0])
+    yield Measurement("from the first block: outputs that are not those of a split decoder", alike, 0)
+    yield Measurement("control: from the second block", differing(decoded, outputs[2]), 1, ">=")
+
+    before, after = around_route(carried)
+    hidden = torch.ones(2, 16, dtype=torch.bool).scatter(1, VISIBLE, False)
+    yield Measurement("hidden tokens that the skipped blocks change", differing(before[hidden], after[hidden]), 0)
+    seen = differing(before[~hidden], after[~hidden])
+    yield Measurement("control: visible tokens that they change", seen, 1, ">=")
+    (gradient,) = torch.autograd.grad(after[hidden].sum(), before, allow_unused=True, materialize_grads=True)
+    own = (gradient - hidden[:, :, None].double()).abs().max()
+    yield Measurement("gradient of hidden tokens around the skipped blocks, from 1", float(own), 0)
+
+
+@torch.no_grad()
+def fusion(context: CheckContext) -> Iterator[Measurement]:
+    """Recompute the fused tokens, and check that the dense path is independent of the blocks that it skips."""
+    fused, given = build_dit(**FUSED), inputs()
+    before, after = around_route(fused)
+    h = fused(*given, taps=("encoder",), output=False, visible=VISIBLE)[2]["encoder"].patch
+    weights = dict(fused.named_parameters())
+    deep = weights["decoder_input.mask_token"].repeat(2, 16, 1)
+    deep[torch.arange(2)[:, None], VISIBLE] = h
+    own, other = weights["decoder_input.fusion.weight"].chunk(2, dim=1)
+    expected = before @ own.T + deep @ other.T + weights["decoder_input.fusion.bias"]
+    yield Measurement("fused tokens, from a Linear of each pair", float((after - expected).abs().max()), 1e-12)
+    control = before @ own.T + weights["decoder_input.fusion.bias"]
+    yield Measurement("control: without the sparse output", float((after - control).abs().max()), 1e-3, ">=")
+
+    some = torch.tensor([True, False])
+    asked: dict[str, Any] = {"full": False, "dense": True, "mixed": some}
+    outputs = {name: fused(*given, visible=VISIBLE, dense_path=path)[0] for name, path in asked.items()}
+    expected = torch.where(some[:, None, None, None], outputs["dense"], outputs["full"])
+    apart = float((outputs["mixed"] - expected).abs().max())
+    yield Measurement("samples of both paths in one batch, from each alone", apart, 1e-12)
+    weights["blocks.1.mlp.down.weight"].add_(1.0)
+    changed = {name: fused(*given, visible=VISIBLE, dense_path=path)[0] for name, path in asked.items()}
+    dense, full = (differing(outputs[name], changed[name]) for name in ("dense", "full"))
+    yield Measurement("outputs of the dense path that a skipped block changes", dense, 0)
+    yield Measurement("control: outputs of the full network", full, 1, ">=")
+
+
+def around_route(model: DiT) -> tuple[Tensor, Tensor]:
+    """Return the tokens of all positions before and after the blocks that hidden tokens skip, [B, N, D] each."""
+    entering: list[Tensor] = []
+    entry = model.blocks[model.params.encoder_depth]
+    handle = entry.register_forward_pre_hook(lambda _, arguments: entering.append(arguments[0]))
+    start = model.params.span_start
+    before: Tensor = model(*inputs(), taps=(start,), visible=VISIBLE)[2][start].patch
+    handle.remove()
+    return before, entering[0]
+
+
+def same_weights(model: DiT, source: DiT) -> DiT:
+    """Return `model` with the weights of `source`, which has the same ones."""
+    model.load_state_dict(source.state_dict())
+    return model
 
 
 @torch.no_grad()

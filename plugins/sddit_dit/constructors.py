@@ -166,9 +166,12 @@ def heads_of(width: int) -> Arguments:
 
 
 def config_dit(params: DiTParams, shapes: Shapes) -> Arguments:
-    """Return DiT's arguments. Raises ValueError for features that DiT does not have."""
+    """Return DiT's arguments. Raises ValueError for features that DiT does not have.
+
+    A route on which tokens are carried is none of them: with nothing hidden the network is a plain DiT.
+    """
     refuse({"a decoder": params.decoder is not None, "a class token": params.cls_token})
-    refuse({"a zero vector as null label": params.null_label == "zero"})
+    refuse({"a zero vector as null label": params.null_label == "zero", "a fused route": params.span_fill == "fused"})
     return plain_config(params, shapes)
 
 
@@ -187,6 +190,7 @@ def config_maskdit(params: DiTParams, shapes: Shapes, schedule: Mapping[str, Any
     """Return MaskDiT's arguments. Raises ValueError for features that MaskDiT does not have."""
     decoder = params.decoder
     refuse({"a class token": params.cls_token, "a learned variance": shapes.outputs > 1})
+    refuse({"a fused route": params.span_fill == "fused"})
     refuse({"a learned null label": params.null_label == "row"})
     refuse({"a noise schedule without sigma_data": "sigma_data" not in schedule})
     if decoder is not None:

@@ -48,7 +48,8 @@ class Sizes:
 
     tokens: int  # N
     widths: tuple[int, ...]  # of every block, in depth order
-    encoder_depth: int  # blocks of the sparse span
+    span_start: int  # blocks before the sparse span
+    encoder_depth: int  # blocks up to its end
     mlp_ratio: float
     patch_values: int  # C p p
     patch_rank: int | None  # of a low-rank patch embedding
@@ -56,35 +57,42 @@ class Sizes:
     labels: int  # rows of the label table
     cls_token: bool
     bridge: Literal["shared", "own"] | None  # from encoder to decoder width; None: one width
-    fill: Literal["input", "learned", "zero"] | None  # of hidden positions; None: no decoder
+    fill: Literal["input", "learned", "zero", "fused"] | None  # of hidden positions; None: none can be hidden
     head_blocks: tuple[int, ...] = ()  # the block that each auxiliary head reads, from 1
 
 
 def network_cost(sizes: Sizes, *, num_kept: int, blocks: int, output: bool) -> Cost:
-    """Return the cost of the network up to block `blocks`, for one image with `num_kept` tokens in the encoder."""
+    """Return the cost of the network up to block `blocks`, for one image with `num_kept` tokens in the sparse span.
+
+    With 0 tokens, which is the dense path, the blocks of the span are not run.
+    """
     tokens, condition = sizes.tokens, sizes.widths[0]
     total = Cost(parameters=(sizes.labels + sizes.cls_token) * condition)
     total += patch_embedding_cost(tokens, sizes.patch_values, sizes.patch_rank, condition)
     total += linear(1, SINUSOID, condition) + linear(1, condition, condition)
     for number, width in enumerate(sizes.widths[:blocks], start=1):
-        n = num_kept + sizes.cls_token if number <= sizes.encoder_depth else tokens
-        total += block_cost(n, width, int(width * sizes.mlp_ratio), condition)
+        in_span = sizes.span_start < number <= sizes.encoder_depth
+        n = (num_kept if in_span else tokens) + (sizes.cls_token and number <= sizes.encoder_depth)
+        block = block_cost(n, width, int(width * sizes.mlp_ratio), condition)
+        total += block.times(0 if in_span and num_kept == 0 else 1)
     if blocks > sizes.encoder_depth:
         total += _decoder_input_cost(sizes, num_kept)
     if output:
         total += adaptive_linear_cost(tokens, sizes.widths[-1], sizes.patch_values * sizes.outputs, condition)
-        for block in sizes.head_blocks:
-            n = num_kept if block <= sizes.encoder_depth else tokens
-            total += adaptive_linear_cost(n, sizes.widths[block - 1], sizes.patch_values, condition)
+        for number in sizes.head_blocks:
+            in_span = sizes.span_start < number <= sizes.encoder_depth
+            n = num_kept if in_span else tokens
+            head = adaptive_linear_cost(n, sizes.widths[number - 1], sizes.patch_values, condition)
+            total += head.times(1 if n else 0)
     return total
 
 
 def _decoder_input_cost(sizes: Sizes, num_kept: int) -> Cost:
     """Return the cost of the bridge and of the fill of hidden positions."""
     tokens, condition, width = sizes.tokens, sizes.widths[0], sizes.widths[-1]
-    fill = Cost(parameters=width if sizes.fill == "learned" else 0)
+    fill = Cost(parameters=width if sizes.fill in ("learned", "fused") else 0)
     if sizes.bridge is None:
-        return fill
+        return fill + linear(tokens, 2 * width, width) if sizes.fill == "fused" else fill
     if sizes.bridge == "own":
         noisy = adaptive_linear_cost(tokens, condition, width, condition)
         noisy = noisy if num_kept < tokens else Cost(parameters=noisy.parameters)

@@ -220,11 +220,11 @@ def _ours(name: str, tensor: Tensor, encoder: int, *, linear_labels: bool) -> tu
 def _theirs(state: Mapping[str, Tensor], params: DiTParams, shapes: Shapes, *, linear_labels: bool) -> State:
     """Convert all entries of ours to theirs and add the fixed tables that their files contain."""
     found = {}
+    encoder = params.encoder_depth if params.decoder else len(params.block_sizes)
     for name, tensor in state.items():
         if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
             number = int(match[1])
-            in_encoder = number < params.encoder_depth
-            block = f"blocks.{number}" if in_encoder else f"decoder_blocks.{number - params.encoder_depth}"
+            block = f"blocks.{number}" if number < encoder else f"decoder_blocks.{number - encoder}"
             found[f"{block}.{renamed(match[2], BLOCK, back=True)}"] = tensor
         elif name == LABEL[1]:
             found[LABEL[0]] = tensor.T.contiguous() if linear_labels else tensor

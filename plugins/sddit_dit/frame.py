@@ -120,7 +120,8 @@ class Frame(Backbone, Generic[P]):
         """
         found = {}
         for name, number in self.params.head_blocks.items():
-            tokens = read[number]
+            if (tokens := read.get(number)) is None:  # its block was not run
+                continue
             with torch.autocast(act.device.type, enabled=False):
                 values: Tensor = self.aux_heads[f"{name}_head"](tokens.patch.to(act.dtype), act)  # [B, n, C p p]
             if tokens.index is not None:

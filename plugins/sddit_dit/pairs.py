@@ -10,8 +10,17 @@ from sddit.value_schedules import value_at
 from sddit_dit.view_params import MaskedViewParams, SingleParams
 
 
-def student_view(batch: Batch, draws: Draws, schedule: NoiseSchedule, *, visible: Tensor | None = None) -> View:
+def student_view(
+    batch: Batch,
+    draws: Draws,
+    schedule: NoiseSchedule,
+    *,
+    visible: Tensor | None = None,
+    dense_path: Tensor | None = None,
+) -> View:
     """Return the view x_t = alpha(t) x0 + sigma(t) eps at a drawn noise level, with the tokens `visible` [B, K].
+
+    The samples `dense_path` [B] skip the sparse span of the backbone.
 
     Every method draws noise level and noise for the purposes `level` and `noise`, so that all arms of a seed train on
     the same noisy images.
@@ -27,6 +36,7 @@ def student_view(batch: Batch, draws: Draws, schedule: NoiseSchedule, *, visible
         x0=batch.x0,
         noise=noise,
         visible=visible,
+        dense_path=dense_path,
         extras=dict(batch.extras),
     )
 
@@ -44,6 +54,12 @@ def visible_tokens(
         shape=params.mask_shape,
         device=batch.x0.device,
     )
+
+
+def dropped_paths(params: MaskedViewParams, draws: Draws, ctx: Context) -> Tensor | None:
+    """Draw the samples [B] that skip the sparse span at this step, for the purpose `path`; None if none may."""
+    probability = value_at(params.path_drop, ctx.step, ctx.total_steps)
+    return draws.uniform("path") < probability if probability > 0 else None
 
 
 class Single:

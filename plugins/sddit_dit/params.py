@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from sddit.errors import Problem, SdditError
 from sddit.interfaces import BackboneParams, Cost, Params, RecipeView, Shapes, Tap
@@ -14,6 +14,8 @@ from sddit_dit.cost import Sizes, network_cost
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 """Depth, width and heads of the published sizes (arXiv:2212.09748, table 1)."""
+
+SpanFill = Literal["input", "learned", "zero", "fused"]
 
 SEPARATE = {"width": 512, "heads": 16, "bridge": "shared", "bridge_init": "zero"}
 """Defaults of a separate decoder: those of MaskDiT (arXiv:2306.09305)."""
@@ -104,13 +106,19 @@ class TransformerParams(BackboneParams):
 
     @property
     def head_tokens(self) -> Mapping[str, Literal["all", "visible"]]:
-        """A head within the encoder sees, and so predicts, only the tokens that are not hidden."""
+        """A head within the sparse span sees, and so predicts, only the tokens that are not hidden."""
         hides = self.encoder_depth < len(self.block_sizes)
         blocks = self.head_blocks.items()
-        return {name: "visible" if hides and number <= self.encoder_depth else "all" for name, number in blocks}
+        inside = {name: hides and self.span_start < number <= self.encoder_depth for name, number in blocks}
+        return {name: "visible" if seen else "all" for name, seen in inside.items()}
 
     def is_of_head(self, parameter: str) -> bool:
         return parameter.startswith("aux_heads.")
+
+    @property
+    def span_start(self) -> int:
+        """Number of blocks before the sparse span: they see all tokens."""
+        return 0
 
     @property
     def zero_null(self) -> bool:
@@ -238,6 +246,46 @@ class DecoderParams(Params):
         return self
 
 
+def _check_blocks_or_fraction(value: int | float) -> int | float:
+    if isinstance(value, float) and not 0 <= value < 1:
+        raise ValueError("a float is a fraction of the depth, 0.0 to below 1.0; write a number of blocks as an integer")
+    if isinstance(value, int) and value < 0:
+        raise ValueError("a number of blocks cannot be negative")
+    return value
+
+
+BlocksOrFraction = Annotated[int | float, AfterValidator(_check_blocks_or_fraction)]
+"""How many blocks come before a point in the network: an int, or a float as the fraction of all blocks."""
+
+
+class RouteParams(Params):
+    """Settings of `[backbone.route]`: which blocks hidden tokens skip, and how they return.
+
+    TREAD (arXiv:2501.04765) and SPRINT (arXiv:2510.21986) start to hide after the first blocks, SD-DiT before them.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    from_: BlocksOrFraction = Field(
+        0,
+        alias="from",
+        description="After how many blocks tokens are hidden: a number, or a fraction of all blocks. 0: before the "
+        "first (SD-DiT); TREAD-B and SPRINT: 2.",
+    )
+    to: BlocksOrFraction | None = Field(
+        None,
+        description="After how many blocks all tokens return. With a decoder they return at its first block, and this "
+        "key is refused. TREAD-B: 8 of 12; SPRINT: 2 less than the depth.",
+    )
+    fill: Literal["carried", "fused"] | None = Field(
+        None,
+        description="What hidden tokens return as. carried: their values before the skipped blocks (TREAD, the "
+        "default). fused: every token becomes a Linear of its value before those blocks and of their output, with a "
+        "learned vector in place of the output where it was hidden (SPRINT). Only without a decoder, whose key is "
+        "`backbone.fill`.",
+    )
+
+
 class DiTParams(TransformerParams):
     """A diffusion transformer, with an optional decoder and a sparse span that hidden tokens skip."""
 
@@ -248,12 +296,17 @@ class DiTParams(TransformerParams):
         "row", description="Embedding of a dropped label: a learned row (DiT) or the zero vector (MaskDiT)."
     )
     decoder: DecoderParams | None = Field(
-        None, description="The decoder. If not set: a plain DiT, which cannot hide tokens."
+        None, description="The decoder. If not set, and no route is set: a plain DiT, which cannot hide tokens."
     )
     fill: Literal["input", "learned", "zero"] | None = Field(
         None,
         description="Decoder input at hidden positions: the embedded noisy token (input, SD-DiT, the default), a "
         "learned mask token (learned, MaskDiT), or only the position (zero). Only with a decoder.",
+    )
+    route: RouteParams | None = Field(
+        None,
+        description="Which blocks hidden tokens skip. If not set: those before the decoder.",
+        json_schema_extra={"omit_default": True},
     )
     aux_heads: dict[HeadName, float | int | str] = Field(
         default_factory=dict,
@@ -267,9 +320,31 @@ class DiTParams(TransformerParams):
     @classmethod
     def _default_fill(cls, values: Any) -> Any:
         """Fill in the default fill, so that a resolved recipe shows it."""
-        if isinstance(values, dict) and values.get("decoder") is not None and values.get("fill") is None:
-            return {**values, "fill": "input"}
+        if not isinstance(values, dict):
+            return values
+        if values.get("decoder") is not None:
+            return values if values.get("fill") is not None else {**values, "fill": "input"}
+        route = values.get("route")
+        if isinstance(route, dict) and route.get("fill") is None:
+            return {**values, "route": {**route, "fill": "carried"}}
         return values
+
+    @model_validator(mode="after")
+    def _refuse_bad_routes(self) -> Self:
+        if self.route is None:
+            return self
+        if self.decoder is not None:
+            if idle := [key for key in ("to", "fill") if getattr(self.route, key) is not None]:
+                instead = {"to": "all tokens return at its first block", "fill": "set backbone.fill"}
+                raise ValueError(f"route.{idle[0]}: not with a decoder: {instead[idle[0]]}")
+        elif self.route.to is None:
+            raise ValueError("route.to: missing; after how many blocks all tokens return, or set a decoder")
+        if not self.span_start < self.encoder_depth < len(self.block_sizes):
+            raise ValueError(
+                f"route: hides tokens from after block {self.span_start} to after block {self.encoder_depth}; expected "
+                f"at least one block between, and one after, of {len(self.block_sizes)} blocks"
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
@@ -280,7 +355,8 @@ class DiTParams(TransformerParams):
                 )
         if self.decoder is None:
             if self.fill is not None:
-                raise ValueError("fill: no effect without a decoder, because no token is hidden")
+                instead = "no token is hidden" if self.route is None else "the key of a route is route.fill"
+                raise ValueError(f"fill: no effect without a decoder, because {instead}")
             return self
         if self.decoder.bridge == "own" and self.fill != "input":
             raise ValueError(
@@ -303,7 +379,37 @@ class DiTParams(TransformerParams):
 
     @property
     def encoder_depth(self) -> int:
+        if self.route is not None and self.route.to is not None:
+            return self._blocks_before(self.route.to)
         return len(self.block_sizes) - (self.decoder.depth if self.decoder else 0)
+
+    @property
+    def span_start(self) -> int:
+        return self._blocks_before(self.route.from_) if self.route else 0
+
+    def _blocks_before(self, point: int | float) -> int:
+        """Return the number of blocks that a `BlocksOrFraction` names."""
+        return point if isinstance(point, int) else round(point * len(self.block_sizes))
+
+    @property
+    def span_fill(self) -> SpanFill | None:
+        """What the block after the sparse span gets at hidden positions; None if no token can be hidden.
+
+        `input` is the token's value before the span: the embedded noisy token if the span starts at the first block.
+        """
+        if self.route is None or self.decoder is not None:
+            return self.fill
+        return "fused" if self.route.fill == "fused" else "input"
+
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
+        """A route matters where something is hidden; if it fuses both paths, always."""
+        views = recipe.pair_sampler.params.views()
+        hides = any(view.is_masked or view.drops_path for view in views)
+        return () if hides or self.route is None or self.span_fill == "fused" else ("route",)
+
+    @property
+    def supports_dense_path(self) -> bool:
+        return self.supports_masking
 
     @property
     def head_blocks(self) -> dict[str, int]:
@@ -347,6 +453,7 @@ class DiTParams(TransformerParams):
         sizes = Sizes(
             tokens=rows * columns,
             widths=tuple(width for width, _ in self.block_sizes),
+            span_start=self.span_start,
             encoder_depth=self.encoder_depth,
             mlp_ratio=self.mlp_ratio,
             patch_values=shapes.image[0] * self.patch**2,
@@ -355,7 +462,7 @@ class DiTParams(TransformerParams):
             labels=shapes.num_classes + (not self.zero_null),
             cls_token=self.cls_token,
             bridge=self.decoder.bridge if self.decoder else None,
-            fill=self.fill,
+            fill=self.span_fill,
             head_blocks=tuple(self.head_blocks.values()),
         )
         return network_cost(sizes, num_kept=num_kept, blocks=self.last_block(taps, output), output=output)

@@ -11,6 +11,7 @@ from sddit_heun.params import (
     HeunParams,
     InternalParams,
     NoGuidanceParams,
+    PathDropParams,
 )
 
 
@@ -61,6 +62,14 @@ def register_guidances(registry: Registry[Guidance]) -> None:
             "the scale that grows as noise falls": "sddit_heun.checks:power_cosine",
             "the published implementations": "sddit_heun.checks:published_scales",
         },
+    )
+    registry.add(
+        "path_drop",
+        "sddit_heun.guidance:PathDrop",
+        params=PathDropParams,
+        summary="Guidance away from the same network without its sparse span: SPRINT's path-drop guidance.",
+        paper="arXiv:2510.21986",
+        checks={"linear in the scale, away from the dense path": "sddit_heun.checks:path_drop"},
     )
     registry.add(
         "internal",

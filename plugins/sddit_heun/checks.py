@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sddit.diffusion.sampling import Noise
 from sddit.diffusion.sigma_grids import sigma_grid
-from sddit.interfaces import CheckContext, Denoise, Measurement, Prediction, Sampler
+from sddit.interfaces import CheckContext, Denoise, Measurement, Path, Prediction, Sampler
 from sddit.testing import fixtures
 from sddit.verify.published import Stored, parity, published
 
@@ -137,7 +137,7 @@ class LabelScaled:
 
     num_classes = 2
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, *, path: Path = "full") -> Prediction:
         return Prediction(x * (0.3 + labels.to(x))[:, None, None, None])
 
 
@@ -164,6 +164,37 @@ def linear(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("3 of 4 channels: the other channel", max_difference(some[:, 3:], conditional[:, 3:]), 0)
     outside = guided(scale=4.0, interval=(2.0, 3.0))
     yield Measurement("outside the interval, from the conditional prediction", max_difference(outside, conditional), 0)
+
+
+class TwoPaths(LabelScaled):
+    """A denoiser with another function of the label on its dense path."""
+
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, *, path: Path = "full") -> Prediction:
+        return super().__call__(0.5 * x if path == "dense" else x, sigma, labels)
+
+
+def path_drop(context: CheckContext) -> Iterator[Measurement]:
+    """Measure that guidance is on the line from the dense path's prediction to that of the full network."""
+    assert context.component is not None
+    component, labels = context.component, torch.tensor([0, 1, 0, 1])
+    x = fixtures.numbers(4, 4, 3, 3, dtype=torch.float64)
+
+    def guided(**settings: Any) -> Tensor:
+        rule = component.build(component.params(**settings), schedule=fixtures.schedule())
+        x0: Tensor = rule(TwoPaths(), labels)(x, 1.0).x0
+        return x0
+
+    full = TwoPaths()(x, 1.0, labels).x0
+    for label, given in (("null", torch.full_like(labels, 2)), ("same", labels)):
+        dense = TwoPaths()(x, 1.0, given, path="dense").x0
+        for scale in (0.0, 1.5, 3.0):
+            line = dense + scale * (full - dense)
+            what = f"label {label}, scale {scale:g}, from the line"
+            yield Measurement(what, max_difference(guided(scale=scale, label=label), line), 1e-12)
+    yield Measurement("scale 1, from the full network", max_difference(guided(scale=1.0), full), 0)
+    outside = guided(scale=3.0, interval=(2.0, 3.0))
+    yield Measurement("outside the interval, from the full network", max_difference(outside, full), 0)
+    yield Measurement("control: inside it", max_difference(guided(scale=3.0, interval=(0.5, 3.0)), full), 0.1, ">=")
 
 
 class ThousandSteps:
@@ -221,7 +252,7 @@ class WithHead:
         self.slope, self.inner = slope, inner
         self.seen: list[Tensor] = []  # labels of each call
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, *, path: Path = "full") -> Prediction:
         self.seen.append(labels)
         offset = labels.to(x)[:, None, None, None]
         return Prediction((self.slope + offset) * x, heads={"inner": (self.inner + 0.5 * offset) * x})

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sddit.interfaces import Denoise, Denoiser, Guidance, NoiseSchedule, Prediction
-from sddit_heun.params import AutoguidanceParams, CFGParams, InternalParams, NoGuidanceParams
+from sddit.interfaces import Denoise, Denoiser, Guidance, NoiseSchedule, Path, Prediction
+from sddit_heun.params import AutoguidanceParams, CFGParams, InternalParams, NoGuidanceParams, PathDropParams
 
 
 class NoGuidance:
@@ -52,8 +52,8 @@ class HeadGuided:
         self.params = params
         self.num_classes = denoiser.num_classes
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
-        found, scale = self.denoiser(x, sigma, labels), self.params.scale
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, *, path: Path = "full") -> Prediction:
+        found, scale = self.denoiser(x, sigma, labels, path=path), self.params.scale
         if scale == 1 or not is_within(sigma, self.params.interval):
             return found
         inner = found.heads[self.params.head]
@@ -130,3 +130,26 @@ class ClassifierFree:
             guided = torch.cat([guided[:, :n], c[:, n:]], dim=1)
         extra = None if both.extra is None else both.extra[:batch]
         return Prediction(guided, extra, {name: head[:batch] for name, head in both.heads.items()})
+
+
+class PathDrop:
+    """d + scale (f - d) on x0, with f the prediction of the full network and d that of its dense path.
+
+    Path-drop guidance of SPRINT (arXiv:2510.21986): the cheaper network without its sparse span is the weaker one.
+    Other outputs are those of the full network.
+    """
+
+    def __init__(self, params: PathDropParams, **_: object) -> None:
+        self.params = params
+
+    def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise:
+        weak_labels = labels if self.params.label == "same" else torch.full_like(labels, denoiser.num_classes)
+
+        def denoise(x: Tensor, sigma: float) -> Prediction:
+            full = denoiser(x, sigma, labels)
+            if self.params.scale == 1 or not is_within(sigma, self.params.interval):
+                return full
+            dense = denoiser(x, sigma, weak_labels, path="dense")
+            return Prediction(dense.x0 + self.params.scale * (full.x0 - dense.x0), full.extra, full.heads)
+
+        return denoise

@@ -213,3 +213,39 @@ class AutoguidanceParams(GuidanceParams):
                 "sampled"
             )
         return self
+
+
+class PathDropParams(GuidanceParams):
+    """Settings of guidance by the dense path, that of a network without its sparse span."""
+
+    scale: float = Field(
+        3.0, ge=0, description="Guidance scale. 1: none; above 1: away from the dense path. SPRINT, as released: 3."
+    )
+    label: Literal["null", "same"] = Field(
+        "null",
+        description="Label on the dense path: the null label, since this pass replaces that of classifier-free "
+        "guidance (SPRINT), or that of the image.",
+    )
+    interval: tuple[float, float] | None = Field(
+        None, strict=False, description="Guide only at sigma in [low, high]; the full network alone elsewhere."
+    )
+
+    @property
+    def evaluations(self) -> int:
+        return 1 + self.dense_evaluations
+
+    @property
+    def dense_evaluations(self) -> int:
+        return 0 if self.scale == 1 else 1
+
+    @property
+    def needs_null_label(self) -> bool:
+        return self.scale != 1 and self.label == "null"
+
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
+        return ("label", "interval") if self.scale == 1 else ()
+
+    @model_validator(mode="after")
+    def _rises(self) -> PathDropParams:
+        refuse_reversed(self.interval)
+        return self

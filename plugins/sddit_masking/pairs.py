@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
-from sddit_dit.pairs import student_view, visible_tokens
+from sddit_dit.pairs import dropped_paths, student_view, visible_tokens
 from sddit_masking.params import MaskedAndFullParams, MaskedParams
 
 OWN = "masking/masked_and_full"  # prefix of the purposes of that component's own draws
@@ -23,7 +23,8 @@ class Masked:
 
     def __call__(self, batch: Batch, draws: Draws, schedule: NoiseSchedule, ctx: Context) -> dict[str, View]:
         visible = visible_tokens(self.params, batch, draws, self.grid, ctx)
-        return {"student": student_view(batch, draws, schedule, visible=visible)}
+        dropped = dropped_paths(self.params, draws, ctx)
+        return {"student": student_view(batch, draws, schedule, visible=visible, dense_path=dropped)}
 
 
 class MaskedAndFull:
@@ -47,6 +48,7 @@ class MaskedAndFull:
             noise=noise,
             labels=self.masked_labels(batch, draws, ctx),
             visible=visible_tokens(self.params, batch, draws, self.grid, ctx),
+            dense_path=dropped_paths(self.params, draws, ctx),
         )
         return {"full": full, "masked": masked}
 

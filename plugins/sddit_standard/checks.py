@@ -94,6 +94,10 @@ def masks(context: CheckContext) -> Iterator[Measurement]:
                 float((often - 0.5).abs().max()) / error,
                 MAX_STANDARD_ERRORS,
             )
+        if shape == "cells":
+            shown = torch.zeros(rows, 48, device=visible.device).scatter(1, visible, 1.0)
+            counts = shown.view(rows, 3, 2, 4, 2).sum(dim=(2, 4))  # of each cell
+            yield Measurement("cells: cells of 2 x 2 tokens that do not show 2", float((counts != 2).sum()), 0)
 
 
 def gradients(context: CheckContext) -> Iterator[Measurement]:

@@ -26,6 +26,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "dit": ("digits/dit.toml", [*SPLIT, "backbone.depth=2"]),
     "maskdit": ("digits/maskdit.toml", [*DECODER, *SPLIT]),
     "mdt": ("digits/mdt.toml", [*SPLIT, "backbone.depth=4"]),
+    "sprint": ("digits/sprint.toml", [*SPLIT, "pair_sampler.path_drop=0.5"]),
     "internal guidance": (
         "digits/internal-guidance.toml",
         [*SPLIT, "backbone.depth=2", "loss.denoise.target_head=inner"],
@@ -36,7 +37,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "sd-dit in parts": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "train.distributed=fsdp"]),
 }
 DEFECTS = {
-    "gradients are not averaged": ["dit", "maskdit", "mdt", "sd-dit", "sd-dit sinkhorn"],
+    "gradients are not averaged": ["dit", "maskdit", "mdt", "sprint", "sd-dit", "sd-dit sinkhorn"],
     "means are of one rank": ["sd-dit", "sd-dit sinkhorn"],
 }
 ROUNDING = 1e-10  # of weights in float64 after ten steps

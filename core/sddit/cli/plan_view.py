@@ -133,7 +133,8 @@ def view_table(plan: Plan, recipe: Recipe) -> Table:
     for view in recipe.pair_sampler.params.views():
         readers = [label for label, loss in recipe.active_losses.items() if view in recipe.views_of(loss.params)]
         cost = view_cost(passes[view.name], plan) if view.name in passes else ["", "", ""]
-        rows.add_row(view.name, view.network, mask_text(view), *cost, ", ".join(readers) or "nothing: not run")
+        mask = mask_text(view) + (f", path drop {schedule_text(view.path_drop)}" if view.drops_path else "")
+        rows.add_row(view.name, view.network, mask, *cost, ", ".join(readers) or "nothing: not run")
     return rows
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sddit.interfaces import Draws
 
-MaskShape = Literal["random", "block", "grid"]
+MaskShape = Literal["random", "block", "grid", "cells"]
 
 ASPECTS = (0.3, 1 / 0.3)
 """Height over width of a hidden block, as iBOT and BEiT draw it (arXiv:2106.08254, algorithm 1)."""
@@ -68,14 +68,17 @@ def draw_mask(
         shape: random: any tokens, each equally likely (MAE, arXiv:2111.06377); block: the hidden ones form one
             connected region of random position and aspect, close to a rectangle; grid: the hidden ones are spread as
             evenly as a shifted 4 x 4 Bayer pattern allows (at 1/2 a checkerboard, at 3/4 one of each 2 x 2 stays
-            visible).
+            visible); cells: as even over cells of 2 x 2 tokens as the ratio allows, which tokens of a cell is drawn for
+            each cell.
         device: device of the result; None: that of the draws.
     """
     tokens = math.prod(grid)
     kept = keep_count(tokens, ratio)
     if kept == tokens:
         return None
-    scores = {"random": _random, "block": _block, "grid": _lattice}[shape](draws, purpose, grid)  # [B, N]
+    scores = {"random": _random, "block": _block, "grid": _lattice, "cells": _cells}[shape](
+        draws, purpose, grid
+    )  # [B, N]
     return scores.argsort(dim=1)[:, :kept].sort(dim=1).values.to(device)
 
 
@@ -117,3 +120,19 @@ def _lattice(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:
     rows = (torch.arange(grid[0], device=u.device) + shift[:, :1]) % period  # [B, H]
     columns = (torch.arange(grid[1], device=u.device) + shift[:, 1:]) % period  # [B, W]
     return pattern[rows[:, :, None], columns[:, None, :]].flatten(1) + u[:, 2:]
+
+
+def _cells(draws: Draws, purpose: str, grid: tuple[int, int]) -> Tensor:
+    """Return the rank of each token among those of its 2 x 2 cell, in random order; the draw itself breaks ties.
+
+    Cells at the edges of an odd grid have fewer tokens: the missing ones rank last.
+    """
+    from torch.nn import functional as F
+
+    height, width = grid
+    u = draws.uniform(purpose, (math.prod(grid),))  # [B, N]
+    padded = F.pad(u.view(-1, height, width), (0, width % 2, 0, height % 2), value=1.0)
+    rows, columns = padded.shape[1] // 2, padded.shape[2] // 2
+    cells = padded.view(-1, rows, 2, columns, 2).permute(0, 1, 3, 2, 4).reshape(-1, rows, columns, 4)
+    ranks = cells.argsort(dim=-1).argsort(dim=-1).view(-1, rows, columns, 2, 2).permute(0, 1, 3, 2, 4)
+    return ranks.reshape(padded.shape)[:, :height, :width].flatten(1) + u

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import NoiseSchedule, Outputs, Prediction, Tap, View
+from sddit.interfaces import NoiseSchedule, Outputs, Path, Prediction, Tap, View
 
 
 def precondition(
@@ -26,6 +26,7 @@ def precondition(
     output: bool = True,
     visible: Tensor | None = None,
     groups: Tensor | None = None,
+    dense_path: Tensor | bool | None = None,
     dtype: torch.dtype | None = None,
     autocast: torch.dtype | None = None,
 ) -> Outputs:
@@ -33,6 +34,7 @@ def precondition(
 
     Args:
         backbone: F; `labels`, `taps`, `output`, `visible` and `groups` are those of `sddit.Backbone.forward`.
+        dense_path: samples [B] that skip the sparse span of a backbone that supports it, or True for all of them.
         schedule: defines the meaning of its input and output.
         x: the noisy images.
         t: their noise levels.
@@ -54,6 +56,7 @@ def precondition(
             output=output,
             visible=visible,
             groups=groups,
+            **({} if dense_path is None else {"dense_path": dense_path}),  # not every backbone takes it
         )
     if raw is None:
         return Outputs(taps=tokens)
@@ -89,6 +92,7 @@ def denoise_view(
         output=output,
         visible=view.visible,
         groups=view.groups,
+        dense_path=view.dense_path,
         autocast=autocast,
     )
 
@@ -115,7 +119,9 @@ class ModelDenoiser:
         self.autocast = autocast
         self.dtype = next((weight.dtype for weight in backbone.parameters()), torch.float64)
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor, visible: Tensor | None = None) -> Prediction:
+    def __call__(
+        self, x: Tensor, sigma: float, labels: Tensor, visible: Tensor | None = None, *, path: Path = "full"
+    ) -> Prediction:
         """Predict x0 and the other outputs of the network for x [B, C, H, W] at one noise level, labels [B].
 
         The tokens `visible` [B, K] are those that the network does not hide; None: all.
@@ -134,6 +140,7 @@ class ModelDenoiser:
                 t,
                 labels,
                 visible=visible,
+                dense_path=True if path == "dense" else None,
                 dtype=self.dtype,
                 autocast=self.autocast,
             )

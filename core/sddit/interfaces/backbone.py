@@ -35,6 +35,11 @@ class BackboneParams(Params):
         return False
 
     @property
+    def supports_dense_path(self) -> bool:
+        """Return whether its forward takes `dense_path`: samples that skip the sparse span, as if all were hidden."""
+        return False
+
+    @property
     def head_tokens(self) -> Mapping[str, Literal["all", "visible"]]:
         """Return the auxiliary heads by name, and the tokens that each predicts of a view that hides some."""
         return {}
@@ -49,5 +54,8 @@ class BackboneParams(Params):
         return False
 
     def cost(self, shapes: Shapes, *, num_kept: int, taps: Sequence[Tap] = (), output: bool = True) -> Cost | None:
-        """Return the forward cost of one image with `num_kept` visible tokens, up to the last tap if not `output`."""
+        """Return the forward cost of one image with `num_kept` visible tokens, up to the last tap if not `output`.
+
+        0 visible tokens are the dense path, if it is supported.
+        """
         return None

@@ -55,6 +55,7 @@ class View:
     noise: Tensor  # [B, C, H, W] the unit noise in x
     visible: Tensor | None = None  # [B, K] int64 indices of tokens that are not hidden, rising; None: all
     groups: Tensor | None = None  # [B, N] int64, tokens of different groups do not attend to each other
+    dense_path: Tensor | None = None  # [B] bool, samples that skip the sparse span of the backbone; None: none
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 

@@ -137,11 +137,17 @@ class ViewSpec:
     network: Network = "student"
     mask_ratio: Value = 0.0  # fraction of tokens that are hidden
     mask_spread: float = 0.0  # maximum additional fraction: each step draws a part of it
+    path_drop: Value = 0.0  # probability that a sample takes the dense path, without the sparse span of the backbone
 
     @property
     def is_masked(self) -> bool:
         """Return whether any token is hidden at any time."""
         return self.mask_spread > 0 or not is_zero(self.mask_ratio)
+
+    @property
+    def drops_path(self) -> bool:
+        """Return whether any sample takes the dense path at any time."""
+        return not is_zero(self.path_drop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from pydantic import Field
 
@@ -77,6 +77,11 @@ class GuidanceParams(Params):
         return 1
 
     @property
+    def dense_evaluations(self) -> int:
+        """How many of those take the dense path, which costs less. The model must have been trained with path_drop."""
+        return 0
+
+    @property
     def second_network(self) -> SecondNetwork | None:
         """Return the network that the rule is built with, as `second`, and evaluates once for each prediction."""
         return None
@@ -100,6 +105,10 @@ Denoise = Callable[["Tensor", float], "Prediction"]
 """(x [B, C, H, W], sigma) -> Prediction: one network, labels and guidance included."""
 
 
+Path = Literal["full", "dense"]
+"""The part of a network that runs. dense: without its sparse span, where the backbone supports it."""
+
+
 @dataclass(slots=True)
 class Prediction:
     """An estimate of the clean image."""
@@ -114,7 +123,7 @@ class Denoiser(Protocol):
 
     num_classes: int
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction: ...
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, *, path: Path = "full") -> Prediction: ...
 
 
 class Guidance(Protocol):

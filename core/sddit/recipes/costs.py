@@ -132,8 +132,7 @@ def plan(recipe: Recipe) -> Plan:
     means = tuple(map(_mean_pass, passes))
     per_image = _sum(one.flops for one in means)
     per_step = _times(per_image, train.batch)
-    guidance = recipe.guidance.params
-    guided = _sum((_times(full.flops if full else None, guidance.evaluations), stated.second_flops(full)))
+    guided = _sum((stated.guided_flops(), stated.second_flops(full)))
     per_sample = _times(guided, recipe.sampler.params.evaluations)
     # Weights stay in the precision of the optimizer; bf16 halves only the activations.
     weight = BYTES[train.precision]
@@ -191,6 +190,15 @@ class _StatedCosts:
             params, shapes = self.recipe.backbone.params, self.recipe.shapes
             self._backbone[key] = params.cost(shapes, num_kept=num_kept, taps=want.taps, output=want.output)
         return self._stated(self._backbone[key], "backbone", self.recipe.backbone)
+
+    def guided_flops(self) -> float | None:
+        """Return the FLOPs of the run's own network in one guided prediction; some passes may take the dense path."""
+        guidance = self.recipe.guidance.params
+        full, dense = self.backbone(self.tokens, Want(output=True)), guidance.dense_evaluations
+        if full is None or not dense:
+            return None if full is None else full.flops * guidance.evaluations
+        part = self.backbone(0, Want(output=True))
+        return None if part is None else full.flops * (guidance.evaluations - dense) + part.flops * dense
 
     def second_flops(self, own: Cost | None) -> float | None:
         """Return the FLOPs of a forward of the second network of the guidance, 0 if there is none.

@@ -35,7 +35,7 @@ IMAGES = 4
 MOMENTS = (0.0, 0.5)  # fractions of the run, since ramps and losses that start late change what is trained
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 MIN_CHANGE = 1e-3  # of a prediction when x_t changes: below it, an unchanged prediction would prove nothing
-VIEW_INPUTS = ("x", "t", "labels", "visible", "groups")  # fields of a view that a network receives
+VIEW_INPUTS = ("x", "t", "labels", "visible", "groups", "dense_path")  # fields of a view that a network receives
 
 
 def leak(recipe: Recipe, context: CheckContext | None = None, *, images: Dataset | None = None) -> list[Measurement]:

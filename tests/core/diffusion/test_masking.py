@@ -14,7 +14,7 @@ from sddit.diffusion.draws import KeyedDraws
 from sddit.diffusion.masking import MaskShape, draw_mask, keep_count
 from sddit.errors import SdditError
 
-SHAPES: list[MaskShape] = ["random", "block", "grid"]
+SHAPES: list[MaskShape] = ["random", "block", "grid", "cells"]
 
 
 def draws(batch: int, seed: int = 0) -> KeyedDraws:
@@ -137,6 +137,33 @@ def test_a_lattice_of_a_half_is_a_checkerboard_and_of_three_quarters_keeps_one_o
         assert (mask[1:] != mask[:-1]).all() and (mask[:, 1:] != mask[:, :-1]).all()
     for mask in hidden(most, (8, 8)):
         assert (mask.view(4, 2, 4, 2).sum(dim=(1, 3)) == 3).all()
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.75, 1), (0.5, 2), (0.25, 3)])
+def test_cells_keep_equally_many_tokens_each_and_any_of_them(ratio: float, kept: int) -> None:
+    def counts(shape: MaskShape) -> Tensor:
+        visible = draw_mask(draws(2000), "mask", grid=(4, 6), ratio=ratio, shape=shape)
+        assert visible is not None
+        shown = ~hidden(visible, (4, 6))
+        places.append(shown.unflatten(1, (2, 2)).unflatten(3, (3, 2)).sum(dim=(0, 1, 3)) / 12_000)  # [2, 2]
+        return shown.unflatten(1, (2, 2)).unflatten(3, (3, 2)).sum(dim=(2, 4))  # [B, 2, 3] of the cells
+
+    places: list[Tensor] = []
+    assert (counts("cells") == kept).all()
+    assert torch.allclose(places[0].double(), torch.full((2, 2), kept / 4, dtype=torch.float64), atol=0.02)
+    assert not (counts("random") == kept).all()
+
+
+def test_cells_choose_their_tokens_independently_of_each_other() -> None:
+    """Unlike the lattice, which shifts all of them together."""
+
+    def patterns(shape: MaskShape) -> int:
+        visible = draw_mask(draws(500), "mask", grid=(8, 8), ratio=0.75, shape=shape)
+        assert visible is not None
+        return len(set(map(tuple, visible.tolist())))
+
+    assert patterns("grid") <= 16
+    assert patterns("cells") > 400
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -104,10 +104,15 @@ class NarrowParams(face.AttentionParams):
 class GuidedParams(face.GuidanceParams):
     scale: float = Field(2.0, ge=0, description="Strength.")
     shape: Value = Field(1.0, description="Of no effect at strength 1.")
+    dense: int = Field(0, ge=0, description="Evaluations on the dense path.")
 
     @property
     def evaluations(self) -> int:
         return 2
+
+    @property
+    def dense_evaluations(self) -> int:
+        return self.dense
 
     @property
     def needs_null_label(self) -> bool:

@@ -46,6 +46,7 @@ TOY_SCORES = "evaluate.features=['toy']"
         (["attention.name=narrow"], "SD-R108", "does not compute in fp32", "train.precision"),
         (["evaluate.weights=main"], "SD-R114", "no weights 'main'", "evaluate.weights"),
         (["guidance.name=guided", "dataset.label_drop=0.0"], "SD-T903", "label dropout", "dataset.label_drop"),
+        (["guidance.name=guided", "guidance.dense=1"], "SD-R108", "skips a sparse span", "guidance.name"),
         (["guidance.name=guided", "dataset.classes=0"], "SD-T903", "needs classes", "guidance.name"),
         (["loss.denoise.until=0"], "SD-R108", "ends before the first step", "loss.denoise.until"),
         (["loss.denoise.until=9"], "SD-R108", "all losses end before the run does", "loss.denoise.until"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -368,6 +368,25 @@ def test_a_backbone_that_costs_other_than_stated_is_said():
     assert "wrong parameters" not in said
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (lambda raw, dense: raw, "the dense path gives the output of the full network"),
+        (lambda raw, dense: 2 * raw if dense is not False else raw, "each differs from a batch of its kind"),
+    ],
+)
+def test_a_mistake_on_the_dense_path_is_said(path, said):
+    class Dense(faces.ToyBackboneParams):
+        supports_dense_path: ClassVar[bool] = True
+
+    class TwoPaths(ToyBackbone):
+        def forward(self, *args: Any, dense_path: Any = False, **more: Any) -> Any:
+            raw, heads, taps = super().forward(*args, **more)
+            return None if raw is None else path(raw, dense_path), heads, taps
+
+    assert said in findings("backbones", TwoPaths, Dense)
+
+
 def test_a_backbone_that_has_every_tap_is_said():
     class Careless(faces.ToyBackboneParams):
         def width(self, tap: Any) -> int:
@@ -425,6 +444,7 @@ def set_to(name: str, key: str, make: Callable[[Any], Any]) -> Callable[..., Non
         (set_to("student", "visible", lambda v: None), "view 'student' hides nothing"),
         (set_to("student", "visible", lambda v: v[:, :-1]), "visible of view 'student' has a wrong shape"),
         (set_to("student", "visible", lambda v: v.flip(1)), "are not rising token numbers"),
+        (set_to("student", "dense_path", lambda _: torch.ones(6).bool()), "though its ViewSpec states no path_drop"),
         (set_to("student", "noise", torch.zeros_like), "every step has the same noise in view 'student'"),
         (set_to("student", "noise", torch.randn_like), "took numbers from torch's global generator"),
         (set_to("student", "noise", lambda noise: noise + next(COUNTER)), "the same draws give another noise"),
@@ -489,6 +509,15 @@ def test_a_mistake_in_a_guidance_rule_is_said():
     assert "no Prediction" in findings(
         "guidances", lambda params, **_: lambda *_: lambda x, sigma: x, faces.ToyGuidanceParams
     )
+
+
+def test_a_guidance_rule_that_does_not_state_its_dense_path_is_said():
+    class Dense(models.ToyGuidance):
+        def __call__(self, denoiser: Any, labels: Any) -> Any:
+            return lambda x, sigma: denoiser(x, sigma, labels, path="dense")
+
+    said = "it takes the dense path more often than `dense_evaluations` says"
+    assert said in findings("guidances", Dense, faces.ToyGuidanceParams)
 
 
 def test_a_mistake_in_a_kernel_is_said():

@@ -56,7 +56,15 @@ DECODERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=DECODERS.values(), ids=DECODERS.keys())
+ROUTES: dict[str, dict[str, Any]] = {
+    "carried": {"depth": 4, "route": {"from": 1, "to": 3}},
+    "fused": {"depth": 5, "route": {"from": 0.2, "to": 4, "fill": "fused"}},
+    "carried, class token": {"depth": 4, "cls_token": True, "route": {"from": 2, "to": 3}},
+    "to a separate decoder": {"depth": 3, "route": {"from": 1}, "decoder": {"depth": 1, "width": 12, "heads": 3}},
+}
+
+
+@pytest.fixture(params=[*DECODERS.values(), *ROUTES.values()], ids=[*DECODERS, *ROUTES])
 def masked_settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Return each backbone that can hide tokens."""
     settings: dict[str, Any] = request.param

@@ -12,9 +12,10 @@ from torch import Tensor
 from sddit.interfaces import CheckContext, CheckSkipped, Measurement, Tokens
 from sddit.plugins.hookspecs import Registries
 from sddit.verify.published import folders
-from sddit_dit import backbone, checks, frame, register_backbones
+from sddit_dit import backbone, checks, decoder_input, frame, register_backbones
 from sddit_dit.backbone import DiT
 from sddit_dit.decoder_input import SplitInput
+from sddit_dit.params import DiTParams
 
 Check = Callable[[CheckContext], Iterator[Measurement]]
 
@@ -36,6 +37,8 @@ def failing(check: Check) -> list[str]:
     [
         checks.spans,
         checks.fill,
+        checks.routes,
+        checks.fusion,
         checks.heads,
         checks.encoder_gradient,
         checks.published_dit,
@@ -69,11 +72,59 @@ def test_a_network_ignoring_its_input_fails_the_control(monkeypatch: pytest.Monk
 def test_a_different_fill_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     original = SplitInput.forward
 
-    def swapped(self: SplitInput, h: Tensor, e: Tensor, visible: Tensor | None, act: Tensor) -> Tensor:
-        return original(self, h, e.flip(1), visible, act)
+    def swapped(self: SplitInput, h: Tensor, e: Tensor, *rest: Any) -> Tensor:
+        return original(self, h, e.flip(1), *rest)
 
     monkeypatch.setattr(SplitInput, "forward", swapped)
     assert failing(checks.fill) == ["hidden positions that are not their own embedded token"]
+
+
+OnTheWay = Callable[[SplitInput, Tensor, Tensor], Tensor]
+"""(module, its output u, all tokens before the skipped blocks) -> another u."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "detected"),
+    [
+        (lambda _, u, before: u + before.detach() - before, {"gradient of hidden tokens around the skipped blocks"}),
+        (lambda _, u, before: u.flip(1), {"hidden tokens that the skipped blocks change", "outputs with nothing"}),
+        (lambda module, u, before: u + 1e-12 * u.mean(), {"outputs with nothing hidden", "gradient of hidden"}),
+    ],
+)
+def test_tokens_that_are_not_carried_are_detected(
+    monkeypatch: pytest.MonkeyPatch, fault: OnTheWay, detected: set[str]
+) -> None:
+    original = SplitInput.forward
+    monkeypatch.setattr(SplitInput, "forward", lambda self, h, e, *rest: fault(self, original(self, h, e, *rest), e))
+    found = failing(checks.routes)
+    assert all(any(what.startswith(start) for what in found) for start in detected)
+
+
+def test_hiding_from_another_block_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DiTParams, "span_start", property(lambda params: int(params.route is not None)))
+    assert failing(checks.routes) == ["from the first block: outputs that are not those of a split decoder"]
+
+
+def test_another_vector_at_hidden_positions_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SplitInput._fill
+    monkeypatch.setattr(SplitInput, "_fill", lambda self, e: original(self, e) + self.positions.table)
+    assert failing(checks.fusion) == ["fused tokens, from a Linear of each pair"]
+
+
+def test_a_dense_path_through_the_skipped_blocks_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = DiT.forward
+    monkeypatch.setattr(DiT, "forward", lambda self, *args, dense_path=False, **more: original(self, *args, **more))
+    assert failing(checks.fusion) == ["outputs of the dense path that a skipped block changes"]
+
+
+def test_samples_on_the_wrong_path_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = decoder_input.restored
+
+    def inverted(h: Tensor | None, visible: Tensor | None, dense_path: Tensor | None, fill: Tensor) -> Tensor:
+        return original(h, visible, None if dense_path is None else ~dense_path, fill)
+
+    monkeypatch.setattr(decoder_input, "restored", inverted)
+    assert failing(checks.fusion) == ["samples of both paths in one batch, from each alone"]
 
 
 def test_a_different_network_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,14 @@ def test_flops_and_parameters_of_every_kind(make: Any, masked_settings: dict[str
     assert formula(model, num_kept - 2).flops != pytest.approx(counted(model, num_kept), rel=0.01)
 
 
+def test_flops_of_the_dense_path(make: Any, masked_settings: dict[str, Any]) -> None:
+    model = make(image=IMAGE, outputs=2, **masked_settings)
+    counted_flops = counted(model, 24, dense_path=True)
+    assert formula(model, 0).flops == pytest.approx(counted_flops, rel=0.01)
+    assert formula(model, 24).flops > 1.1 * counted_flops
+    assert formula(model, 0).parameters == sum(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize("taps", [("encoder",), (0.3,), (1, "decoder"), ()])
 def test_flops_and_parameters_of_a_cut_network(
     make: Any, masked_settings: dict[str, Any], taps: tuple[Tap, ...]

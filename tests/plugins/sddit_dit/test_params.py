@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from sddit.errors import SdditError
-from sddit.interfaces import Shapes
+from sddit.interfaces import Cost, Shapes
 from sddit.plugins.hookspecs import Registries
 from sddit.recipes.resolve import resolve
 from sddit_dit import register_backbones
@@ -46,6 +46,8 @@ def test_defaults_are_filled_in() -> None:
         {},
         {"size": "XL", "decoder": {}, "cls_token": True},
         {"depth": 3, "width": 8, "heads": 2, "decoder": {"style": "split", "depth": 1}, "fill": "zero"},
+        {"size": "B", "route": {"from": 0.2, "to": 8}},
+        {"size": "B", "route": {"from": 2}, "decoder": {}},
     ],
 )
 def test_a_resolved_recipe_reads_back_as_itself(settings: dict[str, Any]) -> None:
@@ -64,6 +66,45 @@ def test_contradictions_are_rejected_with_a_reason() -> None:
     assert "width: no effect" in error_message(**numbers, decoder={"style": "split", "depth": 1, "width": 16})
     assert "leaves no encoder" in error_message(**numbers, decoder={"style": "split", "depth": 2})
     assert "is not divisible by 5 heads" in error_message(**numbers, decoder={"width": 12, "heads": 5})
+
+
+def test_contradictions_of_a_route_are_rejected_with_a_reason() -> None:
+    numbers = {"depth": 4, "width": 16, "heads": 2}
+    decoder = {"style": "split", "depth": 1}
+    assert "route.to: missing" in error_message(**numbers, route={"from": 1})
+    assert "at its first block" in error_message(**numbers, decoder=decoder, route={"from": 1, "to": 2})
+    assert "set backbone.fill" in error_message(**numbers, decoder=decoder, route={"from": 1, "fill": "carried"})
+    assert "the key of a route is route.fill" in error_message(**numbers, route={"to": 2}, fill="input")
+    for route in ({"from": 2, "to": 2}, {"from": 3, "to": 2}, {"from": 1, "to": 4}, {"from": 0.1, "to": 0.1}):
+        assert "at least one block between, and one after, of 4 blocks" in error_message(**numbers, route=route)
+    assert "after block 3 to after block 3" in error_message(**numbers, decoder=decoder, route={"from": 3})
+    assert "fraction of the depth" in error_message(**numbers, route={"from": 1.5, "to": 3})
+    assert "cannot be negative" in error_message(**numbers, route={"from": -1, "to": 3})
+
+
+def test_a_route_is_between_blocks_or_fractions_of_the_depth() -> None:
+    sizes = {"depth": 12, "width": 16, "heads": 2}
+    spans = [
+        (params.span_start, params.encoder_depth, params.span_fill)
+        for params in (
+            DiTParams(**sizes, route={"from": 2, "to": 8}),
+            DiTParams(**sizes, route={"from": 0.17, "to": 0.67, "fill": "fused"}),
+            DiTParams(**sizes, route={"to": 8}),
+            DiTParams(**sizes, decoder={"style": "split", "depth": 4}, fill="learned", route={"from": 2}),
+            DiTParams(**sizes, decoder={"depth": 4}),
+        )
+    ]
+    assert spans == [(2, 8, "input"), (2, 8, "fused"), (0, 8, "input"), (2, 8, "learned"), (0, 12, "input")]
+    assert DiTParams(**sizes, route={"to": 8}).block_of("encoder") == 8
+
+
+def test_hiding_later_costs_more_and_fusion_has_a_linear_layer() -> None:
+    def cost(start: int, fill: str) -> Cost:
+        return DiTParams(size="B", route={"from": start, "to": 8, "fill": fill}).cost(IMAGENET, num_kept=64)
+
+    assert cost(0, "carried").flops < cost(2, "carried").flops < cost(2, "fused").flops
+    assert cost(2, "carried").parameters == DiTParams(size="B").cost(IMAGENET, num_kept=256).parameters
+    assert cost(2, "fused").parameters - cost(2, "carried").parameters == 2 * 768 * 768 + 768 + 768
 
 
 def test_an_indivisible_image_is_rejected_with_valid_patch_sizes() -> None:
@@ -89,8 +130,9 @@ def test_a_nonexistent_tap_is_rejected_with_valid_ones(tap: str | float | int) -
         DiTParams(depth=3, width=16, heads=2).block_of(tap)
 
 
-def test_only_a_decoder_supports_masking() -> None:
+def test_only_a_decoder_or_a_route_supports_masking() -> None:
     assert not DiTParams().supports_masking
+    assert DiTParams(route={"to": 8}).supports_masking
     assert DiTParams(decoder={}).supports_masking
     assert DiTParams(cls_token=True).has_cls
     assert not DiTParams().has_cls

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from sddit.interfaces import CheckContext, CheckSkipped, Component, Denoise, Measurement, Prediction
+from sddit.interfaces import CheckContext, CheckSkipped, Component, Denoise, Measurement, Path, Prediction
 from sddit.plugins.hookspecs import Registries
 from sddit.verify.published import folders
 from sddit_heun import checks, register_guidances, register_samplers
-from sddit_heun.guidance import Autoguidance, ClassifierFree, Internal, is_within
+from sddit_heun.guidance import Autoguidance, ClassifierFree, Internal, PathDrop, is_within
 from sddit_heun.samplers import Euler, Heun
 
 Check = Callable[[CheckContext], Iterator[Measurement]]
@@ -46,6 +46,7 @@ def failing(check: Check, name: str) -> list[str]:
         (checks.linear, "cfg"),
         (checks.power_cosine, "cfg"),
         (checks.published_scales, "cfg"),
+        (checks.path_drop, "path_drop"),
         (checks.internal, "internal"),
         (checks.autoguided, "autoguidance"),
     ],
@@ -94,6 +95,29 @@ def test_guidance_with_a_wrong_scale_is_detected(monkeypatch: pytest.MonkeyPatch
 def test_guidance_ignoring_its_interval_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClassifierFree, "scale_at", lambda self, sigma: self.params.scale)
     assert failing(checks.linear, "cfg") == ["outside the interval, from the conditional prediction"]
+
+
+class FullOnly(checks.TwoPaths):
+    """Without a dense path."""
+
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, *, path: Path = "full") -> Prediction:
+        return super().__call__(x, sigma, labels)
+
+
+class OtherNull(checks.TwoPaths):
+    """With the last class as null label."""
+
+    num_classes = 1
+
+
+@pytest.mark.parametrize(("denoiser", "labels"), [(FullOnly(), ("null", "same")), (OtherNull(), ("null",))])
+def test_guidance_by_another_path_or_label_is_detected(
+    denoiser: checks.TwoPaths, labels: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = PathDrop.__call__
+    monkeypatch.setattr(PathDrop, "__call__", lambda self, _, given: right(self, denoiser, given))
+    lines = [f"label {label}, scale {scale}, from the line" for label in labels for scale in ("0", "1.5", "3")]
+    assert [what for what in failing(checks.path_drop, "path_drop") if what.startswith("label")] == lines
 
 
 def test_a_scale_at_a_wrong_time_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sddit.interfaces import Prediction
+from sddit.interfaces import Path, Prediction
 from sddit.testing import fixtures
-from sddit_heun.guidance import ClassifierFree, NoGuidance
-from sddit_heun.params import CFGParams, NoGuidanceParams
+from sddit_heun.guidance import ClassifierFree, NoGuidance, PathDrop
+from sddit_heun.params import CFGParams, NoGuidanceParams, PathDropParams
 
 X = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([0, 4, 1])
@@ -24,16 +24,19 @@ SIGMA = 0.7
 
 
 class Labelled:
-    """A denoiser whose outputs identify the label, and which counts calls."""
+    """A denoiser whose outputs identify the label and the path, and which counts calls."""
 
     num_classes = 5
 
     def __init__(self, *, extras: bool = False) -> None:
         self.extras = extras
         self.calls: list[list[int]] = []
+        self.paths: list[Path] = []
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, *, path: Path = "full") -> Prediction:
         self.calls.append(labels.tolist())
+        self.paths.append(path)
+        x = x + 0.3 if path == "dense" else x
         shift = (labels + 1.0).double()[:, None, None, None]
         x0 = torch.tanh(x * shift) / (1 + sigma)
         return Prediction(x0, x0 + 10, {"side": x0 + 20}) if self.extras else Prediction(x0)
@@ -184,6 +187,38 @@ def test_evaluations_of_every_shape() -> None:
     assert CFGParams(scale=1.0, shape="power_cosine").evaluations == 1
     assert CFGParams(scale=2.0, shape="power_cosine").evaluations == 2
     assert not CFGParams(scale=1.0, shape="power_cosine").needs_null_label
+
+
+# The dense path
+
+
+def path_dropped(denoiser: Labelled | None = None, *, sigma: float = SIGMA, **settings: Any) -> Prediction:
+    return PathDrop(PathDropParams(**settings))(denoiser or Labelled(), LABELS)(X, sigma)
+
+
+@pytest.mark.parametrize(("label", "given"), [("null", NULL), ("same", LABELS)])
+@pytest.mark.parametrize("scale", [0.0, 1.5, 3.0])
+def test_path_drop_guidance_leads_away_from_the_dense_path(label: str, given: Tensor, scale: float) -> None:
+    denoiser = Labelled(extras=True)
+    found, dense = path_dropped(denoiser, scale=scale, label=label), Labelled()(X, SIGMA, given, path="dense").x0
+    torch.testing.assert_close(found.x0, (1 - scale) * dense + scale * conditional, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(found.x0, (1 - scale) * unconditional + scale * conditional, rtol=1e-4) or scale == 1
+    assert (denoiser.calls, denoiser.paths) == ([LABELS.tolist(), given.tolist()], ["full", "dense"])
+    assert found.extra is not None and torch.equal(found.extra, conditional + 10)
+    params = PathDropParams(scale=scale, label=label)
+    assert (params.evaluations, params.dense_evaluations) == (2, 1)
+    assert params.needs_null_label is (label == "null")
+
+
+def test_without_scale_or_outside_its_interval_there_is_no_dense_path() -> None:
+    for settings in ({"scale": 1.0}, {"scale": 3.0, "interval": [1.0, 2.0]}):
+        denoiser = Labelled()
+        assert torch.equal(path_dropped(denoiser, **settings).x0, conditional)
+        assert denoiser.paths == ["full"]
+    assert (PathDropParams(scale=1.0).evaluations, PathDropParams(scale=1.0).needs_null_label) == (1, False)
+    assert path_dropped(denoiser, scale=3.0, interval=[0.5, 2.0]).x0.ne(conditional).any()
+    with pytest.raises(ValidationError, match="0 <= low < high"):
+        PathDropParams(interval=[2.0, 1.0])
 
 
 # Interface

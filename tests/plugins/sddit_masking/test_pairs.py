@@ -117,6 +117,31 @@ def test_views_report_their_mask_ratios() -> None:
     assert not MaskedParams(mask_ratio=0.0).views()[0].is_masked
 
 
+def dense_paths(step: int = 0, **keys: Any) -> torch.Tensor | None:
+    """Return the samples of the masked pair sampler that skip the sparse span."""
+    ctx = context(step)
+    return Masked(MaskedParams(**keys), grid=GRID)(batch(), ctx.draws, SCHEDULE, ctx)["student"].dense_path
+
+
+def test_paths_are_dropped_for_the_stated_fraction_of_samples() -> None:
+    found = [dense_paths(step, path_drop=0.1) for step in range(20)]
+    dropped = torch.stack([one for one in found if one is not None]).double()
+    assert dropped.shape == (20, COUNT)
+    assert abs(dropped.mean() - 0.1) < 4 * (0.09 / dropped.numel()) ** 0.5
+    assert len(set(dropped.sum(dim=1).tolist())) > 3  # drawn per sample and step, not a fixed part of the batch
+    assert dense_paths() is None
+    falling = {"path_drop": Ramp(start=0.5, end=0.0)}
+    assert dense_paths(100, **falling) is None and dense_paths(0, **falling) is not None
+
+
+def test_a_dropped_path_changes_nothing_else_of_the_view() -> None:
+    plain, dropping = two()[1], two(path_drop=0.5)[1]
+    assert dropping.dense_path is not None and plain.dense_path is None
+    assert all(torch.equal(getattr(plain, key), getattr(dropping, key)) for key in ("x", "t", "labels", "visible"))
+    assert two(path_drop=0.5)[0].dense_path is None  # the full view
+    assert [view.drops_path for view in MaskedAndFullParams(path_drop=0.5).views()] == [False, True]
+
+
 RECIPE = """
 [backbone]
 name = "dit"

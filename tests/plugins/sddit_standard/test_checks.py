@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from sddit.diffusion import masking
 from sddit.diffusion.draws import KeyedDraws
 from sddit.interfaces import CheckContext, Measurement
 from sddit.training import loop
@@ -62,6 +63,11 @@ def test_masks_that_favour_a_token_are_noticed(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("sddit.diffusion.masking._random", favouring)
     assert failing(checks.masks) == ["random: fraction of each token, in standard errors"]
+
+
+def test_masks_that_are_not_even_over_cells_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sddit.diffusion.masking._cells", masking._random)
+    assert failing(checks.masks) == ["cells: cells of 2 x 2 tokens that do not show 2"]
 
 
 def test_a_sum_in_place_of_a_mean_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

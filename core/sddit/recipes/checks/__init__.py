@@ -6,6 +6,7 @@ from sddit.errors import Problem
 from sddit.recipes.checks.codec_rules import check_codec
 from sddit.recipes.checks.contracts import check_answers, check_components, components, idle_keys, own_warnings
 from sddit.recipes.checks.evaluation_rules import (
+    check_dense_path,
     check_evaluation,
     check_guidance,
     check_sampling,
@@ -48,6 +49,7 @@ RULES = (
     check_sampling,
     check_evaluation,
     check_guidance,
+    check_dense_path,
     check_second_network,
     check_trackers,
     check_codec,

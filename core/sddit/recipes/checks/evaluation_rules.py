@@ -44,6 +44,21 @@ def check_guidance(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("SD-T903", what, "dataset.label_drop", "label_drop = 0", fix=fix)
 
 
+def check_dense_path(recipe: Recipe) -> Iterator[Problem]:
+    """Check that guidance by the dense path has a network with a sparse span, and trained without it too."""
+    if not recipe.guidance.params.dense_evaluations:
+        return
+    name, backbone = recipe.guidance.component.name, recipe.backbone
+    if not backbone.params.supports_dense_path:
+        what = f"guidance {name!r} skips a sparse span, which backbone {backbone.component.name!r} does not have"
+        fix = f'guidance.name = "none", or a span (sddit-run show backbones {backbone.component.name})'
+        yield conflict(what, "guidance.name", name, "a backbone with a sparse span", fix)
+    elif not any(view.drops_path for view in recipe.pair_sampler.params.views()):
+        what = f"guidance {name!r} needs a model trained with samples that skip its sparse span"
+        got, expect = f"pair sampler {recipe.pair_sampler.component.name!r} without path_drop", "path_drop above 0"
+        yield conflict(what, "pair_sampler.path_drop", got, expect, 'path_drop = 0.1, or guidance.name = "none"')
+
+
 def check_second_network(recipe: Recipe) -> Iterator[Problem]:
     """Check that a second network of the guidance is another one, for the same data and noise."""
     second = recipe.guidance.params.second_network

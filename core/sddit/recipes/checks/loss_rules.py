@@ -74,9 +74,14 @@ def check_heads(recipe: Recipe) -> Iterator[Problem]:
 
 
 def check_masks(recipe: Recipe) -> Iterator[Problem]:
-    """Check that masked views keep some tokens, and that the backbone supports masking."""
+    """Check that masked views keep some tokens, and that the backbone supports masking and the dense path."""
     backbone, name = recipe.backbone.params, recipe.backbone.component.name
     for view in recipe.pair_sampler.params.views():
+        if view.drops_path and not backbone.supports_dense_path:
+            what = f"view {view.name!r} skips a sparse span, which backbone {name!r} does not have as configured"
+            got = f"a path_drop up to {extremes(view.path_drop)[1]:g}"
+            fix = f"path_drop = 0, or a backbone with such a span (sddit-run show backbones {name})"
+            yield conflict(what, "pair_sampler", got, fix=fix)
         if not view.is_masked:
             continue
         highest = extremes(view.mask_ratio)[1] + view.mask_spread

@@ -86,6 +86,7 @@ def examine_behaviour(case: Case, trial: Trial) -> None:
     """Check everything that does not depend on the number of outputs."""
     examine_repeats(case, trial)
     examine_masks(case, trial)
+    examine_dense_path(case, trial)
     with case.trying("a gradient was taken"):
         examine_gradient(case, trial)
         examine_checkpointing(case, trial)
@@ -194,6 +195,19 @@ def examine_masks(case: Case, trial: Trial) -> None:
         case.expect(not torch.allclose(full, hidden), "hiding half of the tokens changes nothing")
 
 
+def examine_dense_path(case: Case, trial: Trial) -> None:
+    """Check that samples on the dense path get its output, and the others in their batch that of the full network."""
+    if not case.params.supports_dense_path:
+        return
+    for visible in (None, trial.visible):
+        some = torch.arange(fixtures.BATCH) % 2 == 0
+        full, dense = (trial.call(visible=visible, taps=(), dense_path=on)[0] for on in (False, True))
+        mixed = trial.call(visible=visible, taps=(), dense_path=some)[0]
+        same = torch.allclose(mixed, torch.where(some[:, None, None, None], dense, full), rtol=1e-9)
+        case.expect(same, "with dense_path for some samples, each differs from a batch of its kind")
+        case.expect(not torch.allclose(full, dense), "the dense path gives the output of the full network")
+
+
 def examine_gradient(case: Case, trial: Trial) -> None:
     """Check that a full and a masked pass together reach every parameter."""
     trial.backbone.zero_grad(set_to_none=True)
@@ -250,13 +264,17 @@ def examine_precision(case: Case, trial: Trial) -> None:
 
 def examine_cost(case: Case, trial: Trial) -> None:
     """Check the stated parameters and FLOPs, counted with the softmax written out, within 1 %."""
-    for visible in (None, trial.visible):
-        kept = trial.tokens if visible is None else visible.shape[1]
+    passes: list[tuple[int, dict[str, Any]]] = [(trial.tokens, {})]
+    if (visible := trial.visible) is not None:
+        passes.append((visible.shape[1], {"visible": visible}))
+    if case.params.supports_dense_path:
+        passes.append((0, {"dense_path": True}))
+    for kept, inputs in passes:
         cost = case.params.cost(trial.shapes, num_kept=kept)
         if cost is None:
             return
         with FlopCounterMode(display=False) as counter:
-            trial.call(taps=(), visible=visible)
+            trial.call(taps=(), **inputs)
         flops = counter.get_total_flops() / fixtures.BATCH
         for stated, counted, what in (
             (cost.parameters, num_parameters(trial.backbone), "parameters"),

@@ -8,25 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sddit.interfaces import Prediction
+from sddit.interfaces import Path, Prediction
 from sddit.testing import fixtures
 from sddit.testing.case import Case
 
 
 @dataclass(slots=True)
 class ClassDenoiser:
-    """Predict another image for each class. Counts the images and collects the labels that it is called with."""
+    """Predict another image for each class and path. Counts the images, and collects the labels it is called with."""
 
     num_classes: int = fixtures.CLASSES
     heads: tuple[str, ...] = ()
     images: int = 0
+    dense: int = 0  # of them on the dense path
     labels: set[int] = field(default_factory=set)
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor, *, path: Path = "full") -> Prediction:
         self.images += len(x)
+        self.dense += len(x) if path == "dense" else 0
         self.labels |= set(labels.tolist())
+        factor = 0.05 if path == "dense" else 0.1
         heads = dict.fromkeys(self.heads, 0.3 * x)
-        return Prediction(0.1 * x + labels.to(x)[:, None, None, None], extra=torch.zeros_like(x), heads=heads)
+        return Prediction(factor * x + labels.to(x)[:, None, None, None], extra=torch.zeros_like(x), heads=heads)
 
 
 def examine(case: Case) -> None:
@@ -56,5 +59,8 @@ def examine_level(case: Case, guidance: Any, sigma: float) -> None:
     stated = case.params.evaluations
     what = "it calls the network more often than `evaluations` says"
     case.expect(cost <= stated, what, got=f"{cost:g}", expect=stated)
+    what = "it takes the dense path more often than `dense_evaluations` says"
+    got, expect = f"{denoiser.dense / len(x):g}", case.params.dense_evaluations
+    case.expect(denoiser.dense <= expect * len(x), what, got=got, expect=expect)
     null = fixtures.CLASSES in denoiser.labels
     case.expect(not null or case.params.needs_null_label, "it uses the null label without needs_null_label")

@@ -13,7 +13,7 @@ from sddit.testing import fixtures
 from sddit.testing.case import Case
 from sddit.value_schedules import value_at
 
-TENSORS = ("x", "t", "labels", "x0", "noise", "visible", "groups")
+TENSORS = ("x", "t", "labels", "x0", "noise", "visible", "groups", "dense_path")
 TOKENS = math.prod(fixtures.GRID)
 
 
@@ -63,6 +63,7 @@ def examine_view(case: Case, spec: ViewSpec, view: View) -> None:
         what = f"x of {shown} is not alpha(t) x0 + sigma(t) noise"
         case.expect(close, what, fix="schedule.perturb(x0, noise, t)")
     examine_mask(case, spec, view)
+    examine_path(case, spec, view)
 
 
 def examine_mask(case: Case, spec: ViewSpec, view: View) -> None:
@@ -80,6 +81,16 @@ def examine_mask(case: Case, spec: ViewSpec, view: View) -> None:
         rising = bool((view.visible.diff(dim=1) > 0).all())
         expect = f"0 to {TOKENS - 1}, each once"
         case.expect(inside and rising, f"{what} are not rising token numbers", expect=expect)
+
+
+def examine_path(case: Case, spec: ViewSpec, view: View) -> None:
+    """Check that samples skip the sparse span only as far as the params state."""
+    if view.dense_path is None:
+        return
+    what = f"dense_path of view {spec.name!r}"
+    case.expect(spec.drops_path, f"{what} is set, though its ViewSpec states no path_drop")
+    if case.of_shape(view.dense_path, (fixtures.BATCH,), what):
+        case.equal(view.dense_path.dtype, torch.bool, f"{what} has a wrong dtype")
 
 
 def examine_draws(case: Case, sampler: Any, views: dict[str, View]) -> None:
