@@ -17,7 +17,7 @@ from sddit_standard.datasets.params import (
     ZipParams,
 )
 from sddit_standard.features.params import ClassifierParams, InceptionParams, MobilenetParams, PixelsParams
-from sddit_standard.params import AdamWParams, CsvParams, TensorboardParams
+from sddit_standard.params import AdamWParams, CsvParams, MuonParams, TensorboardParams
 
 
 @hookimpl
@@ -153,6 +153,14 @@ def register_optimizers(registry: Registry[Optimizer]) -> None:
         params=AdamWParams,
         summary="Adam with decoupled weight decay.",
         paper="arXiv:1711.05101",
+    )
+    registry.add(
+        "muon",
+        "sddit_standard.muon:Muon",
+        params=MuonParams,
+        summary="Orthogonalized momentum for the matrices of blocks, AdamW for all other parameters.",
+        paper="arXiv:2502.16982",
+        checks={"muon orthogonalizes each matrix and leaves the rest to AdamW": "sddit_standard.muon_checks:roles"},
     )
 
 

@@ -28,6 +28,8 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "mdt": ("digits/mdt.toml", [*SPLIT, "backbone.depth=4"]),
     "sd-dit": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "loss.discrimination.freeze_last=4"]),
     "sd-dit sinkhorn": ("quickstart.toml", [*DECODER, *HEAD, "loss.discrimination.centering=sinkhorn"]),
+    "muon": ("digits/muon.toml", [*SPLIT, "backbone.depth=2"]),
+    "muon in parts": ("digits/muon.toml", [*SPLIT, "backbone.depth=2", "train.distributed=fsdp"]),
     "sd-dit in parts": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "train.distributed=fsdp"]),
 }
 DEFECTS = {
