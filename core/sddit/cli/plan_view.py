@@ -77,6 +77,9 @@ def cost_table(plan: Plan, recipe: Recipe, on: Devices | None, folder: Path) -> 
     if on:
         rows.add_row(f"on {on}", *time_on(plan, recipe, on))
     rows.add_row("memory", format_si(plan.memory.total, "B"), memory_parts(plan, recipe, on))
+    if plan.snapshots:
+        what = f"on disk, kept in the run folder: {plan.snapshots:,} snapshots of EMAs, for sddit-run ema"
+        rows.add_row("snapshots", format_si(plan.snapshot_bytes, "B"), what)
     return rows
 
 

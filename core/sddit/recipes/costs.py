@@ -29,6 +29,7 @@ MAX_MOMENTS = 200
 """Maximum number of steps at which a changing mask ratio or weight is evaluated."""
 
 BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}  # of a weight; under bf16 the weights stay fp32
+SNAPSHOT_BYTES = {"fp32": 4, "fp16": 2}
 ACTIVATION_BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
 
 
@@ -102,6 +103,8 @@ class Plan:
     sampled: int  # images generated at the end
     processes: int
     memory: Memory  # of one process
+    snapshots: int  # of the EMAs that have some, over the run
+    snapshot_bytes: int | None  # that they take in the run folder
     not_stated: tuple[str, ...]
     notes: tuple[str, ...]
     flops_per_image: float | None  # of one training step, backward included
@@ -163,6 +166,8 @@ def plan(recipe: Recipe) -> Plan:
         sampled=recipe.evaluate.samples,
         processes=recipe.processes,
         memory=memory.per_process(recipe.processes, train.distributed),
+        snapshots=sum(ema.num_snapshots(train.steps) for ema in recipe.ema.values()),
+        snapshot_bytes=snapshot_bytes(recipe, parameters),
         not_stated=tuple(stated.missing),
         notes=(checkpointing,) if train.activation_checkpointing else (),
         flops_per_image=per_image,
@@ -171,6 +176,14 @@ def plan(recipe: Recipe) -> Plan:
         training_flops=_times(per_step, train.steps),
         sampling_flops=_times(per_sample, recipe.evaluate.samples),
     )
+
+
+def snapshot_bytes(recipe: Recipe, parameters: int | None) -> int | None:
+    """Return the bytes on disk of all snapshots of EMAs, without the few of their headers."""
+    numbers = sum(
+        SNAPSHOT_BYTES[ema.snapshot_dtype] * ema.num_snapshots(recipe.train.steps) for ema in recipe.ema.values()
+    )
+    return _times(parameters, numbers) if numbers else 0
 
 
 class _StatedCosts:
