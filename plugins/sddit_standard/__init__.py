@@ -160,7 +160,7 @@ def register_optimizers(registry: Registry[Optimizer]) -> None:
         params=MuonParams,
         summary="Orthogonalized momentum for the matrices of blocks, AdamW for all other parameters.",
         paper="arXiv:2502.16982",
-        checks={"muon orthogonalizes each matrix and leaves the rest to AdamW": "sddit_standard.muon_checks:roles"},
+        checks={"muon orthogonalizes each matrix and leaves the rest to AdamW": "sddit_standard.checks:muon"},
     )
 
 
@@ -189,7 +189,7 @@ def register_checks(registry: Registry[Check]) -> None:
         "sddit_standard.checks:masks": "masks hide what they say",
         "sddit_standard.checks:gradients": "gradients in parts and in three precisions",
         "sddit_standard.checks:checkpoints": "a run from a checkpoint is the run itself",
-        "sddit.verify.averages:posthoc_ema": "averages of weights made of stored ones are the direct ones",
+        "sddit.verify.power_ema:posthoc_ema": "averages of weights made of stored ones are the direct ones",
         "sddit.verify.shipped_recipes:leaks": "no recipe sees its target",
     }.items():
         registry.add(factory.partition(":")[2], factory, params=Params, summary=summary)

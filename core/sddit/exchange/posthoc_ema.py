@@ -28,7 +28,7 @@ from sddit.training.power_average import Floats, Profile, combination, gamma_of
 
 MAX_MISSING = 0.01
 """Maximum difference of the sum of factors from 1: it multiplies all weights of the network."""
-NOTABLE = 0.001  # difference that the user is told of
+NOTABLE = 0.001  # difference that deserves a warning
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,7 @@ class EmaSettings(Params):
         return self
 
     def has_snapshot(self, step: int, total: int) -> bool:
-        """Return whether there is a snapshot after so many steps of a run: every `snapshot_every`, and the last one."""
+        """Return whether there is a snapshot after `step` steps: every `snapshot_every`, and after the last one."""
         return self.snapshot_every > 0 and (step % self.snapshot_every == 0 or step == total)
 
     def num_snapshots(self, total: int) -> int:

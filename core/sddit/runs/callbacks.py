@@ -175,7 +175,7 @@ class RunCallbacks:
         self.write(session.step, row)
 
     def save_snapshot(self, session: Session) -> None:
-        """Save the EMAs of which a snapshot is due. It precedes the checkpoint of that step: a resumed run has both."""
+        """Save a snapshot of the EMAs for which one is due, before the checkpoint of that step, which implies it."""
         step, total = session.step, session.total_steps
         if labels := [label for label, ema in session.recipe.ema.items() if ema.has_snapshot(step, total)]:
             files = snapshot_files(session, labels)

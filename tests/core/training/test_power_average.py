@@ -10,11 +10,11 @@ import pytest
 from sddit.interfaces import CheckContext
 from sddit.training import power_average
 from sddit.training.power_average import Floats, Profile, combination, decay_of, gamma_of, inner_products, sigma_rel_of
-from sddit.verify import averages
+from sddit.verify import power_ema
 
 
 def failing() -> list[str]:
-    return [found.what for found in averages.posthoc_ema(CheckContext()) if not found.holds]
+    return [found.what for found in power_ema.posthoc_ema(CheckContext()) if not found.holds]
 
 
 @pytest.mark.parametrize("width", [0.005, 0.02, 0.05, 0.1, 0.2, 0.28, 0.2886])
@@ -104,5 +104,5 @@ def test_a_wrong_inner_product_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_wrong_width_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(averages, "sigma_rel_of", lambda gamma: sigma_rel_of(gamma + 1e-6))
+    monkeypatch.setattr(power_ema, "sigma_rel_of", lambda gamma: sigma_rel_of(gamma + 1e-6))
     assert failing() == ["width of the exponent of a width, relative difference"]

@@ -23,7 +23,7 @@ from sddit.training.optimization import set_learning_rate
 from sddit.training.parameter_roles import parameter_roles
 from sddit.training.session import Session
 from sddit_dit.frame import Frame
-from sddit_standard import muon, muon_checks
+from sddit_standard import checks, muon
 from sddit_standard.params import MuonParams
 
 SMALL = ("train.batch=4", "train.steps=40", "optimizer.warmup=0", "attention.name=eager")
@@ -35,7 +35,7 @@ def session_of(recipe: str = "digits/muon", *overrides: str) -> Session:
 
 
 def failing() -> list[str]:
-    return [found.what for found in muon_checks.roles(CheckContext()) if not found.holds]
+    return [found.what for found in checks.muon(CheckContext()) if not found.holds]
 
 
 def test_the_check_holds() -> None:
