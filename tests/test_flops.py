@@ -37,6 +37,7 @@ SYSTEMS = {
     "digits/tread": (),
     "digits/sprint": ("pair_sampler.mask_ratio=0.75",),
     "digits/mdtv2": ("pair_sampler.mask_spread=0.0",),
+    "digits/muon": (),
     "digits/mdtv2-edm": ("pair_sampler.mask_spread=0.0",),
 }
 """Overrides that keep the number of kept tokens constant where a recipe varies it; the plan has its mean."""

@@ -177,6 +177,7 @@ do("pack", str(here / "part.npz"), str(here / "packed"), *common)
 do("reference", run, str(here / "real.npz"), "--inception", str(here / "tiny.toml"))
 for form in ([], ["--markdown"], ["--latex"], ["--csv"]):
     do("table", run, *form)
+do("ema", run, "--sigma-rel", "0.05")
 do("export", run); do("sample", run + "/export", "--per-class", "1", "--classes", "0")
 do("import", run + "/export/model.safetensors", "--layout", "dit")
 do("bench", str(here / "tiny.toml"), "--rounds", "1", "--seconds", "0.01")
@@ -259,7 +260,7 @@ def test_nothing_is_sent_started_or_written_elsewhere(
     assert session["seen"] == []
     assert {verb for verb, _ in session["done"]} == {verb.name for verb in COMMANDS}
     refused = {verb for verb, status in session["done"] if status}
-    assert refused == {"import", "publish", "reference"}  # another layout, no ablation, no weights
+    assert refused == {"ema", "import", "publish", "reference"}  # no snapshots, another layout, no ablation, no weights
 
 
 def test_no_plugin_that_no_one_named_was_run(

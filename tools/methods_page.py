@@ -27,7 +27,7 @@ HEAD = """\
 Each method is a recipe on the same base as the others, and a switch in an [ablation](recipes.md). The published part
 and our part are what its recipe states in `[about]`. Cost: parameters of the network, and the floating-point operations
 of a training step for one image, as a multiple of plain DiT's under the same base; both are computed from the formulas
-of the components, heads and teachers included.
+of the components, with heads, teachers and what the optimizer computes on matrices.
 """
 
 
@@ -99,8 +99,13 @@ def cost_over_baseline(entry: Entry) -> str:
     path = shipped() / (folder or entry.recipe.dataset.component.name) / f"dit{'-' + size if size else ''}.toml"
     if not path.is_file():
         return ""
-    own, baseline = entry.cost.flops_per_image, plan(planned(path)).flops_per_image
+    own, baseline = flops_per_image(entry.cost), flops_per_image(plan(planned(path)))
     return f"{own / baseline:.2f}" if own and baseline else "not stated"
+
+
+def flops_per_image(cost: Plan) -> float | None:
+    """Return the FLOPs of a step for one image of its batch, with a part of the optimizer's update."""
+    return None if cost.flops_per_step is None else cost.flops_per_step / cost.batch
 
 
 def linked(paper: str) -> str:

@@ -39,12 +39,11 @@ from sddit.recipes.resolve import changed, refuse_changed_data, resolve_run, res
 from sddit.recipes.selection import DEFAULTS
 from sddit.recipes.start_weights import (
     CONFIG,
-    find_checkpoint,
     find_weights,
     is_export,
+    open_weights,
     read_config,
     refuse_plugin_code,
-    refuse_unknown_label,
     verify_export,
 )
 from sddit.recipes.validation import validated
@@ -196,20 +195,17 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
     refuse_changed(resolved)
     recipe = resolve_without_data(resolved)
     label = weights or recipe.evaluate.weights
-    refuse_unknown_label(label, ["student", *recipe.ema], folder)
-    checkpoint = find_checkpoint(folder, step, read=verify)
-    name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
+    checkpoint, file, prefix = open_weights(folder, label, recipe.ema, step, read=verify)
 
     def read() -> dict[str, Tensor]:
-        file = f"{name}.safetensors"
         return with_prefix(prefix, unpack(checkpoint.read(file), str(checkpoint.folder / file)))
 
     return build_with_weights(recipe, read, dtype, where=f"{checkpoint.folder}, {label}", step=checkpoint.step)
 
 
-def load_run_with_data(folder: Path) -> Model:
+def load_run_with_data(folder: Path, weights: str = "") -> Model:
     """Load the network of a run whose data is used with it. Raises what is wrong with the data, or SD-C407."""
-    model = load_run(folder)
+    model = load_run(folder, weights=weights)
     recipe = model.require_recipe()
     if recipe.dataset.params.holds_images:
         refuse_changed_data(folder, recipe.facts)

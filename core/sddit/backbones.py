@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import Tap, Tokens
+from sddit.interfaces import ParameterRole, Tap, Tokens
 
 
 class Backbone(nn.Module, ABC):
@@ -20,6 +21,7 @@ class Backbone(nn.Module, ABC):
     """
 
     blocks: nn.ModuleList
+    block_prefixes: ClassVar[tuple[str, ...]] = ("blocks.",)  # of the names of parameters that are within a block
 
     @abstractmethod
     def forward(
@@ -46,3 +48,15 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """Initialize one parameter from a generator that is keyed by the seed and `name`. A loss may have this too."""
+
+    def parameter_role(self, name: str, parameter: Tensor) -> ParameterRole:
+        """State the role of the parameter `name`, for optimizers that treat roles differently.
+
+        By default, the weight of a Linear within a block is a matrix, and every other table is an embedding.
+        """
+        if parameter.ndim != 2:
+            return ParameterRole("vector")
+        owner, _, kind = name.rpartition(".")
+        in_block = name.startswith(self.block_prefixes)
+        is_weight = kind == "weight" and isinstance(self.get_submodule(owner), nn.Linear)
+        return ParameterRole("matrix" if in_block and is_weight else "embedding")

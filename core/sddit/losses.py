@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from sddit.interfaces import Context, Outputs, View
+from sddit.interfaces import Context, Outputs, ParameterRole, View
 
 
 class LossTerm(nn.Module):
@@ -52,6 +52,10 @@ class LossTerm(nn.Module):
 
     def discard(self) -> None:
         """Discard what forward staged: the step is not taken."""
+
+    def parameter_role(self, name: str, parameter: Tensor) -> ParameterRole:
+        """State the role of the loss's own parameter `name`. By default, every two-dimensional one is a head."""
+        return ParameterRole("head" if parameter.ndim == 2 else "vector")
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return the means of what was logged since the last call, on the device."""

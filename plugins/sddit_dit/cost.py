@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sddit.interfaces import Cost
+from sddit.interfaces import Cost, Matrix
 
 SINUSOID = 256  # features of the noise level
 
@@ -34,7 +34,14 @@ def block_cost(n: int, width: int, hidden: int, condition: int) -> Cost:
     scores = Cost(flops=2.0 * 2 * n * n * width)  # q k^T and the weighted sum of v
     # q, k, v and the fused kernel's output; input, norm and gated branch of both halves; the GELU's input
     activations = Cost(activations=n * (4 * width + 6 * width + hidden))
-    return products + scores + activations + linear(1, condition, 6 * width)
+    matrices = Cost(matrices=block_matrices(width, hidden, condition))
+    return products + scores + activations + linear(1, condition, 6 * width) + matrices
+
+
+def block_matrices(width: int, hidden: int, condition: int) -> tuple[Matrix, ...]:
+    """Return the weight matrices of one block: modulation, attention, MLP."""
+    attention = Matrix(3 * width, width, stacked=3), Matrix(width, width)
+    return Matrix(6 * width, condition), *attention, Matrix(hidden, width), Matrix(width, hidden)
 
 
 def adaptive_linear_cost(n: int, width: int, outputs: int, condition: int) -> Cost:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sddit import Backbone
-from sddit.interfaces import Attention, Shapes, Tap, Tokens
+from sddit.interfaces import Attention, ParameterRole, Shapes, Tap, Tokens
 from sddit_dit.blocks import (
     AdaptiveLinear,
     LabelEmbedding,
@@ -76,6 +76,15 @@ class Frame(Backbone, Generic[P]):
                 parameter.normal_(std=0.02, generator=generator)
             else:
                 nn.init.xavier_uniform_(parameter, generator=generator)
+
+    def parameter_role(self, name: str, parameter: Tensor) -> ParameterRole:
+        """State the role of a parameter: output layers are heads, and each `qkv` holds three matrices."""
+        stated = super().parameter_role(name, parameter)
+        if name.startswith(("final.", "aux_heads.")) and parameter.ndim == 2:
+            return ParameterRole("head")
+        if stated.role == "matrix" and name.endswith(".qkv.weight"):
+            return ParameterRole("matrix", stacked=3)
+        return stated
 
     def truncate(self, taps: Sequence[Tap]) -> None:
         """Drop the output and every block after the deepest tap, and the decoder entry if no tap needs it."""

@@ -97,6 +97,7 @@ class MDT(Frame[MDTParams]):
     """
 
     decoder_entry = "interpolater"
+    block_prefixes = ("blocks.", "interpolater.block.")
     position_index: Tensor
 
     def build_blocks(self, attention: Attention) -> None:

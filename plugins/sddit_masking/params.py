@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sddit.errors import Problem
-from sddit.interfaces import Cost, LossParams, Needs, OptimizerParams, RecipeView, Shapes, Tap, ViewSpec, Want
+from sddit.interfaces import Cost, LossParams, Matrix, Needs, OptimizerParams, RecipeView, Shapes, Tap, ViewSpec, Want
 from sddit.value_schedules import Value, bounded
 from sddit_dit.cost import SINUSOID, adaptive_linear_cost, block_cost, linear, patch_embedding_cost
 from sddit_dit.params import TransformerParams
@@ -93,7 +93,8 @@ class MDTParams(TransformerParams):
         for number in range(1, blocks + 1):
             n = num_kept if number <= self.encoder_depth else tokens
             total += self._block_cost(n, grid) + Cost(activations=heads * n * n if n < tokens else 0)
-            total += linear(n, 2 * width, width) if self.takes_skip(number) else Cost()
+            if self.takes_skip(number):
+                total += linear(n, 2 * width, width) + Cost(matrices=(Matrix(width, 2 * width),))
         if blocks > self.encoder_depth:
             total += Cost(parameters=(tokens + 1) * width)  # the decoder's positions, mask token
             total += self._block_cost(tokens, grid).times(1 if num_kept < tokens else 0)  # the interpolater

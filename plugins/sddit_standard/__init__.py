@@ -17,7 +17,7 @@ from sddit_standard.datasets.params import (
     ZipParams,
 )
 from sddit_standard.features.params import ClassifierParams, InceptionParams, MobilenetParams, PixelsParams
-from sddit_standard.params import AdamWParams, CsvParams, TensorboardParams
+from sddit_standard.params import AdamWParams, CsvParams, MuonParams, TensorboardParams
 
 
 @hookimpl
@@ -154,6 +154,14 @@ def register_optimizers(registry: Registry[Optimizer]) -> None:
         summary="Adam with decoupled weight decay.",
         paper="arXiv:1711.05101",
     )
+    registry.add(
+        "muon",
+        "sddit_standard.muon:Muon",
+        params=MuonParams,
+        summary="Orthogonalized momentum for the matrices of blocks, AdamW for all other parameters.",
+        paper="arXiv:2502.16982",
+        checks={"muon orthogonalizes each matrix and leaves the rest to AdamW": "sddit_standard.checks:muon"},
+    )
 
 
 @hookimpl
@@ -181,6 +189,7 @@ def register_checks(registry: Registry[Check]) -> None:
         "sddit_standard.checks:masks": "masks hide what they say",
         "sddit_standard.checks:gradients": "gradients in parts and in three precisions",
         "sddit_standard.checks:checkpoints": "a run from a checkpoint is the run itself",
+        "sddit.verify.power_ema:posthoc_ema": "averages of weights made of stored ones are the direct ones",
         "sddit.verify.shipped_recipes:leaks": "no recipe sees its target",
     }.items():
         registry.add(factory.partition(":")[2], factory, params=Params, summary=summary)

@@ -1,4 +1,4 @@
-"""Check draws, masks, gradients and checkpoints, which concern every method, on toys; and the Inception network."""
+"""Check draws, masks, gradients and checkpoints, which concern every method, on toys; Muon; the Inception network."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from torch import Tensor
 from sddit.diffusion import masking as mask
 from sddit.diffusion.draws import KeyedDraws, philox
 from sddit.interfaces import CheckContext, Measurement
-from sddit.testing import sessions
+from sddit.testing import fixtures, sessions
 from sddit.verify.published import Stored, parity, published
 from sddit_standard.features.inception import Inception, look
+from sddit_standard.muon import Muon
+from sddit_standard.params import MuonParams
 
 MAX_STANDARD_ERRORS = 5.0
 """Bound of each statistical check."""
@@ -167,6 +169,67 @@ def fraction_detected(checkpoint: Path) -> float:
             outcomes.append(not sessions.is_intact(checkpoint))
         file.write_bytes(content)
     return sum(outcomes) / len(outcomes)
+
+
+MUON_RATE = 0.01
+MUON_STEPS = 3
+MAX_SINGULAR_DISTANCE = 0.5  # of a singular value from 1, as the authors of the iteration state it
+
+
+def muon(context: CheckContext) -> Iterator[Measurement]:
+    """Take steps with a matrix, with three that are stacked, with a table and with a bias."""
+    plain: dict[str, Any] = {"adjust_lr_fn": "original", "momentum": 0.0, "nesterov": False}
+    change = trained_by_muon({"matrix": fixtures.numbers(24, 16)}, 1, **plain)["matrix"] - fixtures.numbers(24, 16)
+    singular = torch.linalg.svdvals(change / (MUON_RATE * (24 / 16) ** 0.5))
+    yield Measurement(
+        "singular values of an update: distance from 1", float((singular - 1).abs().max()), MAX_SINGULAR_DISTANCE
+    )
+    spread = torch.linalg.svdvals(fixtures.numbers(24, 16, key=7))
+    ratio = float(spread.max() / spread.min())
+    yield Measurement("control: those of the gradient, largest by smallest", ratio, 3, ">=")
+
+    parts = {f"matrix {index}": part for index, part in enumerate(fixtures.numbers(48, 16).chunk(3))}
+    separate = torch.cat(list(trained_by_muon(parts, MUON_STEPS).values()))
+    stacked, joint = (
+        trained_by_muon({"stacked": fixtures.numbers(48, 16)}, MUON_STEPS, split_qkv=split)["stacked"]
+        for split in (True, False)
+    )
+    yield Measurement("stacked matrices: numbers unlike those of three", num_different(stacked, separate), 0)
+    yield Measurement("control: as one matrix they differ", num_different(joint, separate), 1, ">=")
+
+    others = {"embedding": fixtures.numbers(8, 16), "vector": fixtures.numbers(16)}
+    ours = trained_by_muon({"matrix": fixtures.numbers(16, 16), **others}, MUON_STEPS)
+    weights = {name: weight.clone().requires_grad_() for name, weight in others.items()}
+    adamw = torch.optim.AdamW(weights.values(), lr=MUON_RATE, weight_decay=0.0, fused=True)
+    advance_all(adamw, weights, MUON_STEPS)
+    unlike = sum(num_different(ours[name], weight.detach()) for name, weight in weights.items())
+    yield Measurement("embedding and bias: numbers unlike those of AdamW", unlike, 0)
+
+
+def trained_by_muon(initial: Mapping[str, Tensor], steps: int, **settings: Any) -> dict[str, Tensor]:
+    """Return weights after some steps of Muon; the first word of a name is its role, `stacked` for three matrices."""
+    weights = {name: weight.clone().requires_grad_() for name, weight in initial.items()}
+    groups = [
+        {"params": [weight], "lr_scale": 1.0, "head": False, **muon_role_of(name.partition(" ")[0])}
+        for name, weight in weights.items()
+    ]
+    optimizer = Muon(MuonParams(**{"lr": MUON_RATE, **settings}))(groups, torch.device("cpu"))
+    advance_all(optimizer, weights, steps)
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
+def muon_role_of(word: str) -> dict[str, object]:
+    return {"role": "matrix", "stacked": 3} if word == "stacked" else {"role": word, "stacked": 1}
+
+
+def advance_all(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], steps: int) -> None:
+    """Take steps with the same made-up gradients for weights of the same names."""
+    stacked = fixtures.numbers(48, 16, key=7)
+    parts = {f"matrix {index}": part for index, part in enumerate(stacked.chunk(3))}
+    for step in range(1, steps + 1):
+        for name, weight in weights.items():
+            weight.grad = step * parts.get(name, fixtures.numbers(*weight.shape, key=7))
+        optimizer.step()
 
 
 FLOAT32 = 1e-4

@@ -34,6 +34,8 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "sd-dit c3": ("digits/sd-dit-c3.toml", [*DECODER, *HEAD, *SPLIT]),
     "sd-dit": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "loss.discrimination.freeze_last=4"]),
     "sd-dit sinkhorn": ("quickstart.toml", [*DECODER, *HEAD, "loss.discrimination.centering=sinkhorn"]),
+    "muon": ("digits/muon.toml", [*SPLIT, "backbone.depth=2"]),
+    "muon in parts": ("digits/muon.toml", [*SPLIT, "backbone.depth=2", "train.distributed=fsdp"]),
     "sd-dit in parts": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "train.distributed=fsdp"]),
 }
 DEFECTS = {

@@ -15,6 +15,7 @@ from sddit import __version__
 from sddit.cli import failures
 from sddit.cli.commands.bench import bench
 from sddit.cli.commands.check import check
+from sddit.cli.commands.ema import ema
 from sddit.cli.commands.encode import encode
 from sddit.cli.commands.evaluate import evaluate
 from sddit.cli.commands.explain import explain
@@ -42,6 +43,7 @@ COMMANDS = (
     show,
     sample,
     evaluate,
+    ema,
     encode,
     pack,
     reference,

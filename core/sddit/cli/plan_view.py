@@ -68,15 +68,18 @@ def cost_table(plan: Plan, recipe: Recipe, on: Devices | None, folder: Path) -> 
     frozen = [f"{format_si(plan.frozen_parameters)} frozen in losses"] if plan.frozen_parameters else []
     rows.add_row("parameters", format_si(plan.backbone_parameters), ", ".join(["backbone", *heads, *frozen, *teacher]))
     steps = f"{plan.steps:,} steps of {format_si(plan.flops_per_step, 'FLOPs')}, {plan.batch} images each"
-    rows.add_row(
-        "training", format_si(plan.training_flops, "FLOPs"), f"{steps}; {format_si(plan.flops_per_image)} per image"
-    )
+    update = f", {format_si(plan.update_flops)} in the optimizer's update" if plan.update_flops else ""
+    amount = f"{steps}; {format_si(plan.flops_per_image)} per image{update}"
+    rows.add_row("training", format_si(plan.training_flops, "FLOPs"), amount)
     samples = f"{plan.sampled:,} images at the end, {format_si(plan.sampling_flops_per_image, 'FLOPs')} each"
     rows.add_row("sampling", format_si(plan.sampling_flops, "FLOPs"), samples)
     rows.add_row("time", *time_estimate(plan, folder))
     if on:
         rows.add_row(f"on {on}", *time_on(plan, recipe, on))
     rows.add_row("memory", format_si(plan.memory.total, "B"), memory_parts(plan, recipe, on))
+    if plan.snapshots:
+        what = f"on disk, kept in the run folder: {plan.snapshots:,} snapshots of EMAs, for sddit-run ema"
+        rows.add_row("snapshots", format_si(plan.snapshot_bytes, "B"), what)
     return rows
 
 

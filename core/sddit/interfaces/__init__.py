@@ -23,7 +23,19 @@ from sddit.interfaces.dataset import (
     Split,
     TargetDataset,
 )
-from sddit.interfaces.facts import CodecFacts, ColourMap, Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
+from sddit.interfaces.facts import (
+    CodecFacts,
+    ColourMap,
+    Cost,
+    DataFacts,
+    Matrix,
+    Needs,
+    Network,
+    Shapes,
+    Tap,
+    ViewSpec,
+    Want,
+)
 from sddit.interfaces.features import (
     EvaluateMode,
     FeatureExtractor,
@@ -34,7 +46,7 @@ from sddit.interfaces.features import (
 )
 from sddit.interfaces.loss import Loss, LossParams, Monitor
 from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, Scalings
-from sddit.interfaces.optimizer import Optimizer, OptimizerParams
+from sddit.interfaces.optimizer import Optimizer, OptimizerParams, ParameterRole, Role
 from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams
 from sddit.interfaces.params import BackboneView, Params, RecipeView
 from sddit.interfaces.sampler import (
@@ -97,6 +109,9 @@ __all__ = [
     "NoiseScheduleParams",
     "Optimizer",
     "OptimizerParams",
+    "ParameterRole",
+    "Role",
+    "Matrix",
     "Outputs",
     "PairSampler",
     "PairSamplerParams",

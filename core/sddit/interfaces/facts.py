@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sddit.errors import error
@@ -16,6 +16,19 @@ Network = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """Size of a weight matrix [rows, columns] within a network, or of several that are stacked along its rows."""
+
+    rows: int
+    columns: int
+    stacked: int = 1  # 3: the queries, keys and values of an attention layer, each of a third of the rows
+
+    @property
+    def parameters(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
     """Cost of one image, by formula. FLOPs count two per multiply-add, forward only, and include frozen layers."""
 
@@ -23,14 +36,16 @@ class Cost:
     flops: float = 0.0
     activations: float = 0.0  # numbers kept for the backward pass
     frozen: int = 0  # parameters that are not trained: they take memory, but no gradient and no optimizer state
+    matrices: tuple[Matrix, ...] = ()  # of the parameters: those of role `matrix`, for the cost of an optimizer
 
     def __add__(self, other: Cost) -> Cost:
         parameters, flops = self.parameters + other.parameters, self.flops + other.flops
-        return Cost(parameters, flops, self.activations + other.activations, self.frozen + other.frozen)
+        activations, frozen = self.activations + other.activations, self.frozen + other.frozen
+        return Cost(parameters, flops, activations, frozen, self.matrices + other.matrices)
 
     def times(self, factor: float) -> Cost:
         """Return the cost of the same parameters, run `factor` times as often."""
-        return Cost(self.parameters, self.flops * factor, self.activations * factor, self.frozen)
+        return replace(self, flops=self.flops * factor, activations=self.activations * factor)
 
 
 @dataclass(frozen=True, slots=True)

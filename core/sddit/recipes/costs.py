@@ -35,6 +35,7 @@ MAX_MOMENTS = 200
 """Maximum number of steps at which a changing mask ratio or weight is evaluated."""
 
 BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}  # of a weight; under bf16 the weights stay fp32
+SNAPSHOT_BYTES = {"fp32": 4, "fp16": 2}
 ACTIVATION_BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
 
 
@@ -108,10 +109,13 @@ class Plan:
     sampled: int  # images generated at the end
     processes: int
     memory: Memory  # of one process
+    snapshots: int  # of the EMAs that have some, over the run
+    snapshot_bytes: int | None  # that they take in the run folder
     not_stated: tuple[str, ...]
     notes: tuple[str, ...]
     flops_per_image: float | None  # of one training step, backward included
-    flops_per_step: float | None
+    flops_per_step: float | None  # of a batch, and of the optimizer's update
+    update_flops: float | None  # of that update, as far as the optimizer states them
     training_flops: float | None  # of the entire run
     sampling_flops: float | None  # of the images at the end of the run, without previews
 
@@ -125,23 +129,26 @@ def plan(recipe: Recipe) -> Plan:
     """Return the cost of `recipe` by the formulas of its components."""
     stated, train = _StatedCosts(recipe), recipe.train
     full = stated.backbone(stated.tokens, Want(output=True))
-    parameters = full.parameters if full else None
+    parameters, matrices = (full.parameters, full.matrices) if full else (None, ())
+    optimizer = recipe.optimizer.params
     heads = {label: stated.head_parameters(label, "student") for label in recipe.active_losses}
     frozen, teacher = stated.frozen_parameters(), stated.teacher_parameters()
     passes = stated.passes()
     means = tuple(map(_mean_pass, passes))
     per_image = _sum(one.flops for one in means)
-    per_step = _times(per_image, train.batch)
+    update = stated.update_flops(full)
+    per_step = _sum((_times(per_image, train.batch), update))
     guided = _sum((stated.guided_flops(), stated.second_flops(full)))
     per_sample = _times(guided, recipe.sampler.params.evaluations)
     # Weights stay in the precision of the optimizer; bf16 halves only the activations.
     weight = BYTES[train.precision]
-    trained = _times(_sum([parameters, *heads.values()]), weight)
+    num_trained = _sum([parameters, *heads.values()])
+    trained = _times(num_trained, weight)
     activations = _times(stated.activations(), (train.micro_batch or train.batch) * ACTIVATION_BYTES[train.precision])
     memory = Memory(
         weights=_sum((trained, weight * frozen)),
         gradients=trained,
-        optimizer=_times(trained, recipe.optimizer.params.state_per_parameter),
+        optimizer=None if num_trained is None else weight * optimizer.state_size(num_trained, matrices),
         averages=_times(parameters, weight * len(recipe.ema)),
         teacher=_times(teacher, weight),
         activations=None if activations is None else round(activations),
@@ -158,18 +165,31 @@ def plan(recipe: Recipe) -> Plan:
         frozen_parameters=frozen,
         teacher_parameters=teacher,
         passes=means,
-        course=tuple(_times(_sum(one.flops for one in step), train.batch) for step in zip(*passes, strict=True)),
+        course=tuple(
+            _sum((_times(_sum(one.flops for one in step), train.batch), update)) for step in zip(*passes, strict=True)
+        ),
         sampling_flops_per_image=per_sample,
         sampled=recipe.evaluate.samples,
         processes=recipe.processes,
         memory=memory.per_process(recipe.processes, train.distributed),
+        snapshots=sum(ema.num_snapshots(train.steps) for ema in recipe.ema.values()),
+        snapshot_bytes=snapshot_bytes(recipe, parameters),
         not_stated=tuple(stated.missing),
         notes=(checkpointing,) if train.activation_checkpointing else (),
         flops_per_image=per_image,
         flops_per_step=per_step,
+        update_flops=update,
         training_flops=_times(per_step, train.steps),
         sampling_flops=_times(per_sample, recipe.evaluate.samples),
     )
+
+
+def snapshot_bytes(recipe: Recipe, parameters: int | None) -> int | None:
+    """Return the bytes on disk of all snapshots of EMAs, without the few of their headers."""
+    numbers = sum(
+        SNAPSHOT_BYTES[ema.snapshot_dtype] * ema.num_snapshots(recipe.train.steps) for ema in recipe.ema.values()
+    )
+    return _times(parameters, numbers) if numbers else 0
 
 
 class _StatedCosts:
@@ -199,6 +219,18 @@ class _StatedCosts:
             return None if full is None else full.flops * guidance.evaluations
         part = self.backbone(0, Want(output=True))
         return None if part is None else full.flops * (guidance.evaluations - dense) + part.flops * dense
+
+    def update_flops(self, network: Cost | None) -> float | None:
+        """Return the FLOPs of the optimizer's update, which every process computes. None: the backbone states no
+        matrices, whose sizes they depend on.
+        """
+        optimizer = self.recipe.optimizer.params
+        if not optimizer.takes_roles:
+            return 0.0
+        if network is None or not network.matrices:
+            self.missing[f"matrices of backbone ({self.recipe.backbone.component.qualified})"] = None
+            return None
+        return self.recipe.processes * optimizer.flops(network.matrices)
 
     def second_flops(self, own: Cost | None) -> float | None:
         """Return the FLOPs of a forward of the second network of the guidance, 0 if there is none.

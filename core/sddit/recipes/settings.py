@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sddit.interfaces import Params
 from sddit.value_schedules import Value, bounded
 
 FREE: dict[str, Any] = {"free": True}
 """Marks a key that changes no number: it is not part of the run id and may change on resume."""
+
+LATER: dict[str, Any] = {"omit_default": True}
+"""Marks a key of a later version, whose default is not part of the run id."""
+
+MAX_SIGMA_REL = 12**-0.5
+"""Relative width of the plain mean of all steps, the widest average."""
 
 Precision = Literal["fp32", "bf16", "fp64"]
 
@@ -101,6 +107,52 @@ class EmaSettings(Params):
 
     decay: float = Field(0.9999, ge=0, lt=1, description="Fraction of the EMA kept at each step.")
     ramp: bool = Field(False, description="Use min(decay, (1 + step) / (10 + step)): for short runs.")
+    profile: Literal["exponential", "power"] = Field(
+        "exponential",
+        description="Weight of earlier steps. exponential: of decay and ramp; power: of sigma_rel, in proportion to "
+        "the length of the run (arXiv:2312.02696).",
+        json_schema_extra=LATER,
+    )
+    sigma_rel: float | None = Field(
+        None,
+        gt=0,
+        lt=MAX_SIGMA_REL,
+        description="Relative width of the power profile: its standard deviation over the steps so far. Published: two "
+        "EMAs of 0.05 and 0.1.",
+        json_schema_extra=LATER,
+    )
+    snapshot_every: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="Steps between snapshots of an EMA of profile power, from which `sddit-run ema` makes EMAs of "
+        "other widths; 0: none.",
+        json_schema_extra=FREE,
+    )
+    snapshot_dtype: Literal["fp32", "fp16"] = Field(
+        "fp32",
+        description="Precision of the snapshots. Published: fp16. The default is our choice: narrow EMAs subtract "
+        "snapshots from each other, which multiplies the rounding of fp16.",
+        json_schema_extra=FREE,
+    )
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        if self.profile == "power" and self.sigma_rel is None:
+            raise ValueError('sigma_rel: profile "power" needs it, such as 0.05')
+        if self.profile == "exponential" and self.sigma_rel is not None:
+            raise ValueError('sigma_rel: no effect with profile "exponential"; write profile = "power"')
+        if self.profile == "exponential" and self.snapshot_every:
+            raise ValueError('snapshot_every: only EMAs of profile "power" have snapshots')
+        return self
+
+    def has_snapshot(self, step: int, total: int) -> bool:
+        """Return whether there is a snapshot after `step` steps: every `snapshot_every`, and after the last one."""
+        return self.snapshot_every > 0 and (step % self.snapshot_every == 0 or step == total)
+
+    def num_snapshots(self, total: int) -> int:
+        """Return the number of snapshots of a run."""
+        return -(-total // self.snapshot_every) if self.snapshot_every else 0
 
 
 class OtherRunSettings(Params):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from sddit.errors import error, one_of
 from sddit.recipes.settings import OtherRunSettings
+from sddit.storage.averages import AVERAGE_WEIGHTS, average_labels, average_store
 from sddit.storage.checkpoints import Read, Store
 from sddit.storage.manifest import Checkpoint, broken_error, read_manifest, seal_manifest
 from sddit.storage.output_folder import verify_output
@@ -138,20 +139,36 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def find_checkpoint(folder: Path, step: int | None, *, read: Read) -> Checkpoint:
-    """Return the checkpoint of a step of a run, or the newest intact one.
+def open_weights(
+    folder: Path, label: str, emas: Collection[str], step: int | None, *, read: Read
+) -> tuple[Checkpoint, str, str]:
+    """Return the checkpoint that holds weights of a run, its file with them, and the prefix of the names of tensors.
+
+    `emas` are the labels of the recipe. Weights made by `sddit-run ema` have checkpoints of their own. Raises SD-C446
+    for an unknown label, or as `find_checkpoint` does.
+    """
+    averages = average_labels(folder)
+    refuse_unknown_label(label, ["student", *emas, *averages], folder)
+    if label in averages:
+        return find_checkpoint(average_store(folder, label), step, read=read), AVERAGE_WEIGHTS, ""
+    name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
+    store = Store(folder / "checkpoints", keep=1, run_ids=recorded_ids(folder))
+    return find_checkpoint(store, step, read=read), f"{name}.safetensors", prefix
+
+
+def find_checkpoint(store: Store, step: int | None, *, read: Read) -> Checkpoint:
+    """Return the checkpoint of a step, or the newest intact one.
 
     `read` is `verify`, or `read_manifest` where the files are verified when they are read. Warns of newer broken
     checkpoints, which are left where they are. Raises SD-C447 for a run without a checkpoint, or as `Store.latest` and
     `Store.open` do.
     """
-    store = Store(folder / "checkpoints", keep=1, run_ids=recorded_ids(folder))
     found = store.latest(move_broken=False, read=read) if step is None else store.open(step, read=read)
     if found is None:
         fix = "run its recipe until the first save"
-        raise error("SD-C447", "this run has no checkpoint yet", where=str(folder), fix=fix)
+        raise error("SD-C447", "this run has no checkpoint yet", where=str(store.folder.parent), fix=fix)
     for notice in store.notices:
-        warnings.warn(notice, stacklevel=4)
+        warnings.warn(notice, stacklevel=5)
     return found
 
 
@@ -159,10 +176,7 @@ def _in_run(folder: Path, label: str, step: int | None) -> LocatedWeights:
     refuse_changed(folder / RECIPE)
     recipe = _json(folder / RECIPE)
     label = label or recipe.get("evaluate", {}).get("weights") or "student"
-    refuse_unknown_label(label, ["student", *recipe.get("ema", {})], folder)
-    checkpoint = find_checkpoint(folder, step, read=read_manifest)
-    name, prefix = ("model", "backbone.") if label == "student" else ("ema", f"{label}.")
-    file = f"{name}.safetensors"
+    checkpoint, file, prefix = open_weights(folder, label, recipe.get("ema", {}), step, read=read_manifest)
     if file not in checkpoint.files:
         raise broken_error(checkpoint.folder, f"{file}: missing")
     return LocatedWeights(folder, label, checkpoint.step, checkpoint.folder / file, prefix, checkpoint.files[file][1])

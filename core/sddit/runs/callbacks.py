@@ -23,14 +23,16 @@ from sddit.plugins.leftovers import end_if_forked
 from sddit.progress import Progress
 from sddit.runs.checkpointing import Saver
 from sddit.storage.atomic import storage_errors
+from sddit.storage.averages import snapshot_store
 from sddit.storage.checkpoints import Store
 from sddit.storage.lock import LOCK, refuse_lost_locks
+from sddit.storage.manifest import Content
 from sddit.storage.metrics_log import MetricsLog, is_score_of, last_metrics
 from sddit.storage.run_folder import METRICS, RunFolder
 from sddit.training.nonfinite import NonFinite
 from sddit.training.nonfinite_report import nonfinite_report
 from sddit.training.session import Session
-from sddit.training.state import checkpoint_files
+from sddit.training.state import checkpoint_files, snapshot_files
 
 MIN_NORMS = 3  # gradient norms before their average is used
 
@@ -60,6 +62,7 @@ class RunCallbacks:
         recipe = session.recipe
         self.folder, self.store, self.stop, self.progress = folder, store, stop, progress
         self.saver = Saver(store, background=recipe.train.save_async)
+        self.snapshots = snapshot_store(folder.path, store.run_ids)
         steps, previews, parts = recipe.train.steps, recipe.evaluate.previews, recipe.evaluate.during + 1
         self.preview_steps = {round(steps * k / previews) for k in range(1, previews + 1)} - {0}  # evenly spaced
         self.score_steps = {round(steps * k / parts) for k in range(1, parts)} - {0, steps}  # the end is always scored
@@ -135,12 +138,14 @@ class RunCallbacks:
                 sample_images.write_preview(session, self.folder, self.to_images)
             if session.step in self.score_steps:
                 self.score(session)
+        self.save_snapshot(session)
         if done or self.stop.requested or session.step % session.recipe.train.save_every == 0:
             self.save(session)
         if done or self.stop.requested:
             session.world.from_main(self.saver.wait)
-        while self.store.notices:
-            self.progress.warn(self.store.notices.pop(0))
+        for notices in (self.store.notices, self.snapshots.notices):
+            while notices:
+                self.progress.warn(notices.pop(0))
         stop_if_asked(self.stop, self.progress, f"after step {session.step} of {session.total_steps}")
 
     def catch_up(self, session: Session) -> None:
@@ -168,6 +173,16 @@ class RunCallbacks:
         row = {"step": session.step, "images": session.step * session.recipe.train.batch, "seconds": session.seconds}
         row |= {f"{SCORE}{name}.{figure}": value for name, one in scores.items() for figure, value in one.course()}
         self.write(session.step, row)
+
+    def save_snapshot(self, session: Session) -> None:
+        """Save a snapshot of the EMAs for which one is due, before the checkpoint of that step, which implies it."""
+        step, total = session.step, session.total_steps
+        if labels := [label for label, ema in session.recipe.ema.items() if ema.has_snapshot(step, total)]:
+            files = snapshot_files(session, labels)
+            session.world.from_main(lambda: self.write_snapshot(step, files))
+
+    def write_snapshot(self, step: int, files: Mapping[str, Content]) -> None:
+        self.snapshots.save(step, files)
 
     def save(self, session: Session) -> None:
         """Save a checkpoint, or start to save it in the background."""

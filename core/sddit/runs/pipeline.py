@@ -219,11 +219,14 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     return scores
 
 
-def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, Scores]:
-    """Sample and score a run at its newest intact checkpoint, finished or not. Changes nothing in its folder."""
+def evaluate_run(folder: Path, *, device: str, progress: Progress, weights: str = "") -> dict[str, Scores]:
+    """Sample and score a run at its newest intact checkpoint, finished or not. Changes nothing in its folder.
+
+    `weights` is `student`, or the label of an [ema] or of an average; empty: the weights that the run samples with.
+    """
     chosen = choose_device(device)
     refuse_latents(folder, "scores")
-    model = load_run_with_data(folder)
+    model = load_run_with_data(folder, weights)
     recipe = model.require_recipe()
     if not recipe.dataset.params.holds_images:
         raise no_images()

@@ -17,10 +17,11 @@ from sddit.recipes.checks.evaluation_rules import why_no_scores
 from sddit.recipes.costs import plan
 from sddit.recipes.merge import leaves
 from sddit.recipes.recipe import Recipe
-from sddit.reports.run.run_data import NextStep, ReportData, RunCost
+from sddit.reports.run.run_data import NextStep, ReportData, RunCost, ScoredAverage
 from sddit.reports.run.run_report import write_report
+from sddit.storage.averages import AVERAGE_SCORES
 from sddit.storage.metrics_log import read_metrics
-from sddit.storage.run_folder import ENVIRONMENT, METRICS, read_changes, read_json
+from sddit.storage.run_folder import ENVIRONMENT, METRICS, read_changes, read_json, unreadable_error
 
 
 def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores], cost: RunCost) -> str:
@@ -44,6 +45,7 @@ def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores],
             previews=grids,
             scores=scores,
             no_scores="" if scores else why_no_scores(recipe),
+            averages=read_average_scores(folder),
             caption=caption_of(recipe),
             probe=read_probe(folder),
             monitors={label: chosen.params.monitors() for label, chosen in recipe.active_losses.items()},
@@ -55,6 +57,20 @@ def write_run_report(recipe: Recipe, folder: Path, scores: Mapping[str, Scores],
             next_steps=list(next_steps(recipe, folder, command)),
         )
     )
+
+
+def read_average_scores(folder: Path) -> list[ScoredAverage]:
+    """Return the scores of averages in a run folder; empty if there are none. Raises SD-F704 for a damaged file."""
+    path, fix = folder / AVERAGE_SCORES, "delete it, then score the averages again"
+    if not path.is_file():
+        return []
+    try:
+        return [
+            ScoredAverage(**{**one, "scores": {key: Scores(**scores) for key, scores in one["scores"].items()}})
+            for one in read_json(path, list, fix)
+        ]
+    except (TypeError, KeyError, AttributeError) as fault:
+        raise unreadable_error(path, str(fault), fix) from fault
 
 
 def summary(recipe: Recipe) -> dict[str, str]:

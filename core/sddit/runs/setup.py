@@ -20,6 +20,7 @@ from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.start_weights import named_weights
 from sddit.storage import run_folder
+from sddit.storage.averages import remove_later
 from sddit.storage.checkpoints import Store
 from sddit.storage.manifest import Checkpoint
 from sddit.storage.metrics_log import logged_steps
@@ -137,6 +138,7 @@ def prepare_session(
         for name, file in recipe.plugin_files.items():
             folder.write_bytes(Path(name).name, file.read_bytes())
         folder.write_json(ENVIRONMENT, describe_environment(recipe, device))
+        remove_later(folder.path, checkpoint.step if checkpoint else 0)
     start = named_weights(recipe.start, "start") if recipe.start and not checkpoint else None
     snapshot = named_weights(recipe.snapshot, "snapshot") if recipe.snapshot and not checkpoint else None
     session = build_session(recipe, device, start=start, snapshot=snapshot, world=world)

@@ -53,9 +53,9 @@ class Store:
             no id is recorded for the run, so only checkpoints without one are its own. None: accept every checkpoint.
     """
 
-    def __init__(self, folder: Path, keep: int, run_ids: Sequence[str] | None = None) -> None:
+    def __init__(self, folder: Path, keep: int | None, run_ids: Sequence[str] | None = None) -> None:
         self.folder = folder
-        self.keep = keep  # number of verified checkpoints to keep
+        self.keep = keep  # number of verified checkpoints to keep; None: all
         self.run_ids = run_ids
         self.notices: list[str] = []
 
@@ -178,6 +178,12 @@ class Store:
                     staged.unlink()
         self.clean()
 
+    def remove_after(self, step: int) -> None:
+        """Remove the checkpoints of this run of later steps, which it makes again."""
+        with atomic.storage_errors(self.folder):
+            for later in (later for later in self.steps() if later > step and not self._is_foreign(later)):
+                atomic.remove_folder(atomic.mark_for_deletion(self.path_of(later)))
+
     def _refuse_when_full(self, files: Mapping[str, Content]) -> None:
         """Raise SD-M610 unless the checkpoint fits on the disk."""
         size = sum(len(content) if isinstance(content, bytes) else content.size for content in files.values())
@@ -224,6 +230,8 @@ class Store:
         Broken ones are moved aside and do not count. Those of another run are left as they are.
         """
         fault_point("ckpt.before_prune")
+        if self.keep is None:
+            return
         intact = 1  # the one just saved, which is kept even if there are later steps of another resume
         for step in reversed(self.steps()):
             if step == saved or self._is_foreign(step):

@@ -22,6 +22,7 @@ from sddit.recipes.start_weights import LocatedWeights
 from sddit.training.ema import EMA, Teacher
 from sddit.training.networks import DTYPES, build_backbone, build_terms, default_dtype
 from sddit.training.optimization import group_numbers
+from sddit.training.parameter_roles import parameter_roles, split_by_role
 from sddit.training.session import NOISE_BINS, Session
 from sddit.training.student import Objective, Student
 from sddit.training.warm_start import load_snapshot, load_start_weights
@@ -134,4 +135,7 @@ def parameter_groups(recipe: Recipe, student: Student) -> list[dict[str, Any]]:
     groups = [{"params": backbone, "lr_scale": 1.0, "head": False}]
     if heads := [parameter for parameters in of_losses for parameter in parameters]:
         groups.append({"params": heads, "lr_scale": recipe.optimizer.params.head_lr, "head": True})
-    return groups
+    if not recipe.optimizer.params.takes_roles:
+        return groups
+    roles = parameter_roles(student)
+    return [part for group in groups for part in split_by_role(group, roles)]

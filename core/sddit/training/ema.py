@@ -13,6 +13,7 @@ from sddit.backbones import Backbone
 from sddit.interfaces import Tap
 from sddit.losses import Losses
 from sddit.recipes.settings import EmaSettings
+from sddit.training.power_average import decay_of, gamma_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,15 +43,18 @@ class EMA:
 
     def __init__(self, settings: EmaSettings, student: Backbone) -> None:
         self.settings = settings
+        self.gamma = None if settings.sigma_rel is None else gamma_of(settings.sigma_rel)  # of the power profile
         self.module = frozen_copy(student)
 
-    def decay(self, step: int) -> float:
-        """Return the decay after optimizer step number `step`, counted from 0."""
+    def decay(self, step: int, taken: int) -> float:
+        """Return the decay after optimizer step number `step`, counted from 0; `taken` steps were not skipped."""
+        if self.gamma is not None:
+            return decay_of(self.gamma, taken)
         ramp = (1 + step) / (10 + step) if self.settings.ramp else 1.0
         return min(self.settings.decay, ramp)
 
-    def update(self, student: nn.Module, step: int) -> None:
-        ema_update_(self.module, student, self.decay(step))
+    def update(self, student: nn.Module, step: int, taken: int) -> None:
+        ema_update_(self.module, student, self.decay(step, taken))
 
 
 class Teacher:

@@ -83,7 +83,7 @@ def take_step(session: Session) -> StepResult:
     session.optimizer.step()
     session.optimizer.zero_grad(set_to_none=True)
     for ema in session.emas.values():
-        ema.update(session.student.backbone, session.step)
+        ema.update(session.student.backbone, session.step, session.num_taken + 1)
     if session.teacher is not None:
         momentum = value_at(session.recipe.teacher.momentum, session.step, session.total_steps)
         session.teacher.update(session.student.backbone, session.student.terms, momentum)

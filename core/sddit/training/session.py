@@ -55,6 +55,11 @@ class Session:
     def total_steps(self) -> int:
         return self.recipe.train.steps
 
+    @property
+    def num_taken(self) -> int:
+        """Return the number of steps so far that were not skipped."""
+        return self.step - len(self.skipped)
+
     def copies(self) -> dict[str, dict[str, nn.Module]]:
         """Return the EMAs and the parts of the teacher: {file of a checkpoint that holds them: {name: module}}."""
         found: dict[str, dict[str, nn.Module]] = {

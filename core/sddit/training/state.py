@@ -19,6 +19,8 @@ from sddit.training.ema import tensors_of, with_prefix
 from sddit.training.optimization import group_numbers
 from sddit.training.session import Session
 
+SNAPSHOT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
 
 def checkpoint_files(session: Session, extra: Mapping[str, Any], *, copy: bool = False) -> dict[str, Content]:
     """Return the contents of a checkpoint by file name. No random state is needed: every draw is keyed.
@@ -39,6 +41,42 @@ def checkpoint_files(session: Session, extra: Mapping[str, Any], *, copy: bool =
         files[f"{name}.safetensors"] = LazyBytes(size, partial(pack_finite, name, held))
     files["state.json"] = json.dumps(plain_state(session, numbers) | dict(extra), allow_nan=False, indent=1).encode()
     return files
+
+
+def snapshot_files(session: Session, labels: Sequence[str]) -> dict[str, Content]:
+    """Return the contents of a snapshot of EMAs by file name: parameters in their `snapshot_dtype`, and buffers.
+
+    Every rank must call this. Raises SD-N503 for a parameter that half precision cannot hold.
+    """
+    files: dict[str, Content] = {}
+    stated: dict[str, Any] = {}
+    for label in labels:
+        ema = session.emas[label]
+        tensors = {name: full_tensor(tensor).cpu() for name, tensor in sorted(ema.module.state_dict().items())}
+        buffers = sorted({name for name, _ in ema.module.named_buffers()} & tensors.keys())
+        parameters = {name: tensor for name, tensor in tensors.items() if name not in buffers}
+        rounded = round_parameters(label, parameters, SNAPSHOT_DTYPES[ema.settings.snapshot_dtype])
+        held = rounded | {name: tensors[name] for name in buffers}
+        size = sum(tensor.nbytes for tensor in held.values())
+        files[f"{label}.safetensors"] = LazyBytes(size, partial(pack_finite, label, held))
+        stated[label] = {"sigma_rel": ema.settings.sigma_rel, "buffers": buffers}
+    state = {"step": session.step, "taken": session.num_taken, "averages": stated}
+    return files | {"state.json": json.dumps(state, allow_nan=False, indent=1).encode()}
+
+
+def round_parameters(label: str, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return parameters in a precision for storage. Raises SD-N503 if one exceeds its range."""
+    rounded = {name: tensor.to(dtype) for name, tensor in parameters.items()}
+    if (name := non_finite(rounded)) and bool(torch.isfinite(parameters[name]).all()):
+        raise error(
+            "SD-N503",
+            f"a weight of the snapshot exceeds the range of half precision: {name}",
+            where=f"ema.{label}.snapshot_dtype",
+            got=f"{float(parameters[name].abs().max()):.4g}",
+            expect=f"at most {torch.finfo(dtype).max:.4g}",
+            fix=f'ema.{label}.snapshot_dtype = "fp32"',
+        )
+    return rounded
 
 
 def plain_state(session: Session, numbers: Mapping[str, Any]) -> dict[str, Any]:

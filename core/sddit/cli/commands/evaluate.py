@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sddit.cli.modes import ModeCommand
-from sddit.cli.options import PathOption, device_option, json_and_progress_option, plugin_option
+from sddit.cli.options import PathOption, device_option, json_and_progress_option, non_empty, plugin_option
 from sddit.cli.output import console, current_state, error_console, notice, print_json, show_progress, table
 from sddit.data.undecoded import refuse_latents
 from sddit.distributed import processes
@@ -22,6 +22,7 @@ from sddit.storage.run_folder import RECIPE
 EXAMPLES = """
 sddit-run evaluate runs/quickstart-4f2c91d07a55
 sddit-run evaluate RUN --json
+sddit-run evaluate RUN --weights student
 sddit-run evaluate RUN --probe       class information in the tokens
 sddit-run evaluate RUN --copies      samples closest to training images
 sddit-run evaluate RUN --inception WEIGHTS.pth --reference BATCH.npz
@@ -51,6 +52,13 @@ Part = tuple[Callable[..., dict[str, Any]], Callable[[Mapping[str, Any]], None]]
 @click.option(
     "--copies", is_flag=True, help="Search the saved samples for copies of training images; writes copies.json."
 )
+@click.option(
+    "--weights",
+    type=non_empty,
+    metavar="LABEL",
+    help="Weights to score: student, the label of an [ema], or one that sddit-run ema printed.  [default: as in the "
+    "recipe]",
+)
 @plugin_option
 @json_and_progress_option
 def evaluate(
@@ -58,6 +66,7 @@ def evaluate(
     device: str,
     probe: bool,
     copies: bool,
+    weights: str | None,
     plugin: tuple[str, ...],
     as_json: bool,
     **paths: Path | None,
@@ -72,6 +81,8 @@ def evaluate(
         parts["copies"] = measure_copies, partial(print_copies, run)
     for mode, chosen in evaluate.chosen_modes(paths):
         parts[mode.name] = partial(measure_mode, mode, chosen), partial(print_mode, mode)
+    if weights and parts:
+        raise click.UsageError(f"--weights is for scores, not for --{next(iter(parts))}")
     if asked := [f"--{name}" for name in parts if name != "probe"] or ([] if parts else ["scores"]):
         refuse_latents(run, ", ".join(asked))
     if not parts:
@@ -85,7 +96,7 @@ def evaluate(
                 if as_json:
                     print_json({})
             return
-        parts["scores"] = measure_scores, print_scores
+        parts["scores"] = partial(measure_scores, weights=weights or ""), print_scores
     with show_progress(error_console() if as_json else console()) as progress:
         results = {name: measure(run, device=device, progress=progress) for name, (measure, _) in parts.items()}
     if processes.rank() > 0 and processes.has_launcher():
@@ -97,10 +108,16 @@ def evaluate(
         print_part(results[name])
 
 
-def measure_scores(run: Path, **settings: Any) -> dict[str, Any]:
+def measure_scores(run: Path, weights: str, **settings: Any) -> dict[str, Any]:
+    from sddit.runs.average_scores import score_average
     from sddit.runs.pipeline import evaluate_run
+    from sddit.storage.averages import width_of
 
-    return {label: one.to_json() for label, one in evaluate_run(run, **settings).items()}
+    if width_of(weights) is not None:
+        scores = score_average(run, weights, **settings)
+    else:
+        scores = evaluate_run(run, weights=weights, **settings)
+    return {label: one.to_json() for label, one in scores.items()}
 
 
 def measure_probe(run: Path, **settings: Any) -> dict[str, Any]:

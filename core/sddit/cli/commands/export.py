@@ -30,7 +30,7 @@ sddit-run export RUN --layout diffusers
     "--weights",
     type=non_empty,
     metavar="LABEL",
-    help="Label of an [ema], or student.  [default: the weights that are sampled]",
+    help="Label of an [ema], student, or a label of sddit-run ema.  [default: the weights that are sampled]",
 )
 @step_option
 @click.option(

@@ -47,7 +47,10 @@ MAX_ROWS, MAX_COLUMNS = 64, 40  # of a grid
 @click.option("--guidance", type=float, metavar="SCALE", help="Guidance scale.  [default: that of the recipe]")
 @click.option("--sampler", metavar="NAME", help="Sampler by name; sddit-run show samplers lists them.")
 @click.option(
-    "--weights", type=non_empty, metavar="LABEL", help="Label of an [ema], or student.  [default: as in the recipe]"
+    "--weights",
+    type=non_empty,
+    metavar="LABEL",
+    help="Label of an [ema], student, or a label of sddit-run ema.  [default: as in the recipe]",
 )
 @step_option
 @device_option

@@ -91,6 +91,9 @@ def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
         "optimizer.clip_scope": recipe.optimizer.params.clip is None,
         "optimizer.warmup_shape": recipe.optimizer.params.warmup == 0,
     }
+    for label, ema in recipe.ema.items():
+        has_no_effect |= {f"ema.{label}.{key}": ema.profile == "power" for key in ("decay", "ramp")}
+        has_no_effect[f"ema.{label}.snapshot_dtype"] = not ema.snapshot_every
     idle = {key for key, is_idle in has_no_effect.items() if is_idle} | set(_named_idle(recipe))
     prefixes += [f"{key}." for key in idle]  # where it is a table, such as a ramp
     return [key for key in given if key in idle or (key.startswith(tuple(prefixes)) and key not in keys)]

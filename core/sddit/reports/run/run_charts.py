@@ -42,6 +42,21 @@ def score_charts(run: ReportData) -> list[Markup]:
     return charts
 
 
+def average_charts(run: ReportData) -> list[Markup]:
+    """Return a chart per extractor of the distance of averages against their width, a line per step."""
+    charts = []
+    for label, scores in run.averages[0].scores.items() if run.averages else ():
+        series = []
+        for step in dict.fromkeys(one.step for one in run.averages):
+            scored = [one for one in run.averages if one.step == step and label in one.scores]
+            distances = [one.scores[label].fd for one in scored]
+            series.append(Series(f"step {step:,}", [one.sigma_rel for one in scored], distances))
+        title = f"{scores.title}: {KNOWN_METRICS['fd'].title}"
+        floor = [Reference("unseen real images", scores.fd_floor)]
+        charts.append(line_chart(title, series, x_label="sigma_rel", log_y=are_positive(series), references=floor))
+    return charts
+
+
 def noise_charts(run: ReportData) -> list[Markup]:
     """Return a chart of each loss with one line per noise level, least noise first."""
     by_loss: dict[str, list[str]] = {}

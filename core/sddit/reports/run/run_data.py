@@ -35,6 +35,16 @@ class RunCost:
     device: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredAverage:
+    """Weights averaged with a relative width, which `sddit-run ema` made, and their scores by extractor."""
+
+    label: str
+    sigma_rel: float
+    step: int
+    scores: Mapping[str, Scores]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
     """Everything that a report shows."""
@@ -49,6 +59,7 @@ class ReportData:
     previews: Sequence[tuple[int, bytes]] = ()  # (step, PNG) over the run
     scores: Mapping[str, Scores] = field(default_factory=dict)
     no_scores: str = ""  # why there are none
+    averages: Sequence[ScoredAverage] = ()  # by step, then by width
     caption: str = ""  # what the grids show instead of images
     probe: Probe | None = None
     monitors: Mapping[str, Sequence[Monitor]] = field(default_factory=dict)  # by the label of their loss

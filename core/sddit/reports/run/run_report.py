@@ -8,7 +8,14 @@ from __future__ import annotations
 from sddit.evaluation.monitors import judge, monitors
 from sddit.reports.rendering import render
 from sddit.reports.run.probe_charts import probe_charts
-from sddit.reports.run.run_charts import diagnostic_charts, loss_charts, noise_charts, optimization_charts, score_charts
+from sddit.reports.run.run_charts import (
+    average_charts,
+    diagnostic_charts,
+    loss_charts,
+    noise_charts,
+    optimization_charts,
+    score_charts,
+)
 from sddit.reports.run.run_data import ReportData
 from sddit.reports.run.score_table import score_rows
 from sddit.reports.run.settings_table import settings
@@ -26,6 +33,7 @@ def write_report(run: ReportData) -> str:
         verdicts=verdicts,
         alarms=[verdict for verdict in verdicts if verdict.state == "look here"],
         score_charts=score_charts(run),
+        average_charts=average_charts(run),
         probe_charts=list(probe_charts(run.probe).values()) if run.probe else [],
         loss_charts=loss_charts(run),
         noise_charts=noise_charts(run),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sddit.backbones import Backbone
-from sddit.interfaces import Shapes, Tap
+from sddit.interfaces import Matrix, Shapes, Tap
 from sddit.testing import fixtures
 from sddit.testing.case import Case
 from sddit.testing.conformance import weight_formats
 from sddit.training.loss_checks import unregistered_layers
+from sddit.training.parameter_roles import roles_of
 
 SIZES = (8, 16, 32, 64)
 MAX_TOKENS = 256
@@ -96,6 +98,8 @@ def examine_behaviour(case: Case, trial: Trial) -> None:
         examine_precision(case, trial)
     with case.trying("its cost was counted"):
         examine_cost(case, trial)
+    with case.trying("it stated the roles of its parameters"):
+        examine_roles(case, trial)
 
 
 def taps_of(case: Case) -> tuple[Tap, ...]:
@@ -283,6 +287,16 @@ def examine_cost(case: Case, trial: Trial) -> None:
             close = math.isclose(stated, counted, rel_tol=0.01)
             expect = f"{counted:,.0f} within 1 %"
             case.expect(close, f"cost() states wrong {what}", got=f"{stated:,.0f}", expect=expect)
+
+
+def examine_roles(case: Case, trial: Trial) -> None:
+    """Check that roles are possible, and that the matrices that cost() states, if any, are those of that role."""
+    roles = roles_of(trial.backbone, "backbone").items()
+    found = Counter(Matrix(len(p), p.shape[1], role.stacked) for p, role in roles if role.role == "matrix")
+    cost = case.params.cost(trial.shapes, num_kept=trial.tokens)
+    if cost is not None and cost.matrices:
+        what, expect = "cost() states other matrices than parameter_role", f"{sum(found.values())} of role matrix"
+        case.expect(Counter(cost.matrices) == found, what, got=f"{len(cost.matrices)} matrices", expect=expect)
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sddit.interfaces import Matrix, ParameterRole
 from sddit.testing import fixtures
 from sddit.testing.case import Case
+from sddit.training.parameter_roles import split_by_role
 
 Weights = dict[str, Tensor]
 RATE = 1e-2
@@ -44,16 +47,26 @@ def new_weights() -> Weights:
 def over(case: Case, weights: Weights) -> torch.optim.Optimizer:
     """Return the optimizer over these weights, in two groups."""
     members = list(weights.values())
-    groups = [{"params": members[:2], "lr_scale": 1.0}, {"params": members[2:], "lr_scale": 0.0}]
+    groups = [group for begin, scale in ((0, 1.0), (2, 0.0)) for group in groups_of(case, members[begin:][:2], scale)]
     optimizer: torch.optim.Optimizer = case.build()(groups, torch.device("cpu"))
     return optimizer
+
+
+def groups_of(case: Case, members: list[Tensor], scale: float) -> list[dict[str, Any]]:
+    """Return weights as one group, or as one per role if the settings say `takes_roles`."""
+    group = {"params": members, "lr_scale": scale, "head": False}
+    return split_by_role(group, {weight: role_of(weight) for weight in members}) if case.params.takes_roles else [group]
+
+
+def role_of(weight: Tensor) -> ParameterRole:
+    return ParameterRole("matrix" if weight.ndim == 2 else "vector")
 
 
 def examine_groups(case: Case) -> None:
     """Check that a group of heads does not change the steps of the network, by a norm of all gradients for example."""
     alone, together = new_weights(), new_weights()
     members = list(alone.values())[:2]
-    descend(case.build()([{"params": members, "lr_scale": 1.0}], torch.device("cpu")), alone, 3)
+    descend(case.build()(groups_of(case, members, 1.0), torch.device("cpu")), alone, 3)
     descend(over(case, together), together, 3)
     same = all(torch.equal(alone[name], together[name]) for name in alone if name.startswith("moving"))
     fix = "compute norms and averages for each parameter or group"
@@ -78,9 +91,10 @@ def examine_state(case: Case, optimizer: torch.optim.Optimizer, weights: Weights
     """Check the stated size of the state, and that a restored optimizer continues identically."""
     state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
     kept = sum(value.numel() for value in state if value.numel() > 1)
-    count = kept / sum(weight.numel() for weight in weights.values())
-    stated = case.params.state_per_parameter
-    case.expect(count == stated, "state_per_parameter is not what it keeps", got=stated, expect=f"{count:g}")
+    matrices = [Matrix(*weight.shape) for weight in weights.values() if weight.ndim == 2]
+    stated = case.params.state_size(sum(weight.numel() for weight in weights.values()), matrices)
+    key = "state_size" if case.params.takes_roles else "state_per_parameter"
+    case.expect(kept == stated, f"{key} is not what it keeps", got=f"{stated} numbers", expect=f"{kept} numbers")
     copies = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
     restored = over(case, copies)
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
