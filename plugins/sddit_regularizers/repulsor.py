@@ -1,0 +1,80 @@
+"""Define the repulsor loss, which separates the features of an image from those of the images before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sddit.interfaces import Context, Outputs, View
+from sddit.losses import LossTerm
+from sddit_regularizers.params import RepulsorParams
+
+
+class Repulsor(LossTerm):
+    """Repulsion from a queue of past features (arXiv:2512.08648), per sample [B].
+
+    L_i = log mean_k exp((p_i . q_k - 1) / tau), between -2 / tau and 0, where p_i of length 1 is the projection of the
+    mean token of image i after one block, and q_k are the newest projections of earlier steps, without gradient. The
+    batch enters the queue after the step, that of all processes in its order, so all of them hold one queue. The head
+    and the queue are not exported.
+
+    The queue begins with fixed random directions, as in MoCo (arXiv:1911.05722), which images replace.
+    """
+
+    queue: Tensor
+
+    def __init__(self, params: RepulsorParams, *, widths: Mapping[Any, int], **_: Any) -> None:
+        super().__init__()
+        self.params = params
+        width = widths[params.tap]
+        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, params.dimension))
+        self.register_buffer("queue", random_directions(params.queue, params.dimension))
+        self._staged: dict[str, list[Tensor]] = {}  # projections of each micro-batch, by view
+
+    def forward(self, ctx: Context, views: Mapping[str, View], outputs: Mapping[str, Outputs]) -> Tensor:
+        students = {name: view for name, view in views.items() if view.network == "student"}
+        values = []
+        with torch.autocast(next(iter(views.values())).x.device.type, enabled=False):
+            for name in students:
+                projections = self.project(outputs[name].taps[self.params.tap].patch)
+                self._staged.setdefault(name, []).append(projections.detach())
+                values.append(self.repulsion(projections))
+        return torch.stack(values).mean(dim=0)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Return the projections of length 1 [B, d] of visible tokens [B, n, D]."""
+        projections: Tensor = self.head(tokens.to(self.queue.dtype).mean(dim=1))
+        return F.normalize(projections, dim=1)
+
+    def repulsion(self, projections: Tensor) -> Tensor:
+        """Return the loss of each projection, [B], and log how near the queue is."""
+        cosines = projections @ self.queue.T  # [B, K]
+        with torch.no_grad():
+            self.log("cosine_mean", cosines.mean())
+            self.log("cosine_max", cosines.amax(dim=1))
+        return ((cosines - 1) / self.params.temperature).logsumexp(dim=1) - math.log(len(self.queue))
+
+    @torch.no_grad()
+    def after_step(self, ctx: Context) -> None:
+        """Append the projections of the batch, over all ranks, and drop as many of the oldest."""
+        new = [ctx.gather(part) for parts in self._staged.values() for part in parts]
+        if new:
+            self.queue.copy_(torch.cat([self.queue, *new])[-len(self.queue) :])
+        self.discard()
+
+    def staged(self) -> list[Tensor]:
+        return [part for parts in self._staged.values() for part in parts]
+
+    def discard(self) -> None:
+        self._staged.clear()
+
+
+def random_directions(count: int, dimension: int) -> Tensor:
+    """Return vectors of length 1, [count, dimension], the same in every call up to the default dtype."""
+    drawn = torch.randn(count, dimension, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return F.normalize(drawn, dim=1).to(torch.get_default_dtype())
