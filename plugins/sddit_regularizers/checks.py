@@ -161,6 +161,8 @@ def queue(context: CheckContext) -> Iterator[Measurement]:
 def project(term: Repulsor, scene: Scene) -> Tensor:
     """Return the projections of length 1 of a scene, with the head written out."""
     x = scene.outputs["student"].taps[TAP].patch.detach().mean(dim=1)
+    variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+    x = (x - mean) / (variance + 1e-5).sqrt()
     hidden = x @ term.get_parameter("head.0.weight").T + term.get_parameter("head.0.bias")
     hidden = hidden * torch.sigmoid(hidden)
     p = hidden @ term.get_parameter("head.2.weight").T + term.get_parameter("head.2.bias")

@@ -9,9 +9,14 @@ from torch import Tensor
 
 
 def squared_distances(gram: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return |r_i - c_j|^2 [b, B] of rows [b, D] and columns [B, D] from their products [b, B]."""
+    """Return |r_i - c_j|^2 [b, B] of rows [b, D] and columns [B, D] from their products [b, B].
+
+    What is less than the rounding of the products is 0, so that an image has no distance from itself.
+    """
     squares = rows.square().sum(dim=1)[:, None] + columns.square().sum(dim=1)
-    return (squares - 2 * gram).clamp(min=0)  # rounding may leave less than 0
+    distances = squares - 2 * gram
+    rounding = torch.finfo(gram.dtype).eps * rows.shape[1] ** 0.5 * squares.detach()
+    return distances.where(distances > rounding, torch.zeros_like(distances))
 
 
 def class_distances(

@@ -128,6 +128,11 @@ class RepulsorParams(LossParams):
         0.25, description="Weight of this loss: a value schedule. Constant 0 disables it. Our choice."
     )
     tap: Tap = Field(0.25, description="Block whose mean token is projected. Our choice: that of `dispersive`.")
+    projection: Literal["trained", "fixed"] = Field(
+        "trained",
+        description="Head of the mean token: a trained MLP, as published, or a fixed random matrix, for learning rates "
+        "at which a trained head changes faster than the queue is replaced.",
+    )
     queue: int = Field(
         8192, ge=1, le=10**7, description="Number of past projections. Our choice; published: a large queue."
     )
@@ -144,9 +149,11 @@ class RepulsorParams(LossParams):
         if is_teacher(view):
             return Cost()
         width = backbone.width(self.tap)
-        head = linear(1, width, width) + linear(1, width, self.dimension)
         kept = width + 2 * self.dimension + self.queue  # the SiLU's input, both projections, the exponents
-        return head + Cost(flops=2.0 * self.queue * self.dimension, activations=kept)
+        products = Cost(flops=2.0 * self.queue * self.dimension, activations=kept)
+        if self.projection == "fixed":
+            return products + Cost(flops=2.0 * width * self.dimension, frozen=width * self.dimension)
+        return products + linear(1, width, width) + linear(1, width, self.dimension)
 
     def monitors(self) -> tuple[Monitor, ...]:
         return (

@@ -19,11 +19,14 @@ class Repulsor(LossTerm):
     """Repulsion from a queue of past features (arXiv:2512.08648), per sample [B].
 
     L_i = log mean_k exp((p_i . q_k - 1) / tau), between -2 / tau and 0, where p_i of length 1 is the projection of the
-    mean token of image i after one block, and q_k are the newest projections of earlier steps, without gradient. The
-    batch enters the queue after the step, that of all processes in its order, so all of them hold one queue. The head
-    and the queue are not exported.
+    normalized mean token of image i after one block, and q_k are the newest projections of earlier steps, without
+    gradient. The batch enters the queue after the step, that of all processes in its order, so all of them hold one
+    queue. The head and the queue are not exported.
 
     The queue begins with fixed random directions, as in MoCo (arXiv:1911.05722), which images replace.
+
+    A queue that is older than the features is dangerous: they all flee to the side opposite to it, and meet there. A
+    trained head changes at the rate of the optimizer, whatever the weight of this loss; a fixed one does not.
     """
 
     queue: Tensor
@@ -32,7 +35,11 @@ class Repulsor(LossTerm):
         super().__init__()
         self.params = params
         width = widths[params.tap]
-        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, params.dimension))
+        self.head: nn.Module
+        if params.projection == "trained":
+            self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, params.dimension))
+        else:
+            self.head = nn.Linear(width, params.dimension, bias=False).requires_grad_(False)
         self.register_buffer("queue", random_directions(params.queue, params.dimension))
         self._staged: dict[str, list[Tensor]] = {}  # projections of each micro-batch, by view
 
@@ -48,7 +55,8 @@ class Repulsor(LossTerm):
 
     def project(self, tokens: Tensor) -> Tensor:
         """Return the projections of length 1 [B, d] of visible tokens [B, n, D]."""
-        projections: Tensor = self.head(tokens.to(self.queue.dtype).mean(dim=1))
+        means = tokens.to(self.queue.dtype).mean(dim=1)
+        projections: Tensor = self.head(F.layer_norm(means, means.shape[1:]))
         return F.normalize(projections, dim=1)
 
     def repulsion(self, projections: Tensor) -> Tensor:

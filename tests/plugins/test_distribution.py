@@ -28,11 +28,15 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "mdt": ("digits/mdt.toml", [*SPLIT, "backbone.depth=4"]),
     "sd-dit": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "loss.discrimination.freeze_last=4"]),
     "sd-dit sinkhorn": ("quickstart.toml", [*DECODER, *HEAD, "loss.discrimination.centering=sinkhorn"]),
+    "dispersive": ("digits/dispersive.toml", ["backbone.depth=2"]),
+    "repulsor": ("digits/repulsor.toml", [*SPLIT, "backbone.depth=2", "loss.repulsor.queue=40"]),
+    "contrastive": ("digits/contrastive.toml", ["backbone.depth=2", "loss.contrastive.partner=other_class"]),
+    "diversedit": ("digits/diversedit.toml", [*SPLIT, "backbone.depth=4"]),
     "sd-dit in parts": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "train.distributed=fsdp"]),
 }
 DEFECTS = {
-    "gradients are not averaged": ["dit", "maskdit", "mdt", "sd-dit", "sd-dit sinkhorn"],
-    "means are of one rank": ["sd-dit", "sd-dit sinkhorn"],
+    "gradients are not averaged": ["dit", "maskdit", "mdt", "sd-dit", "sd-dit sinkhorn", "contrastive"],
+    "means are of one rank": ["sd-dit", "sd-dit sinkhorn", "dispersive"],
 }
 ROUNDING = 1e-10  # of weights in float64 after ten steps
 LOGGED = 1e-6  # diagnostics are kept in float32
