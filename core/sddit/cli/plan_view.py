@@ -43,6 +43,8 @@ def print_summary(plan: Plan, merged: Merged, recipe: Recipe, options: RunOption
     size, classes = "x".join(map(str, facts.image)), facts.num_classes or "no"
     name = f"{recipe.name}-{plan.run_id}"
     out.print(name, style="bold")
+    if recipe.about.method:
+        out.print(printable(f"method: {recipe.about.method} ({recipe.about.paper})"))
     out.print(printable(f"data: {facts.source}: {facts.train_size:,} training images of {size}, {classes} classes"))
     print_block("Cost", cost_table(plan, recipe, options.on, options.out / name), out)
     print_block("Views", view_table(plan, recipe), out)

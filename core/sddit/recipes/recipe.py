@@ -13,7 +13,14 @@ from typing import Any
 from sddit import interfaces as face
 from sddit.interfaces import Selected
 from sddit.interfaces.params import LossView, settings_json
-from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
+from sddit.recipes.settings import (
+    AboutSettings,
+    EmaSettings,
+    EvaluateSettings,
+    StartSettings,
+    TeacherSettings,
+    TrainSettings,
+)
 from sddit.value_schedules import is_zero
 
 
@@ -45,6 +52,7 @@ class Recipe:
     codec: Selected[face.CodecParams] | None = None  # that decodes samples of latents; None: none
     start: StartSettings | None = None  # the weights to start from; None: new ones
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> where its value came from
+    about: AboutSettings = field(default_factory=AboutSettings)
     idle: tuple[str, ...] = ()  # keys that are set and have no effect here
     warnings: tuple[str, ...] = ()  # what is allowed but probably a mistake
     plugin_digests: Mapping[str, str] = field(default_factory=dict)  # plugin -> version or file hash
@@ -139,6 +147,8 @@ class Recipe:
             tables["codec"] = self.codec.to_json(free=free)
         if self.start is not None:
             tables["start"] = settings_json(self.start, free=free)
+        if free and self.about != AboutSettings():
+            tables["about"] = settings_json(self.about)
         if free:
             tables["tracker"] = {label: chosen.to_json() for label, chosen in self.trackers.items()}
             tables["name"] = self.name

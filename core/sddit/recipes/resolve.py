@@ -137,7 +137,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     averages = {label: selector.settings(EmaSettings, t, f"ema.{label}") for label, t in selector.labels("ema").items()}
     tables: dict[str, Any] = {
         key: selector.settings(SETTINGS[key], merged.tables.get(key, {}), key)
-        for key in ("train", "teacher", "evaluate")
+        for key in ("train", "teacher", "evaluate", "about")
     }
     features = selector.features(tables["evaluate"].features, labelled["features"]) if tables["evaluate"] else {}
     seed, name, start = _seed(selector), _name(selector), _start(selector)

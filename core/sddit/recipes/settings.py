@@ -162,10 +162,20 @@ class EvaluateSettings(Params):
     kid_subset_size: int = Field(200, ge=2, description="Images of one such subset.")
 
 
+class AboutSettings(Params):
+    """`[about]`: what the recipe reproduces. It changes nothing, and recipes that extend this one do not inherit it."""
+
+    method: str = Field("", description="Name of the method, as its paper writes it.", json_schema_extra=FREE)
+    paper: str = Field("", description="Its source, such as arXiv:2212.09748.", json_schema_extra=FREE)
+    published: str = Field("", description="Which published setting the recipe follows.", json_schema_extra=FREE)
+    ours: str = Field("", description="Where the recipe deviates, and what is our choice.", json_schema_extra=FREE)
+
+
 SETTINGS: Mapping[str, type[Params]] = {
     "train": TrainSettings,
     "teacher": TeacherSettings,
     "ema": EmaSettings,
     "evaluate": EvaluateSettings,
     "start": StartSettings,
+    "about": AboutSettings,
 }
