@@ -67,7 +67,7 @@ def dispersion(context: CheckContext) -> Iterator[Measurement]:
         value = value_of(term, far)
         yield Measurement(f"{variant}: orthogonal distant images, from -ln B", abs(value + math.log(count)), 1e-12)
     value = value_of(dispersive(variant="hinge"), far)
-    yield Measurement("hinge: distant images, from 1 / B", abs(value - 1 / count), 1e-12)
+    yield Measurement("hinge: orthogonal images, from 1 / B", abs(value - 1 / count), 1e-12)
     signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64)
     independent = torch.cat([signs, -signs])[:, None]  # no channel is correlated with another one
     value = value_of(dispersive(variant="covariance"), independent)
@@ -104,7 +104,7 @@ def by_pairs(variant: str, patch: Tensor) -> float:
                 {
                     "l2": math.exp(-distance / params.temperature),
                     "cosine": math.exp((cosine - 1) / params.temperature),
-                    "hinge": max(0.0, params.margin - distance) ** 2,
+                    "hinge": max(0.0, params.margin - 1 + cosine) ** 2,
                 }[variant]
             )
     mean = sum(terms) / len(terms)
@@ -159,29 +159,35 @@ def queue(context: CheckContext) -> Iterator[Measurement]:
 
 
 def project(term: Repulsor, scene: Scene) -> Tensor:
-    """Return the projections of length 1 of a scene, with the head written out."""
+    """Return the projections of a scene, with the head written out."""
     x = scene.outputs["student"].taps[TAP].patch.detach().mean(dim=1)
     variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
     x = (x - mean) / (variance + 1e-5).sqrt()
     hidden = x @ term.get_parameter("head.0.weight").T + term.get_parameter("head.0.bias")
     hidden = hidden * torch.sigmoid(hidden)
-    p = hidden @ term.get_parameter("head.2.weight").T + term.get_parameter("head.2.bias")
-    return (p / p.norm(dim=1, keepdim=True)).detach()
+    return (hidden @ term.get_parameter("head.2.weight").T + term.get_parameter("head.2.bias")).detach()
 
 
 def repulsion(context: CheckContext) -> Iterator[Measurement]:
-    """Measure the loss of projections equal, opposite and orthogonal to the queue: 0, -2 / tau, -1 / tau."""
-    term = repulsor(temperature=0.25)
-    x = torch.eye(4, dtype=torch.float64)[:2]
-    for name, row, expected in (("equal", x[0], 0.0), ("opposite", -x[0], -8.0), ("orthogonal", x[1], -4.0)):
-        term.queue.copy_(row.expand_as(term.queue))
-        error = float((term.repulsion(x[:1]) - expected).abs().max())
-        yield Measurement(f"{name} projections, from {expected:g}", error, 1e-12)
-    scene = scene_of(fixtures.numbers(3, 3, WIDTH, dtype=torch.float64))
-    p, term = project(term, scene), repulsor(temperature=0.25)
-    terms = [[math.exp((float(own @ past) - 1) / 0.25) for past in term.queue] for own in p]
-    expected_values = torch.tensor([math.log(sum(row) / len(row)) for row in terms], dtype=torch.float64)
-    error = float((scene.value_of(term).detach() - expected_values).abs().max())
+    """Measure the loss for a queue on a line: on it, ln((1 + exp(-2 / tau)) / 2); orthogonal to it, -1 / tau."""
+    term, tau = repulsor(temperature=0.25), 0.25
+    axes, origin = torch.eye(4, dtype=torch.float64), fixtures.numbers(4, dtype=torch.float64)
+    term.queue.copy_(origin + torch.cat([axes[:1].expand(5, -1), -axes[:1].expand(5, -1)]))
+    ends = math.log((1 + math.exp(-2 / tau)) / 2)
+    for name, row, expected in (
+        ("on", axes[0], ends),
+        ("on the other end of", -axes[0], ends),
+        ("orthogonal to", axes[1], -4.0),
+    ):
+        found = term.repulsion(fixtures.context(), (origin + 3 * row)[None])
+        yield Measurement(f"projection {name} the line, from {expected:.3f}", abs(float(found) - expected), 1e-12)
+    scene, term = scene_of(fixtures.numbers(3, 3, WIDTH, dtype=torch.float64)), repulsor(temperature=tau)
+    center = sum(term.queue) / len(term.queue)
+    written_out = torch.zeros(scene.size, dtype=torch.float64)
+    for i, own in enumerate(project(term, scene)):
+        cosines = [float(torch.cosine_similarity(own - center, past - center, dim=0)) for past in term.queue]
+        written_out[i] = math.log(sum(math.exp((cosine - 1) / tau) for cosine in cosines) / len(cosines))
+    error = float((scene.value_of(term).detach() - written_out).abs().max())
     yield Measurement("difference from the sum over the queue", error, 1e-12)
 
 

@@ -23,11 +23,12 @@ class Dispersive(LossTerm):
 
         l2          log mean_ij exp(-D_ij / tau), D_ij = |z_i - z_j|^2 / D
         cosine      log mean_ij exp((u_i . u_j - 1) / tau)
-        hinge       mean_ij max(0, margin - D_ij)^2
+        hinge       mean_ij max(0, u_i . u_j + margin - 1)^2
         covariance  sum over m != n of Cov(u)_mn^2
 
-    The first two are between -ln B, for a batch of B images far from each other, and 0, for equal ones. The paper's
-    cosine variant has no -1, which adds a constant without gradient.
+    The first is between -ln B, for a batch of B images far from each other, and 0, for equal ones. The paper's cosine
+    variant has no -1, which adds a constant without gradient. Its hinge is max(0, margin - distance)^2 of a distance
+    that we do not know; ours is 1 - u_i . u_j, since a margin on features of any length may be met from the start.
     """
 
     def __init__(self, params: DispersiveParams, **_: Any) -> None:
@@ -43,14 +44,12 @@ class Dispersive(LossTerm):
         return torch.stack(values).mean()
 
     def features(self, tokens: Tokens) -> Tensor:
-        """Return the tokens of each image as one vector [b, D], in float32 or wider, of length 1 if a variant says so.
+        """Return the tokens of each image as one vector [b, D], in float32 or wider: of length 1, except for l2.
 
-        Vectors are divided by sqrt(D) otherwise, so that |z_i - z_j|^2 is the mean over dimensions.
+        There they are divided by sqrt(D), so that |z_i - z_j|^2 is the mean over dimensions.
         """
         z = tokens.patch.to(torch.promote_types(tokens.patch.dtype, torch.float32)).flatten(1)
-        if self.params.variant in ("cosine", "covariance"):
-            return F.normalize(z, dim=1)
-        return z / z.shape[1] ** 0.5
+        return z / z.shape[1] ** 0.5 if self.params.variant == "l2" else F.normalize(z, dim=1)
 
     def value(self, ctx: Context, labels: Tensor, z: Tensor) -> Tensor:
         """Return the loss of features [b, D] of this rank, compared with those of all ranks, and log distances."""
@@ -69,7 +68,7 @@ class Dispersive(LossTerm):
             case "cosine":
                 return log_mean_exp(ctx, -distances / (2 * self.params.temperature))
             case "hinge":
-                return ctx.mean((self.params.margin - distances).clamp(min=0).square().mean())
+                return ctx.mean((self.params.margin - distances / 2).clamp(min=0).square().mean())
             case "covariance":
                 variances = ctx.mean(rows.square().mean(dim=0))  # [D]
                 # The sum of all squared covariances is the mean of the squared products of centered features.

@@ -24,7 +24,7 @@ def class_distances(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean of distances [b, B] over pairs of the same class, and over pairs of different classes.
 
-    `own` [b] are the labels of the rows, `labels` [B] those of the columns; pairs with a dropped label are left out, as
+    `own` [b] are the labels of the rows, `labels` [B] those of the columns; pairs with a dropped label are excluded, as
     are those of an image with itself. Without a pair of one class, the second mean replaces the first. `mean` averages
     over the ranks.
     """

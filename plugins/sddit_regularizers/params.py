@@ -24,7 +24,7 @@ from sddit.value_schedules import Value, bounded, extremes
 from sddit_dit.cost import linear
 from sddit_dit.params import TransformerParams
 
-FEW_IMAGES = 8  # a batch of so many or fewer has almost no signal for the dispersive loss
+FEW_IMAGES = 8  # a batch of this size or less has almost no signal for the dispersive loss
 
 
 def is_teacher(view: ViewSpec) -> bool:
@@ -42,15 +42,15 @@ class DispersiveParams(LossParams):
     variant: Literal["l2", "cosine", "hinge", "covariance"] = Field(
         "l2",
         description="How images are compared. l2 and cosine: log of the mean of exp(-distance / temperature); hinge: "
-        "squared distance missing to the margin; covariance: squared covariances between channels. Published "
-        "default: l2.",
+        "squared part of 1 - cosine that is missing to the margin; covariance: squared covariances between channels. "
+        "Published default: l2.",
     )
     tap: Tap = Field(0.25, description="Block whose tokens are compared; a quarter of the depth, as published.")
     temperature: float = Field(
         0.5, gt=0, description="tau of l2 and cosine. Default as reported of the paper; published code uses 1."
     )
     margin: float = Field(
-        1.0, gt=0, description="Only with hinge: mean squared difference per dimension that is enough. Our choice."
+        1.0, gt=0, le=2, description="Only with hinge: 1 - cosine that is enough; 1 is orthogonal. Our choice."
     )
 
     @property
@@ -103,7 +103,7 @@ class DispersiveParams(LossParams):
         return Cost(flops=2.0 * num_kept * backbone.width(self.tap), activations=2)
 
     def monitors(self) -> tuple[Monitor, ...]:
-        of = "of features of length 1" if self.variant in ("cosine", "covariance") else "per dimension"
+        of = "per dimension" if self.variant == "l2" else "of features of length 1"
         return (
             Monitor(
                 "distance_within",
@@ -158,11 +158,17 @@ class RepulsorParams(LossParams):
     def monitors(self) -> tuple[Monitor, ...]:
         return (
             Monitor(
-                "cosine_mean",
-                "Mean cosine to the queue",
-                "near 0; 1 means that all projections are equal",
+                "cosine_square",
+                "Mean squared cosine to the queue",
+                "falling towards 1 / dimension; 1 means that all projections are on one line",
                 high=0.9,
-                reference=0.0,
+                reference=1 / self.dimension,
+            ),
+            Monitor(
+                "drift",
+                "Length of the mean direction of a batch, seen from the queue",
+                "near 0; 1 means that features change faster than the queue is replaced",
+                high=0.9,
             ),
             Monitor(
                 "cosine_max",

@@ -18,15 +18,15 @@ from sddit_regularizers.params import RepulsorParams
 class Repulsor(LossTerm):
     """Repulsion from a queue of past features (arXiv:2512.08648), per sample [B].
 
-    L_i = log mean_k exp((p_i . q_k - 1) / tau), between -2 / tau and 0, where p_i of length 1 is the projection of the
-    normalized mean token of image i after one block, and q_k are the newest projections of earlier steps, without
-    gradient. The batch enters the queue after the step, that of all processes in its order, so all of them hold one
-    queue. The head and the queue are not exported.
+    L_i = log mean_k exp((p_i . q_k - 1) / tau), between -2 / tau and 0, where p_i is the direction, seen from the mean
+    of the queue, of the projection of image i, and q_k are those of the newest projections of earlier steps, without
+    gradient. The head projects the normalized mean token after one block. The batch enters the queue after the step,
+    that of all processes in its order, so all of them hold one queue. The head and the queue are not exported.
 
     The queue begins with fixed random directions, as in MoCo (arXiv:1911.05722), which images replace.
 
-    A queue that is older than the features is dangerous: they all flee to the side opposite to it, and meet there. A
-    trained head changes at the rate of the optimizer, whatever the weight of this loss; a fixed one does not.
+    Without the mean as origin, all features would move away from an older queue to its opposite side, and be equal. A
+    trained head changes at the rate of the optimizer, at any weight of this loss; a fixed one does not.
     """
 
     queue: Tensor
@@ -50,21 +50,24 @@ class Repulsor(LossTerm):
             for name in students:
                 projections = self.project(outputs[name].taps[self.params.tap].patch)
                 self._staged.setdefault(name, []).append(projections.detach())
-                values.append(self.repulsion(projections))
+                values.append(self.repulsion(ctx, projections))
         return torch.stack(values).mean(dim=0)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Return the projections of length 1 [B, d] of visible tokens [B, n, D]."""
+        """Return the projections [B, d] of visible tokens [B, n, D]."""
         means = tokens.to(self.queue.dtype).mean(dim=1)
         projections: Tensor = self.head(F.layer_norm(means, means.shape[1:]))
-        return F.normalize(projections, dim=1)
+        return projections
 
-    def repulsion(self, projections: Tensor) -> Tensor:
-        """Return the loss of each projection, [B], and log how near the queue is."""
-        cosines = projections @ self.queue.T  # [B, K]
+    def repulsion(self, ctx: Context, projections: Tensor) -> Tensor:
+        """Return the loss of each projection, [B], and log signs of collapse."""
+        center = self.queue.mean(dim=0)
+        directions = F.normalize(projections - center, dim=1)
+        cosines = directions @ F.normalize(self.queue - center, dim=1).T  # [B, K]
         with torch.no_grad():
-            self.log("cosine_mean", cosines.mean())
             self.log("cosine_max", cosines.amax(dim=1))
+            self.log("cosine_square", cosines.square())
+            self.log("drift", ctx.mean(directions.mean(dim=0)).norm())
         return ((cosines - 1) / self.params.temperature).logsumexp(dim=1) - math.log(len(self.queue))
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sddit.diffusion.draws import KeyedDraws
@@ -63,10 +64,10 @@ def test_a_distance_not_divided_by_the_dimension_is_detected(monkeypatch: pytest
 
     def undivided(self: Dispersive, tokens: Any) -> Tensor:
         z = original(self, tokens)
-        return z if self.params.variant in ("cosine", "covariance") else z * z.shape[1] ** 0.5
+        return z * z.shape[1] ** 0.5 if self.params.variant == "l2" else z
 
     monkeypatch.setattr(Dispersive, "features", undivided)
-    assert failing(checks.pairwise) == [f"{variant}: difference from the sum over pairs" for variant in ("l2", "hinge")]
+    assert failing(checks.pairwise) == ["l2: difference from the sum over pairs"]
 
 
 def test_covariances_with_the_variances_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +101,7 @@ def test_a_comparison_within_one_process_is_detected(monkeypatch: pytest.MonkeyP
 def test_a_wrong_queue_is_detected(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Repulsor.after_step
 
-    def spoilt(self: Repulsor, ctx: Context) -> None:
+    def faulty(self: Repulsor, ctx: Context) -> None:
         with torch.no_grad():
             if fault == "oldest" and self.staged():
                 new = torch.cat([ctx.gather(part) for part in self.staged()])
@@ -111,13 +112,13 @@ def test_a_wrong_queue_is_detected(fault: str, monkeypatch: pytest.MonkeyPatch) 
             else:
                 original(self, ctx)
 
-    monkeypatch.setattr(Repulsor, "after_step", spoilt)
+    monkeypatch.setattr(Repulsor, "after_step", faulty)
     if fault == "in forward":
         repulsion = Repulsor.repulsion
 
-        def eager(self: Repulsor, projections: Tensor) -> Tensor:
-            value = repulsion(self, projections)
-            self.queue.data[:1].neg_()
+        def eager(self: Repulsor, ctx: Context, projections: Tensor) -> Tensor:
+            value = repulsion(self, ctx, projections)
+            self.queue.data[:1].mul_(2)
             return value
 
         monkeypatch.setattr(Repulsor, "repulsion", eager)
@@ -130,9 +131,18 @@ def test_a_wrong_queue_is_detected(fault: str, monkeypatch: pytest.MonkeyPatch) 
     assert expected[fault] in found
 
 
+def test_a_repulsor_without_a_center_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def uncentered(self: Repulsor, ctx: Context, projections: Tensor) -> Tensor:
+        cosines = F.normalize(projections, dim=1) @ F.normalize(self.queue, dim=1).T
+        return ((cosines - 1) / self.params.temperature).exp().mean(dim=1).log()
+
+    monkeypatch.setattr(Repulsor, "repulsion", uncentered)
+    assert len(failing(checks.repulsion)) == 4
+
+
 def test_a_wrong_temperature_of_the_repulsor_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Repulsor.repulsion
-    monkeypatch.setattr(Repulsor, "repulsion", lambda self, p: 1.0001 * original(self, p))
+    monkeypatch.setattr(Repulsor, "repulsion", lambda self, ctx, p: 1.0001 * original(self, ctx, p))
     assert "difference from the sum over the queue" in failing(checks.repulsion)
 
 
@@ -150,7 +160,7 @@ def test_a_wrong_contrast_is_detected(factor: float, expected: str, monkeypatch:
 
 
 def test_wrong_partners_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Partners shifted by one, of which some are the image itself or one of its class."""
+    """Partners shifted by one: some are the image itself or one of its class."""
     original = Contrastive.partners
 
     def shifted(self: Contrastive, ctx: Context, view: Any) -> tuple[Tensor, Tensor]:
