@@ -248,7 +248,7 @@ def gradient(view: View, raw: Tensor, mode: Literal["any", "other_class"]) -> Te
     term, ctx = Contrastive(ContrastiveParams(partner=mode)), fixtures.context()
     denoising = (raw - raw_target(ctx.schedule, view.x0, view.noise, view.t, raw.dtype)).square().mean()
     contrast = []
-    for rows in torch.arange(len(raw)).split(200):  # one batch
+    for rows in torch.split(torch.arange(len(raw)), 200):  # one batch
         part = View(
             network="student",
             x=view.x[rows],

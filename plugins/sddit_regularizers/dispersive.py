@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,9 @@ class Dispersive(LossTerm):
         There they are divided by sqrt(D), so that |z_i - z_j|^2 is the mean over dimensions.
         """
         z = tokens.patch.to(torch.promote_types(tokens.patch.dtype, torch.float32)).flatten(1)
-        return z / z.shape[1] ** 0.5 if self.params.variant == "l2" else F.normalize(z, dim=1)
+        if self.params.variant == "l2":
+            return z / math.sqrt(z.shape[1])
+        return F.normalize(z, dim=1)
 
     def value(self, ctx: Context, labels: Tensor, z: Tensor) -> Tensor:
         """Return the loss of features [b, D] of this rank, compared with those of all ranks, and log distances."""
