@@ -235,7 +235,10 @@ def test_an_image_without_a_partner_counts_zero() -> None:
     assert float(term.diagnostics()["paired"]) == 0
     some = torch.tensor([0, 0, 1, 3, 3, 3])
     value, term = contrasted(raw, view(schedule, some), schedule, partner="other_class")
-    assert float(term.diagnostics()["paired"]) == pytest.approx(0.5)
+    logged = term.diagnostics()
+    assert {monitor.name for monitor in term.params.monitors()} == set(logged)
+    assert float(logged["paired"]) == pytest.approx(0.5)
+    assert float(logged["second_term"]) == pytest.approx(-float(value))
     assert float(value) < 0
 
 
@@ -345,5 +348,6 @@ def test_every_monitor_is_logged(term: str) -> None:
     loss = terms[term]
     taps = {tap: Tokens(numbers(B, N, D, key=k)) for k, tap in enumerate(loss.params.needs().student.taps)}
     loss(context(), {"student": view()}, {"student": Outputs(taps=taps)})
-    assert {monitor.name for monitor in loss.params.monitors()} <= set(loss.diagnostics())
-    assert math.isfinite(sum(map(float, loss.diagnostics().values())))
+    logged = loss.diagnostics()
+    assert {monitor.name for monitor in loss.params.monitors()} <= set(logged)
+    assert all(math.isfinite(float(value)) for value in logged.values())
