@@ -16,6 +16,7 @@ from PIL import Image
 from sddit.errors import SdditError
 from sddit.progress import Progress
 from sddit.recipes.costs import plan
+from sddit.recipes.merge import load
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.runs.pipeline import run
@@ -41,9 +42,10 @@ OWN = ["dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10
 LATENTS = ["dataset.name=declared", "dataset.image=[16, 8, 8]", "dataset.classes=8", "codec=false"]
 LATENTS += ["evaluate.features=[]"]
 """A stand-in for the latents of emoji."""
-SECOND_STAGES = {path: path.with_name(path.name.replace("-tune", "")) for path in ALL if "-tune" in path.name}
-ALONE = {path: ["start=false"] for path in SECOND_STAGES}
-"""Overrides for a second stage without the run that it starts from."""
+OTHER_RUNS = {path: table for path in ALL for table in ("start", "snapshot") if table in load(path).tables}
+"""Second stages, and the table in which they name the run of the first."""
+ALONE = {path: [f"{table}=false"] for path, table in OTHER_RUNS.items()}
+"""Overrides for a second stage without that run."""
 SMALL = ["train.steps=2", "train.batch=16", "train.log_every=1", "optimizer.warmup=0", "evaluate.samples=20"]
 SMALL += ["evaluate.previews=1", "evaluate.per_class=1", "evaluate.features=[]", "sampler.steps=2"]
 
@@ -71,11 +73,12 @@ def test_recipe_plans_without_warnings_or_idle_keys(path: Path) -> None:
 
 
 def begin(path: Path, out: Path) -> list[str]:
-    """Train the run that a second stage starts from, and return it as an override; nothing for other recipes."""
-    if path not in SECOND_STAGES:
+    """Train the run that a second stage uses, and return it as an override; nothing for other recipes."""
+    if path not in OTHER_RUNS:
         return []
-    first = run(resolve(SECOND_STAGES[path], SMALL), out=out, device="cpu", progress=Progress())
-    return [f"start.run={first.folder}"]
+    stage = path.with_name(path.name.replace("-tune", "").replace("-guided", ""))
+    first = run(resolve(stage, SMALL), out=out, device="cpu", progress=Progress())
+    return [f"{OTHER_RUNS[path]}.run={first.folder}"]
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=names(RUNNABLE))

@@ -40,7 +40,7 @@ def ids_of(path: Path) -> str | dict[str, str]:
         *(ELSEWHERE if "imagenet256" in path.parts else []),
         *(OWN if path.name == "folder.toml" else []),
         *(LATENTS if path.name == "emoji-latent.toml" else []),
-        *(["start=false"] if "-tune" in path.name else []),
+        *(f"{table}=false" for table in ("start", "snapshot") if table in load(path).tables),
     ]
     if "ablations" not in path.parts:
         return resolve(path, overrides).run_id

@@ -25,7 +25,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 SANITY = RECIPES / "ablations" / "sanity.toml"
 SMALL = sorted(path for path in (RECIPES / "ablations").glob("*.toml") if path != SANITY)
 LARGE = sorted((RECIPES / "ablations" / "imagenet256").glob("*.toml"))
-ALL = [str(path.relative_to(RECIPES).with_suffix("")) for path in (*SMALL, *LARGE)]
+UNPUBLISHED = sorted((RECIPES / "ablations" / "unpublished").glob("*.toml"))
+ALL = [str(path.relative_to(RECIPES).with_suffix("")) for path in (*SMALL, *LARGE, *UNPUBLISHED)]
 MAIN, LARGE_MAIN = "ablations/sd_dit_vs_masking", "ablations/imagenet256/sd_dit_vs_masking"
 GROUNDS = {
     "dit": "digits/dit",

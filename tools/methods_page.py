@@ -53,7 +53,7 @@ def entries() -> list[Entry]:
 
 def planned(path: Path) -> Recipe:
     """Resolve a recipe for a plan: without its data, and without the run that a second stage starts from."""
-    merged = load(path, ["start=false"] if "start" in load(path).tables else [])
+    merged = load(path, [f"{table}=false" for table in ("start", "snapshot") if table in load(path).tables])
     merged.planned = True
     return resolve_merged(merged)
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, get_args
 
 import torch
@@ -46,6 +45,7 @@ from sddit.recipes.start_weights import (
     find_weights,
     is_export,
     read_config,
+    refuse_plugin_code,
     refuse_unknown_label,
     verify_export,
 )
@@ -72,8 +72,9 @@ from sddit.training.arguments import (
     wrong_argument,
 )
 from sddit.training.ema import with_prefix
-from sddit.training.networks import DTYPES, build_backbone, default_dtype
-from sddit.training.warm_start import read_weights
+from sddit.training.networks import DTYPES, default_dtype
+from sddit.training.second_network import load_second_network
+from sddit.training.warm_start import build_trained, read_weights
 
 KERNEL = DEFAULTS["attention"]
 """The attention kernel of weights that come without a recipe."""
@@ -89,9 +90,10 @@ def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runti
         params: its settings as in a recipe; the others take their defaults.
         runtime: what its kind is built with besides settings. A component needs some of these:
             backbones: image, num_classes, outputs, attention
-            losses: widths, grid, image, num_classes
+            losses: widths, grid, image, num_classes; mean and std of each channel, for some
             pair_samplers: grid
-            samplers, guidances: schedule
+            samplers: schedule
+            guidances: schedule; second, a denoiser, for a rule that compares two networks
             datasets: split
             features: facts, device
             codecs: device; facts, to decode a cache without a codec of its own
@@ -124,6 +126,7 @@ class Model:
     schedule: NoiseSchedule | None
     shapes: Shapes
     recipe: Recipe | None = None  # of its run, if any
+    step: int | None = None  # of its checkpoint, if it was loaded from one
 
     @property
     def num_classes(self) -> int:
@@ -241,7 +244,7 @@ def load_run(folder: Path, *, weights: str = "", step: int | None = None, dtype:
         file = f"{name}.safetensors"
         return with_prefix(prefix, unpack(checkpoint.read(file), str(checkpoint.folder / file)))
 
-    return build_with_weights(recipe, read, dtype, where=f"{checkpoint.folder}, {label}")
+    return build_with_weights(recipe, read, dtype, where=f"{checkpoint.folder}, {label}", step=checkpoint.step)
 
 
 def load_run_with_data(folder: Path) -> Model:
@@ -258,39 +261,27 @@ def load_run_with_data(folder: Path) -> Model:
 def load_exported(folder: Path, weights: str, step: int | None, dtype: torch.dtype | None, trust_code: bool) -> Model:
     """Load the network of a folder from `sddit-run export`. Raises SD-C457 if it contains code that is not trusted."""
     tables = read_config(folder)["recipe"]
-    code = [name for name in tables.get("plugins", []) if str(name).endswith(".py")]
-    if code and not trust_code:
-        raise error(
-            "SD-C457",
-            "this folder contains plugin code; none of it was run",
-            where=str(folder),
-            got=", ".join(map(str, code)),
-            fix="read it; then sddit.load(FOLDER, trust_code=True), or sddit-run sample FOLDER --trust-code",
-        )
+    if not trust_code:
+        fix = "read it; then sddit.load(FOLDER, trust_code=True), or sddit-run sample FOLDER --trust-code"
+        refuse_plugin_code(folder, tables, fix)
     recipe = resolve_tables(tables, folder / CONFIG)
     source = find_weights(folder, weights, step)
     return build_with_weights(recipe, lambda: read_weights(source), dtype, where=str(folder))
 
 
 def build_with_weights(
-    recipe: Recipe, read: Callable[[], dict[str, Tensor]], dtype: torch.dtype | None, *, where: str
+    recipe: Recipe,
+    read: Callable[[], dict[str, Tensor]],
+    dtype: torch.dtype | None,
+    *,
+    where: str,
+    step: int | None = None,
 ) -> Model:
     """Build the network of a recipe and load its weights. Raises SD-C410 if they do not fit."""
+    backbone = build_trained(recipe, read, dtype, where=where)
     with default_dtype(dtype or DTYPES[recipe.train.precision]):
-        backbone = build_backbone(recipe, device="cpu")
         schedule: NoiseSchedule = recipe.noise_schedule.build()
-    try:
-        backbone.load_state_dict(read())
-    except (KeyError, RuntimeError, FileNotFoundError) as mismatch:
-        raise error(
-            "SD-C410",
-            "the checkpoint does not fit this recipe",
-            where=where,
-            got=shorten(str(mismatch), 160),
-            expect="a checkpoint of the same recipe",
-            fix=f"restore the {RECIPE} of this run",
-        ) from mismatch
-    return Model(backbone.eval(), schedule, recipe.shapes, recipe)
+    return Model(backbone, schedule, recipe.shapes, recipe, step=step)
 
 
 def sample(
@@ -381,7 +372,9 @@ def plan_sampling(
     count = whole_argument(per_class, "per_class", 1, MAX_PER_CLASS)
     chosen = recipe.seed if seed is None else whole_argument(seed, "seed", 0, MAX_INTEGER)
     request = of_classes(wanted, count, model.num_classes, chosen)
-    return Sampling(model.backbone.to(device_argument(device)), model.require_schedule(), recipe, request)
+    place = device_argument(device)
+    second = load_second_network(recipe, place, step=model.step)
+    return Sampling(model.backbone.to(place), model.require_schedule(), recipe, request, second)
 
 
 def observe(model: Model, seen: View, *, taps: Sequence[Tap] = (), output: bool = True) -> Outputs:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,11 @@ from sddit.diffusion.preconditioning import ModelDenoiser
 from sddit.diffusion.sampling import noise_levels, sample
 from sddit.distributed.world import World
 from sddit.errors import error, memory_errors
-from sddit.interfaces import Codec, Dataset, NoiseSchedule
+from sddit.interfaces import Codec, Dataset, GuidanceParams, NoiseSchedule, Params
 from sddit.plugins.host import registry
 from sddit.progress import Progress
 from sddit.recipes.recipe import Recipe
+from sddit.training.second_network import load_second_network
 from sddit.training.session import Session
 
 
@@ -72,13 +73,20 @@ def generate(
     recipe: Recipe,
     request: Request,
     callback: Callable[[int, Tensor], None] | None = None,
+    second: nn.Module | None = None,
 ) -> Tensor:
     """Sample with the recipe's sampler, guidance and precision, on the device of the network.
 
-    Returns [n, C, H, W] float64 on the CPU, in network space.
+    `second` is the second network of the guidance, if it names one. Returns [n, C, H, W] float64 on the CPU, in network
+    space.
     """
     autocast = torch.bfloat16 if recipe.train.precision == "bf16" else None
-    denoiser = ModelDenoiser(backbone, schedule, recipe.shapes.num_classes, autocast=autocast)
+    denoiser, *others = (
+        ModelDenoiser(network, schedule, recipe.shapes.num_classes, autocast=autocast)
+        for network in (backbone, second)
+        if network is not None
+    )
+    more = {"second": others[0]} if others else {}
     batch = recipe.evaluate.batch
     less = f"evaluate.batch = {max(1, batch // 2)}: the images stay the same"
     with memory_errors("sampling", got=f"{batch} images at once", fix=less):
@@ -88,7 +96,7 @@ def generate(
             image_ids=request.ids,
             seed=request.seed,
             sampler=recipe.sampler.build(schedule=schedule),
-            guidance=recipe.guidance.build(schedule=schedule),
+            guidance=recipe.guidance.build(schedule=schedule, **more),
             sigmas=noise_levels(recipe.sampler.params, schedule),
             image=recipe.shapes.image,
             batch=batch,
@@ -150,6 +158,7 @@ def generate_parts(
     world: World,
     progress: Progress | None = None,
     start: int = 0,
+    second: nn.Module | None = None,
 ) -> Iterator[tuple[Request, dict[str, Tensor]]]:
     """Generate images part by part, each divided among the ranks, and yield what is asked for of each part.
 
@@ -157,6 +166,7 @@ def generate_parts(
         converts: the results that are asked for, by name.
         progress: shows the sampler steps of this rank as a stage.
         start: images at the beginning of the request that exist already.
+        second: the second network of the guidance, if it names one.
 
     Yields the request of a part, and its results on the main rank; they are empty on the others.
     """
@@ -169,7 +179,7 @@ def generate_parts(
     for part, rows in zip(parts, owned, strict=True):
         wanted = request.part(part)
         own = wanted.part(rows if rows.stop > rows.start else slice(0, 1))  # without work, generate any image
-        x = generate(backbone, schedule, recipe, own, lambda step, x: shown.tick())
+        x = generate(backbone, schedule, recipe, own, lambda step, x: shown.tick(), second)
         results = {name: convert(x)[: rows.stop - rows.start] for name, convert in converts.items()}
         yield wanted, {name: world.collect(result, part.stop - part.start) for name, result in results.items()}
 
@@ -199,7 +209,21 @@ def sample_session(
     """Apply `generate_parts` to the weights of a session as they are now."""
     weights = session.weights(session.recipe.evaluate.weights)
     schedule, recipe, world = session.schedule, session.recipe, session.world
-    return generate_parts(weights, schedule, recipe, converts, request, world, progress, start)
+    second = second_network(session)
+    return generate_parts(weights, schedule, recipe, converts, request, world, progress, start, second)
+
+
+def second_network(session: Session) -> nn.Module | None:
+    """Return the second network of the guidance, if it names one. Call it on all ranks."""
+    recipe = session.recipe
+    named = recipe.guidance.params.second_network
+    if named is None:
+        return None
+    if not named.run:
+        return session.weights(named.weights or recipe.evaluate.weights)
+    if session.second is None:
+        session.second = load_second_network(recipe, session.device)
+    return session.second
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,18 +234,16 @@ class Sampling:
     schedule: NoiseSchedule
     recipe: Recipe
     request: Request
+    second: nn.Module | None = None  # the second network of the guidance
 
     def identity(self) -> dict[str, str]:
         """Return what samples depend on besides their request: the weights, and the id of the recipe."""
-        digest = hashlib.sha256()
-        for name, value in self.backbone.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return {"weights_sha256": digest.hexdigest(), "recipe": self.recipe.run_id}
+        second = {} if self.second is None else {"second_weights_sha256": weights_digest(self.second)}
+        return {"weights_sha256": weights_digest(self.backbone), **second, "recipe": self.recipe.run_id}
 
     def x(self) -> Tensor:
         """Return the samples in network space, [n, C, H, W] float64."""
-        return generate(self.backbone, self.schedule, self.recipe, self.request)
+        return generate(self.backbone, self.schedule, self.recipe, self.request, second=self.second)
 
     def latents(self) -> Tensor:
         """Return latents of the encoder [n, C, H, W] float64. Raises SD-T913 where the samples are not latents."""
@@ -232,17 +254,38 @@ class Sampling:
     ) -> Iterator[tuple[Request, dict[str, Tensor]]]:
         """Generate them in parts, see `generate_parts`."""
         return generate_parts(
-            self.backbone, self.schedule, self.recipe, converts, self.request, World(), progress, start
+            self.backbone, self.schedule, self.recipe, converts, self.request, World(), progress, start, self.second
         )
 
 
+def weights_digest(network: nn.Module) -> str:
+    """Return a sha256 of names and values of the weights."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def guidance_overrides(recipe: Recipe, scale: float) -> list[str]:
-    """Return the overrides for a guidance scale: of the recipe's rule, else of the only rule that has a scale."""
+    """Return the overrides for a guidance scale: of the recipe's rule, else of the only rule for which it suffices."""
     if "scale" in type(recipe.guidance.params).model_fields:
         return [f"guidance.scale={scale}"]
-    scaled = [c.qualified for c in registry("guidances") if "scale" in c.params.model_fields]
+    scaled = [c.qualified for c in registry("guidances") if compares_labels(c.params)]
     if len(scaled) != 1:
         what = "several guidance rules have a scale" if scaled else "no guidance rule has a scale"
         expect = f"a recipe whose [guidance] is one of {', '.join(scaled)}" if scaled else "a plugin with such a rule"
         raise error("SD-T923", what, where="guidance", got=str(scale), expect=expect)
     return [f"guidance.name={scaled[0]}", f"guidance.scale={scale}"]
+
+
+def compares_labels(params: type[Params]) -> bool:
+    """Return whether a rule with a scale compares with the null label, which any network with classes may have.
+
+    Other rules need more than a scale, such as an auxiliary head or a second network.
+    """
+    if "scale" not in params.model_fields:
+        return False
+    settings: dict[str, Any] = {"scale": 2.0}
+    rule = params.model_construct(**settings)
+    return isinstance(rule, GuidanceParams) and rule.needs_null_label

@@ -33,6 +33,8 @@ def register_backbones(registry: Registry[Backbone]) -> None:
         checks={
             "what hidden tokens reach": "sddit_dit.checks:spans",
             "what fills hidden positions": "sddit_dit.checks:fill",
+            "auxiliary heads": "sddit_dit.checks:heads",
+            "the decoder's gradient of the encoder": "sddit_dit.checks:encoder_gradient",
             "the published DiT": "sddit_dit.checks:published_dit",
             "the published MaskDiT": "sddit_dit.checks:published_maskdit",
         },

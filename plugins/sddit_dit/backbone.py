@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sddit.interfaces import Attention, Tap, Tokens
-from sddit_dit.blocks import Block, Positions, gather_tokens
+from sddit_dit.blocks import Block, Positions, gather_tokens, scale_gradient
 from sddit_dit.decoder_input import BridgedInput, SplitInput
 from sddit_dit.frame import Frame
 from sddit_dit.params import DiTParams
@@ -56,7 +56,7 @@ class DiT(Frame[DiTParams]):
         visible: Tensor | None = None,  # [B, K], ascending
         groups: Tensor | None = None,  # [B, N]
     ) -> tuple[Tensor | None, dict[str, Tensor], dict[Tap, Tokens]]:
-        """Return (raw [B, outputs * C, H, W] or None, no further heads, taps).
+        """Return (raw [B, outputs * C, H, W] or None, {auxiliary head: [B, C, H, W]}, taps).
 
         Stop after the deepest block that is needed. Taps in the sparse span return the K visible tokens with their
         index, and the class token; taps in the decoder return all N and no class token, which is dropped before the
@@ -66,16 +66,19 @@ class DiT(Frame[DiTParams]):
         self.check_depth(stop, output)
         self._check_inputs(visible, groups)
         reads = {tap: self.params.block_of(tap) for tap in taps}
+        read = {*reads.values(), *(self.params.head_blocks.values() if output else ())}
         act = self.condition(c_noise, labels)  # [B, D]
         e = self.embed(x) + self.positions.table  # [B, N, D]
 
-        h, tapped = self._encode(e, act, visible, groups, stop, reads.values())
+        h, tapped = self._encode(e, act, visible, groups, stop, read)
         if self.decoder_input is not None and stop > self.params.encoder_depth:
+            h, e = (scale_gradient(tokens, self.params.encoder_gradient) for tokens in (h, e))
             u = self.decoder_input(h, e, visible, act)  # [B, N, D of the decoder]
-            h, outputs = self._run(u, act, groups, self.params.encoder_depth, stop, reads.values())
+            h, outputs = self._run(u, act, groups, self.params.encoder_depth, stop, read)
             tapped |= {number: Tokens(tokens) for number, tokens in outputs.items()}
         raw = self.finish(h, act) if output else None
-        return raw, {}, {tap: tapped[number] for tap, number in reads.items()}
+        heads = self.finish_heads(tapped, act) if output else {}
+        return raw, heads, {tap: tapped[number] for tap, number in reads.items()}
 
     def _check_inputs(self, visible: Tensor | None, groups: Tensor | None) -> None:
         """Raise ValueError for inputs that this backbone does not support."""

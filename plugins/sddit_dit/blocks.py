@@ -43,6 +43,17 @@ def scatter_tokens(tokens: Tensor, index: Tensor, into: Tensor) -> Tensor:
     return into.scatter(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]), tokens.to(into.dtype))
 
 
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return x, unchanged, whose gradient is multiplied by `factor`."""
+    if factor == 1 or not x.requires_grad:
+        return x
+    if factor == 0:
+        return x.detach()
+    scaled = x.view_as(x)
+    scaled.register_hook(lambda gradient: factor * gradient)  # type: ignore[no-untyped-call]  # untyped in torch
+    return scaled
+
+
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     """Return the fixed 2-D table [N, D], float64: features of the column, then of the row; sines before cosines."""
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")

@@ -15,6 +15,7 @@ from sddit.testing.toys.network import ToyAttention
 from sddit.testing.toys.params import ToyAttentionParams
 from sddit.verify.published import network, parity, published
 from sddit_dit.backbone import DiT
+from sddit_dit.blocks import patchify
 from sddit_dit.params import DiTParams
 
 DECODERS: dict[str, dict[str, Any]] = {
@@ -106,6 +107,55 @@ def fill(context: CheckContext) -> Iterator[Measurement]:
     yield Measurement("control: visible positions, which the encoder has changed", visible, 1, ">=")
     mask_tokens = sum("mask_token" in name for name, _ in model.named_parameters())
     yield Measurement("mask tokens among the parameters", mask_tokens, 0)
+
+
+@torch.no_grad()
+def heads(context: CheckContext) -> Iterator[Measurement]:
+    """Compare an auxiliary head with the output of a network that ends at its block, and outputs with and without."""
+    long, (x, level, labels) = build_dit(depth=4, aux_heads={"inner": 2}), inputs()
+    plain, short = build_dit(depth=4), build_dit(depth=2)
+    weights = long.state_dict()
+    plain.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith("aux_heads.")})
+    of_head = {name.replace("aux_heads.inner_head.", "final."): tensor for name, tensor in weights.items()}
+    short.load_state_dict({name: of_head[name] for name in short.state_dict()})
+    raw, found, _ = long(x, level, labels)
+    yield Measurement("outputs that an auxiliary head changes", differing(raw, plain(x, level, labels)[0]), 0)
+    ended = differing(found["inner"], short(x, level, labels)[0])
+    yield Measurement("outputs of the head that differ from a network that ends there", ended, 0)
+    yield Measurement("control, those that differ from the output", differing(found["inner"], raw), 1, ">=")
+    inside = build_dit(aux_heads={"inner": 1}, **DECODERS["separate"])
+    at_visible = torch.zeros(2, 16, dtype=torch.bool).scatter(1, VISIBLE, True)
+    predicted = patchify(inside(x, level, labels, visible=VISIBLE)[1]["inner"], (4, 4))
+    yield Measurement("hidden tokens that a head in the encoder predicts", float(predicted[~at_visible].any()), 0)
+    empty = float((predicted[at_visible] == 0).all(dim=-1).sum())
+    yield Measurement("visible tokens that it does not predict", empty, 0)
+
+
+def encoder_gradient(context: CheckContext) -> Iterator[Measurement]:
+    """Check that the gradient from the decoder to the encoder is multiplied by the factor, and the output unchanged."""
+    factors: dict[str | float, float] = {"full": 1.0, 0.25: 0.25, "none": 0.0}
+    found = {setting: output_and_gradients(encoder_gradient=setting) for setting in factors}
+    raw, full = found["full"]
+    encoder = [name for name in full if name.startswith(("patch.", "cls_token", "blocks.0.", "blocks.1."))]
+    decoder = [name for name in full if name.startswith(("decoder_input.", "blocks.2.", "final."))]
+    for setting, factor in factors.items():
+        other, gradients = found[setting]
+        yield Measurement(f"{setting}: outputs that differ", differing(raw, other), 0)
+        wrong = sum(not torch.equal(gradients[name], factor * full[name]) for name in encoder)
+        yield Measurement(f"{setting}: gradients of the encoder that are not {factor:g} of the full ones", wrong, 0)
+        changed = sum(not torch.equal(gradients[name], full[name]) for name in decoder)
+        yield Measurement(f"{setting}: gradients of the decoder that differ", changed, 0)
+    reached = sum(bool(full[name].any()) for name in encoder)
+    yield Measurement("control, parameters of the encoder with a gradient", reached, len(encoder), ">=")
+
+
+def output_and_gradients(**decoder: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the output of a masked view, and the gradient of its sum of squares to every parameter."""
+    model = build_dit(cls_token=True, decoder={**DECODERS["separate"]["decoder"], **decoder})
+    raw = model(*inputs(), visible=VISIBLE)[0]
+    assert raw is not None
+    torch.autograd.backward(raw.square().sum())
+    return raw.detach(), {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
 
 
 def published_dit(context: CheckContext) -> Iterator[Measurement]:

@@ -49,6 +49,7 @@ class Sizes:
     cls_token: bool
     bridge: Literal["shared", "own"] | None  # from encoder to decoder width; None: one width
     fill: Literal["input", "learned", "zero"] | None  # of hidden positions; None: no decoder
+    head_blocks: tuple[int, ...] = ()  # the block that each auxiliary head reads, from 1
 
 
 def network_cost(sizes: Sizes, *, num_kept: int, blocks: int, output: bool) -> Cost:
@@ -64,6 +65,9 @@ def network_cost(sizes: Sizes, *, num_kept: int, blocks: int, output: bool) -> C
         total += _decoder_input_cost(sizes, num_kept)
     if output:
         total += adaptive_linear_cost(tokens, sizes.widths[-1], sizes.patch_values * sizes.outputs, condition)
+        for block in sizes.head_blocks:
+            n = num_kept if block <= sizes.encoder_depth else tokens
+            total += adaptive_linear_cost(n, sizes.widths[block - 1], sizes.patch_values, condition)
     return total
 
 

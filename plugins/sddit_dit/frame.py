@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Generic, TypeVar, cast
 
 import torch
@@ -11,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sddit import Backbone
-from sddit.interfaces import Attention, Shapes, Tap
-from sddit_dit.blocks import AdaptiveLinear, LabelEmbedding, TimestepEmbedding, patchify, unpatchify
+from sddit.interfaces import Attention, Shapes, Tap, Tokens
+from sddit_dit.blocks import AdaptiveLinear, LabelEmbedding, TimestepEmbedding, patchify, scatter_tokens, unpatchify
 from sddit_dit.params import TransformerParams
 
 P = TypeVar("P", bound=TransformerParams)
@@ -42,7 +43,11 @@ class Frame(Backbone, Generic[P]):
         has_labels = num_classes > 0 or not params.zero_null
         self.label = LabelEmbedding(num_classes, width, zero_null=params.zero_null) if has_labels else None
         self.build_blocks(attention)
-        self.final = AdaptiveLinear(params.block_sizes[-1][0], params.patch**2 * image[0] * outputs, width)
+        values = params.patch**2 * image[0]
+        self.final = AdaptiveLinear(params.block_sizes[-1][0], values * outputs, width)
+        self.aux_heads = nn.ModuleDict()  # like `final`, without a learned variance
+        for name, number in params.head_blocks.items():
+            self.aux_heads[f"{name}_head"] = AdaptiveLinear(params.block_sizes[number - 1][0], values, width)
         for name, parameter in self.named_parameters():
             self.init_parameter(name, parameter, torch.default_generator)
 
@@ -57,7 +62,7 @@ class Frame(Backbone, Generic[P]):
         """
         parts = name.split(".")
         with torch.no_grad():
-            if "bias" in parts or "modulation" in parts or "final" in parts:
+            if "bias" in parts or "modulation" in parts or "final" in parts or parts[0] == "aux_heads":
                 parameter.zero_()
             elif parts[0] in ("timestep", "label", "cls_token") or parts[-1] == "mask_token":
                 parameter.normal_(std=0.02, generator=generator)
@@ -69,6 +74,7 @@ class Frame(Backbone, Generic[P]):
         last = self.params.last_block(taps, output=False)
         del self.blocks[last:]
         self.final = None
+        self.aux_heads = nn.ModuleDict()
         if last <= self.params.encoder_depth:
             setattr(self, self.decoder_entry, None)
 
@@ -98,6 +104,22 @@ class Frame(Backbone, Generic[P]):
         assert self.final is not None
         with torch.autocast(x.device.type, enabled=False):
             return unpatchify(self.final(x.to(act.dtype), act), self.grid, self.params.patch)
+
+    def finish_heads(self, read: Mapping[int, Tokens], act: Tensor) -> dict[str, Tensor]:
+        """Return the output of each auxiliary head, [B, C, H, W], from the tokens read after its block.
+
+        It is 0 at the tokens that the block did not see.
+        """
+        found = {}
+        for name, number in self.params.head_blocks.items():
+            tokens = read[number]
+            with torch.autocast(act.device.type, enabled=False):
+                values: Tensor = self.aux_heads[f"{name}_head"](tokens.patch.to(act.dtype), act)  # [B, n, C p p]
+            if tokens.index is not None:
+                into = values.new_zeros(len(values), math.prod(self.grid), values.shape[-1])
+                values = scatter_tokens(values, tokens.index, into)
+            found[name] = unpatchify(values, self.grid, self.params.patch)
+        return found
 
     def check_depth(self, stop: int, output: bool) -> None:
         """Raise ValueError if a truncated network lacks block `stop` or the output."""

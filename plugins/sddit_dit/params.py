@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sddit.errors import Problem, SdditError
 from sddit.interfaces import BackboneParams, Cost, Params, RecipeView, Shapes, Tap
+from sddit.interfaces.params import LossView, SlotView
 from sddit_dit.cost import Sizes, network_cost
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -16,6 +17,9 @@ SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 
 
 SEPARATE = {"width": 512, "heads": 16, "bridge": "shared", "bridge_init": "zero"}
 """Defaults of a separate decoder: those of MaskDiT (arXiv:2306.09305)."""
+
+
+HeadName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 def _refuse_bad_width(name: str, width: int, heads: int) -> None:
@@ -86,6 +90,21 @@ class TransformerParams(BackboneParams):
         return len(self.block_sizes)
 
     @property
+    def head_blocks(self) -> Mapping[str, int]:
+        """Return the auxiliary heads by name, and the number of the block that each reads, from 1."""
+        return {}
+
+    @property
+    def head_tokens(self) -> Mapping[str, Literal["all", "visible"]]:
+        """A head within the encoder sees, and so predicts, only the tokens that are not hidden."""
+        hides = self.encoder_depth < len(self.block_sizes)
+        blocks = self.head_blocks.items()
+        return {name: "visible" if hides and number <= self.encoder_depth else "all" for name, number in blocks}
+
+    def is_of_head(self, parameter: str) -> bool:
+        return parameter.startswith("aux_heads.")
+
+    @property
     def zero_null(self) -> bool:
         """Return whether a dropped label is embedded as the zero vector instead of a learned row."""
         return False
@@ -134,6 +153,9 @@ class TransformerParams(BackboneParams):
     def width(self, tap: Tap) -> int:
         return self.block_sizes[self.block_of(tap) - 1][0]
 
+    def tap_text(self, tap: Tap) -> str:
+        return f"block {self.block_of(tap)} of {len(self.block_sizes)}"
+
     @property
     def supports_masking(self) -> bool:
         """Return whether there is a decoder, which restores hidden tokens."""
@@ -174,6 +196,12 @@ class DecoderParams(Params):
         None,
         description="Initialization of the bridge's Linear; default zero, as in MaskDiT. Only with style separate.",
     )
+    encoder_gradient: Literal["full", "none"] | Annotated[float, Field(gt=0)] = Field(
+        "full",
+        description="Gradient that the encoder gets from losses of the decoder's output: all of it (full), none, or a "
+        "factor on it. Taps within the encoder are not affected, and the output does not change.",
+        json_schema_extra={"omit_default": True, "training_only": True},
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -212,6 +240,13 @@ class DiTParams(TransformerParams):
         description="Decoder input at hidden positions: the embedded noisy token (input, SD-DiT, the default), a "
         "learned mask token (learned, MaskDiT), or only the position (zero). Only with a decoder.",
     )
+    aux_heads: dict[HeadName, float | int | str] = Field(
+        default_factory=dict,
+        description="Auxiliary heads by name, each a second output layer after an earlier block: a depth fraction, a "
+        'block number or "encoder". A loss trains one by its key `head`; guidance `internal` reads one. They have no '
+        "learned variance.",
+        json_schema_extra={"omit_default": True},
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -223,6 +258,11 @@ class DiTParams(TransformerParams):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
+        for name, block in self.head_blocks.items():
+            if block == len(self.block_sizes):
+                raise ValueError(
+                    f"aux_heads.{name}: after the last block it is the output itself; choose an earlier one"
+                )
         if self.decoder is None:
             if self.fill is not None:
                 raise ValueError("fill: no effect without a decoder, because no token is hidden")
@@ -251,8 +291,36 @@ class DiTParams(TransformerParams):
         return len(self.block_sizes) - (self.decoder.depth if self.decoder else 0)
 
     @property
+    def head_blocks(self) -> dict[str, int]:
+        return {name: self.block_of(tap) for name, tap in self.aux_heads.items()}
+
+    @property
+    def encoder_gradient(self) -> float:
+        """Factor on the gradient from the decoder to the encoder."""
+        named = {"full": 1.0, "none": 0.0}
+        value = self.decoder.encoder_gradient if self.decoder else "full"
+        return named[value] if isinstance(value, str) else value
+
+    @property
     def zero_null(self) -> bool:
         return self.null_label == "zero"
+
+    def warnings(self, recipe: RecipeView) -> Iterable[str]:
+        trained = {head for loss in recipe.active_losses.values() for head in loss.params.needs().student.heads}
+        for name in self.aux_heads:
+            if name not in trained:
+                yield f"aux_heads.{name} is not trained: no loss reads it, such as one with head = {name!r}"
+        if self.encoder_gradient == 0 and not any(map(self._trains_encoder, recipe.active_losses.values())):
+            yield (
+                'decoder.encoder_gradient = "none" and no loss that reads tokens of the encoder: the encoder is not '
+                "trained and keeps its initial weights, or those of [start]"
+            )
+
+    def _trains_encoder(self, loss: SlotView[LossView]) -> bool:
+        """Return whether a loss has a gradient to the encoder that does not pass the decoder."""
+        wanted = loss.params.needs().student
+        blocks = [*map(self.block_of, wanted.taps), *(self.head_blocks[head] for head in wanted.heads)]
+        return loss.params.trains_network and any(block <= self.encoder_depth for block in blocks)
 
     @property
     def has_cls(self) -> bool:
@@ -271,5 +339,6 @@ class DiTParams(TransformerParams):
             cls_token=self.cls_token,
             bridge=self.decoder.bridge if self.decoder else None,
             fill=self.fill,
+            head_blocks=tuple(self.head_blocks.values()),
         )
         return network_cost(sizes, num_kept=num_kept, blocks=self.last_block(taps, output), output=output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sddit import Registry, hookimpl
 from sddit.interfaces import Loss, NoiseSchedule
+from sddit_edm.cosine_params import CosineFlowParams
 from sddit_edm.params import DenoisingParams, EDMParams, FlowParams
 
 
@@ -35,6 +36,15 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
         },
     )
 
+    registry.add(
+        "cosine_flow",
+        "sddit_edm.cosine_flow:CosineFlow",
+        params=CosineFlowParams,
+        summary="x = cos(pi t / 2) x0 + sin(pi t / 2) eps, and a network that predicts the velocity dx/dt.",
+        paper="arXiv:2401.08740",
+        checks={"noise grows with t, and t is recovered": "sddit_edm.checks:levels"},
+    )
+
 
 @hookimpl
 def register_losses(registry: Registry[Loss]) -> None:
@@ -47,6 +57,7 @@ def register_losses(registry: Registry[Loss]) -> None:
         checks={
             "the zero network has a loss of 1": "sddit_edm.checks:zero_network",
             "weights by signal-to-noise ratio": "sddit_edm.checks:weights",
+            "auxiliary heads and the guided target": "sddit_edm.checks:guided_targets",
             "the published implementations": "sddit_edm.checks:published_loss",
         },
     )

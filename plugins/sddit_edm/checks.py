@@ -158,6 +158,38 @@ def weights(context: CheckContext) -> Iterator[Measurement]:
             )
 
 
+def guided_targets(context: CheckContext) -> Iterator[Measurement]:
+    """Measure the loss of a head, and that of the ideal network for a target moved away from a head by w (D - D_i)."""
+    x0, noise, inner = (fixtures.numbers(LEVELS, 1, 4, 4, key=key, dtype=torch.float64) for key in (1, 2, 3))
+    u = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
+    schedules: dict[str, NoiseSchedule] = {"edm": EDM(EDMParams()), "flow": Flow(FlowParams())}
+    for name, schedule in schedules.items():
+        t, w = schedule.t_from_uniform(u), 0.4
+        low = raw_of(schedule, inner, x0, noise, t)  # R of an auxiliary head whose prediction D_i is `inner`
+        other = raw_of(schedule, 2 * x0, x0, noise, t)
+        by_head = value_of(schedule, x0, noise, t, raw=other, inner=low, head="inner")
+        alone = value_of(schedule, x0, noise, t, raw=low)
+        yield Measurement(f"{name}: loss of a head, from that of its output alone", max_difference(by_head, alone), 0)
+        ideal = raw_of(schedule, inner + (x0 - inner) / (1 - w), x0, noise, t)
+        moved: dict[str, Any] = {"target_head": "inner", "target_scale": w}
+        lowest = value_of(schedule, x0, noise, t, raw=ideal, inner=low, **moved)
+        scale = alone.abs().max()
+        yield Measurement(f"{name}: loss of D_i + (x0 - D_i) / (1 - w), relative", float(lowest.max() / scale), 1e-20)
+        plain = value_of(schedule, x0, noise, t, raw=ideal, inner=low)
+        yield Measurement(
+            f"{name}: control, its loss with the target x0, relative", float(plain.max() / scale), 0.01, ">="
+        )
+        raw, head = other.clone().requires_grad_(), low.clone().requires_grad_()
+        torch.autograd.backward(value_of(schedule, x0, noise, t, raw=raw, inner=head, **moved).sum())
+        assert raw.grad is not None
+        reached = 0.0 if head.grad is None else float(head.grad.abs().max())
+        yield Measurement(f"{name}: gradient of the target to the head", reached, 0)
+        target = native_target(schedule, view_of(schedule, x0, noise, t), x0.dtype) + w * (other - low)
+        expected = 2 * (other - target) / x0[0].numel()
+        off = max_difference(raw.grad, expected) / float(expected.abs().max())
+        yield Measurement(f"{name}: gradient to the output, as if the target were fixed, relative", off, 1e-12)
+
+
 def value_of(
     schedule: NoiseSchedule,
     x0: Tensor,
@@ -165,17 +197,27 @@ def value_of(
     t: Tensor,
     *,
     raw: Tensor,
+    inner: Tensor | None = None,
     visible: Tensor | None = None,
     **settings: Any,
 ) -> Tensor:
-    """Return the denoising loss of an output, [B], over the visible tokens of a 4 x 4 grid if some are hidden."""
-    x, labels = schedule.perturb(x0, noise, t), torch.zeros(len(x0), dtype=torch.int64)
-    view = View(network="student", x=x, t=t, labels=labels, x0=x0, noise=noise, visible=visible)
+    """Return the denoising loss of an output, [B], over the visible tokens of a 4 x 4 grid if some are hidden.
+
+    `inner` is the output of an auxiliary head of that name.
+    """
+    view = view_of(schedule, x0, noise, t, visible)
     loss = Denoising(DenoisingParams(tokens="all" if visible is None else "visible", **settings), grid=(4, 4))
     context = fixtures.context()
     context.schedule = schedule
-    value: Tensor = loss(context, {"student": view}, {"student": Outputs(raw=raw)})
+    heads = {} if inner is None else {"inner": (inner, inner)}
+    value: Tensor = loss(context, {"student": view}, {"student": Outputs(raw=raw, heads=heads)})
     return value
+
+
+def view_of(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor, visible: Tensor | None = None) -> View:
+    """Return the view of clean images at given noise."""
+    x, labels = schedule.perturb(x0, noise, t), torch.zeros(len(x0), dtype=torch.int64)
+    return View(network="student", x=x, t=t, labels=labels, x0=x0, noise=noise, visible=visible)
 
 
 def raw_of(schedule: NoiseSchedule, denoised: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

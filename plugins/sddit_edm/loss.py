@@ -26,6 +26,9 @@ class Denoising(LossTerm):
 
     EDM's weight lambda(sigma) = 1 / c_out^2 on the error of x0 (arXiv:2206.00364, eq. 8) is therefore `native`. The
     velocity eps - x0 of the flow schedule is `native` too; its error is v's times t^2 + (1 - t)^2.
+
+    For the same reason a target that is moved by w (D - D_i) in x0 is moved by w (R - R_i) in R: Internal Guidance in
+    training (arXiv:2512.24176).
     """
 
     def __init__(self, params: DenoisingParams, *, grid: tuple[int, int], **_: object) -> None:
@@ -40,12 +43,24 @@ class Denoising(LossTerm):
         """Return the error of one view, [B]."""
         if outputs.raw is None:
             raise ValueError("the denoising loss needs the network's output, and this view has none")
-        squared = (outputs.raw - native_target(schedule, view, outputs.raw.dtype)) ** 2  # [B, C, H, W]
-        if self.params.tokens == "visible" and view.visible is not None:
-            error = per_token(squared, self.grid).gather(1, view.visible).mean(1)
-        else:
-            error = squared.mean((1, 2, 3))
+        raw = outputs.heads[self.params.head][0] if self.params.head else outputs.raw
+        target = native_target(schedule, view, raw.dtype)
+        if self.params.target_head:
+            moved = self.params.target_scale * (raw - outputs.heads[self.params.target_head][0]).detach()
+            self.log("target_shift", moved.square().mean() / target.square().mean())
+            target = target + moved
+        error = self._mean_square(raw - target, view)
+        if self.params.head:
+            of_output = self._mean_square(outputs.raw.detach() - target, view)
+            self.log("error_ratio", error.detach().mean() / of_output.mean())
         return error * self._weight(schedule, view.t).to(error.dtype)
+
+    def _mean_square(self, difference: Tensor, view: View) -> Tensor:
+        """Return the mean square of a difference [B, C, H, W] over the tokens of the loss, [B]."""
+        squared = difference**2
+        if self.params.tokens == "visible" and view.visible is not None:
+            return per_token(squared, self.grid).gather(1, view.visible).mean(1)
+        return squared.mean((1, 2, 3))
 
     def _weight(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
         """Return the factor on the squared error of R, [B]."""

@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sddit.interfaces import Cost, LossParams, Needs, NoiseScheduleParams, RecipeView, Want
+from sddit.errors import Problem
+from sddit.interfaces import Cost, LossParams, Monitor, Needs, NoiseScheduleParams, RecipeView, Want
+
+LATER: dict[str, Any] = {"omit_default": True}
 
 
 class EDMParams(NoiseScheduleParams):
@@ -87,13 +90,65 @@ class DenoisingParams(LossParams):
     tokens: Literal["all", "visible"] = Field(
         "all", description="all: every token; visible: only tokens that the view does not hide."
     )
+    head: str = Field(
+        "",
+        description="Auxiliary head of the backbone whose output is read, by name. Empty: the network's own output.",
+        json_schema_extra=LATER,
+    )
+    target_head: str = Field(
+        "",
+        description="Auxiliary head whose prediction D_i moves the target of D away from it: x0 + target_scale (D - "
+        "D_i), the bracket without gradient, so that the network learns the guided prediction (arXiv:2512.24176). "
+        "Empty: the target is x0.",
+        json_schema_extra=LATER,
+    )
+    target_scale: float = Field(
+        0.3,
+        ge=0,
+        lt=1,
+        description="Factor w on that difference; the ideal network is then D_i + (x0 - D_i) / (1 - w), guidance of "
+        "scale 1 / (1 - w). The default is our choice.",
+        json_schema_extra=LATER,
+    )
 
     def needs(self) -> Needs:
-        return Needs(student=Want(output=True))
+        return Needs(student=Want(output=True, heads=self._heads))
+
+    def monitors(self) -> tuple[Monitor, ...]:
+        weaker = "above 1: the head is weaker than the output, so guidance away from it improves the output"
+        ratio = Monitor("error_ratio", "Squared error of the head, relative to that of the output", weaker, low=1.0)
+        small = "below 1: the output is moved away from the head by less than its own size"
+        shift = Monitor("target_shift", "Squared shift of the target, relative to the target", small, high=1.0)
+        return ((ratio,) if self.head else ()) + ((shift,) if self.target_head else ())
 
     def cost(self, *_: Any, **__: Any) -> Cost:
         """Return zero: no heads, and negligible arithmetic per pixel."""
         return Cost()
 
+    @property
+    def _heads(self) -> tuple[str, ...]:
+        """The auxiliary heads that it reads."""
+        return tuple(filter(None, (self.head, self.target_head)))
+
     def idle(self, recipe: RecipeView) -> Iterable[str]:
-        return ("snr_gamma",) if self.weighting == "none" else ("space",)
+        yield "snr_gamma" if self.weighting == "none" else "space"
+        if not self.target_head:
+            yield "target_scale"
+
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
+        known = recipe.backbone.params.head_tokens
+        seen = [head for head in self._heads if known.get(head) == "visible"]
+        if seen and self.tokens == "all" and any(view.is_masked for view in recipe.views_of(self)):
+            yield Problem(
+                "SD-R108",
+                f"the auxiliary head {seen[0]!r} predicts no hidden tokens: its block is within the encoder",
+                where=f"{recipe.key_of(self)}.tokens",
+                got='"all" of a view that hides some',
+                expect='"visible", or a head in the decoder',
+            )
+
+    @model_validator(mode="after")
+    def _differ(self) -> DenoisingParams:
+        if self.target_head and self.target_head == self.head:
+            raise ValueError("target_head is the head that is trained: the difference from it is 0")
+        return self

@@ -1,10 +1,17 @@
-"""Register samplers of the probability-flow ODE with EDM's churn (arXiv:2206.00364), and classifier-free guidance."""
+"""Register samplers of the probability-flow ODE with EDM's churn (arXiv:2206.00364), and guidance."""
 
 from __future__ import annotations
 
 from sddit import Registry, hookimpl
 from sddit.interfaces import Guidance, Sampler
-from sddit_heun.params import CFGParams, EulerParams, HeunParams, NoGuidanceParams
+from sddit_heun.params import (
+    AutoguidanceParams,
+    CFGParams,
+    EulerParams,
+    HeunParams,
+    InternalParams,
+    NoGuidanceParams,
+)
 
 
 @hookimpl
@@ -54,4 +61,20 @@ def register_guidances(registry: Registry[Guidance]) -> None:
             "the scale that grows as noise falls": "sddit_heun.checks:power_cosine",
             "the published implementations": "sddit_heun.checks:published_scales",
         },
+    )
+    registry.add(
+        "internal",
+        "sddit_heun.guidance:Internal",
+        params=InternalParams,
+        summary="Guidance away from an auxiliary head of the same network, in one evaluation; classifier-free on top.",
+        paper="arXiv:2512.24176",
+        checks={"the extrapolation from the head": "sddit_heun.checks:internal"},
+    )
+    registry.add(
+        "autoguidance",
+        "sddit_heun.guidance:Autoguidance",
+        params=AutoguidanceParams,
+        summary="Guidance away from a weaker network: another run, checkpoint or EMA.",
+        paper="arXiv:2406.02507",
+        checks={"the extrapolation from the weaker network": "sddit_heun.checks:autoguided"},
     )

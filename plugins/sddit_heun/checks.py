@@ -212,6 +212,94 @@ def published_scales(context: CheckContext) -> Iterator[Measurement]:
         yield from parity(name, ours, stored)
 
 
+class WithHead:
+    """A denoiser linear in x, with an auxiliary head "inner" of another slope, and a null label."""
+
+    num_classes = 2
+
+    def __init__(self, slope: float = 0.3, inner: float = 0.1) -> None:
+        self.slope, self.inner = slope, inner
+        self.seen: list[Tensor] = []  # labels of each call
+
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
+        self.seen.append(labels)
+        offset = labels.to(x)[:, None, None, None]
+        return Prediction((self.slope + offset) * x, heads={"inner": (self.inner + 0.5 * offset) * x})
+
+
+def differing(one: Tensor, two: Tensor) -> float:
+    """Count the values that are not bit-identical."""
+    return float((one != two).sum()) if one.shape == two.shape else math.inf
+
+
+def internal(context: CheckContext) -> Iterator[Measurement]:
+    """Measure D_i + w (D - D_i) on a linear toy, that w = 1 is the plain sampler, and the order with CFG."""
+    assert context.component is not None
+    component, x = context.component, fixtures.numbers(4, 2, 3, 3, dtype=torch.float64)
+    labels, plain = torch.tensor([0, 1, 0, 1]), WithHead()
+    null = torch.full_like(labels, plain.num_classes)
+
+    def guided(given: Tensor, sigma: float = 1.0, **settings: Any) -> Tensor:
+        rule = component.build(component.params(**settings), schedule=fixtures.schedule())
+        x0: Tensor = rule(WithHead(), labels)(given, sigma).x0
+        return x0
+
+    def line(of: Tensor, scale: float) -> Tensor:
+        found = plain(x, 1.0, of)
+        return found.heads["inner"] + scale * (found.x0 - found.heads["inner"])
+
+    for scale in (0.0, 1.4, 4.0):
+        off = max_difference(guided(x, scale=scale), line(labels, scale))
+        yield Measurement(f"scale {scale:g}, from the extrapolation", off, 1e-12)
+    outside = differing(guided(x, scale=4.0, interval=(2.0, 3.0)), plain(x, 1.0, labels).x0)
+    yield Measurement("outside the interval: values that differ from D", outside, 0)
+    both = line(null, 1.4) + 1.35 * (line(labels, 1.4) - line(null, 1.4))
+    with_cfg = guided(x, scale=1.4, cfg={"scale": 1.35})
+    yield Measurement("with cfg, from both predictions guided, then combined", max_difference(with_cfg, both), 1e-12)
+
+    def run(denoise: Denoise) -> Tensor:
+        for sigma, sigma_next in pairwise(edm_sigmas(8)):  # Euler's method
+            x_at = states[-1]
+            states.append(x_at + (sigma_next - sigma) * (x_at - denoise(x_at, sigma).x0) / sigma)
+        return states.pop()
+
+    ends = []
+    for denoise in (
+        lambda x, sigma: plain(x, sigma, labels),
+        lambda x, sigma: Prediction(guided(x, sigma, scale=1.0)),
+        lambda x, sigma: Prediction(guided(x, sigma, scale=1.4)),
+    ):
+        states = [80 * x]
+        ends.append(run(denoise))
+    yield Measurement("scale 1: values of samples that differ from the plain sampler's", differing(ends[0], ends[1]), 0)
+    yield Measurement("control, those at scale 1.4", differing(ends[0], ends[2]), 1, ">=")
+
+
+def autoguided(context: CheckContext) -> Iterator[Measurement]:
+    """Measure D_weak + w (D - D_weak), and that the network itself as the weaker one changes nothing."""
+    assert context.component is not None
+    component, x = context.component, fixtures.numbers(4, 2, 3, 3, dtype=torch.float64)
+    labels, main = torch.tensor([0, 1, 0, 1]), WithHead()
+    own = main(x, 1.0, labels).x0
+
+    def guided(weak: WithHead, **settings: Any) -> Tensor:
+        params = component.params(**{"weak_weights": "other", **settings})
+        x0: Tensor = component.build(params, schedule=fixtures.schedule(), second=weak)(WithHead(), labels)(x, 1.0).x0
+        return x0
+
+    for scale in (0.0, 1.0, 1.7, 2.5):
+        same = guided(WithHead(), scale=scale)
+        yield Measurement(f"scale {scale:g}: values that the same network changes", differing(same, own), 0)
+        weak = WithHead(slope=0.1)
+        low = WithHead(slope=0.1)(x, 1.0, labels).x0
+        off = max_difference(guided(weak, scale=scale), low + scale * (own - low))
+        yield Measurement(f"scale {scale:g}, from the extrapolation", off, 1e-12)
+        wrong = sum(not torch.equal(seen, labels) for seen in weak.seen)
+        yield Measurement(f"scale {scale:g}: evaluations of the weaker network for other labels", float(wrong), 0)
+    outside = differing(guided(WithHead(slope=0.1), scale=2.5, interval=(2.0, 3.0)), own)
+    yield Measurement("outside the interval: values that differ from D", outside, 0)
+
+
 def max_difference(one: Tensor, two: Tensor) -> float:
     """Return the maximum absolute difference."""
     return float((one - two).abs().max())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from sddit.interfaces import Denoise, Denoiser, NoiseSchedule, Prediction
-from sddit_heun.params import CFGParams, NoGuidanceParams
+from sddit.interfaces import Denoise, Denoiser, Guidance, NoiseSchedule, Prediction
+from sddit_heun.params import AutoguidanceParams, CFGParams, InternalParams, NoGuidanceParams
 
 
 class NoGuidance:
@@ -19,6 +20,64 @@ class NoGuidance:
 
     def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise:
         return lambda x, sigma: denoiser(x, sigma, labels)
+
+
+def is_within(sigma: float, interval: tuple[float, float] | None) -> bool:
+    """Return whether a noise level is in an interval; all are in None."""
+    return interval is None or interval[0] <= sigma <= interval[1]
+
+
+class Internal:
+    """D_i + scale (D - D_i) within the interval, D elsewhere: Internal Guidance (arXiv:2512.24176).
+
+    D_i is the prediction of an auxiliary head, which comes with D from one evaluation. Classifier-free guidance, if
+    any, combines predictions that are guided so.
+    """
+
+    def __init__(self, params: InternalParams, *, schedule: NoiseSchedule) -> None:
+        self.params = params
+        self.outer: Guidance = (
+            ClassifierFree(params.cfg, schedule=schedule) if params.cfg else NoGuidance(NoGuidanceParams())
+        )
+
+    def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise:
+        return self.outer(HeadGuided(denoiser, self.params), labels)
+
+
+class HeadGuided:
+    """A denoiser whose predictions are moved away from those of one of its auxiliary heads."""
+
+    def __init__(self, denoiser: Denoiser, params: InternalParams) -> None:
+        self.denoiser = denoiser
+        self.params = params
+        self.num_classes = denoiser.num_classes
+
+    def __call__(self, x: Tensor, sigma: float, labels: Tensor) -> Prediction:
+        found, scale = self.denoiser(x, sigma, labels), self.params.scale
+        if scale == 1 or not is_within(sigma, self.params.interval):
+            return found
+        inner = found.heads[self.params.head]
+        return replace(found, x0=inner + scale * (found.x0 - inner))
+
+
+class Autoguidance:
+    """D_weak + scale (D - D_weak) within the interval, D elsewhere, for the same labels (arXiv:2406.02507)."""
+
+    def __init__(self, params: AutoguidanceParams, *, schedule: NoiseSchedule, second: Denoiser | None = None) -> None:
+        if second is None and params.scale != 1:
+            raise ValueError("autoguidance compares with a second network: pass it as second")
+        self.params = params
+        self.weak = second
+
+    def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise:
+        def denoise(x: Tensor, sigma: float) -> Prediction:
+            found, scale = denoiser(x, sigma, labels), self.params.scale
+            if self.weak is None or scale == 1 or not is_within(sigma, self.params.interval):
+                return found
+            weak = self.weak(x, sigma, labels).x0
+            return replace(found, x0=weak + scale * (found.x0 - weak))
+
+        return denoise
 
 
 class ClassifierFree:
@@ -49,8 +108,8 @@ class ClassifierFree:
 
     def scale_at(self, sigma: float) -> float:
         """Return the scale at one noise level: 1, which is conditional, outside the interval."""
-        scale, interval = self.params.scale, self.params.interval
-        if interval is not None and not interval[0] <= sigma <= interval[1]:
+        scale = self.params.scale
+        if not is_within(sigma, self.params.interval):
             return 1.0
         if scale == 1 or self.params.shape == "constant":
             return scale

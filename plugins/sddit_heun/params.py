@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from sddit.errors import Problem
-from sddit.interfaces import GuidanceParams, RecipeView, SamplerParams
+from sddit.interfaces import GuidanceParams, RecipeView, SamplerParams, SecondNetwork
 
 
 class EulerParams(SamplerParams):
@@ -54,6 +55,12 @@ class HeunParams(EulerParams):
 
 class NoGuidanceParams(GuidanceParams):
     """Settings of the `none` rule: none."""
+
+
+def refuse_reversed(interval: tuple[float, float] | None) -> None:
+    """Raise ValueError unless an interval of noise levels rises from 0 or above."""
+    if interval and not 0 <= interval[0] < interval[1]:
+        raise ValueError("interval must be [low, high] with 0 <= low < high")
 
 
 class CFGParams(GuidanceParams):
@@ -106,6 +113,103 @@ class CFGParams(GuidanceParams):
 
     @model_validator(mode="after")
     def _rises(self) -> CFGParams:
-        if self.interval and not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError("interval must be [low, high] with 0 <= low < high")
+        refuse_reversed(self.interval)
+        return self
+
+
+class InternalParams(GuidanceParams):
+    """Settings of Internal Guidance."""
+
+    scale: float = Field(
+        1.4,
+        ge=0,
+        description="Guidance scale w in D_i + w (D - D_i), D_i the prediction of the head; 1: no guidance. Published "
+        "for SiT-XL/2 together with classifier-free guidance of scale 1.35.",
+    )
+    interval: tuple[float, float] | None = Field(
+        None, strict=False, description="Guide only at sigma in [low, high]; elsewhere D. Default: at every level."
+    )
+    head: str = Field("inner", min_length=1, description="Name of the auxiliary head of the backbone.")
+    cfg: CFGParams | None = Field(
+        None,
+        description="Classifier-free guidance on top, with the keys of guidance `cfg`: this rule is applied to the "
+        "conditional and the unconditional prediction alike, then they are combined; our choice. Default: none.",
+    )
+
+    @property
+    def evaluations(self) -> int:
+        return self.cfg.evaluations if self.cfg else 1
+
+    @property
+    def needs_null_label(self) -> bool:
+        return self.cfg is not None and self.cfg.needs_null_label
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return () if self.scale == 1 else (self.head,)
+
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
+        return ("interval", "head") if self.scale == 1 else ()
+
+    def check(self, recipe: RecipeView) -> Iterable[Problem]:
+        for problem in self.cfg.check(recipe) if self.cfg else ():
+            yield replace(problem, where=problem.where.replace("guidance.", "guidance.cfg."))
+
+    @model_validator(mode="after")
+    def _rises(self) -> InternalParams:
+        refuse_reversed(self.interval)
+        return self
+
+
+class AutoguidanceParams(GuidanceParams):
+    """Settings of guidance by a weaker network."""
+
+    scale: float = Field(
+        2.0,
+        ge=0,
+        description="Guidance scale w in D_weak + w (D - D_weak); 1: no guidance. The default is our choice.",
+    )
+    interval: tuple[float, float] | None = Field(
+        None, strict=False, description="Guide only at sigma in [low, high]; elsewhere D. Default: at every level."
+    )
+    weak: str = Field(
+        "",
+        description="Folder of the weaker network: a run, such as a smaller or a shorter one, or this one when it is "
+        "sampled, or an exported folder, relative to the recipe. Not part of the run id; the hash of its weights is. "
+        "Empty: this run.",
+        json_schema_extra={"path": True, "free": True},
+    )
+    weak_weights: str = Field(
+        "",
+        description="Which of its weights: the label of an [ema], or `student`. Empty: those that it samples with.",
+    )
+    weak_step: int | None = Field(
+        None, ge=0, description="Step of its checkpoint. Default: the newest.", json_schema_extra={"free": True}
+    )
+    weak_sha256: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", description="Hash that the weight file must have; filled in if not set."
+    )
+
+    @property
+    def second_network(self) -> SecondNetwork | None:
+        if self.scale == 1:
+            return None
+        return SecondNetwork(self.weak, self.weak_weights, self.weak_step, self.weak_sha256)
+
+    def with_second_network(self, found: SecondNetwork) -> AutoguidanceParams:
+        named = {"weak_weights": found.weights, "weak_step": found.step, "weak_sha256": found.sha256}
+        return self.model_copy(update=named)
+
+    def idle(self, recipe: RecipeView) -> Iterable[str]:
+        keys = ("interval", "weak", "weak_weights", "weak_step", "weak_sha256")
+        return keys if self.scale == 1 else ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> AutoguidanceParams:
+        refuse_reversed(self.interval)
+        if not self.weak and self.weak_step is not None:
+            raise ValueError(
+                "weak_step without weak: for an earlier checkpoint of this run, name its folder in weak when it is "
+                "sampled"
+            )
         return self

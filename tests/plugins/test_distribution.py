@@ -26,6 +26,11 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "dit": ("digits/dit.toml", [*SPLIT, "backbone.depth=2"]),
     "maskdit": ("digits/maskdit.toml", [*DECODER, *SPLIT]),
     "mdt": ("digits/mdt.toml", [*SPLIT, "backbone.depth=4"]),
+    "internal guidance": (
+        "digits/internal-guidance.toml",
+        [*SPLIT, "backbone.depth=2", "loss.denoise.target_head=inner"],
+    ),
+    "sd-dit c3": ("digits/sd-dit-c3.toml", [*DECODER, *HEAD, *SPLIT]),
     "sd-dit": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "loss.discrimination.freeze_last=4"]),
     "sd-dit sinkhorn": ("quickstart.toml", [*DECODER, *HEAD, "loss.discrimination.centering=sinkhorn"]),
     "dispersive": ("digits/dispersive.toml", ["backbone.depth=2"]),

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from sddit.backbones import Backbone
@@ -16,7 +17,9 @@ from sddit.exchange.layouts import NO_LABEL_DROP, flatten, layouts, merge_tables
 from sddit.exchange.number_types import exact_floats, refuse_other_types, spacing, type_name
 from sddit.exchange.wrappers import UNREADABLE, find_network
 from sddit.interfaces import Attention, BackboneParams, Component, Shapes, WeightDescription, WeightFormat
+from sddit.interfaces.params import is_marked
 from sddit.plugins.host import registry
+from sddit.recipes.field_types import nested_settings
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.validation import validated
 from sddit.storage.tensors import non_finite
@@ -186,11 +189,13 @@ def convert_to_layout(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Convert our backbone to the arguments and tensors of a published layout, and check that they convert back.
 
-    Raises SD-C453 for a network that the layout cannot represent.
+    Auxiliary heads are dropped: no published layout has a place for them. Raises SD-C453 for a network that the layout
+    cannot represent.
     """
     component = backbone_with_layout(layout)
     form: WeightFormat = component.format(layout)
     chosen, schedule = recipe.backbone, recipe.noise_schedule.params.model_dump(by_alias=True)
+    state = without_heads(state, recipe)
     try:
         if component.qualified != chosen.component.qualified:
             raise ValueError(
@@ -214,6 +219,11 @@ def convert_to_layout(
     return config, theirs
 
 
+def without_heads(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+    """Return the tensors of a network without those of its auxiliary heads."""
+    return {name: tensor for name, tensor in state.items() if not recipe.backbone.params.is_of_head(name)}
+
+
 def model_mismatch(recipe: Recipe, converted: ConvertedWeights) -> str:
     """Return the first difference between a recipe's model and converted weights; empty if they match."""
     ours, theirs = recipe.backbone.component.qualified, converted.component.qualified
@@ -225,7 +235,8 @@ def model_mismatch(recipe: Recipe, converted: ConvertedWeights) -> str:
             return f"{name.replace('_', ' ')} = {own}, not {other}"
     # A size by name matches the same size by numbers: they set different keys, and only common keys are compared.
     network, schedule = recipe.backbone.params.model_dump(by_alias=True), converted.description.noise_schedule
-    reason = _settings_mismatch(network, converted.params.model_dump(by_alias=True), "backbone")
+    params = type(recipe.backbone.params)
+    reason = _settings_mismatch(network, converted.params.model_dump(by_alias=True), "backbone", params)
     if reason or schedule is None:
         return reason
     name, settings = schedule
@@ -239,11 +250,17 @@ def model_mismatch(recipe: Recipe, converted: ConvertedWeights) -> str:
     return ""
 
 
-def _settings_mismatch(ours: Mapping[str, Any], theirs: Mapping[str, Any], table: str) -> str:
+def _settings_mismatch(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], table: str, settings: type[BaseModel] | None = None
+) -> str:
+    """Return the first setting that both state with another value. Those marked `training_only` in `settings` may."""
     for key, value in ours.items():
         other = theirs.get(key)
+        if settings is not None and is_marked(settings, key, "training_only"):
+            continue
         if isinstance(value, Mapping) and isinstance(other, Mapping):
-            if inner := _settings_mismatch(value, other, f"{table}.{key}"):
+            inside = nested_settings(settings, key) if settings else None
+            if inner := _settings_mismatch(value, other, f"{table}.{key}", inside):
                 return inner
         elif value != other and value not in (None, "") and other not in (None, ""):
             return f"{table}.{key} = {value}, not {other}"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sddit import __version__
 from sddit.data.declared import declared_table
-from sddit.exchange.conversion import backbone_with_layout, convert_to_layout
+from sddit.exchange.conversion import backbone_with_layout, convert_to_layout, without_heads
 from sddit.exchange.layouts import NO_LABEL_DROP, OURS
 from sddit.exchange.model_card import model_card
 from sddit.recipes.recipe import Recipe, facts_to_json
@@ -37,7 +37,8 @@ from sddit.storage.tensors import pack
 from sddit.training.warm_start import read_weights
 
 CARD = "README.md"
-DROPPED_TABLES = ("tracker", "start", "data")  # of the recipe: not needed for sampling, or stated by `declared`
+DROPPED_TABLES = ("tracker", "start", "snapshot", "data")
+"""Tables of the recipe that sampling does not need, or that `declared` states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,12 @@ def export_run(
     note = published.replace("{num_classes}", str(recipe.facts.num_classes))
     if layout != OURS and recipe.facts.num_classes and recipe.dataset.params.label_drop == 0:
         note = f"{note} {NO_LABEL_DROP}".strip()
+    if layout != OURS and recipe.backbone.params.head_tokens:
+        heads = ", ".join(map(repr, recipe.backbone.params.head_tokens))
+        note = f"the auxiliary heads {heads} are not exported: layout {layout!r} has no place for them. {note}".strip()
     state = read_weights(source)
+    if layout != OURS:
+        state = without_heads(state, recipe)
     files = own_files(recipe, source, state) if layout == OURS else layout_files(recipe, layout, state)
     size = sum(tensor.numel() for tensor in state.values())
     files[CARD] = model_card(recipe, source, layout, size, note).encode()

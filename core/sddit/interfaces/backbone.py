@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from sddit.interfaces.facts import Cost, Shapes, Tap
 from sddit.interfaces.params import Params
@@ -19,6 +20,10 @@ class BackboneParams(Params):
         """Return D of the tokens at `tap`. Raises ValueError for an unknown tap and names the known ones."""
         raise NotImplementedError
 
+    def tap_text(self, tap: Tap) -> str:
+        """Return where `tap` reads, for the plan: `block 2 of 6`."""
+        return str(tap)
+
     @property
     def has_cls(self) -> bool:
         """Return whether taps carry a class token."""
@@ -27,6 +32,15 @@ class BackboneParams(Params):
     @property
     def supports_masking(self) -> bool:
         """Return whether a view may hide tokens from this backbone."""
+        return False
+
+    @property
+    def head_tokens(self) -> Mapping[str, Literal["all", "visible"]]:
+        """Return the auxiliary heads by name, and the tokens that each predicts of a view that hides some."""
+        return {}
+
+    def is_of_head(self, parameter: str) -> bool:
+        """Return whether the parameter of this name belongs to an auxiliary head."""
         return False
 
     @property

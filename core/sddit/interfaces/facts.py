@@ -151,6 +151,7 @@ class Want:
     output: bool = False  # the network's own output and the x0 made of it
     taps: tuple[Tap, ...] = ()  # tokens on the way
     cls: bool = False  # the class token of those taps
+    heads: tuple[str, ...] = ()  # auxiliary heads of the backbone: `Outputs.heads`, which come with the output
 
     def __post_init__(self) -> None:
         if isinstance(self.taps, str):
@@ -160,7 +161,8 @@ class Want:
 
     def __or__(self, other: Want) -> Want:
         taps = (*self.taps, *(tap for tap in other.taps if tap not in self.taps))
-        return Want(self.output or other.output, taps, self.cls or other.cls)
+        heads = (*self.heads, *(head for head in other.heads if head not in self.heads))
+        return Want(self.output or other.output, taps, self.cls or other.cls, heads)
 
 
 @dataclass(frozen=True, slots=True)

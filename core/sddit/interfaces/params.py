@@ -20,6 +20,8 @@ S = TypeVar("S", covariant=True)
 
 
 class BackboneView(Protocol):
+    @property
+    def head_tokens(self) -> Mapping[str, Literal["all", "visible"]]: ...
     def grid(self, shapes: Shapes) -> tuple[int, int]: ...
     def width(self, tap: Tap) -> int: ...
 
@@ -38,6 +40,7 @@ class PairSamplerView(Protocol):
 class DatasetView(Protocol):
     @property
     def label_drop(self) -> float: ...
+    def targets(self) -> Mapping[str, tuple[int, int, int]]: ...
 
 
 class SamplerView(Protocol):
@@ -56,6 +59,8 @@ class SamplerView(Protocol):
 class LossView(Protocol):
     @property
     def views(self) -> tuple[str, ...]: ...
+    @property
+    def trains_network(self) -> bool: ...
     def needs(self) -> Needs: ...
 
 
@@ -147,10 +152,10 @@ class Params(BaseModel):
         return ()
 
 
-Mark = Literal["free", "omit_default"]
+Mark = Literal["free", "omit_default", "training_only"]
 """Mark of a key in `json_schema_extra`. free: it changes no number, so it is not part of the run id and may change on
 resume. omit_default: a key of a later version; while it has its default, it is not part of the run id, so that earlier
-ids stay.
+ids stay. training_only: a key of a backbone that changes gradients, and not what the trained network computes.
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from pydantic import Field
 
@@ -58,18 +58,42 @@ class SamplerParams(Params):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class SecondNetwork:
+    """The trained weights of another network, with which a guidance rule compares that of the run."""
+
+    run: str  # folder of a run or an export; empty: the run that is sampled
+    weights: str = ""  # `student` or the label of an [ema]; empty: those that it samples with
+    step: int | None = None  # of a checkpoint; None: the newest
+    sha256: str = ""  # hash of the file; empty: not known
+
+
 class GuidanceParams(Params):
     """Settings of a guidance rule."""
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations for one guided prediction."""
+        """Evaluations of the run's own network for one guided prediction."""
         return 1
+
+    @property
+    def second_network(self) -> SecondNetwork | None:
+        """Return the network that the rule is built with, as `second`, and evaluates once for each prediction."""
+        return None
+
+    def with_second_network(self, found: SecondNetwork) -> Self:
+        """Return the settings with the label, step and hash that were found for `second_network`."""
+        return self
 
     @property
     def needs_null_label(self) -> bool:
         """Return whether the model must have been trained with dropped labels."""
         return False
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Return the auxiliary heads of the backbone that the rule reads: `Prediction.heads`."""
+        return ()
 
 
 Denoise = Callable[["Tensor", float], "Prediction"]
@@ -94,7 +118,10 @@ class Denoiser(Protocol):
 
 
 class Guidance(Protocol):
-    """Combine a denoiser and labels into one `Denoise`. Built with `schedule`, that of the model."""
+    """Combine a denoiser and labels into one `Denoise`.
+
+    Built with `schedule`, that of the model, and with `second`, a `Denoiser`, if its params name a `second_network`.
+    """
 
     def __call__(self, denoiser: Denoiser, labels: Tensor) -> Denoise: ...
 

@@ -6,16 +6,22 @@ teacher's view once. A component that states no cost leaves the sums it belongs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import or_
+from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from sddit.diffusion.masking import keep_count
-from sddit.interfaces import Cost, Network, Selected, ViewSpec, Want
+from sddit.errors import SdditError
+from sddit.interfaces import BackboneParams, Cost, Network, Selected, ViewSpec, Want
+from sddit.plugins.host import registry
 from sddit.recipes.recipe import Recipe
+from sddit.recipes.start_weights import tables_of
+from sddit.recipes.validation import validated
 from sddit.value_schedules import Ramp, extremes, step_of, value_at
 
 N = TypeVar("N", int, float)
@@ -126,8 +132,9 @@ def plan(recipe: Recipe) -> Plan:
     means = tuple(map(_mean_pass, passes))
     per_image = _sum(one.flops for one in means)
     per_step = _times(per_image, train.batch)
-    evaluations = recipe.sampler.params.evaluations * recipe.guidance.params.evaluations
-    per_sample = full.flops * evaluations if full else None
+    guidance = recipe.guidance.params
+    guided = _sum((_times(full.flops if full else None, guidance.evaluations), stated.second_flops(full)))
+    per_sample = _times(guided, recipe.sampler.params.evaluations)
     # Weights stay in the precision of the optimizer; bf16 halves only the activations.
     weight = BYTES[train.precision]
     trained = _times(_sum([parameters, *heads.values()]), weight)
@@ -184,6 +191,31 @@ class _StatedCosts:
             params, shapes = self.recipe.backbone.params, self.recipe.shapes
             self._backbone[key] = params.cost(shapes, num_kept=num_kept, taps=want.taps, output=want.output)
         return self._stated(self._backbone[key], "backbone", self.recipe.backbone)
+
+    def second_flops(self, own: Cost | None) -> float | None:
+        """Return the FLOPs of a forward of the second network of the guidance, 0 if there is none.
+
+        `own` is the cost of the run's own network, which other weights of the same run share.
+        """
+        second = self.recipe.guidance.params.second_network
+        if second is None:
+            return 0.0
+        cost = self._cost_in(Path(second.run)) if second.run else own
+        if cost is None and second.run:
+            self.missing["guidance (the second network)"] = None
+        return None if cost is None else cost.flops
+
+    def _cost_in(self, folder: Path) -> Cost | None:
+        """Return the cost of the network of a run or export; None if its folder is gone or it states none."""
+        try:
+            table = tables_of(folder)["backbone"]
+            component = registry("backbones").usable(table["name"])
+            settings = {key: value for key, value in table.items() if key != "name"}
+            params = cast(BackboneParams, validated(component.params, settings, table="backbone"))
+        except SdditError:
+            return None
+        shapes = self.recipe.shapes
+        return params.cost(shapes, num_kept=math.prod(params.grid(shapes)))
 
     def head(self, label: str, view: ViewSpec, num_kept: int) -> Cost | None:
         """Return the cost of a loss on one view of one image."""

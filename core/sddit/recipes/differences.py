@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from sddit.errors import SdditError
 from sddit.interfaces.params import is_marked, is_omitted_default
 from sddit.plugins.host import host
+from sddit.recipes.field_types import nested_settings
 from sddit.recipes.merge import leaves
 from sddit.recipes.selection import LABELLED, SLOTS
 from sddit.recipes.settings import SETTINGS
@@ -44,7 +45,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
     for key in before | after:
         follows = key == RUN_IDS or (key.startswith("data.") and key not in IDENTITY)
         if before.get(key) != after.get(key) and not follows and not key.startswith(one_sided):
-            settings, name = _settings_of(key, after if key in after else before)
+            settings, name = _innermost(*_settings_of(key, after if key in after else before))
             if _is_later_default(settings, name, [side[key] for side in (before, after) if key in side]):
                 continue
             hashed = f"{key}_sha256" in before | after  # a path that may move
@@ -66,6 +67,13 @@ def _settings_of(key: str, values: Mapping[str, Any]) -> tuple[type[BaseModel] |
         return (host().registries.all()[kind].get(str(values.get(f"{table}.name"))).params if kind else None), name
     except SdditError:  # of a plugin that is not loaded
         return None, name
+
+
+def _innermost(settings: type[BaseModel] | None, name: str) -> tuple[type[BaseModel] | None, str]:
+    """Return the settings class that has a dotted key, such as `decoder.depth`, and the key in it."""
+    key, _, rest = name.partition(".")
+    inside = nested_settings(settings, key) if settings is not None and rest else None
+    return (settings, name) if inside is None else _innermost(inside, rest)
 
 
 def _is_later_default(settings: type[BaseModel] | None, name: str, stated: Sequence[Any]) -> bool:

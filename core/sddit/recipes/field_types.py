@@ -99,6 +99,12 @@ def models(annotation: Any) -> list[type[BaseModel]]:
     return [model for arg in get_args(annotation) for model in models(arg)]
 
 
+def nested_settings(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """Return the settings class of the table at a key of `model`; None if the key holds no such table."""
+    field = field_at(model, [key])
+    return next(iter(models(field.annotation)), None) if field else None
+
+
 def field_at(model: type[BaseModel], path: Sequence[str | int]) -> FieldInfo | None:
     """Return the field at a path of keys below `model`; for a list index, the field of the list."""
     found: FieldInfo | None = None

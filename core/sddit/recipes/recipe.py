@@ -17,6 +17,7 @@ from sddit.recipes.settings import (
     AboutSettings,
     EmaSettings,
     EvaluateSettings,
+    SnapshotSettings,
     StartSettings,
     TeacherSettings,
     TrainSettings,
@@ -51,6 +52,7 @@ class Recipe:
     declared: str = ""  # of a plan: which facts it has from the recipe, because the data do not exist; empty: none
     codec: Selected[face.CodecParams] | None = None  # that decodes samples of latents; None: none
     start: StartSettings | None = None  # the weights to start from; None: new ones
+    snapshot: SnapshotSettings | None = None  # the weights of a teacher that is not updated; None: an EMA
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> where its value came from
     about: AboutSettings = field(default_factory=AboutSettings)
     idle: tuple[str, ...] = ()  # keys that are set and have no effect here
@@ -147,6 +149,8 @@ class Recipe:
             tables["codec"] = self.codec.to_json(free=free)
         if self.start is not None:
             tables["start"] = settings_json(self.start, free=free)
+        if self.snapshot is not None:
+            tables["snapshot"] = settings_json(self.snapshot, free=free)
         if free and self.about != AboutSettings():
             tables["about"] = settings_json(self.about)
         if free:

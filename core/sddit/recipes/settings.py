@@ -103,8 +103,8 @@ class EmaSettings(Params):
     ramp: bool = Field(False, description="Use min(decay, (1 + step) / (10 + step)): for short runs.")
 
 
-class StartSettings(Params):
-    """`[start]`: start from the weights of another run, with a new optimizer."""
+class OtherRunSettings(Params):
+    """The weights of another run, which a recipe names."""
 
     run: str = Field(
         min_length=1,
@@ -118,14 +118,23 @@ class StartSettings(Params):
     step: int | None = Field(
         None, ge=0, description="Step of the checkpoint of that run. Default: the newest.", json_schema_extra=FREE
     )
+    sha256: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", description="Hash that the weight file must have; filled in if not set."
+    )
+
+
+class StartSettings(OtherRunSettings):
+    """`[start]`: start from the weights of another run, with a new optimizer."""
+
     partial: bool = Field(
         False,
         description="Also start if the networks differ: tensors that are missing or have another shape are "
         "initialized, and tensors that this network does not have are ignored.",
     )
-    sha256: str = Field(
-        "", pattern="^([0-9a-f]{64})?$", description="Hash that the weight file must have; filled in if not set."
-    )
+
+
+class SnapshotSettings(OtherRunSettings):
+    """`[snapshot]`: the teacher is the network of another run, which stays as it is, instead of an EMA."""
 
 
 class EvaluateSettings(Params):
@@ -177,5 +186,6 @@ SETTINGS: Mapping[str, type[Params]] = {
     "ema": EmaSettings,
     "evaluate": EvaluateSettings,
     "start": StartSettings,
+    "snapshot": SnapshotSettings,
     "about": AboutSettings,
 }

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sddit.errors import error, one_of
-from sddit.recipes.settings import StartSettings
+from sddit.recipes.settings import OtherRunSettings
 from sddit.storage.checkpoints import Read, Store
 from sddit.storage.manifest import Checkpoint, broken_error, read_manifest, seal_manifest
 from sddit.storage.output_folder import verify_output
 from sddit.storage.run_folder import RECIPE, read_json, recorded_ids, refuse_changed
+
+S = TypeVar("S", bound=OtherRunSettings)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PROVENANCE = "provenance.json"  # in the run folder of imported weights
@@ -40,38 +42,62 @@ def find_weights(folder: Path, label: str = "", step: int | None = None) -> Loca
     """
     if (folder / RECIPE).is_file():
         return _in_run(folder, label, step)
-    verify_export(folder)
-    if is_export(folder):
-        return _in_export(folder, label, step)
-    expect = f"a folder that holds {RECIPE}, or {CONFIG} of sddit-run export"
-    raise error("SD-C445", "neither a run folder nor an exported one", where=str(folder), expect=expect)
+    refuse_other_folder(folder)
+    return _in_export(folder, label, step)
 
 
-def complete_start(start: StartSettings, *, stated: bool) -> StartSettings:
-    """Return the table `[start]` with label, step and hash filled in. Raises as `find_start` does.
+def complete_weights(named: S, table: str, *, stated: bool) -> S:
+    """Return `[start]` or `[snapshot]` with label, step and hash filled in. Raises as `named_weights` does.
 
-    The hash that a resolved recipe has `stated` is not checked: a run that has started no longer needs the weights it
-    started from.
+    The hash that a resolved recipe has `stated` is not checked: a run that has started no longer needs these weights.
     """
-    if stated and start.sha256:
-        return start
-    weights = find_start(start)
-    return start.model_copy(update={"weights": weights.label, "step": weights.step, "sha256": weights.sha256})
+    if stated and named.sha256:
+        return named
+    weights = named_weights(named, table)
+    return named.model_copy(update={"weights": weights.label, "step": weights.step, "sha256": weights.sha256})
 
 
-def find_start(start: StartSettings) -> LocatedWeights:
-    """Return the weights of `[start]`. Raises as `find_weights` does, and SD-C451 if their hash is not `sha256`."""
-    weights = find_weights(Path(start.run), start.weights, start.step)
-    if start.sha256 not in ("", weights.sha256):
+def named_weights(named: OtherRunSettings, table: str) -> LocatedWeights:
+    """Return the weights that `[start]` or `[snapshot]` names.
+
+    Raises as `find_weights` does, and SD-C451 if their hash is not `sha256`.
+    """
+    weights = find_weights(Path(named.run), named.weights, named.step)
+    if named.sha256 not in ("", weights.sha256):
         raise error(
             "SD-C451",
-            "the weights to start from differ from those that the recipe names",
-            where="start.sha256",
+            f"the weights of [{table}] differ from those that the recipe names",
+            where=f"{table}.sha256",
             got=weights.sha256,
-            expect=start.sha256,
-            fix="set start.step, or remove start.sha256",
+            expect=named.sha256,
+            fix=f"set {table}.step, or remove {table}.sha256",
         )
     return weights
+
+
+def tables_of(folder: Path) -> dict[str, Any]:
+    """Return the resolved recipe of a run folder or an exported one. Raises as `find_weights` does."""
+    if (folder / RECIPE).is_file():
+        refuse_changed(folder / RECIPE)
+        return _json(folder / RECIPE)
+    refuse_other_folder(folder)
+    tables: dict[str, Any] = read_config(folder)["recipe"]
+    return tables
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """Raise SD-C445 unless a folder without a run holds an export."""
+    verify_export(folder)
+    if not is_export(folder):
+        expect = f"a folder that holds {RECIPE}, or {CONFIG} of sddit-run export"
+        raise error("SD-C445", "neither a run folder nor an exported one", where=str(folder), expect=expect)
+
+
+def refuse_plugin_code(folder: Path, tables: Mapping[str, Any], fix: str) -> None:
+    """Raise SD-C457 if an exported folder contains plugin code."""
+    if code := [name for name in tables.get("plugins", []) if str(name).endswith(".py")]:
+        what, got = "this folder contains plugin code; none of it was run", ", ".join(map(str, code))
+        raise error("SD-C457", what, where=str(folder), got=got, fix=fix)
 
 
 def verify_export(folder: Path) -> None:

@@ -41,6 +41,7 @@ from sddit.training.environment import choose_device, packages
 from sddit.training.first_step import check_losses, loss_errors
 from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
+from sddit.training.second_network import load_second_network
 from sddit.training.session import Session
 
 
@@ -233,5 +234,6 @@ def evaluate_run(folder: Path, *, device: str, progress: Progress) -> dict[str, 
         to_images = image_converter(recipe, train_set, chosen)
         scorer = scorer_of(recipe, train_set, to_images, chosen) if world.main else None
         converts = {IMAGES: to_images}
-        parts = generate_parts(network, schedule, recipe, converts, request, world, progress)
+        second = load_second_network(recipe, chosen, step=model.step)
+        parts = generate_parts(network, schedule, recipe, converts, request, world, progress, second=second)
         return score_parts(scorer, parts, len(request.ids))

@@ -49,6 +49,7 @@ class Session:
     skipped: list[int] = field(default_factory=list)  # steps that were skipped because they were not finite
     pid: int = field(default_factory=os.getpid)  # of the process that trains
     notes: list[str] = field(default_factory=list)  # shown to the user once, before the first step
+    second: Backbone | None = None  # the second network of the guidance once it is loaded, if it is of another run
 
     @property
     def total_steps(self) -> int:

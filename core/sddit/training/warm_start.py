@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from textwrap import shorten
 
+import torch
 from torch import Tensor, nn
 
+from sddit.backbones import Backbone
 from sddit.errors import Problem, error, raise_all
+from sddit.recipes.recipe import Recipe
 from sddit.recipes.start_weights import LocatedWeights
+from sddit.storage.run_folder import RECIPE
 from sddit.storage.tensors import require_finite, unpack
 from sddit.training.ema import with_prefix
+from sddit.training.networks import DTYPES, build_backbone, default_dtype
 
 MAX_NAMES = 5  # in one message
 
@@ -32,35 +38,70 @@ def read_weights(weights: LocatedWeights) -> dict[str, Tensor]:
     return tensors
 
 
+def build_trained(
+    recipe: Recipe, read: Callable[[], Mapping[str, Tensor]], dtype: torch.dtype | None = None, *, where: str
+) -> Backbone:
+    """Build the network of a recipe with the weights that `read` returns. Raises SD-C410 if they do not fit."""
+    with default_dtype(dtype or DTYPES[recipe.train.precision]):
+        backbone = build_backbone(recipe, device="cpu")
+    try:
+        backbone.load_state_dict(read())
+    except (KeyError, RuntimeError, FileNotFoundError) as mismatch:
+        raise error(
+            "SD-C410",
+            "the checkpoint does not fit this recipe",
+            where=where,
+            got=shorten(str(mismatch), 160),
+            expect="a checkpoint of the same recipe",
+            fix=f"restore the {RECIPE} of this run",
+        ) from mismatch
+    return backbone.eval()
+
+
 def load_start_weights(start: LocatedWeights, backbone: nn.Module, *, partial: bool) -> list[str]:
     """Load the weights to start from into a new backbone. Returns a note for each kind of misfit; empty if all fit.
 
     Raises SD-C452 with the names that do not fit, unless `partial`.
     """
     stored, initial, where = read_weights(start), backbone.state_dict(), str(start.folder)
-    unlike = {}
-    for what, names in misfits(stored, initial).items():
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-        unlike[what] = ", ".join(names[:MAX_NAMES]) + more
+    unlike = misfits(stored, initial)
     if not partial:
-        raise_all(
-            Problem(
-                "SD-C452",
-                f"the weights to start from do not fit: {what.partition(',')[0]}",
-                where=where,
-                got=found,
-                expect="the same backbone, image and classes",
-                fix="correct the recipe, or set start.partial = true",
-            )
-            for what, found in unlike.items()
-        )
+        fix = "correct the recipe, or set start.partial = true"
+        raise_all(misfit_problems(unlike, "the weights to start from do not fit", where, fix))
     fits = {
         name: stored[name].to(own.dtype)
         for name, own in initial.items()
         if name in stored and stored[name].shape == own.shape
     }
     backbone.load_state_dict({**initial, **fits})
-    return [f"of the weights in {where}, {what}: {found}" for what, found in unlike.items()]
+    return [f"of the weights in {where}, {what}: {shortened(names)}" for what, names in unlike.items()]
+
+
+def load_snapshot(snapshot: LocatedWeights, backbone: nn.Module) -> None:
+    """Load the weights of `[snapshot]`. Raises SD-C452 with the names that do not fit."""
+    stored, initial = read_weights(snapshot), backbone.state_dict()
+    what, fix = "the weights of the snapshot do not fit", "use the snapshot of a run with the same network"
+    raise_all(misfit_problems(misfits(stored, initial), what, str(snapshot.folder), fix))
+    backbone.load_state_dict({name: stored[name].to(own.dtype) for name, own in initial.items()})
+
+
+def misfit_problems(unlike: Mapping[str, list[str]], what: str, where: str, fix: str) -> Iterator[Problem]:
+    """Yield a problem for each kind of misfit."""
+    for kind, names in unlike.items():
+        yield Problem(
+            "SD-C452",
+            f"{what}: {kind.partition(',')[0]}",
+            where=where,
+            got=shortened(names),
+            expect="the same backbone, image and classes",
+            fix=fix,
+        )
+
+
+def shortened(names: list[str]) -> str:
+    """Return a few names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def misfits(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -317,9 +317,9 @@ def test_sample_continues_after_a_kill(sddit_run, trained, monkeypatch):
             raise KeyboardInterrupt
         append(parts, tensors)
 
-    def counted(backbone, schedule, recipe, request, callback):
+    def counted(backbone, schedule, recipe, request, *more):
         generated.extend(request.ids)
-        return generate(backbone, schedule, recipe, request, callback)
+        return generate(backbone, schedule, recipe, request, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(SampleParts, "append", killed)

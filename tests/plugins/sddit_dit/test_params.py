@@ -36,6 +36,7 @@ def test_defaults_are_filled_in() -> None:
         "heads": 16,
         "bridge": "shared",
         "bridge_init": "zero",
+        "encoder_gradient": "full",
     }
 
 

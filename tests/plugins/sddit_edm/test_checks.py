@@ -52,6 +52,7 @@ def test_checks_of_noise_levels_hold(name: str) -> None:
         checks.velocities,
         checks.zero_network,
         checks.weights,
+        checks.guided_targets,
         checks.published_schedule,
         checks.published_loss,
     ],
@@ -158,3 +159,34 @@ def test_a_missing_or_inverted_clamp_is_detected(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Denoising, "_weight", wrong)
     assert failing(checks.weights) == [f"{name}: weight of min_snr, relative" for name in ("edm", "flow")]
+
+
+def test_a_target_with_a_gradient_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "detach", lambda self: self)
+    found = failing(checks.guided_targets)
+    assert [what for what in found if what.startswith("edm")] == [
+        "edm: gradient of the target to the head",
+        "edm: gradient to the output, as if the target were fixed, relative",
+    ]
+
+
+def test_a_target_moved_towards_the_head_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Denoising.__init__
+
+    def reversed_sign(self: Denoising, params: Any, **more: Any) -> None:
+        right(self, params.model_copy(update={"target_scale": -params.target_scale}), **more)
+
+    monkeypatch.setattr(Denoising, "__init__", reversed_sign)
+    assert "flow: loss of D_i + (x0 - D_i) / (1 - w), relative" in failing(checks.guided_targets)
+
+
+def test_a_loss_that_ignores_its_head_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Denoising.__init__
+
+    def final(self: Denoising, params: Any, **more: Any) -> None:
+        right(self, params.model_copy(update={"head": ""}), **more)
+
+    monkeypatch.setattr(Denoising, "__init__", final)
+    assert failing(checks.guided_targets) == [
+        f"{name}: loss of a head, from that of its output alone" for name in ("edm", "flow")
+    ]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from sddit.interfaces import CheckContext, CheckSkipped, Component, Denoise, Measurement
+from sddit.interfaces import CheckContext, CheckSkipped, Component, Denoise, Measurement, Prediction
 from sddit.plugins.hookspecs import Registries
 from sddit.verify.published import folders
 from sddit_heun import checks, register_guidances, register_samplers
-from sddit_heun.guidance import ClassifierFree
+from sddit_heun.guidance import Autoguidance, ClassifierFree, Internal, is_within
 from sddit_heun.samplers import Euler, Heun
 
 Check = Callable[[CheckContext], Iterator[Measurement]]
@@ -46,6 +46,8 @@ def failing(check: Check, name: str) -> list[str]:
         (checks.linear, "cfg"),
         (checks.power_cosine, "cfg"),
         (checks.published_scales, "cfg"),
+        (checks.internal, "internal"),
+        (checks.autoguided, "autoguidance"),
     ],
 )
 def test_checks_hold(check: Check, name: str) -> None:
@@ -107,3 +109,59 @@ def test_a_scale_at_a_wrong_time_is_detected(monkeypatch: pytest.MonkeyPatch) ->
         "power 1, t / T = 1: scale, from 1",
     ]
     assert "mdtv2_a: cfg_4.0_pow_4.0_effective_scale" in failing(checks.published_scales, "cfg")
+
+
+def wrong_rule(monkeypatch: pytest.MonkeyPatch, rule: type[Any], change: Callable[[Any, Any], Prediction]) -> None:
+    """Replace what a rule returns by `change(guided, D)`."""
+    right = rule.__call__
+
+    def wrong(self: Any, denoiser: Any, labels: Any) -> Denoise:
+        denoise = right(self, denoiser, labels)
+        return lambda x, sigma: change(denoise(x, sigma), denoiser(x, sigma, labels))
+
+    monkeypatch.setattr(rule, "__call__", wrong)
+
+
+def test_internal_guidance_that_rounds_at_scale_1_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_rule(monkeypatch, Internal, lambda guided, own: Prediction(own.x0 + (guided.x0 * 3 - own.x0 * 3) / 3 + 1e-15))
+    assert failing(checks.internal, "internal") == [
+        "outside the interval: values that differ from D",
+        "scale 1: values of samples that differ from the plain sampler's",
+    ]
+
+
+def test_internal_guidance_after_cfg_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classifier-free guidance of D alone, and then away from the head for the labels."""
+
+    def swapped(self: Internal, denoiser: Any, labels: Any) -> Denoise:
+        def denoise(x: Tensor, sigma: float) -> Prediction:
+            found = self.outer(denoiser, labels)(x, sigma)
+            if not is_within(sigma, self.params.interval):
+                return found
+            inner = denoiser(x, sigma, labels).heads["inner"]
+            return Prediction(found.x0 if self.params.scale == 1 else inner + self.params.scale * (found.x0 - inner))
+
+        return denoise
+
+    monkeypatch.setattr(Internal, "__call__", swapped)
+    assert failing(checks.internal, "internal") == ["with cfg, from both predictions guided, then combined"]
+
+
+def test_autoguidance_towards_the_weaker_network_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_rule(monkeypatch, Autoguidance, lambda guided, own: Prediction(2 * own.x0 - guided.x0))
+    assert [what for what in failing(checks.autoguided, "autoguidance") if "same network" in what] == []
+    assert [what for what in failing(checks.autoguided, "autoguidance") if "extrapolation" in what] == [
+        f"scale {scale}, from the extrapolation" for scale in ("0", "1.7", "2.5")
+    ]
+
+
+def test_autoguidance_with_another_label_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Autoguidance.__init__
+
+    def unconditional(self: Autoguidance, params: Any, *, schedule: Any, second: Any) -> None:
+        right(self, params, schedule=schedule, second=lambda x, sigma, labels: second(x, sigma, 0 * labels + 2))
+
+    monkeypatch.setattr(Autoguidance, "__init__", unconditional)
+    found = failing(checks.autoguided, "autoguidance")
+    assert "scale 2.5: values that the same network changes" in found
+    assert "scale 2.5: evaluations of the weaker network for other labels" in found

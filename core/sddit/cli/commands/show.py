@@ -25,6 +25,7 @@ from sddit.recipes.settings import (
     AboutSettings,
     EmaSettings,
     EvaluateSettings,
+    SnapshotSettings,
     StartSettings,
     TeacherSettings,
     TrainSettings,
@@ -43,6 +44,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "ema": EmaSettings,
     "evaluate": EvaluateSettings,
     "start": StartSettings,
+    "snapshot": SnapshotSettings,
     "about": AboutSettings,
     "ablation": AblationSettings,
 }

@@ -5,8 +5,21 @@ from __future__ import annotations
 from sddit.errors import Problem
 from sddit.recipes.checks.codec_rules import check_codec
 from sddit.recipes.checks.contracts import check_answers, check_components, components, idle_keys, own_warnings
-from sddit.recipes.checks.evaluation_rules import check_evaluation, check_guidance, check_sampling, check_trackers
-from sddit.recipes.checks.loss_rules import check_losses, check_masks, check_taps, check_views, check_windows
+from sddit.recipes.checks.evaluation_rules import (
+    check_evaluation,
+    check_guidance,
+    check_sampling,
+    check_second_network,
+    check_trackers,
+)
+from sddit.recipes.checks.loss_rules import (
+    check_heads,
+    check_losses,
+    check_masks,
+    check_taps,
+    check_views,
+    check_windows,
+)
 from sddit.recipes.checks.training_rules import (
     check_attention,
     check_balance,
@@ -24,6 +37,7 @@ RULES = (
     check_losses,
     check_views,
     check_taps,
+    check_heads,
     check_masks,
     check_times,
     check_windows,
@@ -34,6 +48,7 @@ RULES = (
     check_sampling,
     check_evaluation,
     check_guidance,
+    check_second_network,
     check_trackers,
     check_codec,
     check_components,

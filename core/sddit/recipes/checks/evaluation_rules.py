@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from sddit.data.undecoded import NO_SCORES, scores_of_latents
 from sddit.errors import Problem, SdditError, one_of
 from sddit.recipes.checks.contracts import conflict
+from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
+from sddit.recipes.start_weights import tables_of
 from sddit.storage.run_folder import LATENTS
 
 
@@ -39,6 +42,47 @@ def check_guidance(recipe: Recipe) -> Iterator[Problem]:
         what = f"guidance {name!r} needs a model trained with label dropout"
         fix = 'dataset.label_drop = 0.1, or guidance.name = "none"'
         yield Problem("SD-T903", what, "dataset.label_drop", "label_drop = 0", fix=fix)
+
+
+def check_second_network(recipe: Recipe) -> Iterator[Problem]:
+    """Check that a second network of the guidance is another one, for the same data and noise."""
+    second = recipe.guidance.params.second_network
+    if second is None:
+        return
+    if second.run:
+        yield from unlike_second(recipe, Path(second.run))
+        return
+    label, known = second.weights or recipe.evaluate.weights, ["student", *recipe.ema]
+    if label not in known:
+        what = f"no weights {label!r} to guide with"
+        yield Problem("SD-R114", what, "guidance", label, one_of(label, known))
+    elif label == recipe.evaluate.weights:
+        what = "the guidance compares the network with itself, which has no effect"
+        yield conflict(what, "guidance", f"the weights {label!r} of this run", "other weights, or another run")
+
+
+def unlike_second(recipe: Recipe, folder: Path) -> Iterator[Problem]:
+    """Yield how the network in a folder differs in data or noise schedule from that of the recipe."""
+    try:
+        tables = tables_of(folder)
+    except SdditError:  # of a run that was sampled before; it is reported when the weights are read
+        return
+    own = recipe.to_json()
+    data = tables.get("data") or tables["dataset"]
+    theirs = {
+        "classes": len(data["class_names"]) if "class_names" in data else data.get("classes"),
+        **tables["dataset"],
+    }
+    ours = {"classes": recipe.facts.num_classes, **own["dataset"]}
+    pairs = [(f"dataset.{key}", ours.get(key), theirs.get(key)) for key in ("classes", "normalize")]
+    pairs += [(f"data.{key}", own["data"][key], data[key]) for key in ("image", "mean", "std")]
+    schedules = [{"noise_schedule": each["noise_schedule"]} for each in (own, tables)]
+    pairs += [(key, mine, other) for key, mine, other, _ in differences(*schedules)]
+    for key, mine, other in pairs:
+        if mine != other:
+            what = f"the second network of the guidance has another {key}"
+            fix = "a network that was trained on the same data with the same noise schedule"
+            yield Problem("SD-R115", what, "guidance", f"{other} in {folder}", f"{mine}, as in this recipe", fix)
 
 
 def check_evaluation(recipe: Recipe) -> Iterator[Problem]:

@@ -61,6 +61,18 @@ def check_taps(recipe: Recipe) -> Iterator[Problem]:
                 yield conflict(what, f"loss.{label}", fix=f"{enable}, or disable that part of the loss")
 
 
+def check_heads(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the backbone has the auxiliary heads that losses and guidance read."""
+    known, name = recipe.backbone.params.head_tokens, recipe.backbone.component.name
+    readers = {f"loss.{label}": chosen.params.needs().student.heads for label, chosen in recipe.active_losses.items()}
+    for key, heads in {**readers, "guidance": recipe.guidance.params.heads}.items():
+        for head in heads:
+            if head not in known:
+                what = f"backbone {name!r} has no auxiliary head {head!r}, which {key} reads"
+                fix = f"add it to the backbone (sddit-run show backbones {name})"
+                yield Problem("SD-R113", what, key, head, one_of(head, known) if known else "a backbone with it", fix)
+
+
 def check_masks(recipe: Recipe) -> Iterator[Problem]:
     """Check that masked views keep some tokens, and that the backbone supports masking."""
     backbone, name = recipe.backbone.params, recipe.backbone.component.name

@@ -77,6 +77,9 @@ def outputs_of(schedule: NoiseSchedule, view: View, want: Want, taps_dtype: torc
         outputs.raw = numbers(*view.x.shape)
         if schedule.outputs > 1:
             outputs.extra = numbers(*view.x.shape)
+        for head in want.heads:  # the scene computes their x0
+            raw = numbers(*view.x.shape)
+            outputs.heads[head] = raw, raw
     count = 16 if view.visible is None else KEPT
     for tap in want.taps:
         cls = numbers(fixtures.BATCH, WIDTH, dtype=taps_dtype) if want.cls else None

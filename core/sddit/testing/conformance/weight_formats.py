@@ -34,7 +34,7 @@ def examine_layout(case: Case, layout: str, shapes: Shapes, backbone: nn.Module)
     except ValueError:
         return  # the layout cannot hold this network, which is a valid answer
     json.dumps(config, allow_nan=False)
-    state = backbone.state_dict()
+    state = {name: tensor for name, tensor in backbone.state_dict().items() if not case.params.is_of_head(name)}
     theirs = form.to_theirs(state, case.params, shapes)
     ours = form.to_ours(theirs)
     changed = [name for name, tensor in state.items() if name not in ours or not torch.equal(ours[name], tensor)]
