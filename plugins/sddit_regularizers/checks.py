@@ -312,7 +312,8 @@ def diversity(context: CheckContext) -> Iterator[Measurement]:
     equal = token.expand(3, 2, 5, 4)
     yield Measurement("equal blocks, from 2/3", float((term.similarity(equal) - 2 / 3).abs().max()), 1e-12)
     axes = torch.eye(4, dtype=torch.float64)[:3, None, None].expand(3, 2, 5, 4)
-    variance = 3 * (1 / 3) * (2 / 3) / 4  # of 0, 0, 1 over blocks in three of four channels
+    # LayerNorm divides by the root of 3 / 16 + eps; the variance over blocks of 0, 0, 1 is 2 / 9, in three channels.
+    variance = (3 / 4) * (2 / 9) / (3 / 16 + 1e-5)
     error = float((term.similarity(axes) + variance / 3).abs().max())
     yield Measurement("orthogonal blocks, from minus a third of the variance", error, 1e-12)
     for value, expected in ((0.6, 1.0), (0.5, 0.8), (0.3, 0.4), (0.1, 0.0), (0.05, 0.0)):

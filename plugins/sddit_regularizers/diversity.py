@@ -20,7 +20,10 @@ class Diversity(LossTerm):
         L_i = (A + B - C) / 3
         A   mean over pairs of blocks of |cos(m_k, m_l)|, where m_k is the mean token of image i after block k
         B   mean over pairs of blocks and over tokens n of cos(h_k[n], h_l[n])
-        C   variance over blocks of m_k, mean over channels
+        C   variance over blocks of the mean normalized token, mean over channels
+
+    The paper has the variance of the mean activation; ours is that of tokens with LayerNorm, since a variance without
+    limit is raised most easily by longer features.
 
     The gate follows the mean of L over the batch: 1 above `gate_high`, L / gate_high - gate_low / gate_high down to
     `gate_low`, 0 below. This is the printed formula, which jumps at `gate_high`. L is that of the last step, so that
@@ -60,7 +63,7 @@ class Diversity(LossTerm):
         # The sum over pairs k != l of u_k . u_l is |sum_k u_k|^2 - sum_k |u_k|^2.
         products = tokens.sum(dim=0).square().sum(dim=-1) - tokens.square().sum(dim=(0, -1))  # [B, n]
         token_cosine = products.mean(dim=1) / pairs
-        variance = means.var(dim=0, correction=0).mean(dim=1)
+        variance = F.layer_norm(h, h.shape[-1:]).mean(dim=2).var(dim=0, correction=0).mean(dim=1)
         value = (mean_cosine + token_cosine - variance) / 3
         parts = {"similarity": value, "mean_cosine": mean_cosine, "token_cosine": token_cosine, "variance": variance}
         for name, part in parts.items():

@@ -305,11 +305,11 @@ class DiversityParams(LossParams):
             )
 
     def cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, num_kept: int) -> Cost:
-        """Return the cost of the cosines between mean tokens; tokens and their directions are kept in float32."""
+        """Return the cost of the cosines between mean tokens; tokens, and two ways to normalize them, are kept."""
         if is_teacher(view):
             return Cost()
         count, width = len(self.taps), backbone.width(self.taps[0])
-        return Cost(flops=2.0 * count**2 * width, activations=3.0 * count * num_kept * width)
+        return Cost(flops=2.0 * count**2 * width, activations=4.0 * count * num_kept * width)
 
     def monitors(self) -> tuple[Monitor, ...]:
         return (
@@ -325,8 +325,7 @@ class DiversityParams(LossParams):
             Monitor("token_cosine", "Mean cosine of the tokens of two blocks", "falling", reference=1.0),
             Monitor(
                 "variance",
-                "Variance over blocks of the mean token, per channel",
-                "bounded: features that only grow longer raise it without limit",
-                high=100.0,
+                "Variance over blocks of the mean normalized token, per channel",
+                "rising; at most 1",
             ),
         )

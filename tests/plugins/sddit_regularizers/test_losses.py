@@ -276,12 +276,16 @@ def test_the_diversity_loss_is_its_sum_over_pairs_of_blocks() -> None:
         pairs = [(0, 1), (0, 2), (1, 2)]
         a = sum(abs(float(torch.cosine_similarity(means[k], means[m], dim=0))) for k, m in pairs) / 3
         b = sum(float(torch.cosine_similarity(h[k, i], h[m, i], dim=1).mean()) for k, m in pairs) / 3
-        channels = [[float(mean[d]) for mean in means] for d in range(D)]
+        variances = [h[k, i].var(1, correction=0, keepdim=True) + 1e-5 for k in range(3)]
+        normal = [(h[k, i] - h[k, i].mean(1, True)) / variances[k].sqrt() for k in range(3)]
+        channels = [[float(tokens[:, d].mean()) for tokens in normal] for d in range(D)]
         c = sum(float(torch.tensor(channel, dtype=torch.float64).var(correction=0)) for channel in channels) / D
         expected.append((a + b - c) / 3)
     found = diversified(h, diversity())
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=0)
-    assert float((diversified(h.flip(-1) * 2, diversity()) - found).abs().max()) > 1e-3
+    long, longer = (diversified(scale * h, diversity()) for scale in (1e3, 1e6))  # where LayerNorm's eps is negligible
+    torch.testing.assert_close(longer, long, rtol=1e-8, atol=0)
+    assert float((diversified(h + 0.1, diversity()) - found).abs().max()) > 1e-3
 
 
 def test_the_gate_follows_the_loss_of_the_last_step() -> None:
