@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dit/dit": {"depth": 4, "width": 24, "heads": 3, "patch": 2},
     "masking/mdt": {"depth": 6, "width": 24, "heads": 3, "decoder_depth": 2},
     "discrimination/discrimination": {"prototypes": 16, "hidden": 12, "bottleneck": 8},
+    "regularizers/repulsor": {"queue": 20, "dimension": 6},
 }
 """Settings by which a component is tried where its defaults are large."""
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -73,6 +74,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ddpm/hybrid": [{"weighting": "min_snr", "over_views": "sum"}, {"mse_weight": 0.0, "vb_trains": "all"}],
     "ddpm/ancestral": [{"clip": 9.0}],
     "ddpm/ddim": [{"eta": 1.0}],
+    "regularizers/dispersive": [{"variant": variant} for variant in ("cosine", "hinge", "covariance")],
+    "regularizers/repulsor": [{"projection": "fixed"}],
+    "regularizers/contrastive": [{"partner": "other_class", "space": "velocity"}, {"weighting": "linear"}],
+    "regularizers/diversity": [{"taps": (1, 2)}],
     "heun/heun": [{"churn": 10.0}, {"coordinates": "native"}],
     "discrimination/discrimination": [{"cls_source": "mean"}, {"shared_head": False}, {"cls_weight": 0.0}],
 }

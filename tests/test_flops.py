@@ -38,6 +38,10 @@ SYSTEMS = {
     "digits/sprint": ("pair_sampler.mask_ratio=0.75",),
     "digits/mdtv2": ("pair_sampler.mask_spread=0.0",),
     "digits/muon": (),
+    "digits/dispersive": (),
+    "digits/repulsor": (),
+    "digits/contrastive": (),
+    "digits/diversedit": (),
     "digits/mdtv2-edm": ("pair_sampler.mask_spread=0.0",),
 }
 """Overrides that keep the number of kept tokens constant where a recipe varies it; the plan has its mean."""

@@ -100,9 +100,9 @@ def test_plan_counts_the_parameters_that_are_built(path: Path) -> None:
     recipe = resolve(path, SMALL + ALONE.get(path, []))
     planned, session = plan(recipe), build_session(recipe, torch.device("cpu"))
     assert planned.backbone_parameters == sum(p.numel() for p in session.student.backbone.parameters())
-    assert sum(filter(None, planned.heads_parameters.values())) == sum(
-        p.numel() for p in session.student.terms.parameters()
-    )
+    heads = list(session.student.terms.parameters())
+    assert sum(filter(None, planned.heads_parameters.values())) == sum(p.numel() for p in heads if p.requires_grad)
+    assert planned.frozen_parameters == sum(p.numel() for p in heads if not p.requires_grad)
     averaged = session.teacher.parts().values() if session.teacher else ()
     assert planned.teacher_parameters == sum(p.numel() for part in averaged for p in part.parameters())
 

@@ -55,6 +55,11 @@ RUNS: dict[str, tuple[str, ...]] = {
     "MDTv2": ("digits/mdtv2", *MDT),
     "MDTv2, Adan": ("digits/mdtv2", *MDT, "optimizer.name=adan", "optimizer.betas=[0.98, 0.92, 0.99]"),
     "MDTv2 under EDM, fp64": ("digits/mdtv2-edm", *MDT, "train.precision=fp64"),
+    "dispersive": ("digits/dispersive", *DIT),
+    "repulsor": ("digits/repulsor", *DIT, "loss.repulsor.queue=20", "loss.repulsor.projection=trained"),
+    "repulsor, accumulated": ("digits/repulsor", *DIT, "loss.repulsor.queue=20", "train.micro_batch=4"),
+    "contrastive": ("digits/contrastive", *DIT),
+    "DiverseDiT": ("digits/diversedit", *DIT, "loss.diversity.taps=[1, 2]", "loss.diversity.gate_high=0.9"),
     "DiT, the hybrid loss": ("digits/dit-ddpm", *DIT),
     "DiT, flow matching": ("digits/dit-flow", *DIT),
     "SRA": ("digits/sra", *NARROW, "backbone.depth=4", "loss.align.until=4"),
@@ -169,13 +174,13 @@ def copied(part: Callable[[Session], Any]) -> Drop:
     return drop
 
 
-def buffer(name: str) -> Drop:
-    """Leave a buffer of the discrimination term as it was built."""
-    return lambda session, fresh: term(session).get_buffer(name).copy_(term(fresh).get_buffer(name))
+def buffer(name: str, label: str = "discrimination") -> Drop:
+    """Leave a buffer of a term as it was built."""
+    return lambda session, fresh: term(session, label).get_buffer(name).copy_(term(fresh, label).get_buffer(name))
 
 
-def term(session: Session) -> Any:
-    return session.student.terms["discrimination"]
+def term(session: Session, label: str = "discrimination") -> Any:
+    return session.student.terms[label]
 
 
 def moment(name: str) -> Drop:
@@ -193,6 +198,8 @@ ITEMS: dict[str, tuple[str, Drop]] = {
     "head of a term": ("SD-DiT", copied(lambda s: term(s).head)),
     "centre of class tokens": ("SD-DiT", buffer("center_cls")),
     "centre of patch tokens": ("SD-DiT", buffer("center_patch")),
+    "queue of past features": ("repulsor", buffer("queue", "repulsor")),
+    "gate of a loss": ("DiverseDiT", buffer("gate", "diversity")),
     "teacher": ("SD-DiT", copied(lambda s: s.teacher.backbone)),
     "teacher's head": ("SD-DiT", copied(lambda s: s.teacher.modules["discrimination"]["head"])),
     "EMA": ("SD-DiT", copied(lambda s: s.emas["main"].module)),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sddit.diffusion.preconditioning import raw_target
 from sddit.interfaces import Context, NoiseSchedule, Outputs, View
 from sddit.losses import LossTerm
 from sddit_edm.flow import Flow
@@ -92,16 +93,8 @@ class Denoising(LossTerm):
 
 
 def native_target(schedule: NoiseSchedule, view: View, dtype: torch.dtype) -> Tensor:
-    """Return the target of the network, R* = (x0 - c_skip x) / c_out, [B, C, H, W].
-
-    With x = alpha x0 + sigma eps inserted, no nearly equal images are subtracted at small sigma; the remaining
-    difference, 1 - c_skip alpha, is one number per sample and is computed in float64.
-    """
-    t = view.t.double()
-    c = schedule.scalings(t)
-    x0_factor = (1 - c.c_skip * schedule.alpha(t)) / c.c_out  # [B]
-    noise_factor = c.c_skip * schedule.sigma(t) / c.c_out
-    return _per_image(x0_factor, dtype) * view.x0 - _per_image(noise_factor, dtype) * view.noise
+    """Return the target of the network for a view, R* = (x0 - c_skip x) / c_out, [B, C, H, W]."""
+    return raw_target(schedule, view.x0, view.noise, view.t, dtype)
 
 
 def per_token(image: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -109,8 +102,3 @@ def per_token(image: Tensor, grid: tuple[int, int]) -> Tensor:
     (rows, columns), (batch, channels, height, width) = grid, image.shape
     patches = image.reshape(batch, channels, rows, height // rows, columns, width // columns)
     return patches.mean((1, 3, 5)).flatten(1)
-
-
-def _per_image(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Reshape [B] to [B, 1, 1, 1]."""
-    return x.to(dtype)[:, None, None, None]

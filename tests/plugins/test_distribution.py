@@ -37,10 +37,14 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "muon": ("digits/muon.toml", [*SPLIT, "backbone.depth=2"]),
     "muon in parts": ("digits/muon.toml", [*SPLIT, "backbone.depth=2", "train.distributed=fsdp"]),
     "sd-dit in parts": ("quickstart.toml", [*DECODER, *HEAD, *SPLIT, "train.distributed=fsdp"]),
+    "dispersive": ("digits/dispersive.toml", ["backbone.depth=2"]),
+    "repulsor": ("digits/repulsor.toml", [*SPLIT, "backbone.depth=2", "loss.repulsor.queue=40"]),
+    "contrastive": ("digits/contrastive.toml", ["backbone.depth=2", "loss.contrastive.partner=other_class"]),
+    "diversedit": ("digits/diversedit.toml", [*SPLIT, "backbone.depth=4"]),
 }
 DEFECTS = {
     "gradients are not averaged": ["dit", "maskdit", "mdt", "sprint", "sd-dit", "sd-dit sinkhorn"],
-    "means are of one rank": ["sd-dit", "sd-dit sinkhorn"],
+    "means are of one rank": ["sd-dit", "sd-dit sinkhorn", "dispersive"],
 }
 ROUNDING = 1e-10  # of weights in float64 after ten steps
 LOGGED = 1e-6  # diagnostics are kept in float32

@@ -97,6 +97,19 @@ def denoise_view(
     )
 
 
+def raw_target(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the output of the network that gives D(x) = x0, R* = (x0 - c_skip x) / c_out, [B, C, H, W] in `dtype`.
+
+    With x = alpha x0 + sigma eps inserted, no nearly equal images are subtracted at small sigma; the remaining
+    difference, 1 - c_skip alpha, is one number per sample and is computed in float64.
+    """
+    t = t.double()
+    c = schedule.scalings(t)
+    x0_factor = (1 - c.c_skip * schedule.alpha(t)) / c.c_out  # [B]
+    noise_factor = c.c_skip * schedule.sigma(t) / c.c_out
+    return x0_factor.to(dtype)[:, None, None, None] * x0 - noise_factor.to(dtype)[:, None, None, None] * noise
+
+
 class ModelDenoiser:
     """A trained network as D(x; sigma, labels) in variance-exploding coordinates, for any schedule.
 

@@ -55,6 +55,10 @@ class LossParams(Params):
         """
         return None
 
+    def pair_cost(self, backbone: BackboneParams, shapes: Shapes, view: ViewSpec, num_kept: int) -> Cost:
+        """Return the cost of comparing one image with one image of the batch, for a loss that compares them all."""
+        return Cost()
+
     def monitors(self) -> tuple[Monitor, ...]:
         """Return the diagnostics that show whether training is healthy, by name."""
         return ()

@@ -85,6 +85,8 @@ class TrainView(Protocol):
 
     @property
     def steps(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
 
 
 class RecipeView(Protocol):

@@ -260,7 +260,10 @@ class _StatedCosts:
     def head(self, label: str, view: ViewSpec, num_kept: int) -> Cost | None:
         """Return the cost of a loss on one view of one image."""
         chosen = self.recipe.active_losses[label]
-        cost = chosen.params.cost(self.recipe.backbone.params, self.recipe.shapes, view, num_kept)
+        given = self.recipe.backbone.params, self.recipe.shapes, view, num_kept
+        cost = chosen.params.cost(*given)
+        if cost is not None:
+            cost += chosen.params.pair_cost(*given).times(self.recipe.train.batch)
         return self._stated(cost, f"loss.{label}", chosen)
 
     def head_parameters(self, label: str, network: Network) -> int | None:
