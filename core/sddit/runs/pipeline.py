@@ -38,7 +38,7 @@ from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import COST, RECIPE, REPORT, SCORES, RunFolder, recorded_ids
 from sddit.storage.run_result import write_result
 from sddit.training.environment import choose_device, packages
-from sddit.training.first_step import check_losses, loss_errors
+from sddit.training.first_step import check_data, check_losses, loss_errors
 from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
 from sddit.training.session import Session
@@ -133,6 +133,7 @@ def train_and_finish(session: Session, callbacks: RunCallbacks) -> dict[str, Sco
         with training_memory_errors(session.recipe), loss_errors(session):
             if session.step == 0:
                 with exit_on_signal(stop, progress, "before the first step"):
+                    check_data(session)
                     for note in [*check_losses(session), *broken_contracts(session)]:
                         progress.warn(note)
             train(session, callbacks)
@@ -144,7 +145,8 @@ def train_and_finish(session: Session, callbacks: RunCallbacks) -> dict[str, Sco
 
 
 def broken_contracts(session: Session) -> Iterator[str]:
-    """Yield what the conformance kit finds in the components of plugins, apart from losses, which `check_losses` tests.
+    """Yield what the conformance kit finds in the components of plugins, apart from data and losses: `check_data` and
+    `check_losses` test these.
 
     These are warnings: the kit tests default settings on tiny tensors, not the run.
     """
@@ -154,7 +156,7 @@ def broken_contracts(session: Session) -> Iterator[str]:
     from sddit.testing.kit import contract_problems
 
     network = (recipe.optimizer, recipe.noise_schedule, recipe.pair_sampler, recipe.backbone)
-    for component in (used.component for used in (*network, recipe.sampler, recipe.dataset)):
+    for component in (used.component for used in (*network, recipe.sampler)):
         if problems := contract_problems(component):
             row = host().rows[component.origin]
             more = f"{len(problems)} problems; " if len(problems) > 1 else ""

@@ -56,7 +56,6 @@ WARNED = [
         "def __init__(self, *a, **k): super().__init__(*a, **k); self.more = [torch.nn.Linear(3, 3)]",
         "layers in",
     ),
-    ("datasets", "def fetch(self, ids): return super().fetch(ids)[0] * 255, super().fetch(ids)[1]", "mean and std"),
     ("noise_schedules", "def perturb(self, x0, noise, t): return x0.add_(noise)", "it changed what it was given: x0"),
     ("noise_schedules", "def t_from_uniform(self, u): return super().t_from_uniform(torch.rand_like(u))", "generator"),
     ("samplers", "def __call__(self, *a, **k): return super().__call__(*a, **k) + torch.randn(())", "generator"),
