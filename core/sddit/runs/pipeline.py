@@ -214,7 +214,7 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     folder.write_json(COST, asdict(cost))
     progress.stage("report")
     folder.write_text(REPORT, write_run_report(recipe, folder.path, scores, cost))
-    write_result(folder, recipe.run_id, session.step)
+    write_result(folder, recipe.run_id, session.step, sample_images.preview_name(session.step))
     parts.remove()
     progress.end_stage()
     return scores

@@ -14,6 +14,7 @@ from sddit.distributed import processes
 from sddit.distributed.world import World
 from sddit.errors import Problem, SdditError, one_of, raise_all
 from sddit.evaluation.probe import PROBE, lacks_probe
+from sddit.evaluation.sample_images import preview_name
 from sddit.evaluation.scoring import read_scores
 from sddit.progress import Progress
 from sddit.recipes.differences import differences
@@ -54,6 +55,7 @@ def prepare_folder(
     if damage := damage_of_result(folder.path, recipe):
         progress.warn(f"the result is not complete: {damage}; it is made again from the last checkpoint")
         (folder.path / RESULT).unlink(missing_ok=True)  # it seals other files than those that follow
+        (folder.path / preview_name(recipe.train.steps)).unlink(missing_ok=True)  # made again if it is missing
     return not damage
 
 

@@ -107,6 +107,26 @@ def test_a_run_leaves_all_that_it_promises_and_the_same_command_says_it_is_finis
     assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("name", ["samples/samples.npz", "samples/step-000004.png", "report.html"])
+def test_a_damaged_file_of_a_finished_run_is_made_again(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, name: str
+) -> None:
+    class Heard(Progress):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+
+    heard: list[str] = []
+    file = go(recipe_of(), tmp_path / "runs").folder / name
+    written = file.read_bytes()
+    for damaged in (written[:-7], written[:-7] + b"changed"):
+        file.write_bytes(damaged)
+        assert not go(recipe_of(), tmp_path / "runs", Heard()).already_finished
+        assert f"{name} is not what was written" in heard.pop()
+        again = file.read_bytes()
+        assert again != damaged and (again == written or name == "report.html")  # which states times
+    assert go(recipe_of(), tmp_path / "runs", Heard()).already_finished and not heard
+
+
 def test_samples_and_scores_of_another_run_are_refused(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     own, other = (go(recipe_of(f"seed={seed}"), tmp_path / "runs").folder for seed in (1, 2))
     assert len(kept_samples(own))
