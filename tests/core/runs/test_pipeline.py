@@ -29,6 +29,7 @@ from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.recipes.start_weights import find_weights
 from sddit.runs.pipeline import RunResult, evaluate_run, run
+from sddit.runs.setup import change_problems
 from sddit.storage.manifest import read_manifest, seal_manifest
 from sddit.storage.metrics_log import read_metrics
 from sddit.storage.run_folder import RunFolder
@@ -246,6 +247,23 @@ def test_another_recipe_gets_another_folder_and_the_difference_is_named(
     second = go(recipe_of("loss.agree.weight=0.25"), tmp_path / "runs", notes)
     assert second.folder != first.folder
     assert any("loss.agree.weight 0.5 -> 0.25" in line for line in notes.lines)
+
+
+@pytest.mark.parametrize(
+    ("allow", "named"),
+    [
+        ([], ["code.mine", "train.steps", "code"]),
+        (["code.mine", "train.steps"], ["code"]),
+        (["code.mine", "train.steps", "code.dit", "code.edm"], []),
+        (["code"], ["train.steps"]),
+    ],
+)
+def test_another_numerics_revision_is_one_difference(tmp_path: Path, allow: list[str], named: list[str]) -> None:
+    revision = [(f"code.{name}", "sddit 0.1.0", "sddit 0.2.0", "numeric") for name in ("dit", "edm")]
+    found: Any = [*revision, ("code.mine", "sha 1", "sha 2", "numeric"), ("train.steps", 4, 5, "numeric")]
+    problems = list(change_problems(tmp_path, found, allow, resumed=True))
+    assert [problem.what.rpartition(" ")[2] for problem in problems] == named
+    assert all(f"--allow-change {name}, or" in problem.fix for problem, name in zip(problems, named, strict=True))
 
 
 def test_resuming_with_another_recipe_is_refused_until_each_key_is_allowed(
