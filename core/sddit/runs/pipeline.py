@@ -153,16 +153,18 @@ def broken_contracts(session: Session) -> Iterator[str]:
     recipe = session.recipe
     if not (session.world.main and third_party()):
         return
-    from sddit.testing.kit import contract_problems
+    from sddit.testing.kit import contract_problems, lacks_values
 
     network = (recipe.optimizer, recipe.noise_schedule, recipe.pair_sampler, recipe.backbone)
     for component in (used.component for used in (*network, recipe.sampler)):
-        if problems := contract_problems(component):
+        name = f"{registry(component.kind).singular} {component.qualified}"
+        if component.origin in third_party() and (keys := lacks_values(component)):
+            yield f"{name} is not tested: {keys[0]!r} has no default; add Field(..., examples=[...]) to test it with"
+        elif problems := contract_problems(component):
             row = host().rows[component.origin]
             more = f"{len(problems)} problems; " if len(problems) > 1 else ""
             command = f"sddit-run check {row.file or row.name}"
-            kind = registry(component.kind).singular
-            yield f"{kind} {component.qualified} breaks its contract: {problems[0].what}; {more}{command}"
+            yield f"{name} breaks its contract: {problems[0].what}; {more}{command}"
 
 
 @contextmanager
