@@ -124,9 +124,10 @@ class ModelDenoiser:
         if training:
             self.backbone.eval()
         try:
-            out = precondition(
-                self.backbone, self.schedule, native, t, labels, dtype=self.dtype, autocast=self.autocast
-            )
+            with torch.autocast(x.device.type, enabled=False):  # that of the caller: samples do not depend on it
+                out = precondition(
+                    self.backbone, self.schedule, native, t, labels, dtype=self.dtype, autocast=self.autocast
+                )
         finally:
             if training:
                 self.backbone.train()
