@@ -82,8 +82,12 @@ def default_fix(code: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the known name closest to a misspelt one, or an empty string."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
+    """Return the known name closest to a misspelt one, or an empty string.
+
+    Of close names, one of the same letters comes first: two of them were swapped.
+    """
+    close = difflib.get_close_matches(name, list(known))
+    return next(iter(sorted(close, key=lambda one: sorted(one) != sorted(name))), "")
 
 
 def one_of(name: str, known: Iterable[str], max_names: int = 12) -> str:

@@ -59,6 +59,8 @@ def test_the_exit_status_is_that_of_the_first_problem() -> None:
 
 def test_the_nearest_name_is_offered_if_there_is_one() -> None:
     assert (nearest("pach", ["patch", "width"]), nearest("zzz", ["patch"])) == ("patch", "")
+    assert nearest("digits/dti", ["digits/mdt", "digits/dit"]) == "digits/dit"
+    assert nearest("digits/dt", ["digits/mdtv2", "digits/mdt"]) == "digits/mdt"
     assert one_of("pach", ["width", "patch"]) == "one of patch, width   (did you mean 'patch'?)"
     assert one_of("zzz", ["b", "a"]) == "one of a, b"
     assert one_of("zzz", [f"n{i:02}" for i in range(20)], max_names=2) == "one of n00, n01, ..."

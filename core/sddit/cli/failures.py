@@ -108,9 +108,9 @@ def contract_error(failure: BaseException) -> SdditError | None:
     row = host().rows.get(name.rpartition("/")[0])
     if row is None or row.builtin:
         return None
-    file = row.file or row.name
+    file, kind = row.file or row.name, kind_of(name)
     if not isinstance(failure, TypeError):
-        fix = suggest_fix(failure) or f"run  sddit-run check {file}  to test each part of its contract"
+        fix = suggest_fix(failure, kind=kind) or f"run  sddit-run check {file}  to test each part of its contract"
         what = f"component {name!r} of a plugin raised an error"
         return error("SD-P221", what, where=file, got=describe_exception(failure), fix=fix)
     return error(
@@ -119,7 +119,7 @@ def contract_error(failure: BaseException) -> SdditError | None:
         where=file,
         got=describe_exception(failure),
         expect="the arguments that sddit.interfaces lists for its kind, and **_ for further ones",
-        fix=suggest_fix(failure) or f"run  sddit-run check {file}  to test each part of its contract",
+        fix=suggest_fix(failure, kind=kind) or f"run  sddit-run check {file}  to test each part of its contract",
     )
 
 

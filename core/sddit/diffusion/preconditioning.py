@@ -146,17 +146,18 @@ class ModelDenoiser:
         if training:
             self.backbone.eval()
         try:
-            out = precondition(
-                self.backbone,
-                self.schedule,
-                native,
-                t,
-                labels,
-                visible=visible,
-                dense_path=True if path == "dense" else None,
-                dtype=self.dtype,
-                autocast=self.autocast,
-            )
+            with torch.autocast(x.device.type, enabled=False):  # that of the caller: samples do not depend on it
+                out = precondition(
+                    self.backbone,
+                    self.schedule,
+                    native,
+                    t,
+                    labels,
+                    visible=visible,
+                    dense_path=True if path == "dense" else None,
+                    dtype=self.dtype,
+                    autocast=self.autocast,
+                )
         finally:
             if training:
                 self.backbone.train()

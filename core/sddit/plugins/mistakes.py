@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 import sysconfig
 import traceback
 from pathlib import Path
 
+from sddit import interfaces
 from sddit.errors import message_of, nearest
+from sddit.formatting import join_words
 
 IMPORTS = {
     "F": "import torch.nn.functional as F",
@@ -68,14 +71,11 @@ ANY_KIND: tuple[tuple[type[Exception], str, str], ...] = (
         r"definition: (\w+)\(.*declared in the hookimpl but can not be found",
         "the argument of a hook is named registry: def {}(registry)",
     ),
-    (TypeError, r"Want\.__init__\(\) got an unexpected", "Want takes output, taps and cls"),
-    (TypeError, r"Needs\.__init__\(\) got an unexpected", "Needs takes student and teacher, each a Want"),
-    (TypeError, r"Cost\.__init__\(\) got an unexpected", "Cost takes parameters, flops, activations and frozen"),
     (TypeError, r"got an unexpected keyword argument '\w+'", "accept further arguments: end the signature with **_"),
 )
 """(exception, pattern of its message, fix) for components of any kind."""
 
-OF_LOSSES: tuple[tuple[type[Exception], str, str], ...] = (
+OF_LOSSES = (
     (RuntimeError, r"shapes cannot be multiplied", LAST_DIMENSION),
     (TypeError, r"forward\(\) (?:takes|missing)", "write  def forward(self, ctx, views, outputs)"),
     (TypeError, r"cost\(\) (?:takes|missing)", "write  def cost(self, backbone, shapes, view, num_kept)"),
@@ -83,7 +83,9 @@ OF_LOSSES: tuple[tuple[type[Exception], str, str], ...] = (
     (TypeError, r"NoneType", IS_NONE),
     (AttributeError, r"NoneType", IS_NONE),
 )
-"""The same for losses alone."""
+OF_DATASETS = ((TypeError, r"__init__\(\)", "write  def __init__(self, params, *, split)"),)
+OF_KIND: dict[str, tuple[tuple[type[Exception], str, str], ...]] = {"losses": OF_LOSSES, "datasets": OF_DATASETS}
+"""{kind: the same for its components alone}."""
 
 OTHER_SIZES = r"must match the size of tensor|must match the existing size|is invalid for|read at other positions"
 
@@ -104,10 +106,30 @@ def suggest_fix(failure: BaseException, *, kind: str = "", masked: bool = False)
         return f"did you mean  from {match[2]} import {close}" if close else ""
     if masked and isinstance(failure, (RuntimeError, ValueError)) and re.search(OTHER_SIZES, message):
         return MASKED
-    for raised, pattern, fix in (*ANY_KIND, *(OF_LOSSES if kind == "losses" else ())):
+    if (match := re.match(r"(\w+)\.__init__\(\) .*argument", message)) and (fix := fields_of(match[1])):
+        return fix
+    if isinstance(failure, NotImplementedError):
+        return missing_method(failure)
+    for raised, pattern, fix in (*OF_KIND.get(kind, ()), *ANY_KIND):
         if isinstance(failure, raised) and (match := re.search(pattern, message, re.DOTALL)):
             return fix.format(*match.groups())
     return similar_attribute(failure) if isinstance(failure, AttributeError) else ""
+
+
+def fields_of(name: str) -> str:
+    """Return which fields a dataclass of our contracts takes; empty if there is none of this name."""
+    kind = getattr(interfaces, name, None)
+    if not dataclasses.is_dataclass(kind):
+        return ""
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    named = needed or [f.name for f in dataclasses.fields(kind)]
+    return f"{name} takes {join_words(named)}" + (", and what sddit.interfaces lists" if needed else "")
+
+
+def missing_method(failure: NotImplementedError) -> str:
+    """Return the fix of a method of our contracts that the author did not define, or an empty string."""
+    frame = traceback.extract_tb(failure.__traceback__)[-1]
+    return f"define {frame.name} in its params" if Path(frame.filename).parent.name == "interfaces" else ""
 
 
 def similar_attribute(failure: AttributeError) -> str:

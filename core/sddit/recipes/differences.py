@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from sddit.errors import SdditError
 from sddit.interfaces.params import is_marked, is_omitted_default
+from sddit.plugins.discovery import OURS
 from sddit.plugins.host import host
 from sddit.recipes.field_types import nested_settings
 from sddit.recipes.merge import leaves
@@ -17,6 +18,7 @@ from sddit.recipes.settings import SETTINGS
 from sddit.storage.run_folder import RUN_IDS
 
 Class = Literal["free", "numeric", "structural"]
+Difference = tuple[str, Any, Any, Class]
 
 IDENTITY = {"data.image", "data.classes", "data.fingerprint"}
 """Keys that identify a data set; the rest of `data` follows from them, or is informative."""
@@ -25,14 +27,14 @@ SHAPES = {"data.image", "data.classes", "noise_schedule.name", "optimizer.name"}
 """Keys that determine the shapes of tensors in a checkpoint, in addition to the backbone and the labelled tables."""
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any, Class]]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     """Return (dotted key, old value, new value, class) of every difference; None: the key is not set.
 
     free changes no number; numeric gives other numbers from here on; structural changes tensors, so that checkpoints do
     not fit. A label that only one of them has is one difference. A key of a later version that has its default does
     not differ from none.
     """
-    found: list[tuple[str, Any, Any, Class]] = []
+    found: list[Difference] = []
     for table in ("loss", "ema"):
         before, after = old.get(table, {}), new.get(table, {})
         found += [
@@ -79,6 +81,19 @@ def _innermost(settings: type[BaseModel] | None, name: str) -> tuple[type[BaseMo
 def _is_later_default(settings: type[BaseModel] | None, name: str, stated: Sequence[Any]) -> bool:
     """Return whether only one side states a key, which is marked `omit_default`, and its value is the default."""
     return settings is not None and len(stated) == 1 and is_omitted_default(settings, name, stated[0])
+
+
+def joined_revision(found: Sequence[Difference]) -> list[Difference]:
+    """Return the differences with one of key `code` for the plugins of ours, whose numerics revision is the same."""
+    ours = [
+        change
+        for change in found
+        if change[0].startswith("code.") and all(str(side or OURS).split(" ")[0] == OURS for side in change[1:3])
+    ]
+    if len(ours) < 2:
+        return list(found)
+    old, new = (next((change[side] for change in ours if change[side]), None) for side in (1, 2))
+    return [*(change for change in found if change not in ours), ("code", old, new, "numeric")]
 
 
 def by_leaf(found: Iterable[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:

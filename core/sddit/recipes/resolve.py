@@ -15,12 +15,13 @@ from typing import Any, TypeVar, cast, get_args
 import sddit
 from sddit.data import seen_std
 from sddit.data.declared import declared_table
+from sddit.data.stated_facts import facts_problems
 from sddit.data.undecoded import REFUSED
 from sddit.distributed.processes import world_size
 from sddit.errors import Problem, SdditError, error, nearest, raise_all
 from sddit.interfaces import AttentionParams, CodecParams, DataFacts, Selected
 from sddit.plugins.discovery import OURS
-from sddit.plugins.host import Host
+from sddit.plugins.host import Host, third_party
 from sddit.plugins.host import host as the_host
 from sddit.recipes import checks
 from sddit.recipes.differences import differences
@@ -278,6 +279,8 @@ def _facts(selector: Selector, chosen: Mapping[str, Selected[Any]]) -> DataFacts
         return None
     try:
         facts: DataFacts = chosen["dataset"].params.facts()
+        if chosen["dataset"].component.origin in third_party():
+            selector.add(_placed(problem, selector.merged) for problem in facts_problems(facts, "dataset"))
         return facts
     except SdditError as failure:
         problems = (with_data_command(problem, selector.merged) for problem in failure.problems)

@@ -38,7 +38,7 @@ from sddit.storage.checkpoints import Store
 from sddit.storage.run_folder import COST, RECIPE, REPORT, SCORES, RunFolder, recorded_ids
 from sddit.storage.run_result import write_result
 from sddit.training.environment import choose_device, packages
-from sddit.training.first_step import check_losses, loss_errors
+from sddit.training.first_step import check_data, check_losses, loss_errors
 from sddit.training.loop import train
 from sddit.training.nonfinite import NonFinite
 from sddit.training.second_network import load_second_network
@@ -134,6 +134,7 @@ def train_and_finish(session: Session, callbacks: RunCallbacks) -> dict[str, Sco
         with training_memory_errors(session.recipe), loss_errors(session):
             if session.step == 0:
                 with exit_on_signal(stop, progress, "before the first step"):
+                    check_data(session)
                     for note in [*check_losses(session), *broken_contracts(session)]:
                         progress.warn(note)
             train(session, callbacks)
@@ -145,23 +146,26 @@ def train_and_finish(session: Session, callbacks: RunCallbacks) -> dict[str, Sco
 
 
 def broken_contracts(session: Session) -> Iterator[str]:
-    """Yield what the conformance kit finds in the components of plugins, apart from losses, which `check_losses` tests.
+    """Yield what the conformance kit finds in the components of plugins, apart from data and losses: `check_data` and
+    `check_losses` test these.
 
     These are warnings: the kit tests default settings on tiny tensors, not the run.
     """
     recipe = session.recipe
     if not (session.world.main and third_party()):
         return
-    from sddit.testing.kit import contract_problems
+    from sddit.testing.kit import contract_problems, lacks_values
 
     network = (recipe.optimizer, recipe.noise_schedule, recipe.pair_sampler, recipe.backbone)
-    for component in (used.component for used in (*network, recipe.sampler, recipe.dataset)):
-        if problems := contract_problems(component):
+    for component in (used.component for used in (*network, recipe.sampler)):
+        name = f"{registry(component.kind).singular} {component.qualified}"
+        if component.origin in third_party() and (keys := lacks_values(component)):
+            yield f"{name} is not tested: {keys[0]!r} has no default; add Field(..., examples=[...]) to test it with"
+        elif problems := contract_problems(component):
             row = host().rows[component.origin]
             more = f"{len(problems)} problems; " if len(problems) > 1 else ""
             command = f"sddit-run check {row.file or row.name}"
-            kind = registry(component.kind).singular
-            yield f"{kind} {component.qualified} breaks its contract: {problems[0].what}; {more}{command}"
+            yield f"{name} breaks its contract: {problems[0].what}; {more}{command}"
 
 
 @contextmanager
@@ -213,7 +217,7 @@ def finish(session: Session, callbacks: RunCallbacks) -> dict[str, Scores]:
     folder.write_json(COST, asdict(cost))
     progress.stage("report")
     folder.write_text(REPORT, write_run_report(recipe, folder.path, scores, cost))
-    write_result(folder, recipe.run_id, session.step)
+    write_result(folder, recipe.run_id, session.step, sample_images.preview_name(session.step))
     parts.remove()
     progress.end_stage()
     return scores

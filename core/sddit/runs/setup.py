@@ -14,9 +14,10 @@ from sddit.distributed import processes
 from sddit.distributed.world import World
 from sddit.errors import Problem, SdditError, one_of, raise_all
 from sddit.evaluation.probe import PROBE, lacks_probe
+from sddit.evaluation.sample_images import preview_name
 from sddit.evaluation.scoring import read_scores
 from sddit.progress import Progress
-from sddit.recipes.differences import differences
+from sddit.recipes.differences import Difference, differences, joined_revision
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.start_weights import named_weights
 from sddit.storage import run_folder
@@ -55,6 +56,7 @@ def prepare_folder(
     if damage := damage_of_result(folder.path, recipe):
         progress.warn(f"the result is not complete: {damage}; it is made again from the last checkpoint")
         (folder.path / RESULT).unlink(missing_ok=True)  # it seals other files than those that follow
+        (folder.path / preview_name(recipe.train.steps)).unlink(missing_ok=True)  # made again if it is missing
     return not damage
 
 
@@ -83,7 +85,7 @@ def announce(recipe: Recipe, folder: RunFolder, device: torch.device, progress: 
         progress.warn(warning)
     if (sibling := newest_sibling(folder.path, recipe.name)) and not (folder.path / RECIPE).is_file():
         with suppress(SdditError):  # damage in another run folder does not concern this run
-            for key, old, new, _ in differences(read_json(sibling / RECIPE), recipe.to_json()):
+            for key, old, new, _ in joined_revision(differences(read_json(sibling / RECIPE), recipe.to_json())):
                 progress.note(f"differs from {sibling.name}: {key} {_short(old)} -> {_short(new)}")
 
 
@@ -173,7 +175,7 @@ def accept_changes(folder: RunFolder, recipe: Recipe, allow: Sequence[str], *, r
 
 
 def change_problems(
-    folder: Path, changes: Sequence[tuple[str, Any, Any, str]], allow: Sequence[str], *, resumed: bool
+    folder: Path, changes: Sequence[Difference], allow: Sequence[str], *, resumed: bool
 ) -> Iterator[Problem]:
     """Yield a problem for each change that is not permitted or not possible, and each permission without a change."""
     elsewhere = "run without --resume to use a new folder" if resumed else "start over with --fresh"
@@ -183,13 +185,15 @@ def change_problems(
             what = f"nothing to allow: {given!r} does not differ"
             expect = one_of(given, known) if known else "no key: nothing differs"
             yield Problem("SD-R161", what, "--allow-change", given, expect)
-    for key, old, new, kind in changes:
+    is_allowed = {key: any(covers(given, key) for given in allow) for key in known}
+    of_code = [change for change in changes if change[0].startswith("code.") and is_allowed[change[0]]]
+    for key, old, new, kind in joined_revision([change for change in changes if change not in of_code]):
         got = f"{old} -> {new}"
         if kind == "structural":
             yield Problem("SD-C410", f"the checkpoint is of another model: {key}", where, got, fix=elsewhere)
         elif key == "train.steps" and old is not None and new < old:
             yield Problem("SD-C422", "a run cannot be made shorter", where, got, f"at least {old}", elsewhere)
-        elif not any(covers(given, key) for given in allow):
+        elif not is_allowed.get(key):
             restore = "restore the data, or " if key == "data.fingerprint" else ""
             fix = f"{restore}--allow-change {key}, or {elsewhere}" if resumed else f"{restore}{elsewhere}"
             yield Problem("SD-C420", f"the recipe differs from the run's: {key}", where, got, fix=fix)

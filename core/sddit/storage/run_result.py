@@ -1,7 +1,7 @@
 """Seal the result of a run, and find what is missing in it. Torch-free.
 
-`result.json` is written last: the id of the run, its step, and the sha256 of its samples and of the files with its
-numbers. The samples may be deleted.
+`result.json` is written last: the id of the run, its step, and the sha256 of its report, of its samples and of the
+files with its numbers. The samples may be deleted.
 """
 
 from __future__ import annotations
@@ -38,15 +38,24 @@ ALWAYS_MEASURED = ("fd", "fd_all", "kid", "precision", "recall")
 """Metrics that every version measures with every extractor."""
 
 
-def write_result(folder: RunFolder, run_id: str, step: int) -> None:
-    """Seal the result of a run, after all its other files."""
-    kept = [name for name in (SAMPLES, LATENTS) if (folder.path / name).is_file()]
-    files = {name: _digest(folder.path / name) for name in (*SEALED, *kept)}
+def write_result(folder: RunFolder, run_id: str, step: int, preview: str = "") -> None:
+    """Seal the result of a run, after all its other files. `preview` is that of its last step."""
+    kept = [name for name in (SAMPLES, LATENTS, preview) if (folder.path / name).is_file()]
+    files = {name: _digest(folder.path / name) for name in (*SEALED, REPORT, *kept)}
     folder.write_bytes(RESULT, seal_manifest({"run_id": run_id, "step": step, "files": files}) + b"\n")
 
 
-def result_damage(folder: Path, run_id: str, labels: Collection[str], metrics: Collection[str] | None = None) -> str:
+def result_damage(
+    folder: Path,
+    run_id: str,
+    labels: Collection[str],
+    metrics: Collection[str] | None = None,
+    *,
+    numbers_only: bool = False,
+) -> str:
     """Return why the result of a run has to be made again; empty if it is complete.
+
+    With `numbers_only`, samples and report are not read: samples may be large.
 
     A result of an earlier version has no seal: its scores must be there for all `labels`, and those of `metrics` (None:
     all) must be finite. In a sealed result, a NaN is what was measured.
@@ -55,7 +64,7 @@ def result_damage(folder: Path, run_id: str, labels: Collection[str], metrics: C
         if not (folder / name).is_file():
             return f"{name} is missing"
     if os.path.lexists(folder / RESULT):
-        return _seal_damage(folder, run_id)
+        return _seal_damage(folder, run_id, numbers_only=numbers_only)
     try:
         scores = read_json(folder / SCORES)
     except SdditError as fault:
@@ -111,12 +120,14 @@ def _read_seal(folder: Path) -> dict[str, Any]:
     return body
 
 
-def _seal_damage(folder: Path, run_id: str) -> str:
+def _seal_damage(folder: Path, run_id: str, *, numbers_only: bool) -> str:
     try:
         body = _read_seal(folder)
         if body["run_id"] != run_id:
             return f"{RESULT} is that of run {body['run_id']}"
-        changed = [name for name in SEALED if _digest(folder / name) != body["files"][name]]
+        others = [name for name in body["files"] if name not in SEALED and not numbers_only]
+        kept = [name for name in others if os.path.lexists(folder / name)]
+        changed = [name for name in (*SEALED, *kept) if _digest(folder / name) != body["files"][name]]
     except UNREADABLE as fault:
         return f"its folder is damaged: {RESULT}: {describe_exception(fault)}"
     return f"{changed[0]} is not what was written" if changed else ""

@@ -47,7 +47,8 @@ def check(
         kind: its registry, such as `losses`, if the name alone is ambiguous.
         runtime: what to build it with, in place of the kit's own tiny objects; for a loss also the noise `schedule` of
             its views, if it needs a certain one.
-        params: its settings as a recipe would write them; a setting that is not given takes its default.
+        params: its settings as a recipe would write them; a setting that is not given takes its default, or the first
+            of its `examples`.
 
     Raises:
         ConformanceError: with everything that was found.
@@ -115,15 +116,23 @@ def all_problems(component: Component[Any]) -> tuple[Problem, ...]:
 def contract_problems(component: Component[Any]) -> tuple[Problem, ...]:
     """Return what `check` finds in a component of a plugin that a run uses.
 
-    Nothing is found in a component that is ours, or that has a setting without a default, which only its user knows.
+    Nothing is found in a component that is ours, or that `lacks_values`.
     """
-    if component.origin not in third_party():
-        return ()
-    try:
-        component.params()
-    except ValidationError:
+    if component.origin not in third_party() or lacks_values(component):
         return ()
     return all_problems(component)
+
+
+def lacks_values(component: Component[Any]) -> list[str]:
+    """Return the settings with neither a default nor an example, without which the kit cannot test a component."""
+    fields = component.params.model_fields.items()
+    return [info.alias or name for name, info in fields if info.is_required() and not info.examples]
+
+
+def examples(component: Component[Any]) -> dict[str, Any]:
+    """Return the first example of each setting without a default: Field(..., examples=[16])."""
+    fields = component.params.model_fields.items()
+    return {info.alias or name: info.examples[0] for name, info in fields if info.is_required() and info.examples}
 
 
 def named(name: str, kind: str) -> Component[Any]:
@@ -146,12 +155,14 @@ def named(name: str, kind: str) -> Component[Any]:
 def set_params(case: Case, given: Mapping[str, Any]) -> bool:
     """Return whether the settings are valid, and hand them to the case."""
     try:
-        case.params = case.component.params(**given)
+        case.params = case.component.params(**{**examples(case.component), **given})
     except ValidationError as failure:
         for problem in failure.errors():
             key = ".".join(map(str, problem["loc"]))
             got = "nothing" if problem["type"] == "missing" else repr(problem["input"])
-            fix = f"check(..., {key}=...), or declare a default"
+            fix = (
+                f"declare a default, or an example for this test, Field(..., examples=[...]), or check(..., {key}=...)"
+            )
             case.add(f"setting {key!r} is invalid: {problem['msg']}", got=got, fix=fix)
         return False
     return True

@@ -28,6 +28,8 @@ GENERATORS: dict[str, tuple[str, str, str]] = {
 KEYED_DRAWS = {
     "losses": 'draw from ctx.draws, such as ctx.draws.normal("my_loss/noise", shape)',
     "pair_samplers": 'draw from draws, such as draws.uniform("my_pairs/level")',
+    "datasets": "return images without random changes (dataset.flip mirrors them in training), "
+    "and draw those that are made from torch.Generator().manual_seed(params.seed)",
 }
 """{kind of component: where its random numbers come from}."""
 

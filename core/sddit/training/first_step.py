@@ -1,4 +1,7 @@
-"""Check every loss on a few samples of the first batch, before the first step. The run does not change."""
+"""Check a data set of a plugin, and every loss on a few samples of the first batch, before the first step.
+
+The run does not change.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ from torch.distributed.fsdp import FSDPModule
 
 from sddit.errors import Problem, SdditError, describe_exception, raise_all, ran_out
 from sddit.interfaces import Context, Cost, LossParams, Outputs, View, Want
-from sddit.plugins.host import host
+from sddit.plugins.host import host, third_party
 from sddit.plugins.mistakes import suggest_fix
 from sddit.recipes.start_weights import named_weights
 from sddit.training import loss_checks
 from sddit.training.build import build_session
+from sddit.training.dataset_checks import check_splits, checked_facts
 from sddit.training.findings import Findings, generator_states, restore_generators
 from sddit.training.inputs import context_of, make_batch, micro_batches, step_samples
 from sddit.training.loop import teacher_outputs, training_mode
@@ -30,6 +34,18 @@ from sddit.training.student import run_network
 
 MAX_SAMPLES = 4
 MAX_COUPLED = 64  # samples for a loss that compares them: it may need many, or compare only some pairs
+
+
+def check_data(session: Session) -> None:
+    """Check the data set if it is a plugin's. Raises SdditError with everything in which it breaks its contract."""
+    chosen = session.recipe.dataset
+    if chosen.component.origin not in third_party():
+        return
+    row = host().rows[chosen.component.origin]
+    findings = Findings("dataset", "datasets", row.code, ("SD-P221", f"plugin {row.name!r} raised an error"))
+    if facts := checked_facts(findings, chosen.params):
+        check_splits(findings, chosen.params, facts, lambda split: chosen.build(split=split), session.dataset)
+    raise_all(findings.problems)
 
 
 def check_losses(session: Session) -> list[str]:

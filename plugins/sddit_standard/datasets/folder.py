@@ -20,6 +20,7 @@ from sddit_standard.datasets.image_sources import (
     SourceSettings,
     class_problems,
     existing,
+    is_hidden,
     is_image,
     is_utf8,
     loose_problem,
@@ -85,7 +86,7 @@ def _files(root: Path, inside: str, *, deep: bool) -> Iterator[tuple[str, os.sta
     with _readable(), os.scandir(root / inside) as entries:
         for entry in entries:
             name = f"{inside}{entry.name}"
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 if deep:
@@ -96,7 +97,7 @@ def _files(root: Path, inside: str, *, deep: bool) -> Iterator[tuple[str, os.sta
 
 def _folders(root: Path) -> list[str]:
     with _readable(), os.scandir(root) as entries:
-        return [e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")]
+        return [e.name for e in entries if e.is_dir(follow_symlinks=False) and not is_hidden(e.name)]
 
 
 @contextmanager

@@ -27,14 +27,17 @@ from sddit.storage.atomic import open_file
 from sddit_standard.datasets.decode import SUFFIXES
 from sddit_standard.datasets.image_index import MAX_PROBLEMS, ImageIndex
 
-FORMAT = 1  # of cached contents; another one where what is listed, refused or sorted changes
+FORMAT = 2  # of cached contents; another one where what is listed, refused or sorted changes
 MAX_BYTES = 2**28  # of one image file
 MAX_CLASSES = 10**6
 MAX_ENTRIES_SEEN = 1000  # of a folder, to see what kind of source it is
 MAX_RATIO = 200  # unpacked to packed bytes of one entry, above UNLIMITED_BYTES; photographs reach 2
 UNLIMITED_BYTES = 2**24
 MAX_NPY_HEADER = 2**14
-MACOS = "__MACOSX"  # a folder that macOS adds to the archives that it writes
+SYSTEM_FOLDERS = frozenset(
+    ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__")
+)
+"""Folders that systems add to those of their users: attributes of files, thumbnails, deleted files."""
 RUNS_CODE = frozenset(
     (".pkl", ".pickle", ".pyd", ".pyc", ".py", ".pth", ".pt", ".ckpt", ".joblib", ".dill", ".so", ".dll", ".exe")
 )
@@ -205,8 +208,8 @@ def is_utf8(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether an entry is passed over: a part of its name begins with a dot, or macOS keeps attributes there."""
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/")) or class_of(name) == MACOS
+    """Return whether an entry is passed over: a part of its name begins with a dot, or is a folder of the system."""
+    return any(part in SYSTEM_FOLDERS or (part.startswith(".") and part not in (".", "..")) for part in name.split("/"))
 
 
 def class_of(name: str) -> str:

@@ -208,6 +208,15 @@ def test_autocast_reaches_the_network_alone() -> None:
     assert network.seen["product"].dtype == torch.float32
 
 
+def test_the_autocast_of_the_caller_does_not_change_samples() -> None:
+    network = Recorder(IMAGE[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        ModelDenoiser(network, Flow(), 0)(images(), 1.0, torch.zeros(3, dtype=torch.int64))
+        assert network.seen["product"].dtype == next(network.parameters()).dtype
+        denoise_view(network, Flow(), view_of(images(dtype=torch.float32), torch.full((3,), 0.5)))
+        assert network.seen["product"].dtype == torch.bfloat16  # the control
+
+
 def test_further_channels_and_heads_are_kept_apart() -> None:
     class Learned(Flow):
         outputs = 2

@@ -29,6 +29,7 @@ from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.recipes.start_weights import find_weights
 from sddit.runs.pipeline import RunResult, evaluate_run, run
+from sddit.runs.setup import change_problems
 from sddit.storage.manifest import read_manifest, seal_manifest
 from sddit.storage.metrics_log import read_metrics
 from sddit.storage.run_folder import RunFolder
@@ -105,6 +106,26 @@ def test_a_run_leaves_all_that_it_promises_and_the_same_command_says_it_is_finis
     assert again.already_finished
     assert again.scores == result.scores
     assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["samples/samples.npz", "samples/step-000004.png", "report.html"])
+def test_a_damaged_file_of_a_finished_run_is_made_again(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, name: str
+) -> None:
+    class Heard(Progress):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+
+    heard: list[str] = []
+    file = go(recipe_of(), tmp_path / "runs").folder / name
+    written = file.read_bytes()
+    for damaged in (written[:-7], written[:-7] + b"changed"):
+        file.write_bytes(damaged)
+        assert not go(recipe_of(), tmp_path / "runs", Heard()).already_finished
+        assert f"{name} is not what was written" in heard.pop()
+        again = file.read_bytes()
+        assert again != damaged and (again == written or name == "report.html")  # which states times
+    assert go(recipe_of(), tmp_path / "runs", Heard()).already_finished and not heard
 
 
 def test_samples_and_scores_of_another_run_are_refused(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -226,6 +247,23 @@ def test_another_recipe_gets_another_folder_and_the_difference_is_named(
     second = go(recipe_of("loss.agree.weight=0.25"), tmp_path / "runs", notes)
     assert second.folder != first.folder
     assert any("loss.agree.weight 0.5 -> 0.25" in line for line in notes.lines)
+
+
+@pytest.mark.parametrize(
+    ("allow", "named"),
+    [
+        ([], ["code.mine", "train.steps", "code"]),
+        (["code.mine", "train.steps"], ["code"]),
+        (["code.mine", "train.steps", "code.dit", "code.edm"], []),
+        (["code"], ["train.steps"]),
+    ],
+)
+def test_another_numerics_revision_is_one_difference(tmp_path: Path, allow: list[str], named: list[str]) -> None:
+    revision = [(f"code.{name}", "sddit 0.1.0", "sddit 0.2.0", "numeric") for name in ("dit", "edm")]
+    found: Any = [*revision, ("code.mine", "sha 1", "sha 2", "numeric"), ("train.steps", 4, 5, "numeric")]
+    problems = list(change_problems(tmp_path, found, allow, resumed=True))
+    assert [problem.what.rpartition(" ")[2] for problem in problems] == named
+    assert all(f"--allow-change {name}, or" in problem.fix for problem, name in zip(problems, named, strict=True))
 
 
 def test_resuming_with_another_recipe_is_refused_until_each_key_is_allowed(

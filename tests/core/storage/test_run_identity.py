@@ -93,7 +93,9 @@ def result(tmp_path: Path) -> Path:
         folder.write_json("scores.json", {"toy": {"fd": 1.0, "kid": math.nan, "own": {"fid": 2.0}}})
         folder.write_json("cost.json", {})
         folder.write_text("report.html", "")
-        write_result(folder, "aaa", 4)
+        folder.write_text("samples/samples.npz", "some")
+        folder.write_text("samples/step-000004.png", "one")
+        write_result(folder, "aaa", 4, "samples/step-000004.png")
     return tmp_path
 
 
@@ -111,6 +113,9 @@ def test_a_sealed_result_is_complete_as_it_was_written(result: Path) -> None:
         ("scores.json", '{"toy": {"fd": 2.0}}', "scores.json is not what was written"),
         ("scores.json", None, "scores.json is missing"),
         ("report.html", None, "report.html is missing"),
+        ("report.html", "x", "report.html is not what was written"),
+        ("samples/samples.npz", "som", "samples/samples.npz is not what was written"),
+        ("samples/step-000004.png", "", "samples/step-000004.png is not what was written"),
         (RESULT, "{}", "its folder is damaged"),
         (RESULT, "[" * 100_000, "its folder is damaged"),
         (RESULT, '{"sha256": ""}', "result.json is not what was written"),
@@ -122,6 +127,14 @@ def test_a_changed_result_is_found(result: Path, name: str, text: str | None, fo
     else:
         (result / name).write_text(text)
     assert found in result_damage(result, "aaa", ["toy"])
+
+
+def test_samples_may_be_deleted_and_a_table_of_numbers_does_not_read_them(result: Path) -> None:
+    (result / "samples/samples.npz").write_text("som")
+    assert result_damage(result, "aaa", ["toy"], numbers_only=True) == ""
+    assert result_damage(result, "aaa", ["toy"]) != ""
+    (result / "samples/samples.npz").unlink()
+    assert result_damage(result, "aaa", ["toy"]) == ""
 
 
 def test_files_that_differ_from_the_seal_are_refused(result: Path) -> None:

@@ -561,34 +561,6 @@ def test_an_optimizer_whose_groups_change_each_other_is_found():
     assert "the steps of a group depend on the gradients of another" in said
 
 
-def test_a_mistake_in_a_data_set_is_said():
-    class Wrong(models.ToyDataset):
-        def __len__(self) -> int:
-            return super().__len__() + 1
-
-        def fetch(self, ids: Any) -> Any:
-            images, labels = super().fetch(ids)
-            return images.double() + torch.arange(len(images))[:, None, None, None], labels.float()
-
-        def to_images(self, x: Any) -> Any:
-            return super().to_images(x).float()
-
-        def labels(self) -> Any:
-            return (super().labels() + 1) % 3
-
-    said = findings("datasets", Wrong, faces.ToyDatasetParams)
-    for part in (
-        "another length",
-        "images are not float32",
-        "not class numbers",
-        "labels() differ",
-        "depends on the order",
-        "uint8",
-        "mean and std",
-    ):
-        assert part in said
-
-
 def test_a_mistake_in_an_extractor_is_said():
     class Wrong(models.ToyFeatures):
         dimensions = 5

@@ -56,20 +56,19 @@ WARNED = [
         "def __init__(self, *a, **k): super().__init__(*a, **k); self.more = [torch.nn.Linear(3, 3)]",
         "layers in",
     ),
-    ("datasets", "def fetch(self, ids): return super().fetch(ids)[0] * 255, super().fetch(ids)[1]", "mean and std"),
     ("noise_schedules", "def perturb(self, x0, noise, t): return x0.add_(noise)", "it changed what it was given: x0"),
     ("noise_schedules", "def t_from_uniform(self, u): return super().t_from_uniform(torch.rand_like(u))", "generator"),
     ("samplers", "def __call__(self, *a, **k): return super().__call__(*a, **k) + torch.randn(())", "generator"),
 ]
 
 
-def run(kind: str, body: str) -> int:
+def run(kind: str, body: str, *overrides: str) -> int:
     slot, base = BASES[kind]
     name = base.partition(".")[2]
     Path("mine.py").write_text(SOURCE.format(kind=kind, body=body, base=base, base_name=name), encoding="utf-8")
     Path("toy.toml").write_text(f'plugins = ["./mine.py"]\n{TOY_RECIPE}\n[evaluate]\npreviews = 0\nsamples = 8\n')
     with using_host(toy_host()):
-        return call(["toy.toml", f"{slot}.name=mine/mine"])
+        return call(["toy.toml", f"{slot}.name=mine/mine", *overrides])
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +98,31 @@ def test_the_plugin_without_a_mistake_runs_without_a_warning(kind: str, capsys: 
     """The negative control."""
     assert run(kind, "pass") == 0
     assert "breaks its contract" not in " ".join(capsys.readouterr().out.split())
+
+
+SETTINGS = """
+from pydantic import Field
+
+
+class MineParams(params.ToySamplerParams):
+    size: int = Field({values}ge=1, description="A size.")
+
+
+class Mine("""
+
+
+@pytest.mark.parametrize(("values", "tested"), [("", False), ("examples=[3], ", True), ("default=3, ", True)])
+def test_a_setting_without_default_is_tested_with_its_example(
+    values: str, tested: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = SOURCE.replace("class Mine(", SETTINGS.replace("{values}", values))
+    monkeypatch.setitem(globals(), "SOURCE", source.replace("params.{base_name}Params", "MineParams"))
+    changes = "def __call__(self, *a, **k): return super().__call__(*a, **k) + torch.randn(())"
+    assert run("samplers", changes, "sampler.size=4") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("breaks its contract: it took numbers" in said) == tested
+    assert ("sampler mine/mine is not tested: 'size' has no default" in said) == (not tested)
+    with using_host(toy_host()):
+        assert call(["check", "mine.py"]) == 3
+    said = capsys.readouterr().err
+    assert ("setting 'size' is invalid" in said) == (not tested) and ("generator" in said) == tested

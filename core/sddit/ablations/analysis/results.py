@@ -188,7 +188,8 @@ def damage_of(run: Path, id: str, metrics: Sequence[str]) -> str:
     recorded = recorded_ids(run)
     if recorded and recorded[0] != id:
         return f"its folder holds run {recorded[0]}, not {id}"
-    if damage := result_damage(run, id, dict.fromkeys(metric.rpartition(".")[0] for metric in metrics), metrics):
+    labels = dict.fromkeys(metric.rpartition(".")[0] for metric in metrics)
+    if damage := result_damage(run, id, labels, metrics, numbers_only=True):
         return f"{damage}; the command of the ablation scores it again"
     bad = dict(non_finite_scores(read_json(run / SCORES)))
     return next((f"{metric} is {bad[metric]}" for metric in metrics if metric in bad), "")

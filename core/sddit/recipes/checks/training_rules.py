@@ -50,7 +50,7 @@ def check_processes(recipe: Recipe, count: int) -> Iterator[Problem]:
             where=f"train.{key}",
             got=f"{key} = {images}, {count} processes",
             expect="the same number of images for every process",
-            fix=f"{fits} processes, or train.{key}={-(-images // count) * count}",
+            fix=f"{fits} processes" + (f", or train.{key}={-(-images // count) * count}" if count < images else ""),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -262,6 +263,17 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(tmp_path: Path) -> 
     (root / ".git").mkdir()
     (root / "cat" / ".hidden.png").write_text("no image")
     assert params(root).facts().source.endswith("images, 2 other files ignored")
+
+
+@pytest.mark.parametrize("folder", ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "cat/@eaDir"])
+def test_folders_of_the_system_are_neither_classes_nor_images(tmp_path: Path, folder: str) -> None:
+    root = make(tmp_path / "d")
+    before = params(root).facts()
+    (root / folder).mkdir()
+    shutil.copy(next((root / "cat").glob("*.png")), root / folder)
+    assert params(root).facts() == before
+    (root / folder).rename(root / "other")  # the control
+    assert params(root).facts().num_classes == before.num_classes + 1
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
