@@ -151,6 +151,11 @@ resume. omit_default: a key of a later version; while it has its default, it is 
 ids stay.
 """
 
+PLACE: dict[str, Any] = {"path": True, "free": True}
+"""`json_schema_extra` of a path, relative to the recipe. The run id depends on a hash of what is there, the fingerprint of a
+data set or the sha256 of weights, and not on the place.
+"""
+
 
 def is_marked(settings: type[BaseModel], key: str, mark: Mark) -> bool:
     """Return whether the field of a key, as a recipe writes it, has that mark."""

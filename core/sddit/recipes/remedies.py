@@ -42,8 +42,8 @@ def with_data_command(problem: Problem, merged: Merged) -> Problem:
     found = re.match(r"dataset\.\w+", problem.where)
     if not found or merged.path is None or merged.path.name != RECIPE or merged.overrides:
         return problem
-    key, recipe, run = found[0], shlex.quote(shown(merged.path)), shlex.quote(shown(merged.path.parent))
-    command = f"sddit-run {recipe} --resume {run} --allow-change {key} {key}=NEW_PATH"
+    key, recipe, run = found[0], shown(merged.path), shown(merged.path.parent)
+    command = shlex.join(["sddit-run", recipe, "--resume", run, f"{key}=NEW_PATH"])
     return replace(problem, fix=f"put the data back, or if it was moved:  {command}")
 
 

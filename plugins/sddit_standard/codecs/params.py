@@ -13,11 +13,10 @@ from pydantic import Field
 
 from sddit.errors import SdditError, error
 from sddit.interfaces import CodecFacts, CodecParams, DataFacts
+from sddit.interfaces.params import PLACE
 
 ASSETS = Path(__file__).parent / "assets"
 TAEF2_FILES = ("taef2_encoder.pth", "taef2_decoder.pth")
-PLACE: dict[str, Any] = {"path": True, "free": True}
-"""Marks the place of weights: it is not part of the run id, their hash is."""
 
 
 def missing_weights(path: Path, expect: str) -> SdditError:
