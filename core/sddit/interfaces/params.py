@@ -152,8 +152,8 @@ ids stay.
 """
 
 PLACE: dict[str, Any] = {"path": True, "free": True}
-"""`json_schema_extra` of a path, relative to the recipe. The run id depends on a hash of what is there, the fingerprint of a
-data set or the sha256 of weights, and not on the place.
+"""`json_schema_extra` of a path, relative to the recipe. The run id does not depend on the place, but on a hash of what
+is there: the fingerprint of a data set, or the sha256 of weights.
 """
 
 
