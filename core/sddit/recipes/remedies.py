@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from sddit.errors import Problem
 from sddit.recipes.merge import Merged
@@ -40,10 +41,14 @@ def with_data_command(problem: Problem, merged: Merged) -> Problem:
     if not merged.resolved:
         return with_plan_command(problem, merged)
     found = re.match(r"dataset\.\w+", problem.where)
-    if not found or merged.path is None or merged.path.name != RECIPE or merged.overrides:
+    return with_new_path(problem, found[0], merged.path) if found and not merged.overrides else problem
+
+
+def with_new_path(problem: Problem, key: str, path: Path | None) -> Problem:
+    """Return a problem of data that are not found with the command that gives the run at `path` their new place."""
+    if path is None or path.name != RECIPE:
         return problem
-    key, recipe, run = found[0], shown(merged.path), shown(merged.path.parent)
-    command = shlex.join(["sddit-run", recipe, "--resume", run, f"{key}=NEW_PATH"])
+    command = shlex.join(["sddit-run", shown(path), "--resume", shown(path.parent), f"{key}=NEW_PATH"])
     return replace(problem, fix=f"put the data back, or if it was moved:  {command}")
 
 

@@ -157,7 +157,7 @@ def test_images_are_three_channels_about_their_mean(tmp_path: Path, channels: in
 @pytest.fixture
 def session_of(tmp_path: Path, toys: Host) -> Callable[..., Session]:
     """A session of toys on cached latents."""
-    folder = written(tmp_path / "cache")
+    folder = written(tmp_path / "latents")
     recipe = TOY_RECIPE.replace('[dataset]\nname = "toy"', f'[dataset]\nname = "latents"\npath = "{folder}"')
     (tmp_path / "toy.toml").write_text(recipe)
 
