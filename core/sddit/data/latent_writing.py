@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
@@ -63,13 +64,9 @@ def write_cache(
     another process writes to it.
     """
     check_names(class_names, where="class_names")
-    root, names = ensure_directory(Path(folder)), tuple(class_names)
-    with only_writer(root):
-        _refuse_finished(root)
-        refuse_foreign(root, than=SHARDS)
-        remove_leftovers(root)
+    names = tuple(class_names)
+    with _unfinished(Path(folder)) as root:
         written, statistics, shape = _write_shards(root, shards, layout, names)
-        _remove_others(root, written)
         return write_index(
             root,
             written,
@@ -138,9 +135,16 @@ def write_index(
     return root / INDEX
 
 
-def _refuse_finished(root: Path) -> None:
-    if (root / INDEX).exists():
-        raise error("SD-D343", "there is a finished cache of latents", where=str(root), fix="choose another folder")
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """Create and lock the folder of a cache. Raises SD-D343 if a finished one is there, SD-D346 for something else."""
+    root = ensure_directory(folder)
+    with only_writer(root):
+        if (root / INDEX).exists():
+            raise error("SD-D343", "there is a finished cache of latents", where=str(root), fix="choose another folder")
+        refuse_foreign(root, than=SHARDS)
+        remove_leftovers(root)
+        yield root
 
 
 def refuse_foreign(root: Path, *, than: str = "") -> None:
@@ -185,6 +189,7 @@ def _write_shards(
     if not written:
         raise error("SD-D308", "no latents to write", where=str(root), expect="at least one shard")
     warn_of_unused(names, seen)
+    _remove_others(root, written)
     return written, statistics, shape
 
 

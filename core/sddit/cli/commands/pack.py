@@ -112,8 +112,7 @@ def pack(
     if as_json:
         print_json({"folder": str(out), "latents": packed.rows})
         return
-    size = "x".join(map(str, (packed.channels, packed.height, packed.width)))
-    echo(f"{out}: {packed.rows:,} latents of {size}, scale {packed.scale:g}")
+    echo(f"{out}: {packed}")
 
 
 def counted(shards: Iterable[Shard], progress: Progress) -> Iterator[Shard]:
