@@ -114,7 +114,7 @@ def test_the_recipe_for_own_images_can_be_copied(tmp_path: Path, monkeypatch: py
         with pytest.raises(SdditError) as missing:
             resolve(source, overrides)
         assert [(p.code, p.got) for p in missing.value.problems] == [("SD-D300", str(tried))]
-    with pytest.raises(SdditError, match=r"SD-R109: 'dataset.path' is missing(.|\n)*expect: path, relative to"):
+    with pytest.raises(SdditError, match=r"SD-R109: 'dataset.path' is missing(.|\n)*expect: text, a path relative to"):
         resolve("folder")
 
 

@@ -21,7 +21,7 @@ def expectation(field: FieldInfo) -> str:
     """Return what `field` allows."""
     extra = field.json_schema_extra
     if isinstance(extra, Mapping) and extra.get("path") and field.annotation is str:
-        return "path, relative to the recipe or, if typed, to the current folder"
+        return "text, a path relative to the recipe or, if typed, to the current folder"
     return words(field.annotation, field.metadata)
 
 

@@ -14,7 +14,7 @@ from sddit.recipes.parsing import shown
 from sddit.recipes.search import name_of
 from sddit.storage.run_folder import RECIPE
 
-NO_FOLDER, NO_CACHE = "SD-D300", "SD-D341"
+NO_FOLDER, NO_CACHE, NO_WEIGHTS = "SD-D300", "SD-D341", "SD-D351"
 PLANNED_DATA = ("dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000")
 """Overrides for a plan without a cache of latents: those of 256x256 images of ImageNet by Stable Diffusion's VAE."""
 
@@ -35,21 +35,23 @@ def with_command(problems: Sequence[Problem], merged: Merged) -> list[Problem]:
 
 
 def with_data_command(problem: Problem, merged: Merged) -> Problem:
-    """Return a problem of data that are not found with the command for it: to plan without, or to name their place."""
-    if problem.code not in (NO_FOLDER, NO_CACHE):
+    """Return a problem of data or weights of a codec that are not found with the command for it: to plan without the
+    data, or to name the place of either.
+    """
+    if problem.code not in (NO_FOLDER, NO_CACHE, NO_WEIGHTS):
         return problem
     if not merged.resolved:
         return with_plan_command(problem, merged)
-    found = re.match(r"dataset\.\w+", problem.where)
+    found = re.match(r"(dataset|codec)\.\w+", problem.where)
     return with_new_path(problem, found[0], merged.path) if found and not merged.overrides else problem
 
 
 def with_new_path(problem: Problem, key: str, path: Path | None) -> Problem:
-    """Return a problem of data that are not found with the command that gives the run at `path` their new place."""
+    """Return a problem of files that are not found with the command that gives the run at `path` their new place."""
     if path is None or path.name != RECIPE:
         return problem
     command = shlex.join(["sddit-run", shown(path), "--resume", shown(path.parent), f"{key}=NEW_PATH"])
-    return replace(problem, fix=f"put the data back, or if it was moved:  {command}")
+    return replace(problem, fix=f"restore what is missing, or if it was moved:  {command}")
 
 
 def with_plan_command(problem: Problem, merged: Merged) -> Problem:
