@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sddit.recipes.merge import load
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
+RUNS_OF = ("start", "snapshot")  # tables that name another run
 DECLARED = "dataset.name=declared"
 IMAGENET = (DECLARED, "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1", "codec=false")
 OWN_IMAGES = (DECLARED, "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]")
@@ -21,4 +24,4 @@ def stand_ins(recipe: Path) -> list[str]:
         data = OWN_IMAGES
     elif recipe.name == "emoji-latent.toml":
         data = EMOJI_LATENTS
-    return [*data, *(["start=false"] if "-tune" in recipe.name else [])]
+    return [*data, *(f"{table}=false" for table in RUNS_OF if table in load(recipe).tables)]

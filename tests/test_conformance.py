@@ -36,6 +36,18 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "masking/masked": [{"mask_ratio": 0.5}, {"mask_ratio": 0.3, "mask_spread": 0.2}],
     "masking/masked_and_full": [{"mask_spread": 0.2, "label_drop": 0.5}, {"shared_noise": True}],
     "masking/mdt": [{"version": "v1"}],
+    "alignment/offset_pair": [
+        {"mask_ratio": 0.5, "sigma_data": 0.5},
+        {"time": "native", "t_min": 0.01},
+        {"offset": 0.0},
+    ],
+    "alignment/align": [
+        {"source": "self", "head": "none", "permute": "tokens"},
+        {"source": "clean", "metric": "smooth_l1", "head_layers": 3},
+        {"head": "conv", "axis": "token", "target_norm": "sample"},
+        {"metric": "mse", "permute": "channels"},
+    ],
+    "edm/cosine_flow": [{"t_sampling": "logit_normal", "direction": "data"}],
     "edm/flow": [{"t_sampling": "logit_normal"}, {"direction": "data", "time_scale": 1000.0}],
     "edm/denoising": [{"space": "v"}, {"weighting": "min_snr"}, {"tokens": "visible"}],
     "heun/cfg": [

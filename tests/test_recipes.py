@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stand_ins import RECIPES, stand_ins
+from stand_ins import RECIPES, RUNS_OF, stand_ins
 
 from sddit.errors import SdditError
 from sddit.progress import Progress
 from sddit.recipes.costs import plan
+from sddit.recipes.merge import load
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
 from sddit.runs.pipeline import run
@@ -28,7 +29,8 @@ PUBLISHED = [path for path in ALL if path.parent.name == "imagenet256"]
 OWN_IMAGES = RECIPES / "folder.toml"
 ENCODED = RECIPES / "emoji-latent.toml"  # test_encoded_data.py trains it
 RUNNABLE = [path for path in ALL if path not in PUBLISHED and path not in (OWN_IMAGES, ENCODED)]
-SECOND_STAGES = {path: path.with_name(path.name.replace("-tune", "")) for path in ALL if "-tune" in path.name}
+OTHER_RUNS = {path: table for path in ALL for table in RUNS_OF if table in load(path).tables}
+"""Second stages, and the table in which they name the run of the first."""
 SMALL = ["train.steps=2", "train.batch=16", "train.log_every=1", "optimizer.warmup=0", "evaluate.samples=20"]
 SMALL += ["evaluate.previews=1", "evaluate.per_class=1", "evaluate.features=[]", "sampler.steps=2"]
 
@@ -42,6 +44,7 @@ def resolved(path: Path) -> Recipe:
     return resolve(path, stand_ins(path))
 
 
+@pytest.mark.parametrize("path", ALL, ids=names(ALL))
 def test_recipe_plans_without_warnings_or_idle_keys(path: Path) -> None:
     recipe = resolved(path)
     assert recipe.warnings == ()
@@ -53,11 +56,12 @@ def test_recipe_plans_without_warnings_or_idle_keys(path: Path) -> None:
 
 
 def begin(path: Path, out: Path) -> list[str]:
-    """Train the run that a second stage starts from, and return it as an override; nothing for other recipes."""
-    if path not in SECOND_STAGES:
+    """Train the run that a second stage uses, and return it as an override; nothing for other recipes."""
+    if path not in OTHER_RUNS:
         return []
-    first = run(resolve(SECOND_STAGES[path], SMALL), out=out, device="cpu", progress=Progress())
-    return [f"start.run={first.folder}"]
+    stage = path.with_name(path.name.replace("-tune", "").replace("-guided", ""))
+    first = run(resolve(stage, SMALL), out=out, device="cpu", progress=Progress())
+    return [f"{OTHER_RUNS[path]}.run={first.folder}"]
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=names(RUNNABLE))

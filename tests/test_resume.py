@@ -28,7 +28,8 @@ from sddit.training.state import checkpoint_files, restore
 ROOT = Path(__file__).parents[1]
 STEPS = 6
 SMALL = (f"train.steps={STEPS}", "train.log_every=2", "train.threads=1", "optimizer.warmup=2")
-DIT = ("backbone.depth=2", "backbone.width=16", "backbone.heads=2")
+NARROW = ("backbone.width=16", "backbone.heads=2")
+DIT = ("backbone.depth=2", *NARROW)
 MDT = ("backbone.depth=3", "backbone.width=16", "backbone.heads=2", "backbone.decoder_depth=1")
 PAIR = (*DIT, "backbone.decoder.depth=1", "backbone.decoder.width=16", "backbone.decoder.heads=2")
 SD = (*PAIR, "loss.discrimination.prototypes=16", "loss.discrimination.hidden=16", "loss.discrimination.bottleneck=8")
@@ -55,6 +56,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "MDTv2 under EDM, fp64": ("digits/mdtv2-edm", *MDT, "train.precision=fp64"),
     "DiT, the hybrid loss": ("digits/dit-ddpm", *DIT),
     "DiT, flow matching": ("digits/dit-flow", *DIT),
+    "SRA": ("digits/sra", *NARROW, "backbone.depth=4", "loss.align.until=4"),
+    "LayerSync": ("digits/layersync", *NARROW, "backbone.depth=4", "train.micro_batch=2"),
     "DiT, mirrored images, two averages": ("digits/dit", *DIT, "dataset.flip=true", "ema.long.decay=0.99"),
     "DiT, two and a half epochs": ("digits/dit", *DIT, "train.batch=600", "train.micro_batch=300"),
 }  # fmt: skip

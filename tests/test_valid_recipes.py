@@ -28,7 +28,7 @@ from sddit.value_schedules import Between, Ramp
 
 MORE = float(os.environ.get("SDDIT_FUZZ", "1"))
 GROUNDS = ["quickstart", "digits/dit", "digits/dit-ddpm", "digits/dit-flow", "digits/maskdit", "digits/mdt"]
-GROUNDS += ["digits/mdtv2-edm", "digits/sd-dit-c2"]
+GROUNDS += ["digits/mdtv2-edm", "digits/sd-dit-c2", "digits/sra", "digits/sra2"]
 SMALL = ["train.steps=10", "train.batch=4", "train.threads=1", "optimizer.warmup=0", "sampler.steps=2"]
 SMALL += ["evaluate.samples=4", "evaluate.features=[]", "backbone.width=16", "backbone.heads=2"]
 DECODER = ["backbone.depth=2", "backbone.decoder.depth=1", "backbone.decoder.width=16", "backbone.decoder.heads=2"]
@@ -148,6 +148,8 @@ def small(ground: str) -> list[str]:
     """The ground with a network of two or three narrow blocks."""
     if "mdt" in ground:
         return [*SMALL, "backbone.depth=3", "backbone.decoder_depth=1"]
+    if ground.startswith("digits/sra"):
+        return [*SMALL, "backbone.depth=4"]
     if ground.startswith("digits/dit"):
         return [*SMALL, "backbone.depth=2"]
     heads = ["loss.discrimination.prototypes=8"] if ground in ("quickstart", "digits/sd-dit-c2") else []

@@ -99,7 +99,8 @@ def readers(recipes: Path) -> list[Reader]:
 
 
 def stand_ins(recipe: Path) -> tuple[str, ...]:
-    second_stage = ("start=false",) if "-tune" in recipe.name else ()
+    tables = load(recipe).tables
+    second_stage = tuple(f"{table}=false" for table in ("start", "snapshot") if table in tables)
     unscored = UNSCORED if "ablations" in recipe.parts else ()
     own = OWN if recipe.name == "folder.toml" else ENCODED if recipe.name == "emoji-latent.toml" else ()
     return own + second_stage + (ELSEWHERE + unscored if recipe.parent.name == "imagenet256" else ())

@@ -89,7 +89,7 @@ def build(kind: str, name: str, params: Mapping[str, Any] | None = None, **runti
         params: its settings as in a recipe; the others take their defaults.
         runtime: what its kind is built with besides settings. A component needs some of these:
             backbones: image, num_classes, outputs, attention
-            losses: widths, grid, image, num_classes
+            losses: widths, grid, image, num_classes; mean and std of each channel, for some
             pair_samplers: grid
             samplers, guidances: schedule
             datasets: split

@@ -11,8 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-MAX_ROWS = 256  # of a Gram matrix
-
 
 def kl_to_uniform(p: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the KL divergence of the mean assignment of [..., K] from uniform: 0 if uniform, ln K if one prototype."""
@@ -24,25 +22,6 @@ def fraction_used(logits: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the fraction of the K prototypes that are the argmax of some row of logits [..., K]."""
     chosen = logits.new_zeros(logits.shape[-1]).index_fill_(0, logits.argmax(dim=-1).flatten(), 1.0)
     return (mean(chosen) > 0).to(chosen).mean()
-
-
-def feature_std(features: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the standard deviation of each feature, [n, D] -> [D], within ranks and between their means."""
-    within, center = features.std(dim=0, correction=0), features.mean(dim=0)
-    return (mean(within.square()) + mean((center - mean(center)).square())).sqrt()
-
-
-def effective_rank(features: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the participation ratio (tr C)^2 / tr C^2 of the covariance C of at most 256 features [n, D]."""
-    rows = subsample(gather(subsample(features)))
-    rows = rows - rows.mean(dim=0)
-    gram = rows @ rows.T  # has the eigenvalues of C
-    return gram.trace() ** 2 / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
-
-
-def subsample(rows: Tensor) -> Tensor:
-    """Return at most 256 of the rows, evenly spaced."""
-    return rows[:: -(-len(rows) // MAX_ROWS)]
 
 
 def label_divergence(log_p: Tensor, labels: Tensor, null: int) -> tuple[Tensor, Tensor]:

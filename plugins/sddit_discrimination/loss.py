@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sddit.evaluation.token_spread import token_spread
 from sddit.interfaces import Context, Outputs, Tap, Tokens, View
 from sddit.losses import LossTerm
 from sddit.value_schedules import step_of, value_at
@@ -163,9 +164,8 @@ class Discrimination(LossTerm):
     @torch.no_grad()
     def log_features(self, ctx: Context, tokens: Mapping[Kind, Tensor]) -> None:
         """Log how much the student's patch tokens differ from each other."""
-        features = tokens["patch"].flatten(0, 1)
-        self.log("feature_std", collapse.feature_std(features, ctx.mean))
-        self.log("effective_rank", collapse.effective_rank(features, ctx.gather))
+        for name, value in token_spread(tokens["patch"], mean=ctx.mean, gather=ctx.gather).items():
+            self.log(name, value)
 
     def stage(self, teacher: Mapping[Kind, Tensor]) -> None:
         """Add the teacher's logits to the sums that update the centers: mean over tokens, sum over samples."""

@@ -14,10 +14,6 @@ SHORTCUT = (
     Monitor("kl_within", "KL of class assignments within a class", "well above 0, below kl_between", low=0.01),
     Monitor("kl_between", "KL of class assignments between classes", "above 0", low=0.01),
 )
-FEATURES = (
-    Monitor("feature_std", "Standard deviation of the student's tokens per dimension", "steady", low=1e-3),
-    Monitor("effective_rank", "Effective rank of the student's tokens", "steady", low=2.0),
-)
 
 
 def monitors_of(kind: str, prototypes: int, *, has_center: bool) -> Iterable[Monitor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sddit.diffusion.teacher_views import earlier_level, teacher_view
 from sddit.interfaces import Batch, Context, Draws, NoiseSchedule, View
 from sddit_discrimination.params import PfOdeParams
 from sddit_dit.pairs import student_view, visible_tokens
@@ -41,15 +42,8 @@ class PfOde:
         labels = student.labels
         if params.teacher_label == "null":
             labels = torch.full_like(labels, ctx.num_classes)
-        return View(
-            network="teacher",
-            x=schedule.perturb(student.x0, noise, t),
-            t=t,
-            labels=labels,
-            x0=student.x0,
-            noise=noise,
-            visible=student.visible if params.teacher_mask == "visible" else None,
-        )
+        visible = student.visible if params.teacher_mask == "visible" else None
+        return teacher_view(student, schedule, t, noise=noise, labels=labels, visible=visible)
 
     def teacher_level(self, sigma: Tensor, draws: Draws) -> Tensor:
         """Return sigma_T [B] for the student's sigma [B]; drawn values never exceed the student's."""
@@ -59,7 +53,6 @@ class PfOde:
         u = draws.uniform(f"{OWN}/level").to(sigma)
         if self.params.teacher_noise == "below":
             level = minimum + u * (sigma - minimum)
-        else:  # offset: along tau of the linear path x = (1 - tau) x0 + tau eps
-            tau = (sigma / (1 + sigma) - self.params.teacher_offset * u).clamp(min=0)
-            level = tau / (1 - tau)
+        else:
+            level = earlier_level(sigma, self.params.teacher_offset * u)
         return level.clamp(min=minimum).minimum(sigma)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sddit.errors import Problem
+from sddit.evaluation.token_spread import SPREAD_MONITORS
 from sddit.interfaces import (
     BackboneParams,
     Cost,
@@ -21,7 +22,7 @@ from sddit.interfaces import (
     Want,
 )
 from sddit.value_schedules import StepOrFraction, Value, bounded
-from sddit_discrimination.monitors import FEATURES, SHORTCUT, monitors_of
+from sddit_discrimination.monitors import SHORTCUT, monitors_of
 from sddit_dit.view_params import MaskedViewParams, MaskRatio
 
 USES = {"teacher_sigma": ("fixed", "below", "offset"), "teacher_offset": ("offset",)}
@@ -229,4 +230,4 @@ class DiscriminationParams(LossParams):
         has_center = self.centering == "mean"
         kinds = [kind for kind, weight in weights.items() if weight > 0]
         per_kind = [m for kind in kinds for m in monitors_of(kind, self.prototypes, has_center=has_center)]
-        return (*per_kind, *(SHORTCUT if self.cls_weight > 0 else ()), *FEATURES)
+        return (*per_kind, *(SHORTCUT if self.cls_weight > 0 else ()), *SPREAD_MONITORS)

@@ -19,7 +19,16 @@ def student_view(batch: Batch, draws: Draws, schedule: NoiseSchedule, *, visible
     t = schedule.t_from_uniform(draws.uniform("level"))  # [B]
     noise = draws.normal("noise", batch.x0.shape[1:]).to(batch.x0)  # [B, C, H, W]
     x = schedule.perturb(batch.x0, noise, t)
-    return View(network="student", x=x, t=t, labels=batch.labels, x0=batch.x0, noise=noise, visible=visible)
+    return View(
+        network="student",
+        x=x,
+        t=t,
+        labels=batch.labels,
+        x0=batch.x0,
+        noise=noise,
+        visible=visible,
+        extras=dict(batch.extras),
+    )
 
 
 def visible_tokens(

@@ -134,6 +134,9 @@ class TransformerParams(BackboneParams):
     def width(self, tap: Tap) -> int:
         return self.block_sizes[self.block_of(tap) - 1][0]
 
+    def tap_text(self, tap: Tap) -> str:
+        return f"block {self.block_of(tap)} of {len(self.block_sizes)}"
+
     @property
     def supports_masking(self) -> bool:
         """Return whether there is a decoder, which restores hidden tokens."""

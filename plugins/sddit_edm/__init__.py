@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sddit import Registry, hookimpl
 from sddit.interfaces import Loss, NoiseSchedule
+from sddit_edm.cosine_params import CosineFlowParams
 from sddit_edm.params import DenoisingParams, EDMParams, FlowParams
 
 
@@ -33,6 +34,15 @@ def register_noise_schedules(registry: Registry[NoiseSchedule]) -> None:
             "times in training": "sddit_edm.checks:training_times",
             "velocity and clean image agree": "sddit_edm.checks:velocities",
         },
+    )
+
+    registry.add(
+        "cosine_flow",
+        "sddit_edm.cosine_flow:CosineFlow",
+        params=CosineFlowParams,
+        summary="x = cos(pi t / 2) x0 + sin(pi t / 2) eps, and a network that predicts the velocity dx/dt.",
+        paper="arXiv:2401.08740",
+        checks={"noise grows with t, and t is recovered": "sddit_edm.checks:levels"},
     )
 
 

@@ -62,7 +62,7 @@ def test_every_sampler_is_tested_here() -> None:
         for sampler in REGISTRIES.samplers
     }
     tried = {(pair.values[0].qualified, pair.values[1].qualified) for pair in pairs(ODES) + pairs(STOCHASTIC)}
-    without_variance = {("edm/edm", "ddpm/ancestral"), ("edm/flow", "ddpm/ancestral")}
+    without_variance = {(f"edm/{schedule}", "ddpm/ancestral") for schedule in ("edm", "flow", "cosine_flow")}
     assert every - tried <= without_variance
 
 

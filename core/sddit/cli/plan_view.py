@@ -43,6 +43,8 @@ def print_summary(plan: Plan, merged: Merged, recipe: Recipe, options: RunOption
     size, classes = "x".join(map(str, facts.image)), facts.num_classes or "no"
     name = f"{recipe.name}-{plan.run_id}"
     out.print(name, style="bold")
+    if recipe.about.method:
+        out.print(printable(f"method: {recipe.about.method} ({recipe.about.paper})"))
     out.print(printable(f"data: {facts.source}: {facts.train_size:,} training images of {size}, {classes} classes"))
     print_block("Cost", cost_table(plan, recipe, options.on, options.out / name), out)
     print_block("Views", view_table(plan, recipe), out)
@@ -157,11 +159,20 @@ def schedule_text(value: float | Ramp) -> str:
     return f"{value.start:g} -> {value.end:g} ({value.shape})" if isinstance(value, Ramp) else f"{value:g}"
 
 
+def reads_text(recipe: Recipe, label: str) -> str:
+    """Return the views that a loss reads, and the blocks of their taps: `student at block 2 of 6, teacher`."""
+    loss, wants = recipe.losses[label].params, recipe.wants([label])
+    found = []
+    for view in recipe.views_of(loss):
+        blocks = " and ".join(recipe.backbone.params.tap_text(tap) for tap in wants[view.name].taps)
+        found.append(f"{view.name} at {blocks}" if blocks else view.name)
+    return ", ".join(found)
+
+
 def loss_table(recipe: Recipe) -> Table:
     rows = table("loss", "component", "weight", "reads")
     for label, loss in recipe.losses.items():
-        views = ", ".join(view.name for view in recipe.views_of(loss.params))
-        reads = views if label in recipe.active_losses else "off: weight 0"
+        reads = reads_text(recipe, label) if label in recipe.active_losses else "off: weight 0"
         rows.add_row(label, loss.component.qualified, schedule_text(loss.params.weight), reads)
     return rows
 

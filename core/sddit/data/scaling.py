@@ -30,16 +30,24 @@ def scaling(params: DatasetParams, facts: DataFacts) -> Scaling:
     return Scaling(scale, shift)
 
 
+def seen_moments(params: DatasetParams, facts: DataFacts) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel of what the network sees in the training split.
+
+    `facts` describe images in [-1, 1] for every `normalize`; here the two are combined.
+    """
+    seen = scaling(params, facts)
+    means = [s * m + b for s, m, b in zip(seen.scale, facts.mean, seen.shift, strict=True)]
+    return means, [s * std for s, std in zip(seen.scale, facts.std, strict=True)]
+
+
 def seen_std(params: DatasetParams, facts: DataFacts) -> float:
     """Return the standard deviation of everything the network sees in the training split, with its channels pooled.
 
     This is EDM's sigma_data (arXiv:2206.00364): the standard deviation about the mean, not the root mean square about
-    zero. `facts` describe images in [-1, 1] for every `normalize`; here the two are combined.
+    zero.
     """
-    seen = scaling(params, facts)
-    means = [s * m + b for s, m, b in zip(seen.scale, facts.mean, seen.shift, strict=True)]
-    variances = [(s * std) ** 2 for s, std in zip(seen.scale, facts.std, strict=True)]
-    return math.sqrt(fmean(variances) + pvariance(means))
+    means, stds = seen_moments(params, facts)
+    return math.sqrt(fmean(std**2 for std in stds) + pvariance(means))
 
 
 def refuse_constant(params: DatasetParams, facts: DataFacts) -> None:

@@ -37,7 +37,8 @@ from sddit.storage.tensors import pack
 from sddit.training.warm_start import read_weights
 
 CARD = "README.md"
-DROPPED_TABLES = ("tracker", "start", "data")  # of the recipe: not needed for sampling, or stated by `declared`
+DROPPED_TABLES = ("tracker", "start", "snapshot", "data")
+"""Tables of the recipe that sampling does not need, or that `declared` states."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from sddit.interfaces.dataset import (
     KeepingDataset,
     LabelledDataset,
     Split,
+    TargetDataset,
 )
 from sddit.interfaces.facts import CodecFacts, ColourMap, Cost, DataFacts, Needs, Network, Shapes, Tap, ViewSpec, Want
 from sddit.interfaces.features import (
@@ -35,7 +36,7 @@ from sddit.interfaces.loss import Loss, LossParams, Monitor
 from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, Scalings
 from sddit.interfaces.optimizer import Optimizer, OptimizerParams
 from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams
-from sddit.interfaces.params import Params, RecipeView
+from sddit.interfaces.params import BackboneView, Params, RecipeView
 from sddit.interfaces.sampler import Denoise, Denoiser, Guidance, GuidanceParams, Prediction, Sampler, SamplerParams
 from sddit.interfaces.tracker import Tracker, TrackerParams
 from sddit.interfaces.weight_files import Sha256, file_sha256, files_sha256
@@ -45,6 +46,7 @@ __all__ = [
     "Attention",
     "AttentionParams",
     "BackboneParams",
+    "BackboneView",
     "Batch",
     "Check",
     "CheckContext",
@@ -99,6 +101,7 @@ __all__ = [
     "Shapes",
     "Split",
     "Tap",
+    "TargetDataset",
     "Tokens",
     "Tracker",
     "TrackerParams",

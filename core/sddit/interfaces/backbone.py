@@ -19,6 +19,10 @@ class BackboneParams(Params):
         """Return D of the tokens at `tap`. Raises ValueError for an unknown tap and names the known ones."""
         raise NotImplementedError
 
+    def tap_text(self, tap: Tap) -> str:
+        """Return where `tap` reads, for the plan: `block 2 of 6`."""
+        return str(tap)
+
     @property
     def has_cls(self) -> bool:
         """Return whether taps carry a class token."""

@@ -22,6 +22,7 @@ class Batch:
     true_labels: Tensor  # [B] int64 before it
     ids: Tensor  # [B] int64, index of the image in its split
     flipped: Tensor  # [B] bool
+    extras: dict[str, Tensor] = field(default_factory=dict)  # what the data have of each image, by name: [B, ...]
 
 
 Scope = Literal["sample", "step"]  # of a draw: one value per sample, or one for the entire batch

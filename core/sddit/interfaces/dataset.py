@@ -64,6 +64,13 @@ class DatasetParams(Params):
         """
         return None
 
+    def targets(self) -> Mapping[str, tuple[int, int, int]]:
+        """Return the features that the data have of each image, for losses: {name: (E, h, w)}. None by default.
+
+        Its data set is then a `TargetDataset`.
+        """
+        return {}
+
     def encoded_images(self) -> EncodedImages | None:
         """Return which images these latents were encoded from; None for pixels, and if it is not known."""
         return None
@@ -106,6 +113,14 @@ class DrawnDataset(Dataset, Protocol):
 
     def spread(self, ids: Sequence[int]) -> Tensor:
         """Return standard deviations [n, C, H, W] float32, in the units of `fetch`."""
+
+
+@runtime_checkable
+class TargetDataset(Dataset, Protocol):
+    """A data set that has features of each image, such as those of a frozen encoder, as targets for losses."""
+
+    def targets(self, ids: Sequence[int], flipped: Tensor) -> Mapping[str, Tensor]:
+        """Return the features of images, {name: [n, E, h, w] float32}, of a mirrored image where `flipped` [n]."""
 
 
 @runtime_checkable

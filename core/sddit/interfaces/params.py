@@ -38,6 +38,7 @@ class PairSamplerView(Protocol):
 class DatasetView(Protocol):
     @property
     def label_drop(self) -> float: ...
+    def targets(self) -> Mapping[str, tuple[int, int, int]]: ...
 
 
 class SamplerView(Protocol):

@@ -33,9 +33,14 @@ def _sizes(count: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, (tuple, list)) and len(value) == count and all(_whole(n, 1) for n in value)
 
 
+def _numbers(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(number, (int, float)) for number in value)
+
+
 IMAGE = Argument("(C, H, W) of the images as the network sees them", _sizes(3))
 CLASSES = Argument("the number of classes", _whole)
 GRID = Argument("rows and columns of tokens, such as (16, 16)", _sizes(2))
+CHANNELS = Argument("a number for each channel of the data as the network sees it", _numbers)
 DEVICE = Argument("a torch.device, or its name", lambda value: hasattr(value, "type"))
 SCHEDULE = Argument('a noise schedule, from build("noise_schedules", ...)', lambda value: hasattr(value, "sigma_range"))
 
@@ -51,6 +56,8 @@ ARGUMENTS: Mapping[str, Mapping[str, Argument]] = {
         "grid": GRID,
         "image": IMAGE,
         "num_classes": CLASSES,
+        "mean": CHANNELS,
+        "std": CHANNELS,
     },
     "pair_samplers": {"grid": GRID},
     "samplers": {"schedule": SCHEDULE},
@@ -115,7 +122,13 @@ def _problems(component: Component[Any], given: Mapping[str, Any]) -> Iterator[P
             yield Problem("SD-T926", f"{name!r} is of the wrong kind", where, got, known[name].meaning)
 
 
-def _parameters(component: Component[Any], known: Mapping[str, Argument]) -> tuple[list[str], set[str]]:
+def accepted(component: Component[Any], **arguments: Any) -> dict[str, Any]:
+    """Return the run-time arguments that a component takes, of those that later versions added to its kind."""
+    required, optional = _parameters(component, arguments)
+    return {name: value for name, value in arguments.items() if name in required or name in optional}
+
+
+def _parameters(component: Component[Any], known: Mapping[str, Any]) -> tuple[list[str], set[str]]:
     """Return the names of the arguments that a factory needs, and of those that it also takes."""
     try:
         _, *parameters = inspect.signature(component.load()).parameters.values()  # without its settings

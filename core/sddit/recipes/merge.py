@@ -106,6 +106,8 @@ def stacked(path: Path, layers: Sequence[Source], overrides: Sequence[str]) -> M
     merged = Merged(path, resolved=path.suffix == ".json", overrides=tuple(overrides))
     for layer in layers:
         inherited = layer.path != path or merged.resolved or bool(overrides)  # a command line makes a file its parent
+        if layer is not layers[-1]:
+            layer.tables.pop("about", None)  # it describes the parent alone
         _add_file(merged, layer, path.parent, inherited)
     override(merged, overrides)
     return merged

@@ -13,7 +13,15 @@ from typing import Any
 from sddit import interfaces as face
 from sddit.interfaces import Selected
 from sddit.interfaces.params import LossView, settings_json
-from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
+from sddit.recipes.settings import (
+    AboutSettings,
+    EmaSettings,
+    EvaluateSettings,
+    SnapshotSettings,
+    StartSettings,
+    TeacherSettings,
+    TrainSettings,
+)
 from sddit.value_schedules import is_zero
 
 
@@ -44,7 +52,9 @@ class Recipe:
     declared: str = ""  # of a plan: which facts it has from the recipe, because the data do not exist; empty: none
     codec: Selected[face.CodecParams] | None = None  # that decodes samples of latents; None: none
     start: StartSettings | None = None  # the weights to start from; None: new ones
+    snapshot: SnapshotSettings | None = None  # the weights of a teacher that is not updated; None: an EMA
     origins: Mapping[str, str] = field(default_factory=dict)  # dotted key -> where its value came from
+    about: AboutSettings = field(default_factory=AboutSettings)
     idle: tuple[str, ...] = ()  # keys that are set and have no effect here
     warnings: tuple[str, ...] = ()  # what is allowed but probably a mistake
     plugin_digests: Mapping[str, str] = field(default_factory=dict)  # plugin -> version or file hash
@@ -139,6 +149,10 @@ class Recipe:
             tables["codec"] = self.codec.to_json(free=free)
         if self.start is not None:
             tables["start"] = settings_json(self.start, free=free)
+        if self.snapshot is not None:
+            tables["snapshot"] = settings_json(self.snapshot, free=free)
+        if free and self.about != AboutSettings():
+            tables["about"] = settings_json(self.about)
         if free:
             tables["tracker"] = {label: chosen.to_json() for label, chosen in self.trackers.items()}
             tables["name"] = self.name

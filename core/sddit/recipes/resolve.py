@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import sddit
 from sddit.data import seen_std
@@ -30,10 +30,12 @@ from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.remedies import NO_WEIGHTS, with_command, with_data_command
 from sddit.recipes.selection import LABELLED, SLOTS, Selector
-from sddit.recipes.settings import SETTINGS, EmaSettings, StartSettings
-from sddit.recipes.start_weights import complete_start
+from sddit.recipes.settings import SETTINGS, EmaSettings, OtherRunSettings, SnapshotSettings, StartSettings
+from sddit.recipes.start_weights import complete_weights
 from sddit.recipes.validation import unknown_key
 from sddit.storage.run_folder import RUN_IDS, read_json, recipe_path
+
+W = TypeVar("W", bound=OtherRunSettings)
 
 ABLATION = "ablation"
 """The table of arms. It changes no other key: resolved, an ablation is its recipe without the arms."""
@@ -135,10 +137,11 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
     averages = {label: selector.settings(EmaSettings, t, f"ema.{label}") for label, t in selector.labels("ema").items()}
     tables: dict[str, Any] = {
         key: selector.settings(SETTINGS[key], merged.tables.get(key, {}), key)
-        for key in ("train", "teacher", "evaluate")
+        for key in ("train", "teacher", "evaluate", "about")
     }
     features = selector.features(tables["evaluate"].features, labelled["features"]) if tables["evaluate"] else {}
-    seed, name, start = _seed(selector), _name(selector), _start(selector)
+    seed, name = _seed(selector), _name(selector)
+    start, snapshot = _other_run(selector, "start", StartSettings), _other_run(selector, "snapshot", SnapshotSettings)
     declared = planned or _declared_facts(selector, slots)
     facts = declared or _facts(selector, slots)
     if selector.is_blocked:
@@ -170,6 +173,7 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
         facts=facts,
         declared=_declared_as(merged) if declared else "",
         start=start,
+        snapshot=snapshot,
         processes=_processes(merged),
         plugin_digests=code_of(selector),
         plugin_files={plugin.resolved_name: plugin.path for plugin in merged.plugins if plugin.is_file},
@@ -216,15 +220,15 @@ def _seed(selector: Selector) -> int:
     return 0
 
 
-def _start(selector: Selector) -> StartSettings | None:
-    """Return the weights to start from, with checkpoint, label and hash filled in."""
-    if "start" not in selector.merged.tables:
+def _other_run(selector: Selector, table: str, model: type[W]) -> W | None:
+    """Return the weights that `[start]` or `[snapshot]` names, with checkpoint, label and hash filled in."""
+    if table not in selector.merged.tables:
         return None
-    settings = selector.settings(StartSettings, selector.merged.tables["start"], "start")
+    settings = selector.settings(model, selector.merged.tables[table], table)
     try:
-        return settings and complete_start(settings, stated=selector.merged.resolved)
+        return settings and complete_weights(settings, table, stated=selector.merged.resolved)
     except SdditError as failure:
-        keyed = [p if p.where.startswith("start.") else replace(p, where="start.run") for p in failure.problems]
+        keyed = [p if p.where.startswith(f"{table}.") else replace(p, where=f"{table}.run") for p in failure.problems]
         selector.add(_placed(problem, selector.merged) for problem in keyed)
     return None
 

@@ -104,8 +104,8 @@ class EmaSettings(Params):
     ramp: bool = Field(False, description="Use min(decay, (1 + step) / (10 + step)): for short runs.")
 
 
-class StartSettings(Params):
-    """`[start]`: start from the weights of another run, with a new optimizer."""
+class OtherRunSettings(Params):
+    """The weights of another run, which a recipe names."""
 
     run: str = Field(
         min_length=1,
@@ -119,14 +119,23 @@ class StartSettings(Params):
     step: int | None = Field(
         None, ge=0, description="Step of the checkpoint of that run. Default: the newest.", json_schema_extra=FREE
     )
+    sha256: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", description="Hash that the weight file must have; filled in if not set."
+    )
+
+
+class StartSettings(OtherRunSettings):
+    """`[start]`: start from the weights of another run, with a new optimizer."""
+
     partial: bool = Field(
         False,
         description="Also start if the networks differ: tensors that are missing or have another shape are "
         "initialized, and tensors that this network does not have are ignored.",
     )
-    sha256: str = Field(
-        "", pattern="^([0-9a-f]{64})?$", description="Hash that the weight file must have; filled in if not set."
-    )
+
+
+class SnapshotSettings(OtherRunSettings):
+    """`[snapshot]`: the teacher is the network of another run, which stays as it is, instead of an EMA."""
 
 
 class EvaluateSettings(Params):
@@ -163,10 +172,21 @@ class EvaluateSettings(Params):
     kid_subset_size: int = Field(200, ge=2, description="Images of one such subset.")
 
 
+class AboutSettings(Params):
+    """`[about]`: what the recipe reproduces. It changes nothing, and recipes that extend this one do not inherit it."""
+
+    method: str = Field("", description="Name of the method, as its paper writes it.", json_schema_extra=FREE)
+    paper: str = Field("", description="Its source, such as arXiv:2212.09748.", json_schema_extra=FREE)
+    published: str = Field("", description="Which published setting the recipe follows.", json_schema_extra=FREE)
+    ours: str = Field("", description="Where the recipe deviates, and what is our choice.", json_schema_extra=FREE)
+
+
 SETTINGS: Mapping[str, type[Params]] = {
     "train": TrainSettings,
     "teacher": TeacherSettings,
     "ema": EmaSettings,
     "evaluate": EvaluateSettings,
     "start": StartSettings,
+    "snapshot": SnapshotSettings,
+    "about": AboutSettings,
 }

@@ -6,14 +6,16 @@ import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sddit.errors import error, one_of
-from sddit.recipes.settings import StartSettings
+from sddit.recipes.settings import OtherRunSettings
 from sddit.storage.checkpoints import Read, Store
 from sddit.storage.manifest import Checkpoint, broken_error, read_manifest, seal_manifest
 from sddit.storage.output_folder import verify_output
 from sddit.storage.run_folder import RECIPE, read_json, recorded_ids, refuse_changed
+
+S = TypeVar("S", bound=OtherRunSettings)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PROVENANCE = "provenance.json"  # in the run folder of imported weights
@@ -47,29 +49,31 @@ def find_weights(folder: Path, label: str = "", step: int | None = None) -> Loca
     raise error("SD-C445", "neither a run folder nor an exported one", where=str(folder), expect=expect)
 
 
-def complete_start(start: StartSettings, *, stated: bool) -> StartSettings:
-    """Return the table `[start]` with label, step and hash filled in. Raises as `find_start` does.
+def complete_weights(named: S, table: str, *, stated: bool) -> S:
+    """Return `[start]` or `[snapshot]` with label, step and hash filled in. Raises as `named_weights` does.
 
-    The hash that a resolved recipe has `stated` is not checked: a run that has started no longer needs the weights it
-    started from.
+    The hash that a resolved recipe has `stated` is not checked: a run that has started no longer needs these weights.
     """
-    if stated and start.sha256:
-        return start
-    weights = find_start(start)
-    return start.model_copy(update={"weights": weights.label, "step": weights.step, "sha256": weights.sha256})
+    if stated and named.sha256:
+        return named
+    weights = named_weights(named, table)
+    return named.model_copy(update={"weights": weights.label, "step": weights.step, "sha256": weights.sha256})
 
 
-def find_start(start: StartSettings) -> LocatedWeights:
-    """Return the weights of `[start]`. Raises as `find_weights` does, and SD-C451 if their hash is not `sha256`."""
-    weights = find_weights(Path(start.run), start.weights, start.step)
-    if start.sha256 not in ("", weights.sha256):
+def named_weights(named: OtherRunSettings, table: str) -> LocatedWeights:
+    """Return the weights that `[start]` or `[snapshot]` names.
+
+    Raises as `find_weights` does, and SD-C451 if their hash is not `sha256`.
+    """
+    weights = find_weights(Path(named.run), named.weights, named.step)
+    if named.sha256 not in ("", weights.sha256):
         raise error(
             "SD-C451",
-            "the weights to start from differ from those that the recipe names",
-            where="start.sha256",
+            f"the weights of [{table}] differ from those that the recipe names",
+            where=f"{table}.sha256",
             got=weights.sha256,
-            expect=start.sha256,
-            fix="set start.step, or remove start.sha256",
+            expect=named.sha256,
+            fix=f"set {table}.step, or remove {table}.sha256",
         )
     return weights
 

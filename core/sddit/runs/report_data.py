@@ -63,7 +63,10 @@ def summary(recipe: Recipe) -> dict[str, str]:
     _, height, width = facts.image
     classes = f"{facts.num_classes} classes" if facts.num_classes else "no classes"
     losses = {f"loss.{label}": chosen.component.summary for label, chosen in recipe.active_losses.items()}
+    about = recipe.about
+    method = {"Method": f"{about.method} ({about.paper})" if about.paper else about.method} if about.method else {}
     return {
+        **method,
         "Data": f"{facts.source}; {height}x{width}, {classes}",
         "Views": recipe.pair_sampler.component.summary,
         **losses,

@@ -18,7 +18,7 @@ from sddit.evaluation.scoring import read_scores
 from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.start_weights import find_start
+from sddit.recipes.start_weights import named_weights
 from sddit.storage import run_folder
 from sddit.storage.checkpoints import Store
 from sddit.storage.manifest import Checkpoint
@@ -147,8 +147,9 @@ def prepare_session(
         for name, file in recipe.plugin_files.items():
             folder.write_bytes(Path(name).name, file.read_bytes())
         folder.write_json(ENVIRONMENT, describe_environment(recipe, device))
-    start = find_start(recipe.start) if recipe.start and not checkpoint else None
-    session = build_session(recipe, device, start=start, world=world)
+    start = named_weights(recipe.start, "start") if recipe.start and not checkpoint else None
+    snapshot = named_weights(recipe.snapshot, "snapshot") if recipe.snapshot and not checkpoint else None
+    session = build_session(recipe, device, start=start, snapshot=snapshot, world=world)
     for note in session.notes:
         progress.warn(note)
     if checkpoint is None:

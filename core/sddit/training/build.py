@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -23,16 +24,21 @@ from sddit.training.networks import DTYPES, build_backbone, build_terms, default
 from sddit.training.optimization import group_numbers
 from sddit.training.session import NOISE_BINS, Session
 from sddit.training.student import Objective, Student
-from sddit.training.warm_start import load_start_weights
+from sddit.training.warm_start import load_snapshot, load_start_weights
 
 
 def build_session(
-    recipe: Recipe, device: torch.device, *, start: LocatedWeights | None = None, world: World | None = None
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    start: LocatedWeights | None = None,
+    snapshot: LocatedWeights | None = None,
+    world: World | None = None,
 ) -> Session:
     """Build the session of a run before its first step, for one process of `world`.
 
-    `start` are the weights of `[start]`. They are not needed where a checkpoint will be restored, or where only the
-    speed or the shapes matter.
+    `start` and `snapshot` are the weights of the tables of these names. They are not needed where a checkpoint will be
+    restored, or where only the speed or the shapes matter.
     """
     world = world or World()
     with default_dtype(DTYPES[recipe.train.precision]):
@@ -43,7 +49,7 @@ def build_session(
     precision = torch.bfloat16 if recipe.train.precision == "bf16" else None
     component_names = {label: chosen.component.qualified for label, chosen in recipe.active_losses.items()}
     student = Student(backbone, terms, schedule, precision, component_names).to(device)
-    teacher = build_teacher(recipe, student)
+    teacher = build_teacher(recipe, student, snapshot)
     emas = {label: EMA(settings, student.backbone) for label, settings in recipe.ema.items()}
     # After the copies, so that these are not affected.
     backbone.set_checkpointing(recipe.train.activation_checkpointing)
@@ -90,13 +96,36 @@ def members_of(dataset: Dataset, recipe: Recipe) -> list[NDArray[np.int64]]:
     return class_members(dataset.labels().numpy())
 
 
-def build_teacher(recipe: Recipe, student: Student) -> Teacher | None:
-    """Build the teacher if an active loss reads one, without the parts that none of them reads."""
+def build_teacher(recipe: Recipe, student: Student, snapshot: LocatedWeights | None) -> Teacher | None:
+    """Build the teacher if an active loss reads one, without the parts that none of them reads.
+
+    With `[snapshot]`, raises SD-R108 if a loss averages modules of its own, and SD-C452 if the weights do not fit.
+    """
     needs = [chosen.params.needs().teacher for chosen in recipe.active_losses.values()]
     if not (wants := [want for want in needs if want is not None]):
         return None
     want = reduce(or_, wants)
-    return Teacher(student.backbone, student.terms, None if want.output else want.taps)
+    taps = None if want.output else want.taps
+    if recipe.snapshot is None:
+        return Teacher(student.backbone, student.terms, taps)
+    refuse_own_modules(student)
+    backbone = copy.deepcopy(student.backbone)
+    if snapshot is not None:
+        load_snapshot(snapshot, backbone)
+    return Teacher(backbone, student.terms, taps, frozen=True)
+
+
+def refuse_own_modules(student: Student) -> None:
+    """Raise SD-R108 for a loss that compares with an EMA of its own modules, which a snapshot does not have."""
+    for label, term in student.terms.items():
+        if term.ema_modules:
+            raise error(
+                "SD-R108",
+                f"loss {label!r} compares with an EMA of its own modules, which a snapshot does not have",
+                where=f"loss.{label}",
+                got=", ".join(term.ema_modules),
+                fix="remove [snapshot], or this loss",
+            )
 
 
 def parameter_groups(recipe: Recipe, student: Student) -> list[dict[str, Any]]:

@@ -56,10 +56,12 @@ class EMA:
 class Teacher:
     """EMAs of the student's backbone, truncated after the deepest wanted tap, and of modules of the losses.
 
-    It is not a submodule of what is trained: it has no gradient, no optimizer state and no decoder.
+    It is not a submodule of what is trained: it has no gradient, no optimizer state and no decoder. A frozen teacher
+    keeps the weights that it was built with.
     """
 
-    def __init__(self, backbone: Backbone, terms: Losses, taps: Sequence[Tap] | None) -> None:
+    def __init__(self, backbone: Backbone, terms: Losses, taps: Sequence[Tap] | None, *, frozen: bool = False) -> None:
+        self.frozen = frozen
         self.backbone = frozen_copy(backbone)
         if taps is not None:  # None: a loss reads its output
             self.backbone.truncate(taps)
@@ -70,6 +72,8 @@ class Teacher:
 
     def update(self, backbone: nn.Module, terms: Losses, momentum: float) -> None:
         """Update theta_t <- m theta_t + (1 - m) theta_s, after the optimizer step."""
+        if self.frozen:
+            return
         ema_update_(self.backbone, backbone, momentum)
         for label, modules in self.modules.items():
             for name, module in modules.items():

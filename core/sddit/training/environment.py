@@ -77,3 +77,5 @@ def configure(recipe: Recipe, device: torch.device, threads: int | None = None) 
         torch.set_num_threads(count)
     wanted = recipe.train.deterministic
     torch.use_deterministic_algorithms(device.type == "cpu" if wanted is None else wanted)
+    # No code here reads memory before it writes it, and filling all of it costs several percent of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from sddit.errors import Problem, SdditError, describe_exception, raise_all, ran
 from sddit.interfaces import Context, Cost, LossParams, Outputs, View, Want
 from sddit.plugins.host import host
 from sddit.plugins.mistakes import suggest_fix
-from sddit.recipes.start_weights import find_start
+from sddit.recipes.start_weights import named_weights
 from sddit.training import loss_checks
 from sddit.training.build import build_session
 from sddit.training.findings import Findings, generator_states, restore_generators
@@ -66,8 +66,10 @@ def unsharded(session: Session) -> Session:
     """Return a session with the same initial weights, all of them whole on this rank."""
     recipe = session.recipe
     whole = dataclasses.replace(recipe, train=recipe.train.model_copy(update={"distributed": "ddp"}))
-    start = find_start(recipe.start) if recipe.start else None
-    return dataclasses.replace(build_session(whole, session.device, start=start), world=session.world)
+    start = named_weights(recipe.start, "start") if recipe.start else None
+    snapshot = named_weights(recipe.snapshot, "snapshot") if recipe.snapshot else None
+    built = build_session(whole, session.device, start=start, snapshot=snapshot)
+    return dataclasses.replace(built, world=session.world)
 
 
 @contextmanager

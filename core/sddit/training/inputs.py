@@ -9,7 +9,7 @@ import torch
 
 from sddit.data.order import balanced_batch_ids, batch_ids
 from sddit.diffusion.draws import KeyedDraws
-from sddit.interfaces import Batch, Context, DrawnDataset, Draws
+from sddit.interfaces import Batch, Context, DrawnDataset, Draws, TargetDataset
 from sddit.training.session import Session
 
 
@@ -58,7 +58,7 @@ def context_of(session: Session, ids: list[int], epochs: list[int]) -> Context:
 
 
 def make_batch(session: Session, ids: list[int], draws: Draws) -> Batch:
-    """Fetch a batch, sample latent posteriors, then apply horizontal flips and label dropout."""
+    """Fetch a batch and its targets, sample latent posteriors, then apply horizontal flips and label dropout."""
     settings, dataset = session.recipe.dataset.params, session.dataset
     x0, true_labels = dataset.fetch(ids)
     dtype = next(session.student.parameters()).dtype
@@ -72,6 +72,15 @@ def make_batch(session: Session, ids: list[int], draws: Draws) -> Batch:
         x0 = torch.where(flipped[:, None, None, None], x0.flip(-1), x0)
     null = torch.full_like(true_labels, session.recipe.shapes.num_classes)
     labels = torch.where(draws.uniform("label") < settings.label_drop, null, true_labels)
+    extras: dict[str, torch.Tensor] = {}
+    if isinstance(dataset, TargetDataset):
+        targets = dataset.targets(ids, flipped.cpu())
+        extras = {name: value.to(session.device, dtype, non_blocking=True) for name, value in targets.items()}
     return Batch(
-        x0=x0, labels=labels, true_labels=true_labels, ids=torch.as_tensor(ids, device=session.device), flipped=flipped
+        x0=x0,
+        labels=labels,
+        true_labels=true_labels,
+        ids=torch.as_tensor(ids, device=session.device),
+        flipped=flipped,
+        extras=extras,
     )

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from sddit.backbones import Backbone
+from sddit.data import seen_moments
 from sddit.diffusion.draws import generator
 from sddit.errors import error
 from sddit.interfaces.component import component_boundary
 from sddit.losses import LossTerm
+from sddit.plugins.build_arguments import accepted
 from sddit.plugins.mistakes import NO_SUPER
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.settings import Precision
@@ -51,6 +53,7 @@ def build_backbone(recipe: Recipe, *, device: torch.device | str) -> Backbone:
 def build_terms(recipe: Recipe) -> dict[str, LossTerm]:
     """Build the active losses, with their heads."""
     backbone = recipe.backbone.params
+    mean, std = seen_moments(recipe.dataset.params, recipe.facts)
     terms: dict[str, LossTerm] = {}
     for label, chosen in recipe.active_losses.items():
         needs = chosen.params.needs()
@@ -61,6 +64,7 @@ def build_terms(recipe: Recipe) -> dict[str, LossTerm]:
                 grid=backbone.grid(recipe.shapes),
                 image=recipe.shapes.image,
                 num_classes=recipe.shapes.num_classes,
+                **accepted(chosen.component, mean=mean, std=std),
             )
         with component_boundary(chosen.component.qualified):
             initialize(terms[label], LossTerm, f"loss.{label}", recipe.seed, f"init/loss/{label}")

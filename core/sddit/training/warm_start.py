@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 
 from torch import Tensor, nn
@@ -38,29 +38,44 @@ def load_start_weights(start: LocatedWeights, backbone: nn.Module, *, partial: b
     Raises SD-C452 with the names that do not fit, unless `partial`.
     """
     stored, initial, where = read_weights(start), backbone.state_dict(), str(start.folder)
-    unlike = {}
-    for what, names in misfits(stored, initial).items():
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-        unlike[what] = ", ".join(names[:MAX_NAMES]) + more
+    unlike = misfits(stored, initial)
     if not partial:
-        raise_all(
-            Problem(
-                "SD-C452",
-                f"the weights to start from do not fit: {what.partition(',')[0]}",
-                where=where,
-                got=found,
-                expect="the same backbone, image and classes",
-                fix="correct the recipe, or set start.partial = true",
-            )
-            for what, found in unlike.items()
-        )
+        fix = "correct the recipe, or set start.partial = true"
+        raise_all(misfit_problems(unlike, "the weights to start from do not fit", where, fix))
     fits = {
         name: stored[name].to(own.dtype)
         for name, own in initial.items()
         if name in stored and stored[name].shape == own.shape
     }
     backbone.load_state_dict({**initial, **fits})
-    return [f"of the weights in {where}, {what}: {found}" for what, found in unlike.items()]
+    return [f"of the weights in {where}, {what}: {shortened(names)}" for what, names in unlike.items()]
+
+
+def load_snapshot(snapshot: LocatedWeights, backbone: nn.Module) -> None:
+    """Load the weights of `[snapshot]`. Raises SD-C452 with the names that do not fit."""
+    stored, initial = read_weights(snapshot), backbone.state_dict()
+    what, fix = "the weights of the snapshot do not fit", "use the snapshot of a run with the same network"
+    raise_all(misfit_problems(misfits(stored, initial), what, str(snapshot.folder), fix))
+    backbone.load_state_dict({name: stored[name].to(own.dtype) for name, own in initial.items()})
+
+
+def misfit_problems(unlike: Mapping[str, list[str]], what: str, where: str, fix: str) -> Iterator[Problem]:
+    """Yield a problem for each kind of misfit."""
+    for kind, names in unlike.items():
+        yield Problem(
+            "SD-C452",
+            f"{what}: {kind.partition(',')[0]}",
+            where=where,
+            got=shortened(names),
+            expect="the same backbone, image and classes",
+            fix=fix,
+        )
+
+
+def shortened(names: list[str]) -> str:
+    """Return a few names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def misfits(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -35,8 +35,8 @@ DECLARED_DATA = (
 """Overrides that replace the data with small latents, whose values are noise."""
 NARROW_NETWORK = ("backbone.size=", "backbone.depth=12", "backbone.width=32", "backbone.heads=4")
 """Overrides that reduce the width. The depth suffices for the decoders and skips of the shipped recipes."""
-FROM_FILES = ("start", "codec")
-"""Tables of weights that are not shipped: the run that a second stage starts from, and the decoder of latents."""
+FROM_FILES = ("start", "snapshot", "codec")
+"""Tables of weights that are not shipped: the runs that a second stage uses, and the decoder of latents."""
 
 
 class NoiseImages:

@@ -20,7 +20,7 @@ from sddit.progress import Progress
 from sddit.recipes.differences import differences
 from sddit.recipes.recipe import Recipe
 from sddit.recipes.resolve import resolve
-from sddit.recipes.start_weights import find_start
+from sddit.recipes.start_weights import named_weights
 from sddit.runs.pipeline import RunResult, run
 from sddit.storage.tensors import unpack
 from sddit.training.build import build_session
@@ -53,7 +53,7 @@ def go(recipe: Recipe, out: Path, progress: Progress | None = None) -> RunResult
 def start_session(recipe: Recipe) -> Session:
     """Return the session of a run at its first step, with the weights that `[start]` names."""
     assert recipe.start is not None
-    return build_session(recipe, CPU, start=find_start(recipe.start))
+    return build_session(recipe, CPU, start=named_weights(recipe.start, "start"))
 
 
 def weights_in(folder: Path, label: str = "main", step: int = 4) -> dict[str, Tensor]:

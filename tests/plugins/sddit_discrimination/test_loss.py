@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sddit.evaluation import token_spread
 from sddit.interfaces import BackboneParams, Context, Outputs, Shapes, Tokens, View, ViewSpec
 from sddit_discrimination import collapse
 from sddit_discrimination.loss import Discrimination, log_assignments, log_balanced
@@ -451,10 +452,9 @@ def test_effective_rank_counts_directions() -> None:
         torch.randn(4000, 3, dtype=torch.float64, generator=generator)
         @ torch.linalg.qr(torch.randn(8, 3, dtype=torch.float64, generator=generator))[0].T
     )
-    assert abs(float(collapse.effective_rank(three, single_rank)) - 3) < 0.15
-    assert (
-        abs(float(collapse.effective_rank(three[:, :1] * torch.ones(8, dtype=torch.float64), single_rank)) - 1) < 1e-9
-    )
+    assert abs(float(token_spread.effective_rank(three, single_rank)) - 3) < 0.15
+    one_direction = three[:, :1] * torch.ones(8, dtype=torch.float64)
+    assert abs(float(token_spread.effective_rank(one_direction, single_rank)) - 1) < 1e-9
 
 
 def test_a_label_shortcut_shows_as_no_divergence_within_a_class() -> None:

@@ -21,7 +21,15 @@ from sddit.plugins.discovery import plugins_named_by
 from sddit.plugins.host import host
 from sddit.plugins.registry import Registry
 from sddit.recipes.field_types import expectation, models
-from sddit.recipes.settings import EmaSettings, EvaluateSettings, StartSettings, TeacherSettings, TrainSettings
+from sddit.recipes.settings import (
+    AboutSettings,
+    EmaSettings,
+    EvaluateSettings,
+    SnapshotSettings,
+    StartSettings,
+    TeacherSettings,
+    TrainSettings,
+)
 
 EXAMPLES = """
 sddit-run show                             all kinds of components
@@ -36,6 +44,8 @@ TABLES: dict[str, type[BaseModel]] = {
     "ema": EmaSettings,
     "evaluate": EvaluateSettings,
     "start": StartSettings,
+    "snapshot": SnapshotSettings,
+    "about": AboutSettings,
     "ablation": AblationSettings,
 }
 

@@ -72,6 +72,8 @@ def idle_keys(recipe: Recipe, given: Iterable[str]) -> list[str]:
     """Return those of the given dotted keys that have no effect in this recipe."""
     prefixes = [f"loss.{label}." for label in recipe.losses if label not in recipe.active_losses]
     if all(chosen.params.needs().teacher is None for chosen in recipe.active_losses.values()):
+        prefixes += ["teacher.", "snapshot."]
+    elif recipe.snapshot is not None:
         prefixes.append("teacher.")
     labels = {key.split(".")[1] for key in given if key.startswith("features.")}
     prefixes += [f"features.{label}." for label in labels if label not in recipe.features]
