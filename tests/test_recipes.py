@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_ins import RECIPES, RUNS_OF, stand_ins
 
 from sddit.errors import SdditError
 from sddit.progress import Progress
@@ -22,32 +23,14 @@ from sddit.recipes.resolve import resolve
 from sddit.runs.pipeline import run
 from sddit.storage.metrics_log import read_metrics
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 ABLATIONS = RECIPES / "ablations"  # see test_shipped_ablations.py
 ALL = sorted(p for p in RECIPES.rglob("*.toml") if p.parent.name != "base" and not p.is_relative_to(ABLATIONS))
 PUBLISHED = [path for path in ALL if path.parent.name == "imagenet256"]
 OWN_IMAGES = RECIPES / "folder.toml"
 ENCODED = RECIPES / "emoji-latent.toml"  # test_encoded_data.py trains it
 RUNNABLE = [path for path in ALL if path not in PUBLISHED and path not in (OWN_IMAGES, ENCODED)]
-ELSEWHERE = [
-    "dataset.name=declared",
-    "dataset.image=[4, 32, 32]",
-    "dataset.classes=1000",
-    "dataset.label_drop=0.1",
-    "codec=false",
-]
-"""A stand-in for ImageNet latents in tests that read no data."""
-OWN = ["dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]"]
-"""A stand-in for the user's own images."""
-PIXELS = ["dataset.name=declared", "dataset.image=[3, 256, 256]", "dataset.classes=1000", "dataset.label_drop=0.1"]
-"""A stand-in for the pixels of ImageNet."""
-LATENTS = ["dataset.name=declared", "dataset.image=[16, 8, 8]", "dataset.classes=8", "codec=false"]
-LATENTS += ["evaluate.features=[]"]
-"""A stand-in for the latents of emoji."""
-OTHER_RUNS = {path: table for path in ALL for table in ("start", "snapshot") if table in load(path).tables}
+OTHER_RUNS = {path: table for path in ALL for table in RUNS_OF if table in load(path).tables}
 """Second stages, and the table in which they name the run of the first."""
-ALONE = {path: [f"{table}=false"] for path, table in OTHER_RUNS.items()}
-"""Overrides for a second stage without that run."""
 SMALL = ["train.steps=2", "train.batch=16", "train.log_every=1", "optimizer.warmup=0", "evaluate.samples=20"]
 SMALL += ["evaluate.previews=1", "evaluate.per_class=1", "evaluate.features=[]", "sampler.steps=2"]
 
@@ -58,10 +41,7 @@ def names(paths: list[Path]) -> list[str]:
 
 def resolved(path: Path) -> Recipe:
     """Resolve a recipe, with stand-ins for data that is not on this machine."""
-    others = {OWN_IMAGES: OWN, ENCODED: LATENTS}
-    imagenet = ELSEWHERE if "codec" in load(path).tables else PIXELS
-    data = imagenet if path in PUBLISHED else others.get(path, [])
-    return resolve(path, data + ALONE.get(path, []))
+    return resolve(path, stand_ins(path))
 
 
 @pytest.mark.parametrize("path", ALL, ids=names(ALL))
@@ -97,7 +77,7 @@ def test_recipe_trains_two_steps_and_samples(path: Path, tmp_path: Path) -> None
 def test_plan_counts_the_parameters_that_are_built(path: Path) -> None:
     from sddit.training.build import build_session
 
-    recipe = resolve(path, SMALL + ALONE.get(path, []))
+    recipe = resolve(path, [*SMALL, *stand_ins(path)])
     planned, session = plan(recipe), build_session(recipe, torch.device("cpu"))
     assert planned.backbone_parameters == sum(p.numel() for p in session.student.backbone.parameters())
     heads = list(session.student.terms.parameters())
@@ -121,6 +101,25 @@ def test_own_images_train_with_the_path_alone(tmp_path: Path, packed: bool) -> N
     result = run(resolve(OWN_IMAGES, [*SMALL, *data]), out=tmp_path, device="cpu", progress=Progress())
     assert [row["step"] for row in read_metrics(result.folder / "metrics.jsonl")] == [1, 2]
     assert result.report.is_file()
+
+
+def test_the_recipe_for_own_images_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are relative to the copy, or if typed to the current folder, and never to the shipped recipe."""
+    text = OWN_IMAGES.read_text(encoding="utf-8")
+    assert text.count('# path = "images"') == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photos.toml").write_text(text.replace('# path = "images"', 'path = "images"'))
+    monkeypatch.chdir(tmp_path)
+    for source, overrides, tried in (
+        ("mine/photos.toml", [], tmp_path / "mine" / "images"),
+        ("mine/photos.toml", ["dataset.path=images"], tmp_path / "images"),
+        ("folder", ["dataset.path=images"], tmp_path / "images"),
+    ):
+        with pytest.raises(SdditError) as missing:
+            resolve(source, overrides)
+        assert [(p.code, p.got) for p in missing.value.problems] == [("SD-D300", str(tried))]
+    with pytest.raises(SdditError, match=r"SD-R109: 'dataset.path' is missing(.|\n)*expect: text, a path relative to"):
+        resolve("folder")
 
 
 def keys(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

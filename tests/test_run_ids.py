@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import Field
+from stand_ins import RECIPES, stand_ins
 
 from sddit.ablations.planning.arms import expand
 from sddit.interfaces import Params
@@ -15,40 +16,13 @@ from sddit.plugins.host import host
 from sddit.recipes.merge import load
 from sddit.recipes.resolve import resolve
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 STORED = Path(__file__).parent / "fixtures" / "run_ids.json"
 """{recipe: run id, or {arm: run id}}. An id changes when the bits of a run do, and then `sddit.__numerics__` does."""
-ELSEWHERE = [
-    "dataset.name=declared",
-    "dataset.image=[4, 32, 32]",
-    "dataset.classes=1000",
-    "dataset.label_drop=0.1",
-    "codec=false",
-]
-"""A stand-in for ImageNet latents."""
-PIXELS = ["dataset.name=declared", "dataset.image=[3, 256, 256]", "dataset.classes=1000", "dataset.label_drop=0.1"]
-"""A stand-in for the pixels of ImageNet."""
-OWN = ["dataset.name=declared", "dataset.image=[3, 64, 64]", "dataset.classes=10", "evaluate.features=[]"]
-"""A stand-in for the user's own images."""
-
-LATENTS = ["dataset.name=declared", "dataset.image=[16, 8, 8]", "dataset.classes=8", "codec=false"]
-LATENTS += ["evaluate.features=[]"]
-"""A stand-in for the latents of emoji."""
-
-
-def imagenet(path: Path) -> list[str]:
-    """Return the stand-in for the data of a recipe of ImageNet: latents with a codec, or pixels."""
-    return ELSEWHERE if "codec" in load(str(path)).tables else PIXELS
 
 
 def ids_of(path: Path) -> str | dict[str, str]:
     """Return the ids of a shipped recipe; its data and the run that it starts from need not be here."""
-    overrides = [
-        *(imagenet(path) if "imagenet256" in path.parts else []),
-        *(OWN if path.name == "folder.toml" else []),
-        *(LATENTS if path.name == "emoji-latent.toml" else []),
-        *(f"{table}=false" for table in ("start", "snapshot") if table in load(path).tables),
-    ]
+    overrides = stand_ins(path)
     if "ablations" not in path.parts:
         return resolve(path, overrides).run_id
     return {arm.label: arm.recipe.run_id for arm in expand(load(str(path), overrides)).arms}

@@ -63,11 +63,10 @@ ALLOWED = {
     ): "rank 0, at the address that is given to several processes",
     ("core/sddit/storage/lock.py", "socket"): "the name of this host, in run.lock",
     ("core/sddit/ablations/runner.py", "subprocess"): "the runs of an ablation",
-    ("core/sddit/encoding/workers.py", "subprocess"): "this very module, which encodes a part of the images",
     (
-        "plugins/sddit_standard/datasets/parallel_scan.py",
+        "core/sddit/distributed/subprocesses.py",
         "subprocess",
-    ): "this very module, which lists the images of a large data set",
+    ): "modules of this program, which encode or list a part of the images",
 }
 """Where what is forbidden elsewhere stands, and why it may."""
 

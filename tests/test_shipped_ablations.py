@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stand_ins import RECIPES, stand_ins
 
 from sddit.ablations.planning.arms import Arm, expand
 from sddit.ablations.planning.measurements import check_for_leaks
@@ -21,7 +22,6 @@ from sddit.recipes.resolve import resolve
 from sddit.reports.ablation.ablation_report import write_report
 from sddit.training.build import build_session
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 SANITY = RECIPES / "ablations" / "sanity.toml"
 SMALL = sorted(path for path in (RECIPES / "ablations").glob("*.toml") if path != SANITY)
 LARGE = sorted((RECIPES / "ablations" / "imagenet256").glob("*.toml"))
@@ -39,17 +39,13 @@ GROUNDS = {
 }
 """The shipped recipe of each arm of the main comparison."""
 CONTROLS = ("c0", "c1", "c2", "sd_dit")
-ELSEWHERE = ["dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000", "dataset.label_drop=0.1"]
-"""Replaces ImageNet's latents."""
-
-
-UNDECODED = ["codec=false", "evaluate.features=[]", "ablation.metrics=[]"]
 
 
 @cache
 def planned(name: str) -> AblationPlan:
-    overrides = [*ELSEWHERE, *UNDECODED] if "imagenet256" in name else []
-    return make_plan(expand(load(RECIPES / f"{name}.toml", overrides)), Path("runs"))
+    path = RECIPES / f"{name}.toml"
+    unscored = ["evaluate.features=[]", "ablation.metrics=[]"] if "imagenet256" in name else []
+    return make_plan(expand(load(path, [*stand_ins(path), *unscored])), Path("runs"))
 
 
 def arms(name: str) -> dict[str, Arm]:

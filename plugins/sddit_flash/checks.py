@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from sddit.data.full_precision import full_precision
 from sddit.diffusion.draws import generator
 from sddit.interfaces import Attention, AttentionParams, CheckContext, CheckSkipped, Measurement
 
@@ -37,20 +37,9 @@ def agreement(context: CheckContext) -> Iterator[Measurement]:
     if context.device == "cpu" and component.name == "flex" and not context.full:
         raise CheckSkipped("is compiled for each case, which is slow on a CPU: --full")
     kernel: Attention = component.build(params)
-    with no_tf32():
+    with full_precision():  # so that bounds do not measure the rounding of products
         for precision in params.dtypes:
             yield from compare(kernel, params, precision, context.device)
-
-
-@contextmanager
-def no_tf32() -> Iterator[None]:
-    """Disable TF32, so that fp32 bounds do not measure the rounding of products."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def compare(kernel: Attention, params: AttentionParams, precision: str, device: str) -> Iterator[Measurement]:

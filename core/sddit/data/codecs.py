@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sddit.data.full_precision import full_precision
 from sddit.errors import error
 from sddit.interfaces import CodecFacts
 
@@ -62,7 +63,7 @@ def run_in_chunks(
     """
     size = max(1, PIXELS_AT_ONCE.get(device.type, MANY_PIXELS) // (image[1] * image[2]))
     results = []
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False), full_precision():
         for chunk in torch.split(x, size):
             padding = [0] * (2 * x.ndim - 1) + [size - len(chunk)]
             full = F.pad(chunk.to(device), padding)

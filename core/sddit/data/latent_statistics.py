@@ -157,7 +157,11 @@ def scaled_findings(std: Sequence[float], spread: Sequence[float], scale: float)
     low, high = PLAUSIBLE
     if not low <= pooled <= high:
         got = f"scale = {scale:g}, which gives a standard deviation of {pooled:.3g}"
-        fix = f"scale = {scale / pooled:.4g} gives 1" if pooled else "check the encoder: these latents do not vary"
+        fix = (
+            f"scale = {scale / pooled:.4g}, for a standard deviation of 1"
+            if pooled
+            else "check the encoder: these latents do not vary"
+        )
         what = f"the standard deviation of scaled latents is outside of {low:g} to {high:g}"
         yield f"{what}: the scale is missing or was applied twice", got, fix
     if flat := [str(channel) for channel, value in enumerate(std) if not value > MIN_STD * pooled]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,11 @@ from sddit.data.latent_checks import refuse_implausible, refuse_unfit, usable_la
 from sddit.data.latent_statistics import Layout, MomentStatistics
 from sddit.data.latents import INDEX, Flip, ImageSource, Index, Shard
 from sddit.errors import error
-from sddit.storage.atomic import replace_file
+from sddit.storage.atomic import STAGED_PREFIX, remove_leftovers, replace_file, storage_errors
+from sddit.storage.lock import only_writer
+from sddit.storage.run_folder import ensure_directory
+
+SHARDS = "shard-[0-9][0-9][0-9][0-9][0-9].safetensors"
 
 
 def write_cache(
@@ -37,8 +43,10 @@ def write_cache(
 ) -> Path:
     """Write latents as the data set `latents` reads them. Shards are written as they come, the index last.
 
+    After an interruption, call it again with the same shards: it starts over, and the files are the same in the end.
+
     Args:
-        folder: a new or unfinished cache; a finished one is not overwritten.
+        folder: a new or empty folder, or shards without an index, which an interrupted call left and this one replaces.
         shards: pairs of moments [n, 2C, h, w] (float16 or float32, before scaling) and labels [n], one file each.
         layout: what the second C channels are.
         scale: factor that brings latents to a standard deviation near 1: 0.18215 for Stable Diffusion's first VAE.
@@ -52,27 +60,29 @@ def write_cache(
         allow_implausible: write, and let readers read, moments that `sddit.data.latent_statistics` finds implausible.
 
     Returns the path of the index. Raises SD-D308 for unusable moments, SD-D344 for implausible ones, SD-D307 for
-    labels, SD-D316 for class names, SD-D343 if already finished.
+    labels, SD-D316 for class names, SD-D343 if already finished, SD-D346 for a folder of something else, SD-F715 while
+    another process writes to it.
     """
     check_names(class_names, where="class_names")
-    root, names = _unfinished(Path(folder)), tuple(class_names)
-    written, statistics, shape = _write_shards(root, shards, layout, names)
-    return write_index(
-        root,
-        written,
-        statistics,
-        shape=shape,
-        layout=layout,
-        scale=scale,
-        encoder=encoder,
-        class_names=names,
-        flip=flip,
-        shift=shift,
-        codec=codec,
-        colours=colours.result() if colours else None,
-        images=images,
-        allow_implausible=allow_implausible,
-    )
+    names = tuple(class_names)
+    with _unfinished(Path(folder)) as root:
+        written, statistics, shape = _write_shards(root, shards, layout, names)
+        return write_index(
+            root,
+            written,
+            statistics,
+            shape=shape,
+            layout=layout,
+            scale=scale,
+            encoder=encoder,
+            class_names=names,
+            flip=flip,
+            shift=shift,
+            codec=codec,
+            colours=colours.result() if colours else None,
+            images=images,
+            allow_implausible=allow_implausible,
+        )
 
 
 def write_index(
@@ -125,12 +135,40 @@ def write_index(
     return root / INDEX
 
 
-def _unfinished(root: Path) -> Path:
-    """Create the folder of a cache and return it. Raises SD-D343 if a finished one is there."""
-    if (root / INDEX).exists():
-        raise error("SD-D343", "there is a finished cache of latents", where=str(root), fix="choose another folder")
-    root.mkdir(parents=True, exist_ok=True)
-    return root
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """Create and lock the folder of a cache. Raises SD-D343 if a finished one is there, SD-D346 for something else."""
+    root = ensure_directory(folder)
+    with only_writer(root):
+        if (root / INDEX).exists():
+            raise error("SD-D343", "there is a finished cache of latents", where=str(root), fix="choose another folder")
+        refuse_foreign(root, than=SHARDS)
+        remove_leftovers(root)
+        yield root
+
+
+def refuse_foreign(root: Path, *, than: str = "") -> None:
+    """Raise SD-D346 if a folder holds more than a killed process left, and than names that match a pattern."""
+    with storage_errors(root):
+        names = sorted(path.name for path in root.iterdir() if not path.name.startswith(STAGED_PREFIX))
+    if foreign := [name for name in names if not fnmatch(name, than)]:
+        raise error(
+            "SD-D346",
+            "the folder holds files of something else",
+            where=str(root),
+            got=", ".join(foreign[:5]),
+            expect="a new or empty folder, or what an interrupted call of this command left",
+            fix="choose another folder",
+        )
+
+
+def _remove_others(root: Path, written: Sequence[Shard]) -> None:
+    """Remove the shards that an interrupted call with more of them left."""
+    kept = {shard.file for shard in written}
+    with storage_errors(root):
+        for path in root.glob(SHARDS):
+            if path.name not in kept:
+                path.unlink()
 
 
 def _write_shards(
@@ -151,6 +189,7 @@ def _write_shards(
     if not written:
         raise error("SD-D308", "no latents to write", where=str(root), expect="at least one shard")
     warn_of_unused(names, seen)
+    _remove_others(root, written)
     return written, statistics, shape
 
 

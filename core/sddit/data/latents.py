@@ -117,6 +117,9 @@ class Index(BaseModel):
         """Shape (2C, h, w) of the moments of one image."""
         return 2 * self.channels, self.height, self.width
 
+    def __str__(self) -> str:
+        return f"{self.rows:,} latents of {self.channels}x{self.height}x{self.width}, scale {self.scale:g}"
+
     def identity(self) -> dict[str, Any]:
         """Return what decides the latents that are read, as JSON."""
         return self.model_dump(mode="json", exclude={ALLOW, "codec", "colours", "images", *self.unset_keys})

@@ -85,7 +85,7 @@ class Encoding:
         return EncodingPlan(
             images=ImageSource(
                 dataset=self.dataset.component.qualified,
-                settings=settings_json(self.dataset.params, free=False),
+                settings=settings_json(self.dataset.params),
                 fingerprint=data.fingerprint,
                 domain=data.domain,
                 crop=data.crop,

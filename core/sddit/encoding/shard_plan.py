@@ -10,11 +10,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sddit.data.codec_record import CodecRecord
-from sddit.data.latent_writing import shard_name
+from sddit.data.latent_writing import refuse_foreign, shard_name
 from sddit.data.latents import INDEX, ImageSource, Index, Shard, pair_of, read_index
 from sddit.errors import error
 from sddit.interfaces import file_sha256
-from sddit.storage.atomic import STAGED_PREFIX, read_file, remove_leftovers, replace_file, storage_errors
+from sddit.recipes.merge import leaves
+from sddit.storage.atomic import read_file, remove_leftovers, replace_file, storage_errors
 
 PLAN = "encoding.json"  # in the folder of the cache, until its index is written
 MAX_BYTES = 2**26  # of a shard
@@ -120,15 +121,8 @@ def begin(root: Path, plan: EncodingPlan) -> None:
     """
     if (root / PLAN).is_file():
         _refuse_other(root, plan)
-    elif foreign := sorted(path.name for path in root.iterdir() if not path.name.startswith(STAGED_PREFIX)):
-        raise error(
-            "SD-D346",
-            "the folder holds files of something else",
-            where=str(root),
-            got=", ".join(foreign[:5]),
-            expect="a new or empty folder, or an encoding to continue",
-            fix="choose another folder",
-        )
+    else:
+        refuse_foreign(root)
     remove_leftovers(root)
     replace_file(root / PLAN, plan.model_dump_json(indent=1).encode() + b"\n")
 
@@ -155,14 +149,12 @@ def _refuse_other(root: Path, plan: EncodingPlan) -> None:
         )
 
 
-def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield (dotted key, value before, value now) of what differs."""
-    for key in sorted({*before, *now}):
-        one, other = before.get(key), now.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            yield f"{prefix}{key}", str(one)[:120], str(other)[:120]
+    one, other = dict(leaves(before)), dict(leaves(now))
+    for key in sorted({*one, *other}):
+        if one.get(key) != other.get(key):
+            yield key, str(one.get(key))[:120], str(other.get(key))[:120]
 
 
 def is_finished(root: Path, plan: EncodingPlan) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import IO, Any
 
 import torch
 
+from sddit.distributed.subprocesses import Process, end_processes, start_process
 from sddit.encoding.shard_plan import EncodingPlan
 from sddit.encoding.shards import ShardEncoder, one_thread
 from sddit.errors import Problem, SdditError, error
@@ -48,21 +48,17 @@ def encode_in_processes(
         SdditError: what a process raised, or SD-X801 for one that was killed. The others are ended first.
     """
     with tempfile.TemporaryFile() as log, DefaultSelector() as selector:
-        workers = []
+        workers: list[Process] = []
         try:
             for number in range(count):
                 task = _task(root, plan, shards[number::count], chosen, device, number)
-                workers.append(_start(task, log))
+                workers.append(start_process(__name__, task, log, buffer=0))  # `select` sees what is not buffered
                 assert workers[-1].stdout is not None
                 selector.register(workers[-1].stdout, EVENT_READ, workers[-1])
             for message in _messages(selector, log):
                 on_message(message)
         finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-                if worker.stdout is not None:
-                    worker.stdout.close()
+            end_processes(workers)
 
 
 def _task(
@@ -86,21 +82,11 @@ def _task(
     }
 
 
-def _start(task: dict[str, Any], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a process that imports from where this one does, and runs nothing of the user's program."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with tempfile.TemporaryFile() as file:
-        file.write(json.dumps(task).encode())
-        file.seek(0)
-        command = [sys.executable, "-P", "-m", __name__]
-        return subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=log, env=environment, bufsize=0)
-
-
 def _messages(selector: DefaultSelector, log: IO[bytes]) -> Iterator[dict[str, int]]:
     """Yield the messages of all workers until each has said that it is done. Raises what one of them raised."""
     while selector.get_map():
         for key, _ in selector.select():
-            worker: subprocess.Popen[bytes] = key.data
+            worker: Process = key.data
             assert worker.stdout is not None
             line = worker.stdout.readline()
             if not line.endswith(b"\n"):
@@ -114,7 +100,7 @@ def _messages(selector: DefaultSelector, log: IO[bytes]) -> Iterator[dict[str, i
                 yield message
 
 
-def _ended(worker: subprocess.Popen[bytes], log: IO[bytes]) -> SdditError:
+def _ended(worker: Process, log: IO[bytes]) -> SdditError:
     """Return the error of a process that ended without a message."""
     status = worker.wait()
     log.seek(0)

@@ -26,7 +26,6 @@ class Reconstructions:
         """Yield the reconstructions of the `images` held-out images, in their order."""
         rows = range(0, len(self.latents), max(1, len(self.latents) // max(images, 1)))  # without mirror images
         size = self.recipe.evaluate.batch
-        for start in rows[::size]:
-            part = rows[(start - rows.start) // rows.step :][:size]
-            x, labels = self.latents.fetch(list(part))
+        for first in range(0, len(rows), size):
+            x, labels = self.latents.fetch(rows[first : first + size])
             yield self.decode(x), labels

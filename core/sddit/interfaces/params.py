@@ -158,6 +158,11 @@ resume. omit_default: a key of a later version; while it has its default, it is 
 ids stay. training_only: a key of a backbone that changes gradients, and not what the trained network computes.
 """
 
+PLACE: dict[str, Any] = {"path": True, "free": True}
+"""`json_schema_extra` of a path, relative to the recipe. The run id does not depend on the place, but on a hash of what
+is there: the fingerprint of a data set, or the sha256 of weights.
+"""
+
 
 def is_marked(settings: type[BaseModel], key: str, mark: Mark) -> bool:
     """Return whether the field of a key, as a recipe writes it, has that mark."""

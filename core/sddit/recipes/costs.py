@@ -38,6 +38,11 @@ BYTES = {"fp32": 4, "bf16": 4, "fp64": 8}  # of a weight; under bf16 the weights
 SNAPSHOT_BYTES = {"fp32": 4, "fp16": 2}
 ACTIVATION_BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
 
+CHECKPOINTING = (
+    "blocks are recomputed in the backward pass: activations take less memory than stated, "
+    "and a step takes more FLOPs and time"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
@@ -153,7 +158,6 @@ def plan(recipe: Recipe) -> Plan:
         teacher=_times(teacher, weight),
         activations=None if activations is None else round(activations),
     )
-    checkpointing = "activations are an upper bound: blocks are recomputed in the backward pass"
     return Plan(
         name=recipe.name,
         run_id=recipe.run_id,
@@ -175,7 +179,7 @@ def plan(recipe: Recipe) -> Plan:
         snapshots=sum(ema.num_snapshots(train.steps) for ema in recipe.ema.values()),
         snapshot_bytes=snapshot_bytes(recipe, parameters),
         not_stated=tuple(stated.missing),
-        notes=(checkpointing,) if train.activation_checkpointing else (),
+        notes=(CHECKPOINTING,) if train.activation_checkpointing else (),
         flops_per_image=per_image,
         flops_per_step=per_step,
         update_flops=update,

@@ -1,7 +1,6 @@
 """Estimate how long a run takes on named devices, from what their vendor states. Nothing is measured. Torch-free.
 
-Dense matrix products, without sparsity, SXM modules of the data-centre devices: NVIDIA's data sheets of A100 80GB, H100
-and H200, and of the GeForce RTX 4090 the table of its architecture paper (bf16 accumulated in fp32). fp32 is computed
+Peaks are those of dense matrix products: where a data sheet states bf16 with sparsity, half of it. fp32 is computed
 without TF32. For a CPU, or any device that is there, `sddit-run bench` measures.
 """
 
@@ -30,10 +29,14 @@ class DeviceModel:
 DEVICES = {
     device.name.casefold(): device
     for device in (
+        # NVIDIA A100 Tensor Core GPU data sheet, A100 80GB SXM: 312 and 19.5 TFLOPS.
         DeviceModel("A100", 80e9, {"bf16": 312e12, "fp32": 19.5e12}),
+        # NVIDIA H100 Tensor Core GPU data sheet, H100 SXM: 1,979 TFLOPS with sparsity, and 67.
         DeviceModel("H100", 80e9, {"bf16": 989e12, "fp32": 67e12}),
+        # NVIDIA H200 Tensor Core GPU data sheet, H200 SXM: as the H100, with 141 GB.
         DeviceModel("H200", 141e9, {"bf16": 989e12, "fp32": 67e12}),
-        DeviceModel("RTX4090", 24e9, {"bf16": 165e12, "fp32": 82.6e12}),
+        # NVIDIA Ada GPU Architecture, appendix A, GeForce RTX 4090: 165.2 TFLOPS accumulated in fp32, and 82.6.
+        DeviceModel("RTX4090", 24e9, {"bf16": 165.2e12, "fp32": 82.6e12}),
     )
 }
 

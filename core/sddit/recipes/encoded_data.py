@@ -68,7 +68,7 @@ class EncodedData:
             image=shape,
             train_size=self.facts.train_size * pair,
             test_size=self.facts.test_size * pair,
-            fingerprint=sha256(str(self.path).encode()).hexdigest(),
+            fingerprint=sha256(self.path.name.encode()).hexdigest(),
             mean=(0.0,) * shape[0],
             std=(1.0,) * shape[0],
             source=f"{self.facts.source}, to be encoded by {self.codec.component.qualified}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -19,6 +19,9 @@ SCHEDULE = "{ start, end, shape, power, from, until }"
 
 def expectation(field: FieldInfo) -> str:
     """Return what `field` allows."""
+    extra = field.json_schema_extra
+    if isinstance(extra, Mapping) and extra.get("path") and field.annotation is str:
+        return "text, a path relative to the recipe or, if typed, to the current folder"
     return words(field.annotation, field.metadata)
 
 

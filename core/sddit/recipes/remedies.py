@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from sddit.errors import Problem
 from sddit.recipes.merge import Merged
@@ -13,7 +14,7 @@ from sddit.recipes.parsing import shown
 from sddit.recipes.search import name_of
 from sddit.storage.run_folder import RECIPE
 
-NO_FOLDER, NO_CACHE = "SD-D300", "SD-D341"
+NO_FOLDER, NO_CACHE, NO_WEIGHTS = "SD-D300", "SD-D341", "SD-D351"
 PLANNED_DATA = ("dataset.name=declared", "dataset.image=[4, 32, 32]", "dataset.classes=1000")
 """Overrides for a plan without a cache of latents: those of 256x256 images of ImageNet by Stable Diffusion's VAE."""
 
@@ -34,17 +35,23 @@ def with_command(problems: Sequence[Problem], merged: Merged) -> list[Problem]:
 
 
 def with_data_command(problem: Problem, merged: Merged) -> Problem:
-    """Return a problem of data that are not found with the command for it: to plan without, or to name their place."""
-    if problem.code not in (NO_FOLDER, NO_CACHE):
+    """Return a problem of data or weights of a codec that are not found with the command for it: to plan without the
+    data, or to name the place of either.
+    """
+    if problem.code not in (NO_FOLDER, NO_CACHE, NO_WEIGHTS):
         return problem
     if not merged.resolved:
         return with_plan_command(problem, merged)
-    found = re.match(r"dataset\.\w+", problem.where)
-    if not found or merged.path is None or merged.path.name != RECIPE or merged.overrides:
+    found = re.match(r"(dataset|codec)\.\w+", problem.where)
+    return with_new_path(problem, found[0], merged.path) if found and not merged.overrides else problem
+
+
+def with_new_path(problem: Problem, key: str, path: Path | None) -> Problem:
+    """Return a problem of files that are not found with the command that gives the run at `path` their new place."""
+    if path is None or path.name != RECIPE:
         return problem
-    key, recipe, run = found[0], shlex.quote(shown(merged.path)), shlex.quote(shown(merged.path.parent))
-    command = f"sddit-run {recipe} --resume {run} --allow-change {key} {key}=NEW_PATH"
-    return replace(problem, fix=f"put the data back, or if it was moved:  {command}")
+    command = shlex.join(["sddit-run", shown(path), "--resume", shown(path.parent), f"{key}=NEW_PATH"])
+    return replace(problem, fix=f"restore what is missing, or if it was moved:  {command}")
 
 
 def with_plan_command(problem: Problem, merged: Merged) -> Problem:

@@ -29,7 +29,7 @@ from sddit.recipes.encoded_data import with_latents
 from sddit.recipes.merge import COMMAND_LINE, Merged, Origin, leaves, load, merge_into, of_tables, override
 from sddit.recipes.parsing import MAX_INTEGER, quoted
 from sddit.recipes.recipe import Recipe
-from sddit.recipes.remedies import with_command, with_data_command
+from sddit.recipes.remedies import NO_WEIGHTS, with_command, with_data_command
 from sddit.recipes.second_networks import with_second_network
 from sddit.recipes.selection import LABELLED, SLOTS, Selector
 from sddit.recipes.settings import SETTINGS, EmaSettings, OtherRunSettings, SnapshotSettings, StartSettings
@@ -47,8 +47,6 @@ STATED = ("name", "data", "code", "processes", RUN_IDS)
 """Keys of resolved recipes only: the name, what the data and the plugins were, and the ids of the run."""
 
 FIRST_NUMERICS = "0.1.0"
-
-NO_WEIGHTS = "SD-D351"
 
 MEASURED = "measured"
 MAX_DIFFERENCE = 0.1
@@ -185,7 +183,8 @@ def resolve_merged(merged: Merged, *, host: Host | None = None) -> Recipe:
             c.name: cast(AttentionParams, c.params()) for c in selector.host.registries.attention if not c.missing()
         },
     )
-    selector.add(with_command([_placed(problem, merged) for problem in checks.check(recipe)], merged))
+    found = [with_data_command(problem, merged) for problem in checks.check(recipe)]
+    selector.add(with_command([_placed(problem, merged) for problem in found], merged))
     raise_all(selector.problems())
     return _with_notes(recipe, merged, measured, warnings)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sddit.interfaces import Params
+from sddit.interfaces.params import PLACE
 from sddit.value_schedules import Value, bounded
 
 FREE: dict[str, Any] = {"free": True}
@@ -162,7 +163,7 @@ class OtherRunSettings(Params):
         min_length=1,
         description="The run folder, or a folder made by `sddit-run export`, relative to the recipe. Its weights, not "
         "its path, determine the run id.",
-        json_schema_extra={"path": True, **FREE},
+        json_schema_extra=PLACE,
     )
     weights: str = Field(
         "", description="The label of an [ema] of that run, or `student`. Empty: the one that run samples with."

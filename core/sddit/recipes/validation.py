@@ -109,6 +109,8 @@ def _problem(
             if hint := _hint(field, value):
                 return Problem("SD-R108", f"{dotted!r} {what}", where, got, expect, hint)
             expect = one_of(value, filter(None, choices))
+        case "string_pattern_mismatch":
+            what, expect = "is of another form", f"text of the form {detail['ctx']['pattern']}"
         case "value_error" | "assertion_error":
             what = f"is not allowed: {message}"
         case kind if kind.endswith("_type") or kind == "missing" or len(errors) > 1:

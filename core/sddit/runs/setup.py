@@ -57,7 +57,17 @@ def prepare_folder(
         progress.warn(f"the result is not complete: {damage}; it is made again from the last checkpoint")
         (folder.path / RESULT).unlink(missing_ok=True)  # it seals other files than those that follow
         (folder.path / preview_name(recipe.train.steps)).unlink(missing_ok=True)  # made again if it is missing
-    return not damage
+        return False
+    record_places(folder, recipe)
+    return True
+
+
+def record_places(folder: RunFolder, recipe: Recipe) -> None:
+    """Record where the data and the codec of a finished run are now, for commands that read them later."""
+    stated, now = read_json(folder.path / RECIPE), recipe.to_json()
+    places = {key: now[key] for key in ("dataset", "codec") if key in now}
+    if stated != {**stated, **places}:
+        folder.write_sealed_json(RECIPE, {**stated, **places, "data": now["data"]})
 
 
 def damage_of_result(folder: Path, recipe: Recipe) -> str:

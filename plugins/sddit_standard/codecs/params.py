@@ -13,11 +13,10 @@ from pydantic import Field
 
 from sddit.errors import SdditError, error
 from sddit.interfaces import CodecFacts, CodecParams, DataFacts
+from sddit.interfaces.params import PLACE
 
 ASSETS = Path(__file__).parent / "assets"
 TAEF2_FILES = ("taef2_encoder.pth", "taef2_decoder.pth")
-PLACE: dict[str, Any] = {"path": True, "free": True}
-"""Marks the place of weights: it is not part of the run id, their hash is."""
 
 
 def missing_weights(path: Path, expect: str) -> SdditError:
@@ -75,6 +74,8 @@ def tiny_kl_facts() -> dict[str, Any]:
 
 KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny", "AutoencoderRAE")
 """Classes of diffusers whose latents are images."""
+UNSTATED_SCALES = {"AutoencoderKL": 0.18215}
+"""Scale of a class whose config states none, as configs of early versions; of other classes 1. As in diffusers."""
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 
@@ -148,14 +149,15 @@ class DiffusersParams(CodecParams):
 
     def _facts_of(self, config: dict[str, Any]) -> CodecFacts:
         """Return the facts that a config states. A network of RAE applies its scale itself."""
-        is_rae = config["_class_name"] == "AutoencoderRAE"
+        name = config["_class_name"]
+        is_rae = name == "AutoencoderRAE"
         scale, shift = (0.0, 0.0) if is_rae else (config.get("scaling_factor"), config.get("shift_factor"))
         channels, factor, size = shape_of(config)
         return CodecFacts(
             channels=channels,
             factor=factor,
             pixel_range=self.pixel_range or (0.0 if is_rae else -1.0, 1.0),
-            scale=float(scale or 1.0) if self.scale is None else self.scale,
+            scale=float(scale or UNSTATED_SCALES.get(name, 1.0)) if self.scale is None else self.scale,
             shift=float(shift or 0.0) if self.shift is None else self.shift,
             size=size,
         )

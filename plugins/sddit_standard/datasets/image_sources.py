@@ -13,7 +13,7 @@ from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from posixpath import splitext
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
@@ -46,6 +46,8 @@ RUNS_CODE = frozenset(
 
 class SourceSettings(Protocol):
     """The settings that decide which images are read and how; see `ImageFilesParams`."""
+
+    kind: ClassVar[str]
 
     @property
     def path(self) -> str: ...
@@ -262,7 +264,7 @@ def class_problems(
     """Yield what is wrong with the number of images, of each class and of the training split."""
     index, names = contents.index, contents.class_names
     if not len(index):
-        expect, fix = ", ".join(sorted(SUFFIXES)), other_source(Path(where))
+        expect, fix = ", ".join(sorted(SUFFIXES)), other_source(Path(where), settings.kind)
         yield Problem("SD-D304", f"no images under {where}", where="dataset.path", expect=expect, fix=fix)
         return
     is_train = ~index.is_test(settings.holdout)

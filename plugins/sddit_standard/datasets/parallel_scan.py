@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from dataclasses import astuple
 from importlib import import_module
 from typing import IO, Any
 
+from sddit.distributed.subprocesses import Process, end_processes, start_process
 from sddit.errors import Problem, SdditError
 from sddit_standard.datasets.image_index import IndexBuilder
 
@@ -56,31 +56,18 @@ def _function(name: str) -> Scan:
 def _scan_in_processes(function: str, parts: Sequence[Any], found: IndexBuilder) -> None:
     """Add what is found in the parts. Process i of n scans the parts i, i + n, ..., and waits until each is read."""
     count = min(len(os.sched_getaffinity(0)), len(parts))
-    workers: list[subprocess.Popen[bytes]] = []
+    workers: list[Process] = []
     with tempfile.TemporaryFile() as said:
         try:
-            workers.extend(_start_worker(function, parts[number::count], said) for number in range(count))
+            tasks = ([function, list(parts[number::count])] for number in range(count))
+            workers.extend(start_process(__name__, task, said) for task in tasks)
             for number in range(len(parts)):
                 _read_result(workers[number % count], found, said)
         finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-                if worker.stdout is not None:
-                    worker.stdout.close()
+            end_processes(workers)
 
 
-def _start_worker(function: str, parts: Sequence[Any], said: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a process that imports from where this one does, and runs nothing of the user's program."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with tempfile.TemporaryFile() as task:
-        task.write(json.dumps([function, list(parts)]).encode())
-        task.seek(0)
-        command = [sys.executable, "-P", "-m", __name__]
-        return subprocess.Popen(command, stdin=task, stdout=subprocess.PIPE, stderr=said, env=environment)
-
-
-def _read_result(worker: subprocess.Popen[bytes], found: IndexBuilder, said: IO[bytes]) -> None:
+def _read_result(worker: Process, found: IndexBuilder, said: IO[bytes]) -> None:
     """Add the next part of a worker. Raises SdditError as the function did."""
     assert worker.stdout is not None
     line = worker.stdout.readline()

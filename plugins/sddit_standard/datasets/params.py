@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from sddit.data.declared import DeclaredFacts, DeclaredLatents
 from sddit.errors import Problem
 from sddit.interfaces import DataFacts, DatasetParams, EncodedImages, RecipeView
+from sddit.interfaces.params import PLACE
 
 if TYPE_CHECKING:
     from sddit_standard.datasets.image_sources import ImageSource
@@ -129,7 +130,7 @@ class FolderParams(ImageFilesParams):
     path: str = Field(
         min_length=1,
         description="The folder, relative to the recipe. Its sub-folders, sorted by name, are the classes.",
-        json_schema_extra={"path": True},
+        json_schema_extra=PLACE,
     )
     declared: DeclaredFacts | None = Field(
         None,
@@ -162,7 +163,7 @@ class NamedClassesParams(ImageFilesParams):
         "",
         description="A text file with the name of each class, one on each line, by class number. Not set: the names "
         "that the data set holds, or numbers.",
-        json_schema_extra={"path": True, "omit_default": True},
+        json_schema_extra={**PLACE, "omit_default": True},
     )
 
     def idle(self, recipe: RecipeView) -> Iterable[str]:
@@ -177,7 +178,7 @@ class ZipParams(NamedClassesParams):
         min_length=1,
         description="The archive, relative to the recipe. Labels are those of its dataset.json; without that file, its "
         "folders are the classes.",
-        json_schema_extra={"path": True},
+        json_schema_extra=PLACE,
     )
 
     def source(self) -> ImageSource:
@@ -194,7 +195,7 @@ class WebdatasetParams(NamedClassesParams):
         min_length=1,
         description="The folder of the .tar files, one such file, or a pattern such as SHARDS/train-*.tar, relative to "
         "the recipe.",
-        json_schema_extra={"path": True},
+        json_schema_extra=PLACE,
     )
 
     def source(self) -> ImageSource:
@@ -210,7 +211,7 @@ class HfParams(ImageFilesParams):
     path: str = Field(
         min_length=1,
         description="The folder that Dataset.save_to_disk wrote, relative to the recipe; of a DatasetDict, one split.",
-        json_schema_extra={"path": True},
+        json_schema_extra=PLACE,
     )
     image_column: str = Field("image", min_length=1, description="Column of the images.")
     label_column: str = Field("label", min_length=1, description="Column of the classes.")
@@ -230,7 +231,7 @@ class LatentsParams(ImageParams):
     path: str = Field(
         min_length=1,
         description="The folder with latents.json and its shards, relative to the recipe.",
-        json_schema_extra={"path": True},
+        json_schema_extra=PLACE,
     )
     posterior: Literal["sample", "mean"] = Field(
         "sample", description="sample: drawn again each time an image is used; mean: always the mean of its posterior."
@@ -252,7 +253,7 @@ class LatentsParams(ImageParams):
         "",
         description="Path of the images that were encoded, to which scores compare decoded samples. Not set: where "
         "the cache says they are.",
-        json_schema_extra={"path": True, "free": True, "omit_default": True},
+        json_schema_extra={**PLACE, "omit_default": True},
     )
     declared: DeclaredLatents | None = Field(
         None,

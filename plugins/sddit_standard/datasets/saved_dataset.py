@@ -5,6 +5,7 @@ Its files are memory-mapped. Only the columns of images and labels are read, and
 
 from __future__ import annotations
 
+import json
 import os
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,7 @@ from sddit_standard.datasets.image_sources import (
 )
 
 EXPECT = "a folder that Dataset.save_to_disk wrote"
+STATE = "state.json"
 
 
 class ColumnSettings(SourceSettings, Protocol):
@@ -136,6 +138,7 @@ def load(folder: Path) -> Any:
         fix = f"dataset.path = {folder / first}"
         what, got = "this folder holds several data sets, one for each split", ", ".join(splits)
         raise refused(what, where="dataset.path", got=got, expect="the folder of one split", fix=fix)
+    _refuse_files_elsewhere(folder)
     library = import_module("datasets")
     try:
         return library.load_from_disk(os.fspath(folder))
@@ -143,3 +146,14 @@ def load(folder: Path) -> Any:
         got = f"{type(failure).__name__}: {failure}"
         what = "this folder is not a saved data set, or is damaged"
         raise refused(what, where=str(folder), got=got, expect=EXPECT, fix=other_source(folder, chosen="hf")) from None
+
+
+def _refuse_files_elsewhere(folder: Path) -> None:
+    """Raise SD-D323 if `state.json` names files outside of the folder. What else is wrong with it, the library says."""
+    try:
+        names = [str(file["filename"]) for file in json.loads((folder / STATE).read_bytes())["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return
+    if elsewhere := [name for name in names if Path(name).name != name]:
+        what, expect = f"{STATE} names a file outside of the folder", "names of files in it"
+        raise refused(what, where=str(folder / STATE), got=elsewhere[0], expect=expect)

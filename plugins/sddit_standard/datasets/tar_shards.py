@@ -12,8 +12,9 @@ import json
 import os
 import tarfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -174,7 +175,7 @@ class Shard:
             if len(self._found.problems) >= MAX_PROBLEMS:
                 return self._found
         self._add(last)
-        self._found.problems += self._unlabelled()
+        self._found.problems += self._incomplete()
         if len(np.unique(np.array(self._keys, np.uint64))) < len(self._keys):
             got, fix = f"{len(self._keys):,} samples", "write the shard again with a key for each sample"
             self._found.refuse("SD-D312", "two samples of a shard have one key", where=self.where, got=got, fix=fix)
@@ -201,6 +202,8 @@ class Shard:
                         return
                     if entry.size < 0:  # tarfile would then read the same entries again and again
                         raise self._damaged(f"{entry.name} has {entry.size:,} bytes")
+                    if entry.isreg() and not entry.issparse() and entry.offset_data + entry.size > self._file.stamp[0]:
+                        raise self._damaged(f"{entry.name} has {entry.size:,} bytes, and the file ends before")
                     vars(archive)["members"].clear()  # tarfile keeps each, some 1,000 bytes
                     yield entry
                 raise self._damaged(f"more than {MAX_ENTRIES:,} entries")
@@ -277,14 +280,27 @@ class Shard:
             yield no_label(name, self.where, f"{sample.label} and {label}", "one label")
         sample.label = label
 
-    def _unlabelled(self) -> Iterator[Problem]:
-        """Add the samples whose files are apart, and yield the problems of images without a label."""
-        expect = "its class, a whole number, in KEY.cls or KEY.json"
+    def _incomplete(self) -> Iterator[Problem]:
+        """Add the samples whose files are apart, and yield the problems of what is left.
+
+        These are images without a label, and second images or labels of a sample that was complete before.
+        """
         for key in list(self._samples):
             self._add(key)
-        without = [(key, sample.image) for key, sample in self._samples.items() if sample.image is not None]
-        for key, image in without[:MAX_PROBLEMS]:
-            yield no_label(image[0], self.where, f"no {key}.cls, and no label in {key}.json", expect)
+        labels = dict(zip(self._keys, self._found.labels, strict=True)) if self._samples else {}
+        return islice(self._problems_of_rest(labels), MAX_PROBLEMS)
+
+    def _problems_of_rest(self, labels: Mapping[int, int]) -> Iterator[Problem]:
+        for key, sample in self._samples.items():
+            label = labels.get(hash_of(key.encode()))
+            if label is None and sample.image is not None:
+                expect = "its class, a whole number, in KEY.cls or KEY.json"
+                yield no_label(sample.image[0], self.where, f"no {key}.cls, and no label in {key}.json", expect)
+            elif label is not None and sample.image is not None:
+                got, what = f"{sample.image[0]}, and another", "two images of a shard have one key"
+                yield Problem("SD-D312", what, self.where, got, fix="keep one of them")
+            elif label is not None and sample.label not in (None, label):
+                yield no_label(key, self.where, f"{label} and {sample.label}", "one label")
 
 
 def _key_of(name: str) -> tuple[str, str]:

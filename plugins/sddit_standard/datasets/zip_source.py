@@ -69,7 +69,9 @@ class ZipSource:
         return Contents(index, names_of_labels(numbers, names, f"{self.location}: {LABELS}"), found.others)
 
     def _read_labels(self, index: ImageIndex, entry: Entry) -> NDArray[np.int64]:
-        """Return the label of each image. Raises SD-D321 for images without one, and for labels without an image."""
+        """Return the label of each image. Raises SD-D321 for images without one or with two, and for labels without an
+        image.
+        """
         where = f"{self.location}: {LABELS}"
         if entry.size > MAX_LABEL_BYTES:
             expect = f"at most {MAX_LABEL_BYTES:,} bytes"
@@ -82,6 +84,8 @@ class ZipSource:
             if (position := index.find(name.encode(), order)) is None:
                 fix = "add the image, or remove its entry"
                 problems.append(Problem("SD-D321", f"{LABELS} lists an image that is not there", where, name, fix=fix))
+            elif labels[position] not in (-1, label):
+                problems.append(no_label(name, where, f"{labels[position]} and {label}", "one label"))
             else:
                 labels[position] = label
             if len(problems) >= MAX_PROBLEMS:

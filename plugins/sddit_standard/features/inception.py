@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sddit.data.full_precision import full_precision
 from sddit.errors import SdditError, error
 
 SIDE = 299
@@ -253,18 +252,6 @@ def _refusal(path: Path, got: str) -> SdditError:
         got=got,
         expect="pt_inception-2015-12-05, a state dict of Inception-v3 with 1008 classes",
     )
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Compute float32 products in float32: by default, cuDNN rounds the factors of convolutions to 11 bits (TF32)."""
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = False
-    try:
-        yield
-    finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 @torch.no_grad()

@@ -92,6 +92,18 @@ def test_a_large_image_is_a_chunk_of_its_own() -> None:
     assert sizes == [1, 1, 1]
 
 
+def test_float32_is_not_rounded_on_a_gpu() -> None:
+    """cuDNN's default is TF32, which a network of a codec must not be computed in."""
+    seen = []
+
+    def network(x: Tensor) -> tuple[Tensor]:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return (x,)
+
+    run_in_chunks(network, torch.zeros(1, 3, 8, 8), torch.device("cpu"), (3, 8, 8))
+    assert (seen, torch.backends.cudnn.allow_tf32) == ([False], True)
+
+
 def test_a_codec_is_built_from_python(toys: Host) -> None:
     codec = sddit.build("codecs", "toy", {"side": 4}, device="cpu")
     mean, std = codec.encode(torch.full((2, 3, 8, 8), 255, dtype=torch.uint8))

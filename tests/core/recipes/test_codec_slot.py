@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import pytest
 from pydantic import Field
 
 from sddit import interfaces as face
+from sddit.errors import Problem
 from sddit.interfaces import DataFacts
 from sddit.plugins.host import Host, using_host
 from sddit.recipes.differences import differences
+from sddit.recipes.merge import of_tables
 from sddit.recipes.recipe import Recipe
+from sddit.recipes.remedies import with_data_command
 from sddit.recipes.resolve import resolve
 from sddit.testing.toys.params import ToyCodecParams
 
@@ -167,3 +171,12 @@ def test_a_resolved_recipe_keeps_its_codec(resolved: Resolve, host: Host, latent
     recipe = resolved(latents + CODEC)
     Path("recipe.resolved.json").write_text(json.dumps(recipe.to_json()))
     assert resolve("recipe.resolved.json", host=host).run_id == recipe.run_id
+
+
+def test_the_command_that_gives_a_run_the_new_place_of_weights_is_named() -> None:
+    missing = Problem("SD-D351", "the weights of the codec are not there", "codec.path", "nowhere")
+    run, mine = (of_tables({"dataset": {}}, Path(name)) for name in ("runs/x/recipe.resolved.json", "runs/x/mine.json"))
+    command = "sddit-run runs/x/recipe.resolved.json --resume runs/x codec.path=NEW_PATH"
+    assert with_data_command(missing, run).fix.endswith(command)
+    assert with_data_command(missing, mine) == missing, "not the recipe of a run"
+    assert with_data_command(replace(missing, where="a/config.json"), run).fix == "", "damaged, not moved"

@@ -11,7 +11,7 @@ import pytest
 
 from sddit.diffusion.masking import keep_count
 from sddit.interfaces import ViewSpec
-from sddit.recipes.costs import plan
+from sddit.recipes.costs import CHECKPOINTING, plan
 from sddit.recipes.recipe import Recipe
 from sddit.value_schedules import Ramp, value_at
 
@@ -144,9 +144,9 @@ def test_what_is_not_stated_is_named_and_not_guessed(resolved: Resolve, base: st
     assert (bare.backbone_parameters, bare.sampling_flops_per_image, bare.memory.weights) == (None, None, None)
 
 
-def test_checkpointing_makes_activations_an_upper_bound(resolved: Resolve, base: str) -> None:
+def test_a_plan_with_checkpointing_states_what_it_does_not_count(resolved: Resolve, base: str) -> None:
     assert plan(resolved()).notes == ()
-    assert "upper bound" in plan(resolved(base, "train.activation_checkpointing=true")).notes[0]
+    assert plan(resolved(base, "train.activation_checkpointing=true")).notes == (CHECKPOINTING,)
 
 
 def test_a_plan_is_json(resolved: Resolve, base: str) -> None:

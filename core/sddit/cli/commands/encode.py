@@ -91,5 +91,4 @@ def encode(
         return
     if finished:
         echo("already encoded")
-    size_text = "x".join(map(str, (index.channels, index.height, index.width)))
-    echo(f"{out}: {index.rows:,} latents of {size_text}, scale {index.scale:g}")
+    echo(f"{out}: {index}")

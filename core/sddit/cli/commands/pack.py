@@ -83,7 +83,8 @@ def pack(
 
     PARTS are .npz files with `moments` [n, 2C, h, w] and `labels` [n]; folders of EDM2 or REPA with dataset.json;
     .safetensors of LightningDiT, or a folder of them; or the LMDB of MaskDiT. Moments are those before scaling.
-    OUT is a new folder. Moments that do not look like their layout and scale are refused.
+    OUT is a new folder. Moments that do not look like their layout and scale are refused. After an interruption, the
+    same command starts over and writes the same files.
     """
     from sddit.data.class_names import read_names
     from sddit.data.latent_parts import layout_of, read_sources
@@ -111,8 +112,7 @@ def pack(
     if as_json:
         print_json({"folder": str(out), "latents": packed.rows})
         return
-    size = "x".join(map(str, (packed.channels, packed.height, packed.width)))
-    echo(f"{out}: {packed.rows:,} latents of {size}, scale {packed.scale:g}")
+    echo(f"{out}: {packed}")
 
 
 def counted(shards: Iterable[Shard], progress: Progress) -> Iterator[Shard]:

@@ -105,6 +105,17 @@ def test_scale_and_shift_can_be_set(tmp_path: Path) -> None:
     assert (facts.scale, facts.shift) == (2.0, -1.0)
 
 
+@pytest.mark.parametrize(("kind", "scale"), [("AutoencoderKL", 0.18215), ("AutoencoderTiny", 1.0)])
+def test_a_config_of_an_early_version_states_no_scale(kind: str, scale: float, tmp_path: Path) -> None:
+    """Such as that of the autoencoder of DiT, sd-vae-ft-ema. diffusers' own default counts."""
+    saved(kind, tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    stated = DiffusersParams(path=str(tmp_path)).facts().scale
+    (tmp_path / CONFIG).write_text(json.dumps({k: v for k, v in config.items() if k != "scaling_factor"}))
+    assert DiffusersParams(path=str(tmp_path)).facts().scale == scale == getattr(module(), kind)().config.scaling_factor
+    assert stated == EXPECTED[kind].scale and (stated != scale or kind == "AutoencoderTiny")
+
+
 def test_a_subfolder_and_shards_are_found(tmp_path: Path) -> None:
     network = saved("AutoencoderKL", tmp_path / "whole")
     network.save_pretrained(tmp_path / "parts" / "vae", max_shard_size="20KB")

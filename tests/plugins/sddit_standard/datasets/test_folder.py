@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -405,6 +406,25 @@ def test_full_hash_is_a_shorthand_that_changes_no_id(sddit_run: Any, tmp_path: P
     refused = sddit_run("quickstart", "-n", "--full-hash")
     assert refused.status == 2
     assert "(folder, hf, webdataset, zip), and this recipe has dataset.name = 'digits'" in refused.stderr
+
+
+def test_a_folder_may_move(sddit_run: Any, tmp_path: Path) -> None:
+    """Its place is not part of the run id, and a finished run records it for commands that read the images later."""
+    make(tmp_path / "images")
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    before = resolve(tmp_path / "mine.toml").run_id
+    assert sddit_run("mine.toml").status == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    (tmp_path / "images").rename(tmp_path / "moved")
+    lost = sddit_run("evaluate", run, "--probe")
+    assert (lost.status, "SD-D300" in lost.stderr) == (4, True), lost.stderr
+    [command] = re.findall(r"sddit-run (.*--resume.*NEW_PATH)", lost.stderr)
+    assert resolve(tmp_path / "mine.toml", ["dataset.path=moved"]).run_id == before
+    found = sddit_run(*command.replace("NEW_PATH", "moved").split())
+    assert (found.status, "already finished" in found.stdout) == (0, True), found.stderr
+    assert resolve(run / "recipe.resolved.json").facts.source.startswith(str(tmp_path / "moved"))
+    paint(tmp_path / "moved" / "cat" / "0.png", 7777)
+    assert resolve(tmp_path / "mine.toml", ["dataset.path=moved"]).run_id != before, "the control"
 
 
 def test_images_that_change_between_two_sittings_are_reported(sddit_run: Any, tmp_path: Path) -> None:

@@ -448,7 +448,8 @@ TARS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "negative header": (with_size(b"\xff\xfe\0", tarfile.XHDTYPE), "SD-D313", "shard.tar"),
     "huge header": (with_size(b"77777777777", tarfile.XHDTYPE), "SD-D313", "a header of"),
     "huge name": (with_size(b"77777777777", tarfile.GNUTYPE_LONGNAME), "SD-D313", "a header of"),
-    "huge image": (with_size(b"00077777777"), "SD-D313", "shard.tar"),
+    "huge image": (with_size(b"00077777777"), "SD-D313", "the file ends before"),
+    "beyond any file": (with_size(b"77777777777"), "SD-D313", "the file ends before"),
     "no label": (plain({}, without="2.cls"), "SD-D321", "2.png"),
     "text as label": (plain({"1.cls": b"n01440764"}), "SD-D321", "n01440764"),
     "negative label": (plain({"1.cls": b"-1"}), "SD-D321", "1.cls"),
@@ -457,6 +458,8 @@ TARS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "two labels": (plain({"3.json": b'{"label": 7}'}), "SD-D321", "0 and 7"),
     "two images": (plain({"3.jpg": png(5)}), "SD-D312", "3.png, 3.jpg"),
     "two samples": (twice, "SD-D312", "one key"),
+    "a second image apart": (plain({"0.jpg": png(5)}), "SD-D312", "0.jpg, and another"),
+    "a second label apart": (plain({"0.json": b'{"label": 1}'}), "SD-D321", "0 and 1"),
     "a class without images": (plain({"9.png": png(9), "9.cls": b"2"}), "SD-D304", "class '1' has no image"),
     "huge label": (plain({"9.png": png(9), "9.cls": b"99999999999"}), "SD-D307", "99999999999"),
 }
@@ -500,7 +503,9 @@ def test_the_good_shard_of_these_cases_is_read(tmp_path: Path) -> None:
 
 
 def test_the_files_of_a_sample_may_be_apart(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", {**{f"{i}.png": png(i) for i in range(4)}, **{f"{i}.cls": b"0" for i in range(4)}})
+    """Also a second statement of its label, if it is the same."""
+    pngs, labels = {f"{i}.png": png(i) for i in range(4)}, {f"{i}.cls": b"0" for i in range(4)}
+    write_tar(tmp_path / "x.tar", {**pngs, **labels, **{f"{i}.json": b'{"label": 0}' for i in range(4)}})
     assert WebdatasetParams(path=str(tmp_path / "x.tar"), size=8, holdout=0.0).facts().train_size == 4
 
 
@@ -635,6 +640,7 @@ ZIPS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "no labels": (edm_with(None), "SD-D321", "dataset.labels=false"),
     "no list": (edm_with("x y"), "SD-D321", "dataset.json"),
     "one label missing": (listed(lambda pairs: pairs[1:]), "SD-D321", "img00000000.png"),
+    "two labels": (listed(lambda pairs: [*pairs, [pairs[0][0], 1 - pairs[0][1]]]), "SD-D321", "one label"),
     "a label of no image": (listed(lambda pairs: [*pairs, ["x.png", 0]]), "SD-D321", "x.png"),
     "a text as label": (listed(lambda pairs: [[pairs[0][0], "cat"], *pairs[1:]]), "SD-D321", "'cat'"),
     "a fraction as label": (listed(lambda pairs: [[pairs[0][0], 0.0], *pairs[1:]]), "SD-D321", "0.0"),
@@ -758,6 +764,16 @@ def hf_codes(path: Path, **keys: Any) -> list[str]:
 def test_a_saved_data_set_states_its_classes(tmp_path: Path) -> None:
     assert saved(tmp_path, images()).facts().class_names == CLASSES
     assert HfParams(path=str(tmp_path / "hf"), size=8, labels=False).facts().class_names == ()
+
+
+def test_a_saved_data_set_reads_no_file_elsewhere(tmp_path: Path) -> None:
+    write_hf(tmp_path / "other", images(2))
+    root = write_hf(tmp_path / "d", images(2))
+    state = root / "state.json"
+    state.write_text(state.read_text().replace('"data-', '"../other/data-'))
+    assert hf_codes(root) == ["SD-D323"]
+    state.write_text(state.read_text().replace('"../other/data-', '"data-'))
+    assert HfParams(path=str(root), size=8).facts().train_size > 0, "the control"
 
 
 def test_a_bad_saved_data_set_is_refused(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_images_are_three_channels_about_their_mean(tmp_path: Path, channels: in
 @pytest.fixture
 def session_of(tmp_path: Path, toys: Host) -> Callable[..., Session]:
     """A session of toys on cached latents."""
-    folder = written(tmp_path / "cache")
+    folder = written(tmp_path / "latents")
     recipe = TOY_RECIPE.replace('[dataset]\nname = "toy"', f'[dataset]\nname = "latents"\npath = "{folder}"')
     (tmp_path / "toy.toml").write_text(recipe)
 
@@ -431,7 +431,7 @@ def test_names_of_classes_are_checked(tmp_path: Path) -> None:
         ([(moments(), labels()), (moments()[:, :6], labels())], {}, "SD-D308", "shard 1"),
         ([], {}, "SD-D308", "no latents"),
         ([(moments(), labels())], {"scale": 1.0}, "SD-D344", r"applied twice(.|\n)*pass allow_implausible=True"),
-        ([(moments(), labels())], {"scale": SCALE**2}, "SD-D344", r"scale = 0\.\d+ gives 1"),
+        ([(moments(), labels())], {"scale": SCALE**2}, "SD-D344", r"scale = 0\.\d+, for a standard deviation of 1"),
     ],
 )
 def test_what_cannot_be_a_cache_is_not_written(

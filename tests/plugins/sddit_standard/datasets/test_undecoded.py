@@ -57,8 +57,8 @@ def cache(tmp_path: Path) -> Path:
     mean = MEANS + STDS * rng.standard_normal((60, 4, 8, 8))
     moments = np.concatenate([mean, rng.uniform(-6, 2, mean.shape)], axis=1).astype(np.float32)
     about: dict[str, Any] = {"layout": "mean+logvar", "scale": SCALE, "encoder": "sd-vae", "class_names": ("a", "b")}
-    write_cache(tmp_path / "cache", [(moments, np.arange(60) % 2)], **about)
-    return tmp_path / "cache"
+    write_cache(tmp_path / "latents", [(moments, np.arange(60) % 2)], **about)
+    return tmp_path / "latents"
 
 
 @pytest.fixture
