@@ -28,7 +28,7 @@ from sddit.storage.metrics_log import last_metrics
 from sddit.storage.run_folder import METRICS
 from sddit.value_schedules import Ramp
 
-NOT_SETTINGS = ("plugins", "ablation")  # top-level keys that are not settings of the run
+NOT_SETTINGS = ("plugins", "ablation", "about")  # top-level keys that are not settings of the run
 LABELLED = ("loss", "ema", "tracker")
 SCREEN = 40  # lines of a summary; what does not fit is in --all
 MIN_CHANGES = 8  # lines of changes that are always shown

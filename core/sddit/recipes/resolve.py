@@ -230,9 +230,15 @@ def _other_run(selector: Selector, table: str, model: type[W]) -> W | None:
     try:
         return settings and complete_weights(settings, table, stated=selector.merged.resolved)
     except SdditError as failure:
-        keyed = [p if p.where.startswith(f"{table}.") else replace(p, where=f"{table}.run") for p in failure.problems]
+        keyed = [p if p.where.startswith(f"{table}.") else _about_run(p, table) for p in failure.problems]
         selector.add(_placed(problem, selector.merged) for problem in keyed)
     return None
+
+
+def _about_run(problem: Problem, table: str) -> Problem:
+    """Return a problem of a folder as one of the key that names it, with the folder as what was got."""
+    fix = f"train that run first, then name its folder: {table}.run=runs/NAME-ID" if problem.code == "SD-C445" else ""
+    return replace(problem, where=f"{table}.run", got=problem.got or problem.where, fix=problem.fix or fix)
 
 
 def _name(selector: Selector) -> str:

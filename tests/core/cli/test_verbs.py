@@ -274,6 +274,15 @@ def test_dry_run_shows_cost_views_losses_and_changes_on_one_screen(sddit_run, to
     assert "at the pace of the first 4 steps" in planned.stdout, "its own run has been trained"
 
 
+def test_the_summary_of_changes_leaves_out_what_a_recipe_states_about_itself(sddit_run, toy_recipe):
+    child = toy_recipe.with_name("named.toml")
+    child.write_text('extends = "toy.toml"\ntrain.steps = 9\n[about]\nmethod = "Mine"\n', encoding="utf-8")
+    plan = sddit_run("-n", child).stdout
+    assert "method: Mine" in plan
+    changes = plan.partition("Changes from ")[2].splitlines()
+    assert [" ".join(line.split()) for line in changes[1:]] == ["train.steps 4 -> 9"]
+
+
 def test_changes_of_a_resolved_recipe_are_those_of_the_command_line(sddit_run, trained):
     plan = sddit_run("-n", Path(trained) / "recipe.resolved.json", "train.steps=9")
     changes = plan.stdout.partition("Changes from")[2].splitlines()[1:]

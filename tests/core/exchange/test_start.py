@@ -61,6 +61,19 @@ def weights_in(folder: Path, label: str = "main", step: int = 4) -> dict[str, Te
     return {name.removeprefix(f"{label}."): tensor for name, tensor in tensors.items() if name.startswith(f"{label}.")}
 
 
+@pytest.mark.parametrize("table", ["start", "snapshot"])
+def test_a_first_run_that_is_not_there_is_named_with_the_key_to_set(
+    table: str, tmp_path: Path, recipe_of: Callable[..., Recipe]
+) -> None:
+    with pytest.raises(SdditError) as refused:
+        recipe_of(f"{table}.run={tmp_path / 'none'}")
+    problem = refused.value.problems[0]
+    assert problem.code == "SD-C445"
+    assert f"{table}.run" in problem.where
+    assert problem.got == str(tmp_path / "none")
+    assert f"{table}.run=runs/" in problem.fix
+
+
 def test_student_ema_and_teacher_start_from_the_weights(finished: Path, recipe_of: Callable[..., Recipe]) -> None:
     session = start_session(recipe_of(f"start.run={finished}"))
     given = weights_in(finished)
