@@ -268,7 +268,9 @@ def test_dry_run_shows_cost_views_losses_and_changes_on_one_screen(sddit_run, to
     assert any(re.fullmatch(r"loss.agree.weight 0.5 -> 0.25", line) for line in lines)
     assert any(re.fullmatch(r"student student .+ denoise, agree", line) for line in lines)
     assert any(re.fullmatch(r"teacher teacher .+ agree", line) for line in lines)
-    assert any(re.fullmatch(r"agree \S+/toy_agreement 0.25 student, teacher", line) for line in lines)
+    assert any(
+        re.fullmatch(r"agree \S+/toy_agreement 0.25 student at encoder, teacher at encoder", line) for line in lines
+    )
     assert any(line.startswith("time unknown") for line in lines)
     planned = sddit_run("-n", toy_recipe)
     assert "at the pace of the first 4 steps" in planned.stdout, "its own run has been trained"
