@@ -48,7 +48,7 @@ from sddit.interfaces.loss import Loss, LossParams, Monitor
 from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, Scalings
 from sddit.interfaces.optimizer import Optimizer, OptimizerParams, ParameterRole, Role
 from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams
-from sddit.interfaces.params import BackboneView, Params, RecipeView
+from sddit.interfaces.params import BackboneView, LossView, Params, RecipeView, SlotView
 from sddit.interfaces.sampler import (
     Denoise,
     Denoiser,
@@ -118,7 +118,9 @@ __all__ = [
     "Params",
     "Path",
     "Prediction",
+    "LossView",
     "RecipeView",
+    "SlotView",
     "Sampler",
     "SamplerParams",
     "SecondNetwork",

@@ -21,8 +21,8 @@ from sddit.verify.leak_detector import leak
 
 BASE_FOLDER = "base"
 """Folder of the recipes that others extend."""
-EXTERNAL_CODES = ("SD-D", "SD-C", "SD-R140")
-"""Prefixes of the codes of data, codecs and start weights that are missing, or whose place is not known."""
+EXTERNAL_CODES = ("SD-D", "SD-C", "SD-R109", "SD-R140")
+"""Prefixes of the codes of data, codecs and start weights that are missing, or whose place the user has yet to set."""
 MAX_PARAMETERS = 5_000_000
 """Size of a network above which only `--full` tests its recipe."""
 DECLARED_DATA = (

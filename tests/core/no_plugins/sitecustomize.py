@@ -9,10 +9,10 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
-PLUGINS = ("standard", "dit", "edm", "ddpm", "heun", "masking", "discrimination", "flash")
-HIDDEN = frozenset(f"sddit_{name}" for name in PLUGINS)
+HIDDEN = frozenset(folder.name for folder in (Path(__file__).parents[3] / "plugins").glob("sddit_*"))
 find_entry_points = importlib.metadata.entry_points
 
 

@@ -263,7 +263,7 @@ MISTAKES = [
         "a misspelt field of Want",
         [("Want(output=True", "Want(outputs=True")],
         "'outputs'",
-        "Want takes output, taps and cls",
+        "Want takes output, taps, cls and heads",
     ),
     Mistake(
         "a misspelt import",

@@ -9,7 +9,7 @@ import re
 def test_plugins_lists_what_the_standard_plugin_adds(sddit_run, toys):
     said = sddit_run("plugins")
     assert said.status == 0
-    assert re.search(r"^sddit +sddit +optimizers: adamw +loaded", said.stdout, re.MULTILINE)
+    assert re.search(r"^sddit +sddit +optimizers: adamw, muon +loaded", said.stdout, re.MULTILINE)
     assert "tensorboard" in said.stdout
 
 
