@@ -200,6 +200,8 @@ def _balls(centres: Array, points: Array, k: int) -> tuple[NDArray[np.int64], ND
 
     The ball around a centre reaches to its k-th nearest other centre.
     """
+    if k < 1:
+        raise ValueError(f"expected k of at least 1, got {k}")
     _refuse_fewer(k + 1, len(centres))
     origin = centres.mean(axis=0)  # small norms round less
     centres, points = centres - origin, points - origin

@@ -18,8 +18,16 @@ from torch import Tensor
 
 from sddit.data.undecoded import scores_of_latents
 from sddit.diffusion.draws import key_of
-from sddit.errors import SdditError, raise_all
-from sddit.evaluation.metrics import copied_fraction, density_coverage, frechet_distance, kid, nearest, precision_recall
+from sddit.errors import Problem, SdditError, raise_all
+from sddit.evaluation.metrics import (
+    ROUNDING,
+    copied_fraction,
+    density_coverage,
+    frechet_distance,
+    kid,
+    nearest,
+    precision_recall,
+)
 from sddit.interfaces import Dataset, FeatureExtractor, FigureAccumulator, FigureExtractor
 from sddit.interfaces.metric_names import TRAINING_METRICS
 from sddit.recipes.checks.evaluation_rules import min_images, too_few_images
@@ -132,7 +140,8 @@ class Scorer:
             own: whether to include the metrics that only some extractors have.
 
         Raises:
-            SdditError: SD-T906 for a set too small for the statistics, SD-T907 for a non-finite feature.
+            SdditError: SD-T906 for a set too small for the statistics, SD-T907 for a non-finite feature, SD-T909 for
+                features that are the same for all training images.
         """
         real: dict[str, Sized] = {"training images": self.train_set, "held-out images": self.test_set}
         refuse_few({"samples": range(count), **real}, self.settings.neighbours)
@@ -147,7 +156,9 @@ class Scorer:
     @cached_property
     def training(self) -> dict[str, Extracted]:
         """Features of the reference."""
-        return extract_split(self.train_set, self.extractors, self.settings.batch)
+        found = extract_split(self.train_set, self.extractors, self.settings.batch)
+        refuse_equal_features({label: extracted.features for label, extracted in found.items()})
+        return found
 
     @cached_property
     def heldout(self) -> dict[str, Extracted]:
@@ -213,6 +224,20 @@ def refuse_few(sets: Mapping[str, Sized], neighbours: int) -> None:
         too_few_images(name, len(images), neighbours, "evaluate.samples" if name == "samples" else "dataset", fix)
         for name, images in sets.items()
         if len(images) < min_images(neighbours)
+    )
+
+
+def refuse_equal_features(reference: Mapping[str, Floats]) -> None:
+    """Raise SdditError (SD-T909) for each extractor whose features, [n, d], are the same for all images.
+
+    It sees no images, and every sample would score as perfect.
+    """
+    what, expect = "all training images have the same features", "features that differ between images"
+    fix = "check the weights of this extractor and how it scales images"
+    raise_all(
+        Problem("SD-T909", what, where=f"features of {label!r}", got=f"{len(rows)} equal rows", expect=expect, fix=fix)
+        for label, rows in reference.items()
+        if np.max(rows.max(axis=0) - rows.min(axis=0)) <= ROUNDING * max(rows.max(), -rows.min())
     )
 
 

@@ -151,9 +151,9 @@ def _refuse_partly_wrapped(state: State, where: str) -> None:
 
 def _renamed(prefix: str, state: State) -> tuple[str, ...]:
     """Return notes on a prefix that was removed from names, and on components inside them."""
-    inner = sum(bool(INNER.search(name)) for name in state)
+    inner = [match[0] for name in state if (match := INNER.search(name))]
     notes = [f"renamed: the prefix {prefix!r} was removed from {len(state)} names"] if prefix else []
-    notes += [f"renamed: wrappers inside {inner} names were removed, such as '_orig_mod.'"] if inner else []
+    notes += [f"renamed: wrappers inside {len(inner)} names were removed, such as {inner[0]!r}"] if inner else []
     return tuple(notes)
 
 

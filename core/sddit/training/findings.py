@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sddit.errors import Problem, SdditError, describe_exception, ran_out
 from sddit.losses import LossTerm
 from sddit.plugins.mistakes import NO_SUPER, author_line, suggest_fix
+from sddit.plugins.shared_state import describe, settings
 
 GENERATORS: dict[str, tuple[str, str, str]] = {
     "torch": ("torch", "get_rng_state", "set_rng_state"),
@@ -112,9 +113,12 @@ class Findings:
     def trying(self, doing: str, fix: str = "", *, masked: bool = False) -> Iterator[None]:
         """Note what is raised inside, and continue after it. Errors of memory are raised again.
 
-        Also note gradients that are switched off for all that follows, and switch them on again.
+        Also note gradients that are switched off, and other settings of the process that are changed, for all that
+        follows. Gradient mode and default dtype are restored.
         """
-        with_gradients = torch.is_grad_enabled()
+        with_gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+        read = settings()
+        before = {name: now() for name, now in read.items()}
         try:
             yield
         except SdditError as refusal:
@@ -126,6 +130,12 @@ class Findings:
         if torch.is_grad_enabled() != with_gradients:
             torch.set_grad_enabled(with_gradients)
             self.add("it switched gradients off or on for everything else", fix="use  with torch.no_grad():  instead")
+        for name, now in read.items():
+            if (after := now()) != before[name]:
+                got = f"{describe(before[name])} -> {describe(after)}"
+                fix = "restore it before it returns, or do without the change"
+                self.add(f"it changed {name} for everything else", got=got, expect="as before", fix=fix)
+        torch.set_default_dtype(dtype)
 
     def add_failure(self, failure: BaseException, doing: str, fix: str) -> None:
         """Note an exception at the last line of the author's."""

@@ -180,7 +180,12 @@ def check_value(findings: Findings, term: nn.Module, params: LossParams, scene: 
         return False
     if not findings.of_shape(value, shape, what, fix):
         return False
-    if not findings.expect(value.is_floating_point(), "forward returns integers", got=value, fix="return a float"):
+    wrong = "complex numbers" if value.is_complex() else "integers"
+    if not findings.expect(value.is_floating_point(), f"forward returns {wrong}", got=value, fix="return a float"):
+        return False
+    if any(leaf.grad is not None for leaf in scene.leaves["student"].values()):
+        fix = "return the loss without backward(): the training step calls it, with the weight of the loss"
+        findings.add("forward adds to the gradients of the network itself", fix=fix)
         return False
     if not check_finite(findings, term, scene, value, what):
         return False

@@ -231,6 +231,9 @@ def test_refusals():
     assert code_of(lambda: frechet_distance(broken, good)) == "SD-T907"
     assert code_of(lambda: mmd2(good, endless)) == "SD-T907"
     assert code_of(lambda: density_coverage(good, broken, 2)) == "SD-T907"
+    for counts in (precision_recall, density_coverage):
+        with pytest.raises(ValueError, match="k of at least 1, got 0"):
+            counts(good, good, 0)
     with pytest.raises(ValueError, match="different widths"):
         frechet_distance(good, good[:, :2])
 

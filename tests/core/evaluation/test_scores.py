@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -163,3 +164,19 @@ def test_sets_too_small_are_refused_by_name():
     assert [problem.code for problem in caught.value.problems] == ["SD-T906", "SD-T906"]
     assert "samples" in caught.value.problems[0].what
     assert "held-out images" in caught.value.problems[1].what
+
+
+@pytest.mark.parametrize(("offset", "scale", "refused"), [(0.0, 0.0, True), (5.0, 1e-9, True), (5.0, 1e-3, False)])
+def test_an_extractor_that_sees_no_images_is_refused_by_name(offset, scale, refused):
+    class Blind(Pixels):
+        def features(self, images: Tensor) -> Tensor:
+            return offset + scale * super().features(images)
+
+    samples, labels = toy_images(3, 60)
+    scorer = Scorer(toy(1, 200), toy(2, 60), {"q": Pixels(), "blind": Blind()}, SETTINGS, 0)
+    with pytest.raises(SdditError) if refused else nullcontext() as caught:
+        scorer.score([(samples, labels)], len(samples))
+    if refused:
+        assert [(problem.code, problem.where) for problem in caught.value.problems] == [
+            ("SD-T909", "features of 'blind'")
+        ]

@@ -52,13 +52,14 @@ def test_prefixes_are_removed_in_any_order(prefix: str, tmp_path: Path, host: Ho
     assert imported.notes == (f"renamed: the prefix {prefix!r} was removed from 15 names",)
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_checkpoint_wrapped_module."])
 def test_names_of_the_layout_stay_and_wrapped_blocks_are_found(
-    tmp_path: Path, host: Host, toy_state: MakeState
+    wrapper: str, tmp_path: Path, host: Host, toy_state: MakeState
 ) -> None:
     assert brought_in(tmp_path, toy_state()).notes == ()
-    blocks = {name.replace("blocks.0.", "blocks.0._orig_mod."): tensor for name, tensor in toy_state().items()}
+    blocks = {name.replace("blocks.0.", f"blocks.0.{wrapper}"): tensor for name, tensor in toy_state().items()}
     imported = brought_in(tmp_path, prefixed(blocks, "module."))
-    assert imported.notes[1:] == ("renamed: wrappers inside 6 names were removed, such as '_orig_mod.'",)
+    assert imported.notes[1:] == (f"renamed: wrappers inside 6 names were removed, such as {wrapper!r}",)
     twice = {**toy_state(), **blocks}
     with pytest.raises(SdditError, match=r"SD-C455(.|\n)*two tensors have the name net\.blocks\.0"):
         brought_in(tmp_path, twice)

@@ -573,6 +573,14 @@ def test_a_mistake_in_an_extractor_is_said():
         assert part in said
 
 
+def test_an_extractor_that_sees_no_images_is_said():
+    class Blind(models.ToyFeatures):
+        def features(self, images: Any) -> Any:
+            return 0 * super().features(images)
+
+    assert "it gives the same features for all images" in findings("features", Blind, faces.ToyFeaturesParams)
+
+
 def test_an_extractor_that_does_not_say_that_it_classifies_is_said():
     class Classifier(models.ToyFeatures):
         def classes(self, images: Any) -> Any:

@@ -473,6 +473,19 @@ MISTAKES = [
         "without float() or .item()",
     ),
     Mistake("returns integers", returns("return loss.argsort()"), "returns integers", "fix:"),
+    Mistake("returns complex numbers", returns("return loss + 0j"), "returns complex numbers", "return a float"),
+    Mistake(
+        "calls backward",
+        returns("loss.sum().backward(retain_graph=True)\n        return loss"),
+        "forward adds to the gradients of the network itself",
+        "without backward()",
+    ),
+    Mistake(
+        "changes the default dtype",
+        returns("torch.set_default_dtype(torch.float64)\n        return loss"),
+        "it changed torch's default dtype for everything else",
+        "restore it before it returns",
+    ),
     Mistake("no @hookimpl", [("@hookimpl\n", "")], "lacks the @hookimpl decorator", "correct the line"),
     Mistake(
         "nothing registered",

@@ -27,7 +27,7 @@ def examine(case: Case) -> None:
 
 
 def examine_images(case: Case, extractor: Any, images: Tensor) -> None:
-    """Check features and classes: their shapes, repeatability, and independence of the other images."""
+    """Check features and classes: their shapes and repeatability, and that they depend on their own image alone."""
     with case.no_global_randomness():
         found = extractor.features(images)
     if not case.shaped(found, (COUNT, extractor.dimensions), "features(images)"):
@@ -36,6 +36,8 @@ def examine_images(case: Case, extractor: Any, images: Tensor) -> None:
     case.expect(not found.requires_grad, "features carry a gradient", fix="torch.no_grad()")
     same = torch.equal(found, extractor.features(images))
     case.expect(same, "it gives other features for the same images")
+    differ = not torch.equal(found, found[:1].expand_as(found))
+    case.expect(differ, "it gives the same features for all images", fix="check its weights and how it scales images")
     close = torch.allclose(extractor.features(images[1:3]), found[1:3], rtol=1e-3, atol=1e-4)
     case.expect(close, "features of an image depend on the other images", fix="eval() mode")
     classes = extractor.classes(images)
