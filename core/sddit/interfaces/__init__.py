@@ -48,7 +48,7 @@ from sddit.interfaces.loss import Loss, LossParams, Monitor
 from sddit.interfaces.noise_schedule import NoiseSchedule, NoiseScheduleParams, Scalings
 from sddit.interfaces.optimizer import Optimizer, OptimizerParams, ParameterRole, Role
 from sddit.interfaces.pair_sampler import PairSampler, PairSamplerParams
-from sddit.interfaces.params import BackboneView, LossView, Params, RecipeView, SlotView
+from sddit.interfaces.params import PLACE, BackboneView, LossView, Params, RecipeView, SlotView
 from sddit.interfaces.sampler import (
     Denoise,
     Denoiser,
@@ -103,6 +103,7 @@ __all__ = [
     "ModeOption",
     "Monitor",
     "NOTHING",
+    "PLACE",
     "Needs",
     "Network",
     "NoiseSchedule",

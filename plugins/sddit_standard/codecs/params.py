@@ -12,8 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from sddit.errors import SdditError, error
-from sddit.interfaces import CodecFacts, CodecParams, DataFacts
-from sddit.interfaces.params import PLACE
+from sddit.interfaces import PLACE, CodecFacts, CodecParams, DataFacts
 
 ASSETS = Path(__file__).parent / "assets"
 TAEF2_FILES = ("taef2_encoder.pth", "taef2_decoder.pth")

@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 
 from sddit.data.declared import DeclaredFacts, DeclaredLatents
 from sddit.errors import Problem
-from sddit.interfaces import DataFacts, DatasetParams, EncodedImages, RecipeView
-from sddit.interfaces.params import PLACE
+from sddit.interfaces import PLACE, DataFacts, DatasetParams, EncodedImages, RecipeView
 
 if TYPE_CHECKING:
     from sddit_standard.datasets.image_sources import ImageSource
