@@ -172,10 +172,10 @@ class DenoisingParams(LossParams):
         if seen and self.tokens == "all" and any(view.is_masked for view in recipe.views_of(self)):
             yield Problem(
                 "SD-R108",
-                f"the auxiliary head {seen[0]!r} predicts no hidden tokens: its block is within the encoder",
+                f"the auxiliary head {seen[0]!r} predicts no hidden tokens: its block does not get them",
                 where=f"{recipe.key_of(self)}.tokens",
                 got='"all" of a view that hides some',
-                expect='"visible", or a head in the decoder',
+                expect='"visible", or a head after the block at which hidden tokens return',
             )
 
     @model_validator(mode="after")
